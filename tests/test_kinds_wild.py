@@ -385,7 +385,7 @@ def test_logs_in_the_encoding_that_they_name(tmp_path: Path) -> None:
     assert segue.read(tmp_path / "log.xes", encoding="latin-1")[0].object == ["über", "ein"]
     for told in ("klingon", "utf-7"):
         (tmp_path / "log.xes").write_bytes(log.format(told).encode("latin-1"))
-        with pytest.raises(SegueError, match="XML"):
+        with pytest.raises(SegueError, match="XES"):
             segue.read(tmp_path / "log.xes")
 
 
@@ -1248,3 +1248,102 @@ def test_long_rows_are_told_from_sentences_at_once() -> None:
     """A search for blank lines took minutes where rows are long."""
     head = b"\n".join(b" 1.5000000e+00" * 90 for _ in range(50))
     assert not KINDS["events"].sniff(Path("TRAIN.txt"), head)
+
+
+ASKED_FOR = [f"What is number {i} of the river called" for i in range(8)]
+LABELLED = "".join(f"{['DESC:manner', 'HUM:ind', 'LOC:other'][i % 3]} {ASKED_FOR[i % 8]} ?\n" for i in range(30))
+SENTENCES = "".join("".join(f"{k}\t{word}\t{word.lower()}\tNOUN\n" for k, word in enumerate(text.split(), 1)) + "\n"
+                    for text in RIVER * 2)
+TOLD = [{"text": "add "}, {"text": "a tune", "entity": "name"}, {"text": " to my list"}]
+TREE = {"text": "Who was it?", "role": "prompter", "lang": "en", "replies": [
+    {"text": "Nobody.", "role": "assistant", "replies": [{"text": "So?", "role": "prompter", "replies": []}]},
+    {"text": "I.", "role": "assistant", "replies": []}]}
+
+
+@pytest.mark.parametrize("name, content, count, said, label", [
+    ("trec.label", LABELLED, 30, f"{ASKED_FOR[0]} ?", "DESC:manner"),
+    ("rt.all", "".join(f"{i * i % 3 % 2} {text}\n" for i, text in enumerate(ASKED_FOR * 4)), 32, ASKED_FOR[0], "0"),
+    ("phrases.txt", "".join(f"{text} .@{'ab'[i * i % 3 % 2]}\n" for i, text in enumerate(ASKED_FOR * 4)), 32,
+     f"{ASKED_FOR[0]} .", "a"),
+    ("sms.txt", "".join(f"{'hs'[i * i % 3 % 2]}am\t{text} {i}\n" for i, text in enumerate(ASKED_FOR * 4)), 32,
+     f"{ASKED_FOR[0]} 0", "ham"),
+    ("ud.conllu", f"# newdoc\n# text = {RIVER[0]}\n" + SENTENCES, 8, RIVER[0], ""),
+    ("eng.testa", "-DOCSTART- -X-\n\n" + SENTENCES.replace("\t", " "), 8, RIVER[0], ""),
+    ("babi.txt", ("1 Ann went out.\n2 Bo came in.\n3 Where is Ann? \tout\t1\n" * 9), 9,
+     "1 Ann went out.\n2 Bo came in.\n3 Where is Ann? \tout\t1", ""),
+    ("tiny.txt", "<|endoftext|>\n".join(f"{text}\nAnd so on.\n" for text in RIVER), 4, f"{RIVER[0]}\nAnd so on.", ""),
+    ("daily.txt", "".join(f"{text} __eou__ {text} __eou__\n" for text in RIVER * 5), 20,
+     f"{RIVER[0]} __eou__ {RIVER[0]} __eou__", ""),
+    ("meld.csv", "Utterance,Speaker,Emotion,Dialogue_ID\n" + "".join(
+        f"{text},{'AB'[i % 2]},joy,{i // 4}\n" for i, text in enumerate(RIVER * 3)), 3,
+     f"A: {RIVER[0]}\nB: {RIVER[1]}\nA: {RIVER[2]}\nB: {RIVER[3]}", ""),
+    ("piqa.jsonl", "".join(json.dumps({"goal": text, "sol1": "wade", "sol2": "swim"}) + "\n" for text in RIVER), 4,
+     f"{RIVER[0]}\nwade\nswim", ""),
+    ("swag.jsonl", "".join(json.dumps({"ind": i, "ctx_b": "he", "ctx": text, "label": 1, "split": "val",
+                                       "endings": ["swims.", "runs."]}) + "\n" for i, text in enumerate(RIVER)), 4,
+     f"{RIVER[0]}\nswims.\nruns.\n1", ""),
+    ("oasst.jsonl", json.dumps({"id": "x", "prompt": TREE}) + "\n", 1,
+     "prompter: Who was it?\nassistant: Nobody.\nprompter: So?", ""),
+    ("bench.jsonl", json.dumps({"id": 1, "kind": "a", "turns": ["Who was it then?", "And why so?"]}) + "\n", 1,
+     "Who was it then?\nAnd why so?", ""),
+    ("shp.jsonl", json.dumps({"history": "Who was it then?", "n": 1, "human_ref_A": "I was.", "human_ref_B": "No."}), 1,
+     "Who was it then?\nI was.", ""),
+    ("snips.json", json.dumps({"AddTo": [{"data": TOLD}] * 3}, indent=1), 3, "add a tune to my list", ""),
+    ("one.json", json.dumps({"problem": "How many are there?", "level": "5", "solution": "Two."}, indent=1), 1,
+     "How many are there?\nTwo.", ""),
+    ("coqa.json", json.dumps({"version": "1.0", "data": [
+        {"story": f"{text} {i}, so, " * 40, "questions": [{"input_text": "Why so?"}], "answers": [{"input_text": "So"}]}
+        for i, text in enumerate(RIVER * 20)]}), 80, f"{RIVER[0]} 0, so, " * 40 + "\nWhy so?\nSo", ""),
+])
+def test_many_texts_in_a_file(tmp_path: Path, name: str, content: str, count: int, said: str, label: str) -> None:
+    data = read(put(tmp_path / name, content))
+    assert (data.kind.name, len(data), texts(data)[0], class_in(data.name(0))[1]) == ("text", count, said, "")
+    if label:
+        assert class_in(read(tmp_path / name, classes="").name(0))[1] == label
+    if name == "piqa.jsonl":
+        put(tmp_path / "piqa-labels.lst", "0\n1\n1\n0\n")
+        assert [class_in(read(tmp_path, classes="").name(i))[1] for i in range(4)] == ["0", "1", "1", "0"]
+    if name == "ud.conllu":
+        assert texts(read(tmp_path / name, field=["4"]))[1] == " ".join(["NOUN"] * len(RIVER[1].split()))
+
+
+RESIDUES = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ"
+BASES = "GGGAAACUUCGGUUUCCC"
+
+
+@pytest.mark.parametrize("name, content, kind, said, label", [
+    ("signalp.fasta", "".join(f">P{i}|EUK|{'AB'[i % 2]}|{i}\n{RESIDUES}\n{'S' * 9}{'O' * 24}\n" for i in range(9)),
+     "protein", RESIDUES, "A"),
+    ("masks.fasta", "".join(f">P{i}\n{RESIDUES}\n{'0' * 30}111\n" for i in range(9)), "protein", RESIDUES, ""),
+    ("fold.dbn", "".join(f">r{i}\n{BASES}\n((((((......)))))) (-4.20)\n" for i in range(4)), "dna", BASES, ""),
+    ("one.dbn", f"#Name: one\n{BASES * 2}\n{'((((((......))))))' * 2}\nSSSSSSHHHHHH\n", "dna", BASES * 2, ""),
+    ("one.ct", "  4  ENERGY = -1  one\n" + "".join(f" {i} {base} {i - 1} {(i + 1) % 5} 0 {i}\n" for i, base in
+                                                 enumerate("GAAC", 1)), "dna", "GAAC", ""),
+    ("one.bpseq", "".join(f"{i} {base} 0\n" for i, base in enumerate(BASES, 1)), "dna", BASES, ""),
+    ("flip.fa", "".join(f">S{i} TARGET={'AB'[i % 2]} SET=train\n{RESIDUES}\n" for i in range(9)), "protein", RESIDUES,
+     "A"),
+    ("deep.fa", "".join(f">S{i} {'AB'[i % 2]}.x-M{' test' * (i % 2)}\n{RESIDUES}\n" for i in range(9)), "protein",
+     RESIDUES, "A.x-M"),
+    ("swiss.fa", "".join(f">sp|S{i}|X_HUMAN PE={i % 2}\n{RESIDUES}\n" for i in range(9)), "protein", RESIDUES, ""),
+    ("amp.csv", "".join(f"{RESIDUES[i : i + 11]},{i % 2}\n" for i in range(22)), "protein", RESIDUES[:11], "0"),
+    ("amp.txt", "".join(f"{RESIDUES[i : i + 7 + i % 4]}\n" for i in range(22)), "protein", RESIDUES[:7], ""),
+])
+def test_letters_with_marks_and_classes(tmp_path: Path, name: str, content: str, kind: str, said: str,
+                                        label: str) -> None:
+    data = read(put(tmp_path / name, content), classes="")
+    assert (data.kind.name, data[0].object, class_in(data.name(0))[1]) == (kind, said, label)
+    assert read(tmp_path / name)[0].object == said and not data.problems
+    if name in ("fold.dbn", "one.ct"):
+        check_kind(KINDS["dna"], [tmp_path / name], mutations=6)
+
+
+def test_lines_with_classes_in_another_file(tmp_path: Path) -> None:
+    put(tmp_path / "train_text.txt", "".join(f"{text} {i}\n" for i, text in enumerate(RIVER * 3)))
+    put(tmp_path / "train_labels.txt", "0\n2\n" * 6)
+    data = read(tmp_path, classes="")
+    assert len(data) == 12 and class_in(data.name(1))[1] == "2" and len(read(tmp_path / "train_text.txt")) == 12
+    put(tmp_path / "train_labels.txt", "0\n2\n")
+    assert len(read(tmp_path / "train_text.txt")) == 1, "not as many"
+    put(tmp_path / "a/seq.in", "".join(f"{text}\n" for text in RIVER * 4))
+    put(tmp_path / "a/label", "to_go\nto_come\n" * 8)
+    assert class_in(read(tmp_path / "a", classes="").name(3))[1] == "to_come"

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segue.errors import SegueError
-from segue.kinds.base import ARFF, HEAD, MOST, Problems, as_utf8, bad, looks_binary, marked, words
+from segue.kinds.base import ARFF, HEAD, MOST, Problems, as_utf8, bad, looks_binary, marked, parsed_xml, words
 from segue.kinds.documents import as_row, document, flat, rows_of, spread
 from segue.kinds.packed import actual, bare, opened
 from segue.kinds.times import DATE
@@ -635,7 +635,7 @@ def _load_xes(path: Path, raw: bytes, encoding: str) -> Frame:
 
     rows: list[dict[str, Any]] = []
     traces = 0
-    try:
+    with parsed_xml(path, "XES"):
         said = None if codecs.lookup(encoding).name == "utf-8" else encoding
         parser = ElementTree.XMLParser(encoding=said)
         for _, element in ElementTree.iterparse(io.BytesIO(raw), ("end",), parser):
@@ -645,10 +645,6 @@ def _load_xes(path: Path, raw: bytes, encoding: str) -> Frame:
                 rows += [{"case:concept:name": case, **attributes(event)} for event in element
                          if event.tag.rpartition("}")[2] == "event"]
                 element.clear()
-    except ElementTree.ParseError as error:
-        raise SegueError(f"{path}: not whole XML ({error}); is the file cut short?") from error
-    except (LookupError, ValueError) as error:  # an encoding that there is not
-        raise SegueError(f"{path}: no XML that can be read ({error}); save it as UTF-8") from error
     if not rows:
         raise SegueError(f"{path}: there is no event in this log (XES: log, trace, event)")
     return _of_objects(path, rows, "event")

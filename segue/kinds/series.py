@@ -127,40 +127,37 @@ class Series(Kind):
         if look.headed and wide(names, [name for name in columns if name not in numbers],
                                 [name for name in numbers if _says_class(name)]):
             return 0.84
-        times = [name for name in columns if name not in numbers and (_dated(columns[name]) or (
-            len(columns[name]) > 3 and _dated(columns[name][1:])))]  # behind their units
+        numbers, times, texts = _sorts(names, columns, numbers)
         when = timed(names, lambda name: columns.get(name, []))
-        if when in numbers and (timelike(columns[when]) or (look.headed and named_by(names, WHAT) is None and
-                                                            paced(path, look, when, list(columns)) is not None)):
+        if when in numbers and look.headed and named_by(names, WHAT) is None and \
+                paced(path, look, when, list(columns)) is not None:
             numbers.remove(when)
             times.append(when)
-        texts = [name for name in columns if name not in (*numbers, *times)]
         known = np.concatenate([np.zeros(0), *(_column(columns[name]) for name in numbers)])
         known = known[np.isfinite(known)]
+        if not len(known):
+            return 0.0
         nameless = [name for name in texts if named_by([name], [*WHO, *SERIES, *WHEN, *PERIODS]) is None
                     and len(set(map(str, columns[name]))) > 1]
         once = any(len(set(map(str, columns[name]))) == len(columns[name]) > 2 for name in times)  # a row a moment
-        if not len(known):
-            return 0.0
         if look.headed and times and (whose := paced(path, look, times[0], [*texts, *numbers])) is not None:
-            nameless = [name for name in nameless if name not in whose]
             if all(name in whose or named_by([name], (*WHO, *WEAKLY)) for name in numbers):
                 return 0.0
-            return 0.81 if not nameless else 0.5 if once else 0.0
+            return 0.81 if not set(nameless) - set(whose) else 0.5 if once else 0.0
         if named_by(names, WHAT) or (named_by(names, WHO) and sum(map(numbered, names)) > 1):
             return 0.0
         if look.headed and times and same_moment(look, times[0], [*texts, *numbers]):
             return 0.81
         if not (look.headed or texts) and look.regular and len({len(cells) for cells in columns.values()}) == 1 and \
                 whole_rows(known.reshape(len(numbers), -1).T if len(known) == sum(map(len, columns.values()))
-                           else np.zeros((0, 0))):
+                            else np.zeros((0, 0))):
             return 0.84
-        if ((known == np.round(known)) & (known >= 0)).all() and \
-                not (once and named_by(names, (*WHO, *WEAKLY)) is None):
+        counts = ((known == np.round(known)) & (known >= 0)).all()  # or numbers that name things
+        if counts and not (once and named_by(names, (*WHO, *WEAKLY)) is None):
             return 0.0
         if nameless:  # sorts of weather, on and off: left out where all else speaks for measurements
-            sorts = all(len(set(map(str, columns[name]))) < len(columns[name]) for name in nameless)
-            return 0.5 if once and sorts and len(nameless) <= len(numbers) else 0.0
+            again = all(len(set(map(str, columns[name]))) < len(columns[name]) for name in nameless)
+            return 0.5 if once and again and len(nameless) <= len(numbers) else 0.0
         if not look.headed and path.suffix.lower() not in DELIMITED and len(look.rows) < 3:
             return 0.0
         sure = sum(measured(columns[name]) for name in numbers) > max(1, len(texts))
@@ -518,6 +515,19 @@ def table(obj: Sequence[str]) -> Columns:
             moments.append({})
         moments[-1][column], last = number, order[column]
     return {column: np.array([moment.get(column, np.nan) for moment in moments]) for column in order}
+
+
+def _sorts(names: Sequence[str], columns: Mapping[str, Sequence[Any]],
+           numbers: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """The names of columns of measured numbers, of times and of texts. names: as the header has them, if there is one.
+    numbers: the columns that hold some, of which one may be the time."""
+    times = [name for name in columns if name not in numbers and (_dated(columns[name]) or (
+        len(columns[name]) > 3 and _dated(columns[name][1:])))]  # behind their units
+    when = timed(names, lambda name: columns.get(name, []))
+    if when is not None and when in numbers and timelike(columns[when]):
+        times.append(when)
+    return ([name for name in numbers if name not in times], times,
+            [name for name in columns if name not in (*numbers, *times)])
 
 
 def _dated(cells: Sequence[Any]) -> bool:

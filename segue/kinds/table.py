@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 from unicodedata import normalize
 
 import numpy as np
@@ -528,86 +528,139 @@ def _alike(found: list[tuple[Frame, Roles]], problems: Problems, named: frozense
 
 def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) -> Roles:
     """Which columns say who, what and when: those asked for, else by name, else by what is in them."""
+    names = ", ".join(frame.columns)
+    for role, asked in (("who", who), ("what", what), ("when", when)):
+        if asked is not None and asked not in frame.columns and (role, asked) not in (("who", THIS), ("what", THAT)):
+            raise SegueError(f"{frame.path}: there is no column '{asked}' to say {role}; there are {names}")
+    guess = _by_header if frame.headed else _by_place
+    whose, thing, clock = _of_lists(frame, *guess(frame, who, what, when), asked=(what is not None, when is not None))
+    lists = thing is not None and _is_list(thing if thing in frame.columns else clock, frame)
+    if not lists:
+        whose, thing = _what_is_left(frame, whose, thing, clock)
+    if thing is None or (whose is None and not lists):
+        raise _untold(frame, whose, thing, clock, names)
+    return whose, thing, clock
+
+
+def _free(frame: Frame, *taken: str | None) -> list[str]:
+    """The columns that say nothing yet."""
+    return [name for name in frame.columns if name not in taken]
+
+
+def _is_list(name: str | None, frame: Frame) -> TypeGuard[str]:
+    return name in frame.columns and "list" in str(frame.columns[name].type)
+
+
+def _by_header(frame: Frame, who: str | None, what: str | None,
+               when: str | None) -> tuple[str | None, str | None, str | None]:
+    """Who, what and when, of a table with a header; None where it is not told. The cells of a merged first column are
+    filled, a date and a time of day become one column."""
     import pyarrow.compute as compute
 
     columns = frame.columns
-    listed = ", ".join(columns)
-    for role, asked in (("who", who), ("what", what), ("when", when)):
-        if asked is not None and asked not in columns and (role, asked) not in (("who", THIS), ("what", THAT)):
-            raise SegueError(f"{frame.path}: there is no column '{asked}' to say {role}; there are {listed}")
-
-    def free() -> list[str]:
-        return [name for name in columns if name not in (who, what, when)]
-
-    def is_list(name: str | None) -> bool:
-        return name in columns and "list" in str(columns[name].type)
-
-    asked_for, clock = what is not None, when
-    if frame.headed:
-        if who is None and (merged := next(iter(columns), "")) in free() and _is_merged(columns[merged].to_pylist()):
-            columns[merged], who = compute.fill_null_forward(columns[merged]), merged
-            what = what or next(iter([*ranked(free(), WHAT), *free()]), None)
-        when = when_of(frame, free()) if when is None else when
-        several = [name for name in free() if is_list(name) or _says_who(columns[name])]
-        who = named_by(several, WHO) if who is None else who
-        if what is None:
-            lists_of = [name for name in free() if is_list(name)]
-            lists_of = [name for name in lists_of if len(lists_of) == 1 or not measured(_within(columns[name]))]
-            alone = lists_of[0] if who is None and len(lists_of) == 1 else None
-            able = [*filter(None, [alone, *ranked(free(), WHAT), *ranked(free(), WEAKLY)])]
-            ids = [name for name in several if IDS.search(name)] if who is None else [who]
-            happens = (name for name in able if is_list(name) or
-                       _happens(columns, next((whose for whose in ids if whose != name), None), name))
-            what = next(happens, next(iter(able), None))
-            others = [name for name in free() if numbered(name)] if who is not None and what is None else []
-            what = others[0] if len(others) == 1 else what
-        if when is not None and not is_list(when) and (who is None or what is None):
-            sure = what is not None and named_by([what], WHAT) is not None and not is_list(what)
-            who, what = told_apart(free(), lambda name: columns[name][:MANY].to_pylist(), who, what)
-            who = who or named_by(free(), WHO) or (THIS if sure else None)
-        who = named_by(free(), WHO) if who is None else who
-    else:
-        if when is None:
-            when = _clock(free(), lambda name: columns[name][:100].to_pylist()) if len(free()) > 2 else None
-        held = [name for name in free() if is_list(name)]
-        if who is None and len(free()) > 1:
-            who = next((name for name in free() if held and name not in held and _says_who(columns[name])), free()[0])
-        if what is None and held:
-            what = held[0]
-        elif what is None and free():
-            what = next((name for name in free() if not measured(columns[name][:100].to_pylist())), free()[0])
-            if any(_wordy(columns[name][:100].to_pylist()) for name in (who, what) if name in columns):
-                raise SegueError(f"{frame.path}: {who} and {what} hold texts: give who= and what= if they are events")
-            _events_not_measured(frame, what, columns[what].unique().to_pylist())
-    if what is None and len(lists_of := [name for name in free() if "list" in str(columns[name].type)]) == 1:
-        what = lists_of[0]
-    if what is None and when is not None and "list" in str(columns[when].type):
-        what = THAT
-    whole = what if what in columns else when
-    lists = what is not None and is_list(whole)
-    if lists and what in columns and clock is None and not is_list(who) and not is_list(when):
-        when = None  # of the row, not of the events in its list
-    if what in columns and lists and not asked_for:
-        _events_not_measured(frame, what, (item for row in columns[what][:100].to_pylist() for item in row or []))
-    rest = free()
-    if (who is None) != (what is None) and not lists:  # the one column that is left may be the other of the two
-        last = rest[0] if len(rest) == 1 and _repeats(columns[rest[0]]) else None
-        if what is None:
-            what = last
-        else:
-            who = THIS if not rest and when is not None else last
-    if not rest and who is None and what is None and when is not None:
-        who, what = THIS, THAT
-    if what is None or (who is None and not lists):
-        missing = [role for role, name in (("who", who), ("what", what)) if name is None]
-        one = f", or who='{THIS}' if all of it is one sequence" if what is not None else \
-            "; or read it as text with kind=text"
-        if what is None and any(measured(columns[name][:1000].to_pylist()) for name in rest[:20]):
-            one = f"; its numbers are measured: {MEASURED}"
-        raise SegueError(f"{frame.path}: no column says {' and '.join(missing)}; name "
-                         f"{'them' if len(missing) > 1 else 'it'} with {' and '.join(f'{role}=' for role in missing)} "
-                         f"(columns: {listed}){one}")
+    first = next(iter(columns), None)
+    if who is None and first in _free(frame, what, when) and _is_merged(columns[first].to_pylist()):
+        columns[first], who = compute.fill_null_forward(columns[first]), first
+        rest = _free(frame, who, what, when)
+        what = what or next(iter([*ranked(rest, WHAT), *rest]), None)
+    if when is None:
+        when = when_of(frame, _free(frame, who, what))
+    several = [name for name in _free(frame, who, what, when) if _is_list(name, frame) or _says_who(columns[name])]
+    if who is None:
+        who = named_by(several, WHO)
+    if what is None:
+        what = _what_happens(frame, who, when, several)
+    if when is not None and not _is_list(when, frame) and (who is None or what is None):
+        sure = what is not None and named_by([what], WHAT) is not None and not _is_list(what, frame)
+        who, what = told_apart(_free(frame, who, what, when), lambda name: columns[name][:MANY].to_pylist(), who, what)
+        who = who or named_by(_free(frame, what, when), WHO) or (THIS if sure else None)
+    if who is None:
+        who = named_by(_free(frame, what, when), WHO)
     return who, what, when
+
+
+def _what_happens(frame: Frame, who: str | None, when: str | None, several: Sequence[str]) -> str | None:
+    """The column called as what happens is, best one in which things come again. several: the columns that may say who,
+    where nothing does yet."""
+    free = _free(frame, who, when)
+    lists = [name for name in free if _is_list(name, frame)]
+    if len(lists) > 1:
+        lists = [name for name in lists if not measured(_within(frame.columns[name]))]
+    alone = lists if who is None and len(lists) == 1 else []
+    able = [*alone, *ranked(free, WHAT), *ranked(free, WEAKLY)]
+    ids = [name for name in several if IDS.search(name)] if who is None else [who]
+    happen = (name for name in able if _is_list(name, frame) or
+              _happens(frame.columns, next((whose for whose in ids if whose != name), None), name))
+    others = [name for name in free if numbered(name)] if who is not None and not able else []
+    return next(happen, next(iter(able), others[0] if len(others) == 1 else None))
+
+
+def _by_place(frame: Frame, who: str | None, what: str | None,
+              when: str | None) -> tuple[str | None, str | None, str | None]:
+    """Who, what and when, of a table without a header: who stands first, what behind it. It is a SegueError if these
+    hold texts or measured numbers."""
+    def cells(name: str) -> list[Any]:
+        return frame.columns[name][:100].to_pylist()
+
+    free = _free(frame, who, what, when)
+    if when is None and len(free) > 2:
+        when = _clock(free, cells)
+    free = _free(frame, who, what, when)
+    lists = [name for name in free if _is_list(name, frame)]
+    if who is None and len(free) > 1:
+        who = next((name for name in free if lists and name not in lists and _says_who(frame.columns[name])), free[0])
+    free = _free(frame, who, what, when)
+    if what is None and lists:
+        what = lists[0]
+    elif what is None and free:
+        what = next((name for name in free if not measured(cells(name))), free[0])
+        if any(_wordy(cells(name)) for name in (who, what) if name in frame.columns):
+            raise SegueError(f"{frame.path}: {who} and {what} hold texts: give who= and what= if they are events")
+        _events_not_measured(frame, what, frame.columns[what].unique().to_pylist())
+    return who, what, when
+
+
+def _of_lists(frame: Frame, who: str | None, what: str | None, when: str | None,
+              asked: tuple[bool, bool]) -> tuple[str | None, str | None, str | None]:
+    """Who, what and when, of a table whose cells may hold lists: the only column of them says what, lists of times
+    alone say when nameless events were, and a time that is no list is the row's. asked: whether what, and when, were
+    asked for; else lists of measured numbers are a SegueError."""
+    lists = [name for name in _free(frame, who, what, when) if _is_list(name, frame)]
+    if what is None and len(lists) == 1:
+        what = lists[0]
+    if what is None and _is_list(when, frame):
+        what = THAT
+    if not _is_list(what, frame):
+        return who, what, when
+    if not asked[1] and not _is_list(who, frame) and not _is_list(when, frame):
+        when = None
+    if not asked[0]:
+        _events_not_measured(frame, what, _within(frame.columns[what]))
+    return who, what, when
+
+
+def _what_is_left(frame: Frame, who: str | None, what: str | None, when: str | None) -> tuple[str | None, str | None]:
+    """Who and what, where one of them is not told and one column is left that may say it, or none but the times."""
+    free = _free(frame, who, what, when)
+    if (who is None) == (what is None):
+        return (THIS, THAT) if who is None and not free and when is not None else (who, what)
+    last = free[0] if len(free) == 1 and _repeats(frame.columns[free[0]]) else None
+    if what is None:
+        return who, last
+    return (THIS if not free and when is not None else last), what
+
+
+def _untold(frame: Frame, who: str | None, what: str | None, when: str | None, names: str) -> SegueError:
+    """What to do about a table that does not say who, or what, or either. names: of its columns, as in the file."""
+    missing = [role for role, name in (("who", who), ("what", what)) if name is None]
+    hint = f", or who='{THIS}' if all of it is one sequence" if what is not None else \
+        "; or read it as text with kind=text"
+    rest = _free(frame, who, what, when)[:20]
+    if what is None and any(measured(frame.columns[name][:1000].to_pylist()) for name in rest):
+        hint = f"; its numbers are measured: {MEASURED}"
+    return SegueError(f"{frame.path}: no column says {' and '.join(missing)}; name "
+                      f"{'them' if len(missing) > 1 else 'it'} with {' and '.join(f'{role}=' for role in missing)} "
+                      f"(columns: {names}){hint}")
 
 
 def with_lists(table: Look | None) -> Look | None:
@@ -758,7 +811,9 @@ def _within(column: Any) -> list[Any]:
 
 
 def _repeats(column: Any) -> bool:
-    """A column of ids or kinds of things: some come again, and they are no measurements and no texts."""
+    """A column of ids or kinds of things: some come again, and they are no measurements, texts or lists."""
+    if "list" in str(column.type):
+        return False
     values = column.unique().to_pylist()
     if len(values) == len(column) or "float" in str(column.type) or "double" in str(column.type):
         return False

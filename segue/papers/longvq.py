@@ -45,7 +45,7 @@ class Exact(LongVQ):
         apart = index[:, None] - index
         y, _ = attend(q[:, None], k[:, None], v[:, None], (apart >= 0) & (apart < window),
                       self.attention.bias[apart.clamp(0, window - 1)])
-        return self._gate(y[:, 0], memory)
+        return self._gate(y[:, 0], memory, x)
 
 
 class Linear(LongVQ):
@@ -56,14 +56,14 @@ class Linear(LongVQ):
         q, k, v, _ = (y[:, :, None] for y in self._project(x, memory))
         v = F.pad(v, (0, 1), value=1.0)
         y, _ = gla(F.elu(q) + 1, F.elu(k) + 1, v, None, v.new_zeros(len(v), 1, q.shape[-1], v.shape[-1]))
-        return self._gate((y[..., :-1] / y[..., -1:])[:, :, 0], memory)
+        return self._gate((y[..., :-1] / y[..., -1:])[:, :, 0], memory, x)
 
 
 class Alone(LongVQ):
     """No attention: each node has its own value."""
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
-        return self._gate(F.silu(self.v(x)), self._remember(x, layout, {}))
+        return self._gate(F.silu(self.v(x)), self._remember(x, layout, {}), x)
 
 
 FULL, CODES, FEW = "all keys", "codebook of 32", "codebook of 4"
