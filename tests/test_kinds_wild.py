@@ -672,6 +672,26 @@ def _series(row: str, of: int = 60) -> str:
      "columns=" + ",".join(map(str, range(1, 21))) + ",... (30 in all)"),
     ("pens.tra", "".join(",".join(f"{50 + (20 + i % 9) * np.sin(k / 3 + i * i):3.0f}" for k in range(16))
                          + f", {i % 10}\n" for i in range(40)), 40, "a row a series, the last number its class"),
+    ("electricity.csv", "date,0,1,2,OT\n" + _series("{0},{1},-{1},1.5,2"), 1,
+     "columns=0,1,2,OT, when=date (*)"),
+    ("air.csv", "Date;Time;CO;;\n" + _series("{0:%d/%m/%Y;%H.%M.%S};{2};;") + ";;;;\n" * 3, 1,
+     "columns=CO, when=Date Time (*)"),
+    ("wisdm_raw.txt", "".join(f"{33 + i // 120},{['Walking', 'Sitting'][i // 60 % 2]},{49105962326000 + i * 50000000},"
+                              f"{WAVE[i % 60]},-{WAVE[i % 60]};\n" for i in range(240)), 4,
+     "columns=4,5, class=2, who=1 2, when=3 (4.9106e+10 to 4.91179e+10, every 50000); not read: 1"),
+    ("train_FD001.txt", "".join(f"{1 + i // 30} {1 + i % 30} {WAVE[i]} 100.0" + f" {WAVE[i] * 2}" * 21 + " \n"
+                                for i in range(60)), 2,
+     "columns=" + ",".join(map(str, range(3, 23))) + ",... (23 in all), who=1, when=2 (1 to 30, every 1)"),
+    ("sales.csv", "id,date,store_nbr,family,sales\n" + "".join(
+        f"{4 * i + k},{CLOCK[i]},{1 + k // 2},{'AB'[k % 2]},{WAVE[i]}\n" for i in range(60) for k in range(4)), 4,
+     "columns=sales, who=store_nbr family, when=date (*); not read: id"),
+    ("walmart.csv", "Store,Dept_nbr,Date,Sales\n" + "".join(
+        f"{1 + k // 9},{k % 9},{CLOCK[i]},{i * 7 % 5}\n" for i in range(60) for k in range(63)), 63,
+     "columns=Sales, who=Store Dept_nbr, when=Date (*)"),
+    ("ae.train", "\n".join("".join(f"{WAVE[i]} -0.{i}\n" for i in range(10 + k)) for k in range(4)), 4,
+     "a series a block of lines"),
+    ("libras.data", "".join(",".join(f"{.5 + .4 * np.sin(k / 9 + i * i):.5f}" for k in range(30)) + f",{i % 10}\n"
+                            for i in range(40)), 40, "a row a series, the last number its class"),
     ("meteo.json", json.dumps({"elevation": 38.0, "hourly": {"time": [str(each) for each in CLOCK], "rain": WAVE,
                                                              "heat": WAVE}}), 1,
      "columns=hourly.rain,hourly.heat, when=hourly.time (*)")])
@@ -1134,6 +1154,9 @@ DAYS = [f"2016-03-{1 + i:02d} 10:0{i % 7}:00" for i in range(20)]
      "who=sessionId, what=itemId", 5),
     ("kuairec.csv", "user_id,video_id,watch_ratio\n" + "".join(f"{i % 3},{i * i % 7},0.{i}\n" for i in range(20)),
      "who=user_id, what=video_id", 3),
+    ("anime.csv", "user_id,anime_id,rating\n" + "".join(f"{i % 3},{i * i % 7},{-1 if i % 4 else 8}\n"
+                                                        for i in range(20)),
+     "who=user_id, what=anime_id", 3),
     ("ml.inter", "user_id:token\titem_id:token\ttimestamp:float\n" + "".join(
         f"{i % 3}\t{i * i % 7}\t{881250949 + i}\n" for i in range(20)),
      "who=user_id, what=item_id, when=timestamp (*)", 3),

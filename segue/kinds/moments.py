@@ -17,7 +17,7 @@ CALLED = {part: words(called) for part, called in (
     ("minute", "minute minutes min mi"), ("second", "second seconds sec ss"))}
 WITHIN = {"year": (1000, 2999), "month": (1, 12), "day": (1, 31), "hour": (0, 23), "minute": (0, 59), "second": (0, 59)}
 MONTHS = words("jan feb mar apr may jun jul aug sep oct nov dec")
-CLOCK = re.compile(r"\d{1,2}:\d\d(:\d\d([.,]\d+)?)?( ?[AaPp]\.?[Mm]\.?)?")  # a time of day alone
+CLOCK = re.compile(r"\d{1,2}:\d\d(:\d\d([.,]\d+)?)?( ?[AaPp]\.?[Mm]\.?)?|([01]\d|2[0-3])\.[0-5]\d\.[0-5]\d")  # alone
 UNSAID = 1972  # in place of a year that nothing says: a leap year, and too long ago to be shown as a date
 DAY = re.compile(r"\d\d(0[1-9]|1[0-2])([0-2]\d|3[01])")  # 081109, of this century
 SECOND = re.compile(r"([01]?\d|2[0-3])[0-5]\d[0-5]\d|\d{1,4}")  # 203518 of a clock, without noughts in front
@@ -36,7 +36,8 @@ def together(names: Iterable[str], cells: Cells) -> dict[str, str]:
 
     parts = {part: name for part, called in CALLED.items() if (name := first(partial(_says, part), *called))}
     hours = {parts[part]: part for part in ("hour", "minute", "second") if part in parts} if "hour" in parts else {}
-    clock, date = first(CLOCK.fullmatch), first(lambda cell: DATE.fullmatch(cell) and ":" not in cell)
+    clock = first(CLOCK.fullmatch)
+    date = first(lambda cell: DATE.fullmatch(cell) and ":" not in cell and not CLOCK.fullmatch(cell))
     if date is None and (date := first(DAY.fullmatch, "date")) is not None and clock is None:
         clock = first(SECOND.fullmatch, "time")
     if date is not None:

@@ -71,8 +71,8 @@ WHEN = named("when time timestamp datetime date ts unixtimestamp unixreviewtime 
 # A sequence of sets as SPMF has it: -1 behind each set, -2 at the end.
 SETS = re.compile(rb"(\s*@[^\n]*\n)*\s*\d+ (\d+ |-1 )*-1 -2\s*(\n|$)")
 HOW = named("level loglevel severity priority")  # of a log: says neither who nor what
-ENDINGS = ("", *words("id name number no idx index code key num uri en nummer nr"))
-IDS = re.compile(r"(?i:(^|[ _.-])(id|no|number|nr|num|key))$|[a-z](Id|ID|No|Number|Nr|Key)$")
+ENDINGS = ("", *words("id name number no idx index code key num uri en nummer nr nbr"))
+IDS = re.compile(r"(?i:(^|[ _.-])(id|no|number|nr|nbr|num|key))$|[a-z](Id|ID|No|Number|Nr|Key)$")
 MOMENTS = ("timestamp", "datetime", "date", "time", "at", "ts", "datum", "zeit")  # what other names end on
 ADDRESS = re.compile(r"\S+@\S+\.\w+|\d+\w? .*\b(street|st|avenue|ave|road|rd|lane|ln|drive|dr|blvd|way|court|hill)\b.*",
                      re.IGNORECASE)
@@ -126,6 +126,8 @@ class Events(Kind):
         thing = what or weak
         if thing and any(isinstance(cell, list) for cell in table.column(thing)):
             return 0.9 if what or not text_columns(table) else 0.65
+        if who and not thing and (others := [name for name in names if name != who and numbered(name)]):
+            what = thing = others[0] if len(others) == 1 else None
         if thing and who:
             return 0.9 if what else 0.65
         if (what and when) or _merged(table) or (thing and len(names) == 1):
@@ -461,6 +463,11 @@ def ranked(names: Iterable[str], usual: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name for *_, name in sorted(found)))
 
 
+def numbered(name: str) -> bool:
+    """Whether a column is called as one of numbers of things: anime_id; but not of rows."""
+    return bool(IDS.search(name)) and plain(name) not in ("id", "no")
+
+
 def _in_blocks(table: Look, head: bytes) -> bool:
     """A table without a header in which blank lines stand between several rows and several others."""
     rows = [bool(line.strip()) for line in head.split(b"\n")]
@@ -595,7 +602,8 @@ def _what_happens(frame: Frame, who: str | None, when: str | None, several: Sequ
     ids = [name for name in several if IDS.search(name)] if who is None else [who]
     happen = (name for name in able if _is_list(name, frame) or
               _happens(frame.columns, next((whose for whose in ids if whose != name), None), name))
-    return next(happen, next(iter(able), None))
+    others = [name for name in free if numbered(name)] if who is not None and not able else []
+    return next(happen, next(iter(able), others[0] if len(others) == 1 else None))
 
 
 def _by_place(frame: Frame, who: str | None, what: str | None,

@@ -30,17 +30,17 @@ DATE = re.compile(r"\[?([A-Z][a-z]{2},? )?(\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|\d{1,
 NUMBER = re.compile(r"[-+]?[\d.]+([eE][-+]?\d+)?")
 
 
-EPOCH = 1e8  # times from here on are moments of the calendar, in seconds since 1970
+EPOCH, LATEST = 1e8, 1.3e10  # times between these are moments of the calendar, in seconds since 1970
 
 
 def of_calendar(times: np.ndarray) -> bool:
     """Whether these are moments of the calendar, as one of them is for sure."""
-    return bool(np.nanmax(np.abs(times), initial=0) >= EPOCH)
+    return bool(EPOCH <= np.nanmax(np.abs(times), initial=0) < LATEST)
 
 
 def shown(time: float, dated: bool = False) -> str:
     """A time for people: of the calendar where it is one, as those `dated` are, to the second."""
-    if dated or abs(time) >= EPOCH:
+    if dated or EPOCH <= abs(time) < LATEST:
         with suppress(ValueError, OverflowError, OSError):
             return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S")
         return f"{time:.0f}"
