@@ -290,6 +290,12 @@ def test_edge_lists_as_people_write_them(tmp_path: Path) -> None:
     assert graph("gephi.csv", gephi.format("Undirected")).edges == [(0, 1, True, ""), (1, 2, False, "")]
     assert graph("nx.edgelist", "a b {'weight': 1, 'x': 2}\nb c {}\n").edges == triangle[:2]
     assert graph("tabs.edges", "a b\tc d\nc d\ta b\n") == Graph(["", ""], triangle[:1])
+    pairs = [(a, (a * a + b) % 40) for a in range(40) for b in (1, 2, 3)]  # of SNAP without a heading
+    for name, lines, kind in (("combined.txt", [(a, b) for a, b in pairs if a < b], "graph"),
+                              ("email.txt", [*pairs, *((b, a) for a, b in pairs if (b, a) not in pairs)], "graph"),
+                              ("clicks.txt", [(a, 5 * b) for a, b in pairs], "events")):
+        (tmp_path / name).write_text("".join(f"{a} {b}\n" for a, b in lines))
+        assert read_kind(tmp_path / name) == kind
 
 
 def test_many_nodes_before_the_links(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segue.errors import SegueError
-from segue.kinds.base import ARFF, HEAD, MOST, Problems, as_utf8, bad, looks_binary, marked, words
+from segue.kinds.base import ARFF, HEAD, MOST, Problems, as_utf8, bad, looks_binary, marked, parsed_xml, words
 from segue.kinds.documents import as_row, document, flat, rows_of, spread
 from segue.kinds.packed import actual, bare, opened
 from segue.kinds.times import DATE
@@ -38,13 +38,14 @@ ROWS = 50  # that a look takes
 MANY = 1000  # of rows that may stand class by class, as those of one JSON object do
 DAYS = 8  # columns called by dates from which on each row is a series
 LOG = "log"  # in place of a sign between cells: a web server's log
+ENDED = re.compile(r",?;[ \t]*\r?(\n|$)")  # a semicolon, where it ends a line of commas
 UNIT = "\x1f"  # ASCII's own sign between cells, which stands for those of several characters
 SIGNS = (",", ";", "\t", "|", "::", " ")  # what may stand between cells; a blank stands for any run of blanks
 DELIMITED = frozenset((".csv", ".tsv", ".tab", ".arff", ".inter"))  # the last as RecBole has them
 LINES = frozenset((".jsonl", ".ndjson"))
 JSON = LINES | {".json"}
 PARQUET = frozenset((".parquet", ".pq", ".arrow", ".feather", ".ipc", ".orc"))  # and its like
-TABULAR = DELIMITED | JSON | PARQUET | {"", ".txt", ".dat", ".data", ".log", ".list"}  # files that may hold a table
+TABULAR = DELIMITED | JSON | PARQUET | {"", *words(".txt .dat .data .log .list .trn .tra .tst .tes")}  # may be tables
 SINGLE = re.compile(r"'[^'\n]*'([,;\t]'[^'\n]*')+\s*\n")  # a heading in quotation marks of another sort
 IDS = re.compile(r"[A-Za-z_]{0,4}\d+(-\d+)?( +[A-Za-z_]{0,4}\d+(-\d+)?)*")  # N55528 N19639
 BARE = re.compile(r"\[\w[\w-]*(\s*,\s*\w[\w-]*)+\]")  # [E5,E22], a list of words without quotation marks
@@ -261,6 +262,7 @@ def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str] = frozen
     if ARFF.match(text[:HEAD].encode()):
         return _look_arff(text)
     text = text.replace("'", '"') if SINGLE.match(text) else text
+    text = ENDED.sub("\n", text) if ended(text) else text
     lines = re.split(r"(?<=\n)", text) if "\n" in text else re.split(r"(?<=\r)", text)
     if cut and len(lines) > 2:
         lines.pop()
@@ -306,6 +308,13 @@ def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str] = frozen
                               for each, row in zip(lists, cells)):
             cells = [[*row[:place], each, *row[place + 1 :]] for each, row in zip(lists, cells)]
     return Look(names, cells, headed, regular, "delimited", delimiter, quoted, begin, strange)
+
+
+def ended(text: str) -> bool:
+    """Whether each line of commas has a semicolon at its end, and none before."""
+    lines = [line.rstrip() for line in text.split("\n", ROWS)[:ROWS] if line.strip()]
+    lines = lines[: -1 if len(lines) > 1 else None]
+    return bool(lines) and all("," in line and line.find(";") == len(line) - 1 for line in lines)
 
 
 def _look_arff(text: str) -> Look | None:
@@ -430,6 +439,11 @@ def _is_header(first: list[str], body: list[list[str]], asked: frozenset[str]) -
             len(set(first)) == len(first) > len(counted) and not any(
             number(row[place]) for row in body for place in counted if place < len(row)):
         return True  # some are numbered, as pandas does it, with texts below
+    at = [int(first[place]) for place in counted if first[place].isdigit()]
+    if len(at) == len(counted) > 2 and at == list(range(at[0], at[0] + len(at))) and at[0] < 2 and \
+            len(set(first)) == len(first) and any(all(map(number, column)) for name, *column in zip(first, *body)
+                                                  if not number(name)):
+        return True  # date,0,1,2,OT
     if any(map(number, first)) or any(all(map(LONG_WORD.fullmatch, column)) for column in zip(first, *body)):
         return False
     if not body or any(2 * sum(number(cell) for cell in column) >= len(column) for column in zip(*body)):
@@ -621,7 +635,7 @@ def _load_xes(path: Path, raw: bytes, encoding: str) -> Frame:
 
     rows: list[dict[str, Any]] = []
     traces = 0
-    try:
+    with parsed_xml(path, "XES"):
         said = None if codecs.lookup(encoding).name == "utf-8" else encoding
         parser = ElementTree.XMLParser(encoding=said)
         for _, element in ElementTree.iterparse(io.BytesIO(raw), ("end",), parser):
@@ -631,10 +645,6 @@ def _load_xes(path: Path, raw: bytes, encoding: str) -> Frame:
                 rows += [{"case:concept:name": case, **attributes(event)} for event in element
                          if event.tag.rpartition("}")[2] == "event"]
                 element.clear()
-    except ElementTree.ParseError as error:
-        raise SegueError(f"{path}: not whole XML ({error}); is the file cut short?") from error
-    except (LookupError, ValueError) as error:  # an encoding that there is not
-        raise SegueError(f"{path}: no XML that can be read ({error}); save it as UTF-8") from error
     if not rows:
         raise SegueError(f"{path}: there is no event in this log (XES: log, trace, event)")
     return _of_objects(path, rows, "event")
@@ -646,6 +656,8 @@ def _load_text(path: Path, raw: bytes, problems: Problems, asked: frozenset[str]
 
     if SINGLE.match(raw[:HEAD].decode("utf-8", "ignore")):
         raw = raw.replace(b"'", b'"')
+    if ended(raw[:HEAD].decode("utf-8", "ignore")):
+        raw = ENDED.sub("\n", raw.decode()).encode()
     if b"\n" not in raw:
         raw = raw.replace(b"\r", b"\n")  # line ends of old Macs
     seen = MOST if ARFF.match(raw[:HEAD]) else HEAD

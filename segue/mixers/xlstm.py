@@ -159,7 +159,8 @@ class MLSTM(Mixer):
         scale = (u.shape[2] // self.heads) ** -0.5  # of the keys
         # The gates see q, k and v, which are linear maps of what is here: two small products instead of a wide one.
         weight = self.gates.weight.unflatten(1, (3, -1))
-        qk, gates = block_products(near, self.qk.weight * self.qk.weight.new_tensor([1, scale])[:, None, None],
+        queries, keys = self.qk.weight.unbind(-3)
+        qk, gates = block_products(near, torch.stack([queries, keys * scale], -3),
                                    self.qk.behind(weight[:, :2]))
         v, others = block_products(u, self.v.weight, self.v.behind(weight[:, 2:]))
         i, f = (gates + others + self.gates.bias).chunk(2, -1)

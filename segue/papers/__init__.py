@@ -178,7 +178,7 @@ PAPERS: dict[str, Paper] = {
     "mamba-360": Paper(
         "Mamba-360: Survey of State Space Models as Transformer Alternative for Long Sequence Modelling",
         "2024, arXiv 2404.16112", "mamba_360",
-        ("mixers.mamba2", "mixers.lru", "mixers.gss", "mixers.hyena", "kernels.ssd")),
+        ("mixers.mamba2", "mixers.lru", "mixers.gss", "mixers.hyena", "mixers.hippo.compressed", "kernels.ssd")),
     "masformer": Paper(
         "Efficient Long-Range Transformers: You Need to Attend More, but Not Necessarily at Every Layer (MASFormer)",
         "2023, arXiv 2310.12442", "masformer", ("mixers.attention (block)", "mixers.rules.Sparse", "training.learn")),
@@ -241,7 +241,7 @@ PAPERS: dict[str, Paper] = {
     "s5-rl": Paper(
         "Structured State Space Models for In-Context Reinforcement Learning",
         "2023, arXiv 2303.03982", "s5_rl",
-        ("mixers.s5", "kernels.scan.linear_scan")),
+        ("mixers.s5", "kernels.scan.linear_scan", "objectives.policy")),
     "seq-star": Paper(
         "Learn or Recall? Revisiting Incremental Learning with Pre-trained Language Models, SEQ*",
         "2023, arXiv 2312.07887", "seq_star",
