@@ -347,7 +347,7 @@ class Fitted:
                                  "give the reference that the variants were called against")
             those = [variant for each, variant in wanted if each == name]
             try:
-                scores = variant_scores(self.decodable(), self.codec, data[where[name]].object, those,  # type: ignore
+                scores = variant_scores(self.decodable(), self.codec, data[where[name]].object, those,  # type: ignore[arg-type]
                                         **{"strands": self.kind.name == "dna", **options})
             except SegueError as error:
                 raise SegueError(f"{variants}, sequence {name}: {error}") from error
