@@ -1084,6 +1084,23 @@ def test_what_nobody_does_twice_is_not_recommended_twice(tmp_path: Path) -> None
         assert (model.once, len(set(whole)) == len(whole) == 10) == (once, once)
 
 
+def test_games_are_their_moves(tmp_path: Path) -> None:
+    """Comments, variations, glyphs and numbers are no moves; a game that was cut is told."""
+    tags = '[Event "Rated"]\n[Site "x"]\n[Result "{}"]\n\n'
+    games = ("1. e4 e5 {Ruy (Lopez)} 2. Nf3! (2. f4 exf4 (2... d5) 3. Nf3) Nc6 $1\n3. Bb5 a6 1/2-1/2\n\n",
+             "1. e4 { [%eval 0.17] } 1... c5 2. O-O-O e8=Q+ 1-0\n\n", "1. e4 e5 2. Qxxx *\n")
+    text = "".join(tags.format(game.split()[-1]) + game for game in games)
+    data = read(file := put(tmp_path / "two.pgn", text), classes="")
+    assert [record.object for record in data] == [["e4", "e5", "Nf3", "Nc6", "Bb5", "a6"],
+                                                  ["e4", "c5", "O-O-O", "e8=Q+"]]
+    assert [class_in(record.name) for record in data] == [(f"{file}:1", "1/2-1/2"), (f"{file}:8", "1-0")]
+    assert [str(problem) for problem in data.problems] == [
+        f"{file}, record line 14: 'Qxxx' is no move; mend or remove the game"]
+    rows = "a,white,d4 d5 c4 c6 cxd5\nb,black,e4 e5 Nf3 Nc6\n" * 3
+    data = read(put(tmp_path / "games.csv", f"id,winner,moves\n{rows}"))
+    assert (data.kind.name, data[0].object) == ("events", ["d4", "d5", "c4", "c6", "cxd5"])
+
+
 def test_sequences_of_objects_and_times_a_line(tmp_path: Path) -> None:
     rows = [[{"time_since_start": 0.5 * j, "type_event": j % (2 + i)} for j in range(4 + i)] for i in range(3)]
     parts = {"train": rows, "test": rows}

@@ -59,10 +59,10 @@ WHO = named("who caseconceptname case user userpseudo session customer visitor p
             "사용자 고객")
 WHAT = named("what item activity conceptname eventconceptname event action movie product asin sku stock song track "
              "artist book article page url command symbol task operation diagnosis icd icd9 icd10 procedure drug "
-             "medication mark eventtype request isbn station startstation pulocation video film news app game recipe "
-             "business venue poi csuristem stopid stopname evt aid artikel produkt aktivität ereignis aktion produit "
-             "activité évènement producto artículo actividad acción prodotto articolo attività produto activiteit "
-             "товар событие действие 商品 物品 活动 行为 行動 상품 활동")
+             "medication mark eventtype request moves isbn station startstation pulocation video film news app game "
+             "recipe business venue poi csuristem stopid stopname evt aid artikel produkt aktivität ereignis aktion "
+             "produit activité évènement producto artículo actividad acción prodotto articolo attività produto "
+             "activiteit товар событие действие 商品 物品 活动 行为 行動 상품 활동")
 WEAKLY = named("type state status step key label token code note items events marks types typeevent activities actions "
                "songs tracks problem skill exercise concept target course lesson k i")
 WHEN = named("when time timestamp datetime date ts unixtimestamp unixreviewtime completetimestamp timetimestamp "
