@@ -342,6 +342,13 @@ def test_baskets_are_cases(tmp_path: Path) -> None:
     assert read(put(tmp_path / "a.txt", "a b,c\n"), kind="cases", elements="cells")[0].object == ["a b", "c"]
 
 
+def test_numbers_below_their_names_are_cases(tmp_path: Path) -> None:
+    text = "% Different categories found in input file:\n\nfrontpage news tech\n\n\n% Sequences:\n\n1 1 \n2 3 \n3 \n"
+    data = read(put(tmp_path / "msnbc.seq", text))
+    assert [record.object for record in data] == [["frontpage", "frontpage"], ["news", "tech"], ["tech"]]
+    assert (data.kind.name, data.name(0)) == ("cases", f"{tmp_path / 'msnbc.seq'}:8")
+
+
 def test_sequences_of_sets_are_cases(tmp_path: Path) -> None:
     sets = "@CONVERTED_FROM_TEXT\n@ITEM=1=the\n@ITEM=2=river\n1 -1 2 1 -1 -2\n2 -1 -2\n"
     data = read(put(tmp_path / "spmf.txt", sets))
@@ -672,6 +679,8 @@ def _series(row: str, of: int = 60) -> str:
      "columns=" + ",".join(map(str, range(1, 21))) + ",... (30 in all)"),
     ("pens.tra", "".join(",".join(f"{50 + (20 + i % 9) * np.sin(k / 3 + i * i):3.0f}" for k in range(16))
                          + f", {i % 10}\n" for i in range(40)), 40, "a row a series, the last number its class"),
+    ("yahoo.csv", "timestamp,value,is_anomaly\n" + _series("{3},{1},0") + "60,9.5,1\n", 1,
+     "columns=value, when=timestamp (0 to 60, every 1); not read: is_anomaly"),
     ("electricity.csv", "date,0,1,2,OT\n" + _series("{0},{1},-{1},1.5,2"), 1,
      "columns=0,1,2,OT, when=date (*)"),
     ("air.csv", "Date;Time;CO;;\n" + _series("{0:%d/%m/%Y;%H.%M.%S};{2};;") + ";;;;\n" * 3, 1,

@@ -69,6 +69,8 @@ WHEN = named("when time timestamp datetime date ts unixtimestamp unixreviewtime 
              "starttimestamp starttime eventtime createdat created times timestamps timesincestart day t year")
 # A sequence of sets as SPMF has it: -1 behind each set, -2 at the end.
 SETS = re.compile(rb"(\s*@[^\n]*\n)*\s*\d+ (\d+ |-1 )*-1 -2\s*(\n|$)")
+# Lines of numbers below the names that they stand for, as the visits of msnbc.com are kept (UCI).
+NUMBERED = re.compile(rb"%[^\n]*\n\s*(?P<names>[^%\d\n]+)\n\s*%[^\n]*\n(?P<cases>(\s*\d[\d ]*(\r?\n|$))+)")
 HOW = named("level loglevel severity priority")  # of a log: says neither who nor what
 ENDINGS = ("", *words("id name number no idx index code key num uri en nummer nr nbr"))
 IDS = re.compile(r"(?i:(^|[ _.-])(id|no|number|nr|nbr|num|key))$|[a-z](Id|ID|No|Number|Nr|Key)$")
@@ -290,7 +292,7 @@ class Cases(Kind):
             known = {cell for line in cells for cell in line}
             ragged = len({len(line) for line in cells}) > 2
             return 0.83 if ragged and 4 * len(known) <= sum(map(len, cells)) else 0.0
-        if SETS.match(head):
+        if SETS.match(head) or NUMBERED.match(head):
             return 0.88
         items = [line.split() for line in lines if line.strip()]
         flat = [item for line in items for item in line]
@@ -310,7 +312,11 @@ class Cases(Kind):
             raise SegueError(f"elements is 'characters', 'words' or 'cells', not {elements!r}")
         with opened(path) as handle:
             raw = as_utf8(path, handle.read(), encoding)
-        lines = raw.decode().splitlines()
+        lines, called = raw.decode().splitlines(), list[str]()
+        if numbered_cases := NUMBERED.match(raw[:HEAD]):
+            called = numbered_cases["names"].decode().split()
+            lines = ["" if i < raw.count(b"\n", 0, numbered_cases.start("cases")) else line
+                     for i, line in enumerate(lines)]
         if elements is None and SETS.match(raw):
             yield from _sets(path, lines, problems)
             return
@@ -328,6 +334,8 @@ class Cases(Kind):
             items = line.split() if elements == "words" else _cells(line) if elements == "cells" else list(line.strip())
             if not items:
                 continue
+            if called:
+                items = [called[int(item) - 1] if 0 < int(item) <= len(called) else item for item in items]
             found, channels = True, {}
             if times is not None:
                 own = times[number - 1] if number <= len(times) else np.zeros(0)
