@@ -1,11 +1,13 @@
 """Decoding speed on this CPU, side by side: Segue's compiled engine, plain torch, transformers and ctranslate2.
 
     python benchmarks/decode.py llama-7m gpt2-7m llama-100m gpt2-100m mixers floors drafts   # some minutes each
-    python benchmarks/decode.py --table                                               # the page from the parts so far
+    python benchmarks/decode.py gpu                                                   # on a GPU, where there is one
+    python benchmarks/decode.py --table                                               # the pages from the parts so far
 
 Of each part one run: the same random weights (saved as a Hugging Face folder and converted by each), the same prompts,
 the same number of tokens out, greedy; the contenders take turns and the best round of each counts. Needs the extra
 `bench`. Parts are kept in results/decode.jsonl, the page is results/decode.md: the latest of each on each processor.
+The page of the part gpu is results/decode-gpu.md.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import time
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,7 @@ from segue.mixers import MIXERS
 from segue.models import Decodable, Stack, StackConfig
 from segue.models.compiled import CompiledModel, compile_model
 from segue.models.huggingface import from_huggingface
+from segue.models.recorded import Recorded
 from segue.training import recipe
 
 PROMPT = 32
@@ -70,26 +74,33 @@ def make(name: str, folder: Path) -> Any:
     return model
 
 
-def contenders(name: str, folder: Path, threads: int,
-               ) -> tuple[Stack, dict[str, Callable[[list[list[int]], int], list[list[int]]]]]:
-    """The native model, and by name: a function from prompts and a number of tokens to the tokens."""
+Run = Callable[[list[list[int]], int], list[list[int]]]  # prompts, a number of tokens -> the tokens
+
+
+def ours(model: Any) -> Run:
+    return lambda prompts, n: [c.tokens for c in generate(model, prompts, n, decoder="greedy")]
+
+
+def theirs(peer: Any, **options: Any) -> Run:
+    def run(prompts: list[list[int]], n: int) -> list[list[int]]:
+        with torch.inference_mode():
+            ids = torch.tensor(prompts, device=peer.device)
+            out = peer.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, min_new_tokens=n,
+                                do_sample=False, pad_token_id=1, **options)
+        return out[:, len(prompts[0]) :].tolist()
+
+    return run
+
+
+def contenders(name: str, folder: Path, threads: int) -> tuple[Stack, dict[str, Run]]:
+    """The native model, and who decodes it, by name."""
     import ctranslate2
 
     peer = make(name, folder)
     stack, _ = from_huggingface(folder)
     stack.eval()
 
-    def ours(model: Any) -> Callable[[list[list[int]], int], list[list[int]]]:
-        return lambda prompts, n: [c.tokens for c in generate(model, prompts, n, decoder="greedy")]
-
-    def transformers_generate(prompts: list[list[int]], n: int) -> list[list[int]]:
-        with torch.inference_mode():
-            ids = torch.tensor(prompts)
-            out = peer.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, min_new_tokens=n,
-                                do_sample=False, pad_token_id=1)
-        return out[:, len(prompts[0]) :].tolist()
-
-    def ctranslate(weights: str) -> Callable[[list[list[int]], int], list[list[int]]]:
+    def ctranslate(weights: str) -> Run:
         place = str(folder / f"ctranslate2-{weights}")
         ctranslate2.converters.TransformersConverter(str(folder)).convert(
             place, quantization=None if weights == "float32" else weights)
@@ -107,12 +118,12 @@ def contenders(name: str, folder: Path, threads: int,
     return stack, {"segue float32": ours(compile_model(stack, "float32", threads)),
                    "segue int8": ours(compile_model(stack, "int8", threads)),
                    "eager torch": ours(stack),
-                   "transformers": transformers_generate,
+                   "transformers": theirs(peer),
                    "ctranslate2 float32": ctranslate("float32"),
                    "ctranslate2 int8": ctranslate("int8")}
 
 
-def speeds(runs: dict[str, Callable], batch: int, tokens: int, rounds: int, vocabulary: int,
+def speeds(runs: dict[str, Run], batch: int, tokens: int, rounds: int, vocabulary: int,
            ) -> tuple[dict[str, float], dict[str, float]]:
     """Tokens per second of each contender (best round), and the share of its tokens equal to transformers'.
 
@@ -204,7 +215,8 @@ def int8_loss(exact: CompiledModel, rounded: CompiledModel) -> tuple[float, floa
 
 
 def machine(threads: int) -> str:
-    versions = ", ".join(f"{p} {version(p)}" for p in ("numba", "transformers", "ctranslate2"))
+    peers = [peer for peer in ("numba", "transformers", "ctranslate2") if find_spec(peer) is not None]
+    versions = ", ".join(f"{peer} {version(peer)}" for peer in peers)
     return f"{recipe.machine()}, {versions}; {threads} threads"
 
 
@@ -328,6 +340,41 @@ def measure_drafts(threads: int, tokens: int, rounds: int) -> str:
             + f"\n\n- int8 weights: {rounded:.4f} bits per byte on held-out source, float32 {exact:.4f}")
 
 
+def measure_gpu(threads: int, tokens: int, rounds: int) -> str:
+    """On a GPU: our steps as a recorded graph, operation by operation, and transformers; then every mixer."""
+    rows = []
+    for name in ("llama-7m", "llama-100m", "gpt2-100m"):
+        for precision in (torch.float32, torch.bfloat16):
+            with tempfile.TemporaryDirectory() as folder:
+                peer = make(name, Path(folder)).to("cuda", precision)
+                stack = from_huggingface(Path(folder))[0].eval().to("cuda", precision)
+            runs = {"segue": ours(Recorded(stack)), "segue, operation by operation": ours(stack),
+                    "transformers": theirs(peer)}
+            for batch in (1, 8):
+                best, same = speeds(runs, batch, tokens, rounds, SHAPES[name.split("-")[1]]["vocabulary"])
+                print(name, precision, batch, best, flush=True)
+                rows += [[f"{name}, {str(precision).removeprefix('torch.')}, batch {batch}", run, f"{speed:,.0f}",
+                          f"{speed / best['transformers']:.2f}", f"{same[run]:.0%}"] for run, speed in best.items()]
+    text = table(["", "", "tokens/s", "times transformers", "same tokens"], rows)
+    lines = []
+    for name in (*MIXERS, "mamba+attention"):
+        torch.manual_seed(0)
+        try:
+            stack = Stack(StackConfig(2000, 256, (name.split("+") * 8)[:8])).eval().to("cuda")
+            stack.init_state(1)
+        except SegueError:  # not causal
+            continue
+        model = Recorded(stack)
+        best, _ = speeds({"graph": ours(model), "transformers": ours(stack)}, 1, tokens, rounds, 2000)
+        print(name, best, model.trouble or "", flush=True)
+        graph, plain = best["graph"], best["transformers"]
+        told = [f"{graph:,.0f}", f"{graph / plain:.1f}"] if model.recordings else ["-", "not recorded"]
+        lines.append([name, told[0], f"{plain:,.0f}", told[1]])
+    return (f"On {torch.cuda.get_device_name()}.\n\n{text}\n\n"
+            "### Every mixer: width 256, 8 layers, batch 1, float32\n\n"
+            + table(["mixer", "as a graph, tokens/s", "operation by operation", "times that"], lines))
+
+
 PAGE = """# Decoding speed on a CPU
 
 Printed by `python benchmarks/decode.py llama-7m gpt2-7m llama-100m gpt2-100m mixers floors drafts`
@@ -339,10 +386,18 @@ transformers; int8 differs, and over a long greedy answer one rounding that tips
 """
 
 
-def page(rows: list[dict[str, str]]) -> str:
+GPU_PAGE = """# Decoding speed on a GPU
+
+Printed by `python benchmarks/decode.py gpu`: one run, the same random weights, prompts of {prompt} tokens, greedy; the
+contenders take turns, the best round of each counts, prompt included. *same tokens*: the share equal to those of
+transformers; in bfloat16 a rounding that tips a tie changes all that follows it.
+"""
+
+
+def page(title: str, rows: list[dict[str, str]]) -> str:
     """The latest of each part on each processor."""
     latest = {(row["machine"].partition(",")[0], row["part"]): row for row in rows}
-    text, seen = PAGE.format(prompt=PROMPT), ""
+    text, seen = title.format(prompt=PROMPT), ""
     for _, part in sorted(latest.items(), key=lambda pair: pair[0][0]):
         if part["machine"] != seen:
             seen = part["machine"]
@@ -361,7 +416,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     threads = torch.get_num_threads()
     special: dict[str, Callable[[int, int, int], str]] = {
-        "mixers": measure_mixers, "floors": measure_floors, "drafts": measure_drafts}
+        "mixers": measure_mixers, "floors": measure_floors, "drafts": measure_drafts, "gpu": measure_gpu}
     HERE.mkdir(exist_ok=True)
     for name in args.parts:
         measure = special.get(name) or (lambda *a, name=name: measure_shape(name, *a))
@@ -372,7 +427,9 @@ def main() -> None:
         with open(HERE / "decode.jsonl", "a") as handle:
             handle.write(json.dumps({"part": name, "machine": machine(threads), "text": text}) + "\n")
     rows = [json.loads(line) for line in (HERE / "decode.jsonl").read_text().splitlines()]
-    (HERE / "decode.md").write_text(page(rows))
+    (HERE / "decode.md").write_text(page(PAGE, [row for row in rows if row["part"] != "gpu"]))
+    if there := [row for row in rows if row["part"] == "gpu"]:
+        (HERE / "decode-gpu.md").write_text(page(GPU_PAGE, there))
 
 
 if __name__ == "__main__":

@@ -671,6 +671,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; always ends in SystemExit."""
     try:
         code = app(args=arguments, prog_name="segue", standalone_mode=False)
+        if code == 130:  # the parser's, of a Ctrl-C before the command began
+            raise Interrupted
         sys.stdout.flush()
         raise SystemExit(code if isinstance(code, int) else 0)
     except UsageError as error:

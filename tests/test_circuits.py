@@ -25,7 +25,7 @@ from segue.analysis.circuits import (
     ov_circuit,
     writes,
 )
-from segue.analysis.features import fit_autoencoder, steered
+from segue.analysis.features import exchangeable, fit_autoencoder, steered
 from segue.analysis.probes import shuffled_probe
 from segue.errors import SegueError
 from segue.models import Stack, StackConfig
@@ -249,6 +249,19 @@ def test_a_sparse_autoencoder_finds_what_vectors_were_made_of() -> None:
     torch.testing.assert_close(model.directions.norm(dim=-1), torch.ones(48))
     by_hand = (x[:2] @ model.into.weight.T + model.into.bias).clamp(min=0) @ model.directions + model.offset
     torch.testing.assert_close(model(x[:2]), by_hand)
+
+
+def test_parts_of_vectors_can_be_exchanged() -> None:
+    draw = torch.Generator().manual_seed(0)
+    order, kind = (torch.randn(count, 24, generator=draw, dtype=torch.float64) for count in (8, 3))
+    index, group = torch.arange(8).repeat(3), torch.arange(3).repeat_interleave(8)
+    x = order[index] + kind[group] + 0.01 * torch.randn(24, 24, generator=draw, dtype=torch.float64)
+    kept = torch.arange(24) != 13  # index 5 of group 1 is never seen
+    first, second = exchangeable(x[kept], index[kept], group[kept])
+    made = x[5] @ first + x[9] @ second  # index 5 of group 0, and index 1 of group 1
+    assert int((x - made).norm(dim=1).argmin()) == 13 and float((x[13] - made).norm()) < 0.2 * float(x[13].norm())
+    with pytest.raises(SegueError, match="of its own"):
+        exchangeable(x, index, group * 0)
 
 
 def test_a_shuffled_probe_finds_nothing() -> None:

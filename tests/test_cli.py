@@ -101,6 +101,16 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
     assert got == code and not out and says in one_line(err)
 
 
+def test_an_interrupt_before_the_command_begins(capsys: pytest.CaptureFixture[str],
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("typer.core.TyperGroup.make_context", interrupted)
+    code, out, err = run(capsys, "read", "x")
+    assert code == 130 and not out and "interrupted" in one_line(err)
+
+
 def test_a_traceback_on_request(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def read(*paths: str) -> None:
         raise ZeroDivisionError("deep inside")

@@ -20,6 +20,7 @@ from segue.analysis.control import (
     brute_force,
     cover,
     gcg,
+    gcg_shared,
     greedy_backward,
     k_epsilon,
 )
@@ -108,6 +109,34 @@ def test_gcg_keeps_what_it_has_and_may_be_told_which_ids() -> None:
     assert {i for u in brute_force(task, 2).values() for i in u} <= {2, 5}
     started = gcg(task, 0, 3, steps=0, start=[5, 2])
     assert started.control[1:] == (5, 2)
+    # From the best there is it goes nowhere: all it looks at is one swap away.
+    every = torch.tensor(list(itertools.product(range(V), repeat=2)))
+    out = min(set(range(V)) - set(brute_force(whole := Control(model, [1]), 2)))
+    best, looked = every[whole.scores(every, out)[1].argmax()], list[torch.Tensor]()
+    score = whole.scores
+    whole.scores = lambda controls, target=0: looked.append(controls) or score(controls, target)  # type: ignore
+    assert gcg(whole, out, 2, steps=6, candidates=20, start=best.tolist(), patience=9).control == tuple(best.tolist())
+    assert len(looked) == 7 and int((torch.cat(looked) != best).sum(1).max()) == 1
+
+
+@pytest.mark.parametrize("pattern", ["attention", "gru"])
+def test_one_control_for_many_states(pattern: str) -> None:
+    model = sharp(pattern, 5)
+    tasks, targets = [Control(model, state) for state in ([1], [2, 4], [6])], [3, 0, 3]
+
+    def loss(control: tuple[int, ...]) -> float:
+        said = [model(torch.tensor([[*control, *task.state]])).logits[0, -1].detach().log_softmax(-1) for task in tasks]
+        return -sum(float(scores[target]) for scores, target in zip(said, targets)) / 3
+
+    best = min(loss((token,)) for token in range(V))
+    assert gcg_shared(tasks, targets, 1, steps=1, candidates=200, top=V).loss == pytest.approx(best, abs=1e-4)
+    found = [gcg_shared(tasks, targets, 2, steps=steps, candidates=8, top=3, examples=2) for steps in (0, 2, 6)]
+    assert [each.loss for each in found] == sorted((each.loss for each in found), reverse=True)
+    assert found[-1].loss == pytest.approx(loss(found[-1].control), abs=1e-4)
+    for task, target, reached in zip(tasks, targets, found[-1].reached):
+        assert reached == (int(task.scores(torch.tensor([found[-1].control]))[0]) == target)
+    with pytest.raises(SegueError, match="a target for each"):
+        gcg_shared(tasks, targets[:2], 1)
 
 
 def test_backoff_takes_the_shortest_that_reaches() -> None:

@@ -416,9 +416,32 @@ def test_modes_sources_and_stop_words() -> None:
         drafter = TrieDraft(source=source, branch=2)  # type: ignore[arg-type]
         drafter.observe(0, said, prompt=True)
         assert bool(len(drafter.propose([Tip(0, 9, 9)])[0])) == known
+    short = TrieDraft(branch=3)  # what followed both tokens is too short: what followed the last one is looked up too
+    short.warm([[1, 2, 7]])
+    short.observe(0, [2, 3, 4, 5, 1, 2], prompt=True)
+    assert set(short.propose([Tip(0, 9, 9)])[0].tokens) >= {3, 4, 5}
     common = TrieDraft(stop_words=[2], query=1)
     common.observe(0, said, prompt=True)
     assert common.propose([Tip(0, 9, 9)])[0] is NOTHING
+
+
+def test_a_walk_goes_down_every_branch_that_begins_as_the_answer() -> None:
+    class Script:
+        """Says 1, 2, 3, 4 ... wherever it stands."""
+
+        def __init__(self) -> None:
+            self.said: list[int] = []
+
+        def choose(self, node: int) -> int:
+            return len(self.said) + 1
+
+        def take(self, token: int, node: int) -> bool:
+            self.said.append(token)
+            return False
+
+    row = Script()
+    beside = Tree([1, 9, 1, 2, 9, 1, 2, 3], [-1, 0, -1, 2, 3, -1, 5, 6])  # side by side, each a step nearer
+    assert walk(beside, row) == 7 and row.said == [1, 2, 3, 4]  # type: ignore[arg-type]
 
 
 @settings(max_examples=30, deadline=None)

@@ -141,7 +141,8 @@ def test_an_adapter_is_merged_before_a_residual_is_added() -> None:
         torch.testing.assert_close(value, movable(tuned)[name] + moved.get(name, 0.0), rtol=0, atol=1e-12)
 
 
-def test_instructions_come_back_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_instructions_come_back_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     for seed, name in enumerate(("base", "asked", "new")):
         torch.manual_seed(seed)
         Fitted(Stack(StackConfig(257, 8, ["gru"])), ByteCodec(), KINDS["text"], Report({}), 16).save(tmp_path / name)
@@ -158,6 +159,18 @@ def test_instructions_come_back_on_the_command_line(tmp_path: Path, capsys: pyte
         with pytest.raises(SystemExit) as end:
             cli.main(["merge", *places, str(tmp_path / "x"), *more])
         assert end.value.code == 2 and says in capsys.readouterr().err and not (tmp_path / "x").exists()
+    def full(path: Path, *_: object) -> None:
+        raise SegueError(f"cannot write {path}: No space left on device")
+
+    before = {path: path.read_bytes() for path in (tmp_path / "merged").rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr("segue.verbs.fitted.save_tensors", full)
+        for where in ("x", "merged"):
+            with pytest.raises(SystemExit):
+                cli.main(["merge", *places, str(tmp_path / where)])
+            assert "No space left" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+    assert before == {path: path.read_bytes() for path in (tmp_path / "merged").rglob("*") if path.is_file()}
     Fitted(Stack(StackConfig(257, 8, ["lstm"])), ByteCodec(), KINDS["text"], Report({}), 16).save(tmp_path / "base")
     with pytest.raises(SystemExit):
         cli.main(["merge", *places, str(tmp_path / "x")])

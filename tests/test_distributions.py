@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segue import SegueError
-from segue.analysis.distributions import HashedNgrams, frechet_distance, frontier_area, k_means, mauve
+from segue.analysis.distributions import HashedNgrams, frechet_distance, frontier_area, k_means, mauve, near_groups
 from segue.analysis.embedding import embed
 from segue.models import Stack, StackConfig
 
@@ -71,6 +71,23 @@ def test_groups_are_the_nearest_centres() -> None:
     groups = k_means(points, 3)
     assert [len(set(groups[at : at + 30])) for at in (0, 30, 60)] == [1, 1, 1] and len(set(groups)) == 3
     assert len(k_means(np.zeros((4, 2)), 3)) == 4  # all alike
+    crowded = draw.normal(size=(200, 2))
+
+    def squares(tries: int) -> float:
+        found = k_means(crowded, 12, tries=tries)
+        return sum(float(np.square(crowded[found == i] - crowded[found == i].mean(0)).sum()) for i in set(found))
+
+    assert squares(8) < squares(1)  # the first try is one of the eight
+
+
+def test_near_is_along_components_of_features_of_one_length() -> None:
+    """Not of directions from their mean: those of what lies about the mean go every way."""
+    draw = np.random.default_rng(4)
+    kinds = np.repeat([0, 1, 2], 40)
+    rows = np.array([[50, 0, 0], [50, 9, 0], [50, -9, 0]])[kinds] + 0.5 * draw.normal(size=(120, 3))
+    made, real = near_groups(rows[::2] * draw.uniform(0.2, 5, (60, 1)), rows[1::2], 3)
+    for groups, told in ((made, kinds[::2]), (real, kinds[1::2])):
+        assert len({*zip(groups.tolist(), told.tolist())}) == 3
 
 
 def test_hashed_runs_tell_the_same_from_the_other() -> None:

@@ -25,7 +25,8 @@ from test_seq2seq import model as encoder_decoder
 import segue
 from segue.continual import STRATEGIES
 from segue.decoding import generate
-from segue.mixers import GRU, LSTM, Elman, Layout
+from segue.mixers import GRU, LSTM, MIXERS, Elman, Layout
+from segue.models.recorded import Recorded
 from segue.serving.engine import Engine, News, Request
 from segue.testing import check_mixer, check_model
 from segue.training.recipe import bfloat16_pays
@@ -89,7 +90,7 @@ def test_mixer_says_what_it_says_on_the_cpu(name: str) -> None:
     for mixer, device in ((here, "cpu"), (there, DEVICE)):
         own = x.to(device).detach().requires_grad_()
         torch.manual_seed(2)
-        y = mixer(own, Layout.chain((3, 50), starts=starts.to(device) if starts.any() else None))
+        y = mixer(own, Layout.chain((3, 50), starts=starts.to(device) if starts.any() else None, device=device))
         (y * weights.to(device)).sum().backward()
         found.append([y, own.grad, *(p.grad for p in mixer.parameters())])
     for what, a, b in zip(["output", "gradient of x", *(n for n, _ in here.named_parameters())], *found):
@@ -121,6 +122,20 @@ def test_decoders_say_what_plain_decoding_says(pattern: str) -> None:
     for decoder in ("beam", "diverse-beam", "contrastive", *["exact", "tree"] * (pattern == "attention*2")):
         assert [a.tokens for a in generate(model, prompts, 5, decoder)] == \
             [a.tokens for a in generate(here, prompts, 5, decoder)], decoder
+
+
+UNRECORDED = {"hyena", "jrt", "palm", "block-recurrent", "lssl"}
+"""What needs the whole prompt or has a cache of its own, and what looks at numbers."""
+
+
+@pytest.mark.parametrize("name", [name for name, mixer in MIXERS.items() if mixer.causal])
+def test_a_recorded_step_says_what_the_model_says(name: str) -> None:
+    model = stack(name, options={}, width=32, hidden=48).double().to(DEVICE).eval()
+    prompts = [[1, 2, 3, 4, 1, 2, 3], [5], [7, 8, 7, 8, 7, 8, 7]]
+    running = Recorded(model, graph=DEVICE == "cuda")
+    for rows, n in ((prompts, 40), (prompts[:1], 10)):
+        assert [a.tokens for a in generate(running, rows, n)] == [a.tokens for a in generate(model, rows, n)]
+    assert bool(running.recordings) == (name not in UNRECORDED), running.trouble
 
 
 @pytest.mark.parametrize("name", ["next", "unlikelihood", "occupancy", "cloze", "diffusion"])

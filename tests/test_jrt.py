@@ -11,9 +11,12 @@ from torch import Tensor
 
 from segue.analysis.texts import log_likelihoods
 from segue.decoding import generate
+from segue.errors import SegueError
 from segue.mixers import Layout, PrefixLinearAttention
 from segue.mixers.linear import FEATURES
 from segue.models import Stack, StackConfig
+from segue.objectives import Batch, PrefixAndNext
+from segue.objectives.masked import LastMask
 from segue.serving.engine import Engine, News, Request
 from segue.tasks import TASKS, read_twice
 from segue.testing import check_model
@@ -195,3 +198,28 @@ def test_intersection_has_one_answer_and_is_read_twice() -> None:
         assert one & other == {answer} and sorted(map(len, (one, other))) == [4, 32]
     twice = read_twice(batch)
     assert torch.equal(twice.tokens[:, :39], twice.tokens[:, 39:]) and twice.count == batch.count == 8
+
+
+@pytest.mark.parametrize("mixers", [["jrt", "gru"], ["mamba", "palm"]])
+def test_what_is_learned_within_a_prompt_and_behind_it(mixers: list[str]) -> None:
+    """Against each place by itself: in the prompt what its last element was, behind it what comes next."""
+    torch.manual_seed(0)
+    options = {"jrt": {"heads": 2, "key_width": 2}, "palm": {"heads": 2}, "mamba": {"states": 2}}
+    model = Stack(StackConfig(7, 8, mixers, {name: options[name] for name in mixers if name in options})).double()
+    ids, ends = torch.randint(6, (2, 9)), (4, 6)
+    prompt = torch.arange(8) < torch.tensor(ends)[:, None]
+    batch = Batch(ids[:, :-1], ids[:, 1:], prompt=prompt)
+    loss = PrefixAndNext(6, 0.25, LastMask())(model, batch)
+    ahead, inside = [], []
+    for row, end in enumerate(ends):
+        tokens = ids[row : row + 1, :-1].clone()
+        tokens[0, end - 1] = 6
+        logs = model(tokens, Layout.chain((1, 8), prompt=prompt[row : row + 1])).logits[0].log_softmax(-1)
+        ahead += [-logs[t, ids[row, t + 1]] for t in range(end - 1, 8)]
+        inside.append(-logs[end - 1, ids[row, end - 1]])
+    wanted = (torch.stack(ahead).mean() + 0.25 * torch.stack(inside).mean()) / 1.25
+    torch.testing.assert_close(loss.total / loss.count, wanted)
+    changed = Batch(batch.tokens, batch.targets.masked_fill(torch.arange(8) < 3, 0), prompt=prompt)
+    torch.testing.assert_close(PrefixAndNext(6, 0.25, LastMask())(model, changed).total, loss.total)
+    with pytest.raises(SegueError, match="what the prompts are"):
+        PrefixAndNext(6)(model, Batch(batch.tokens, batch.targets))

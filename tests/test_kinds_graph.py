@@ -290,6 +290,12 @@ def test_edge_lists_as_people_write_them(tmp_path: Path) -> None:
     assert graph("gephi.csv", gephi.format("Undirected")).edges == [(0, 1, True, ""), (1, 2, False, "")]
     assert graph("nx.edgelist", "a b {'weight': 1, 'x': 2}\nb c {}\n").edges == triangle[:2]
     assert graph("tabs.edges", "a b\tc d\nc d\ta b\n") == Graph(["", ""], triangle[:1])
+    pairs = [(a, (a * a + b) % 40) for a in range(40) for b in (1, 2, 3)]  # of SNAP without a heading
+    for name, lines, kind in (("combined.txt", [(a, b) for a, b in pairs if a < b], "graph"),
+                              ("email.txt", [*pairs, *((b, a) for a, b in pairs if (b, a) not in pairs)], "graph"),
+                              ("clicks.txt", [(a, 5 * b) for a, b in pairs], "events")):
+        (tmp_path / name).write_text("".join(f"{a} {b}\n" for a, b in lines))
+        assert read_kind(tmp_path / name) == kind
 
 
 def test_many_nodes_before_the_links(tmp_path: Path) -> None:
@@ -317,6 +323,17 @@ def test_data_sets_of_several_files(files: dict[str, Path], tmp_path: Path) -> N
         assert sorted(len(record) for record in data) == sorted(map(len, expected))
         assert {frozenset(Counter(record.object).items()) for record in data} == \
             {frozenset(Counter(items).items()) for items in expected}
+
+
+def test_papers_that_cite_others(tmp_path: Path) -> None:
+    """The subjects in one file label the nodes of the other; what is cited but not there is told."""
+    (tmp_path / "cora.content").write_text("31336\t0\t1\tTheory\n1061127\t1\t0\tRules\n99\t0\t0\tTheory\n")
+    (tmp_path / "cora.cites").write_text("31336\t1061127\n99\t31336\n99\t7\n")
+    for path in (tmp_path, tmp_path / "cora.cites", tmp_path / "cora.content"):
+        data = segue.read(path)
+        assert (data.kind.name, data.problems.total) == ("graph", 1)
+        assert "line 3: not two papers" in str(data.problems[0])
+        assert [sorted(record.object) for record in data] == [["-1", "-1", "@Rules", "@Theory", "@Theory"]]
 
 
 @pytest.mark.parametrize("name, text, says", [

@@ -178,7 +178,7 @@ def test_logs_of_process_miners(tmp_path: Path) -> None:
     data = read(put(tmp_path / "a.xes.gz", gzip.compress(log.encode())))
     assert data.kind.name == "events" and said(data) == {"A": ["ask", "pay"], "trace 2": ["ask"]}
     assert data[0].channels["gap"].tolist() == [0, 9.5]
-    for wrong, says in ((log[:-20], "not whole XML"), ("<log></log>", "there is no event")):
+    for wrong, says in ((log[:-20], "no XES that can be read"), ("<log></log>", "there is no event")):
         with pytest.raises(SegueError, match=says):
             read(put(tmp_path / "b.xes", wrong))
 

@@ -318,6 +318,7 @@ def test_the_contract_of_every_kind(tmp_path: Path) -> None:
     ("a.csv", b"user,item\n\0,a\n", {"kind": "events"}, "NUL"),
     ("a.parquet", b"PAR1nonsense", {}, "not a readable table"),
     ("a.jsonl", b'{"user": 1\n', {"kind": "events"}, "not a line of JSON"),
+    ("a.jsonl", b'{"tags": ["a"], "is": "x"}\n{"tags": [], "is": "x"}\n', {"what": "is"}, "no column says who;"),
     ("a.jsonl", b'{"a": 1}\n', {"kind": "text"}, "no text in field"),
     ("a.csv", b"text,b\n,1\n", {"kind": "text"}, "no row holds text"),
 ])

@@ -80,11 +80,11 @@ def test_what_says_when(tmp_path: Path) -> None:
         (tmp_path / "a.csv").write_text(text)
         return list(read(tmp_path / "a.csv", **options)[0].object)
 
-    # The day of a month says no order: rows stay, and the columns that count them go.
+    # The day of a month alone says no order: rows stay, and the columns that count them go.
     dates = [(month, day) for month in (1, 2) for day in range(1, 29)]
-    rows = "".join(f"{i},2020,{month},{day},{month + day / 100}\n" for i, (month, day) in enumerate(dates))
-    said = table(values("No,year,month,day,v\n" + rows))
-    assert list(said) == ["year", "month", "day", "v"]
+    rows = "".join(f"{i},2020,{day},{month + day / 100}\n" for i, (month, day) in enumerate(dates))
+    said = table(values("No,year,day,v\n" + rows))
+    assert list(said) == ["year", "day", "v"]
     np.testing.assert_allclose(said["v"], [month + day / 100 for month, day in dates])
     # Days or months first: the user can say it.
     rows = "".join(f"{month:02}/01/2020,{month}.5\n" for month in (2, 3, 1))

@@ -27,6 +27,7 @@ from segue.kinds.frame import Look
 from segue.kinds.packed import FOREIGN
 from segue.models import Stack, StackConfig
 from segue.testing.kinds import check_kind
+from segue.verbs.fit import repeats
 from segue.verbs.fitted import Fitted, Report
 
 
@@ -341,6 +342,13 @@ def test_baskets_are_cases(tmp_path: Path) -> None:
     assert read(put(tmp_path / "a.txt", "a b,c\n"), kind="cases", elements="cells")[0].object == ["a b", "c"]
 
 
+def test_numbers_below_their_names_are_cases(tmp_path: Path) -> None:
+    text = "% Different categories found in input file:\n\nfrontpage news tech\n\n\n% Sequences:\n\n1 1 \n2 3 \n3 \n"
+    data = read(put(tmp_path / "msnbc.seq", text))
+    assert [record.object for record in data] == [["frontpage", "frontpage"], ["news", "tech"], ["tech"]]
+    assert (data.kind.name, data.name(0)) == ("cases", f"{tmp_path / 'msnbc.seq'}:8")
+
+
 def test_sequences_of_sets_are_cases(tmp_path: Path) -> None:
     sets = "@CONVERTED_FROM_TEXT\n@ITEM=1=the\n@ITEM=2=river\n1 -1 2 1 -1 -2\n2 -1 -2\n"
     data = read(put(tmp_path / "spmf.txt", sets))
@@ -384,7 +392,7 @@ def test_logs_in_the_encoding_that_they_name(tmp_path: Path) -> None:
     assert segue.read(tmp_path / "log.xes", encoding="latin-1")[0].object == ["über", "ein"]
     for told in ("klingon", "utf-7"):
         (tmp_path / "log.xes").write_bytes(log.format(told).encode("latin-1"))
-        with pytest.raises(SegueError, match="XML"):
+        with pytest.raises(SegueError, match="XES"):
             segue.read(tmp_path / "log.xes")
 
 
@@ -652,6 +660,47 @@ def _series(row: str, of: int = 60) -> str:
      "T1:2020-01-01 00-00-00:1.5,2,?\nT2:2020-01-01 00-00-00:1,2.5\n", 2, ""),
     ("gluon.jsonl", '{"start": "2020-01-01", "target": [1.5, 2, 2.5], "feat_static_cat": [0]}\n' * 3, 3,
      "columns=target, a series a row"),
+    ("prsa.csv", "No,year,month,day,hour,pm2.5,cbwd\n" + "".join(
+        f"{i + 1},2010,{1 + i // 48},{1 + i // 24 % 2},{i % 24},{i * 7 % 5 if i else 'NA'},{'NW' if i % 3 else 'cv'}\n"
+        for i in range(96)), 1, "columns=pm2.5, when=year month day hour (2010-01-01 00:00:00 to 2010-02-02 23:00:00, "
+     "every 1:00:00); not read: No, cbwd"),
+    ("hour.csv", "instant,dteday,hr,cnt\n" + "".join(f"{i},2011-01-0{1 + i // 24},{i % 24},{i * 7 % 5}\n"
+                                                     for i in range(48)), 1,
+     "columns=cnt, when=dteday hr (2011-01-01 00:00:00 to 2011-01-02 23:00:00, every 1:00:00); not read: instant"),
+    ("shampoo.csv", '"Month","Sales"\n' + "".join(f'"{1 + i // 12}-{1 + i % 12:02}",{WAVE[i]}\n' for i in range(36)), 1,
+     "columns=Sales; not read: Month"),
+    ("water.csv", "Year,Water\n" + "".join(f"{1885 + i},{300 + i * i % 7}\n" for i in range(30)), 1,
+     "columns=Water, when=Year (1885 to 1914, every 1)"),
+    ("deaths.csv", "Entity,Year,Deaths\n" + "".join(f"{who},{1900 + i},{i * i % 7}\n" for who in ("All", "Flood")
+                                                    for i in range(30)), 2,
+     "columns=Deaths, who=Entity, when=Year (1900 to 1929, every 1)"),
+    ("lstnet.txt", "".join(",".join(str(int((40 + 37 * k % 29) * WAVE[i // 5])) for k in range(30)) + "\n"
+                           for i in range(60)), 1,
+     "columns=" + ",".join(map(str, range(1, 21))) + ",... (30 in all)"),
+    ("pens.tra", "".join(",".join(f"{50 + (20 + i % 9) * np.sin(k / 3 + i * i):3.0f}" for k in range(16))
+                         + f", {i % 10}\n" for i in range(40)), 40, "a row a series, the last number its class"),
+    ("yahoo.csv", "timestamp,value,is_anomaly\n" + _series("{3},{1},0") + "60,9.5,1\n", 1,
+     "columns=value, when=timestamp (0 to 60, every 1); not read: is_anomaly"),
+    ("electricity.csv", "date,0,1,2,OT\n" + _series("{0},{1},-{1},1.5,2"), 1,
+     "columns=0,1,2,OT, when=date (*)"),
+    ("air.csv", "Date;Time;CO;;\n" + _series("{0:%d/%m/%Y;%H.%M.%S};{2};;") + ";;;;\n" * 3, 1,
+     "columns=CO, when=Date Time (*)"),
+    ("wisdm_raw.txt", "".join(f"{33 + i // 120},{['Walking', 'Sitting'][i // 60 % 2]},{49105962326000 + i * 50000000},"
+                              f"{WAVE[i % 60]},-{WAVE[i % 60]};\n" for i in range(240)), 4,
+     "columns=4,5, class=2, who=1 2, when=3 (4.9106e+10 to 4.91179e+10, every 50000); not read: 1"),
+    ("train_FD001.txt", "".join(f"{1 + i // 30} {1 + i % 30} {WAVE[i]} 100.0" + f" {WAVE[i] * 2}" * 21 + " \n"
+                                for i in range(60)), 2,
+     "columns=" + ",".join(map(str, range(3, 23))) + ",... (23 in all), who=1, when=2 (1 to 30, every 1)"),
+    ("sales.csv", "id,date,store_nbr,family,sales\n" + "".join(
+        f"{4 * i + k},{CLOCK[i]},{1 + k // 2},{'AB'[k % 2]},{WAVE[i]}\n" for i in range(60) for k in range(4)), 4,
+     "columns=sales, who=store_nbr family, when=date (*); not read: id"),
+    ("walmart.csv", "Store,Dept_nbr,Date,Sales\n" + "".join(
+        f"{1 + k // 9},{k % 9},{CLOCK[i]},{i * 7 % 5}\n" for i in range(60) for k in range(63)), 63,
+     "columns=Sales, who=Store Dept_nbr, when=Date (*)"),
+    ("ae.train", "\n".join("".join(f"{WAVE[i]} -0.{i}\n" for i in range(10 + k)) for k in range(4)), 4,
+     "a series a block of lines"),
+    ("libras.data", "".join(",".join(f"{.5 + .4 * np.sin(k / 9 + i * i):.5f}" for k in range(30)) + f",{i % 10}\n"
+                            for i in range(40)), 40, "a row a series, the last number its class"),
     ("meteo.json", json.dumps({"elevation": 38.0, "hourly": {"time": [str(each) for each in CLOCK], "rain": WAVE,
                                                              "heat": WAVE}}), 1,
      "columns=hourly.rain,hourly.heat, when=hourly.time (*)")])
@@ -959,6 +1008,18 @@ def test_pictures_in_tables_and_with_classes(tmp_path: Path, name: str, content:
         check_kind(KINDS["picture"], [tmp_path / name], mutations=4)
 
 
+def test_pictures_of_few_steps_are_as_bright_as_others(tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
+    on = [[int(cell) > 99 for cell in each.split()] for each in BRIGHT]
+    semeion = "".join(" ".join(f"{cell:d}.0000" for cell in each) + f" {i % 2:d} {1 - i % 2:d} \n"
+                      for i, each in enumerate(on))
+    optdigits = "".join(",".join(f"{16 * cell}" for cell in each) + f",{1 - i % 2}\n" for i, each in enumerate(on))
+    for name, text in (("semeion.data", semeion), ("optdigits.tra", optdigits)):
+        data = read(put(tmp_path / name, text), side=0)
+        assert (data.kind.name, [class_in(data.name(i))[1] for i in range(4)]) == ("picture", ["1", "0", "1", "0"])
+        assert [record.object[1:] for record in data] == [[str(7 * cell) for cell in each] for each in on]
+
+
 def test_arrays_of_pictures_whatever_their_axes(tmp_path: Path) -> None:
     pytest.importorskip("PIL")
     colours = np.stack([INK] * 3, 1).repeat(2, 2).repeat(2, 3)  # four of three channels of 16 x 16
@@ -1016,6 +1077,37 @@ def test_a_model_reads_new_files_as_its_own(tmp_path: Path) -> None:
         "the data were read without lines=, those that the model was fitted on with lines=true"]
     read(path, lines=True).save(tmp_path / "saved")
     assert not model.otherwise(read(tmp_path / "saved")) + model.otherwise(model.read(["name"]))
+
+
+def test_what_nobody_does_twice_is_not_recommended_twice(tmp_path: Path) -> None:
+    rows = "".join(f"u{i // 4},m{i * 5 % 12}\n" for i in range(40))
+    rated = read(put(tmp_path / "ratings.csv", "user,movie\n" + rows))
+    codec = KINDS["events"].codec(rated)
+    assert repeats(rated.encode(codec), len(codec.items)) == 0
+    heard = read(put(tmp_path / "plays.csv", "user,song\n" + "".join(f"u{i // 4},m{i % 2}\n" for i in range(40))))
+    assert repeats(heard.encode(codec), len(codec.items)) == 0.5
+    stack = Stack(StackConfig(codec.size, 8, ["gru"])).eval()
+    for share, once in ((0.0, True), (0.5, False)):
+        model = Fitted(stack, codec, KINDS["events"], Report({"repeats": share}), 16)
+        whole = model.continue_(["m0", "m5"], n=8, min_new_tokens=8).whole
+        assert (model.once, len(set(whole)) == len(whole) == 10) == (once, once)
+
+
+def test_games_are_their_moves(tmp_path: Path) -> None:
+    """Comments, variations, glyphs and numbers are no moves; a game that was cut is told."""
+    tags = '[Event "Rated"]\n[Site "x"]\n[Result "{}"]\n\n'
+    games = ("1. e4 e5 {Ruy (Lopez)} 2. Nf3! (2. f4 exf4 (2... d5) 3. Nf3) Nc6 $1\n3. Bb5 a6 1/2-1/2\n\n",
+             "1. e4 { [%eval 0.17] } 1... c5 2. O-O-O e8=Q+ 1-0\n\n", "1. e4 e5 2. Qxxx *\n")
+    text = "".join(tags.format(game.split()[-1]) + game for game in games)
+    data = read(file := put(tmp_path / "two.pgn", text), classes="")
+    assert [record.object for record in data] == [["e4", "e5", "Nf3", "Nc6", "Bb5", "a6"],
+                                                  ["e4", "c5", "O-O-O", "e8=Q+"]]
+    assert [class_in(record.name) for record in data] == [(f"{file}:1", "1/2-1/2"), (f"{file}:8", "1-0")]
+    assert [str(problem) for problem in data.problems] == [
+        f"{file}, record line 14: 'Qxxx' is no move; mend or remove the game"]
+    rows = "a,white,d4 d5 c4 c6 cxd5\nb,black,e4 e5 Nf3 Nc6\n" * 3
+    data = read(put(tmp_path / "games.csv", f"id,winner,moves\n{rows}"))
+    assert (data.kind.name, data[0].object) == ("events", ["d4", "d5", "c4", "c6", "cxd5"])
 
 
 def test_sequences_of_objects_and_times_a_line(tmp_path: Path) -> None:
@@ -1088,6 +1180,9 @@ DAYS = [f"2016-03-{1 + i:02d} 10:0{i % 7}:00" for i in range(20)]
      "who=sessionId, what=itemId", 5),
     ("kuairec.csv", "user_id,video_id,watch_ratio\n" + "".join(f"{i % 3},{i * i % 7},0.{i}\n" for i in range(20)),
      "who=user_id, what=video_id", 3),
+    ("anime.csv", "user_id,anime_id,rating\n" + "".join(f"{i % 3},{i * i % 7},{-1 if i % 4 else 8}\n"
+                                                        for i in range(20)),
+     "who=user_id, what=anime_id", 3),
     ("ml.inter", "user_id:token\titem_id:token\ttimestamp:float\n" + "".join(
         f"{i % 3}\t{i * i % 7}\t{881250949 + i}\n" for i in range(20)),
      "who=user_id, what=item_id, when=timestamp (*)", 3),
@@ -1110,6 +1205,9 @@ DAYS = [f"2016-03-{1 + i:02d} 10:0{i % 7}:00" for i in range(20)]
     ("log_structured.csv", "LineId,Time,Level,EventId\n" + "".join(
         f"{i},{day},{'ab'[i % 2]},E{i * i % 3}\n" for i, day in enumerate(DAYS)),
      "who=the file, what=EventId, when=Time (*)", 1),
+    ("linux_structured.csv", "LineId,Month,Date,Time,Component,EventId\n" + "".join(
+        f"{i},{'Jun' if i < 9 else 'Jul'},{14 + i % 9},0{i % 9}:15:16,{'ab'[i * i % 3 % 2]},E{i * i % 3}\n"
+        for i in range(20)), "who=the file, what=EventId, when=Month Date Time (*)", 1),
     ("traces.csv", "BlockId,Label,Features,TimeInterval\n" + "".join(
         f'blk_{i},Fail,"[E5,E2,E{i % 3}]","[0.0, 1.5, 0.5]"\n' for i in range(20)), "what=Features", 20),
     ("mind.tsv", "".join(f"{i}\tU{i % 4}\t11/13/2019 8:36:5{i % 10} AM\t"
@@ -1176,3 +1274,114 @@ def test_long_rows_are_told_from_sentences_at_once() -> None:
     """A search for blank lines took minutes where rows are long."""
     head = b"\n".join(b" 1.5000000e+00" * 90 for _ in range(50))
     assert not KINDS["events"].sniff(Path("TRAIN.txt"), head)
+
+
+ASKED_FOR = [f"What is number {i} of the river called" for i in range(8)]
+LABELLED = "".join(f"{['DESC:manner', 'HUM:ind', 'LOC:other'][i % 3]} {ASKED_FOR[i % 8]} ?\n" for i in range(30))
+SENTENCES = "".join("".join(f"{k}\t{word}\t{word.lower()}\tNOUN\n" for k, word in enumerate(text.split(), 1)) + "\n"
+                    for text in RIVER * 2)
+TOLD = [{"text": "add "}, {"text": "a tune", "entity": "name"}, {"text": " to my list"}]
+TREE = {"text": "Who was it?", "role": "prompter", "lang": "en", "replies": [
+    {"text": "Nobody.", "role": "assistant", "replies": [{"text": "So?", "role": "prompter", "replies": []}]},
+    {"text": "I.", "role": "assistant", "replies": []}]}
+
+
+@pytest.mark.parametrize("name, content, count, said, label", [
+    ("trec.label", LABELLED, 30, f"{ASKED_FOR[0]} ?", "DESC:manner"),
+    ("rt.all", "".join(f"{i * i % 3 % 2} {text}\n" for i, text in enumerate(ASKED_FOR * 4)), 32, ASKED_FOR[0], "0"),
+    ("phrases.txt", "".join(f"{text} .@{'ab'[i * i % 3 % 2]}\n" for i, text in enumerate(ASKED_FOR * 4)), 32,
+     f"{ASKED_FOR[0]} .", "a"),
+    ("sms.txt", "".join(f"{'hs'[i * i % 3 % 2]}am\t{text} {i}\n" for i, text in enumerate(ASKED_FOR * 4)), 32,
+     f"{ASKED_FOR[0]} 0", "ham"),
+    ("ud.conllu", f"# newdoc\n# text = {RIVER[0]}\n" + SENTENCES, 8, RIVER[0], ""),
+    ("germeval.tsv", "# source\n" + SENTENCES, 8, RIVER[0], ""),
+    ("eng.testa", "-DOCSTART- -X-\n\n" + SENTENCES.replace("\t", " "), 8, RIVER[0], ""),
+    ("babi.txt", ("1 Ann went out.\n2 Bo came in.\n3 Where is Ann? \tout\t1\n" * 9), 9,
+     "1 Ann went out.\n2 Bo came in.\n3 Where is Ann? \tout\t1", ""),
+    ("tiny.txt", "<|endoftext|>\n".join(f"{text}\nAnd so on.\n" for text in RIVER), 4, f"{RIVER[0]}\nAnd so on.", ""),
+    ("daily.txt", "".join(f"{text} __eou__ {text} __eou__\n" for text in RIVER * 5), 20,
+     f"{RIVER[0]} __eou__ {RIVER[0]} __eou__", ""),
+    ("meld.csv", "Utterance,Speaker,Emotion,Dialogue_ID\n" + "".join(
+        f"{text},{'AB'[i % 2]},joy,{i // 4}\n" for i, text in enumerate(RIVER * 3)), 3,
+     f"A: {RIVER[0]}\nB: {RIVER[1]}\nA: {RIVER[2]}\nB: {RIVER[3]}", ""),
+    ("piqa.jsonl", "".join(json.dumps({"goal": text, "sol1": "wade", "sol2": "swim"}) + "\n" for text in RIVER), 4,
+     f"{RIVER[0]}\nwade\nswim", ""),
+    ("swag.jsonl", "".join(json.dumps({"ind": i, "ctx_b": "he", "ctx": text, "label": 1, "split": "val",
+                                       "endings": ["swims.", "runs."]}) + "\n" for i, text in enumerate(RIVER)), 4,
+     f"{RIVER[0]}\nswims.\nruns.\n1", ""),
+    ("oasst.jsonl", json.dumps({"id": "x", "prompt": TREE}) + "\n", 1,
+     "prompter: Who was it?\nassistant: Nobody.\nprompter: So?", ""),
+    ("bench.jsonl", json.dumps({"id": 1, "kind": "a", "turns": ["Who was it then?", "And why so?"]}) + "\n", 1,
+     "Who was it then?\nAnd why so?", ""),
+    ("bbh.json", json.dumps({"canary": "no", "examples": [{"input": text, "target": "Yes"} for text in RIVER]}), 4,
+     f"{RIVER[0]}\nYes", ""),
+    ("trivia.json", json.dumps({"Data": [{"Question": text, "Answer": {"Value": "Rain", "Aliases": ["a"]}}
+                                         for text in RIVER], "Version": 1}), 4, f"{RIVER[0]}\nRain", ""),
+    ("pairs.csv", "said,answered\n" + "".join(f"{text} Yes.,{text} No.\n" for text in RIVER), 4,
+     f"{RIVER[0]} Yes.\n{RIVER[0]} No.", ""),
+    ("arxiv.jsonl", json.dumps({"id": 1, "article_text": RIVER, "labels": None}), 1, "\n".join(RIVER), ""),
+    ("shp.jsonl", json.dumps({"history": "Who was it then?", "n": 1, "human_ref_A": "I was.", "human_ref_B": "No."}), 1,
+     "Who was it then?\nI was.", ""),
+    ("snips.json", json.dumps({"AddTo": [{"data": TOLD}] * 3}, indent=1), 3, "add a tune to my list", ""),
+    ("one.json", json.dumps({"problem": "How many are there?", "level": "5", "solution": "Two."}, indent=1), 1,
+     "How many are there?\nTwo.", ""),
+    ("coqa.json", json.dumps({"version": "1.0", "data": [
+        {"story": f"{text} {i}, so, " * 40, "questions": [{"input_text": "Why so?"}], "answers": [{"input_text": "So"}]}
+        for i, text in enumerate(RIVER * 20)]}), 80, f"{RIVER[0]} 0, so, " * 40 + "\nWhy so?\nSo", ""),
+])
+def test_many_texts_in_a_file(tmp_path: Path, name: str, content: str, count: int, said: str, label: str) -> None:
+    data = read(put(tmp_path / name, content))
+    assert (data.kind.name, len(data), texts(data)[0], class_in(data.name(0))[1]) == ("text", count, said, "")
+    if label:
+        assert class_in(read(tmp_path / name, classes="").name(0))[1] == label
+    if name == "piqa.jsonl":
+        put(tmp_path / "piqa-labels.lst", "0\n1\n1\n0\n")
+        assert [class_in(read(tmp_path, classes="").name(i))[1] for i in range(4)] == ["0", "1", "1", "0"]
+    if name == "ud.conllu":
+        assert texts(read(tmp_path / name, field=["4"]))[1] == " ".join(["NOUN"] * len(RIVER[1].split()))
+
+
+RESIDUES = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ"
+BASES = "GGGAAACUUCGGUUUCCC"
+
+
+@pytest.mark.parametrize("name, content, kind, said, label", [
+    ("signalp.fasta", "".join(f">P{i}|EUK|{'AB'[i % 2]}|{i}\n{RESIDUES}\n{'S' * 9}{'O' * 24}\n" for i in range(9)),
+     "protein", RESIDUES, "A"),
+    ("masks.fasta", "".join(f">P{i}\n{RESIDUES}\n{'0' * 30}111\n" for i in range(9)), "protein", RESIDUES, ""),
+    ("fold.dbn", "".join(f">r{i}\n{BASES}\n((((((......)))))) (-4.20)\n" for i in range(4)), "dna", BASES, ""),
+    ("one.dbn", f"#Name: one\n{BASES * 2}\n{'((((((......))))))' * 2}\nSSSSSSHHHHHH\n", "dna", BASES * 2, ""),
+    ("one.ct", "  4  ENERGY = -1  one\n" + "".join(f" {i} {base} {i - 1} {(i + 1) % 5} 0 {i}\n" for i, base in
+                                                 enumerate("GAAC", 1)), "dna", "GAAC", ""),
+    ("one.bpseq", "".join(f"{i} {base} 0\n" for i, base in enumerate(BASES, 1)), "dna", BASES, ""),
+    ("flip.fa", "".join(f">S{i} TARGET={'AB'[i % 2]} SET=train\n{RESIDUES}\n" for i in range(9)), "protein", RESIDUES,
+     "A"),
+    ("deep.fa", "".join(f">S{i} {'AB'[i % 2]}.x-M{' test' * (i % 2)}\n{RESIDUES}\n" for i in range(9)), "protein",
+     RESIDUES, "A.x-M"),
+    ("swiss.fa", "".join(f">sp|S{i}|X_HUMAN PE={i % 2}\n{RESIDUES}\n" for i in range(9)), "protein", RESIDUES, ""),
+    ("sites.tsv", "enzyme\tsite\tn\nEcoRI\tG^AATTC\tBN\nFokI\tGGATG(9/13)\tN\nAvaII\tG^GWCC\t\n", "dna", "GAATTC", ""),
+    ("amp.csv", "".join(f"{RESIDUES[i : i + 11]},{i % 2}\n" for i in range(22)), "protein", RESIDUES[:11], "0"),
+    ("amp.txt", "".join(f"{RESIDUES[i : i + 7 + i % 4]}\n" for i in range(22)), "protein", RESIDUES[:7], ""),
+])
+def test_letters_with_marks_and_classes(tmp_path: Path, name: str, content: str, kind: str, said: str,
+                                        label: str) -> None:
+    data = read(put(tmp_path / name, content), classes="")
+    assert (data.kind.name, data[0].object, class_in(data.name(0))[1]) == (kind, said, label)
+    assert read(tmp_path / name)[0].object == said and not data.problems
+    if name == "signalp.fasta":
+        cut = read(put(tmp_path / name, content[:-5]))
+        assert len(cut) == 8 and "cut short" in str(cut.problems[0])
+    if name in ("fold.dbn", "one.ct"):
+        check_kind(KINDS["dna"], [tmp_path / name], mutations=6)
+
+
+def test_lines_with_classes_in_another_file(tmp_path: Path) -> None:
+    put(tmp_path / "train_text.txt", "".join(f"{text} {i}\n" for i, text in enumerate(RIVER * 3)))
+    put(tmp_path / "train_labels.txt", "0\n2\n" * 6)
+    data = read(tmp_path, classes="")
+    assert len(data) == 12 and class_in(data.name(1))[1] == "2" and len(read(tmp_path / "train_text.txt")) == 12
+    put(tmp_path / "train_labels.txt", "0\n2\n")
+    assert len(read(tmp_path / "train_text.txt")) == 1, "not as many"
+    put(tmp_path / "a/seq.in", "".join(f"{text}\n" for text in RIVER * 4))
+    put(tmp_path / "a/label", "to_go\nto_come\n" * 8)
+    assert class_in(read(tmp_path / "a", classes="").name(3))[1] == "to_come"

@@ -44,9 +44,12 @@ def by_loops(mixer: LongVQ, x: Tensor) -> Tensor:
             nearest = codes[(codes - k[j]).square().sum(-1).argmin()]
             near = i - j < w
             bias = mixer.attention.bias[i - j] if near else 0.0
-            scores.append(q[i] @ (k[j] if near else nearest) / math.sqrt(3) + bias)
+            scores.append(q[i] @ nearest / math.sqrt(3) + bias)
         rows.append(torch.stack(scores).softmax(0) @ v[: i + 1])
-    return mixer._gate(torch.stack(rows), memory)
+    reset, update, plain = mixer.gates(memory).split([v.shape[1], x.shape[1], x.shape[1]], -1)
+    new = F.silu(plain + mixer.join(F.silu(reset) * torch.stack(rows)))
+    update = torch.sigmoid(update)
+    return update * new + (1 - update) * x - x  # less what the block adds
 
 
 @torch.no_grad()
@@ -68,8 +71,8 @@ def test_gradients_go_straight_through_the_codes(window: int, packed: bool) -> N
     y, _ = attention.scan((q, k, v, code), attention.initial(2, q), starts)
     apart, document = torch.arange(23)[:, None] - torch.arange(23), starts.long().cumsum(1)
     quantised = k + (codes[code] - k).detach()
-    scores = torch.where(apart < window, q @ k.mT / math.sqrt(3) + attention.bias[apart.clamp(0, window - 1)],
-                         q @ quantised.mT / math.sqrt(3))
+    near = torch.where(apart < window, attention.bias[apart.clamp(0, window - 1)], 0.0)
+    scores = q @ quantised.mT / math.sqrt(3) + near
     seen = (apart >= 0) & (document[:, :, None] == document[:, None])
     whole = scores.masked_fill(~seen, -math.inf).softmax(-1) @ v
     pull, wanted = torch.randn_like(y), (q, k, v, attention.bias)
@@ -80,15 +83,17 @@ def test_gradients_go_straight_through_the_codes(window: int, packed: bool) -> N
 
 @torch.no_grad()
 def test_a_codebook_of_all_keys_is_exact() -> None:
-    """A code for every key: the window then makes no difference, but for its bias."""
-    x, outputs = torch.randn(1, 16, 8, dtype=torch.float64), []
+    """A code for every key: softmax attention to the keys themselves, whatever the window."""
+    x = torch.randn(1, 16, 8, dtype=torch.float64)
+    index = torch.arange(16)
+    apart = index[:, None] - index
     for window in (2, 16):
         model = mixer(16, window)
-        model.load_state_dict(mixer(16, 2).state_dict() | {"attention.bias": torch.zeros(window)})
-        _, k, _, _ = model._project(x, model._alone(x))
+        q, k, v, _ = model._project(x, memory := model._alone(x))
         model.attention.codebook.sums.copy_(k[0])
-        outputs.append(model(x))
-    assert (outputs[0] - outputs[1]).abs().max() < 1e-10
+        scores = (q @ k.mT)[0] / math.sqrt(3) + model.attention.biases(apart)
+        read = scores.masked_fill(apart < 0, -math.inf).softmax(-1) @ v
+        assert (model(x) - model._gate(read, memory, x)).abs().max() < 1e-10
 
 
 @pytest.mark.parametrize("codes, window", [(1, 3), (2, 60)])

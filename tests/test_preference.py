@@ -26,7 +26,7 @@ from segue.objectives.preference import answer_likelihoods
 from segue.papers import claim
 from segue.papers.base import Row
 from segue.papers.spar import AGAIN, BASE, INTERFERING, REFINED, TUNED, critic, editor, interfering
-from segue.programs import Judge, Judgement, Local, Refiner, Scripted, preference_pairs, refine_tree
+from segue.programs import Judge, Judgement, Local, Refiner, Scripted, preference_pairs, refine_tree, refiner_lessons
 from segue.programs.judge import score, yes_or_no
 from segue.tasks.lilt import CODEC, FAMILIES, Instruction, holds, lilt
 from segue.training.learn import learn
@@ -245,6 +245,18 @@ def test_judgements_are_kept_by_prompt_and_answer() -> None:
     cache: dict[tuple[str, str], Judgement] = {}
     refine = partial(refine_tree, answer="", critique="what is wrong", refine=grow, judge=table, depth=1, cache=cache)
     assert refine("p").judged == 3 and refine("p").judged == 0 and refine("q").judged == 3
+
+
+def test_a_refiner_learns_from_its_own_trees() -> None:
+    actor = Scripted(["bad"])
+    votes = Scripted(["fault: no", "fault: no", "fine: yes", *["still: no"] * 3, "well: yes", "no", "well: yes"])
+    judge, refiner = Judge(votes, "judge {} {}".format, votes=3), \
+        Refiner(Scripted(["<answer>worse</answer>", "<answer>good</answer>"]), "refine {} {} {}".format)
+    pairs = preference_pairs(actor, ["p"], judge, refiner, samples=1, branch=2) * 2
+    assert [(pair.worse, pair.better) for pair in pairs] == [("bad", "good")] * 2
+    assert refiner_lessons(pairs, judge, refiner) == {
+        "refine": [("refine p bad fault: no", "<answer>good</answer>")],
+        "pass": [("judge p good", "well: yes")], "fail": [("judge p bad", "fault: no")]}  # on "worse" all agreed
 
 
 # Lilt.

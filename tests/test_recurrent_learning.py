@@ -10,6 +10,7 @@ from torch import Tensor
 
 from segue.errors import SegueError
 from segue.mixers import GRU, LSTM, Attention, Bidirectional, Elman, Jordan, Mixer
+from segue.objectives.policy import advantages, clipped_policy
 from segue.training.truncated import rtrl, truncated_bptt
 
 CELLS = [Elman, Jordan, LSTM, GRU]
@@ -87,3 +88,31 @@ def test_bidirectional_is_both_ways(cell: type[Mixer]) -> None:
     torch.testing.assert_close(found, mixer(x))
     with pytest.raises(SegueError, match="looks ahead"):
         mixer.extend(x, Elman(6).init_state(2))
+
+
+@given(st.integers(1, 9), st.integers(0, 1000), st.floats(0, 1), st.floats(0, 1))
+@settings(max_examples=25, deadline=None)
+def test_advantages_end_with_their_episodes(length: int, seed: int, discount: float, trace: float) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    rewards, values = (torch.randn(2, length + more, generator=draw, dtype=torch.float64) for more in (0, 1))
+    ends = torch.rand(2, length, generator=draw) < 0.3
+    found = advantages(rewards, values, ends, discount, trace)
+    for row in range(2):
+        for start in range(length):
+            total = 0.0
+            for t in range(start, length):
+                after = 0.0 if ends[row, t] else float(values[row, t + 1])
+                total += (discount * trace) ** (t - start) * float(rewards[row, t] + discount * after - values[row, t])
+                if ends[row, t]:
+                    break
+            assert float(found[row, start]) == pytest.approx(total, abs=1e-9)
+
+
+def test_a_policy_goes_no_farther_than_the_clip() -> None:
+    logs = torch.tensor([0.0, 0.5, -0.5, 0.5, -0.5], requires_grad=True)  # as it was, and too far either way
+    loss = clipped_policy(logs, torch.zeros(5), torch.tensor([1.0, 1.0, -1.0, -1.0, 1.0]))
+    loss.backward()
+    e = torch.tensor(0.5).exp()
+    assert float(loss) == pytest.approx(-float(1 + 1.2 - 0.8 - e + 1 / e) / 5)
+    assert logs.grad is not None
+    torch.testing.assert_close(logs.grad, torch.stack([torch.tensor(-1.0), *torch.zeros(2), e, -1 / e]) / 5)

@@ -106,7 +106,11 @@ def test_lru_is_an_s5_of_the_same_eigenvalues() -> None:
 
 @torch.no_grad()
 def test_the_ring_begins_between_its_radii() -> None:
-    decay = LRU(8, states=4000, radii=(0.6, 0.9), phase=1.0).recurrence.decay()
+    lru = LRU(8, states=4000, radii=(0.6, 0.9), phase=1.0)
+    decay = lru.recurrence.decay()
+    # All states are of one size where inputs are independent: the powers of a decay add up to it.
+    powers = (decay.abs()[:, None] ** (2 * torch.arange(400))).sum(1)
+    torch.testing.assert_close(lru.gamma.exp().square() * powers, torch.ones(4000), rtol=1e-4, atol=1e-4)
     assert float(decay.abs().min()) >= 0.6 and float(decay.abs().max()) <= 0.9
     assert float(decay.angle().min()) >= 0 and 0.99 < float(decay.angle().max()) <= 1.0
     # Evenly over the ring's area: half of it lies beyond the radius where half the area is.

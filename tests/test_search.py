@@ -384,6 +384,9 @@ def test_conditional_beam_without_weight_is_the_beam() -> None:
         assert found(Beam(**options)) == found(ConditionalBeam(**options, attribute=attribute, attribute_weight=0.0))
         few = found(ConditionalBeam(**options, attribute=lambda living, tokens: np.zeros(tokens.shape)))
         assert found(Beam(**options)) == few
+        half, full = (found(ConditionalBeam(**options, attribute_weight=weight, attribute=lambda living, tokens,
+                                            weight=weight: (np.cos(tokens) - 1) / weight)) for weight in (0.5, 2.0))
+        assert half == full != found(Beam(**options))  # only the product counts
     check_search(lambda width: ConditionalBeam(width, num_return_sequences=width, attribute_top=2,
                                                attribute=lambda living, tokens: -tokens / 9.0), exact=False)
 

@@ -371,6 +371,32 @@ def test_a_server_that_is_told_to_end_ends_answers_in_words(engines: Any, monkey
         assert not thread.is_alive()
 
 
+def test_a_client_that_leaves_before_the_first_piece_frees_its_row(engines: Any) -> None:
+    pytest.importorskip("fastapi")
+    from segue.serving.api import create_app
+
+    codec = ByteCodec()
+    engine = engines(Slow(codec.size, sharpness=0.0), tokens=100_000)
+    body = json.dumps({"prompt": "a", "max_tokens": 50_000, "stream": True, "logit_bias": {"6": -100}}).encode()
+    told = iter([{"type": "http.request", "body": body}])
+
+    async def receive() -> Any:
+        return next(told, {"type": "http.disconnect"})
+
+    async def send(message: Any) -> None:  # a network that is not ready at once, so that the answer is dropped here
+        await asyncio.sleep(0)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "raw_path": b"/v1/completions",
+             "query_string": b"", "headers": [(b"content-type", b"application/json")]}
+
+    async def leave() -> None:
+        await create_app(engine, codec, "tiny")(scope, receive, send)
+        while any(engine.stats()[each] for each in ("waiting", "reading", "answering", "rows")):
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(leave(), 10))
+
+
 def test_words_of_bases_are_counted_in_bases(tiny: Any) -> None:
     client = tiny(KmerCodec(3))
     for stream in (False, True):

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -44,6 +45,29 @@ def test_hippo_bases_in_closed_form() -> None:
     waves = torch.stack([turn.cos(), turn.sin()], 2).flatten(1) * math.sqrt(2)
     waves[:, 0] /= math.sqrt(2)
     assert (found - waves).abs().max() < 0.2 and response("fourier", 128, beyond)[:, :6].abs().max() < 0.2
+
+
+@pytest.mark.parametrize("length", [1, 2, 50])
+def test_compressed_signals_are_projections_at_every_time(length: int) -> None:
+    u = torch.randn(2, length, generator=torch.Generator().manual_seed(length), dtype=torch.float64)
+    found = hippo.compressed(u, 6)
+    assert found.shape == (2, length, 6)
+    points, weights = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(8))
+    for end in {1, length}:
+        # Each element is held for one unit of time: over it, polynomials are integrated exactly.
+        x = (torch.arange(end)[:, None] + (points + 1) / 2) / end
+        wanted = torch.einsum("bk,kp,p,kpn->bn", u[:, :end], torch.ones_like(x), weights / (2 * end),
+                              legendre(6, 2 * x.flatten() - 1).unflatten(0, x.shape))
+        assert (found[:, end - 1] - wanted).abs().max() < 1e-10
+
+
+def test_a_polynomial_is_recalled() -> None:
+    """Of finely sampled ones: those of lower degree come back, and higher ones do not."""
+    time = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    signals = torch.stack([time**3 - time, time**6])
+    told = hippo.recalled(hippo.compressed(signals, 5)[:, -1], time)
+    away = (told - signals).abs().amax(1)
+    assert away[0] < 1e-3 < away[1]
 
 
 @pytest.mark.parametrize("family", hippo.FAMILIES)

@@ -167,7 +167,8 @@ def gcg(task: Control, target: int, k: int, steps: int = 34, candidates: int = 7
         if stuck == patience:
             (control, first, chance), stuck = anew(), 0
         else:
-            swapped = _swaps(task, control, lambda chances: -chances[target], candidates, top, generator)
+            slopes = task.gradient(control, lambda chances: -chances[target]) if task.guided else None
+            swapped = _swaps(task.ids, control, slopes, candidates, top, generator)
             firsts, chances = task.scores(swapped, target)
             at = _best(firsts, chances, target)
             if chances[at] > chance or int(firsts[at]) == target:
@@ -180,18 +181,59 @@ def gcg(task: Control, target: int, k: int, steps: int = 34, candidates: int = 7
                  f"{'gcg' if task.guided else 'random swaps'}, k = {k}")
 
 
-def _swaps(task: Control, control: Tensor, loss: Callable[[Tensor], Tensor], count: int, top: int,
+def _swaps(ids: Tensor, control: Tensor, slopes: Tensor | None, count: int, top: int,
            generator: torch.Generator) -> Tensor:
-    """Up to `count` controls (B, k) that differ from one (k,) by one id, of the `top` ones at its place by which the
-    loss falls most, to first order; of all where the model gives no gradient."""
-    favoured = task.ids.expand(len(control), -1)
-    if task.guided:
-        slopes = task.gradient(control, loss)[:, task.ids]
-        favoured = task.ids[slopes.topk(min(top, len(task.ids)), largest=False).indices]
+    """Up to `count` controls (B, k) that differ from one (k,) by one id, of the `top` ones at its place by which a loss
+    with these slopes (k, V) falls most, to first order; of all ids where there are none."""
+    favoured = ids.expand(len(control), -1)
+    if slopes is not None:
+        favoured = ids[slopes[:, ids].topk(min(top, len(ids)), largest=False).indices]
     place, chosen = (torch.randint(below, (count,), generator=generator) for below in favoured.shape)
     swapped = control.repeat(count, 1)
     swapped[torch.arange(count), place] = favoured[place, chosen]
     return swapped.unique(dim=0)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """One control for many states. reached: of which of them the target is the model's first choice behind it. loss:
+    of the targets there, nats, the mean. tried: how many controls were scored, of all states together."""
+
+    control: tuple[int, ...]
+    reached: tuple[bool, ...]
+    loss: float
+    tried: int
+
+
+def gcg_shared(tasks: Sequence[Control], targets: Ids, k: int, steps: int = 34, candidates: int = 768, top: int = 128,
+               examples: int = 8, seed: int = 0) -> Shared:
+    """`gcg` of k ids that are to bring every one of some states to a target of its own: swaps are drawn by the mean
+    gradient of `examples` states, drawn for each step, and scored on all; a step that helps nothing on the whole is not
+    taken. tasks: of models that read the same ids."""
+    if not tasks or len(tasks) != len(targets) or any(not torch.equal(task.ids, tasks[0].ids) for task in tasks):
+        raise SegueError(f"{len(tasks)} states and {len(targets)} targets: give a target for each of at least one "
+                         "state, and allow the same ids in all")
+    generator, before, ids = torch.Generator().manual_seed(seed), [task.tried for task in tasks], tasks[0].ids
+
+    def scored(controls: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, states) whether the target comes first, and (B,) its mean log-probability."""
+        found = [task.scores(controls, target) for task, target in zip(tasks, targets)]
+        return (torch.stack([firsts == target for (firsts, _), target in zip(found, targets)], 1),
+                torch.stack([chances for _, chances in found]).mean(0))
+
+    control = ids[torch.randint(len(ids), (k,), generator=generator)]
+    (reached,), (chance,) = scored(control[None])
+    for _ in range(steps if k else 0):
+        some = torch.randperm(len(tasks), generator=generator)[:examples].tolist()
+        slopes = [tasks[i].gradient(control, lambda chances, i=i: -chances[targets[i]]) for i in some
+                  if tasks[i].guided]
+        swapped = _swaps(ids, control, torch.stack(slopes).mean(0) if slopes else None, candidates, top, generator)
+        hits, chances = scored(swapped)
+        best = int(chances.argmax())
+        if chances[best] > chance:
+            control, reached, chance = swapped[best], hits[best], chances[best]
+    return Shared(tuple(control.tolist()), tuple(reached.tolist()), -float(chance),
+                  sum(task.tried - old for task, old in zip(tasks, before)))
 
 
 def backoff(task: Control, target: int, greedy: int = 3, swaps: Iterable[int] = (4, 6, 8, 10), seed: int = 0,
@@ -225,7 +267,8 @@ def cover(task: Control, k: int, steps: int = 34, candidates: int = 768, top: in
 
         known = list(reached.values())
         control = torch.tensor(known[int(torch.randint(len(known), (), generator=generator))])
-        swapped = _swaps(task, control, loss, candidates, top, generator)
+        slopes = task.gradient(control, loss) if task.guided else None
+        swapped = _swaps(task.ids, control, slopes, candidates, top, generator)
         for found, first in zip(swapped.tolist(), task.scores(swapped)[0].tolist()):
             reached.setdefault(first, tuple(found))
     return reached

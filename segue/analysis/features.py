@@ -1,5 +1,6 @@
-"""Features that a model's vectors are made of: a sparse autoencoder finds them, steering exchanges them (Bricken et al.
-2023; Gould et al. 2023, arXiv 2312.09230)."""
+"""Features that a model's vectors are made of: a sparse autoencoder finds them, steering exchanges them, and so do
+maps that take a place in an order apart from which order it is (Bricken et al. 2023; Gould et al. 2023, arXiv
+2312.09230)."""
 
 from __future__ import annotations
 
@@ -65,3 +66,24 @@ def fit_autoencoder(x: Tensor, features: int = 512, sparsity: float = 0.3, steps
 def steered(x: Tensor, away: Tensor, toward: Tensor, strength: float | Tensor) -> Tensor:
     """x (M, D) with `strength` of one direction (D,) exchanged for another: x - strength away + strength toward."""
     return x + strength * (toward - away)
+
+
+def exchangeable(x: Tensor, index: Tensor, group: Tensor, ridge: float = 1e-3) -> tuple[Tensor, Tensor]:
+    """Two maps (D, D) that take vectors apart into what says the place in an order and what says which order it is, so
+    that parts of different ones can be put together: x[t] @ first + x[s] @ second is near the vector of what has the
+    index of t and the group of s (March and 5 make May). Least squares over all pairs whose outcome is among `x`.
+
+    x: (M, D), say of `segue.analysis.circuits.effective_inputs`. index, group: (M,) long, no two alike in both. ridge:
+    times the mean square of x, what keeps the maps small where there are few pairs.
+    """
+    places = {pair: at for at, pair in enumerate(zip(index.tolist(), group.tolist()))}
+    if len(places) < len(x):
+        raise SegueError(f"{len(x)} vectors have {len(places)} different pairs of index and group: give each one "
+                         "of its own")
+    found = [(t, s, places[i, g]) for t, i in enumerate(index.tolist()) for s, g in enumerate(group.tolist())
+             if (i, g) in places]
+    first, second, made = torch.tensor(found, device=x.device).T
+    both, width = torch.cat([x[first], x[second]], 1), x.shape[1]
+    gram = both.T @ both + ridge * len(both) * x.square().mean() * torch.eye(2 * width).to(x)
+    maps = torch.linalg.solve(gram, both.T @ x[made])
+    return maps[:width], maps[width:]

@@ -299,7 +299,7 @@ class FittedModel(Protocol):
     """What `continue_` needs of a fitted model. context: elements of a row it was trained on. decodable: the model to
     run, its weights rounded as asked for. scheduled: that with fewer layers by position. mixture: the model with
     counts, heads: what drafts for it, if there are any. best_draft: the name of the drafter that was found fastest.
-    reading: how files are read."""
+    reading: how files are read. once: whether no item comes twice in a sequence."""
 
     context: int
     mixture: Mixture | None
@@ -314,6 +314,8 @@ class FittedModel(Protocol):
     def kind(self) -> Kind: ...
     @property
     def reading(self) -> dict[str, Any]: ...
+    @property
+    def once(self) -> bool: ...
 
 
 def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decoder: str | None = None,
@@ -334,7 +336,9 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
     reading: options of the kind's `read`, where the prime is a path.
     samples: draw so many answers; `Samples`, and of measured numbers a `Forecast` of the next n moments, is what they
         say together. Measured numbers are forecast unless a decoder, a draft or what ends an answer is named.
-    Everything else is as in `continue_objects` and `generate`.
+    Everything else is as in `continue_objects` and `generate`; but where items hardly ever come again in the sequences
+    that the model learned (films that people rate), no answer repeats one, nor what the prime has
+    (no_repeat_ngram_size=0 allows it).
     """
     kind, reading = fitted.kind, fitted.reading | dict(reading or {})
     items = kind.storage == "items"
@@ -350,6 +354,7 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
         raise SegueError("depth needs to know how long answers may be, one n for all, and leaves weights as they are")
     model = fitted.decodable(weights) if depth is None else fitted.scheduled(DepthSchedule.said(depth, n or 1))
     plain = draft is None and not len(stop) and options.keys() <= {*takes("sample"), "seed"}
+    options = ({"no_repeat_ngram_size": 1} if fitted.once else {}) | options
     if samples is None and decoder is None and plain and fitted.codec.turns():
         samples = SAMPLES
     if samples is not None:

@@ -11,6 +11,7 @@ import re
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -253,6 +254,19 @@ def as_utf8(path: Path, data: bytes, encoding: str) -> bytes:
     return data
 
 
+@contextmanager
+def parsed_xml(path: Path, name: str) -> Iterator[None]:
+    """Within it, a file of the format `name` that is not whole XML, or in an encoding that there is not, is a
+    SegueError."""
+    from xml.etree.ElementTree import ParseError
+
+    try:
+        yield
+    except (ParseError, LookupError, ValueError) as error:
+        raise SegueError(f"{path}: no {name} that can be read ({error}); is it cut short? Save it again, as "
+                         "UTF-8") from error
+
+
 def words(text: str) -> tuple[str, ...]:
     """A list of words, written as one."""
     return tuple(text.split())
@@ -284,9 +298,11 @@ def check_text(path: Path, data: bytes, offset: int = 0) -> None:
 
 def likely_encoding(data: bytes) -> str:
     """The encoding of before Unicode in which a text has the most of the usual letters."""
-    shares = {}
+    shares: dict[str, tuple[bool, float]] = {}
     ascii = len(data.translate(None, bytes(range(128, 256))))
     for encoding, letters in (LATIN if 2 * ascii > len(data) else OTHER).items():
         beyond = [sign for sign in data.decode(encoding, "replace") if sign > "\x7f"]
-        shares[encoding] = sum(sign in letters for sign in beyond) / max(1, len(beyond))
+        usual = [sign for sign in beyond if sign in letters]
+        few = encoding in ("cp1250", "cp1254") and len(set(usual)) < 3  # by chance, perhaps
+        shares[encoding] = not few, len(usual) / max(1, len(beyond))
     return max(shares, key=lambda encoding: shares[encoding])

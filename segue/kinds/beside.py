@@ -16,9 +16,9 @@ from segue.kinds.base import words
 from segue.kinds.frame import is_array
 from segue.kinds.packed import bare, is_there, opened
 
-HELD = words("x X images image imgs data features inputs signals")  # what arrays of sequences are called,
+HELD = words("x X images image imgs data features inputs signals text texts sentences seq.in")  # what sequences are in,
 SAID = words("y Y labels label targets target classes")  # and those of their classes
-CALLED = {said: re.compile(rf"(?i)(?<![a-z])({'|'.join(names)})(?=train|test|val|[^a-z]|$)")
+CALLED = {said: re.compile(rf"(?i)(?<![a-z])({'|'.join(map(re.escape, names))})(?=train|test|val|[^a-z]|$)")
           for said, names in ((True, SAID), (False, HELD))}
 SIZED = {"idx1": "idx3", "idx3": "idx1"}  # in names of IDX files
 MOST = 1 << 26  # bytes of a file of classes
@@ -36,16 +36,16 @@ def owner(path: Path) -> Path | None:
     return held if held is not None and classes_in(path) is not None else None
 
 
-def classes_beside(path: Path, count: int) -> list[str] | None:
-    """The class of each of so many sequences in a file, where one beside it says them."""
+def classes_beside(path: Path, count: int | None = None) -> list[str] | None:
+    """The class of each of so many sequences (None: of however many) in a file, where one beside it says them."""
     found = next(filter(is_there, _called(path, False)), None)
     classes = None if found is None else classes_in(found)
-    return classes if classes is not None and len(classes) == count else None
+    return classes if classes is not None and count in (None, len(classes)) else None
 
 
 def classes_in(path: Path) -> list[str] | None:
     """The classes that a file says and nothing else: an array of one axis, or of a one among noughts in each row, IDX,
-    or a whole number a line."""
+    or a whole number a line, or a word that comes again and again."""
     try:
         with opened(path) as handle:
             data = handle.read(MOST)
@@ -56,7 +56,8 @@ def classes_in(path: Path) -> list[str] | None:
     if not is_array(data):
         lines = data.split(b"\n")
         cells = [line.strip() for line in lines if line.strip()]
-        return [cell.decode() for cell in cells] if cells and all(map(bytes.isdigit, cells)) else None
+        few = len(cells) >= 4 * len(set(cells)) and all(re.fullmatch(rb"[A-Za-z][\w#+.-]*", cell) for cell in cells)
+        return [cell.decode() for cell in cells] if cells and (few or all(map(bytes.isdigit, cells))) else None
     with suppress(ValueError, EOFError, OSError):
         array = np.load(io.BytesIO(data), allow_pickle=False)
         if array.ndim == 2 and array.shape[1] > 1 and array.dtype.kind in "iufb" and (array.sum(1) == 1).all() and \
@@ -71,7 +72,11 @@ def classes_in(path: Path) -> list[str] | None:
 
 def _called(path: Path, said: bool) -> Iterator[Path]:
     """The names that the file of sequences would have, of a file of classes (`said`), or the other way round."""
-    if bare(path).suffix.lower() not in (".npy", ".txt", "") and "ubyte" not in path.name:
+    if said and path.name.endswith("-labels.lst"):
+        yield path.with_name(path.name.replace("-labels.lst", ".jsonl"))
+    if not said and path.suffix == ".jsonl":
+        yield path.with_name(f"{path.stem}-labels.lst")
+    if bare(path).suffix.lower() not in (".npy", ".txt", ".in", "") and "ubyte" not in path.name:
         return
     for found in CALLED[said].finditer(path.name):
         for other in HELD if said else SAID:

@@ -6,7 +6,7 @@ import hashlib
 import io
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice, pairwise, zip_longest
@@ -17,21 +17,26 @@ import numpy as np
 
 from segue.errors import SegueError, require
 from segue.files import write_text
-from segue.kinds.base import ARFF, MARK, Dataset, Kind, Problem, Problems, Record, bad, head_of, looks_binary
+from segue.kinds.base import ARFF, MARK, Dataset, Kind, Problem, Problems, Record, bad, head_of, looks_binary, of_class
 from segue.kinds.codecs import BASES, NUCLEOTIDES, RESIDUES, Codec, KmerCodec, LetterCodec
 from segue.kinds.columns import cells_of
 from segue.kinds.frame import DELIMITED, JSON, LONG_WORD, PARQUET, ROWS, TABULAR, Look, glance, is_parquet
+from segue.kinds.headers import class_in_headers
 from segue.kinds.packed import bare, opened
 
 RNA_BASES = "ACGU"
 TWENTY = RESIDUES[:20]
 BLOCK = 1 << 22
 BLOCKED = 8  # letters at least in the blocks that some write a sequence's lines in
+SHORT = 5  # residues at least of a peptide
 LONG = 1000  # letters: that two records are the same is then no chance
 PHRED = bytes(range(33, 127))
 COLUMNS = {"sequence", "seq", "dna", "protein", "peptide", "cdr3", "sequences", "dna_sequence", "protein_sequence",
            "aa_sequence"}
-NAMES = {"id", "name", "accession", "identifier", "header", "sequence_id", "protein_id", "gene", "instance_name"}
+SITES = {"site", "recognition_site", "recognition_sequence", "recognition sequence", "recognition site"}
+CUTS = re.compile(r"\^|\(-?\d+/-?\d+\)")
+NAMES = {"id", "name", "accession", "identifier", "header", "sequence_id", "protein_id", "gene", "instance_name",
+         "enzyme"}
 BLANKS = b" \t\r\n\v\f"
 BASE_WORD = re.compile(r"[ACGTUN]{6,}|[acgtun]{6,}")  # shorter than a `LONG_WORD`, and yet no other word
 LEAST = 20  # columns of one letter each at least that are a sequence
@@ -45,6 +50,8 @@ FLAT = {  # what files of databases and aligners begin with, and the name of the
     r"(?i)#NEXUS\b": "nexus",
     r"(HEADER    .{40}\d\d-[A-Z]{3}-\d\d|(ATOM|HETATM) +\d+ |CRYST1 |MODEL +\d+ *\n|REMARK +\d+ |TITLE {5})": "pdb",
     r"data_\S+\s+#?\s*_entry\.id\s": "cif",
+    r"[ \t]*\d+[ \t].*\n[ \t]*1[ \t]+[A-Za-z][ \t]+0[ \t]+2[ \t]+\d+[ \t]+1\b": "ct",
+    r"(#.*\n)*1[ \t]+[A-Za-z][ \t]+\d+[ \t]*\r?\n2[ \t]+[A-Za-z][ \t]+\d+[ \t]*\r?\n": "bpseq",
     r"(!!(NA|AA)_MULTIPLE_ALIGNMENT|PileUp\b)": "msf",
     r"##maf version=": "maf",
     r"(<\?xml[^>]*>\s*)?<uniprot\b": "uniprot-xml",
@@ -52,6 +59,7 @@ FLAT = {  # what files of databases and aligners begin with, and the name of the
     r"[^\s@][^\t\n]*\t\d+\t\S+\t\d+\t\d+\t(\*|(\d+[MIDNSHPX=])+)\t\S+\t\d+\t-?\d+\t([A-Za-z=.]+|\*)(\t|$)": "sam",
 }
 SIZES = re.compile(r"\s*(\d+)[ \t]+(\d+)[ \t]*[A-Za-z]?[ \t]*")  # the first line of PHYLIP: sequences, letters of each
+PAIRED = re.compile(rb"[().,\[\]{}<>|:~_-]*[()][().,\[\]{}<>|:~_A-Za-z-]*([ \t]+\([ \d.-]+\))?\s*")  # who pairs
 REVERSED = bytes.maketrans(b"ACGTUacgtu", b"TGCAAtgcaa")
 GENBANK = {".gb", ".gbk", ".gbff", ".genbank", ".gp", ".gpff"}
 
@@ -80,7 +88,7 @@ class Letters(Kind):
             return 0.0
         if head.startswith(b"##gff") and b"\n>" in head:  # annotation with its sequences behind
             text = text[text.index(b"\n>") + 1 :]
-        text = _uncommented(text)
+        text = _unmarked(_uncommented(text))
         if (form := _flat(head)) is not None and (sample := _letters(text, form)):
             return 0.95 * self.likely(sample)
         if text[:1] == b">" and (suffix in self.perhaps or suffix in self.surely or len(text.splitlines()) > 1):
@@ -107,17 +115,19 @@ class Letters(Kind):
              column: str | None = None, features: str | None = None, classes: str | None = None) -> Iterator[Record]:
         """One record a sequence; its name is file:identifier. FASTA (also behind a GFF), FASTQ, SAM (each read once,
         as it was sequenced), GenBank, EMBL, UniProt, PDB and mmCIF, alignments (Stockholm, Clustal, PHYLIP, PIR, NEXUS,
-        MSF, MAF), letters alone (a sequence a line, or one over lines of one length and a shorter last), or a table
-        (CSV, TSV, Parquet, JSON, ARFF) with sequences in a `column` (if None, one called sequence or seq, or one of
-        long words of letters; words of k letters that overlap are one sequence, and so are twenty or more columns of
-        one base each).
+        MSF, MAF), the bases of folded RNA (dot-bracket, CT, BPSEQ), letters alone (a sequence a line, or one over lines
+        of one length and a shorter last), or a table (CSV, TSV, Parquet, JSON, ARFF) with sequences in a `column` (if
+        None, one called sequence or seq, or one of long words of letters; words of k letters that overlap are one
+        sequence, and so are twenty or more columns of one base each). A line of marks below the letters of each record
+        (brackets, states, 0 and 1) is not read.
 
         case: "fold" makes all letters upper case; "keep" leaves soft-masked (lower-case) letters different. illegal:
         what happens to a record with a letter outside the alphabet: "skip" (and tell) or "mask" (it becomes N or X).
-        classes: the column of a table that says of which class each record is ("": one called so, if there is one),
-        which its name then tells. FASTQ qualities come as the channel `quality` (Phred). features: of GenBank and EMBL
-        files, in place of whole sequences their parts of that sort (CDS, tRNA, gene ...), joined and on their own
-        strand, or for proteins what they are translated to.
+        classes: the column of a table, or of FASTA the key of its headers, that says of which class each record is
+        ("": one called so, if there is one, or a part of the headers that says few things), which its name then tells.
+        FASTQ qualities come as the channel `quality` (Phred). features: of GenBank and EMBL files, in place of whole
+        sequences their parts of that sort (CDS, tRNA, gene ...), joined and on their own strand, or for proteins what
+        they are translated to.
         """
         if case not in ("fold", "keep") or illegal not in ("skip", "mask"):
             raise SegueError(f"case is 'fold' or 'keep' and illegal is 'skip' or 'mask', not {case!r} and {illegal!r}")
@@ -192,8 +202,12 @@ class Letters(Kind):
             elif start[:1] == b"@":
                 yield from _fastq(path, handle, problems)
             elif start[:1] == b">" or head.startswith(b"##gff"):
-                yield from _fasta(path, handle, problems)
-            elif self._bare(head):
+                beginning = head_of(path)
+                label = class_in_headers(re.findall(r"(?m)^>(.*\S)", beginning.decode("utf-8", "replace")), classes)
+                if classes and label is None:
+                    raise SegueError(f"{path}: no {classes}= in its headers to say the class; leave classes out")
+                yield from _fasta(path, handle, problems, _has_marks(beginning), label)
+            elif self._bare(_unmarked(_uncommented(head))):
                 yield from _lines(handle, problems)
             else:
                 raise SegueError(f"{path}: line 1 begins with {chr(start[0]) if start else 'a blank'!r}; FASTA begins "
@@ -208,6 +222,8 @@ class Letters(Kind):
         """The letters of the beginning of a file that has nothing but lines of them, b"" of any other."""
         lines = [line for each in text.splitlines() if (line := each.strip())]
         least, cases = (6, self.letters + self.letters.lower()) if self.name == "dna" else (LEAST, self.letters)
+        if self.name == "protein" and are_peptides([line.decode("ascii", "replace") for line in lines]):
+            least = SHORT
         letters = b"".join(lines)
         strange = letters.translate(None, cases.encode()) or len(set(letters)) < 3 or len(letters) < LEAST
         return b"" if strange or any(len(line) < least for line in lines[:-1]) else letters.upper()
@@ -306,13 +322,22 @@ def sequence_column(table: Look) -> str | None:
     shorter ones of bases."""
     if table.headed and (named := next((name for name in table.names if name.lower() in COLUMNS), None)):
         return named
+    if table.headed and (site := next((name for name in table.names if name.lower() in SITES), None)):
+        return site
     for name in table.names[:ROWS]:
         cells = table.column(name)
         letters = [_unwound(cell) if isinstance(cell, str) else "" for cell in cells]
-        if len(cells) > 1 and (all(map(LONG_WORD.fullmatch, letters)) or
+        if len(cells) > 1 and (all(map(LONG_WORD.fullmatch, letters)) or are_peptides(letters) or
                                (len(set(letters)) > 3 and all(map(BASE_WORD.fullmatch, letters)))):
             return name
     return None
+
+
+def are_peptides(cells: Sequence[str]) -> bool:
+    """Whether these are short sequences of residues and no words: many, of the twenty letters alone."""
+    said = set("".join(cells))
+    return len(cells) >= LEAST and said <= set(TWENTY) and len(said) > 14 and 2 * len(set(cells)) > len(cells) and \
+        min(map(len, cells)) >= SHORT
 
 
 def base_columns(table: Look) -> list[str]:
@@ -337,7 +362,9 @@ def _runs(marked: list[bool]) -> Iterator[tuple[int, int]]:
 
 
 def _unwound(cell: str) -> str:
-    """The letters of a cell; words of k letters each of which goes on one letter further are one sequence."""
+    """The letters of a cell; words of k letters each of which goes on one letter further are one sequence. Where a site
+    is cut, as in G^AATTC or GGATG(9/13), is no letter."""
+    cell = CUTS.sub("", cell)
     words = cell.split()
     if len(words) > 1 and len(words[0]) > 1 and all(a[1:] == b[:-1] for a, b in pairwise(words)):
         return words[0] + "".join(word[-1] for word in words[1:])
@@ -370,6 +397,8 @@ def _letters(text: bytes, form: str) -> bytes:
     lines = text.decode("utf-8", "replace").splitlines()
     if form in ("pdb", "cif", "uniprot-xml"):
         return b"PROTEIN"
+    if form in ("ct", "bpseq"):
+        return "".join(re.findall(r"(?m)^[ \t]*\d+[ \t]+([A-Za-z])[ \t]", "\n".join(lines))).upper().encode()
     if form == "sam":
         return "".join(cells[9] for line in lines if len(cells := line.split("\t")) > 10 and line[0] != "@").encode()
     if form in ("genbank", "embl", "swiss"):
@@ -519,7 +548,8 @@ def _clustal(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterato
 
 def _lines(handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
     """Letters alone: a sequence a line, or one over lines of one length and a shorter last."""
-    lines = [(str(number), line) for number, each in enumerate(handle.read().splitlines(), 1) if (line := each.strip())]
+    lines = [(str(number), line) for number, each in enumerate(_unmarked(_uncommented(handle.read())).splitlines(), 1)
+             if (line := each.strip())]
     lengths = {len(line) for _, line in lines[:-1]}
     wrapped = len(lengths) == 1 and len(lines[-1][1]) < max(lengths)
     if problems is not None and len(lines) > 1:
@@ -529,9 +559,67 @@ def _lines(handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
     yield from ((name, line, None) for name, line in lines)
 
 
-def _fasta(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
-    for number, (header, sequence) in enumerate(_headed(handle), 1):
-        name = _name(header, number)
+def _has_marks(head: bytes) -> bool:
+    """Whether each record of the beginning of a FASTA file is a line of letters and a line of marks below it: signs
+    that are no letters, or few letters where there are many above."""
+    records = [part.splitlines()[1:] for part in (b"\n" + head).split(b"\n>")[1:]]
+    whole = [[line.strip() for line in lines if line.strip()] for lines in (records[:-1] or records)]
+    if not whole or any(len(lines) != 2 or len(lines[0]) != len(lines[1].split()[0]) for lines in whole):
+        return False
+    above, below = ({*b"".join(lines[i].split()[0] for lines in whole)} for i in (0, 1))
+    strange = not bytes(below).isalpha() and not below & above
+    return strange or (len(whole) > 2 and 2 * len(below) <= len(above) > 14)
+
+
+def _unmarked(text: bytes) -> bytes:
+    """A text without the lines of marks below letters, such as brackets for who pairs with whom."""
+    lines = text.splitlines(keepends=True)
+    if text[:1] == b">":
+        return b"".join(line for i, line in enumerate(lines) if i % 3 != 2) if _has_marks(text) else text
+    for i, line in enumerate(lines[1:], 1):
+        if PAIRED.fullmatch(line) and len(line.split()[0]) == len(lines[i - 1].strip()):
+            return b"".join(lines[:i])
+    return text
+
+
+def _ct(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
+    """Connectivity tables: a line with the count of bases and a name, and a line a base; some structures in a row."""
+    lines = [cells for each in handle.read().decode("utf-8", "replace").splitlines() if (cells := each.split())]
+    at = 0
+    while at < len(lines):
+        count = int(lines[at][0]) if lines[at][0].isdigit() else 0
+        rows = lines[at + 1 : at + 1 + count]
+        counted = [row[0] for row in rows if len(row) > 4]
+        if not count or counted != [*map(str, range(1, count + 1))]:
+            raise SegueError(f"{path}: no connectivity table of {count} bases begins at '{' '.join(lines[at])[:40]}'; "
+                             "is the file cut short?")
+        yield " ".join(lines[at][1:]) or str(at + 1), "".join(row[1] for row in rows).encode("utf-8", "replace"), None
+        at += 1 + count
+
+
+def _bpseq(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
+    """A line a base: its number, the base, and with which it pairs."""
+    lines = [line.split() for line in handle.read().decode("utf-8", "replace").splitlines()
+             if line.strip() and line[0] != "#"]
+    if any(len(cells) != 3 or cells[0] != str(number) for number, cells in enumerate(lines, 1)):
+        raise SegueError(f"{path}: not a line of number, base and partner for each base (BPSEQ); mend it")
+    yield path.stem, "".join(cells[1] for cells in lines).encode("utf-8", "replace"), None
+
+
+def _fasta(path: Path, handle: BinaryIO, problems: Problems | None, marks: bool = False,
+           label: Callable[[str], str] | None = None) -> Iterator[Found]:
+    """marks: there is a line of them below each line of letters; label: the class that a header says."""
+    notes = ["class=a part of the headers"] * (label is not None) + ["not read: the marks below the letters"] * marks
+    if problems is not None and notes:
+        problems.note = "; ".join(notes)
+    for number, (header, body) in enumerate(_headed(handle), 1):
+        name, lines = _name(header, number), body.split() if marks else []
+        if marks and (len(lines) < 2 or len(lines[0]) != len(lines[1])):
+            bad(problems, path, name, None, "not as many marks below as letters; is the file cut short?")
+            continue
+        sequence = lines[0] if marks else body.translate(None, BLANKS)
+        if label is not None:
+            name = of_class(name, label(header.decode("utf-8", "replace").strip()))
         if sequence:
             yield name, sequence, None
         else:
@@ -539,11 +627,11 @@ def _fasta(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[
 
 
 def _headed(handle: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """Header and letters of each FASTA record; read in blocks, since one may be a whole chromosome."""
+    """Header and lines of each FASTA record; read in blocks, since one may be a whole chromosome."""
 
     def record() -> tuple[bytes, bytes]:
         header, _, body = b"".join(parts).partition(b"\n")
-        return header, body.translate(None, BLANKS)
+        return header, body
 
     parts: list[bytes] = []  # the record being read, without its ">"
     carry, begun = b"\n", False
@@ -572,7 +660,8 @@ def _name(header: bytes, number: int) -> str:
 
 
 OWN: dict[str, Callable[[Path, BinaryIO, Problems | None], Iterator[Found]]] = {
-    "clustal": _clustal, "phylip": _phylip, "sam": _sam}  # formats of `FLAT` that Biopython is not asked for
+    "clustal": _clustal, "phylip": _phylip, "sam": _sam, "ct": _ct, "bpseq": _bpseq,
+}  # formats of `FLAT` that Biopython is not asked for
 
 
 def _fastq(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:

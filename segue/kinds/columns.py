@@ -15,7 +15,7 @@ from segue.kinds.frame import ROWS, Frame, Look, load_table, said
 
 CLASSES = words("label class category intent y")  # what columns of classes are called, best first
 PERHAPS = words("target sentiment topic emotion relation genre species language lang key quality polarity rating "
-                "stars")  # if they say few things
+                "stars gender sex author origin nationality")  # if they say few things
 FRACTION = re.compile(r"[-+]?\d*\.\d*[1-9]\d*([eE].*)?")
 
 
@@ -67,7 +67,7 @@ def class_column(path: Path, table: Look, asked: str | None) -> str | None:
         raise SegueError(f"{path}: there is no column '{asked}' to say the class; there are {', '.join(table.names)}")
     if asked or asked is None:
         return asked
-    again = [name for name in table.names if name != "part" and _says_few(table.column(name))]
+    again = [name for name in table.names if name != "part" and says_few(table.column(name))]
     if not table.headed or all(name.isdigit() for name in table.names if name != "part"):
         return again[0] if len(again) == 1 else None
     known = {name.strip().lower().rpartition(".")[2]: name for name in reversed(table.names)}
@@ -86,7 +86,7 @@ def _no_class(cell: Any) -> bool:
     return isinstance(cell, list) or bool(FRACTION.fullmatch(class_of(cell)))
 
 
-def _says_few(cells: list[Any]) -> bool:
+def says_few(cells: list[Any]) -> bool:
     """Whether short words or whole numbers come again and again, and not always the same."""
     if any(map(_no_class, cells)):
         return False

@@ -12,9 +12,11 @@ from typing import Any
 # Members of an object that hold its rows, where others say something of them all.
 WITHIN = ("data", "rows", "records", "items", "examples", "instances", "samples", "results", "documents", "entries",
           "annotations", "messages", "events", "playlists", "common_examples", "dialogues", "train")
+ASKED = ("problem", "question", "prompt", "instruction")
+ANSWERED = ("solution", "answer", "response", "output", "completion")
 SPOKEN = ("role", "from", "speaker", "author", "agent")  # by which a list of objects is known as a dialogue
 PART = re.compile(r"(.*[_-])?(train|test|val|valid|validation|dev|eval|heldout)(ing)?([_-].*)?", re.IGNORECASE)
-SIGN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{},]')
+SIGN = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[\[\]{},]')  # a string may be cut
 SEEN = 50  # members by which an object is told
 
 
@@ -31,10 +33,21 @@ def as_row(value: Any) -> dict[str, Any] | None:
     return {"items": value} if plain else None
 
 
+def _thread(row: dict[str, Any]) -> dict[str, Any]:
+    """A message with replies, and these with theirs, as the dialogue of the first replies."""
+    turns, at = list[dict[str, Any]](), [row]
+    while at and isinstance(at[0], dict):
+        turns.append({"role": at[0].get("role"), "text": at[0].get("text")})
+        at = at[0].get("replies") or []
+    return {**{name: cell for name, cell in row.items() if name not in ("role", "text", "replies")}, "messages": turns}
+
+
 def flat(row: dict[str, Any], before: str = "") -> dict[str, Any]:
     """Nested objects as columns of their own: {"user": {"id": 1}} is user.id; a list of objects gives lists, and one of
     the parts of a message, each with its type, the text of them."""
     cells: dict[str, Any] = {}
+    if row.keys() >= {"role", "text", "replies"}:
+        row = _thread(row)
     for key, value in row.items():
         name = f"{before}{key}"
         if isinstance(value, dict):
@@ -53,6 +66,10 @@ def flat(row: dict[str, Any], before: str = "") -> dict[str, Any]:
 def _parts(value: list[Any]) -> str | None:
     """The text of a message that is a list of texts and of parts with a type; None where it is another list."""
     parts = [part for part in value if isinstance(part, dict)]
+    said = [text for part in parts if isinstance(text := part.get("text"), str)]
+    if len(said) == len(value) > 1 and any(part.keys() == {"text"} for part in parts) and \
+            any(text != text.strip() for text in said):
+        return "".join(said)  # some of them with what they name
     told = parts and all("type" in part for part in parts) and all(isinstance(part, (dict, str)) for part in value)
     texts = [part if isinstance(part, str) else part.get("text") for part in value] if told else []
     return "".join(text for text in texts if isinstance(text, str)) if any(texts) else None
@@ -106,23 +123,41 @@ def rows_of(value: dict[str, Any]) -> list[dict[str, Any]] | None:
         return _of_objects(value)
     if len(members) == 1 and isinstance(members[0], dict):
         value = members[0]
-    inner = next((value[name] for name in WITHIN if isinstance(value.get(name), list) and value[name] and
-                  all((isinstance(row, dict) and "role" not in row) or _are_tables(row) for row in value[name])), None)
+    if _alone(value):
+        return [flat(value)]
+    lower = {name.lower(): member for name, member in value.items()}
+    inner = next((rows for name in WITHIN if isinstance(rows := lower.get(name), list) and rows and
+                  all((isinstance(row, dict) and "role" not in row) or _are_tables(row) for row in rows)), None)
     if inner is None or _are_tables(inner[0]):
         return None if inner is None else [row for each in inner if (row := as_row(each)) is not None]
     return [flat(row) for row in _parted(inner)]
+
+
+def _alone(value: dict[str, Any]) -> bool:
+    """Whether an object is one question with its answer, or one dialogue."""
+    asked, answered = (any(isinstance(value.get(name), str) for name in names) for names in (ASKED, ANSWERED))
+    turns = next((value[name] for name in ("messages", "conversations", "conversation") if name in value), None)
+    return (asked and answered) or (turns is not None and _are_tables(turns) and all(
+        isinstance(turn.get("content", turn.get("value")), str) and turn.keys() & {*SPOKEN} for turn in turns))
 
 
 def _parted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows that only hold others, as articles their paragraphs and these their questions: those others, with what is
     said of them all."""
     within = {name for row in rows for name, cell in row.items() if _holds_tables(cell)}
-    spoken = any(len(cell.split()) > 12 for row in rows[:SEEN] for cell in row.values() if isinstance(cell, str))
-    if len(within) != 1 or spoken:
+    if len(within) != 1:
         return rows
     name = within.pop()
+    said = [_words(rows[:SEEN]), _words(each for row in rows[:SEEN] for each in row.get(name) or [])]
+    if said[0] > max(12, said[1]):
+        return rows  # what is said of them all is the text
     return [{**{key: cell for key, cell in row.items() if key != name}, **inner}
             for row in rows for inner in row.get(name) or []]
+
+
+def _words(rows: Iterable[dict[str, Any]]) -> int:
+    """How many words the longest text has."""
+    return max((len(cell.split()) for row in rows for cell in row.values() if isinstance(cell, str)), default=0)
 
 
 def _holds_tables(cell: Any) -> bool:

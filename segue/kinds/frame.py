@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segue.errors import SegueError
-from segue.kinds.base import ARFF, HEAD, MOST, Problems, as_utf8, bad, looks_binary, marked, words
+from segue.kinds.base import ARFF, HEAD, MOST, Problems, as_utf8, bad, looks_binary, marked, parsed_xml, words
 from segue.kinds.documents import as_row, document, flat, rows_of, spread
+from segue.kinds.games import PLAYED, are_moves, games_of, is_games
 from segue.kinds.packed import actual, bare, opened
 from segue.kinds.times import DATE
 
@@ -38,13 +39,15 @@ ROWS = 50  # that a look takes
 MANY = 1000  # of rows that may stand class by class, as those of one JSON object do
 DAYS = 8  # columns called by dates from which on each row is a series
 LOG = "log"  # in place of a sign between cells: a web server's log
+ENDED = re.compile(r",?;[ \t]*\r?(\n|$)")  # a semicolon, where it ends a line of commas
 UNIT = "\x1f"  # ASCII's own sign between cells, which stands for those of several characters
 SIGNS = (",", ";", "\t", "|", "::", " ")  # what may stand between cells; a blank stands for any run of blanks
 DELIMITED = frozenset((".csv", ".tsv", ".tab", ".arff", ".inter"))  # the last as RecBole has them
 LINES = frozenset((".jsonl", ".ndjson"))
 JSON = LINES | {".json"}
 PARQUET = frozenset((".parquet", ".pq", ".arrow", ".feather", ".ipc", ".orc"))  # and its like
-TABULAR = DELIMITED | JSON | PARQUET | {"", ".txt", ".dat", ".data", ".log", ".list"}  # files that may hold a table
+# Files that may hold a table.
+TABULAR = DELIMITED | JSON | PARQUET | {"", *words(".txt .dat .data .log .list .trn .tra .tst .tes .pgn")}
 SINGLE = re.compile(r"'[^'\n]*'([,;\t]'[^'\n]*')+\s*\n")  # a heading in quotation marks of another sort
 IDS = re.compile(r"[A-Za-z_]{0,4}\d+(-\d+)?( +[A-Za-z_]{0,4}\d+(-\d+)?)*")  # N55528 N19639
 BARE = re.compile(r"\[\w[\w-]*(\s*,\s*\w[\w-]*)+\]")  # [E5,E22], a list of words without quotation marks
@@ -119,6 +122,9 @@ def glance(path: Path, head: bytes) -> Look | None:
     if not head.strip() or looks_binary(head) or suffix in PARQUET:
         return None
     text = head.decode("utf-8", "ignore").removeprefix("\ufeff")
+    if is_games(head):
+        games = islice(games_of(text), ROWS)
+        return Look(["moves", "result"], [[moves, result] for _, moves, result in games], form="json")
     begin = text.lstrip()[:1]
     if begin == "{" or suffix in JSON or (begin == "[" and text.lstrip()[1:].lstrip()[:1] == "{"):
         return _look_json(suffix, text, len(head) >= HEAD)
@@ -261,6 +267,7 @@ def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str] = frozen
     if ARFF.match(text[:HEAD].encode()):
         return _look_arff(text)
     text = text.replace("'", '"') if SINGLE.match(text) else text
+    text = ENDED.sub("\n", text) if ended(text) else text
     lines = re.split(r"(?<=\n)", text) if "\n" in text else re.split(r"(?<=\r)", text)
     if cut and len(lines) > 2:
         lines.pop()
@@ -308,6 +315,13 @@ def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str] = frozen
     return Look(names, cells, headed, regular, "delimited", delimiter, quoted, begin, strange)
 
 
+def ended(text: str) -> bool:
+    """Whether each line of commas has a semicolon at its end, and none before."""
+    lines = [line.rstrip() for line in text.split("\n", ROWS)[:ROWS] if line.strip()]
+    lines = lines[: -1 if len(lines) > 1 else None]
+    return bool(lines) and all("," in line and line.find(";") == len(line) - 1 for line in lines)
+
+
 def _look_arff(text: str) -> Look | None:
     """The beginning of a table of Weka: the columns a line each, and behind @data their cells."""
     head, data, body = text.partition(next(iter(re.findall(r"(?im)^[ \t]*@data[ \t]*\r?\n", text)), "\0"))
@@ -343,8 +357,12 @@ def listed(cell: str) -> list[Any] | None:
 
 
 def are_ids(cells: Sequence[Any]) -> bool:
-    """Whether these are ids with blanks between, several in most cells, and not always so many."""
-    if not all(isinstance(cell, str) and IDS.fullmatch(cell) for cell in cells):
+    """Whether these are ids with blanks between, several in most cells, and not always so many; or moves of games."""
+    if not all(isinstance(cell, str) for cell in cells):
+        return False
+    if are_moves(cells):
+        return True
+    if not all(map(IDS.fullmatch, cells)):
         return False
     counts = [len(cell.split()) for cell in cells]
     return 2 * sum(count > 1 for count in counts) > len(counts) and len(set(counts)) > 2
@@ -430,6 +448,11 @@ def _is_header(first: list[str], body: list[list[str]], asked: frozenset[str]) -
             len(set(first)) == len(first) > len(counted) and not any(
             number(row[place]) for row in body for place in counted if place < len(row)):
         return True  # some are numbered, as pandas does it, with texts below
+    at = [int(first[place]) for place in counted if first[place].isdigit()]
+    if len(at) == len(counted) > 2 and at == list(range(at[0], at[0] + len(at))) and at[0] < 2 and \
+            len(set(first)) == len(first) and any(all(map(number, column)) for name, *column in zip(first, *body)
+                                                  if not number(name)):
+        return True  # date,0,1,2,OT
     if any(map(number, first)) or any(all(map(LONG_WORD.fullmatch, column)) for column in zip(first, *body)):
         return False
     if not body or any(2 * sum(number(cell) for cell in column) >= len(column) for column in zip(*body)):
@@ -485,6 +508,8 @@ def load_table(path: Path, problems: Problems, encoding: str, asked: Iterable[st
             if by_lines(raw[:HEAD].decode("utf-8", "ignore")):
                 return _load_lines(path, raw, problems)
             return _of_objects(path, json_array(path, raw), "row")
+        if is_games(raw[:HEAD]):
+            return _load_games(path, raw.decode(), problems)
         if times_a_line(text := raw.decode()):
             return _load_times(path, text)
         return _load_text(path, raw, problems, frozenset(name for name in asked if name))
@@ -531,6 +556,23 @@ def times_a_line(text: str) -> bool:
         return False
     return len(rows) > 2 and len(set(map(len, rows))) > 1 and all(row == sorted(row) and len(row) > 1 for row in rows) \
         and any(number != int(number) for row in rows for number in row if math.isfinite(number))
+
+
+def _load_games(path: Path, text: str, problems: Problems) -> Frame:
+    import pyarrow as pa
+
+    games = []
+    for line, moves, result in games_of(text):
+        strange = next((move for move in moves if not PLAYED.fullmatch(move)), None)
+        if strange is None:
+            games.append((line, moves, result))
+        else:
+            bad(problems, path, f"line {line}", None, f"{strange!r:.40} is no move; mend or remove the game")
+    if not games:
+        raise SegueError(f"{path}: there is no game with moves in this file (PGN)")
+    columns = {"moves": pa.array([moves for _, moves, _ in games], pa.large_list(pa.string())),
+               "result": pa.array([result for *_, result in games], pa.string())}
+    return Frame(path, columns, True, np.array([line for line, *_ in games]))
 
 
 def _load_times(path: Path, text: str) -> Frame:
@@ -621,7 +663,7 @@ def _load_xes(path: Path, raw: bytes, encoding: str) -> Frame:
 
     rows: list[dict[str, Any]] = []
     traces = 0
-    try:
+    with parsed_xml(path, "XES"):
         said = None if codecs.lookup(encoding).name == "utf-8" else encoding
         parser = ElementTree.XMLParser(encoding=said)
         for _, element in ElementTree.iterparse(io.BytesIO(raw), ("end",), parser):
@@ -631,10 +673,6 @@ def _load_xes(path: Path, raw: bytes, encoding: str) -> Frame:
                 rows += [{"case:concept:name": case, **attributes(event)} for event in element
                          if event.tag.rpartition("}")[2] == "event"]
                 element.clear()
-    except ElementTree.ParseError as error:
-        raise SegueError(f"{path}: not whole XML ({error}); is the file cut short?") from error
-    except (LookupError, ValueError) as error:  # an encoding that there is not
-        raise SegueError(f"{path}: no XML that can be read ({error}); save it as UTF-8") from error
     if not rows:
         raise SegueError(f"{path}: there is no event in this log (XES: log, trace, event)")
     return _of_objects(path, rows, "event")
@@ -646,6 +684,8 @@ def _load_text(path: Path, raw: bytes, problems: Problems, asked: frozenset[str]
 
     if SINGLE.match(raw[:HEAD].decode("utf-8", "ignore")):
         raw = raw.replace(b"'", b'"')
+    if ended(raw[:HEAD].decode("utf-8", "ignore")):
+        raw = ENDED.sub("\n", raw.decode()).encode()
     if b"\n" not in raw:
         raw = raw.replace(b"\r", b"\n")  # line ends of old Macs
     seen = MOST if ARFF.match(raw[:HEAD]) else HEAD

@@ -50,6 +50,7 @@ WIDE, TALL, PIXELS = 4096, 64, 1 << 27  # most columns, most rows for a column, 
 SHADES = "·░▒▓█"
 CALLED = re.compile(r"(?i)pixel|image|img|picture")  # a column of lists of brightness
 ENDINGS = {".ppm", ".pgm", ".pbm", ".pnm"}
+PIXEL = re.compile(r"(\d{1,3})(\.0*)?")
 FORMATS = ["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM"]
 SIGNS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")
 IDX = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
@@ -364,18 +365,40 @@ def pixels_of(table: Look) -> list[str]:
     if len(table.names) <= 64 or table.form != "delimited":
         return []
     names = [name for name in table.names if re.fullmatch(r"\D*\d+(x\d+)?", name)] if table.headed else table.names
-    for kept in (names, names[1:], names[:-1]) if len(names) > len(table.names) - 4 else ():
+    if not table.headed and (marks := one_of(table)):
+        kept = table.names[:-marks]
+        rows = [row[:-marks] for row in table.rows if len(row) == len(table.names)]
+        return kept if square(len(kept)) and all(map(bright, rows)) else []
+    ends = [names[1:], names[:-1]]  # the class stands first, or last, where that says several things and lesser ones
+    if not table.headed and _class_like(table.column(names[-1])) < _class_like(table.column(names[0])):
+        ends.reverse()
+    for kept in (names, *ends) if len(names) > len(table.names) - 4 else ():
         if square(len(kept)):
             places = [table.names.index(name) for name in (kept[0], kept[-1])]
             rows = [row[places[0] : places[1] + 1] for row in table.rows if len(row) == len(table.names)]
-            dark = not any(int(cell) > 15 for row in rows if bright(row) for cell in row)  # then they may be anything
+            dark = not any(float(cell) > 15 for row in rows if bright(row) for cell in row)  # then they may be anything
             return kept if rows and all(map(bright, rows)) and not dark else []
     return []
 
 
+def _class_like(cells: Sequence[Any]) -> tuple[bool, float]:
+    """Less for whole numbers that rather are classes than brightness: several, and small."""
+    return len(set(map(str, cells))) < 2, max(map(float, cells)) if bright(cells) else math.inf
+
+
+def one_of(table: Look) -> int:
+    """How many columns at the end of a table are the classes, of which each row has a one and else noughts; 0: none."""
+    rows = [[str(cell) for cell in row] for row in table.rows if len(row) == len(table.names)]
+    for count in range(2, 65):
+        if square(len(table.names) - count) and rows and all(sorted(row[-count:]) == ["0"] * (count - 1) + ["1"]
+                                                             for row in rows):
+            return count
+    return 0
+
+
 def bright(cells: Sequence[Any]) -> bool:
     """Whether all of them are whole numbers from 0 to 255."""
-    return all(len(text := str(cell)) < 4 and text.isdecimal() and int(text) < 256 for cell in cells)
+    return all((found := PIXEL.fullmatch(str(cell))) and int(found[1]) < 256 for cell in cells)
 
 
 def table_file(path: Path, problems: Problems | None) -> Iterator[Drawn]:
@@ -389,12 +412,16 @@ def table_file(path: Path, problems: Problems | None) -> Iterator[Drawn]:
     rest = [name for name in frame.columns if name not in columns]
     of = class_column(path, seen, "") if frame.headed else next(iter(rest), None)
     of = of if of in rest else next((name for name in rest if name.lower().endswith("label")), None)
+    labels = [] if of is None else frame.columns[of].to_pylist()
+    if not frame.headed and len(rest) > 1 and rest == [*frame.columns][len(columns) :]:  # see `one_of`
+        labels = np.stack([_brightness(frame.columns[name]) for name in rest], 1).argmax(1).tolist()
+        of = f"{rest[0]} to {rest[-1]}"
+        rest = [of]
     if problems is not None:
         told = columns[0] if len(columns) == 1 else f"{columns[0]} to {columns[-1]}"
         problems.note = said([("class", of), ("pictures", told)], [*rest, told])
-    labels = [] if of is None else frame.columns[of].to_pylist()
-    cells: Any = frame.columns[columns[0]].to_pylist() if len(columns) == 1 else \
-        np.stack([_brightness(frame.columns[name]) for name in columns], 1)
+    cells: Any = frame.columns[columns[0]].to_pylist() if len(columns) == 1 else _scaled(
+        np.stack([_brightness(frame.columns[name]) for name in columns], 1))
     for row, values in enumerate(cells):
         place = f"{path}:{frame.place(row)}"
         name = of_class(place, class_of(labels[row]) if labels else "")
@@ -406,7 +433,7 @@ def table_file(path: Path, problems: Problems | None) -> Iterator[Drawn]:
             continue
         if len(columns) == 1:
             listed = values if isinstance(values, list) else str(values or "").split()
-            values = np.array(list(map(int, listed)) if bright(listed) else [256])
+            values = np.array(list(map(int, map(float, listed))) if bright(listed) else [256])
         size = square(len(values))
         if size is None or values.max() > 255:
             bad(problems, path, frame.place(row), None, "not the pixels of a square picture, 0 to 255; mend it")
@@ -421,9 +448,15 @@ def _brightness(column: Any) -> np.ndarray:
     import pyarrow.compute as compute
 
     texts = column.cast(pa.string())
-    good = compute.match_substring_regex(texts, r"^[0-9]{1,3}$")
-    numbers = compute.cast(compute.if_else(good, texts, None), pa.int16())
+    good = compute.match_substring_regex(texts, r"^[0-9]{1,3}(\.0*)?$")
+    numbers = compute.cast(compute.cast(compute.if_else(good, texts, None), pa.float32()), pa.int16())
     return np.asarray(compute.fill_null(numbers, 256).to_numpy(zero_copy_only=False))
+
+
+def _scaled(grid: np.ndarray) -> np.ndarray:
+    """Brightness up to 255, of pictures that have but a few steps of it: on and off, or 16 as pens are scanned in."""
+    peak = int(grid[grid < 256].max(initial=0))
+    return np.where(grid < 256, grid * 255 // peak, grid) if 0 < peak <= 64 else grid
 
 
 def is_image(head: bytes) -> bool:

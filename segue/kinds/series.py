@@ -10,6 +10,7 @@ import csv
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.files import atomic_write
-from segue.kinds.base import ARFF, Dataset, Kind, Problems, Record, as_utf8, bad, head_of, of_class, words
+from segue.kinds.base import ARFF, HEAD, Dataset, Kind, Problems, Record, as_utf8, bad, head_of, of_class, words
 from segue.kinds.beside import classes_beside
 from segue.kinds.codecs import Codec, LevelCodec, decimal, element, parted
 from segue.kinds.columns import CLASSES, classes_of, take_classes, told
@@ -37,22 +38,42 @@ from segue.kinds.frame import (
 )
 from segue.kinds.packed import bare, opened
 from segue.kinds.recordings import form_of, recorded
-from segue.kinds.table import ENDINGS, WEAKLY, WHAT, WHEN, WHO, laid_out, measured, named_by, plain, timed, when_of
-from segue.kinds.times import DATE, EPOCH, Clock, lasting, seconds_of, span, steady, timelike
+from segue.kinds.table import (
+    ENDINGS,
+    WEAKLY,
+    WHAT,
+    WHEN,
+    WHO,
+    laid_out,
+    measured,
+    named_by,
+    numbered,
+    plain,
+    timed,
+    when_of,
+    with_moments,
+)
+from segue.kinds.times import DATE, EPOCH, Clock, lasting, of_calendar, seconds_of, span, steady, timelike
 
-WHOLE = 24  # so many columns without a header: a row is a series
+WHOLE = 24  # so many columns without a header: a row is a series, where nothing speaks against it
+SHORT = 8  # so many, where something speaks for it
 COUNTERS = words("row index unnamed step no nr instant")  # columns that may count the rows
 MONTH = re.compile(r"\d{4}[-/. ]?(0?[1-9]|1[0-2]|Q[1-4])|[A-Za-z]{3,9}[-. ]\d{1,2},? ?\d{4}", re.IGNORECASE)
+MARKS = words("anomaly outlier changepoint label")  # columns of noughts and ones that say which moments are odd
 SHOWN = 20  # columns that are told
 BARS = "▁▂▃▄▅▆▇█"
+PERIODS = words("month week quarter period hour minute")  # of moments, beside WHEN
 # Columns that may name series, beside WHO.
 SERIES = words("series unique id station sensor ticker symbol stock site city country region location parameter "
-               "variable metric channel field tag")
+               "variable metric channel field tag store shop branch dept department warehouse plant zone meter "
+               "household")
 AFFIXED = re.compile(r"[$€£¥]?\s*([-+]?[\d.,]*\d[.,]?)\s*([%KMB$€£¥]?)")  # a price, a share, thousands
 GROUPS = re.compile(r"(?<=\d)['’ \u202f\xa0](?=\d{3}(\D|$))")  # what may stand between thousands, beside commas
 SCALES = {"K": 1e3, "M": 1e6, "B": 1e9}
 ARCHIVES = {".ts", ".tsf"}
 RELATIONAL = re.compile(rb"(?i)@attribute\s+\S+\s+relational\b")
+ALIKE = 0.4  # so much neighbours are, where one goes on from the other
+MANY = 1000  # rows by which a table is judged
 PART = 1 << 20  # values of a recording that are one record
 
 Columns = dict[str, np.ndarray]
@@ -82,6 +103,8 @@ class Series(Kind):
         if path.suffix.lower() in ARCHIVES:
             return 0.95 if re.search(rb"(?m)^@(data\s*$|(?i:problemname|univariate|serieslength|relation)\s)", head) \
                 else 0.0
+        if in_blocks(head.decode("utf-8", "ignore")):
+            return 0.9
         if path.suffix.lower() not in TABULAR and not is_parquet(head):
             return 0.0
         look = glance(path, head)
@@ -96,6 +119,7 @@ class Series(Kind):
 
     def sniff_table(self, path: Path, look: Look) -> float:
         """`sniff`, of a table by its first rows."""
+        look = with_moments(look)
         names = look.names if look.headed else []
         columns = {name: cells for name in look.names if (cells := look.column(name))}
         if lists := [name for name, cells in columns.items() if any(isinstance(cell, list) for cell in cells)]:
@@ -104,36 +128,41 @@ class Series(Kind):
         if look.headed and wide(names, [name for name in columns if name not in numbers],
                                 [name for name in numbers if _says_class(name)]):
             return 0.84
-        times = [name for name in columns if name not in numbers and (_dated(columns[name]) or (
-            len(columns[name]) > 3 and _dated(columns[name][1:])))]  # behind their units
+        numbers, times, texts = _sorts(names, columns, numbers)
         when = timed(names, lambda name: columns.get(name, []))
-        if when in numbers and timelike(columns[when]):
+        if when in numbers and look.headed and named_by(names, WHAT) is None and \
+                paced(path, look, when, list(columns)) is not None:
             numbers.remove(when)
             times.append(when)
-        texts = [name for name in columns if name not in (*numbers, *times)]
         known = np.concatenate([np.zeros(0), *(_column(columns[name]) for name in numbers)])
         known = known[np.isfinite(known)]
-        nameless = [name for name in texts if named_by([name], [*WHO, *SERIES, *WHEN]) is None
-                    and len(set(map(str, columns[name]))) > 1]
-        once = any(len(set(map(str, columns[name]))) == len(columns[name]) > 2 for name in times)  # a row a moment
         if not len(known):
             return 0.0
+        nameless = [name for name in texts if named_by([name], [*WHO, *SERIES, *WHEN, *PERIODS]) is None
+                    and len(set(map(str, columns[name]))) > 1]
+        once = any(len(set(map(str, columns[name]))) == len(columns[name]) > 2 for name in times)  # a row a moment
         if look.headed and times and (whose := paced(path, look, times[0], [*texts, *numbers])) is not None:
-            nameless = [name for name in nameless if name != whose]
-            if all(name == whose or named_by([name], (*WHO, *WEAKLY)) for name in numbers):
+            if all(name in whose or named_by([name], (*WHO, *WEAKLY)) for name in numbers):
                 return 0.0
-            return 0.81 if not nameless else 0.5 if once else 0.0
-        if named_by(names, WHAT):
+            return 0.81 if not set(nameless) - set(whose) else 0.5 if once else 0.0
+        if named_by(names, WHAT) or (named_by(names, WHO) and sum(map(numbered, names)) > 1):
             return 0.0
-        if ((known == np.round(known)) & (known >= 0)).all() and \
-                not (once and named_by(names, (*WHO, *WEAKLY)) is None):
+        if look.headed and times and same_moment(look, times[0], [*texts, *numbers]):
+            return 0.81
+        if not (look.headed or texts) and look.regular and len({len(cells) for cells in columns.values()}) == 1 and \
+                whole_rows(known.reshape(len(numbers), -1).T if len(known) == sum(map(len, columns.values()))
+                            else np.zeros((0, 0))):
+            return 0.84
+        counts = ((known == np.round(known)) & (known >= 0)).all()  # or numbers that name things
+        if counts and not (once and named_by(names, (*WHO, *WEAKLY)) is None):
             return 0.0
         if nameless:  # sorts of weather, on and off: left out where all else speaks for measurements
-            sorts = all(len(set(map(str, columns[name]))) < len(columns[name]) for name in nameless)
-            return 0.5 if once and sorts and len(nameless) <= len(numbers) else 0.0
+            again = all(len(set(map(str, columns[name]))) < len(columns[name]) for name in nameless)
+            return 0.5 if once and again and len(nameless) <= len(numbers) else 0.0
         if not look.headed and path.suffix.lower() not in DELIMITED and len(look.rows) < 3:
             return 0.0
-        return 0.81 if look.headed or len(numbers) >= WHOLE else 0.6
+        sure = sum(measured(columns[name]) for name in numbers) > max(1, len(texts))
+        return 0.81 if look.headed or len(numbers) >= WHOLE or (texts and sure) else 0.6
 
     def read(self, path: Path, problems: Problems | None = None, *, columns: Sequence[str] = (),
              column: str | None = None, who: str | None = None, when: str | None = None,
@@ -146,8 +175,9 @@ class Series(Kind):
         who, when: the columns that name series and say when; found from names and contents if None. Rows are put in the
             order of time. when_format: of text times, as for `strptime`, where none of the usual ways is meant.
         rows: each row is a series, as in the UCR archive, where the first number, if they all are whole, is its class
-            and is left out; None: tables without a header and arrays do so from 24 columns, and tables whose columns
-            are called by dates, or numbered. An array of three axes holds series of moments of columns.
+            and is left out (of whole numbers alone the first or last, if these are few and small); None: arrays do so
+            from 24 columns, tables without a header as `rows_are_series` says, and tables whose columns are called by
+            dates, or numbered. An array of three axes holds series of moments of columns.
         classes: the column that says of which class each series is, the same in all its rows ("": one called so, if
             there is one), which its name then tells.
         """
@@ -157,6 +187,10 @@ class Series(Kind):
         archive, form = archive or bool(RELATIONAL.search(head) and ARFF.match(head)), form_of(bare(path), head)
         if form and not array:
             yield from _recorded(path, form, problems)
+            return
+        if not array and in_blocks(head.decode("utf-8", "ignore")):
+            with opened(path) as handle:
+                yield from _blocks(path, as_utf8(path, handle.read(), encoding).decode(), problems)
             return
         if array or archive or lines:
             with opened(path) as handle:
@@ -178,8 +212,12 @@ class Series(Kind):
                    who: str | None, when: str | None, when_format: str | None, rows: bool | None,
                    classes: str | None) -> Iterator[Record]:
         """`read`, of a table: lists in its cells, a series in each row, or a moment in each."""
+        if rows is None and not frame.headed and len(frame.columns) > 2 and _runs(frame):
+            rows = False
         if rows is None and not frame.headed:
-            rows = len(frame.columns) >= WHOLE
+            found = [_numbers(frame, name) for name in frame.columns]
+            rows = rows_are_series(np.stack([values[:MANY] for values in found if values is not None] or
+                                            [np.zeros(0)], 1))
         of = take_classes(frame, classes, (who, when, column, *chosen))
         lists = {name: values[:100].to_pylist() for name, values in frame.columns.items()
                  if "list" in str(values.type)}
@@ -333,9 +371,9 @@ def below(head: bytes, dtype: np.dtype, start: int) -> bool:
     return dtype.kind == "i" and bool((np.frombuffer(held, dtype) < -1).any())
 
 
-def paced(path: Path, look: Look, when: str, names: Sequence[str]) -> str | None:
-    """Whose the moments of a table are, if they come at one pace: "" where they are of one series, or a column that
-    names several; None where they come now and then."""
+def paced(path: Path, look: Look, when: str, names: Sequence[str]) -> tuple[str, ...] | None:
+    """Whose the moments of a table are, if they come at one pace: of one series, or those that a column names, or two
+    together; None where they come now and then."""
     import pyarrow as pa
 
     rows = [dict(zip(look.names, row)) for row in look.rows]
@@ -344,7 +382,24 @@ def paced(path: Path, look: Look, when: str, names: Sequence[str]) -> str | None
         times = seconds_of(pa.array([str(row[when]) for row in rows]), None, path, when)
     except SegueError:
         return None
-    return next((name for name in ("", *names) if _apart([str(row.get(name)) for row in rows], times, True)), None)
+    keys = [name for name in names if naming(name, [row.get(name) for row in rows])]
+    return next((some for some in ((), *((name,) for name in names), *combinations(keys, 2)) if _apart(
+        [str([row.get(name) for name in some]) for row in rows], times, True)), None)
+
+
+def same_moment(look: Look, when: str, names: Sequence[str]) -> bool:
+    """Whether the first rows of a table are of one moment, and of a series each, which one or two columns name."""
+    rows = [dict(zip(look.names, row)) for row in look.rows]
+    keys = [name for name in names if naming(name, look.column(name))]
+    return len(rows) > 2 and len({str(row.get(when)) for row in rows}) == 1 and len(keys) < len(names) and any(
+        len({tuple(str(row.get(key)) for key in some) for row in rows}) == len(rows)
+        for size in (1, 2) for some in combinations(keys, size))
+
+
+def naming(name: str, cells: Sequence[Any]) -> bool:
+    """Whether a column may name series: texts, or numbers in a column called so, but not a number for each row."""
+    return (not all(map(_is_number, cells)) or (_names(name) and plain(name) not in ("id", *COUNTERS))) and \
+        not timelike(cells)
 
 
 def _apart(whose: Sequence[str], times: np.ndarray, steadily: bool = False) -> bool:
@@ -357,6 +412,58 @@ def _apart(whose: Sequence[str], times: np.ndarray, steadily: bool = False) -> b
     long = [part for part in parts if len(part) > 2]
     return 2 * len(long) > len(parts) and all(len(np.unique(part)) == len(part) for part in parts) and not (
         steadily and 2 * sum(bool(np.isfinite(steady(part))) for part in long) <= len(long))
+
+
+def likeness(grid: np.ndarray) -> tuple[float, float]:
+    """How alike neighbours are in a table (N, C) of numbers, from -1 to 1: along rows, where columns may take turns, up
+    to four of them; and down columns."""
+    def correlation(lines: np.ndarray, lag: int) -> float:
+        spread = lines.std(1, keepdims=True)
+        lines = ((lines - lines.mean(1, keepdims=True)) / np.where(spread > 0, spread, 1))[spread[:, 0] > 0]
+        return float((lines[:, lag:] * lines[:, :-lag]).mean()) if lines.size and lines.shape[1] > lag else 0.0
+
+    grid = np.nan_to_num(grid)  # the first or the last number of a row may be its class
+    return max(correlation(grid[:, 1:-1], lag) for lag in (1, 2, 3, 4)), correlation(grid.T, 1)
+
+
+def rows_are_series(grid: np.ndarray) -> bool:
+    """Whether the rows of a table without a header (N, C) are series: of many columns, if those are not more alike
+    downwards, as moments of several sensors are; of some, if rows are alike along them, and columns are not."""
+    along, down = likeness(grid) if grid.shape[1] >= SHORT else (0.0, 0.0)
+    return along > ALIKE and down < 0.3 if grid.shape[1] < WHOLE else not (down > 0.5 and down > along)
+
+
+def whole_rows(grid: np.ndarray) -> bool:
+    """Whether whole numbers in a table without a header (N, C) are measurements, not symbols: they say many things,
+    neighbours are alike, and rows are not filled up at their ends."""
+    if len(grid) < 8 or grid.shape[1] < SHORT or len(np.unique(grid)) <= 16:
+        return False
+    filled = (grid[:, -1] == grid[:, -2]) & (grid[:, -1] == np.median(grid[:, -1]))
+    return max(likeness(grid)) > ALIKE and 4 * filled.sum() < len(grid)
+
+
+def in_blocks(text: str) -> bool:
+    """Whether a text is blocks of lines with blank ones between, each line of so many measured numbers, two or more."""
+    blocks = [block.split("\n") for block in re.split(r"\n\s*\n", text.strip())[:20]]
+    if len(blocks) < 3 or (len(blocks) < 20 and len(text) > HEAD - 8):
+        return False
+    rows = [line.split() for block in blocks for line in block]
+    return len(rows) > 2 * len(blocks) and len(set(map(len, rows))) == 1 < len(rows[0]) and \
+        all(_is_number(cell) for row in rows for cell in row) and measured(cell for row in rows for cell in row)
+
+
+def _blocks(path: Path, text: str, problems: Problems | None) -> Iterator[Record]:
+    """Each block of lines is a series, see `in_blocks`; as those of the vowels of nine speakers are kept (UCI)."""
+    if problems is not None:
+        problems.note = "a series a block of lines"
+    wide = len(text.lstrip().split("\n", 1)[0].split())
+    for number, block in enumerate(re.split(r"\n(?:[ \t\r]*\n)+", text.strip("\n")), 1):
+        rows = [list(map(_number, line.split())) for line in block.split("\n")]
+        if any(len(row) != wide or not np.isfinite(row).all() for row in rows):
+            bad(problems, path, f"block {number}", None, f"not lines of {wide} numbers each; mend or remove it")
+            continue
+        grid = np.array(rows)
+        yield Record(flat({f"x{i + 1}": grid[:, i] for i in range(wide)}), name=f"{path}:{number}")
 
 
 def one_a_line(head: bytes) -> bool:
@@ -409,6 +516,19 @@ def table(obj: Sequence[str]) -> Columns:
             moments.append({})
         moments[-1][column], last = number, order[column]
     return {column: np.array([moment.get(column, np.nan) for moment in moments]) for column in order}
+
+
+def _sorts(names: Sequence[str], columns: Mapping[str, Sequence[Any]],
+           numbers: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """The names of columns of measured numbers, of times and of texts. names: as the header has them, if there is one.
+    numbers: the columns that hold some, of which one may be the time."""
+    times = [name for name in columns if name not in numbers and (_dated(columns[name]) or (
+        len(columns[name]) > 3 and _dated(columns[name][1:])))]  # behind their units
+    when = timed(names, lambda name: columns.get(name, []))
+    if when is not None and when in numbers and timelike(columns[when]):
+        times.append(when)
+    return ([name for name in numbers if name not in times], times,
+            [name for name in columns if name not in (*numbers, *times)])
 
 
 def _dated(cells: Sequence[Any]) -> bool:
@@ -611,25 +731,35 @@ def _whole_rows(frame: Frame, along: Sequence[str], of: str | None, problems: Pr
     if not numbers:
         raise SegueError(f"{frame.path}: there are no numbers in this table")
     grid = np.stack(list(numbers.values()), 1)
-    first = grid[:, 0]
-    whole = bool((first == np.round(first)).all()) and not bool((grid == np.round(grid)).all())
-    labelled = not along and frame.classes is None and grid.shape[1] > 2 and whole
+    first, last = grid[:, 0], grid[:, -1]
+    labelled = not along and frame.classes is None and grid.shape[1] > 2
+    whole, front = bool((grid == np.round(grid)).all()), bool((first == np.round(first)).all())
+    behind = labelled and (whole or not front) and _few(last, grid[:, :-1])
+    labelled = labelled and (behind or (_few(first, grid[:, 1:]) if whole else front))
+    grid, first = (np.roll(grid, 1, 1), last) if behind else (grid, first)
     rest = _wordy(frame, [name for name in frame.columns if name not in numbers]) if along else []
     if problems is not None:
-        whose = ", the first number its class" if labelled else f", class={of}" if of else ""
+        whose = f", the {'last' if behind else 'first'} number its class" if labelled else f", class={of}" if of else ""
         whose += f", named by {', '.join(rest)}" if rest else ""
         problems.note = f"a row a series{whose}"
     called = [frame.columns[name].to_pylist() for name in rest]
     for row, values in enumerate(grid[:, labelled:]):
-        last = np.flatnonzero(np.isfinite(values))
+        known = np.flatnonzero(np.isfinite(values))
         label = decimal(first[row]) if labelled else "" if frame.classes is None else frame.classes[row]
         if of and not told(problems, frame.path, frame.place(row), of, label):
             continue
-        if not len(last):
+        if not len(known):
             bad(problems, frame.path, frame.place(row), None, "there is no number in this row; remove it")
             continue
         name = ", ".join(str(cells[row]) for cells in called if cells[row] is not None) or frame.place(row)
-        yield Record(flat({"": values[: last[-1] + 1]}), name=of_class(f"{frame.path}:{name}", label))
+        yield Record(flat({"": values[: known[-1] + 1]}), name=of_class(f"{frame.path}:{name}", label))
+
+
+def _few(numbers: np.ndarray, others: np.ndarray) -> bool:
+    """Whether whole numbers (N,) may be classes beside measured ones: few, and small."""
+    few = len(np.unique(numbers)) <= min(50, max(2, len(numbers) // 4)) and bool((numbers == np.round(numbers)).all())
+    whole = bool((others[np.isfinite(others)] % 1 == 0).all())
+    return few and (not whole or bool(3 * np.ptp(numbers) < np.nanmax(others) - np.nanmin(others)))
 
 
 @dataclass
@@ -661,7 +791,7 @@ class _Moments:
         """Which columns are read as what; names: all there are, of: where classes were found."""
         between = "" if self.times is None else span(self.times)
         if self.times is not None and np.isfinite(pace := steady(self.times[self.series[0]])):
-            real = np.nanmax(np.abs(self.times)) >= EPOCH
+            real = of_calendar(self.times)
             between += f", every {lasting(pace) if real else f'{pace:g}'}"
         roles = said([("class", of), ("who", self.who), ("when", self.when)],
                      [name for name in names if name not in self.numbers], between)
@@ -675,6 +805,9 @@ def _moments(frame: Frame, chosen: list[str], column: str | None, who: str | Non
              problems: Problems | None) -> Iterator[Record]:
     """Each row of a table is a moment."""
     frame = _without_units(frame)
+    sorts = [] if frame.headed or chosen or who or of else _wordy(frame, _runs(frame))
+    if len(sorts) == 1:  # what each of the series is of
+        of, frame.classes = sorts[0], np.array(frame.columns[sorts[0]].to_pylist(), object)
     found = _roles(frame, chosen, column, who, when, when_format)
     said_of = None if frame.classes is None else classes_of(frame.classes, found.series, classes)
     if problems is not None:
@@ -700,6 +833,8 @@ def _moments(frame: Frame, chosen: list[str], column: str | None, who: str | Non
 def _roles(frame: Frame, chosen: list[str], column: str | None, who: str | None, when: str | None,
            when_format: str | None) -> _Moments:
     """Find what was not asked for, and refuse what is not there; see `Series.read`."""
+    import pyarrow as pa
+
     names, there = list(frame.columns), ", ".join(frame.columns)
     chosen = [name for part in chosen for name in ([part] if part in names else part.split(","))]
     chosen = [name[1:] if name not in names and name[1:] in names and name == f"x{name[1:]}" else name
@@ -721,6 +856,15 @@ def _roles(frame: Frame, chosen: list[str], column: str | None, who: str | None,
     if who is None:
         texts = [name for name in names if name not in numbers and name != when]
         who = "series" if "series" in names else named_by(texts, [*WHO, *SERIES]) if frame.headed else None
+    if who is None and not frame.headed and not chosen and (runs := _runs(frame)):
+        who = " ".join(runs)
+        if len(runs) > 1:
+            frame.columns[who] = pa.array(map(", ".join, zip(*(map(str, frame.columns[name].to_pylist())
+                                                               for name in runs))))
+            numbers = {name: values for name, values in numbers.items() if name not in runs}
+        behind = next((name for name in numbers if name not in runs), None)
+        if when is None and behind is not None and _goes_on(numbers[behind], frame.columns[who].to_pylist()):
+            when = behind
     if who is None and when is not None and not chosen:
         who = _whose(frame, when, when_format, [*texts, *numbers])
     if who is not None and not asked_who and len(frame.columns[who].unique()) == len(frame.rows) > 1:
@@ -734,10 +878,10 @@ def _roles(frame: Frame, chosen: list[str], column: str | None, who: str | None,
     series = np.split(order, np.searchsorted(groups[order], np.arange(1, len(labels))))
     times = None if when is None else _times(frame, when, when_format, sure, series)
     when = None if times is None else when
-    numbers = {name: values for name, values in numbers.items() if name not in (who, when)}
+    numbers = {name: values for name, values in numbers.items() if name not in (who, when) and name in frame.columns}
     if not chosen:
         numbers = {name: values for name, values in numbers.items() if not _counts(name, values)
-                   and not (_names(name) and _constant(values))} or numbers
+                   and not (_names(name) and _constant(values)) and not _marks(name, values)} or numbers
     if not numbers:
         raise SegueError(f"{frame.path}: there are no numbers here (columns: {there}); name some with columns=")
     if column is not None and not chosen and len(numbers) > 1:
@@ -748,8 +892,33 @@ def _roles(frame: Frame, chosen: list[str], column: str | None, who: str | None,
     return _Moments(numbers, who, when, times, labels, series)
 
 
+def _runs(frame: Frame) -> list[str]:
+    """The first columns of a table without a header that name its series: texts or whole numbers that stay the same
+    for many rows, one series behind the other; before columns of measured numbers."""
+    found = []
+    for name in frame.columns:
+        cells = frame.columns[name].to_pylist()
+        changes = sum(a != b for a, b in zip(cells, cells[1:]))
+        if not 0 < 8 * changes < len(cells) or measured(cells[:MANY]) or timelike(cells[:MANY]):
+            break
+        found.append(name)
+    rest = [name for name in frame.columns if name not in found]
+    return found if found and any(measured(frame.columns[name][:MANY].to_pylist()) for name in rest) else []
+
+
+def _goes_on(values: np.ndarray, whose: Sequence[Any]) -> bool:
+    """Whether a column says when: it grows within each series, and counts its rows anew or holds moments."""
+    begins = np.array([a != b for a, b in zip(whose, whose[1:])])
+    gaps = np.diff(values)
+    anew = bool((gaps[~begins] == 1).all()) and len(np.unique(values[1:][begins])) == 1
+    return anew or (bool((values >= EPOCH).all()) and 50 * (gaps[~begins] < 0).sum() < len(gaps))
+
+
 def _whose(frame: Frame, when: str, when_format: str | None, names: Sequence[str]) -> str | None:
-    """The column that names the series of a table in which times come again: within each of them none does."""
+    """The column that names the series of a table in which times come again: within each of them none does; or two
+    that do so together, which become one."""
+    import pyarrow as pa
+
     try:
         times = seconds_of(frame.columns[when], when_format, frame.path, when)
     except SegueError:
@@ -759,7 +928,18 @@ def _whose(frame: Frame, when: str, when_format: str | None, names: Sequence[str
     dated = timelike(frame.columns[when][:100].to_pylist())
     whole = [name for name in names if name != when and not measured(frame.columns[name][:1000].to_pylist())
              and (dated or _names(name) or _numbers(frame, name) is None)]
-    return next((name for name in whole if _apart(list(map(str, frame.columns[name].to_pylist())), times)), None)
+    cells = {name: list(map(str, frame.columns[name].to_pylist())) for name in whole}
+    if found := next((name for name in whole if _apart(cells[name], times)), None):
+        return found
+    whole.sort(key=list(frame.columns).index)
+    for pair in combinations([name for name in whole if naming(name, cells[name][:1000])], 2):
+        both = list(map(", ".join, zip(*(cells[name] for name in pair))))
+        if _apart(both, times):
+            frame.columns[" ".join(pair)] = pa.array(both, pa.string())
+            for name in pair:
+                frame.columns.pop(name)
+            return " ".join(pair)
+    return None
 
 
 def _times(frame: Frame, when: str, when_format: str | None, sure: bool,
@@ -788,6 +968,11 @@ def _constant(values: np.ndarray) -> bool:
     known = values[np.isfinite(values)]
     same = len(values) > 1 and len(known) == len(values) and bool((known == known[0]).all())
     return same and float(known[0]).is_integer()
+
+
+def _marks(name: str, values: np.ndarray) -> bool:
+    """A column that marks some moments as odd, as benchmarks of anomalies have it: no measurement."""
+    return plain(name).removeprefix("is") in MARKS and bool(np.isin(values, (0, 1)).all())
 
 
 def _counts(name: str, values: np.ndarray) -> bool:

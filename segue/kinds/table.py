@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 from unicodedata import normalize
 
 import numpy as np
@@ -22,6 +22,7 @@ from segue.kinds.frame import (
     DELIMITED,
     JSON,
     PARQUET,
+    ROWS,
     TABULAR,
     Frame,
     Look,
@@ -34,9 +35,10 @@ from segue.kinds.frame import (
     times_a_line,
 )
 from segue.kinds.frame import number as is_number
+from segue.kinds.moments import CLOCK, spelled, together
 from segue.kinds.packed import bare, opened, twin
 from segue.kinds.text import text_columns
-from segue.kinds.times import DATE, NUMBER, seconds_of, span, steady, timelike, written
+from segue.kinds.times import NUMBER, seconds_of, span, steady, timelike, written
 
 
 def plain(name: str) -> str:
@@ -58,22 +60,25 @@ WHO = named("who caseconceptname case user userpseudo session customer visitor p
             "사용자 고객")
 WHAT = named("what item activity conceptname eventconceptname event action movie product asin sku stock song track "
              "artist book article page url command symbol task operation diagnosis icd icd9 icd10 procedure drug "
-             "medication mark eventtype request isbn station startstation pulocation video film news app game recipe "
-             "business venue poi csuristem stopid stopname evt aid artikel produkt aktivität ereignis aktion produit "
-             "activité évènement producto artículo actividad acción prodotto articolo attività produto activiteit "
-             "товар событие действие 商品 物品 活动 行为 行動 상품 활동")
+             "medication mark eventtype request moves isbn station startstation pulocation video film news app game "
+             "recipe business venue poi csuristem stopid stopname evt aid artikel produkt aktivität ereignis aktion "
+             "produit activité évènement producto artículo actividad acción prodotto articolo attività produto "
+             "activiteit товар событие действие 商品 物品 活动 行为 行動 상품 활동")
 WEAKLY = named("type state status step key label token code note items events marks types typeevent activities actions "
                "songs tracks problem skill exercise concept target course lesson k i")
 WHEN = named("when time timestamp datetime date ts unixtimestamp unixreviewtime completetimestamp timetimestamp "
              "starttimestamp starttime eventtime createdat created times timestamps timesincestart day t year")
 # A sequence of sets as SPMF has it: -1 behind each set, -2 at the end.
 SETS = re.compile(rb"(\s*@[^\n]*\n)*\s*\d+ (\d+ |-1 )*-1 -2\s*(\n|$)")
+# Lines of numbers below the names that they stand for, as the visits of msnbc.com are kept (UCI).
+NUMBERED = re.compile(rb"%[^\n]*\n\s*(?P<names>[^%\d\n]+)\n\s*%[^\n]*\n(?P<cases>(\s*\d[\d ]*(\r?\n|$))+)")
 HOW = named("level loglevel severity priority")  # of a log: says neither who nor what
-ENDINGS = ("", *words("id name number no idx index code key num uri en nummer nr"))
-IDS = re.compile(r"(?i:(^|[ _.-])(id|no|number|nr|num|key))$|[a-z](Id|ID|No|Number|Nr|Key)$")
+ENDINGS = ("", *words("id name number no idx index code key num uri en nummer nr nbr"))
+IDS = re.compile(r"(?i:(^|[ _.-])(id|no|number|nr|nbr|num|key))$|[a-z](Id|ID|No|Number|Nr|Key)$")
 MOMENTS = ("timestamp", "datetime", "date", "time", "at", "ts", "datum", "zeit")  # what other names end on
+ADDRESS = re.compile(r"\S+@\S+\.\w+|\d+\w? .*\b(street|st|avenue|ave|road|rd|lane|ln|drive|dr|blvd|way|court|hill)\b.*",
+                     re.IGNORECASE)
 UNITS = re.compile(r"(utc|gmt|local|epoch|unix|iso|seconds?|secs?|millis(econds)?|micros|nanos|[mun]?s)+$")  # behind
-CLOCK = re.compile(r"\d{1,2}:\d\d(:\d\d([.,]\d+)?)?( ?[AaPp]\.?[Mm]\.?)?")  # a time of day alone
 BETWEEN = re.compile(r"\s*[→,]\s*|\s+")  # what may stand between items that somebody types
 LONGEST = 40  # words of an item
 MANY = 100_000  # rows by which a column is judged
@@ -112,6 +117,7 @@ class Events(Kind):
         table = with_lists(glance(path, head))
         if table is None:
             return 0.9 if suffix in PARQUET or is_parquet(head) else 0.0
+        table = with_moments(table)
         sorts = DELIMITED | JSON | PARQUET
         if suffix not in sorts and table.form == "delimited" and not table.regular:
             return 0.0
@@ -122,17 +128,21 @@ class Events(Kind):
         thing = what or weak
         if thing and any(isinstance(cell, list) for cell in table.column(thing)):
             return 0.9 if what or not text_columns(table) else 0.65
+        if who and not thing and (others := [name for name in names if name != who and numbered(name)]):
+            what = thing = others[0] if len(others) == 1 else None
         if thing and who:
             return 0.9 if what else 0.65
         if (what and when) or _merged(table) or (thing and len(names) == 1):
             return 0.75
         if names and self._guessed(path, table):
             return 0.72
+        if _addresses(table):
+            return 0.05
         if not table.headed and _interactions(table):
             return 0.85
         listed = _listed(table)
         if (len(listed) == 1 or (listed and not table.headed)) and not text_columns(table) and \
-                not any(_wordy(cell) for cell in table.column(listed[0])):
+                not _wordy([each for cell in table.column(listed[0]) if isinstance(cell, list) for each in cell]):
             return 0.85
         wordy = not table.headed and any(_wordy(table.column(name)) for name in table.names[:2])
         vague = wordy or table.form in ("json", "document")
@@ -287,7 +297,7 @@ class Cases(Kind):
             known = {cell for line in cells for cell in line}
             ragged = len({len(line) for line in cells}) > 2
             return 0.83 if ragged and 4 * len(known) <= sum(map(len, cells)) else 0.0
-        if SETS.match(head):
+        if SETS.match(head) or NUMBERED.match(head):
             return 0.88
         items = [line.split() for line in lines if line.strip()]
         flat = [item for line in items for item in line]
@@ -307,7 +317,11 @@ class Cases(Kind):
             raise SegueError(f"elements is 'characters', 'words' or 'cells', not {elements!r}")
         with opened(path) as handle:
             raw = as_utf8(path, handle.read(), encoding)
-        lines = raw.decode().splitlines()
+        lines, called = raw.decode().splitlines(), list[str]()
+        if numbered_cases := NUMBERED.match(raw[:HEAD]):
+            called = numbered_cases["names"].decode().split()
+            lines = ["" if i < raw.count(b"\n", 0, numbered_cases.start("cases")) else line
+                     for i, line in enumerate(lines)]
         if elements is None and SETS.match(raw):
             yield from _sets(path, lines, problems)
             return
@@ -325,6 +339,8 @@ class Cases(Kind):
             items = line.split() if elements == "words" else _cells(line) if elements == "cells" else list(line.strip())
             if not items:
                 continue
+            if called:
+                items = [called[int(item) - 1] if 0 < int(item) <= len(called) else item for item in items]
             found, channels = True, {}
             if times is not None:
                 own = times[number - 1] if number <= len(times) else np.zeros(0)
@@ -455,6 +471,11 @@ def ranked(names: Iterable[str], usual: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name for *_, name in sorted(found)))
 
 
+def numbered(name: str) -> bool:
+    """Whether a column is called as one of numbers of things: anime_id; but not of rows."""
+    return bool(IDS.search(name)) and plain(name) not in ("id", "no")
+
+
 def _in_blocks(table: Look, head: bytes) -> bool:
     """A table without a header in which blank lines stand between several rows and several others."""
     rows = [bool(line.strip()) for line in head.split(b"\n")]
@@ -472,6 +493,12 @@ def _interactions(table: Look) -> bool:
     ids = all(cell and len(cell) <= 40 and not re.search(r"\s", cell) for cell in first + second)
     whole = all(map(str.isdigit, first + second))
     return ids and (whole or when is not None) and 1 < len(set(first)) < len(first)
+
+
+def _addresses(table: Look) -> bool:
+    """Whether a column holds where people live or their mail: then a row is one of them, and nothing happens."""
+    return any(len(cells := table.column(name)) > 2 and all(isinstance(cell, str) and ADDRESS.fullmatch(cell)
+                                                            for cell in cells) for name in table.names[:ROWS])
 
 
 def _listed(table: Look) -> list[str]:
@@ -520,84 +547,139 @@ def _alike(found: list[tuple[Frame, Roles]], problems: Problems, named: frozense
 
 def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) -> Roles:
     """Which columns say who, what and when: those asked for, else by name, else by what is in them."""
+    names = ", ".join(frame.columns)
+    for role, asked in (("who", who), ("what", what), ("when", when)):
+        if asked is not None and asked not in frame.columns and (role, asked) not in (("who", THIS), ("what", THAT)):
+            raise SegueError(f"{frame.path}: there is no column '{asked}' to say {role}; there are {names}")
+    guess = _by_header if frame.headed else _by_place
+    whose, thing, clock = _of_lists(frame, *guess(frame, who, what, when), asked=(what is not None, when is not None))
+    lists = thing is not None and _is_list(thing if thing in frame.columns else clock, frame)
+    if not lists:
+        whose, thing = _what_is_left(frame, whose, thing, clock)
+    if thing is None or (whose is None and not lists):
+        raise _untold(frame, whose, thing, clock, names)
+    return whose, thing, clock
+
+
+def _free(frame: Frame, *taken: str | None) -> list[str]:
+    """The columns that say nothing yet."""
+    return [name for name in frame.columns if name not in taken]
+
+
+def _is_list(name: str | None, frame: Frame) -> TypeGuard[str]:
+    return name in frame.columns and "list" in str(frame.columns[name].type)
+
+
+def _by_header(frame: Frame, who: str | None, what: str | None,
+               when: str | None) -> tuple[str | None, str | None, str | None]:
+    """Who, what and when, of a table with a header; None where it is not told. The cells of a merged first column are
+    filled, a date and a time of day become one column."""
     import pyarrow.compute as compute
 
     columns = frame.columns
-    listed = ", ".join(columns)
-    for role, asked in (("who", who), ("what", what), ("when", when)):
-        if asked is not None and asked not in columns and (role, asked) not in (("who", THIS), ("what", THAT)):
-            raise SegueError(f"{frame.path}: there is no column '{asked}' to say {role}; there are {listed}")
-
-    def free() -> list[str]:
-        return [name for name in columns if name not in (who, what, when)]
-
-    def is_list(name: str | None) -> bool:
-        return name in columns and "list" in str(columns[name].type)
-
-    asked_for, clock = what is not None, when
-    if frame.headed:
-        if who is None and (merged := next(iter(columns), "")) in free() and _is_merged(columns[merged].to_pylist()):
-            columns[merged], who = compute.fill_null_forward(columns[merged]), merged
-            what = what or next(iter([*ranked(free(), WHAT), *free()]), None)
-        when = when_of(frame, free()) if when is None else when
-        several = [name for name in free() if is_list(name) or _says_who(columns[name])]
-        who = named_by(several, WHO) if who is None else who
-        if what is None:
-            lists_of = [name for name in free() if is_list(name)]
-            lists_of = [name for name in lists_of if len(lists_of) == 1 or not measured(_within(columns[name]))]
-            alone = lists_of[0] if who is None and len(lists_of) == 1 else None
-            able = [*filter(None, [alone, *ranked(free(), WHAT), *ranked(free(), WEAKLY)])]
-            ids = [name for name in several if IDS.search(name)] if who is None else [who]
-            happens = (name for name in able if is_list(name) or
-                       _happens(columns, next((whose for whose in ids if whose != name), None), name))
-            what = next(happens, next(iter(able), None))
-        if when is not None and not is_list(when) and (who is None or what is None):
-            sure = what is not None and named_by([what], WHAT) is not None and not is_list(what)
-            who, what = told_apart(free(), lambda name: columns[name][:MANY].to_pylist(), who, what)
-            who = who or named_by(free(), WHO) or (THIS if sure else None)
-        who = named_by(free(), WHO) if who is None else who
-    else:
-        if when is None:
-            when = _clock(free(), lambda name: columns[name][:100].to_pylist()) if len(free()) > 2 else None
-        held = [name for name in free() if is_list(name)]
-        if who is None and len(free()) > 1:
-            who = next((name for name in free() if held and name not in held and _says_who(columns[name])), free()[0])
-        if what is None and held:
-            what = held[0]
-        elif what is None and free():
-            what = next((name for name in free() if not measured(columns[name][:100].to_pylist())), free()[0])
-            if any(_wordy(columns[name][:100].to_pylist()) for name in (who, what) if name in columns):
-                raise SegueError(f"{frame.path}: {who} and {what} hold texts: give who= and what= if they are events")
-            _events_not_measured(frame, what, columns[what].unique().to_pylist())
-    if what is None and len(lists_of := [name for name in free() if "list" in str(columns[name].type)]) == 1:
-        what = lists_of[0]
-    if what is None and when is not None and "list" in str(columns[when].type):
-        what = THAT
-    whole = what if what in columns else when
-    lists = what is not None and is_list(whole)
-    if lists and what in columns and clock is None and not is_list(who) and not is_list(when):
-        when = None  # of the row, not of the events in its list
-    if what in columns and lists and not asked_for:
-        _events_not_measured(frame, what, (item for row in columns[what][:100].to_pylist() for item in row or []))
-    rest = free()
-    if (who is None) != (what is None) and not lists:  # the one column that is left may be the other of the two
-        last = rest[0] if len(rest) == 1 and _repeats(columns[rest[0]]) else None
-        if what is None:
-            what = last
-        else:
-            who = THIS if not rest and when is not None else last
-    if not rest and who is None and what is None and when is not None:
-        who, what = THIS, THAT
-    if what is None or (who is None and not lists):
-        missing = [role for role, name in (("who", who), ("what", what)) if name is None]
-        one = f", or who='{THIS}' if all of it is one sequence" if what is not None else \
-            "; or read it as text with kind=text"
-        if what is None and any(measured(columns[name][:1000].to_pylist()) for name in rest[:20]):
-            one = f"; its numbers are measured: {MEASURED}"
-        raise SegueError(f"{frame.path}: no column says {' and '.join(missing)}; name "
-                         f"{'them' if len(missing) > 1 else 'it'} with {' and '.join(f'{role}=' for role in missing)} "
-                         f"(columns: {listed}){one}")
+    first = next(iter(columns), None)
+    if who is None and first in _free(frame, what, when) and _is_merged(columns[first].to_pylist()):
+        columns[first], who = compute.fill_null_forward(columns[first]), first
+        rest = _free(frame, who, what, when)
+        what = what or next(iter([*ranked(rest, WHAT), *rest]), None)
+    if when is None:
+        when = when_of(frame, _free(frame, who, what))
+    several = [name for name in _free(frame, who, what, when) if _is_list(name, frame) or _says_who(columns[name])]
+    if who is None:
+        who = named_by(several, WHO)
+    if what is None:
+        what = _what_happens(frame, who, when, several)
+    if when is not None and not _is_list(when, frame) and (who is None or what is None):
+        sure = what is not None and named_by([what], WHAT) is not None and not _is_list(what, frame)
+        who, what = told_apart(_free(frame, who, what, when), lambda name: columns[name][:MANY].to_pylist(), who, what)
+        who = who or named_by(_free(frame, what, when), WHO) or (THIS if sure else None)
+    if who is None:
+        who = named_by(_free(frame, what, when), WHO)
     return who, what, when
+
+
+def _what_happens(frame: Frame, who: str | None, when: str | None, several: Sequence[str]) -> str | None:
+    """The column called as what happens is, best one in which things come again. several: the columns that may say who,
+    where nothing does yet."""
+    free = _free(frame, who, when)
+    lists = [name for name in free if _is_list(name, frame)]
+    if len(lists) > 1:
+        lists = [name for name in lists if not measured(_within(frame.columns[name]))]
+    alone = lists if who is None and len(lists) == 1 else []
+    able = [*alone, *ranked(free, WHAT), *ranked(free, WEAKLY)]
+    ids = [name for name in several if IDS.search(name)] if who is None else [who]
+    happen = (name for name in able if _is_list(name, frame) or
+              _happens(frame.columns, next((whose for whose in ids if whose != name), None), name))
+    others = [name for name in free if numbered(name)] if who is not None and not able else []
+    return next(happen, next(iter(able), others[0] if len(others) == 1 else None))
+
+
+def _by_place(frame: Frame, who: str | None, what: str | None,
+              when: str | None) -> tuple[str | None, str | None, str | None]:
+    """Who, what and when, of a table without a header: who stands first, what behind it. It is a SegueError if these
+    hold texts or measured numbers."""
+    def cells(name: str) -> list[Any]:
+        return frame.columns[name][:100].to_pylist()
+
+    free = _free(frame, who, what, when)
+    if when is None and len(free) > 2:
+        when = _clock(free, cells)
+    free = _free(frame, who, what, when)
+    lists = [name for name in free if _is_list(name, frame)]
+    if who is None and len(free) > 1:
+        who = next((name for name in free if lists and name not in lists and _says_who(frame.columns[name])), free[0])
+    free = _free(frame, who, what, when)
+    if what is None and lists:
+        what = lists[0]
+    elif what is None and free:
+        what = next((name for name in free if not measured(cells(name))), free[0])
+        if any(_wordy(cells(name)) for name in (who, what) if name in frame.columns):
+            raise SegueError(f"{frame.path}: {who} and {what} hold texts: give who= and what= if they are events")
+        _events_not_measured(frame, what, frame.columns[what].unique().to_pylist())
+    return who, what, when
+
+
+def _of_lists(frame: Frame, who: str | None, what: str | None, when: str | None,
+              asked: tuple[bool, bool]) -> tuple[str | None, str | None, str | None]:
+    """Who, what and when, of a table whose cells may hold lists: the only column of them says what, lists of times
+    alone say when nameless events were, and a time that is no list is the row's. asked: whether what, and when, were
+    asked for; else lists of measured numbers are a SegueError."""
+    lists = [name for name in _free(frame, who, what, when) if _is_list(name, frame)]
+    if what is None and len(lists) == 1:
+        what = lists[0]
+    if what is None and _is_list(when, frame):
+        what = THAT
+    if not _is_list(what, frame):
+        return who, what, when
+    if not asked[1] and not _is_list(who, frame) and not _is_list(when, frame):
+        when = None
+    if not asked[0]:
+        _events_not_measured(frame, what, _within(frame.columns[what]))
+    return who, what, when
+
+
+def _what_is_left(frame: Frame, who: str | None, what: str | None, when: str | None) -> tuple[str | None, str | None]:
+    """Who and what, where one of them is not told and one column is left that may say it, or none but the times."""
+    free = _free(frame, who, what, when)
+    if (who is None) == (what is None):
+        return (THIS, THAT) if who is None and not free and when is not None else (who, what)
+    last = free[0] if len(free) == 1 and _repeats(frame.columns[free[0]]) else None
+    if what is None:
+        return who, last
+    return (THIS if not free and when is not None else last), what
+
+
+def _untold(frame: Frame, who: str | None, what: str | None, when: str | None, names: str) -> SegueError:
+    """What to do about a table that does not say who, or what, or either. names: of its columns, as in the file."""
+    missing = [role for role, name in (("who", who), ("what", what)) if name is None]
+    hint = f", or who='{THIS}' if all of it is one sequence" if what is not None else \
+        "; or read it as text with kind=text"
+    rest = _free(frame, who, what, when)[:20]
+    if what is None and any(measured(frame.columns[name][:1000].to_pylist()) for name in rest):
+        hint = f"; its numbers are measured: {MEASURED}"
+    return SegueError(f"{frame.path}: no column says {' and '.join(missing)}; name "
+                      f"{'them' if len(missing) > 1 else 'it'} with {' and '.join(f'{role}=' for role in missing)} "
+                      f"(columns: {names}){hint}")
 
 
 def with_lists(table: Look | None) -> Look | None:
@@ -641,25 +723,38 @@ def _events_not_measured(frame: Frame, what: str, values: Iterable[Any]) -> None
 
 
 def when_of(frame: Frame, names: list[str]) -> str | None:
-    """The column of times (see `timed`). A date and a time of day in two columns become one."""
+    """The column of times (see `timed`). Several that say when only together become one (see `together`)."""
     import pyarrow as pa
-    import pyarrow.compute as compute
 
     def cells(name: str) -> list[Any]:
-        return [cell for cell in frame.columns[name][:100].to_pylist() if cell not in (None, "")]
+        return [cell for cell in frame.columns[name][:1000].to_pylist() if cell not in (None, "")]
 
-    found = timed(names, cells)
-    if found is None or not pa.types.is_string(frame.columns[found].type):
-        return found
-    texts = [name for name in names if pa.types.is_string(frame.columns[name].type) and cells(name)]
-    clocks = [name for name in texts if all(CLOCK.fullmatch(cell.strip()) for cell in cells(name))]
-    dates = [name for name in texts if all(DATE.fullmatch(cell) and ":" not in cell for cell in cells(name))]
-    date, clock = (found if found in each else next(iter(each), None) for each in (dates, clocks))
-    if date is None or clock is None or found not in (date, clock):
-        return found
-    both = f"{date} {clock}"
-    frame.columns[both] = compute.binary_join_element_wise(frame.columns.pop(date), frame.columns.pop(clock), " ")
-    return both
+    parts = _parts([name for name in names if "list" not in str(frame.columns[name].type)], cells)
+    if not parts:
+        return timed(names, lambda name: cells(name)[:100])
+    said = spelled(parts, [frame.columns.pop(name).to_pylist() for name in parts])
+    frame.columns[" ".join(parts)] = pa.array(said, pa.string())
+    return " ".join(parts)
+
+
+def with_moments(table: Look) -> Look:
+    """The beginning of a table, as `when_of` makes it."""
+    parts = _parts(table.names, table.column) if table.headed else {}
+    if not parts:
+        return table
+    places = [table.names.index(name) for name in parts]
+    said = spelled(parts, [[row[place] if place < len(row) else None for row in table.rows] for place in places])
+    rest = [place for place in range(len(table.names)) if place not in places]
+    rows = [[*([*row, *[None] * len(table.names)][place] for place in rest), moment]
+            for row, moment in zip(table.rows, said)]
+    return replace(table, names=[*(table.names[place] for place in rest), " ".join(parts)], rows=rows)
+
+
+def _parts(names: Iterable[str], cells: Callable[[str], Sequence[Any]]) -> dict[str, str]:
+    """See `together`; nothing where one of the other columns says when."""
+    parts = together(names := list(names), cells)
+    alone = timed(names, cells) if parts else None
+    return parts if alone is None or alone in parts or not timelike(cells(alone)) else {}
 
 
 def timed(names: Iterable[str], cells: Callable[[str], Sequence[Any]]) -> str | None:
@@ -681,7 +776,8 @@ def told_apart(names: Iterable[str], cells: Callable[[str], Sequence[Any]], who:
                what: str | None = None) -> tuple[str | None, str | None]:
     """Who and what by what is in columns: the first that names something that comes again, and the next. Numbers do so
     where their column is called as numbers of things are. Where one of the two is known, it is the other one's only
-    column, if there is one. A table of more measurements than names is of neither."""
+    column, if there is one, though not one that what happened tells. A table of more measurements than names is of
+    neither."""
     able, sizes = [], 0  # columns of names, and how many of sizes
     for name in names:
         values = [str(cell) for cell in cells(name) if cell not in (None, "") and not isinstance(cell, list)]
@@ -691,12 +787,19 @@ def told_apart(names: Iterable[str], cells: Callable[[str], Sequence[Any]], who:
                 sum(map(len, values)) <= 40 * len(values):
             able.append(name)
         sizes += bool(values) and measured(values)
+    if what is not None:
+        able = [name for name in able if not _follows(cells(name), cells(what))]
     if who is None and what is None:
         return (able[0], able[1]) if len(able) > max(1, sizes) else (None, None)
     alone = able[0] if len(able) == 1 or (what is None and able) else None
     if who is None and len(able) > 1:
         alone = next((name for name in able if IDS.search(name)), None)
     return who or alone, what or alone
+
+
+def _follows(cells: Sequence[Any], things: Sequence[Any]) -> bool:
+    """Whether what happened says who it was, as the template of a line of a log says which component wrote it."""
+    return len(cells) == len(things) and len({*zip(map(str, cells), map(str, things))}) == len({*map(str, things)})
 
 
 def _wordy(cells: Sequence[Any]) -> bool:
@@ -727,7 +830,9 @@ def _within(column: Any) -> list[Any]:
 
 
 def _repeats(column: Any) -> bool:
-    """A column of ids or kinds of things: some come again, and they are no measurements and no texts."""
+    """A column of ids or kinds of things: some come again, and they are no measurements, texts or lists."""
+    if "list" in str(column.type):
+        return False
     values = column.unique().to_pylist()
     if len(values) == len(column) or "float" in str(column.type) or "double" in str(column.type):
         return False

@@ -8,7 +8,8 @@ import io
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import islice, takewhile
+from dataclasses import dataclass
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,6 +31,7 @@ from segue.kinds.base import (
     of_class,
     words,
 )
+from segue.kinds.beside import classes_beside
 from segue.kinds.codecs import BPECodec, ByteCodec, Codec, as_bytes
 from segue.kinds.columns import both, class_column, class_of, told
 from segue.kinds.documents import as_row, flat
@@ -53,6 +55,7 @@ from segue.kinds.frame import (
     said,
 )
 from segue.kinds.packed import bare, no_text, opened
+from segue.kinds.several import form_of
 from segue.kinds.times import DATE
 
 SAMPLE = 1 << 26  # bytes of text that merges are learned from
@@ -66,19 +69,39 @@ FIELDS = words("text content code body document sentence article story passage d
                "title lyrics caption abc smiles")
 # What asks and what answers: together they are one text. So are what a few things are made of, and these.
 ASKS = words("instruction instructions question questions stem problem problem_statement prompt input context passage "
-             "article story body query options choices premise buggy mr")
+             "article story body query options choices endings premise buggy mr goal ctx history sent1 obs1 obs2")
 ANSWERS = words("completion output response answer answers rationale solution solutions canonical_solution chosen "
-                "answerkey hypothesis sentence fixed patch ref")
-SOURCES = words("text dialogue dialog conversation transcript document article body content description intent")
-MADE = words("code snippet summary highlights")
+                "answerkey hypothesis sentence fixed patch ref correct gt target targets")
+SOURCES = words("text question dialogue dialog conversation transcript document article body content description "
+                "intent")
+MADE = words("code snippet sql query cmd summary highlights")
+RIGHT = words("label answer answerkey correct gold")  # say which of several choices is right
+CHOICE = re.compile(r"(choice|option|sol|ending|answer|opt|hyp)[ _]?[0-9a-f]|[a-f]|endings|choices|options",
+                    re.IGNORECASE)
+VERSION = re.compile(r"(response|output|completion|human_ref|answer)[ _]?[01aj]", re.IGNORECASE)  # and others
 LANGUAGE = re.compile(r"(translation\.)?([a-z]{2,3}([_-]\w{2,4})?|(english|french|german|spanish|italian|russian|"
                       r"chinese|japanese)\b.*)", re.IGNORECASE)
+NAMED = words("name word surname lastname firstname fullname")  # what holds short texts
 DIALOGUES = words("dialogue dialog conversation transcript context")
 TOKENS = ("tokens", "words", "token")  # a text in lists of its words
 TURNS, ROLES = words("content value text utterance message"), words("role from speaker author agent")  # of a dialogue
-LABEL = "__label__"  # what fastText has in front of a class
+LISTED = words("turns utterances conversation conversations messages history dialog dialogue data")  # nobody named
+SPEAKERS = (*ROLES, *words("speaker_id speaker_idx speaker_name character sender user username participant name who"))
+DIALOGUE = re.compile(r"(dialog(ue)?|conv(ersation)?|thread|chat|scene|message_?tree)[ _]?(id|idx|index|no|nr|num|"
+                      r"number|file)?", re.IGNORECASE)  # the column that says to which dialogue a turn belongs
 SMILES = {".smi", ".smiles"}  # a molecule a line, its name behind it
 LETTERS = bytes(range(65, 91)) + bytes(range(97, 123)) + bytes(range(128, 256))
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What columns are read as. field: those of the text; column: that of classes; dialogue: that which says to which
+    dialogue a row, one turn of it, belongs; speaker: who says it."""
+
+    field: list[str]
+    column: str | None = None
+    dialogue: str | None = None
+    speaker: str | None = None
 
 
 class Text(Kind):
@@ -102,11 +125,15 @@ class Text(Kind):
             return 0.7 if _holds_text(path, head) else 0.0
         if not head or looks_binary(head) or no_text(head):
             return 0.0
+        if _holds_dialogues(path, head):
+            return 0.91  # and not who spoke after whom
         if suffix in LINES:
             return 0.8 if _holds_text(path, head) else 0.3
-        surely = 0.8 if suffix in self.extensions else 0.2
+        several = self.name == "text" and suffix not in self.extensions and form_of(head.decode("utf-8", "replace"))
+        surely = 0.8 if suffix in self.extensions or several else 0.2
         if suffix in DELIMITED:
-            surely = 0.7 if _holds_text(path, head) else 0.2
+            table = glance(path, head)
+            surely = 0.7 if _holds_text(path, head) else 0.5 if table is not None and named_columns(table) else 0.2
         if not head.translate(None, b"0123456789 .,;:+-eE\t\r\n"):
             return 0.02  # numbers alone
         try:
@@ -124,10 +151,27 @@ class Text(Kind):
         line that is not empty. field: of JSON (lines, or an array of objects), CSV, TSV and Parquet the field or column
         that holds the text, one record a row (found if not given, by its name or by what is in it; a table without one
         is plain text). Several fields, such as a question and its answer, follow each other line by line, and so do the
-        turns of a dialogue, each behind who says it. classes: the field or column that says of which class each record
-        is ("": one that seems to, or what fastText puts in front of a line), which its name then tells.
+        turns of a dialogue, each behind who says it, within a row or, where no field is given, in rows of their own.
+        Plain text whose lines each begin or end with a class is a text a line, without it, and so are lines for which a
+        file beside it says as many classes; sentences of a word a line (CoNLL) are a text each, of the words or of the
+        columns that `field` counts; so are numbered lines up to the next that is numbered 1, and what stands between
+        <|endoftext|>. classes: the field or column that says of which class each record is ("": one that seems to, what
+        is in front of or behind each line, or in a file beside it), which its name then tells.
         """
+        beside = classes_beside(path) if self.name == "text" and not (field or classes) else None
+        if beside is not None:
+            each = list(self._read(path, problems, encoding, errors, bare(path).suffix.lower() not in JSON, [], None))
+            if len(each) == len(beside):
+                if problems is not None:
+                    problems.note = "; ".join(filter(None, (problems.note, "classes from the file beside it")))
+                yield from (Record(record.object, name=of_class(record.name, label if classes == "" else ""))
+                            for record, label in zip(each, beside))
+                return
         field = [field] if isinstance(field, str) else list(field)
+        yield from self._read(path, problems, encoding, errors, lines, field, classes)
+
+    def _read(self, path: Path, problems: Problems | None, encoding: str, errors: str, lines: bool, field: list[str],
+              classes: str | None) -> Iterator[Record]:
         if errors not in ("strict", "keep"):
             raise SegueError(f"errors is 'strict' or 'keep', not {errors!r}")
         try:
@@ -136,8 +180,12 @@ class Text(Kind):
         except (LookupError, ValueError) as error:
             raise SegueError(f"there is no text encoding called '{encoding}'; try utf-8, latin-1 or utf-16") from error
         suffix = bare(path).suffix.lower()
-        if classes == "" and not lines and head_of(path).startswith(LABEL.encode()):
-            yield from self._labelled(path, encoding, errors)
+        if self.name == "text" and not lines and suffix not in {".csv", ".arff", ".inter"} | JSON | PARQUET and (
+                several := form_of(self._head(path, encoding), field, suffix in DELIMITED)):
+            if problems is not None:
+                problems.note = several.note if classes is None else several.note.replace("not read:", "read:")
+            for number, text, label in several.cut(self._lines(path, encoding, errors)):
+                yield Record(text.encode(), name=of_class(f"{path}:{number}", label if classes == "" else ""))
             return
         if not lines and (field or classes or suffix in TABULAR):
             rows = self._rows(path, problems, field, classes, encoding)
@@ -208,17 +256,22 @@ class Text(Kind):
             with opened(path) as handle:
                 table = glance(bare(path), handle.read())
         if table is None and suffix in LINES:
-            return self._read_lines(path, problems, field, classes or None)  # which says what is wrong in every line
+            return self._read_lines(path, problems, Roles(field, classes or None))  # which says what is wrong
         if table is None and field:
             raise SegueError(f"{path}: there is no table here to take '{field[0]}' from; leave field= out")
-        tabbed = table is not None and table.headed and table.delimiter == "\t"
+        tabbed = table is not None and table.delimiter == "\t" and (table.headed or (
+            classes is None and table.regular and len(table.names) == 2 and suffix in (".txt", "")
+            and class_column(path, table, "") is not None))
+        if self.name == "code" and suffix == ".json" and not (field or classes):
+            return None  # one of the files of a program
         if table is None or not (sure or classes == "" or tabbed or table.form != "delimited"):
             return None
         column = class_column(path, table, classes)
         if column in field and classes:
             raise both(path, classes)
         rest = table.without(column)
-        field = field or text_columns(rest) or (rest.names if column and len(rest.names) == 1 else [])
+        asked, field = field, field or text_columns(rest) or named_columns(rest) or (
+            rest.names if column and len(rest.names) == 1 else [])
         if classes and not field:
             raise SegueError(f"{path}: no column holds text; name one with field= (columns: {', '.join(rest.names)})")
         if column in field or not field:  # one that only by chance is called as classes are
@@ -226,29 +279,37 @@ class Text(Kind):
         sure = sure or tabbed or (table.form != "delimited" and _plain(table, field))
         if suffix not in LINES | PARQUET and not (field and (sure or (column and table.regular))):
             return None
+        dialogue, speaker = (None, None) if asked or column else dialogue_columns(table, field)
         if problems is not None and field:
-            roles = [("said by", role) for name in field if (role := _role(name, table.names))]
-            problems.note = said([("class", column), *roles, *(("field", name) for name in field)], table.names)
+            by = [("said by", role) for role in (speaker, *(_role(name, table.names) for name in field)) if role]
+            problems.note = said([("class", column), ("dialogue", dialogue), *by, *(("field", name) for name in field)],
+                                 table.names)
+        roles = Roles(field, column, dialogue, speaker)
         if table.form == "delimited":
-            return self._read_table(path, problems, table, field, column, encoding)
-        if table.form == "json" and by_lines(head.decode("utf-8", "ignore").removeprefix("\ufeff")):
-            return self._read_lines(path, problems, field, column)
-        return self._read_columns(path, problems, table.form, field, column)
+            rows = self._read_table(path, problems, table, roles, encoding)
+        elif table.form == "json" and by_lines(head.decode("utf-8", "ignore").removeprefix("\ufeff")):
+            rows = self._read_lines(path, problems, roles)
+        else:
+            rows = self._read_columns(path, problems, table.form, roles)
+        return rows if dialogue is None else _dialogues(rows)
 
-    def _labelled(self, path: Path, encoding: str, errors: str) -> Iterator[Record]:
-        """Lines that begin with their classes, as fastText takes them; of several the first."""
-        number = 0
+    def _head(self, path: Path, encoding: str) -> str:
+        head = head_of(path)
+        return head.decode("utf-8" if marked(head, "utf-8") == "utf-8" and encoding == "utf-8" else encoding,
+                           "ignore").removeprefix("\ufeff")
+
+    def _lines(self, path: Path, encoding: str, errors: str) -> Iterator[tuple[int, str]]:
+        """The lines of a file, counted from 1."""
+        number, rest = 0, b""
         for _, piece in self._pieces(path, encoding, errors):
-            for line in piece.decode("utf-8", "replace").splitlines():
+            *whole, rest = (rest + piece).split(b"\n")
+            for line in whole:
                 number += 1
-                labels = list(takewhile(lambda word: word.startswith(LABEL), line.split()))
-                text = line.strip()[sum(len(label) + 1 for label in labels) :].lstrip()
-                if labels and text:
-                    yield Record(text.encode(), name=of_class(f"{path}:{number}", labels[0].removeprefix(LABEL)))
+                yield number, line.decode("utf-8", "replace").rstrip("\r")
+        yield number + 1, rest.decode("utf-8", "replace").rstrip("\r")
 
-    def _read_lines(self, path: Path, problems: Problems | None, field: list[str],
-                    column: str | None) -> Iterator[Record]:
-        field, found = field or [FIELDS[0]], False
+    def _read_lines(self, path: Path, problems: Problems | None, roles: Roles) -> Iterator[Record]:
+        field, found = roles.field or [FIELDS[0]], False
         with opened(path) as handle:
             if handle.peek(3)[:3] == MARK:
                 handle.read(3)
@@ -259,20 +320,21 @@ class Text(Kind):
                     fields = ", ".join(cells) or "none"
                     bad(problems, path, str(number), None,
                         f"no text in field '{', '.join(field)}'; name the field with field= (fields: {fields})")
-                elif text and (record := _record(path, number, text, cells, column, problems)):
+                elif text and (record := _record(path, number, text, cells, roles, problems)):
                     found = True
                     yield record
         if not found:
             first = f" ({problems[0]})" if problems else ""
             raise SegueError(f"{path}: no line holds text; name its field with field={first}")
 
-    def _read_columns(self, path: Path, problems: Problems | None, form: str, field: list[str],
-                      column: str | None) -> Iterator[Record]:
+    def _read_columns(self, path: Path, problems: Problems | None, form: str, roles: Roles) -> Iterator[Record]:
         """Columns of Parquet, or fields of a JSON array."""
+        field = roles.field
         if form == "parquet":
+            all_of = [*field, *filter(None, (roles.column, roles.dialogue, roles.speaker))]
             columns = load_table(path, Problems(), "utf-8").columns
             wanted = {name: cells for name, cells in columns.items()
-                      if any(each == name or each.startswith(f"{name}.") for each in [*field, column or ""])} or columns
+                      if any(each == name or each.startswith(f"{name}.") for each in all_of)} or columns
             cells = zip(*(values.to_pylist() for values in wanted.values()))
             rows = [flat(dict(zip(wanted, row))) for row in cells]
         else:
@@ -285,7 +347,7 @@ class Text(Kind):
         found = False
         for place, row in enumerate(rows, 1):
             if text := _joined(row, field):
-                if record := _record(path, place, text, row, column, problems):
+                if record := _record(path, place, text, row, roles, problems):
                     found = True
                     yield record
             elif any(row.get(name) not in (None, "") for name in field):
@@ -293,9 +355,9 @@ class Text(Kind):
         if not found:
             raise SegueError(f"{path}: no row holds text in column '{', '.join(field)}'; name another one with field=")
 
-    def _read_table(self, path: Path, problems: Problems | None, table: Look, field: list[str],
-                    column: str | None, encoding: str) -> Iterator[Record]:
-        found, weka = False, bare(path).suffix.lower() == ".arff"
+    def _read_table(self, path: Path, problems: Problems | None, table: Look, roles: Roles,
+                    encoding: str) -> Iterator[Record]:
+        field, found, weka = roles.field, False, bare(path).suffix.lower() == ".arff"
         for name in field:
             if name not in table.names:
                 raise SegueError(f"{path}: there is no column '{name}'; there are {', '.join(table.names)}")
@@ -314,7 +376,7 @@ class Text(Kind):
                                 f"{len(row)} columns where the first line has {len(table.names)}; quote what holds a "
                                 "delimiter")
                     elif (text := _joined(cells := dict(zip(table.names, row)), field)) and \
-                            (record := _record(path, number, text, cells, column, problems)):
+                            (record := _record(path, number, text, cells, roles, problems)):
                         found = True
                         yield record
             except (csv.Error, UnicodeError) as error:
@@ -419,6 +481,7 @@ def _last(name: str) -> str:
 
 def _are_texts(cell: Any) -> bool:
     """A list of texts, some of them of several words."""
+    cell = _unnested(cell)
     return isinstance(cell, list) and all(isinstance(turn, str) for turn in cell) and \
         any(len(turn.split()) > 2 for turn in cell)
 
@@ -432,7 +495,7 @@ def _role(name: str, names: Iterable[str]) -> str | None:
 def _is(name: str, usual: Collection[str]) -> bool:
     """Whether a field is called so: by its last part, or by the one before, as in answers.text."""
     *_, before, last = ("", *name.lower().split("."))
-    return last in usual or (before in usual and last in ("text", "input_text", "spans", "number"))
+    return last in usual or (before in usual and last in ("text", "input_text", "spans", "number", "value"))
 
 
 def _joined(cells: Mapping[str, Any], field: Sequence[str]) -> str | None:
@@ -449,15 +512,20 @@ def _joined(cells: Mapping[str, Any], field: Sequence[str]) -> str | None:
         value = cells.get(name)
         if isinstance(value, str):
             parts.append(value)
-        elif isinstance(value, bool | int | float) and _is(name, ANSWERS):
+        elif isinstance(value, bool | int | float) and (_is(name, ANSWERS) or _last(name) in RIGHT):
             parts.append(_one(value))
         elif isinstance(value, list) and _last(name) in TOKENS and all(isinstance(word, str) for word in value):
             parts.append(" ".join(value))
-        elif isinstance(value, list) and all(isinstance(turn, str | None) for turn in value):
+        elif isinstance(value := _unnested(value), list) and all(isinstance(turn, str | None) for turn in value):
             speakers = cells.get(_role(name, cells) or "") or [None] * len(value)
             said = [turn if who is None else f"{who}: {turn}" for who, turn in zip(speakers, value) if turn]
             parts += said[:1] if asked and _is(name, ANSWERS) else said
     return "\n".join(filter(None, parts)) if any(parts) else None
+
+
+def _unnested(value: Any) -> Any:
+    """A list of one list as that list."""
+    return value[0] if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list) else value
 
 
 def _one(value: Any) -> str | None:
@@ -467,14 +535,55 @@ def _one(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
-def _record(path: Path, place: int, text: str, cells: Mapping[str, Any], column: str | None,
+def _record(path: Path, place: int, text: str, cells: Mapping[str, Any], roles: Roles,
             problems: Problems | None) -> Record | None:
-    """The text of a row; where there is a column of classes, None if it says none."""
-    label = "" if column is None else class_of(cells.get(column))
-    label = "" if label == "-" and str(column).startswith("gold") else label  # SNLI's: those who judged disagree
-    if column is not None and not told(problems, path, str(place), column, label):
+    """The text of a row; where there is a column of classes, None if it says none. Of a turn of a dialogue the name is
+    that of the dialogue."""
+    label = "" if roles.column is None else class_of(cells.get(roles.column))
+    label = "" if label == "-" and str(roles.column).startswith("gold") else label  # SNLI's: those who judged disagree
+    if roles.column is not None and not told(problems, path, str(place), roles.column, label):
         return None
-    return Record(text.encode("utf-8", "backslashreplace"), name=of_class(f"{path}:{place}", label))
+    speaker = class_of(cells.get(roles.speaker or ""))
+    text = f"{speaker}: {text.strip()}" if speaker else text
+    name = place if roles.dialogue is None else class_of(cells.get(roles.dialogue))
+    return Record(text.encode("utf-8", "backslashreplace"), name=of_class(f"{path}:{name}", label))
+
+
+def _dialogues(turns: Iterable[Record]) -> Iterator[Record]:
+    """The turns of one name as one text, a line each."""
+    said: dict[str, list[bytes]] = {}
+    for turn in turns:
+        said.setdefault(turn.name, []).append(turn.object)
+    yield from (Record(b"\n".join(each), name=name) for name, each in said.items())
+
+
+def dialogue_columns(table: Look, field: Sequence[str]) -> tuple[str | None, str | None]:
+    """Where rows are the turns of dialogues, a `field` of text each, the columns that say to which dialogue each
+    belongs and who says it; None where there is no such column."""
+    if not table.headed or len(field) != 1 or any(isinstance(cell, list) for cell in table.column(field[0])):
+        return None, None
+    dialogue = None
+    for name in _dialogue_names(table):
+        cells = list(map(class_of, table.column(name)))
+        runs = sum(a != b for a, b in pairwise(cells))
+        if name != field[0] and 2 * runs <= len(cells) == len(table.rows) > 1:
+            dialogue = name
+    if dialogue is None:
+        return None, None
+    speaker = next((name for usual in SPEAKERS for name in table.names if _last(name) == usual and name != field[0]
+                    and all(not isinstance(cell, list) and len(str(cell)) <= 40 for cell in table.column(name))
+                    and len(set(map(class_of, table.column(name)))) > 1), None)
+    return dialogue, speaker
+
+
+def _dialogue_names(table: Look) -> list[str]:
+    return [name for name in table.names if DIALOGUE.fullmatch(_last(name))] if table.headed else []
+
+
+def _holds_dialogues(path: Path, head: bytes) -> bool:
+    table = glance(path, head) if path.suffix.lower() in TABULAR else None
+    return table is not None and bool(_dialogue_names(table)) and \
+        dialogue_columns(table, text_columns(table))[0] is not None
 
 
 def text_columns(table: Look) -> list[str]:
@@ -490,6 +599,8 @@ def text_columns(table: Look) -> list[str]:
     if turns := [name for name in names if _last(name) in TURNS and _role(name, names) and
                  all(isinstance(cell, list) for cell in table.column(name))]:
         return turns[:1]
+    if table.headed and (chosen := _multiple_choice(table)):
+        return chosen
     if table.headed:
         known = {_last(name): name for name in reversed(names)}
         known |= {name.lower(): name for name in reversed(names)}
@@ -519,15 +630,54 @@ def text_columns(table: Look) -> list[str]:
             continue
         if 2 * len(long) > len(table.rows) and 2 * len(set(long)) > len(long):
             prose[name] = sum(map(len, long))
+    if prose and not table.headed and len(names) > 4 and all(len(cell) == 1 and "A" <= cell <= "F"
+                                                             for cell in table.column(names[-1])):
+        return names  # a question, its choices, and the letter of one
     if prose:
-        if not table.headed or (len(prose) > 1 and all(map(LANGUAGE.fullmatch, prose))):
+        alone = len(prose) == len(names) < 4  # there is nothing but texts
+        if not table.headed or alone or (len(prose) > 1 and all(map(LANGUAGE.fullmatch, prose))):
             return list(prose)
-        return _siblings(max(prose, key=lambda name: prose[name]), table)
-    if turns := [name for name in names if _last(name) in TURNS and "." in name and
-                 all(map(_are_texts, table.column(name)))]:
+        groups = [_siblings(name, table) for name in prose]
+        return max(groups, key=lambda group: sum(prose.get(name, 0) for name in group))
+    if turns := [name for name in names if ((_last(name) in TURNS and "." in name) or _last(name) in LISTED) and
+                 (cells := table.column(name)) and all(map(_are_texts, cells))]:
         return turns[:1]
+    if long := [name for name in names if (cells := table.column(name)) and all(map(_are_texts, cells)) and
+                _mean_words(cells) > 4 and not any(isinstance(cell[0], list) for cell in cells)]:
+        return long
     return [name for name in names if _last(name) in TOKENS and (cells := table.column(name)) and len(names) > 1 and
             all(isinstance(cell, list) and all(isinstance(word, str) for word in cell) for cell in cells)][:1]
+
+
+def _mean_words(cells: Sequence[Any]) -> float:
+    """How many words the texts in lists have on average."""
+    counts = [len(each.split()) for cell in cells for each in _unnested(cell)]
+    return sum(counts) / len(counts)
+
+
+def named_columns(table: Look) -> list[str]:
+    """The column of a table without prose that is called as names and titles are, most of them different."""
+    for name in table.names if table.headed else ():
+        cells = table.column(name)
+        if re.sub("[ _]", "", name.lower()) in NAMED and cells and all(isinstance(cell, str) for cell in cells) and \
+                2 * len(set(cells)) > len(cells) and not all(map(number, cells)):
+            return [name]
+    return []
+
+
+def _multiple_choice(table: Look) -> list[str]:
+    """Where questions come with what may be chosen: the question, the choices, and which is right, if that is told."""
+    choices = [name for name in table.names if CHOICE.fullmatch(_last(name)) and (
+        (texts := [cell for cell in table.column(name) if isinstance(cell, str)]) or _lists_texts(table.column(name)))
+        and not (texts and table.form == "delimited" and all(map(number, texts)))]
+    listed = [name for name in choices if isinstance(next(iter(table.column(name)), None), list)]
+    asks = [name for name in table.names if name not in choices and (_is(name, ASKS) or _last(name) == "sentence") and
+            (cells := table.column(name)) and all(isinstance(cell, str) for cell in cells)]
+    if not asks or len(listed or choices) < (1 if listed else 2):
+        return []
+    answers = [name for name in table.names if name not in (*asks, *choices) and (cells := table.column(name)) and
+               (_answers(name, table) or (_last(name) in RIGHT and all(isinstance(cell, str | int) for cell in cells)))]
+    return [*asks, *(listed or choices), *answers]
 
 
 def _plain(table: Look, field: Sequence[str]) -> bool:
@@ -544,7 +694,8 @@ def _lists_texts(cells: Sequence[Any]) -> bool:
 def _answers(name: str, table: Look) -> bool:
     """Whether a column holds right answers: texts, numbers, yes or no, or lists of them."""
     *_, last = re.split(r"[ _]", name.lower())
-    right = _is(name, ANSWERS) or (last == "answer" and not re.match(r"(?i)(wrong|incorrect|bad)", name))
+    right = _is(name, ANSWERS) or VERSION.fullmatch(_last(name)) is not None or (
+        last == "answer" and not re.match(r"(?i)(wrong|incorrect|bad)", name))
     cells = table.column(name)
     return right and all(isinstance(cell, str | bool | int | float | list) for cell in cells) and bool(cells)
 

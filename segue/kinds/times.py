@@ -30,12 +30,17 @@ DATE = re.compile(r"\[?([A-Z][a-z]{2},? )?(\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|\d{1,
 NUMBER = re.compile(r"[-+]?[\d.]+([eE][-+]?\d+)?")
 
 
-EPOCH = 1e8  # times from here on are moments of the calendar, in seconds since 1970
+EPOCH, LATEST = 1e8, 1.3e10  # times between these are moments of the calendar, in seconds since 1970
 
 
-def shown(time: float) -> str:
-    """A time for people: of the calendar where it is one, to the second."""
-    if abs(time) >= EPOCH:
+def of_calendar(times: np.ndarray) -> bool:
+    """Whether these are moments of the calendar, as one of them is for sure."""
+    return bool(EPOCH <= np.nanmax(np.abs(times), initial=0) < LATEST)
+
+
+def shown(time: float, dated: bool = False) -> str:
+    """A time for people: of the calendar where it is one, as those `dated` are, to the second."""
+    if dated or EPOCH <= abs(time) < LATEST:
         with suppress(ValueError, OverflowError, OSError):
             return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S")
         return f"{time:.0f}"
@@ -66,7 +71,8 @@ def _months(days: float) -> int:
 def span(times: np.ndarray) -> str:
     """The first and the last of times."""
     known = times[np.isfinite(times)]
-    return f"{shown(known.min())} to {shown(known.max())}" if len(known) else ""
+    dated = of_calendar(known)
+    return f"{shown(known.min(), dated)} to {shown(known.max(), dated)}" if len(known) else ""
 
 
 def steady(seconds: np.ndarray) -> float:
@@ -89,7 +95,7 @@ class Clock:
         """(count,) the times that follow: at the same days of the next months, on weekdays only where all were, or at
         the same gap."""
         last, steps, day = self.times[-1], np.arange(1, count + 1), np.timedelta64(1, "D")
-        if np.abs(last) < EPOCH or self.gap < 86400:
+        if not of_calendar(self.times) or self.gap < 86400:
             return np.asarray(last + steps * self.gap)
         moment = np.datetime64(round(last), "s")
         date = moment.astype("M8[D]")
@@ -105,7 +111,7 @@ class Clock:
 
     def told(self, times: np.ndarray) -> list[str]:
         """Times for people, and for tables: days where all are."""
-        if np.abs(self.times[-1]) < EPOCH:
+        if not of_calendar(self.times):
             return [f"{time:.10g}" for time in times.tolist()]
         days = bool((self.times % 86400 == 0).all() and (times % 86400 == 0).all())
         fine = bool((times != np.round(times)).any())

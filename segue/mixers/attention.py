@@ -20,7 +20,7 @@ from segue.mixers.cache import Cache
 from segue.mixers.convolution import ShortConvolution
 from segue.mixers.cross import Source
 from segue.mixers.positions import alibi_slopes, relative_scores, rotary_frequencies, rotate, sinusoids
-from segue.mixers.state import Layout, Part, Parts
+from segue.mixers.state import Layout, Part, Parts, may_look
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
@@ -205,7 +205,7 @@ class Attention(Mixer):
         in place of `qkv`."""
         if self.places is not None:
             limit = self.places.num_embeddings
-            if not torch.compiler.is_compiling() and positions.numel() and int(positions.max()) >= limit:
+            if may_look() and positions.numel() and int(positions.max()) >= limit:
                 raise SegueError(f"position {int(positions.max())} is beyond the {limit} learned positions of this "
                                  "attention: give a shorter sequence or choose a larger length")
             x = x + self.places(positions)
@@ -268,8 +268,8 @@ class Attention(Mixer):
         bare = self.positions != "alibi" and self.distances is None and self.learned_span is None
         plain = bare and given is None and valid is None and layout.line
         trains = not parts and q.requires_grad and bare and not shared and layout.line
-        near = self.window is not None and self._kept() and layout.even
-        if trains and (rule is rules.causal or near) and trains_on(q, self.window, layout.segments):
+        if trains and (rule is rules.causal or (self.window is not None and self._kept() and layout.even)) and \
+                trains_on(q, self.window, layout.segments):
             if torch.is_autocast_enabled("cpu"):
                 q, k, v = (y.to(torch.get_autocast_dtype("cpu")) for y in (q, k, v))
             y = causal_attention(q, k, v, layout.segments, self.window)
@@ -282,7 +282,7 @@ class Attention(Mixer):
             y = self._tiled(q, k, v, layout, rule)
         else:
             pairs = self.pairs(layout) if cache is None else cache.pairs(layout)
-            y = self.mix(q, k, v, pairs, rule, valid, even=layout.even and fresh, given=given)
+            y = self.mix(q, k, v, pairs, rule, valid, even=fresh and layout.even, given=given)
         if self.qkv_global is not None:
             if given is not None:
                 raise SegueError("prefixes and global projections do not go together: leave one of them out")

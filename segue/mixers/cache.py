@@ -247,3 +247,56 @@ class PromptCache(Cache):
     def load(self, tensors: dict[str, Tensor]) -> None:
         super().load(tensors)
         self.count = tensors["count"].clone()
+
+
+class Slots(Cache):
+    """The memory of a step that is recorded once and played for every token (`segue.models.recorded`): of a fixed size,
+    its cursor in tensors alone, which are written into and never replaced.
+
+    Each row takes one node at a time, and nothing is forgotten: whoever plays sees to it that there is room.
+    """
+
+    def __init__(self, like: Cache, capacity: int) -> None:
+        def room(x: Tensor) -> Tensor:
+            return x.new_zeros(len(x), x.shape[1], capacity, x.shape[3])
+
+        super().__init__(room(like.k), room(like.v))
+        self.longest, self.uniform = capacity, False
+
+    def put(self, k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        slot = self.lengths[:, None]
+        for here, new in ((self.k, k), (self.v, v)):
+            where = slot[:, None, :, None].expand(-1, new.shape[1], 1, new.shape[3])
+            here.scatter_(2, where, new.to(here.dtype))
+        self.positions.scatter_(1, slot, layout.positions.expand(slot.shape))
+        self.segments.scatter_(1, slot, self.segment[:, None])
+        return self.k, self.v
+
+    def pairs(self, layout: Layout) -> rules.Pairs:
+        follows = torch.ones(1, 1, self.longest, dtype=torch.bool, device=self.k.device)
+        return rules.Pairs(layout.positions.expand(len(self.lengths), -1)[:, :, None], self.positions[:, None], follows)
+
+    def valid(self, layout: Layout) -> Tensor:
+        index = torch.arange(self.longest, device=self.k.device)
+        before = (index < self.lengths[:, None]) & (self.segments == self.segment[:, None])
+        return (before | (index == self.lengths[:, None]))[:, None]
+
+    def commit(self, path: Tensor | None = None, counts: Tensor | None = None) -> None:
+        self.lengths.add_(1)
+
+    def take(self, cache: Cache) -> None:
+        """Remember what `cache` does."""
+        used = slice(0, cache.longest)
+        for here, other in ((self.k, cache.k), (self.v, cache.v)):
+            here[:, :, used] = other[:, :, used]
+        self.positions[:, used], self.segments[:, used] = cache.positions[:, used], cache.segments[:, used]
+        self.lengths.copy_(cache.lengths)
+        self.segment.copy_(cache.segment)
+
+    def give(self, cache: Cache, added: int) -> None:
+        """Let `cache`, which was taken, remember the `added` nodes of each row since then too."""
+        used = slice(0, cache.longest + added)
+        cache.k, cache.v = self.k[:, :, used].clone(), self.v[:, :, used].clone()
+        cache.positions, cache.segments = self.positions[:, used].clone(), self.segments[:, used].clone()
+        cache.lengths = self.lengths.clone()
+        cache._settle()

@@ -62,7 +62,8 @@ class DiagonalMixer(Mixer):
         return wide(F.linear(x, weight.to(x.dtype))).unflatten(-1, (-1, 2))
 
     def _read(self, states: Tensor, x: Tensor) -> Tensor:
-        weight = self.C * self.C.new_tensor([1.0, -1.0])  # Re(c h) = Re c Re h - Im c Im h
+        real, imaginary = self.C.unbind(-1)
+        weight = torch.stack([real, -imaginary], -1)  # Re(c h) = Re c Re h - Im c Im h
         return F.linear(states.flatten(2).to(x.dtype), weight.flatten(1)) + self.D * x
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:

@@ -96,8 +96,7 @@ class LightNet(Mixer):
         self.gate = nn.Sequential(nn.Linear(width, gate_rank, bias=False), nn.Linear(gate_rank, width, bias=False))
         self.norm = nn.RMSNorm(width // heads, eps=norm_eps)
         self.out = nn.Linear(width, width, bias=False)
-        share = math.ceil(width / heads / max(1, axes))
-        self.angles = [theta ** (-i / share) for i in range(share)]
+        self.share, self.theta = math.ceil(width / heads / max(1, axes)), theta
         self.averages = nn.ModuleList(ExponentialAverage(width, toeplitz) for _ in range(self.axes if toeplitz else 0))
         self.placed = nn.Sequential(nn.RMSNorm(width, eps=norm_eps), nn.Linear(width, width, bias=False)) \
             if toeplitz else None
@@ -140,7 +139,7 @@ class LightNet(Mixer):
         return turned, keys
 
     def _angles(self, like: Tensor) -> Tensor:
-        return torch.tensor(self.angles, dtype=torch.float64, device=like.device)
+        return self.theta ** -(torch.arange(self.share, dtype=torch.float64, device=like.device) / self.share)
 
     def _weights(self, k: Tensor, layout: Layout) -> Tensor:
         """(B, N, H, E): the nodes' weights, which the recurrence divides by their sums; of a LightNet that looks ahead
@@ -200,7 +199,7 @@ class LightNet(Mixer):
         if self.places:
             turned = [program.register(name, 2 * width) for name in ("turned q", "turned k")]
             for part, into_part in zip((q, k), turned):
-                program.turn(part, into_part, torch.tensor(self.angles, dtype=torch.float64), heads)
+                program.turn(part, into_part, self._angles(self.out.weight), heads)
             q, k = turned
         program.matrix(q, k, v, y, heads)
         program.norm(y, y, "rms", self.norm.weight, None, self.norm.eps or 0.0, heads)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers.attention import attend
 from segue.mixers.base import Mixer
-from segue.mixers.state import Layout, Parts
+from segue.mixers.state import Layout, Parts, may_look
 
 
 class Linformer(Mixer):
@@ -36,7 +36,7 @@ class Linformer(Mixer):
 
     def _columns(self, mix: Tensor, positions: Tensor) -> Tensor:
         """(B or 1, 1, rank, N): what each position adds to each mixture."""
-        if positions.numel() and not torch.compiler.is_compiling() and int(positions.max()) >= self.length:
+        if positions.numel() and may_look() and int(positions.max()) >= self.length:
             raise SegueError(f"position {int(positions.max())} is beyond the {self.length} that this Linformer was "
                              "made for: give shorter sequences or choose a larger length")
         if positions.stride(0) == 0:

@@ -1,6 +1,6 @@
-"""LongVQ: gated attention over structured memory, exact nearby and over a codebook of keys beyond (Liu et al. 2024,
-arXiv 2404.11163), in the shape of Mega (Ma et al. 2022, arXiv 2209.10655) and Transformer-VQ (Lingle 2023, arXiv
-2309.16354)."""
+"""LongVQ: gated attention over structured memory, whose keys are those of a codebook: node by node nearby, summed up by
+code beyond (Liu et al. 2024, arXiv 2404.11163), in the shape of Mega (Ma et al. 2022, arXiv 2209.10655) and
+Transformer-VQ (Lingle 2023, arXiv 2309.16354)."""
 
 from __future__ import annotations
 
@@ -81,52 +81,55 @@ class Codebook(nn.Module):
 
 
 class QuantisedAttention(Recurrence):
-    """Softmax attention whose keys are exact while less than `window` nodes back, where a bias by distance is added,
-    and the codes nearest to them from there on. Keys of one code weigh the same, so what has left the window is a
-    count and a sum of values per code: time is linear in the length, the state of constant size. In training each key
-    has the gradient that its code would have if no other key shared it (straight through).
+    """Softmax attention to the codes nearest to the keys; while a node is less than `window` back, a bias by distance
+    is added. Beyond, keys of one code weigh the same, so what has left the window is a count and a sum of values per
+    code: time is linear in the length, the state of constant size. In training each key has the gradient that its code
+    would have if no other key shared it (straight through).
 
     Queries and keys are of norm sqrt(Z), so that exponentials are finite without subtracting a maximum.
 
-    Inputs q, k (B, N, Z), v (B, N, E) and the keys' codes (B, N) long. State: of the last `window` nodes the keys,
-    values and codes (-1: none), and of all before them the sums of values, and their count, by code (B, S, E + 1),
-    float32 at least; all of the document that goes on.
+    Inputs q, k (B, N, Z), v (B, N, E) and the keys' codes (B, N) long. State: of the last `window` nodes the values and
+    codes (-1: none), and of all before them the sums of values, and their count, by code (B, S, E + 1), float32 at
+    least; all of the document that goes on.
     """
 
     free = ()
 
     def __init__(self, width: int, value_width: int, codes: int, window: int, decay: float) -> None:
         super().__init__()
-        self.window, self.widths = window, (width, value_width)
+        self.window, self.value_width = window, value_width
         self.bias = nn.Parameter(torch.zeros(window))
         self.codebook = Codebook(codes, width, decay)
 
     def initial(self, batch: int, like: Tensor) -> Tensors:
-        width, value_width = self.widths
         wide = torch.promote_types(like.dtype, torch.float32)
-        return (like.new_zeros(batch, self.window, width), like.new_zeros(batch, self.window, value_width),
+        return (like.new_zeros(batch, self.window, self.value_width),
                 torch.full((batch, self.window), -1, device=like.device),
-                like.new_zeros(batch, len(self.codebook.counts), value_width + 1, dtype=wide))
+                like.new_zeros(batch, len(self.codebook.counts), self.value_width + 1, dtype=wide))
 
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
         if not inputs[0].shape[1]:
             return inputs[2], state
-        q, k, v, code = inputs[0], *(torch.cat([old.to(new.dtype), new], 1) for old, new in zip(state, inputs[1:]))
-        sums, w, n = state[3], self.window, q.shape[1]
+        sums, w, n = state[2], self.window, inputs[0].shape[1]
+        v, code = (torch.cat([old.to(new.dtype), new], 1) for old, new in zip(state, inputs[2:]))
         document = torch.zeros_like(inputs[3]) if starts is None else starts.long().cumsum(1)
         document = F.pad(document, (w, 0)).where(code >= 0, -1)  # of each node of the line
         valued = torch.cat([v, torch.ones_like(v[..., :1])], -1).to(sums.dtype)  # the ones sum up the weights
-        y = self._blocks(q, k, valued, code, document, sums)[:, :n]
+        y = self._blocks(inputs[0], F.pad(inputs[1], (0, 0, w, 0)), valued, code, document, sums)[:, :n]
 
         taken = torch.full_like(code[:, 0], n) if lengths is None else lengths
         owner = document.gather(1, (taken + w - 1)[:, None]).clamp(min=0)
-        index = torch.arange(n + w, device=q.device)
+        index = torch.arange(n + w, device=v.device)
         old = (index < taken[:, None]) & (document == owner)
         sums = sums * (owner == 0)[..., None] + self._by_code(code, valued, old)
         recent = taken[:, None] + index[:w]
-        k, v, code = (gather_nodes(x, recent) for x in (k, v, code.where(document == owner, -1)))
-        return (y[..., :-1] / y[..., -1:]).to(v.dtype), (k.to(state[0].dtype), v.to(state[1].dtype), code, sums)
+        v, code = (gather_nodes(x, recent) for x in (v, code.where(document == owner, -1)))
+        return (y[..., :-1] / y[..., -1:]).to(v.dtype), (v.to(state[0].dtype), code, sums)
+
+    def biases(self, apart: Tensor) -> Tensor:
+        """Of nodes so far apart, (...) long from 0: 0 from the window on."""
+        return torch.where(apart < self.window, self.bias[apart.clamp(0, self.window - 1)], 0.0)
 
     def _by_code(self, code: Tensor, valued: Tensor, which: Tensor) -> Tensor:
         """(..., N) codes and (..., N, E + 1) -> (..., S, E + 1), the sums over `which` nodes (..., N) of each code."""
@@ -148,13 +151,12 @@ class QuantisedAttention(Recurrence):
         apart = w + nodes[:size, None] - nodes
         mine, theirs = document[:, w:].unflatten(1, (blocks, size))[..., None], document[:, near][..., None, :]
         seen = (mine == theirs) & (theirs >= 0) & (apart >= 0)
-        exact = (q @ k[:, near].mT).to(sums.dtype) + self.bias[apart.clamp(0, w - 1)].to(sums.dtype)
         codes = self.codebook.codes.to(k.dtype)
         quantised = codes[code.clamp(min=0)]
         if self.training:  # their gradient is the keys' own
             quantised = straight_through(quantised, k)
-        coded = (q @ quantised[:, near].mT).to(sums.dtype)
-        y = torch.where(apart < w, exact, coded).masked_fill(~seen, -math.inf).exp() @ valued[:, near]
+        scores = (q @ quantised[:, near].mT).to(sums.dtype) + self.biases(apart).to(sums.dtype)
+        y = scores.masked_fill(~seen, -math.inf).exp() @ valued[:, near]
 
         # Sums before each block, of the document of the last node that left.
         k, code, valued, theirs = (x[:, : (blocks - 1) * size].unflatten(1, (blocks - 1, size))
@@ -200,10 +202,14 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class LongVQ(Mixer):
-    """width: model width D. keys: Z, width of queries and keys (default: D / 4). expand: width of values relative to D.
-    codes: S, of the codebook; window: nodes back that are seen exactly. states: decays per channel of the structured
-    memory, a moving average that queries, keys and gates are read off. decay: of the codebook's averages, per step of
-    training; slower codes (0.99 in Transformer-VQ) stay behind keys that learn fast.
+    """u (H - x), with an update gate u and what x and the attention give together, H. The block adds x, which makes
+    u H + (1 - u) x of it, as Mega has it (of the normed x, where the norm stands in front).
+
+    width: model width D. keys: Z, width of queries and keys (default: D / 4). expand: width of values relative to D.
+    codes: S, of the codebook; window: nodes back that are seen one by one, with a bias. states: decays per channel of
+    the structured memory, a moving average that queries, keys and gates are read off. decay: of the codebook's
+    averages, per step of training; slower codes (0.99 in Transformer-VQ) stay behind keys that learn fast. Keys are of
+    one length and dead codes come back to them, so that there is no loss that draws keys to codes.
     """
 
     linear_in_values = True
@@ -243,18 +249,18 @@ class LongVQ(Mixer):
         y = self.attention(inputs, layout, parts.get("attention"))
         if self.training:
             self.attention.codebook.learn(inputs[1].flatten(0, 1))
-        return self._gate(y, memory)
+        return self._gate(y, memory, x)
 
-    def _gate(self, y: Tensor, memory: Tensor) -> Tensor:
+    def _gate(self, y: Tensor, memory: Tensor, x: Tensor) -> Tensor:
         width = self.width
         reset, update, plain = self.gates(memory).split([y.shape[-1], width, width], -1)
-        return torch.sigmoid(update) * F.silu(plain + self.join(F.silu(reset) * y))
+        return torch.sigmoid(update) * (F.silu(plain + self.join(F.silu(reset) * y)) - x)
 
     def lower(self, program: Program, source: View, into: View) -> None:
         keys, values, width = self.shared.out_features, self.v.out_features, self.width
-        memory, shared, q, k, v, y, gates, plain = (program.register(name, size) for name, size in (
+        memory, shared, q, k, v, y, gates, plain, less = (program.register(name, size) for name, size in (
             ("memory", width), ("shared", keys), ("q", keys), ("k", keys), ("v", values), ("y", values),
-            ("gates", values + width), ("plain", width)))
+            ("gates", values + width), ("plain", width), ("less", width)))
         self.average.lower(program, source, memory, self.skip)
         program.map(memory, memory, "silu")
         program.linear(memory, shared, self.shared.weight, self.shared.bias, activation="silu")
@@ -268,6 +274,8 @@ class LongVQ(Mixer):
         program.multiply(y, gates[:values], "silu")
         program.linear(y, plain, self.join.weight, add=True)
         program.map(plain, plain, "silu")
+        program.map(source, less, scale=-1.0)
+        program.add(less, plain)
         program.multiply(plain, gates[values:], "sigmoid")
         program.add(plain, into)
 
@@ -275,16 +283,14 @@ class LongVQ(Mixer):
         return self._remember(x, Layout.of(x), {})
 
     def matrix(self, x: Tensor) -> Tensor:
-        q, k, _, code = self._project(x, self._alone(x))
+        q, _, _, code = self._project(x, self._alone(x))
         index = torch.arange(x.shape[1], device=x.device)
-        apart, w = index[:, None] - index, self.attention.window
-        exact = q @ k.mT / math.sqrt(q.shape[-1]) + self.attention.bias[apart.clamp(0, w - 1)]
-        quantised = q @ self.attention.codebook.codes[code].mT / math.sqrt(q.shape[-1])
-        scores = torch.where(apart < w, exact, quantised).masked_fill(apart < 0, -math.inf)
-        return scores.softmax(-1)[:, None]
+        apart = index[:, None] - index
+        scores = q @ self.attention.codebook.codes[code].mT / math.sqrt(q.shape[-1]) + self.attention.biases(apart)
+        return scores.masked_fill(apart < 0, -math.inf).softmax(-1)[:, None]
 
     def values(self, x: Tensor) -> Tensor:
         return F.silu(self.v(x))[:, None]
 
     def output(self, mixed: Tensor, x: Tensor) -> Tensor:
-        return self._gate(mixed[:, 0], self._alone(x))
+        return self._gate(mixed[:, 0], self._alone(x), x)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, Self
@@ -157,6 +159,24 @@ def gather_nodes(x: Tensor, index: Tensor) -> Tensor:
     """Rows of x (B, N, ...) at `index` (B, P), where negative entries give row 0 (to be masked by the caller)."""
     index = index.clamp(min=0).view(*index.shape, *[1] * (x.dim() - 2))
     return x.gather(1, index.expand(-1, -1, *x.shape[2:]))
+
+
+_UNREAD = ContextVar("unread", default=False)
+
+
+@contextmanager
+def unread() -> Iterator[None]:
+    """Within, nobody checks the numbers of tensors: the work is recorded, and a recording cannot wait for them."""
+    token = _UNREAD.set(True)
+    try:
+        yield
+    finally:
+        _UNREAD.reset(token)
+
+
+def may_look() -> bool:
+    """Whether the numbers of tensors can be checked here: not while torch compiles, nor `unread`."""
+    return not torch.compiler.is_compiling() and not _UNREAD.get()
 
 
 def check_parents(parents: Tensor, batch: int, n: int) -> None:

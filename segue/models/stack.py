@@ -22,7 +22,7 @@ from segue.errors import SegueError
 from segue.mixers import MIXERS, Mixer
 from segue.mixers.cross import cross_attention
 from segue.mixers.regions import RegionLabels
-from segue.mixers.state import Carry, Layout, Part, Parts, State, check_rows, gather_nodes
+from segue.mixers.state import Carry, Layout, Part, Parts, State, check_rows, gather_nodes, may_look
 from segue.models.base import Decoding, Output, check_tokens
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -429,7 +429,7 @@ class Stack(Forms, nn.Module):
         return f"torch {str(weight.dtype).removeprefix('torch.')} on {weight.device.type}"
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        eager = not torch.compiler.is_compiling()
+        eager = may_look()
         if self.config.tables and tokens.shape[2:] != (1 + len(self.config.tables),):
             raise SegueError(f"elements of this model are an id and a row of each of the tables "
                              f"{', '.join(self.config.tables)}, not {tuple(tokens.shape[2:])} numbers")

@@ -25,12 +25,14 @@ from segue.objectives.next_element import EachStream, NextElement
 from segue.objectives.occupancy import OccupancyMatching, RolloutUnlikelihood
 from segue.objectives.order import OrderSearch
 from segue.objectives.preference import Preference, preference_batch, preference_loss
+from segue.objectives.prefix import PrefixAndNext
 from segue.objectives.regression import SquaredError
 from segue.objectives.repetition import DecayedRepetition, TokenUnlikelihood
 from segue.objectives.sundae import Sundae
 
 # Those whose rows add up (`segue.testing.check_objective`), for any model. Not here: Sundae and diffusion, whose chance
-# is that of a whole batch, ProxyReplay, SupCon, InBatch, CosineRegression and Preference, which compare its rows, and
+# is that of a whole batch, ProxyReplay, SupCon, InBatch, CosineRegression and Preference, which compare its rows,
+# PrefixAndNext, of two means, and
 # AllItems, DraftHeadsLoss, ClassLoss and EventLikelihood, which teach draft heads, classifiers and point processes
 # alone, and SquaredError, FlowMatching and Reconstruction, of numbers.
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -80,7 +82,7 @@ def objective_named(name: str, eos: int | None = None, spelling: Callable[[], np
 __all__ = ["ANY_ORDER", "BOTH_WAYS", "OBJECTIVES", "AllItems", "Batch", "ClassLoss", "Cloze", "CosineRegression",
            "DecayedRepetition", "Distillation", "DraftHeadsLoss", "EachStream", "EventLikelihood", "FlowMatching",
            "GroupedClasses", "InBatch", "Loss", "MarginalLetters", "MaskedDiffusion", "MaskedElements", "Mixed",
-           "NextElement", "Objective", "OccupancyMatching", "OrderSearch", "Preference", "ProxyReplay",
-           "Reconstruction", "RolloutUnlikelihood", "ScoreEntropy", "SquaredError", "StepwiseDiffusion", "Sundae",
-           "SupCon", "TokenUnlikelihood", "asked", "generator_of", "in_batch", "objective_named", "preference_batch",
-           "preference_loss", "relation_distillation", "score_distillation", "supcon"]
+           "NextElement", "Objective", "OccupancyMatching", "OrderSearch", "Preference", "PrefixAndNext",
+           "ProxyReplay", "Reconstruction", "RolloutUnlikelihood", "ScoreEntropy", "SquaredError", "StepwiseDiffusion",
+           "Sundae", "SupCon", "TokenUnlikelihood", "asked", "generator_of", "in_batch", "objective_named",
+           "preference_batch", "preference_loss", "relation_distillation", "score_distillation", "supcon"]

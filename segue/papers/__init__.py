@@ -45,7 +45,7 @@ PAPERS: dict[str, Paper] = {
         ("design.offline", "design.oracles", "design.reports", "objectives.regression")),
     "bio-xlstm": Paper(
         "Bio-xLSTM: Generative modeling, representation and in-context learning of biological and chemical sequences",
-        "2024, arXiv 2411.04165", "bio_xlstm", ("mixers.xlstm", "models.equivariant")),
+        "2024, arXiv 2411.04165", "bio_xlstm", ("mixers.xlstm", "models.equivariant", "objectives.infill")),
     "central-dogma": Paper(
         "Find Central Dogma Again: Leveraging Multilingual Transfer in Large Language Models",
         "2025, arXiv 2502.06253", "central_dogma",
@@ -145,7 +145,8 @@ PAPERS: dict[str, Paper] = {
         ("tasks.functions", "objectives.regression", "analysis.curves")),
     "just-read-twice": Paper(
         "Just read twice: closing the recall gap for recurrent language models",
-        "2024, arXiv 2407.05483", "just_read_twice", ("mixers.jrt", "kernels.linear", "tasks.sets")),
+        "2024, arXiv 2407.05483", "just_read_twice",
+        ("mixers.jrt", "kernels.linear", "objectives.prefix", "tasks.sets")),
     "lightnet": Paper(
         "You Only Scan Once: Efficient Multi-dimension Sequential Modeling with LightNet",
         "2024, arXiv 2405.21022", "lightnet", ("mixers.lightnet", "mixers.average", "kernels.linear")),
@@ -177,7 +178,7 @@ PAPERS: dict[str, Paper] = {
     "mamba-360": Paper(
         "Mamba-360: Survey of State Space Models as Transformer Alternative for Long Sequence Modelling",
         "2024, arXiv 2404.16112", "mamba_360",
-        ("mixers.mamba2", "mixers.lru", "mixers.gss", "mixers.hyena", "kernels.ssd")),
+        ("mixers.mamba2", "mixers.lru", "mixers.gss", "mixers.hyena", "mixers.hippo.compressed", "kernels.ssd")),
     "masformer": Paper(
         "Efficient Long-Range Transformers: You Need to Attend More, but Not Necessarily at Every Layer (MASFormer)",
         "2023, arXiv 2310.12442", "masformer", ("mixers.attention (block)", "mixers.rules.Sparse", "training.learn")),
@@ -240,7 +241,7 @@ PAPERS: dict[str, Paper] = {
     "s5-rl": Paper(
         "Structured State Space Models for In-Context Reinforcement Learning",
         "2023, arXiv 2303.03982", "s5_rl",
-        ("mixers.s5", "kernels.scan.linear_scan")),
+        ("mixers.s5", "kernels.scan.linear_scan", "objectives.policy")),
     "seq-star": Paper(
         "Learn or Recall? Revisiting Incremental Learning with Pre-trained Language Models, SEQ*",
         "2023, arXiv 2312.07887", "seq_star",

@@ -45,8 +45,8 @@ WRITE, MEND, SAY, DRAFT, HINT, MISSING, EXTRA, GO = ("<write>", "<mend>", "<say>
 CODEC = ItemCodec([*WORDS, WRITE, MEND, SAY, DRAFT, HINT, MISSING, EXTRA, GO])
 ROUNDS, CALLS, STEPS = 3, 10, 200
 TOLD = 2  # clauses of a hint that the prompt has room for
-PLAIN, CYCLE, BEST, SHUFFLED, ALONE = ("zero-shot", "cycle", "cycle, most consistent", "cycle, another's translation",
-                                       "mended without translation")
+PLAIN, CYCLE, BEST, SHUFFLED = "zero-shot", "cycle", "cycle, most consistent", "cycle, another's translation"
+TOLD_APART, ALONE = "cycle, told only that something differs", "mended without translation"
 LIKELY, CONSISTENT, MAJORITY = "likeliest of 10", "most consistent of 10", "majority of 10"
 NOISE = (0.2, 0.5)
 
@@ -110,7 +110,7 @@ def words(replies: Sequence[Reply]) -> list[list[str]]:
 
 def maps(local: Local, seed: int, noise: float = 0.0, shuffled: bool = False, blind: bool = False) -> CycleProgram:
     """noise: the share of translations of which a clause is exchanged. shuffled: each answer gets another's
-    translation. blind: hints are empty, and it is told only that something is wrong."""
+    translation. blind: hints are empty, so that the translation says only whether to mend."""
     random = Random(f"noise {seed}")
 
     def f(specs: Texts, state: Sequence[Cycled[list[str], list[str]]]) -> list[list[str]]:
@@ -163,7 +163,7 @@ def cycles(seed: int, steps: int, count: int) -> dict[str, dict[str, float]]:
     found = {PLAIN: scored(plain, first, tasks, seed, 1) | {
         "translations right": mean(read(words) == clauses(steps) for words, steps in zip(back, tasks))}}
     for name, program_ in {CYCLE: maps(local, seed), SHUFFLED: maps(local, seed, shuffled=True),
-                           ALONE: maps(local, seed, blind=True),
+                           TOLD_APART: maps(local, seed, blind=True),
                            **{f"cycle, {noise:.0%} noise": maps(local, seed, noise) for noise in NOISE}}.items():
         state = program_.run(specs)
         calls = mean(each.calls for each in state)
@@ -173,6 +173,11 @@ def cycles(seed: int, steps: int, count: int) -> dict[str, dict[str, float]]:
             sure = [i for i, each in enumerate(state) if each.consistent]
             good = right([state[i].last for i in sure], [tasks[i] for i in sure], seed)
             found[CYCLE]["consistent but wrong"] = 1 - mean(good) if sure else 0.0
+    alone = plain
+    for _ in range(ROUNDS):
+        alone = words(said(local, [writing(spec, Draft(answer, [], Difference("", 0.0)))
+                                   for spec, answer in zip(specs, alone)]))
+    found[ALONE] = scored(alone, first, tasks, seed, 1 + ROUNDS)
     return found
 
 
@@ -203,9 +208,12 @@ def measure(run: Run) -> list[Row]:
              f"and translates back, and is stopped while it still errs; {setting['count']} tasks; a program is right "
              "if it gives what the task's own gives on 10 random lists, run in the sandbox")
     run.note(f"cycle: at most {ROUNDS} rounds and a last answer, each likeliest; the difference of the clauses is "
-             f"found by a program, and the prompt holds the last draft and {TOLD} clauses of each sort. Mended without "
-             "translation: it is told only, and rightly, that the draft may be wrong, as often as the cycle would. "
-             "Drawn programs at temperature 0.7")
+             f"found by a program, and the prompt holds the last draft and {TOLD} clauses of each sort. Told only that "
+             "something differs: the cycle with empty hints, so that the translation decides what is mended and says "
+             f"not how. Mended without translation: every draft, {ROUNDS} times over, with an empty hint. Drawn "
+             "programs at temperature 0.7")
+    run.note("a second run, with one arm more: in the first the arm told only that something differs was called mended "
+             "without translation, and there was none that was; confirmed, too")
     return table
 
 
@@ -214,9 +222,11 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     harm = next(row["right to wrong"] for row in table if row["arm"] == CYCLE)
     noisy = [share[f"cycle, {noise:.0%} noise"] for noise in NOISE]
     reason = (f"right: {share[PLAIN]:.1%} zero-shot, {share[CYCLE]:.1%} after cycles ({harm:.1%} were right before), "
-              f"{share[SHUFFLED]:.1%} with another's translation, {share[ALONE]:.1%} mended without one, "
-              f"{share[LIKELY]:.1%} the likeliest of {CALLS}; with {NOISE[0]:.0%} and {NOISE[1]:.0%} of the "
-              f"translations spoilt {noisy[0]:.1%} and {noisy[1]:.1%}")
+              f"{share[SHUFFLED]:.1%} with another's translation, {share[TOLD_APART]:.1%} told only that something "
+              f"differs, {share[ALONE]:.1%} mended without a translation, {share[LIKELY]:.1%} the likeliest of "
+              f"{CALLS}, {share[CONSISTENT]:.1%} the one of {CALLS} whose translation differs least (at {2 * CALLS} "
+              f"calls); with {NOISE[0]:.0%} and {NOISE[1]:.0%} of the translations spoilt {noisy[0]:.1%} and "
+              f"{noisy[1]:.1%}")
     if share[SHUFFLED] >= share[CYCLE] or share[LIKELY] > share[CYCLE] + 0.03:
         return "refuted", reason
     good = (share[CYCLE] >= share[PLAIN] + 0.05 and share[CYCLE] >= share[SHUFFLED] + 0.05 and harm <= 0.02

@@ -45,7 +45,7 @@ class Exact(LongVQ):
         apart = index[:, None] - index
         y, _ = attend(q[:, None], k[:, None], v[:, None], (apart >= 0) & (apart < window),
                       self.attention.bias[apart.clamp(0, window - 1)])
-        return self._gate(y[:, 0], memory)
+        return self._gate(y[:, 0], memory, x)
 
 
 class Linear(LongVQ):
@@ -56,14 +56,14 @@ class Linear(LongVQ):
         q, k, v, _ = (y[:, :, None] for y in self._project(x, memory))
         v = F.pad(v, (0, 1), value=1.0)
         y, _ = gla(F.elu(q) + 1, F.elu(k) + 1, v, None, v.new_zeros(len(v), 1, q.shape[-1], v.shape[-1]))
-        return self._gate((y[..., :-1] / y[..., -1:])[:, :, 0], memory)
+        return self._gate((y[..., :-1] / y[..., -1:])[:, :, 0], memory, x)
 
 
 class Alone(LongVQ):
     """No attention: each node has its own value."""
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
-        return self._gate(F.silu(self.v(x)), self._remember(x, layout, {}))
+        return self._gate(F.silu(self.v(x)), self._remember(x, layout, {}), x)
 
 
 FULL, CODES, FEW = "all keys", "codebook of 32", "codebook of 4"
@@ -174,6 +174,10 @@ def measure(run: Run) -> list[Row]:
     run.note("a run with one seed on the chorales was inconclusive: +2.4% nats. On seed 100 and the test pieces, where "
              "no verdict looks, it was +1.0% (+1.5% with embeddings normalised, which did not help either arm and are "
              "not used here): seeds differ by as much as the bound, so their mean is taken")
+    run.note("before this run keys within the window were exact, and the block's gate left x out (u H in place of "
+             "u H + (1 - u) x): confirmed then, with +1.2% nats on the chorales, 96.7% recalled by 32 codes and 46.9% "
+             "by linear attention. As published, keys are those of the codebook in the window too, and nearby notes of "
+             "music are told apart less well")
     return [{"attention": arm, "recall": done[f"far {arm}"], "nats per note": nats.get(arm),
              "cost exponent": slopes.get(arm)} for arm in ARMS]
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,11 +36,13 @@ if TYPE_CHECKING:
 LOGS = {"Receipt": "receipt_phase.txt.gz", "Sepsis": "sepsis.txt.gz"}
 METHODS = ("directly-follows graph", "ALERGIA", "AKOM", "Witten-Bell", "HMM", "GRU")
 INTERPRETABLE = ("directly-follows graph", "ALERGIA")
+ORDERS, ALPHAS = range(1, 9), (0.005, 0.05, 0.5, 1.0)
 PAPER = {
     "finding": "neural networks and all-k-order Markov models are the most accurate, interpretable models less so "
                "(no table could be compared: its released scorer differs from its text)",
 }
 Log = tuple[list[np.ndarray], int]
+Fitted = TypeVar("Fitted", CountModel, StateMerging)
 
 
 def read_log(path: Path) -> Log:
@@ -68,13 +71,11 @@ def split(cases: list[np.ndarray], seed: int) -> tuple[list[np.ndarray], list[np
     return [cases[i] for i in train[choose:]], [cases[i] for i in train[:choose]], [cases[i] for i in test]
 
 
-def best_order(learn: list[np.ndarray], check: list[np.ndarray], size: int, smoothing: str, most: int) -> CountModel:
-    """The order that predicts the cases set aside best, counted again on all."""
-    def made(order: int, cases: list[np.ndarray]) -> CountModel:
-        return CountModel(size, order, smoothing).fit(cases)
-
-    order = min(range(1, most + 1), key=lambda k: evaluate(made(k, learn), check).brier)
-    return made(order, learn + check)
+def best(make: Callable[[Any], Fitted], choices: Iterable[Any], learn: list[np.ndarray], check: list[np.ndarray],
+         ) -> Fitted:
+    """What predicts the cases set aside best, learned again on all."""
+    chosen = min(choices, key=lambda choice: evaluate(make(choice).fit(learn), check).brier)
+    return make(chosen).fit(learn + check)
 
 
 def gru(learn: list[np.ndarray], check: list[np.ndarray], size: int, epochs: int, seed: int) -> SequencePredictor:
@@ -109,16 +110,17 @@ def compare(log: Path | None, method: str, seed: int, epochs: int, restarts: int
     if method == "directly-follows graph":
         model = directly_follows(everything, size)
     elif method == "ALERGIA":
-        model = StateMerging(size, end=size - 1).fit(everything)
-        chosen = f"{model.states} states"
+        model = merged = best(lambda alpha: StateMerging(size, alpha, end=size - 1), ALPHAS, learn, check)
+        chosen = f"{merged.states} states"
     elif method == "HMM":
         model = HMM(size, size, restarts=restarts, seed=seed).fit(everything)
         chosen = f"{size} states"
     elif method == "GRU":
         model = gru(learn, check, size, epochs, seed)
     else:
-        counts = best_order(learn, check, size, "none" if method == "AKOM" else "witten-bell", 8)
-        model, chosen = counts, f"order {counts.order}"
+        smoothing = "none" if method == "AKOM" else "witten-bell"
+        model = counts = best(lambda order: CountModel(size, order, smoothing), ORDERS, learn, check)
+        chosen = f"order {counts.order}"
     return asdict(evaluate(model, test)) | {"chosen": chosen}
 
 
@@ -154,8 +156,12 @@ def measure(run: Run) -> list[Row]:
         brier = mean(done[f"deep {order} {start} {seed}"] for seed in seeds)
         table.append({"log": last[0], "method": f"AKOM, order {order}, {'with' if start else 'without'} start symbol",
                       "Brier": brier})
-    run.note("mean of 3 random splits of the cases (two thirds, one third); the Petri-net miners of the paper are not "
+    run.note("mean of 3 random splits of the cases (two thirds, one third); AKOM's order and ALERGIA's alpha (of "
+             f"{ALPHAS}) are those best on a fifth of what is learned from; the Petri-net miners of the paper are not "
              "among the methods here")
+    run.note("second attempt: in the first, which was confirmed, ALERGIA kept its usual alpha of 0.05 while AKOM was "
+             "tuned; on another split (seed 100) the cases set aside of Receipt gave it 1.16 of AKOM's score with that "
+             "alpha and 1.07 with 1.0. The rule has not changed")
     return table
 
 

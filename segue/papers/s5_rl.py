@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from segue.mixers import GRU, S5, Attention, Layout, Mixer, State
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch
+from segue.objectives.policy import advantages, clipped_policy
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.tasks import Task
 from segue.training.learn import accuracy, learn
@@ -170,16 +171,6 @@ class Agent(nn.Module):
         return self.actor(hidden).log_softmax(-1), self.critic(hidden)[..., 0]
 
 
-def advantages(rewards: Tensor, values: Tensor, ends: Tensor, discount: float, trace: float) -> Tensor:
-    """Generalised advantage estimates (B, T) of rewards (B, T), values (B, T + 1) and ends of episodes (B, T)."""
-    found, last = [], torch.zeros(len(rewards))
-    for t in reversed(range(rewards.shape[1])):
-        on = 1.0 - ends[:, t].float()
-        last = rewards[:, t] + discount * on * values[:, t + 1] - values[:, t] + discount * trace * on * last
-        found.append(last)
-    return torch.stack(found[::-1], 1)
-
-
 def play(memory: bool, seed: int, rollouts: int, rows: int = 64, length: int = CARDS) -> dict[str, float]:
     """Return per episode after learning for so many rollouts. Without `memory` the state resets at every step."""
     torch.manual_seed(seed)
@@ -217,9 +208,8 @@ def play(memory: bool, seed: int, rollouts: int, rows: int = 64, length: int = C
                 here = before.select(part)
                 layout = here.layout(length, starts=begun | (not memory))
                 logs, value = agent.heads(agent.stack.hidden(tokens, layout, here))
-                ratio = (logs.gather(2, action[..., None])[..., 0] - old).exp()
                 better = (gain[part] - gain.mean()) / (gain.std() + 1e-8)
-                loss = -torch.minimum(ratio * better, ratio.clamp(0.8, 1.2) * better).mean()
+                loss = clipped_policy(logs.gather(2, action[..., None])[..., 0], old, better)
                 loss = loss + F.mse_loss(value, aim[part]) / aim.var().clamp(min=1e-8)
                 optimizer.zero_grad()
                 loss.backward()

@@ -157,6 +157,28 @@ def preference_pairs(actor: TextModel, prompts: Sequence[str], judge: Judge, ref
         if faults:
             answer, critique = cases[faults[0]][1], judged[faults[0]].critique
             tree = refine_tree(prompt, answer, critique, refine, judge, **search)
+            tree.root.judgement = judged[faults[0]]
             if tree.success and tree.best.answer != answer:
                 pairs.append(Preferred(prompt, tree.best.answer, answer, tree))
     return pairs
+
+
+def refiner_lessons(pairs: Sequence[Preferred], judge: Judge, refiner: Refiner) -> dict[str, list[tuple[str, str]]]:
+    """What the model that judges and refines may learn of its own work, by rejection fine-tuning: what it was asked,
+    and the reply that proved right. "refine": the refinement that was good enough, of the answer before it. "pass" and
+    "fail": judgements on which the votes were mixed, by the critique of the majority. Of each at most one a prompt.
+
+    pairs: of `preference_pairs`, with these two.
+    """
+    begin, end = refiner.marks
+    found: dict[str, list[tuple[str, str]]] = {"refine": [], "pass": [], "fail": []}
+    for prompt, tree in {pair.prompt: pair.tree for pair in reversed(pairs)}.items():
+        if (before := tree.best.parent) is not None:
+            asked = refiner.ask(prompt, before.answer, before.critique)
+            found["refine"].append((asked, f"{begin}{tree.best.answer}{end}"))
+        for name, label in (("pass", True), ("fail", False)):
+            mixed = (node for node in tree.root.walk() if node.judgement is not None and node.judgement.mixed and
+                     node.judgement.label is label)
+            if (node := next(mixed, None)) is not None:
+                found[name].append((judge.ask(prompt, node.answer), node.critique))
+    return found

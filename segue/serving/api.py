@@ -348,8 +348,21 @@ async def events(answering: Answering, frame: dict[str, Any]) -> AsyncIterator[s
         yield "data: [DONE]\n\n"
     except Exception as error:  # the status is long sent: say it in the stream
         yield f"data: {json.dumps({'error': wrong(status_of(error), str(error))})}\n\n"
-    finally:
-        answering.cancel()
+
+
+class Streamed(StreamingResponse):
+    """`events` as an answer. However it ends its rows are free: the client may go before the first piece, and then
+    nothing of `events` has run."""
+
+    def __init__(self, answering: Answering, frame: dict[str, Any]) -> None:
+        super().__init__(events(answering, frame), media_type="text/event-stream")
+        self.answering = answering
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.answering.cancel()
 
 
 def merge(choices: list[dict[str, Any]], piece: dict[str, Any]) -> None:
@@ -388,7 +401,7 @@ def create_app(engine: Engine, codec: Codec, name: str, eos: frozenset[int] = fr
         frame = {"id": f"cmpl-{secrets.token_hex(12)}", "object": "text_completion", "created": int(time.time()),
                  "model": name}
         if body.stream:
-            return StreamingResponse(events(answering, frame), media_type="text/event-stream")
+            return Streamed(answering, frame)
         choices = await whole(answering, http)
         if choices is None:
             return refusal(400, "the client has gone")

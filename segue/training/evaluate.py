@@ -345,6 +345,14 @@ def unigram_nats(counts: np.ndarray, store: Store) -> float:
     return float(sum(cost[part].sum() for part in targets_of(store)))
 
 
+def uniform_bits(counts: np.ndarray, store: TokenStore, weights: np.ndarray) -> float:
+    """Bits of all predicted tokens but ends, if those that there are (of `counts`, or here) were all as likely: of DNA
+    that has no other bases than ACGT two for each. weights: (size,), 0 for specials."""
+    there = np.asarray(counts) + np.bincount(store.tokens, minlength=len(weights))
+    kinds = max(1, int(np.count_nonzero((there > 0) & (weights > 0))))
+    return math.log2(kinds) * sum(int(np.count_nonzero(weights[part])) for part in targets_of(store))
+
+
 def xz_bits(contents: bytes) -> int:
     """Bits of what `xz -9e` makes of it."""
     return 8 * len(lzma.compress(contents, preset=9 | lzma.PRESET_EXTREME))

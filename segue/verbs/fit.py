@@ -25,7 +25,7 @@ from segue.data import Data, TokenStore
 from segue.data.options import named
 from segue.errors import SegueError
 from segue.files import read_json, workspace, write_json, write_picture
-from segue.kinds import Codec
+from segue.kinds import Codec, ItemCodec
 from segue.kinds.nucleotides import variation
 from segue.mixers import MIXERS
 from segue.models import Stack, StackConfig, expand_pattern
@@ -122,6 +122,8 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
                       save_seconds=save_seconds)
             run.train(quiet=quiet)
         report = report_of(run, plan, job.train, request, line)
+        if data.kind.unit == "event" and isinstance(job.codec, ItemCodec):
+            report.values["repeats"] = repeats(job.train, len(job.codec.items))
         report.values |= {"reading": data.reading} if data.reading else {}
         fitted = job.completed(model.eval(), plan, report)
         if distributed.rank() == 0:
@@ -316,6 +318,14 @@ def report_of(run: Run, plan: Plan, train: TokenStore, request: Mapping[str, Any
         "seconds": round(run.elapsed, 2), "tokens_per_s": round(tokens / max(run.elapsed, 1e-9)),
         "precision": plan.precision, "machine": machine(), "processes": distributed.world(),
         "train_units": int(train.units.sum()), "train_documents": len(train), "curve": run.curve})
+
+
+def repeats(store: TokenStore, items: int) -> float:
+    """The share of items, the ids below `items`, that their sequence had already."""
+    tokens = np.asarray(store.tokens, np.int64)
+    pairs = np.repeat(np.arange(len(store)), np.diff(store.offsets)) * (items + 1) + np.minimum(tokens, items)
+    pairs = pairs[tokens < items]
+    return round(1 - len(np.unique(pairs)) / max(len(pairs), 1), 4)
 
 
 def key_of(request: Mapping[str, Any]) -> str:

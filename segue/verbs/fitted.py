@@ -17,7 +17,7 @@ import torch
 from segue.continual import Memory
 from segue.data import Data, of, read
 from segue.errors import SegueError
-from segue.files import atomic_write, held, read_json, write_json, write_text
+from segue.files import atomic_write, held, read_json, workspace, write_json, write_text
 from segue.kinds import KINDS, Codec, Kind
 from segue.kinds.codecs import ItemCodec
 from segue.mixers import MIXERS
@@ -39,6 +39,7 @@ from segue.training.evaluate import (
     ranked_by,
     score,
     summarise,
+    uniform_bits,
     unigram_nats,
     xz_bits,
 )
@@ -62,7 +63,9 @@ if TYPE_CHECKING:
     from segue.verbs.update import Update
 
 FORMAT = "segue model 1"
+SELDOM = 0.005  # of items that their sequence had already
 ASIDE = {"classes", "columns", "encoding"}  # options of reading that are of files, or that a codec knows itself
+SAVING = "saving"  # in a model's folder, where the next one is written
 KEPT = "classes.safetensors"  # what `segue.verbs.classify` keeps in a model's folder
 
 
@@ -131,26 +134,36 @@ class Fitted:
             model.eval()
 
     def decodable(self, weights: str = "float32") -> Decodable:
-        """What decoders run: the network in the compiled CPU engine where it has a compiled form, mixed with counts if
-        it was fitted so. weights: "float32", or "int8": matrices rounded to bytes, smaller and faster, a little worse.
+        """What decoders run: the network in the compiled CPU engine where it has a compiled form, or with its steps
+        recorded on a GPU, mixed with counts if it was fitted so. weights: "float32", or "int8": matrices rounded to
+        bytes, smaller and faster, a little worse.
         """
-        from segue.models.compiled import accelerate
-
         network: Decodable = self.model
-        if isinstance(self.model, Stack) and self.model.embedding.weight.device.type == "cpu":
-            # The engine holds weights of its own: they are made again when the network has moved.
+        where = self.device.type
+        if isinstance(self.model, Stack) and (where == "cpu" or (where == "cuda" and weights == "float32")):
+            # The engine holds weights of its own, a recording their addresses: made again when the network has moved.
             key = (weights, sum(p._version for p in self.model.parameters()))
             if self._engine is None or self._engine[0] != key:
-                try:
-                    self._engine = key, accelerate(self.model, weights)
-                except SegueError:
-                    if weights != "float32":
-                        raise
-                    self._engine = key, self.model
+                self._engine = key, self._fast(self.model, weights, where)
             network = self._engine[1]
         elif weights != "float32":
             raise SegueError(f"weights '{weights}' need a native model on the CPU: leave them out")
         return network if self.mixture is None else self.mixture.over(network)
+
+    @staticmethod
+    def _fast(stack: Stack, weights: str, where: str) -> Decodable:
+        """The fastest form of a stack there."""
+        from segue.models.compiled import accelerate
+        from segue.models.recorded import Recorded
+
+        if where == "cuda":
+            return Recorded(stack)
+        try:
+            return accelerate(stack, weights)
+        except SegueError:
+            if weights != "float32":
+                raise
+            return stack
 
     @property
     def device(self) -> torch.device:
@@ -196,6 +209,11 @@ class Fitted:
         finally:
             self.states[state].detach()
             self._engine = before
+
+    @property
+    def once(self) -> bool:
+        """Whether hardly an item came again within the sequences that it was fitted on."""
+        return float(self.report.get("repeats", 1.0)) < SELDOM
 
     @property
     def reading(self) -> dict[str, Any]:
@@ -329,7 +347,7 @@ class Fitted:
                                  "give the reference that the variants were called against")
             those = [variant for each, variant in wanted if each == name]
             try:
-                scores = variant_scores(self.decodable(), self.codec, data[where[name]].object, those,  # type: ignore
+                scores = variant_scores(self.decodable(), self.codec, data[where[name]].object, those,  # type: ignore[arg-type]
                                         **{"strands": self.kind.name == "dna", **options})
             except SegueError as error:
                 raise SegueError(f"{variants}, sequence {name}: {error}") from error
@@ -348,6 +366,8 @@ class Fitted:
         units = predicted_units(store, self.codec)
         total = max(1, int(units.sum()))
         baselines = {"uniform": math.log2(self.codec.size) * int(scored.counts.sum()) / total}
+        if self.kind.storage == "letters" and self.counts is not None:
+            baselines["uniform"] = uniform_bits(self.counts, store, self.codec.weights()) / total
         if self.counts is not None:
             baselines["unigram"] = unigram_nats(self.counts, store) / total / math.log(2)
         ngram = self.mixture.counts.classical() if self.mixture is not None else self.ngram
@@ -404,10 +424,21 @@ class Fitted:
     # The folder.
 
     def save(self, folder: str | Path) -> Path:
-        """Write config.json, model.safetensors, codec/, report.json and README.md. Each file is replaced whole."""
+        """Write config.json, model.safetensors, codec/, report.json and README.md into a folder. They are moved there
+        when all of them are written: a full disk leaves the folder as it was."""
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
             raise SegueError(f"{folder} is a file: choose another place for the model")
+        with moved_in(folder) as new:
+            self.write(new)
+        self.folder = folder
+        return folder
+
+    def write(self, folder: Path) -> None:
+        """The files of `save`, one by one, into a new folder."""
+        if not isinstance(self.model, Stack | ClozeModel):
+            raise SegueError(f"a {type(self.model).__name__} has no folder that load knows: keep its weights with "
+                             "segue.training.checkpoint.save_tensors(path, model.state_dict())")
         tensors = weights_of(self.model)
         if self.counts is not None:
             tensors["unigram"] = torch.from_numpy(np.asarray(self.counts, dtype=np.int64))
@@ -431,8 +462,6 @@ class Fitted:
                                             "model": self.model.config.to_dict()})
         write_text(folder / "README.md", self.card())
         write_json(folder / "report.json", self.report.to_dict())
-        self.folder = folder
-        return folder
 
     def save_drafts(self, folder: Path) -> None:
         """Write what `speed_up` found into the model's folder."""
@@ -514,9 +543,10 @@ def opened(folder: Path) -> Fitted:
         raise SegueError(f"{folder} is not a folder: give the folder that fit wrote")
     if not (folder / "config.json").exists() and (folder / "training" / "plan.json").exists():
         raise SegueError(f"{folder} holds a fit that has not ended: run the same fit command again to go on")
-    if (folder / "updating" / "complete.json").exists():
-        with suppress(FileNotFoundError), held(folder / "updating"):  # not there: whoever was at it has just finished
-            roll_forward(folder)
+    for work in (folder / "updating", folder / SAVING):
+        if (work / "complete.json").exists():
+            with suppress(FileNotFoundError), held(work):  # not there: whoever was at it has just finished
+                roll_forward(work)
     values = read_json(folder / "config.json")
     if isinstance(values, dict) and "format" not in values and "model_type" in values:
         from segue.verbs.huggingface import load_huggingface
@@ -659,9 +689,32 @@ def _exists(text: str) -> bool:
         return False
 
 
-def roll_forward(folder: Path) -> None:
-    """Move the new model of an update, which is complete, over the old one; again, where a move was cut short."""
-    work = folder / "updating"
+@contextmanager
+def moved_in(folder: Path) -> Iterator[Path]:
+    """Yield a place for a new model, which is moved into `folder` at the end, over what is of the same name there; on
+    any failure before that, `folder` stays as it was. A move that was cut short is finished by whoever opens it."""
+    fresh, work = not folder.exists(), folder / SAVING
+    try:
+        with workspace(work):
+            if (work / "complete.json").exists():
+                roll_forward(work)
+            shutil.rmtree(work / "new", ignore_errors=True)  # what a kill has left
+            yield work / "new"
+            write_json(work / "complete.json", {})
+            roll_forward(work)
+    except BaseException:
+        if not (work / "complete.json").exists():
+            shutil.rmtree(work, ignore_errors=True)
+        if fresh:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def roll_forward(work: Path) -> None:
+    """Move the new model in a folder within another, which is complete, over the old one in that; again, where a move
+    was cut short."""
+    folder = work.parent
     for new in sorted((work / "new").iterdir()):
         old = folder / new.name
         if old.is_dir():

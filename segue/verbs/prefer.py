@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +15,6 @@ import torch
 
 from segue.decoding.continuation import prime_object, prime_tokens
 from segue.errors import SegueError
-from segue.files import workspace, write_json
 from segue.kinds.base import Problems
 from segue.kinds.frame import load_table
 from segue.models import Stack
@@ -24,7 +22,7 @@ from segue.objectives import Batch, Preference, preference_batch
 from segue.objectives.preference import Ids, answer_likelihoods
 from segue.progress import Shown
 from segue.training.learn import learn
-from segue.verbs.fitted import Fitted, roll_forward
+from segue.verbs.fitted import Fitted
 from segue.verbs.update import measure
 
 if TYPE_CHECKING:
@@ -77,9 +75,9 @@ def prefer(fitted: Fitted, pairs: str | Path | Sequence[Pair], steps: int | None
     model, begin = fitted.model, time.monotonic()
     if not isinstance(model, Stack) or fitted.objective != "next":
         raise SegueError("preferences need a native model that learned the next element: fit one with objective=next")
-    work = None if fitted.folder is None else fitted.folder / "updating"
-    if work is not None and (work / "request.json").exists():
-        raise SegueError(f"{fitted.folder} holds an unfinished update: run that one again, or remove {work}")
+    if fitted.folder is not None and (fitted.folder / "updating" / "request.json").exists():
+        raise SegueError(f"{fitted.folder} holds an unfinished update: run that one again, or remove "
+                         f"{fitted.folder / 'updating'}")
     given, places = _table(Path(pairs)) if isinstance(pairs, str | Path) else \
         (pairs, [f"pair {number}" for number in range(1, len(pairs) + 1)])
     try:
@@ -113,13 +111,8 @@ def prefer(fitted: Fitted, pairs: str | Path | Sequence[Pair], steps: int | None
                           float(gained.float().mean()),
                           dict(zip(exams, zip(bits, measure(fitted, exams)))), fitted.kind.unit)
     fitted.report.values.setdefault("preferences", []).append(report.to_dict())
-    if work is not None and (folder := fitted.folder) is not None:
-        with workspace(work):
-            shutil.rmtree(work / "new", ignore_errors=True)  # what a kill has left
-            fitted.save(work / "new")
-            write_json(work / "complete.json", {"preferences": len(train)})
-            roll_forward(folder)
-        fitted.folder = folder
+    if fitted.folder is not None:
+        fitted.save(fitted.folder)
     return report
 
 

@@ -196,11 +196,8 @@ class FittedProcess(Fitted):
         """The item of a type."""
         return next(iter(self.codec.decode([id])), self.codec.token(id))
 
-    def save(self, folder: str | Path) -> Path:
-        """Write config.json, model.safetensors, rivals.safetensors, codec/, report.json and README.md."""
-        folder = Path(folder)
-        if folder.exists() and not folder.is_dir():
-            raise SegueError(f"{folder} is a file: choose another place for the model")
+    def write(self, folder: Path) -> None:
+        """Beside what every model has, rivals.safetensors."""
         self.codec.save(folder / "codec")
         if self.ngram is not None:
             self.ngram.save(folder, "ngram")
@@ -213,8 +210,6 @@ class FittedProcess(Fitted):
         self.save_classes(folder)
         write_text(folder / "README.md", self.card())
         write_json(folder / "report.json", self.report.to_dict())
-        self.folder = folder
-        return folder
 
     def card(self) -> str:
         report, config = self.report.to_dict(), self.process.config

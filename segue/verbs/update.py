@@ -11,7 +11,7 @@ import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,9 +111,7 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
     begin = time.monotonic()
     minutes = dial(minutes, steps, MINUTES)
     made = strategy_named(strategy) if isinstance(strategy, str) else strategy
-    parts = made.strategies if isinstance(made, Combined) else [made]
-    check_request(fitted, data, parts, choices)
-    tuning = next((each for each in parts if isinstance(each, StateTuning)), None)
+    check_request(fitted, data, made, choices)
     packing = fitted.model.resettable and made.packs
     if (share := unknown(fitted.codec, data)) == 1:
         raise none_known(data)
@@ -125,61 +123,51 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
                "weights": digest(fitted.model)}
 
     with workspace(None if fitted.folder is None else fitted.folder / "updating") as work:
-        with ExitStack() as stack:
-            with removed_if_refused(work):
-                prepare(work, request, data, fitted)
-                train, held = (TokenStore.open(work / part) for part in ("train", "held"))
-                exams = {**memory.exams, name: memory.exam(held)}
-                if not (work / "plan.json").exists():
-                    plan = planned(fitted, train, minutes, steps, begin, {"seed": seed, **choices})
-                    write_json(work / "plan.json", {"plan": plan.to_dict(), "before": measure(fitted, exams)})
-                kept = read_json(work / "plan.json")
-                plan, before = Plan.from_dict(kept["plan"]), kept["before"]
-                memory.remind(made)
-                batches = stack.enter_context(closing(Batches(
-                    train, plan.context, plan.rows, plan.seed, packing,
-                    variation(fitted.codec, plan.strands))))
-                run = Run(fitted.model, batches, plan, objective=objective_of(plan), strategy=made,
-                          folder=None if fitted.folder is None else work, key=key_of(request),
-                          held_out=in_passing(held, plan), save_seconds=save_seconds,
-                          past=memory.past(plan.rows, plan.seed, packing))
+        with removed_if_refused(work):
+            prepare(work, request, data, fitted)
+            train, held = (TokenStore.open(work / part) for part in ("train", "held"))
+            exams = {**memory.exams, name: memory.exam(held)}
+            plan, before = begun(work, fitted, train, exams, minutes, steps, begin, {"seed": seed, **choices})
+            memory.remind(made)
+            batches = Batches(train, plan.context, plan.rows, plan.seed, packing, variation(fitted.codec, plan.strands))
+            run = Run(fitted.model, batches, plan, objective=objective_of(plan), strategy=made,
+                      folder=None if fitted.folder is None else work, key=key_of(request),
+                      held_out=in_passing(held, plan), save_seconds=save_seconds,
+                      past=memory.past(plan.rows, plan.seed, packing))
+        with closing(batches):
             run.train("update", quiet)
-        if tuning is not None:
-            fitted.states[name] = tuning.states.pop()
-            notes.append(f"nothing that the model said before has changed: with state='{name}' it begins where these "
-                         f"data do ({sum(p.numel() for _, p in fitted.states[name].named_parameters()):,} numbers)")
-        elif fitted.mixture is not None:
-            fitted.mixture.counts.add(sequences(train))
-        after = measure(fitted, exams)
-        scores = ScoreMatrix(np.array([before, after]), list(exams), ["before", "after"],
+        notes += beside_the_network(fitted, made, name, train)
+        scores = ScoreMatrix(np.array([before, measure(fitted, exams)]), list(exams), ["before", "after"],
                              f"bits per {fitted.kind.unit}")
         result = Update(made.name, run.step, run.step * plan.tokens_per_step, round(run.elapsed, 2), fitted.kind.unit,
                         scores, notes)
         memory.learned(name, train, held)
         memory.keep(made)
         fitted.memory = memory
-        if fitted.counts is not None and tuning is None:
-            fitted.counts = fitted.counts + np.bincount(np.asarray(train.tokens), minlength=len(fitted.counts))
         fitted.report.values.setdefault("updates", []).append(result.to_dict() | {"request": request})
-        if (folder := fitted.folder) is not None:
-            fitted.save(work / "new")
+        if fitted.folder is not None:
+            fitted.write(work / "new")
             write_picture(work / "new" / "update.png", result.draw, (7, 4))
             write_json(work / "complete.json", request)
-            roll_forward(folder)
-            fitted.folder = folder
+            roll_forward(work)
         return result
 
 
-def check_request(fitted: Fitted, data: Any, strategies: Sequence[Strategy], choices: Mapping[str, Any]) -> None:
+def check_request(fitted: Fitted, data: Any, strategy: Strategy, choices: Mapping[str, Any]) -> None:
     """Refuse choices, strategies and data that do not fit the model."""
     if fixed := [each for each in choices if each not in LEARNING]:
         raise SegueError(f"an update cannot choose {fixed[0]}: choose from {', '.join(LEARNING)}")
     if (fitted.report.values.get("plan") or {}).get("objective") in BOTH_WAYS:
-        for each in strategies:
+        for each in parts_of(strategy):
             if each.asks_next:
                 raise SegueError(f"{each.name} asks for the next element, and this model reads both ways: choose "
                                  "replay, agem, gem, si, l2, lora, merge or naive")
     fitted.check_kind(data)
+
+
+def parts_of(strategy: Strategy) -> Sequence[Strategy]:
+    """The strategies that it is made of."""
+    return strategy.strategies if isinstance(strategy, Combined) else [strategy]
 
 
 def digest(model: torch.nn.Module) -> str:
@@ -206,6 +194,16 @@ def prepare(work: Path, request: dict[str, Any], data: Any, fitted: Fitted) -> N
     write_json(work / "request.json", request)
 
 
+def begun(work: Path, fitted: Fitted, train: TokenStore, exams: dict[str, Reservoir], minutes: float | None,
+          steps: int | None, begin: float, choices: dict[str, Any]) -> tuple[Plan, list[float]]:
+    """The plan, and what the model scored on the exams before: made once, so that a killed update goes on by them."""
+    if not (work / "plan.json").exists():
+        plan = planned(fitted, train, minutes, steps, begin, choices)
+        write_json(work / "plan.json", {"plan": plan.to_dict(), "before": measure(fitted, exams)})
+    kept = read_json(work / "plan.json")
+    return Plan.from_dict(kept["plan"]), kept["before"]
+
+
 def planned(fitted: Fitted, train: TokenStore, minutes: float | None, steps: int | None, begin: float,
             choices: dict[str, Any]) -> Plan:
     """The first fit's plan with lower rates, this machine's threads, and `steps`, or as many as fit the minutes since
@@ -227,6 +225,21 @@ def planned(fitted: Fitted, train: TokenStore, minutes: float | None, steps: int
 def objective_of(plan: Plan) -> Objective | None:
     """That by which a model that reads both ways was fitted; others learn on from the next element."""
     return objective_named(plan.objective, known=plan.known) if plan.objective in BOTH_WAYS else None
+
+
+def beside_the_network(fitted: Fitted, strategy: Strategy, name: str, train: TokenStore) -> list[str]:
+    """Counts learn the new data too; where the strategy learned a state alone, that is kept under its name, and nothing
+    else moves. Gives what there is to say about it."""
+    tuning = next((each for each in parts_of(strategy) if isinstance(each, StateTuning)), None)
+    if tuning is not None:
+        fitted.states[name] = tuning.states.pop()
+        return [f"nothing that the model said before has changed: with state='{name}' it begins where these data do "
+                f"({sum(p.numel() for _, p in fitted.states[name].named_parameters()):,} numbers)"]
+    if fitted.mixture is not None:
+        fitted.mixture.counts.add(sequences(train))
+    if fitted.counts is not None:
+        fitted.counts = fitted.counts + np.bincount(np.asarray(train.tokens), minlength=len(fitted.counts))
+    return []
 
 
 def measure(fitted: Fitted, exams: dict[str, Reservoir]) -> list[float]:

@@ -443,12 +443,11 @@ class Program:
         self.emit(FILTER, source, into, 1, 1, 0, 0, value, offset, width, lags, self._lines(taps.T, whole=False))
 
     def quantised(self, q: View, k: View, v: View, into: View, codes: Tensor, bias: Tensor) -> None:
-        """Softmax attention of one head, without a maximum taken off, to the last len(bias) nodes of the path, where
-        the bias of the distance is added to scores, and to all before them, whose keys are then the nearest of `codes`
-        (codes, key)."""
+        """Softmax attention of one head, without a maximum taken off, to all of the path, whose keys are the nearest of
+        `codes` (codes, key); the bias of the distance is added to the scores of the last len(bias) nodes."""
         key, value, window = q.width, v.width, len(bias)
         value_room, key_room = padded(value, TILE), padded(key, TILE)
-        line, offset = value_room + key_room + TILE, self.floats_per_position  # of each node v, k, and k's code
+        line, offset = value_room + key_room + TILE, self.floats_per_position  # of each node v, its code and its number
         self.caches.append((offset, 1, 0, line))
         self.floats_per_position += line
         codes_room = padded(len(codes), LANES)

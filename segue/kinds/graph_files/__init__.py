@@ -15,8 +15,16 @@ from segue.kinds.base import HEAD, Problems, as_utf8, head_of, looks_binary
 from segue.kinds.frame import DELIMITED
 from segue.kinds.graph_files.base import LABEL, Found
 from segue.kinds.graph_files.dot import read_dot
-from segue.kinds.graph_files.edge_lists import as_list, is_list, is_triples, read_list, read_matrix, read_triples
-from segue.kinds.graph_files.folders import data_set_of, read_csr, read_ogb, read_tu
+from segue.kinds.graph_files.edge_lists import (
+    as_list,
+    is_list,
+    is_pairs,
+    is_triples,
+    read_list,
+    read_matrix,
+    read_triples,
+)
+from segue.kinds.graph_files.folders import data_set_of, read_cited, read_csr, read_ogb, read_tu
 from segue.kinds.graph_files.gml import as_gml, read_gml
 from segue.kinds.graph_files.graph6 import as_graph6, read_graph6
 from segue.kinds.graph_files.json_files import as_json, is_json, read_json
@@ -44,6 +52,7 @@ def of_text(reader: TextReader) -> Reader:
 READERS: dict[str, Reader] = {
     "tu": read_tu,
     "ogb": read_ogb,
+    "cited": read_cited,
     "csr": read_csr,
     "graphml": read_graphml,
     "gexf": of_text(read_gexf),
@@ -113,6 +122,8 @@ def form_of(path: Path, head: bytes) -> str:
     if is_dgcnn(text.splitlines()[:-1] if len(head) == len(text) >= HEAD else text.splitlines()):
         return "dgcnn"
     if suffix in LISTS or re.match(SNAP, text) or re.match(KONECT, text):
+        return "list"
+    if suffix in (".txt", ".dat", "") and text[:1].isdecimal() and is_pairs(text.splitlines()):
         return "list"
     if suffix in (*DELIMITED, ".txt", "") and "\t" in text[:4096] and is_triples(text.splitlines()):
         return "triples"

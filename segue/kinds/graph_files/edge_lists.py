@@ -55,6 +55,19 @@ def is_list(lines: Sequence[str]) -> bool:
     return all(len(row) > max(columns) and (blanks or not any(" " in row[at] for at in columns)) for row in rows)
 
 
+def is_pairs(lines: Sequence[str]) -> bool:
+    """Whether lines of two whole numbers are the edges of one graph, not who did what: its nodes are at both ends, no
+    edge is there twice, and they are all said from the lesser node to the greater, or many both ways."""
+    rows = [tuple(line.split()) for line in lines[:-1] or lines if line.strip() and line[0] not in "#%"]
+    if len(rows) < LINES or not all(len(row) == 2 and all(map(str.isdecimal, row)) for row in rows):
+        return False
+    pairs = {(int(row[0]), int(row[1])) for row in rows}
+    begins, ends = {a for a, _ in pairs}, {b for _, b in pairs}
+    if len(pairs) < len(rows) or 2 * len(begins & ends) < min(len(begins), len(ends)):
+        return False
+    return all(a < b for a, b in pairs) or 4 * sum((b, a) in pairs for a, b in pairs) >= len(pairs)
+
+
 def read_list(path: Path, text: str, problems: Problems | None, directed: bool | None) -> Iterator[Found]:
     """Two nodes a line, with what is said of the edge behind them; in a .adjlist a node and all its neighbours."""
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]

@@ -11,40 +11,35 @@ from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
 
 from segue.errors import SegueError
-from segue.kinds.base import Problems, bad
+from segue.kinds.base import Problems, bad, parsed_xml
 from segue.kinds.graph_files.base import Attributes, Found, numbered
 from segue.kinds.packed import opened
 
 
 def read_graphml(path: Path, problems: Problems | None, directed: bool | None, encoding: str) -> Iterator[Found]:
     """Graph by graph, as they are parsed; the file says its own encoding."""
-    with opened(path) as handle:
-        keys: dict[str, str] = {}
-        usual: dict[str, dict[str, str]] = {"node": {}, "edge": {}, "graph": {}}  # what is so where nothing is said
-        depth = number = 0
-        try:
-            for event, element in ElementTree.iterparse(handle, ("start", "end")):
-                tag = _local(element)
-                if tag == "key" and event == "end":
-                    name = next((value for key, value in element.items() if key in ("attr.name", "yfiles.type")), None)
-                    keys[element.get("id", "")] = name or element.get("id", "")
-                    for default in (child for child in element if _local(child) == "default"):
-                        for whose in usual:
-                            if element.get("for", "all") in (whose, "all"):
-                                usual[whose][keys[element.get("id", "")]] = _said(default)
-                if tag == "graph":
-                    depth += 1 if event == "start" else -1
-                    if event == "end" and depth == 0:
-                        number += 1
-                        if (graph := _element(path, problems, element, keys, usual, number)) is not None:
-                            yield graph
-                        element.clear()
-        except ElementTree.ParseError as error:
-            raise SegueError(f"{path}: no GraphML that can be read ({error}); save it again") from error
-        except (LookupError, ValueError) as error:  # an encoding that there is not
-            raise SegueError(f"{path}: no GraphML that can be read ({error}); save it as UTF-8") from error
-        if not number:
-            raise SegueError(f"{path}: there is no graph in this file")
+    keys: dict[str, str] = {}
+    usual: dict[str, dict[str, str]] = {"node": {}, "edge": {}, "graph": {}}  # what is so where nothing is said
+    depth = number = 0
+    with opened(path) as handle, parsed_xml(path, "GraphML"):
+        for event, element in ElementTree.iterparse(handle, ("start", "end")):
+            tag = _local(element)
+            if tag == "key" and event == "end":
+                name = next((value for key, value in element.items() if key in ("attr.name", "yfiles.type")), None)
+                keys[element.get("id", "")] = name or element.get("id", "")
+                for default in (child for child in element if _local(child) == "default"):
+                    for whose in usual:
+                        if element.get("for", "all") in (whose, "all"):
+                            usual[whose][keys[element.get("id", "")]] = _said(default)
+            if tag == "graph":
+                depth += 1 if event == "start" else -1
+                if event == "end" and depth == 0:
+                    number += 1
+                    if (graph := _element(path, problems, element, keys, usual, number)) is not None:
+                        yield graph
+                    element.clear()
+    if not number:
+        raise SegueError(f"{path}: there is no graph in this file")
 
 
 def _local(element: ElementTree.Element) -> str:
@@ -89,10 +84,8 @@ def _element(path: Path, problems: Problems | None, graph: ElementTree.Element, 
 
 def read_gexf(path: Path, text: str, problems: Problems | None, directed: bool | None) -> Iterator[Found]:
     """As Gephi writes it."""
-    try:
+    with parsed_xml(path, "GEXF"):
         root = ElementTree.fromstring(re.sub(r"<\?xml[^>]*>", "", text, count=1).strip())
-    except ElementTree.ParseError as error:
-        raise SegueError(f"{path}: no GEXF that can be read ({error}); save it again") from error
     for number, graph in enumerate((each for each in root if _local(each) == "graph"), 1):
         titles = {(what.get("class"), each.get("id")): each.get("title") or ""
                   for what in graph.iter() if _local(what) == "attributes" for each in what}

@@ -1,4 +1,4 @@
-"""Attention to a window, and to the codes of what has left it (LongVQ)."""
+"""Attention to the codes of a window, one by one, and of what has left it, by code (LongVQ)."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ def sum_up(weights, count, values, stride, begin, end, into, onto):
 @fast
 def quantised(job, op, me, team):
     """q(3), k(3), v(3), into(3), sizes(6), key, value, window, count of codes, codes, half of their squares, bias,
-    scale, state offset. Cache: v, k and the code of k. State: of what has left the window, by code, the sums of values
-    (codes, value) and their number. Each thread has columns of the values; the weights are found by all."""
+    scale, state offset. Cache: v, the code nearest to k, and its number. State: of what has left the window, by code,
+    the sums of values (codes, value) and their number. Each thread has columns of the values; the weights are found by
+    all."""
     line, key, value, window, codes, offset = op[17], op[19], op[20], op[21], op[22], op[27]
     room, wide = (value + TILE - 1) // TILE * TILE, (codes + LANES - 1) // LANES * LANES
     begin, end = room // TILE * me // team * TILE, room // TILE * (me + 1) // team * TILE
@@ -58,7 +59,7 @@ def quantised(job, op, me, team):
                 score = dot(op[23] + 4 * key * code, k, key) - halves[code]
                 if score > best:
                     nearest, best = code, score
-            put(k, here + to_key, key)
+            put(op[23] + 4 * key * nearest, here + to_key, key)
             floats(here + to_code, 1)[0] = nearest
             put(old + 4 * wide * room, new + 4 * wide * room, codes)
         barrier(job, team)

@@ -1,0 +1,88 @@
+"""Moments that several columns of a table say together: year, month, day and hour, or a date and a time of day."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+from segue.kinds.base import words
+from segue.kinds.times import DATE
+
+# What columns of each part are called, compared in lower case and without signs; and the numbers that it may be.
+CALLED = {part: words(called) for part, called in (
+    ("year", "year yr yyyy jahr annee anno ano"), ("month", "month mon mo mnth mm monat mois mes mese"),
+    ("day", "day dy dd dom mday dayofmonth tag jour dia date"), ("hour", "hour hours hr hh stunde heure"),
+    ("minute", "minute minutes min mi"), ("second", "second seconds sec ss"))}
+WITHIN = {"year": (1000, 2999), "month": (1, 12), "day": (1, 31), "hour": (0, 23), "minute": (0, 59), "second": (0, 59)}
+MONTHS = words("jan feb mar apr may jun jul aug sep oct nov dec")
+CLOCK = re.compile(r"\d{1,2}:\d\d(:\d\d([.,]\d+)?)?( ?[AaPp]\.?[Mm]\.?)?|([01]\d|2[0-3])\.[0-5]\d\.[0-5]\d")  # alone
+UNSAID = 1972  # in place of a year that nothing says: a leap year, and too long ago to be shown as a date
+DAY = re.compile(r"\d\d(0[1-9]|1[0-2])([0-2]\d|3[01])")  # 081109, of this century
+SECOND = re.compile(r"([01]?\d|2[0-3])[0-5]\d[0-5]\d|\d{1,4}")  # 203518 of a clock, without noughts in front
+
+Cells = Callable[[str], Sequence[Any]]
+
+
+def together(names: Iterable[str], cells: Cells) -> dict[str, str]:
+    """The columns that say when only together, the longest part first, and what each of them says: a date, a clock, or
+    a part of `CALLED`. Nothing where one column says it alone."""
+    held = {name: [str(cell).strip() for cell in cells(name) if cell not in (None, "")] for name in names}
+
+    def first(fits: Callable[[str], Any], *called: str) -> str | None:
+        return next((name for name, values in held.items() if values and (not called or _plain(name) in called)
+                     and all(map(fits, values))), None)
+
+    parts = {part: name for part, called in CALLED.items() if (name := first(partial(_says, part), *called))}
+    hours = {parts[part]: part for part in ("hour", "minute", "second") if part in parts} if "hour" in parts else {}
+    clock = first(CLOCK.fullmatch)
+    date = first(lambda cell: DATE.fullmatch(cell) and ":" not in cell and not CLOCK.fullmatch(cell))
+    if date is None and (date := first(DAY.fullmatch, "date")) is not None and clock is None:
+        clock = first(SECOND.fullmatch, "time")
+    if date is not None:
+        later = {clock: "clock"} if clock else hours if len(set(held[date])) < len(held[date]) else {}
+        return {date: "date", **later} if later else {}
+    days: dict[str, str] = {parts[part]: part for part in ("year", "month", "day") if part in parts}
+    if "month" not in parts or ("year" not in parts and not ("day" in parts and clock)):
+        return {}
+    return days if "day" not in parts else {**days, clock: "clock"} if clock else {**days, **hours}
+
+
+def spelled(parts: Mapping[str, str], columns: Iterable[Sequence[Any]]) -> list[str | None]:
+    """What the columns of `together` say, a text a row; None where one of them says nothing."""
+    return [None if None in row or "" in row else _text(dict(zip(parts.values(), (str(cell).strip() for cell in row))))
+            for row in zip(*columns)]
+
+
+def _text(said: Mapping[str, str]) -> str | None:
+    numbers = {part: _part(part, cell) for part, cell in said.items() if part in CALLED}
+    if None in numbers.values():
+        return None
+    date = said.get("date") or f"{numbers.get('year', UNSAID)}-{numbers['month']:02d}-{numbers.get('day', 1):02d}"
+    if DAY.fullmatch(date):
+        date = f"20{date[:2]}-{date[2:4]}-{date[4:]}"
+    clock = said.get("clock", "")
+    if SECOND.fullmatch(clock):
+        clock = f"{clock.zfill(6)[:2]}:{clock.zfill(6)[2:4]}:{clock.zfill(6)[4:]}"
+    if "hour" in numbers:
+        clock = f"{numbers['hour']:02d}:{numbers.get('minute', 0):02d}:{numbers.get('second', 0):02d}"
+    return f"{date} {clock}".strip()
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z]", "", name.lower())
+
+
+def _says(part: str, cell: str) -> bool:
+    return _part(part, cell) is not None
+
+
+@lru_cache(maxsize=4096)
+def _part(part: str, cell: str) -> int | None:
+    """The number of a part of a moment that a cell says, None where it says none."""
+    if part == "month" and cell[:3].lower() in MONTHS and cell.isalpha():
+        return MONTHS.index(cell[:3].lower()) + 1
+    found = re.fullmatch(r"(\d{1,4})(\.0*)?", cell)
+    low, high = WITHIN[part]
+    return int(found[1]) if found and low <= int(found[1]) <= high else None

@@ -1,0 +1,150 @@
+"""Plain texts that hold many: lines that say their class, sentences of a word a line, numbered lines, texts with a mark
+between them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, takewhile
+
+from segue.kinds.base import HEAD
+
+LABEL = "__label__"  # what fastText puts in front of a class
+FIRST = re.compile(r"([A-Z]{2,}:\w+|[-+]?\d)[ \t]+(?=\S)")  # DESC:manner How did it ...
+WORDS = re.compile(r"[^\W\d_]{2,}")
+LAST = re.compile(r"(.*\S)@([A-Za-z]\w*)\s*$")  # It rose by a third .@positive
+NUMBERED = re.compile(r"(\d+)[ \t]+(?=\S)")
+BETWEEN = re.compile(r"\s*<\|endoftext\|>\s*")
+TURN = "__eou__"  # behind each turn of a dialogue, of which a line holds all
+BEHIND = "a line a text; not read: the class in front of it"
+LEAST = 20  # lines by which a file is told
+Numbered = Iterable[tuple[int, str]]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the texts of a file are told apart. note: for people; cut: numbered lines to a text's first line, the text
+    and its class ("" where none is said)."""
+
+    note: str
+    cut: Callable[[Numbered], Iterator[tuple[int, str, str]]]
+
+
+def form_of(head: str, field: Sequence[str] = (), table: bool = False) -> Form | None:
+    """By the beginning of a file; None of a file that is one text. field: the columns of sentences of a word a line
+    that are asked for, by number. table: the file is called one, and may hold such sentences alone."""
+    if not table and BETWEEN.search(head):
+        return Form("a text up to each <|endoftext|>", _between)
+    lines = head.split("\n")
+    lines = [line.rstrip() for line in (lines[:-1] if len(head.encode()) >= HEAD else lines)]
+    if (column := _words_in(lines)) is not None:
+        wanted = [int(name) - 1 for name in field if name.isdigit()] or [column]
+        said = ", ".join(f"field={place + 1}" for place in wanted)
+        return Form(f"a sentence a text, a word a line ({said})", lambda rows: _sentences(rows, wanted))
+    lines = [line for line in lines if line]
+    if table:
+        return None
+    if lines and lines[0].startswith(LABEL):
+        return Form(BEHIND, _behind)
+    if len(lines) < LEAST or field:
+        return None
+    counted = [int(found[1]) if (found := NUMBERED.match(line)) else 0 for line in lines]
+    again = counted.count(1)
+    if again > 1 and counted[0] == 1 and all(b in (a + 1, 1) for a, b in zip(counted, counted[1:])):
+        return Form("a text from each line numbered 1", _stories) if again < len(lines) // 2 else None
+    if sum(TURN in line for line in lines) > 0.9 * len(lines):
+        return Form(f"a line a text, {TURN} behind each turn", _lines)
+    first = [found[1] for line in lines if (found := FIRST.match(line))]
+    if len(first) == len(lines) and _few(first) and \
+            5 * sum(len(WORDS.findall(line)) > 2 for line in lines) > 4 * len(lines):
+        return Form(BEHIND, _behind)
+    last = [found[2] for line in lines if (found := LAST.match(line))]
+    if len(last) == len(lines) and _few(last):
+        return Form("a line a text; not read: the class behind its last @", _before)
+    return None
+
+
+def _few(labels: Sequence[str]) -> bool:
+    return 1 < len(set(labels)) <= max(2, len(labels) // 3)
+
+
+def _between(lines: Numbered) -> Iterator[tuple[int, str, str]]:
+    begin, part = 1, list[str]()
+    for number, line in lines:
+        first, *others = BETWEEN.split(line)
+        part.append(first)
+        for other in others:
+            if text := "\n".join(part).strip():
+                yield begin, text, ""
+            begin, part = number, [other]
+    if text := "\n".join(part).strip():
+        yield begin, text, ""
+
+
+def _stories(lines: Numbered) -> Iterator[tuple[int, str, str]]:
+    begin, part = 1, list[str]()
+    for number, line in lines:
+        if part and (found := NUMBERED.match(line)) and found[1] == "1":
+            yield begin, "\n".join(part).strip(), ""
+            begin, part = number, []
+        part.append(line)
+    if part:
+        yield begin, "\n".join(part).strip(), ""
+
+
+def _lines(lines: Numbered) -> Iterator[tuple[int, str, str]]:
+    yield from ((number, line.strip(), "") for number, line in lines if line.strip())
+
+
+def _behind(lines: Numbered) -> Iterator[tuple[int, str, str]]:
+    """Of several classes the first."""
+    for number, line in lines:
+        labels = list(takewhile(lambda word: word.startswith(LABEL), line.split())) or line.split()[:1]
+        if text := line.strip()[sum(len(label) + 1 for label in labels) :].strip():
+            yield number, text, labels[0].removeprefix(LABEL)
+
+
+def _before(lines: Numbered) -> Iterator[tuple[int, str, str]]:
+    yield from ((number, found[1], found[2]) for number, line in lines if (found := LAST.match(line)))
+
+
+def _cells(line: str) -> list[str]:
+    return line.split("\t") if "\t" in line else line.split()
+
+
+def _blocks(lines: Numbered) -> Iterator[tuple[int, list[str]]]:
+    """Runs of lines that are not blank, each with its first line's number; no beginnings of documents."""
+    begin, block = 1, list[str]()
+    for number, line in chain(lines, [(0, "")]):
+        if line.strip():
+            begin = begin if block else number
+            block.append(line.rstrip())
+        elif block:
+            if not block[0].startswith("-DOCSTART-"):
+                yield begin, block
+            block = []
+
+
+def _words_in(lines: list[str]) -> int | None:
+    """The column of words in sentences of a word a line, with blank lines between them, as CoNLL's tasks have them: the
+    first one that says many things. None of other files."""
+    blocks = [[line for line in block if line[0] != "#"] for _, block in _blocks(enumerate(lines, 1))]
+    rows = [_cells(line) for block in blocks for line in block]
+    if len(blocks) < 3 or len(rows) < 3 * len(blocks) or len({*map(len, rows)}) != 1 or len(rows[0]) < 2:
+        return None
+    said = [{cell for cell in column if re.search(r"[^\W\d_]", cell)} for column in zip(*rows)]
+    most = max(map(len, said))
+    worded = next(place for place, words in enumerate(said) if 3 * len(words) >= most)
+    return worded if 3 * sum(row[worded] in said[worded] for row in rows) > len(rows) and most > 10 else None
+
+
+def _sentences(lines: Numbered, wanted: Sequence[int]) -> Iterator[tuple[int, str, str]]:
+    """The words of each, or its text where a comment says it (CoNLL-U); several columns follow each other."""
+    for number, block in _blocks(lines):
+        rows = [cells for line in block if line[0] != "#" and not re.match(r"\d+[-.]\d+\t", line)
+                and len(cells := _cells(line)) > max(wanted)]
+        told = next((line[8:].strip() for line in block if line.startswith("# text =")), "")
+        if rows:
+            said = [" ".join(row[place] for row in rows) for place in wanted]
+            yield number, told if told and list(wanted) == [1] else "\n".join(said), ""

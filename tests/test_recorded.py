@@ -1,0 +1,130 @@
+"""A step that is recorded and played says what the model says, whatever else is asked of its state in between.
+
+A recording needs a GPU; without one, the same step runs over the same buffers.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_models import stack
+
+from segue.decoding import generate
+from segue.errors import SegueError
+from segue.mixers import MIXERS
+from segue.mixers.state import unread
+from segue.models.recorded import KEPT, ROOM, LentState, Recorded, Recording, Unread
+
+GPU = torch.cuda.is_available()
+PATTERNS = ["attention", "attention:places", "attention:near+gru", "attention:shared+mamba", "gla+slstm",
+            "deltanet+s4d"]
+OPTIONS = {"attention:near": {"window": 5}, "attention:places": {"positions": "learned", "length": 400},
+           "attention:prefix": {"prefix": 2}, "attention:shared": {"heads": 4, "kv_heads": 2,
+                                                                    "positions": "alibi"}}
+PROMPTS = [[1, 2, 3, 4, 1, 2, 3], [5], [7, 8, 7, 8, 7]]
+
+
+def recorded(pattern: str) -> Recorded:
+    model = stack(pattern, options={k: v for k, v in OPTIONS.items() if k in pattern}, width=32, hidden=48)
+    return Recorded(model.double().to("cuda" if GPU else "cpu").eval(), graph=GPU)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_plays_what_the_model_says(pattern: str) -> None:
+    model = recorded(pattern)
+    plain = generate(model.stack, PROMPTS, 30)
+    for draft in ("none", "lookup"):
+        assert [a.tokens for a in generate(model, PROMPTS, 30, draft=draft)] == [a.tokens for a in plain], draft
+    assert model.recordings and model.trouble is None
+    drawn = [a.tokens for a in generate(model.stack, PROMPTS, 12, "sample", seed=3)]
+    assert [a.tokens for a in generate(model, PROMPTS, 12, "sample", seed=3)] == drawn
+
+
+def scores(model: Recorded, state: LentState, tokens: list[int]) -> np.ndarray:
+    return model.step(np.array(tokens), state)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("pattern", ["attention:near+gru"])
+def test_states_come_and_go(pattern: str) -> None:
+    """Two states take turns at one recording; copies, choices of rows and longer steps come between."""
+    model = recorded(pattern)
+    device = next(model.stack.parameters()).device
+    draw = np.random.default_rng(0)
+    pairs: list[tuple[Any, Any]] = [(model.init_state(2), model.stack.init_state(2)) for _ in range(2)]
+    kept = [pair[0].snapshot() for pair in pairs], [pair[1].snapshot() for pair in pairs]
+    for turn in range(30):
+        ours, theirs = pairs[turn % 2]
+        tokens = draw.integers(0, model.vocabulary, 2).tolist()
+        expected = model.stack.extend(torch.tensor(tokens, device=device)[:, None], theirs).logits[:, 0]
+        theirs.commit()
+        np.testing.assert_allclose(scores(model, ours, tokens), expected.cpu().numpy(), atol=1e-10)
+        if turn % 7 == 3:
+            more = torch.from_numpy(draw.integers(0, model.vocabulary, (2, 3))).to(device)
+            a, b = model.extend(more, ours).logits, model.stack.extend(more, theirs).logits
+            torch.testing.assert_close(a, b)
+            for state in (ours, theirs):
+                state.commit(None, torch.tensor([3, 1], device=device))
+        if turn % 10 == 5:
+            kept[0][turn % 2], kept[1][turn % 2] = ours.snapshot(), theirs.snapshot()
+        if turn % 10 == 8:
+            rows = torch.tensor([1, 0], device=device)
+            pairs[turn % 2] = ours.select(rows), theirs.select(rows)
+        if turn % 20 == 18:
+            ours.restore(kept[0][0])
+            theirs.restore(kept[1][0])
+        assert torch.equal(pairs[0][0].positions, pairs[0][1].positions)
+    assert model.recordings.keys() <= {(2, 256), (2, 512)}
+
+
+@torch.inference_mode()
+def test_more_tokens_than_a_recording_has_room_for() -> None:
+    model = recorded("attention:places")
+    ours, theirs = model.init_state(1), model.stack.init_state(1)
+    device = theirs.positions.device
+    for token in np.random.default_rng(0).integers(0, model.vocabulary, ROOM + 20).tolist():
+        expected = model.stack.extend(torch.tensor([[token]], device=device), theirs).logits[:, 0]
+        theirs.commit()
+        np.testing.assert_allclose(scores(model, ours, [token]), expected.cpu().numpy(), atol=1e-10)
+    assert len(model.recordings) == 2
+    for rows in range(2, 4 + KEPT):
+        scores(model, model.init_state(rows), [1] * rows)
+    assert len(model.recordings) == KEPT
+
+
+@pytest.mark.parametrize("pattern", ["hyena", "palm", "attention:prefix"])
+def test_what_is_not_recorded_runs_as_it_did(pattern: str) -> None:
+    model = recorded(pattern)
+    expected = [a.tokens for a in generate(model.stack, PROMPTS, 12)]
+    assert [a.tokens for a in generate(model, PROMPTS, 12)] == expected and not model.recordings
+
+
+def test_what_looks_at_numbers_is_told_before_it_is_recorded() -> None:
+    x, places, empty = torch.arange(2.0), torch.tensor([1, 0]), torch.zeros(2, device="meta")
+    looks = [lambda: x.max().item(), lambda: bool(x.any()), lambda: x[x > 1], lambda: x.nonzero(),
+             lambda: x.unique(), lambda: torch.linalg.inv(x[:, None] + x), lambda: x.new_tensor([1.0]),
+             lambda: x.repeat_interleave(places), lambda: x.to("meta"), lambda: empty.copy_(x)]
+    for grad in (torch.inference_mode, torch.enable_grad):
+        with grad(), Unread():
+            for look in looks:
+                with pytest.raises(SegueError, match="cannot be recorded"):
+                    look()
+            x[places].repeat_interleave(2).to(torch.float64).norm().add(torch.ones(2)).copy_(x)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", [name for name, mixer in MIXERS.items() if mixer.causal])
+def test_a_step_of_a_mixer_looks_at_no_number(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = stack(name, options={}, width=32, hidden=48).to(torch.bfloat16).eval()  # a type that no compiled loop takes
+    state = Recorded(model).init_state(2)
+    if not Recorded(model)._fits(state):
+        assert name in ("hyena", "jrt", "palm")
+        return
+    recording = Recording(model, state, 8, graph=False)
+    recording.play()
+    with unread(), Unread(), pytest.raises(SegueError) if name in ("block-recurrent", "lssl") else nullcontext():
+        recording.play()
