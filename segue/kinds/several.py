@@ -16,6 +16,7 @@ WORDS = re.compile(r"[^\W\d_]{2,}")
 LAST = re.compile(r"(.*\S)@([A-Za-z]\w*)\s*$")  # It rose by a third .@positive
 NUMBERED = re.compile(r"(\d+)[ \t]+(?=\S)")
 BETWEEN = re.compile(r"\s*<\|endoftext\|>\s*")
+ENDED = re.compile(r"<\|endoftext\|>[ \t]*\r?$", re.MULTILINE)  # and no mention of it in a sentence
 TURN = "__eou__"  # behind each turn of a dialogue, of which a line holds all
 BEHIND = "a line a text; not read: the class in front of it"
 LEAST = 20  # lines by which a file is told
@@ -34,7 +35,7 @@ class Form:
 def form_of(head: str, field: Sequence[str] = (), table: bool = False) -> Form | None:
     """By the beginning of a file; None of a file that is one text. field: the columns of sentences of a word a line
     that are asked for, by number. table: the file is called one, and may hold such sentences alone."""
-    if not table and BETWEEN.search(head):
+    if not table and ENDED.search(head):
         return Form("a text up to each <|endoftext|>", _between)
     lines = head.split("\n")
     lines = [line.rstrip() for line in (lines[:-1] if len(head.encode()) >= HEAD else lines)]
