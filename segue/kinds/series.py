@@ -805,7 +805,7 @@ def _moments(frame: Frame, chosen: list[str], column: str | None, who: str | Non
              problems: Problems | None) -> Iterator[Record]:
     """Each row of a table is a moment."""
     frame = _without_units(frame)
-    sorts = [] if frame.headed or chosen or who or of else _wordy(frame, _runs(frame))
+    sorts = [] if frame.headed or who or of else _wordy(frame, _runs(frame))
     if len(sorts) == 1:  # what each of the series is of
         of, frame.classes = sorts[0], np.array(frame.columns[sorts[0]].to_pylist(), object)
     found = _roles(frame, chosen, column, who, when, when_format)
@@ -854,19 +854,20 @@ def _roles(frame: Frame, chosen: list[str], column: str | None, who: str | None,
         when = next((name for name in names if name not in (*numbers, who) and
                      timelike(frame.columns[name][:100].to_pylist())), None)
     if who is None:
-        texts = [name for name in names if name not in numbers and name != when]
+        texts = [name for name in names if name not in numbers and name != when and
+                 not (chosen and _numbers(frame, name) is not None)]
         who = "series" if "series" in names else named_by(texts, [*WHO, *SERIES]) if frame.headed else None
-    if who is None and not frame.headed and not chosen and (runs := _runs(frame)):
+    if who is None and not frame.headed and (runs := _runs(frame)) and not {*runs} & {*chosen}:
+        behind = next(name for name in frame.columns if name not in runs)
         who = " ".join(runs)
         if len(runs) > 1:
             frame.columns[who] = pa.array(map(", ".join, zip(*(map(str, frame.columns[name].to_pylist())
                                                                for name in runs))))
             numbers = {name: values for name, values in numbers.items() if name not in runs}
-        behind = next((name for name in numbers if name not in runs), None)
-        if when is None and behind is not None and _goes_on(numbers[behind], frame.columns[who].to_pylist()):
+        if when is None and behind not in chosen and _goes_on(_numbers(frame, behind), frame.columns[who].to_pylist()):
             when = behind
-    if who is None and when is not None and not chosen:
-        who = _whose(frame, when, when_format, [*texts, *numbers])
+    if who is None and when is not None:
+        who = _whose(frame, when, when_format, [*texts, *(name for name in names if name not in (*texts, *chosen))])
     if who is not None and not asked_who and len(frame.columns[who].unique()) == len(frame.rows) > 1:
         who = None  # a name for each row, of a city or so
     groups, labels = np.zeros(len(frame.rows), dtype=np.int64), [""]
@@ -906,8 +907,10 @@ def _runs(frame: Frame) -> list[str]:
     return found if found and any(measured(frame.columns[name][:MANY].to_pylist()) for name in rest) else []
 
 
-def _goes_on(values: np.ndarray, whose: Sequence[Any]) -> bool:
+def _goes_on(values: np.ndarray | None, whose: Sequence[Any]) -> bool:
     """Whether a column says when: it grows within each series, and counts its rows anew or holds moments."""
+    if values is None:
+        return False
     begins = np.array([a != b for a, b in zip(whose, whose[1:])])
     gaps = np.diff(values)
     anew = bool((gaps[~begins] == 1).all()) and len(np.unique(values[1:][begins])) == 1
