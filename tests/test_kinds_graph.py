@@ -325,6 +325,17 @@ def test_data_sets_of_several_files(files: dict[str, Path], tmp_path: Path) -> N
             {frozenset(Counter(items).items()) for items in expected}
 
 
+def test_papers_that_cite_others(tmp_path: Path) -> None:
+    """The subjects in one file label the nodes of the other; what is cited but not there is told."""
+    (tmp_path / "cora.content").write_text("31336\t0\t1\tTheory\n1061127\t1\t0\tRules\n99\t0\t0\tTheory\n")
+    (tmp_path / "cora.cites").write_text("31336\t1061127\n99\t31336\n99\t7\n")
+    for path in (tmp_path, tmp_path / "cora.cites", tmp_path / "cora.content"):
+        data = segue.read(path)
+        assert (data.kind.name, data.problems.total) == ("graph", 1)
+        assert "line 3: not two papers" in str(data.problems[0])
+        assert [sorted(record.object) for record in data] == [["-1", "-1", "@Rules", "@Theory", "@Theory"]]
+
+
 @pytest.mark.parametrize("name, text, says", [
     ("a.graphml", "<graphml><graph><node id='1'/><edge source='1' target='2'/></graph></graphml>", "1, position 1"),
     ("a.graphml", "<graphml><graph>", r"a\.graphml: no GraphML that can be read"),

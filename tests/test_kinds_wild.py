@@ -342,6 +342,13 @@ def test_baskets_are_cases(tmp_path: Path) -> None:
     assert read(put(tmp_path / "a.txt", "a b,c\n"), kind="cases", elements="cells")[0].object == ["a b", "c"]
 
 
+def test_numbers_below_their_names_are_cases(tmp_path: Path) -> None:
+    text = "% Different categories found in input file:\n\nfrontpage news tech\n\n\n% Sequences:\n\n1 1 \n2 3 \n3 \n"
+    data = read(put(tmp_path / "msnbc.seq", text))
+    assert [record.object for record in data] == [["frontpage", "frontpage"], ["news", "tech"], ["tech"]]
+    assert (data.kind.name, data.name(0)) == ("cases", f"{tmp_path / 'msnbc.seq'}:8")
+
+
 def test_sequences_of_sets_are_cases(tmp_path: Path) -> None:
     sets = "@CONVERTED_FROM_TEXT\n@ITEM=1=the\n@ITEM=2=river\n1 -1 2 1 -1 -2\n2 -1 -2\n"
     data = read(put(tmp_path / "spmf.txt", sets))
@@ -672,6 +679,8 @@ def _series(row: str, of: int = 60) -> str:
      "columns=" + ",".join(map(str, range(1, 21))) + ",... (30 in all)"),
     ("pens.tra", "".join(",".join(f"{50 + (20 + i % 9) * np.sin(k / 3 + i * i):3.0f}" for k in range(16))
                          + f", {i % 10}\n" for i in range(40)), 40, "a row a series, the last number its class"),
+    ("yahoo.csv", "timestamp,value,is_anomaly\n" + _series("{3},{1},0") + "60,9.5,1\n", 1,
+     "columns=value, when=timestamp (0 to 60, every 1); not read: is_anomaly"),
     ("electricity.csv", "date,0,1,2,OT\n" + _series("{0},{1},-{1},1.5,2"), 1,
      "columns=0,1,2,OT, when=date (*)"),
     ("air.csv", "Date;Time;CO;;\n" + _series("{0:%d/%m/%Y;%H.%M.%S};{2};;") + ";;;;\n" * 3, 1,
@@ -1082,6 +1091,23 @@ def test_what_nobody_does_twice_is_not_recommended_twice(tmp_path: Path) -> None
         model = Fitted(stack, codec, KINDS["events"], Report({"repeats": share}), 16)
         whole = model.continue_(["m0", "m5"], n=8, min_new_tokens=8).whole
         assert (model.once, len(set(whole)) == len(whole) == 10) == (once, once)
+
+
+def test_games_are_their_moves(tmp_path: Path) -> None:
+    """Comments, variations, glyphs and numbers are no moves; a game that was cut is told."""
+    tags = '[Event "Rated"]\n[Site "x"]\n[Result "{}"]\n\n'
+    games = ("1. e4 e5 {Ruy (Lopez)} 2. Nf3! (2. f4 exf4 (2... d5) 3. Nf3) Nc6 $1\n3. Bb5 a6 1/2-1/2\n\n",
+             "1. e4 { [%eval 0.17] } 1... c5 2. O-O-O e8=Q+ 1-0\n\n", "1. e4 e5 2. Qxxx *\n")
+    text = "".join(tags.format(game.split()[-1]) + game for game in games)
+    data = read(file := put(tmp_path / "two.pgn", text), classes="")
+    assert [record.object for record in data] == [["e4", "e5", "Nf3", "Nc6", "Bb5", "a6"],
+                                                  ["e4", "c5", "O-O-O", "e8=Q+"]]
+    assert [class_in(record.name) for record in data] == [(f"{file}:1", "1/2-1/2"), (f"{file}:8", "1-0")]
+    assert [str(problem) for problem in data.problems] == [
+        f"{file}, record line 14: 'Qxxx' is no move; mend or remove the game"]
+    rows = "a,white,d4 d5 c4 c6 cxd5\nb,black,e4 e5 Nf3 Nc6\n" * 3
+    data = read(put(tmp_path / "games.csv", f"id,winner,moves\n{rows}"))
+    assert (data.kind.name, data[0].object) == ("events", ["d4", "d5", "c4", "c6", "cxd5"])
 
 
 def test_sequences_of_objects_and_times_a_line(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ import numpy as np
 from segue.errors import SegueError
 from segue.kinds.base import ARFF, HEAD, MOST, Problems, as_utf8, bad, looks_binary, marked, parsed_xml, words
 from segue.kinds.documents import as_row, document, flat, rows_of, spread
+from segue.kinds.games import PLAYED, are_moves, games_of, is_games
 from segue.kinds.packed import actual, bare, opened
 from segue.kinds.times import DATE
 
@@ -45,7 +46,8 @@ DELIMITED = frozenset((".csv", ".tsv", ".tab", ".arff", ".inter"))  # the last a
 LINES = frozenset((".jsonl", ".ndjson"))
 JSON = LINES | {".json"}
 PARQUET = frozenset((".parquet", ".pq", ".arrow", ".feather", ".ipc", ".orc"))  # and its like
-TABULAR = DELIMITED | JSON | PARQUET | {"", *words(".txt .dat .data .log .list .trn .tra .tst .tes")}  # may be tables
+# Files that may hold a table.
+TABULAR = DELIMITED | JSON | PARQUET | {"", *words(".txt .dat .data .log .list .trn .tra .tst .tes .pgn")}
 SINGLE = re.compile(r"'[^'\n]*'([,;\t]'[^'\n]*')+\s*\n")  # a heading in quotation marks of another sort
 IDS = re.compile(r"[A-Za-z_]{0,4}\d+(-\d+)?( +[A-Za-z_]{0,4}\d+(-\d+)?)*")  # N55528 N19639
 BARE = re.compile(r"\[\w[\w-]*(\s*,\s*\w[\w-]*)+\]")  # [E5,E22], a list of words without quotation marks
@@ -120,6 +122,9 @@ def glance(path: Path, head: bytes) -> Look | None:
     if not head.strip() or looks_binary(head) or suffix in PARQUET:
         return None
     text = head.decode("utf-8", "ignore").removeprefix("\ufeff")
+    if is_games(head):
+        games = islice(games_of(text), ROWS)
+        return Look(["moves", "result"], [[moves, result] for _, moves, result in games], form="json")
     begin = text.lstrip()[:1]
     if begin == "{" or suffix in JSON or (begin == "[" and text.lstrip()[1:].lstrip()[:1] == "{"):
         return _look_json(suffix, text, len(head) >= HEAD)
@@ -352,8 +357,12 @@ def listed(cell: str) -> list[Any] | None:
 
 
 def are_ids(cells: Sequence[Any]) -> bool:
-    """Whether these are ids with blanks between, several in most cells, and not always so many."""
-    if not all(isinstance(cell, str) and IDS.fullmatch(cell) for cell in cells):
+    """Whether these are ids with blanks between, several in most cells, and not always so many; or moves of games."""
+    if not all(isinstance(cell, str) for cell in cells):
+        return False
+    if are_moves(cells):
+        return True
+    if not all(map(IDS.fullmatch, cells)):
         return False
     counts = [len(cell.split()) for cell in cells]
     return 2 * sum(count > 1 for count in counts) > len(counts) and len(set(counts)) > 2
@@ -499,6 +508,8 @@ def load_table(path: Path, problems: Problems, encoding: str, asked: Iterable[st
             if by_lines(raw[:HEAD].decode("utf-8", "ignore")):
                 return _load_lines(path, raw, problems)
             return _of_objects(path, json_array(path, raw), "row")
+        if is_games(raw[:HEAD]):
+            return _load_games(path, raw.decode(), problems)
         if times_a_line(text := raw.decode()):
             return _load_times(path, text)
         return _load_text(path, raw, problems, frozenset(name for name in asked if name))
@@ -545,6 +556,23 @@ def times_a_line(text: str) -> bool:
         return False
     return len(rows) > 2 and len(set(map(len, rows))) > 1 and all(row == sorted(row) and len(row) > 1 for row in rows) \
         and any(number != int(number) for row in rows for number in row if math.isfinite(number))
+
+
+def _load_games(path: Path, text: str, problems: Problems) -> Frame:
+    import pyarrow as pa
+
+    games = []
+    for line, moves, result in games_of(text):
+        strange = next((move for move in moves if not PLAYED.fullmatch(move)), None)
+        if strange is None:
+            games.append((line, moves, result))
+        else:
+            bad(problems, path, f"line {line}", None, f"{strange!r:.40} is no move; mend or remove the game")
+    if not games:
+        raise SegueError(f"{path}: there is no game with moves in this file (PGN)")
+    columns = {"moves": pa.array([moves for _, moves, _ in games], pa.large_list(pa.string())),
+               "result": pa.array([result for *_, result in games], pa.string())}
+    return Frame(path, columns, True, np.array([line for line, *_ in games]))
 
 
 def _load_times(path: Path, text: str) -> Frame:

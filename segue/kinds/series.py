@@ -59,6 +59,7 @@ WHOLE = 24  # so many columns without a header: a row is a series, where nothing
 SHORT = 8  # so many, where something speaks for it
 COUNTERS = words("row index unnamed step no nr instant")  # columns that may count the rows
 MONTH = re.compile(r"\d{4}[-/. ]?(0?[1-9]|1[0-2]|Q[1-4])|[A-Za-z]{3,9}[-. ]\d{1,2},? ?\d{4}", re.IGNORECASE)
+MARKS = words("anomaly outlier changepoint label")  # columns of noughts and ones that say which moments are odd
 SHOWN = 20  # columns that are told
 BARS = "▁▂▃▄▅▆▇█"
 PERIODS = words("month week quarter period hour minute")  # of moments, beside WHEN
@@ -880,7 +881,7 @@ def _roles(frame: Frame, chosen: list[str], column: str | None, who: str | None,
     numbers = {name: values for name, values in numbers.items() if name not in (who, when) and name in frame.columns}
     if not chosen:
         numbers = {name: values for name, values in numbers.items() if not _counts(name, values)
-                   and not (_names(name) and _constant(values))} or numbers
+                   and not (_names(name) and _constant(values)) and not _marks(name, values)} or numbers
     if not numbers:
         raise SegueError(f"{frame.path}: there are no numbers here (columns: {there}); name some with columns=")
     if column is not None and not chosen and len(numbers) > 1:
@@ -967,6 +968,11 @@ def _constant(values: np.ndarray) -> bool:
     known = values[np.isfinite(values)]
     same = len(values) > 1 and len(known) == len(values) and bool((known == known[0]).all())
     return same and float(known[0]).is_integer()
+
+
+def _marks(name: str, values: np.ndarray) -> bool:
+    """A column that marks some moments as odd, as benchmarks of anomalies have it: no measurement."""
+    return plain(name).removeprefix("is") in MARKS and bool(np.isin(values, (0, 1)).all())
 
 
 def _counts(name: str, values: np.ndarray) -> bool:

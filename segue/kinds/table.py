@@ -60,16 +60,18 @@ WHO = named("who caseconceptname case user userpseudo session customer visitor p
             "사용자 고객")
 WHAT = named("what item activity conceptname eventconceptname event action movie product asin sku stock song track "
              "artist book article page url command symbol task operation diagnosis icd icd9 icd10 procedure drug "
-             "medication mark eventtype request isbn station startstation pulocation video film news app game recipe "
-             "business venue poi csuristem stopid stopname evt aid artikel produkt aktivität ereignis aktion produit "
-             "activité évènement producto artículo actividad acción prodotto articolo attività produto activiteit "
-             "товар событие действие 商品 物品 活动 行为 行動 상품 활동")
+             "medication mark eventtype request moves isbn station startstation pulocation video film news app game "
+             "recipe business venue poi csuristem stopid stopname evt aid artikel produkt aktivität ereignis aktion "
+             "produit activité évènement producto artículo actividad acción prodotto articolo attività produto "
+             "activiteit товар событие действие 商品 物品 活动 行为 行動 상품 활동")
 WEAKLY = named("type state status step key label token code note items events marks types typeevent activities actions "
                "songs tracks problem skill exercise concept target course lesson k i")
 WHEN = named("when time timestamp datetime date ts unixtimestamp unixreviewtime completetimestamp timetimestamp "
              "starttimestamp starttime eventtime createdat created times timestamps timesincestart day t year")
 # A sequence of sets as SPMF has it: -1 behind each set, -2 at the end.
 SETS = re.compile(rb"(\s*@[^\n]*\n)*\s*\d+ (\d+ |-1 )*-1 -2\s*(\n|$)")
+# Lines of numbers below the names that they stand for, as the visits of msnbc.com are kept (UCI).
+NUMBERED = re.compile(rb"%[^\n]*\n\s*(?P<names>[^%\d\n]+)\n\s*%[^\n]*\n(?P<cases>(\s*\d[\d ]*(\r?\n|$))+)")
 HOW = named("level loglevel severity priority")  # of a log: says neither who nor what
 ENDINGS = ("", *words("id name number no idx index code key num uri en nummer nr nbr"))
 IDS = re.compile(r"(?i:(^|[ _.-])(id|no|number|nr|nbr|num|key))$|[a-z](Id|ID|No|Number|Nr|Key)$")
@@ -295,7 +297,7 @@ class Cases(Kind):
             known = {cell for line in cells for cell in line}
             ragged = len({len(line) for line in cells}) > 2
             return 0.83 if ragged and 4 * len(known) <= sum(map(len, cells)) else 0.0
-        if SETS.match(head):
+        if SETS.match(head) or NUMBERED.match(head):
             return 0.88
         items = [line.split() for line in lines if line.strip()]
         flat = [item for line in items for item in line]
@@ -315,7 +317,11 @@ class Cases(Kind):
             raise SegueError(f"elements is 'characters', 'words' or 'cells', not {elements!r}")
         with opened(path) as handle:
             raw = as_utf8(path, handle.read(), encoding)
-        lines = raw.decode().splitlines()
+        lines, called = raw.decode().splitlines(), list[str]()
+        if numbered_cases := NUMBERED.match(raw[:HEAD]):
+            called = numbered_cases["names"].decode().split()
+            lines = ["" if i < raw.count(b"\n", 0, numbered_cases.start("cases")) else line
+                     for i, line in enumerate(lines)]
         if elements is None and SETS.match(raw):
             yield from _sets(path, lines, problems)
             return
@@ -333,6 +339,8 @@ class Cases(Kind):
             items = line.split() if elements == "words" else _cells(line) if elements == "cells" else list(line.strip())
             if not items:
                 continue
+            if called:
+                items = [called[int(item) - 1] if 0 < int(item) <= len(called) else item for item in items]
             found, channels = True, {}
             if times is not None:
                 own = times[number - 1] if number <= len(times) else np.zeros(0)

@@ -151,12 +151,12 @@ class Text(Kind):
         line that is not empty. field: of JSON (lines, or an array of objects), CSV, TSV and Parquet the field or column
         that holds the text, one record a row (found if not given, by its name or by what is in it; a table without one
         is plain text). Several fields, such as a question and its answer, follow each other line by line, and so do the
-        turns of a dialogue, each behind who says it, within a row or in rows of their own. Plain text whose lines each
-        begin or end with a class is a text a line, without it, and so are lines for which a file beside it says as many
-        classes; sentences of a word a line (CoNLL) are a text each, of the words or of the columns that `field` counts;
-        so are numbered lines up to the next that is numbered 1, and what stands between <|endoftext|>. classes: the
-        field or column that says of which class each record is ("": one that seems to, what is in front of or behind
-        each line, or in a file beside it), which its name then tells.
+        turns of a dialogue, each behind who says it, within a row or, where no field is given, in rows of their own.
+        Plain text whose lines each begin or end with a class is a text a line, without it, and so are lines for which a
+        file beside it says as many classes; sentences of a word a line (CoNLL) are a text each, of the words or of the
+        columns that `field` counts; so are numbered lines up to the next that is numbered 1, and what stands between
+        <|endoftext|>. classes: the field or column that says of which class each record is ("": one that seems to, what
+        is in front of or behind each line, or in a file beside it), which its name then tells.
         """
         beside = classes_beside(path) if self.name == "text" and not (field or classes) else None
         if beside is not None:
@@ -282,7 +282,7 @@ class Text(Kind):
         dialogue, speaker = (None, None) if asked or column else dialogue_columns(table, field)
         if problems is not None and field:
             by = [("said by", role) for role in (speaker, *(_role(name, table.names) for name in field)) if role]
-            problems.note = said([("class", column), ("a text a", dialogue), *by, *(("field", name) for name in field)],
+            problems.note = said([("class", column), ("dialogue", dialogue), *by, *(("field", name) for name in field)],
                                  table.names)
         roles = Roles(field, column, dialogue, speaker)
         if table.form == "delimited":

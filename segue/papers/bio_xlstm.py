@@ -281,8 +281,8 @@ def draw(figure: Figure, table: list[Row]) -> None:
         left.plot([r["given"] for r in rows], [r["foreign"] for r in rows], marker="o", linestyle=":",
                   color=points.get_color(), label=f"{name}, foreign")
     left.set(xlabel="molecules given before", ylabel="nats per element", title="Molecules of unseen domains")
-    left.margins(y=0.3)  # room for the legend
-    left.legend(fontsize="small", loc="upper right")
+    left.margins(y=0.4)  # room for the legend
+    left.legend(fontsize="x-small", loc="upper center", ncols=3)
     bars = [(row["model"], row["accuracy"]) for row in table if row["task"] != "molecules"][: len(SHARING)]
     right.bar([name.replace(" ", "\n") for name, _ in bars], [value for _, value in bars])
     right.set(ylim=(0.4, 1), ylabel="accuracy", title="A motif on either strand")

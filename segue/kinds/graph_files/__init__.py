@@ -24,7 +24,7 @@ from segue.kinds.graph_files.edge_lists import (
     read_matrix,
     read_triples,
 )
-from segue.kinds.graph_files.folders import data_set_of, read_csr, read_ogb, read_tu
+from segue.kinds.graph_files.folders import data_set_of, read_cited, read_csr, read_ogb, read_tu
 from segue.kinds.graph_files.gml import as_gml, read_gml
 from segue.kinds.graph_files.graph6 import as_graph6, read_graph6
 from segue.kinds.graph_files.json_files import as_json, is_json, read_json
@@ -52,6 +52,7 @@ def of_text(reader: TextReader) -> Reader:
 READERS: dict[str, Reader] = {
     "tu": read_tu,
     "ogb": read_ogb,
+    "cited": read_cited,
     "csr": read_csr,
     "graphml": read_graphml,
     "gexf": of_text(read_gexf),

@@ -1,4 +1,4 @@
-"""TU, OGB, compressed sparse rows: data sets of graphs that are several files side by side."""
+"""TU, OGB, papers that cite others, compressed sparse rows: data sets of graphs that are several files side by side."""
 
 from __future__ import annotations
 
@@ -22,13 +22,17 @@ CSR = re.compile(r"(?P<stem>(?!.*csc)(?:.*_)?)(indptr|indices|shape|data|format)
 
 
 def data_set_of(path: Path) -> tuple[str, Path] | None:
-    """Of a file that is one of several of a data set: the form of the set ("tu", "ogb", "csr"), and the file by which
-    it is read, once for all of them. None for any other file."""
+    """Of a file that is one of several of a data set: the form of the set ("tu", "ogb", "cited", "csr"), and the
+    file by which it is read, once for all of them. None for any other file."""
     if (edges := _tu_part(path, "A")) is not None and _tu_part(path, "graph_indicator") is not None:
         return "tu", edges
     if bare(path).suffix == ".csv" and bare(path).stem in OGB:
         edges, *counts = (_ogb_part(path, part) for part in ("edge", "num-node-list", "num-edge-list"))
         return ("ogb", edges) if edges is not None and None not in counts else None
+    name = bare(path)
+    if name.suffix in (".cites", ".content"):  # as LINQS keeps Cora and CiteSeer
+        edges, nodes = (twin(path, name.stem + suffix) for suffix in (".cites", ".content"))
+        return ("cited", edges) if edges is not None and nodes is not None else None
     if part := CSR.fullmatch(path.name):
         files = [path.with_name(f"{part['stem']}{name}.npy") for name in ("indptr", "indices", "shape")]
         return ("csr", files[0]) if all(map(is_there, files)) else None
@@ -127,6 +131,28 @@ def read_ogb(path: Path, problems: Problems | None, directed: bool | None, encod
             yield Found(str(number), nodes, joined(ends, said, directed),
                         {LABEL.format("graph"): ",".join(labels[number])} if number < len(labels) else {})
         node, edge = node + size, edge + count
+
+
+def read_cited(path: Path, problems: Problems | None, directed: bool | None, encoding: str) -> Iterator[Found]:
+    """Papers, a line each with what is said of it and at its end its subject, which labels it; and beside them who
+    cites whom, first the one that is cited."""
+    papers, edges = (twin(path, bare(path).stem + suffix) or path for suffix in (".content", ".cites"))
+    with opened(papers) as nodes, opened(edges) as cites:
+        rows = [line.split() for line in as_utf8(papers, nodes.read(), encoding).decode().splitlines()]
+        lines = as_utf8(edges, cites.read(), encoding).decode().splitlines()
+    subjects = {row[0]: row[-1] for row in rows if len(row) > 1}
+    places = {name: place for place, name in enumerate(subjects)}
+    ends = list[tuple[int, int]]()
+    for number, line in enumerate(lines, 1):
+        cells = line.split()
+        if len(cells) == 2 and all(cell in places for cell in cells):
+            ends.append((places[cells[1]], places[cells[0]]))
+        elif cells:
+            bad(problems, edges, f"line {number}", None, f"not two papers of {papers.name}; mend or remove it")
+    if not ends:
+        raise SegueError(f"{edges}: there is no edge in this file; give two papers of {papers.name} a line")
+    said = [{LABEL.format("node"): subject} for subject in subjects.values()]
+    yield Found("1", said, [(a, b, bool(directed), {}) for a, b in ends])
 
 
 def _whole(what: str, row: Sequence[str]) -> dict[str, str]:
