@@ -236,8 +236,8 @@ def measure(run: Run) -> list[Row]:
              "14 are learned from. A first run, from those alone, was refuted: 8 molecules of the own domain gave "
              "-0.004 nats in 400 steps, and as little in the other models, where counts of runs of five characters "
              "that remember the context gain 0.20 on the held-out domains, which were looked at for that: it was the "
-             "14 domains that were learned, and nothing of contexts. On known domains left out, 120 steps with neighbours gave gaps of 0.097 and 0.137 "
-             "at 1 and 8")
+             "14 domains that were learned, and nothing of contexts. On known domains left out, 120 steps with "
+             "neighbours gave gaps of 0.097 and 0.137 at 1 and 8")
     run.note(f"strands: {shots} steps of 16 rows of {LENGTH} bases, mean of {seeds} seeds; all arms of both tasks by "
              "Muon at 0.01, no arm's rate was chosen by itself")
     run.note("strands began as one copy of ten bases in 256 and became four of eight after one arm stayed at chance. "
