@@ -7,10 +7,14 @@ bin := .venv/bin
 demo: .venv/.core
 	$(bin)/segue demo
 
-test: .venv/.dev  # types are checked beside the tests
+# What most tests need is compiled here once, not in each of their processes: the engine, and what counts.
+ready = $(bin)/python -c "import segue; from segue.kernels.cpu import engine; engine.ready(); \
+	segue.fit(['abc' * 40] * 20, steps=1, quiet=True)"
+
+test: .venv/.dev  # types are checked beside the rest
 	$(bin)/ruff check .
-	$(bin)/lint-imports
-	@$(bin)/mypy & types=$$!; OMP_NUM_THREADS=1 $(bin)/pytest -q -n 2 --dist loadfile --max-worker-restart 2; tests=$$?; \
+	@$(bin)/mypy & types=$$!; { $(bin)/lint-imports && $(ready) && \
+		OMP_NUM_THREADS=1 $(bin)/pytest -q -n 2 --dist loadfile --max-worker-restart 2; }; tests=$$?; \
 		wait $$types && exit $$tests
 
 lint: .venv/.dev
@@ -32,4 +36,3 @@ clean:
 
 .venv/.dev: pyproject.toml tools/environment.py
 	$(PYTHON) tools/environment.py dev
-	$(bin)/python -c "from segue.kernels.cpu import engine; engine.ready()"  # compiled here, or in each test process

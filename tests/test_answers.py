@@ -56,7 +56,7 @@ def test_mistakes_are_told() -> None:
         Answers(CODEC, SKILLS).batch([(["echo", "frog"], ["w1"])])
 
 
-@pytest.mark.parametrize("mixer", ["", "gru", "mamba"])
+@pytest.mark.parametrize("mixer", ["", "gru", pytest.param("mamba", marks=pytest.mark.slow)])
 def test_a_small_decoder_learns_and_answers_as_a_text_model(mixer: str) -> None:
     torch.manual_seed(0)
     model = Stack(StackConfig(CODEC.size, 32, [mixer] * 2)) if mixer else small_decoder(CODEC.size, 32)

@@ -258,12 +258,12 @@ def alleles(letters: str, families: int, seed: int = 0) -> list[str]:
 
 @pytest.mark.parametrize("kind, letters, known, mixer", [
     ("protein", RESIDUES[:20], "KCYM", "attention"), ("text", "abcdefgh", "aeh", "lstm"),
-    ("dna", "ACGT", "G", "mamba")])
+    ("dna", "ACGT", "G", "gru")])
 def test_fit_fill_evaluate_update(kind: str, letters: str, known: str, mixer: str, tmp_path: Path) -> None:
     """The verbs on a model of what stands between known letters; saved, loaded and learning on."""
     objects = alleles(letters, 3)
     data = of(objects, kind=kind)
-    options: dict[str, Any] = {"width": 32, "depth": 2, "context": 32, "rows": 16, "threads": 1, "patience": 0,
+    options: dict[str, Any] = {"width": 32, "depth": 1, "context": 32, "rows": 16, "threads": 1, "patience": 0,
                                "dropout": 0.0, "codec": ByteCodec() if kind == "text" else None}
     fitted = segue.fit(data, out=tmp_path / "m", steps=100, mixer=mixer, objective="diffusion", known=known,
                        split="content", quiet=True, **options)

@@ -16,6 +16,7 @@ from segue.decoding.draft.counts import CountDraft
 from segue.errors import SegueError
 from segue.models import Stack, StackConfig
 from segue.models.counts import BlendedCounts, CountModel, TokenState, documents_bits, hold_back, stretches
+from segue.models.gate import Gate
 from segue.models.mixture import Mixture
 from segue.testing import check_drafter, check_model
 
@@ -214,6 +215,12 @@ def mixture(blend: BlendedCounts) -> Mixture:
     mixture = Mixture(network, blend)
     mixture.learn_gate(sentences(4, 2), context=16, epochs=2)
     return mixture
+
+
+def test_a_gate_begins_the_same_whatever_ran_before() -> None:
+    """Else two fits of one seed would differ."""
+    one, _, other = Gate(), torch.randn(3), Gate()
+    assert all(torch.equal(*pair) for pair in zip(one.state_dict().values(), other.state_dict().values()))
 
 
 def test_blend_is_proper_and_beats_the_classical_estimates(blend: BlendedCounts) -> None:

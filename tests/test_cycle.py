@@ -18,6 +18,7 @@ from segue.papers.base import Row
 from segue.papers.cycle_prompt import (
     ALONE,
     CODEC,
+    CONSISTENT,
     CYCLE,
     LIKELY,
     PLAIN,
@@ -166,8 +167,8 @@ def test_any_model_goes_round(mixer: str) -> None:
 
 def shares(plain: float, cycle: float, shuffled: float, likely: float, little: float, much: float,
            harm: float = 0.01) -> list[Row]:
-    values = {PLAIN: plain, CYCLE: cycle, SHUFFLED: shuffled, ALONE: plain, TOLD_APART: plain, LIKELY: likely,
-              "cycle, 20% noise": little, "cycle, 50% noise": much}
+    values = {PLAIN: plain, CYCLE: cycle, SHUFFLED: shuffled, ALONE: plain, TOLD_APART: plain, CONSISTENT: 0.9,
+              LIKELY: likely, "cycle, 20% noise": little, "cycle, 50% noise": much}
     return [{"arm": arm, "pass@1": value, "right to wrong": harm} for arm, value in values.items()]
 
 

@@ -179,7 +179,10 @@ def test_instructions_come_back_on_the_command_line(tmp_path: Path, capsys: pyte
 
 def test_counts_beside_the_networks_add_up(tmp_path: Path) -> None:
     segue.fit(["one two\n" * 20] * 9, steps=1, quiet=True, out=tmp_path / "base", width=16, depth=1)
-    base, new, tuned = (segue.load(tmp_path / "base") for _ in range(3))
+    base, new, tuned, bare = (segue.load(tmp_path / "base") for _ in range(4))
+    bare.mixture = bare.memory = None
+    bare.save(tmp_path / "base")  # over one that had both
+    assert segue.load(tmp_path / "base").mixture is None and segue.load(tmp_path / "base").memory is None
     for model in (new, tuned):
         model.folder = None
     new.update(["five six\n" * 9] * 9, steps=1, quiet=True)

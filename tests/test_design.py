@@ -17,6 +17,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from segue.analysis.metrics import rank_correlation
+from segue.decoding.diffusion import ancestral
 from segue.design import (
     STEERED,
     Bidirectional,
@@ -30,6 +31,7 @@ from segue.design import (
     RidgeOracle,
     SoftDesign,
     TableOracle,
+    classifier_free,
     diversity,
     numbers,
     path_kl,
@@ -272,6 +274,23 @@ def test_guidance_alone_raises_the_score_and_known_elements_stay() -> None:
     assert all(bool((each[:, 1] == 2).all()) for each in drawn.values())
     weak, strong = (float(SCORES[numbers(each, V)].mean()) for each in drawn.values())
     assert strong > weak + 0.1
+
+
+@pytest.mark.parametrize("backbone", ("attention", "lstm"))
+def test_what_is_told_counts_for_more(backbone: str) -> None:
+    """The first element says what is wanted, 0 nothing: each mask has told^w untold^(1 - w), and the rest stays."""
+    predict = Denoiser(stack(backbone, loud=3.0).double(), PROCESS)
+    x, t = torch.tensor([[1, V, V], [2, V, 1]]), torch.ones(2, dtype=torch.float64)
+    labels = torch.tensor([True, False, False])
+    told, untold = predict(x, t), predict(torch.where(labels, 0, x), t)
+    assert float((told - untold)[x == V].abs().max()) > 0.05
+    for weight in (0.0, 1.0, 3.0):
+        found = classifier_free(predict, labels, 0, weight)(x, t)
+        wanted = (told.exp() ** weight * untold.exp() ** (1 - weight))[x == V]
+        torch.testing.assert_close(found.exp()[x == V], wanted / wanted.sum(-1, keepdim=True))
+        assert torch.equal(found[x != V].argmax(-1), x[x != V]) and not bool(found.isnan().any())
+    drawn, _ = ancestral(classifier_free(predict, labels, 0, 3.0), x, x == V, PROCESS, steps=4)
+    assert bool((drawn < V).all()) and torch.equal(drawn[x != V], x[x != V])
 
 
 @settings(max_examples=30, deadline=None)

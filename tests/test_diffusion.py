@@ -460,7 +460,7 @@ def codons(seed: int, count: int = 30) -> str:
 
 
 OBJECTS: dict[str, tuple[list[Any], str, Any]] = {
-    "text": ([("abcdefg" * 20)[i % 7:] for i in range(40)], "abc_efga_cdef", b"abcdefgabcdef"),
+    "text": ([("abcdefg" * 8)[i % 7:] for i in range(30)], "abc_efga_cdef", b"abcdefgabcdef"),
     "dna": ([codons(seed) for seed in range(60)], "ACGNTAGNC", None),
 }
 

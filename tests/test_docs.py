@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from segue import cli
 from segue.continual import STRATEGIES
 from segue.kinds import KINDS
 from segue.mixers import MIXERS
+from segue.testing import check_mixer
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACES = ("*.md", "docs/**/*.md", "examples/*.md", "benchmarks/*.md")
@@ -37,6 +39,7 @@ def tables() -> Iterator[None]:
 @pytest.mark.usefixtures("tables")
 def test_contributing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("segue.testing.check_mixer", partial(check_mixer, examples=3))  # as those of the house
     scope: dict[str, object] = {"__name__": "contributing"}
     for block in blocks(ROOT / "CONTRIBUTING.md", "python"):
         if named := re.match(r"# (segue/\S+)", block):

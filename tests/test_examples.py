@@ -27,7 +27,7 @@ def test_keep_learning(folders: tuple[str, str]) -> None:
 
 def test_which_mixer(folders: tuple[str, str]) -> None:
     module = script("examples/which_mixer.py")
-    scores = module.main(folders[0], steps=2)
+    scores = module.main(folders[0], steps=2, mix=False)
     assert set(scores) == set(module.MIXERS) and all(bits > 0 for bits in scores.values())
 
 

@@ -151,6 +151,15 @@ def test_pictures_are_read_on_one_device(pretended: None) -> None:
                 state.commit()
 
 
+@pytest.mark.parametrize("name", ["pointers", "dictionary, attention"])
+def test_pointers_are_learned_on_one_device(name: str, monkeypatch: pytest.MonkeyPatch, pretended: None) -> None:
+    from segue.papers import pointer_networks as paper
+
+    batch = Batch(torch.zeros(4, 12, 3), torch.zeros(4, 12, dtype=torch.long))
+    monkeypatch.setattr(type(paper.GEOMETRY["hull"]), "batches", lambda *given: lambda step: batch)
+    paper.train("hull", name, (5, 10), 0, paper.Lesson(1, 4, 16, paper.LONG, ELSEWHERE))
+
+
 def test_pictures_in_an_archive_of_two_parts(tmp_path: Path) -> None:
     images = pytest.importorskip("PIL.Image")
     from segue.papers.s4 import cifar

@@ -1297,6 +1297,7 @@ TREE = {"text": "Who was it?", "role": "prompter", "lang": "en", "replies": [
     ("sms.txt", "".join(f"{'hs'[i * i % 3 % 2]}am\t{text} {i}\n" for i, text in enumerate(ASKED_FOR * 4)), 32,
      f"{ASKED_FOR[0]} 0", "ham"),
     ("ud.conllu", f"# newdoc\n# text = {RIVER[0]}\n" + SENTENCES, 8, RIVER[0], ""),
+    ("germeval.tsv", "# source\n" + SENTENCES, 8, RIVER[0], ""),
     ("eng.testa", "-DOCSTART- -X-\n\n" + SENTENCES.replace("\t", " "), 8, RIVER[0], ""),
     ("babi.txt", ("1 Ann went out.\n2 Bo came in.\n3 Where is Ann? \tout\t1\n" * 9), 9,
      "1 Ann went out.\n2 Bo came in.\n3 Where is Ann? \tout\t1", ""),
@@ -1315,6 +1316,13 @@ TREE = {"text": "Who was it?", "role": "prompter", "lang": "en", "replies": [
      "prompter: Who was it?\nassistant: Nobody.\nprompter: So?", ""),
     ("bench.jsonl", json.dumps({"id": 1, "kind": "a", "turns": ["Who was it then?", "And why so?"]}) + "\n", 1,
      "Who was it then?\nAnd why so?", ""),
+    ("bbh.json", json.dumps({"canary": "no", "examples": [{"input": text, "target": "Yes"} for text in RIVER]}), 4,
+     f"{RIVER[0]}\nYes", ""),
+    ("trivia.json", json.dumps({"Data": [{"Question": text, "Answer": {"Value": "Rain", "Aliases": ["a"]}}
+                                         for text in RIVER], "Version": 1}), 4, f"{RIVER[0]}\nRain", ""),
+    ("pairs.csv", "said,answered\n" + "".join(f"{text} Yes.,{text} No.\n" for text in RIVER), 4,
+     f"{RIVER[0]} Yes.\n{RIVER[0]} No.", ""),
+    ("arxiv.jsonl", json.dumps({"id": 1, "article_text": RIVER, "labels": None}), 1, "\n".join(RIVER), ""),
     ("shp.jsonl", json.dumps({"history": "Who was it then?", "n": 1, "human_ref_A": "I was.", "human_ref_B": "No."}), 1,
      "Who was it then?\nI was.", ""),
     ("snips.json", json.dumps({"AddTo": [{"data": TOLD}] * 3}, indent=1), 3, "add a tune to my list", ""),
@@ -1354,6 +1362,7 @@ BASES = "GGGAAACUUCGGUUUCCC"
     ("deep.fa", "".join(f">S{i} {'AB'[i % 2]}.x-M{' test' * (i % 2)}\n{RESIDUES}\n" for i in range(9)), "protein",
      RESIDUES, "A.x-M"),
     ("swiss.fa", "".join(f">sp|S{i}|X_HUMAN PE={i % 2}\n{RESIDUES}\n" for i in range(9)), "protein", RESIDUES, ""),
+    ("sites.tsv", "enzyme\tsite\tn\nEcoRI\tG^AATTC\tBN\nFokI\tGGATG(9/13)\tN\nAvaII\tG^GWCC\t\n", "dna", "GAATTC", ""),
     ("amp.csv", "".join(f"{RESIDUES[i : i + 11]},{i % 2}\n" for i in range(22)), "protein", RESIDUES[:11], "0"),
     ("amp.txt", "".join(f"{RESIDUES[i : i + 7 + i % 4]}\n" for i in range(22)), "protein", RESIDUES[:7], ""),
 ])
@@ -1362,6 +1371,9 @@ def test_letters_with_marks_and_classes(tmp_path: Path, name: str, content: str,
     data = read(put(tmp_path / name, content), classes="")
     assert (data.kind.name, data[0].object, class_in(data.name(0))[1]) == (kind, said, label)
     assert read(tmp_path / name)[0].object == said and not data.problems
+    if name == "signalp.fasta":
+        cut = read(put(tmp_path / name, content[:-5]))
+        assert len(cut) == 8 and "cut short" in str(cut.problems[0])
     if name in ("fold.dbn", "one.ct"):
         check_kind(KINDS["dna"], [tmp_path / name], mutations=6)
 

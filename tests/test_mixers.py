@@ -144,7 +144,7 @@ def test_every_mixer_is_checked() -> None:
 
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_contract(name: str) -> None:
-    assert check_mixer(SUBJECTS[name], examples=4, prompt=4, relative=name not in ABSOLUTE)
+    assert check_mixer(SUBJECTS[name], examples=3, prompt=4, relative=name not in ABSOLUTE)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -388,8 +388,8 @@ BROKEN: list[tuple[Make, str, str]] = [  # what, the message, and the properties
     (lambda width: PositionIsIndex(width, heads=2), "row", ""),
     (lambda width: Float32Angles(width, heads=2), "1,000,000", "shifted"),
     (GrowingState, "declared constant", "size"),
-    (CutsTheGraph, "gradient", "gradients of"),
-    (WrongGradient, "gradcheck", "gradients"),
+    (lambda width: CutsTheGraph(2), "gradient", "gradients of"),  # narrow: what torch says of a failure takes long
+    (lambda width: WrongGradient(2), "gradcheck", "gradients"),
     (WrongMatrix, "matrix @ values", "matrix"),
     (LosesABuffer, "save and load", "save"),
     (RewindsTooFar, "rewind", "rewind"),
@@ -406,7 +406,7 @@ BROKEN: list[tuple[Make, str, str]] = [  # what, the message, and the properties
 @pytest.mark.parametrize("make, message, only", BROKEN, ids=[str(i) for i in range(len(BROKEN))])
 def test_the_checker_catches(make: Make, message: str, only: str) -> None:
     with pytest.raises(ContractBroken, match=message):
-        check_mixer(make, examples=25, shrink=False, only=only)
+        check_mixer(make, examples=8, shrink=False, only=only)
 
 
 def test_states_are_checked_alone() -> None:

@@ -95,7 +95,7 @@ OTHERWISE: list[tuple[str, list[Change], str]] = [
     ("lightnet", [({"model": "GLA, two scans"}, {"ms at 64 x 64": 1000.0})], "confirmed"),
     ("lightnet", [({"model": "LightNet"}, {"accuracy": 0.5})], "refuted"),
     ("longvq", [({"attention": "linear attention"}, {"recall": 1.0})], "refuted"),
-    ("longvq", [({"attention": "codebook of 32"}, {"recall": 0.9})], "inconclusive"),
+    ("longvq", [({"attention": "codebook of 32"}, {"nats per note": 1.48})], "confirmed"),
     ("lookahead", [({"trie": "warm", "mode": "hier"}, {"different answers": 1})], "refuted"),
     ("lookahead", [({"trie": "shuffled"}, {"tokens per pass": 1.2})], "inconclusive"),
     ("lssl", [({"model": "random", "lag or rate": 400}, {"value": 0.5})], "confirmed"),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
@@ -16,6 +17,7 @@ from segue.errors import SegueError
 from segue.models import StackConfig
 from segue.models.hawkes import Hawkes, Timed
 from segue.models.point_process import History, PointProcess, PointProcessConfig
+from segue.models.prompts import LayerPrompts
 
 BACKBONES = ["attention", "mamba", "lstm", "gru+attention"]
 PROMPTS = {"prefix": 3, "slots": 4, "length": 2, "top": 2}
@@ -112,6 +114,20 @@ def test_each_sequence_chooses_its_prompts_for_itself() -> None:
         alone = model.intensities(History(events.types[row : row + 1], events.gaps[row : row + 1]),
                                   until[row : row + 1, :, None])
         torch.testing.assert_close(together[row : row + 1], alone, atol=1e-9, rtol=0)
+
+
+@torch.no_grad()
+def test_keys_are_compared_with_what_a_query_is_beyond_the_mean_of_all() -> None:
+    torch.manual_seed(0)
+    source, told = LayerPrompts(2, 6, prefix=1, slots=4, top=2), [torch.randn(count, 6) + 3 for count in (3, 5, 2)]
+    for queries in told[:2]:
+        source(queries)
+    torch.testing.assert_close(source.centre, torch.cat(told[:2]).mean(0))
+    source.eval()(told[2])
+    torch.testing.assert_close(source.centre, torch.cat(told[:2]).mean(0))
+    beyond = told[2] - source.centre
+    cosines = [F.cosine_similarity(beyond[:, None], pool.keys, dim=-1).topk(2).values.sum(1) for pool in source.pools]
+    torch.testing.assert_close(source.match, cosines[0] + cosines[1])
 
 
 @pytest.mark.parametrize("head", ["decay", "query", "mixture"])

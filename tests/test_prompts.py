@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from segue.continual import EWC, Combined, Freeze, Prompting, TaskFree, class_incremental, learn_stream
 from segue.decoding import generate
 from segue.errors import SegueError
+from segue.kinds import KINDS
+from segue.kinds.codecs import ByteCodec
 from segue.mixers.attention import Attention
 from segue.mixers.state import Layout
 from segue.models import (
@@ -31,7 +34,9 @@ from segue.models import (
 from segue.models.prompts import Expanding, at_right_angles, in_front
 from segue.models.stack import both_ways
 from segue.objectives import Batch, ClassLoss
+from segue.training.checkpoint import load_into, load_tensors, save_tensors
 from segue.training.learn import learn
+from segue.verbs.fitted import Fitted, Report
 
 WIDTH, VOCABULARY = 16, 11
 STACKS = [["attention"] * 2, ["mamba", "lstm"], ["gla", "attention"]]
@@ -341,6 +346,18 @@ def test_what_is_learned_now_does_not_push_old_classes_away() -> None:
     torch.testing.assert_close(loss.total, naive)
     learn_stream(model, [second], Combined(Freeze(parts=(), old_classes=True), EWC(1.0)), ClassLoss("new"))
     assert torch.equal(model.head.weight[:2], held[:2])
+
+
+def test_a_prompted_model_is_kept_by_its_weights(tmp_path: Path) -> None:
+    one, other = (Prompted(stack(["gru"], seed), CodaPrompts((0,), WIDTH, 3, 4)) for seed in (0, 1))
+    for each in (one, other):
+        each.prompts.end()
+    save_tensors(tmp_path / "kept", one.state_dict())
+    load_into(other, load_tensors(tmp_path / "kept")[0], tmp_path / "kept")
+    assert all(torch.equal(*pair) for pair in zip(one.state_dict().values(), other.state_dict().values()))
+    with pytest.raises(SegueError, match="a Prompted has no folder"):
+        Fitted(one, ByteCodec(), KINDS["text"], Report({}), 16).save(tmp_path / "model")  # type: ignore[arg-type]
+    assert not (tmp_path / "model").exists()
 
 
 def test_errors_say_what_to_do() -> None:

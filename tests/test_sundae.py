@@ -136,8 +136,8 @@ def test_how_elements_are_masked() -> None:
     assert float(shown[[0, 1, 2, 4, 5, 6]].min()) > 0.005
 
 
-@pytest.mark.parametrize("mixer, options", [("attention", {"heads": 2, "causal": False}), ("bidirectional", {}),
-                                            ("hydra", {"states": 8})])
+@pytest.mark.parametrize("mixer, options", [("attention", {"heads": 2, "causal": False}), ("hydra", {"states": 8}),
+                                            pytest.param("bidirectional", {}, marks=pytest.mark.slow)])
 def test_a_masked_language_model_goes_on_as_sundae(mixer: str, options: dict[str, object]) -> None:
     """It has the pairs' language before it has seen one, and writes without its mask."""
     def build() -> Stack:

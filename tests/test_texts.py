@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from functools import cache
+from itertools import combinations
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from segue.analysis.metrics import pass_at
 from segue.analysis.texts import (
     bleu,
     chrf,
@@ -21,12 +23,14 @@ from segue.analysis.texts import (
     edit_similarity,
     entropy,
     novelty,
+    predicted_repeats,
     repetition,
     rouge,
     self_bleu,
     sentence_bleu,
     zipf,
 )
+from segue.errors import SegueError
 
 words = st.text("abc", max_size=7)
 groups = st.lists(words, min_size=2, max_size=5)
@@ -128,3 +132,23 @@ def test_degenerate_and_known_answers() -> None:
     assert zipf([power]) == pytest.approx(1, abs=0.01)
     assert zipf(["aabbcc"]) == pytest.approx(0, abs=1e-9)
     assert entropy(["abcd"]) == 2
+
+
+def test_likeliest_elements_that_were_said_before() -> None:
+    assert predicted_repeats("xaab", "abab", 1) == (0.25, 0.25)  # of the last one only "a" for "b"
+    assert predicted_repeats("xaab", "abab", 2) == (0.75, 0.25)  # and "a" for "a", "b" for "b", which are right
+    assert predicted_repeats("", "") == (0, 0)
+    with pytest.raises(SegueError, match="at least 1"):
+        predicted_repeats("a", "a", 0)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=6), st.integers(1, 6))
+def test_sets_of_tries(tries: list[bool], k: int) -> None:
+    n, right = len(tries), sum(tries)
+    if k > n:
+        with pytest.raises(SegueError, match="tries or more"):
+            pass_at(k, [n], [right])
+        return
+    drawn = [any(some) for some in combinations(tries, k)]
+    assert pass_at(k, [n], [right]) == pytest.approx(np.mean(drawn))
+    assert pass_at(k, [n, n], [right, 0]) == pytest.approx(np.mean(drawn) / 2)

@@ -374,9 +374,12 @@ def killed_fit(tmp_path: Path, kills: int, steps: int, phases: tuple[int, ...] =
         assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
         assert not (tmp_path / "killed" / "training").exists()
 
-    with pytest.MonkeyPatch.context() as patch:  # here and now: no process more than must be
-        patch.setattr(sys, "argv", ["", str(tmp_path / "alone"), str(steps)])
-        exec(SCRIPT, {})
+    def here(name: str) -> None:  # no process more than must be
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["", str(tmp_path / name), str(steps)])
+            exec(SCRIPT, {})
+
+    here("alone")
     killed = 0
     work = tmp_path / "killed" / "training"
     while killed < kills:
@@ -396,7 +399,7 @@ def killed_fit(tmp_path: Path, kills: int, steps: int, phases: tuple[int, ...] =
         process.send_signal(signal.SIGKILL)
         process.communicate()
         killed += 1
-    ended(start("killed"))
+    here("killed")
     same()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import gradients
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from segue.mixers import MLSTM, SLSTM, Layout
 from segue.mixers.xlstm import BlockLinear
 from segue.models import Stack, StackConfig
 from segue.models.equivariant import Equivariant, mirror
+from segue.objectives.infill import draw_spans, fill_in_middle, filled_in
 
 EXAMPLES = settings(max_examples=15, deadline=None, derandomize=True, database=None)
 with_gradients = partial(gradients.with_gradients, given=2)  # what is third, a maximum, has none
@@ -123,9 +125,10 @@ def test_slstm_against_loops() -> None:
     agree([mixer(x)], [torch.stack([slstm_by_loops(mixer, row) for row in x])], 1e-10)
 
 
-def test_mlstm_against_loops() -> None:
+@pytest.mark.parametrize("positions", ["none", "rotary"])
+def test_mlstm_against_loops(positions: str) -> None:
     torch.manual_seed(0)
-    mixer = MLSTM(8, heads=2, expand=1).double()
+    mixer = MLSTM(8, heads=2, expand=1, positions=positions, theta=100.0).double()
     for parameter in mixer.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
     x = torch.randn(1, 20, 8, dtype=torch.float64)
@@ -136,6 +139,10 @@ def test_mlstm_against_loops() -> None:
     q, k = (near @ mixer.qk.dense().T).chunk(2, -1)
     v = u @ mixer.v.dense().T
     i, f = (torch.cat([q, k, v], -1) @ mixer.gates.weight.T + mixer.gates.bias).chunk(2, -1)
+    if positions == "rotary":  # after the gates; features i and i + 2 of a head are one complex number
+        turn = torch.exp(1j * torch.arange(20, dtype=x.dtype)[:, None] * torch.tensor([1.0, 0.1], dtype=x.dtype))
+        q, k = (torch.cat([part for y in z.split(4, -1) for part in torch.view_as_real(
+            torch.complex(y[:, :2], y[:, 2:]) * turn).unbind(-1)], -1) for z in (q, k))
     mixed = []
     for head in range(2):
         part = slice(4 * head, 4 * head + 4)
@@ -149,6 +156,31 @@ def test_mlstm_against_loops() -> None:
         mixed.append(torch.stack(lines))
     expected = ((torch.cat(mixed, 1) + mixer.skip * near) * F.silu(z)) @ mixer.out.weight.T
     agree([mixer(x)[0]], [expected], 1e-4)  # the constant in the normaliser's denominator
+
+
+@given(length=st.integers(1, 60), seed=st.integers(0, 10**6))
+@EXAMPLES
+def test_gaps_are_filled_in_behind_the_rest(length: int, seed: int) -> None:
+    """The inverse gives the sequence, no element is lost or doubled, and each keeps its position."""
+    masks, end, ids = [100, 101, 102, 103, 104], 99, list(range(length))
+    spans = draw_spans(length, np.random.default_rng(seed))
+    assert len(spans) <= 5 and all(0 <= a < b <= length for a, b in spans)
+    assert all(b <= c for (_, b), (c, _) in zip(spans, spans[1:]))
+    tokens, positions = fill_in_middle(ids, spans, masks, end)
+    assert filled_in(tokens, masks, end) == ids
+    assert sorted(each for each in tokens if each < end) == ids
+    assert all(token == place for token, place in zip(tokens, positions) if token < end)
+    assert tokens[tokens.index(end) + 1 :][:1] == masks[: min(1, len(spans))]
+
+
+def test_what_is_no_filling_is_refused() -> None:
+    assert fill_in_middle([5, 6, 7, 8], [(1, 3)], [9], 4) == ([5, 9, 8, 4, 9, 6, 7], [0, 1, 3, 4, 1, 1, 2])
+    for spans in ([(1, 1)], [(2, 3), (1, 2)], [(3, 5)]):
+        with pytest.raises(SegueError, match="in order"):
+            fill_in_middle([5, 6, 7, 8], spans, [9, 10], 4)
+    for tokens in ([5, 9, 8], [5, 9, 8, 4], [5, 9, 8, 4, 6, 9, 7], [5, 8, 4, 9, 7]):
+        with pytest.raises(SegueError, match="each mask in order"):
+            filled_in(tokens, [9], 4)
 
 
 def test_gates_begin_as_the_paper_has_them() -> None:

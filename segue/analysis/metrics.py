@@ -73,6 +73,15 @@ def top_k(scores: np.ndarray, targets: np.ndarray, k: int = 1, ties: str = "expe
     return float((ranks(scores, targets, ties, seen) <= k).mean())
 
 
+def pass_at(k: int, tries: Sequence[int], right: Sequence[int]) -> float:
+    """pass@k: the mean over problems of the chance that k of a problem's `tries`, drawn without replacement, hold one
+    of its `right` ones, 1 - C(n - c, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374): the share of right ones for
+    k = 1, whether any is right for k = n."""
+    if not tries or any(not (1 <= k <= n and 0 <= c <= n) for n, c in zip(tries, right, strict=True)):
+        raise SegueError(f"every problem needs k = {k} tries or more, not more right ones than tries, and k at least 1")
+    return float(np.mean([1 - math.comb(n - c, k) / math.comb(n, k) for n, c in zip(tries, right)]))
+
+
 def recovery(said: Sequence[Any], truth: Sequence[Any]) -> np.ndarray:
     """(N,) the part of each true sequence's elements that a model said at the same place (sequence recovery); what was
     not said is wrong, and what goes beyond counts nothing. Elements are compared one by one, so models over words and

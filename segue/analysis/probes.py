@@ -19,6 +19,7 @@ from segue.mixers.state import Layout, gather_nodes
 from segue.models.classify import ClassHead, CosineHead, LinearHead, PrototypeHead, running_mean
 
 PROBES = ("linear", "cosine", "prototype", "cosine prototype", "logistic")
+RIDGE = 1e-3  # of the logistic probe: half of it times the squared weights is added to the mean cross-entropy
 
 
 @torch.no_grad()
@@ -73,7 +74,7 @@ def fitted_head(kind: str, features: Tensor, labels: Tensor, classes: int, *, ep
     return head.requires_grad_(False)
 
 
-def _logistic(head: Any, features: Tensor, labels: Tensor, ridge: float = 1e-3) -> ClassHead:
+def _logistic(head: Any, features: Tensor, labels: Tensor) -> ClassHead:
     """The linear head of multinomial logistic regression on standardised features, (M, D) with (M,)."""
     centre, spread = features.mean(0), features.std(0, correction=0)
     spread = torch.where(spread > 1e-6 * features.abs().amax(), spread, torch.inf)  # what never varies says nothing
@@ -83,7 +84,7 @@ def _logistic(head: Any, features: Tensor, labels: Tensor, ridge: float = 1e-3) 
 
     def cost() -> Tensor:
         solver.zero_grad()
-        loss = F.cross_entropy(scaled @ weight.mT + bias, labels) + ridge * weight.square().sum() / 2
+        loss = F.cross_entropy(scaled @ weight.mT + bias, labels) + RIDGE * weight.square().sum() / 2
         loss.backward()
         return loss
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segue.errors import SegueError
 from segue.models.base import Decodable, padded, state_for
 
 Text = Sequence[Hashable]
@@ -135,6 +136,17 @@ def repetition(text: Text, n: int) -> float:
     """The share of a text's n-grams that it held before, 1 - different / all (rep-n); 0 where it is shorter than n."""
     found = ngrams(text, n)
     return 1 - len(found) / max(found.total(), 1) if found else 0.0
+
+
+def predicted_repeats(predicted: Text, text: Text, window: int = 128) -> tuple[float, float]:
+    """How often a model's likeliest next element is one of the `window` before it (rep/l), and how often it is that and
+    wrong (wrep/l), over all elements of a text (Welleck et al. 2020): predicted[i] is what text[i] was expected to
+    be."""
+    if window < 1:
+        raise SegueError("window needs at least 1")
+    again = [said in text[max(0, at - window) : at] for at, said in enumerate(predicted)]
+    wrong = [held and said != true for held, said, true in zip(again, predicted, text, strict=True)]
+    return sum(again) / max(len(text), 1), sum(wrong) / max(len(text), 1)
 
 
 def diversity(texts: Sequence[Text]) -> float:

@@ -79,6 +79,25 @@ def again(log_weights: Tensor, generator: torch.Generator | None = None) -> Tens
     return (chosen + particles * torch.arange(groups, device=log_weights.device)[:, None]).flatten()
 
 
+def classifier_free(predict: Predict, labels: Tensor, none: int, weight: float = 2.0) -> Predict:
+    """What a model is told counts for more (classifier-free guidance: Ho & Salimans 2022, arXiv 2207.12598, as DRAKES
+    has it beside itself): told^weight untold^(1 - weight), for each mask by itself and normalised. For any sampler.
+
+    predict: of ids (B, L). labels: (L,) or (B, L) bool, the known elements of a row that say what is wanted. none: the
+    id that stands there where nothing is said; the model must have learned with it there, too. weight: 1 is the model
+    itself, 0 knows of no label.
+    """
+    def guided(x: Tensor, t: Tensor) -> Tensor:
+        told = predict(x, t)
+        if weight == 1:
+            return told
+        untold = predict(torch.where(labels.to(x.device), none, x), t)
+        sure = told.isneginf() | untold.isneginf()  # what is no mask, and elements that there are not
+        return torch.where(sure, told, untold + weight * (told - untold)).log_softmax(-1)
+
+    return guided
+
+
 STEERED: dict[str, Callable[..., Drawn]] = {
     "guidance": partial(steered, guidance=1.0, resample=False),
     "smc": steered,

@@ -33,7 +33,10 @@ LONG = 1000  # letters: that two records are the same is then no chance
 PHRED = bytes(range(33, 127))
 COLUMNS = {"sequence", "seq", "dna", "protein", "peptide", "cdr3", "sequences", "dna_sequence", "protein_sequence",
            "aa_sequence"}
-NAMES = {"id", "name", "accession", "identifier", "header", "sequence_id", "protein_id", "gene", "instance_name"}
+SITES = {"site", "recognition_site", "recognition_sequence", "recognition sequence", "recognition site"}
+CUTS = re.compile(r"\^|\(-?\d+/-?\d+\)")
+NAMES = {"id", "name", "accession", "identifier", "header", "sequence_id", "protein_id", "gene", "instance_name",
+         "enzyme"}
 BLANKS = b" \t\r\n\v\f"
 BASE_WORD = re.compile(r"[ACGTUN]{6,}|[acgtun]{6,}")  # shorter than a `LONG_WORD`, and yet no other word
 LEAST = 20  # columns of one letter each at least that are a sequence
@@ -56,7 +59,6 @@ FLAT = {  # what files of databases and aligners begin with, and the name of the
     r"[^\s@][^\t\n]*\t\d+\t\S+\t\d+\t\d+\t(\*|(\d+[MIDNSHPX=])+)\t\S+\t\d+\t-?\d+\t([A-Za-z=.]+|\*)(\t|$)": "sam",
 }
 SIZES = re.compile(r"\s*(\d+)[ \t]+(\d+)[ \t]*[A-Za-z]?[ \t]*")  # the first line of PHYLIP: sequences, letters of each
-NO_LETTER = re.compile(rb"[^A-Za-z*-]|$")
 PAIRED = re.compile(rb"[().,\[\]{}<>|:~_-]*[()][().,\[\]{}<>|:~_A-Za-z-]*([ \t]+\([ \d.-]+\))?\s*")  # who pairs
 REVERSED = bytes.maketrans(b"ACGTUacgtu", b"TGCAAtgcaa")
 GENBANK = {".gb", ".gbk", ".gbff", ".genbank", ".gp", ".gpff"}
@@ -320,6 +322,8 @@ def sequence_column(table: Look) -> str | None:
     shorter ones of bases."""
     if table.headed and (named := next((name for name in table.names if name.lower() in COLUMNS), None)):
         return named
+    if table.headed and (site := next((name for name in table.names if name.lower() in SITES), None)):
+        return site
     for name in table.names[:ROWS]:
         cells = table.column(name)
         letters = [_unwound(cell) if isinstance(cell, str) else "" for cell in cells]
@@ -358,7 +362,9 @@ def _runs(marked: list[bool]) -> Iterator[tuple[int, int]]:
 
 
 def _unwound(cell: str) -> str:
-    """The letters of a cell; words of k letters each of which goes on one letter further are one sequence."""
+    """The letters of a cell; words of k letters each of which goes on one letter further are one sequence. Where a site
+    is cut, as in G^AATTC or GGATG(9/13), is no letter."""
+    cell = CUTS.sub("", cell)
     words = cell.split()
     if len(words) > 1 and len(words[0]) > 1 and all(a[1:] == b[:-1] for a, b in pairwise(words)):
         return words[0] + "".join(word[-1] for word in words[1:])
@@ -606,10 +612,12 @@ def _fasta(path: Path, handle: BinaryIO, problems: Problems | None, marks: bool 
     notes = ["class=a part of the headers"] * (label is not None) + ["not read: the marks below the letters"] * marks
     if problems is not None and notes:
         problems.note = "; ".join(notes)
-    for number, (header, sequence) in enumerate(_headed(handle), 1):
-        name = _name(header, number)
-        if marks:
-            sequence = sequence[: min(len(NO_LETTER.split(sequence, maxsplit=1)[0]), len(sequence) // 2)]
+    for number, (header, body) in enumerate(_headed(handle), 1):
+        name, lines = _name(header, number), body.split() if marks else []
+        if marks and (len(lines) < 2 or len(lines[0]) != len(lines[1])):
+            bad(problems, path, name, None, "not as many marks below as letters; is the file cut short?")
+            continue
+        sequence = lines[0] if marks else body.translate(None, BLANKS)
         if label is not None:
             name = of_class(name, label(header.decode("utf-8", "replace").strip()))
         if sequence:
@@ -619,11 +627,11 @@ def _fasta(path: Path, handle: BinaryIO, problems: Problems | None, marks: bool 
 
 
 def _headed(handle: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """Header and letters of each FASTA record; read in blocks, since one may be a whole chromosome."""
+    """Header and lines of each FASTA record; read in blocks, since one may be a whole chromosome."""
 
     def record() -> tuple[bytes, bytes]:
         header, _, body = b"".join(parts).partition(b"\n")
-        return header, body.translate(None, BLANKS)
+        return header, body
 
     parts: list[bytes] = []  # the record being read, without its ">"
     carry, begun = b"\n", False

@@ -16,6 +16,7 @@ WORDS = re.compile(r"[^\W\d_]{2,}")
 LAST = re.compile(r"(.*\S)@([A-Za-z]\w*)\s*$")  # It rose by a third .@positive
 NUMBERED = re.compile(r"(\d+)[ \t]+(?=\S)")
 BETWEEN = re.compile(r"\s*<\|endoftext\|>\s*")
+ENDED = re.compile(r"<\|endoftext\|>[ \t]*\r?$", re.MULTILINE)  # and no mention of it in a sentence
 TURN = "__eou__"  # behind each turn of a dialogue, of which a line holds all
 BEHIND = "a line a text; not read: the class in front of it"
 LEAST = 20  # lines by which a file is told
@@ -31,10 +32,10 @@ class Form:
     cut: Callable[[Numbered], Iterator[tuple[int, str, str]]]
 
 
-def form_of(head: str, field: Sequence[str] = ()) -> Form | None:
+def form_of(head: str, field: Sequence[str] = (), table: bool = False) -> Form | None:
     """By the beginning of a file; None of a file that is one text. field: the columns of sentences of a word a line
-    that are asked for, by number."""
-    if BETWEEN.search(head):
+    that are asked for, by number. table: the file is called one, and may hold such sentences alone."""
+    if not table and ENDED.search(head):
         return Form("a text up to each <|endoftext|>", _between)
     lines = head.split("\n")
     lines = [line.rstrip() for line in (lines[:-1] if len(head.encode()) >= HEAD else lines)]
@@ -43,6 +44,8 @@ def form_of(head: str, field: Sequence[str] = ()) -> Form | None:
         said = ", ".join(f"field={place + 1}" for place in wanted)
         return Form(f"a sentence a text, a word a line ({said})", lambda rows: _sentences(rows, wanted))
     lines = [line for line in lines if line]
+    if table:
+        return None
     if lines and lines[0].startswith(LABEL):
         return Form(BEHIND, _behind)
     if len(lines) < LEAST or field:

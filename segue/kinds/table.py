@@ -22,6 +22,7 @@ from segue.kinds.frame import (
     DELIMITED,
     JSON,
     PARQUET,
+    ROWS,
     TABULAR,
     Frame,
     Look,
@@ -75,6 +76,8 @@ HOW = named("level loglevel severity priority")  # of a log: says neither who no
 ENDINGS = ("", *words("id name number no idx index code key num uri en nummer nr nbr"))
 IDS = re.compile(r"(?i:(^|[ _.-])(id|no|number|nr|nbr|num|key))$|[a-z](Id|ID|No|Number|Nr|Key)$")
 MOMENTS = ("timestamp", "datetime", "date", "time", "at", "ts", "datum", "zeit")  # what other names end on
+ADDRESS = re.compile(r"\S+@\S+\.\w+|\d+\w? .*\b(street|st|avenue|ave|road|rd|lane|ln|drive|dr|blvd|way|court|hill)\b.*",
+                     re.IGNORECASE)
 UNITS = re.compile(r"(utc|gmt|local|epoch|unix|iso|seconds?|secs?|millis(econds)?|micros|nanos|[mun]?s)+$")  # behind
 BETWEEN = re.compile(r"\s*[→,]\s*|\s+")  # what may stand between items that somebody types
 LONGEST = 40  # words of an item
@@ -133,11 +136,13 @@ class Events(Kind):
             return 0.75
         if names and self._guessed(path, table):
             return 0.72
+        if _addresses(table):
+            return 0.05
         if not table.headed and _interactions(table):
             return 0.85
         listed = _listed(table)
         if (len(listed) == 1 or (listed and not table.headed)) and not text_columns(table) and \
-                not any(_wordy(cell) for cell in table.column(listed[0])):
+                not _wordy([each for cell in table.column(listed[0]) if isinstance(cell, list) for each in cell]):
             return 0.85
         wordy = not table.headed and any(_wordy(table.column(name)) for name in table.names[:2])
         vague = wordy or table.form in ("json", "document")
@@ -488,6 +493,12 @@ def _interactions(table: Look) -> bool:
     ids = all(cell and len(cell) <= 40 and not re.search(r"\s", cell) for cell in first + second)
     whole = all(map(str.isdigit, first + second))
     return ids and (whole or when is not None) and 1 < len(set(first)) < len(first)
+
+
+def _addresses(table: Look) -> bool:
+    """Whether a column holds where people live or their mail: then a row is one of them, and nothing happens."""
+    return any(len(cells := table.column(name)) > 2 and all(isinstance(cell, str) and ADDRESS.fullmatch(cell)
+                                                            for cell in cells) for name in table.names[:ROWS])
 
 
 def _listed(table: Look) -> list[str]:

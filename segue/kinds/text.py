@@ -71,7 +71,7 @@ FIELDS = words("text content code body document sentence article story passage d
 ASKS = words("instruction instructions question questions stem problem problem_statement prompt input context passage "
              "article story body query options choices endings premise buggy mr goal ctx history sent1 obs1 obs2")
 ANSWERS = words("completion output response answer answers rationale solution solutions canonical_solution chosen "
-                "answerkey hypothesis sentence fixed patch ref correct gt")
+                "answerkey hypothesis sentence fixed patch ref correct gt target targets")
 SOURCES = words("text question dialogue dialog conversation transcript document article body content description "
                 "intent")
 MADE = words("code snippet sql query cmd summary highlights")
@@ -81,6 +81,7 @@ CHOICE = re.compile(r"(choice|option|sol|ending|answer|opt|hyp)[ _]?[0-9a-f]|[a-
 VERSION = re.compile(r"(response|output|completion|human_ref|answer)[ _]?[01aj]", re.IGNORECASE)  # and others
 LANGUAGE = re.compile(r"(translation\.)?([a-z]{2,3}([_-]\w{2,4})?|(english|french|german|spanish|italian|russian|"
                       r"chinese|japanese)\b.*)", re.IGNORECASE)
+NAMED = words("name word surname lastname firstname fullname")  # what holds short texts
 DIALOGUES = words("dialogue dialog conversation transcript context")
 TOKENS = ("tokens", "words", "token")  # a text in lists of its words
 TURNS, ROLES = words("content value text utterance message"), words("role from speaker author agent")  # of a dialogue
@@ -131,7 +132,8 @@ class Text(Kind):
         several = self.name == "text" and suffix not in self.extensions and form_of(head.decode("utf-8", "replace"))
         surely = 0.8 if suffix in self.extensions or several else 0.2
         if suffix in DELIMITED:
-            surely = 0.7 if _holds_text(path, head) else 0.2
+            table = glance(path, head)
+            surely = 0.7 if _holds_text(path, head) else 0.5 if table is not None and named_columns(table) else 0.2
         if not head.translate(None, b"0123456789 .,;:+-eE\t\r\n"):
             return 0.02  # numbers alone
         try:
@@ -149,12 +151,12 @@ class Text(Kind):
         line that is not empty. field: of JSON (lines, or an array of objects), CSV, TSV and Parquet the field or column
         that holds the text, one record a row (found if not given, by its name or by what is in it; a table without one
         is plain text). Several fields, such as a question and its answer, follow each other line by line, and so do the
-        turns of a dialogue, each behind who says it, within a row or in rows of their own. Plain text whose lines each
-        begin or end with a class is a text a line, without it, and so are lines for which a file beside it says as many
-        classes; sentences of a word a line (CoNLL) are a text each, of the words or of the columns that `field` counts;
-        so are numbered lines up to the next that is numbered 1, and what stands between <|endoftext|>. classes: the
-        field or column that says of which class each record is ("": one that seems to, what is in front of or behind
-        each line, or in a file beside it), which its name then tells.
+        turns of a dialogue, each behind who says it, within a row or, where no field is given, in rows of their own.
+        Plain text whose lines each begin or end with a class is a text a line, without it, and so are lines for which a
+        file beside it says as many classes; sentences of a word a line (CoNLL) are a text each, of the words or of the
+        columns that `field` counts; so are numbered lines up to the next that is numbered 1, and what stands between
+        <|endoftext|>. classes: the field or column that says of which class each record is ("": one that seems to, what
+        is in front of or behind each line, or in a file beside it), which its name then tells.
         """
         beside = classes_beside(path) if self.name == "text" and not (field or classes) else None
         if beside is not None:
@@ -178,8 +180,8 @@ class Text(Kind):
         except (LookupError, ValueError) as error:
             raise SegueError(f"there is no text encoding called '{encoding}'; try utf-8, latin-1 or utf-16") from error
         suffix = bare(path).suffix.lower()
-        if self.name == "text" and not lines and suffix not in DELIMITED | JSON | PARQUET and (
-                several := form_of(self._head(path, encoding), field)):
+        if self.name == "text" and not lines and suffix not in {".csv", ".arff", ".inter"} | JSON | PARQUET and (
+                several := form_of(self._head(path, encoding), field, suffix in DELIMITED)):
             if problems is not None:
                 problems.note = several.note if classes is None else several.note.replace("not read:", "read:")
             for number, text, label in several.cut(self._lines(path, encoding, errors)):
@@ -260,13 +262,16 @@ class Text(Kind):
         tabbed = table is not None and table.delimiter == "\t" and (table.headed or (
             classes is None and table.regular and len(table.names) == 2 and suffix in (".txt", "")
             and class_column(path, table, "") is not None))
+        if self.name == "code" and suffix == ".json" and not (field or classes):
+            return None  # one of the files of a program
         if table is None or not (sure or classes == "" or tabbed or table.form != "delimited"):
             return None
         column = class_column(path, table, classes)
         if column in field and classes:
             raise both(path, classes)
         rest = table.without(column)
-        asked, field = field, field or text_columns(rest) or (rest.names if column and len(rest.names) == 1 else [])
+        asked, field = field, field or text_columns(rest) or named_columns(rest) or (
+            rest.names if column and len(rest.names) == 1 else [])
         if classes and not field:
             raise SegueError(f"{path}: no column holds text; name one with field= (columns: {', '.join(rest.names)})")
         if column in field or not field:  # one that only by chance is called as classes are
@@ -277,7 +282,7 @@ class Text(Kind):
         dialogue, speaker = (None, None) if asked or column else dialogue_columns(table, field)
         if problems is not None and field:
             by = [("said by", role) for role in (speaker, *(_role(name, table.names) for name in field)) if role]
-            problems.note = said([("class", column), ("a text a", dialogue), *by, *(("field", name) for name in field)],
+            problems.note = said([("class", column), ("dialogue", dialogue), *by, *(("field", name) for name in field)],
                                  table.names)
         roles = Roles(field, column, dialogue, speaker)
         if table.form == "delimited":
@@ -490,7 +495,7 @@ def _role(name: str, names: Iterable[str]) -> str | None:
 def _is(name: str, usual: Collection[str]) -> bool:
     """Whether a field is called so: by its last part, or by the one before, as in answers.text."""
     *_, before, last = ("", *name.lower().split("."))
-    return last in usual or (before in usual and last in ("text", "input_text", "spans", "number"))
+    return last in usual or (before in usual and last in ("text", "input_text", "spans", "number", "value"))
 
 
 def _joined(cells: Mapping[str, Any], field: Sequence[str]) -> str | None:
@@ -629,14 +634,35 @@ def text_columns(table: Look) -> list[str]:
                                                              for cell in table.column(names[-1])):
         return names  # a question, its choices, and the letter of one
     if prose:
-        if not table.headed or (len(prose) > 1 and all(map(LANGUAGE.fullmatch, prose))):
+        alone = len(prose) == len(names) < 4  # there is nothing but texts
+        if not table.headed or alone or (len(prose) > 1 and all(map(LANGUAGE.fullmatch, prose))):
             return list(prose)
-        return _siblings(max(prose, key=lambda name: prose[name]), table)
+        groups = [_siblings(name, table) for name in prose]
+        return max(groups, key=lambda group: sum(prose.get(name, 0) for name in group))
     if turns := [name for name in names if ((_last(name) in TURNS and "." in name) or _last(name) in LISTED) and
                  (cells := table.column(name)) and all(map(_are_texts, cells))]:
         return turns[:1]
+    if long := [name for name in names if (cells := table.column(name)) and all(map(_are_texts, cells)) and
+                _mean_words(cells) > 4 and not any(isinstance(cell[0], list) for cell in cells)]:
+        return long
     return [name for name in names if _last(name) in TOKENS and (cells := table.column(name)) and len(names) > 1 and
             all(isinstance(cell, list) and all(isinstance(word, str) for word in cell) for cell in cells)][:1]
+
+
+def _mean_words(cells: Sequence[Any]) -> float:
+    """How many words the texts in lists have on average."""
+    counts = [len(each.split()) for cell in cells for each in _unnested(cell)]
+    return sum(counts) / len(counts)
+
+
+def named_columns(table: Look) -> list[str]:
+    """The column of a table without prose that is called as names and titles are, most of them different."""
+    for name in table.names if table.headed else ():
+        cells = table.column(name)
+        if re.sub("[ _]", "", name.lower()) in NAMED and cells and all(isinstance(cell, str) for cell in cells) and \
+                2 * len(set(cells)) > len(cells) and not all(map(number, cells)):
+            return [name]
+    return []
 
 
 def _multiple_choice(table: Look) -> list[str]:

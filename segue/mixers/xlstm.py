@@ -16,6 +16,7 @@ from segue.kernels.mlstm import EMPTY, mlstm
 from segue.kernels.norm import gated_norm
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import ShortConvolution
+from segue.mixers.positions import rotary_frequencies, rotate
 from segue.mixers.recurrent import Headwise
 from segue.mixers.state import Layout, Parts, Recurrence, Tensors
 
@@ -123,16 +124,21 @@ class MLSTM(Mixer):
     """A matrix memory behind a short convolution, between projections up and down.
 
     heads. expand: inner width relative to D. taps: of the convolution before queries and keys. block: channels of one
-    block of the block-diagonal maps to queries, keys and values.
+    block of the block-diagonal maps to queries, keys and values. positions: "none", or "rotary": queries and keys are
+    turned by position (Bio-xLSTM's models of DNA and proteins). theta: base of the angles.
     """
 
     linear_in_values = True
 
-    def __init__(self, width: int, heads: int = 4, expand: int = 2, taps: int = 4, block: int = 4) -> None:
+    def __init__(self, width: int, heads: int = 4, expand: int = 2, taps: int = 4, block: int = 4,
+                 positions: str = "none", theta: float = 500_000.0) -> None:
         super().__init__(width)
         inner, self.heads = expand * width, heads
         if inner % heads or inner % block:
             raise SegueError(f"inner width {inner} must be divisible by {heads} heads and by blocks of {block}")
+        if positions not in ("none", "rotary"):
+            raise SegueError(f"positions '{positions}' are unknown to an mLSTM: choose none or rotary")
+        self.turns = rotary_frequencies(inner // heads // 2 * 2, theta) if positions == "rotary" else None
         self.into = nn.Linear(width, 2 * inner, bias=False)
         self.convolution = ShortConvolution(inner, taps, silu=True)
         self.qk, self.v = BlockLinear(inner, inner // block, 2), BlockLinear(inner, inner // block)
@@ -159,6 +165,8 @@ class MLSTM(Mixer):
         v, others = block_products(u, self.v.weight, self.v.behind(weight[:, 2:]))
         i, f = (gates + others + self.gates.bias).chunk(2, -1)
         q, k, v = (y.unflatten(2, (self.heads, -1)) for y in (*qk.unbind(2), v.flatten(2)))
+        if self.turns is not None:
+            q, k = (rotate(y.transpose(1, 2), layout.positions, self.turns).transpose(1, 2) for y in (q, k))
         return (q, k, v, i, f), near, gate
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
@@ -171,6 +179,8 @@ class MLSTM(Mixer):
                                    (near, self.skip)))
 
     def lower(self, program: Program, source: View, into: View) -> None:
+        if self.turns is not None:
+            raise SegueError("an mLSTM with rotary positions has no form for the compiled CPU engine")
         inner, heads = self.norm.weight.shape[0], self.heads
         both, near, qkv = (program.register(name, n * inner) for name, n in (("both", 2), ("near", 1), ("qkv", 3)))
         gates, floor, y = (program.register(name, n) for name, n in (

@@ -288,4 +288,4 @@ class Classifier(nn.Module):
         return self(tokens, layout).logits.masked_fill(~allowed, -math.inf).argmax(-1)
 
     def state_parameters(self) -> list[nn.Parameter]:
-        return self.backbone.state_parameters() if hasattr(self.backbone, "state_parameters") else []  # type: ignore
+        return getattr(self.backbone, "state_parameters", list)()

@@ -31,6 +31,9 @@ class Gate(nn.Module):
         self.into, self.out = nn.Linear(7, hidden), nn.Linear(hidden, 2)
         self.register_buffer("mean", torch.zeros(7))
         self.register_buffer("scale", torch.ones(7))
+        draw = torch.Generator().manual_seed(0)  # of its own: a fit of one seed gives one gate, whatever ran before
+        for parameter in self.into.parameters():
+            nn.init.uniform_(parameter, -(7**-0.5), 7**-0.5, generator=draw)
         nn.init.zeros_(self.out.weight)
         with torch.no_grad():
             self.out.bias.copy_(torch.tensor([-2.0, 0.54]))  # a = 0.13, b = 1: begin from the counts alone

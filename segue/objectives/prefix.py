@@ -18,8 +18,7 @@ class PrefixAndNext:
     Nothing within a prompt is asked for as the next one, since what reads both ways has seen it; targets there do not
     count. Chance belongs to a row and the step. Rows do not add up: each part is a mean over the batch.
 
-    mask: the id of a mask. weight: 0.25 as released. policy: which elements of a prompt are hidden (default: 15% of
-    them).
+    mask: the id of a mask. weight: 0.25 as released. policy: what of a prompt is hidden (default: 15%).
     """
 
     def __init__(self, mask: int, weight: float = 0.25, policy: MaskPolicy | None = None) -> None:

@@ -45,7 +45,7 @@ PAPERS: dict[str, Paper] = {
         ("design.offline", "design.oracles", "design.reports", "objectives.regression")),
     "bio-xlstm": Paper(
         "Bio-xLSTM: Generative modeling, representation and in-context learning of biological and chemical sequences",
-        "2024, arXiv 2411.04165", "bio_xlstm", ("mixers.xlstm", "models.equivariant")),
+        "2024, arXiv 2411.04165", "bio_xlstm", ("mixers.xlstm", "models.equivariant", "objectives.infill")),
     "central-dogma": Paper(
         "Find Central Dogma Again: Leveraging Multilingual Transfer in Large Language Models",
         "2025, arXiv 2502.06253", "central_dogma",

@@ -38,14 +38,15 @@ WIDTH = 96
 LEARNING: dict[str, Any] = {"muon": True, "rate": 0.01, "table_rate": 0.01, "vector_rate": 0.01, "cooldown": 1.0,
                             "clip": 1.0}  # the same for every arm
 GIVEN = (0, 1, 4, 8)  # molecules of context before the one that is scored
+NEAR, LIKE, OFTEN, RUNS = 1500, 24, 0.7, 1024  # domains of neighbours, molecules of one, their share of rows, features
 
 # --- molecules of one domain as context --------------------------------------------------------------------------
 
 Domain = list[np.ndarray]  # its molecules, each as ids that end with the dot which joins them
 
 
-def domains(path: Path | None) -> tuple[list[Domain], int]:
-    """Domains of molecules and the number of symbols, id 0 being the dot. Lines that share molecules are one domain:
+def domains(path: Path | None) -> tuple[list[Domain], dict[str, int]]:
+    """Domains of molecules and the ids of symbols, 0 being the dot. Lines that share molecules are one domain:
     the file holds many domains twice or in part, which would let training lines into the test. None: made up."""
     if path is None:
         rng = np.random.default_rng(0)
@@ -64,7 +65,28 @@ def domains(path: Path | None) -> tuple[list[Domain], int]:
     symbols = sorted(set("".join(lines)) - {"."})
     ids = {".": 0} | {symbol: index for index, symbol in enumerate(symbols, 1)}
     return [[np.array([ids[c] for c in molecule + "."]) for molecule in sorted(group) if len(molecule) < 100]
-            for group in groups], len(ids)
+            for group in groups], ids
+
+
+def neighbours(path: Path | None, symbols: dict[str, int], held: list[Domain], count: int) -> list[Domain]:
+    """Further domains, of ChEMBL's molecules: some of them, each with those most like it, by the cosine of which runs
+    of four characters they hold, rare ones counting more. None of the held-out molecules is among them."""
+    if path is None:
+        return []
+    with zipfile.ZipFile(path / "chembl31-mini-train.zip") as archive:
+        lines = archive.read(archive.namelist()[0]).decode().split()
+    unseen = {molecule.tobytes() for domain in held for molecule in domain}
+    known = [np.array([symbols[c] for c in line + "."]) for line in lines
+             if len(line) < 100 and symbols.keys() - {"."} >= set(line)]
+    known = [molecule for molecule in known if len(molecule) > 4 and molecule.tobytes() not in unseen]
+    runs = np.zeros((len(known), RUNS), np.float32)
+    for row, m in zip(runs, known):
+        row[(m[:-3] * 1_000_003 + m[1:-2] * 10_007 + m[2:-1] * 101 + m[3:]) % RUNS] = 1
+    runs *= np.log(len(known) / (1 + runs.sum(0)))
+    runs /= np.linalg.norm(runs, axis=1, keepdims=True)
+    chosen = np.random.default_rng(0).choice(len(known), min(count, len(known)), replace=False)
+    return [[known[i] for i in near] for part in np.array_split(chosen, -(-len(chosen) // 250))
+            for near in np.argpartition(-(runs[part] @ runs.T), LIKE, axis=1)[:, :LIKE]]
 
 
 def shuffled(domain: Domain, rng: np.random.Generator, length: int) -> np.ndarray:
@@ -94,18 +116,25 @@ def scores(model: nn.Module, prompts: list[np.ndarray], counts: list[int]) -> fl
 
 
 def in_context(name: str, path: Path | None, steps: int, context: int, queries: int, seed: int) -> dict[str, float]:
-    """Train on 3 in 4 domains; score molecules of the others behind 0 to 8 of their own domain, or of another."""
+    """Train on 3 in 4 domains and on neighbours; score molecules of the others behind 0 to 8 of their own domain, or of
+    another."""
     found, symbols = domains(path)
     found.sort(key=len)
     held = found[1::4]  # every fourth by size, so that the test has small domains and large
     known = [domain for domain in found if not any(domain is h for h in held)]
+    near = neighbours(path, symbols, held, NEAR)
     torch.manual_seed(seed)
-    model = Stack(StackConfig(symbols, WIDTH, **MODELS[name]))
+    model = Stack(StackConfig(len(symbols), WIDTH, **MODELS[name]))
     share = np.sqrt([len(domain) for domain in known])
+
+    def row(rng: np.random.Generator) -> np.ndarray:
+        among = near[rng.integers(len(near))] if near and rng.random() < OFTEN else \
+            known[rng.choice(len(known), p=share / share.sum())]
+        return shuffled(among, rng, context + 1)
 
     def batches(step: int) -> Batch:
         rng = np.random.default_rng((seed, step))
-        rows = [shuffled(known[rng.choice(len(known), p=share / share.sum())], rng, context + 1) for _ in range(8)]
+        rows = [row(rng) for _ in range(8)]
         tokens = torch.as_tensor(np.stack(rows))
         return Batch(tokens[:, :-1], tokens[:, 1:])
 
@@ -179,7 +208,7 @@ def both_strands(sharing: str, path: Path | None, rows: int, steps: int, seed: i
 def measure(run: Run) -> list[Row]:
     molecules = run.dataset("chembl-chem-xlstm")
     dna = run.dataset("ecoli-k12")
-    steps, context, queries = run.pick(3, 400), run.pick(64, 512), run.pick(2, 16)
+    steps, context, queries = run.pick(3, 300), run.pick(64, 512), run.pick(2, 16)
     seeds, sizes, shots = run.pick(1, 3), run.pick((32,), (200,)), run.pick(2, 400)
     jobs: dict[str, Any] = {f"molecules {name}": partial(in_context, name, molecules, steps, context, queries, run.seed)
                             for name in MODELS}
@@ -202,6 +231,13 @@ def measure(run: Run) -> list[Row]:
              "of domains that training never saw, behind so many of their own domain or of another unseen one")
     run.note("the 50 lines of the published file are fewer domains: lines that share more than a tenth of their "
              "molecules were joined before the split, which by lines would put most test molecules into training")
+    run.note(f"{OFTEN:.0%} of the rows in training are of {NEAR:,} further domains, a molecule of ChEMBL and the "
+             f"{LIKE - 1} most like it, held-out ones left out: the paper has 249 domains, and this file 19, of which "
+             "14 are learned from. A first run, from those alone, was refuted: 8 molecules of the own domain gave "
+             "-0.004 nats in 400 steps, and as little in the other models, where counts of runs of five characters "
+             "that remember the context gain 0.20 on such molecules: it was the 14 domains that were learned, and "
+             "nothing of contexts. On known domains left out, 120 steps with neighbours gave gaps of 0.097 and 0.137 "
+             "at 1 and 8")
     run.note(f"strands: {shots} steps of 16 rows of {LENGTH} bases, mean of {seeds} seeds; all arms of both tasks by "
              "Muon at 0.01, no arm's rate was chosen by itself")
     run.note("strands began as one copy of ten bases in 256 and became four of eight after one arm stayed at chance. "
@@ -245,8 +281,8 @@ def draw(figure: Figure, table: list[Row]) -> None:
         left.plot([r["given"] for r in rows], [r["foreign"] for r in rows], marker="o", linestyle=":",
                   color=points.get_color(), label=f"{name}, foreign")
     left.set(xlabel="molecules given before", ylabel="nats per element", title="Molecules of unseen domains")
-    left.margins(y=0.3)  # room for the legend
-    left.legend(fontsize="small", loc="upper right")
+    left.margins(y=0.4)  # room for the legend
+    left.legend(fontsize="x-small", loc="upper center", ncols=3)
     bars = [(row["model"], row["accuracy"]) for row in table if row["task"] != "molecules"][: len(SHARING)]
     right.bar([name.replace(" ", "\n") for name, _ in bars], [value for _, value in bars])
     right.set(ylim=(0.4, 1), ylabel="accuracy", title="A motif on either strand")

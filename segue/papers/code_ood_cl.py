@@ -146,6 +146,9 @@ def measure(run: Run) -> list[Row]:
              "forgetting: the mean over the first four of the end less right after (below 0: it got better); familiar: "
              "what the pre-training domain lost; names: the share of names behind a dot that greedy decoding writes "
              "whole, and ends where they end")
+    run.note("tried since, for EWC, on seed 2000 and the rows kept for choosing, where naive forgets 0.364: a Fisher "
+             "information from 300 rows in place of 60, at strength 10, cuts that by 79% and costs 0.136 bits at "
+             "learning; what holds more also costs more, and the rows are not what is missing")
     return table
 
 

@@ -271,7 +271,7 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
         told.append(f"{kind}: tuning falls by {100 * fall:.1f} points from 10 to many classes; replay gains "
                     f"{100 * long['over tune']:+.1f} (+-{100 * long['gain +-']:.1f}) on long and "
                     f"{100 * same['over tune']:+.1f} on instances, at equal steps; instances {clean:.1%} clean and "
-                    f"{hard:.1%} with 40% damaged")
+                    f"{hard:.1%} with 40% damaged (by chance 5%)")
         if long["over tune"] - long["gain +-"] <= 0:
             found.append("refuted")
         else:

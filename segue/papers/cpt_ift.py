@@ -100,20 +100,21 @@ class Snapshots(Strategy):
 
 
 @torch.no_grad()
-def scores(model: Stack, fresh: Tensor, known: Tensor, asked: Batch) -> dict[str, float]:
-    """right: of requests, the share that is answered exactly, greedily; new, old: bits per character."""
+def scores(model: Stack, fresh: Tensor, known: Tensor, asked: Batch, rows: int) -> dict[str, float]:
+    """right: of requests, the share that is answered exactly, greedily; new, old: bits per character of so many
+    rows."""
     model.eval()
     guess = model(asked.tokens).logits.argmax(-1)
     right = ((guess == asked.targets) | (asked.targets < 0)).all(1).float().mean()
-    bits = {name: element_nats(model, rows_of(text, 200, torch.Generator().manual_seed(11))) / math.log(2)
+    bits = {name: element_nats(model, rows_of(text, rows, torch.Generator().manual_seed(11))) / math.log(2)
             for name, text in (("new", fresh), ("old", known))}
     return {"right": float(right), **bits}
 
 
-def whole(mixer: str, seed: int, lengths: tuple[int, ...], base_steps: int, tune: int) -> list[Row]:
-    """All arms of one seed, at every length."""
+def whole(mixer: str, seed: int, lengths: tuple[int, ...], base_steps: int, tune: int, rows: int) -> list[Row]:
+    """All arms of one seed, at every length, measured on so many rows."""
     (familiar, old), (fresh, new) = text_of("familiar"), text_of(NEW)
-    asked = requests(200, 1, np.random.default_rng([7, seed]), most=1)
+    asked = requests(rows, 1, np.random.default_rng([7, seed]), most=1)
 
     def made(weights: dict[str, Tensor] | None = None) -> Stack:
         torch.manual_seed(seed)
@@ -122,15 +123,15 @@ def whole(mixer: str, seed: int, lengths: tuple[int, ...], base_steps: int, tune
             model.load_state_dict(weights)
         return model
 
-    def taught(start: dict[str, Tensor] | None, rows: Callable[[int], Batch], steps: int, rate: float,
+    def taught(start: dict[str, Tensor] | None, draw: Callable[[int], Batch], steps: int, rate: float,
                at: tuple[int, ...] = ()) -> dict[int, dict[str, Tensor]]:
         """Weights after so many steps, the rate warmed up anew and then level."""
         kept = Snapshots(at or (steps,))
-        learn(made(start), rows, steps, rate=rate, seed=seed, strategy=kept, warmup=min(0.5, 20 / steps), cooldown=0.0)
+        learn(made(start), draw, steps, rate=rate, seed=seed, strategy=kept, warmup=min(0.5, 20 / steps), cooldown=0.0)
         return kept.kept
 
     def look(weights: dict[str, Tensor]) -> dict[str, float]:
-        return scores(made(weights), new, old, asked)
+        return scores(made(weights), new, old, asked, rows)
 
     base = taught(None, batches(familiar, 0, ROWS // 2, seed), base_steps, RATE)[base_steps]
     instruct = taught(base, batches(familiar, 1, ROWS // 2, seed + 1), tune, GENTLE)[tune]
@@ -157,10 +158,11 @@ def whole(mixer: str, seed: int, lengths: tuple[int, ...], base_steps: int, tune
 
 
 def measure(run: Run) -> list[Row]:
-    lengths, base_steps, tune = run.pick((2,), LENGTHS), run.pick(2, BASE), run.pick(2, TUNE)
+    lengths, base_steps, tune, rows = run.pick(((2,), 2, 2, 20), (LENGTHS, BASE, TUNE, 200))
     seeds = [run.seed + i for i in range(run.pick(1, 3))]
-    jobs = {f"attention, seed {seed}": partial(whole, "attention", seed, lengths, base_steps, tune) for seed in seeds}
-    jobs[f"{OTHER}, seed {seeds[0]}"] = partial(whole, OTHER, seeds[0], lengths, base_steps, tune)
+    wanted = [*(("attention", seed) for seed in seeds), (OTHER, seeds[0])]
+    jobs = {f"{mixer}, seed {seed}": partial(whole, mixer, seed, lengths, base_steps, tune, rows)
+            for mixer, seed in wanted}
     cells = run.cells(jobs)
     table: list[Row] = []
     for mixer, tables in (("attention", [cells[f"attention, seed {seed}"] for seed in seeds]),

@@ -223,9 +223,10 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     noisy = [share[f"cycle, {noise:.0%} noise"] for noise in NOISE]
     reason = (f"right: {share[PLAIN]:.1%} zero-shot, {share[CYCLE]:.1%} after cycles ({harm:.1%} were right before), "
               f"{share[SHUFFLED]:.1%} with another's translation, {share[TOLD_APART]:.1%} told only that something "
-              f"differs, {share[ALONE]:.1%} mended without a translation, "
-              f"{share[LIKELY]:.1%} the likeliest of {CALLS}; with {NOISE[0]:.0%} and {NOISE[1]:.0%} of the "
-              f"translations spoilt {noisy[0]:.1%} and {noisy[1]:.1%}")
+              f"differs, {share[ALONE]:.1%} mended without a translation, {share[LIKELY]:.1%} the likeliest of "
+              f"{CALLS}, {share[CONSISTENT]:.1%} the one of {CALLS} whose translation differs least (at {2 * CALLS} "
+              f"calls); with {NOISE[0]:.0%} and {NOISE[1]:.0%} of the translations spoilt {noisy[0]:.1%} and "
+              f"{noisy[1]:.1%}")
     if share[SHUFFLED] >= share[CYCLE] or share[LIKELY] > share[CYCLE] + 0.03:
         return "refuted", reason
     good = (share[CYCLE] >= share[PLAIN] + 0.05 and share[CYCLE] >= share[SHUFFLED] + 0.05 and harm <= 0.02

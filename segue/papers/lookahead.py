@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from segue.decoding import Continuation, generate
 from segue.decoding.draft import Tree, TrieDraft
@@ -26,6 +24,7 @@ from segue.models.stack import Stack, StackConfig
 from segue.objectives import Batch
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.papers.corpora import captions, commonest
+from segue.training.learn import learn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,32 +105,26 @@ def real(jfleg: Path, multi30k: Path, vocabulary: int, train: int, held: int,
 # --- the model ---------------------------------------------------------------------------------------------------
 
 
-def learn(pairs: list[Pair], vocabulary: int, width: int, layers: int, steps: int, rows: int, seed: int) -> Stack:
+def editor(pairs: list[Pair], vocabulary: int, width: int, layers: int, steps: int, rows: int, seed: int) -> Stack:
     """A decoder-only model of: mistaken sentence, separator, correct sentence, end. Only the latter half is scored.
 
     Half of the rows are of random words, which can only be copied: a small model learns to copy sooner by them.
     """
     torch.manual_seed(seed)
     model = Stack(StackConfig(vocabulary, width, ["attention"] * layers, channel="mlp", activation="gelu"))
-    random = np.random.default_rng(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 50) * (1 - step / steps))
     # Batches hold sentences of about one length, so that little of them is padding.
-    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
-    for _ in range(steps):
-        start = int(random.integers(0, max(len(order) - rows, 1)))
-        chosen = [pairs[i] for i in order[start : start + rows]]
+    ordered = sorted(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))
+
+    def batch(step: int) -> Batch:
+        random = np.random.default_rng([seed, step])
+        start = int(random.integers(0, max(len(ordered) - rows, 1)))
+        chosen = ordered[start : start + rows]
         for place in range(len(chosen) // 2):
             words = random.integers(WORDS, vocabulary, len(chosen[place][1])).tolist()
             chosen[place] = with_mistakes(words, vocabulary, random), words
-        batch = Batch.pairs([(source, [*target, END]) for source, target in chosen], SEPARATOR)
-        scored = batch.targets >= 0
-        loss = F.cross_entropy(model.head(model.hidden(batch.tokens, batch.layout)[scored]), batch.targets[scored])
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        rate.step()
+        return Batch.pairs([(source, [*target, END]) for source, target in chosen], SEPARATOR)
+
+    learn(model, batch, steps, seed=seed, decay=0.01)
     return model.eval()
 
 
@@ -180,8 +173,8 @@ def measure(run: Run) -> list[Row]:
 
     @cache
     def model() -> Stack:
-        return learn(pairs, vocabulary, run.pick(32, 128), run.pick(1, 2), run.pick(20, 2200), run.pick(8, 32),
-                     run.seed).double()
+        return editor(pairs, vocabulary, run.pick(32, 128), run.pick(1, 2), run.pick(20, 2200), run.pick(8, 32),
+                      run.seed).double()
 
     @cache
     def answers() -> tuple[list[list[int]], list[list[int]]]:

@@ -79,8 +79,9 @@ def tones(rows: int, rate: int, generator: torch.Generator) -> Batch:
     return Batch(noisy[..., None], targets)
 
 
-def adapt(mixer: str, seed: int, steps: int) -> dict[str, float]:
-    """Accuracy at the rate that was learnt at, and at a half and a quarter of it, without and with longer steps."""
+def adapt(mixer: str, seed: int, steps: int, rows: int) -> dict[str, float]:
+    """Accuracy on so many rows at the rate that was learnt at, and at a half and a quarter of it, without and with
+    longer steps."""
     torch.manual_seed(seed)
     model = Stack(StackConfig(CLASSES, 32, [mixer] * 2, {mixer: ARMS[mixer]}, channel="none", norm="layer", tied=False,
                               inputs=1, pool="mean"))
@@ -88,7 +89,7 @@ def adapt(mixer: str, seed: int, steps: int) -> dict[str, float]:
           seed=seed)
     found = {}
     for rate in (1, 2, 4):
-        test = tones(512, rate, torch.Generator().manual_seed(-1 - seed))
+        test = tones(rows, rate, torch.Generator().manual_seed(-1 - seed))
         found[f"{rate} as it is"] = accuracy(model, test)
         if mixer == "lssl":
             scaled = copy.deepcopy(model)
@@ -98,13 +99,13 @@ def adapt(mixer: str, seed: int, steps: int) -> dict[str, float]:
 
 
 def measure(run: Run) -> list[Row]:
-    length, steps = run.pick(2_000, 40_000), run.pick(2, 300)
+    length, steps, rows = run.pick((2_000, 2, 64), (40_000, 300, 512))
     seeds = range(run.seed, run.seed + run.pick(1, 3))
     kinds = [("legs", STEPS[0]), ("legt", STEPS[0]), *(("random", dt) for dt in STEPS)]
     trained = {"lssl": seeds, "gru": seeds[:1]}
     jobs: dict[str, Any] = {f"{family} {dt} {seed}": partial(memory, family, dt, seed, length)
                             for family, dt in kinds for seed in seeds}
-    jobs |= {f"{mixer} {seed}": partial(adapt, mixer, seed, steps) for mixer in ARMS for seed in trained[mixer]}
+    jobs |= {f"{mixer} {seed}": partial(adapt, mixer, seed, steps, rows) for mixer in ARMS for seed in trained[mixer]}
     done = run.cells(jobs)
     table: list[Row] = []
     for (family, dt), lag, ridge in itertools.product(kinds, LAGS, RIDGES):

@@ -87,7 +87,8 @@ def films(folder: Path, seed: int, least: int = 5) -> Shop:
     rows = [row for row in rows if len(row) > LAST + 2]
     items, genres = list[dict[str, str]](), list[frozenset[str]]()
     for film in told:
-        title, year = re.fullmatch(r"(.*?)\s*(?:\((\d{4})[^)]*\))?\s*", film["title"]).groups()  # type: ignore
+        said = re.fullmatch(r"(.*?)\s*(?:\((\d{4})[^)]*\))?\s*", film["title"])
+        title, year = said.groups() if said is not None else (film["title"], None)
         items.append({"title": title, "year": year or "", "genres": film["genres"].replace("|", " ")})
         genres.append(frozenset(film["genres"].split("|")))
     asked = [(row[:at], int(row[at])) for row in rows for at in range(len(row) - LAST, len(row))]

@@ -172,7 +172,10 @@ def _work(rank: int) -> Any:
 def launch(size: int, function: Callable[..., T], *args: Any) -> list[T]:
     """What `function(communicator, *args)`, an importable function, returns on each of `size` new processes of one
     thread each, joined by gloo. For tests and measurements; a user's own run is started by torchrun."""
-    context = multiprocessing.get_context("spawn")
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":  # which imports torch once for all of them
+        context.set_forkserver_preload([__name__, function.__module__])
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(
             size, context, _prepare, (size, f"{folder}/store", function, args)) as pool:
         return list(pool.map(_work, range(size)))

@@ -62,7 +62,7 @@ class FunctionTask:
 
     inputs: d. window: k, inputs that a label depends on; what stands before the first one is zero. shape: "linear";
     "relu" of the sum; "autoregressive", the sum mixed with the label before. noise: deviation of what is added to each
-    label. Labels have a variance of one (with noise: more), once the window is full.
+    label. Labels have a mean square of one (with noise: more), once the window is full.
     """
 
     inputs: int = 1

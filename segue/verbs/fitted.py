@@ -66,6 +66,7 @@ FORMAT = "segue model 1"
 SELDOM = 0.005  # of items that their sequence had already
 ASIDE = {"classes", "columns", "encoding"}  # options of reading that are of files, or that a codec knows itself
 SAVING = "saving"  # in a model's folder, where the next one is written
+PARTS = ("memory", "drafts", "states", "mixture.safetensors", "ngram.safetensors", "rivals.safetensors")  # of some
 KEPT = "classes.safetensors"  # what `segue.verbs.classify` keeps in a model's folder
 
 
@@ -347,7 +348,7 @@ class Fitted:
                                  "give the reference that the variants were called against")
             those = [variant for each, variant in wanted if each == name]
             try:
-                scores = variant_scores(self.decodable(), self.codec, data[where[name]].object, those,  # type: ignore
+                scores = variant_scores(self.decodable(), self.codec, data[where[name]].object, those,  # type: ignore[arg-type]
                                         **{"strands": self.kind.name == "dna", **options})
             except SegueError as error:
                 raise SegueError(f"{variants}, sequence {name}: {error}") from error
@@ -425,17 +426,25 @@ class Fitted:
 
     def save(self, folder: str | Path) -> Path:
         """Write config.json, model.safetensors, codec/, report.json and README.md into a folder. They are moved there
-        when all of them are written: a full disk leaves the folder as it was."""
+        when all of them are written: a full disk leaves the folder as it was. Of a model that was there nothing stays
+        that this one has not, such as counts; an update that is unfinished does."""
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
             raise SegueError(f"{folder} is a file: choose another place for the model")
         with moved_in(folder) as new:
             self.write(new)
+            was = (folder / "config.json").exists() and FORMAT in (folder / "config.json").read_text("utf-8", "replace")
+            gone = [folder / part for part in PARTS if was and not (new / part).exists()]
+        for part in gone:
+            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
         self.folder = folder
         return folder
 
     def write(self, folder: Path) -> None:
         """The files of `save`, one by one, into a new folder."""
+        if not isinstance(self.model, Stack | ClozeModel):
+            raise SegueError(f"a {type(self.model).__name__} has no folder that load knows: keep its weights with "
+                             "segue.training.checkpoint.save_tensors(path, model.state_dict())")
         tensors = weights_of(self.model)
         if self.counts is not None:
             tensors["unigram"] = torch.from_numpy(np.asarray(self.counts, dtype=np.int64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +22,7 @@ STEPS, WINDOWS, SAMPLES = 24, 16, 50  # moments ahead, places from which, and dr
 TOKENS = 40_000  # that all of them may take
 FEWEST = 8  # moments of a past
 MEASURES = ("MAE", "RMSE", "MASE", "CRPS", "coverage")
-MEAN, LINE = "mean of columns", "linear, of the past"
+MEAN, SEASON, LINE = "mean of columns", "value of a season ago", "linear, of the past"
 
 
 def forecast_errors(fitted: Fitted, data: Data, weights: str = "float32", seed: int = 0,
@@ -36,56 +37,74 @@ def forecast_errors(fitted: Fitted, data: Data, weights: str = "float32", seed: 
     turns = fitted.codec.turns()
     columns = [parted(fitted.codec.token(int(turn[0])))[0] for turn in turns]
     series = [table(obj) for obj in data.objects()]
-    lengths = np.array([max(map(len, each.values()), default=0) for each in series])
-    steps = min(STEPS, int(np.median(lengths)) // 4)
-    places = [(row, place) for row, length in enumerate(lengths.tolist())
-              for place in range(max(FEWEST, length // 2), length - steps + 1)] if steps else []
+    lengths = [max(map(len, each.values()), default=0) for each in series]
+    places, steps = _places(lengths, len(turns))
     if not places:
         return {}, f"no forecasts: the sequences are too short ({int(np.median(lengths))} moments) to look ahead in"
-    samples = SAMPLES
-    most = max(2, min(WINDOWS, TOKENS // (samples * steps * len(turns))))
-    places = [places[i] for i in np.unique(np.linspace(0, len(places) - 1, most).astype(int)).tolist()]
     grids = {row: np.stack([series[row].get(column, np.full(lengths[row], np.nan)) for column in columns], 1)
              for row in {row for row, _ in places}}
-    model, begin, room = fitted.decodable(weights), fitted.codec.bos, max(1, fitted.context // len(turns))
-    prompts = []
-    for row, place in places:
-        first = max(0, place - room)
-        ids = np.stack([_ids(fitted, column, grids[row][first:place, c]) for c, column in enumerate(columns)], 1)
-        prompts.append(([] if first or begin is None else [begin]) + ids.reshape(-1).tolist())
-    ours = drawn(model, fitted.codec, prompts, steps, samples, seed)
+    prompts = [_prompt(fitted, columns, grids[row][:place]) for row, place in places]
+    ours = drawn(fitted.decodable(weights), fitted.codec, prompts, steps, SAMPLES, seed)
     found: dict[str, dict[str, dict[str, float]]] = {}
-    even = (np.arange(samples) + 0.5) / samples  # where the simple ones' draws, of any number, are taken
     for c, column in enumerate(columns):
         pasts = [grids[row][:place, c] for row, place in places]
-        lag = season(max(pasts, key=len))
-        rivals = {"last value": 1} | ({f"value of a season ago ({lag})": lag} if lag > 1 else {})
         truth = np.stack([grids[row][place : place + steps, c] for row, place in places])
+        lag = season(max(pasts, key=len))
         sizes = np.repeat(np.array([scale(past, min(lag, len(past) - 1)) for past in pasts])[:, None], steps, 1)
-        told = {OURS: (np.median(ours[..., c], 1), ours[..., c])}
-        found_by = {name: [simple(past, steps, each) for past in pasts] for name, each in rivals.items()}
-        lines = [line for past in pasts if (line := linear(past, steps)) is not None]
-        for name, each in (found_by | ({LINE: lines} if len(lines) == len(pasts) else {})).items():
-            points, draws = zip(*each)
-            told[name] = np.stack(points), np.stack([np.quantile(rows, even, axis=0) for rows in draws])
+        told = {OURS: (np.median(ours[..., c], 1), ours[..., c]), **_rivals(pasts, steps, lag)}
         known = np.isfinite(truth)
         if known.any():
             found[column or getattr(fitted.codec, "column", "") or "value"] = {
                 name: _measured(points, draws, truth, sizes, known) for name, (points, draws) in told.items()}
     if len(found) > 1:
-        names = [OURS, "last value", "value of a season ago", LINE]
-        rows = {name: [each for column in found.values() for method, each in column.items() if method.startswith(name)]
-                for name in names}
-        found[MEAN] = {name: {measure: float(np.mean([each[measure] for each in every])) for measure in MEASURES
-                               if all(measure in each for each in every)}
-                       for name, every in rows.items() if len(every) == len(columns)}
+        found[MEAN] = _mean(list(found.values()), len(columns))
     return found, (f"forecasts of {steps} moments from {len(places)} places: MASE in errors of the simple forecast in "
                    "the past; CRPS and coverage (of the 80% interval) of "
-                   f"{samples} samples, for the simple ones of the errors they made in the past")
+                   f"{SAMPLES} samples, for the simple ones of the errors they made in the past")
 
 
-def _ids(fitted: Fitted, column: str, numbers: np.ndarray) -> np.ndarray:
-    return fitted.codec.encode([element(column, number) for number in numbers.tolist()])
+def _places(lengths: Sequence[int], columns: int) -> tuple[list[tuple[int, int]], int]:
+    """From where, (sequence, moment), and how many moments ahead; no places where the sequences are too short."""
+    steps = min(STEPS, int(np.median(lengths)) // 4)
+    places = [(row, place) for row, length in enumerate(lengths)
+              for place in range(max(FEWEST, length // 2), length - steps + 1)] if steps else []
+    if not places:
+        return [], 0
+    most = max(2, min(WINDOWS, TOKENS // (SAMPLES * steps * columns)))
+    return [places[i] for i in np.unique(np.linspace(0, len(places) - 1, most).astype(int)).tolist()], steps
+
+
+def _prompt(fitted: Fitted, columns: Sequence[str], past: np.ndarray) -> list[int]:
+    """The last moments of a past (T, columns), as many as a row of the model has."""
+    room, begin = max(1, fitted.context // len(columns)), fitted.codec.bos
+    ids = np.stack([fitted.codec.encode([element(column, number) for number in numbers.tolist()])
+                    for column, numbers in zip(columns, past[-room:].T)], 1)
+    return ([begin] if begin is not None and len(past) <= room else []) + ids.reshape(-1).tolist()
+
+
+def _rivals(pasts: Sequence[np.ndarray], steps: int, lag: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """By name, the points (P, H) and draws (P, K, H) of the simple forecasts behind each past; the linear one only
+    where every past is long enough for it. lag: moments of a season, 1 of none."""
+    lags = {"last value": 1} | ({f"{SEASON} ({lag})": lag} if lag > 1 else {})
+    told = {name: [simple(past, steps, each) for past in pasts] for name, each in lags.items()}
+    lines = [line for past in pasts if (line := linear(past, steps)) is not None]
+    if len(lines) == len(pasts):
+        told[LINE] = lines
+    even = (np.arange(SAMPLES) + 0.5) / SAMPLES  # where the draws, of any number, are taken
+    return {name: (np.stack([points for points, _ in each]),
+                   np.stack([np.quantile(draws, even, axis=0) for _, draws in each])) for name, each in told.items()}
+
+
+def _mean(found: Sequence[Mapping[str, Mapping[str, float]]], columns: int) -> dict[str, dict[str, float]]:
+    """Each measure in the mean over the columns, of the methods that say something of all of them. A season may be
+    another one in each."""
+    means = {}
+    for name in (OURS, "last value", SEASON, LINE):
+        every = [each for column in found for method, each in column.items() if method.startswith(name)]
+        if len(every) == columns:
+            means[name] = {measure: float(np.mean([each[measure] for each in every])) for measure in MEASURES
+                           if all(measure in each for each in every)}
+    return means
 
 
 def _measured(points: np.ndarray, draws: np.ndarray, truth: np.ndarray, sizes: np.ndarray,

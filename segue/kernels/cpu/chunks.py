@@ -19,7 +19,7 @@ import numpy as np
 from numba import njit
 
 from segue.kernels.cpu import simd
-from segue.kernels.cpu.loops import bare, dot, exp, kernel
+from segue.kernels.cpu.loops import bare, copy, dot, exp, kernel
 from segue.kernels.cpu.products import (
     BLOCK,
     LOWER,
@@ -395,7 +395,7 @@ def delta(begin, end, q, k, v, beta, many, starts, lengths, state, least, y, fin
     for task in range(begin, end):
         row, head = task // heads, task % heads
         for r in range(wide):
-            S[r, :width] = state[row, head, r]
+            copy(state[row, head, r], S[r, :width])
         chunk, start = 0, 0
         while start < lengths[row]:
             if starts.shape[1] and starts[row, start]:
@@ -406,7 +406,7 @@ def delta(begin, end, q, k, v, beta, many, starts, lengths, state, least, y, fin
             if kept.shape[1]:
                 edges[task, chunk], edges[task, chunk + 1] = start, stop
                 for r in range(wide):
-                    kept[task, chunk, r] = S[r, :width]
+                    copy(S[r], kept[task, chunk, r])
             _look(q, k, beta, row, head, start, count, many, wide, least, length, Q, keys, strengths, norms, norms)
             load(v, row, first, head * v[3], steps, width, V)
             _match(keys, Q, turned, system, scores, steps, count, many, wide)
@@ -428,7 +428,7 @@ def delta(begin, end, q, k, v, beta, many, starts, lengths, state, least, y, fin
                         into[c] = strength * line[c]
             if kept.shape[1]:
                 for s in range(steps):
-                    errors[task, first + s] = V[s, :width]
+                    copy(V[s], errors[task, first + s])
             product(read, Q, S, count, wide, width, False, False, WHOLE, 1)
             product(read, scores, written, count, steps, width, False, True, LOWER, many)
             store(read, y, row, head, start, count, width)
@@ -436,7 +436,7 @@ def delta(begin, end, q, k, v, beta, many, starts, lengths, state, least, y, fin
             chunk, start = chunk + 1, stop
         y[row, start:, head] = 0
         for r in range(wide):
-            final[row, head, r] = S[r, :width]
+            copy(S[r], final[row, head, r])
 
 
 @kernel
@@ -458,19 +458,19 @@ def delta_backward(begin, end, q, k, beta, many, starts, least, kept, errors, ed
     for task in range(begin, end):
         row, head = task // heads, task % heads
         for r in range(wide):
-            dS[r, :width] = dfinal[row, head, r]
+            copy(dfinal[row, head, r], dS[r, :width])
         reached = 0
         for chunk in range(_count(edges, task) - 1, -1, -1):
             start, count = edges[task, chunk], edges[task, chunk + 1] - edges[task, chunk]
             first, steps, reached = start * many, count * many, max(reached, start + count)
             for r in range(wide):
-                S[r, :width] = kept[task, chunk, r]
+                copy(kept[task, chunk, r], S[r, :width])
             _look(q, k, beta, row, head, start, count, many, wide, least, length, Q, keys, strengths, norms_q, norms)
             for s in range(steps):
-                wrong[s, :width] = errors[task, first + s]
+                copy(errors[task, first + s], wrong[s, :width])
             scale(wrong, strengths, written, steps)
             for t in range(count):
-                above[t, :width] = dy[row, start + t, head]
+                copy(dy[row, start + t, head], above[t, :width])
             turn(written, turned_w, steps, width)
             _match(keys, Q, turned, system, scores, steps, count, many, wide)
             product(dwritten, scores, above, steps, count, width, True, False, UPPER, many)
@@ -518,4 +518,4 @@ def delta_backward(begin, end, q, k, beta, many, starts, least, kept, errors, ed
         reached *= many
         dk[row, reached:, head], dv[row, reached:, head], dbeta[row, reached:, head] = 0, 0, 0
         for r in range(wide):
-            dstate[row, head, r] = dS[r, :width]
+            copy(dS[r], dstate[row, head, r])

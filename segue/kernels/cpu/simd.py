@@ -81,7 +81,7 @@ def define(name: str, signature: Any, body: Callable[[Any, list[Any]], Any]) -> 
 
     names = ["typingctx", *(f"a{i}" for i in range(len(signature.args)))]
     typed.__name__ = typed.__qualname__ = name
-    typed.__signature__ = Signature([Parameter(n, Parameter.POSITIONAL_OR_KEYWORD) for n in names])  # type: ignore
+    typed.__signature__ = Signature([Parameter(n, Parameter.POSITIONAL_OR_KEYWORD) for n in names])  # type: ignore[attr-defined]
     return intrinsic(typed)
 
 

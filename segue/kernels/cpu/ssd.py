@@ -172,10 +172,14 @@ def forward(begin, end, groups, u, write, g, skip, starts, state, y, final, kept
     for task in range(begin, end):
         row, group, part = task // (groups * parts), task // parts % groups, task % parts
         head, count = group * each + part * HEADS, min(HEADS, each - part * HEADS)
-        h[:count, :states, :width] = state[row, head : head + count]
+        for one in range(count):
+            for s in range(states):
+                copy(state[row, head + one, s], h[one, s, :width])
         _forward(row, group, groups, head, count, u, write, g, skip, starts, y, kept, h, q, k, qs, kt, v, out, scores,
                  pairs, lines, first)
-        final[row, head : head + count] = h[:count, :states, :width]
+        for one in range(count):
+            for s in range(states):
+                copy(h[one, s], final[row, head + one, s])
 
 
 @bare
@@ -266,8 +270,12 @@ def backward(begin, end, groups, u, write, g, skip, starts, kept, dy, dfinal, du
     for task in range(begin, end):
         row, group, part = task // (groups * parts), task // parts % groups, task % parts
         head, count = group * each + part * HEADS, min(HEADS, each - part * HEADS)
-        dh[:count, :states, :width] = dfinal[row, head : head + count]
+        for one in range(count):
+            for s in range(states):
+                copy(dfinal[row, head + one, s], dh[one, s, :width])
         _backward(row, group, groups, part, head, count, u, write, g, skip, starts, kept, dy, du, dshared, dwrite,
                   dg, dskip, dh, q, k, qs, ks, dq, dk, far, kt, v, top, dv, vt, h, ht, scores, pairs, dpairs, lines,
                   first)
-        dstate[row, head : head + count] = dh[:count, :states, :width]
+        for one in range(count):
+            for s in range(states):
+                copy(dh[one, s], dstate[row, head + one, s])

@@ -140,6 +140,12 @@ def put(source, target, count):
 
 
 @njit
+def zero(number):
+    """0, which Numba does not know beforehand: given a constant, it would compile the whole product again for that."""
+    return number - number
+
+
+@njit
 def fetch(address, count):
     """Ask for `count` floats."""
     fetch_lines(address, LINE, (4 * count + LINE - 1) // LINE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from numba import njit
 
 from segue.kernels.cpu.ops.activations import activate
-from segue.kernels.cpu.ops.base import FEW, TAKEN, barrier, fast, fetch, row
+from segue.kernels.cpu.ops.base import FEW, TAKEN, barrier, fast, fetch, row, zero
 from segue.kernels.cpu.program import BARRIER, LOCAL, LOCAL_BYTES, LOGITS, NODES, NONE, WANTED
 from segue.kernels.cpu.simd import (
     AHEAD,
@@ -144,11 +144,12 @@ def linear(job, op, me, team):
 def product(job, source, width, stride, rows, words, into, out, weights, scales, bias, k, tiles, me, team):
     """A matrix product of a few rows that all threads share, and of which all threads have made a part; `words` is room
     for them as bytes."""
+    no = zero(me)
     barrier(job, team)
     if INTEGER and scales:
         for i in range(me, rows, team):
             quantise(source + i * stride, width, words + 4 * i * (k + 2), k)
         source, stride = words, 4 * (k + 2)
         barrier(job, team)
-    multiply(job, source, stride, rows, into, out, weights, scales, bias, k, tiles, 0, NONE, 0, me, team)
+    multiply(job, source, stride, rows, into, out, weights, scales, bias, k, tiles, no, NONE + no, no, me, team)
     barrier(job, team)

@@ -61,7 +61,7 @@ def quantised(job, op, me, team):
                     nearest, best = code, score
             put(op[23] + 4 * key * nearest, here + to_key, key)
             floats(here + to_code, 1)[0] = nearest
-            counts[:] = floats(old + 4 * wide * room, codes)
+            put(old + 4 * wide * room, new + 4 * wide * room, codes)
         barrier(job, team)
         oldest = max(past - window, 0) // UNROLL * UNROLL
         seen = past + node - first + 1 - oldest

@@ -18,6 +18,7 @@ from segue.kernels.cpu.ops.base import (
     put,
     row,
     scaled,
+    zero,
 )
 from segue.kernels.cpu.ops.linear import product
 from segue.kernels.cpu.ops.rows import normed
@@ -112,8 +113,8 @@ def recall(job, op, me, team):
             looks = op[28] if positions[node] < block else pairs
             for i in range(me, vectors, team):
                 named(job, op, memory, i, normed + 4 * i * wide)
-            product(job, normed, width, 4 * wide, vectors, words, asked, 4 * both, op[13], op[14], 0, op[30],
-                    both // TILE, me, team)
+            product(job, normed, width, 4 * wide, vectors, words, asked, 4 * both, op[13], op[14], zero(me),
+                    op[30], both // TILE, me, team)
             b = longs(job[ROW], job[NODES])[node]
             left, step = longs(job[LENGTH], job[BATCH])[b], node
             base = left - longs(job[FIRST], job[BATCH])[b]
@@ -154,6 +155,6 @@ def recall(job, op, me, team):
                 for j in range(width):
                     y[j] = x[j] + gate[j] * (y[j] - x[j])
                 named(job, op, memory, i, normed + 4 * i * wide)
-            product(job, normed, width, 4 * wide, vectors, words, pairs, 4 * both, op[15], op[16], 0, op[30],
-                    both // TILE, me, team)
+            product(job, normed, width, 4 * wide, vectors, words, pairs, 4 * both, op[15], op[16], zero(me),
+                    op[30], both // TILE, me, team)
         barrier(job, team)

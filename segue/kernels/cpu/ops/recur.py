@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from segue.kernels.cpu.ops.activations import sigmoid, softplus, tanh
-from segue.kernels.cpu.ops.base import after, barrier, before, f32, fast, part, row
+from segue.kernels.cpu.ops.base import after, barrier, before, f32, fast, part, put, row, zero
 from segue.kernels.cpu.ops.linear import some
 from segue.kernels.cpu.program import ELMAN, GRU, JORDAN, LEVEL, LEVELS, LSTM, NODES, NONE, ORDER, SLSTM
 from segue.kernels.cpu.simd import GROUP, INTEGER, TILE, exp, floats, longs, quantise, real
@@ -25,10 +25,11 @@ def recur(job, op, me, team):
     order, levels = longs(job[ORDER], job[NODES]), longs(job[LEVEL], job[LEVELS] + 1)
     narrow, block = hidden // heads, tiles * TILE
     begin, count = part(narrow, me, team)
+    no = zero(me)
     for level in range(job[LEVELS]):
         first, nodes = levels[level], levels[level + 1] - levels[level]
         for index in range(me, nodes, team):
-            floats(row(job, op, 7, index), wide)[:] = floats(before(job, offset, size, order[first + index]), wide)
+            put(before(job, offset, size, order[first + index]), row(job, op, 7, index), wide)
             if INTEGER and scales:
                 for head in range(heads):
                     quantise(row(job, op, 7, index) + 4 * head * narrow, narrow,
@@ -40,7 +41,8 @@ def recur(job, op, me, team):
                 source, stride = row(job, op, 24, 0) + 4 * head * (k + 2), 4 * op[26]
             some(job, source, stride, nodes, row(job, op, 10, 0) + 4 * at, 4 * op[12],
                      weights + at * k * (GROUP if scales else 4), scales + 4 * at if scales else 0,
-                     bias + 4 * at if bias else 0, k, tiles * me // team, tiles * (me + 1) // team, 0, NONE, 0, me)
+                     bias + 4 * at if bias else 0, k, tiles * me // team, tiles * (me + 1) // team, no, NONE + no, no,
+                     me)
         barrier(job, team)
         for item in range(nodes * heads):
             index, head = item // heads, item % heads
@@ -60,7 +62,7 @@ def recur(job, op, me, team):
                     kept = sigmoid(xb[j] + sb[j]) * past[j]
                     sa[j] = kept + sigmoid(xa[j] + sa[j]) * tanh(xc[j] + sc[j])
                     y[j] = sigmoid(xd[j] + sd[j]) * tanh(sa[j])
-                floats(new + 4 * wide, count)[:] = sa
+                put(s, new + 4 * wide, count)
             elif cell == GRU:  # reset, update, new
                 past = floats(old, count)
                 for j in range(count):
@@ -74,7 +76,7 @@ def recur(job, op, me, team):
                 for j in range(count):
                     sa[j] += rate * past[j]
                     y[j] = tanh(xa[j] + sa[j])
-                floats(new + 4 * wide, count)[:] = sa
+                put(s, new + 4 * wide, count)
             else:  # input, forget, cell, output; memories c, n and the maximum m
                 high = op[23]
                 past, norm = floats(old + 4 * wide, count), floats(old + 8 * wide, count)
@@ -87,8 +89,8 @@ def recur(job, op, me, team):
                     sb[j] = max(f * norm[j] + i, floor)
                     sc[j] = m
                     y[j] = sigmoid(xd[j] + sd[j]) * sa[j] / sb[j]
-                floats(new + 4 * wide, count)[:] = sa
-                floats(new + 8 * wide, count)[:] = sb
-                floats(after(job, high, wide, node) + place, count)[:] = sc
-            floats(new, count)[:] = y
+                put(s, new + 4 * wide, count)
+                put(s + 4 * narrow, new + 8 * wide, count)
+                put(s + 8 * narrow, after(job, high, wide, node) + place, count)
+            put(row(job, op, 4, node) + place, new, count)
         barrier(job, team)

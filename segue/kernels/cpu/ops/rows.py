@@ -32,10 +32,12 @@ def embed(job, op, me, team):
     """into(3), width, table, positions or 0."""
     width = op[4]
     for node in range(me, job[NODES], team):
-        into = floats(row(job, op, 1, node), width)
-        into[:] = floats(op[5] + 4 * width * longs(job[TOKEN], job[NODES])[node], width)
+        into = row(job, op, 1, node)
+        put(op[5] + 4 * width * longs(job[TOKEN], job[NODES])[node], into, width)
         if op[6]:
-            into += floats(op[6] + 4 * width * longs(job[POSITION], job[NODES])[node], width)
+            x, y = floats(op[6] + 4 * width * longs(job[POSITION], job[NODES])[node], width), floats(into, width)
+            for j in range(width):
+                y[j] += x[j]
 
 
 @fast
@@ -57,7 +59,7 @@ def gather(job, op, me, team):
     width = op[7]
     want = longs(job[WANT], job[WANTED])
     for index in range(me, job[WANTED], team):
-        floats(row(job, op, 4, index), width)[:] = floats(row(job, op, 1, want[index]), width)
+        put(row(job, op, 1, want[index]), row(job, op, 4, index), width)
 
 
 @njit
@@ -126,7 +128,8 @@ def map(job, op, me, team):
             for j in range(count):
                 y[j] = x[j] * scale[j]
         else:
-            y[:] = x
+            for j in range(count):
+                y[j] = x[j]
         if op[9]:
             shift = floats(op[9] + 4 * begin, count)
             for j in range(count):
@@ -197,7 +200,8 @@ def polynomial(job, op, me, team):
         into = row(job, op, 4, node) + 4 * group * size
         y = floats(into, size)
         y[0] = ONE
-        y[1 : 1 + width] = x
+        for i in range(width):
+            y[1 + i] = x[i]
         at = 1 + width
         for i in range(width):
             for j in range(width - i):
