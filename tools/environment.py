@@ -51,7 +51,9 @@ def make_venv() -> None:
         return
     python = usable_python()
     print(f"making {VENV} with {python}", flush=True)
-    share = ["--system-site-packages"] if succeeds(python, "-c", TORCH_IN_RANGE) else []
+    # Of an environment that is active only the Python beneath it would be shared, not its packages.
+    alone = "import sys; assert sys.prefix == sys.base_prefix; "
+    share = ["--system-site-packages"] if succeeds(python, "-c", alone + TORCH_IN_RANGE) else []
     if subprocess.run([python, "-m", "venv", "--clear", *share, str(VENV)]).returncode:
         sys.exit("error: python3 cannot make a virtual environment; on Debian: apt install python3-venv")
 
