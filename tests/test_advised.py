@@ -155,6 +155,26 @@ def test_regression_knows_what_stays_and_what_comes_often() -> None:
     assert chances[~stays].mean() > 2 / 82 * (~stays).mean()  # of any number, twice what all alike have
 
 
+def test_regression_sees_a_season_beyond_its_own_past() -> None:
+    """A week that no rule tells, again and again with noise: known from the week before alone."""
+    draw = np.random.default_rng(0)
+    week = draw.integers(5, 75, 60)
+
+    def weeks(count: int) -> np.ndarray:
+        return (np.tile(week, count) + draw.integers(-2, 3, 60 * count)).astype(np.int32)
+
+    turns, numbers, ids, costs = [np.arange(82)], [LEVELS.tolist()], weeks(4), []
+    for seasons in ([], [60]):
+        model = Regression.over(83, turns, numbers, 64, 1200, seasons)
+        model.learn([weeks(20)])
+        again = Regression(**model.settings())
+        again.restore(model.arrays())
+        np.testing.assert_allclose(again.predictions(ids, 61), told := model.predictions(ids, 61))
+        costs.append(-np.log2(told[np.arange(len(told)), ids[61:]]).mean())
+    assert costs[1] < costs[0] - 1.5
+    assert Regression.over(83, turns, numbers, 62, 1200, [60]).seasons == [0]  # a row is too short for it
+
+
 def test_counts_are_heard_beside_a_regression_where_courses_come_again() -> None:
     draw = np.random.default_rng(0)
     course = draw.integers(0, 81, 90).astype(np.int32)  # no law, but always the same

@@ -21,6 +21,7 @@ from segue.kinds.codecs import LevelCodec
 from segue.kinds.series import table
 from segue.kinds.times import Clock, steady
 from segue.training.recipe import Facts, choose
+from segue.verbs.mixed import seasons
 
 
 @settings(max_examples=40, deadline=None)
@@ -211,3 +212,13 @@ def test_many_columns_are_shown_in_part(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").stat().st_size > 0
     plan, why = choose(Facts(100_000, 10_000, 500, 1, 1e11, "float32", turn=300), steps=20)
     assert plan.context == 1024 and "a row has 3 moments of 300 columns (few:" in why
+
+
+def test_rows_hold_a_season_that_is_worth_it() -> None:
+    assert [choose(Facts(100_000, 10_000, 500, 1, 1e11, "float32", season=season), steps=20)[0].context
+            for season in (1, 168, 336, 1100)] == [256, 256, 512, 256]
+    codec, draw = LevelCodec({"": list(range(60))}), np.random.default_rng(0)
+    week = draw.integers(5, 55, 70)
+    sure = np.tile(week, 20) + draw.integers(-3, 4, 1400)
+    for numbers, found in ((sure, 70), (np.cumsum(draw.integers(-1, 2, 1400)) % 60, 1)):
+        assert seasons(codec, [codec.encode([str(number) for number in numbers])]) == [found]

@@ -15,6 +15,7 @@ OWN, OTHERS = 48, 49  # moments of a column's own past, and columns that are tol
 NEAR = (3, 12, OWN)  # moments over which the size of changes says how wide errors are
 ROWS = 20_000  # moments that are learned from at most
 PENALTIES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of weights, per moment, of inputs brought to one size
+AROUND = 3  # moments about a season ago: one before it, that one, and one behind it
 LONG = 12  # moments of a past that says by itself around what its numbers lie, which may have moved since
 FEW = 24  # different numbers of a column up to which it is of sorts rather than measured
 RARE = 30  # times that a column stayed, or did not: of fewer nothing is learned apart
@@ -27,17 +28,19 @@ class Regression(Advisor):
     the latest changes of the other columns and what they are at this moment, as far as they were said.
 
     turns: for each column its numbers' ids, rising, the last that of a missing one; numbers: what the ids say.
-    lags: moments of a column's own past, others: of the other columns'.
+    lags: moments of a column's own past, others: of the other columns'. seasons: for each column after how many moments
+    it comes again; where that is further back than its own past, it is told by the numbers about a season ago, too.
     """
 
     name = "linear regression"
     gated = False  # runs of levels tell a little more of the next number, and lead astray where the next ones are drawn
 
     def __init__(self, vocabulary: int, turns: Sequence[Sequence[int]], numbers: Sequence[Sequence[float]], lags: int,
-                 others: int) -> None:
+                 others: int, seasons: Sequence[int] = ()) -> None:
         self.vocabulary, self.lags, self.others = vocabulary, lags, others
+        self.seasons = [season if season > lags else 0 for season in seasons] or [0] * len(turns)
         self.turns, self.numbers = [np.asarray(ids) for ids in turns], [np.asarray(each, float) for each in numbers]
-        self.reach = (max(lags, others + 1) + 1) * len(turns)
+        self.reach = (max(lags, others + 1, *(season + 1 for season in self.seasons)) + 1) * len(turns)
         self.column, self.value = np.full(vocabulary + 1, -1), np.full(vocabulary + 1, np.nan)  # the last: of nothing
         for column, (ids, each) in enumerate(zip(self.turns, self.numbers)):
             self.column[ids], self.value[ids[:-1]] = column, each
@@ -45,11 +48,12 @@ class Regression(Advisor):
 
     @classmethod
     def over(cls, vocabulary: int, turns: Sequence[np.ndarray], numbers: Sequence[Sequence[float]], context: int,
-             moments: int) -> Regression:
+             moments: int, seasons: Sequence[int] = ()) -> Regression:
         """One that reaches no further than a row of `context` tokens, with few enough weights for so many moments."""
+        fit = [season if (season + AROUND) * len(turns) <= context else 0 for season in seasons]
         lags = int(np.clip(min(OWN, context // len(turns) - 1, moments // 20), 1, OWN))
         others = min(2, lags) if len(turns) <= OTHERS else 0  # more do not help forecasts that go on from forecasts
-        return cls(vocabulary, [ids.tolist() for ids in turns], [list(each) for each in numbers], lags, others)
+        return cls(vocabulary, [ids.tolist() for ids in turns], [list(each) for each in numbers], lags, others, fit)
 
     def learn(self, documents: Sequence[np.ndarray]) -> None:
         ends = [number for number, ids in enumerate(documents) if len(ids) and self.column[ids[-1]] < 0]
@@ -123,6 +127,9 @@ class Regression(Advisor):
         level = (last[:, None] - model["mean"]) / deviation
         parts = [np.ones((len(behind), 1)), *([level] if self.lags < LONG else []),
                  (own[:, :-1] - last[:, None]) / deviation]
+        if season := self.seasons[column]:
+            ago = values[:, -(np.arange(season + 1, season + 1 - AROUND, -1) * many)]
+            parts += [np.where(np.isfinite(ago), ago - last[:, None], 0.0) / deviation]
         for other in range(many):
             if other != column and self.others:
                 each = np.nan_to_num(lagged(other, self.others + 1, other < column))
@@ -173,7 +180,8 @@ class Regression(Advisor):
 
     def settings(self) -> dict[str, Any]:
         return {"vocabulary": self.vocabulary, "turns": [ids.tolist() for ids in self.turns],
-                "numbers": [each.tolist() for each in self.numbers], "lags": self.lags, "others": self.others}
+                "numbers": [each.tolist() for each in self.numbers], "lags": self.lags, "others": self.others,
+                "seasons": self.seasons}
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {"end": np.array([self.end]), **{f"{column}.{name}": value for column, model in enumerate(self.models)

@@ -159,7 +159,9 @@ def same_type(value: Any, example: Any) -> bool:
 
 
 SIZE = 0.075  # parameters of the blocks, per root of the compute in floating-point operations (Chinchilla: 0.09)
-MOMENTS = 49  # of several columns that a row holds, where they fit in 1,024 tokens: two days of hours, and one more
+MOMENTS = 49  # of several columns that a row holds, where they fit in WIDEST tokens: two days of hours, and one more
+FEW = 3  # moments that a row holds besides a season
+WIDEST = 1024  # tokens a row, for moments of several columns or a season
 BATCH = 1.8  # tokens a step, per fourth root of the compute
 
 
@@ -167,7 +169,8 @@ BATCH = 1.8  # tokens a step, per fourth root of the compute
 class Facts:
     """What the choice depends on. tokens: of the training data. longest: tokens of the longest sequence. seconds: to
     train, or None where steps are given. flops: per second that training gets out of this machine. least: tokens a step
-    below which a step takes no less time. turn: tokens of a moment, of data of several columns."""
+    below which a step takes no less time. turn: tokens of a moment, of data of several columns. season: moments after
+    which measured numbers come again."""
 
     tokens: int
     longest: int
@@ -178,6 +181,7 @@ class Facts:
     seconds: float | None = None
     least: int = 512
     turn: int = 1
+    season: int = 1
 
 
 def choose(facts: Facts, **choices: Any) -> tuple[Plan, str]:
@@ -188,7 +192,10 @@ def choose(facts: Facts, **choices: Any) -> tuple[Plan, str]:
     longest = max(2, facts.longest - 1)
     context = choices.get("context")
     if not isinstance(context, int) or context < 1:
-        most = max(256, min(1024, 1 << (MOMENTS * facts.turn - 1).bit_length()))
+        moments = MOMENTS * facts.turn
+        if (whole := (facts.season + FEW) * facts.turn) <= WIDEST:
+            moments = max(moments, whole)
+        most = max(256, min(WIDEST, 1 << (moments - 1).bit_length()))
         context = max(8, min(most, 1 << (longest - 1).bit_length()))
     steps = choices.get("steps")
     given_steps = steps if isinstance(steps, int) and steps > 0 else 1000

@@ -213,8 +213,9 @@ class Asked:
         teaching = objective_named(self.objective, codec.eos, codec.spelling, known) if self.teacher is None else \
             Distillation(self.teacher.model, self.choices.get("distil", Plan.distil))
         parts = mixed.part(train, codec.size, self.seed) if self.mix and distributed.world() == 1 else None
+        advised = mixed.advisor(self.data.kind, codec, 2, []) is not None
         reserve = 0.0 if parts is None or self.minutes is None else \
-            mixed.reserve(train, held, codec.size, self.minutes, mixed.advisor(self.data.kind, codec, 2, 0) is not None)
+            mixed.reserve(train, held, codec.size, self.minutes, advised)
         return Job(asked=self, codec=codec, train=train, held=held, source=train if parts is None else parts.store,
                    teaching=teaching, choices=self.choices | ({"known": known} if known else {}), reserve=reserve,
                    parts=parts)
@@ -399,7 +400,8 @@ def facts_of(train: Any, codec: Codec, minutes: float | None, choices: Mapping[s
     return Facts(int(train.lengths.sum()), int(train.lengths.max()), codec.size, threads, flops,
                  "bfloat16" if bfloat16 else "float32", None if minutes is None else minutes * 60,
                  16_384 if device.type == "cuda" else 512,  # a GPU's steps begin at the time that starting them takes
-                 max(1, len(codec.turns())))
+                 max(1, len(codec.turns())),
+                 max(mixed.seasons(codec, mixed.documents(train)), default=1) if codec.turns() else 1)
 
 
 def steps_until(deadline: float, seconds: float) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from segue.analysis.forecast import filled, season
 from segue.continual.memory import sequences
 from segue.kinds import Codec, Kind
 from segue.kinds.codecs import ItemCodec, LevelCodec, parted
@@ -27,6 +29,8 @@ EVEN = 2_500  # elements: of fewer none are set aside to learn a gate on, and bo
 GATED = 1_500  # elements that are set aside at least, if they are no more than a fifth
 POSITION = 2e-7  # seconds, for each token of the vocabulary, that the gate's fit takes for a position
 WIDEST = 1 << 16  # tokens: a distribution is dense
+REGULAR = 50_000  # moments that a season is looked for in
+DAY, CLEARLY = 24, 0.7  # moments ahead; of the error of the last value, what a season's may be to be believed
 ASSORTED = 100  # items from which on neighbours may tell more than runs of them
 
 
@@ -89,11 +93,38 @@ def reserve(train: Store, held: Store, vocabulary: int, minutes: float, advised:
     return min(0.4 * 60 * minutes, 3 + 2e-6 * size + gate + beside + score)
 
 
-def advisor(kind: Kind, codec: Codec, context: int, size: int) -> Advisor | None:
-    """What beside counts tells the next of `size` elements of a kind (see `Kind.advisor`); None where nothing does."""
+def seasons(codec: Codec, given: Sequence[np.ndarray]) -> list[int]:
+    """Of measured numbers, column by column, after how many moments they come again in the longest of these documents
+    (1: they do not)."""
+    turns = codec.turns()
+    if not turns or not len(given):
+        return [1] * len(turns)
+    longest = max(given, key=len)[-REGULAR * len(turns) :]
+    return [_season(_numbers(codec, ids)[np.searchsorted(ids, longest[np.isin(longest, ids)])]) for ids in turns]
+
+
+def _season(values: np.ndarray) -> int:
+    """The season of a series, where the value of a season ago says clearly more of the day to come than the last."""
+    values = filled(values)
+    lag = season(values)
+    if lag == 1 or len(values) <= DAY:
+        return 1
+    naive = [np.abs(values[ahead:] - values[:-ahead]).mean() for ahead in range(1, DAY + 1)]
+    return lag if np.abs(values[lag:] - values[:-lag]).mean() < CLEARLY * np.mean(naive) else 1
+
+
+def _numbers(codec: Codec, ids: np.ndarray) -> np.ndarray:
+    """What the ids of a column say, the last of them that it is missing."""
+    return np.array([*(parted(codec.token(id))[1] for id in ids[:-1].tolist()), np.nan])
+
+
+def advisor(kind: Kind, codec: Codec, context: int, given: Sequence[np.ndarray]) -> Advisor | None:
+    """What beside counts tells the next elements of documents like these, of a kind (see `Kind.advisor`); None where
+    nothing does."""
     if kind.advisor == Regression.name and (turns := codec.turns()):
-        numbers = [[parted(codec.token(id))[1] for id in ids[:-1].tolist()] for ids in turns]
-        return Regression.over(codec.size, turns, numbers, context, size // len(turns))
+        numbers = [_numbers(codec, ids)[:-1].tolist() for ids in turns]
+        moments = sum(map(len, given)) // len(turns)
+        return Regression.over(codec.size, turns, numbers, context, moments, seasons(codec, given))
     if kind.advisor == LinearPrediction.name and (said := kind.numbers(codec)) is not None:
         return LinearPrediction(codec.size, said[:, 0])
     if kind.advisor == Neighbours.name and isinstance(codec, ItemCodec) and len(codec.items) >= ASSORTED:
@@ -106,7 +137,7 @@ def mix(model: Stack | ClozeModel, parts: Parts, context: int, seed: int, precis
     """The fitted network with counts of all training documents. minutes: the dial of the whole fit, if it has one.
     kind, codec: of the tokens, where what they are may tell more (see `advisor`)."""
     size = sum(map(len, parts.rest))
-    beside = None if kind is None or codec is None else advisor(kind, codec, context, size)
+    beside = None if kind is None or codec is None else advisor(kind, codec, context, parts.rest)
     if beside is not None and beside.gated and not parts.aside:
         beside = None  # there is nothing to learn on how far to believe it
     counts = BlendedCounts(model.vocabulary) if beside is None else Advised(model.vocabulary, beside)
