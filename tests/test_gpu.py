@@ -132,7 +132,7 @@ UNRECORDED = {"hyena", "jrt", "palm", "block-recurrent", "lssl"}
 def test_a_recorded_step_says_what_the_model_says(name: str) -> None:
     model = stack(name, options={}, width=32, hidden=48).double().to(DEVICE).eval()
     prompts = [[1, 2, 3, 4, 1, 2, 3], [5], [7, 8, 7, 8, 7, 8, 7]]
-    running = Recorded(model, graph=DEVICE == "cuda")
+    running = Recorded(model)
     for rows, n in ((prompts, 40), (prompts[:1], 10)):
         assert [a.tokens for a in generate(running, rows, n)] == [a.tokens for a in generate(model, rows, n)]
     assert bool(running.recordings) == (name not in UNRECORDED), running.trouble

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from segue.analysis.memory import saved_memory
 from segue.errors import SegueError
-from segue.mixers import MIXERS, Attention
+from segue.mixers import MIXERS, Attention, LongVQ
 from segue.mixers.attention import attend, merge, merge_into
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch
@@ -348,6 +348,9 @@ def check_context(config: StackConfig, ranks: int, packed: bool, length: int = 2
     """Loss, logits and gradients are those of one process."""
     torch.manual_seed(1)
     stack, batch = Stack(config).double(), batch_of(length, packed)
+    for block in stack.blocks:
+        if isinstance(block.mixer, LongVQ):
+            block.mixer.eval()  # else codes follow the keys of each thread, and keys end where a state is handed on
     want = learned(stack, batch)
     want.backward()
     with torch.no_grad():

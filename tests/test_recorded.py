@@ -30,7 +30,7 @@ PROMPTS = [[1, 2, 3, 4, 1, 2, 3], [5], [7, 8, 7, 8, 7]]
 
 def recorded(pattern: str) -> Recorded:
     model = stack(pattern, options={k: v for k, v in OPTIONS.items() if k in pattern}, width=32, hidden=48)
-    return Recorded(model.double().to("cuda" if GPU else "cpu").eval(), graph=GPU)
+    return Recorded(model.double().to("cuda" if GPU else "cpu").eval())
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

@@ -50,8 +50,8 @@ class Unread(TorchDispatchMode):
             return name not in self.PLAIN
         if name in ("index", "index_put", "index_put_"):
             return any(each is not None and each.dtype in (torch.bool, torch.uint8) for each in args[1])
-        if name == "repeat_interleave":
-            return isinstance(args[-1], Tensor)
+        if name == "repeat_interleave":  # so many times each as numbers say
+            return isinstance(kwargs.get("repeats", args[min(1, len(args) - 1)]), Tensor)
         if name in ("copy_", "to", "_to_copy"):
             devices = [each.device if isinstance(each, Tensor) else each for each in (*args, *kwargs.values())
                        if isinstance(each, Tensor | torch.device)]
@@ -189,12 +189,12 @@ class Recorded:
     """A stack whose plain decoding plays a recording. Satisfies `segue.models.base.Decodable`.
 
     Recorded are stacks of attention and of mixers with a constant state, in states that cannot go back and whose
-    prompts are read from left to right; anything else runs operation by operation, as `Stack.extend` does.
-    graph: whether there is a GPU to play it; else the same step runs over the same buffers (tests do that).
+    prompts are read from left to right; anything else runs operation by operation, as `Stack.extend` does. Where there
+    is no GPU, the same step runs over the same buffers (tests do that).
     """
 
-    def __init__(self, stack: Stack, graph: bool = True) -> None:
-        self.stack, self.graph = stack, graph
+    def __init__(self, stack: Stack) -> None:
+        self.stack, self.graph = stack, torch.cuda.is_available() and stack.embedding.weight.is_cuda
         self.vocabulary, self.explicit, self.needs_whole_prompt = stack.vocabulary, stack, reads_whole(stack)
         self.recordings: dict[tuple[int, int], Recording] = {}
         self.trouble: str | None = None  # why nothing is recorded
