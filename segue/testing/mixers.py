@@ -34,7 +34,7 @@ def check_mixer(make: Mixer | Callable[[int], Mixer], widths: tuple[int, ...] = 
     shrink: search for the smallest failing case before failing.
     only: check only properties whose name contains this.
 
-    Returns the largest error seen, by property.
+    Returns the largest error seen in float64, by property.
     """
     found: dict[str, float] = {}
     for index, width in enumerate(widths):
@@ -55,7 +55,7 @@ def check_state(make: Mixer | Callable[[int], Mixer], width: int = 8, seed: int 
     """Check the decoding states of a mixer alone (`segue.mixers.state.State`): extended in pieces, ragged rows and
     trees, committed, selected, joined, rewound, put back, all in any order, they go on as if read from the beginning.
 
-    Part of `check_mixer`, whose arguments these are. Returns the largest error seen, by property.
+    Part of `check_mixer`, whose arguments these are. Returns the largest error seen in float64, by property.
     """
     mixer = copy.deepcopy(make) if isinstance(make, Mixer) else _build(make, width, seed)
     checker = _MixerChecker(mixer, mixer, seed, examples, prompt, device, shrink)

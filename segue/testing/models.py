@@ -39,7 +39,7 @@ def check_model(model: Decodable, tolerance: float | None = None, seed: int = 0,
     device: where tokens go. shrink: search for the smallest failing case before failing.
     only: check only properties whose name contains this.
 
-    Returns the largest error seen, by property.
+    Returns the largest error seen in float64, by property.
     """
     if isinstance(model, NATIVE):
         model = copy.deepcopy(model).double().eval().to(device)
