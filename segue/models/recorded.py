@@ -203,7 +203,8 @@ class Recorded:
 
     @property
     def path(self) -> str:
-        return self.stack.path + (", steps as a CUDA graph" if self.graph and self.trouble is None else "")
+        told = "" if not self.graph else ", steps as a CUDA graph" if self.trouble is None else f" ({self.trouble})"
+        return self.stack.path + told
 
     def init_state(self, batch: int, history: int = 0) -> LentState:
         state = self.stack.init_state(batch, history)
@@ -251,8 +252,8 @@ class Recorded:
                 self.recordings.pop(next(iter(self.recordings))).evict()
             try:
                 recording = Recording(self.stack, state, capacity, self.graph)
-            except SegueError as error:
-                self.trouble = str(error)
+            except (SegueError, RuntimeError) as error:  # the step then runs as it did, and `path` says why
+                self.trouble = f"not recorded: {str(error).splitlines()[0]}"
                 return None
         self.recordings[key] = recording
         recording.take(state, most)
