@@ -14,6 +14,7 @@ imports = $(python) -c "from importlinter.cli import lint_imports_command as lin
 ready = $(python) -c "import segue; from segue.kernels.cpu import engine; engine.ready(); \
 	segue.fit(['abc' * 40] * 20, steps=1, quiet=True)"
 
+test: export PYTHONDONTWRITEBYTECODE =  # else each of the tests' processes compiles all of the sources anew
 test: .venv/.dev  # types are checked beside the rest
 	$(python) -m ruff check .
 	@$(python) -m mypy & types=$$!; { $(imports) && $(ready) && \

@@ -276,7 +276,8 @@ def test_a_question_may_be_of_any_sequence() -> None:
 
     draw = np.random.default_rng(0)
     proteins = ["".join(draw.choice(list("AGLK" if i % 2 else "WYFC"), 9 + i % 5)) for i in range(80)]
-    model = segue.fit(proteins, kind="protein", mixer="mamba", steps=2, width=16, depth=1, quiet=True)
+    model = segue.fit(proteins, kind="protein", mixer="mamba", steps=2, width=16, depth=1, quiet=True,
+                      mix=False)
     rows = [model.codec.encode(each) for each in proteins]
     asked = Question("family", rows, np.arange(80) % 2, np.arange(80))
     assert answered(partial(embed, model.model, begin=model.codec.bos), asked).accuracy > 0.9

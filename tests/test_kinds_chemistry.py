@@ -114,7 +114,7 @@ def test_quality_by_hand() -> None:
 
 def test_from_files_to_a_file(tmp_path: Path) -> None:
     (tmp_path / "a.smi").write_text("".join(f"{smiles}\n" for smiles in DRUGS * 10))
-    model = segue.fit(tmp_path / "a.smi", out=tmp_path / "model", steps=20, seed=1, quiet=True)
+    model = segue.fit(tmp_path / "a.smi", out=tmp_path / "model", steps=20, seed=1, quiet=True, mix=False)
     answer = model.continue_("CC(=O)", n=12)
     answer.save(tmp_path / "next.smi")
     assert (tmp_path / "next.smi").read_text().startswith("CC(=O)")

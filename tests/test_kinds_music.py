@@ -209,7 +209,7 @@ def test_from_files_to_a_file(tmp_path: Path) -> None:
         scale = [item for step in (0, 2, 4, 5, 7, 9, 11, 12) * 4 for item in (f"note{48 + key + step}", "length24",
                                                                              "wait24")]
         MUSIC.write([scale], tmp_path / "songs" / f"{key}.mid")
-    model = segue.fit(tmp_path / "songs", out=tmp_path / "model", steps=60, seed=1, quiet=True)
+    model = segue.fit(tmp_path / "songs", out=tmp_path / "model", steps=60, seed=1, quiet=True, mix=False)
     assert model.kind.name == "music"
     answer = model.continue_(tmp_path / "songs" / "3.mid", n=60)
     answer.save(tmp_path / "next.mid")
@@ -236,6 +236,6 @@ def test_a_note_struck_again_keeps_its_own_end(tmp_path: Path) -> None:
 def test_many_files_are_gone_on_from_at_once(tmp_path: Path) -> None:
     for name in ("a", "b"):
         MUSIC.write([["note60", "length24", "wait24"] * 20 + ["note62", "length24"]], tmp_path / "in" / f"{name}.mid")
-    model = segue.fit(tmp_path / "in", out=tmp_path / "model", steps=2, seed=1, quiet=True)
+    model = segue.fit(tmp_path / "in", out=tmp_path / "model", steps=2, seed=1, quiet=True, mix=False)
     answers = model.continue_([tmp_path / "in" / "a.mid", tmp_path / "in" / "b.mid"], n=4)
     assert len(answers) == 2 and all(len(answer.value) <= 4 for answer in answers)

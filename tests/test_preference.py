@@ -112,7 +112,7 @@ def test_no_pairs() -> None:
     ("text", "say: ", "yes", "no"), ("dna", "ACGT", "AAAA", "CCCC"), ("dna", "", "ACAC", "GG")])
 def test_prefer_moves_any_fitted_model(kind: str, prompt: str, better: str, worse: str, tmp_path: Path) -> None:
     whole = [(prompt + each) * 12 for each in (better, worse)] * 12
-    model = segue.fit(segue.data.of(whole, kind=kind), out=tmp_path / "model", steps=3, quiet=True)
+    model = segue.fit(segue.data.of(whole, kind=kind), out=tmp_path / "model", steps=3, quiet=True, mix=False)
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text((json.dumps({"prompt": prompt, "chosen": better, "rejected": worse}) + "\n") * 20)
     report = model.prefer(pairs, steps=4, rate=1e-2, quiet=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -57,6 +58,7 @@ class Case:
 STEPS = ("chain", "ragged", "draft", "tree", "rewind", "select", "join", "snapshot", "restore")
 
 
+@cache
 def draw_cases(least: int = 0, longest: int = 40, rows: int = 3, nodes: int = 7) -> Any:
     """A hypothesis strategy of `Case`s; every row has at least `least` tokens."""
     st = require("hypothesis.strategies", extra="dev")
@@ -74,6 +76,27 @@ def draw_cases(least: int = 0, longest: int = 40, rows: int = 3, nodes: int = 7)
     return case()
 
 
+def _draw(cases: Any, one: Callable[[Case], None], examples: int, seed: int, shrink: bool = False) -> None:
+    """Call `one` with each drawn case."""
+    hypothesis = require("hypothesis", extra="dev")
+    settings = hypothesis.settings(max_examples=examples, database=None, deadline=None, report_multiple_bugs=False,
+                                   phases=[hypothesis.Phase.generate] + [hypothesis.Phase.shrink] * shrink,
+                                   suppress_health_check=list(hypothesis.HealthCheck))
+    hypothesis.seed(seed)(settings(hypothesis.given(cases)(one)))()
+
+
+@cache
+def drawn(cases: Any, examples: int, seed: int) -> list[Case]:
+    """What is drawn is the same for every property: to draw it costs as much as to check the shorter ones."""
+    found: list[Case] = []
+
+    def one(case: Case) -> None:
+        found.append(case)
+
+    _draw(cases, one, examples, seed)
+    return found
+
+
 @dataclass
 class Checker:
     """Runs properties on drawn cases and keeps, for each, the largest error seen in float64."""
@@ -88,17 +111,18 @@ class Checker:
 
     def property(self, name: str, body: Callable[[Case], None], cases: Any) -> None:
         """Check `body` on drawn cases; a failure is first shrunk to the smallest case that still fails."""
-        hypothesis = require("hypothesis", extra="dev")
-        phases = [hypothesis.Phase.generate] + [hypothesis.Phase.shrink] * self.shrink
-        settings = hypothesis.settings(max_examples=self.examples, database=None, deadline=None,
-                                       phases=phases, suppress_health_check=list(hypothesis.HealthCheck),
-                                       report_multiple_bugs=False)
 
         def one(case: Case) -> None:
             self.now(name, f" in {case}")
             self.guard(lambda: body(case))
 
-        hypothesis.seed(self.seed)(settings(hypothesis.given(cases)(one)))()
+        try:
+            for case in drawn(cases, self.examples, self.seed):
+                one(case)
+        except ContractBroken:
+            if self.shrink:
+                _draw(cases, one, self.examples, self.seed, shrink=True)
+            raise
 
     def once(self, name: str, body: Callable[[], None]) -> None:
         """Check a property that needs no drawn case."""
