@@ -209,7 +209,8 @@ def test_from_files_to_a_file(tmp_path: Path) -> None:
         scale = [item for step in (0, 2, 4, 5, 7, 9, 11, 12) * 4 for item in (f"note{48 + key + step}", "length24",
                                                                              "wait24")]
         MUSIC.write([scale], tmp_path / "songs" / f"{key}.mid")
-    model = segue.fit(tmp_path / "songs", out=tmp_path / "model", steps=60, seed=1, quiet=True, mix=False)
+    model = segue.fit(tmp_path / "songs", out=tmp_path / "model", steps=30, seed=1, quiet=True, mix=False, width=64,
+                      depth=2)
     assert model.kind.name == "music"
     answer = model.continue_(tmp_path / "songs" / "3.mid", n=60)
     answer.save(tmp_path / "next.mid")

@@ -79,19 +79,19 @@ def classifier(arm: Arm, features: int, classes: int, seed: int, pool: str = "")
     return Classifier(backbone, LinearHead(WIDTH, classes), pool)
 
 
-def score(arm: Arm, seed: int, steps: int, test: int) -> float:
+def score(arm: Arm, seed: int, steps: int, test: int, nodes: int) -> float:
     """Right answers on fresh graphs. Answers about a whole graph are read off its last node; where each node has a
     sequence of its own, off the mean of all."""
     task = GRAPHS[arm.task]
     pool = "mean" if arm.task == "connectivity" else ""
     model = classifier(arm, FEATURES, task.vocabulary, seed, pool)
-    learn(model, task.batches(ROWS, (NODES, NODES), seed), steps, rate=RATE, seed=seed, objective=ClassLoss("all"))
-    return accuracy(model, task.test(test, NODES, seed))
+    learn(model, task.batches(ROWS, (nodes, nodes), seed), steps, rate=RATE, seed=seed, objective=ClassLoss("all"))
+    return accuracy(model, task.test(test, nodes, seed))
 
 
-def chance(task: str, seed: int) -> float:
+def chance(task: str, seed: int, test: int, nodes: int) -> float:
     """The share of the commonest answer."""
-    answers = GRAPHS[task].test(TEST, NODES, seed).targets
+    answers = GRAPHS[task].test(test, nodes, seed).targets
     return float(answers[answers >= 0].bincount().max() / (answers >= 0).sum())
 
 
@@ -143,8 +143,8 @@ def fold(arm: Arm | None, folder: Path | None, number: int, seed: int, steps: in
 def measure(run: Run) -> list[Row]:
     folder, steps = run.dataset("graphs-tu"), run.pick(dict.fromkeys(STEPS, 2), STEPS)
     seeds = range(run.seed, run.seed + run.pick(1, 2))
-    test = run.pick(20, TEST)
-    jobs: dict[str, Any] = {f"{arm.task} {arm.name} {seed}": partial(score, arm, seed, steps[arm.task], test)
+    test, nodes = run.pick((20, 12), (TEST, NODES))
+    jobs: dict[str, Any] = {f"{arm.task} {arm.name} {seed}": partial(score, arm, seed, steps[arm.task], test, nodes)
                             for seed in seeds for arm in MADE}
     folds = range(run.pick(1, FOLDS))
     jobs |= {f"MUTAG {arm.name if arm else ATOMS} {number}":
@@ -154,14 +154,14 @@ def measure(run: Run) -> list[Row]:
     for arm in MADE:
         each = [found[f"{arm.task} {arm.name} {seed}"] for seed in seeds]
         table.append({"task": arm.task, "arm": arm.name, "accuracy": mean(each),
-                      "chance": mean(chance(arm.task, seed) for seed in seeds), "by seed": each})
+                      "chance": mean(chance(arm.task, seed, test, nodes) for seed in seeds), "by seed": each})
     graphs, _, _ = molecules(folder)
     largest = max(Counter(graph.label for graph in graphs).values()) / len(graphs)
     for real in (*REAL, None):
         name = real.name if real else ATOMS
         each = [found[f"MUTAG {name} {number}"] for number in folds]
         table.append({"task": "MUTAG", "arm": name, "accuracy": mean(each), "chance": largest, "by seed": each})
-    run.note(f"graphs of {NODES} nodes, {ROWS} drawn anew at each of {steps['connectivity']} steps, to count colours "
+    run.note(f"graphs of {nodes} nodes, {ROWS} drawn anew at each of {steps['connectivity']} steps, to count colours "
              f"of {steps['colours']}; two layers of width {WIDTH}, rate {RATE}, {test} fresh graphs to measure on; "
              "mamba reads one way, attention both, without positions of its own; all arms but those that count colours "
              "have one layer of GatedGCN in each token and positions of tokens (level, distances in the tree); node "
