@@ -172,6 +172,10 @@ class Kind(ABC):
         """Write objects, or (where there are `several` in a file) `Record`s with their names, in the field's own file
         format, atomically."""
 
+    def well_formed(self, obj: Any) -> bool:
+        """Whether a whole object is one that users of the kind would take for one; most kinds take all."""
+        return True
+
     @abstractmethod
     def show(self, obj: Any) -> str:
         """The object for a terminal."""
