@@ -199,7 +199,8 @@ class QuantisedAttention(Recurrence):
         adds = self._by_code(code, valued, left)
         keeps = (owner[:, 1:] == owner[:, :-1]).to(sums.dtype)[..., None, None].expand_as(adds)
         before = torch.cat([sums[:, None], linear_scan(keeps, adds, sums)], 1)
-        weights = (q @ self.codebook.codes.to(k.dtype).mT).to(sums.dtype).exp() * (mine == owner[..., None, None])  # (B, blocks, size, S)
+        weights = (q @ self.codebook.codes.to(k.dtype).mT).to(sums.dtype).exp()  # (B, blocks, size, S)
+        weights = weights * (mine == owner[..., None, None])
         y = y + weights @ before
         if self.training and blocks > 1:
             y = y + _StraightThrough.apply(k, q, weights, code.clamp(min=0), valued * left[..., None], keeps)
