@@ -109,7 +109,7 @@ def measure(run: Run) -> list[Row]:
                "written": limit, "right": done[f"Turing {precision}"]} for precision in ("float64", "float32")]
     run.note(f"trained: two layers of width 64 with rotary attention, {steps} steps of {rows} rows; right is the share "
              "of answers, the model reading what it wrote itself; chance is 1.7%, in the control about 60%")
-    run.note(f"Turing machines: one that looks for palindromes, in a word of 32 letters, and random ones of one and two "
+    run.note("Turing machines: one that looks for palindromes, in a word of 32 letters, and random ones of one and two "
              f"tapes, with 2 to 6 states and 2 to 4 symbols; at most {limit} steps of each")
     run.note(EXPRESSIBLE)
     return table
