@@ -151,8 +151,10 @@ def test_commitment_draws_keys_to_their_codes() -> None:
     q, k, v, code = model._project(x, model._alone(x))
     between = k - model.attention.codebook.codes[code]
     model(x)
-    torch.testing.assert_close(model.penalty(), 0.5 * between.square().mean())
-    model.penalty().backward()
+    penalty = model.penalty()
+    torch.testing.assert_close(penalty, 0.5 * between.square().mean())
+    penalty.backward()
+    assert model.penalty() is None
     assert model.shared.weight.grad.abs().sum() > 0 and model.v.weight.grad is None
 
 

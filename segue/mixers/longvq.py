@@ -274,7 +274,8 @@ class LongVQ(Mixer):
         return [average.rate for average in (self.average, self.average_ahead) if average is not None]
 
     def penalty(self) -> Tensor | None:
-        return None if self.strayed is None else self.commitment * self.strayed
+        strayed, self.strayed = self.strayed, None  # asked for once: a model that holds a graph cannot be copied
+        return None if strayed is None else self.commitment * strayed
 
     def _remember(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         """The structured memory (B, N, D)."""
