@@ -616,6 +616,17 @@ def test_gla_against_a_plain_loop() -> None:
 
 
 @torch.no_grad()
+@torch.no_grad()
+def test_gates_of_gla_that_begin_to_remember() -> None:
+    mixer, layout = GatedLinearAttention(16, heads=2, remember=1000), Layout.chain((1, 1))
+    nodes = -1 / mixer._project(torch.zeros(1, 1, 16), layout, {})[3][0, 0]
+    torch.testing.assert_close(nodes[:, [0, -1]], torch.tensor([[16 / math.log(2), 1000.0]] * 2), rtol=1e-3, atol=0)
+    ratios = nodes[:, 1:] / nodes[:, :-1]
+    torch.testing.assert_close(ratios, ratios[:, :1].expand_as(ratios), rtol=1e-3, atol=0)
+    with pytest.raises(SegueError, match="remember 20 nodes: give 24 at least"):
+        GatedLinearAttention(16, remember=20)
+
+
 @pytest.mark.parametrize("name", ["lstm", "gru", "elman", "jordan", "mamba", "gla"])
 @pytest.mark.parametrize("tokens", [800, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_decoding_in_flat_memory(name: str, tokens: int) -> None:

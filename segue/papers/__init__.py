@@ -77,7 +77,7 @@ PAPERS: dict[str, Paper] = {
     "cot-expressivity": Paper(
         "The Expressive Power of Transformers with Chain of Thought",
         "2023, arXiv 2310.07923", "cot_expressivity",
-        ("models.construction", "mixers.saturated", "models.automata", "tasks.automata")),
+        ("models.construction", "mixers.saturated", "models.automata", "models.turing", "tasks.automata")),
     "cpt-ift": Paper(
         "Balancing Continuous Pre-Training and Instruction Fine-Tuning: Optimizing Instruction-Following in LLMs",
         "2024, arXiv 2410.10739", "cpt_ift", ("models.delta", "continual.merge", "verbs.merge")),
