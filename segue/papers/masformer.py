@@ -143,18 +143,18 @@ def measure(run: Run) -> list[Row]:
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
-    row = {row["layers"]: row for row in table if row["part"] == "recall"}
-    text = {row["layers"]: row for row in table if row["part"] == "novels"}
+    row = {row["layers"]: row for row in table if row["accuracy"] is not None}
+    nats = {row["layers"]: row["nats"] for row in table if row.get("nats")}
     full, mixed, local = (row[name]["accuracy"] for name in ("all full", "2 full at the bottom", "all local"))
     cost = row["2 full at the bottom"]["pairs"]
     reason = (f"2 of {LAYERS} layers full are right {mixed:.1%} of the time at {cost:.0%} of the attention's cost, all "
               f"full {full:.1%}, all local {local:.1%} (chance {TASK.chance:.1%}), 1 full "
               f"{row['1 full at the bottom']['accuracy']:.1%}; converted after training "
               f"{row[CONVERTED]['accuracy']:.1%} in {row[CONVERTED]['steps']} more steps")
-    nats = {arm: each["nats"] for arm, each in text.items()}
-    reason += (f"; novels, nats per character: all full {nats['all full']:.3f}, 2 full "
-               f"{nats['2 full at the bottom'] / nats['all full'] - 1:+.1%}, all local "
-               f"{nats['all local'] / nats['all full'] - 1:+.1%}")
+    if nats:
+        reason += (f"; novels, nats per character: all full {nats['all full']:.3f}, 2 full "
+                   f"{nats['2 full at the bottom'] / nats['all full'] - 1:+.1%}, all local "
+                   f"{nats['all local'] / nats['all full'] - 1:+.1%}")
     if full < 0.95:
         return "inconclusive", f"the full model itself did not learn the task; {reason}"
     if mixed < full - 0.10 or local > full - 0.10:
@@ -166,7 +166,7 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
 
 def draw(figure: Figure, table: list[Row]) -> None:
     right, cost, novel = figure.subplots(1, 3, sharey=True)
-    recalls = [row for row in table if row["part"] == "recall"]
+    recalls = [row for row in table if row["accuracy"] is not None]
     names, colours = [row["layers"] for row in recalls], [f"C{i}" for i in range(len(recalls))]
     right.barh(names, [row["accuracy"] for row in recalls], color=colours)
     for at, row in enumerate(recalls):
@@ -178,7 +178,7 @@ def draw(figure: Figure, table: list[Row]) -> None:
     cost.barh(names, [row["pairs"] for row in recalls], color=colours)
     cost.set(xlabel="part of full attention's pairs", title="Attention's cost")
     for row in table:
-        if row["part"] == "novels":
+        if row.get("nats"):
             colour = colours[names.index(row["layers"])]
             novel.barh(row["layers"], row["nats"], color=colour)
             novel.text(0.05, row["layers"], f"{row['nats']:.3f}, late {row['late']:.3f}", va="center", fontsize=7)

@@ -204,7 +204,7 @@ def draw(figure: Figure, table: list[Row]) -> None:
     for row in table:
         if row["nats"] is not None:
             bars.setdefault((row["part"], row["arm"]), []).append(row["nats"])
-    names = [f"{part}:\n{arm}" for part, arm in bars]
+    names = [f"{part}:\n" + arm.replace(" + time", "\n+ time") for part, arm in bars]
     music.bar(names, [mean(values) for values in bars.values()],
               color=[f"C{list(ARMS).index(arm)}" for _, arm in bars])
     for at, values in enumerate(bars.values()):
