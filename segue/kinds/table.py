@@ -316,7 +316,7 @@ class Cases(Kind):
         if elements not in (None, "characters", "words", "cells"):
             raise SegueError(f"elements is 'characters', 'words' or 'cells', not {elements!r}")
         with opened(path) as handle:
-            raw = as_utf8(path, handle.read(), encoding)
+            raw = as_utf8(path, handle.read(), encoding, problems)
         lines, called = raw.decode().splitlines(), list[str]()
         if numbered_cases := NUMBERED.match(raw[:HEAD]):
             called = numbered_cases["names"].decode().split()

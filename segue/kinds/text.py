@@ -25,6 +25,7 @@ from segue.kinds.base import (
     Record,
     bad,
     check_text,
+    encoding_of,
     head_of,
     looks_binary,
     marked,
@@ -146,8 +147,9 @@ class Text(Kind):
              lines: bool = False, field: Sequence[str] = (), classes: str | None = None) -> Iterator[Record]:
         """One record a file (in pieces of 16 MiB, cut at a line end, where it is longer).
 
-        encoding: the file's; it is turned into UTF-8 (UTF-16 with a byte order mark without being told). errors:
-        "strict" stops at the first broken byte with its offset; "keep" takes bytes as they are. lines: one record a
+        encoding: the file's; it is turned into UTF-8 (without being told: UTF-16 with a byte order mark, and what is
+        not UTF-8 where its letters are surely those of another). errors: "strict" stops at the first broken byte with
+        its offset; "keep" takes bytes as they are. lines: one record a
         line that is not empty. field: of JSON (lines, or an array of objects), CSV, TSV and Parquet the field or column
         that holds the text, one record a row (found if not given, by its name or by what is in it; a table without one
         is plain text). Several fields, such as a question and its answer, follow each other line by line, and so do the
@@ -176,12 +178,13 @@ class Text(Kind):
             raise SegueError(f"errors is 'strict' or 'keep', not {errors!r}")
         try:
             "".encode(encoding)  # refuses what is known but no encoding of text, such as hex
-            encoding = encodings.lookup(encoding).name
+            encoding = encodings.lookup(encoding).name if errors == "keep" else encoding_of(path, encoding, problems)
         except (LookupError, ValueError) as error:
             raise SegueError(f"there is no text encoding called '{encoding}'; try utf-8, latin-1 or utf-16") from error
         suffix = bare(path).suffix.lower()
+        head = head_of(path, encoding).decode("utf-8", "ignore").removeprefix("\ufeff")
         if self.name == "text" and not lines and suffix not in {".csv", ".arff", ".inter"} | JSON | PARQUET and (
-                several := form_of(self._head(path, encoding), field, suffix in DELIMITED)):
+                several := form_of(head, field, suffix in DELIMITED)):
             if problems is not None:
                 problems.note = several.note if classes is None else several.note.replace("not read:", "read:")
             for number, text, label in several.cut(self._lines(path, encoding, errors)):
@@ -246,10 +249,8 @@ class Text(Kind):
     def _rows(self, path: Path, problems: Problems | None, field: list[str], classes: str | None,
               encoding: str) -> Iterator[Record] | None:
         """The texts of a table, or None where the file is to be read as it is."""
-        head, suffix = head_of(path), bare(path).suffix.lower()
+        head, suffix = head_of(path, encoding), bare(path).suffix.lower()
         sure = bool(field or classes) or suffix in DELIMITED | JSON | PARQUET
-        if encoding != "utf-8" and not is_parquet(head):
-            head = head.decode(encoding, "ignore").encode("utf-8", "ignore")
         check_parquet(path, head)
         table = glance(bare(path), head)
         if table is not None and table.form == "document":  # of which the beginning says little
@@ -292,11 +293,6 @@ class Text(Kind):
         else:
             rows = self._read_columns(path, problems, table.form, roles)
         return rows if dialogue is None else _dialogues(rows)
-
-    def _head(self, path: Path, encoding: str) -> str:
-        head = head_of(path)
-        return head.decode("utf-8" if marked(head, "utf-8") == "utf-8" and encoding == "utf-8" else encoding,
-                           "ignore").removeprefix("\ufeff")
 
     def _lines(self, path: Path, encoding: str, errors: str) -> Iterator[tuple[int, str]]:
         """The lines of a file, counted from 1."""
