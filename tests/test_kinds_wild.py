@@ -555,7 +555,7 @@ def test_texts_of_before_unicode_are_told_by_their_letters(tmp_path: Path) -> No
         data = read(put(tmp_path / "c.csv", rows.encode("latin-1")), **options)
         assert data.kind.name == "text" and texts(data)[1] == "Ça va très bien, merci 1"
     data = read(put(tmp_path / "d.csv", "user,item\nann,thé\nann,café\nann,lait\n".encode("latin-1")))
-    assert data[0].object == ["thé", "café", "lait"] and "read as latin-1" in str(data.summary())
+    assert data[0].object == ["thé", "café", "lait"] and "read as latin-1" in data.describe()["note"]
 
 
 BUYS = [(f"k{i * 7 % 5}", ["Tee", "Brot", "Öl"][i * i % 3], datetime(2023, 1, 28, 9, 5) + timedelta(hours=i * i))

@@ -265,7 +265,8 @@ def spoken(data: bytes, encoding: str, problems: Problems | None = None) -> str:
     part = data[re.search(rb"[\x80-\xff]", data).start() :][:HEAD]  # type: ignore[union-attr]
     guess = likely_encoding(part)
     beyond = [sign for sign in part.decode(guess, "replace") if sign > "\x7f"]
-    if 3 * sum(sign in (LATIN | OTHER)[guess] for sign in beyond) < len(beyond):
+    usual, share = sum(sign in (LATIN | OTHER)[guess] for sign in beyond), 3 if guess in LATIN else 8
+    if share * usual < len(beyond) or 50 * beyond.count("\ufffd") > len(beyond):
         return encoding
     if problems is not None:
         problems.guesses.add(guess)
