@@ -31,8 +31,9 @@ MOST = 1 << 22  # bytes of it where the columns of a table are named a line each
 ARFF = re.compile(rb"(?i)\s*(%[^\n]*\n\s*)*@relation\b")  # a table as Weka writes it
 MARK = encodings.BOM_UTF8
 # Encodings of before Unicode, of texts in Latin letters and in others, with the letters that are usual in each.
-LATIN = {"latin-1": "éèàáíóúüöäñçåßêãõøæ£°«»½", "cp1252": "éèàáíóúüöäñçåßêãõøæ£°«»½’“”–…",
-         "cp1250": "áéíěščřžýůłąężśćő", "cp1254": "ıüşöçğİ"}
+LATIN = {"latin-1": "éèàáíóúüöäñçåßêãõøæòùìâîôûëïðþý£°«»½", "cp1252": "éèàáíóúüöäñçåßêãõøæòùìâîôûëïðþý£°«»½’“”–…",
+         "cp1250": "áéíóúöüäěščřžýůłąężśćőűđňťďľ", "cp1254": "ıüşöçğİ"}
+MANY = ("shift_jis", "euc-jp", "euc-kr", "gb18030", "big5")
 OTHER = {"cp1251": "оеаинтсрвл", "koi8-r": "оеаинтсрвл", "cp1253": "αοιετσνηυρκ", "cp1255": "יוהלאמרתב",
          "cp1256": "اليمنرتبو", "tis-620": "านรอกเงม่ว", "shift_jis": "のにはをたがでいし",
          "euc-jp": "のにはをたがでいし", "euc-kr": "이다는을의에가하고지도로한사인자기대어해리아시를은서나라",
@@ -265,7 +266,7 @@ def spoken(data: bytes, encoding: str, problems: Problems | None = None) -> str:
     part = data[re.search(rb"[\x80-\xff]", data).start() :][:HEAD]  # type: ignore[union-attr]
     guess = likely_encoding(part)
     beyond = [sign for sign in part.decode(guess, "replace") if sign > "\x7f"]
-    usual, share = sum(sign in (LATIN | OTHER)[guess] for sign in beyond), 3 if guess in LATIN else 8
+    usual, share = sum(sign in (LATIN | OTHER)[guess] for sign in beyond), 8 if guess in MANY else 3
     if share * usual < len(beyond) or 50 * beyond.count("\ufffd") > len(beyond):
         return encoding
     if problems is not None:
@@ -335,12 +336,13 @@ def check_text(path: Path, data: bytes, offset: int = 0) -> None:
 
 
 def likely_encoding(data: bytes) -> str:
-    """The encoding of before Unicode in which a text has the most of the usual letters."""
+    """The encoding of before Unicode in which a text has the most of the usual letters; of thousands of signs the usual
+    ones are a smaller share than of an alphabet."""
     shares: dict[str, tuple[bool, float]] = {}
     ascii = len(data.translate(None, bytes(range(128, 256))))
     for encoding, letters in (LATIN if 2 * ascii > len(data) else OTHER).items():
         beyond = [sign for sign in data.decode(encoding, "replace") if sign > "\x7f"]
         usual = [sign for sign in beyond if sign in letters]
         few = encoding in ("cp1250", "cp1254") and len(set(usual)) < 3  # by chance, perhaps
-        shares[encoding] = not few, len(usual) / max(1, len(beyond))
+        shares[encoding] = not few, (3 if encoding in MANY else 1) * len(usual) / max(1, len(beyond))
     return max(shares, key=lambda encoding: shares[encoding])
