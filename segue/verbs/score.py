@@ -71,8 +71,8 @@ def score(samples: Any, reference: Any, learned: Any = None, *, model: Fitted | 
     """Score sequences against real ones, all metrics of `segue.analysis.registry` that apply.
 
     samples, reference, learned: a `Data`, paths or objects, all of one kind; of text, words are compared, and where
-        there is but one on either side, all are cut into their lines. learned: what the samples' model learned from, to see what was
-        copied.
+        there is but one on either side, all are cut into their lines. learned: what the samples' model learned from, to
+        see what was copied.
     model: whose vectors MAUVE and the Frechet distance compare (default: hashed n-grams, which need none).
     pairs: each reference is the answer to the sample of the same number: overlap is scored as well.
     most: so many of each at most, drawn by the seed. Scores of other numbers, or other features, do not compare.
@@ -83,8 +83,8 @@ def score(samples: Any, reference: Any, learned: Any = None, *, model: Fitted | 
     made = as_data(samples, real.kind.name)
     old = None if learned is None else as_data(learned, real.kind.name)
     if real.kind.family == "text" and min(len(made), len(real)) == 1:
-        made, real, old = (each if each is None or (pairs and len(each) > 1) else _lines(each)
-                           for each in (made, real, old))
+        made, real = (each if pairs and len(each) > 1 else _lines(each) for each in (made, real))
+        old = None if old is None else _lines(old)
     if pairs and len(made) != len(real):
         raise SegueError(f"{len(made):,} samples and {len(real):,} references are no pairs: give one for each")
     n = min(len(made), len(real), most)
