@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from test_kinds_read import put
 
+import segue
 from segue.data import Data, read
+from segue.decoding.continuation import prime_record
 from segue.errors import SegueError
 from segue.kinds import KINDS
 from segue.kinds.base import Record
@@ -25,6 +27,7 @@ NODES = {"a": {"message": None, "parent": None, "children": ["b"]},
          "x": {"message": {"author": {"role": "assistant"}, "content": {"parts": ["no"]}}, "parent": "b",
                "children": []}}
 PAIRS = "".join(f"{a} {i}?\t{b} {i}.\n" for i in range(9) for a, b in zip(RIVER, RIVER[1:]))
+KERN = "**kern\n*M4/4\n=1\n4c\n4d\n4e\n4f\n=2\n4g\n4a\n*-\n"
 GAMES = ["e4 e5 Nf3 Nc6 Bb5", "d4 d5 c4 dxc4 e3 b5", "c4 e5 Nc3 O-O g3"]
 
 
@@ -98,8 +101,25 @@ def test_a_book_is_a_folder_of_chapters(tmp_path: Path) -> None:
 def test_games_a_line_and_back_as_pgn(tmp_path: Path, name: str, line: str) -> None:
     data = read(put(tmp_path / name, "".join(line.format(game) + "\n" for game in GAMES * 8)))
     moves = [each.object for each in data]
-    assert data.kind.name == "events" and len(moves) == 24 and not any({"1.", "1-0"}.intersection(game) for game in moves)
+    assert data.kind.name == "events" and len(moves) == 24
+    assert not any({"1.", "1-0"}.intersection(game) for game in moves)
     KINDS["events"].write([Record(moves[0], name='a "b"'), moves[1] * 20], tmp_path / "a.pgn")
     assert [each.object for each in read(tmp_path / "a.pgn")] == [moves[0], moves[1] * 20]
     first, second = moves[0][:2]
     assert KINDS["events"].normalise(f"1. {first} {second}!", data.vocabulary) == [first, second]
+
+
+def test_what_cannot_be_gone_on_from_says_what_it_is(tmp_path: Path) -> None:
+    river, tune = put(tmp_path / "a.srt", "\n".join(RIVER) * 9), KINDS["music"]
+    for path, says in ((river, "it looks like text, not music"), (put(tmp_path / "b.mid", " \n"), "the file is empty"),
+                       (tmp_path, "is a folder; give one of the files in it")):
+        with pytest.raises(SegueError, match=says):
+            prime_record(tune, path, tune.codec(read(put(tmp_path / "a.krn", KERN))))
+
+
+def test_an_answer_from_nothing_is_something() -> None:
+    fitted = segue.fit(["a", "b"] * 20, steps=1, width=16, depth=1, mixer="gru", mix=False, quiet=True)
+    rest = [id for id in range(fitted.codec.size) if id not in (1, 2)]
+    said = [[fitted.continue_(None, 3, "greedy", "none", eos=eos, suppress_tokens=rest, **options).tokens
+             for eos in (1, 2)] for options in ({}, {"min_new_tokens": 0})]
+    assert all(said[0]) and not all(said[1])

@@ -63,7 +63,7 @@ def read(*paths: str | os.PathLike[str], kind: str | None = None, memory: int = 
             first = f"; first of {problems.total:,} problems: {telling[0]}" if telling else ""
             raise SegueError(f"no usable {chosen.name} sequence in {_listed(paths)}{first}")
     except SegueError as error:
-        if kind is None or not (other := _likely(files[0], chosen)):
+        if kind is None or not (other := likely(files[0], chosen)):
             raise
         raise SegueError(f"{error}; it looks like {other}, not {kind}") from error
     return _collected(writer, problems, options)
@@ -180,7 +180,7 @@ def _choose(files: list[Path], named: frozenset[Path], name: str | None, problem
     return winner, fitting
 
 
-def _likely(path: Path, chosen: Kind) -> str:
+def likely(path: Path, chosen: Kind) -> str:
     """What a file looks like that was to be of another kind, "" where that is in doubt."""
     with suppress(SegueError):
         return _another(path, head_of(path), chosen)
