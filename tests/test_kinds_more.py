@@ -120,6 +120,6 @@ def test_what_cannot_be_gone_on_from_says_what_it_is(tmp_path: Path) -> None:
 def test_an_answer_from_nothing_is_something() -> None:
     fitted = segue.fit(["a", "b"] * 20, steps=1, width=16, depth=1, mixer="gru", mix=False, quiet=True)
     rest = [id for id in range(fitted.codec.size) if id not in (1, 2)]
-    said = [[fitted.continue_(None, 3, "greedy", "none", eos=eos, suppress_tokens=rest, **options).tokens
+    said = [[fitted.continue_(None, 3, "greedy", draft="none", eos=eos, suppress_tokens=rest, **options).tokens
              for eos in (1, 2)] for options in ({}, {"min_new_tokens": 0})]
     assert all(said[0]) and not all(said[1])
