@@ -51,6 +51,9 @@ def texts(data: Data) -> list[str]:
      "field=lexicalisations.lex; not read: category, lexicalisations.lang"),
     ("conversations.json", json.dumps([{"title": "x", "mapping": NODES}] * 2), 2,
      f"user: {RIVER[0]}\nassistant: {RIVER[1]}", "said by=messages.role, field=messages.content; not read: title"),
+    ("mt.tsv", "id\tsource\ttarget\n" + "".join(f"{i}\t{RIVER[i % 4]}\t{RIVER[3 - i % 4]} {i}\n"
+                                                for i in range(20)), 20,
+     f"{RIVER[0]}\n{RIVER[3]} 0", "field=source, field=target; not read: id"),
     ("discord.csv", "AuthorID,Author,Date,Content\n" + "".join(
         f"{7 + i % 3},ann{i % 3},2024-01-01T10:{i:02}:00,{RIVER[i % 4]} {i}\n" for i in range(24)), 24, f"{RIVER[0]} 0",
      "field=Content; not read: AuthorID, Author, Date"),
@@ -123,3 +126,13 @@ def test_an_answer_from_nothing_is_something() -> None:
     said = [[fitted.continue_(None, 3, "greedy", draft="none", eos=eos, suppress_tokens=rest, **options).tokens
              for eos in (1, 2)] for options in ({}, {"min_new_tokens": 0})]
     assert all(said[0]) and not all(said[1])
+
+
+def test_words_of_letters_and_episodes(tmp_path: Path) -> None:
+    whole = ["ACGTTGCAACGGATTC"[i:] + "ACGTTGCAACGGATTC"[:i] for i in range(9)]
+    lines = "".join(" ".join(each[i : i + 6] for i in range(len(each) - 5)) + "\n" for each in whole)
+    data = read(put(tmp_path / "6_3k.txt", lines))
+    assert data.kind.name == "dna" and [record.object for record in data] == whole
+    rows = "".join(f"{i // 5},{i % 5},{i * i % 7},{i * i % 3},0.0\n" for i in range(40))
+    data = read(put(tmp_path / "a.csv", "episode,step,state,action,reward\n" + rows))
+    assert len(data) == 8 and data.problems.note.startswith("who=episode, what=action")

@@ -55,8 +55,9 @@ def named(text: str) -> tuple[str, ...]:
 # What is said weakly is believed only where no column of text says more.
 WHO = named("who caseconceptname case user userpseudo session customer visitor patient sender subject client account "
             "member player reviewer author actor login listener reader student learner driver employee buyer entity "
-            "trace device bike taxi vehicle sequenceid playlist host person owner order invoice basket cart "
-            "transaction trip container cip u kunde kunden benutzer nutzer fall sitzung utilisateur usager dossier "
+            "trace episode trajectory device bike taxi vehicle sequenceid playlist host person owner order invoice "
+            "basket cart transaction trip container cip u kunde kunden benutzer nutzer fall sitzung utilisateur "
+            "usager dossier "
             "usuario cliente caso utente gebruiker klant zaak пользователь клиент 用户 客户 会员 ユーザー 顧客 会員 "
             "사용자 고객")
 WHAT = named("what item activity conceptname eventconceptname event action movie product asin sku stock song track "

@@ -611,7 +611,8 @@ def text_columns(table: Look) -> list[str]:
     if table.headed:
         known = {_last(name): name for name in reversed(names)}
         known |= {name.lower(): name for name in reversed(names)}
-        asks = [name for name in names if _is(name, ASKS) and (prose_in(name) or _lists_texts(table.column(name)))]
+        asks = [name for name in names if (_is(name, ASKS) or (_last(name) == "source" and _wordy(table.column(name))))
+                and (prose_in(name) or _lists_texts(table.column(name)))]
         answers = [name for name in names if _answers(name, table)]
         made = [name for name in names if _last(name) in MADE and prose_in(name)]
         source = next((name for name in names if _last(name) in SOURCES and prose_in(name) and made), None)
@@ -708,6 +709,11 @@ def _multiple_choice(table: Look) -> list[str]:
 def _plain(table: Look, field: Sequence[str]) -> bool:
     """Whether there are texts in these fields."""
     return any(isinstance(cell, str) for name in field for cell in table.column(name))
+
+
+def _wordy(cells: Sequence[Any]) -> bool:
+    """Whether these are sentences, and not names of what they are from."""
+    return sum(len(str(cell).split()) for cell in cells) > 4 * len(cells)
 
 
 def _lists_texts(cells: Sequence[Any]) -> bool:
