@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from segue.data.options import checked
-from segue.data.reading import read
+from segue.data.reading import likely, read
 from segue.decoding.constrain import Pattern, schema
 from segue.decoding.forecast import SAMPLES, Forecast, drawn
 from segue.decoding.generate import Continuation, Until, check_limits, generate, stream
@@ -23,7 +23,7 @@ from segue.decoding.recipes import DECODERS, drafts_itself, takes
 from segue.decoding.rules import Rules
 from segue.decoding.sampling import Processor
 from segue.errors import SegueError
-from segue.kinds.base import Problems, Record
+from segue.kinds.base import Problems, Record, head_of
 from segue.kinds.codecs import TokenizerCodec, as_bytes, parted
 from segue.kinds.packed import is_archive
 from segue.kinds.series import table
@@ -329,7 +329,8 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
     """What comes after `prime`: one `Continuation`, or for a list of primes a list of them.
 
     prime: an object of the kind (text, letters, a list of items), a `Path` to a file of it, a `SetPrompt` of them
-        whose parts have no order, or a list of these. None or an empty one begins a document.
+        whose parts have no order, or a list of these. None or an empty one begins a document, which has an element at
+        least (min_new_tokens=0: or none).
     draft: default with greedy and sampling is what `speed_up` found best for this model; where that was not asked,
         "counts" where the model is a mixture with counts, else "both" (trie and lookup). "heads": those that
         `speed_up` trained. "depth": some of the model's own layers. A draft changes no token and is switched off where
@@ -371,6 +372,8 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
                 for record, each in zip(records, told_of)]
         return told if many else told[0]
     decoder = decoder or kind.decoder
+    if all(record.object is None for record in records):  # to say nothing is no answer
+        options = {"min_new_tokens": 1} | options
     answers = _drawn(fitted, model, [record.object for record in records], n, decoder, draft, stop, options)
     for answer, count, record in zip(answers, strange, records):
         if not answer.tokens and answer.finish == "stop" and record.object is not None:
@@ -517,7 +520,16 @@ def prime_record(kind: Kind, prime: Any, codec: Codec, reading: Mapping[str, Any
             if problems is not None and len(data) == 1:
                 problems.clock = data.problems.clock
             return Record(data[0].object, name=data[0].name.rpartition(":")[2])
-        record = next(iter(kind.read(prime, problems, **options)), None)
+        if prime.is_dir():
+            raise SegueError(f"{prime}: is a folder; give one of the files in it")
+        try:
+            record = next(iter(kind.read(prime, problems, **options)), None)
+        except SegueError as error:
+            if prime.is_file() and not head_of(prime).strip():
+                raise SegueError(f"{prime}: the file is empty; give a file with a sequence in it") from error
+            if not (other := likely(prime, kind)):
+                raise
+            raise SegueError(f"{error}; it looks like {other}, not {kind.name}") from error
         if problems:
             raise SegueError(str(problems[0]))
         if record is None:

@@ -85,7 +85,7 @@ class Molecule(Kind):
             yield from _column(path, problems, column, classes, encoding)
         else:
             with opened(path) as handle:
-                lines = as_utf8(path, handle.read(), encoding).decode().splitlines()
+                lines = as_utf8(path, handle.read(), encoding, problems).decode().splitlines()
             for number, line in enumerate(lines, 1):
                 smiles, *rest = parted(line)
                 if smiles and not smiles.startswith("#") and not (number == 1 and smiles.lower() in COLUMNS):
