@@ -649,3 +649,14 @@ def test_the_rule_of_tokenring(full: float, grouped: float, half: float, error: 
              for links, ratio in ((FULL, full), (GROUPED, grouped), (HALF, half))
              for method, value in ((RING, 1.0), (TOKENRING, ratio))]
     assert claim("tokenring").judge(table)[0] == verdict
+
+
+def test_what_has_arrived_is_not_kept() -> None:
+    def body(comm: Any) -> int:
+        for _ in range(5):
+            all_reduce(comm, torch.ones(4))
+        all_gather(comm, torch.ones(1))
+        all_gather(comm, torch.ones(1))  # whoever is here has all that was sent before
+        return len(comm.hub.boxes)
+
+    assert max(simulate(3, body)) <= 6
