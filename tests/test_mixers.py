@@ -125,6 +125,7 @@ VARIANTS: dict[str, Make] = {
                                                                 householders=2, gate=True),
     "gla, wide keys": lambda width: GatedLinearAttention(width, heads=1, expand_k=1.0, expand_v=2.0, temperature=1.0),
     "gla, short convolutions": lambda width: GatedLinearAttention(width, heads=2, gate_rank=4, taps=3),
+    "lstm, peepholes": lambda width: LSTM(width, peepholes=True),
     "lssl, frozen": lambda width: LSSL(width, states=4, channels=2, init="legt", learn_a=False, learn_dt=False),
     "s4d, bilinear": lambda width: S4D(width, states=4, init="random", rule="bilinear"),
     "liquid-s4, kb": lambda width: LiquidS4(width, states=4, degree=3, liquid="kb", dt_min=0.1, dt_max=1.0),
@@ -544,6 +545,28 @@ def test_recurrent_mixers_against_torch_cells(make: Callable[..., Mixer], cell: 
         memory = step(x[:, t], memory)
         outputs.append(mixer.out(memory[0] if isinstance(memory, tuple) else memory))  # type: ignore[operator]
     assert (mixer(x) - torch.stack(outputs, 1)).abs().max() < 1e-10
+
+
+@torch.no_grad()
+def test_peepholes_are_their_equations() -> None:
+    torch.manual_seed(0)
+    mixer, plain = LSTM(6, inner=5, peepholes=True).double(), LSTM(6, inner=5).double()
+    cell, x = mixer.recurrence, torch.randn(2, 9, 6, dtype=torch.float64)
+    weights = {name: cell.get_parameter(name).clone() for name in ("weight_ih", "weight_hh", "bias", "peepholes")}
+    h = c = torch.zeros(2, 5, dtype=torch.float64)
+    for t in range(9):
+        parts = (x[:, t] @ weights["weight_ih"].T + h @ weights["weight_hh"].T + weights["bias"]).split(5, -1)
+        i, f = (torch.sigmoid(part + peep * c) for part, peep in zip(parts[:2], weights["peepholes"]))
+        c = f * c + i * torch.tanh(parts[2])
+        h = torch.sigmoid(parts[3] + weights["peepholes"][2] * c) * torch.tanh(c)
+        assert torch.allclose(mixer(x)[:, t], mixer.out(h), atol=1e-12)
+    cell.get_parameter("peepholes").zero_()
+    for ours, theirs in (("weight_ih", "weight_ih_l0"), ("weight_hh", "weight_hh_l0"), ("bias", "bias_ih_l0")):
+        plain.recurrence.get_parameter(f"module.{theirs}").copy_(weights[ours])
+    plain.out.load_state_dict(mixer.out.state_dict())
+    assert torch.allclose(mixer(x), plain(x), atol=1e-12)
+    with pytest.raises(SegueError, match="leave one of them out"):
+        LSTM(6, heads=2, peepholes=True)
 
 
 def mamba_by_loops(mixer: Mamba, x: Tensor) -> Tensor:

@@ -184,7 +184,7 @@ PAPERS: dict[str, Paper] = {
         "2023, arXiv 2310.12442", "masformer", ("mixers.attention (block)", "mixers.rules.Sparse", "training.learn")),
     "music-transformer": Paper(
         "Music Transformer", "2018, arXiv 1809.04281", "music_transformer",
-        ("mixers.attention (relative)", "mixers.positions.skew", "analysis.memory")),
+        ("mixers.attention (relative, traits)", "mixers.traits", "mixers.positions.skew", "analysis.memory")),
     "negative-eigenvalues": Paper(
         "Unlocking State-Tracking in Linear RNNs Through Negative Eigenvalues",
         "2024, arXiv 2411.12537", "negative_eigenvalues",
