@@ -17,7 +17,9 @@ class StateTuning(Strategy):
     """Each experience learns an `InitialState` by AdamW and takes it off again: attach one of `states` to have the
     model of that experience. Without one it is the model of before. Takes a model of recurrences, whole or in part.
 
-    rank, scale, seed: see `InitialState`. rate: of learning, in place of the plan's (the small scale asks for it).
+    rank, scale, seed: see `InitialState`; the published scale of 0.02 suits small states: where those that the model
+    reaches have large numbers, a larger one learns more (see the notes of `segue.papers.lina_speech`). rate: of
+    learning, in place of the plan's (the small scale asks for it).
     """
 
     name = "state"
