@@ -156,6 +156,8 @@ def measure(run: Run) -> list[Row]:
              f"the total variation to the tilted law of the same seed. SMC: {PARTICLES} particles and 8 steps, the law "
              f"of one word over {runs} runs, whose entropy is a little too low and distance too large for being "
              f"counted from {runs * PARTICLES:,} words")
+    run.note("looked into since, on seed 7: after 100, 200 and 300 steps the true score is 0.566, 0.615 and 0.640 and "
+             "still rises, slowly; the tilt there has 0.803")
     return table
 
 
