@@ -236,7 +236,7 @@ def test_tables_without_a_header_that_mislead(tmp_path: Path) -> None:
                              ("a.json", "[[0.5, 1], [2, 2]]", "holds measured numbers"),
                              ("ucr.tsv", measured, "2 holds measured numbers"),
                              ("hours.csv", hours, "its numbers are measured: read them with kind=series")):
-        assert read(put(tmp_path / name, rows)).kind.name == "series"
+        assert read(put(tmp_path / name, rows)).kind.name == ("rows" if name == "ucr.tsv" else "series")
         with pytest.raises(SegueError, match=says):
             read(tmp_path / name, kind="events")
     twice = read(put(tmp_path / "twice.csv", "user,item,item,time\nann,tea,1,3\nann,milk,1,2\n"))
