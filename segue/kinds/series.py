@@ -176,8 +176,9 @@ class Series(Kind):
             order of time. when_format: of text times, as for `strptime`, where none of the usual ways is meant.
         rows: each row is a series, as in the UCR archive, where the first number, if they all are whole, is its class
             and is left out (of whole numbers alone the first or last, if these are few and small); None: arrays do so
-            from 24 columns (if these are no moments of many sensors), tables without a header as `rows_are_series` says, and tables whose columns are called by
-            dates, or numbered. An array of three axes holds series of moments of columns.
+            from 24 columns, if these are no moments of many sensors, tables without a header as `rows_are_series` says,
+            and tables whose columns are called by dates, or numbered. An array of three axes holds series of moments of
+            columns, unless its first axis is time.
         classes: the column that says of which class each series is, the same in all its rows ("": one called so, if
             there is one), which its name then tells.
         """
