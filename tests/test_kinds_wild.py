@@ -236,7 +236,7 @@ def test_tables_without_a_header_that_mislead(tmp_path: Path) -> None:
                              ("a.json", "[[0.5, 1], [2, 2]]", "holds measured numbers"),
                              ("ucr.tsv", measured, "2 holds measured numbers"),
                              ("hours.csv", hours, "its numbers are measured: read them with kind=series")):
-        assert read(put(tmp_path / name, rows)).kind.name == "series"
+        assert read(put(tmp_path / name, rows)).kind.name == ("rows" if name == "ucr.tsv" else "series")
         with pytest.raises(SegueError, match=says):
             read(tmp_path / name, kind="events")
     twice = read(put(tmp_path / "twice.csv", "user,item,item,time\nann,tea,1,3\nann,milk,1,2\n"))
@@ -1393,3 +1393,46 @@ def test_lines_with_classes_in_another_file(tmp_path: Path) -> None:
     put(tmp_path / "a/seq.in", "".join(f"{text}\n" for text in RIVER * 4))
     put(tmp_path / "a/label", "to_go\nto_come\n" * 8)
     assert class_in(read(tmp_path / "a", classes="").name(3))[1] == "to_come"
+
+
+def test_a_number_for_each_line_is_no_class(tmp_path: Path) -> None:
+    put(tmp_path / "text.txt", "".join(f"{text} {i}\n" for i, text in enumerate(RIVER * 3)))
+    put(tmp_path / "labels.txt", "".join(f"{i}\n" for i in range(12)))
+    assert read(tmp_path / "text.txt").problems.note != "classes from the file beside it"
+
+
+def test_object_centric_logs_and_lists_of_neighbours(tmp_path: Path) -> None:
+    first = {"ocel:global-log": {}, "ocel:events": {f"e{i}": {
+        "ocel:activity": "abc"[i % 3], "ocel:timestamp": f"2021-01-01T0{i}:00:00", "ocel:omap": [f"o{i // 3}", "p"]}
+        for i in range(9)}, "ocel:objects": {f"o{i}": {"ocel:type": "order"} for i in range(3)}}
+    second = {"objectTypes": [], "eventTypes": [], "objects": [{"id": "o0", "type": "order"}], "events": [
+        {"id": f"e{i}", "type": "abc"[i % 3], "time": f"2021-01-01T0{i}:00:00Z",
+         "relationships": [{"objectId": f"o{i // 3}", "qualifier": "x"}]} for i in range(9)]}
+    for name, log, count in (("a.jsonocel", first, 4), ("b.json", second, 3)):
+        data = read(put(tmp_path / name, json.dumps(log)))
+        assert (data.kind.name, len(data), data[0].object) == ("events", count, ["a", "b", "c"])
+        assert data.problems.note.startswith("who=case, what=activity, when=time")
+    ring = {str(i): [(i + 1) % 9, (i - 1) % 9] for i in range(9)}
+    both = read(put(tmp_path / "ring.json", json.dumps(ring)))
+    one = read(put(tmp_path / "way.json", json.dumps({node: [str(ends[0])] for node, ends in ring.items()})))
+    assert (both.kind.name, len(both)) == (one.kind.name, len(one)) == ("graph", 1)
+    assert sum(sign[0] == "<" for sign in both[0].object) == 0 < len(one[0].object)
+    groups = json.dumps({"x": ["a", "b"], "y": ["c"], "z": ["a"]})
+    assert read(put(tmp_path / "groups.json", groups)).kind.name != "graph"
+
+
+def test_arrays_whose_rows_are_moments(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    roads = np.sin(np.arange(200) / 9)[:, None] * 40 + draw.normal(0, 5, (200, 30)) + draw.normal(0, 40, 30)
+    np.save(tmp_path / "speeds.npy", roads)
+    np.savez(tmp_path / "roads.npz", data=np.stack([roads, roads + 9], 2))
+    flat, deep = read(tmp_path / "speeds.npy"), read(tmp_path / "roads.npz")
+    assert (len(flat), len(flat[0])) == (1, 6000) and (len(deep), len(deep[0])) == (30, 400)
+    assert "a moment a place of the first" in deep.problems.note
+
+
+def test_whole_rows_in_files_of_training(tmp_path: Path) -> None:
+    lines = "".join(f"{i % 3}.0000 " + " ".join(f"{np.sin(k / 5 + i * i):.4f}" for k in range(64)) + " \n"
+                    for i in range(30))
+    data = read(put(tmp_path / "zip.train", lines))
+    assert (data.kind.name, len(data), class_in(data.name(1))[1]) == ("series", 30, "1")

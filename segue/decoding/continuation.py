@@ -15,7 +15,7 @@ import numpy as np
 from segue.data.options import checked
 from segue.data.reading import likely, read
 from segue.decoding.constrain import Pattern, schema
-from segue.decoding.forecast import SAMPLES, Forecast, drawn
+from segue.decoding.forecast import SAMPLES, Forecast, Row, drawn
 from segue.decoding.generate import Continuation, Until, check_limits, generate, stream
 from segue.decoding.healing import Healing, spelling
 from segue.decoding.prompt import SetPrompt
@@ -24,7 +24,7 @@ from segue.decoding.rules import Rules
 from segue.decoding.sampling import Processor
 from segue.errors import SegueError
 from segue.kinds.base import Problems, Record, head_of
-from segue.kinds.codecs import TokenizerCodec, as_bytes, parted
+from segue.kinds.codecs import CellCodec, TokenizerCodec, as_bytes, parted
 from segue.kinds.packed import is_archive
 from segue.kinds.series import table
 from segue.models.base import begin_of
@@ -116,8 +116,11 @@ DRAWS = 24  # of one sample, until it is well formed
 ANOTHER = 1_000_003  # from the seed of one draw to that of the next
 
 
-def sayable(codec: Codec) -> tuple[Rules, ...]:
-    """Processors that keep answers to what a codec can write: the unknown item is none that could follow."""
+def sayable(codec: Codec) -> tuple[Processor, ...]:
+    """Processors that keep answers to what a codec can write: the unknown item is none that could follow, and a row has
+    each of its columns once."""
+    if isinstance(codec, CellCodec):
+        return (Row(codec.cells(), len(codec.elements)),)
     return () if codec.unk is None else (Rules(suppress_tokens=(codec.unk,)),)
 
 

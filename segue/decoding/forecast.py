@@ -46,6 +46,19 @@ class InTurn:
         return only(scores, self.turns[self.after(prefix.tokens)])
 
 
+class Row:
+    """The cells of a row, each column once and in its turn, then the end (see `CellCodec.cells`)."""
+
+    def __init__(self, cells: Sequence[np.ndarray], end: int) -> None:
+        self.cells, self.end = cells, np.array([end])
+        self.column = {id: column for column, ids in enumerate(cells) for id in ids.tolist()}
+
+    def __call__(self, scores: Array, prefix: Prefix) -> Array:
+        said = [self.column[id] for id in prefix.tokens if id in self.column]
+        ahead = (column for column in range(said[-1] + 1 if said else 0, len(self.cells)) if column not in said)
+        return only(scores, next((self.cells[column] for column in ahead), self.end))
+
+
 def drawn(model: Decodable, codec: Codec, prompts: Sequence[Sequence[int]], steps: int, samples: int = SAMPLES,
           seed: int = 0, **options: Any) -> np.ndarray:
     """(P, K, steps, C) numbers of C columns: K samples of the moments that follow each prompt of ids. Where a prompt

@@ -9,6 +9,7 @@ from segue.kinds.codecs import (
     CODECS,
     BPECodec,
     ByteCodec,
+    CellCodec,
     Codec,
     IdCodec,
     ItemCodec,
@@ -22,13 +23,15 @@ from segue.kinds.graph import Graphs
 from segue.kinds.items import TextItemCodec
 from segue.kinds.music import Music
 from segue.kinds.picture import Picture
+from segue.kinds.rows import Rows
 from segue.kinds.series import Series
 from segue.kinds.sound import Sound
 from segue.kinds.table import Cases, Events
 from segue.kinds.text import Code, Text
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (
-    Text(), Code(), DNA(), Protein(), Molecule(), Events(), Cases(), Music(), Sound(), Picture(), Series(), Graphs())}
+    Text(), Code(), DNA(), Protein(), Molecule(), Events(), Cases(), Music(), Sound(), Picture(), Series(), Rows(),
+    Graphs())}
 
 __all__ = [
     "CODECS",
@@ -37,6 +40,7 @@ __all__ = [
     "BPECodec",
     "ByteCodec",
     "Cases",
+    "CellCodec",
     "Code",
     "Codec",
     "Events",
@@ -54,6 +58,7 @@ __all__ = [
     "Problems",
     "Protein",
     "Record",
+    "Rows",
     "Series",
     "SmilesCodec",
     "Sound",

@@ -48,7 +48,7 @@ def classes_beside(path: Path, count: int | None = None) -> list[str] | None:
 
 def classes_in(path: Path) -> list[str] | None:
     """The classes that a file says and nothing else: an array of one axis, or of a one among noughts in each row, IDX,
-    or a whole number a line, or a word that comes again and again."""
+    or a whole number a line, or a word, that comes again and again."""
     try:
         with opened(path) as handle:
             data = handle.read(MOST)
@@ -60,7 +60,8 @@ def classes_in(path: Path) -> list[str] | None:
         lines = data.split(b"\n")
         cells = [line.strip() for line in lines if line.strip()]
         few = len(cells) >= 4 * len(set(cells)) and all(re.fullmatch(rb"[A-Za-z][\w#+.-]*", cell) for cell in cells)
-        return [cell.decode() for cell in cells] if cells and (few or all(map(bytes.isdigit, cells))) else None
+        whole = all(map(bytes.isdigit, cells)) and len(cells) >= 2 * len(set(cells))
+        return [cell.decode() for cell in cells] if cells and (few or whole) else None
     with suppress(ValueError, EOFError, OSError):
         array = np.load(io.BytesIO(data), allow_pickle=False)
         if array.ndim == 2 and array.shape[1] > 1 and array.dtype.kind in "iufb" and (array.sum(1) == 1).all() and \

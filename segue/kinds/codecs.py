@@ -1,6 +1,6 @@
 """Codecs: objects to token ids and back.
 
-Every codec here but that of measured numbers is exact (`decode(encode(x)) == x`) on all objects of its alphabet; what
+Every codec here but those of measured numbers is exact (`decode(encode(x)) == x`) on all objects of its alphabet; what
 lies outside is a SegueError.
 """
 
@@ -10,7 +10,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -32,6 +32,7 @@ SMILES_SIGN = re.compile(r"\[[!-Z\\^-~]{1,80}\]|Br|Cl|%[0-9]{2}|.")
 
 END = "<end>"
 UNKNOWN = "<unknown>"
+MISSING = "?"  # in place of a cell that holds nothing
 
 
 class Codec(ABC):
@@ -786,6 +787,79 @@ def parted(text: str) -> tuple[str, float]:
         raise SegueError(f"{text!r:.60} is no measured number: give numbers, or column=number") from error
 
 
+class CellCodec(Codec):
+    """Rows of a table: an element is a cell with its column before it ("age=39", "sex=female", "age=?" where there is
+    none). columns: what each may say: numbers, rising, of which a cell becomes the nearest; or texts, of which an
+    unknown one becomes missing. Ids: what the first column may say and that it is missing, those of the next column;
+    last the end."""
+
+    name = "cells"
+    exact = False
+
+    def __init__(self, columns: Mapping[str, Sequence[float] | Sequence[str]]) -> None:
+        self.columns: dict[str, list[Any]] = {column: list(values) for column, values in columns.items()}
+        self.elements: list[str] = []
+        self.starts: dict[str, int] = {}
+        self.between: dict[str, np.ndarray] = {}
+        for column, values in self.columns.items():
+            if "=" in column or not column.isprintable() or len(set(values)) < len(values):
+                raise SegueError(f"column '{column}' has a name with =, or says a thing twice")
+            self.starts[column] = len(self.elements)
+            if values and not isinstance(values[0], str):
+                self.between[column] = (np.array(values[1:]) + values[:-1]) / 2
+            self.elements += [element(column, each) if column in self.between else f"{column}={each}"
+                              for each in values] + [f"{column}={MISSING}"]
+        self.ids = {each: id for id, each in enumerate(self.elements)}
+        self.bos = self.eos = len(self.elements)
+        self.size = self.eos + 1
+
+    def encode(self, obj: Sequence[str]) -> np.ndarray:
+        return np.fromiter((self.ids[each] if each in self.ids else self._nearest(each) for each in obj),
+                           dtype=np.int32, count=len(obj))
+
+    def _nearest(self, element: str) -> int:
+        column, sign, cell = str(element).partition("=")
+        if column not in self.columns or not sign:
+            raise SegueError(f"{element!r:.60}: there is no column '{column}' here; there are "
+                             f"{', '.join(self.columns)} (give column=value)")
+        if column in self.between:
+            with suppress(ValueError):
+                if np.isfinite(number := float(cell)):
+                    return self.starts[column] + int(np.searchsorted(self.between[column], number))
+        return self.starts[column] + len(self.columns[column])
+
+    def decode(self, ids: Iterable[int]) -> list[str]:
+        array = self.checked(ids)
+        return [self.elements[id] for id in array[array != self.eos].tolist()]
+
+    def token(self, id: int) -> str:
+        return END if id == self.eos else self.elements[id]
+
+    def cells(self) -> list[np.ndarray]:
+        """The ids of each column; the last that nothing is there."""
+        return [np.arange(start, start + len(self.columns[column]) + 1) for column, start in self.starts.items()]
+
+    def numbers(self) -> np.ndarray:
+        """(size, C): what the ids say in numbers: a column for each of numbers, and for each thing that another says
+        one of 1 (it does) and 0; nan elsewhere."""
+        sides = []
+        for column, ids in zip(self.columns, self.cells()):
+            if column in self.between:
+                said = [np.append(self.columns[column], np.nan)]
+            else:
+                said = list(np.eye(len(ids))[: len(ids) - 1])
+            for each in said:
+                sides.append(np.full(self.size, np.nan))
+                sides[-1][ids] = each
+        return np.stack(sides, 1) if sides else np.zeros((self.size, 0))
+
+    def weights(self) -> np.ndarray:
+        return np.array([1] * len(self.elements) + [0], dtype=np.int64)
+
+    def state(self) -> dict[str, Any]:
+        return {"columns": self.columns}
+
+
 class IdCodec(Codec):
     """Token ids as they are, for a model that came without a tokenizer: objects are lists of whole numbers. size: of
     the model's vocabulary. eos: the id that ends a text, if one does."""
@@ -820,4 +894,5 @@ class IdCodec(Codec):
 
 
 CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (
-    ByteCodec, BPECodec, TokenizerCodec, LetterCodec, KmerCodec, SmilesCodec, ItemCodec, LevelCodec, IdCodec)}
+    ByteCodec, BPECodec, TokenizerCodec, LetterCodec, KmerCodec, SmilesCodec, ItemCodec, LevelCodec, CellCodec,
+    IdCodec)}

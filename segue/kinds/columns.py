@@ -14,8 +14,8 @@ from segue.kinds.base import Problems, bad, of_class, words
 from segue.kinds.frame import ROWS, Frame, Look, load_table, said
 
 CLASSES = words("label class category intent y")  # what columns of classes are called, best first
-PERHAPS = words("target sentiment topic emotion relation genre species language lang key quality polarity rating "
-                "stars gender sex author origin nationality")  # if they say few things
+PERHAPS = words("target survived diagnosis outcome sentiment topic emotion relation genre species language lang key "
+                "quality polarity rating stars gender sex author origin nationality")  # if they say few things
 FRACTION = re.compile(r"[-+]?\d*\.\d*[1-9]\d*([eE].*)?")
 
 

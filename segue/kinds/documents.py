@@ -138,6 +138,8 @@ def rows_of(value: dict[str, Any]) -> list[dict[str, Any]] | None:
     columns `part` and `key` say it), an object a row by its name, columns as lists or as objects by number (pandas),
     or rows beside what is said of them all."""
     members = list(value.values())
+    if (events := _of_ocel(value)) is not None:
+        return events
     if "nodes" in value:
         return None  # a graph
     if {"columns", "data"} <= value.keys() and _are_lists(value["data"]) and isinstance(value["columns"], list):
@@ -156,6 +158,23 @@ def rows_of(value: dict[str, Any]) -> list[dict[str, Any]] | None:
     if inner is None or _are_tables(inner[0]):
         return None if inner is None else [row for each in inner if (row := as_row(each)) is not None]
     return [flat(row) for row in _parted(inner)]
+
+
+def _of_ocel(value: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The events of an object-centric log (OCEL 1 and 2), once for each object that has a part in them, which is the
+    case; None for another value."""
+    first, second = value.get("ocel:events"), value.get("events")
+    rows: list[tuple[Any, Any, Any]] = []  # objects, activity, time
+    if isinstance(first, dict):
+        rows = [(event.get("ocel:omap"), event.get("ocel:activity"), event.get("ocel:timestamp"))
+                for event in first.values() if isinstance(event, dict)]
+    elif isinstance(second, list) and second and all(isinstance(event, dict) and "relationships" in event
+                                                     for event in second):
+        rows = [([related.get("objectId") for related in event["relationships"] or [] if isinstance(related, dict)],
+                 event.get("type"), event.get("time")) for event in second]
+    said = [{"case": str(case), "activity": what, "time": when} for cases, what, when in rows
+            if isinstance(cases, list) for case in cases]
+    return said or None
 
 
 def _alone(value: dict[str, Any]) -> bool:

@@ -176,8 +176,9 @@ class Series(Kind):
             order of time. when_format: of text times, as for `strptime`, where none of the usual ways is meant.
         rows: each row is a series, as in the UCR archive, where the first number, if they all are whole, is its class
             and is left out (of whole numbers alone the first or last, if these are few and small); None: arrays do so
-            from 24 columns, tables without a header as `rows_are_series` says, and tables whose columns are called by
-            dates, or numbered. An array of three axes holds series of moments of columns.
+            from 24 columns, if these are no moments of many sensors, tables without a header as `rows_are_series` says,
+            and tables whose columns are called by dates, or numbered. An array of three axes holds series of moments of
+            columns, unless its first axis is time.
         classes: the column that says of which class each series is, the same in all its rows ("": one called so, if
             there is one), which its name then tells.
         """
@@ -585,6 +586,16 @@ def _column(cells: Sequence[Any]) -> np.ndarray:
     return np.array([_number(cell) for cell in cells])
 
 
+def _by_moment(array: np.ndarray) -> bool:
+    """Whether the first axis of an array (N, T, C) is time, as in what sensors along roads say: values go on along it,
+    and clearly more so than along the second, which is shorter."""
+    if len(array) < WHOLE or len(array) <= array.shape[1]:
+        return False
+    grid = array[:MANY, :, 0]
+    along, down = likeness(grid)
+    return down > 0.5 and down > along + 0.1
+
+
 def _array(path: Path, raw: bytes, rows: bool | None, problems: Problems | None) -> Iterator[Record]:
     """An array (T,), or (T, C): columns called x1, x2, ...; rows: (N, T), and (N, T, C) always: N series."""
     array = load_array(path, raw, "numbers, of one to three axes")
@@ -592,7 +603,11 @@ def _array(path: Path, raw: bytes, rows: bool | None, problems: Problems | None)
         raise SegueError(f"{path}: an array of {array.dtype} of {array.ndim} axes is no series: give numbers, of one "
                          "axis, of moments and columns, or of series, moments and columns")
     array = array.astype(np.float64)
-    if array.ndim == 2 and (array.shape[1] >= WHOLE if rows is None else rows):
+    if array.ndim == 3 and rows is not True and _by_moment(array):
+        array = array.swapaxes(0, 1)
+        if problems is not None:
+            problems.note = "a series a place of the second axis, a moment a place of the first (else: rows=True)"
+    if array.ndim == 2 and ((array.shape[1] >= WHOLE and rows_are_series(array[:MANY])) if rows is None else rows):
         array = array[:, :, None]
         if problems is not None:
             problems.note = "a row a series"

@@ -85,7 +85,7 @@ BETWEEN = re.compile(r"\s*[→,]\s*|\s+")  # what may stand between items that s
 LONGEST = 40  # words of an item
 MANY = 100_000  # rows by which a column is judged
 FEW = 10  # rows that do not tell what comes again
-MEASURED = "read them with kind=series, or bin them into symbols first"
+MEASURED = "read them with kind=series, or each row by itself with kind=rows, or bin them into symbols first"
 THIS = "the file"  # who, where a file is all of one entity
 THAT = "event"  # what, where nothing is known of events but when they were
 
@@ -135,19 +135,19 @@ class Events(Kind):
             what = thing = others[0] if len(others) == 1 else None
         if thing and who:
             return 0.9 if what else 0.65
-        if (what and when) or _merged(table) or (thing and len(names) == 1):
+        if (what and when) or merged(table) or (thing and len(names) == 1):
             return 0.75
         if names and self._guessed(path, table):
             return 0.72
-        if _addresses(table):
+        if addresses(table):
             return 0.05
         if not table.headed and _interactions(table):
             return 0.85
         listed = _listed(table)
         if (len(listed) == 1 or (listed and not table.headed)) and not text_columns(table) and \
-                not _wordy([each for cell in table.column(listed[0]) if isinstance(cell, list) for each in cell]):
+                not are_wordy([each for cell in table.column(listed[0]) if isinstance(cell, list) for each in cell]):
             return 0.85
-        wordy = not table.headed and any(_wordy(table.column(name)) for name in table.names[:2])
+        wordy = not table.headed and any(are_wordy(table.column(name)) for name in table.names[:2])
         vague = wordy or table.form in ("json", "document")
         return 0.0 if suffix not in sorts else 0.1 if vague else 0.4
 
@@ -304,6 +304,8 @@ class Cases(Kind):
             lines.pop()
         if path.suffix.lower() in DELIMITED and not ARFF.match(head):
             cells = [_cells(line.decode("utf-8", "replace")) for line in lines if line.strip()]
+            if any(re.search(rb"[^,\s]\s*,\s*,\s*[^,\s]", line) for line in lines):
+                return 0.0  # a table with empty cells among others
             known = {cell for line in cells for cell in line}
             ragged = len({len(line) for line in cells}) > 2
             return 0.83 if ragged and 4 * len(known) <= sum(map(len, cells)) else 0.0
@@ -495,17 +497,17 @@ def _in_blocks(table: Look, head: bytes) -> bool:
 
 def _interactions(table: Look) -> bool:
     """A table without a header that may be of events: who and what are ids of which the first come again, and either
-    both are whole numbers, or there are times beside them; and no texts."""
+    both are whole numbers, with one column more at most, or there are times beside them; and no texts."""
     if len(table.rows) < 3 or not 2 <= len(table.names) <= 12 or text_columns(table):
         return False
     when = _clock(table.names, table.column)
     first, second = (table.column(name) for name in [name for name in table.names if name != when][:2])
     ids = all(cell and len(cell) <= 40 and not re.search(r"\s", cell) for cell in first + second)
     whole = all(map(str.isdigit, first + second))
-    return ids and (whole or when is not None) and 1 < len(set(first)) < len(first)
+    return ids and ((whole and len(table.names) < 4) or when is not None) and 1 < len(set(first)) < len(first)
 
 
-def _addresses(table: Look) -> bool:
+def addresses(table: Look) -> bool:
     """Whether a column holds where people live or their mail: then a row is one of them, and nothing happens."""
     return any(len(cells := table.column(name)) > 2 and all(isinstance(cell, str) and ADDRESS.fullmatch(cell)
                                                             for cell in cells) for name in table.names[:ROWS])
@@ -644,7 +646,7 @@ def _by_place(frame: Frame, who: str | None, what: str | None,
         what = lists[0]
     elif what is None and free:
         what = next((name for name in free if not measured(cells(name))), free[0])
-        if any(_wordy(cells(name)) for name in (who, what) if name in frame.columns):
+        if any(are_wordy(cells(name)) for name in (who, what) if name in frame.columns):
             raise SegueError(f"{frame.path}: {who} and {what} hold texts: give who= and what= if they are events")
         _events_not_measured(frame, what, frame.columns[what].unique().to_pylist())
     return who, what, when
@@ -713,7 +715,7 @@ def _readied(frame: Frame) -> Frame:
     return frame
 
 
-def _merged(table: Look) -> bool:
+def merged(table: Look) -> bool:
     """Whether the first column of a table is so (see `_is_merged`)."""
     return table.headed and len(table.names) > 1 and _is_merged([row[0] or None for row in table.rows if row])
 
@@ -821,7 +823,7 @@ def _same(cells: Sequence[Any], entities: Sequence[Any]) -> bool:
     return different < len(entities) and _follows(cells, entities) and len({*map(str, cells)}) == different
 
 
-def _wordy(cells: Sequence[Any]) -> bool:
+def are_wordy(cells: Sequence[Any]) -> bool:
     """Texts, not names of anything: more than two words each on average."""
     return sum(len(str(cell).split()) for cell in cells if cell is not None) > 2 * len(cells)
 

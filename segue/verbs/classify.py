@@ -24,6 +24,7 @@ from segue.data.options import named
 from segue.errors import SegueError
 from segue.files import atomic_write
 from segue.kinds.base import Kind, class_in
+from segue.kinds.codecs import CellCodec
 from segue.progress import Shown, progress
 from segue.training.checkpoint import load_tensors, save_tensors, weights_of
 from segue.training.evaluate import OURS
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 GRAMS, PLACED, LENGTH = "counts of n-grams", "n-grams at their places", "the length"
 COURSE, SPECTRUM = "the course of the numbers", "their spectrum"
+NUMBERS, NUMBERS_NEAR, CELLS = "the numbers", "the numbers, by nearness", "each cell by itself, and with the next"
 COURSE_NEAR, SPECTRUM_NEAR = f"{COURSE}, by nearness", f"{SPECTRUM}, by nearness"
 PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
 FORMAT = "segue classes 2"
@@ -235,12 +237,13 @@ def measured(model: Fitted, data: Data, test: Data | None, label: str | None, po
 
 
 def numbers_in(labels: Sequence[str]) -> np.ndarray | None:
-    """(N,) the numbers that labels are, if they are measured ones: LEAST different ones or more, some with fractions or
-    most of them different. A SegueError where but a few of them are none."""
+    """(N,) the numbers that labels are, if they are measured ones: LEAST different ones or more, some with fractions,
+    or most of them different, or few alike and many left out between. A SegueError where but a few of them are none."""
     found = np.array([_number(label) for label in labels])
     known = found[np.isfinite(found)]
     several = len(np.unique(known))
-    measured = (known != np.round(known)).any() or 2 * several > len(known)
+    measured = (known != np.round(known)).any() or 2 * several > len(known) or (
+        10 * several > len(known) and np.ptp(known) > 2 * several)  # 2850, 3275: no numbers of classes, which are used
     if several < LEAST or not measured or 10 * len(known) < 9 * len(labels):
         return None
     if len(known) < len(labels):
@@ -282,7 +285,8 @@ def places_of(labels: Sequence[str], place: Mapping[str, int], notes: list[str])
 @dataclass(frozen=True)
 class Looks:
     """How sequences are looked at. pool, device: see `Fitted.embed`. places, window: of numbers, see `course` and
-    `spectrum`; 0 where elements are no numbers. placed: whether runs are counted at their places too."""
+    `spectrum`; 0 where elements are no numbers, 1 of the rows of tables. placed: whether runs are counted at their
+    places too."""
 
     pool: str
     device: str | None
@@ -296,6 +300,8 @@ class Looks:
         if numbers is None:
             often = np.bincount(lengths).max()
             return Looks(pool, device, placed=bool(2 * often >= len(rows) and lengths.max() <= PLACES))
+        if isinstance(model.codec, CellCodec):
+            return Looks(pool, device, places=1, placed=True)
         length = float(np.median(lengths)) / numbers.shape[1]
         places = int(np.clip(length, 2, max(8, PLACES // numbers.shape[1])))
         window = min(WINDOW, 1 << int(np.log2(max(1, length / 4)))) if length >= 32 else 0
@@ -306,6 +312,9 @@ class Looks:
         most = 8_000_000 // max(1, classes)
         apart, near = partial(Scaled.learn, one_sort=False), partial(Near.learn, one_sort=False)
         found: dict[str, Learn] = {OURS: Scaled.learn, LENGTH: apart}
+        if self.places == 1:  # a row of a table
+            return {OURS: Scaled.learn, NUMBERS: apart, NUMBERS_NEAR: near,
+                    CELLS: partial(Runs.learn, bits=6, placed=True, most=most)}
         if self.places:
             return found | {COURSE: Scaled.learn, COURSE_NEAR: Near.learn, SPECTRUM: apart, SPECTRUM_NEAR: near}
         found[GRAMS] = partial(Runs.learn, bits=16, most=most)
@@ -319,6 +328,9 @@ class Looks:
         if self.places and (numbers := model.kind.numbers(model.codec)) is not None:
             numbers = alike(numbers)
             given[COURSE] = given[COURSE_NEAR] = course(rows, numbers, self.places)
+            given[NUMBERS], given[NUMBERS_NEAR], given[CELLS] = given[COURSE], given[COURSE], rows
+            if self.places == 1:
+                return given, found
             given[SPECTRUM] = given[SPECTRUM_NEAR] = spectrum(rows, numbers, self.window)
         return given, found
 

@@ -6,24 +6,49 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from segue.errors import SegueError
 from segue.kinds.base import HEAD, Problems, bad
+from segue.kinds.documents import begun as up_to_a_cut
 from segue.kinds.graph_files.base import LABEL, MOST, Found, joined, linked, numbered, one_way
 
 LINKS = ("links", "edges")
+NEIGHBOURS = re.compile(r'\{\s*"[^"\\]{1,64}"\s*:\s*\[\s*("[^"\\]{1,64}"|\d+)?\s*[],]')
 
 
 def is_json(text: str) -> bool:
     """Whether a text that begins as JSON begins as one of these forms."""
+    if NEIGHBOURS.match(text):
+        with suppress(ValueError, RecursionError):
+            value = up_to_a_cut(text) if len(text) > HEAD // 2 else json.loads(text)
+            return isinstance(value, dict) and are_neighbours(value)
     links = re.search(r'"(links|edges)"\s*:\s*\[', text)
     nodes = re.search(r'"nodes"\s*:\s*[\[{]', text)
     said = re.search(r'"(directed|multigraph|elements)"\s*:', text)
     begun = len(text) > HEAD // 2 and re.match(r'\{\s*"nodes"\s*:\s*\[\s*\{\s*"(id|name)"\s*:', text)  # links behind
     return bool(begun or (nodes and (links or said)) or re.search(r'"edge_index"\s*:\s*\[', text)
                 or re.search(r'"graph"\s*:\s*\[\s*\[\s*\d+\s*,\s*[-\d"\w]+\s*,\s*\d+\s*\]', text))
+
+
+def are_neighbours(value: dict[str, Any]) -> bool:
+    """Whether each member is a list of others, as those of adjacency lists are: {"a": ["b", "c"], "b": ["a"]}."""
+    ends = [str(end) for each in value.values() if isinstance(each, list) for end in each]
+    return len(value) > 2 and all(isinstance(each, list) for each in value.values()) and bool(ends) and \
+        10 * sum(end in value for end in ends) >= (9 if len(value) < 50 else 5) * len(ends)
+
+
+def _of_neighbours(path: Path, problems: Problems | None, name: str, value: dict[str, Any],
+                   directed: bool | None) -> Found | None:
+    """A graph of `are_neighbours`, which goes both ways where each end of an edge names the other, unless told."""
+    pairs = dict.fromkeys((node, str(end)) for node, ends in value.items() for end in ends)
+    both = all((b, a) in pairs for a, b in pairs) and not directed
+    kept = [pair for pair in pairs if not both or pair[0] <= pair[1]]
+    nodes = dict.fromkeys([*value, *(end for _, end in pairs)])
+    return linked(path, problems, name, [{"id": node} for node in nodes],
+                  [{"source": a, "target": b} for a, b in kept], not both if directed is None else directed, {})
 
 
 def read_json(path: Path, text: str, problems: Problems | None, directed: bool | None) -> Iterator[Found]:
@@ -65,6 +90,8 @@ def _values(path: Path, text: str, problems: Problems | None) -> Iterator[tuple[
 
 def _of_json(path: Path, problems: Problems | None, name: str, value: dict[str, Any],
              directed: bool | None) -> Found | None:
+    if isinstance(value, dict) and are_neighbours(value):
+        return _of_neighbours(path, problems, name, value, directed)
     if "edge_index" in value or "edge_list" in value:
         return _of_arrays(path, problems, name, value, directed)
     links = next((value[key] for key in LINKS if key in value), None)

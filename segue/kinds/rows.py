@@ -1,0 +1,314 @@
+"""Tables whose rows stand alone: flowers with their measures, people with their answers, each row a thing of its own.
+
+No column says when, neighbours are not alike, and nothing happens to anybody: else see `segue.kinds.series` and
+`segue.kinds.table`.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segue.errors import SegueError
+from segue.files import atomic_write
+from segue.kinds.base import Dataset, Kind, Problems, Record, looks_binary, of_class
+from segue.kinds.codecs import MISSING, CellCodec, Codec, decimal
+from segue.kinds.columns import class_column, class_of, look, says_few, told
+from segue.kinds.frame import DELIMITED, JSON, PARQUET, TABULAR, Frame, Look, glance, is_parquet, load_table
+from segue.kinds.series import _counts, _number, _numbers, likeness, wide
+from segue.kinds.table import WHAT, WHO, addresses, are_wordy, is_number, measured, merged, named_by, numbered, timed
+from segue.kinds.text import text_columns
+from segue.kinds.times import timelike
+
+MOST = 128  # columns; a row of more is a series, or a picture
+FEWEST = 3  # columns, but of measured numbers 2
+MANY = 50  # rows by which a column is judged
+ALIKE = 0.3  # more than that rows are to the next where they are moments
+NONE = {"", "?", "NA", "N/A", "na", "n/a", "nan", "NaN", "null", "None", "-"}
+
+
+class Rows(Kind):
+    """Each row of a table is an object: a list of its cells (str), each with its column before it ("age=39",
+    "sex=female"), "?" where there is none; the column that says the class comes last. The unit is the value."""
+
+    name = "rows"
+    unit = "value"
+    storage = "items"
+    split_by = "content"
+    decoder = "sample"
+
+    def sniff(self, path: Path, head: bytes) -> float:
+        if (path.suffix.lower() not in TABULAR and not is_parquet(head)) or (looks_binary(head)
+                                                                             and not is_parquet(head)):
+            return 0.0
+        table = glance(path, head)
+        sure = table is not None and (path.suffix.lower() in DELIMITED | JSON | PARQUET or table.regular)
+        return 0.845 if table is not None and sure and stand_alone(table) else 0.0
+
+    def read(self, path: Path, problems: Problems | None = None, *, columns: Sequence[str] = (),
+             classes: str | None = None, encoding: str = "utf-8") -> Iterator[Record]:
+        """One record a row. columns: those to read, in this order; else all but one that counts the rows and those that
+        hold another text in nearly each. classes: the column that says of which class each row is, which its name then
+        tells ("": one called so, else the last or first that says few things over and over)."""
+        chosen = [columns] if isinstance(columns, str) else list(columns)
+        frame = load_table(path, Problems() if problems is None else problems, encoding, (classes, *chosen))
+        if any("list" in str(column.type) for column in frame.columns.values()):
+            raise SegueError(f"{path}: cells of this table are lists, so rows are no lists of plain values: read it as "
+                             "events, series or text")
+        if not frame.headed:
+            frame.columns = {f"x{name}" if name.isdigit() else name: cells for name, cells in frame.columns.items()}
+        called = {" ".join(name.replace("=", " ").split()) or "x": name for name in frame.columns}
+        of = class_of_rows(frame, classes)
+        cells = {name: cells_of(frame, called[name]) for name in
+                 (name for name in called if name in chosen or (not chosen and called[name] == of))
+                 } if chosen else told_columns(frame, called, of)
+        if missing := [name for name in chosen if name not in cells and name != of]:
+            if len(missing) > len(chosen) // 2:
+                raise SegueError(f"{path}: there is no column '{missing[0]}'; there are {', '.join(called)}")
+            if problems is not None:
+                problems.refuse(path, f"there is no column {', '.join(missing)}: rows are read without")
+        said_of = None
+        if classes is not None and of is not None:
+            cells = {name: values for name, values in cells.items() if called[name] != of}
+            said_of = list(map(class_of, frame.columns[of].to_pylist()))
+        order = sorted(cells, key=chosen.index) if chosen else sorted(cells, key=lambda name: called[name] == of)
+        if not order:
+            raise SegueError(f"{path}: no column of this table says anything that comes again or is a number (columns: "
+                             f"{', '.join(called)}); name some with columns=")
+        if problems is not None:
+            left = [name for name in called if name not in cells and called[name] != of]
+            problems.note = note(order, of, classes is not None, left)
+        for i, row in enumerate(zip(*(cells[name] for name in order))):
+            name = f"{path}:{frame.place(i)}"
+            if said_of is not None:
+                if not told(problems, path, frame.place(i), of, said_of[i]):
+                    continue
+                name = of_class(name, said_of[i])
+            yield Record([f"{column}={cell}" for column, cell in zip(order, row)], name=name)
+
+    def codec(self, data: Dataset, *, levels: int = 32) -> Codec:
+        """Of each column that holds more than ten different numbers `levels` of them, its quantiles (all, where there
+        are at most twice as many); of others what they say, the thousand commonest things at most."""
+        if levels < 2:
+            raise SegueError(f"levels={levels}: numbers are told apart by two levels at least")
+        found: dict[str, dict[str, int]] = {}
+        for obj in islice(data.objects(), MANY):
+            for item in obj:
+                found.setdefault(item.partition("=")[0], {})
+        for item, count in data.vocabulary.items():
+            column, _, cell = str(item).partition("=")
+            found.setdefault(column, {})[cell] = count
+        return CellCodec({column: values_of(counts, levels) for column, counts in found.items()})
+
+    def reading(self, codec: Codec) -> dict[str, Any]:
+        return {"columns": list(codec.columns)} if isinstance(codec, CellCodec) else {}
+
+    def numbers(self, codec: Codec) -> np.ndarray | None:
+        """A column for each of measured numbers, and for each thing that another says one of 1 and 0."""
+        return codec.numbers() if isinstance(codec, CellCodec) else None
+
+    def write(self, objects: Iterable[Sequence[str] | Record], path: str | Path) -> None:
+        """CSV with a header, a row a row."""
+        rows = [dict(item.split("=", 1) for item in (obj.object if isinstance(obj, Record) else obj) if "=" in item)
+                for obj in objects]
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
+            writer = csv.writer(handle, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows([row.get(column, MISSING) for column in columns] for row in rows)
+
+    def show(self, obj: Sequence[str]) -> str:
+        return ", ".join(obj)
+
+    def normalise(self, obj: Any, known: Collection[str] = ()) -> list[str]:
+        """Cells; or a text of them, a comma or a blank before each column's name; or a mapping."""
+        if isinstance(obj, bytes):
+            obj = obj.decode("utf-8", "replace")
+        if isinstance(obj, Mapping):
+            obj = [f"{column}={MISSING if cell is None else cell}" for column, cell in obj.items()]
+        if isinstance(obj, str):
+            obj = re.split(r"\s*[,;→]\s*(?=[^,;=]+=)", obj.strip(" ,;→")) if "=" in obj else obj.split(",")
+        items = [str(item).strip() for item in obj]
+        if strange := next((item for item in items if "=" not in item), None):
+            raise SegueError(f"{strange!r:.60} is no cell of a row: give column=value")
+        return items
+
+
+def note(order: Sequence[str], of: str | None, taken: bool, left: Sequence[str]) -> str:
+    """How a table was understood."""
+    several = f",... ({len(order)} in all)" if len(order) > 20 else ""
+    last = f", class={of}" + ("" if taken else " (last)") if of else ""
+    unread = f"; not read: {', '.join(left[:8])}" + (f" and {len(left) - 8} more" if len(left) > 8 else "") if left \
+        else ""
+    return f"each row by itself, columns={','.join(order[:20])}{several}{last}{unread}"
+
+
+def stand_alone(table: Look) -> bool:
+    """Whether the rows of a table are things of their own, by its beginning."""
+    if not 2 <= len(table.names) <= MOST or len(table.rows) < 8 or merged(table):
+        return False
+    columns = {name: cells for name in table.names if (cells := table.column(name))}
+    if len(columns) < 2 or any(
+            isinstance(cell, list | dict) for cells in columns.values() for cell in cells):
+        return False
+    numbers = [name for name, cells in columns.items() if _mostly(cells)]
+    texts = [name for name in columns if name not in numbers]
+    prose = [name for name in texts if are_wordy(columns[name]) or
+             len(set(map(str, columns[name]))) > len(table.rows) / 2]
+    if table.form == "delimited" and table.delimiter == " " and len(texts) >= len(numbers):
+        return False  # words of sentences
+    if len(columns) < (2 if len([name for name in numbers if measured(columns[name])]) > 1 else FEWEST) or \
+            addresses(table) or len(prose) > min(2, len(numbers) / 3) or (prose and prose == text_columns(table) and
+                                                                        len(numbers) < 3):
+        return False
+    names = table.names if table.headed else []
+    when = timed(names, lambda name: columns.get(name, []))
+    if any(timelike(columns[name]) for name in columns) or (
+            when is not None and _rises(list(map(_number, columns[when])))):
+        return False
+    if table.headed and named_by(names, WHO) and (named_by(names, WHAT) or sum(map(numbered, names)) > 1):
+        return False
+    if not table.headed and (len(columns) < 4 or (_ids(columns, table) and len(columns) < 6)):
+        return False  # who did what
+    if wide(names, texts) or (not table.headed and len(numbers) >= 16 and not texts and _smooth(table, numbers)):
+        return False
+    named = [name for name in prose if len(set(columns[name])) == len(table.rows)]  # a car, a state
+    return bool(named and table.headed) or len(texts) - len(prose) > 2 or not _goes_on(table, numbers)
+
+
+def _mostly(cells: Sequence[Any]) -> bool:
+    filled = [cell for cell in cells if str(cell).strip() not in NONE]
+    return bool(filled) and all(np.isfinite(_number(cell)) for cell in filled)
+
+
+def _rises(numbers: Sequence[float]) -> bool:
+    """Whether numbers never fall, as times do not; or come again and again, as those of several series."""
+    known = [number for number in numbers if np.isfinite(number)]
+    falls = sum(b < a for a, b in zip(known, known[1:]))
+    return len(set(known)) > 1 and falls * 3 <= len(known) // 3
+
+
+def _ids(columns: Mapping[str, Sequence[Any]], table: Look) -> bool:
+    """Whether the first two columns are whole numbers or ids, and the first name comes again."""
+    first, second = list(columns.values())[:2]
+    return not measured(first) and not measured(second) and 1 < len(set(first)) < len(first)
+
+
+def _grid(table: Look, numbers: Sequence[str]) -> np.ndarray:
+    """(N, C) of the columns of numbers, what is missing at its column's mean; constant columns are left out."""
+    places = [table.names.index(name) for name in numbers]
+    grid = np.array([[_number(row[place]) if place < len(row) else np.nan for place in places] for row in table.rows],
+                    dtype=np.float64).reshape(len(table.rows), len(places))
+    grid = grid[:, np.isfinite(grid).any(0)]
+    grid = np.where(np.isfinite(grid), grid, np.nanmean(grid, 0, keepdims=True) if grid.size else 0)
+    return grid[:, grid.std(0) > 0]
+
+
+def _smooth(table: Look, numbers: Sequence[str]) -> bool:
+    """Whether rows are alike along them."""
+    grid = _grid(table, numbers)
+    return grid.size > 0 and likeness(grid)[0] > 0.4
+
+
+def _goes_on(table: Look, numbers: Sequence[str]) -> bool:
+    """Whether rows are like the one before, as moments are: their ranks, in the mean over columns, within rows that are
+    of the same class where a column says classes."""
+    grid = _grid(table, numbers)
+    if not grid.size or len(grid) < 8:
+        return False
+    groups = _groups(table)
+    found = []
+    for rows in groups:
+        part = grid[rows]
+        part = part[:, np.ptp(part, 0) > 0]
+        if len(part) < 8 or not part.size:
+            continue
+        ranks = np.stack([np.unique(column, return_inverse=True)[1] for column in part.T], 1).astype(float)
+        ranks -= ranks.mean(0)
+        found.append((float(((ranks[1:] * ranks[:-1]).sum(0) / (ranks ** 2).sum(0)).mean()), len(part)))
+    return bool(found) and sum(value * count for value, count in found) / sum(count for _, count in found) > ALIKE
+
+
+def _groups(table: Look) -> list[np.ndarray]:
+    """The rows of each class, where a column says few things; else all."""
+    whole = np.arange(len(table.rows))
+    name = likely_class(table)
+    if name is None:
+        return [whole]
+    place = table.names.index(name)
+    cells = np.array([str(row[place]) if place < len(row) else "" for row in table.rows])
+    return [np.flatnonzero(cells == each) for each in np.unique(cells)]
+
+
+def likely_class(table: Look) -> str | None:
+    """The column that says the class: one called so, else the last or the first that says few things over and over, in
+    words where columns have names."""
+    if found := class_column(Path(), table, ""):
+        return found
+    ends = [table.names[-1], table.names[0]] if table.names else []
+    return next((name for name in ends if (cells := table.column(name)) and not (table.headed and _mostly(cells)) and (
+        says_few(cells) or (len(set(map(str, cells))) == 1 and len(cells) >= 8))), None)
+
+
+def class_of_rows(frame: Frame, asked: str | None) -> str | None:
+    """The column that says classes, see `Rows.read`."""
+    if asked:
+        return class_column(frame.path, look(frame), asked)
+    step = max(1, len(frame.rows) // 1000)  # classes often stand one behind the other
+    some = Frame(frame.path, {name: column.take(np.arange(0, len(frame.rows), step)[:1000])
+                              for name, column in frame.columns.items()}, frame.headed, frame.rows[::step][:1000])
+    cells = [[cell.strip() if isinstance(cell, str) else cell for cell in column.to_pylist()]
+             for column in some.columns.values()]
+    return likely_class(Look(list(frame.columns), [list(row) for row in zip(*cells)], frame.headed))
+
+
+def told_columns(frame: Frame, called: Mapping[str, str], of: str | None) -> dict[str, list[str]]:
+    """The columns that tell something: not those that count or name the rows."""
+    found = {}
+    for name, column in called.items():
+        values, cells = _numbers(frame, column), cells_of(frame, column)
+        known = [cell for cell in cells if cell != MISSING]
+        names = values is None and len(known) >= MANY and 2 * len(set(known)) > len(known)
+        counts = values is not None and len(values) >= MANY and (_counts(name, values) or ((
+            numbered(name) or plain_id(name)) and 2 * len(set(known)) > len(known)))
+        empty = len(cells) >= MANY and len(set(cells)) == 1
+        if column == of or not (names or counts or empty):
+            found[name] = cells
+    return found
+
+
+def plain_id(name: str) -> bool:
+    """Whether a column is called as what numbers rows."""
+    return name.strip().lower() in ("id", "no", "index", "row", "rownames", "unnamed: 0")
+
+
+def cells_of(frame: Frame, column: str) -> list[str]:
+    """The cells of a column as they stand in elements: numbers with seven digits, MISSING where there is none."""
+    numbers, cells = _numbers(frame, column), frame.columns[column].to_pylist()
+    coded = numbers is not None and any(re.match(r"0\d", str(cell).strip()) for cell in cells[:1000])
+    if numbers is not None and not coded:
+        return [decimal(number) if np.isfinite(number) else MISSING for number in numbers.tolist()]
+    texts = ("" if cell is None else " ".join("".join(c if c.isprintable() else " " for c in str(cell)).split())
+             for cell in cells)
+    return [MISSING if text in NONE else text[:80] for text in texts]
+
+
+def values_of(counts: Mapping[str, int], levels: int) -> list[float] | list[str]:
+    """What can be said of a column: see `Rows.codec`."""
+    counts = {cell: count for cell, count in counts.items() if cell != MISSING}
+    numbers = np.array([_number(cell) if is_number(cell) else np.nan for cell in counts])
+    if len(counts) > 10 and np.isfinite(numbers).all():
+        different = np.unique(numbers)
+        if len(different) > 2 * levels:
+            all_of = np.repeat(numbers, list(counts.values()))
+            different = np.unique(np.quantile(all_of, (np.arange(levels) + 0.5) / levels, method="nearest"))
+        return sorted({float(decimal(number)) for number in different.tolist()})
+    return sorted(counts, key=lambda cell: (-counts[cell], cell))[:1000]
+
+

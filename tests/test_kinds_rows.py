@@ -1,0 +1,82 @@
+"""Rows of tables that stand alone: found, read, written, coded, continued, and their classes told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segue import read
+from segue.decoding.continuation import sayable
+from segue.decoding.sampling import Prefix
+from segue.errors import SegueError
+from segue.kinds import KINDS, CellCodec
+from segue.kinds.base import class_in
+from segue.testing import check_codec, check_kind
+
+ROWS = KINDS["rows"]
+draw = np.random.default_rng(0)
+SIZES = [[f"{each:.2g}" for each in draw.normal((5 + c, 3, 1 + c), 0.3)] for c in range(3) for _ in range(20)]
+KINDLY = ["setosa", "versicolor", "virginica"]
+FLOWERS = [",".join(map(str, sizes)) + f",{KINDLY[i // 20]}\n" for i, sizes in enumerate(SIZES)]
+PEOPLE = "".join(f"{draw.integers(17, 90)},{'SP'[draw.integers(2)]}rivate,{draw.integers(10000, 99999)},{i % 4}0,"
+                 f"{'?' if i % 9 == 4 else 'Mar ried'}, {'<>'[draw.integers(2)]}50K\n" for i in range(60))
+SHIP = "survived,gender,age,fare,deck\n" + "".join(
+    f"{draw.integers(2)},{'fe' if i % 3 else ''}male,{'' if i % 5 == 2 else draw.integers(90)},"
+    f"{draw.integers(500) / 8},{'C' * (i % 2)}\n" for i in range(40))
+CARS = ",\n".join(f'{{"Name": "car {i}", "power": {i}.5, "weight": {i * 71 % 83}.5, "doors": {i % 4}, "Origin": '
+                  f'"{"UE"[i % 2]}"}}' for i in range(60))
+
+
+@pytest.mark.parametrize("name, content, first, note", [
+    ("iris.csv", "long,wide,petal,species\n" + "".join(FLOWERS), f"long={SIZES[0][0]}", "class=species (last)"),
+    ("iris.data", "".join(FLOWERS), f"x1={SIZES[0][0]}", "class=x4 (last)"),
+    ("wine.data", "".join(f"{i // 20 + 1},{','.join(map(str, sizes))}\n" for i, sizes in enumerate(SIZES)),
+     f"x2={SIZES[0][0]}", "class=x1 (last)"),
+    ("adult.data", PEOPLE, "x1=", "class=x6 (last)"), ("titanic.csv", SHIP, "gender=male", "class=survived (last)"),
+    ("cars.json", f"[{CARS}]", "power=0.5", "class=Origin (last); not read: Name")])
+def test_rows_are_told_from_moments_and_events(tmp_path: Path, name: str, content: str, first: str, note: str) -> None:
+    (tmp_path / name).write_text(content)
+    data = read(tmp_path / name)
+    assert data.kind.name == "rows" and data[0].object[0].startswith(first) and note in data.problems.note
+    assert data.problems.note.startswith("each row by itself, columns=")
+
+
+def test_the_contract_of_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("long,wide,petal,species\n" + "".join(FLOWERS))
+    (tmp_path / "b.csv").write_text(SHIP)
+    check_kind(ROWS, [tmp_path / "a.csv", tmp_path / "b.csv"], mutations=8)
+    codec = CellCodec({"age": [1.0, 2.5, 4.0], "sex": ["f", "m=?"], "": []})
+    check_codec(codec, [["age=1", "sex=m=?", "=?"], []])
+    assert codec.decode(codec.encode(["age=3.9", "sex=x", "age=old"])) == ["age=4", "sex=?", "age=?"]
+    assert codec.numbers()[:3, 0].tolist() == [1, 2.5, 4] and codec.numbers()[4, 1:].tolist() == [1, 0]
+    with pytest.raises(SegueError, match="there is no column 'size' here; there are age, sex"):
+        codec.encode(["size=1"])
+
+
+def test_columns_and_classes_of_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("id,long,wide,petal,species\n" + "".join(f"{i},{row}" for i, row in enumerate(FLOWERS)))
+    told = read(path, classes="")
+    assert class_in(told.name(0))[1] == "setosa" and len(told[0].object) == 3
+    assert told.problems.note.endswith("class=species; not read: id")
+    assert read(path, columns=["petal", "long"])[0].object == [f"petal={SIZES[0][2]}", f"long={SIZES[0][0]}"]
+    assert ROWS.normalise("long=5, wide=3") == ["long=5", "wide=3"] == ROWS.normalise({"long": 5, "wide": 3})
+    with pytest.raises(SegueError, match="no cell of a row: give column=value"):
+        ROWS.normalise("5, 3")
+    (tmp_path / "lists.jsonl").write_text('{"a": [1, 2]}\n' * 9)
+    with pytest.raises(SegueError, match="cells of this table are lists"):
+        read(tmp_path / "lists.jsonl", kind="rows")
+
+
+def test_a_row_is_continued_to_its_end() -> None:
+    codec = CellCodec({"age": [1.0, 2.5], "sex": ["f"], "size": [3.0]})
+    (rule,) = sayable(codec)
+
+    def open_after(*said: str) -> list[str]:
+        prefix = Prefix(codec.encode(said).tolist(), codec.size)
+        return [codec.token(id) for id in np.flatnonzero(np.isfinite(rule(np.zeros(codec.size), prefix))).tolist()]
+
+    assert open_after() == ["age=1", "age=2.5", "age=?"] and open_after("age=1") == ["sex=f", "sex=?"]
+    assert open_after("sex=f", "age=1") == ["size=3", "size=?"] and open_after("size=3") == ["<end>"]
