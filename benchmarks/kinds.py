@@ -31,13 +31,13 @@ from segue.analysis.molecules import molecule_quality
 from segue.analysis.ranking import rank_next, ranking
 from segue.data import Data
 from segue.decoding import generate
-from segue.decoding.forecast import drawn
 from segue.kinds.codecs import ItemCodec
 from segue.kinds.series import flat
 from segue.models.counts import CountModel
 from segue.models.predict import DecodablePredictor
 from segue.training.evaluate import OURS
 from segue.training.recipe import machine
+from segue.verbs.forecast import forecasts
 from segue.verbs.timed import TimedEvaluation
 
 HERE = Path(__file__).parent / "results"
@@ -45,7 +45,7 @@ RECORD = HERE / "kinds.jsonl"
 Measured = dict[str, dict[str, float]]  # by measure, by method
 SEGUE = "segue"
 USERS, TESTED = 2_000, 20_000  # last items, and events of logs, that are scored at most
-AHEAD, PLACES, SAMPLES = 24, 16, 50  # moments that are forecast, from how many places, and how often each
+AHEAD, PLACES = 24, 16  # moments that are forecast, and from how many places
 
 
 # Items: what each user takes last. HR@10 and NDCG@10 among all items that the user has not had, where none comes twice.
@@ -199,11 +199,7 @@ def series(minutes: float, grids: Sequence[np.ndarray], cuts: Sequence[int], col
     places = [(row, place) for row, (grid, cut) in enumerate(zip(grids, cuts))
               for place in range(max(cut, steps), len(grid) - steps + 1)]
     places = [places[i] for i in np.unique(np.linspace(0, len(places) - 1, PLACES).astype(int))]
-    room = model.context // len(columns)
-    begins = [(row, place, max(0, place - room)) for row, place in places]
-    prompts = [[*([] if begin else [model.codec.bos]), *model.codec.encode(elements(grids[row][begin:place])).tolist()]
-               for row, place, begin in begins]
-    draws = drawn(model.decodable(), model.codec, prompts, steps, SAMPLES)
+    draws = forecasts(model, columns, [grids[row][:place] for row, place in places], steps)
     errors: dict[str, list[np.ndarray]] = defaultdict(list)
     scores: list[float] = []
     for c in range(len(columns)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -13,7 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import segue
-from segue.analysis.forecast import coverage, crps, filled, linear, mae, mase, rmse, scale, season, simple
+from segue.analysis.forecast import (
+    Combination,
+    coverage,
+    crps,
+    filled,
+    linear,
+    mae,
+    mase,
+    rmse,
+    scale,
+    season,
+    simple,
+)
 from segue.cli import main
 from segue.decoding.forecast import Forecast, InTurn, drawn
 from segue.errors import SegueError
@@ -21,6 +34,7 @@ from segue.kinds.codecs import LevelCodec
 from segue.kinds.series import table
 from segue.kinds.times import Clock, steady
 from segue.training.recipe import Facts, choose
+from segue.verbs import forecast as verb
 from segue.verbs.mixed import seasons
 
 
@@ -116,6 +130,8 @@ def test_a_forecast_says_what_its_samples_say(waves: Path, tmp_path: Path) -> No
     assert told.draws.shape == (30, 5, 2) and np.isfinite(told.draws).all()
     ids = model.codec.encode(prime).tolist()[-model.context :]  # as much as a row has
     again = drawn(model.decodable(), model.codec, [ids], 5, 30, seed=3)[0]
+    if model.combination is not None:
+        again = model.combination.moved(again, np.stack(list(table(prime).values()), 1))
     np.testing.assert_array_equal(told.draws, again)
     values = told.as_dict()["columns"]
     np.testing.assert_allclose(values["flow"]["median"], np.median(told.draws[..., 1], 0), rtol=1e-6)
@@ -175,6 +191,39 @@ def test_forecasts_are_measured_beside_simple_ones(waves: Path) -> None:
     assert type(found)(**json.loads(json.dumps(found.to_dict()))).forecasts == found.forecasts
     short = segue.load(waves / "model-one").evaluate([["10", "11", "12"]] * 3)
     assert short.forecasts == {} and "too short" in short.notes[-1]
+
+
+def test_a_combination_moves_medians_and_nothing_else() -> None:
+    past = np.stack([np.tile([3.0, 0, 0, 5], 6), np.linspace(-1, 1, 24)], 1)
+    draws = np.stack([np.arange(8.0).reshape(4, 2), np.arange(8.0).reshape(4, 2) + 2,
+                      np.arange(8.0).reshape(4, 2) + 4])  # (3, 4, 2)
+    found = Combination("season", 0.5, (4, 1)).moved(draws, past)
+    middle = np.median(draws, 0)[:, 0]
+    assert (found[..., 1] == draws[..., 1]).all()  # no season
+    assert (np.median(found[..., 0], 0) == np.maximum(np.rint((middle + past[:4, 0]) / 2), 0)).all()
+    assert (found[..., 0] >= 0).all() and (found[..., 0] == np.rint(found[..., 0])).all()
+    found = Combination("last value", 0.25, (4, 1)).moved(draws, past)
+    assert found[..., 1] == pytest.approx(draws[..., 1] + 0.25 * (1 - np.median(draws[..., 1], 0)))
+    draws[:, 0] = np.nan  # a moment that was known
+    assert np.isnan(Combination("last value", 0.25, (4, 1)).moved(draws, past)[:, 0]).all()
+    assert (Combination("linear", 0.5, (4, 1)).moved(draws[:, 1:], past[:20]) == draws[:, 1:]).all()  # too short
+
+
+def test_a_combination_is_chosen_where_it_is_clearly_better(waves: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network's forecasts replaced by bad ones, and by right ones."""
+    model, data = segue.load(waves / "model"), segue.read(waves / "test.csv")
+    model.report.values.pop("combination", None)
+    truth = verb._windows(model, *data.histories()).truth
+    draw = np.random.default_rng(0)
+    for far, chosen in ((0.1, False), (30.0, True)):
+        told = (truth + far * draw.normal(size=truth.shape))[:, None]
+        monkeypatch.setattr(verb, "drawn", lambda *_, told=told: told)
+        found = verb.combination(model, data)
+        assert (found is not None) == chosen
+    assert found is not None and found.weight == 0.5 and found.lags == (12, 12)
+    model.report.values["combination"] = json.loads(json.dumps(dataclasses.asdict(found)))
+    assert model.combination == found
+    assert "combined with" in model.evaluate(data).notes[-1]
 
 
 def test_the_command_line_forecasts(waves: Path, capsys: pytest.CaptureFixture[str]) -> None:

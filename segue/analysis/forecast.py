@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -111,6 +112,44 @@ def linear(past: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray] | None
     points = past[-1] + (past[-lags:-1] - past[-1]) @ weights
     errors = (y - x @ weights)[np.unique(np.linspace(0, len(x) - 1, min(DRAWS, len(x))).astype(int))]
     return points, points + errors
+
+
+@dataclass(frozen=True)
+class Combination:
+    """What forecasts are combined with (Bates & Granger 1969): a simple forecast, by its name in `SIMPLE`; its weight;
+    and of each column the moments after which it comes again (1: it does not)."""
+
+    name: str
+    weight: float
+    lags: tuple[int, ...]
+
+    def points(self, past: np.ndarray, steps: int) -> np.ndarray:
+        """(steps, C), what the simple forecast says behind a past (T, C); nan where that is too short for it, or a
+        column holds nothing or has no season."""
+        found = np.full((steps, past.shape[1]), np.nan)
+        for c, (column, lag) in enumerate(zip(past.T, self.lags)):
+            if not np.isfinite(column).any():
+                continue
+            if self.name == "linear":
+                told = linear(column, steps)
+                found[:, c] = np.nan if told is None else told[0]
+            elif self.name == "last value" or 1 < lag <= len(column):
+                found[:, c] = simple(column, steps, 1 if self.name == "last value" else lag)[0]
+        return found
+
+    def moved(self, draws: np.ndarray, past: np.ndarray) -> np.ndarray:
+        """Draws (K, H, C) moved, as they are, so that their medians are the mean of both forecasts. Numbers that were
+        never negative in the past (T, C), or always whole, stay so; draws that are nan stay, too."""
+        points, middle = self.points(past, draws.shape[1]), np.median(draws, 0)
+        found = draws + self.weight * np.nan_to_num(points - middle)
+        known = np.isfinite(past)
+        whole = np.where(known, past == np.rint(past), True).all(0)
+        least = np.where(np.where(known, past >= 0, True).all(0), 0.0, -np.inf)
+        found = np.maximum(np.where(whole, np.rint(found), found), least)
+        return np.where(np.isfinite(points), found, draws)
+
+
+SIMPLE = ("last value", "season", "linear")
 
 
 def scale(past: np.ndarray, lag: int = 1) -> float:

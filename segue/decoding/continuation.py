@@ -31,6 +31,7 @@ from segue.models.base import begin_of
 from segue.models.depth import DepthSchedule
 
 if TYPE_CHECKING:
+    from segue.analysis.forecast import Combination
     from segue.decoding.draft.heads import HeadsDraft
     from segue.kinds.base import Kind
     from segue.kinds.codecs import Codec
@@ -306,7 +307,8 @@ class FittedModel(Protocol):
     """What `continue_` needs of a fitted model. context: elements of a row it was trained on. decodable: the model to
     run, its weights rounded as asked for. scheduled: that with fewer layers by position. mixture: the model with
     counts, heads: what drafts for it, if there are any. best_draft: the name of the drafter that was found fastest.
-    reading: how files are read. once: whether no item comes twice in a sequence."""
+    reading: how files are read. once: whether no item comes twice in a sequence. combination: of measured numbers, the
+    simple forecast that theirs is combined with."""
 
     context: int
     mixture: Mixture | None
@@ -323,6 +325,8 @@ class FittedModel(Protocol):
     def reading(self) -> dict[str, Any]: ...
     @property
     def once(self) -> bool: ...
+    @property
+    def combination(self) -> Combination | None: ...
 
 
 def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decoder: str | None = None,
@@ -470,6 +474,8 @@ def _forecast(fitted: FittedModel, model: Decodable, record: Record, n: int | No
     known = np.stack([before.get(column, np.full(length, np.nan)) for column in columns], 1)
     called = [column or getattr(codec, "column", "") or "value" for column in columns]
     draws = drawn(model, codec, [ids], n, samples, **options)[0]
+    if fitted.combination is not None:
+        draws = fitted.combination.moved(draws, known)
     return Forecast(columns, called, draws, known, options.get("seed", 0), model.path, list(past),
                     partial(_write, fitted.kind, record.name), clock)
 

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -41,6 +41,7 @@ from segue.training.recipe import Facts, Plan, bfloat16_pays, choose, cores, des
 from segue.verbs import mixed
 from segue.verbs.devices import place
 from segue.verbs.fitted import Fitted, Report, as_data, dial, fitted_by, known_ids, load, unknown
+from segue.verbs.forecast import combination
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -127,6 +128,9 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
         report.values |= {"reading": data.reading} if data.reading else {}
         fitted = job.completed(model.eval(), plan, report)
         if distributed.rank() == 0:
+            if job.parts is not None and job.codec.turns() and \
+                    (found := combination(fitted, job.asked.held_data()[1])):
+                fitted.report.values["combination"] = asdict(found)
             fitted.report.values["held_out"] = job.scores(fitted)
             if folder is not None:
                 keep(fitted, run, folder, work)

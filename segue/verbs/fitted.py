@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 
+from segue.analysis.forecast import Combination
 from segue.continual import Memory
 from segue.data import Data, of, read
 from segue.errors import SegueError
@@ -215,6 +216,14 @@ class Fitted:
     def once(self) -> bool:
         """Whether hardly an item came again within the sequences that it was fitted on."""
         return float(self.report.get("repeats", 1.0)) < SELDOM
+
+    @property
+    def combination(self) -> Combination | None:
+        """The simple forecast that, combined with its own, made forecasts better in what was held out."""
+        said = self.report.get("combination")
+        if not isinstance(said, dict):
+            return None
+        return Combination(str(said["name"]), float(said["weight"]), tuple(map(int, said["lags"])))
 
     @property
     def reading(self) -> dict[str, Any]:

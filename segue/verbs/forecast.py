@@ -1,13 +1,15 @@
-"""How well a fitted model forecasts measured numbers, beside simple forecasts of the same moments."""
+"""Forecasts of measured numbers by a fitted model: how good they are beside simple ones of the same moments, and which
+of these, combined with its own, makes them better."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segue.analysis.forecast import linear, scale, season, simple
+from segue.analysis.forecast import SIMPLE, Combination, linear, scale, season, simple
 from segue.analysis.registry import METRICS
 from segue.decoding.forecast import drawn
 from segue.kinds.codecs import element, parted
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 
 STEPS, WINDOWS, SAMPLES = 24, 16, 50  # moments ahead, places from which, and draws, at most
 TOKENS = 40_000  # that all of them may take
-FEWEST = 8  # moments of a past
+FEWEST = 8  # moments of a past; windows that a combination is chosen by
+# Samples; weights of a simple forecast, no more than ours has, since few windows choose; how much of our error at most.
+DRAWN, WEIGHTS, BETTER = 24, (0.25, 0.5), 0.97
 MEASURES = ("MAE", "RMSE", "MASE", "CRPS", "coverage")
 MEAN, SEASON, LINE = "mean of columns", "value of a season ago", "linear, of the past"
 
@@ -34,44 +38,94 @@ def forecast_errors(fitted: Fitted, data: Data, weights: str = "float32", seed: 
     the usual length; the model reads the moments before, as many as a row of it has. Its point is the median of 50
     samples; the simple forecasts say theirs themselves, from all moments of the sequence before.
     """
-    turns = fitted.codec.turns()
-    columns = [parted(fitted.codec.token(int(turn[0])))[0] for turn in turns]
-    series = [table(obj) for obj in data.objects()]
-    lengths = [max(map(len, each.values()), default=0) for each in series]
-    places, steps = _places(lengths, len(turns))
-    if not places:
-        return {}, f"no forecasts: the sequences are too short ({int(np.median(lengths))} moments) to look ahead in"
-    grids = {row: np.stack([series[row].get(column, np.full(lengths[row], np.nan)) for column in columns], 1)
-             for row in {row for row, _ in places}}
-    prompts = [_prompt(fitted, columns, grids[row][:place]) for row, place in places]
-    ours = drawn(fitted.decodable(weights), fitted.codec, prompts, steps, SAMPLES, seed)
+    windows = _windows(fitted, data)
+    if not windows.pasts:
+        return {}, f"no forecasts: the sequences are too short ({windows.usual} moments) to look ahead in"
+    steps, pasts = windows.steps, windows.pasts
+    ours = forecasts(fitted, windows.columns, pasts, steps, SAMPLES, weights, seed)
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for c, column in enumerate(columns):
-        pasts = [grids[row][:place, c] for row, place in places]
-        truth = np.stack([grids[row][place : place + steps, c] for row, place in places])
-        lag = season(max(pasts, key=len))
-        sizes = np.repeat(np.array([scale(past, min(lag, len(past) - 1)) for past in pasts])[:, None], steps, 1)
-        told = {OURS: (np.median(ours[..., c], 1), ours[..., c]), **_rivals(pasts, steps, lag)}
+    for c, column in enumerate(windows.columns):
+        before, truth = [past[:, c] for past in pasts], windows.truth[..., c]
+        lag = season(max(before, key=len))
+        sizes = np.repeat(np.array([scale(past, min(lag, len(past) - 1)) for past in before])[:, None], steps, 1)
+        told = {OURS: (np.median(ours[..., c], 1), ours[..., c]), **_rivals(before, steps, lag)}
         known = np.isfinite(truth)
         if known.any():
             found[column or getattr(fitted.codec, "column", "") or "value"] = {
                 name: _measured(points, draws, truth, sizes, known) for name, (points, draws) in told.items()}
     if len(found) > 1:
-        found[MEAN] = _mean(list(found.values()), len(columns))
-    return found, (f"forecasts of {steps} moments from {len(places)} places: MASE in errors of the simple forecast in "
+        found[MEAN] = _mean(list(found.values()), len(windows.columns))
+    with_it = "" if fitted.combination is None else \
+        f"; ours combined with {fitted.combination.name}, weight {fitted.combination.weight:g}"
+    return found, (f"forecasts of {steps} moments from {len(pasts)} places: MASE in errors of the simple forecast in "
                    "the past; CRPS and coverage (of the 80% interval) of "
-                   f"{SAMPLES} samples, for the simple ones of the errors they made in the past")
+                   f"{SAMPLES} samples, for the simple ones of the errors they made in the past{with_it}")
 
 
-def _places(lengths: Sequence[int], columns: int) -> tuple[list[tuple[int, int]], int]:
-    """From where, (sequence, moment), and how many moments ahead; no places where the sequences are too short."""
-    steps = min(STEPS, int(np.median(lengths)) // 4)
-    places = [(row, place) for row, length in enumerate(lengths)
-              for place in range(max(FEWEST, length // 2), length - steps + 1)] if steps else []
-    if not places:
-        return [], 0
-    most = max(2, min(WINDOWS, TOKENS // (SAMPLES * steps * columns)))
-    return [places[i] for i in np.unique(np.linspace(0, len(places) - 1, most).astype(int)).tolist()], steps
+def forecasts(fitted: Fitted, columns: Sequence[str], pasts: Sequence[np.ndarray], steps: int, samples: int = SAMPLES,
+              weights: str = "float32", seed: int = 0) -> np.ndarray:
+    """(P, K, steps, C) numbers: samples of the moments that follow each past (T, C)."""
+    draws = drawn(fitted.decodable(weights), fitted.codec, [_prompt(fitted, columns, past) for past in pasts], steps,
+                  samples, seed)
+    if fitted.combination is not None:
+        draws = np.stack([fitted.combination.moved(each, past) for each, past in zip(draws, pasts)])
+    return draws
+
+
+def combination(fitted: Fitted, data: Data) -> Combination | None:
+    """The simple forecast, and its weight, that brings the medians of a model nearest to held-out data; None where none
+    is clearly better than the model by itself. What comes before held-out moments in their sequences is their past."""
+    windows = _windows(fitted, *data.histories())
+    if len(windows.pasts) < FEWEST:
+        return None
+    ours = np.median(forecasts(fitted, windows.columns, windows.pasts, windows.steps, DRAWN), 1)
+    sizes = np.array([[scale(column) for column in past.T] for past in windows.pasts])[:, None]
+    sizes = np.where(sizes > 0, sizes, np.nan)
+    lags = tuple(season(column) for column in max(windows.pasts, key=len).T)
+
+    def error(points: np.ndarray) -> float:
+        errors = np.abs(points - windows.truth) / sizes
+        return float(errors[np.isfinite(errors)].mean()) if np.isfinite(errors).any() else np.inf
+
+    best, least = None, BETTER * error(ours)
+    for name in SIMPLE:
+        told = np.stack([Combination(name, 1.0, lags).points(past, windows.steps) for past in windows.pasts])
+        for weight in WEIGHTS:
+            if (found := error(ours + weight * np.nan_to_num(told - ours))) < least:
+                best, least = Combination(name, weight, lags), found
+    return best
+
+
+@dataclass
+class Windows:
+    """From where forecasts are made: pasts (T, C) and what is true of the `steps` moments behind each, (P, steps, C),
+    nan where it is not known. usual: moments of a sequence."""
+
+    columns: list[str]
+    usual: int
+    steps: int
+    pasts: list[np.ndarray]
+    truth: np.ndarray
+
+
+def _windows(fitted: Fitted, data: Data, before: np.ndarray | None = None) -> Windows:
+    """Places spread evenly over the second halves of the sequences, or behind so many elements of each."""
+    turns = fitted.codec.turns()
+    columns = [parted(fitted.codec.token(int(turn[0])))[0] for turn in turns]
+    series = [table(obj) for obj in data.objects()]
+    lengths = np.array([max(map(len, each.values()), default=0) for each in series])
+    first = lengths // 2 if before is None else before // len(turns)
+    usual = int(np.median(lengths if before is None else 2 * (lengths - first)))
+    steps = min(STEPS, usual // 4)
+    places = [(row, place) for row in range(len(series))
+              for place in range(max(FEWEST, first[row]), lengths[row] - steps + 1)] if steps else []
+    most = max(2, min(WINDOWS, TOKENS // max(1, SAMPLES * steps * len(turns))))
+    chosen = np.unique(np.linspace(0, len(places) - 1, min(most, len(places))).astype(int))
+    places = [places[i] for i in chosen.tolist()]
+    grids = {row: np.stack([series[row].get(column, np.full(lengths[row], np.nan)) for column in columns], 1)
+             for row in {row for row, _ in places}}
+    truth = np.array([grids[row][place : place + steps] for row, place in places])
+    return Windows(columns, usual, steps, [grids[row][:place] for row, place in places], truth)
 
 
 def _prompt(fitted: Fitted, columns: Sequence[str], past: np.ndarray) -> list[int]:
