@@ -91,10 +91,10 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             os.replace(path, old)
         os.replace(temporary, path)
     except Exception as error:
-        if old.exists() and not path.exists():
-            os.replace(old, path)
         raise _refused(path, error) from error
     finally:
+        if old.exists() and not path.exists():  # also where ctrl-C came between the two renames
+            os.replace(old, path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 

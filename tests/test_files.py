@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,6 +43,23 @@ def test_a_kill_between_the_old_folder_and_the_new_one_loses_neither(tmp_path: P
     assert not folder.exists()
     with pytest.raises(KeyError), atomic_folder(folder):
         raise KeyError
+    assert [path.name for path in folder.iterdir()] == ["old"] and list(tmp_path.iterdir()) == [folder]
+
+
+def test_ctrl_c_between_the_old_folder_and_the_new_one_loses_neither(tmp_path: Path,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, moves, real = tmp_path / "data", list[str](), os.replace
+    write_text(folder / "old", "")
+
+    def replace(a: Any, b: Any) -> None:
+        moves.append(str(b))
+        if len(moves) == 2:
+            raise KeyboardInterrupt
+        real(a, b)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt), atomic_folder(folder) as new:
+        (new / "new").touch()
     assert [path.name for path in folder.iterdir()] == ["old"] and list(tmp_path.iterdir()) == [folder]
 
 

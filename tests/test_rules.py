@@ -71,6 +71,16 @@ def test_each_is_that_of_transformers(name: str, seed: int, prompt: int, count: 
     np.testing.assert_allclose(found, theirs(name, scores, said, prompt, source if both else said[:prompt], 9))
 
 
+def test_a_token_of_the_source_is_not_said_when_it_is_taken_back() -> None:
+    prefix = Prefix([5, 6, 7, 1], 9, source=3)
+    for token in (5, 1):
+        prefix.append(token)
+        assert prefix.seen[token]
+    prefix.pop()
+    prefix.pop()
+    assert np.flatnonzero(prefix.seen).tolist() == [1]
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 9999), vocabulary=st.sampled_from([2, 7, 300]))
 def test_warpers_are_those_of_transformers(seed: int, vocabulary: int) -> None:

@@ -312,6 +312,13 @@ def test_whoever_may_read_the_folder_may_read_the_weights(tmp_path: Path) -> Non
     assert (tmp_path / CHECKPOINT).stat().st_mode == (tmp_path / "any").stat().st_mode
 
 
+def test_views_of_one_storage_are_written_apart(tmp_path: Path) -> None:
+    whole = torch.arange(10.0)
+    save_tensors(tmp_path / "x.safetensors", {"whole": whole, "end": whole[5:], "again": whole})
+    found, _ = load_tensors(tmp_path / "x.safetensors")
+    assert torch.equal(found["whole"], whole) and torch.equal(found["end"], whole[5:]) and "again" in found
+
+
 def test_a_full_disk_as_the_library_meets_it(tmp_path: Path) -> None:
     """A limit on the size of files stands for the full disk (Python ignores its signal, so that writing fails)."""
     resource = pytest.importorskip("resource")

@@ -137,9 +137,6 @@ def test_scores() -> None:
     assert found.scores() == pytest.approx({"prompts, strict": 0, "instructions, strict": 1 / 3, "prompts, loose": 0.5,
                                             "instructions, loose": 2 / 3})
     assert found.families()["length_words"] == {"asked": 1, "strict": 0, "loose": 0}
-    table = found.followrag([0.5, 1.0])
-    assert table["ifnq"] == {"instructions": 50, "answers": 50, "mean": 50}
-    assert table["all"] == {"instructions": 75, "answers": 75, "mean": 75}
 
 
 @pytest.mark.parametrize("name", ["ifeval/input_data.jsonl", "followrag-sample/followRAG_ifnq_first300.jsonl.gz"])

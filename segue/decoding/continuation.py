@@ -112,6 +112,10 @@ def open_prompt(codec: Codec, prompt: list[int], heal: bool | None = None) -> li
     return (spelling(codec).open(prompt, 1) if wanted else None) or prompt
 
 
+DRAWS = 24  # of one sample, until it is well formed
+ANOTHER = 1_000_003  # from the seed of one draw to that of the next
+
+
 def sayable(codec: Codec) -> tuple[Rules, ...]:
     """Processors that keep answers to what a codec can write: the unknown item is none that could follow."""
     return () if codec.unk is None else (Rules(suppress_tokens=(codec.unk,)),)
@@ -339,7 +343,8 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
         say together. Measured numbers are forecast unless a decoder, a draft or what ends an answer is named.
     Everything else is as in `continue_objects` and `generate`; but where items hardly ever come again in the sequences
     that the model learned (films that people rate), no answer repeats one, nor what the prime has
-    (no_repeat_ngram_size=0 allows it).
+    (no_repeat_ngram_size=0 allows it). And samples of kinds that can tell what is well formed (molecules) are drawn
+    again until they are, if they end (well_formed=False: never).
     """
     kind, reading = fitted.kind, fitted.reading | dict(reading or {})
     items = kind.storage == "items"
@@ -369,8 +374,7 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
     decoder = decoder or kind.decoder
     if all(record.object is None for record in records):  # to say nothing is no answer
         options = {"min_new_tokens": 1} | options
-    answers = continue_objects(model, fitted.codec, [record.object for record in records], n, decoder,
-                               drafter_for(fitted, decoder, draft), stop=stop, **options)
+    answers = _drawn(fitted, model, [record.object for record in records], n, decoder, draft, stop, options)
     for answer, count, record in zip(answers, strange, records):
         if not answer.tokens and answer.finish == "stop" and record.object is not None:
             answer.remark = "the sequence ends here, says the model: --set min_new_tokens=N makes it go on"
@@ -416,10 +420,36 @@ class Samples:
                          for number, answer in enumerate(self.answers, 1)], path)
 
 
+def _drawn(fitted: FittedModel, model: Decodable, primes: list[Any], n: int | Sequence[int] | None,
+           decoder: str | None, draft: Any, stop: Sequence[Any], options: dict[str, Any]) -> list[Continuation]:
+    """Answers; sampled ones that ended by themselves and are not well formed are drawn again, until `DRAWS` draws were
+    made, so that they have the model's distribution among what is well formed."""
+    options = dict(options)
+    wanted = options.pop("well_formed", True) and decoder == "sample"
+    proposer, seed = drafter_for(fitted, decoder, draft), options.get("seed", 0)
+    answers = continue_objects(model, fitted.codec, primes, n, decoder, proposer, stop=stop, **options)
+
+    def wrong(row: int) -> bool:
+        return answers[row].finish == "stop" and not fitted.kind.well_formed(answers[row].whole)
+
+    left, draw = [row for row in range(len(answers)) if wanted and wrong(row)], 1
+    while left and draw < DRAWS:
+        draw += 1
+        seeds = [(seed if isinstance(seed, int) else seed[row]) + row + ANOTHER * draw for row in left]
+        most = n if n is None or isinstance(n, int) else [n[row] for row in left]
+        for row, answer in zip(left, continue_objects(model, fitted.codec, [primes[row] for row in left], most, decoder,
+                                                      proposer, stop=stop, **options | {"seed": seeds})):
+            answers[row] = answer
+            answer.remark = f"draw {draw}: those before were not well formed"
+        left = [row for row in left if wrong(row)]
+    for row in left:
+        answers[row].remark = f"not well formed, nor were {DRAWS - 1} draws before"
+    return answers
+
+
 def _samples(fitted: FittedModel, model: Decodable, record: Record, n: int | None, samples: int, draft: Any,
              stop: Sequence[Any], options: dict[str, Any]) -> Samples:
-    answers = continue_objects(model, fitted.codec, [record.object] * samples, n, "sample",
-                               drafter_for(fitted, "sample", draft), stop=stop, **options)
+    answers = _drawn(fitted, model, [record.object] * samples, n, "sample", draft, stop, options)
     for answer in answers:
         if fitted.kind.drawn:
             answer.text = fitted.kind.show(answer.whole)

@@ -87,7 +87,7 @@ class Prefix:
         token = self.tokens.pop()
         self.count -= 1
         if self._seen is not None:
-            self._seen[token] = token in self.tokens
+            self._seen[token] = token in self.whole
 
     @property
     def said(self) -> list[int]:

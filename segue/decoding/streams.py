@@ -12,7 +12,7 @@ from segue.decoding.loop import evaluating
 from segue.decoding.sampling import Noise, draw, only, softmax
 from segue.decoding.sampling import top_k as likeliest
 from segue.errors import SegueError
-from segue.models.streams import CODES, START, STOP, MultiStream, delayed
+from segue.models.streams import CODES, START, STOP, MultiStream, delayed, undelayed
 
 
 @torch.no_grad()
@@ -60,5 +60,4 @@ def _continued(model: MultiStream, codes: Tensor, n: int, noise: Noise, top_k: i
                 ended = min(ended, frame)
         rows.append(row)
         step = row[None]
-    ids = torch.stack(rows)
-    return torch.stack([ids[level + 1 + frames : level + 1 + ended, level] for level in range(levels)], 1) - CODES
+    return undelayed(torch.stack(rows))[frames:]

@@ -208,6 +208,10 @@ class Kind(ABC):
             raise SegueError(f"{path}: {self.name} is not written as {suffix}: name a file that ends in "
                              f"{' or '.join(self.written[:3])}")
 
+    def well_formed(self, obj: Any) -> bool:
+        """Whether a whole object is one that users of the kind would take for one; most kinds take all."""
+        return True
+
     @abstractmethod
     def show(self, obj: Any) -> str:
         """The object for a terminal."""

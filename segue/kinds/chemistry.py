@@ -51,6 +51,7 @@ class Molecule(Kind):
     closed = True
     written = (".smi", ".smiles", ".csv", ".txt")
     split_by = "content"
+    decoder = "sample"
 
     def sniff(self, path: Path, head: bytes) -> float:
         if not looks_binary(head) and form_of(head):
@@ -123,6 +124,14 @@ class Molecule(Kind):
         RDLogger.DisableLog("rdApp.*")  # type: ignore[attr-defined]
         molecule = Chem.MolFromSmiles(obj)
         return obj if molecule is None else f"{obj}  {CalcMolFormula(molecule)}"
+
+    def well_formed(self, obj: str) -> bool:
+        """Whether RDKit reads a molecule out of it; without RDKit, whether no branch and no ring stays open."""
+        try:
+            chem = _chem()
+        except SegueError:
+            return fault(obj) is None
+        return fault(obj) is None and (">" in obj or chem.MolFromSmiles(obj) is not None)
 
     def normalise(self, obj: Any, known: Collection[str] = ()) -> str:
         """The beginning of a SMILES text, without blanks; a sign that is none is a SegueError."""

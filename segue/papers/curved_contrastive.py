@@ -12,7 +12,6 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -122,9 +121,6 @@ def encoder(system: str, mixer: str, given: Talk, seed: int, steps: int) -> Turn
           objective=InBatch(fill=0.0) if system == NEXT else CosineRegression())
     model.eval()
     return made
-
-
-Cosines = Callable[[int, int, np.ndarray, bool], np.ndarray]  # of a turn of a dialogue before other turns, at a parity
 
 
 class Vectors:

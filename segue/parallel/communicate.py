@@ -90,6 +90,11 @@ class _Hub:
                 found.set_exception(self.failed)
             return found
 
+    def drop(self, source: int, target: int, number: int) -> None:
+        """What was in this box has arrived: a long run must not keep all that was ever sent."""
+        with self.lock:
+            self.boxes.pop((source, target, number), None)
+
     def fail(self, error: BaseException) -> None:
         with self.lock:
             self.failed = self.failed or error
@@ -105,22 +110,24 @@ class Simulated:
         self.rank, self.size, self.hub = rank, size, hub
         self.counts = Counter[tuple[int, int]]()
 
-    def _next(self, source: int, target: int) -> Future[Tensor]:
+    def _next(self, source: int, target: int) -> tuple[int, int, int]:
         if source == target:
             raise SegueError(f"rank {source} sends to itself: keep what stays")
         self.counts[source, target] += 1
-        return self.hub.box(source, target, self.counts[source, target])
+        return source, target, self.counts[source, target]
 
     def exchange(self, sends: Messages, receives: Messages) -> Callable[[], None]:
         for tensor, peer in sends:
-            box = self._next(self.rank, peer)
+            box = self.hub.box(*self._next(self.rank, peer))
             if not box.done():
                 box.set_result(tensor.detach().clone())
         coming = [(tensor, self._next(peer, self.rank)) for tensor, peer in receives]
 
         def wait() -> None:
-            for tensor, box in coming:
-                tensor.copy_(box.result(PATIENCE))
+            for tensor, place in coming:
+                tensor.copy_(self.hub.box(*place).result(PATIENCE))
+                self.hub.drop(*place)
+            coming.clear()
 
         return wait
 

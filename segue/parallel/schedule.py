@@ -132,16 +132,6 @@ class RingSchedule:
                               tuple(m for m in messages if m.target == rank)))
         return tuple(steps)
 
-    def traffic(self, moving: float, result: float = 0.0, returns: bool | None = None) -> dict[tuple[int, int], float]:
-        """What goes from each rank to each other, (source, target), in the unit of the sizes of a whole share: what
-        moves, and the results for it."""
-        found: defaultdict[tuple[int, int], float] = defaultdict(float)
-        for rank in range(self.ranks):
-            for step in self.plan(rank, returns):
-                for m in step.sends:
-                    found[m.source, m.target] += (moving if m.moving else result) / (2 if m.half else 1)
-        return dict(found)
-
     def seconds(self, block: float, moving: float, result: float, links: Links, returns: bool | None = None) -> float:
         """A model, not a measurement: when the last rank ends, where a whole block takes `block` seconds, and a share
         of what moves, and of its results, has so many bytes. Messages of a link follow each other."""

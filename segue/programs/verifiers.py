@@ -250,18 +250,6 @@ class Following:
                        "loose": mean(loose for _, loose in rows)}
                 for name, rows in sorted(table.items())}
 
-    def followrag(self, answers: Sequence[float]) -> dict[str, dict[str, float]]:
-        """FollowRAG's scores by source, and their mean over sources: instructions (loose), answers (0, 0.5 or 1 each,
-        by a judge against the reference) and the mean of both, times 100. (The released scorer takes the instruction
-        score of all sources for that of Natural Questions.)"""
-        table = {}
-        for source in dict.fromkeys(self.sources):
-            right = mean(answer for answer, own in zip(answers, self.sources, strict=True) if own == source)
-            both = {"instructions": 100 * self.scores(source)["instructions, loose"], "answers": 100 * right}
-            table[source] = both | {"mean": mean(both.values())}
-        return table | {"all": {what: mean(row[what] for row in table.values())
-                                for what in ("instructions", "answers", "mean")}}
-
 
 def following(items: Iterable[Mapping[str, Any]], responses: Sequence[str]) -> Following:
     """Check a response to each item of IFEval's or FollowRAG's form: instruction_id_list, kwargs, and maybe type."""

@@ -175,16 +175,6 @@ def area_coverage(points: Array, answers: Sequence[Sequence[int]], truths: Seque
     return float(np.mean(found)) if found else 0.0, (len(answers) - len(found)) / len(answers)
 
 
-def triangles(answer: Sequence[int]) -> set[tuple[int, ...]]:
-    """The whole triangles of an answer."""
-    return {tuple(sorted(answer[at : at + 3])) for at in range(0, len(answer) - 2, 3)}
-
-
-def triangle_coverage(answer: Sequence[int], truth: Sequence[int]) -> float:
-    """The share of the true triangles that an answer has."""
-    return len(triangles(answer) & triangles(truth)) / len(triangles(truth))
-
-
 def read_tsplib(text: str) -> Array:
     """The cities (n, 2) of a planar instance of TSPLIB (Reinelt 1991)."""
     head, found, body = text.partition("NODE_COORD_SECTION")

@@ -22,12 +22,12 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor], values: dict[str,
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    seen: dict[int, str] = {}
+    seen = set[int]()
     for name, tensor in tensors.items():
-        pointer = tensor.data_ptr()
-        if tensor.numel() and pointer in seen:
+        storage = tensor.untyped_storage().data_ptr()
+        if tensor.numel() and storage in seen:
             tensors[name] = tensor.clone()
-        seen[pointer] = name
+        seen.add(storage)
     with atomic_write(path) as temporary:
         save_file(tensors, str(temporary), {"values": json.dumps(values or {})})
 
