@@ -160,3 +160,12 @@ def test_answers_are_written_under_names_that_fit(tmp_path: Path, kind: str, obj
     for ending in bad:
         with pytest.raises(SegueError, match=rf"is not written as .*name a file that ends in \{good[0]}"):
             KINDS[kind].check_name(tmp_path / f"a{ending}")
+
+
+def test_words_are_no_molecules_and_what_lies_beside_data_is_none(tmp_path: Path) -> None:
+    pytest.importorskip("rdkit")
+    with pytest.raises(SegueError, match=r"most of .*; it looks like text, not molecule"):
+        read(put(tmp_path / "a.srt", "1\nC\n" + "\n".join(RIVER) * 3), kind="molecule")
+    put(tmp_path / "hf" / "dataset_info.json", json.dumps({"builder_name": "x", "text": "about"}))
+    put(tmp_path / "hf" / "data.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in RIVER))
+    assert texts(read(tmp_path / "hf")) == RIVER
