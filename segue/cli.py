@@ -226,8 +226,11 @@ def continue_(model: Model,
     if sum(each is not None for each in (prime, prime_file, parts)) > 1:
         raise SegueError("give a prime, --prime-file or --parts, not both")
     begin = prime or prime_file if parts is None else set_prompt(parts)
+    fitted = segue.load(model, device)
+    if out is not None and out.suffix.lower() not in (".png", ".svg", ".pdf"):  # a forecast may be a picture
+        fitted.kind.check_name(out)
     try:
-        answer = segue.load(model, device).continue_(begin, **settings(choices) | given(
+        answer = fitted.continue_(begin, **settings(choices) | given(
             n=n, decoder=decoder, draft=draft, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
             repetition_penalty=repetition_penalty, stop=stop, weights=weights, seed=seed, depth=depth,
             state=state, samples=samples, reading=settings(how) or None))

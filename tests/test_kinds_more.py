@@ -6,6 +6,7 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_kinds_read import put
@@ -136,3 +137,35 @@ def test_words_of_letters_and_episodes(tmp_path: Path) -> None:
     rows = "".join(f"{i // 5},{i % 5},{i * i % 7},{i * i % 3},0.0\n" for i in range(40))
     data = read(put(tmp_path / "a.csv", "episode,step,state,action,reward\n" + rows))
     assert len(data) == 8 and data.problems.note.startswith("who=episode, what=action")
+
+
+@pytest.mark.parametrize("kind, obj, good, bad", [
+    ("events", ["a", "b"], [".csv", ".tsv", ".jsonl", ".txt"], [".parquet", ".json", ".mid"]),
+    ("molecule", "CCO", [".smi", ".csv", ".txt"], [".sdf", ".png"]),
+    ("music", ["loud19", "note60", "length24"], [".mid", ".kar"], [".musicxml", ".wav", ".json"]),
+    ("sound", [128, 130, 9], [".wav", ".flac"], [".mp3", ".txt"]),
+    ("dna", "ACGTACGTACGT", [".fa", ".fna", ".txt"], [".fastq", ".gb", ".fa.gz"]),
+    ("text", b"The river.\n", [".txt", ".md", ".json", ""], [".pdf", ".txt.gz", ".parquet"])])
+def test_answers_are_written_under_names_that_fit(tmp_path: Path, kind: str, obj: Any, good: list[str],
+                                                  bad: list[str]) -> None:
+    for needed in ("mido", "soundfile", "rdkit"):
+        pytest.importorskip(needed)
+    for ending in good:
+        path = tmp_path / f"a{ending}"
+        KINDS[kind].check_name(path)
+        KINDS[kind].write([Record(obj, name="x") if KINDS[kind].several else obj], path)
+        back = read(path, kind=kind)
+        assert back.kind.name == kind and list(back[0].object)[: len(obj)] == list(obj)
+    assert kind != "sound" or (tmp_path / "a.flac").read_bytes()[:4] == b"fLaC"
+    for ending in bad:
+        with pytest.raises(SegueError, match=rf"is not written as .*name a file that ends in \{good[0]}"):
+            KINDS[kind].check_name(tmp_path / f"a{ending}")
+
+
+def test_words_are_no_molecules_and_what_lies_beside_data_is_none(tmp_path: Path) -> None:
+    pytest.importorskip("rdkit")
+    with pytest.raises(SegueError, match=r"most of .*; it looks like text, not molecule"):
+        read(put(tmp_path / "a.srt", "1\nC\n" + "\n".join(RIVER) * 3), kind="molecule")
+    put(tmp_path / "hf" / "dataset_info.json", json.dumps({"builder_name": "x", "text": "about"}))
+    put(tmp_path / "hf" / "data.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in RIVER))
+    assert texts(read(tmp_path / "hf")) == RIVER

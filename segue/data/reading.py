@@ -23,7 +23,8 @@ from segue.progress import progress
 
 MANY = 10  # files given one by one are taken for a pattern from here on
 # What lies beside data and is none: files by the beginning of their names, and folders.
-SKIPPED = {"readme", "license", "licence", "copying", "notice", "checksums", "sha256sums", "mimetype"}
+SKIPPED = {"readme", "license", "licence", "copying", "notice", "checksums", "sha256sums", "mimetype",
+           "dataset_info", "dataset_infos", "dataset_dict"}
 ASIDE = {"__pycache__", "node_modules", "META-INF", "__MACOSX"}
 
 
@@ -62,6 +63,8 @@ def read(*paths: str | os.PathLike[str], kind: str | None = None, memory: int = 
             telling = [problem for problem in problems if not problem.text.startswith("skipped")] or problems
             first = f"; first of {problems.total:,} problems: {telling[0]}" if telling else ""
             raise SegueError(f"no usable {chosen.name} sequence in {_listed(paths)}{first}")
+        if kind is not None and problems.total > writer.count and likely(files[0], chosen):
+            raise SegueError(f"most of {_listed(paths)} is no {kind}: {problems[0]}")
     except SegueError as error:
         if kind is None or not (other := likely(files[0], chosen)):
             raise

@@ -385,6 +385,8 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
     for answer, count, record in zip(answers, strange, records):
         if not answer.tokens and answer.finish == "stop" and record.object is not None:
             answer.remark = "the sequence ends here, says the model: --set min_new_tokens=N makes it go on"
+        if kind.closed and answer.finish == "length":
+            answer.remark = f"it is cut off, and not a whole {kind.name}: a larger n lets it end"
         if count:
             answer.remark = f"{count} of the {len(record)} {kind.unit}s of the prime are unknown to the model"
         for each in (answer, *answer.others):
@@ -420,6 +422,7 @@ class Samples:
         """All of them, each behind the prime, in one file of the kind's own format."""
         if not self.kind.several:
             raise SegueError(f"{path}: a file of {self.kind.name} holds one sequence: leave --out or --samples out")
+        self.kind.check_name(path)
         self.kind.write([Record(answer.whole, name=f"{self.name or 'sample'}-{number}")
                          for number, answer in enumerate(self.answers, 1)], path)
 
@@ -511,6 +514,7 @@ def drafter_for(fitted: FittedModel, decoder: str | None, draft: Any) -> Any:
 
 def _write(kind: Kind, name: str, whole: Any, path: str | Path, **channels: Any) -> None:
     """One sequence in the kind's own file format, by its name where it has one (texts have none)."""
+    kind.check_name(path)
     kind.write([Record(whole, channels, name) if (name or channels) and kind.several else whole], path)
 
 

@@ -41,6 +41,21 @@ OTHER = {"cp1251": "оеаинтсрвл", "koi8-r": "оеаинтсрвл", "cp
          "big5": "的一是了不我在有人，。"}
 
 
+
+def words(text: str) -> tuple[str, ...]:
+    """A list of words, written as one."""
+    return tuple(text.split())
+
+
+# What files of well-known formats are called. Nothing else is written under such a name.
+BINARY = words(".mid .midi .kar .wav .flac .mp3 .ogg .m4a .mp4 .png .jpg .jpeg .gif .webp .bmp .tif .tiff .npy .npz "
+               ".mat .parquet .arrow .feather .orc .mxl .pdf .docx .xlsx .epub .bam .gz .bgz .bz2 .xz .zst .zip .tar "
+               ".tgz")
+PLAIN = words(".txt .json .jsonl .ndjson .csv .tsv .xml .html .musicxml .krn .abc .sdf .mol .mol2 .xyz .pdb .cif .fa "
+              ".fasta .fna .faa .fastq .fq .gb .gbk .embl .sam .vcf .gml .graphml .dot .xes .pgn .smi .smiles .arff "
+              ".ts .tsf")
+
+
 @dataclass(frozen=True)
 class Record:
     """One sequence as its field knows it.
@@ -137,6 +152,8 @@ class Kind(ABC):
     drawn: whether people are shown an answer as a drawing of the whole (`show`), and not what was added.
     decoder: how an answer is chosen where nobody says: by "sample" where the likeliest goes round in circles, such as
         DNA or music; None: greedy.
+    closed: whether a sequence that is cut off is of no use, as a molecule with an open ring.
+    written: what a file that `write` writes may be called, best first.
     advisor: what tells the next element beside counts, by its name in `segue.models.advised.revived`, if anything does.
     """
 
@@ -148,6 +165,8 @@ class Kind(ABC):
     several: ClassVar[bool] = True
     drawn: ClassVar[bool] = False
     decoder: ClassVar[str | None] = None
+    closed: ClassVar[bool] = False
+    written: ClassVar[tuple[str, ...]] = PLAIN
     advisor: ClassVar[str] = ""
 
     @abstractmethod
@@ -181,6 +200,13 @@ class Kind(ABC):
     def write(self, objects: Iterable[Any], path: str | Path) -> None:
         """Write objects, or (where there are `several` in a file) `Record`s with their names, in the field's own file
         format, atomically."""
+
+    def check_name(self, path: str | Path) -> None:
+        """Refuse to write a file under the name of another format: programs would take it for one."""
+        suffix = Path(path).suffix.lower()
+        if suffix in BINARY + PLAIN and suffix not in self.written:
+            raise SegueError(f"{path}: {self.name} is not written as {suffix}: name a file that ends in "
+                             f"{' or '.join(self.written[:3])}")
 
     def well_formed(self, obj: Any) -> bool:
         """Whether a whole object is one that users of the kind would take for one; most kinds take all."""
@@ -308,11 +334,6 @@ def parsed_xml(path: Path, name: str) -> Iterator[None]:
     except (ParseError, LookupError, ValueError) as error:
         raise SegueError(f"{path}: no {name} that can be read ({error}); is it cut short? Save it again, as "
                          "UTF-8") from error
-
-
-def words(text: str) -> tuple[str, ...]:
-    """A list of words, written as one."""
-    return tuple(text.split())
 
 
 def looks_binary(head: bytes) -> bool:

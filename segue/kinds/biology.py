@@ -70,6 +70,7 @@ class Letters(Kind):
     """What DNA and protein share. `letters`: the legal ones; `mask`: the one that stands for any."""
 
     storage = "letters"
+    written = (".fa", ".fasta", ".fna", ".faa", ".txt")
     split_by = "content"
     decoder = "sample"
     letters: ClassVar[str] = ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -46,6 +48,8 @@ class Molecule(Kind):
     name = "molecule"
     unit = "character"
     storage = "letters"
+    closed = True
+    written = (".smi", ".smiles", ".csv", ".txt")
     split_by = "content"
     decoder = "sample"
 
@@ -100,8 +104,13 @@ class Molecule(Kind):
         return SmilesCodec(often[:MANY])
 
     def write(self, objects: Iterable[str | Record], path: str | Path) -> None:
-        """A .smi file: a SMILES a line, with the name behind it."""
+        """A .smi file: a SMILES a line, with the name behind it; or CSV, where the file is called so."""
         records = [obj if isinstance(obj, Record) else Record(obj) for obj in objects]
+        if Path(path).suffix.lower() == ".csv":
+            csv.writer(table := io.StringIO(), lineterminator="\n").writerows(
+                [("smiles", "name"), *((record.object, record.name) for record in records)])
+            write_text(path, table.getvalue())
+            return
         write_text(path, "".join(f"{record.object} {' '.join(record.name.split())}".rstrip() + "\n"
                                  for record in records))
 
@@ -217,7 +226,8 @@ def table_of(path: Path, head: bytes) -> Look | None:
     suffix = path.suffix.lower()
     if suffix in LINES or suffix not in TABULAR or (suffix not in DELIMITED and in_lines(first_words(head))):
         return None
-    return glance(path, head)
+    table = glance(path, head)
+    return table if table is None or table.rows or suffix in DELIMITED else None  # one line may be one molecule
 
 
 def column_of(table: Look) -> str | None:

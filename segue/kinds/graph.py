@@ -64,6 +64,7 @@ class Graphs(Kind):
     name = "graph"
     unit = "sign"
     storage = "items"
+    written = (".graphml", *WRITERS, ".xml", ".txt")
     split_by = "content"
 
     def sniff(self, path: Path, head: bytes) -> float:

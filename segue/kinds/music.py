@@ -63,6 +63,7 @@ class Music(Kind):
     name = "music"
     unit = "event"
     storage = "items"
+    written = (".mid", ".midi", ".kar")
     split_by = "entity"  # a piece as a whole: what it repeats would be known from its other parts
     decoder = "sample"
 

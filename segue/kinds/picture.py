@@ -124,6 +124,7 @@ class Picture(Kind):
     name = "picture"
     unit = "dimension"
     storage = "items"
+    written = (".png",)
     split_by = "entity"
     drawn: ClassVar[bool] = True
 

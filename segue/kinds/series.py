@@ -87,6 +87,7 @@ class Series(Kind):
     name = "series"
     unit = "value"
     storage = "items"
+    written = (".csv", ".txt")
     split_by = "name"
     advisor = "linear regression"
 

@@ -37,6 +37,7 @@ class Sound(Kind):
     name = "sound"
     unit = "sample"
     storage = "items"
+    written = (".wav", ".flac")
     split_by = "entity"
     advisor = "adaptive linear prediction"
     decoder = "sample"
@@ -82,14 +83,15 @@ class Sound(Kind):
         return found
 
     def write(self, objects: Iterable[Sequence[int] | Record], path: str | Path) -> None:
-        """A WAV file of 16 bits, 8,000 samples a second; of one object."""
+        """A WAV file (FLAC, where it is called so) of 16 bits, 8,000 samples a second; of one object."""
         soundfile = require("soundfile", "sound")
         sounds = [obj.object if isinstance(obj, Record) else obj for obj in objects]
         if len(sounds) != 1:
             raise SegueError(f"a sound file holds one sound, not {len(sounds)}: write them one by one")
         levels = [level for level in sounds[0] if isinstance(level, int) and 0 <= level < LEVELS]
         with atomic_write(path) as temporary, open(temporary, "wb") as handle:
-            soundfile.write(handle, np.round(32767 * waveform(levels)).astype(np.int16), RATE, "PCM_16", format="WAV")
+            form = "FLAC" if Path(path).suffix.lower() == ".flac" else "WAV"
+            soundfile.write(handle, np.round(32767 * waveform(levels)).astype(np.int16), RATE, "PCM_16", format=form)
 
     def show(self, obj: Sequence[int]) -> str:
         """How loud it is over time, in one line of at most 96 bars, and how long it lasts."""

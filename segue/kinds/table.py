@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -103,6 +104,7 @@ class Events(Kind):
     name = "events"
     unit = "event"
     storage = "items"
+    written = (".csv", ".tsv", ".jsonl", ".pgn", ".txt")
     split_by = "entity"
     advisor = "neighbours of items"
 
@@ -245,8 +247,8 @@ class Events(Kind):
         return ItemCodec.count(data.vocabulary, min_count, vocabulary)
 
     def write(self, objects: Iterable[Sequence[str | int] | Record], path: str | Path) -> None:
-        """CSV with the columns who, what and, where a `Record` carries time, when (of the calendar, or a number); games
-        of chess, where the file is called .pgn, as PGN."""
+        """CSV (or TSV or JSON Lines, as the file is called) with the columns who, what and, where a `Record` carries
+        time, when (of the calendar, or a number); games of chess, where the file is called .pgn, as PGN."""
         if Path(path).suffix.lower() == ".pgn":
             games = [obj if isinstance(obj, Record) else Record(list(obj)) for obj in objects]
             write_text(path, "".join(as_pgn([*map(str, game.object)], game.name or "?") for game in games))
@@ -259,10 +261,14 @@ class Events(Kind):
             timed = timed or times is not None
             rows += [[record.name or f"sequence{number}", item, "" if times is None else written(float(times[i]))]
                      for i, item in enumerate(record.object)]
+        names, suffix = ["who", "what", "when"][: 3 if timed else 2], Path(path).suffix.lower()
+        if suffix == ".jsonl":
+            write_text(path, "".join(json.dumps(dict(zip(names, row)), ensure_ascii=False) + "\n" for row in rows))
+            return
         with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
-            writer = csv.writer(handle, lineterminator="\n")
-            writer.writerow(["who", "what", "when"] if timed else ["who", "what"])
-            writer.writerows(row if timed else row[:2] for row in rows)
+            writer = csv.writer(handle, delimiter="\t" if suffix == ".tsv" else ",", lineterminator="\n")
+            writer.writerow(names)
+            writer.writerows(row[: len(names)] for row in rows)
 
     def show(self, obj: Sequence[str | int]) -> str:
         """One line: a → b → c."""
