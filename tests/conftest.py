@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Callable
@@ -15,6 +16,15 @@ if shutil.which("nvidia-smi") is None:  # Triton's own functions are interpreted
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no error
 settings.load_profile("untimed")
+
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: the garbage collector need not go through all of it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)  # objects; collections
+
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -1,17 +1,21 @@
-"""Automata compiled to weights are the automata, in one pass, token by token, and as a draft tree."""
+"""Automata and Turing machines compiled to weights are these machines, in one pass, token by token, and drafted."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from segue.decoding import generate
 from segue.errors import SegueError
 from segue.mixers.saturated import SaturatedAttention
 from segue.mixers.state import Layout
 from segue.models import Stack, StackConfig
 from segue.models.automata import DFA, counter, random_dfa
 from segue.models.base import Decodable
-from segue.models.construction import AutomatonTransformer, compile_dfa
+from segue.models.construction import AutomatonTransformer, TuringTransformer, compile_dfa, compile_turing
+from segue.models.turing import Step, TuringMachine, contents, increment, palindromes, random_machine
 from segue.objectives import Batch
 from segue.tasks import TASKS, Scratchpad
 from segue.training.learn import accuracy, answer_accuracy
@@ -53,9 +57,76 @@ def test_written_token_by_token() -> None:
     assert torch.equal(torch.stack(said, 1), written)
 
 
-def test_saturated_attention_keeps_its_forms() -> None:
+def said(model: TuringTransformer, machine: TuringMachine, word: list[int], limit: int) -> tuple[list[int], list[int]]:
+    """What a compiled machine writes in one pass over what is to be written, and that."""
+    wanted = model.written(*machine.run(word, limit))
+    row = torch.tensor([model.prompt(word) + wanted[:-1]])
+    return model(row).logits.argmax(-1)[0, len(word) :].tolist(), wanted
+
+
+@settings(max_examples=25, deadline=None)
+@given(states=st.integers(1, 5), symbols=st.integers(1, 4), tapes=st.integers(1, 2), seed=st.integers(0, 10**6),
+       data=st.data())
+def test_compiled_turing_machines_are_right_in_float64(states: int, symbols: int, tapes: int, seed: int,
+                                                       data: st.DataObject) -> None:
+    machine = random_machine(states, symbols, tapes, seed)
+    word = data.draw(st.lists(st.integers(0, symbols - 1), max_size=12))
+    found, wanted = said(compile_turing(machine), machine, word, 120)
+    assert found == wanted
+
+
+def test_a_compiled_machine_adds_one() -> None:
+    machine = increment()
+    model = compile_turing(machine)
+    numbers = [0, 1, 5, 7, 11, 255, 256]
+    words = [[int(digit) + 1 for digit in f"{number:b}"] for number in numbers]
+    for draft in (None, "lookup"):
+        answers = generate(model, [model.prompt(word) for word in words], 60, until=model.ended, draft=draft)
+        for number, word, answer in zip(numbers, words, answers):
+            steps = model.read(answer.tokens)
+            assert contents(word, steps) == [int(digit) + 1 for digit in f"{number + 1:b}"]
+            assert answer.tokens == model.written(steps, True)
+
+
+def test_the_tape_is_right_after_every_step() -> None:
+    machine = palindromes()
+    model = compile_turing(machine)
+    for word in ([], [1], [2, 1, 2], [1, 2, 2, 1], [1, 2, 1, 1], [2] * 9):
+        answer = generate(model, [model.prompt(word)], 200, until=model.ended)[0].tokens
+        assert answer[-1] == (model.accept if word == word[::-1] else model.reject)
+        tape, at, state = [0] * 20 + word + [0] * 20, 20, 0  # written out, with room at both ends
+        steps = model.read(answer)
+        for i, step in enumerate(steps, 1):
+            assert machine.rules[state, (tape[at],)] == step
+            tape[at], state = step.written[0], step.state
+            at += step.moves[0]
+            assert contents(word, steps[:i]) == [int(x) for x in "".join(map(str, tape)).strip("0")]
+
+
+def test_float32_is_too_coarse_for_long_runs() -> None:
+    machine, word = palindromes(), [1, 2, 2, 1] * 6
+    for precision, right in ((torch.float64, True), (torch.float32, False)):
+        found, wanted = said(compile_turing(machine, reach=40, dtype=precision), machine, word, 1000)
+        assert (found == wanted) == right
+
+
+def test_a_machine_must_make_sense() -> None:
+    rule = {(0, (0,)): Step(0, (1,), (1,))}
+    assert TuringMachine(rule, 2).run([], limit=3) == ([Step(0, (1,), (1,))] * 3, None)  # it never halts
+    with pytest.raises(SegueError, match="without rules"):
+        TuringMachine({}, 2)
+    for bad in (Step(-1, (1,), (1,)), Step(0, (2,), (1,)), Step(0, (1,), (2,)), Step(0, (1, 0), (1, 0))):
+        with pytest.raises(SegueError, match=r"the rule for state 0, reading \(0,\)"):
+            TuringMachine({(0, (0,)): bad}, 2)
+    with pytest.raises(SegueError, match="no room"):
+        compile_turing(TuringMachine(rule, 2), reach=0)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_saturated_attention_keeps_its_forms(groups: int) -> None:
     torch.manual_seed(0)
-    mixer, x = SaturatedAttention(8, heads=2, head_width=4).double(), torch.randn(2, 9, 8, dtype=torch.float64)
+    mixer = SaturatedAttention(8, heads=2, head_width=4, groups=groups).double()
+    x = torch.randn(2, 9, 8, dtype=torch.float64)
     y = mixer(x)
     torch.testing.assert_close(mixer.output(mixer.matrix(x) @ mixer.values(x), x), y)
     state = mixer.init_state(2)

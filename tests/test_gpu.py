@@ -124,7 +124,7 @@ def test_decoders_say_what_plain_decoding_says(pattern: str) -> None:
             [a.tokens for a in generate(here, prompts, 5, decoder)], decoder
 
 
-UNRECORDED = {"hyena", "jrt", "palm", "block-recurrent", "lssl"}
+UNRECORDED = {"hyena", "jrt", "palm", "block-recurrent"}
 """What needs the whole prompt or has a cache of its own, and what looks at numbers."""
 
 

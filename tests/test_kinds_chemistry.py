@@ -144,3 +144,20 @@ def test_odd_mol_files(tmp_path: Path) -> None:
     (tmp_path / "a.sdf").write_bytes(b"\xe4thanol" + block + b"$$$$\n\n")
     data = segue.read(tmp_path / "a.sdf")
     assert [record.object for record in data] == ["CCO"] and not data.problems
+
+
+def test_samples_are_molecules_where_they_end(tmp_path: Path) -> None:
+    """Drawn again until they are well formed; those that are at once stay, and what is cut is left alone."""
+    (tmp_path / "some.smi").write_text("".join(f"{'C' * i}c1ccc({tail})cc1\n" for i in range(1, 12)
+                                               for tail in ("O", "CN", "C(=O)O", "N(C)C", "C#N", "Cl")))
+    model = segue.fit(segue.read(tmp_path / "some.smi"), out=tmp_path / "m", steps=25, width=32, mix=False)
+    raw = model.continue_("C", n=60, samples=24, seed=1, well_formed=False).answers
+    told = model.continue_("C", n=60, samples=24, seed=1).answers
+    fine = [model.kind.well_formed(answer.whole) for answer in raw]
+    ended = [answer.finish == "stop" for answer in raw]
+    assert 0 < sum(fine) < len(fine)
+    for first, last, well, over in zip(raw, told, fine, ended):
+        assert (first.whole == last.whole) == (well or not over) and bool(last.remark) == (over and not well)
+        assert last.finish != "stop" or model.kind.well_formed(last.whole) or "nor were" in last.remark
+    assert [answer.whole for answer in told] == [each.whole for each in model.continue_("C", n=60, samples=24,
+                                                                                         seed=1).answers]

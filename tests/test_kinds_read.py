@@ -282,7 +282,7 @@ def test_the_contract_of_every_kind(tmp_path: Path) -> None:
     ("a.txt", b"\0" * 100, {}, "binary"),
     ("a.txt", b"\0" * 100, {"kind": "text"}, "a NUL byte at byte 0"),
     ("a.bin", bytes(range(256)) * 9, {}, "not a file of a kind known here"),
-    ("a.txt", b"ok\ncaf\xe9 noir\n", {}, r"byte 6 \(line 2\) is not UTF-8 \(0xe9\); give encoding="),
+    ("a.txt", b"ok\ncaf\xff noir\n", {}, r"byte 6 \(line 2\) is not UTF-8 \(0xff\); give encoding="),
     ("a.txt", "text".encode("utf-16")[:-1], {}, "not utf-16 .*; give the right encoding="),
     ("a.txt.gz", gzip.compress(NOISE, mtime=0)[:-900], {"kind": "text"}, "truncated"),
     ("a.txt.gz", gzip.compress(b"hello " * 900, mtime=0)[:-8] + b"12345678", {"kind": "text"}, "damaged"),
@@ -314,7 +314,7 @@ def test_the_contract_of_every_kind(tmp_path: Path) -> None:
     ("a.csv", b"user,item,time\na,b,yesterday\na,c,today\n", {}, "'yesterday' is no time known here"),
     ("a.csv", b"user,item,time\na,b,1\n", {"when_format": "%Q"}, "no time|no usable"),
     ("a.csv", b"user,user\na,b\n", {"who": "user"}, r"no column says what.*user, user \(2\)"),
-    ("a.csv", b"user,item\nanna,caf\xe9\n", {}, "byte 18 .* is not UTF-8"),
+    ("a.csv", b"user,item\nanna,caf\xff\n", {}, "byte 18 .* is not UTF-8"),
     ("a.csv", b"user,item\n\0,a\n", {"kind": "events"}, "NUL"),
     ("a.parquet", b"PAR1nonsense", {}, "not a readable table"),
     ("a.jsonl", b'{"user": 1\n', {"kind": "events"}, "not a line of JSON"),
@@ -372,7 +372,7 @@ def test_a_folder_without_a_usable_file(tmp_path: Path) -> None:
 
 def test_bad_files_of_a_folder_are_stepped_over(tmp_path: Path) -> None:
     put(tmp_path / "good.txt", "good text\n" * 50)
-    put(tmp_path / "latin.txt", b"caf\xe9\n")
+    put(tmp_path / "latin.txt", b"caf\xff\n")
     put(tmp_path / "empty.txt", b"")
     put(tmp_path / "cut.txt.gz", gzip.compress(os.urandom(3000))[:500])
     put(tmp_path / "picture.png", b"\x89PNG\r\n\x1a\n\0\0")

@@ -543,14 +543,19 @@ def test_words_are_no_letters_of_a_sequence(tmp_path: Path) -> None:
 def test_texts_of_before_unicode_are_told_by_their_letters(tmp_path: Path) -> None:
     for encoding, text in (("cp1251", "Привет, как дела сегодня?"), ("shift_jis", "こんにちは世界。今日はいい天気。"),
                            ("gb18030", "我们不是在说这个人的一天。"), ("latin-1", "Ça va très bien, merci à tous.")):
-        with pytest.raises(SegueError, match=f"is not UTF-8 .*give encoding='{encoding}' or what it is"):
-            read(put(tmp_path / "a.txt", (text * 9).encode(encoding)))
+        data = read(put(tmp_path / "a.txt", (text * 9).encode(encoding)))
+        assert texts(data) == [text * 9] and f"not UTF-8: read as {encoding} (encoding=" in data.problems.told
+        with pytest.raises(SegueError, match=r"byte 3,\d+ .*is not UTF-8"):  # damaged
+            read(put(tmp_path / "a.txt", (text * 9).encode() + b"x" * 3000 + text.encode(encoding)[:2]))
     with pytest.raises(SegueError, match="UTF-16-LE without a mark, perhaps: give kind=text and encoding=utf-16-le"):
         read(put(tmp_path / "b.txt", "The river is high.".encode("utf-16-le")))
     assert texts(read(tmp_path / "b.txt", encoding="utf-16-le")) == ["The river is high."]
     rows = "texte;classe\n" + "".join(f"Ça va très bien, merci {i};{i % 2}\n" for i in range(9))
-    data = read(put(tmp_path / "c.csv", rows.encode("latin-1")), encoding="latin-1")
-    assert data.kind.name == "text" and texts(data)[1] == "Ça va très bien, merci 1"
+    for options in ({}, {"encoding": "latin-1"}):
+        data = read(put(tmp_path / "c.csv", rows.encode("latin-1")), **options)
+        assert data.kind.name == "text" and texts(data)[1] == "Ça va très bien, merci 1"
+    data = read(put(tmp_path / "d.csv", "user,item\nann,thé\nann,café\nann,lait\n".encode("latin-1")))
+    assert data[0].object == ["thé", "café", "lait"] and "read as latin-1" in data.describe()["note"]
 
 
 BUYS = [(f"k{i * 7 % 5}", ["Tee", "Brot", "Öl"][i * i % 3], datetime(2023, 1, 28, 9, 5) + timedelta(hours=i * i))

@@ -14,6 +14,7 @@ from segue.mixers import Layout, LongVQ
 from segue.mixers.average import ExponentialAverage
 from segue.mixers.longvq import Codebook
 from segue.models import Stack, StackConfig
+from segue.models.stack import both_ways
 from segue.tasks import TASKS
 from segue.testing import check_mixer, check_model
 from segue.training.learn import learn
@@ -99,6 +100,62 @@ def test_a_codebook_of_all_keys_is_exact() -> None:
 @pytest.mark.parametrize("codes, window", [(1, 3), (2, 60)])
 def test_contract_of_variants(codes: int, window: int) -> None:
     assert check_mixer(lambda width: LongVQ(width, keys=4, expand=1, codes=codes, window=window, states=2), examples=2)
+
+
+@pytest.mark.parametrize("window, packed, training", [(4, False, True), (4, True, True), (1, True, False),
+                                                      (50, False, True)])
+def test_both_ways(window: int, packed: bool, training: bool) -> None:
+    """Against every weight written out; in training with keys K + constant(C - K), gradients too."""
+    torch.manual_seed(0)
+    model = LongVQ(8, keys=3, expand=1, codes=5, window=window, causal=False).double().train(training)
+    attention, book = model.attention, model.attention.codebook
+    for bias in (attention.bias, attention.bias_ahead):
+        bias.data.normal_()
+    q, k, v = (torch.randn(2, 23, width, dtype=torch.float64, requires_grad=True) for width in (3, 3, 8))
+    starts = torch.zeros(2, 23, dtype=torch.bool)
+    starts[0, [7, 9]] = starts[1, 16] = packed
+    y = attention.both_ways((q, k, v, book.nearest(k)), Layout.chain((2, 23), starts=starts if packed else None))
+    apart, document = torch.arange(23)[:, None] - torch.arange(23), starts.long().cumsum(1)
+    quantised = book.codes[book.nearest(k)]
+    quantised = k + (quantised - k).detach() if training else quantised
+    near = apart.abs().clamp(max=window - 1)
+    near = torch.where(apart < 0, attention.bias_ahead[near], attention.bias[near]).where(apart.abs() < window, 0.0)
+    scores = (q @ quantised.mT / math.sqrt(3) + near).masked_fill(document[:, :, None] != document[:, None], -math.inf)
+    whole = scores.softmax(-1) @ v
+    assert (y - whole).abs().max() < 1e-12
+    if training:
+        pull, wanted = torch.randn_like(y), (q, k, v, attention.bias, attention.bias_ahead)
+        ours, theirs = (torch.autograd.grad((x * pull).sum(), wanted) for x in (y, whole))
+        assert all((a - b).abs().max() < 1e-12 for a, b in zip(ours, theirs))
+
+
+def test_a_mixer_of_both_ways() -> None:
+    assert check_mixer(lambda width: LongVQ(width, keys=4, expand=1, codes=3, window=2, causal=False), examples=2)
+    model = LongVQ(8, window=3, causal=False).double().eval().requires_grad_(False)
+    x = torch.randn(1, 12, 8, dtype=torch.float64)
+    assert (model.output(model.matrix(x) @ model.values(x), x) - model(x)).abs().max() < 1e-12
+    mirror = LongVQ(8, window=3, causal=False).double().eval()
+    mirror.load_state_dict(model.state_dict())
+    for one, other in ((mirror.attention.bias, mirror.attention.bias_ahead),
+                       (mirror.average.rate, mirror.average_ahead.rate),
+                       (mirror.average.weight, mirror.average_ahead.weight)):
+        one.data, other.data = other.data, one.data
+    assert (mirror(x.flip(1)).flip(1) - model(x)).abs().max() < 1e-12
+    assert both_ways(StackConfig(9, 8, ["longvq"])).options == {"longvq": {"causal": False}}
+
+
+def test_commitment_draws_keys_to_their_codes() -> None:
+    torch.manual_seed(0)
+    model, x = LongVQ(8, codes=3, commitment=0.5).train(), torch.randn(2, 9, 8)
+    assert model.penalty() is None
+    q, k, v, code = model._project(x, model._alone(x))
+    between = k - model.attention.codebook.codes[code]
+    model(x)
+    penalty = model.penalty()
+    torch.testing.assert_close(penalty, 0.5 * between.square().mean())
+    penalty.backward()
+    assert model.penalty() is None
+    assert model.shared.weight.grad.abs().sum() > 0 and model.v.weight.grad is None
 
 
 @torch.no_grad()

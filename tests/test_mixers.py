@@ -125,6 +125,7 @@ VARIANTS: dict[str, Make] = {
                                                                 householders=2, gate=True),
     "gla, wide keys": lambda width: GatedLinearAttention(width, heads=1, expand_k=1.0, expand_v=2.0, temperature=1.0),
     "gla, short convolutions": lambda width: GatedLinearAttention(width, heads=2, gate_rank=4, taps=3),
+    "lstm, peepholes": lambda width: LSTM(width, peepholes=True),
     "lssl, frozen": lambda width: LSSL(width, states=4, channels=2, init="legt", learn_a=False, learn_dt=False),
     "s4d, bilinear": lambda width: S4D(width, states=4, init="random", rule="bilinear"),
     "liquid-s4, kb": lambda width: LiquidS4(width, states=4, degree=3, liquid="kb", dt_min=0.1, dt_max=1.0),
@@ -546,6 +547,28 @@ def test_recurrent_mixers_against_torch_cells(make: Callable[..., Mixer], cell: 
     assert (mixer(x) - torch.stack(outputs, 1)).abs().max() < 1e-10
 
 
+@torch.no_grad()
+def test_peepholes_are_their_equations() -> None:
+    torch.manual_seed(0)
+    mixer, plain = LSTM(6, inner=5, peepholes=True).double(), LSTM(6, inner=5).double()
+    cell, x = mixer.recurrence, torch.randn(2, 9, 6, dtype=torch.float64)
+    weights = {name: cell.get_parameter(name).clone() for name in ("weight_ih", "weight_hh", "bias", "peepholes")}
+    h = c = torch.zeros(2, 5, dtype=torch.float64)
+    for t in range(9):
+        parts = (x[:, t] @ weights["weight_ih"].T + h @ weights["weight_hh"].T + weights["bias"]).split(5, -1)
+        i, f = (torch.sigmoid(part + peep * c) for part, peep in zip(parts[:2], weights["peepholes"]))
+        c = f * c + i * torch.tanh(parts[2])
+        h = torch.sigmoid(parts[3] + weights["peepholes"][2] * c) * torch.tanh(c)
+        assert torch.allclose(mixer(x)[:, t], mixer.out(h), atol=1e-12)
+    cell.get_parameter("peepholes").zero_()
+    for ours, theirs in (("weight_ih", "weight_ih_l0"), ("weight_hh", "weight_hh_l0"), ("bias", "bias_ih_l0")):
+        plain.recurrence.get_parameter(f"module.{theirs}").copy_(weights[ours])
+    plain.out.load_state_dict(mixer.out.state_dict())
+    assert torch.allclose(mixer(x), plain(x), atol=1e-12)
+    with pytest.raises(SegueError, match="leave one of them out"):
+        LSTM(6, heads=2, peepholes=True)
+
+
 def mamba_by_loops(mixer: Mamba, x: Tensor) -> Tensor:
     """The equations of the paper, one row (T, D), one channel and one state at a time where it matters."""
     u, gate = mixer.into(x).chunk(2, -1)
@@ -616,6 +639,17 @@ def test_gla_against_a_plain_loop() -> None:
 
 
 @torch.no_grad()
+@torch.no_grad()
+def test_gates_of_gla_that_begin_to_remember() -> None:
+    mixer, layout = GatedLinearAttention(16, heads=2, remember=1000), Layout.chain((1, 1))
+    nodes = -1 / mixer._project(torch.zeros(1, 1, 16), layout, {})[3][0, 0]
+    torch.testing.assert_close(nodes[:, [0, -1]], torch.tensor([[16 / math.log(2), 1000.0]] * 2), rtol=1e-3, atol=0)
+    ratios = nodes[:, 1:] / nodes[:, :-1]
+    torch.testing.assert_close(ratios, ratios[:, :1].expand_as(ratios), rtol=1e-3, atol=0)
+    with pytest.raises(SegueError, match="remember 20 nodes: give 24 at least"):
+        GatedLinearAttention(16, remember=20)
+
+
 @pytest.mark.parametrize("name", ["lstm", "gru", "elman", "jordan", "mamba", "gla"])
 @pytest.mark.parametrize("tokens", [800, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_decoding_in_flat_memory(name: str, tokens: int) -> None:

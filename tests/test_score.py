@@ -67,7 +67,14 @@ def test_by_the_vectors_of_a_model_on_the_command_line(tmp_path: Path, capsys: p
 
 @pytest.mark.parametrize(("made", "real", "options", "says"), [
     (["one"], ["one line"], {}, "too few"), (["a", "b"], ["a", "b", "c"], {"pairs": True}, "no pairs"),
-    (["a", "b"], ["a", "b"], {"most": 1}, "most=2")])
+    (["a", "b"], ["a", "b"], {}, "give 3 or more"), (["a", "b"], ["a", "b"], {"most": 1}, "most=3")])
 def test_what_cannot_be_scored_is_told(made: list[str], real: list[str], options: dict[str, int], says: str) -> None:
     with pytest.raises(SegueError, match=says):
         score(made, real, quiet=True, **options)  # type: ignore[arg-type]
+
+
+def test_where_one_side_is_one_text_both_are_cut_into_lines() -> None:
+    made, real = "\n".join(texts(0, 9)), ["\n".join(texts(i, 9)) for i in (1, 2)]
+    assert score([made], real, quiet=True).samples == 9
+    rows = {row.metric: row for row in score([made], [made], pairs=True, quiet=True).rows}
+    assert rows["exact match"].value == 1

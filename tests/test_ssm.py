@@ -245,6 +245,20 @@ def test_s4_kernel_is_the_powers_of_its_matrix(length: int) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("states", [1, 2, 5, 32])
+def test_the_maps_of_lssl_need_no_matrix(states: int) -> None:
+    """Tridiagonal solves are the dense inverses, also where training has moved A away from where it began."""
+    torch.manual_seed(0)
+    lssl = LSSL(3, states=states).double().recurrence
+    for parameter in (lssl.p, lssl.q, lssl.d, lssl.t):
+        parameter += 0.1 * torch.randn_like(parameter)
+    a, eye, x, dt = lssl.transition(), torch.eye(states).double(), torch.randn(2, 3, states).double(), lssl.steps() / 2
+    step = dt[:, None, None] * a
+    assert torch.allclose(lssl.forwards(x, dt), ((eye + step) @ x[..., None])[..., 0], atol=1e-10)
+    assert torch.allclose(lssl.backwards(x, dt), torch.linalg.solve(eye - step, x[..., None])[..., 0], atol=1e-10)
+
+
+@torch.no_grad()
 def test_lssl_is_s4_is_the_recurrence() -> None:
     """Three algorithms, one HiPPO-LegS."""
     torch.manual_seed(0)

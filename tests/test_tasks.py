@@ -21,7 +21,7 @@ from segue.models.automata import (
     word_problem,
 )
 from segue.objectives import Batch
-from segue.tasks import TASKS, Scratchpad, Task
+from segue.tasks import TASKS, Reachability, Scratchpad, Task
 from segue.tasks.automata import dyck, tracking
 from segue.tasks.listops import SYMBOLS, value
 from segue.training.learn import accuracy, learn, minibatches, windows
@@ -132,6 +132,24 @@ def test_scratchpads_write_states(policy: str, steps: list[int]) -> None:
     assert torch.equal(batch.tokens[:, batch.tokens.shape[1] - len(steps) + 1 :], written[:, :-1])
     with pytest.raises(SegueError, match="unknown"):
         Scratchpad("square")
+
+
+def test_a_search_says_what_can_be_reached() -> None:
+    task, size = Reachability("search", 6).task("paths"), 6
+    batch = task.test(40, 18)
+    for tokens, targets in zip(batch.tokens.tolist(), batch.targets.tolist()):
+        edges = [divmod(token, size) for token in tokens[2:11]]
+        assert len(set(edges)) == 9 and all(u != v for u, v in edges)
+        target, reached = tokens[11] - 36, [tokens[12] - 42]
+        for said in targets[12:17]:
+            onward = sorted({v for u, v in edges if u in reached and v not in reached})
+            assert said == (42 + onward[0] if onward else 48)
+            reached += onward[:1]
+        assert targets[17] == 49 + (target in reached) and targets[:12] == [-1] * 12 and tokens[13:] == targets[12:17]
+    answers = Reachability("none", 6).task("paths").test(200, 12).targets
+    assert bool((answers[:, :-1] == -1).all()) and 80 < int((answers[:, -1] == 50).sum()) < 120
+    with pytest.raises(SegueError, match="choose from none, dummy, search"):
+        Reachability("depth")
 
 
 def test_selective_copy_leaves_the_blanks_out() -> None:

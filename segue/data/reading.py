@@ -63,7 +63,7 @@ def read(*paths: str | os.PathLike[str], kind: str | None = None, memory: int = 
             first = f"; first of {problems.total:,} problems: {telling[0]}" if telling else ""
             raise SegueError(f"no usable {chosen.name} sequence in {_listed(paths)}{first}")
     except SegueError as error:
-        if kind is None or not (other := _likely(files[0], chosen)):
+        if kind is None or not (other := likely(files[0], chosen)):
             raise
         raise SegueError(f"{error}; it looks like {other}, not {kind}") from error
     return _collected(writer, problems, options)
@@ -144,10 +144,7 @@ def _choose(files: list[Path], named: frozenset[Path], name: str | None, problem
             encoding: str | None = None) -> tuple[Kind, list[Path]]:
     """The kind that most bytes speak for, and the files of it; others are problems, or, if named, errors. encoding: of
     the files, where the user says it."""
-    heads = _heads(files, named, problems)
-    if isinstance(encoding, str):
-        with suppress(LookupError, UnicodeError):  # of another encoding the kind says what is wrong
-            heads = {path: head.decode(encoding, "ignore").encode() for path, head in heads.items()}
+    heads = _heads(files, named, problems, encoding if isinstance(encoding, str) else "utf-8")
     if name is not None:
         if not heads:
             raise SegueError(f"no usable file: {problems[0]}")
@@ -183,7 +180,7 @@ def _choose(files: list[Path], named: frozenset[Path], name: str | None, problem
     return winner, fitting
 
 
-def _likely(path: Path, chosen: Kind) -> str:
+def likely(path: Path, chosen: Kind) -> str:
     """What a file looks like that was to be of another kind, "" where that is in doubt."""
     with suppress(SegueError):
         return _another(path, head_of(path), chosen)
@@ -197,7 +194,8 @@ def _another(path: Path, head: bytes, chosen: Kind) -> str:
     return found if surely and (KINDS[found].family or found) != (chosen.family or chosen.name) else ""
 
 
-def _heads(files: list[Path], named: frozenset[Path], problems: Problems) -> dict[Path, bytes]:
+def _heads(files: list[Path], named: frozenset[Path], problems: Problems,
+           encoding: str) -> dict[Path, bytes]:
     """The first bytes of each file that has any; the others are problems, or, if named, errors."""
     heads: dict[Path, bytes] = {}
     for path in files:
@@ -205,7 +203,7 @@ def _heads(files: list[Path], named: frozenset[Path], problems: Problems) -> dic
         try:
             if not actual(path).is_file():
                 raise SegueError(f"{path}: is not a regular file; write what comes out of it into one, and give that")
-            head = head_of(path)
+            head = head_of(path, encoding)
             if not head:
                 raise SegueError(f"{path}: the file is empty; give a file with sequences in it")
             heads[path] = head

@@ -269,7 +269,7 @@ class Data:
                 "fingerprint": fingerprint,
                 "problems": [asdict(problem) for problem in self.problems],
                 "problems_total": self.problems.total,
-                "note": self.problems.note,
+                "note": self.problems.told,
                 "columns": self.problems.columns,
                 "reading": self.reading,
             })

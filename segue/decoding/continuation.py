@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from segue.data.options import checked
-from segue.data.reading import read
+from segue.data.reading import likely, read
 from segue.decoding.constrain import Pattern, schema
 from segue.decoding.forecast import SAMPLES, Forecast, drawn
 from segue.decoding.generate import Continuation, Until, check_limits, generate, stream
@@ -23,7 +23,7 @@ from segue.decoding.recipes import DECODERS, drafts_itself, takes
 from segue.decoding.rules import Rules
 from segue.decoding.sampling import Processor
 from segue.errors import SegueError
-from segue.kinds.base import Problems, Record
+from segue.kinds.base import Problems, Record, head_of
 from segue.kinds.codecs import TokenizerCodec, as_bytes, parted
 from segue.kinds.packed import is_archive
 from segue.kinds.series import table
@@ -110,6 +110,10 @@ def open_prompt(codec: Codec, prompt: list[int], heal: bool | None = None) -> li
     those of a Hugging Face folder, which goes on as transformers would."""
     wanted = not isinstance(codec, TokenizerCodec) if heal is None else heal
     return (spelling(codec).open(prompt, 1) if wanted else None) or prompt
+
+
+DRAWS = 24  # of one sample, until it is well formed
+ANOTHER = 1_000_003  # from the seed of one draw to that of the next
 
 
 def sayable(codec: Codec) -> tuple[Rules, ...]:
@@ -325,7 +329,8 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
     """What comes after `prime`: one `Continuation`, or for a list of primes a list of them.
 
     prime: an object of the kind (text, letters, a list of items), a `Path` to a file of it, a `SetPrompt` of them
-        whose parts have no order, or a list of these. None or an empty one begins a document.
+        whose parts have no order, or a list of these. None or an empty one begins a document, which has an element at
+        least (min_new_tokens=0: or none).
     draft: default with greedy and sampling is what `speed_up` found best for this model; where that was not asked,
         "counts" where the model is a mixture with counts, else "both" (trie and lookup). "heads": those that
         `speed_up` trained. "depth": some of the model's own layers. A draft changes no token and is switched off where
@@ -338,7 +343,8 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
         say together. Measured numbers are forecast unless a decoder, a draft or what ends an answer is named.
     Everything else is as in `continue_objects` and `generate`; but where items hardly ever come again in the sequences
     that the model learned (films that people rate), no answer repeats one, nor what the prime has
-    (no_repeat_ngram_size=0 allows it).
+    (no_repeat_ngram_size=0 allows it). And samples of kinds that can tell what is well formed (molecules) are drawn
+    again until they are, if they end (well_formed=False: never).
     """
     kind, reading = fitted.kind, fitted.reading | dict(reading or {})
     items = kind.storage == "items"
@@ -366,8 +372,9 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
                 for record, each in zip(records, told_of)]
         return told if many else told[0]
     decoder = decoder or kind.decoder
-    answers = continue_objects(model, fitted.codec, [record.object for record in records], n, decoder,
-                               drafter_for(fitted, decoder, draft), stop=stop, **options)
+    if all(record.object is None for record in records):  # to say nothing is no answer
+        options = {"min_new_tokens": 1} | options
+    answers = _drawn(fitted, model, [record.object for record in records], n, decoder, draft, stop, options)
     for answer, count, record in zip(answers, strange, records):
         if not answer.tokens and answer.finish == "stop" and record.object is not None:
             answer.remark = "the sequence ends here, says the model: --set min_new_tokens=N makes it go on"
@@ -410,10 +417,36 @@ class Samples:
                          for number, answer in enumerate(self.answers, 1)], path)
 
 
+def _drawn(fitted: FittedModel, model: Decodable, primes: list[Any], n: int | Sequence[int] | None,
+           decoder: str | None, draft: Any, stop: Sequence[Any], options: dict[str, Any]) -> list[Continuation]:
+    """Answers; sampled ones that ended by themselves and are not well formed are drawn again, until `DRAWS` draws were
+    made, so that they have the model's distribution among what is well formed."""
+    options = dict(options)
+    wanted = options.pop("well_formed", True) and decoder == "sample"
+    proposer, seed = drafter_for(fitted, decoder, draft), options.get("seed", 0)
+    answers = continue_objects(model, fitted.codec, primes, n, decoder, proposer, stop=stop, **options)
+
+    def wrong(row: int) -> bool:
+        return answers[row].finish == "stop" and not fitted.kind.well_formed(answers[row].whole)
+
+    left, draw = [row for row in range(len(answers)) if wanted and wrong(row)], 1
+    while left and draw < DRAWS:
+        draw += 1
+        seeds = [(seed if isinstance(seed, int) else seed[row]) + row + ANOTHER * draw for row in left]
+        most = n if n is None or isinstance(n, int) else [n[row] for row in left]
+        for row, answer in zip(left, continue_objects(model, fitted.codec, [primes[row] for row in left], most, decoder,
+                                                      proposer, stop=stop, **options | {"seed": seeds})):
+            answers[row] = answer
+            answer.remark = f"draw {draw}: those before were not well formed"
+        left = [row for row in left if wrong(row)]
+    for row in left:
+        answers[row].remark = f"not well formed, nor were {DRAWS - 1} draws before"
+    return answers
+
+
 def _samples(fitted: FittedModel, model: Decodable, record: Record, n: int | None, samples: int, draft: Any,
              stop: Sequence[Any], options: dict[str, Any]) -> Samples:
-    answers = continue_objects(model, fitted.codec, [record.object] * samples, n, "sample",
-                               drafter_for(fitted, "sample", draft), stop=stop, **options)
+    answers = _drawn(fitted, model, [record.object] * samples, n, "sample", draft, stop, options)
     for answer in answers:
         if fitted.kind.drawn:
             answer.text = fitted.kind.show(answer.whole)
@@ -487,7 +520,16 @@ def prime_record(kind: Kind, prime: Any, codec: Codec, reading: Mapping[str, Any
             if problems is not None and len(data) == 1:
                 problems.clock = data.problems.clock
             return Record(data[0].object, name=data[0].name.rpartition(":")[2])
-        record = next(iter(kind.read(prime, problems, **options)), None)
+        if prime.is_dir():
+            raise SegueError(f"{prime}: is a folder; give one of the files in it")
+        try:
+            record = next(iter(kind.read(prime, problems, **options)), None)
+        except SegueError as error:
+            if prime.is_file() and not head_of(prime).strip():
+                raise SegueError(f"{prime}: the file is empty; give a file with a sequence in it") from error
+            if not (other := likely(prime, kind)):
+                raise
+            raise SegueError(f"{error}; it looks like {other}, not {kind.name}") from error
         if problems:
             raise SegueError(str(problems[0]))
         if record is None:

@@ -11,7 +11,7 @@ import re
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -31,8 +31,9 @@ MOST = 1 << 22  # bytes of it where the columns of a table are named a line each
 ARFF = re.compile(rb"(?i)\s*(%[^\n]*\n\s*)*@relation\b")  # a table as Weka writes it
 MARK = encodings.BOM_UTF8
 # Encodings of before Unicode, of texts in Latin letters and in others, with the letters that are usual in each.
-LATIN = {"latin-1": "éèàáíóúüöäñçåßêãõøæ", "cp1252": "éèàáíóúüöäñçåß’“”–…", "cp1250": "áéíěščřžýůłąężśćő",
-         "cp1254": "ıüşöçğİ"}
+LATIN = {"latin-1": "éèàáíóúüöäñçåßêãõøæòùìâîôûëïðþý£°«»½", "cp1252": "éèàáíóúüöäñçåßêãõøæòùìâîôûëïðþý£°«»½’“”–…",
+         "cp1250": "áéíóúöüäěščřžýůłąężśćőűđňťďľ", "cp1254": "ıüşöçğİ"}
+MANY = ("shift_jis", "euc-jp", "euc-kr", "gb18030", "big5")
 OTHER = {"cp1251": "оеаинтсрвл", "koi8-r": "оеаинтсрвл", "cp1253": "αοιετσνηυρκ", "cp1255": "יוהלאמרתב",
          "cp1256": "اليمنرتبو", "tis-620": "านรอกเงม่ว", "shift_jis": "のにはをたがでいし",
          "euc-jp": "のにはをたがでいし", "euc-kr": "이다는을의에가하고지도로한사인자기대어해리아시를은서나라",
@@ -75,9 +76,10 @@ class Problem:
 class Problems(list[Problem]):
     """Problems met while reading that were stepped over: the first `keep` of them, and how many there were in all.
 
-    note: how the input was understood, where that had to be found out (which column says what). columns: of kinds
-    whose columns are a whole each, the name of the only one that was read, for each file. clock: of a series that was
-    read last, its moments, where they come at one pace.
+    note: how the input was understood, where that had to be found out (which column says what). guesses: in which
+    encodings files were read that are not UTF-8 and do not say. columns: of kinds whose columns are a whole each, the
+    name of the only one that was read, for each file. clock: of a series that was read last, its moments, where they
+    come at one pace.
     """
 
     keep = 1000
@@ -87,6 +89,7 @@ class Problems(list[Problem]):
         super().__init__(found)
         self.total = len(self) if total is None else total
         self.note = note
+        self.guesses: set[str] = set()
         self.columns = list(columns)
         self.clock: Clock | None = None
 
@@ -94,6 +97,13 @@ class Problems(list[Problem]):
         self.total += 1
         if len(self) < self.keep:
             self.append(problem)
+
+    @property
+    def told(self) -> str:
+        """All of how the input was understood."""
+        guesses = ", ".join(sorted(self.guesses))
+        guess = f"not UTF-8: read as {guesses} (encoding= says another)" if guesses else ""
+        return "; ".join(filter(None, (self.note, guess)))
 
     def refuse(self, path: Path, why: SegueError | str) -> None:
         """A file that is left out as a whole."""
@@ -172,6 +182,10 @@ class Kind(ABC):
         """Write objects, or (where there are `several` in a file) `Record`s with their names, in the field's own file
         format, atomically."""
 
+    def well_formed(self, obj: Any) -> bool:
+        """Whether a whole object is one that users of the kind would take for one; most kinds take all."""
+        return True
+
     @abstractmethod
     def show(self, obj: Any) -> str:
         """The object for a terminal."""
@@ -214,9 +228,9 @@ def bad(problems: Problems | None, path: Path | str, record: str, position: int 
     problems.add(problem)
 
 
-def head_of(path: Path) -> bytes:
-    """The first `HEAD` unpacked bytes of a file, as UTF-8 where a mark at its beginning says that it is UTF-16 or
-    UTF-32; a stream that is damaged further on still gives its beginning."""
+def head_of(path: Path, encoding: str = "utf-8") -> bytes:
+    """The first `HEAD` unpacked bytes of a file, as UTF-8 where it is in another encoding: this one, or one that a mark
+    at its beginning or its letters tell; a stream that is damaged further on still gives its beginning."""
     with opened(path) as handle:
         head = b""
         try:
@@ -228,8 +242,10 @@ def head_of(path: Path) -> bytes:
         except (EOFError, OSError, zlib.error, lzma.LZMAError):
             if not head:
                 raise
-        encoding = marked(head, "utf-8")
-        return head if encoding == "utf-8" else head.decode(encoding, "ignore").encode("utf-8", "ignore")
+        with suppress(LookupError, UnicodeError):  # of what there is not the reader says what is wrong
+            encoding = spoken(head, encoding)
+            return head if encoding == "utf-8" else head.decode(encoding, "ignore").encode("utf-8", "ignore")
+        return head
 
 
 def marked(data: bytes, encoding: str) -> str:
@@ -241,10 +257,37 @@ def marked(data: bytes, encoding: str) -> str:
     return "utf-16" if data[:2] in (encodings.BOM_UTF16_LE, encodings.BOM_UTF16_BE) else encoding
 
 
-def as_utf8(path: Path, data: bytes, encoding: str) -> bytes:
+def spoken(data: bytes, encoding: str, problems: Problems | None = None) -> str:
+    """The encoding in Python's words; where UTF-8 is meant, that which a mark at the beginning of a file tells, or
+    where it cannot be UTF-8, its letters, if they do so surely."""
+    encoding = encodings.lookup(marked(data, encoding)).name
+    if encoding != "utf-8" or data.isascii() or looks_binary(data[:HEAD]):
+        return encoding
+    read = encodings.getincrementaldecoder("utf-8")("replace").decode(data)
+    broken = read.count("\ufffd")
+    if not broken or sum(sign > "\x7f" for sign in read) > 2 * broken:
+        return encoding  # good, or damaged
+    part = data[re.search(rb"[\x80-\xff]", data).start() :][:HEAD]  # type: ignore[union-attr]
+    guess = likely_encoding(part)
+    beyond = [sign for sign in part.decode(guess, "replace") if sign > "\x7f"]
+    usual, share = sum(sign in (LATIN | OTHER)[guess] for sign in beyond), 8 if guess in MANY else 3
+    if share * usual < len(beyond) or 50 * beyond.count("\ufffd") > len(beyond):
+        return encoding
+    if problems is not None:
+        problems.guesses.add(guess)
+    return encodings.lookup(guess).name
+
+
+def encoding_of(path: Path, encoding: str, problems: Problems | None = None) -> str:
+    """The encoding of a text file (see `spoken`), by as much of it as is held at a time."""
+    with opened(path) as handle:
+        return spoken(handle.read(PIECE), encoding, problems)
+
+
+def as_utf8(path: Path, data: bytes, encoding: str, problems: Problems | None = None) -> bytes:
     """A whole file as UTF-8 without a mark; a SegueError where it is not text in this encoding."""
     try:
-        encoding = marked(data, encoding)
+        encoding = spoken(data, encoding, problems)
         if encodings.lookup(encoding).name != "utf-8":
             data = data.decode(encoding).encode("utf-8")
     except (UnicodeError, LookupError) as error:
@@ -297,12 +340,13 @@ def check_text(path: Path, data: bytes, offset: int = 0) -> None:
 
 
 def likely_encoding(data: bytes) -> str:
-    """The encoding of before Unicode in which a text has the most of the usual letters."""
+    """The encoding of before Unicode in which a text has the most of the usual letters; of thousands of signs the usual
+    ones are a smaller share than of an alphabet."""
     shares: dict[str, tuple[bool, float]] = {}
     ascii = len(data.translate(None, bytes(range(128, 256))))
     for encoding, letters in (LATIN if 2 * ascii > len(data) else OTHER).items():
         beyond = [sign for sign in data.decode(encoding, "replace") if sign > "\x7f"]
         usual = [sign for sign in beyond if sign in letters]
         few = encoding in ("cp1250", "cp1254") and len(set(usual)) < 3  # by chance, perhaps
-        shares[encoding] = not few, len(usual) / max(1, len(beyond))
+        shares[encoding] = not few, (3 if encoding in MANY else 1) * len(usual) / max(1, len(beyond))
     return max(shares, key=lambda encoding: shares[encoding])

@@ -13,6 +13,7 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.kinds.base import words
+from segue.kinds.films import lines_of
 from segue.kinds.frame import is_array
 from segue.kinds.packed import bare, is_there, opened
 
@@ -32,6 +33,8 @@ def owner(path: Path) -> Path | None:
     if suffix == ".tour":
         place = path.with_name(f"{path.stem.removesuffix('.opt')}.tsp")
         return place if is_there(place) else None
+    if (lines := lines_of(path)) is not None:
+        return lines
     held = next(filter(is_there, _called(path, True)), None)
     return held if held is not None and classes_in(path) is not None else None
 

@@ -189,6 +189,11 @@ class Letters(Kind):
                     raise SegueError(f"{path}: only GenBank and EMBL files have features: leave features out")
                 yield from self._features(path, handle, flat, features, problems)
                 return
+            words = head.partition(b"\n")[0].decode("ascii", "replace").split()[:40]
+            if column is None and flat is None and len(words) > 2 and " " not in _unwound(" ".join(words)):
+                yield from ((str(number), _unwound(line.decode("ascii", "replace")).encode("ascii", "replace"), None)
+                            for number, line in enumerate(handle, 1) if line.strip())
+                return
             if column is not None or is_parquet(head) or (flat is None and self._tabular(path, head, start)):
                 yield from _column(path, problems, column, classes)
                 return

@@ -47,6 +47,7 @@ class Molecule(Kind):
     unit = "character"
     storage = "letters"
     split_by = "content"
+    decoder = "sample"
 
     def sniff(self, path: Path, head: bytes) -> float:
         if not looks_binary(head) and form_of(head):
@@ -84,7 +85,7 @@ class Molecule(Kind):
             yield from _column(path, problems, column, classes, encoding)
         else:
             with opened(path) as handle:
-                lines = as_utf8(path, handle.read(), encoding).decode().splitlines()
+                lines = as_utf8(path, handle.read(), encoding, problems).decode().splitlines()
             for number, line in enumerate(lines, 1):
                 smiles, *rest = parted(line)
                 if smiles and not smiles.startswith("#") and not (number == 1 and smiles.lower() in COLUMNS):
@@ -114,6 +115,14 @@ class Molecule(Kind):
         RDLogger.DisableLog("rdApp.*")  # type: ignore[attr-defined]
         molecule = Chem.MolFromSmiles(obj)
         return obj if molecule is None else f"{obj}  {CalcMolFormula(molecule)}"
+
+    def well_formed(self, obj: str) -> bool:
+        """Whether RDKit reads a molecule out of it; without RDKit, whether no branch and no ring stays open."""
+        try:
+            chem = _chem()
+        except SegueError:
+            return fault(obj) is None
+        return fault(obj) is None and (">" in obj or chem.MolFromSmiles(obj) is not None)
 
     def normalise(self, obj: Any, known: Collection[str] = ()) -> str:
         """The beginning of a SMILES text, without blanks; a sign that is none is a SegueError."""

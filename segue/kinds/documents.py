@@ -42,6 +42,29 @@ def _thread(row: dict[str, Any]) -> dict[str, Any]:
     return {**{name: cell for name, cell in row.items() if name not in ("role", "text", "replies")}, "messages": turns}
 
 
+def _told_in(nodes: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The turns of a chat that is kept as a tree of nodes by name, along the last answer to each (ChatGPT's export);
+    None of other objects."""
+    if not nodes or not all(isinstance(node, dict) and node.keys() >= {"message", "parent", "children"}
+                            for node in nodes.values()):
+        return None
+    turns = list[dict[str, Any]]()
+    at = next((name for name, node in nodes.items() if node["parent"] not in nodes), None)
+    for _ in nodes:
+        node = nodes.get(at or "")
+        if node is None:
+            break
+        message = node["message"] if isinstance(node["message"], dict) else {}
+        content, author = message.get("content"), message.get("author")
+        parts = content.get("parts") if isinstance(content, dict) else None
+        said = "\n".join(part for part in parts or () if isinstance(part, str)).strip()
+        if said and isinstance(author, dict) and author.get("role") in ("user", "assistant"):
+            turns.append({"role": author["role"], "content": said})
+        children = node["children"]
+        at = children[-1] if isinstance(children, list) and children and isinstance(children[-1], str) else None
+    return turns
+
+
 def flat(row: dict[str, Any], before: str = "") -> dict[str, Any]:
     """Nested objects as columns of their own: {"user": {"id": 1}} is user.id; a list of objects gives lists, and one of
     the parts of a message, each with its type, the text of them."""
@@ -50,6 +73,8 @@ def flat(row: dict[str, Any], before: str = "") -> dict[str, Any]:
         row = _thread(row)
     for key, value in row.items():
         name = f"{before}{key}"
+        if key == "mapping" and isinstance(value, dict) and (turns := _told_in(value)):
+            name, value = f"{before}messages", turns
         if isinstance(value, dict):
             cells |= flat(value, f"{name}.")
         elif isinstance(value, list) and (said := _parts(value)) is not None:
@@ -144,6 +169,9 @@ def _alone(value: dict[str, Any]) -> bool:
 def _parted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows that only hold others, as articles their paragraphs and these their questions: those others, with what is
     said of them all."""
+    if len({name for row in rows for name in row}) > 1 and all(
+            len(row) == 1 and isinstance(next(iter(row.values())), dict) for row in rows):
+        return [next(iter(row.values())) for row in rows]  # each under a name of its own (WebNLG)
     within = {name for row in rows for name, cell in row.items() if _holds_tables(cell)}
     if len(within) != 1:
         return rows

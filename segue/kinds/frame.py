@@ -499,7 +499,7 @@ def load_table(path: Path, problems: Problems, encoding: str, asked: Iterable[st
             return _load_array(path, raw)
         if is_xml(raw, encoding):
             return _load_xes(path, raw.lstrip(), encoding)
-        raw = as_utf8(path, raw, encoding)
+        raw = as_utf8(path, raw, encoding, problems)
         begin = raw.lstrip()[:1000]
         if begin[:1] == b"{" or bare(path).suffix.lower() in JSON or (begin[:1] == b"[" and
                                                                       begin[1:].lstrip()[:1] == b"{"):

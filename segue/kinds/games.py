@@ -1,9 +1,10 @@
-"""Games of chess: the moves of each as Portable Game Notation keeps them (PGN), with its result."""
+"""Games of chess: the moves of each as Portable Game Notation keeps them (PGN), with its result, or a game a line."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from textwrap import wrap
 
 BEGIN = re.compile(rb"(\xef\xbb\xbf)?\s*(%[^\n]*\n\s*)*\[[A-Z]\w* \"[^\n]*\"\]\s*\r?\n\s*\[")
 TAG = re.compile(r'\[(\w+) "((?:[^"\\]|\\.)*)"\]\s*')
@@ -12,17 +13,42 @@ MOVES = re.compile(rf"{MOVE}( {MOVE}){{3,}}")  # of a game, one after the other
 PLAYED = re.compile(rf"{MOVE}|\d+(?:[-x]\d+)+|[a-h][1-8][a-h][1-8][qrbn]?")  # or 32-28, of draughts, or e2e4
 ASIDE = re.compile(r"\{[^}]*(?:\}|$)|;[^\n]*|(?m:^%[^\n]*)|\$\d+|\d+\.+|--")  # comments, glyphs, numbers of moves
 WITHIN = re.compile(r"\([^()]*\)")  # what might have been played instead
+LISTED = re.compile(rf"{MOVE}|[a-h][1-8][a-h][1-8][qrbn]?")  # of chess, in lines without tags
 RESULTS = ("1-0", "0-1", "1/2-1/2", "*")
 
 
 def is_games(head: bytes) -> bool:
-    """By tags at the beginning of a file, a line each, with a move further on."""
-    return BEGIN.match(head) is not None and re.search(rb"\n\s*1\. ?(\{[^}]*\} ?)?[KQRBNa-hO]", head) is not None
+    """By tags at the beginning of a file, a line each, with a move further on; or by lines of nothing but moves."""
+    if BEGIN.match(head) is None:
+        lines = [line.decode("ascii", "replace") for line in head.removeprefix(b"\xef\xbb\xbf").split(b"\n", 21)[:20]]
+        games = [moves_in(line) for line in (lines[:-1] if len(lines) > 1 else lines) if line.strip()]
+        return len(games) > 1 and all(len(game) > 3 and all(map(LISTED.fullmatch, game)) for game in games)
+    return re.search(rb"\n\s*1\. ?(\{[^}]*\} ?)?[KQRBNa-hO]", head) is not None
+
+
+def moves_in(line: str) -> list[str]:
+    """The moves of a game in a line, without what numbers them, marks of how good they were and the result."""
+    return [word.rstrip("!?") for word in ASIDE.sub(" ", line).split() if word not in RESULTS]
+
+
+def as_pgn(moves: Sequence[str], event: str) -> str:
+    """A game in Portable Game Notation; how it ended, and who played, is not known."""
+    tags = {"Event": event.replace("\\", "").replace('"', "'"), "Site": "?", "Date": "????.??.??", "Round": "?",
+            "White": "?", "Black": "?", "Result": "*"}
+    played = [f"{i // 2 + 1}. {move}" if i % 2 == 0 else move for i, move in enumerate(moves)]
+    return "\n".join([*(f'[{name} "{said}"]' for name, said in tags.items()), "",
+                      *wrap(" ".join([*played, "*"]), 79, break_long_words=False, break_on_hyphens=False), "", ""])
 
 
 def games_of(text: str) -> Iterator[tuple[int, list[str], str]]:
     """The line where each game begins, its moves without marks of how good they were, and its result ("" where it was
     not played to an end)."""
+    if not BEGIN.match(text[:4096].encode()):
+        for number, each in enumerate(text.removeprefix("\ufeff").splitlines(), 1):
+            result = next((word for word in each.split()[-1:] if word in RESULTS), "")
+            if moves := moves_in(each):
+                yield number, moves, "" if result == "*" else result
+        return
     line, at = 1, 0
     for game in re.split(r"(?m)(?<=\S)[ \t\r]*\n\s*\n(?=\[\w+ \")", text):
         begin = text.index(game, at)

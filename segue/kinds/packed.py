@@ -1,5 +1,5 @@
 """Files as they lie: packed (gzip, xz, bzip2, zstd), or within an archive (zip, tar) that is read as a folder; a
-workbook is one of CSV files."""
+workbook is one of CSV files, a book one of its chapters."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from segue.errors import SegueError
+from segue.kinds.books import chapters
 from segue.kinds.matlab import arrays
 from segue.kinds.sheets import BOOK, sheets
 
 COMPRESSED = {".gz", ".bgz", ".xz", ".bz2", ".zst"}
 TARS = {".tgz", ".tbz", ".tbz2", ".txz"}
-MATLAB = ".mat"
+MATLAB, EPUB = ".mat", ".epub"
 ZIPS = {".zip", ".npz", ".mxl", ".epub", ".xlsx", ".xlsm", ".docx", ".pptx", ".ods", ".odt"}
 RATIO, LEAST = 200, 1 << 28  # an archive may unpack to so many times its size, or to so many bytes
 
@@ -209,6 +210,9 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """Name and content of each file in an archive; links, devices and folders are no files."""
     if archive.suffix.lower() == MATLAB:
         yield from arrays(archive)
+        return
+    if archive.suffix.lower() == EPUB:
+        yield from ((name, io.BytesIO(text)) for name, text in chapters(archive))
         return
     if archive.suffix.lower() in ZIPS:
         with zipfile.ZipFile(archive) as box:

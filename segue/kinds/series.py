@@ -190,7 +190,7 @@ class Series(Kind):
             return
         if not array and in_blocks(head.decode("utf-8", "ignore")):
             with opened(path) as handle:
-                yield from _blocks(path, as_utf8(path, handle.read(), encoding).decode(), problems)
+                yield from _blocks(path, as_utf8(path, handle.read(), encoding, problems).decode(), problems)
             return
         if array or archive or lines:
             with opened(path) as handle:
@@ -198,10 +198,10 @@ class Series(Kind):
         if array:
             yield from _array(path, raw, rows, problems)
         elif archive:
-            text = as_utf8(path, raw, encoding).decode()
+            text = as_utf8(path, raw, encoding, problems).decode()
             yield from (_relational if bare(path).suffix.lower() not in ARCHIVES else _archive)(path, text, problems)
         elif lines:
-            cells = as_utf8(path, raw, encoding).decode().split()
+            cells = as_utf8(path, raw, encoding, problems).decode().split()
             yield Record(flat({"": np.array([_number(cell) for cell in cells])}), name=str(path))
         else:
             frame = load_table(path, Problems() if problems is None else problems, encoding,

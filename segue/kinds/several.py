@@ -13,6 +13,8 @@ from segue.kinds.base import HEAD
 LABEL = "__label__"  # what fastText puts in front of a class
 FIRST = re.compile(r"([A-Z]{2,}:\w+|[-+]?\d)[ \t]+(?=\S)")  # DESC:manner How did it ...
 WORDS = re.compile(r"[^\W\d_]{2,}")
+# 84-121123-0000 HE SAID ...
+KEY = re.compile(r"(?=\S*[A-Za-z_-])(?=\S*\d)(?!\d{4}-\d\d?-\d\d?[ \t])[\w-]{4,}[ \t]+(?=\S)")
 LAST = re.compile(r"(.*\S)@([A-Za-z]\w*)\s*$")  # It rose by a third .@positive
 NUMBERED = re.compile(r"(\d+)[ \t]+(?=\S)")
 BETWEEN = re.compile(r"\s*<\|endoftext\|>\s*")
@@ -60,6 +62,9 @@ def form_of(head: str, field: Sequence[str] = (), table: bool = False) -> Form |
     if len(first) == len(lines) and _few(first) and \
             5 * sum(len(WORDS.findall(line)) > 2 for line in lines) > 4 * len(lines):
         return Form(BEHIND, _behind)
+    keys = [found[0] for line in lines if (found := KEY.match(line))]
+    if len({*keys}) == len(lines) and len({re.sub(r"\d", "0", key) for key in keys}) < 4:
+        return Form("a line a text; not read: the name in front of it", _named)
     last = [found[2] for line in lines if (found := LAST.match(line))]
     if len(last) == len(lines) and _few(last):
         return Form("a line a text; not read: the class behind its last @", _before)
@@ -104,6 +109,11 @@ def _behind(lines: Numbered) -> Iterator[tuple[int, str, str]]:
         labels = list(takewhile(lambda word: word.startswith(LABEL), line.split())) or line.split()[:1]
         if text := line.strip()[sum(len(label) + 1 for label in labels) :].strip():
             yield number, text, labels[0].removeprefix(LABEL)
+
+
+def _named(lines: Numbered) -> Iterator[tuple[int, str, str]]:
+    """As speech data sets have what was said, behind the name of each recording (LibriSpeech, AISHELL, Kaldi)."""
+    yield from ((number, text[-1], "") for number, line in lines if len(text := line.strip().split(None, 1)) > 1)
 
 
 def _before(lines: Numbered) -> Iterator[tuple[int, str, str]]:

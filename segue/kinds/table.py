@@ -35,6 +35,7 @@ from segue.kinds.frame import (
     times_a_line,
 )
 from segue.kinds.frame import number as is_number
+from segue.kinds.games import as_pgn, moves_in
 from segue.kinds.moments import CLOCK, spelled, together
 from segue.kinds.packed import bare, opened, twin
 from segue.kinds.text import text_columns
@@ -54,8 +55,9 @@ def named(text: str) -> tuple[str, ...]:
 # What is said weakly is believed only where no column of text says more.
 WHO = named("who caseconceptname case user userpseudo session customer visitor patient sender subject client account "
             "member player reviewer author actor login listener reader student learner driver employee buyer entity "
-            "trace device bike taxi vehicle sequenceid playlist host person owner order invoice basket cart "
-            "transaction trip container cip u kunde kunden benutzer nutzer fall sitzung utilisateur usager dossier "
+            "trace episode trajectory device bike taxi vehicle sequenceid playlist host person owner order invoice "
+            "basket cart transaction trip container cip u kunde kunden benutzer nutzer fall sitzung utilisateur "
+            "usager dossier "
             "usuario cliente caso utente gebruiker klant zaak пользователь клиент 用户 客户 会员 ユーザー 顧客 会員 "
             "사용자 고객")
 WHAT = named("what item activity conceptname eventconceptname event action movie product asin sku stock song track "
@@ -128,7 +130,8 @@ class Events(Kind):
         thing = what or weak
         if thing and any(isinstance(cell, list) for cell in table.column(thing)):
             return 0.9 if what or not text_columns(table) else 0.65
-        if who and not thing and (others := [name for name in names if name != who and numbered(name)]):
+        if who and not thing and (others := [name for name in names if name != who and numbered(name) and
+                                             not _same(table.column(name), table.column(who))]):
             what = thing = others[0] if len(others) == 1 else None
         if thing and who:
             return 0.9 if what else 0.65
@@ -242,7 +245,12 @@ class Events(Kind):
         return ItemCodec.count(data.vocabulary, min_count, vocabulary)
 
     def write(self, objects: Iterable[Sequence[str | int] | Record], path: str | Path) -> None:
-        """CSV with the columns who, what and, where a `Record` carries time, when (of the calendar, or a number)."""
+        """CSV with the columns who, what and, where a `Record` carries time, when (of the calendar, or a number); games
+        of chess, where the file is called .pgn, as PGN."""
+        if Path(path).suffix.lower() == ".pgn":
+            games = [obj if isinstance(obj, Record) else Record(list(obj)) for obj in objects]
+            write_text(path, "".join(as_pgn([*map(str, game.object)], game.name or "?") for game in games))
+            return
         rows: list[list[Any]] = []
         timed = False
         for number, obj in enumerate(objects, 1):
@@ -265,6 +273,8 @@ class Events(Kind):
         is in it, and where all of them are single signs, a word is cut into its own."""
         if isinstance(obj, bytes):
             obj = obj.decode("utf-8", "replace")
+        if isinstance(obj, str) and (moves := moves_in(obj)) and set(moves) <= set(known) and re.search(r"\d\.", obj):
+            return moves  # 1. e4 e5 2. Nf3
         return _typed(obj.strip(), known) if isinstance(obj, str) else list(obj)
 
 
@@ -316,7 +326,7 @@ class Cases(Kind):
         if elements not in (None, "characters", "words", "cells"):
             raise SegueError(f"elements is 'characters', 'words' or 'cells', not {elements!r}")
         with opened(path) as handle:
-            raw = as_utf8(path, handle.read(), encoding)
+            raw = as_utf8(path, handle.read(), encoding, problems)
         lines, called = raw.decode().splitlines(), list[str]()
         if numbered_cases := NUMBERED.match(raw[:HEAD]):
             called = numbered_cases["names"].decode().split()
@@ -601,7 +611,7 @@ def _by_header(frame: Frame, who: str | None, what: str | None,
 def _what_happens(frame: Frame, who: str | None, when: str | None, several: Sequence[str]) -> str | None:
     """The column called as what happens is, best one in which things come again. several: the columns that may say who,
     where nothing does yet."""
-    free = _free(frame, who, when)
+    free, columns = _free(frame, who, when), frame.columns
     lists = [name for name in free if _is_list(name, frame)]
     if len(lists) > 1:
         lists = [name for name in lists if not measured(_within(frame.columns[name]))]
@@ -610,7 +620,8 @@ def _what_happens(frame: Frame, who: str | None, when: str | None, several: Sequ
     ids = [name for name in several if IDS.search(name)] if who is None else [who]
     happen = (name for name in able if _is_list(name, frame) or
               _happens(frame.columns, next((whose for whose in ids if whose != name), None), name))
-    others = [name for name in free if numbered(name)] if who is not None and not able else []
+    others = [name for name in free if numbered(name) and not _same(
+        columns[name][:MANY].to_pylist(), columns[who][:MANY].to_pylist())] if who in columns and not able else []
     return next(happen, next(iter(able), others[0] if len(others) == 1 else None))
 
 
@@ -789,6 +800,8 @@ def told_apart(names: Iterable[str], cells: Callable[[str], Sequence[Any]], who:
         sizes += bool(values) and measured(values)
     if what is not None:
         able = [name for name in able if not _follows(cells(name), cells(what))]
+    if who is not None:
+        able = [name for name in able if not _same(cells(name), cells(who))]
     if who is None and what is None:
         return (able[0], able[1]) if len(able) > max(1, sizes) else (None, None)
     alone = able[0] if len(able) == 1 or (what is None and able) else None
@@ -800,6 +813,12 @@ def told_apart(names: Iterable[str], cells: Callable[[str], Sequence[Any]], who:
 def _follows(cells: Sequence[Any], things: Sequence[Any]) -> bool:
     """Whether what happened says who it was, as the template of a line of a log says which component wrote it."""
     return len(cells) == len(things) and len({*zip(map(str, cells), map(str, things))}) == len({*map(str, things)})
+
+
+def _same(cells: Sequence[Any], entities: Sequence[Any]) -> bool:
+    """Whether a column says of each entity one thing, and of different ones different things, such as its number."""
+    different = len({*map(str, entities)})
+    return different < len(entities) and _follows(cells, entities) and len({*map(str, cells)}) == different
 
 
 def _wordy(cells: Sequence[Any]) -> bool:

@@ -25,6 +25,7 @@ from segue.kinds.base import (
     Record,
     bad,
     check_text,
+    encoding_of,
     head_of,
     looks_binary,
     marked,
@@ -35,6 +36,7 @@ from segue.kinds.beside import classes_beside
 from segue.kinds.codecs import BPECodec, ByteCodec, Codec, as_bytes
 from segue.kinds.columns import both, class_column, class_of, told
 from segue.kinds.documents import as_row, flat
+from segue.kinds.films import are_lines, dialogues
 from segue.kinds.frame import (
     DELIMITED,
     JSON,
@@ -69,9 +71,10 @@ FIELDS = words("text content code body document sentence article story passage d
                "title lyrics caption abc smiles")
 # What asks and what answers: together they are one text. So are what a few things are made of, and these.
 ASKS = words("instruction instructions question questions stem problem problem_statement prompt input context passage "
-             "article story body query options choices endings premise buggy mr goal ctx history sent1 obs1 obs2")
+             "article story body query options choices endings premise buggy mr goal ctx history sent1 obs1 obs2 "
+             "patterns")
 ANSWERS = words("completion output response answer answers rationale solution solutions canonical_solution chosen "
-                "answerkey hypothesis sentence fixed patch ref correct gt target targets")
+                "answerkey hypothesis sentence fixed patch ref correct gt target targets responses")
 SOURCES = words("text question dialogue dialog conversation transcript document article body content description "
                 "intent")
 MADE = words("code snippet sql query cmd summary highlights")
@@ -146,8 +149,9 @@ class Text(Kind):
              lines: bool = False, field: Sequence[str] = (), classes: str | None = None) -> Iterator[Record]:
         """One record a file (in pieces of 16 MiB, cut at a line end, where it is longer).
 
-        encoding: the file's; it is turned into UTF-8 (UTF-16 with a byte order mark without being told). errors:
-        "strict" stops at the first broken byte with its offset; "keep" takes bytes as they are. lines: one record a
+        encoding: the file's; it is turned into UTF-8 (without being told: UTF-16 with a byte order mark, and what is
+        not UTF-8 where its letters are surely those of another). errors: "strict" stops at the first broken byte with
+        its offset; "keep" takes bytes as they are. lines: one record a
         line that is not empty. field: of JSON (lines, or an array of objects), CSV, TSV and Parquet the field or column
         that holds the text, one record a row (found if not given, by its name or by what is in it; a table without one
         is plain text). Several fields, such as a question and its answer, follow each other line by line, and so do the
@@ -176,12 +180,19 @@ class Text(Kind):
             raise SegueError(f"errors is 'strict' or 'keep', not {errors!r}")
         try:
             "".encode(encoding)  # refuses what is known but no encoding of text, such as hex
-            encoding = encodings.lookup(encoding).name
+            encoding = encodings.lookup(encoding).name if errors == "keep" else encoding_of(path, encoding, problems)
         except (LookupError, ValueError) as error:
             raise SegueError(f"there is no text encoding called '{encoding}'; try utf-8, latin-1 or utf-16") from error
         suffix = bare(path).suffix.lower()
+        head = head_of(path, encoding).decode("utf-8", "ignore").removeprefix("\ufeff")
+        if self.name == "text" and not (lines or field) and are_lines(head):
+            if problems is not None:
+                problems.note = "a dialogue a text, each turn behind who says it"
+            for name, text in dialogues(path, self._lines(path, encoding, errors)):
+                yield Record(text.encode(), name=f"{path}:{name}")
+            return
         if self.name == "text" and not lines and suffix not in {".csv", ".arff", ".inter"} | JSON | PARQUET and (
-                several := form_of(self._head(path, encoding), field, suffix in DELIMITED)):
+                several := form_of(head, field, suffix in DELIMITED)):
             if problems is not None:
                 problems.note = several.note if classes is None else several.note.replace("not read:", "read:")
             for number, text, label in several.cut(self._lines(path, encoding, errors)):
@@ -246,10 +257,8 @@ class Text(Kind):
     def _rows(self, path: Path, problems: Problems | None, field: list[str], classes: str | None,
               encoding: str) -> Iterator[Record] | None:
         """The texts of a table, or None where the file is to be read as it is."""
-        head, suffix = head_of(path), bare(path).suffix.lower()
+        head, suffix = head_of(path, encoding), bare(path).suffix.lower()
         sure = bool(field or classes) or suffix in DELIMITED | JSON | PARQUET
-        if encoding != "utf-8" and not is_parquet(head):
-            head = head.decode(encoding, "ignore").encode("utf-8", "ignore")
         check_parquet(path, head)
         table = glance(bare(path), head)
         if table is not None and table.form == "document":  # of which the beginning says little
@@ -259,9 +268,11 @@ class Text(Kind):
             return self._read_lines(path, problems, Roles(field, classes or None))  # which says what is wrong
         if table is None and field:
             raise SegueError(f"{path}: there is no table here to take '{field[0]}' from; leave field= out")
-        tabbed = table is not None and table.delimiter == "\t" and (table.headed or (
-            classes is None and table.regular and len(table.names) == 2 and suffix in (".txt", "")
-            and class_column(path, table, "") is not None))
+        loose = table is not None and table.regular and not table.headed and suffix in (".txt", "") and \
+            table.delimiter == "\t"
+        pairs = table is not None and loose and _in_pairs(table)
+        tabbed = table is not None and table.delimiter == "\t" and (table.headed or pairs or (
+            loose and classes is None and len(table.names) == 2 and class_column(path, table, "") is not None))
         if self.name == "code" and suffix == ".json" and not (field or classes):
             return None  # one of the files of a program
         if table is None or not (sure or classes == "" or tabbed or table.form != "delimited"):
@@ -270,7 +281,8 @@ class Text(Kind):
         if column in field and classes:
             raise both(path, classes)
         rest = table.without(column)
-        asked, field = field, field or text_columns(rest) or named_columns(rest) or (
+        pairs = pairs and column is None
+        asked, field = field, field or (rest.names[:2] if pairs else text_columns(rest)) or named_columns(rest) or (
             rest.names if column and len(rest.names) == 1 else [])
         if classes and not field:
             raise SegueError(f"{path}: no column holds text; name one with field= (columns: {', '.join(rest.names)})")
@@ -292,11 +304,6 @@ class Text(Kind):
         else:
             rows = self._read_columns(path, problems, table.form, roles)
         return rows if dialogue is None else _dialogues(rows)
-
-    def _head(self, path: Path, encoding: str) -> str:
-        head = head_of(path)
-        return head.decode("utf-8" if marked(head, "utf-8") == "utf-8" and encoding == "utf-8" else encoding,
-                           "ignore").removeprefix("\ufeff")
 
     def _lines(self, path: Path, encoding: str, errors: str) -> Iterator[tuple[int, str]]:
         """The lines of a file, counted from 1."""
@@ -604,7 +611,8 @@ def text_columns(table: Look) -> list[str]:
     if table.headed:
         known = {_last(name): name for name in reversed(names)}
         known |= {name.lower(): name for name in reversed(names)}
-        asks = [name for name in names if _is(name, ASKS) and (prose_in(name) or _lists_texts(table.column(name)))]
+        asks = [name for name in names if (_is(name, ASKS) or (_last(name) == "source" and _wordy(table.column(name))))
+                and (prose_in(name) or _lists_texts(table.column(name)))]
         answers = [name for name in names if _answers(name, table)]
         made = [name for name in names if _last(name) in MADE and prose_in(name)]
         source = next((name for name in names if _last(name) in SOURCES and prose_in(name) and made), None)
@@ -635,6 +643,8 @@ def text_columns(table: Look) -> list[str]:
         return names  # a question, its choices, and the letter of one
     if prose:
         alone = len(prose) == len(names) < 4  # there is nothing but texts
+        prose = {name: size for name, size in prose.items() if not any(
+            _copies(table, name, other) for other in list(prose)[list(prose).index(name) + 1 :])}
         if not table.headed or alone or (len(prose) > 1 and all(map(LANGUAGE.fullmatch, prose))):
             return list(prose)
         groups = [_siblings(name, table) for name in prose]
@@ -647,6 +657,22 @@ def text_columns(table: Look) -> list[str]:
         return long
     return [name for name in names if _last(name) in TOKENS and (cells := table.column(name)) and len(names) > 1 and
             all(isinstance(cell, list) and all(isinstance(word, str) for word in cell) for cell in cells)][:1]
+
+
+def _copies(table: Look, name: str, other: str) -> bool:
+    """Whether two columns say the same in most rows, as a text and what was made of it for those who read it aloud."""
+    places = table.names.index(name), table.names.index(other)
+    pairs = [(row[places[0]], row[places[1]]) for row in table.rows if len(row) > max(places)]
+    return 2 * sum(a == b for a, b in pairs) > len(pairs)
+
+
+def _in_pairs(table: Look) -> bool:
+    """Whether each line is a text and what belongs to it, as an answer or a translation, with a tab between them."""
+    first, second = ([str(cell) for cell in table.column(name)] for name in table.names[:2])
+    ended = [sum(cell[-1] in ".?!,;:。؟" for cell in cells) for cells in (first, second)]
+    several = min(sum(len(cell.split()) for cell in cells) for cells in (first, second)) > 3 * len(first)
+    return len(table.names) < 4 and len(table.rows) > 9 and (several or 2 * max(ended) > len(first)) and \
+        all(re.search(r"[^\W\d_]", cell) for cell in first + second) and 4 * len({*zip(first, second)}) > 3 * len(first)
 
 
 def _mean_words(cells: Sequence[Any]) -> float:
@@ -683,6 +709,11 @@ def _multiple_choice(table: Look) -> list[str]:
 def _plain(table: Look, field: Sequence[str]) -> bool:
     """Whether there are texts in these fields."""
     return any(isinstance(cell, str) for name in field for cell in table.column(name))
+
+
+def _wordy(cells: Sequence[Any]) -> bool:
+    """Whether these are sentences, and not names of what they are from."""
+    return sum(len(str(cell).split()) for cell in cells) > 4 * len(cells)
 
 
 def _lists_texts(cells: Sequence[Any]) -> bool:

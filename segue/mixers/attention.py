@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,7 @@ from segue.mixers.convolution import ShortConvolution
 from segue.mixers.cross import Source
 from segue.mixers.positions import alibi_slopes, relative_scores, rotary_frequencies, rotate, sinusoids
 from segue.mixers.state import Layout, Part, Parts, may_look
+from segue.mixers.traits import apart
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
@@ -96,6 +98,9 @@ class Attention(Mixer):
         of a head they turn, and how they are slowed down (see `rotary_frequencies`).
     relative: so many distances have a learned vector per head that queries are compared with (Music Transformer), on
         top of `positions`; clamp: farther keys have the last of them, instead of none. 0: none.
+    traits: by the name of a trait of the elements (`Layout.traits`: their time, their pitch), so many differences
+        either way have a learned vector per head too, where both elements have it (Music Transformer's relative time
+        and pitch; memory in T² then).
     causal: False looks both ways. prefix: so many first positions are seen by all, both ways; prompt: so is the prompt
         (`Layout.prompt`, `State.prompt`), a prefix language model (either must be given whole).
     window: fewer than so many positions away. block, look_back: in the same block of positions, or so many blocks
@@ -123,6 +128,7 @@ class Attention(Mixer):
     def __init__(self, width: int, heads: int = 4, kv_heads: int | None = None, head_width: int | None = None,
                  positions: str = "rotary", theta: float = 10_000.0, rotary_fraction: float = 1.0,
                  scaling: dict[str, Any] | None = None, length: int = 1024, relative: int = 0, clamp: bool = False,
+                 traits: dict[str, int] | None = None,
                  causal: bool = True, window: int | None = None, prefix: int = 0, block: int | None = None,
                  look_back: int = 0, global_tokens: int = 0, random_blocks: int = 0,
                  global_projections: bool = False, span: int = 0, ramp: int = 32, span_penalty: float = 0.0,
@@ -137,7 +143,7 @@ class Attention(Mixer):
         if positions not in POSITIONS:
             raise SegueError(f"attention positions '{positions}' are unknown: choose from {', '.join(POSITIONS)}")
         self.rule = rule_of(causal, window, prefix, prompt, block, look_back, global_tokens, random_blocks, span)
-        if global_projections and (causal or not global_tokens or positions == "alibi" or relative):
+        if global_projections and (causal or not global_tokens or positions == "alibi" or relative or traits):
             raise SegueError("projections of their own are for global tokens that look both ways, without ALiBi or "
                              "learned distances: give global_tokens and causal=False")
         self.head_width = head_width or width // heads
@@ -145,7 +151,7 @@ class Attention(Mixer):
         self.span, self.ramp, self.span_penalty = span, ramp, span_penalty
         self.causal, self.needs_whole_prompt = causal, prefix > 0 or prompt
         self.prefix = prefix
-        self.sets = causal and not (self.needs_whole_prompt or taps)
+        self.sets = causal and not (self.needs_whole_prompt or taps or traits)
         self.constant_state = self._kept() is not None
         self.qkv = nn.Linear(width, (heads + 2 * self.kv_heads) * self.head_width, bias=qkv_bias)
         self.qkv_global = copy.deepcopy(self.qkv) if global_projections else None
@@ -169,6 +175,9 @@ class Attention(Mixer):
             nn.init.normal_(self.places.weight, std=0.02)
         distances = torch.randn(heads, relative if causal else max(0, 2 * relative - 1), self.head_width)
         self.distances = nn.Parameter(distances * self.head_width**-0.5) if relative else None
+        self.traits = nn.ParameterDict({
+            name: nn.Parameter(torch.randn(heads, 2 * most - 1, self.head_width) * self.head_width**-0.5)
+            for name, most in (traits or {}).items()})
         self.learned_span = nn.Parameter(torch.full((heads,), 0.5)) if span else None  # as a part of `span`
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
@@ -183,7 +192,11 @@ class Attention(Mixer):
 
     def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
         k = like.new_zeros(batch, self.kv_heads, 0, self.head_width)
-        return {"cache": Cache(k, k.clone(), self._kept(), history), **super().parts(batch, like, history)}
+        parts: dict[str, Part] = {"cache": Cache(k, k.clone(), self._kept(), history)}
+        if self.traits:  # of the nodes in the cache, in the place of keys
+            known = torch.zeros(batch, 1, 0, len(self.traits), dtype=torch.long, device=like.device)
+            parts["traits"] = Cache(known, known[..., :0], self._kept(), history)
+        return {**parts, **super().parts(batch, like, history)}
 
     def _structure(self) -> rules.Rule:
         """The mask rule; of learned spans, that of the longest."""
@@ -234,9 +247,12 @@ class Attention(Mixer):
         each = (-1, *[1] * (distance.dim() - 1))
         if self.positions == "alibi":
             bias = -self.slopes.to(q.dtype).view(each) * away.to(q.dtype)
-        if self.distances is not None:
-            scores = relative_scores(q, self.distances, distance, self.causal, even, self.clamp)
-            scores = scores / math.sqrt(self.head_width)
+        relative = [] if self.distances is None else [
+            relative_scores(q, self.distances, distance, self.causal, even, self.clamp)]
+        for table, difference in zip(self.traits.values(), () if pairs.apart is None else pairs.apart.unbind(-1)):
+            relative.append(relative_scores(q, table, difference, False, False, self.clamp))
+        if relative:
+            scores = sum(relative[1:], relative[0]) / math.sqrt(self.head_width)
             bias = scores if bias is None else bias + scores
         if self.learned_span is not None:
             # Weights times m, normalised again, are the weights of scores plus log m.
@@ -245,6 +261,21 @@ class Attention(Mixer):
             fade = share.clamp(min=torch.finfo(share.dtype).tiny).log().masked_fill(share <= 0, -math.inf).to(q.dtype)
             bias = fade if bias is None else bias + fade
         return bias
+
+    def _apart(self, layout: Layout, parts: Parts) -> Tensor | None:
+        """`Pairs.apart` of the nodes and all they may look at."""
+        if not self.traits:
+            return None
+        if missing := [name for name in self.traits if name not in (layout.traits or {})]:
+            raise SegueError(f"this attention compares the {' and '.join(missing)} of elements, which nobody told it: "
+                             "say in the stack's config, under traits, what each id has")
+        assert layout.traits is not None
+        mine = torch.stack([layout.traits[name] for name in self.traits], -1)
+        known = parts.get("traits")
+        if known is None:
+            return apart(mine, mine)
+        assert isinstance(known, Cache)
+        return apart(mine, known.put(mine[:, None], mine[:, None, :, :0], layout)[0][:, 0])
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         if self.training and self.learned_span is not None:
@@ -264,8 +295,8 @@ class Attention(Mixer):
             assert isinstance(cache, Cache)
             fresh, valid = cache.longest == 0, cache.valid(layout)
             k, v = cache.put(k, v, layout)
-        shared = self.kv_heads != self.heads
-        bare = self.positions != "alibi" and self.distances is None and self.learned_span is None
+        shared, difference = self.kv_heads != self.heads, self._apart(layout, parts)
+        bare = self.positions != "alibi" and self.distances is None and self.learned_span is None and not self.traits
         plain = bare and given is None and valid is None and layout.line
         trains = not parts and q.requires_grad and bare and not shared and layout.line
         if trains and (rule is rules.causal or (self.window is not None and self._kept() and layout.even)) and \
@@ -278,10 +309,11 @@ class Attention(Mixer):
         elif plain and rule is rules.full:
             y = F.scaled_dot_product_attention(q, k, v, enable_gqa=shared)
         elif isinstance(rule, rules.Sparse) and fresh and n > 2 * rule.tile and layout.even and given is None and \
-                (layout.aligned or not (rule.first or rule.random)):
+                difference is None and (layout.aligned or not (rule.first or rule.random)):
             y = self._tiled(q, k, v, layout, rule)
         else:
             pairs = self.pairs(layout) if cache is None else cache.pairs(layout)
+            pairs = replace(pairs, apart=difference)
             y = self.mix(q, k, v, pairs, rule, valid, even=fresh and layout.even, given=given)
         if self.qkv_global is not None:
             if given is not None:
@@ -386,7 +418,7 @@ class Attention(Mixer):
         if not self.causal:
             raise SegueError("attention that looks ahead has no form for the compiled CPU engine")
         sparse = self.rule if isinstance(self.rule, rules.Sparse) else rules.Sparse()
-        if self.distances is not None or self.span or self.positions in ("learned", "sinusoidal") or \
+        if self.distances is not None or self.traits or self.span or self.positions in ("learned", "sinusoidal") or \
                 sparse.first or sparse.random:
             raise SegueError("this attention has no form for the compiled CPU engine: causal ones, prefixes, windows "
                              "and blocks have, with rotary, ALiBi or no positions")
@@ -419,7 +451,7 @@ class Attention(Mixer):
     def weights(self, x: Tensor, layout: Layout) -> Tensor:
         """(B, H, T, T): how much each node reads of each."""
         q, k, _ = self.project(x, layout.positions)
-        pairs, together = self.pairs(layout), layout.together
+        pairs, together = replace(self.pairs(layout), apart=self._apart(layout, {})), layout.together
         mask = self._structure()(pairs)
         mask = (mask if together is None else mask & together)[:, None]
         eye = torch.eye(x.shape[1], dtype=q.dtype, device=q.device).expand(*k.shape[:2], -1, -1)

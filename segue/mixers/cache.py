@@ -134,8 +134,8 @@ class Cache:
             drop = (self.lengths - keep).clamp(min=0)
             self.dropped = self.dropped | (drop > 0)
             index = drop[:, None] + torch.arange(keep, device=drop.device)
-            wide = index[:, None, :, None].expand(-1, self.k.shape[1], -1, self.k.shape[3])
-            self.k, self.v = self.k.gather(2, wide), self.v.gather(2, wide)
+            self.k, self.v = (x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+                              for x in (self.k, self.v))
             self.positions, self.segments = self.positions.gather(1, index), self.segments.gather(1, index)
             self.lengths = self.lengths - drop
         self.longest = int(self.lengths.max()) if len(self.lengths) else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,14 +45,15 @@ class GatedLinearAttention(Mixer):
 
     width: model width D. heads. expand_k, expand_v: widths of all keys and values, relative to D.
     gate_rank: rank of the gate's projection. temperature: log decays are log sigmoid(.) / temperature, so larger
-        remembers longer. taps: of a short causal convolution and SiLU on queries, keys and values (0: none; 4 in
-        Lina-Speech).
+        remembers longer. remember: the gates' biases begin such that the features of each head fade over numbers of
+        nodes from temperature / log 2 to this one, evenly on a logarithmic scale (0: all over about the first).
+    taps: of a short causal convolution and SiLU on queries, keys and values (0: none; 4 in Lina-Speech).
     """
 
     linear_in_values = True
 
     def __init__(self, width: int, heads: int = 4, expand_k: float = 0.5, expand_v: float = 1.0, gate_rank: int = 16,
-                 temperature: float = 16.0, norm_eps: float = 1e-6, taps: int = 0) -> None:
+                 temperature: float = 16.0, norm_eps: float = 1e-6, taps: int = 0, remember: int = 0) -> None:
         super().__init__(width)
         keys, values = int(width * expand_k), int(width * expand_v)
         if keys % heads or values % heads:
@@ -61,6 +63,13 @@ class GatedLinearAttention(Mixer):
         self.qkvr = nn.Linear(width, sum(self.widths), bias=False)
         self.convolution = ShortConvolution(sum(self.widths[:3]), taps, silu=True) if taps else None
         self.gate = nn.Sequential(nn.Linear(width, gate_rank, bias=False), nn.Linear(gate_rank, keys))
+        if remember:
+            shortest = temperature / math.log(2)
+            if remember < shortest:
+                raise SegueError(f"gates that remember {remember} nodes: give {math.ceil(shortest)} at least, or 0")
+            nodes = torch.logspace(math.log10(shortest), math.log10(remember), keys // heads)
+            bias = torch.logit(torch.exp(-temperature / nodes)).repeat(heads)
+            self.gate[1].bias = nn.Parameter(bias)
         self.norm = nn.RMSNorm(values // heads, eps=norm_eps)
         self.out = nn.Linear(values, width, bias=False)
         self.recurrence = GatedLinearRecurrence(heads, keys // heads, values // heads)

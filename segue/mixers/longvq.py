@@ -95,10 +95,11 @@ class QuantisedAttention(Recurrence):
 
     free = ()
 
-    def __init__(self, width: int, value_width: int, codes: int, window: int, decay: float) -> None:
+    def __init__(self, width: int, value_width: int, codes: int, window: int, decay: float, causal: bool) -> None:
         super().__init__()
         self.window, self.value_width = window, value_width
         self.bias = nn.Parameter(torch.zeros(window))
+        self.bias_ahead = None if causal else nn.Parameter(torch.zeros(window))
         self.codebook = Codebook(codes, width, decay)
 
     def initial(self, batch: int, like: Tensor) -> Tensors:
@@ -112,35 +113,70 @@ class QuantisedAttention(Recurrence):
         if not inputs[0].shape[1]:
             return inputs[2], state
         sums, w, n = state[2], self.window, inputs[0].shape[1]
-        v, code = (torch.cat([old.to(new.dtype), new], 1) for old, new in zip(state, inputs[2:]))
-        document = torch.zeros_like(inputs[3]) if starts is None else starts.long().cumsum(1)
-        document = F.pad(document, (w, 0)).where(code >= 0, -1)  # of each node of the line
-        valued = torch.cat([v, torch.ones_like(v[..., :1])], -1).to(sums.dtype)  # the ones sum up the weights
-        y = self._blocks(inputs[0], F.pad(inputs[1], (0, 0, w, 0)), valued, code, document, sums)[:, :n]
+        valued, code, document = self._line(inputs, state, starts)
+        y = self._blocks(inputs[0], inputs[1], valued, code, document, sums, self.bias)
 
         taken = torch.full_like(code[:, 0], n) if lengths is None else lengths
         owner = document.gather(1, (taken + w - 1)[:, None]).clamp(min=0)
-        index = torch.arange(n + w, device=v.device)
+        index = torch.arange(n + w, device=code.device)
         old = (index < taken[:, None]) & (document == owner)
         sums = sums * (owner == 0)[..., None] + self._by_code(code, valued, old)
         recent = taken[:, None] + index[:w]
-        v, code = (gather_nodes(x, recent) for x in (v, code.where(document == owner, -1)))
-        return (y[..., :-1] / y[..., -1:]).to(v.dtype), (v.to(state[0].dtype), code, sums)
+        v, code = (gather_nodes(x, recent) for x in (valued[..., :-1], code.where(document == owner, -1)))
+        return (y[..., :-1] / y[..., -1:]).to(inputs[2].dtype), (v.to(state[0].dtype), code, sums)
+
+    def both_ways(self, inputs: Tensors, layout: Layout) -> Tensor:
+        """What is read where nodes see all of their document: what each way sums up, less the nodes themselves, which
+        both count."""
+        assert self.bias_ahead is not None
+        if not inputs[0].shape[1]:
+            return inputs[2]
+        ways = []
+        for bias, side, turn in ((self.bias, layout, False), (self.bias_ahead, layout.mirrored(), True)):
+            turned = tuple(x.flip(1) for x in inputs) if turn else inputs
+            fresh = self.initial(len(inputs[0]), inputs[0])
+            valued, code, document = self._line(turned, fresh, side.starts)
+            y = self._blocks(turned[0], turned[1], valued, code, document, fresh[2], bias)
+            ways.append(y.flip(1) if turn else y)
+        q, k, v, codes = inputs
+        scores = (q * self._quantised(k, codes)).sum(-1, keepdim=True) / math.sqrt(q.shape[-1]) + self.bias_ahead[0]
+        own = scores.to(ways[0].dtype).exp()
+        y = ways[0] + ways[1] - own * F.pad(v, (0, 1), value=1.0)
+        return (y[..., :-1] / y[..., -1:]).to(v.dtype)
 
     def biases(self, apart: Tensor) -> Tensor:
-        """Of nodes so far apart, (...) long from 0: 0 from the window on."""
-        return torch.where(apart < self.window, self.bias[apart.clamp(0, self.window - 1)], 0.0)
+        """Of keys so far back, (...) long, or ahead where negative: 0 from the window on."""
+        index = apart.abs().clamp(max=self.window - 1)
+        bias = self.bias[index]
+        if self.bias_ahead is not None:
+            bias = bias.where(apart >= 0, self.bias_ahead[index])
+        return bias.where(apart.abs() < self.window, 0.0)
+
+    def _line(self, inputs: Tensors, state: Tensors, starts: Tensor | None) -> Tensors:
+        """Values and a one beside each, which sum up the weights, codes and documents (-1: none) of the line: the nodes
+        that the state keeps one by one, then those of the inputs."""
+        v, code = (torch.cat([old.to(new.dtype), new], 1) for old, new in zip(state, inputs[2:]))
+        document = torch.zeros_like(inputs[3]) if starts is None else starts.long().cumsum(1)
+        document = F.pad(document, (self.window, 0)).where(code >= 0, -1)
+        return torch.cat([v, torch.ones_like(v[..., :1])], -1).to(state[2].dtype), code, document
+
+    def _quantised(self, k: Tensor, code: Tensor) -> Tensor:
+        """The keys' codes, in training with the keys' own gradient."""
+        codes = self.codebook.codes.to(k.dtype)[code.clamp(min=0)]
+        return straight_through(codes, k) if self.training else codes
 
     def _by_code(self, code: Tensor, valued: Tensor, which: Tensor) -> Tensor:
         """(..., N) codes and (..., N, E + 1) -> (..., S, E + 1), the sums over `which` nodes (..., N) of each code."""
         hot = F.one_hot(code.clamp(min=0), len(self.codebook.counts)).to(valued.dtype) * which[..., None]
         return hot.mT @ valued
 
-    def _blocks(self, q: Tensor, k: Tensor, valued: Tensor, code: Tensor, document: Tensor, sums: Tensor) -> Tensor:
-        """Unnormalised outputs (B, N + padding, E + 1) of the queries (B, N, Z), which are the line's nodes from
-        `window` on. Each block of them sees the line from `window` nodes before it to its end, node by node, and what
-        is before that by code."""
+    def _blocks(self, q: Tensor, k: Tensor, valued: Tensor, code: Tensor, document: Tensor, sums: Tensor,
+                bias: Tensor) -> Tensor:
+        """Unnormalised outputs (B, N, E + 1) of queries and keys (B, N, Z), which are the line's nodes from `window`
+        on. Each block of them sees the line from `window` nodes before it to its end, node by node, with a bias
+        (window,) by distance, and what is before that by code."""
         w, n = self.window, q.shape[1]
+        k = F.pad(k, (0, 0, w, 0))
         size = min(n, max(w, WHOLE) if self.training else w)
         blocks, pad = -(-n // size), -n % size
         q = F.pad(q, (0, 0, 0, pad)).unflatten(1, (blocks, size)) / math.sqrt(q.shape[-1])
@@ -151,11 +187,8 @@ class QuantisedAttention(Recurrence):
         apart = w + nodes[:size, None] - nodes
         mine, theirs = document[:, w:].unflatten(1, (blocks, size))[..., None], document[:, near][..., None, :]
         seen = (mine == theirs) & (theirs >= 0) & (apart >= 0)
-        codes = self.codebook.codes.to(k.dtype)
-        quantised = codes[code.clamp(min=0)]
-        if self.training:  # their gradient is the keys' own
-            quantised = straight_through(quantised, k)
-        scores = (q @ quantised[:, near].mT).to(sums.dtype) + self.biases(apart).to(sums.dtype)
+        scores = (q @ self._quantised(k, code)[:, near].mT).to(sums.dtype)
+        scores = scores + torch.where(apart < w, bias[apart.clamp(0, w - 1)], 0.0).to(sums.dtype)
         y = scores.masked_fill(~seen, -math.inf).exp() @ valued[:, near]
 
         # Sums before each block, of the document of the last node that left.
@@ -166,11 +199,12 @@ class QuantisedAttention(Recurrence):
         adds = self._by_code(code, valued, left)
         keeps = (owner[:, 1:] == owner[:, :-1]).to(sums.dtype)[..., None, None].expand_as(adds)
         before = torch.cat([sums[:, None], linear_scan(keeps, adds, sums)], 1)
-        weights = (q @ codes.mT).to(sums.dtype).exp() * (mine == owner[..., None, None])  # (B, blocks, size, S)
+        weights = (q @ self.codebook.codes.to(k.dtype).mT).to(sums.dtype).exp()  # (B, blocks, size, S)
+        weights = weights * (mine == owner[..., None, None])
         y = y + weights @ before
         if self.training and blocks > 1:
             y = y + _StraightThrough.apply(k, q, weights, code.clamp(min=0), valued * left[..., None], keeps)
-        return y.flatten(1, 2)
+        return y.flatten(1, 2)[:, :n]
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -208,19 +242,25 @@ class LongVQ(Mixer):
     width: model width D. keys: Z, width of queries and keys (default: D / 4). expand: width of values relative to D.
     codes: S, of the codebook; window: nodes back that are seen one by one, with a bias. states: decays per channel of
     the structured memory, a moving average that queries, keys and gates are read off. decay: of the codebook's
-    averages, per step of training; slower codes (0.99 in Transformer-VQ) stay behind keys that learn fast. Keys are of
-    one length and dead codes come back to them, so that there is no loss that draws keys to codes.
+    averages, per step of training; slower codes (0.99 in Transformer-VQ) stay behind keys that learn fast.
+    commitment: weight of a loss that draws keys to their codes, the mean square of what is between their numbers (1e-4
+    in Transformer-VQ). Keys are of one length and dead codes come back to them, so that it can be left out.
+    causal: False reads all of a document: the attention looks both ways, with biases of its own for what lies ahead,
+    and the structured memory is the sum of two averages, one from each end, as Mega's.
     """
 
     linear_in_values = True
 
     def __init__(self, width: int, keys: int | None = None, expand: int = 2, codes: int = 64, window: int = 64,
-                 states: int = 4, decay: float = 0.9) -> None:
+                 states: int = 4, decay: float = 0.9, commitment: float = 0.0, causal: bool = True) -> None:
         super().__init__(width)
+        self.causal, self.commitment = causal, commitment
+        self.strayed: Tensor | None = None  # how far the last keys were from their codes, in training
         if codes < 1 or window < 1:
             raise SegueError(f"LongVQ needs at least one code and a window of one node, not {codes} and {window}")
         keys, values = keys or max(1, width // 4), expand * width
         self.average = ExponentialAverage(width, states)
+        self.average_ahead = None if causal else ExponentialAverage(width, states)
         self.skip = nn.Parameter(torch.ones(width))
         self.shared = nn.Linear(width, keys)
         self.scale = nn.Parameter(1 + 0.02 * torch.randn(2, keys))
@@ -228,14 +268,20 @@ class LongVQ(Mixer):
         self.v = nn.Linear(width, values)
         self.gates = nn.Linear(width, values + 2 * width)
         self.join = nn.Linear(values, width, bias=False)
-        self.attention = QuantisedAttention(keys, values, codes, window, decay)
+        self.attention = QuantisedAttention(keys, values, codes, window, decay, causal)
 
     def state_parameters(self) -> list[nn.Parameter]:
-        return [self.average.rate]
+        return [average.rate for average in (self.average, self.average_ahead) if average is not None]
+
+    def penalty(self) -> Tensor | None:
+        strayed, self.strayed = self.strayed, None  # asked for once: a model that holds a graph cannot be copied
+        return None if strayed is None else self.commitment * strayed
 
     def _remember(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         """The structured memory (B, N, D)."""
         average = self.average((x,), layout, parts.get("average"))
+        if self.average_ahead is not None:
+            average = average + self.average_ahead((x.flip(1),), layout.mirrored(), None).flip(1)
         return F.silu(average + self.skip * x)
 
     def _project(self, x: Tensor, memory: Tensor) -> Tensors:
@@ -246,8 +292,11 @@ class LongVQ(Mixer):
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         memory = self._remember(x, layout, parts)
         inputs = self._project(x, memory)
-        y = self.attention(inputs, layout, parts.get("attention"))
+        y = self.attention(inputs, layout, parts.get("attention")) if self.causal else \
+            self.attention.both_ways(inputs, layout)
         if self.training:
+            if self.commitment:
+                self.strayed = (inputs[1] - self.attention.codebook.codes[inputs[3]]).square().mean()
             self.attention.codebook.learn(inputs[1].flatten(0, 1))
         return self._gate(y, memory, x)
 
@@ -257,6 +306,8 @@ class LongVQ(Mixer):
         return torch.sigmoid(update) * (F.silu(plain + self.join(F.silu(reset) * y)) - x)
 
     def lower(self, program: Program, source: View, into: View) -> None:
+        if not self.causal:
+            raise SegueError("a LongVQ that looks ahead has no form for the compiled CPU engine")
         keys, values, width = self.shared.out_features, self.v.out_features, self.width
         memory, shared, q, k, v, y, gates, plain, less = (program.register(name, size) for name, size in (
             ("memory", width), ("shared", keys), ("q", keys), ("k", keys), ("v", values), ("y", values),
@@ -287,7 +338,7 @@ class LongVQ(Mixer):
         index = torch.arange(x.shape[1], device=x.device)
         apart = index[:, None] - index
         scores = q @ self.attention.codebook.codes[code].mT / math.sqrt(q.shape[-1]) + self.attention.biases(apart)
-        return scores.masked_fill(apart < 0, -math.inf).softmax(-1)[:, None]
+        return (scores.masked_fill(apart < 0, -math.inf) if self.causal else scores).softmax(-1)[:, None]
 
     def values(self, x: Tensor) -> Tensor:
         return F.silu(self.v(x))[:, None]

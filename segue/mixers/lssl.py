@@ -1,7 +1,7 @@
 """LSSL: a dense linear state space, as a recurrence, a convolution and an ODE (Gu et al. 2021, arXiv 2110.13985).
 
 O(N^2 L) time and O(N L) memory a feature: the reference that faster state spaces are held against. Take it with few
-states; S4 computes the same kernels.
+states; S4 computes the same kernels. One step of the recurrence is two tridiagonal solves where A learns.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
@@ -33,6 +34,25 @@ def krylov(a: Tensor, b: Tensor, length: int) -> Tensor:
     while x.shape[-1] < length:
         x, a = torch.cat([x, a @ x], -1), a @ a
     return x[..., :length]
+
+
+def later(x: Tensor, by: int, fill: float = 0.0) -> Tensor:
+    """x_(i - by) at i, `fill` where there is none; by < 0: from behind."""
+    n = x.shape[-1]
+    return F.pad(x[..., max(0, -by) : n - max(0, by)], (max(0, by), max(0, -by)), value=fill)
+
+
+def tridiagonal(below: Tensor, on: Tensor, above: Tensor, y: Tensor) -> Tensor:
+    """x (..., N) with below_i x_(i-1) + on_i x_i + above_i x_(i+1) = y_i, without pivots, by cyclic reduction of all
+    rows at once: log N rounds of O(N). below_0 and above_(N-1) are not read."""
+    n, span = on.shape[-1], 1
+    below, above = F.pad(below[..., 1:], (1, 0)), F.pad(above[..., :-1], (0, 1))
+    while span < n:  # each equation rids itself of its neighbours `span` away by theirs
+        left, right = -below / later(on, span, 1.0), -above / later(on, -span, 1.0)
+        y = y + left * later(y, span) + right * later(y, -span)
+        on = on + left * later(above, span) + right * later(below, -span)
+        below, above, span = left * later(below, span), right * later(above, -span), 2 * span
+    return y / on
 
 
 class Dense(StateSpace):
@@ -131,6 +151,30 @@ class Linear(Dense):
     def discrete(self) -> Tensors:
         a, b = (x.expand(self.features, *x.shape) for x in (self.transition(), wide(self.b)))
         return *hippo.bilinear(a, b, self.steps()), wide(self.weight)
+
+    def forwards(self, x: Tensor, dt: Tensor) -> Tensor:
+        """(I + dt A) x, of x (..., N) and dt (...), in O(N log N)."""
+        p, q, d, (below, on, above) = (wide(each) for each in (self.p, self.q, self.d, self.t))
+        return x - dt[..., None] * p * (d * q * x + tridiagonal(below, on, above, q * x))
+
+    def backwards(self, x: Tensor, dt: Tensor) -> Tensor:
+        """(I - dt A)^-1 x = Q^-1 (T (P^-1 Q^-1 + dt D) + dt)^-1 T P^-1 x, in O(N log N)."""
+        p, q, d, (below, on, above) = (wide(each) for each in (self.p, self.q, self.d, self.t))
+        x, inner = x / p, 1 / (p * q) + dt[..., None] * d
+        x = on * x + below * later(x, 1) + above * later(x, -1)
+        return tridiagonal(below * later(inner, 1), on * inner + dt[..., None],
+                           above * later(inner, -1), x) / q
+
+    def advance(self, size: int) -> Advance:
+        if size != 1 or not self.learns:
+            return super().advance(size)
+        dt, b, c = self.steps(), wide(self.b), wide(self.weight)
+
+        def run(u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = self.backwards(self.forwards(x, dt / 2) + (dt * u[:, 0])[..., None] * b, dt / 2)
+            return torch.einsum("bhn,mhn->bmh", x, c).flatten(1)[:, None], x
+
+        return run
 
     def state_parameters(self) -> list[nn.Parameter]:
         return [p for p in self.parameters() if p is not self.weight]

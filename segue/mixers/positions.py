@@ -12,6 +12,8 @@ from torch import Tensor
 
 from segue.errors import SegueError
 
+NONE = -(2**40)  # a distance that there is not
+
 
 def rotary_frequencies(width: int, theta: float = 10_000.0, scaling: dict[str, Any] | None = None) -> Tensor:
     """(width / 2,) angular frequencies, radians per position; computed on the CPU, whatever the default device.
@@ -84,8 +86,9 @@ def relative_scores(q: Tensor, table: Tensor, distance: Tensor, causal: bool, ev
     """q_i . E_(i - j) for every query and key with no vector per pair: q E^T, whose columns are then put in place.
 
     q: (B, H, ..., Q, E). table: (H, M, E), row k for a distance of k positions back; where `causal` is false
-    (H, 2 M - 1, E), row M - 1 + k, with k < 0 for later keys. distance: (B, ..., Q, K) long. even: queries and keys are
-    the same nodes of a chain whose positions go up by one, so that columns can be skewed instead of gathered.
+    (H, 2 M - 1, E), row M - 1 + k, with k < 0 for later keys. distance: (B, ..., Q, K) long; NONE gives 0.
+    even: queries and keys are the same nodes of a chain whose positions go up by one, so that columns can be skewed
+    instead of gathered.
     clamp: beyond the table its last row counts (Shaw et al. 2018), instead of nothing (Huang et al. 2018).
     """
     table, rows, n = table.to(q.dtype), table.shape[1], q.shape[-2]
@@ -96,8 +99,8 @@ def relative_scores(q: Tensor, table: Tensor, distance: Tensor, causal: bool, ev
             table = torch.cat([table, table[:, -1:].expand(-1, n - rows, -1)], 1)
         scores = torch.einsum("bh...e,hme->bh...m", q, table.flip(1))
         return skew(F.pad(scores, (n - scores.shape[-1], 0)))
-    scores = torch.einsum("bh...e,hme->bh...m", q, table)
+    scores = F.pad(torch.einsum("bh...e,hme->bh...m", q, table), (0, 1))  # and nothing, behind
     index = distance if causal else distance + rows // 2
-    near = index.clamp(0, rows - 1)[:, None]
-    found = scores.gather(-1, near.expand(*scores.shape[:-1], near.shape[-1]))
-    return found if clamp else found.masked_fill((index != index.clamp(0, rows - 1))[:, None], 0.0)
+    near = index.clamp(0, rows - 1)
+    index = torch.where(distance == NONE if clamp else index != near, rows, near)[:, None]
+    return scores.gather(-1, index.expand(*scores.shape[:-1], index.shape[-1]))

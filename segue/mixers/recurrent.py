@@ -199,19 +199,49 @@ class RecurrentMixer(Mixer):
         return y
 
 
+class PeepholeRecurrence(SteppedRecurrence):
+    """LSTM whose gates also see the cell, each unit its own: input and forget gate the one before, the output gate the
+    new one (Gers & Schmidhuber 2000). Gates i, f, g, o as in torch. State: h, c, each (B, inner)."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.weight_ih = nn.Parameter(torch.empty(4 * inner, width))
+        self.weight_hh = nn.Parameter(torch.empty(4 * inner, inner))
+        self.bias = nn.Parameter(torch.empty(4 * inner))
+        self.peepholes = nn.Parameter(torch.empty(3, inner))  # of i, f and o
+
+    def initial(self, batch: int, like: Tensor) -> Tensors:
+        return tuple(like.new_zeros(batch, self.peepholes.shape[1]) for _ in range(2))
+
+    def step(self, inputs: Tensors, state: Tensors) -> tuple[Tensor, Tensors]:
+        h, c = state
+        of_i, of_f, of_o = self.peepholes
+        i, f, g, o = (F.linear(inputs[0], self.weight_ih, self.bias) + F.linear(h, self.weight_hh)).chunk(4, -1)
+        c = torch.sigmoid(f + of_f * c) * c + torch.sigmoid(i + of_i * c) * torch.tanh(g)
+        h = torch.sigmoid(o + of_o * c) * torch.tanh(c)
+        return h, tuple(new.to(old.dtype) for new, old in zip((h, c), state))  # autocast gives others
+
+
 class LSTM(RecurrentMixer):
-    """Long short-term memory with a forget gate, whose bias begins at `forget_bias` (1: a half-life of many steps)."""
+    """Long short-term memory with a forget gate, whose bias begins at `forget_bias` (1: a half-life of two steps).
+    peepholes: gates see the cell, too; in a plain loop, without heads."""
 
     module = nn.LSTM
 
     def __init__(self, width: int, inner: int | None = None, recurrent_init: str = "orthogonal",
-                 forget_bias: float = 1.0, heads: int = 1) -> None:
+                 forget_bias: float = 1.0, heads: int = 1, peepholes: bool = False) -> None:
+        if peepholes and heads > 1:
+            raise SegueError(f"peepholes with {heads} heads: leave one of them out")
+        self.peepholes = peepholes
         super().__init__(width, inner, recurrent_init, heads)
         if isinstance(self.recurrence, Headwise):
             self.recurrence.bias_hh.data[:, 1] = forget_bias
         else:
-            n = inner or width
-            self.recurrence.get_parameter("module.bias_ih_l0").data[n : 2 * n] = forget_bias
+            n, bias = inner or width, "bias" if peepholes else "module.bias_ih_l0"
+            self.recurrence.get_parameter(bias).data[n : 2 * n] = forget_bias
+
+    def make(self, width: int, inner: int) -> Recurrence:
+        return PeepholeRecurrence(width, inner) if self.peepholes else super().make(width, inner)
 
 
 class GRU(RecurrentMixer):

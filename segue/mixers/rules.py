@@ -21,12 +21,14 @@ class Pairs:
     query: (B, Q, 1) long, positions. key: (B, 1, K) long, positions.
     follows: (B or 1, Q, K) bool, the key is the query itself, one of its ancestors in this call, or committed before.
     prompt: (B or 1, 1, K) bool, or None: the key is of the prompt, or was committed before.
+    apart: (B, Q, K, R) long, or None: how far apart they are by each of the traits that the attention compares.
     """
 
     query: Tensor
     key: Tensor
     follows: Tensor
     prompt: Tensor | None = None
+    apart: Tensor | None = None
 
 
 Rule = Callable[[Pairs], Tensor]

@@ -15,8 +15,8 @@ class SaturatedAttention(Mixer):
     """Each head weighs evenly the keys of its largest score, all others not at all; no positions.
 
     Queries and keys are projected to `head_width` features and then layer-normalised (the paper's projected pre-norm),
-    so that (x, y, -x, -y) becomes a hash that all multiples of (x, y) share. Choosing has no gradient: no part of
-    MIXERS, which learn.
+    so that (x, y, -x, -y) becomes a hash that all multiples of (x, y) share; `groups` of these features each by
+    themselves (its multi-pre-norm). Choosing has no gradient: no part of MIXERS, which learn.
     """
 
     constant_state = False
@@ -24,9 +24,9 @@ class SaturatedAttention(Mixer):
     sets = True
     cost = "T²"
 
-    def __init__(self, width: int, heads: int, head_width: int) -> None:
+    def __init__(self, width: int, heads: int, head_width: int, groups: int = 1) -> None:
         super().__init__(width)
-        self.heads, self.head_width = heads, head_width
+        self.heads, self.head_width, self.groups = heads, head_width, groups
         self.qkv = nn.Linear(width, 3 * heads * head_width, bias=False)
         self.out = nn.Linear(heads * head_width, width, bias=False)
 
@@ -36,7 +36,8 @@ class SaturatedAttention(Mixer):
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, self.head_width)).permute(2, 0, 3, 1, 4)
-        q, k = (F.layer_norm(y, (self.head_width,), eps=0.0) for y in (q, k))
+        q, k = (F.layer_norm(y.unflatten(-1, (self.groups, -1)), (self.head_width // self.groups,), eps=0.0).flatten(-2)
+                for y in (q, k))
         return q, k, v
 
     def _weights(self, q: Tensor, k: Tensor, seen: Tensor) -> Tensor:

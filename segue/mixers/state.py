@@ -39,6 +39,8 @@ class Layout:
         Parts of one set do not see each other; give them the same positions, and their order has no say.
     labels: (B, N) long, or None. Where each node stands in a region of the sequence, from 1 (0: in none); see
         `segue.mixers.regions`.
+    traits: by name (B, N) long, or None. What the nodes are besides, for attention that compares it; see
+        `segue.mixers.traits`.
     """
 
     positions: Tensor
@@ -50,6 +52,7 @@ class Layout:
     prompt_end: Tensor | None = None
     sets: Tensor | None = None
     labels: Tensor | None = None
+    traits: dict[str, Tensor] | None = None
 
     @staticmethod
     def chain(shape: tuple[int, int], first: Tensor | None = None, starts: Tensor | None = None,

@@ -23,6 +23,7 @@ from segue.mixers import MIXERS, Mixer
 from segue.mixers.cross import cross_attention
 from segue.mixers.regions import RegionLabels
 from segue.mixers.state import Carry, Layout, Part, Parts, State, check_rows, gather_nodes, may_look
+from segue.mixers.traits import Traits
 from segue.models.base import Decoding, Output, check_tokens
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -99,6 +100,7 @@ class StackConfig:
         branch is (a + g c) / 2, or of "xor" ((1 - g) a + g c) / 2, with g = 1 there (Theme Transformer, 2021, arXiv
         2111.04093). None (default): no.
     regions: the ids that open and close a region (see `segue.mixers.regions`), or None.
+    traits: what ids are besides, by name (see `segue.mixers.traits`), for attention with an option of that name.
     """
 
     vocabulary: int
@@ -124,6 +126,7 @@ class StackConfig:
     tables: dict[str, int] = field(default_factory=dict)
     cross: dict[str, Any] | None = None
     regions: list[int] | None = None
+    traits: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def hidden_width(self) -> int:
@@ -369,6 +372,8 @@ class Stack(Forms, nn.Module):
                                            not all(0 <= each < config.vocabulary for each in config.regions)):
             raise SegueError(f"regions {config.regions} are two of the model's ids, of what opens one and what closes "
                              "it: leave inputs and tables out")
+        if config.traits and (config.inputs or config.tables):
+            raise SegueError("ids have traits: leave inputs and tables out")
         if config.cross is not None and (config.parallel or config.inputs):
             raise SegueError("cross-attention stands between mixer and channel mixer, in a model of ids: leave "
                              "parallel and inputs out")
@@ -382,6 +387,7 @@ class Stack(Forms, nn.Module):
         self.tables: list[nn.Embedding] = tables  # type: ignore[assignment]
         self.embed_norm = make_norm(config) if config.embed_norm else None
         self.regions = RegionLabels(*config.regions) if config.regions is not None else None
+        self.traits = Traits(config.traits, config.vocabulary) if config.traits else None
         blocks: list[Block] = []
         for index, name in enumerate(config.mixers):
             same = config.mixers.index(name)
@@ -486,6 +492,10 @@ class Stack(Forms, nn.Module):
             carry = None if state is None else state.layers[0]["regions"]
             assert carry is None or isinstance(carry, Carry)
             layout = replace(layout, labels=self.regions.of(tokens, layout, carry))
+        if self.traits is not None:
+            carry = None if state is None else state.layers[0]["sums"]
+            assert carry is None or isinstance(carry, Carry)
+            layout = replace(layout, traits=self.traits.of(tokens, layout, carry))
         for index in range(len(self.blocks)):
             x = self.run_block(index, x, layout, state)
         return self.finish(x, layout)
@@ -504,6 +514,8 @@ class Stack(Forms, nn.Module):
         layers = [block.parts(batch, like, history) for block in self.blocks]
         if self.regions is not None:
             layers[0]["regions"] = Carry(self.regions, self.regions.initial(batch, like), history)
+        if self.traits is not None:
+            layers[0]["sums"] = Carry(self.traits, self.traits.initial(batch, like), history)
         return State(layers, torch.zeros(batch, dtype=torch.long, device=like.device))
 
     @property

@@ -77,7 +77,7 @@ PAPERS: dict[str, Paper] = {
     "cot-expressivity": Paper(
         "The Expressive Power of Transformers with Chain of Thought",
         "2023, arXiv 2310.07923", "cot_expressivity",
-        ("models.construction", "mixers.saturated", "models.automata", "tasks.automata")),
+        ("models.construction", "mixers.saturated", "models.automata", "models.turing", "tasks.automata")),
     "cpt-ift": Paper(
         "Balancing Continuous Pre-Training and Instruction Fine-Tuning: Optimizing Instruction-Following in LLMs",
         "2024, arXiv 2410.10739", "cpt_ift", ("models.delta", "continual.merge", "verbs.merge")),
@@ -184,7 +184,7 @@ PAPERS: dict[str, Paper] = {
         "2023, arXiv 2310.12442", "masformer", ("mixers.attention (block)", "mixers.rules.Sparse", "training.learn")),
     "music-transformer": Paper(
         "Music Transformer", "2018, arXiv 1809.04281", "music_transformer",
-        ("mixers.attention (relative)", "mixers.positions.skew", "analysis.memory")),
+        ("mixers.attention (relative, traits)", "mixers.traits", "mixers.positions.skew", "analysis.memory")),
     "negative-eigenvalues": Paper(
         "Unlocking State-Tracking in Linear RNNs Through Negative Eigenvalues",
         "2024, arXiv 2411.12537", "negative_eigenvalues",

@@ -149,6 +149,19 @@ def characters(text: str) -> tuple[Tensor, Tensor, int]:
     return ids[:cut], ids[cut:], len(alphabet)
 
 
+NOVELS = ("great-expectations", "bleak-house", "middlemarch", "david-copperfield")
+
+
+def novels(folder: Path | None) -> tuple[Tensor, Tensor, int]:
+    """Characters of four novels, see `characters`. None: some of the documentation's."""
+    if folder is None:
+        learn, test, symbols = documentation()
+        return learn[:5000], test[:5000], symbols
+    texts = [gzip.decompress((folder / f"{name}.txt.gz").read_bytes()).decode() for name in NOVELS]
+    learn, test, symbols = characters("".join(texts))
+    return learn, test[:200_000], symbols
+
+
 def captions(folder: Path, part: str, language: str = "en", marks: str = ".,!?;:\"()") -> list[list[str]]:
     """The captions of a part of Multi30k ("train", "test_2016_flickr") in lower-case words; `marks` are words too."""
     text = gzip.decompress((folder / f"{part}.{language}.gz").read_bytes()).decode("utf-8")

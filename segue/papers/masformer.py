@@ -2,13 +2,14 @@
 arXiv 2310.12442).
 
 MASFormer: a few layers at the bottom of the stack attend to everything, all others to their own block of positions.
-Here: recall of pairs that were read many blocks before, by equal stacks that differ in their layers' spans alone; and
-what happens when a trained full model is given local layers.
+Here: recall of pairs that were read many blocks before, by equal stacks that differ in their layers' spans alone;
+what happens when a trained full model is given local layers; and the same stacks on the text of novels.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,10 +18,11 @@ import torch.nn.functional as F
 from segue.mixers import Attention, Layout
 from segue.mixers.rules import Pairs
 from segue.models import Stack, StackConfig, expand_pattern
-from segue.objectives import Batch
+from segue.objectives import Batch, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
+from segue.papers.corpora import novels
 from segue.tasks import Task
-from segue.training.learn import Until, accuracy, learn
+from segue.training.learn import Until, accuracy, learn, windows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,6 +38,8 @@ ARMS = {
     "all local": "attention:block*4",
 }
 CONVERTED = "all full, then 2 full at the bottom"
+TEXT_BLOCK, TEXT_LENGTH = 128, 1024  # an eighth, as in the paper
+ON_TEXT = ("all full", "2 full at the bottom", "all local")
 
 
 def pairs(rows: int, length: int, generator: torch.Generator) -> Batch:
@@ -88,11 +92,36 @@ def recall(arm: str, seed: int, steps: int, width: int, tests: int) -> dict[str,
             "pairs": looked_at(model, LENGTH)}
 
 
+def reading(arm: str, folder: Path | None, seed: int, steps: int, width: int) -> dict[str, float]:
+    """Nats per character of the rest of the novels, in windows that do not overlap, and in their last quarter."""
+    text, rest, symbols = novels(folder)
+    torch.manual_seed(seed)
+    # Keys and queries see the element before theirs, as above; all arms alike.
+    model = Stack(StackConfig(symbols, width, expand_pattern(ARMS[arm]),
+                              {"attention": {"taps": 2}, "attention:block": {"taps": 2, "block": TEXT_BLOCK}}))
+
+    def rows(step: int) -> Batch:
+        piece = windows(text, 2, TEXT_LENGTH, generator_of(seed, step))
+        return Batch(piece[:, :-1], piece[:, 1:])
+
+    learn(model, rows, steps, rate=0.01, muon=True, seed=seed, cooldown=0.5)
+    model.eval()
+    pieces = rest[: (len(rest) - 1) // TEXT_LENGTH * TEXT_LENGTH + 1].unfold(0, TEXT_LENGTH + 1, TEXT_LENGTH)
+    with torch.no_grad():
+        nats = torch.cat([F.cross_entropy(model(some[:, :-1]).logits.transpose(1, 2), some[:, 1:], reduction="none")
+                          for some in pieces.split(8)])
+    return {"nats": float(nats.mean()), "late": float(nats[:, -TEXT_LENGTH // 4 :].mean()),
+            "pairs": looked_at(model, TEXT_LENGTH)}
+
+
 def measure(run: Run) -> list[Row]:
-    steps, width, tests = run.pick((2, 16, 16), (400, 64, 512))
-    arms = [*ARMS, CONVERTED]
-    cells = run.cells({f"{arm}, seed {run.seed}": partial(recall, arm, run.seed, steps, width, tests) for arm in arms})
-    found = dict(zip(arms, cells.values()))
+    steps, width, tests, reads = run.pick((2, 16, 16, 2), (400, 64, 512, 200))
+    arms, folder = [*ARMS, CONVERTED], run.dataset("gutenberg-novels")
+    jobs = {f"{arm}, seed {run.seed}": partial(recall, arm, run.seed, steps, width, tests) for arm in arms}
+    jobs |= {f"{arm}, novels": partial(reading, arm, folder, run.seed, reads, width) for arm in ON_TEXT}
+    cells = run.cells(jobs)
+    found, text = ({arm: cells[f"{arm}, {of}"] for arm in some}
+                   for some, of in ((arms, f"seed {run.seed}"), (ON_TEXT, "novels")))
     full = found["all full"]["pairs"]
     run.note(f"{LAYERS} layers of width {width}, 4 heads, rotary positions, blocks of {BLOCK} in {LENGTH} elements, 32 "
              f"rows, AdamW at 0.002, at most {steps} steps; training ends when 256 answers on fresh rows are right")
@@ -102,18 +131,30 @@ def measure(run: Run) -> list[Row]:
     run.note("pairs: of a query and a key that it may see, part of those of full layers; attention's own cost, not "
              "that of projections and channel mixers")
     run.note(f"'{CONVERTED}': the steps are those after the layers were made local")
-    return [{"layers": arm, "accuracy": cell["accuracy"], "pairs": cell["pairs"] / full, "steps": cell["steps"]}
-            for arm, cell in found.items()]
+    run.note(f"real text: characters of four novels in windows of {TEXT_LENGTH}, blocks of {TEXT_BLOCK}, {reads} steps "
+             "of 2 rows by Muon at 0.01; nats per character of the rest of the last novel, in windows that do not "
+             "overlap, and of the last quarter of each; queries, keys and values are made of an element and the one "
+             "before it in all arms; no part of the verdict")
+    rows: list[Row] = [{"part": "recall", "layers": arm, "accuracy": cell["accuracy"], "pairs": cell["pairs"] / full,
+                        "steps": cell["steps"], "nats": None, "late": None} for arm, cell in found.items()]
+    whole = text["all full"]["pairs"]
+    return rows + [{"part": "novels", "layers": arm, "accuracy": None, "pairs": cell["pairs"] / whole, "steps": reads,
+                    "nats": cell["nats"], "late": cell["late"]} for arm, cell in text.items()]
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
-    row = {row["layers"]: row for row in table}
+    row = {row["layers"]: row for row in table if row["accuracy"] is not None}
+    nats = {row["layers"]: row["nats"] for row in table if row.get("nats")}
     full, mixed, local = (row[name]["accuracy"] for name in ("all full", "2 full at the bottom", "all local"))
     cost = row["2 full at the bottom"]["pairs"]
     reason = (f"2 of {LAYERS} layers full are right {mixed:.1%} of the time at {cost:.0%} of the attention's cost, all "
               f"full {full:.1%}, all local {local:.1%} (chance {TASK.chance:.1%}), 1 full "
               f"{row['1 full at the bottom']['accuracy']:.1%}; converted after training "
               f"{row[CONVERTED]['accuracy']:.1%} in {row[CONVERTED]['steps']} more steps")
+    if nats:
+        reason += (f"; novels, nats per character: all full {nats['all full']:.3f}, 2 full "
+                   f"{nats['2 full at the bottom'] / nats['all full'] - 1:+.1%}, all local "
+                   f"{nats['all local'] / nats['all full'] - 1:+.1%}")
     if full < 0.95:
         return "inconclusive", f"the full model itself did not learn the task; {reason}"
     if mixed < full - 0.10 or local > full - 0.10:
@@ -124,17 +165,24 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
 
 
 def draw(figure: Figure, table: list[Row]) -> None:
-    right, cost = figure.subplots(1, 2, sharey=True)
-    names, colours = [row["layers"] for row in table], [f"C{i}" for i in range(len(table))]
-    right.barh(names, [row["accuracy"] for row in table], color=colours)
-    for at, row in enumerate(table):
+    right, cost, novel = figure.subplots(1, 3, sharey=True)
+    recalls = [row for row in table if row["accuracy"] is not None]
+    names, colours = [row["layers"] for row in recalls], [f"C{i}" for i in range(len(recalls))]
+    right.barh(names, [row["accuracy"] for row in recalls], color=colours)
+    for at, row in enumerate(recalls):
         right.text(0.02, at, f"after {row['steps']} steps", va="center", fontsize=7)
     right.axvline(TASK.chance, color="grey", linestyle=":")
     right.set(xlabel="accuracy (dotted: chance)", title="Recall of far pairs", xlim=(0, 1))
     right.tick_params(axis="y", labelsize=8)
     right.invert_yaxis()
-    cost.barh(names, [row["pairs"] for row in table], color=colours)
+    cost.barh(names, [row["pairs"] for row in recalls], color=colours)
     cost.set(xlabel="part of full attention's pairs", title="Attention's cost")
+    for row in table:
+        if row.get("nats"):
+            colour = colours[names.index(row["layers"])]
+            novel.barh(row["layers"], row["nats"], color=colour)
+            novel.text(0.05, row["layers"], f"{row['nats']:.3f}, late {row['late']:.3f}", va="center", fontsize=7)
+    novel.set(xlabel="nats per character", title="Novels")
 
 
 CLAIM = Claim(

@@ -1,8 +1,9 @@
 """Music Transformer (Huang et al. 2018, arXiv 1809.04281).
 
 Two statements: attention that knows relative distances is the better model of music, here of Bach's chorales (per note,
-on the grid of sixteenths) and of folk tunes (per character of their ABC notation); and skewing q E^T needs one
-vector per distance, where the way before needed one per pair of positions.
+on the grid of sixteenths; also with how far apart notes are in time and in pitch) and of folk tunes (per character of
+their ABC notation); and skewing q E^T needs one vector per distance, where the way before needed one per pair of
+positions.
 """
 
 from __future__ import annotations
@@ -31,9 +32,17 @@ if TYPE_CHECKING:
 LOW, PITCHES = 30, 60  # MIDI pitches of the table, with room to transpose; one more element is silence
 CONTEXT, ROWS = 256, 8
 HEAD = 64  # features of a head where memory is measured
+RELATIVE = {"positions": "sinusoidal", "relative": CONTEXT // 2}  # half the length, as in the paper
+NOTES = "sinusoids + relative + time and pitch"  # of notes, which the characters of tunes are not
 ARMS: dict[str, dict[str, Any]] = {
     "sinusoids": {"positions": "sinusoidal"},
-    "sinusoids + relative": {"positions": "sinusoidal", "relative": CONTEXT // 2},  # half the length, as in the paper
+    "sinusoids + relative": RELATIVE,
+    NOTES: {**RELATIVE, "traits": {"time": CONTEXT // 4, "pitch": 4 * 12}},
+}
+# What `chorales` makes ids of: a step is over with the next soprano, and silence has no pitch.
+TRAITS: dict[str, dict[str, Any]] = {
+    "time": {"of": [int(voice == 0) for voice in range(4) for _ in range(PITCHES + 1)], "sum": True},
+    "pitch": {"of": [*range(LOW, LOW + PITCHES), None] * 4},
 }
 
 
@@ -114,7 +123,8 @@ def fitted(arm: str, data: str, folder: Path | None, seed: int, steps: int, widt
     learned, test = (read(folder, part) for part in ("train", "test"))  # type: ignore[arg-type]
     torch.manual_seed(seed)
     vocabulary = 4 * (PITCHES + 1) if data == "chorales" else 128
-    model = Stack(StackConfig(vocabulary, width, ["attention"] * 3, {"attention": ARMS[arm]}, norm="layer", tied=False))
+    model = Stack(StackConfig(vocabulary, width, ["attention"] * 3, {"attention": ARMS[arm]}, norm="layer", tied=False,
+                              traits=TRAITS if arm == NOTES else {}))
     learn(model, partial(training, learned, unit, data == "chorales", seed), steps, rate=1e-3, seed=seed)
     return nats(model, test)
 
@@ -149,7 +159,7 @@ def measure(run: Run) -> list[Row]:
     folders = {"chorales": run.dataset("jsb-chorales"), "tunes": run.dataset("nottingham-abc")}
     jobs = {(arm, "chorales", seed): steps for seed in range(run.seed, run.seed + seeds) for arm in ARMS}
     if run.scale != "smoke":  # there are no made-up tunes
-        jobs |= {(arm, "tunes", run.seed): steps // 2 for arm in ARMS}
+        jobs |= {(arm, "tunes", run.seed): steps // 2 for arm in ARMS if arm != NOTES}
     done = run.cells({f"{arm}, {data}, seed {seed}": partial(fitted, arm, data, folders[data], seed, count, width)
                       for (arm, data, seed), count in jobs.items()})
     table: list[Row] = [{"part": data, "arm": arm, "seed": seed, "length": CONTEXT, "nats": value, "MiB": None,
@@ -161,7 +171,8 @@ def measure(run: Run) -> list[Row]:
                           "MiB": found["bytes"] / 2**20, "seconds": found["seconds"]})
     run.note(f"3 layers of width {width}, 4 heads, rows of {CONTEXT} x {ROWS}, AdamW at 1e-3 with linear decay, "
              f"{steps} steps (tunes: half), chorales transposed by -3 to 3 semitones; the voice of a note is part of "
-             "its id; sinusoids enter at every layer, relative vectors reach half the length and nothing lies beyond")
+             "its id; sinusoids enter at every layer, relative vectors reach half the length and nothing lies beyond; "
+             "those of time reach 64 sixteenths, those of pitch four octaves")
     run.note("scored on the test pieces in windows that do not overlap; nats per note count held notes again at every "
              "sixteenth; nothing was chosen by the test pieces")
     run.note(f"MiB: for one head of {HEAD} features, beyond the scores, which both ways need")
@@ -177,6 +188,9 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     ratio = memory["looked up", longest] / memory["skewed", longest]
     reason = (f"relative attention saves {mean(gaps):.3f} nats per note (at least {min(gaps):.3f}) on the chorales; at "
               f"length {longest} a vector per pair takes {ratio:.0f} times the extra memory of skewing")
+    beyond = [found["sinusoids + relative", seed] - value for (arm, seed), value in found.items() if arm == NOTES]
+    if beyond:
+        reason += f"; time and pitch save {mean(beyond):.3f} more (at least {min(beyond):.3f})"
     if min(gaps) >= 0.08 and ratio >= HEAD / 4:
         return "confirmed", reason
     if mean(gaps) < 0.02 or ratio < 2:
@@ -190,7 +204,7 @@ def draw(figure: Figure, table: list[Row]) -> None:
     for row in table:
         if row["nats"] is not None:
             bars.setdefault((row["part"], row["arm"]), []).append(row["nats"])
-    names = [f"{part}:\n{arm}" for part, arm in bars]
+    names = [f"{part}:\n" + arm.replace(" + time", "\n+ time") for part, arm in bars]
     music.bar(names, [mean(values) for values in bars.values()],
               color=[f"C{list(ARMS).index(arm)}" for _, arm in bars])
     for at, values in enumerate(bars.values()):

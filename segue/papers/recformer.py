@@ -127,13 +127,16 @@ def opened(data: str, folder: Path | None, seed: int) -> Shop:
     return made_up(seed) if folder is None else films(folder, seed) if data == FILMS else science(folder, seed)
 
 
-def chosen_at(histories: Histories, rows: int, seed: int, step: int) -> list[tuple[np.ndarray, int]]:
-    """Users drawn by how much they did, and a place in each history: what came before, and what came there."""
+def chosen_at(histories: Histories, rows: int, seed: int, step: int, late: bool = False
+              ) -> list[tuple[np.ndarray, int]]:
+    """Users drawn by how much they did, and a place in each history, in its second half where `late`: what came before,
+    and what came there."""
     draw = np.random.default_rng([seed, step])
     sizes = np.array([len(row) - 1 for row in histories], float)
     found = []
     for user in draw.choice(len(histories), rows, p=sizes / sizes.sum()):
-        at = int(draw.integers(1, len(histories[user])))
+        size = len(histories[user])
+        at = int(draw.integers(max(1, (size - 1) // 2) if late else 1, size))
         found.append((histories[user][:at], int(histories[user][at])))
     return found
 
@@ -200,7 +203,7 @@ def by_text(place: Shop, arm: str, seed: int, setting: dict[str, Any]) -> Sequen
     pretrained, first, second = setting["steps"]
 
     def pairs(step: int) -> Batch:
-        drawn = chosen_at(place.learned, setting["rows"], seed, step)
+        drawn = chosen_at(place.learned, setting["rows"], seed, step, late=True)
         rows = [history for history, _ in drawn] + [np.array([item]) for _, item in drawn]
         return texts.batch(rows, [*range(len(drawn))] * 2, generator_of(seed, step))
 

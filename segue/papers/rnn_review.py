@@ -7,7 +7,6 @@ recurrent network forgets; context from both sides helps; and on text the LSTM i
 
 from __future__ import annotations
 
-import gzip
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from segue.mixers import MIXERS
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.papers.corpora import characters, documentation
+from segue.papers.corpora import documentation, novels
 from segue.tasks import TASKS
 from segue.tasks.recall import CUES
 from segue.training.truncated import truncated_bptt
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LAG = TASKS["delayed-cue"]  # a cue, distractors, the question
-NOVELS = ("great-expectations", "bleak-house", "middlemarch", "david-copperfield")
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     # A forget gate held open by its bias is the 1997 network, whose cell is a constant error carousel.
     "LSTM of 1997, no forgetting": ("lstm", {"forget_bias": 30.0}),
@@ -119,16 +117,6 @@ def long_lag(arm: str, lag: int, seed: int, steps: int) -> dict[str, float]:
 
 
 # --- context from both sides, on the text of Python's own documentation; a character model, on novels ------------
-
-
-def novels(folder: Path | None) -> tuple[Tensor, Tensor, int]:
-    """Characters of four novels, see `characters`. None: some of the documentation's."""
-    if folder is None:
-        learn, test, symbols = documentation()
-        return learn[:5000], test[:5000], symbols
-    texts = [gzip.decompress((folder / f"{name}.txt.gz").read_bytes()).decode() for name in NOVELS]
-    learn, test, symbols = characters("".join(texts))
-    return learn, test[:200_000], symbols
 
 
 def parameters(model: nn.Module) -> int:

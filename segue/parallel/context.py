@@ -200,7 +200,7 @@ def recurs(mixer: Mixer) -> bool:
 def attends(mixer: Attention) -> bool:
     """Whether an attention's masks and biases depend on positions alone, and its keys on their own nodes."""
     return mixer.distances is None and mixer.learned_span is None and mixer.qkv_global is None and \
-        mixer.convolution is None and mixer.rule is not rules.prompted
+        not mixer.traits and mixer.convolution is None and mixer.rule is not rules.prompted
 
 
 def context_parallel(stack: Stack, group: Communicator | dist.ProcessGroup | DeviceMesh | None = None,

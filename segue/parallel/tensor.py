@@ -66,7 +66,7 @@ class TensorParallel(Forms, nn.Module):
         for name, block in zip(config.mixers, stack.blocks):
             mixer = block.mixer
             if not isinstance(mixer, Attention) or mixer.distances is not None or mixer.learned_span is not None or \
-                    mixer.qkv_global is not None or mixer.positions == "alibi" or config.shared or \
+                    mixer.traits or mixer.qkv_global is not None or mixer.positions == "alibi" or config.shared or \
                     config.cross is not None:
                 raise SegueError(f"a stack of '{name}' cannot be cut by heads: attention without parameters of its "
                                  "heads can, in layers of their own")

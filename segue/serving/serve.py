@@ -53,6 +53,8 @@ def serve(folder: str | Path, host: str = "127.0.0.1", port: int = 8000, key: st
             print(f"{engine.model.path}; the page is at http://{host}:{port}/, the API at http://{host}:{port}/v1 "
                   "(ctrl-C ends)", file=sys.stderr)
             server_of(app, engine).run(sockets=[door])
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("the server has ended") from None
         finally:
             engine.close()
 

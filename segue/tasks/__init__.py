@@ -10,11 +10,12 @@ from segue.tasks.functions import FunctionTask
 from segue.tasks.geometry import GEOMETRY
 from segue.tasks.graphs import GRAPHS
 from segue.tasks.listops import LISTOPS
+from segue.tasks.reachability import REACHABILITY, Reachability
 from segue.tasks.recall import RECALL
 from segue.tasks.sets import INTERSECTION
 from segue.tasks.sprites import SpriteWorld
 
-TASKS: dict[str, Task] = {task.name: task for task in (*AUTOMATA, *RECALL, INTERSECTION, LISTOPS)}
+TASKS: dict[str, Task] = {task.name: task for task in (*AUTOMATA, *REACHABILITY, *RECALL, INTERSECTION, LISTOPS)}
 
-__all__ = ["GEOMETRY", "GRAPHS", "TASKS", "Answers", "Curriculum", "FunctionTask", "Scratchpad", "SpriteWorld", "Task",
-           "echo", "read_twice", "small_decoder"]
+__all__ = ["GEOMETRY", "GRAPHS", "TASKS", "Answers", "Curriculum", "FunctionTask", "Reachability", "Scratchpad",
+           "SpriteWorld", "Task", "echo", "read_twice", "small_decoder"]

@@ -190,7 +190,7 @@ def measured(model: Fitted, data: Data, test: Data | None, label: str | None, po
              quiet: bool) -> tuple[Classified | Valued, Told, Looks]:
     """What `classify` says of `data`, and what it learned."""
     labels = labels_of(data, label)
-    notes = [f"read as {data.problems.note}"] if data.problems.note else []
+    notes = [f"read as {data.problems.told}"] if data.problems.told else []
     notes += [f"{each.problems.total:,} left out or doubtful, the first: {each.problems[0]}"
               for each in (data, test) if each is not None and each.problems.total]
     numbers = numbers_in(labels)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
     from segue.verbs.fitted import Fitted
 
+LEAST = 3  # sequences, one of which is left out in turn
 WORD = re.compile(r"\w+|[^\w\s]")
 NEEDS = ({"samples"}, {"samples", "references"}, {"samples", "learned"}, {"features", "real"})  # of what is scored here
 
@@ -71,23 +71,26 @@ def score(samples: Any, reference: Any, learned: Any = None, *, model: Fitted | 
     """Score sequences against real ones, all metrics of `segue.analysis.registry` that apply.
 
     samples, reference, learned: a `Data`, paths or objects, all of one kind; of text, words are compared, and where
-        there is but one, it is cut into its lines. learned: what the samples' model learned from, to see what was
-        copied.
+        there is but one on either side, all are cut into their lines. learned: what the samples' model learned from, to
+        see what was copied.
     model: whose vectors MAUVE and the Frechet distance compare (default: hashed n-grams, which need none).
     pairs: each reference is the answer to the sample of the same number: overlap is scored as well.
     most: so many of each at most, drawn by the seed. Scores of other numbers, or other features, do not compare.
     """
-    if most < 2:
-        raise SegueError(f"of {most} sequences there is no variety: give most=2 or more")
-    real = _lines(as_data(reference, kind))
-    made = _lines(as_data(samples, real.kind.name))
-    old = None if learned is None else _lines(as_data(learned, real.kind.name))
+    if most < LEAST:
+        raise SegueError(f"of {most} sequences there is no variety: give most={LEAST} or more")
+    real = as_data(reference, kind)
+    made = as_data(samples, real.kind.name)
+    old = None if learned is None else as_data(learned, real.kind.name)
+    if real.kind.family == "text" and min(len(made), len(real)) == 1:
+        made, real = (each if pairs and len(each) > 1 else _lines(each) for each in (made, real))
+        old = None if old is None else _lines(old)
     if pairs and len(made) != len(real):
         raise SegueError(f"{len(made):,} samples and {len(real):,} references are no pairs: give one for each")
     n = min(len(made), len(real), most)
-    if n < 2:
-        raise SegueError(f"{len(made):,} samples and {len(real):,} real sequences are too few to compare: give 2 or "
-                         "more of each" + (", one a line" if real.kind.name == "text" else ""))
+    if n < LEAST:
+        raise SegueError(f"{len(made):,} samples and {len(real):,} real sequences are too few to compare: give {LEAST} "
+                         "or more of each" + (", one a line" if real.kind.name == "text" else ""))
     draw, notes = np.random.default_rng(seed), []
     order, others = draw.permutation(len(made)), draw.permutation(len(real))
     chosen = made.select(np.sort(order[:n]))
@@ -134,8 +137,6 @@ def _text(obj: Any) -> str:
 
 
 def _lines(data: Data) -> Data:
-    """A single text as its lines."""
-    if len(data) > 1 or data.kind.family != "text":
-        return data
-    lines: Sequence[str] = [line for line in _text(data[0].object).splitlines() if line.strip()]
-    return of(list(lines), kind=data.kind.name) if len(lines) > 1 else data
+    """The lines of all texts."""
+    return of([line for obj in data.objects() for line in _text(obj).splitlines() if line.strip()] or [""],
+              kind=data.kind.name)

@@ -43,7 +43,7 @@ def of_text(reader: TextReader) -> Reader:
     """The reader of a file, from that of a text."""
     def read(path: Path, problems: Problems | None, directed: bool | None, encoding: str) -> Iterator[Found]:
         with opened(path) as handle:
-            text = as_utf8(path, handle.read(), encoding).decode()
+            text = as_utf8(path, handle.read(), encoding, problems).decode()
         return reader(path, text, problems, directed)
 
     return read
