@@ -84,3 +84,13 @@ def test_what_json_cannot_say_is_null(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", finite({"a": [float("nan"), 1.5], "b": (float("-inf"), "x", True)}))
     assert "NaN" not in (tmp_path / "a.json").read_text()
     assert read_json(tmp_path / "a.json") == {"a": [None, 1.5], "b": [None, "x", True]}
+
+
+def test_a_move_whose_clearing_up_was_cut_short_is_over(tmp_path: Path) -> None:
+    from segue.verbs.fitted import SAVING, moved_in
+
+    write_json(tmp_path / "model" / SAVING / "complete.json", {})
+    write_text(tmp_path / "model" / "old", "")
+    with moved_in(tmp_path / "model") as new:
+        write_text(new / "fresh", "")
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["fresh", "old"]

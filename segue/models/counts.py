@@ -21,6 +21,7 @@ from segue.files import atomic_write, read_json, write_json
 from segue.kernels import counts as kernel
 from segue.mixers.state import check_asked, check_counts, check_parents, check_path, check_rows
 from segue.models.base import Decoding, Output, check_tokens
+from segue.models.one_cycle import one_cycle
 
 PIECE = 1024  # elements whose distributions are held at once
 FEW = 300_000  # tokens: fewer are predicted a fold at a time, more have a share set aside
@@ -525,18 +526,8 @@ def _fit_trust(rows: Tensor, facts: Tensor, vocabulary: int, seed: int, epochs: 
         return (before * chance[:, asked]).sum(1) + reach[:, -1] / vocabulary
 
     steps = max(epochs * len(rows) // batch, 100)
-    optimiser = torch.optim.AdamW(parameters, lr=5e-3, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, total_steps=steps)
-    pick = torch.empty(0, dtype=torch.long)
-    for _ in range(steps):
-        if len(pick) < batch:
-            pick = torch.cat([pick, torch.randperm(len(rows), generator=draw)])
-        now, pick = pick[:batch], pick[batch:]
-        loss = -likelihood(rows[now], facts[now]).clamp(min=1e-12).log().mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
+    one_cycle(parameters, lambda now: -likelihood(rows[now], facts[now]).clamp(min=1e-12).log(), len(rows), steps,
+              min(batch, len(rows)), draw, decay=1e-3)
     with torch.no_grad():
         bits = -torch.cat([likelihood(*part) for part in zip(rows.split(4096), facts.split(4096))]).log2().mean()
         # the scaling of the features goes into the first layer

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segue.models.one_cycle import one_cycle
+
 
 def agreement(p: Tensor, q: Tensor) -> Tensor:
     """(..., 7): entropies and largest probabilities of two log-distributions (..., V), what each gives to the other's
@@ -63,23 +65,12 @@ def fit_gate(gate: Gate, p: Tensor, q: Tensor, targets: Tensor, seed: int, epoch
     gate.mean, gate.scale = seen.mean(0), seen.std(0, correction=0) + 1e-2
     draw = torch.Generator().manual_seed(seed)
     steps, batch = max(epochs * len(targets) // 256, 50), min(256, max(16, epochs * len(targets) // 50))
-    optimiser = torch.optim.AdamW(gate.parameters(), lr=5e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, total_steps=steps)
 
     def cost(rows: Tensor) -> Tensor:
         a, b = gate(seen[rows])
         mixed = a * p[rows].float() + b * q[rows].float()
         return mixed.logsumexp(-1) - mixed.gather(1, targets[rows, None])[:, 0]
 
-    pick = torch.empty(0, dtype=torch.long)
-    for _ in range(steps):
-        while len(pick) < batch:
-            pick = torch.cat([pick, torch.randperm(len(targets), generator=draw)])
-        now, pick = pick[:batch], pick[batch:]
-        loss = cost(now).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
+    one_cycle(gate.parameters(), cost, len(targets), steps, batch, draw)
     with torch.no_grad():
         return float(torch.cat([cost(rows) for rows in torch.arange(len(targets)).split(1024)]).mean() / np.log(2))

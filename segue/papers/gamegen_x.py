@@ -124,7 +124,8 @@ def studio(setting: Setting, seed: int) -> Studio:
 
 @cache
 def critic(setting: Setting, seed: int) -> tuple[nn.Module, Tensor]:
-    """A network that tells look, biome and event of real frames, without its last layer; and what it sees in others."""
+    """A network that tells look, biome and event of real frames, without its last layer; and what it sees in others.
+    A plain loop: `segue.training.learn` takes batches of sequences, and this reads single frames with three labels."""
     place = studio(setting, seed)
     torch.manual_seed(seed)
     sizes = [3, 16, 32, 64]

@@ -56,7 +56,8 @@ class Reader(nn.Module):
 
 def train(model: nn.Module, losses: Iterator[Tensor], rate: float = 3e-3, steps: int | None = None) -> None:
     """Adam on a stream of losses, gradients clipped to norm 1. steps: over which the rate falls to zero (None: it
-    stays)."""
+    stays). A loop of its own, since the batches of `segue.training.learn` are a function of the step alone, and these
+    losses go on from the state that the step before left."""
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     falls = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps if steps else 1.0)
     for loss in losses:

@@ -364,10 +364,10 @@ def ranked_by(counts: CountModel, store: Store, ranks: Ranks) -> Ranking:
     return ranks.done()
 
 
-def nats_by(model: CountModel | Advisor, store: Store, ranks: Ranks | None = None, piece: int = 1024) -> float:
+def nats_by(model: CountModel | Advisor, store: Store, ranks: Ranks | None = None) -> float:
     """Nats of all tokens of the documents but the first of each, by what predicts whole sequences. ranks: to add to, if
     given."""
-    nats, piece = 0.0, min(piece, max(64, CELLS // model.vocabulary))
+    nats, piece = 0.0, min(1024, max(64, CELLS // model.vocabulary))
     for number, (begin, end) in enumerate(zip(store.offsets[:-1], store.offsets[1:])):
         ids = np.asarray(store.tokens[int(begin) : int(end)], np.int32)
         for at in range(1, len(ids), piece):

@@ -20,7 +20,8 @@ from segue.errors import SegueError
 from segue.models import Stack
 from segue.objectives.masked import isin
 from segue.training.evaluate import Evaluation, Scored, bound
-from segue.verbs.fitted import Fitted, known_ids
+from segue.verbs.fitted import Fitted
+from segue.verbs.given import known_ids
 
 BLOCK = 32
 BLANKED = 200  # sequences of which blanks are counted

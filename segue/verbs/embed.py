@@ -19,7 +19,7 @@ from segue.models.point_process import PointProcess
 from segue.objectives import ANY_ORDER
 from segue.progress import progress
 from segue.training.timed import EventStore
-from segue.verbs.fitted import none_known, said_unknown, unknown
+from segue.verbs.given import none_known, said_unknown, unknown
 
 if TYPE_CHECKING:
     from segue.data import Data

@@ -40,8 +40,9 @@ from segue.training.pruning import Prune
 from segue.training.recipe import Facts, Plan, bfloat16_pays, choose, cores, describe, machine, most_steps
 from segue.verbs import mixed
 from segue.verbs.devices import place
-from segue.verbs.fitted import Fitted, Report, as_data, dial, fitted_by, known_ids, load, unknown
+from segue.verbs.fitted import Fitted, Report, fitted_by, load
 from segue.verbs.forecast import combination
+from segue.verbs.given import as_data, dial, known_ids, unknown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

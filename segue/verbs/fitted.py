@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -16,7 +15,7 @@ import torch
 
 from segue.analysis.forecast import Combination
 from segue.continual import Memory
-from segue.data import Data, of, read
+from segue.data import Data
 from segue.errors import SegueError
 from segue.files import atomic_write, held, read_json, workspace, write_json, write_text
 from segue.kinds import KINDS, Codec, Kind
@@ -46,6 +45,7 @@ from segue.training.evaluate import (
 )
 from segue.training.recipe import bfloat16_pays
 from segue.verbs.devices import place
+from segue.verbs.given import as_data, none_known, said_as, said_unknown, unknown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -642,68 +642,6 @@ def check_config(config: StackConfig) -> None:
             raise SegueError(f"mixer '{mixer}' is unknown: choose from {', '.join(sorted(MIXERS))}")
 
 
-def unknown(codec: Codec, data: Data) -> float:
-    """Which share of the data's items the codec has no token for."""
-    known = set(items) if (items := getattr(codec, "items", None)) is not None else None
-    if known is None or not data.total:
-        return 0.0
-    return sum(count for item, count in data.vocabulary.items() if item not in known) / data.total
-
-
-def known_ids(codec: Codec, known: Any) -> list[int]:
-    """The ids of letters, or of items (a list, or words of a text), and of the end, since blanks say how many they are.
-    """
-    if not codec.elementwise:
-        raise SegueError("known letters need a codec of one token a letter, which this is not: choose another with "
-                         "codec=, for text segue.kinds.ByteCodec()")
-    given = known.split() if isinstance(codec, ItemCodec) and isinstance(known, str) else known
-    ids = codec.encode(given if isinstance(given, (str, bytes, list)) else str(given)).tolist()
-    if not ids or codec.unk in ids:
-        raise SegueError(f"known={known!r} names nothing that there is: give letters, or items, of the sequences")
-    return sorted({*ids, *([] if codec.eos is None else [codec.eos])})
-
-
-def none_known(data: Data) -> SegueError:
-    return SegueError(f"the model knows none of these {data.total:,} {data.kind.unit}s: give data of the sort it was "
-                      "fitted on, or name the columns (who=, what=)")
-
-
-def said_unknown(share: float, data: Data) -> str:
-    return f"{share:.1%} of the {data.kind.unit}s are unknown to the model"
-
-
-def said_as(name: str, options: dict[str, Any]) -> str:
-    return f"with {name}={json.dumps(options[name])}" if name in options else f"without {name}="
-
-
-def dial(minutes: float | None, steps: int | None, default: float) -> float | None:
-    """The minutes of a run, or None where it has a number of steps; `default` where neither is given."""
-    if minutes is not None and steps is not None:
-        raise SegueError("give minutes or steps, not both")
-    if (minutes is not None and not 0 < minutes < math.inf) or (steps is not None and steps < 1):
-        raise SegueError(f"the dial must be more than 0, not {minutes if steps is None else steps}")
-    return default if minutes is None and steps is None else minutes
-
-
-def as_data(data: Any, kind: str | None = None, **reading: Any) -> Data:
-    """A `Data`, a path, a list of paths that exist (read with these options), or objects in memory."""
-    if isinstance(data, Data):
-        return data
-    if isinstance(data, Path) or (isinstance(data, str) and _exists(data)):
-        return read(data, kind=kind, **reading)
-    if isinstance(data, (list, tuple)) and data and all(isinstance(x, Path) or (isinstance(x, str) and _exists(x))
-                                                        for x in data):
-        return read(*data, kind=kind, **reading)
-    return of(data, kind=kind)
-
-
-def _exists(text: str) -> bool:
-    try:
-        return len(text) < 4096 and "\n" not in text and (Path(text).exists() or any(c in text for c in "*?["))
-    except (OSError, ValueError):
-        return False
-
-
 @contextmanager
 def moved_in(folder: Path) -> Iterator[Path]:
     """Yield a place for a new model, which is moved into `folder` at the end, over what is of the same name there; on
@@ -730,9 +668,14 @@ def roll_forward(work: Path) -> None:
     """Move the new model in a folder within another, which is complete, over the old one in that; again, where a move
     was cut short."""
     folder = work.parent
-    for new in sorted((work / "new").iterdir()):
+    for new in sorted((work / "new").glob("*")):  # none where the clearing up was cut short
         old = folder / new.name
         if old.is_dir():
             shutil.rmtree(old)
         os.replace(new, old)
+    for rest in work.iterdir():  # what says that it is complete goes last: whoever comes after a kill begins here again
+        if rest.is_dir():
+            shutil.rmtree(rest)
+        elif rest.name != "complete.json":
+            rest.unlink()
     shutil.rmtree(work)

@@ -25,7 +25,8 @@ from segue.training.checkpoint import load_into, load_tensors, save_tensors, wei
 from segue.training.recipe import Plan
 from segue.training.timed import EventScores, EventStore, score_hawkes, score_process, windowed
 from segue.verbs.fit import Asked, Job, check_choices
-from segue.verbs.fitted import FORMAT, Fitted, Report, check_config, said_unknown, unknown
+from segue.verbs.fitted import FORMAT, Fitted, Report, check_config
+from segue.verbs.given import said_unknown, unknown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -35,7 +35,8 @@ from segue.training.loop import Run
 from segue.training.recipe import Plan, bfloat16_pays, cores
 from segue.verbs import mixed
 from segue.verbs.fit import HELD_OUT, in_passing, key_of, pace, removed_if_refused, steps_until
-from segue.verbs.fitted import Fitted, dial, none_known, roll_forward, said_unknown, unknown
+from segue.verbs.fitted import Fitted, roll_forward
+from segue.verbs.given import dial, none_known, said_unknown, unknown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
