@@ -169,3 +169,11 @@ def test_words_are_no_molecules_and_what_lies_beside_data_is_none(tmp_path: Path
     put(tmp_path / "hf" / "dataset_info.json", json.dumps({"builder_name": "x", "text": "about"}))
     put(tmp_path / "hf" / "data.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in RIVER))
     assert texts(read(tmp_path / "hf")) == RIVER
+
+
+def test_a_column_of_names_called_site_holds_no_letters(tmp_path: Path) -> None:
+    (tmp_path / "sites.json").write_text(json.dumps(
+        [{"yield": 20 + i % 7 + i / 9, "site": ("Grand Rapids", "Waseca", "Morris")[i % 3]} for i in range(60)]))
+    assert segue.read(tmp_path / "sites.json").kind.name != "protein"
+    (tmp_path / "enzymes.csv").write_text("enzyme,site\nEcoRI,G^AATTC\nBamHI,G^GATCC\nHindIII,A^AGCTT\n")
+    assert segue.read(tmp_path / "enzymes.csv").kind.name == "dna"

@@ -33,6 +33,7 @@ LONG = 1000  # letters: that two records are the same is then no chance
 PHRED = bytes(range(33, 127))
 COLUMNS = {"sequence", "seq", "dna", "protein", "peptide", "cdr3", "sequences", "dna_sequence", "protein_sequence",
            "aa_sequence"}
+CAPITALISED = re.compile(r"[A-Z][a-z]{2,}")
 SITES = {"site", "recognition_site", "recognition_sequence", "recognition sequence", "recognition site"}
 CUTS = re.compile(r"\^|\(-?\d+/-?\d+\)")
 NAMES = {"id", "name", "accession", "identifier", "header", "sequence_id", "protein_id", "gene", "instance_name",
@@ -326,10 +327,10 @@ class Letters(Kind):
 def sequence_column(table: Look) -> str | None:
     """The column of a table that is called as sequences usually are, or that holds long words of letters alone, or
     shorter ones of bases."""
-    if table.headed and (named := next((name for name in table.names if name.lower() in COLUMNS), None)):
-        return named
-    if table.headed and (site := next((name for name in table.names if name.lower() in SITES), None)):
-        return site
+    for called in (COLUMNS, SITES) if table.headed else ():
+        named = (name for name in table.names if name.lower() in called)
+        if found := next((name for name in named if not _words(table.column(name))), None):
+            return found
     for name in table.names[:ROWS]:
         cells = table.column(name)
         letters = [_unwound(cell) if isinstance(cell, str) else "" for cell in cells]
@@ -337,6 +338,11 @@ def sequence_column(table: Look) -> str | None:
                                (len(set(letters)) > 3 and all(map(BASE_WORD.fullmatch, letters)))):
             return name
     return None
+
+
+def _words(cells: Sequence[Any]) -> bool:
+    """Whether these are mostly words or names (Grand Rapids), at a column called site, say."""
+    return 2 * sum(isinstance(cell, str) and CAPITALISED.match(cell) is not None for cell in cells) > len(cells)
 
 
 def are_peptides(cells: Sequence[str]) -> bool:
