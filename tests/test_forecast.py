@@ -223,6 +223,12 @@ def test_a_combination_is_chosen_where_it_is_clearly_better(waves: Path, monkeyp
     assert found is not None and found.weight == 0.5 and found.lags == (12, 12)
     model.report.values["combination"] = json.loads(json.dumps(dataclasses.asdict(found)))
     assert model.combination == found
+    for wrong in ({}, [1], {"name": "oracle", "weight": 0.5, "lags": [1, 1]},
+                  {"name": "linear", "weight": 0.5, "lags": [1]}):
+        model.report.values["combination"] = wrong
+        with pytest.raises(SegueError, match="combined with|lags of 1"):
+            _ = model.combination
+    model.report.values["combination"] = dataclasses.asdict(found)
     assert "combined with" in model.evaluate(data).notes[-1]
 
 

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from segue.errors import SegueError
+
 SHARE = 0.8  # of the draws, the middle ones, that an interval holds
 SEASONAL = 0.3  # of the autocorrelation at least, where a season is believed
 LONGEST = 800  # moments of a season
 DRAWS = 200  # of a simple forecast
+SIMPLE = ("last value", "season", "linear")
 LEARNED = 5_000  # moments that a linear one is fitted to at most
 
 
@@ -123,6 +126,11 @@ class Combination:
     weight: float
     lags: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        if self.name not in SIMPLE or not 0 <= self.weight <= 1 or min(self.lags, default=0) < 1:
+            raise SegueError(f"forecasts cannot be combined with '{self.name}', weight {self.weight}, lags "
+                             f"{self.lags}: one of {', '.join(SIMPLE)}, a weight up to 1 and lags of 1 or more can")
+
     def points(self, past: np.ndarray, steps: int) -> np.ndarray:
         """(steps, C), what the simple forecast says behind a past (T, C); nan where that is too short for it, or a
         column holds nothing or has no season."""
@@ -147,9 +155,6 @@ class Combination:
         least = np.where(np.where(known, past >= 0, True).all(0), 0.0, -np.inf)
         found = np.maximum(np.where(whole, np.rint(found), found), least)
         return np.where(np.isfinite(points), found, draws)
-
-
-SIMPLE = ("last value", "season", "linear")
 
 
 def scale(past: np.ndarray, lag: int = 1) -> float:

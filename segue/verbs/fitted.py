@@ -220,10 +220,17 @@ class Fitted:
     @property
     def combination(self) -> Combination | None:
         """The simple forecast that, combined with its own, made forecasts better in what was held out."""
-        said = self.report.get("combination")
-        if not isinstance(said, dict):
+        if (said := self.report.get("combination")) is None:
             return None
-        return Combination(str(said["name"]), float(said["weight"]), tuple(map(int, said["lags"])))
+        try:
+            found = Combination(said["name"], said["weight"], tuple(map(int, said["lags"])))
+        except (TypeError, KeyError, ValueError) as error:
+            raise SegueError(f"report.json says nothing that forecasts can be combined with ({said!r:.60}): copy the "
+                             "folder again, or take 'combination' out of it") from error
+        if len(found.lags) != len(self.codec.turns()):
+            raise SegueError(f"report.json has lags of {len(found.lags)} columns, the model has "
+                             f"{len(self.codec.turns())}: copy the folder again")
+        return found
 
     @property
     def reading(self) -> dict[str, Any]:
