@@ -226,7 +226,7 @@ def test_a_combination_is_chosen_where_it_is_clearly_better(waves: Path, monkeyp
     for wrong in ({}, [1], {"name": "oracle", "weight": 0.5, "lags": [1, 1]},
                   {"name": "linear", "weight": 0.5, "lags": [1]}):
         model.report.values["combination"] = wrong
-        with pytest.raises(SegueError, match="combined with|lags of 1"):
+        with pytest.raises(SegueError, match=r"combined with|lags of 1"):
             _ = model.combination
     model.report.values["combination"] = dataclasses.asdict(found)
     assert "combined with" in model.evaluate(data).notes[-1]
