@@ -198,6 +198,11 @@ class Attention(Mixer):
             parts["traits"] = Cache(known, known[..., :0], self._kept(), history)
         return {**parts, **super().parts(batch, like, history)}
 
+    def look_back_within(self, window: int) -> None:
+        """From here on, see fewer than so many positions back (see `window`)."""
+        self.window, self.rule = window, rules.Sparse(window)
+        self.constant_state = self._kept() is not None
+
     def _structure(self) -> rules.Rule:
         """The mask rule; of learned spans, that of the longest."""
         if self.learned_span is None:

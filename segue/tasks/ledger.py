@@ -68,11 +68,11 @@ def problem(random: Random, least: int = 3, most: int = 5) -> Problem:
     return Problem(passage, f"{form} {what}", ((f"list {what}", listed), *rest))
 
 
-def skills(complex_: Callable[[Random], Problem]) -> dict[str, Draw]:
+def skills(complex_: Callable[[Random], Problem], simple: Callable[[Random], Problem] = problem) -> dict[str, Draw]:
     """The skills of one model: "direct" answers complex questions at once, "chain" writes the steps first, "decompose"
     says the next step, "solve" answers one step, "echo" says words again.
 
-    complex_: draws the problems of the first three; the steps that are solved are those of `problem`."""
+    complex_, simple: draw the problems of the first three, and those whose steps are solved."""
 
     def direct(random: Random) -> Pair:
         drawn = complex_(random)
@@ -90,7 +90,7 @@ def skills(complex_: Callable[[Random], Problem]) -> dict[str, Draw]:
         return asked.split(), (drawn.chain[done][0] if done < len(drawn.chain) else DONE).split()
 
     def solve(random: Random) -> Pair:
-        drawn = problem(random)
+        drawn = simple(random)
         question, answer = random.choice(drawn.chain)
         return SOLVE.format(passage=drawn.passage, question=question).split(), answer.split()
 

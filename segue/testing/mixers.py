@@ -398,10 +398,11 @@ class _MixerChecker:
             return torch.func.functional_call(held, parameters, tuple(tensors[len(names) :]))
 
         try:
-            # All of them as one input, moved in one direction: two calls, not two for each tensor.
+            # All of them as one input, moved in one direction: two calls, not two for each tensor. Cloned, as pairs
+            # that are viewed as complex numbers must lie at even places.
             flat = torch.cat([tensor.detach().flatten() for tensor in (*values, *inputs)]).requires_grad_()
             sizes = [tensor.numel() for tensor in (*values, *inputs)]
-            torch.autograd.gradcheck(lambda flat: call(*(part.view(tensor.shape) for part, tensor in zip(
+            torch.autograd.gradcheck(lambda flat: call(*(part.view(tensor.shape).clone() for part, tensor in zip(
                 flat.split(sizes), (*values, *inputs)))), flat, fast_mode=True, atol=1e-6, rtol=1e-5)
         except RuntimeError as error:
             self.check.fail(f"{what}: {error}")

@@ -23,6 +23,7 @@ from segue.kinds.codecs import ItemCodec
 from segue.mixers import MIXERS
 from segue.models import Decodable, Stack, StackConfig
 from segue.models.adapters import Adapter, load_adapter
+from segue.models.bounded import bounded
 from segue.models.cloze import ClozeModel
 from segue.models.depth import DepthSchedule, Scheduled
 from segue.models.stack import carries
@@ -137,8 +138,9 @@ class Fitted:
 
     def decodable(self, weights: str = "float32") -> Decodable:
         """What decoders run: the network in the compiled CPU engine where it has a compiled form, or with its steps
-        recorded on a GPU, mixed with counts if it was fitted so. weights: "float32", or "int8": matrices rounded to
-        bytes, smaller and faster, a little worse.
+        recorded on a GPU, mixed with counts if it was fitted so. Attention looks back as far as in training
+        (`segue.models.bounded`). weights: "float32", or "int8": matrices rounded to bytes, smaller and faster, a little
+        worse.
         """
         network: Decodable = self.model
         where = self.device.type
@@ -146,11 +148,15 @@ class Fitted:
             # The engine holds weights of its own, a recording their addresses: made again when the network has moved.
             key = (weights, sum(p._version for p in self.model.parameters()))
             if self._engine is None or self._engine[0] != key:
-                self._engine = key, self._fast(self.model, weights, where)
+                self._engine = key, self._fast(self._reach(self.model), weights, where)
             network = self._engine[1]
         elif weights != "float32":
             raise SegueError(f"weights '{weights}' need a native model on the CPU: leave them out")
         return network if self.mixture is None else self.mixture.over(network)
+
+    def _reach(self, stack: Stack) -> Stack:
+        """The stack, seeing as much of the past as it has learned to."""
+        return bounded(stack, self.context)
 
     @staticmethod
     def _fast(stack: Stack, weights: str, where: str) -> Decodable:
@@ -258,7 +264,7 @@ class Fitted:
         """What decoders run where each next element is read by fewer layers, in plain torch (see `models.depth`)."""
         if not isinstance(self.model, Stack):
             raise SegueError("depth is for native models, of which some layers can be left out: leave it out here")
-        network = Scheduled(self.model, schedule)
+        network = Scheduled(self._reach(self.model), schedule)
         return network if self.mixture is None else self.mixture.over(network)
 
     def continue_(self, prime: Any = "", n: int | None = None, decoder: str | None = None, **options: Any) -> Any:

@@ -69,6 +69,10 @@ class Foreign(Fitted):
         rules = Rules(**{name: self.settings[name] for name in RULES if name in self.settings})
         return () if rules == Rules() else (rules,)
 
+    def _reach(self, stack: Stack) -> Stack:
+        """All of it, as in transformers."""
+        return stack
+
     def _decoder(self, options: dict[str, Any]) -> str:
         """What transformers would take; what only sampling has asks for it."""
         wanted = {**self.settings, **options}

@@ -1,0 +1,61 @@
+"""Stacks whose attention looks back no farther than in training: as with a window, by the same weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import segue
+from segue.decoding import generate
+from segue.models import Stack, StackConfig
+from segue.models.bounded import bounded
+from segue.models.compiled import accelerate
+from segue.models.stack import carries
+
+STACKS = {"attention": {}, "grouped": {"kv_heads": 2}, "no positions": {"positions": "none"}}
+
+
+def stack_of(*mixers: str, **options: object) -> Stack:
+    torch.manual_seed(0)
+    return Stack(StackConfig(29, 32, list(mixers), {"attention": {"heads": 4, **options}} if "attention" in mixers
+                             else {})).double().eval()
+
+
+@pytest.mark.parametrize("options", STACKS.values(), ids=STACKS)
+@pytest.mark.parametrize("mixers", [("attention", "attention"), ("gru", "attention")], ids="+".join)
+def test_it_is_a_window(mixers: tuple[str, ...], options: dict[str, object]) -> None:
+    stack = stack_of(*mixers, **options)
+    twin, windowed = bounded(stack, 7), stack_of(*mixers, **options, window=7)
+    tokens = torch.randint(29, (2, 40))
+    before, state = stack(tokens).logits, twin.init_state(2)
+    found = []
+    for part in tokens.split([5, 1, 20, 14], 1):
+        found.append(twin.extend(part, state).logits)
+        state.commit()
+    assert torch.equal(twin(tokens).logits, windowed(tokens).logits)
+    torch.testing.assert_close(torch.cat(found, 1), windowed(tokens).logits, rtol=0, atol=1e-12)
+    assert torch.equal(stack(tokens).logits, before)  # left alone
+    torch.testing.assert_close(twin(tokens[:, :7]).logits, before[:, :7], rtol=0, atol=1e-12)
+    assert not torch.allclose(twin(tokens).logits[:, 30:], before[:, 30:])
+    assert all(a is b for a, b in zip(stack.parameters(), twin.parameters(), strict=True))
+    assert carries(twin) and not carries(stack)
+
+
+def test_what_is_bounded_already_or_sees_by_other_means_stays_as_it_is() -> None:
+    for stack in (stack_of("attention", window=5), stack_of("attention", positions="alibi"), stack_of("gru"),
+                  stack_of("attention", relative=9)):
+        assert bounded(stack, 3) is stack
+
+
+def test_a_fitted_model_goes_on_by_what_its_rows_held(tmp_path: Path) -> None:
+    text = "".join(f"{i} men went to mow, went to mow a meadow. " for i in range(300))
+    model = segue.fit([text[at : at + 400] for at in range(0, len(text), 400)], steps=5, width=32, depth=2, context=32,
+                      mix=False, quiet=True)
+    prime = text[:150]
+    answer = model.continue_(prime, n=60, heal=False)
+    prompt = [model.codec.bos, *model.codec.encode(prime).tolist()]
+    window = bounded(model.model, 32)
+    for network in (window, accelerate(window)):
+        assert generate(network, [prompt], 60, eos=model.codec.eos)[0].tokens == answer.tokens
