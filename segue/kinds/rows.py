@@ -21,7 +21,7 @@ from segue.kinds.base import Dataset, Kind, Problems, Record, looks_binary, of_c
 from segue.kinds.codecs import MISSING, CellCodec, Codec, decimal
 from segue.kinds.columns import class_column, class_of, look, says_few, told
 from segue.kinds.frame import DELIMITED, JSON, PARQUET, TABULAR, Frame, Look, glance, is_parquet, load_table
-from segue.kinds.series import _counts, _number, _numbers, likeness, wide
+from segue.kinds.series import counts_rows, likeness, number_in, numbers_of, wide
 from segue.kinds.table import WHAT, WHO, addresses, are_wordy, is_number, measured, merged, named_by, numbered, timed
 from segue.kinds.text import text_columns
 from segue.kinds.times import timelike
@@ -170,7 +170,7 @@ def stand_alone(table: Look) -> bool:
     names = table.names if table.headed else []
     when = timed(names, lambda name: columns.get(name, []))
     if any(timelike(columns[name]) for name in columns) or (
-            when is not None and _rises(list(map(_number, columns[when])))):
+            when is not None and _rises(list(map(number_in, columns[when])))):
         return False
     if table.headed and named_by(names, WHO) and (named_by(names, WHAT) or sum(map(numbered, names)) > 1):
         return False
@@ -184,7 +184,7 @@ def stand_alone(table: Look) -> bool:
 
 def _mostly(cells: Sequence[Any]) -> bool:
     filled = [cell for cell in cells if str(cell).strip() not in NONE]
-    return bool(filled) and all(np.isfinite(_number(cell)) for cell in filled)
+    return bool(filled) and all(np.isfinite(number_in(cell)) for cell in filled)
 
 
 def _rises(numbers: Sequence[float]) -> bool:
@@ -203,7 +203,7 @@ def _ids(columns: Mapping[str, Sequence[Any]], table: Look) -> bool:
 def _grid(table: Look, numbers: Sequence[str]) -> np.ndarray:
     """(N, C) of the columns of numbers, what is missing at its column's mean; constant columns are left out."""
     places = [table.names.index(name) for name in numbers]
-    grid = np.array([[_number(row[place]) if place < len(row) else np.nan for place in places] for row in table.rows],
+    grid = np.array([[number_in(row[place]) if place < len(row) else np.nan for place in places] for row in table.rows],
                     dtype=np.float64).reshape(len(table.rows), len(places))
     grid = grid[:, np.isfinite(grid).any(0)]
     grid = np.where(np.isfinite(grid), grid, np.nanmean(grid, 0, keepdims=True) if grid.size else 0)
@@ -272,10 +272,10 @@ def told_columns(frame: Frame, called: Mapping[str, str], of: str | None) -> dic
     """The columns that tell something: not those that count or name the rows."""
     found = {}
     for name, column in called.items():
-        values, cells = _numbers(frame, column), cells_of(frame, column)
+        values, cells = numbers_of(frame, column), cells_of(frame, column)
         known = [cell for cell in cells if cell != MISSING]
         names = values is None and len(known) >= MANY and 2 * len(set(known)) > len(known)
-        counts = values is not None and len(values) >= MANY and (_counts(name, values) or ((
+        counts = values is not None and len(values) >= MANY and (counts_rows(name, values) or ((
             numbered(name) or plain_id(name)) and 2 * len(set(known)) > len(known)))
         empty = len(cells) >= MANY and len(set(cells)) == 1
         if column == of or not (names or counts or empty):
@@ -290,7 +290,7 @@ def plain_id(name: str) -> bool:
 
 def cells_of(frame: Frame, column: str) -> list[str]:
     """The cells of a column as they stand in elements: numbers with seven digits, MISSING where there is none."""
-    numbers, cells = _numbers(frame, column), frame.columns[column].to_pylist()
+    numbers, cells = numbers_of(frame, column), frame.columns[column].to_pylist()
     coded = numbers is not None and any(re.match(r"0\d", str(cell).strip()) for cell in cells[:1000])
     if numbers is not None and not coded:
         return [decimal(number) if np.isfinite(number) else MISSING for number in numbers.tolist()]
@@ -302,7 +302,7 @@ def cells_of(frame: Frame, column: str) -> list[str]:
 def values_of(counts: Mapping[str, int], levels: int) -> list[float] | list[str]:
     """What can be said of a column: see `Rows.codec`."""
     counts = {cell: count for cell, count in counts.items() if cell != MISSING}
-    numbers = np.array([_number(cell) if is_number(cell) else np.nan for cell in counts])
+    numbers = np.array([number_in(cell) if is_number(cell) else np.nan for cell in counts])
     if len(counts) > 10 and np.isfinite(numbers).all():
         different = np.unique(numbers)
         if len(different) > 2 * levels:

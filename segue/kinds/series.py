@@ -204,7 +204,7 @@ class Series(Kind):
             yield from (_relational if bare(path).suffix.lower() not in ARCHIVES else _archive)(path, text, problems)
         elif lines:
             cells = as_utf8(path, raw, encoding, problems).decode().split()
-            yield Record(flat({"": np.array([_number(cell) for cell in cells])}), name=str(path))
+            yield Record(flat({"": np.array([number_in(cell) for cell in cells])}), name=str(path))
         else:
             frame = load_table(path, Problems() if problems is None else problems, encoding,
                                (who, when, classes, *(name for part in chosen for name in (part, *part.split(",")))))
@@ -217,7 +217,7 @@ class Series(Kind):
         if rows is None and not frame.headed and len(frame.columns) > 2 and _runs(frame):
             rows = False
         if rows is None and not frame.headed:
-            found = [_numbers(frame, name) for name in frame.columns]
+            found = [numbers_of(frame, name) for name in frame.columns]
             rows = rows_are_series(np.stack([values[:MANY] for values in found if values is not None] or
                                             [np.zeros(0)], 1))
         of = take_classes(frame, classes, (who, when, column, *chosen))
@@ -460,7 +460,7 @@ def _blocks(path: Path, text: str, problems: Problems | None) -> Iterator[Record
         problems.note = "a series a block of lines"
     wide = len(text.lstrip().split("\n", 1)[0].split())
     for number, block in enumerate(re.split(r"\n(?:[ \t\r]*\n)+", text.strip("\n")), 1):
-        rows = [list(map(_number, line.split())) for line in block.split("\n")]
+        rows = [list(map(number_in, line.split())) for line in block.split("\n")]
         if any(len(row) != wide or not np.isfinite(row).all() for row in rows):
             bad(problems, path, f"block {number}", None, f"not lines of {wide} numbers each; mend or remove it")
             continue
@@ -544,10 +544,10 @@ def _is_numbers(cells: Sequence[Any]) -> bool:
 
 
 def _is_number(cell: Any) -> bool:
-    return bool(np.isfinite(_number(cell))) or str(cell).strip().lower() == "nan"
+    return bool(np.isfinite(number_in(cell))) or str(cell).strip().lower() == "nan"
 
 
-def _number(cell: Any) -> float:
+def number_in(cell: Any) -> float:
     """A cell as a number, with a comma for the point where it has one; NaN where it is none."""
     try:
         return float(cell)
@@ -584,7 +584,7 @@ def _column(cells: Sequence[Any]) -> np.ndarray:
             if said and sure and all((grouped if thousands in text else plain).fullmatch(text) for text in signed):
                 cells = [str(cell).replace(thousands, "").replace(point, ".") for cell in cells]
                 break
-    return np.array([_number(cell) for cell in cells])
+    return np.array([number_in(cell) for cell in cells])
 
 
 def _by_moment(array: np.ndarray) -> bool:
@@ -649,7 +649,7 @@ def _relational(path: Path, text: str, problems: Problems | None) -> Iterator[Re
             bad(problems, path, f"line {number}", None, "not the numbers of a series in quotes; mend or remove it")
             continue
         none, longest = False, max(map(len, parts))
-        filled = [np.append(list(map(_number, part)), [np.nan] * (longest - len(part))) for part in parts]
+        filled = [np.append(list(map(number_in, part)), [np.nan] * (longest - len(part))) for part in parts]
         names = [f"x{i + 1}" for i in range(len(filled))] if len(filled) > 1 else [""]
         yield Record(flat(dict(zip(names, filled))), name=of_class(f"{path}:{number}", (found[3] or "").strip("'\"")))
     if none and problems is None:
@@ -678,7 +678,7 @@ def _archive(path: Path, text: str, problems: Problems | None) -> Iterator[Recor
         said, parts = parts[: len(given)], parts[len(given) :] or [""]
         called = dict(zip(given, said)).get("series_name", number)
         cells = [["nan" if cell.strip() in ("?", "") else cell for cell in part.split(",")] for part in parts]
-        columns = [np.array(list(map(_number, part))) for part in cells]
+        columns = [np.array(list(map(number_in, part))) for part in cells]
         strange = next((cell for part in cells for cell in part if not _is_number(cell)), None)
         if strange is not None:
             bad(problems, path, f"line {number}", None, f"{strange!r:.40} is no number; mend or remove the line")
@@ -692,7 +692,7 @@ def _archive(path: Path, text: str, problems: Problems | None) -> Iterator[Recor
         raise SegueError(f"{path}: there is no series behind @data; is the file cut short?")
 
 
-def _numbers(frame: Frame, name: str) -> np.ndarray | None:
+def numbers_of(frame: Frame, name: str) -> np.ndarray | None:
     """A column as float64, NaN where it says nothing; None where most of it is no number."""
     import pyarrow as pa
 
@@ -710,12 +710,12 @@ def _numbers(frame: Frame, name: str) -> np.ndarray | None:
 def _wordy(frame: Frame, names: Iterable[str]) -> list[str]:
     """Those of these columns that hold something, but no numbers."""
     held = [name for name in names if frame.columns[name].null_count < len(frame.rows)]
-    return [name for name in held if _numbers(frame, name) is None]
+    return [name for name in held if numbers_of(frame, name) is None]
 
 
 def _without_units(frame: Frame) -> Frame:
     """A table without a first row that says in what units its numbers are."""
-    numbers = [(name, values) for name in frame.columns if (values := _numbers(frame, name)) is not None]
+    numbers = [(name, values) for name in frame.columns if (values := numbers_of(frame, name)) is not None]
     if len(frame.rows) < 3 or not numbers or any(np.isfinite(values[0]) or not frame.columns[name][0].as_py()
                                                  for name, values in numbers):
         return frame
@@ -728,7 +728,7 @@ def _lists(frame: Frame, name: str, of: str | None, problems: Problems | None) -
     if problems is not None:
         problems.note = f"columns={name}, a series a row" + (f", class={of}" if of else "")
     for row, cell in enumerate(frame.columns[name].to_pylist()):
-        values = np.array([np.nan if item is None else _number(item) for item in cell or []])
+        values = np.array([np.nan if item is None else number_in(item) for item in cell or []])
         if not np.isfinite(values).any():
             bad(problems, frame.path, frame.place(row), None, f"there is no number in '{name}'; remove it")
             continue
@@ -742,7 +742,7 @@ def _lists(frame: Frame, name: str, of: str | None, problems: Problems | None) -
 def _whole_rows(frame: Frame, along: Sequence[str], of: str | None, problems: Problems | None) -> Iterator[Record]:
     """Each row of a table is a series. along: the columns that are its moments, named by what else the row says; of
     none all, but a first column of whole numbers, their classes, which is left out."""
-    columns = {name: _numbers(frame, name) for name in along or frame.columns}
+    columns = {name: numbers_of(frame, name) for name in along or frame.columns}
     numbers = {name: values for name, values in columns.items() if values is not None}
     if not numbers:
         raise SegueError(f"{frame.path}: there are no numbers in this table")
@@ -863,7 +863,7 @@ def _roles(frame: Frame, chosen: list[str], column: str | None, who: str | None,
         when = when_of(frame, [name for name in names if name not in (*chosen, who)])
         names = list(frame.columns)
     numbers = {name: values for name in (chosen or [name for name in names if name != who])
-               if (values := _numbers(frame, name)) is not None}
+               if (values := numbers_of(frame, name)) is not None}
     if missing := [name for name in chosen if name not in numbers]:
         raise SegueError(f"{frame.path}: column '{missing[0]}' holds no numbers; there are {there}")
     if when is None:
@@ -871,7 +871,7 @@ def _roles(frame: Frame, chosen: list[str], column: str | None, who: str | None,
                      timelike(frame.columns[name][:100].to_pylist())), None)
     if who is None:
         texts = [name for name in names if name not in numbers and name != when and
-                 not (chosen and _numbers(frame, name) is not None)]
+                 not (chosen and numbers_of(frame, name) is not None)]
         who = "series" if "series" in names else named_by(texts, [*WHO, *SERIES]) if frame.headed else None
     if who is None and not frame.headed and (runs := _runs(frame)) and not {*runs} & {*chosen}:
         behind = next(name for name in frame.columns if name not in runs)
@@ -880,7 +880,8 @@ def _roles(frame: Frame, chosen: list[str], column: str | None, who: str | None,
             frame.columns[who] = pa.array(map(", ".join, zip(*(map(str, frame.columns[name].to_pylist())
                                                                for name in runs))))
             numbers = {name: values for name, values in numbers.items() if name not in runs}
-        if when is None and behind not in chosen and _goes_on(_numbers(frame, behind), frame.columns[who].to_pylist()):
+        if when is None and behind not in chosen and \
+                _goes_on(numbers_of(frame, behind), frame.columns[who].to_pylist()):
             when = behind
     if who is None and when is not None:
         who = _whose(frame, when, when_format, [*texts, *(name for name in names if name not in (*texts, *chosen))])
@@ -897,7 +898,7 @@ def _roles(frame: Frame, chosen: list[str], column: str | None, who: str | None,
     when = None if times is None else when
     numbers = {name: values for name, values in numbers.items() if name not in (who, when) and name in frame.columns}
     if not chosen:
-        numbers = {name: values for name, values in numbers.items() if not _counts(name, values)
+        numbers = {name: values for name, values in numbers.items() if not counts_rows(name, values)
                    and not (_names(name) and _constant(values)) and not _marks(name, values)} or numbers
     if not numbers:
         raise SegueError(f"{frame.path}: there are no numbers here (columns: {there}); name some with columns=")
@@ -946,7 +947,7 @@ def _whose(frame: Frame, when: str, when_format: str | None, names: Sequence[str
         return None
     dated = timelike(frame.columns[when][:100].to_pylist())
     whole = [name for name in names if name != when and not measured(frame.columns[name][:1000].to_pylist())
-             and (dated or _names(name) or _numbers(frame, name) is None)]
+             and (dated or _names(name) or numbers_of(frame, name) is None)]
     cells = {name: list(map(str, frame.columns[name].to_pylist())) for name in whole}
     if found := next((name for name in whole if _apart(cells[name], times)), None):
         return found
@@ -973,7 +974,7 @@ def _times(frame: Frame, when: str, when_format: str | None, sure: bool,
         if moments or when_format is not None:
             raise
         return None
-    plain = not moments and _numbers(frame, when) is not None
+    plain = not moments and numbers_of(frame, when) is not None
     return None if plain and any(len(np.unique(times[mine])) < len(mine) for mine in series) else times
 
 
@@ -994,7 +995,7 @@ def _marks(name: str, values: np.ndarray) -> bool:
     return plain(name).removeprefix("is") in MARKS and bool(np.isin(values, (0, 1)).all())
 
 
-def _counts(name: str, values: np.ndarray) -> bool:
+def counts_rows(name: str, values: np.ndarray) -> bool:
     """A column that counts the rows."""
     plain = re.sub(r"[^a-z]", "", name.lower())
     whole = len(values) > 1 and float(values[0]).is_integer() and bool((np.diff(values) == 1).all())
