@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 STEPS, WINDOWS, SAMPLES = 24, 16, 50  # moments ahead, places from which, and draws, at most
 TOKENS = 40_000  # that all of them may take
 FEWEST = 8  # moments of a past; windows that a combination is chosen by
-# Samples; weights of a simple forecast, no more than ours has, since few windows choose; how much of our error at most.
-DRAWN, WEIGHTS, BETTER = 24, (0.25, 0.5), 0.97
+# Samples; weights of a simple forecast, no more than ours has, since few windows choose; how much of our error at most;
+# and by how many standard errors over the windows it must be nearer.
+DRAWN, WEIGHTS, BETTER, SURE = 24, (0.25, 0.5), 0.97, 1.5
 MEASURES = ("MAE", "RMSE", "MASE", "CRPS", "coverage")
 MEAN, SEASON, LINE = "mean of columns", "value of a season ago", "linear, of the past"
 
@@ -75,7 +76,7 @@ def forecasts(fitted: Fitted, columns: Sequence[str], pasts: Sequence[np.ndarray
 def combination(fitted: Fitted, data: Data) -> Combination | None:
     """The simple forecast, and its weight, that brings the medians of a model nearest to held-out data; None where none
     is clearly better than the model by itself. What comes before held-out moments in their sequences is their past."""
-    windows = _windows(fitted, *data.histories())
+    windows = _windows(fitted, *data.histories(), at_most=2 * WINDOWS)
     if len(windows.pasts) < FEWEST:
         return None
     ours = np.median(forecasts(fitted, windows.columns, windows.pasts, windows.steps, DRAWN), 1)
@@ -83,16 +84,22 @@ def combination(fitted: Fitted, data: Data) -> Combination | None:
     sizes = np.where(sizes > 0, sizes, np.nan)
     lags = tuple(season(column) for column in max(windows.pasts, key=len).T)
 
-    def error(points: np.ndarray) -> float:
-        errors = np.abs(points - windows.truth) / sizes
-        return float(errors[np.isfinite(errors)].mean()) if np.isfinite(errors).any() else np.inf
+    def errors(points: np.ndarray) -> np.ndarray:
+        """(P,), the mean of each window; nan where nothing of it is known."""
+        apart = np.abs(points - windows.truth) / sizes
+        known = np.isfinite(apart).reshape(len(apart), -1)
+        return np.where(known, apart.reshape(len(apart), -1), 0).sum(1) / np.where(known.any(1), known.sum(1), np.nan)
 
-    best, least = None, BETTER * error(ours)
+    mine = errors(ours)
+    best, least = None, BETTER * np.nanmean(mine)
     for name in SIMPLE:
         told = np.stack([Combination(name, 1.0, lags).points(past, windows.steps) for past in windows.pasts])
         for weight in WEIGHTS:
-            if (found := error(ours + weight * np.nan_to_num(told - ours))) < least:
-                best, least = Combination(name, weight, lags), found
+            found = errors(ours + weight * np.nan_to_num(told - ours))
+            gain = (mine - found)[np.isfinite(mine - found)]
+            sure = len(gain) >= FEWEST and gain.mean() > SURE * gain.std() / np.sqrt(len(gain))
+            if sure and np.nanmean(found) < least:
+                best, least = Combination(name, weight, lags), float(np.nanmean(found))
     return best
 
 
@@ -108,7 +115,7 @@ class Windows:
     truth: np.ndarray
 
 
-def _windows(fitted: Fitted, data: Data, before: np.ndarray | None = None) -> Windows:
+def _windows(fitted: Fitted, data: Data, before: np.ndarray | None = None, at_most: int = WINDOWS) -> Windows:
     """Places spread evenly over the second halves of the sequences, or behind so many elements of each."""
     turns = fitted.codec.turns()
     columns = [parted(fitted.codec.token(int(turn[0])))[0] for turn in turns]
@@ -119,7 +126,7 @@ def _windows(fitted: Fitted, data: Data, before: np.ndarray | None = None) -> Wi
     steps = min(STEPS, usual // 4)
     places = [(row, place) for row in range(len(series))
               for place in range(max(FEWEST, first[row]), lengths[row] - steps + 1)] if steps else []
-    most = max(2, min(WINDOWS, TOKENS // max(1, SAMPLES * steps * len(turns))))
+    most = max(2, min(at_most, TOKENS // max(1, SAMPLES * steps * len(turns))))
     chosen = np.unique(np.linspace(0, len(places) - 1, min(most, len(places))).astype(int))
     places = [places[i] for i in chosen.tolist()]
     grids = {row: np.stack([series[row].get(column, np.full(lengths[row], np.nan)) for column in columns], 1)
