@@ -232,6 +232,13 @@ def test_a_combination_is_chosen_where_it_is_clearly_better(waves: Path, monkeyp
     assert "combined with" in model.evaluate(data).notes[-1]
 
 
+@pytest.mark.filterwarnings("error")
+def test_numbers_that_never_change_are_combined_with_nothing(waves: Path) -> None:
+    model = segue.load(waves / "model-one")
+    model.report.values.pop("combination", None)
+    assert verb.combination(model, segue.data.of([["10"] * 300], kind="series")) is None
+
+
 def test_the_command_line_forecasts(waves: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def command(*arguments: object) -> tuple[str, str]:
         with pytest.raises(SystemExit) as ended:

@@ -91,6 +91,8 @@ def combination(fitted: Fitted, data: Data) -> Combination | None:
         return np.where(known, apart.reshape(len(apart), -1), 0).sum(1) / np.where(known.any(1), known.sum(1), np.nan)
 
     mine = errors(ours)
+    if np.isfinite(mine).sum() < FEWEST:  # numbers that never change have no scale
+        return None
     best, least = None, BETTER * np.nanmean(mine)
     for name in SIMPLE:
         told = np.stack([Combination(name, 1.0, lags).points(past, windows.steps) for past in windows.pasts])
