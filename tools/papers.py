@@ -51,7 +51,8 @@ def files(report: dict[str, Any]) -> str:
 
 def measured(report: dict[str, Any]) -> str:
     where = "on a GPU: " if report["scale"] == "gpu" else ""
-    return (f"{where}{cell(report['reason'])} ([{report['seconds']:,.0f} s on {cell(report['machine'])}]"
+    computing = f" ({report['processor']:,.0f} s of processor time)" if report.get("processor") else ""
+    return (f"{where}{cell(report['reason'])} ([{report['seconds']:,.0f} s{computing} on {cell(report['machine'])}]"
             f"({files(report)}.json))")
 
 
