@@ -94,8 +94,8 @@ class Report(Shown):
         for what, figure in self.paper.items():
             theirs.add_row(what, figure)
         lines = [f"rule: {self.rule}", f"verdict: {self.verdict or 'none'} ({self.reason})", *self.notes,
-                 f"{self.scale} scale, seed {self.seed}, {self.seconds:g} s ({self.processor:g} s of processor time) on "
-                 f"{self.machine}"]
+                 f"{self.scale} scale, seed {self.seed}, {self.seconds:g} s ({self.processor:g} s of processor time) "
+                 f"on {self.machine}"]
         if self.picture is not None:
             lines.append(f"picture: {self.picture}")
         return Group(Text(f"{self.slug}: {self.statement}"), ours, *([theirs] if self.paper else []),
