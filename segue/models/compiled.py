@@ -401,9 +401,9 @@ class CompiledState:
             raise SegueError(f"cannot rewind {back.tolist()} tokens at positions {self.lengths.tolist()}")
         target = self.lengths - back
         if self.dropped and (target < self.dropped + (self.program.reach or 0)).any():
-            raise SegueError(f"cannot rewind {back.tolist()} tokens at positions {self.lengths.tolist()}: what attention "
-                             "saw there is forgotten; create the state with init_state(batch, history=N) for a larger "
-                             f"N than {self.back}")
+            raise SegueError(f"cannot rewind {back.tolist()} tokens at positions {self.lengths.tolist()}: what "
+                             "attention saw there is forgotten; create the state with init_state(batch, history=N) for "
+                             f"a larger N than {self.back}")
         if self.program.states and back.any():
             if self.prompt is not None and ((target < self.prompt.numpy()) & (back > 0)).any():
                 raise SegueError(f"cannot rewind {back.tolist()} tokens at positions {self.lengths.tolist()}: a state "
