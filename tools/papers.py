@@ -24,8 +24,8 @@ INTRODUCTION = """\
 
 What Segue takes from the literature, and what became of each paper's headline claim when it was run here. The rule of
 each verdict was written before the first run; where one was made stricter after it, the report's notes say so and what
-the first rule would have said. *Inconclusive* and *refuted* are answers too, and the section says why. A section's title
-leads to the paper's file. This page is written by `python tools/papers.py` from the reports in
+the first rule would have said. *Inconclusive* and *refuted* are answers too, and the section says why. The title in a
+section leads to the paper's file. This page is written by `python tools/papers.py` from the reports in
 `benchmarks/results/claims`.
 """
 
