@@ -70,7 +70,7 @@ def section(slug: str, paper: Paper, said: Claim, found: list[dict[str, Any]]) -
     scales = [report["scale"] for report in found] or ["cpu" if "cpu" in said.scales else "gpu"]
     figures = "<br>".join(f"{cell(what)}: {cell(figure)}" for what, figure in said.paper.items()) or "none"
     return [f"## {slug}", "", f"[{paper.title}](../segue/papers/{paper.module}.py){source}", "",
-            f"**Claim.** {said.statement}", "", f"**Rule.** {said.rule}", "",
+            f"**Claim.** {said.statement}", "", f"**Rule.** {said.rule[0].upper()}{said.rule[1:]}", "",
             row("measured here", "the paper's own figures"), row("---", "---"),
             row("<br>".join(map(measured, found)) or "not run yet", figures), "",
             "Parts: " + ", ".join(f"`{part}`" for part in paper.parts) + ". Command: " +
