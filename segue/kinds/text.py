@@ -165,8 +165,8 @@ class Text(Kind):
         Plain text whose lines each begin or end with a class is a text a line, without it, and so are lines for which a
         file beside it says as many classes; sentences of a word a line (CoNLL) are a text each, of the words or of the
         columns that `field` counts; so are numbered lines up to the next that is numbered 1, and what stands between
-        <|endoftext|>. Chats, mails, subtitles, translation memories and books of Project Gutenberg are read without what
-        their programs put around the words; files side by side that are translations, a sentence a line, are read
+        <|endoftext|>. Chats, mails, subtitles, translation memories and books of Project Gutenberg are read without
+        what their programs put around the words; files side by side that are translations, a sentence a line, are read
         together. classes: the field or column that says of which class each record is ("": one that seems to, what
         is in front of or behind each line, or in a file beside it), which its name then tells.
         """
