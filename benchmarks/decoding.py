@@ -181,7 +181,7 @@ def heads(mixer: str, threads: int, tokens: int, minutes: float, head_minutes: f
         if not note.exists():
             readings = readings or Readings(fitted, model, train, 60 * head_minutes)
             torch.manual_seed(0)
-            trained = DraftHeads.on(stack, **shape, attention_heads=heads_of(WIDTH))
+            trained = DraftHeads.for_base(stack, **shape, attention_heads=heads_of(WIDTH))
             done = train_heads(trained, fitted, readings, 60 * head_minutes, None, 0, True)
             asks = beginnings(train, 16)
             hits, asked = count_on_own_text(trained, stack, model, asks, tokens)

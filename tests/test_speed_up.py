@@ -147,7 +147,7 @@ def test_heads_learn_from_the_data_and_from_what_the_model_says(folder: Path) ->
 
 def test_a_tree_is_as_large_as_pays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fitted = segue.load(folder)
-    heads = DraftHeads.on(fitted.model, heads=3)
+    heads = DraftHeads.for_base(fitted.model, heads=3)
     chances = np.array([[0.6, 0.3], [0.5, 0.2], [0.4, 0.1]])
 
     clock = [0.0]

@@ -27,7 +27,7 @@ from segue.kinds.base import Problems, Record, head_of
 from segue.kinds.codecs import CellCodec, TokenizerCodec, as_bytes, parted
 from segue.kinds.packed import is_archive
 from segue.kinds.series import table
-from segue.models.base import begin_of
+from segue.models.base import begin_token
 from segue.models.depth import DepthSchedule
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def prime_tokens(codec: Codec, prime: Any, model: Any = None) -> Sequence[int]:
         told = prime.mapped(lambda run: codec.encode(run).tolist())
         return told if codec.bos is None else told.behind([codec.bos])
     empty = prime is None or len(prime) == 0
-    if begin_of(model) is not None:
+    if begin_token(model) is not None:
         return model.prompt([] if empty else codec.surrounded(prime).tolist())
     ids = [] if empty else codec.prompt(prime).tolist()
     begin = codec.eos if codec.bos is None and not ids else codec.bos
@@ -141,7 +141,7 @@ def enough(codec: Codec, units: int, also: Until) -> Until:
 
 def lead_of(codec: Codec, model: Any) -> bytes:
     """What answers may begin with that is not theirs: the blank that the tokenizer puts before texts of their own."""
-    return b" " if begin_of(model) is not None and codec.dummy_prefix else b""
+    return b" " if begin_token(model) is not None and codec.dummy_prefix else b""
 
 
 def behind(value: Any, lead: Any) -> Any:
@@ -176,7 +176,7 @@ def request_for(model: Decodable, codec: Codec, primes: Sequence[Any], n: int | 
         limits = [-(-units // int(codec.weights().max())) for units in most]  # a search cannot stop before
     options = {"eos": codec.eos, **options}
     processors = [*(options.get("processors") or ()), *sayable(codec), *rules]
-    if begin_of(model) is None and until is None and not rules and options.get("backspace") is None:
+    if begin_token(model) is None and until is None and not rules and options.get("backspace") is None:
         prompts = [open_prompt(codec, prompt, heal) if isinstance(prompt, list) else prompt for prompt in prompts]
         leads = [getattr(prompt, "rest", b"") for prompt in prompts]
         if any(leads):
@@ -214,7 +214,7 @@ def continue_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: i
         for each in (answer, *answer.others):
             _decode(each, codec, request, row)
             each.whole = each.value
-            if begin_of(model) is None:
+            if begin_token(model) is None:
                 each.whole = codec.decode(list(prompt)) + (request.leads[row] or codec.decode([])) + each.value
     return answers
 
@@ -365,7 +365,7 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
     strange = [unknown_in(fitted.codec, record.object) for record in records]
     if depth is not None and (weights != "float32" or not isinstance(n, int)):
         raise SegueError("depth needs to know how long answers may be, one n for all, and leaves weights as they are")
-    model = fitted.decodable(weights) if depth is None else fitted.scheduled(DepthSchedule.said(depth, n or 1))
+    model = fitted.decodable(weights) if depth is None else fitted.scheduled(DepthSchedule.parse(depth, n or 1))
     plain = draft is None and not len(stop) and options.keys() <= {*takes("sample"), "seed"}
     options = ({"no_repeat_ngram_size": 1} if fitted.once else {}) | options
     if samples is None and decoder is None and plain and fitted.codec.turns():

@@ -12,7 +12,7 @@ from torch import Tensor
 from segue.decoding.loop import evaluating
 from segue.errors import SegueError
 from segue.mixers.state import Layout
-from segue.models.base import padded
+from segue.models.base import pad_rows
 from segue.models.stack import Stack
 
 
@@ -38,7 +38,7 @@ def denoise(model: Stack, prompts: Sequence[Sequence[int]], lengths: Sequence[Se
     tries = [(number, length) for number, each in enumerate(lengths) for length in each]
     ends = [len(prompts[number]) + length for number, length in tries]
     where = model.embedding.weight.device
-    tokens = padded([[*prompts[number], *[0] * length] for number, length in tries]).to(where)
+    tokens = pad_rows([[*prompts[number], *[0] * length] for number, length in tries]).to(where)
     index = torch.arange(tokens.shape[1], device=where)
     first, end = (torch.tensor(x, device=where)[:, None] for x in ([len(prompts[number]) for number, _ in tries], ends))
     asked, starts = (index >= first) & (index < end), index == end  # the padding is a document of its own

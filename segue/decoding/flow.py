@@ -14,13 +14,13 @@ from torch import Tensor
 from segue.decoding.loop import evaluating
 from segue.errors import SegueError
 from segue.mixers.state import Layout
-from segue.models.flow import NOTHING, Field, Flow, Given, Guided
+from segue.models.flow import NOTHING, Conditions, Field, Flow, Guided
 
 Grid = tuple[int, ...]
 
 
 @torch.inference_mode()
-def euler(model: Field, x: Tensor, asked: Tensor, layout: Layout | None = None, given: Given = NOTHING,
+def euler(model: Field, x: Tensor, asked: Tensor, layout: Layout | None = None, given: Conditions = NOTHING,
           flow: Flow | None = None, steps: int = 20, guidance: float = 1.0, seed: int = 0) -> Tensor:
     """Elements x (B, T, C) with those asked for, (B, T) bool, made from noise in so many straight steps; the others
     leave as they came, bit by bit, and what stands in x where one is asked for does not matter.
@@ -86,7 +86,7 @@ class ClipRollout:
                              "first is a multiple of it, and the other one more than a multiple")
 
     @torch.inference_mode()
-    def __call__(self, frames: Tensor, clips: int, told: Callable[[int, Grid], Given] | None = None,
+    def __call__(self, frames: Tensor, clips: int, told: Callable[[int, Grid], Conditions] | None = None,
                  seed: int = 0) -> Tensor:
         """The frames (B, K, ...) with the next `clips` times `block` behind them; of the K, the last `context` are
         seen. told: what the model is told in each clip, counted from 0, on a grid."""

@@ -26,7 +26,7 @@ from segue.decoding.sampling import WINDOW, log_softmax
 from segue.decoding.verify import Row, Scores, accept, forward
 from segue.errors import SegueError
 from segue.mixers.state import gather_nodes
-from segue.models.base import Decodable, Decoding, padded, reads_whole, tell_prompt
+from segue.models.base import Decodable, Decoding, needs_whole_prompt, pad_rows, set_prompt_lengths
 
 PREFILL = 2048  # prompt tokens per pass: a book as a prompt must not need the memory of a book times the width
 
@@ -48,7 +48,7 @@ class Prefill:
         prompts: list[Sequence[int]] = [row.sets or tuple(row.prefix.tokens) for row in rows]
         self.unique = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
         self.places = [self.unique[prompt] for prompt in prompts]
-        lengths, table = torch.tensor([len(prompt) for prompt in self.unique]), padded(list(self.unique))
+        lengths, table = torch.tensor([len(prompt) for prompt in self.unique]), pad_rows(list(self.unique))
         self.longest = table.shape[1]
         self.first: list[Any] = [None] * len(self.unique)
         self.seen: list[list[Tensor]] = [[] for _ in self.unique]
@@ -58,9 +58,9 @@ class Prefill:
         self.path = model.path  # now: a model may pass to other code later, but not for this state
         layout = arrange(list(self.unique), self.state.positions.device)
         self.placed: dict[str, Any] = {} if layout is None else {"layout": layout}
-        self.size = self.longest if self.placed or reads_whole(model) else size or PREFILL
+        self.size = self.longest if self.placed or needs_whole_prompt(model) else size or PREFILL
         self.table, self.lengths = table.to(self.state.positions.device), lengths.to(self.state.positions.device)
-        tell_prompt(model, self.state, self.lengths)
+        set_prompt_lengths(model, self.state, self.lengths)
 
     def advance(self) -> bool:
         """Read one piece; True once all is read."""

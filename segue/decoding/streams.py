@@ -12,7 +12,7 @@ from segue.decoding.loop import evaluating
 from segue.decoding.sampling import Noise, draw, only, softmax
 from segue.decoding.sampling import top_k as likeliest
 from segue.errors import SegueError
-from segue.models.streams import CODES, START, STOP, MultiStream, delayed, undelayed
+from segue.models.streams import CODES, START, STOP, MultiStream, delay_codes, undelay_codes
 
 
 @torch.no_grad()
@@ -37,7 +37,7 @@ def continue_streams(model: MultiStream, prompts: Sequence[Tensor], n: int, seed
 def _continued(model: MultiStream, codes: Tensor, n: int, noise: Noise, top_k: int, temperature: float) -> Tensor:
     """What comes after one prompt."""
     levels, device = len(model.codes), next(model.parameters()).device
-    frames, ids = len(codes), delayed(codes)[: len(codes) + 1]
+    frames, ids = len(codes), delay_codes(codes)[: len(codes) + 1]
     state, ended, rows = model.init_state(1), frames + n, list(ids)
     step = ids
     while len(rows) < ended + levels + 1:
@@ -60,4 +60,4 @@ def _continued(model: MultiStream, codes: Tensor, n: int, noise: Noise, top_k: i
                 ended = min(ended, frame)
         rows.append(row)
         step = row[None]
-    return undelayed(torch.stack(rows))[frames:]
+    return undelay_codes(torch.stack(rows))[frames:]

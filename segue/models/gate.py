@@ -41,7 +41,7 @@ class Gate(nn.Module):
             self.out.bias.copy_(torch.tensor([-2.0, 0.54]))  # a = 0.13, b = 1: begin from the counts alone
 
     @classmethod
-    def even(cls) -> Gate:
+    def geometric_mean(cls) -> Gate:
         """The geometric mean of both, where there is nothing to learn another one from."""
         gate = cls()
         with torch.no_grad():

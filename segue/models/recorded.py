@@ -21,14 +21,14 @@ from segue.errors import SegueError
 from segue.mixers.attention import Attention
 from segue.mixers.cache import Cache, FixedCache
 from segue.mixers.state import Carry, Part, State, check_rows, without_value_checks
-from segue.models.base import Decoding, Output, reads_whole
+from segue.models.base import Decoding, Output, needs_whole_prompt
 from segue.models.stack import Stack
 
-ROOM = 256  # tokens more than a state has, at least, that its recording has a place for
-KEPT = 4  # recordings; the oldest makes room for the next
+EXTRA_CAPACITY = 256  # tokens more than a state has, at least, that its recording has a place for
+MAX_RECORDINGS = 4  # recordings; the oldest makes room for the next
 
 
-class Unread(TorchDispatchMode):
+class RefuseSynchronisation(TorchDispatchMode):
     """Within, it is an error to look at the numbers of a tensor or to bring them from device to device: a GPU would be
     waited for, which a recording cannot. This must be known before: what fails while it is recorded leaves torch's
     memory and random numbers in disorder (seen: dropout could not draw any more)."""
@@ -39,11 +39,11 @@ class Unread(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = func.overloadpacket.__name__, kwargs or {}
-        if self.looks(name, args, kwargs):
+        if self.synchronises(name, args, kwargs):
             raise SegueError(f"a step with the operation {name} cannot be recorded")
         return func(*args, **kwargs)
 
-    def looks(self, name: str, args: Any, kwargs: Any) -> bool:
+    def synchronises(self, name: str, args: Any, kwargs: Any) -> bool:
         if name in self.LOOKS or "unique" in name:
             return True
         if "linalg_" in name:  # a matrix that cannot be inverted is told of
@@ -66,7 +66,7 @@ class LentState(State):
 
     @property
     def layers(self) -> list[dict[str, Part]]:
-        self.take_back()
+        self.reclaim()
         return self._layers
 
     @layers.setter
@@ -75,17 +75,17 @@ class LentState(State):
 
     @property
     def positions(self) -> Tensor:
-        self.take_back()
+        self.reclaim()
         return self._positions
 
     @positions.setter
     def positions(self, positions: Tensor) -> None:
         self._positions = positions
 
-    def take_back(self) -> None:
+    def reclaim(self) -> None:
         recording, self.recording = self.recording, None
         if recording is not None:
-            recording.give(self)
+            recording.unload(self)
 
 
 class Recording:
@@ -132,7 +132,7 @@ class Recording:
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):  # what is prepared at a first run must not be part of the recording
             self._step()
-            with without_value_checks(), Unread():
+            with without_value_checks(), RefuseSynchronisation():
                 self._step()
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
@@ -149,9 +149,9 @@ class Recording:
         """Give the tenant, if there still is one, what it remembers."""
         tenant = None if self.tenant is None else self.tenant()
         if tenant is not None:
-            tenant.take_back()
+            tenant.reclaim()
 
-    def take(self, state: LentState, most: float) -> None:
+    def load(self, state: LentState, most: float) -> None:
         """Continue this state from now on, for so many steps at most."""
         self.evict()
         for here, part in zip(self._parts(self.state), self._parts(state)):
@@ -166,7 +166,7 @@ class Recording:
         self.played, self.most = 0, most
         self.tenant, state.recording = weakref.ref(state), self
 
-    def give(self, state: LentState) -> None:
+    def unload(self, state: LentState) -> None:
         """The tenant leaves with all it remembers."""
         self.tenant = None
         for here, part in zip(self._parts(self.state), self._parts(state)):
@@ -179,7 +179,7 @@ class Recording:
         state.positions = self.state.positions.clone()
 
 
-def held(state: State) -> int | None:
+def cached_tokens(state: State) -> int | None:
     """How many tokens the caches of a state hold; None where it has no cache."""
     return max((part.longest for layer in state.layers for part in layer.values() if isinstance(part, Cache)),
                default=None)
@@ -195,7 +195,7 @@ class Recorded:
 
     def __init__(self, stack: Stack) -> None:
         self.stack, self.graph = stack, torch.cuda.is_available() and stack.embedding.weight.is_cuda
-        self.vocabulary, self.explicit, self.needs_whole_prompt = stack.vocabulary, stack, reads_whole(stack)
+        self.vocabulary, self.layout_form, self.needs_whole_prompt = stack.vocabulary, stack, needs_whole_prompt(stack)
         self.recordings: dict[tuple[int, int], Recording] = {}
         self.trouble: str | None = None  # why nothing is recorded
         tables = [stack.position_embedding, *(getattr(block.mixer, "places", None) for block in stack.blocks)]
@@ -237,8 +237,8 @@ class Recorded:
             return recording
         if self.trouble is not None or not self._fits(state):
             return None
-        used, most = held(state), math.inf
-        capacity = 0 if used is None else 1 << (used + ROOM - 1).bit_length()
+        used, most = cached_tokens(state), math.inf
+        capacity = 0 if used is None else 1 << (used + EXTRA_CAPACITY - 1).bit_length()
         if used is not None:
             most = capacity - used
         if self.longest is not None:
@@ -248,7 +248,7 @@ class Recorded:
         key = (state.batch, capacity)
         recording = self.recordings.pop(key, None)
         if recording is None:
-            while len(self.recordings) >= KEPT:
+            while len(self.recordings) >= MAX_RECORDINGS:
                 self.recordings.pop(next(iter(self.recordings))).evict()
             try:
                 recording = Recording(self.stack, state, capacity, self.graph)
@@ -256,7 +256,7 @@ class Recorded:
                 self.trouble = f"not recorded: {str(error).splitlines()[0]}"
                 return None
         self.recordings[key] = recording
-        recording.take(state, most)
+        recording.load(state, most)
         return recording
 
     def _fits(self, state: LentState) -> bool:

@@ -35,7 +35,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-MOST = 1000  # layers
+MAX_LAYERS = 1000  # layers
 
 
 def both_ways(config: StackConfig) -> StackConfig:
@@ -65,8 +65,8 @@ def expand_pattern(pattern: str, depth: int | None = None) -> list[str]:
                              f"choose from {', '.join(sorted(MIXERS))}")
         if star and not (times.isdigit() and int(times)):
             raise SegueError(f"'{term}' in pattern '{pattern}': write NAME*COUNT with a positive whole COUNT")
-        if len(names) + int(times or 1) > MOST:
-            raise SegueError(f"'{pattern}' has more than {MOST:,} layers: write fewer")
+        if len(names) + int(times or 1) > MAX_LAYERS:
+            raise SegueError(f"'{pattern}' has more than {MAX_LAYERS:,} layers: write fewer")
         names += [name] * int(times or 1)
     return names if depth is None else [names[i % len(names)] for i in range(depth)]
 
@@ -185,7 +185,7 @@ class Transform(nn.Module):
         return self.norm(self.activation(self.dense(x)))
 
 
-def gates(config: StackConfig) -> list[str]:
+def cross_attention_gates(config: StackConfig) -> list[str]:
     """The gate of each block's cross-attention, "" where mixer and cross-attention follow each other."""
     gate = (config.cross or {}).get("gate", "")
     each = [gate] * len(config.mixers) if isinstance(gate, str) else list(gate)
@@ -224,7 +224,7 @@ class LearnedState(nn.Module):
                 else:
                     self.tables[f"{name}:{index}"] = torch.zeros_like(tensor[0])
 
-    def added(self, name: str) -> Tensor | None:
+    def offset(self, name: str) -> Tensor | None:
         """What is added to one tensor of the state, of one row; None: nothing."""
         if name in self.tables:
             return self.scale * self.tables[name]
@@ -232,14 +232,14 @@ class LearnedState(nn.Module):
             return None
         return self.scale * (self.tables[f"{name}:k"] @ self.tables[f"{name}:v"])
 
-    def begin(self, parts: Mapping[str, Part], like: Tensor) -> None:
+    def apply_to(self, parts: Mapping[str, Part], like: Tensor) -> None:
         """Move the carries of a fresh state to where reading begins."""
         for name, part in parts.items():
             if not isinstance(part, Carry):
                 continue
             opened, state = part.recurrence.learnable_initial(part.state[0].shape[0], like), list(part.state)
             for index, old in enumerate(state):
-                moved = self.added(f"{name}:{index}")
+                moved = self.offset(f"{name}:{index}")
                 state[index] = opened[index] if moved is None else old + moved.to(old.dtype)
             part.state = part.replay_state = tuple(state)
 
@@ -257,7 +257,7 @@ class Block(nn.Module):
         except TypeError as error:
             raise SegueError(f"options of mixer '{mixer}': {error}") from error
         options = {} if config.cross is None else {k: v for k, v in config.cross.items() if k != "gate"}
-        self.gate = gates(config)[index]
+        self.gate = cross_attention_gates(config)[index]
         self.cross_norm = make_norm(config) if config.cross is not None and not self.gate else None
         self.cross = make_cross_attention(config.width, options) if config.cross is not None else None
         self.channel_norm = make_norm(config) if config.channel != "none" else None
@@ -265,7 +265,7 @@ class Block(nn.Module):
         self.parallel, self.post_norm, self.drop = config.parallel, config.post_norm, nn.Dropout(config.dropout)
         self.begins: list[LearnedState] = nn.ModuleList()  # type: ignore[assignment]  # worn by adapters
 
-    def _beside(self, mix: Callable[[Mixer, Tensor], Tensor], labels: Tensor | None, x: Tensor) -> Tensor:
+    def _gated_mix(self, mix: Callable[[Mixer, Tensor], Tensor], labels: Tensor | None, x: Tensor) -> Tensor:
         """Mixer and, within regions, cross-attention. The half stays where a branch is shut, so that sizes do too."""
         assert self.cross is not None and labels is not None
         inside = (labels > 0)[..., None]
@@ -280,7 +280,7 @@ class Block(nn.Module):
         def add(x: Tensor, branch: Callable[[Tensor], Tensor], norm: nn.Module) -> Tensor:
             return norm(x + self.drop(branch(x))) if self.post_norm else x + self.drop(branch(norm(x)))
 
-        x = add(x, partial(self._beside, mix, labels) if self.gate else partial(mix, self.mixer), self.mixer_norm)
+        x = add(x, partial(self._gated_mix, mix, labels) if self.gate else partial(mix, self.mixer), self.mixer_norm)
         if self.cross is not None and self.cross_norm is not None:
             x = add(x, partial(mix, self.cross), self.cross_norm)
         if self.channel is None or self.channel_norm is None:
@@ -293,10 +293,10 @@ class Block(nn.Module):
         if self.cross is not None:
             parts |= self.cross.parts(batch, like, history)
         for begin in self.begins:
-            begin.begin(parts, like)
+            begin.apply_to(parts, like)
         return parts
 
-    def begun(self, x: Tensor) -> Parts:
+    def initial_parts(self, x: Tensor) -> Parts:
         """What a mixer begins with on whole rows x (B, N, D): nothing, or where an adapter has moved that."""
         return self.parts(x.shape[0], x, 0) if len(self.begins) else {}
 
@@ -312,12 +312,12 @@ def running_mean(x: Tensor, layout: Layout) -> Tensor:
     return (total / count[..., None]).to(x.dtype)
 
 
-def carries(model: Any) -> bool:
+def has_constant_state(model: Any) -> bool:
     """Whether the whole past of a document fits in the model's state."""
     return isinstance(model, Stack) and all(block.mixer.constant_state for block in model.blocks)
 
 
-class Reads(Protocol):
+class HiddenModel(Protocol):
     """What `Forms` are made of: hidden vectors, and the head that scores them."""
 
     @property
@@ -325,10 +325,10 @@ class Reads(Protocol):
     def hidden(self, tokens: Tensor, layout: Layout, state: State | None = None) -> Tensor: ...
 
 
-class Forms:
+class OnePassModel:
     """The two forms of a model that reads all nodes of a layout in one pass."""
 
-    def forward(self: Reads, tokens: Tensor, layout: Layout | None = None) -> Output:
+    def forward(self: HiddenModel, tokens: Tensor, layout: Layout | None = None) -> Output:
         """The training form: tokens (B, T) long, or (B, T, V) rows of weights of ids; `layout` for packed documents
         (default: one document a row)."""
         if layout is None:
@@ -336,8 +336,8 @@ class Forms:
         hidden = self.hidden(tokens, layout)
         return Output(self.head(hidden), hidden)
 
-    def extend(self: Reads, tokens: Tensor, state: Decoding, parents: Tensor | None = None, at: Tensor | None = None,
-               starts: Tensor | None = None, layout: Layout | None = None) -> Output:
+    def extend(self: HiddenModel, tokens: Tensor, state: Decoding, parents: Tensor | None = None,
+               at: Tensor | None = None, starts: Tensor | None = None, layout: Layout | None = None) -> Output:
         """The decoding form; see `Decodable.extend`. starts: (B, N) bool, a new document begins at these nodes.
         layout: in place of parents and starts, where the nodes stand and what they see."""
         assert isinstance(state, State)
@@ -348,7 +348,7 @@ class Forms:
         return Output(self.head(hidden if at is None else gather_nodes(hidden, at)), hidden)
 
 
-class Stack(Forms, nn.Module):
+class Stack(OnePassModel, nn.Module):
     """A language model over element ids. Satisfies `segue.models.base.Decodable`."""
 
     def __init__(self, config: StackConfig) -> None:
@@ -469,7 +469,7 @@ class Stack(Forms, nn.Module):
         block.mixer.check_layout(layout)
         if len(block.begins) and layout.starts is not None:
             raise SegueError("under a learned initial state nothing begins inside a row: give it one document per row")
-        parts: Parts = block.begun(x) if state is None else state.layers[index]
+        parts: Parts = block.initial_parts(x) if state is None else state.layers[index]
 
         def mix(mixer: Mixer, y: Tensor) -> Tensor:
             return mixer.run(y, layout, parts)
@@ -503,9 +503,9 @@ class Stack(Forms, nn.Module):
     def init_state(self, batch: int, history: int = 0) -> State:
         if self.config.pool or self.config.inputs or self.config.tables:
             raise SegueError("this model reads whole sequences (pool, tables or real inputs): it cannot continue them")
-        return self.fresh(batch, history)
+        return self.new_state(batch, history)
 
-    def fresh(self, batch: int, history: int = 0) -> State:
+    def new_state(self, batch: int, history: int = 0) -> State:
         """As `init_state`, for a model that makes the elements itself."""
         for name, block in zip(self.config.mixers, self.blocks):
             if not block.mixer.causal:
@@ -519,8 +519,8 @@ class Stack(Forms, nn.Module):
         return State(layers, torch.zeros(batch, dtype=torch.long, device=like.device))
 
     @property
-    def explicit(self) -> Stack:
-        """See `segue.models.base.explicit`."""
+    def layout_form(self) -> Stack:
+        """See `segue.models.base.layout_form`."""
         return self
 
     def state_parameters(self) -> list[nn.Parameter]:

@@ -36,8 +36,8 @@ class FlowMatching:
         def normal() -> Tensor:
             return torch.randn(clean.shape, generator=own, dtype=clean.dtype, device=clean.device)
 
-        noise, t = normal(), self.flow.shifted(spread(len(clean), clean.device, own))
-        x = self.flow.noised(clean, noise, t, asked)
+        noise, t = normal(), self.flow.shift_times(spread(len(clean), clean.device, own))
+        x = self.flow.add_noise(clean, noise, t, asked)
         if self.blur:
             x = torch.where(asked[..., None], x, x + self.blur * normal())
         told = {name: self.told(name, ids, own) for name, ids in batch.channels.items()}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers import Attention, Mixer
 from segue.mixers.state import Layout, State
-from segue.models.stack import ChannelMixer, Forms, Stack
+from segue.models.stack import ChannelMixer, OnePassModel, Stack
 from segue.parallel.communicate import Communicator, all_reduce
 
 
@@ -55,7 +55,7 @@ class _Summed(nn.Module):
         return _Leave.apply(self.comm, self.channel(_Enter.apply(self.comm, x)))
 
 
-class TensorParallel(Forms, nn.Module):
+class TensorParallel(OnePassModel, nn.Module):
     """A stack of attention of which this rank has some heads and hidden features, with weights of its own (copies of
     its part of the stack's); embedding, norms and head are whole on every rank, and so are their gradients."""
 

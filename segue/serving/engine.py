@@ -23,7 +23,7 @@ from segue.decoding.loop import Loop, Prefill, evaluating
 from segue.decoding.sampling import Noise, Sampling
 from segue.decoding.verify import Row, likeliest
 from segue.errors import SegueError
-from segue.models.base import Decodable, Decoding, begin_of, check_prompt, reads_whole
+from segue.models.base import Decodable, Decoding, begin_token, check_prompt, needs_whole_prompt
 
 WORTH = 16  # shorter beginnings are read again sooner than they are looked up and copied
 
@@ -151,7 +151,8 @@ class Engine:
                              f"{piece}")
         self.model, self.rows, self.tokens, self.queue, self.piece = model, rows, tokens, queue, piece
         # What was read both ways, or seen by a drafter, cannot be gone on from.
-        self.prefixes = Prefixes(0 if reads_whole(model) or (draft is not None and draft.needs_hidden) else prefixes)
+        no_prefixes = needs_whole_prompt(model) or (draft is not None and draft.needs_hidden)
+        self.prefixes = Prefixes(0 if no_prefixes else prefixes)
         self.loop = Loop(model, draft, self._take, cost_of(draft), keep=True)
         self.waiting: deque[Ticket] = deque()
         self.reading: list[tuple[Ticket, Prefill]] = []
@@ -186,7 +187,7 @@ class Engine:
     def warm(self) -> None:
         """Answer a request of its own, so that the first real one does not wait for a compiler."""
         told: SimpleQueue[News] = SimpleQueue()
-        begin = begin_of(self.model)
+        begin = begin_token(self.model)
         self.submit(Request([0] if begin is None else [0, begin], 2), told.put)
         while (news := told.get()).finish is None:
             if news.error is not None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from segue.kernels import graphs as loops
-from segue.models.graphs import packed
+from segue.models.graphs import pack_graphs
 from segue.objectives import Batch
 from segue.tasks.base import Task
 
@@ -115,7 +115,7 @@ def task(name: str, vocabulary: int, one: Draw, chance: float, shortest: int) ->
     def draw(rows: int, length: int, generator: torch.Generator) -> Batch:
         numbers = np.random.default_rng(int(torch.randint(1 << 62, (), generator=generator)))
         drawn = [one(length, numbers) for _ in range(rows)]
-        tokens = packed([torch.from_numpy(features) for features, _, _ in drawn],
+        tokens = pack_graphs([torch.from_numpy(features) for features, _, _ in drawn],
                         [torch.from_numpy(edges) for _, edges, _ in drawn], length)
         targets = torch.full((rows, length), -1)
         for row, (_, _, answers) in zip(targets, drawn):

@@ -15,9 +15,9 @@ from segue.kinds.codecs import ItemCodec, LevelCodec, parted
 from segue.models import Stack
 from segue.models.advised import Advised, Advisor
 from segue.models.cloze import ClozeModel
-from segue.models.counts import FEW, TRUSTED, BlendedCounts, CountModel, hold_back
+from segue.models.counts import CROSS_FIT_BELOW, TRUST_POSITIONS, BlendedCounts, CountModel, split_held_out
 from segue.models.gate import Gate
-from segue.models.mixture import POSITIONS, Mixture
+from segue.models.mixture import GATE_POSITIONS, Mixture
 from segue.models.neighbours import Neighbours
 from segue.models.prediction import LinearPrediction
 from segue.models.regression import Regression
@@ -62,7 +62,7 @@ def part(train: Store, vocabulary: int, seed: int) -> Parts | None:
         return None
     if size < EVEN:
         return Parts(documents(train), [])
-    return Parts(*hold_back(documents(train), float(np.clip(GATED / size, 0.08, 0.2)), seed))
+    return Parts(*split_held_out(documents(train), float(np.clip(GATED / size, 0.08, 0.2)), seed))
 
 
 def documents(store: Store) -> list[np.ndarray]:
@@ -73,9 +73,9 @@ def documents(store: Store) -> list[np.ndarray]:
 def positions(vocabulary: int, minutes: float | None) -> tuple[int, int]:
     """Of how many elements trust and the gate learn, so that neither takes more than a sixth of the dial."""
     if minutes is None:
-        return TRUSTED, POSITIONS
-    return (int(np.clip(40_000 * minutes, 12_000, TRUSTED)),
-            int(np.clip(10 * minutes / (POSITION * vocabulary), 500, POSITIONS)))
+        return TRUST_POSITIONS, GATE_POSITIONS
+    return (int(np.clip(40_000 * minutes, 12_000, TRUST_POSITIONS)),
+            int(np.clip(10 * minutes / (POSITION * vocabulary), 500, GATE_POSITIONS)))
 
 
 def scored(vocabulary: int, minutes: float | None) -> float:
@@ -124,7 +124,7 @@ def advisor(kind: Kind, codec: Codec, context: int, given: Sequence[np.ndarray])
     if kind.advisor == Regression.name and (turns := codec.turns()):
         numbers = [_numbers(codec, ids)[:-1].tolist() for ids in turns]
         moments = sum(map(len, given)) // len(turns)
-        return Regression.over(codec.size, turns, numbers, context, moments, seasons(codec, given))
+        return Regression.for_context(codec.size, turns, numbers, context, moments, seasons(codec, given))
     if kind.advisor == LinearPrediction.name and (said := kind.numbers(codec)) is not None:
         return LinearPrediction(codec.size, said[:, 0])
     if kind.advisor == Neighbours.name and isinstance(codec, ItemCodec) and len(codec.items) >= ASSORTED:
@@ -142,16 +142,16 @@ def mix(model: Stack | ClozeModel, parts: Parts, context: int, seed: int, precis
         beside = None  # there is nothing to learn on how far to believe it
     counts = BlendedCounts(model.vocabulary) if beside is None else Advised(model.vocabulary, beside)
     trusted, gated = positions(model.vocabulary, minutes)
-    if size < FEW:
+    if size < CROSS_FIT_BELOW:
         counts.cross_fit(parts.rest, seed)
     else:
         counts.count(parts.rest)
         counts.learn_trust(parts.aside, seed, trusted)
     # Of few numbers a regression knows more than a network: the gate as it begins believes that.
-    mixture = Mixture(model, counts, None if parts.aside or beside is not None else Gate.even())
+    mixture = Mixture(model, counts, None if parts.aside or beside is not None else Gate.geometric_mean())
     if parts.aside:
         if isinstance(counts, Advised):
-            counts.heed(parts.aside, seed, gated)
+            counts.learn_gate(parts.aside, seed, gated)
         shown = parts.aside
         if isinstance(codec, LevelCodec):  # how far to believe the network where numbers lie elsewhere, too
             draw = np.random.default_rng(seed)
@@ -160,7 +160,7 @@ def mix(model: Stack | ClozeModel, parts: Parts, context: int, seed: int, precis
         counts.count([*parts.rest, *parts.aside])
     first = counts.init_state(1)                  # compiled now, so that the first prompt need not wait for it
     counts.extend(torch.zeros(1, 1, dtype=torch.long), first)
-    counts.likeliest(first, 1, 0.0)
+    counts.draft_likeliest(first, 1, 0.0)
     return mixture
 
 
@@ -169,6 +169,6 @@ def score(mixture: Mixture, store: Store, context: int, precision: str = "float3
     """As `segue.training.evaluate.score`: every position of every document but its first, once."""
     given = documents(store)
     tally = Tally(len(given), ranks)
-    for numbers, scores, targets in mixture.walk(given, context, precision):
+    for numbers, scores, targets in mixture.iterate_scores(given, context, precision):
         tally.add(scores, targets, numbers)
     return tally.done()

@@ -136,7 +136,7 @@ def speed_up(fitted: Fitted, data: Any, minutes: float | None = None, *, steps: 
     result = SpeedUp("none", "", machine())
     makers, drafter = drafters(fitted, model), None
     try:
-        heads = DraftHeads.on(fitted.model, **SORTS[sort], attention_heads=heads_of(fitted.model.config.width))
+        heads = DraftHeads.for_base(fitted.model, **SORTS[sort], attention_heads=heads_of(fitted.model.config.width))
     except SegueError as error:
         result.without = f"no heads: {error}"
     else:

@@ -38,7 +38,7 @@ class CountDraft:
         drafts = []
         for tip in tips:
             state, length = self._states.get(tip.row), min(self.length, tip.nodes, tip.depth)
-            tokens = [] if state is None or length < 1 else self.counts.likeliest(state, length, self.least)
+            tokens = [] if state is None or length < 1 else self.counts.draft_likeliest(state, length, self.least)
             drafts.append(branch(tokens))
         return drafts
 

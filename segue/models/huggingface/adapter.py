@@ -92,8 +92,8 @@ class HuggingFaceModel:
             f"{WAYS[self.way]}"
 
     @property
-    def explicit(self) -> HuggingFaceModel:
-        """See `segue.models.base.explicit`."""
+    def layout_form(self) -> HuggingFaceModel:
+        """See `segue.models.base.layout_form`."""
         return self
 
     def init_state(self, batch: int, history: int = 0) -> State:
