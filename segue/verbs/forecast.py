@@ -11,7 +11,7 @@ import numpy as np
 
 from segue.analysis.forecast import SIMPLE, Combination, linear, scale, season, simple
 from segue.analysis.registry import METRICS
-from segue.decoding.forecast import drawn
+from segue.decoding.forecast import sample_forecasts
 from segue.kinds.codecs import element, parted
 from segue.kinds.series import table
 from segue.training.evaluate import OURS
@@ -66,8 +66,8 @@ def forecast_errors(fitted: Fitted, data: Data, weights: str = "float32", seed: 
 def forecasts(fitted: Fitted, columns: Sequence[str], pasts: Sequence[np.ndarray], steps: int, samples: int = SAMPLES,
               weights: str = "float32", seed: int = 0) -> np.ndarray:
     """(P, K, steps, C) numbers: samples of the moments that follow each past (T, C)."""
-    draws = drawn(fitted.decodable(weights), fitted.codec, [_prompt(fitted, columns, past) for past in pasts], steps,
-                  samples, seed)
+    prompts = [_prompt(fitted, columns, past) for past in pasts]
+    draws = sample_forecasts(fitted.decodable(weights), fitted.codec, prompts, steps, samples, seed)
     if fitted.combination is not None:
         draws = np.stack([fitted.combination.moved(each, past) for each, past in zip(draws, pasts)])
     return draws

@@ -6,7 +6,7 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segue.decoding.recipes import ALWAYS, CALLED, RULES, SAMPLING, takes
+from segue.decoding.recipes import COMMON_OPTIONS, RULE_OPTIONS, SAMPLING_OPTIONS, TRANSFORMERS_NAMES, option_names
 from segue.decoding.rules import Rules
 from segue.decoding.search import Beam
 from segue.errors import SegueError, require
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 CONTEXT = 1024  # elements that evaluation shows a model at once, where the model can take that many
 
 # Of generation_config.json: what is an option of the same name here.
-HONOURED = (*SAMPLING, *RULES, "repetition_penalty", "renormalize_logits", *Beam.options, "num_beam_groups",
-            "diversity_penalty", "penalty_alpha")
+HONOURED = (*SAMPLING_OPTIONS, *RULE_OPTIONS, "repetition_penalty", "renormalize_logits", *Beam.options,
+            "num_beam_groups", "diversity_penalty", "penalty_alpha")
 # What changes no text here: how memory is kept, what is given back, who drafts; or is read with the model.
 SILENT = ("transformers_version", "pad_token_id", "bos_token_id", "decoder_start_token_id", "use_cache", "use_mtp",
           "max_cache_len", "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule",
@@ -52,7 +52,8 @@ class Foreign(Fitted):
         """As of any model; what is not asked for is as the folder says, the decoder included."""
         said = self.settings
         decoder = decoder or self._decoder(options)
-        names = ALWAYS if decoder in ("exact", "tree") else takes(decoder)  # other settings are of other searches
+        # Settings of beam searches mean nothing to exact and tree.
+        names = COMMON_OPTIONS if decoder in ("exact", "tree") else option_names(decoder)
         given = {name: said[name] for name in names if name in said and name in HONOURED}
         if "stop_strings" in said:
             given["stop"] = said["stop_strings"]
@@ -66,7 +67,7 @@ class Foreign(Fitted):
     @property
     def processors(self) -> tuple[Rules, ...]:
         """What the folder rules out or forces in every answer."""
-        rules = Rules(**{name: self.settings[name] for name in RULES if name in self.settings})
+        rules = Rules(**{name: self.settings[name] for name in RULE_OPTIONS if name in self.settings})
         return () if rules == Rules() else (rules,)
 
     def _reach(self, stack: Stack) -> Stack:
@@ -76,7 +77,7 @@ class Foreign(Fitted):
     def _decoder(self, options: dict[str, Any]) -> str:
         """What transformers would take; what only sampling has asks for it."""
         wanted = {**self.settings, **options}
-        if any(name in SAMPLING for name in options):
+        if any(name in SAMPLING_OPTIONS for name in options):
             return "sample"
         if wanted.get("num_beams", 1) > 1 and wanted.get("draft") in (None, "none"):
             return "beam" if wanted.get("num_beam_groups", 1) == 1 else "diverse-beam"
@@ -143,7 +144,7 @@ def load_huggingface(folder: str | Path) -> Foreign:
 def generation_of(folder: Path, info: Info) -> tuple[dict[str, Any], list[str]]:
     """What a folder says about decoding, and which of that has no counterpart here."""
     path = folder / "generation_config.json"
-    known = (*HONOURED, *CALLED)
+    known = (*HONOURED, *TRANSFORMERS_NAMES)
     if not path.is_file():
         return {name: value for name in known if (value := info.config.get(name)) is not None}, []
     values = read_json(path)
