@@ -470,7 +470,7 @@ def test_parts_of_a_message_are_its_text(tmp_path: Path) -> None:
     assert texts(data) == ["user: What is this?\nassistant: A cat."]
     rows = [{"from": "Ann", "text": ["see ", {"type": "link", "text": "http://x"}]}, {"from": "Ann", "text": "yes"}]
     assert texts(read(put(tmp_path / "chat.json", json.dumps({"name": "x", "id": 3, "messages": rows})))) == [
-        "see http://x", "yes"]
+        "Ann: see http://x\nAnn: yes"]
 
 
 @pytest.mark.parametrize("name, content, kind, letters, label", [
