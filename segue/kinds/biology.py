@@ -119,13 +119,13 @@ class Letters(Kind):
 
     def read(self, path: Path, problems: Problems | None = None, *, case: str = "fold", illegal: str = "skip",
              column: str | None = None, features: str | None = None, classes: str | None = None) -> Iterator[Record]:
-        """One record a sequence; its name is file:identifier. FASTA (also behind a GFF), FASTQ, SAM (each read once,
-        as it was sequenced), GenBank, SnapGene, EMBL, UniProt, PDB and mmCIF, alignments (Stockholm, Clustal, PHYLIP,
-        PIR, NEXUS, MSF, MAF), the bases of folded RNA (dot-bracket, CT, BPSEQ), letters alone (a sequence a line, or one over lines
-        of one length and a shorter last), or a table (CSV, TSV, Parquet, JSON, ARFF) with sequences in a `column` (if
-        None, one called sequence or seq, or one of long words of letters; words of k letters that overlap are one
-        sequence, and so are twenty or more columns of one base each). A line of marks below the letters of each record
-        (brackets, states, 0 and 1) is not read.
+        """One record a sequence; its name is file:identifier. FASTA (also behind a GFF), FASTQ, SAM (each read once, as
+        it was sequenced), GenBank, SnapGene, EMBL, UniProt, PDB and mmCIF, alignments (Stockholm, Clustal, PHYLIP, PIR,
+        NEXUS, MSF, MAF), the bases of folded RNA (dot-bracket, CT, BPSEQ), letters alone (a sequence a line, or one
+        over lines of one length and a shorter last), or a table (CSV, TSV, Parquet, JSON, ARFF) with sequences in a
+        `column` (if None, one called sequence or seq, or one of long words of letters; words of k letters that overlap
+        are one sequence, and so are twenty or more columns of one base each). A line of marks below the letters of each
+        record (brackets, states, 0 and 1) is not read.
 
         case: "fold" makes all letters upper case; "keep" leaves soft-masked (lower-case) letters different. illegal:
         what happens to a record with a letter outside the alphabet: "skip" (and tell) or "mask" (it becomes N or X).
