@@ -25,11 +25,13 @@ class PrefixLinearRecurrence(LinearRecurrence):
     """The sum of key-value products so far, begun with those of the whole prompt by the encoder's projections.
 
     Inputs features q, k (B, N, H, F), v (B, N, H, E), the encoder's keys and values alike, and prompt (B, N) bool: the
-    nodes that the encoder reads. State as of `LinearRecurrence`.
+    nodes that the encoder reads; or the first three alone where it reads none. State as of `LinearRecurrence`.
     """
 
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
+        if len(inputs) == 3:
+            return super().scan(inputs, state, starts, lengths)
         q, k, v, keys, values, read = inputs
         v, values = (F.pad(x, (0, 1), value=1.0) for x in (v, values))  # the ones sum up the weights
         if lengths is not None:
@@ -80,15 +82,19 @@ class PrefixLinearAttention(Mixer):
         self.out = nn.Linear(width, width, bias=False)
         self.recurrence = PrefixLinearRecurrence(heads, self.features.size, width // heads)
 
-    def _project(self, x: Tensor, layout: Layout, parts: Parts) -> Tensors:
+    def _project(self, x: Tensor, layout: Layout, parts: Parts, ahead: bool = True) -> Tensors:
+        """The recurrence's inputs; without those of the encoder if nothing is read `ahead`."""
         x = self.convolution((x,), layout, parts.get("convolution"))
-        q, k, keys = self.features(self.qk(x).unflatten(-1, (3, self.heads, -1))).unbind(2)
-        v, values = self.v(x).unflatten(-1, (2, self.heads, -1)).unbind(2)
+        qk, vs = self.qk(x).unflatten(-1, (3, self.heads, -1)), self.v(x).unflatten(-1, (2, self.heads, -1))
+        if not ahead:
+            return *self.features(qk[:, :, :2]).unbind(2), vs[:, :, 0]
+        q, k, keys = self.features(qk).unbind(2)
+        v, values = vs.unbind(2)
         read = layout.positions < self.prefix if self.prefix or layout.prompt is None else layout.prompt
         return q, k, v, keys, values, read.expand(x.shape[:2])
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
-        inputs = self._project(x, layout, parts)
+        inputs = self._project(x, layout, parts, bool(parts or self.prefix or layout.prompt is not None))
         return self.out(self.recurrence(inputs, layout, parts.get("recurrence")).flatten(2))
 
     def lower(self, program: Program, source: View, into: View) -> None:
