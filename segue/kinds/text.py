@@ -66,11 +66,11 @@ SAMPLE = 1 << 26  # bytes of text that merges are learned from
 # Columns and fields that hold text, best first; those of objects (JSON) may have names that say it less surely.
 COLUMNS = words("text content body document sentence article story passage dialogue dialog conversation transcript "
                 "question message review comment utterance utt tweet post query abstract summary lyrics caption abc "
-                "smiles")
+                "smiles selfies")
 FIELDS = words("text content code body document sentence article story passage dialogue dialog conversation transcript "
                "question problem prompt input instruction instructions problem_statement description abstract message "
                "review comment utterance utt tweet post query summary completion output response answer chosen context "
-               "title lyrics caption abc smiles")
+               "title lyrics caption abc smiles selfies")
 # What asks and what answers: together they are one text. So are what a few things are made of, and these.
 ASKS = words("instruction instructions question questions stem problem problem_statement prompt input context passage "
              "article story body query options choices endings premise buggy mr goal ctx history sent1 obs1 obs2 "
@@ -713,7 +713,8 @@ def text_columns(table: Look) -> list[str]:
         return turns[:1]
     if long := [name for name in names if (cells := table.column(name)) and all(map(_are_texts, cells)) and
                 _mean_words(cells) > 4 and not any(isinstance(cell[0], list) for cell in cells)]:
-        return long
+        final = [name for name in long if _last(name).startswith("final_")]
+        return final or long  # the others are what it was made of
     return [name for name in names if _last(name) in TOKENS and (cells := table.column(name)) and len(names) > 1 and
             all(isinstance(cell, list) and all(isinstance(word, str) for word in cell) for cell in cells)][:1]
 
