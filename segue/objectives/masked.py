@@ -24,7 +24,7 @@ REVEAL = "reveal"  # the channel that `glance` reads
 
 def in_place(batch: Batch) -> Batch:
     """A batch that asks for each element one place before it (B, T), one document a row -> (B, T + 1), asked for where
-    it stands; what lies behind its last target is a document of its own (see `padding`)."""
+    it stands; what lies behind its last target is a document of its own (see `segue.models.base.padding_starts`)."""
     targets = F.pad(batch.targets, (1, 0), value=-1)
     asked = targets >= 0
     starts = padding_starts(torch.where(asked, torch.arange(1, asked.shape[1] + 1, device=asked.device), 0).amax(1),
@@ -170,7 +170,7 @@ def mask_block(batch: Batch, length: int, mask: int, generator: torch.Generator 
     batch: tokens (B, T), one document a row; targets name the answer in place, (B, T), -1 elsewhere (an unbroken run,
     at least one element; its end token belongs to it). mask: the id of a mask. What is kept: see `TailMask`. The masks
     may go beyond the answer's end; nothing is asked for there, and nothing of the row stands behind them. Rows are
-    padded to one length (see `padding`).
+    padded to one length (see `segue.models.base.padding_starts`).
     """
     begin = TailMask()(batch.targets >= 0, generator).long().argmax(1)
     end = begin + length
