@@ -110,11 +110,11 @@ def test_prediction_chooses_among_what_was_seen() -> None:
     x = torch.randn(50, 1, 2)
     with pytest.raises(SegueError, match="train"):
         model.predict(x)
-    model.see(torch.tensor([1, -1, 3]))
+    model.mark_seen(torch.tensor([1, -1, 3]))
     assert set(model.predict(x).flatten().tolist()) == {1, 3}
     assert set(model.predict(x, among=torch.tensor([True, False, True, False])).flatten().tolist()) <= {0, 2}
     with pytest.raises(SegueError, match="grow"):
-        model.see([4])
+        model.mark_seen([4])
 
 
 @quick
@@ -127,7 +127,7 @@ def test_growing_leaves_old_classes_as_they_were(width: int, old: int, new: int,
         model.head.add_examples(features, torch.arange(12) % old)
     else:
         model.head.freeze([0])  # type: ignore[operator]
-    model.see([old - 1])
+    model.mark_seen([old - 1])
     before = model(features[None]).logits
     model.grow(old + new)
     after = model(features[None]).logits
@@ -286,7 +286,7 @@ def test_which_classes_the_softmax_is_over() -> None:
     scores = model.head(features)
     batch = as_batch(features, labels)
     for among, allowed in (("all", [0, 1, 2, 3, 4]), ("batch", [0, 1]), ("seen", [0, 1, 3])):
-        model.see([3])
+        model.mark_seen([3])
         expected = F.cross_entropy(scores[:, allowed], labels, reduction="sum")
         torch.testing.assert_close(ClassLoss(among)(model, batch).total, expected)
     fresh = Classifier(Features(), LinearHead(3, 5)).double().eval()

@@ -63,7 +63,7 @@ def naive_draft(model: Stack, heads: DraftHeads, text: list[int], paths: Any) ->
     """The tokens of a tree behind `text`, every path from the beginning and alone."""
     with torch.no_grad():
         hidden = model(torch.tensor([text])).hidden[:, :-1]  # the last token has not been read when a draft is made
-        shown = heads.see(hidden)[0, -1]
+        shown = heads.condition(hidden)[0, -1]
         tokens = []
         for path in paths:
             said = [text[-1]]
@@ -106,7 +106,7 @@ def test_an_untrained_head_says_what_the_base_says(kind: str) -> None:
     output = model(torch.arange(8)[None])
     heads = DraftHeads.for_base(model, **KINDS[kind])
     for k in range(1, 5):
-        torch.testing.assert_close(heads.logits(k, heads.see(output.hidden), torch.ones(1, 8, k).long()), output.logits)
+        torch.testing.assert_close(heads.logits(k, heads.condition(output.hidden), torch.ones(1, 8, k).long()), output.logits)
 
 
 @pytest.mark.parametrize("many", [True, False])
@@ -127,7 +127,7 @@ def test_heads_begin_as_the_nearest_linear_map(kind: str, many: bool) -> None:
             z = torch.cat([z, model.embedding(said[:, :, :k]).flatten(2)], -1)
         wanted = hidden[:, k : k + length].flatten(0, 1)
         nearest = torch.linalg.lstsq(z.flatten(0, 1), wanted, driver="gelsd").solution
-        scores = heads.logits(k, heads.see(hidden[:, :length]), said[:, :, :k]).flatten(0, 1)
+        scores = heads.logits(k, heads.condition(hidden[:, :length]), said[:, :, :k]).flatten(0, 1)
         torch.testing.assert_close(scores, model.head(z.flatten(0, 1) @ nearest), atol=0.01, rtol=0.01)
     before = {name: tensor.clone() for name, tensor in heads.state_dict().items()}
     begin_linear(heads, Batch(text[:, :3], text[:, 1:4], None, {"hidden": hidden[:, :3]}))  # none is so long
@@ -167,7 +167,7 @@ def test_what_is_looked_up_is_what_is_multiplied(layers: int) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_heads_are_the_heads(kind: str, tables: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ragged rows, piece after piece; with float32 weights exactly, with bytes nearly."""
-    monkeypatch.setattr(TabulatedHeads, "fits", staticmethod(lambda config, size: tables and config.sequential))
+    monkeypatch.setattr(TabulatedHeads, "is_worthwhile", staticmethod(lambda config, size: tables and config.sequential))
     heads = wild(base(dtype=torch.float32), kind).eval()
     pieces = [torch.randn(2, n, 16) for n in (5, 1, 3)]
     said = torch.randint(VOCABULARY, (2, 4, 3))
@@ -177,7 +177,7 @@ def test_compiled_heads_are_the_heads(kind: str, tables: bool, monkeypatch: pyte
             states = [heads.init_state(2), fast.init_state(2)]
         with torch.inference_mode():
             for piece in pieces:
-                one, two = (each.see(piece, None, *states[at : at + 1]) for at, each in enumerate((heads, fast)))
+                one, two = (each.condition(piece, None, *states[at : at + 1]) for at, each in enumerate((heads, fast)))
                 assert float((one - two).norm() / one.norm()) < tolerance
                 for state in states:
                     state.commit(None, torch.tensor([piece.shape[1], piece.shape[1] - 1]))
@@ -213,7 +213,7 @@ def test_the_loss_is_that_of_every_place_alone(kind: str, distil: bool) -> None:
     expected = 0.0
     for document in documents:
         output = model(document[None, :-1])
-        shown = heads.see(output.hidden)[0]
+        shown = heads.condition(output.hidden)[0]
         for k in (1, 2, 3):
             for t in range(len(document) - 1 - k):
                 scores = heads.logits(k, shown[t], document[t + 1 : t + 1 + k]).log_softmax(-1)

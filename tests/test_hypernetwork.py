@@ -35,7 +35,7 @@ def test_sizes_are_those_of_hypnettorch() -> None:
     """A ChunkedHMLP of hypnettorch 0.0.4 for the same target reports 10,168 parameters."""
     made = ChunkedMLP(target(), tasks=5, chunk=256, hidden=(32, 32))
     assert made.size == 2410 and sum(p.numel() for p in made.parameters()) == 10_168
-    assert made.ratio == pytest.approx(10_168 / 5 / 2410)
+    assert made.parameter_ratio == pytest.approx(10_168 / 5 / 2410)
     for generator, count in ((ChunkedMLP(target(), 5, 64, (64, 64)), 9752), (ChunkedLSTM(target(), 5, 64, 24), 5976)):
         assert sum(p.numel() for p in generator.parameters()) == count
 

@@ -85,7 +85,7 @@ def test_a_model_that_can_have_no_heads_is_measured_all_the_same(folder: Path, m
     def refuse(base: Any, **choices: Any) -> DraftHeads:
         raise SegueError("not this one")
 
-    monkeypatch.setattr(DraftHeads, "on", refuse)
+    monkeypatch.setattr(DraftHeads, "for_base", refuse)
     report = segue.load(folder).speed_up(words(), **QUICK)
     assert report.without == "no heads: not this one" and "heads" not in report.drafters and not report.heads
     assert segue.load(folder).heads is None and segue.load(folder).best_draft == report.best

@@ -76,7 +76,7 @@ class Flat(nn.Module):
         self.generator = generator
 
     def forward(self, tasks: Tensor) -> Tensor:
-        return self.generator.flat(tasks)  # type: ignore[operator]
+        return self.generator.generate_flat(tasks)  # type: ignore[operator]
 
 
 class OutputMAS(Importance):

@@ -27,14 +27,14 @@ from segue.models.counts import (
 )
 from segue.models.gate import Gate, fit_gate
 
-GATE_POSITIONS = 12_000  # that the gate is fitted on at most
+GATE_POSITIONS = 12_000  # to fit the gate on, at most
 MIN_SAVING = 0.1  # share of an ungated advisor's bits that mixing the counts in must save, else they are left out
-NO_TOKEN = -1  # a token of a tail that reaches back beyond the document's begin
+NO_TOKEN = -1  # fills a history that reaches back beyond the beginning of its document
 
 
 class Advisor(ABC):
-    """Predicts the next of `vocabulary` tokens from the `reach` latest ones of a document. gated: whether a gate mixes
-    it with the counts; else it speaks in their place, where it speaks, unless they tell clearly more."""
+    """Predicts the next of `vocabulary` tokens from the latest `reach` tokens of a document. gated: whether a learned
+    gate mixes it with the counts; else it replaces them where it can predict, unless mixing is clearly better."""
 
     name: ClassVar[str]
     gated: ClassVar[bool] = True
@@ -43,42 +43,43 @@ class Advisor(ABC):
 
     @abstractmethod
     def learn(self, documents: Sequence[np.ndarray]) -> None:
-        """Learn documents (ids each) anew."""
+        """Fit to documents (arrays of ids), replacing what was learned before."""
 
     def tune(self, documents: Sequence[np.ndarray]) -> None:  # noqa: B027
-        """Settle what is better settled on documents that were not learned; nothing, if there is nothing such."""
+        """Fit what is better fitted on held-out documents; by default nothing."""
 
     @abstractmethod
     def predict(self, tails: np.ndarray) -> np.ndarray:
-        """(N, V) distributions behind tails (N, reach) int32, the newest token last, `NOTHING` where there is none."""
+        """(N, V), next-token distributions after histories (N, reach) int32, the newest token last, padded in front
+        with `NO_TOKEN`."""
 
     def predictions(self, sequence: Any, begin: int = 0, end: int | None = None) -> np.ndarray:
-        """(n, V): what it says of the elements from `begin` up to `end` of one whole sequence, on its own."""
+        """(n, V), the advisor's own distributions of the elements from `begin` up to `end` of one whole sequence."""
         ids = as_checked_ids(sequence, self.vocabulary)
         places = np.arange(begin, ids.size if end is None else min(end, ids.size))
         return self.predict(histories_before(ids, places, self.reach))
 
     def can_predict(self, tails: np.ndarray) -> np.ndarray:
-        """(N,) bool: behind which of the tails it has something to say."""
+        """(N,) bool, after which histories the advisor has a prediction."""
         return np.ones(len(tails), bool)
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """Plain values that make an equal one, which has learned nothing."""
+        """Constructor arguments that make the same advisor, untrained."""
 
     @abstractmethod
     def arrays(self) -> dict[str, np.ndarray]:
-        """What it has learned."""
+        """The learned arrays, by name."""
 
     @abstractmethod
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Take what `arrays` gave."""
+        """Load what `arrays` returned."""
 
 
 class Advised(BlendedCounts):
     """Blended counts and an advisor as one proper distribution (see `Advisor.gated`). Decodes, is mixed and saved as
-    counts are. `heed` learns how far to believe the advisor. What is asked of counts alone (drafts, classical models)
-    is as ever.
+    counts are. `learn_gate` fits the mixing of both. Methods that concern the counts alone (drafts, classical models)
+    are inherited unchanged.
     """
 
     def __init__(self, vocabulary: int, advisor: Advisor, window: int = 8192) -> None:
@@ -127,8 +128,8 @@ class Advised(BlendedCounts):
 
     def learn_gate(self, documents: Sequence[Any], seed: int = 0, positions: int = GATE_POSITIONS,
                    epochs: int = 6) -> float:
-        """Learn how far to believe the advisor, on documents that were not counted; returns their cost in bits per
-        element (0 where there is nothing to learn)."""
+        """Fit the gate between counts and advisor on documents that were not counted; returns their cost in bits per
+        element (0 if the advisor predicts nothing)."""
         ids = [d for d in (as_checked_ids(d, self.vocabulary) for d in documents) if len(d) > 1]
         if not ids:
             raise SegueError("there is too little data to learn the advisor's part on: give more, or longer, sequences")
@@ -156,7 +157,7 @@ class Advised(BlendedCounts):
         return bits if self.gated else alone
 
     def _mix_advisor(self, behind: np.ndarray, out: np.ndarray) -> None:
-        """Mix into `out` (N, V), what the counts say, what the advisor says behind these tails."""
+        """Mix the advisor's predictions after these histories into `out` (N, V), which holds those of the counts."""
         speaks = self.advisor.can_predict(behind)
         said = self.advisor.predict(behind[speaks])
         if self.gated:
@@ -199,14 +200,14 @@ class Advised(BlendedCounts):
 
 
 def load_counts(folder: str | Path, name: str) -> BlendedCounts:
-    """What `save` wrote, with its advisor if it has one."""
+    """Load the counts that `save` wrote, with their advisor if they have one."""
     settings = read_json(Path(folder) / f"{name}.json")
     advised = isinstance(settings, dict) and settings.get("kind") == "advised counts"
     return Advised.load(folder, name) if advised else BlendedCounts.load(folder, name)
 
 
 def make_advisor(name: str, settings: dict[str, Any]) -> Advisor:
-    """An advisor by its name and what its `settings` gave."""
+    """Make an untrained advisor from its name and `settings`."""
     from segue.models.neighbours import Neighbours
     from segue.models.prediction import LinearPrediction
     from segue.models.regression import Regression
@@ -215,15 +216,16 @@ def make_advisor(name: str, settings: dict[str, Any]) -> Advisor:
 
 
 def histories_before(ids: np.ndarray, at: np.ndarray, reach: int) -> np.ndarray:
-    """(N, reach) int32: the tokens before each of the places `at` (N,) of a document, see `Advisor.after`."""
+    """(N, reach) int32, the tokens before each of the places `at` (N,) of a document, as `Advisor.predict` takes
+    them."""
     index = at[:, None] - reach + np.arange(reach)
     return np.where(index >= 0, ids[np.maximum(index, 0)] if len(ids) else NO_TOKEN, NO_TOKEN).astype(np.int32)
 
 
 def histories_of_nodes(past: np.ndarray, begins: np.ndarray, tokens: np.ndarray, parents: np.ndarray | None,
                        at: np.ndarray, reach: int) -> np.ndarray:
-    """(B * M, reach) int32: the tokens up to the nodes `at` (B, M) of tokens (B, N), a chain or a tree by parents, that
-    follow the row's past from `begins` (B,) on, see `Advisor.after`."""
+    """(B * M, reach) int32, the tokens up to each of the nodes `at` (B, M) of tokens (B, N), as `Advisor.predict` takes
+    them. The tokens are a chain or a tree by `parents`, after the part of `past` from `begins` (B,) on."""
     (rows, most), size = tokens.shape, past.shape[1]
     held = np.where(np.arange(size) >= begins[:, None], past, NO_TOKEN)
     before = np.full((rows, reach), NO_TOKEN, np.int32)

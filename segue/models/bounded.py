@@ -15,8 +15,8 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def bound_attention(stack: Stack, length: int) -> Stack:
-    """The same stack, its weights shared, in which attention by relative positions that looks at all of the past looks
-    at the latest `length` elements. Distances that no row of training had make predictions worse than nothing does
+    """The same stack with shared weights, in which full attention with relative or no positions is limited to the
+    latest `length` elements. Distances that no row of training had make predictions worse than nothing does
     there; and so the time for an element, and the memory, stop growing. The stack itself where nothing changes."""
     if not any(_is_unbounded(block.mixer) for block in stack.blocks):
         return stack
@@ -36,7 +36,7 @@ def _is_unbounded(mixer: nn.Module) -> bool:
 
 
 def _copy_sharing_parameters(module: Module) -> Module:
-    """The same module: what is set in one, the other does not have; parameters are shared."""
+    """A shallow copy: attributes can be set on it without changing the original; parameters are shared."""
     twin = copy.copy(module)
     for name in ("_parameters", "_buffers", "_modules"):
         setattr(twin, name, dict(getattr(module, name)))

@@ -125,7 +125,7 @@ class CosineHead(WeightHead):
 class PrototypeHead(ClassHead):
     """Minus the squared distance to the mean of each class's examples, or the cosine with it; -inf without examples.
 
-    Learns by `absorb` alone (nearest class mean, Mensink et al. 2013). cosine: compare directions only.
+    Learns by `add_examples` alone (nearest class mean, Mensink et al. 2013). cosine: compare directions only.
     """
 
     sums: Tensor
@@ -163,7 +163,8 @@ class PrototypeHead(ClassHead):
 class NeighbourHead(ClassHead):
     """How many of the `nearest` examples are of each class; of equally many, those that are nearer count more.
 
-    Learns by `absorb` alone. capacity: examples kept, the newest. cosine: near in direction instead of in distance.
+    Learns by `add_examples` alone. capacity: examples kept, the newest. cosine: near in direction instead of in
+    distance.
     units: (C, D) bool, what counts of a vector when it is compared with examples of each class (all of it at first).
     """
 

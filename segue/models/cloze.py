@@ -66,7 +66,8 @@ class ClozeModel(nn.Module):
         return self.stack.hidden(tokens, layout, state)
 
     def predict_next(self, rows: Sequence[Sequence[int]]) -> Output:
-        """Logits (n, V) of what comes after each of n rows of ids, and hidden vectors (n, D), at the mask there."""
+        """Next-element logits (n, V) after each of n rows of ids, and the hidden vectors (n, D) at the appended
+        mask."""
         device = self.head.weight.device
         hidden = [self.head.weight.new_zeros(0, self.config.width)]
         for at in range(0, len(rows), ROWS_AT_ONCE):

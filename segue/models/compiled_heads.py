@@ -29,8 +29,9 @@ from segue.models.heads import DraftHeads, TabulatedHeads
 
 
 class CompiledHeads:
-    """`init_state` and `see` of `DraftHeads`, `begin` and `logits` of `Looked`, for float32 heads on the CPU. The
-    weights are those of the moment of making. threads: that may work on a call (default: as many as torch uses)."""
+    """`init_state` and `condition` of `DraftHeads`, `project_condition` and `logits` of `TabulatedHeads`, for float32
+    heads on the CPU. The weights are those of the moment of making. threads: that may work on a call (default: as many
+    as torch uses)."""
 
     @torch.no_grad()
     def __init__(self, heads: DraftHeads, weights: str = "int8", threads: int | None = None) -> None:
@@ -75,19 +76,19 @@ class CompiledHeads:
         return self.seeing.init_state(batch)
 
     def condition(self, hidden: Tensor, layout: None = None, state: CompiledState | None = None) -> Tensor:
-        """See `DraftHeads.see`."""
+        """See `DraftHeads.condition`."""
         if self.seeing is None:
             return hidden.float()
         return self.seeing.attend(hidden.float(), self.init_state(len(hidden)) if state is None else state)
 
     def project_condition(self, shown: Tensor) -> tuple[Tensor, ...]:
-        """See `Looked.begin`; heads that are not sequential begin with what they are shown."""
+        """See `TabulatedHeads.project_condition`; heads that are not sequential begin with what they are shown."""
         if not self.config.sequential:
             return (shown,) * self.config.heads
         return self.first(shown.flatten(0, -2)).view(*shown.shape[:-1], -1).chunk(self.config.heads, -1)
 
     def logits(self, k: int, begun: Tensor, tokens: Tensor) -> Tensor:
-        """See `DraftHeads.logits`. begun: the head's own from `begin`."""
+        """See `DraftHeads.logits`. begun: the head's own from `project_condition`."""
         z = begun
         if self.looked is not None:
             z = begun + F.embedding(tokens + self.looked.offsets[:k], self.looked.tables[k - 1]).sum(-2)

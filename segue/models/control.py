@@ -57,8 +57,8 @@ class ControlBranch(nn.Module):
     base: any field of layers, whose first `depth` blocks are written to (default: all); the branch's blocks begin as
         copies of these. frozen: the base does not learn, and never trains (no dropout); False: both learn together.
     keys: names of what is pressed and how many choices each has, ids for each row (B,) or element (B, T).
-    words: how many ids there are in instructions (`SAID`), 0 for none. heads: of the cross-attention to them.
-    shown: numbers of an element of a guide (`SHOWN`), 0 for none; it lies as the elements that are made, is made of its
+    words: how many ids there are in instructions (`INSTRUCTION`), 0 for none. heads: of the cross-attention to them.
+    shown: numbers of an element of a guide (`GUIDE`), 0 for none; it lies as the elements that are made, is made of its
         film by the same codec, and is added to what the branch begins with.
     """
 

@@ -23,16 +23,16 @@ from segue.mixers.state import check_counts, check_node_indices, check_parents, 
 from segue.models.base import Decoding, Output, check_tokens
 from segue.models.one_cycle import one_cycle
 
-PIECE_ELEMENTS = 1024  # elements whose distributions are held at once
-CROSS_FIT_BELOW = 300_000  # tokens: fewer are predicted a fold at a time, more have a share set aside
-TRUST_POSITIONS, FOLD_POSITIONS = 60_000, 24_000  # positions that trust is learned on at most, set aside or by folds
-MIN_DOCUMENTS = 20  # documents, of which some can be set aside; of fewer, parts are
-MAX_PROBABILITIES = 1 << 23  # probabilities held at once
+PIECE_ELEMENTS = 1024  # elements whose distributions are in memory at once
+CROSS_FIT_BELOW = 300_000  # tokens: smaller corpora learn trust by cross-fitting, larger ones on a held-out share
+TRUST_POSITIONS, FOLD_POSITIONS = 60_000, 24_000  # positions to learn trust on at most: held out, by folds
+MIN_DOCUMENTS = 20  # to hold out whole documents; of fewer, the ends of each are held out
+MAX_PROBABILITIES = 1 << 23  # in memory at once
 SMOOTHINGS = {"none": kernel.MARKOV, "witten-bell": kernel.WITTEN_BELL, "kneser-ney": kernel.KNESER_NEY}
 
 
 class TokenState:
-    """The latest tokens of each row: all that a count model remembers. Satisfies `segue.models.base.Decoding`.
+    """The decoding state of a count model: the latest tokens of each row. Satisfies `segue.models.base.Decoding`.
 
     past: (B, window + history) int32, newest last. filled: (B,), how many of those are tokens.
     """
@@ -52,7 +52,7 @@ class TokenState:
 
     @property
     def reaches_start(self) -> np.ndarray:
-        """(B,) bool: the remembered tokens reach back to the start of the document."""
+        """(B,) bool, whether the remembered tokens reach back to the start of the document."""
         return self.filled == self.positions.numpy()
 
     def commit(self, path: Tensor | None = None, counts: Tensor | None = None) -> None:
@@ -117,8 +117,8 @@ class TokenState:
 
 
 def as_checked_ids(sequence: Any, vocabulary: int, name: str = "a sequence") -> np.ndarray:
-    """Ids (n,) int32 of an array of them or of a `segue.sequence.Sequence`; a SegueError, which calls it by name, where
-    it has others than the vocabulary's: the kernels index by them."""
+    """The ids (n,) int32 of an array or a `segue.sequence.Sequence`; a SegueError under this name if some lie outside
+    the vocabulary, since the kernels index by them."""
     ids = np.asarray(getattr(sequence, "ids", sequence), np.int32)
     if ids.ndim != 1 or (ids.size and (ids.min() < 0 or ids.max() >= vocabulary)):
         raise SegueError(f"{name} has ids outside 0..{vocabulary - 1}: encode it with the codec the model was made for")
@@ -126,7 +126,8 @@ def as_checked_ids(sequence: Any, vocabulary: int, name: str = "a sequence") -> 
 
 
 def join_documents(documents: Iterable[Any], vocabulary: int) -> np.ndarray:
-    """One int32 stream of documents (arrays of ids, or `segue.sequence.Sequence`), each after the mark `vocabulary`."""
+    """Concatenate documents (arrays of ids, or `segue.sequence.Sequence`) into one int32 stream in which each follows a
+    separator, the id `vocabulary`."""
     pieces = [np.array([vocabulary], np.int32)]
     for number, document in enumerate(documents):
         ids = as_checked_ids(document, vocabulary, f"sequence {number}")
@@ -138,7 +139,7 @@ def join_documents(documents: Iterable[Any], vocabulary: int) -> np.ndarray:
 
 
 class _CountBase:
-    """What all count models share: the sorted stream, the decodable protocol, files."""
+    """Base class of count models: the sorted stream, the `Decodable` protocol, and saving."""
 
     tables: kernel.Tables
     vocabulary: int
@@ -146,8 +147,8 @@ class _CountBase:
 
     def _predict_nodes(self, past: np.ndarray, begins: np.ndarray, whole: np.ndarray, tokens: np.ndarray,
                        parents: np.ndarray, chain: bool, at: np.ndarray, out: np.ndarray) -> None:
-        """Write into `out` (B, M, V) float64 the distributions behind the nodes `at` (B, M) of tokens (B, N), which
-        follow the row's past from `begins` (B,) on; see `TokenState`."""
+        """Write into `out` (B, M, V) float64 the next-token distributions after the nodes `at` (B, M) of tokens (B, N),
+        which follow the part of `past` from `begins` (B,) on; see `TokenState`."""
         raise NotImplementedError
 
     def distributions(self, ids: np.ndarray, begin: int, end: int, out: np.ndarray) -> None:
@@ -235,7 +236,8 @@ class _CountBase:
 
 @contextmanager
 def read_saved(folder: str | Path, name: str) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
-    """What `save` wrote, settings and arrays; a SegueError where no model can be made of them."""
+    """Context with the settings and arrays that `save` wrote; raises SegueError if the body cannot build a model of
+    them."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -328,8 +330,8 @@ def documents_bits(model: _CountBase, documents: Sequence[Any]) -> float:
 
 
 def split_held_out(documents: Sequence[Any], share: float = 0.08, seed: int = 0) -> tuple[list[Any], list[Any]]:
-    """Split training documents in those to count and those to learn trust on: whole documents picked at random, the
-    largest left out of the pick; where there are few documents, the last part of each."""
+    """Split training documents into those to count and those to learn trust on. The latter are whole documents drawn at
+    random, but none of the largest; if there are few documents, the last part of each."""
     sizes = np.array([len(document) for document in documents])
     if len(documents) >= MIN_DOCUMENTS:
         chosen, total = set(), 0
@@ -348,8 +350,9 @@ def split_held_out(documents: Sequence[Any], share: float = 0.08, seed: int = 0)
 
 def sample_spans(sizes: Sequence[int], positions: int, draw: np.random.Generator,
               first: int = 0) -> list[tuple[int, int, int]]:
-    """One stretch of each document, at a random place from `first` on, so that all ages of a document's own past are
-    seen: its number, begin and end. About so many positions in all; of many short documents some are left out."""
+    """Draw a span of each document, beginning at `first` or later, as (document, begin, end): about `positions`
+    positions in all. Random places give spans with a short and with a long past. Of many short documents some are left
+    out."""
     found, total, share = [], 0, min(1.0, positions / max(1, sum(sizes)))
     for number in draw.permutation(len(sizes)).tolist():
         size = min(sizes[number] - first, max(int(np.ceil(share * sizes[number])), 64))
@@ -362,7 +365,7 @@ def sample_spans(sizes: Sequence[int], positions: int, draw: np.random.Generator
 
 
 class BlendedCounts(_CountBase):
-    """Counts of every order from a corpus and from the sequence's own past, believed as far as was learned.
+    """Counts of every order, of a corpus and of the sequence's own past, blended with learned weights (the trust).
 
     Each order's (discounted) distribution is asked in turn, longest first, and passes on to the next shorter one with a
     probability that a small network gives from the counts themselves: how many observations, how many different
@@ -384,7 +387,7 @@ class BlendedCounts(_CountBase):
 
     @property
     def workspace(self) -> kernel.Work:
-        """The kernels' room."""
+        """Scratch memory of the kernels."""
         return kernel.workspace(self.vocabulary, self.window)
 
     def fit(self, documents: Sequence[Any], seed: int = 0, positions: int = TRUST_POSITIONS,
@@ -404,16 +407,17 @@ class BlendedCounts(_CountBase):
         return self
 
     def count(self, documents: Iterable[Any]) -> None:
-        """Replace the corpus."""
+        """Count these documents in place of the corpus."""
         self.tables = kernel.build(join_documents(documents, self.vocabulary), self.vocabulary, kernel.REACH)
 
     def add(self, documents: Iterable[Any]) -> None:
-        """Count further documents beside those of the corpus."""
+        """Count further documents in addition to the corpus."""
         stream = np.concatenate([self.tables.stream, join_documents(documents, self.vocabulary)])
         self.tables = kernel.build(stream, self.vocabulary, kernel.REACH)
 
     def merged_with(self, others: Sequence[BlendedCounts], base: BlendedCounts) -> BlendedCounts | None:
-        """These counts with what each of others has counted since they were `base`; None where one of them was not."""
+        """New counts that add to these what each of `others` has counted beyond `base`; None unless all extend
+        `base`."""
         size, streams = base.tables.stream.size, [self.tables.stream]
         for other in others:
             if not np.array_equal(other.tables.stream[:size], base.tables.stream):
@@ -450,7 +454,7 @@ class BlendedCounts(_CountBase):
 
     def _trust_features(self, documents: Sequence[Any], positions: int,
                         draw: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """What the counts say of about so many positions of documents that they do not hold, see `_fit_trust`."""
+        """Features and facts of about `positions` positions of documents that were not counted, for `_fit_trust`."""
         ids = [as_checked_ids(document, self.vocabulary) for document in documents]
         if not sum(map(len, ids)):
             raise SegueError("there is too little data to learn trust on: give more, or longer, sequences")
@@ -462,7 +466,7 @@ class BlendedCounts(_CountBase):
         return torch.from_numpy(np.concatenate(rows)), torch.from_numpy(np.concatenate(facts))
 
     def draft_likeliest(self, state: TokenState, length: int, least: float) -> list[int]:
-        """What follows a state's first row most probably, token by token: at most `length`, none less likely than
+        """Greedy continuation of a state's first row: at most `length` tokens, ending before one less likely than
         `least`."""
         tokens = np.empty(length, np.int64)
         past = state.past[0]

@@ -34,7 +34,7 @@ class Delta:
     @torch.no_grad()
     def between(model: nn.Module | Mapping[str, Tensor], base: nn.Module | Mapping[str, Tensor]) -> Delta:
         """model - base, models or their parameters by name. SegueError where names or shapes differ; where only the
-        vocabularies do, see `over`."""
+        vocabularies do, see `align_vocabulary`."""
         new, old = (movable_parameters(each) if isinstance(each, nn.Module) else each for each in (model, base))
         _check(new, old)
         return Delta({name: _wide(value) - _wide(old[name]) for name, value in new.items()})

@@ -17,7 +17,7 @@ from segue.errors import SegueError
 from segue.mixers.state import LayerNodes, Layout, State
 from segue.models.stack import OnePassModel, Stack
 
-UNLIMITED_SPAN = 1 << 40  # a span longer than any document
+UNLIMITED_SPAN = 1 << 40  # longer than any document
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class DepthSchedule:
 
     @classmethod
     def parse(cls, depth: DepthSchedule | int | str, length: int) -> DepthSchedule:
-        """From "8-3", eight layers at the first of `length` positions and three at the last, or 5, always so many."""
+        """Parse a depth: "8-3", eight layers at the first of `length` positions down to three at the last; or a fixed
+        5."""
         if isinstance(depth, DepthSchedule):
             return depth
         most, _, least = str(depth).partition("-")
@@ -106,7 +107,7 @@ class Scheduled(OnePassModel, nn.Module):
     document. Where the rows of a batch stand at different t, the deepest decides what a pass costs.
     """
 
-    counts_from_prompt: ClassVar[bool] = True  # see `tell_prompt`
+    counts_from_prompt: ClassVar[bool] = True  # see `set_prompt_lengths`
 
     def __init__(self, stack: Stack, schedule: DepthSchedule) -> None:
         super().__init__()
@@ -138,7 +139,7 @@ class Scheduled(OnePassModel, nn.Module):
         return self.stack.state_parameters()
 
     def hidden(self, tokens: Tensor, layout: Layout, state: State | None = None) -> Tensor:
-        """As `Stack.hidden`; what has left a layer passes it unchanged."""
+        """`Stack.hidden` in which nodes beyond a layer's span skip that layer."""
         behind = offsets_from_prompts(layout) if state is None else state.offset_from_prompt(layout.positions)
         least, most = (int(end) for end in behind.aminmax()) if behind.numel() else (0, 0)
         x, given = self.stack.embed(tokens, layout.positions), dict[int, LayerNodes | None]()
@@ -161,8 +162,8 @@ class Scheduled(OnePassModel, nn.Module):
 
 
 def offsets_from_prompts(layout: Layout) -> Tensor:
-    """(B, N) long: how many places behind its document's prompt each node stands, below 0 within it. The layout is of
-    whole documents, a row's first included."""
+    """(B, N) long, the position of each node counted from the end of its document's prompt; negative in the prompt. The
+    layout must hold whole documents."""
     if layout.prompt is None:
         return layout.positions
     prompt = layout.prompt.long()

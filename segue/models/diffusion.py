@@ -2,7 +2,7 @@
 
 Both processes exchange each element, apart from all others, for a draw from a resting distribution: the mask
 ("absorbing") or all elements alike ("uniform"). What D3PM (Austin et al. 2021, arXiv 2107.03006), SEDD (Lou et al.
-2024, arXiv 2310.16834) and MDLM (Sahoo et al. 2024, arXiv 2406.07524) compute is then one sum, `Process.mixed`.
+2024, arXiv 2310.16834) and MDLM (Sahoo et al. 2024, arXiv 2406.07524) compute is then one sum, `Process.log_mixture`.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Process:
 
     def posterior(self, log_p: Tensor, x: Tensor, now: Tensor, before: Tensor) -> Tensor:
         """Log-probabilities (..., S) of what the noisy ids x were at an earlier time, q(x_before | x_now, x_0) in the
-        mean over x_0 (exact, D3PM); arguments as of `mixed`."""
+        mean over x_0 (exact, D3PM); arguments as of `log_mixture`."""
         step = (now / before)[..., None]
         came = step * F.one_hot(x, self.states) + (1 - step) * self.resting_distribution.to(x.device)[x][..., None]
         return self.log_mixture(log_p, x, now, before) + came.log().to(log_p)

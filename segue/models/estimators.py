@@ -33,7 +33,7 @@ class Estimator:
     """Any classifier of scikit-learn, on two classes. What is chosen, scaled and learned is so from the rows of `fit`
     alone, so that none of it leaks from those to be judged.
 
-    model: a classifier, not fitted. scaled: give each feature mean 0 and variance 1. most: see `informative`.
+    model: a classifier, not fitted. scaled: give each feature mean 0 and variance 1. most: see `informative_columns`.
     It is not saved: scikit-learn's own format is a pickle, which may run anything where it is loaded. Fit it again.
     """
 

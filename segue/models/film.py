@@ -21,7 +21,7 @@ def to_patches(x: Tensor, size: int) -> Tensor:
 
 
 def from_patches(x: Tensor, size: int) -> Tensor:
-    """The frames that these are the `patches` of."""
+    """The frames that these are the `to_patches` of."""
     b, f, h, w, c = x.shape
     x = x.reshape(b, f, h, w, size, size, c // size**2)
     return x.transpose(3, 4).reshape(b, f, h * size, w * size, c // size**2)
@@ -29,7 +29,7 @@ def from_patches(x: Tensor, size: int) -> Tensor:
 
 def edges(frames: Tensor) -> Tensor:
     """(B, F, H, W, C) -> the same shape: how much each pixel differs from those on its right and below, in the channel
-    where it does most, as a grey film. It guides a branch (`segue.models.control.SHOWN`) when encoded as any film."""
+    where it does most, as a grey film. It guides a branch (`segue.models.control.GUIDE`) when encoded as any film."""
     right, below = F.pad(frames.diff(dim=3), (0, 0, 0, 1)), F.pad(frames.diff(dim=2), (0, 0, 0, 0, 0, 1))
     return torch.maximum(right.abs(), below.abs()).amax(-1, keepdim=True).expand_as(frames)
 

@@ -133,7 +133,7 @@ class StackField(LayeredField):
         return self.stack.embed(torch.cat(parts, -1), layout.positions), layout
 
     def run(self, block: Any, hidden: Tensor, at: Layout) -> Tensor:
-        block.mixer.accept(at)
+        block.mixer.check_layout(at)
         return block(hidden, lambda mixer, y: mixer.run(y, at, {}))
 
     def end(self, hidden: Tensor, at: Layout) -> Tensor:

@@ -4,7 +4,7 @@ A graph becomes sequences of sets of its nodes (a tokenisation), a message-passi
 and a `Stack` of any mixers reads the sequences; every node gets the vector of its own token back. So `GraphSequence` is
 a backbone like any other: `Classifier(GraphSequence(...), LinearHead(...), "mean")` classifies graphs, or nodes.
 
-A batch holds graphs as rows of nodes: an element is its features and its row of the adjacency, see `packed`.
+A batch holds graphs as rows of nodes: an element is its features and its row of the adjacency, see `pack_graphs`.
 """
 
 from __future__ import annotations
@@ -246,8 +246,8 @@ class GatedGCN(nn.Module):
 
 class TreePosition(nn.Module):
     """Where a cluster stands: a vector for its level, plus one for each scale, by how far it and its ancestors are from
-    the clusters before them (`scales`). The paper compares all pairs of an attention; relative to the one before, every
-    mixer can read it. width: D. levels: of a tree, at most."""
+    the clusters before them (`ancestor_distances`). The paper compares all pairs of an attention; relative to the one
+    before, every mixer can read it. width: D. levels: of a tree, at most."""
 
     def __init__(self, width: int, levels: int = 16) -> None:
         super().__init__()
@@ -294,7 +294,7 @@ def laplacian_eigenvectors(adjacency: Tensor, real: Tensor, count: int) -> Tenso
 
 
 class GraphSequence(nn.Module):
-    """A backbone of graphs: (B, T, 1 + features + T), see `packed` -> (B, T, width), a vector for each node.
+    """A backbone of graphs: (B, T, 1 + features + T), see `pack_graphs` -> (B, T, width), a vector for each node.
 
     features: C of each node. config: the `Stack` that reads the sequences, of any mixers (its `vocabulary` and `inputs`
     do not matter); mixers that only read one way do so.
@@ -303,8 +303,8 @@ class GraphSequence(nn.Module):
     options: keyword arguments of tokenisers, by name. local: layers of `GatedGCN` on the nodes of each token, whose
     mean, with a term for the logarithm of their number, is its vector. spectral: eigenvectors of the Laplacian as
     further features, with random signs in training. positions: `TreePosition` at each token.
-    randomly: a control, sets of nodes that are those of another, random graph (`at_random`); messages are passed along
-    the edges there are. seed: of walks and random graphs where it does not train. The clusters take no gradients.
+    randomly: a control, sets of nodes that are those of another, random graph (`randomise_edges`); messages are passed
+    along the edges there are. seed: of walks and random graphs where it does not train. The clusters take no gradients.
     """
 
     def __init__(self, features: int, config: StackConfig, tokens: str | Sequence[str] = "dfs",

@@ -117,7 +117,7 @@ class DraftHeads(nn.Module):
         return cls(config, base.embedding.weight, base.head.weight)
 
     def init_state(self, batch: int) -> State:
-        """The memory of the attention layer, for `see`."""
+        """The memory of the attention layer, for `condition`."""
         mixer = self.attention.mixer
         return State([mixer.parts(batch, self.embedding, 0)],
                      torch.zeros(batch, dtype=torch.long, device=self.embedding.device))
@@ -149,8 +149,9 @@ class DraftHeads(nn.Module):
         return self.block(hidden, mix)
 
     def logits(self, k: int, shown: Tensor, tokens: Tensor) -> Tensor:
-        """Head k's scores (..., V). shown: (..., D), see `see`. tokens: (..., k) long, those before the one guessed;
-        the leading sizes of both are broadcast. Where the heads are not `sequential` tokens are not looked at."""
+        """Head k's scores (..., V). shown: (..., D), see `condition`. tokens: (..., k) long, those before the one
+        guessed; the leading sizes of both are broadcast. Where the heads are not `sequential` tokens are not looked
+        at."""
         if not self.config.sequential:
             return self.heads[k - 1](shown)
         said = F.embedding(tokens, self.embedding).flatten(-2)
@@ -191,7 +192,7 @@ class TabulatedHeads:
         return F.linear(shown, self.product, self.bias).chunk(self.heads.config.heads, -1)
 
     def logits(self, k: int, begun: Tensor, tokens: Tensor) -> Tensor:
-        """See `DraftHeads.logits`. begun: (..., 2 D), the head's own from `begin`."""
+        """See `DraftHeads.logits`. begun: (..., 2 D), the head's own from `project_condition`."""
         said = F.embedding_bag((tokens + self.offsets[:k]).flatten(0, -2), self.tables[k - 1], mode="sum")
         kept, inner = (begun + said.view(*tokens.shape[:-1], -1)).chunk(2, -1)
         return self.heads.heads[k - 1].rest(kept + F.silu(inner))  # type: ignore[operator]

@@ -25,11 +25,11 @@ from segue.models.counts import MAX_PROBABILITIES, BlendedCounts, TokenState, as
 from segue.models.gate import Gate, fit_gate
 
 GATE_POSITIONS = 12_000  # elements that a gate is fitted on at most
-Piece = tuple[np.ndarray, int, int]  # ids of a document, and which of them
+Piece = tuple[np.ndarray, int, int]  # ids of a document; begin and end of the tokens to score
 
 
 class MixtureState:
-    """The memories of both, moved together. Satisfies `segue.models.base.Decoding`."""
+    """The states of network and counts, kept in step. Satisfies `segue.models.base.Decoding`."""
 
     def __init__(self, network: Decoding, counts: TokenState) -> None:
         self.network, self.counts = network, counts
@@ -89,7 +89,7 @@ class Mixture:
         self.network, self.counts, self.gate = network, counts, gate or Gate()
 
     def with_network(self, network: Decodable) -> Mixture:
-        """The same counts and gate over another form of the same network (compiled, rounded)."""
+        """This mixture with another form of the same network (compiled, quantised)."""
         return Mixture(network, self.counts, self.gate)
 
     @property
@@ -116,8 +116,8 @@ class Mixture:
 
     @torch.no_grad()
     def step(self, tokens: np.ndarray, state: MixtureState) -> np.ndarray:
-        """One token (B,) int64 per row, made real at once: scores (B, V) of what follows. For loops that count in
-        microseconds; uses the network's own `step` where it has one."""
+        """Extend each row by one token (B,) int64 and commit it; returns the scores (B, V) of the next. For loops in
+        which microseconds count; uses the network's own `step` if it has one."""
         ids = torch.from_numpy(tokens)[:, None]
         step = getattr(self.network, "step", None)
         if step is not None:
@@ -135,9 +135,8 @@ class Mixture:
 
     @torch.no_grad()
     def _network_scores(self, pieces: Sequence[Piece], context: int, precision: str) -> Tensor:
-        """Log-probabilities of the tokens [begin, end), begin > 0, of each piece (ids, begin, end), one piece after the
-        other, by the network alone: in windows of `context` tokens, each of which scores its later half (at a
-        document's start all of it)."""
+        """The network's log-probabilities of the tokens [begin, end), begin > 0, of each piece, concatenated. Runs
+        windows of `context` tokens, each of which scores its later half (at a document's start all of it)."""
         table: list[Piece] = []                                     # of each window: ids from its low end, at, high
         for ids, begin, end in pieces:
             while begin < end:
@@ -159,8 +158,8 @@ class Mixture:
 
     def _both_log_probabilities(self, groups: Sequence[Sequence[Piece]], context: int,
                precision: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Log-distributions of both for groups of pieces (ids, begin, end), in order; the counts work one group ahead
-        in a thread of their own."""
+        """Yield the log-distributions of network and counts for each group of pieces; the counts work ahead in a
+        thread."""
         def count(group: Sequence[Piece]) -> Tensor:
             bounds = np.cumsum([0, *(end - begin for _, begin, end in group)])
             chances = np.empty((bounds[-1], self.vocabulary))
@@ -178,8 +177,8 @@ class Mixture:
     @torch.no_grad()
     def iterate_scores(self, documents: Sequence[Any], context: int, precision: str = "float32",
              piece: int = 2048) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Score documents, each token but a document's first once: yields numbers of documents (n,), log-probabilities
-        (n, V) and the tokens (n,) that they are of, some `piece` tokens at a time, in order.
+        """Score every token of the documents except each document's first. Yields, for about `piece` tokens at a time
+        and in order, document numbers (n,), log-probabilities (n, V), and the tokens (n,) that were scored.
 
         The network sees `context` tokens at a time, at least half of them before what it scores (but for a document's
         beginning), the counts all of their window. precision: "bfloat16" lets the network multiply so, where that is
@@ -197,11 +196,11 @@ class Mixture:
             yield torch.from_numpy(numbers), self.gate.mix(*pair), torch.from_numpy(tokens)
 
     def piece_size(self, piece: int = 2048) -> int:
-        """Tokens scored at a time: fewer than `piece` where the vocabulary is large."""
+        """Tokens to score at a time: `piece`, or fewer for a large vocabulary."""
         return min(piece, max(64, MAX_PROBABILITIES // self.vocabulary))
 
     def scores(self, document: Any, context: int) -> Tensor:
-        """(n - 1, V) log-probabilities of all tokens of a document but the first; see `walk`."""
+        """(n - 1, V) log-probabilities of all tokens of a document but the first; see `iterate_scores`."""
         found = [scores for _, scores, _ in self.iterate_scores([document], context)]
         return torch.cat(found) if found else torch.empty(0, self.vocabulary)
 
@@ -214,7 +213,7 @@ class Mixture:
                    epochs: int = 6, precision: str = "float32") -> float:
         """Fit the gate on documents that neither side has seen; returns their cost in bits per element.
 
-        context, precision: see `walk`. positions: tokens it is fitted on at most.
+        context, precision: see `iterate_scores`. positions: tokens it is fitted on at most.
         """
         ids = [d for d in (as_checked_ids(d, self.vocabulary) for d in documents) if len(d) > 1]
         if not ids:

@@ -19,9 +19,10 @@ TUNING_POSITIONS = 4_000  # positions that the parts are settled on
 
 class Neighbours(Advisor):
     """Of `vocabulary` tokens the first `items` are items. Two are as near as the cosine of who chose them, within
-    `NEAR` tokens; each item has its `most` nearest ones, made to sum to 1. A history says their mean, fading as by
-    each of FADES; these, how often tokens are chosen at all, and all alike are parts of one sum, whose weights are
-    settled by length of history. Items that the history holds already count so much more, or less, as they come again.
+    `NEIGHBOUR_TOKENS` tokens; each item has its `most` nearest ones, made to sum to 1. A history says their mean,
+    fading as by each of FADES; these, how often tokens are chosen at all, and all alike are parts of one sum, whose
+    weights are settled by length of history. Items that the history holds already count so much more, or less, as they
+    come again.
     """
 
     name = "neighbours of items"

@@ -1,6 +1,6 @@
 """Learned prompts: rows that stand for no element, learned while the model beneath them stays as it is.
 
-A source of prompts (`Prompts`) gives some layers of a stack a prompt each, a few rows of the model's width, from a
+A source of prompts (`PromptSource`) gives some layers of a stack a prompt each, a few rows of the model's width, from a
 query that says what the sequence is like. Four are here:
 
 - `Prefix`: the same rows for every sequence (prefix tuning, Li & Liang 2021, arXiv 2101.00190);
@@ -324,7 +324,7 @@ class Prompted(nn.Module):
     As a language model (calling it) only a marked beginning chooses; it is itself read without a prompt up to its last
     element, so that no element is predicted by what it had a part in choosing. `primed` continues one.
 
-    centre, spread: (D,) what queries are taken less and over; `settle` measures them.
+    centre, spread: (D,) what queries are taken less and over; `standardise_queries` measures them.
     """
 
     centre: Tensor

@@ -1,8 +1,8 @@
-"""A stack on a GPU whose step of one token is recorded once, as a CUDA graph, and played for every token after that.
+"""Decoding steps as CUDA graphs: the step of one token is captured once and replayed for every token after that.
 
-A step of a small model is hundreds of operations, each of which takes longer to start than to run; a graph starts them
-all at once. What it reads and writes lies in buffers of its own: a state lends them what it remembers when its first
-step comes, and has it back as soon as anything else is asked of it.
+A step of a small model is hundreds of operations, each of which takes longer to launch than to run; a graph launches
+them all at once. It reads and writes buffers of its own. The contents of a state are copied into them at its first
+step, and copied back as soon as the state is used in any other way.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from segue.mixers.state import Carry, Part, State, check_rows, without_value_che
 from segue.models.base import Decoding, Output, needs_whole_prompt
 from segue.models.stack import Stack
 
-EXTRA_CAPACITY = 256  # tokens more than a state has, at least, that its recording has a place for
-MAX_RECORDINGS = 4  # recordings; the oldest makes room for the next
+EXTRA_CAPACITY = 256  # least number of free places in the cache of a new recording
+MAX_RECORDINGS = 4  # kept at a time; the oldest is dropped for the next
 
 
 class RefuseSynchronisation(TorchDispatchMode):
-    """Within, it is an error to look at the numbers of a tensor or to bring them from device to device: a GPU would be
-    waited for, which a recording cannot. This must be known before: what fails while it is recorded leaves torch's
-    memory and random numbers in disorder (seen: dropout could not draw any more)."""
+    """Raises SegueError on operations that synchronise with the GPU (reading a tensor's values, copies between
+    devices), which a graph capture does not allow. They must be found beforehand: an error during capture leaves
+    torch's memory and random generators in disorder (dropout, for one, failed afterwards)."""
 
     LOOKS = frozenset(("item", "_local_scalar_dense", "is_nonzero", "nonzero", "nonzero_numpy", "argwhere", "equal",
                        "allclose", "masked_select", "cpu", "lift_fresh"))
@@ -60,7 +60,7 @@ class RefuseSynchronisation(TorchDispatchMode):
 
 
 class LentState(State):
-    """A state whose memory a recording may have: whoever looks at it gets it back first."""
+    """A state whose contents may lie in a recording's buffers; any access copies them back first."""
 
     recording: Recording | None = None
 
@@ -89,9 +89,10 @@ class LentState(State):
 
 
 class Recording:
-    """One step of a token for so many rows, with a memory of `capacity` tokens, in buffers.
+    """The recorded step of one token per row, with buffers for a cache of `capacity` tokens.
 
-    state: of the rows, for the sizes. graph: whether a CUDA graph is recorded; else a step runs as it would anyway.
+    state: an example of the states, for the sizes. graph: capture a CUDA graph; else the step runs operation by
+        operation.
     """
 
     def __init__(self, stack: Stack, state: State, capacity: int, graph: bool) -> None:
@@ -114,7 +115,7 @@ class Recording:
         return [part for layer in state.layers for part in layer.values()]
 
     def _step(self) -> Tensor:
-        """The step over the buffers: scores (B, V). What it replaced is written where it lay."""
+        """Run the step on the buffers and write the new state into them; returns the scores (B, V)."""
         carries = [part for part in self._parts(self.state) if isinstance(part, Carry)]
         before, positions = [carry.state for carry in carries], self.state.positions
         logits = self.stack.extend(self.tokens, self.state).logits[:, 0]
@@ -146,13 +147,13 @@ class Recording:
         return play
 
     def evict(self) -> None:
-        """Give the tenant, if there still is one, what it remembers."""
+        """Copy the buffers back to the state that uses them, if it still exists."""
         tenant = None if self.tenant is None else self.tenant()
         if tenant is not None:
             tenant.reclaim()
 
     def load(self, state: LentState, most: float) -> None:
-        """Continue this state from now on, for so many steps at most."""
+        """Copy a state into the buffers, to run at most `most` steps on it."""
         self.evict()
         for here, part in zip(self._parts(self.state), self._parts(state)):
             if isinstance(here, FixedCache):
@@ -167,7 +168,7 @@ class Recording:
         self.tenant, state.recording = weakref.ref(state), self
 
     def unload(self, state: LentState) -> None:
-        """The tenant leaves with all it remembers."""
+        """Copy the buffers back to the state."""
         self.tenant = None
         for here, part in zip(self._parts(self.state), self._parts(state)):
             if isinstance(here, FixedCache):
@@ -180,13 +181,13 @@ class Recording:
 
 
 def cached_tokens(state: State) -> int | None:
-    """How many tokens the caches of a state hold; None where it has no cache."""
+    """The number of tokens in the caches of a state; None if it has no cache."""
     return max((part.longest for layer in state.layers for part in layer.values() if isinstance(part, Cache)),
                default=None)
 
 
 class Recorded:
-    """A stack whose plain decoding plays a recording. Satisfies `segue.models.base.Decodable`.
+    """A stack whose single-token steps are replayed from a recording. Satisfies `segue.models.base.Decodable`.
 
     Recorded are stacks of attention and of mixers with a constant state, in states that cannot go back and whose
     prompts are read from left to right; anything else runs operation by operation, as `Stack.extend` does. Where there
@@ -217,8 +218,7 @@ class Recorded:
 
     @torch.inference_mode()
     def step(self, tokens: np.ndarray, state: LentState) -> np.ndarray:
-        """One token (B,) int64 per row, made real at once: `extend` and `commit` in one. Returns the scores (B, V) of
-        what follows."""
+        """Extend each row by one token (B,) int64 and commit it; returns the scores (B, V) of the next."""
         recording = self._recording(state)
         if recording is None:
             ids = torch.from_numpy(tokens).to(state.positions.device)
@@ -231,7 +231,7 @@ class Recorded:
         return recording.play().cpu().numpy()
 
     def _recording(self, state: LentState) -> Recording | None:
-        """Where the next step of this state is played, None where it is not."""
+        """The recording for the next step of this state, or None if it cannot be recorded."""
         recording = state.recording
         if recording is not None and recording.played < recording.most:
             return recording

@@ -144,7 +144,7 @@ class Regression(Advisor):
         return behind[:, -many] == behind[:, -2 * many]
 
     def can_predict(self, tails: np.ndarray) -> np.ndarray:
-        """Of columns of more than `FEW` numbers."""
+        """Of columns of more than `MAX_CATEGORIES` numbers."""
         measured = np.array([len(each) > MAX_CATEGORIES for each in self.numbers])
         return measured[self._next_column(tails)]
 

@@ -1,8 +1,8 @@
 """Encoder-decoders (Sutskever et al. 2014; Vaswani et al. 2017) behind the interface of every other model.
 
-A row is `source + [begin] + target`: `begin` is an id of its own behind the model's other ids, and is never said. What
-stands before it is encoded once, both ways, into keys and values that stay; `begin` and what follows are read by the
-decoder, as by any stack. So decoders, drafts, searches and servers see a model that continues prompts.
+A row is `source + [begin] + target`, where `begin` is an extra id after the model's vocabulary that is never generated.
+The source is encoded once, in both directions, into fixed keys and values; `begin` and the target are read by the
+decoder, as by any stack. To decoders, drafts, searches and servers this is a model that continues prompts.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class EncoderDecoderConfig:
 
 
 class SourceState(State):
-    """The state of a decoder beside a source that was read with the prompt; positions count the source too."""
+    """The state of a decoder with an encoded source; positions count the tokens of the source too."""
 
     @property
     def source(self) -> Source:
@@ -93,7 +93,7 @@ class SourceState(State):
 
 
 class SplitPrompts:
-    """Prompts of an encoder-decoder (B, N), of which the first `ends` (B,) tokens are real (None: all), taken apart.
+    """Rows (B, N) of an encoder-decoder split into source and target; `ends` (B,) tokens of each are real (None: all).
 
     source: (B, S) long, 0 behind its `lengths` (B,); real: (B, S) bool. target: (B, M) long, `begin` and what follows.
     node: (B, M) long, target positions from 0; place: (B, N) long, that of each token, below 0 in the source. layout:
@@ -118,18 +118,18 @@ class SplitPrompts:
         self.place = torch.arange(n, device=device) - self.lengths[:, None]
 
     def scatter_to_rows(self, y: Tensor) -> Tensor:
-        """(B, M, F) of the target's nodes -> (B, N, F), zero at the source and at padding."""
+        """Vectors (B, M, F) of the target's nodes -> (B, N, F) at their places in the rows, zero elsewhere."""
         there = (self.place >= 0) & (self.place < y.shape[1])
         return gather_nodes(y, self.place.clamp(max=y.shape[1] - 1)).masked_fill(~there[..., None], 0.0)
 
 
 def prompt_ends(at: Tensor | None) -> Tensor | None:
-    """Where rows end of which the nodes `at` (B, M) are wanted: what stands behind the last of them is padding."""
+    """(B,), the end of each row, after the last node in `at` (B, M), beyond which all is padding; None if unknown."""
     return None if at is None or not at.shape[1] else at.max(1).values + 1
 
 
 class SavedModel(nn.Module):
-    """A model with a config that lies in a folder. A subclass names its format and the class of its config."""
+    """Base class of models saved as a folder of config and weights. A subclass names its format and config class."""
 
     format: ClassVar[str]
     config_class: ClassVar[Any]
@@ -145,7 +145,7 @@ class SavedModel(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """What `save` wrote."""
+        """Load the model that `save` wrote, in evaluation mode."""
         from safetensors import SafetensorError
         from safetensors.torch import load_model
 
@@ -180,11 +180,11 @@ def encode_source(encoder: Stack, source: Tensor, lengths: Tensor) -> Tensor:
 
 
 class ConditionedDecoder(nn.Module):
-    """A stack that says a target beside a source that was read before it. Satisfies `segue.models.base.Decodable`.
+    """A decoder stack conditioned on a source that is read first. Satisfies `segue.models.base.Decodable`.
 
-    A subclass says what the decoder looks at of a source (`memory`). begin: the id between source and target;
-    `vocabulary` is one more. restart: target positions count from 0, else they go on behind the source. Logits at the
-    nodes of the source mean nothing.
+    A subclass implements `memory`, the vectors that the decoder attends to. begin: the id between source and target;
+    `vocabulary` is one more. restart: target positions count from 0, else they continue those of the source. Logits at
+    the nodes of the source are meaningless.
     """
 
     needs_whole_prompt = True
@@ -205,7 +205,7 @@ class ConditionedDecoder(nn.Module):
         return self.decoder.path
 
     def prompt(self, source: Sequence[int], prefix: Sequence[int] = ()) -> list[int]:
-        """The prompt for the target of `source` that begins with `prefix`."""
+        """The prompt to generate a target for `source` that begins with `prefix`."""
         return [*source, self.begin, *prefix]
 
     def memory(self, source: Tensor, lengths: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ class ConditionedDecoder(nn.Module):
         return self._hidden_and_places(tokens, layout)[0]
 
     def _hidden_and_places(self, tokens: Tensor, layout: Layout | None) -> tuple[Tensor, Tensor]:
-        """Of whole rows the hidden vectors, and the places of the nodes."""
+        """The hidden vectors of whole rows, and the place of each node in its target."""
         if layout is not None and layout.starts is not None:
             raise SegueError("an encoder-decoder cannot reset inside a sequence: give it one pair of source and target "
                              "per row")
@@ -266,7 +266,7 @@ class ConditionedDecoder(nn.Module):
 
 
 class EncoderDecoder(ConditionedDecoder, SavedModel):
-    """A stack that reads the source and one that says the target."""
+    """An encoder stack for the source and a decoder stack for the target."""
 
     format = "segue encoder-decoder 1"
     config_class = EncoderDecoderConfig

@@ -35,12 +35,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-MAX_LAYERS = 1000  # layers
+MAX_LAYERS = 1000  # of a pattern: a larger count is a mistake
 
 
 def both_ways(config: StackConfig) -> StackConfig:
-    """The same layers, each reading both ways: attention looks ahead too, what can only read one way is joined by its
-    mirror image (`segue.mixers.bidirectional`), and what reads both ways stays as it is."""
+    """The config of the same stack read in both directions: attention is made non-causal, any other causal mixer is
+    paired with its mirror image (`segue.mixers.bidirectional`), and bidirectional mixers are left as they are."""
     names, options = list[str](), dict(config.options)
     for name in config.mixers:
         base = name.partition(":")[0]
@@ -169,12 +169,12 @@ class ChannelMixer(nn.Module):
 
 
 def make_norm(config: StackConfig) -> nn.Module:
-    """The norm that the config names, of its width."""
+    """The normalisation layer that the config asks for."""
     return (nn.RMSNorm if config.norm == "rms" else nn.LayerNorm)(config.width, eps=config.norm_eps)
 
 
 class Transform(nn.Module):
-    """A dense layer, the activation and a norm: what stands in front of the head (`StackConfig.transform`)."""
+    """A dense layer, the activation and a norm before the head (`StackConfig.transform`)."""
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
@@ -186,7 +186,7 @@ class Transform(nn.Module):
 
 
 def cross_attention_gates(config: StackConfig) -> list[str]:
-    """The gate of each block's cross-attention, "" where mixer and cross-attention follow each other."""
+    """The gate of each block's cross-attention: "soft", "xor", or "" for a cross-attention after the mixer."""
     gate = (config.cross or {}).get("gate", "")
     each = [gate] * len(config.mixers) if isinstance(gate, str) else list(gate)
     if len(each) != len(config.mixers) or not set(each) <= {"", "soft", "xor"}:
@@ -198,8 +198,7 @@ def cross_attention_gates(config: StackConfig) -> list[str]:
 
 
 class LearnedState(nn.Module):
-    """What is added to the fresh state of a block's mixers: where reading begins, learned (see
-    `segue.models.adapters.InitialState`).
+    """A learned offset to the initial state of a block's mixers (see `segue.models.adapters.InitialState`).
 
     parts: of a fresh state, whose carries' free tensors get numbers. rank: those that end in a matrix (K, E) have
     scale * sum_r k_r v_r^T added, k ~ N(0, 1) and v ~ N(0, scale^2); 0, or one as high as the matrix: all its numbers,
@@ -225,7 +224,7 @@ class LearnedState(nn.Module):
                     self.tables[f"{name}:{index}"] = torch.zeros_like(tensor[0])
 
     def offset(self, name: str) -> Tensor | None:
-        """What is added to one tensor of the state, of one row; None: nothing."""
+        """The offset of one tensor of the state, for one row; None if there is none."""
         if name in self.tables:
             return self.scale * self.tables[name]
         if f"{name}:k" not in self.tables:
@@ -233,7 +232,7 @@ class LearnedState(nn.Module):
         return self.scale * (self.tables[f"{name}:k"] @ self.tables[f"{name}:v"])
 
     def apply_to(self, parts: Mapping[str, Part], like: Tensor) -> None:
-        """Move the carries of a fresh state to where reading begins."""
+        """Add the offsets to the carries of a fresh state."""
         for name, part in parts.items():
             if not isinstance(part, Carry):
                 continue
@@ -288,7 +287,7 @@ class Block(nn.Module):
         return add(x, self.channel, self.channel_norm)
 
     def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
-        """The memories of a fresh state."""
+        """The parts of a fresh state, with learned initial states applied."""
         parts = self.mixer.parts(batch, like, history)
         if self.cross is not None:
             parts |= self.cross.parts(batch, like, history)
@@ -297,12 +296,13 @@ class Block(nn.Module):
         return parts
 
     def initial_parts(self, x: Tensor) -> Parts:
-        """What a mixer begins with on whole rows x (B, N, D): nothing, or where an adapter has moved that."""
+        """The parts that the training form starts from, for whole rows x (B, N, D): none, unless initial states are
+        learned."""
         return self.parts(x.shape[0], x, 0) if len(self.begins) else {}
 
 
 def running_mean(x: Tensor, layout: Layout) -> Tensor:
-    """(B, N, D) -> at each node the mean of its document up to there."""
+    """(B, N, D) -> (B, N, D), at each node the mean over its document up to and including it."""
     total = x.to(torch.promote_types(x.dtype, torch.float32)).cumsum(1)
     count = torch.arange(1, x.shape[1] + 1, device=x.device).expand(x.shape[:2])
     if layout.starts is not None:  # less what was summed before the document began
@@ -313,12 +313,12 @@ def running_mean(x: Tensor, layout: Layout) -> Tensor:
 
 
 def has_constant_state(model: Any) -> bool:
-    """Whether the whole past of a document fits in the model's state."""
+    """Whether the model is a stack whose state has constant size, so that it carries the whole past of a document."""
     return isinstance(model, Stack) and all(block.mixer.constant_state for block in model.blocks)
 
 
 class HiddenModel(Protocol):
-    """What `Forms` are made of: hidden vectors, and the head that scores them."""
+    """What `OnePassModel` builds on: a method that computes hidden vectors, and a head that turns them into logits."""
 
     @property
     def head(self) -> nn.Linear: ...
@@ -326,7 +326,8 @@ class HiddenModel(Protocol):
 
 
 class OnePassModel:
-    """The two forms of a model that reads all nodes of a layout in one pass."""
+    """Mixin with `forward` and `extend` for models that compute the hidden vectors of a layout in one pass
+    (`hidden`)."""
 
     def forward(self: HiddenModel, tokens: Tensor, layout: Layout | None = None) -> Output:
         """The training form: tokens (B, T) long, or (B, T, V) rows of weights of ids; `layout` for packed documents
@@ -464,7 +465,7 @@ class Stack(OnePassModel, nn.Module):
         return self.drop(x if self.embed_norm is None else self.embed_norm(x))
 
     def run_block(self, index: int, x: Tensor, layout: Layout, state: State | None = None) -> Tensor:
-        """Block `index` on (B, N, D); with a state its nodes are left pending there."""
+        """Run block `index` on (B, N, D); with a state, its nodes are left pending there."""
         block = self.blocks[index]
         block.mixer.check_layout(layout)
         if len(block.begins) and layout.starts is not None:
@@ -479,7 +480,7 @@ class Stack(OnePassModel, nn.Module):
         return block(x, mix, layout.labels)
 
     def finish(self, x: Tensor, layout: Layout) -> Tensor:
-        """What comes after the last block: the norm, and pool and transform where the config has them."""
+        """Apply what follows the last block: the norm, then pooling and transform if configured."""
         x = self.norm(x)
         x = running_mean(x, layout) if self.config.pool else x
         return x if self.transform is None else self.transform(x)
@@ -506,7 +507,8 @@ class Stack(OnePassModel, nn.Module):
         return self.new_state(batch, history)
 
     def new_state(self, batch: int, history: int = 0) -> State:
-        """As `init_state`, for a model that makes the elements itself."""
+        """`init_state` without the check for real inputs, for models around the stack that embed the elements
+        themselves."""
         for name, block in zip(self.config.mixers, self.blocks):
             if not block.mixer.causal:
                 raise SegueError(f"mixer '{name}' looks ahead: this model cannot continue, only score whole sequences")

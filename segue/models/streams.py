@@ -31,7 +31,7 @@ def delay_codes(codes: Tensor) -> Tensor:
 
 
 def undelay_codes(ids: Tensor) -> Tensor:
-    """The inverse of `delayed`; a SegueError where `ids` (T + Q + 1, Q) do not follow the pattern."""
+    """The inverse of `delay_codes`; a SegueError where `ids` (T + Q + 1, Q) do not follow the pattern."""
     levels = ids.shape[1]
     frames = len(ids) - levels - 1
     if frames >= 0:

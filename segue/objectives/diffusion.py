@@ -40,7 +40,8 @@ class MaskedDiffusion:
     weighted by how fast they come, about 1/t. Padding is neither masked nor counted.
 
     model: one that reads both ways, its ids the elements, the mask, and if it is to be told the time two or more knots
-        (see `told`). elements: how many (default: the mask is the last id). earliest: times are drawn from there to 1.
+        (see `segue.models.diffusion.add_time`). elements: how many (default: the mask is the last id). earliest: times
+        are drawn from there to 1.
     schedule: default cosine. All have the same bound; with this one a row of L elements says as much as L / 4 that are
         asked for alike, with the log-linear one of the paper L / 7, since few elements with large weights say less.
     known: ids that are never noise, as the readable residues of arXiv 2408.00892 (see `LetterMask`): what else there is
@@ -85,7 +86,8 @@ class ScoreEntropy:
     """Denoising score entropy (SEDD) in continuous time, in nats over all targets; of the absorbing process it is
     `MaskedDiffusion`. Scores are read off what the model says each element was, `Process.mixed`.
 
-    model: its ids are the process's states, and two or more knots if it is to be told the time (see `told`).
+    model: its ids are the process's states, and two or more knots if it is to be told the time (see
+        `segue.models.diffusion.add_time`).
     """
 
     def __init__(self, process: Process, schedule: NoiseSchedule | None = None, earliest: float = 1e-3) -> None:

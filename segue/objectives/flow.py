@@ -66,7 +66,7 @@ class Reconstruction:
 
     def __call__(self, model: Any, batch: Batch) -> Loss:
         mean, log_variance = model.posterior(batch.tokens)
-        made = model.decoded(mean + torch.randn_like(mean) * (log_variance / 2).exp())
+        made = model.decode_latents(mean + torch.randn_like(mean) * (log_variance / 2).exp())
         error = (made - batch.tokens).square().mean()
         nats = (mean.square() + log_variance.exp() - 1 - log_variance).mean() / 2
         total = (error + self.weight * nats) * batch.count

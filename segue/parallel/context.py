@@ -33,7 +33,8 @@ from segue.parallel.shard import ContextShard
 class Handed(Carry):
     """The state that this rank's elements follow: what came before them is on other ranks.
 
-    Where a chain only multiplies its state by factors and adds to it (`Recurrence.kept`), every rank tells the others
+    Where a chain only multiplies its state by factors and adds to it (`Recurrence.state_factors`), every rank tells the
+    others
     both, and makes the states before its stretches of them: all work at once, on the chain twice. Any other recurrence
     waits for the rank before it. `state`: the one at the beginning of the sequence, a row for each row and stretch.
     """

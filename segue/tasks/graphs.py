@@ -1,5 +1,6 @@
 """Tasks about graphs, as batches for `segue.models.graphs.GraphSequence`: an element is a node, with its features and
-its row of the adjacency (`packed`). The length is the number of nodes. After Behrouz et al. 2024, arXiv 2411.15671.
+its row of the adjacency (`segue.models.graphs.pack_graphs`). The length is the number of nodes. After Behrouz et al.
+2024, arXiv 2411.15671.
 
 Answers about a whole graph are asked for at its last node. Where an answer is yes or no, both are drawn alike: graphs
 with as many edges each, of like degrees, so that only the structure tells.

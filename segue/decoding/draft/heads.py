@@ -194,7 +194,7 @@ class HeadsDraft:
         if self.heads.config.window:
             seen.fresh.append(tip.hidden)
         else:
-            seen.shown = self.reader.see(tip.hidden[None, -1:])[0, 0]
+            seen.shown = self.reader.condition(tip.hidden[None, -1:])[0, 0]
 
     def _read(self, rows: list[int]) -> None:
         """Run the heads' attention layer over the fresh hidden states of all these rows at once."""
@@ -205,7 +205,7 @@ class HeadsDraft:
         counts = [len(hidden) for hidden in fresh]
         state = states[0].join(states[1:]) if len(rows) > 1 else states[0]
         device = self.heads.embedding.device
-        shown = self.reader.see(nn.utils.rnn.pad_sequence(fresh, batch_first=True), None, state)
+        shown = self.reader.condition(nn.utils.rnn.pad_sequence(fresh, batch_first=True), None, state)
         state.commit(None, torch.tensor(counts, device=device))
         for place, row in enumerate(rows):
             seen = self._seen[row]

@@ -96,7 +96,7 @@ def depth_draft(model: Decodable, schedule: DepthSchedule | None = None) -> Mode
     schedule: which layers (default: half of them at every position, the first one and those at the top). The prompt is
     read once more, by all layers. It drafts well if the model was trained to do without the others.
     """
-    stack = getattr(getattr(model, "network", model), "explicit", None)  # of a mixture, of what the engine runs
+    stack = getattr(getattr(model, "network", model), "layout_form", None)  # of a mixture, of what the engine runs
     if not isinstance(stack, Stack) or len(stack.blocks) < 2:
         raise SegueError("draft 'depth' leaves out some layers of a native model: for this one choose trie, lookup or "
                          "both")
