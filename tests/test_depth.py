@@ -361,7 +361,7 @@ def test_what_the_engine_runs_drafts_by_depth() -> None:
 def test_a_fitted_model_is_continued_with_fewer_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     """With all layers as ever, with and without counts; with fewer as the schedule says it."""
     texts, prime = [[(i * j) % 7 for j in range(60)] for i in range(40)], [3, 6, 2]
-    monkeypatch.setattr(mixed, "FEWEST", 1000)
+    monkeypatch.setattr(mixed, "LEAST_ELEMENTS", 1000)
     for mix in (True, False):
         fitted = segue.fit(texts, steps=2, width=32, depth=3, threads=1, mix=mix, quiet=True)
         assert (fitted.mixture is None) == (not mix)

@@ -35,7 +35,7 @@ from segue.kinds.series import table
 from segue.kinds.times import Clock, steady
 from segue.training.recipe import Facts, choose
 from segue.verbs import forecast as verb
-from segue.verbs.mixed import seasons
+from segue.verbs.mixed import find_seasons
 
 
 @settings(max_examples=40, deadline=None)
@@ -213,12 +213,12 @@ def test_a_combination_is_chosen_where_it_is_clearly_better(waves: Path, monkeyp
     """The network's forecasts replaced by bad ones, and by right ones."""
     model, data = segue.load(waves / "model"), segue.read(waves / "test.csv")
     model.report.values.pop("combination", None)
-    truth = verb._windows(model, *data.histories()).truth
+    truth = verb._select_windows(model, *data.histories()).truth
     draw = np.random.default_rng(0)
     for far, chosen in ((0.1, False), (30.0, True)):
         told = (truth + far * draw.normal(size=truth.shape))[:, None]
         monkeypatch.setattr(verb, "sample_forecasts", lambda *_, told=told: told)
-        found = verb.combination(model, data)
+        found = verb.choose_combination(model, data)
         assert (found is not None) == chosen
     assert found is not None and found.weight == 0.5 and found.lags == (12, 12)
     model.report.values["combination"] = json.loads(json.dumps(dataclasses.asdict(found)))
@@ -236,7 +236,7 @@ def test_a_combination_is_chosen_where_it_is_clearly_better(waves: Path, monkeyp
 def test_numbers_that_never_change_are_combined_with_nothing(waves: Path) -> None:
     model = segue.load(waves / "model-one")
     model.report.values.pop("combination", None)
-    assert verb.combination(model, segue.data.of([["10"] * 300], kind="series")) is None
+    assert verb.choose_combination(model, segue.data.of([["10"] * 300], kind="series")) is None
 
 
 def test_the_command_line_forecasts(waves: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -283,4 +283,4 @@ def test_rows_hold_a_season_that_is_worth_it() -> None:
     week = draw.integers(5, 55, 70)
     sure = np.tile(week, 20) + draw.integers(-3, 4, 1400)
     for numbers, found in ((sure, 70), (np.cumsum(draw.integers(-1, 2, 1400)) % 60, 1)):
-        assert seasons(codec, [codec.encode([str(number) for number in numbers])]) == [found]
+        assert find_seasons(codec, [codec.encode([str(number) for number in numbers])]) == [found]

@@ -231,7 +231,7 @@ def test_other_mixers_refuse(name: str) -> None:
     else:
         mixer = MIXERS[name](64)
         with pytest.raises(SegueError, match="cannot read parts without their order"):
-            mixer.accept(Layout(torch.zeros(1, 3, dtype=torch.long), sets=torch.zeros(1, 3, 2, dtype=torch.long)))
+            mixer.check_layout(Layout(torch.zeros(1, 3, dtype=torch.long), sets=torch.zeros(1, 3, 2, dtype=torch.long)))
 
 
 def test_mistakes_are_told_in_one_line() -> None:

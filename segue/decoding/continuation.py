@@ -334,7 +334,7 @@ class FittedModel(Protocol):
     @property
     def reading(self) -> dict[str, Any]: ...
     @property
-    def once(self) -> bool: ...
+    def rarely_repeats(self) -> bool: ...
     @property
     def combination(self) -> Combination | None: ...
 
@@ -377,7 +377,7 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
         raise SegueError("depth needs to know how long answers may be, one n for all, and leaves weights as they are")
     model = fitted.decodable(weights) if depth is None else fitted.scheduled(DepthSchedule.said(depth, n or 1))
     plain = draft is None and not len(stop) and options.keys() <= {*option_names("sample"), "seed"}
-    options = ({"no_repeat_ngram_size": 1} if fitted.once else {}) | options
+    options = ({"no_repeat_ngram_size": 1} if fitted.rarely_repeats else {}) | options
     if samples is None and decoder is None and plain and fitted.codec.turns():
         samples = DEFAULT_SAMPLES
     if samples is not None:

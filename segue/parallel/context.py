@@ -41,25 +41,25 @@ from segue.parallel.shard import ContextShard
 class DistributedCarry(Carry):
     """The memory of a recurrence whose earlier elements are on other ranks: computes the state before this rank's.
 
-    Where a stretch of inputs only multiplies the state by factors and adds to it (`Recurrence.kept`), all ranks gather
-    each other's factors and sums and compute the states before their stretches from these: they work in parallel, with
-    two scans each. Any other recurrence waits for the state of the rank before. state: at the beginning of the
-    sequence, with a batch row for each row and stretch.
+    Where a stretch of inputs only multiplies the state by factors and adds to it (`Recurrence.state_factors`), all
+    ranks gather each other's factors and sums and compute the states before their stretches from these: they work in
+    parallel, with two scans each. Any other recurrence waits for the state of the rank before. state: at the beginning
+    of the sequence, with a batch row for each row and stretch.
     """
 
     def __init__(self, recurrence: Recurrence, state: Tensors, comm: Communicator, shard: ContextShard) -> None:
         super().__init__(recurrence, state)
         self.comm, self.shard = comm, shard
 
-    def before(self, inputs: Tensors, starts: Tensor | None) -> Tensors:
+    def previous_state(self, inputs: Tensors, starts: Tensor | None) -> Tensors:
         if self.comm.size == 1 and self.shard.chunks == 1:
             return self.state
-        kept = self.recurrence.kept(inputs)
-        if kept is None:
+        factors = self.recurrence.state_factors(inputs)
+        if factors is None:
             return self._receive_state(inputs, starts)
         zeros = tuple(torch.zeros_like(state) for state in self.state)
-        added = self.recurrence.scan(inputs, zeros, starts)[1]
-        return tuple(self._prefix_states(*each, starts) for each in zip(self.state, kept, added))
+        sums = self.recurrence.scan(inputs, zeros, starts)[1]
+        return tuple(self._prefix_states(*each, starts) for each in zip(self.state, factors, sums))
 
     def _prefix_states(self, state: Tensor, factors: Tensor, sums: Tensor, starts: Tensor | None) -> Tensor:
         """The states before this rank's stretches. factors, sums: what each of them does to the state before it."""
@@ -153,7 +153,7 @@ class ContextParallel(Forms, nn.Module):
 
     def mix(self, mixer: Mixer, x: Tensor, layout: Layout, whole: Layout) -> Tensor:
         """Run a mixer of the stack on this rank's x (B, N, D), with its `layouts`."""
-        mixer.accept(layout)
+        mixer.check_layout(layout)
         return self._attend(mixer, x, layout, whole) if isinstance(mixer, Attention) else \
             run_recurrent(mixer, x, layout, self.comm, self.shard)
 
