@@ -397,9 +397,9 @@ def _workspace(thread: int, vocabulary: int, window: int, limit: int) -> Workspa
     whole = np.zeros(vocabulary, np.int32)
     room = vocabulary * LEVELS
     return Workspace(whole, whole.copy(), whole.copy(), whole.copy(), np.empty(limit + 2, np.int64),
-                np.empty(limit + 2, np.int64), np.empty((window + 1, 2), np.int32), np.zeros((LEVELS, 5)),
-                np.zeros(LEVELS, np.int64), np.zeros(LEVELS + 1, np.int64), np.zeros(2, np.int64),
-                np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.int32))
+                     np.empty(limit + 2, np.int64), np.empty((window + 1, 2), np.int32), np.zeros((LEVELS, 5)),
+                     np.zeros(LEVELS, np.int64), np.zeros(LEVELS + 1, np.int64), np.zeros(2, np.int64),
+                     np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.int32))
 
 
 @jit()
@@ -415,7 +415,7 @@ def append_followers(tables, level, left, right, work, used):
             used += 1
         return used
     distinct = _count_followers(tables.following, tables.common, left, right, level, work.seen_count, work.seen_kinds,
-                          work.seen_group, work.touched)
+                                work.seen_group, work.touched)
     for j in range(distinct):
         x = work.touched[j]
         work.token[used] = x
@@ -565,7 +565,7 @@ class Trust(NamedTuple):
 # Levels from the shortest context on; the blend goes through them backwards: of each order the own past first, then the
 # corpus, then the next shorter order; the uniform distribution is last.
 LEVEL_ORDER = np.array([level for k in range(CORPUS_ORDERS.size + 1) for level in
-                  [k] + [CORPUS_ORDERS.size + 1 + i for i, order in enumerate(HISTORY_ORDERS) if order == k]])
+                        [k] + [CORPUS_ORDERS.size + 1 + i for i, order in enumerate(HISTORY_ORDERS) if order == k]])
 
 
 @jit()
@@ -709,7 +709,7 @@ def classical_document(tables, document, begin, end, start, order, smoothing, ba
     for i in range(begin, end):
         low = max(0, i - order)
         classical_row(tables, document[low:i], start and low == 0, order, smoothing, backoff, discount, work,
-                  out[i - begin])
+                      out[i - begin])
 
 
 @jit()
@@ -787,7 +787,7 @@ def blend_nodes(tables, past, begins, whole, tokens, parents, chain, at, window,
 
 @jit(nogil=True)
 def classical_nodes(tables, past, begins, whole, tokens, parents, chain, at, start, order, smoothing, backoff, discount,
-                work, out):
+                    work, out):
     """As `blend_nodes`, for the classical estimates."""
     scratch = np.empty(past.shape[1] + tokens.shape[1], np.int32)
     for b in range(past.shape[0]):
@@ -796,7 +796,7 @@ def classical_nodes(tables, past, begins, whole, tokens, parents, chain, at, sta
             end = _write_context(past, tokens, parents, chain, at, b, m, scratch)
             low = max(begins[b], end - order)
             classical_row(tables, scratch[low:end], start and whole[b] and low == begins[b], order, smoothing, backoff,
-                      discount, work, out[b, m])
+                          discount, work, out[b, m])
 
 
 @jit(nogil=True)

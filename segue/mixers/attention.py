@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.kernels.attention import causal_attention, trains_on
+from segue.kernels.attention import causal_attention, is_causal_attention_faster
 from segue.mixers import rules
 from segue.mixers.base import Mixer
 from segue.mixers.cache import Cache
@@ -68,7 +68,7 @@ def merge_into(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> No
 
 
 def make_rule(causal: bool, window: int | None, prefix: int, prompt: bool, block: int | None, look_back: int,
-            global_tokens: int, random_blocks: int, span: int) -> rules.Rule:
+              global_tokens: int, random_blocks: int, span: int) -> rules.Rule:
     """The mask rule that these options of `Attention` say (of a learned span, the rule without it); a SegueError where
     they do not go together."""
     if min(x if x is not None else 1 for x in (window, block)) < 1 or ((prefix or prompt) and not causal):
@@ -306,7 +306,8 @@ class Attention(Mixer):
         plain = bare and given is None and valid is None and layout.sees_whole_past
         trains = not parts and q.requires_grad and bare and not shared and layout.sees_whole_past
         windowed = self.window is not None and self._cache_window() is not None and layout.has_unit_steps
-        if trains and (rule is rules.causal or windowed) and trains_on(q, self.window, layout.segments):
+        if trains and (rule is rules.causal or windowed) and \
+                is_causal_attention_faster(q, self.window, layout.segments):
             if torch.is_autocast_enabled("cpu"):
                 q, k, v = (y.to(torch.get_autocast_dtype("cpu")) for y in (q, k, v))
             y = causal_attention(q, k, v, layout.segments, self.window)

@@ -47,7 +47,7 @@ class CompiledHeads:
         self.levels = [self._level(k, head) for k, head in enumerate(heads.heads, 1)]
         if not self.tables:
             self.looked = None
-        engine.ready()
+        engine.load_engine()
 
     def _level(self, k: int, head: Any) -> Rows:
         """Head k, from its first block's sums on (with the drafted tokens behind them, unless those were looked up)."""
@@ -113,7 +113,7 @@ class Rows:
             self.spaces[n] = space
         self.program.read(self.source, space.scratch.array, n)[:] = x.numpy()
         space.job[p.LOCAL], space.job[p.LOCAL_BYTES] = self.local.address, self.local.array.nbytes // self.threads
-        engine.team().run(space.job, space.address, self.threads)
+        engine.get_team().run(space.job, space.address, self.threads)
         return torch.from_numpy(self.program.read(self.into, space.scratch.array, n).copy())
 
 

@@ -25,8 +25,8 @@ def half_of(x: Tensor, late: bool) -> Tensor:
 
 
 def run_schedule(comm: Communicator, schedule: RingSchedule, moving: Sequence[Tensor],
-           compute: Callable[[Block, list[Tensor]], list[Tensor]],
-           keep: Callable[[list[Tensor], bool], None] | None = None, results: Sequence[Tensor] = ()) -> None:
+                 compute: Callable[[Block, list[Tensor]], list[Tensor]],
+                 keep: Callable[[list[Tensor], bool], None] | None = None, results: Sequence[Tensor] = ()) -> None:
     """Run a schedule: move the shares, compute the blocks, return results to their owners.
 
     moving: this rank's tensors that go round, each (B, H, N, ...). compute: (block, the moving tensors it needs) ->

@@ -87,7 +87,7 @@ class TensorParallel(Forms, nn.Module):
             self._split(weights, f"blocks.{index}.mixer.qkv", f"blocks.{index}.mixer.out", sizes)
             if isinstance(block.channel, ChannelMixer):
                 self._split(weights, f"blocks.{index}.channel.into", f"blocks.{index}.channel.out",
-                          [config.hidden_width] * (1 + block.channel.gated))
+                            [config.hidden_width] * (1 + block.channel.gated))
         own.load_state_dict(weights)
         for block in own.blocks:
             for part in (block.mixer, block.channel):
