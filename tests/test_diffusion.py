@@ -30,7 +30,7 @@ from segue.decoding.diffusion import (
     sample_entropy,
 )
 from segue.errors import SegueError
-from segue.kernels.gumbel import gumbel_max, straight_through, waiting
+from segue.kernels.gumbel import exponential_noise, gumbel_max, straight_through
 from segue.models import Stack, StackConfig
 from segue.models.base import Output
 from segue.models.diffusion import (
@@ -419,7 +419,7 @@ def test_gumbel_draws() -> None:
 def test_float32_waits_too_long() -> None:
     """No waiting time is below 2^-24, so that what is rarer comes too seldom."""
     generator = torch.Generator().manual_seed(0)
-    shortest = {dtype: float(waiting(torch.zeros(1 << 22), generator, dtype).min().exp())
+    shortest = {dtype: float(exponential_noise(torch.zeros(1 << 22), generator, dtype).min().exp())
                 for dtype in (torch.float32, torch.float64)}
     assert shortest[torch.float32] >= 5.9e-8
     fine = torch.rand(1 << 24, generator=generator, dtype=torch.float64)

@@ -18,7 +18,7 @@ from segue.decoding.draft.heads import HeadsDraft, build_tree, count_ranks, defa
 from segue.decoding.draft.lookup import PromptLookup
 from segue.decoding.draft.merged import MergedDrafters
 from segue.errors import SegueError
-from segue.kernels.cpu.cache import warm
+from segue.kernels.cpu.cache import is_warm
 from segue.models.compiled_heads import CompiledHeads
 from segue.models.heads import DraftHeads, HeadsConfig, TabulatedHeads
 from segue.models.stack import Stack, StackConfig
@@ -186,7 +186,7 @@ def test_compiled_heads_are_the_heads(kind: str, tables: bool, monkeypatch: pyte
                     scores = heads.logits(k, shown.expand(2, 4, 16), said[..., :k])
                     found = fast.logits(k, begun, said[..., :k]).expand_as(scores)
                     assert float((scores - found).norm() / scores.norm()) < tolerance
-    assert isinstance(HeadsDraft(heads).reader, CompiledHeads) == warm()
+    assert isinstance(HeadsDraft(heads).reader, CompiledHeads) == is_warm()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -170,8 +170,8 @@ class Request:
 
 
 def build_request(model: Decodable, codec: Codec, primes: Sequence[Any], n: int | Sequence[int] | None,
-                decoder: str | None, stop: Sequence[Any], until: Until, heal: bool | None, options: dict[str, Any],
-                rules: Sequence[Processor] = ()) -> Request:
+                  decoder: str | None, stop: Sequence[Any], until: Until, heal: bool | None, options: dict[str, Any],
+                  rules: Sequence[Processor] = ()) -> Request:
     """Prepare prompts, limits, stops and processors for `continue_objects` and `stream_objects`."""
     stops = Stops(stop, codec) if len(stop) else None
     prompts = [prime_tokens(codec, prime, model) for prime in primes]
@@ -469,7 +469,7 @@ def _continue_well_formed(fitted: FittedModel, model: Decodable, primes: list[An
 
 
 def _draw_samples(fitted: FittedModel, model: Decodable, record: Record, n: int | None, samples: int, draft: Any,
-             stop: Sequence[Any], options: dict[str, Any]) -> Samples:
+                  stop: Sequence[Any], options: dict[str, Any]) -> Samples:
     answers = _continue_well_formed(fitted, model, [record.object] * samples, n, "sample", draft, stop, options)
     for answer in answers:
         if fitted.kind.drawn:

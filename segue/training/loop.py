@@ -288,7 +288,7 @@ def reader_of(model: nn.Module, plan: Plan, objective: Objective, strategy: Stra
         raise SegueError("sequence_parallel cuts rows over processes for stacks that learn the next element, by no "
                          "strategy with a loss of its own: leave it out, and each process takes some of the rows")
     reader = context_parallel(model)
-    reader.shard.places(0, plan.context)
+    reader.shard.positions(0, plan.context)
     return reader
 
 
