@@ -38,7 +38,7 @@ import segue
 from segue.decoding import Continuation, generate
 from segue.decoding.draft import CachedBlockDraft, Drafter, SourceCopy, TrieDraft
 from segue.decoding.draft.heads import HeadsDraft
-from segue.decoding.generate import cost_of
+from segue.decoding.generate import make_cost
 from segue.demo import standard_library
 from segue.models import Stack, StackConfig
 from segue.models.compiled import compile_model
@@ -309,7 +309,7 @@ def edits(threads: int, rounds: int, count: int, steps: int, data: Path, models:
             best: dict[str, tuple[float, list[Continuation]]] = {}
             # A drafter and what was measured of it are kept from text to text and from round to round.
             kept = {who: (None if make is None else make(), acceptor) for who, (make, acceptor) in drafts.items()}
-            costs = {who: cost_of(drafter) for who, (drafter, _) in kept.items()}
+            costs = {who: make_cost(drafter) for who, (drafter, _) in kept.items()}
             for _ in range(rounds):
                 for who, (drafter, acceptor) in kept.items():
                     if isinstance(drafter, TrieDraft):  # not of answers to these very prompts

@@ -25,7 +25,7 @@ from segue.models import Stack, StackConfig, expand_pattern
 from segue.models.compiled import accelerate, compile_model
 from segue.models.depth import DepthSchedule, Scheduled
 from segue.objectives import Batch, NextElement
-from segue.serving.engine import Engine, News, Request
+from segue.serving.engine import AnswerUpdate, Engine, Request
 from segue.testing import check_model
 from segue.training.learn import learn
 from segue.verbs import mixed
@@ -281,7 +281,7 @@ def test_served_requests_have_their_own_depths() -> None:
     prompts = [*PROMPTS[:3], long, [*long[:30], 3, 1], long[:35]]
     engine = Engine(model, rows=3, piece=8)
     try:
-        said: list[queue.Queue[News]] = [queue.Queue() for _ in prompts]
+        said: list[queue.Queue[AnswerUpdate]] = [queue.Queue() for _ in prompts]
         for prompt, news in zip(prompts, said):
             engine.submit(Request(prompt, 9), news.put)
         for prompt, news in zip(prompts, said):

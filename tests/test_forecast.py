@@ -28,7 +28,7 @@ from segue.analysis.forecast import (
     simple,
 )
 from segue.cli import main
-from segue.decoding.forecast import Forecast, InTurn, drawn
+from segue.decoding.forecast import ColumnTurns, Forecast, sample_forecasts
 from segue.errors import SegueError
 from segue.kinds.codecs import LevelCodec
 from segue.kinds.series import table
@@ -83,7 +83,7 @@ def test_a_season_is_found_in_noise_and_none_where_there_is_none(period: int, se
 
 def test_numbers_come_in_turn() -> None:
     codec = LevelCodec({"a": [1, 2], "b": [3]})
-    rule = InTurn(codec.turns())
+    rule = ColumnTurns(codec.turns())
 
     class Said:
         def __init__(self, tokens: list[int]) -> None:
@@ -129,7 +129,7 @@ def test_a_forecast_says_what_its_samples_say(waves: Path, tmp_path: Path) -> No
     told = model.continue_(prime, n=5, samples=30, seed=3)
     assert told.draws.shape == (30, 5, 2) and np.isfinite(told.draws).all()
     ids = model.codec.encode(prime).tolist()[-model.context :]  # as much as a row has
-    again = drawn(model.decodable(), model.codec, [ids], 5, 30, seed=3)[0]
+    again = sample_forecasts(model.decodable(), model.codec, [ids], 5, 30, seed=3)[0]
     if model.combination is not None:
         again = model.combination.moved(again, np.stack(list(table(prime).values()), 1))
     np.testing.assert_array_equal(told.draws, again)
@@ -217,7 +217,7 @@ def test_a_combination_is_chosen_where_it_is_clearly_better(waves: Path, monkeyp
     draw = np.random.default_rng(0)
     for far, chosen in ((0.1, False), (30.0, True)):
         told = (truth + far * draw.normal(size=truth.shape))[:, None]
-        monkeypatch.setattr(verb, "drawn", lambda *_, told=told: told)
+        monkeypatch.setattr(verb, "sample_forecasts", lambda *_, told=told: told)
         found = verb.choose_combination(model, data)
         assert (found is not None) == chosen
     assert found is not None and found.weight == 0.5 and found.lags == (12, 12)

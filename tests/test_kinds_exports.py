@@ -143,3 +143,34 @@ def test_a_book_of_project_gutenberg_is_without_its_licence(tmp_path: Path) -> N
     path = put(tmp_path / "pg1.txt", framed)
     assert texts(read(path)) == ["Once upon\na time.\n"]
     check_kind(KINDS["text"], [path, put(tmp_path / "list.mbox", MAILS)])
+
+
+def test_a_tune_book_is_a_tune_a_text(tmp_path: Path) -> None:
+    tunes = ["X: 1\nT:One\nM:3/4\nK:G\nd2B|A2e:|", "X:2\nT:Two\nK:D\n% a part\nA2|d2 f2:|"]
+    data = read(put(tmp_path / "book.abc", "% a book\n\n" + "\n\n".join(tunes) + "\n"))
+    assert texts(data) == tunes
+    assert len(read(put(tmp_path / "one.abc", f"{tunes[0]}\n"))) == 1
+
+
+def test_selfies_are_a_molecule_a_line(tmp_path: Path) -> None:
+    lines = ["[C][=C][F]", "[C][Branch1][C][F][Cl]", "[C][C@@H1][O].[Na+1]"]
+    assert texts(read(put(tmp_path / "a.txt", "\n".join(lines) + "\n"))) == lines
+    rows = "".join(f"{line},{i}\n" for i, line in enumerate(lines))
+    assert texts(read(put(tmp_path / "a.csv", f"selfies,logp\n{rows}"))) == lines
+
+
+def test_of_versions_of_a_sentence_the_final_one_is_read(tmp_path: Path) -> None:
+    made = ["first", "short", "clear", "final"]
+    rows = [{"table_page_title": f"Page {i}", "sentence_annotations": [
+        {f"{name}_sentence": f"the {name} words of number {i} are said here" for name in made}]} for i in range(30)]
+    data = read(put(tmp_path / "totto.jsonl", "".join(json.dumps(row) + "\n" for row in rows)))
+    assert texts(data)[4] == "the final words of number 4 are said here" and len(data) == 30
+
+
+def test_games_of_go(tmp_path: Path) -> None:
+    games = "(;GM[1]FF[4]SZ[19]PB[Ann]C[good \\] (game)]RE[W+R]\n;B[pd];W[dd]C[x]\n(;B[pp];W[])(;B[dp];W[qq]))\n" \
+            "(;GM[1]SZ[9]RE[0];B[aa];W[tt])\n"
+    data = read(put(tmp_path / "go.sgf", games))
+    assert [record.object for record in data] == [["Bpd", "Wdd", "Bpp", "W"], ["Baa", "W"]]
+    assert [data.name(i).rpartition(":")[2] for i in range(2)] == ["1", "4"]
+    assert len(read(put(tmp_path / "cut.sgf", games[:69]))[0].object) == 2

@@ -271,6 +271,12 @@ SQ   SEQUENCE   12 AA;  1354 MW;  0 CRC64;
 STOCKHOLM = "# STOCKHOLM 1.0\n#=GF ID x\none/1-9   MKTAY.IAK\ntwo/1-9   MKTAYWIA-\n#=GC SS_cons  .........\n//\n"
 CLUSTAL = "CLUSTAL W (1.82) multiple sequence alignment\n\n\none   ACGTAC-T\ntwo   ACGTACGT\n      ****** *\n"
 PIR = ">P1;one\na protein of mine\nMKTAYIAKQR*\n"
+ONE = "# STOCKHOLM 1.0\n#=GF ID x\n\nP1/1-12      MKTAYIAKQRQI\n#=GC scorecons 000000000000\n//\n"
+NEXUS = "#NEXUS\nbegin data;\ndimensions ntax=2 nchar=5;\nformat datatype=dna missing=? gap=-;\nmatrix\n" \
+        "one GGGC?\ntwo GG-CA\n;\nend;\n"
+CHAINS = "HEADER    DNA WITH A PROTEIN                      01-JAN-01   1ABC\nSEQRES   1 A    2  MET SER\n" \
+         "SEQRES   1 B    2   DG  DC\n"
+SNAPGENE = b"\t\0\0\0\x0eSnapGene\0\1\0\x0f\0\x13" + b"\0\0\0\0\x0d\0ACGTACGTACGT"
 AMINO = GENBANK.replace("24 bp    DNA  ", "24 aa         ").replace("acgtacgtac gtacgtacgt nnac",
                                                                   "mktayiakqr qisfvkshfs rqle")
 
@@ -283,11 +289,20 @@ AMINO = GENBANK.replace("24 bp    DNA  ", "24 aa         ").replace("acgtacgtac 
     ("a.tsv", f"one\t{'MKWLF' * 5}\ntwo\t{'MKWLY' * 5}\n", "protein", ["MKWLF" * 5, "MKWLY" * 5]),
     ("a.csv", f"label,read\n1,{'ACGTT' * 5}\n2,{'TCGTT' * 5}\n", "dna", ["ACGTT" * 5, "TCGTT" * 5]),
     ("b.csv", "peptide,affinity\nMKWLF,0.5\nIIWLF,0.25\n", "protein", ["MKWLF", "IIWLF"]),
+    ("one.sth", ONE, "protein", ["MKTAYIAKQRQI"]), ("a.nex", NEXUS, "dna", ["GGGC-", "GG-CA"]),
+    ("a.phy", " 2 10\nMesohippusACGTACGTAC\nHypohippusACGTACGTAA\n", "dna", ["ACGTACGTAC", "ACGTACGTAA"]),
+    ("a.dna", SNAPGENE, "dna", ["ACGTACGTACGT"]),
 ])
-def test_flat_files_of_biology(tmp_path: Path, name: str, content: str, kind: str, letters: list[str]) -> None:
+def test_flat_files_of_biology(tmp_path: Path, name: str, content: str | bytes, kind: str, letters: list[str]) -> None:
     pytest.importorskip("Bio")
     data = read(put(tmp_path / name, content))
     assert data.kind.name == kind and [record.object for record in data] == letters and not data.problems
+
+
+def test_chains_of_other_molecules_are_told(tmp_path: Path) -> None:
+    pytest.importorskip("Bio")
+    data = read(put(tmp_path / "a.pdb", CHAINS))
+    assert [record.object for record in data] == ["MS"] and "no chain of amino acids" in str(data.problems[0])
 
 
 def test_flat_files_that_are_none(tmp_path: Path) -> None:

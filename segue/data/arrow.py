@@ -1,4 +1,5 @@
-"""Records in Arrow batches: a `Writer` collects them, `Batch` and `BatchParts` are views of them and of parts of them."""
+"""Records in Arrow batches: a `Writer` collects them, `Batch` and `BatchParts` are views of them and of parts of
+them."""
 
 from __future__ import annotations
 

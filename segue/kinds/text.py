@@ -66,11 +66,11 @@ SAMPLE = 1 << 26  # bytes of text that merges are learned from
 # Columns and fields that hold text, best first; those of objects (JSON) may have names that say it less surely.
 COLUMNS = words("text content body document sentence article story passage dialogue dialog conversation transcript "
                 "question message review comment utterance utt tweet post query abstract summary lyrics caption abc "
-                "smiles")
+                "smiles selfies")
 FIELDS = words("text content code body document sentence article story passage dialogue dialog conversation transcript "
                "question problem prompt input instruction instructions problem_statement description abstract message "
                "review comment utterance utt tweet post query summary completion output response answer chosen context "
-               "title lyrics caption abc smiles")
+               "title lyrics caption abc smiles selfies")
 # What asks and what answers: together they are one text. So are what a few things are made of, and these.
 ASKS = words("instruction instructions question questions stem problem problem_statement prompt input context passage "
              "article story body query options choices endings premise buggy mr goal ctx history sent1 obs1 obs2 "
@@ -143,6 +143,8 @@ class Text(Kind):
         if suffix in DELIMITED:
             table = glance(path, head)
             surely = 0.7 if _holds_text(path, head) else 0.5 if table is not None and named_columns(table) else 0.2
+        elif suffix == ".json" and (table := glance(path, head)) is not None and is_plain_table(table):
+            surely = 0.8 if text_columns(table) else 0.5 if named_columns(table) else 0.3
         if not head.translate(None, b"0123456789 .,;:+-eE\t\r\n"):
             return 0.02  # numbers alone
         try:
@@ -713,9 +715,16 @@ def text_columns(table: Look) -> list[str]:
         return turns[:1]
     if long := [name for name in names if (cells := table.column(name)) and all(map(_are_texts, cells)) and
                 _mean_words(cells) > 4 and not any(isinstance(cell[0], list) for cell in cells)]:
-        return long
+        final = [name for name in long if _last(name).startswith("final_")]
+        return final or long  # the others are what it was made of
     return [name for name in names if _last(name) in TOKENS and (cells := table.column(name)) and len(names) > 1 and
             all(isinstance(cell, list) and all(isinstance(word, str) for word in cell) for cell in cells)][:1]
+
+
+def is_plain_table(table: Look) -> bool:
+    """Whether there are several rows and columns, and no lists in them."""
+    return len(table.rows) > 3 and len(table.names) > 1 and not any(
+        isinstance(cell, list | dict) for row in table.rows for cell in row)
 
 
 def _copies(table: Look, name: str, other: str) -> bool:

@@ -13,7 +13,7 @@ import torch
 
 from segue.analysis.blanks import blank_scores
 from segue.data import Data
-from segue.decoding.continuation import as_text, between, prime_object
+from segue.decoding.continuation import as_text, item_separator, prime_object
 from segue.decoding.diffusion import fill, go_on
 from segue.decoding.generate import Continuation
 from segue.errors import SegueError
@@ -148,7 +148,7 @@ class Diffused(Fitted):
             answer.value, answer.whole = self.codec.decode(tokens), whole
             if self.codec.counted and (over := self.codec.units(added) - units) > 0:
                 answer.value, answer.whole = answer.value[:-over], whole[:-over]
-            answer.text = as_text(answer.value, between(self.codec))
+            answer.text = as_text(answer.value, item_separator(self.codec))
             answer.writer = lambda value, path: self.kind.write([value], path)
             answers.append(answer)
         return answers if many else answers[0]

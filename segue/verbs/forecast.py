@@ -11,7 +11,7 @@ import numpy as np
 
 from segue.analysis.forecast import SIMPLE, Combination, linear, scale, season, simple
 from segue.analysis.registry import METRICS
-from segue.decoding.forecast import drawn
+from segue.decoding.forecast import sample_forecasts
 from segue.kinds.codecs import element, parted
 from segue.kinds.series import table
 from segue.training.evaluate import OURS
@@ -48,7 +48,7 @@ def forecast_errors(fitted: Fitted, data: Data, weights: str = "float32", seed: 
     if not windows.pasts:
         return {}, f"no forecasts: the sequences are too short ({windows.usual} moments) to look ahead in"
     steps, pasts = windows.steps, windows.pasts
-    ours = sample_forecasts(fitted, windows.columns, pasts, steps, SAMPLES, weights, seed)
+    ours = combined_forecasts(fitted, windows.columns, pasts, steps, SAMPLES, weights, seed)
     found: dict[str, dict[str, dict[str, float]]] = {}
     for c, column in enumerate(windows.columns):
         before, truth = [past[:, c] for past in pasts], windows.truth[..., c]
@@ -68,11 +68,11 @@ def forecast_errors(fitted: Fitted, data: Data, weights: str = "float32", seed: 
                    f"{SAMPLES} samples, for the simple ones of the errors they made in the past{combined}")
 
 
-def sample_forecasts(fitted: Fitted, columns: Sequence[str], pasts: Sequence[np.ndarray], steps: int,
+def combined_forecasts(fitted: Fitted, columns: Sequence[str], pasts: Sequence[np.ndarray], steps: int,
                      samples: int = SAMPLES, weights: str = "float32", seed: int = 0) -> np.ndarray:
     """(P, K, steps, C): K samples of the moments that follow each of P pasts (T, C)."""
-    draws = drawn(fitted.decodable(weights), fitted.codec, [_prompt(fitted, columns, past) for past in pasts], steps,
-                  samples, seed)
+    prompts = [_prompt(fitted, columns, past) for past in pasts]
+    draws = sample_forecasts(fitted.decodable(weights), fitted.codec, prompts, steps, samples, seed)
     if fitted.combination is not None:
         draws = np.stack([fitted.combination.moved(each, past) for each, past in zip(draws, pasts)])
     return draws
@@ -84,7 +84,7 @@ def choose_combination(fitted: Fitted, data: Data) -> Combination | None:
     windows = _select_windows(fitted, *data.histories(), at_most=2 * WINDOWS)
     if len(windows.pasts) < LEAST_WINDOWS:
         return None
-    ours = np.median(sample_forecasts(fitted, windows.columns, windows.pasts, windows.steps, CHOICE_SAMPLES), 1)
+    ours = np.median(combined_forecasts(fitted, windows.columns, windows.pasts, windows.steps, CHOICE_SAMPLES), 1)
     sizes = np.array([[scale(column) for column in past.T] for past in windows.pasts])[:, None]
     sizes = np.where(sizes > 0, sizes, np.nan)
     lags = tuple(season(column) for column in max(windows.pasts, key=len).T)

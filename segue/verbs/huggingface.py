@@ -6,7 +6,7 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segue.decoding.recipes import ALWAYS, CALLED, RULES, SAMPLING, takes
+from segue.decoding.recipes import COMMON_OPTIONS, RULE_OPTIONS, SAMPLING_OPTIONS, TRANSFORMERS_NAMES, option_names
 from segue.decoding.rules import Rules
 from segue.decoding.search import Beam
 from segue.errors import SegueError, require
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 CONTEXT = 1024  # elements per window of evaluation, if the model can read so many
 
 # Entries of generation_config.json that are options of the same name here.
-SUPPORTED = (*SAMPLING, *RULES, "repetition_penalty", "renormalize_logits", *Beam.options, "num_beam_groups",
-             "diversity_penalty", "penalty_alpha")
+SUPPORTED = (*SAMPLING_OPTIONS, *RULE_OPTIONS, "repetition_penalty", "renormalize_logits", *Beam.options,
+             "num_beam_groups", "diversity_penalty", "penalty_alpha")
 # Entries that do not change texts here (memory, output format, drafting), or are read with the model.
 IGNORED = ("transformers_version", "pad_token_id", "bos_token_id", "decoder_start_token_id", "use_cache", "use_mtp",
            "max_cache_len", "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule",
@@ -51,7 +51,8 @@ class Foreign(Fitted):
         """Continue `prime`; defaults of all options, and of the decoder, are the folder's settings."""
         settings = self.settings
         decoder = decoder or self._default_decoder(options)
-        names = ALWAYS if decoder in ("exact", "tree") else takes(decoder)  # the others are settings of other searches
+        # Settings of beam searches mean nothing to exact and tree.
+        names = COMMON_OPTIONS if decoder in ("exact", "tree") else option_names(decoder)
         given = {name: settings[name] for name in names if name in settings and name in SUPPORTED}
         if "stop_strings" in settings:
             given["stop"] = settings["stop_strings"]
@@ -65,7 +66,7 @@ class Foreign(Fitted):
     @property
     def processors(self) -> tuple[Rules, ...]:
         """Rules by which the folder's settings forbid or force tokens in every answer."""
-        rules = Rules(**{name: self.settings[name] for name in RULES if name in self.settings})
+        rules = Rules(**{name: self.settings[name] for name in RULE_OPTIONS if name in self.settings})
         return () if rules == Rules() else (rules,)
 
     def _bounded(self, stack: Stack) -> Stack:
@@ -75,7 +76,7 @@ class Foreign(Fitted):
     def _default_decoder(self, options: dict[str, Any]) -> str:
         """The decoder that transformers would use; options that only sampling has select sampling."""
         wanted = {**self.settings, **options}
-        if any(name in SAMPLING for name in options):
+        if any(name in SAMPLING_OPTIONS for name in options):
             return "sample"
         if wanted.get("num_beams", 1) > 1 and wanted.get("draft") in (None, "none"):
             return "beam" if wanted.get("num_beam_groups", 1) == 1 else "diverse-beam"
@@ -143,7 +144,7 @@ def load_huggingface(folder: str | Path) -> Foreign:
 def read_generation_config(folder: Path, info: Info) -> tuple[dict[str, Any], list[str]]:
     """The decoding settings of a folder, and the names of those that are not supported here."""
     path = folder / "generation_config.json"
-    known = (*SUPPORTED, *CALLED)
+    known = (*SUPPORTED, *TRANSFORMERS_NAMES)
     if not path.is_file():
         return {name: value for name in known if (value := info.config.get(name)) is not None}, []
     values = read_json(path)
