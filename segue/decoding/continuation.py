@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from segue.data.options import checked
+from segue.data.options import check_options
 from segue.data.reading import likely, read
 from segue.decoding.constrain import Pattern, json_schema_pattern
 from segue.decoding.forecast import DEFAULT_SAMPLES, Forecast, RowCells, sample_forecasts
@@ -541,7 +541,7 @@ def prime_record(kind: Kind, prime: Any, codec: Codec, reading: Mapping[str, Any
     if isinstance(prime, SetPrompt):
         return Record(prime.map_runs(lambda run: kind.normalise(run, known)))
     if isinstance(prime, Path):
-        options = checked(kind.read, f"reading {kind.name}", kind.reading(codec) | dict(reading or {}))
+        options = check_options(kind.read, f"reading {kind.name}", kind.reading(codec) | dict(reading or {}))
         if is_archive(prime):
             data = read(prime, kind=kind.name, **options)
             if problems is not None and len(data) == 1:
