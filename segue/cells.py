@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -14,18 +15,21 @@ from typing import Any
 from segue.files import read_json, write_json
 from segue.progress import Meter
 
-SECONDS = "(seconds)"  # no cell: how long the file's values took
+SECONDS = "(seconds)"  # no cells: how long the file's values took, and
+PROCESSOR = "(processor)"  # how much of that, over all cores, was computing
 
 
 class Cells:
-    """JSON values by name, kept in the file `path` (None: nowhere). meter: is told how many there are. earlier: seconds
-    that the sittings before this one took."""
+    """JSON values by name, kept in the file `path` (None: nowhere). meter: is told how many there are. earlier,
+    earlier_processor: seconds that the sittings before this one took, and those that processors computed in them."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.values: dict[str, Any] = read_json(path) if path is not None and path.exists() else {}
         self.earlier = float(self.values.pop(SECONDS, 0.0))
+        self.earlier_processor = float(self.values.pop(PROCESSOR, 0.0))
         self.begin = time.perf_counter()
+        self.begin_processor = processor_seconds()
         self.meter: Meter = lambda done, note="": None
 
     def compute(self, wanted: Mapping[str, Callable[[], Any]], workers: int) -> dict[str, Any]:
@@ -55,9 +59,21 @@ class Cells:
         self.values[name] = json.loads(json.dumps(value))
         self.meter(len(self.values), name)
         if self.path is not None:
-            write_json(self.path, self.values | {SECONDS: self.seconds})
+            write_json(self.path, self.values | {SECONDS: self.seconds, PROCESSOR: self.processor})
 
     @property
     def seconds(self) -> float:
         """Of this sitting so far and those before it."""
         return round(self.earlier + time.perf_counter() - self.begin, 1)
+
+    @property
+    def processor(self) -> float:
+        """Seconds that processors computed, this process and those of cells that have ended: what the work costs
+        whatever else the machine does, on two cores at best twice `seconds`."""
+        return round(self.earlier_processor + processor_seconds() - self.begin_processor, 1)
+
+
+def processor_seconds() -> float:
+    """Computed by this process so far, and by processes it started that have ended."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system

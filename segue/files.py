@@ -1,8 +1,9 @@
-"""Writing files so that a kill or a full disk never leaves half of one."""
+"""Writing files so that a kill or a full disk never leaves a half-written one."""
 
 from __future__ import annotations
 
 import glob
+import itertools
 import json
 import os
 import shutil
@@ -17,13 +18,21 @@ from segue.errors import SegueError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_serial = itertools.count()  # tells the writes of this process apart: several threads may write one path at once
+
+
+def _temporary_path(path: Path, suffix: str) -> Path:
+    """An unused hidden name beside `path`: its name, a number for this write, the process id, the suffix."""
+    return path.with_name(f".{path.name}.{next(_serial)}.{os.getpid()}.{suffix}")
+
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it replaces `path`, on any failure it is removed.
+    """Yield a temporary path beside `path` to write to; it replaces `path` on success and is removed on failure.
 
-    The data are on disk (fsync) before the rename, so a power cut leaves the old file or the new one, whole. Where a
-    pipe or a device has that name they go into it; where a link has it, to what it names.
+    The data are on disk (fsync) before the rename, so a power cut leaves the old file or the new one, whole. Processes
+    and threads that write the same path at once do not disturb each other: the last one to finish wins. If `path` is a
+    pipe or a device, the data are copied into it; if it is a symbolic link, its target is replaced.
     """
     path = Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():
@@ -36,26 +45,25 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
                 raise SegueError(f"cannot write into {path} ({error.strerror}): choose another place") from error
         return
     path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary_path(path, "tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
-        mode = temporary.stat().st_mode           # as the user's umask has it; some writers give the owner alone a file
+        mode = temporary.stat().st_mode  # what the umask allows; some writers recreate the file for its owner alone
         yield temporary
         with open(temporary, "rb") as handle:
             os.fchmod(handle.fileno(), mode)
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     except Exception as error:
-        raise _refused(path, error) from error
+        raise _write_error(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def _refused(path: Path, error: Exception) -> Exception:
-    """What to say where a place could not be written; another error as it is. safetensors has its own for a full
-    disk."""
+def _write_error(path: Path, error: Exception) -> Exception:
+    """A SegueError for a failed write (safetensors has an error of its own for a full disk); other errors unchanged."""
     if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
         return error
     return SegueError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}; free some space or choose "
@@ -64,22 +72,21 @@ def _refused(path: Path, error: Exception) -> Exception:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success it takes the place of `path`, on any failure it is removed.
+    """Yield a temporary folder beside `path` to fill; it replaces `path` on success and is removed on failure.
 
-    What a killed process left behind under such a temporary name is removed on the next write, or where it is all that
-    there is of the old folder, put back.
+    Temporary folders left behind by a killed process are removed on the next write. If one of them is the only copy of
+    the old folder, it is moved back to `path` first.
     """
     path = Path(path)
     for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        owner, sort = left.name.split(".")[-2:]
-        if owner.isdigit() and Path("/proc").exists() and not Path(f"/proc/{owner}").exists():
-            if sort == "old" and not path.exists():
+        pid, suffix = left.name.split(".")[-2:]
+        if pid.isdigit() and Path("/proc").exists() and not Path(f"/proc/{pid}").exists():
+            if suffix == "old" and not path.exists():
                 with suppress(OSError):
                     os.replace(left, path)
-            elif sort in ("old", "tmp"):
+            elif suffix in ("old", "tmp"):
                 shutil.rmtree(left, ignore_errors=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    temporary, old = _temporary_path(path, "tmp"), _temporary_path(path, "old")
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -91,9 +98,9 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             os.replace(path, old)
         os.replace(temporary, path)
     except Exception as error:
-        raise _refused(path, error) from error
+        raise _write_error(path, error) from error
     finally:
-        if old.exists() and not path.exists():  # also where ctrl-C came between the two renames
+        if old.exists() and not path.exists():  # Ctrl-C may come between the two renames
             os.replace(old, path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
@@ -101,8 +108,10 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def workspace(path: Path | None, hold: bool = True) -> Iterator[Path]:
-    """Yield the folder `path`, made where it is not there, and kept; where it is None, a temporary one that goes
-    afterwards. hold: another process that would work in it meanwhile is refused."""
+    """Yield the folder `path`, created if missing and kept afterwards; for None, a temporary folder that is deleted.
+
+    hold: lock the folder (see `held`), so that no other process works in it at the same time.
+    """
     if path is None:
         with TemporaryDirectory(prefix="segue-") as spare:
             yield Path(spare)
@@ -117,8 +126,8 @@ def workspace(path: Path | None, hold: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold a folder that is there. Whoever asks for it too gets a SegueError, until this process lets go, or is killed.
-    Where the file system knows no locks nothing is held."""
+    """Lock an existing folder. Whoever else asks for it gets a SegueError until the lock is released or this process
+    dies. Does nothing where the file system or the platform has no locks."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -159,7 +168,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_picture(path: str | Path, draw: Callable[[Figure], None], size: tuple[float, float] = (8, 4.5)) -> None:
-    """What `draw` draws into a figure of `size` inches, as a PNG."""
+    """Save what `draw` draws on a figure of `size` inches as a PNG, atomically."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -389,6 +390,13 @@ def test_the_same_states_cancel() -> None:
     OccupancyMatching("none", backspace=10, eos=9, noise=0.3), RolloutUnlikelihood(0.5, eos=9)])
 def test_the_contract(objective: Any) -> None:
     check_objective(objective)
+
+
+def test_rollouts_by_the_compiled_engine_are_the_same() -> None:
+    stack, batch = model("attention").float(), Batch(torch.tensor([[1, 2, 3, 4]]), torch.tensor([[-1, 3, 4, EOS]]))
+    for kind in (partial(OccupancyMatching, backspace=BACK), RolloutUnlikelihood):
+        own, compiled = (kind(eos=EOS, decode=decode)(stack, batch).total for decode in (None, compile_model))
+        torch.testing.assert_close(own, compiled, rtol=1e-4, atol=1e-4)
 
 
 def test_the_loss_by_hand() -> None:

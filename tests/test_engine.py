@@ -486,6 +486,39 @@ def test_every_verb_agrees_with_torch(pairs: Any, name: str, data: st.DataObject
     assert b.batch == kept.batch and torch.equal(b.positions, kept.positions)
 
 
+@pytest.mark.parametrize("name", ["window", "taps", "blocks"])
+def test_what_no_window_reaches_is_dropped(pairs: Any, name: str) -> None:
+    stack, model = pairs[name]
+    a, b, chance = stack.init_state(3, 4), model.init_state(3, 4), np.random.default_rng(0)
+
+    def both(n: int, parents: torch.Tensor | None = None) -> None:
+        tokens = draw(stack, 3, n, seed=int(chance.integers(99)))
+        expected = stack.extend(tokens, a, parents).logits
+        torch.testing.assert_close(model.extend(tokens, b, parents).logits, expected, atol=TOLERANCE, rtol=TOLERANCE)
+
+    for turn in range(40):
+        both(18)
+        counts = torch.tensor(chance.integers(12, 19, 3))
+        a.commit(counts=counts), b.commit(counts=counts)
+        both(3, torch.tensor([[-1, -1, 1]] * 3))
+        path = torch.tensor([[1, 2], [0, -1], [-1, -1]])
+        a.commit(path), b.commit(path)
+        back = torch.tensor(chance.integers(0, 5, 3))
+        a.rewind(back), b.rewind(back)
+        if turn > 30:
+            rows = torch.tensor(chance.permutation(3))
+            a, b = a.select(rows), b.select(rows)
+        if turn == 20:  # a row that begins anew, beside rows that have forgotten their beginnings
+            assert b.dropped > 0
+            fresh = torch.tensor([0, 1])
+            a, b = a.select(fresh).join([stack.init_state(1, 4)]), b.select(fresh).join([model.init_state(1, 4)])
+    assert b.longest > 400 and b.capacity <= 512
+    late = b.select(torch.tensor([0])).snapshot()
+    assert late.dropped > 0
+    with pytest.raises(SegueError, match="attention saw there is forgotten"):
+        late.rewind(int(late.lengths[0]))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_is_an_extend_and_a_commit(pairs: Any, name: str) -> None:
     _, model = pairs[name]

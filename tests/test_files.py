@@ -31,6 +31,19 @@ def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path: Path) -> None:
     assert said == ["three"] and (tmp_path / "pipe").is_fifo()
 
 
+def test_threads_that_write_one_file_at_once_do_not_collide(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "file") as first, atomic_write(tmp_path / "file") as second:
+        assert first != second
+        first.write_text("one")
+        second.write_text("two")
+    assert (tmp_path / "file").read_text() == "one" and [*tmp_path.iterdir()] == [tmp_path / "file"]
+    with atomic_folder(tmp_path / "folder") as outer:
+        (outer / "outer").touch()
+        with atomic_folder(tmp_path / "folder") as inner:
+            (inner / "inner").touch()
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["outer"]
+
+
 def test_a_kill_between_the_old_folder_and_the_new_one_loses_neither(tmp_path: Path) -> None:
     kill = ("import os, sys; from segue.files import atomic_folder; real = os.replace\n"
             "def replace(a, b):\n    real(a, b)\n    os.kill(os.getpid(), 9)\n"
@@ -87,10 +100,10 @@ def test_what_json_cannot_say_is_null(tmp_path: Path) -> None:
 
 
 def test_a_move_whose_clearing_up_was_cut_short_is_over(tmp_path: Path) -> None:
-    from segue.verbs.fitted import SAVING, moved_in
+    from segue.verbs.fitted import SAVING, staged_in
 
     write_json(tmp_path / "model" / SAVING / "complete.json", {})
     write_text(tmp_path / "model" / "old", "")
-    with moved_in(tmp_path / "model") as new:
+    with staged_in(tmp_path / "model") as new:
         write_text(new / "fresh", "")
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["fresh", "old"]

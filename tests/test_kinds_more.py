@@ -56,8 +56,9 @@ def texts(data: Data) -> list[str]:
                                                 for i in range(20)), 20,
      f"{RIVER[0]}\n{RIVER[3]} 0", "field=source, field=target; not read: id"),
     ("discord.csv", "AuthorID,Author,Date,Content\n" + "".join(
-        f"{7 + i % 3},ann{i % 3},2024-01-01T10:{i:02}:00,{RIVER[i % 4]} {i}\n" for i in range(24)), 24, f"{RIVER[0]} 0",
-     "field=Content; not read: AuthorID, Author, Date"),
+        f"{7 + i % 3},ann{i % 3},2024-01-01T10:{i:02}:00,{RIVER[i % 4]} {i}\n" for i in range(24)), 1,
+     "\n".join(f"ann{i % 3}: {RIVER[i % 4]} {i}" for i in range(24)),
+     "dialogue=all, said by=Author, field=Content; not read: AuthorID, Date"),
 ])
 def test_texts_as_they_are_handed_out(tmp_path: Path, name: str, content: str, count: int, said: str,
                                       note: str) -> None:

@@ -240,3 +240,30 @@ def test_many_files_are_gone_on_from_at_once(tmp_path: Path) -> None:
     model = segue.fit(tmp_path / "in", out=tmp_path / "model", steps=2, seed=1, quiet=True, mix=False)
     answers = model.continue_([tmp_path / "in" / "a.mid", tmp_path / "in" / "b.mid"], n=4)
     assert len(answers) == 2 and all(len(answer.value) <= 4 for answer in answers)
+
+
+def test_ticks_that_are_parts_of_film_frames(tmp_path: Path) -> None:
+    path = midi(tmp_path / "a.mid", [(0, on(60)), (500, on(60, 0))])
+    data = bytearray(path.read_bytes())
+    data[12:14] = bytes([256 - 25, 40])  # 25 frames a second of 40 ticks: 500 ticks are half a second
+    path.write_bytes(data)
+    assert understood(segue.read(path)[0].object)[0][0].length == GRID
+    data[12:14] = bytes(2)
+    path.write_bytes(data)
+    with pytest.raises(SegueError, match="how long a tick is"):
+        segue.read(path)
+
+
+def test_what_midicsv_wrote_is_music(tmp_path: Path) -> None:
+    lines = ['0, 0, Header, 1, 2, 480', '1, 0, Start_track', '1, 0, Title_t, "A, B"', '1, 0, Tempo, 600000',
+             '1, 0, End_track', '2, 0, Start_track', '2, 0, Program_c, 0, 19', '2, 0, Note_on_c, 0, 60, 80',
+             '2, 480, Note_off_c, 0, 60, 0', '2, 480, Note_on_c, 0, 64, 80', '2, 960, Note_on_c, 0, 64, 0',
+             '2, 960, End_track', '0, 0, End_of_file']
+    path = tmp_path / "a.csv"
+    path.write_text("# written by midicsv\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    data = segue.read(path)
+    assert data.kind.name == "music"
+    assert data[0].object == ["tempo100", "voice19", "loud20", "note60", "length48", "wait48", "note64", "length48"]
+    path.write_text("\n".join(lines).replace("60, 80", "sixty, 80"), encoding="utf-8")
+    with pytest.raises(SegueError, match="no MIDI file that can be read"):
+        segue.read(path)

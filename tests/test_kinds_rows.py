@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from segue import read
-from segue.decoding.continuation import sayable
+from segue.decoding.continuation import codec_processors
 from segue.decoding.sampling import Prefix
 from segue.errors import SegueError
 from segue.kinds import KINDS, CellCodec
@@ -72,7 +72,7 @@ def test_columns_and_classes_of_rows(tmp_path: Path) -> None:
 
 def test_a_row_is_continued_to_its_end() -> None:
     codec = CellCodec({"age": [1.0, 2.5], "sex": ["f"], "size": [3.0]})
-    (rule,) = sayable(codec)
+    (rule,) = codec_processors(codec)
 
     def open_after(*said: str) -> list[str]:
         prefix = Prefix(codec.encode(said).tolist(), codec.size)

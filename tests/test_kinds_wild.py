@@ -27,7 +27,7 @@ from segue.kinds.frame import Look
 from segue.kinds.packed import FOREIGN
 from segue.models import Stack, StackConfig
 from segue.testing.kinds import check_kind
-from segue.verbs.fit import repeats
+from segue.verbs.fit import repeat_share
 from segue.verbs.fitted import Fitted, Report
 
 
@@ -271,6 +271,12 @@ SQ   SEQUENCE   12 AA;  1354 MW;  0 CRC64;
 STOCKHOLM = "# STOCKHOLM 1.0\n#=GF ID x\none/1-9   MKTAY.IAK\ntwo/1-9   MKTAYWIA-\n#=GC SS_cons  .........\n//\n"
 CLUSTAL = "CLUSTAL W (1.82) multiple sequence alignment\n\n\none   ACGTAC-T\ntwo   ACGTACGT\n      ****** *\n"
 PIR = ">P1;one\na protein of mine\nMKTAYIAKQR*\n"
+ONE = "# STOCKHOLM 1.0\n#=GF ID x\n\nP1/1-12      MKTAYIAKQRQI\n#=GC scorecons 000000000000\n//\n"
+NEXUS = "#NEXUS\nbegin data;\ndimensions ntax=2 nchar=5;\nformat datatype=dna missing=? gap=-;\nmatrix\n" \
+        "one GGGC?\ntwo GG-CA\n;\nend;\n"
+CHAINS = "HEADER    DNA WITH A PROTEIN                      01-JAN-01   1ABC\nSEQRES   1 A    2  MET SER\n" \
+         "SEQRES   1 B    2   DG  DC\n"
+SNAPGENE = b"\t\0\0\0\x0eSnapGene\0\1\0\x0f\0\x13" + b"\0\0\0\0\x0d\0ACGTACGTACGT"
 AMINO = GENBANK.replace("24 bp    DNA  ", "24 aa         ").replace("acgtacgtac gtacgtacgt nnac",
                                                                   "mktayiakqr qisfvkshfs rqle")
 
@@ -283,11 +289,20 @@ AMINO = GENBANK.replace("24 bp    DNA  ", "24 aa         ").replace("acgtacgtac 
     ("a.tsv", f"one\t{'MKWLF' * 5}\ntwo\t{'MKWLY' * 5}\n", "protein", ["MKWLF" * 5, "MKWLY" * 5]),
     ("a.csv", f"label,read\n1,{'ACGTT' * 5}\n2,{'TCGTT' * 5}\n", "dna", ["ACGTT" * 5, "TCGTT" * 5]),
     ("b.csv", "peptide,affinity\nMKWLF,0.5\nIIWLF,0.25\n", "protein", ["MKWLF", "IIWLF"]),
+    ("one.sth", ONE, "protein", ["MKTAYIAKQRQI"]), ("a.nex", NEXUS, "dna", ["GGGC-", "GG-CA"]),
+    ("a.phy", " 2 10\nMesohippusACGTACGTAC\nHypohippusACGTACGTAA\n", "dna", ["ACGTACGTAC", "ACGTACGTAA"]),
+    ("a.dna", SNAPGENE, "dna", ["ACGTACGTACGT"]),
 ])
-def test_flat_files_of_biology(tmp_path: Path, name: str, content: str, kind: str, letters: list[str]) -> None:
+def test_flat_files_of_biology(tmp_path: Path, name: str, content: str | bytes, kind: str, letters: list[str]) -> None:
     pytest.importorskip("Bio")
     data = read(put(tmp_path / name, content))
     assert data.kind.name == kind and [record.object for record in data] == letters and not data.problems
+
+
+def test_chains_of_other_molecules_are_told(tmp_path: Path) -> None:
+    pytest.importorskip("Bio")
+    data = read(put(tmp_path / "a.pdb", CHAINS))
+    assert [record.object for record in data] == ["MS"] and "no chain of amino acids" in str(data.problems[0])
 
 
 def test_flat_files_that_are_none(tmp_path: Path) -> None:
@@ -470,7 +485,7 @@ def test_parts_of_a_message_are_its_text(tmp_path: Path) -> None:
     assert texts(data) == ["user: What is this?\nassistant: A cat."]
     rows = [{"from": "Ann", "text": ["see ", {"type": "link", "text": "http://x"}]}, {"from": "Ann", "text": "yes"}]
     assert texts(read(put(tmp_path / "chat.json", json.dumps({"name": "x", "id": 3, "messages": rows})))) == [
-        "see http://x", "yes"]
+        "Ann: see http://x\nAnn: yes"]
 
 
 @pytest.mark.parametrize("name, content, kind, letters, label", [
@@ -1081,24 +1096,24 @@ def test_a_model_reads_new_files_as_its_own(tmp_path: Path) -> None:
     model = Fitted(stack, ByteCodec(), KINDS["text"], report, 16)
     assert model.reading == {"lines": True} and len(model.read(path)) == 60
     assert len(model.read(path, lines=None)) == 1, "and null takes it back"
-    assert model.otherwise(read(path, kind="text")) == [
+    assert model.reading_differences(read(path, kind="text")) == [
         "the data were read without lines=, those that the model was fitted on with lines=true"]
     read(path, lines=True).save(tmp_path / "saved")
-    assert not model.otherwise(read(tmp_path / "saved")) + model.otherwise(model.read(["name"]))
+    assert not model.reading_differences(read(tmp_path / "saved")) + model.reading_differences(model.read(["name"]))
 
 
 def test_what_nobody_does_twice_is_not_recommended_twice(tmp_path: Path) -> None:
     rows = "".join(f"u{i // 4},m{i * 5 % 12}\n" for i in range(40))
     rated = read(put(tmp_path / "ratings.csv", "user,movie\n" + rows))
     codec = KINDS["events"].codec(rated)
-    assert repeats(rated.encode(codec), len(codec.items)) == 0
+    assert repeat_share(rated.encode(codec), len(codec.items)) == 0
     heard = read(put(tmp_path / "plays.csv", "user,song\n" + "".join(f"u{i // 4},m{i % 2}\n" for i in range(40))))
-    assert repeats(heard.encode(codec), len(codec.items)) == 0.5
+    assert repeat_share(heard.encode(codec), len(codec.items)) == 0.5
     stack = Stack(StackConfig(codec.size, 8, ["gru"])).eval()
     for share, once in ((0.0, True), (0.5, False)):
         model = Fitted(stack, codec, KINDS["events"], Report({"repeats": share}), 16)
         whole = model.continue_(["m0", "m5"], n=8, min_new_tokens=8).whole
-        assert (model.once, len(set(whole)) == len(whole) == 10) == (once, once)
+        assert (model.rarely_repeats, len(set(whole)) == len(whole) == 10) == (once, once)
 
 
 def test_games_are_their_moves(tmp_path: Path) -> None:

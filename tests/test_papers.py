@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pkgutil
 import runpy
+import time
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,9 @@ def counting(calls: list[str]) -> Claim:
     def measure(run: Run) -> list[Row]:
         def compute(name: str) -> float:
             calls.append(name)
+            until = time.process_time() + 0.08 * (name == "a")
+            while time.process_time() < until:
+                pass
             if name == "b" and calls.count("b") == 1:
                 raise KeyboardInterrupt
             return 0.1 + len(name)
@@ -166,6 +170,7 @@ def test_an_interrupted_claim_goes_on(tmp_path: Path) -> None:
     report = run_claim(counting(calls), out=tmp_path, quiet=True)
     assert calls == ["a", "b", "b"]
     assert report.verdict == "confirmed"
+    assert report.processor >= 0.1, "what was computed before the interrupt counts"
     with pytest.raises(SegueError, match="runs at scale cpu"):
         run_claim(counting(calls), "smoke")
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from segue.files import read_json, write_text
-from segue.papers import PAPERS, claim
-from segue.papers.base import SCALES
+from segue.papers import PAPERS, Paper, claim
+from segue.papers.base import SCALES, Claim
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = ROOT / "benchmarks" / "results" / "claims"
@@ -23,10 +23,10 @@ INTRODUCTION = """\
 # The papers
 
 What Segue takes from the literature, and what became of each paper's headline claim when it was run here. The rule of
-each verdict stands in the paper's file (follow its title) and was written before the first run; where one was made
-stricter after it, the report's notes say so and what the first rule would have said. *Inconclusive* and *refuted* are
-answers too, and the words beside them say why. A verdict links to its picture, the machine to the whole report. This
-page is written by `python tools/papers.py` from those reports.
+each verdict was written before the first run; where one was made stricter after it, the report's notes say so and what
+the first rule would have said. *Inconclusive* and *refuted* are answers too, and the section says why. The title in a
+section leads to the paper's file. This page is written by `python tools/papers.py` from the reports in
+`benchmarks/results/claims`.
 """
 
 
@@ -49,41 +49,52 @@ def files(report: dict[str, Any]) -> str:
     return f"../benchmarks/results/claims/{report['slug']}-{report['scale']}"
 
 
+def where(report: dict[str, Any]) -> str:
+    return " on a GPU" if report["scale"] == "gpu" else ""
+
+
+def verdict_of(report: dict[str, Any]) -> str:
+    return f"{report['verdict']}{where(report)}"
+
+
 def measured(report: dict[str, Any]) -> str:
-    where = "on a GPU: " if report["scale"] == "gpu" else ""
-    return (f"{where}{cell(report['reason'])} ([{report['seconds']:,.0f} s on {cell(report['machine'])}]"
-            f"({files(report)}.json))")
+    """What a run found, and what it took."""
+    computing = f" ({report['processor']:,.0f} s of processor time)" if report.get("processor") else ""
+    return (f"{verdict_of(report).capitalize()} ([picture]({files(report)}.png), [report]({files(report)}.json)): "
+            f"{cell(report['reason'])}. Took {report['seconds']:,.0f} s{computing} on {cell(report['machine'])}.")
 
 
-def judged(report: dict[str, Any]) -> str:
-    where = " on a GPU" if report["scale"] == "gpu" else ""
-    return f"[{report['verdict']}]({files(report)}.png){where}"
+def section(slug: str, paper: Paper, said: Claim, found: list[dict[str, Any]]) -> list[str]:
+    """A paper's parts and claim, our figures beside its own, the verdicts and the commands."""
+    source = f" ({paper.source})" if paper.source else ""
+    scales = [report["scale"] for report in found] or ["cpu" if "cpu" in said.scales else "gpu"]
+    figures = "<br>".join(f"{cell(what)}: {cell(figure)}" for what, figure in said.paper.items()) or "none"
+    return [f"## {slug}", "", f"[{paper.title}](../segue/papers/{paper.module}.py){source}", "",
+            f"**Claim.** {said.statement}", "", f"**Rule.** {said.rule[0].upper()}{said.rule[1:]}", "",
+            row("measured here", "the paper's own figures"), row("---", "---"),
+            row("<br>".join(map(measured, found)) or "not run yet", figures), "",
+            "Parts: " + ", ".join(f"`{part}`" for part in paper.parts) + ". Command: " +
+            ", ".join(f"`segue reproduce {slug} --scale {scale}`" for scale in scales), ""]
 
 
 def page() -> str:
-    lines = [INTRODUCTION, row("paper", "parts", "claim", "measured here", "the paper's figures", "verdict", "command"),
-             row(*["---"] * 7)]
+    index = [row("paper", "verdict", "command"), row(*["---"] * 3)]
+    sections: list[str] = []
     planned: list[str] = []
     verdicts: list[str] = []
     for slug, paper in PAPERS.items():
-        source = f" ({paper.source})" if paper.source else ""
         if not paper.module:
-            planned.append(f"- {paper.title}{source}")
+            planned.append(f"- {paper.title}" + (f" ({paper.source})" if paper.source else ""))
             continue
-        said = claim(slug)
-        title = f"[{cell(paper.title)}](../segue/papers/{paper.module}.py){source}"
-        parts = ", ".join(f"`{part}`" for part in paper.parts)
-        figures = "; ".join(f"{what}: {figure}" for what, figure in said.paper.items()) or "none"
         found = reports(slug)
         verdicts += [report["verdict"] for report in found]
-        scales = [report["scale"] for report in found] or ["cpu" if "cpu" in said.scales else "gpu"]
-        lines.append(row(title, parts, cell(said.statement), "<br>".join(map(measured, found)), cell(figures),
-                         "<br>".join(map(judged, found)) or "not run yet",
-                         "<br>".join(f"`segue reproduce {slug} --scale {scale}`" for scale in scales)))
+        index.append(row(f"[{cell(paper.title)}](#{slug})", ", ".join(map(verdict_of, found)) or "not run yet",
+                         f"`segue reproduce {slug}`"))
+        sections += section(slug, paper, claim(slug), found)
     counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in sorted(set(verdicts)))
     if planned:
-        planned = ["", "Planned, without a claim yet:", "", *planned]
-    return "\n".join([*lines, "", f"Verdicts so far: {counts}.", *planned]) + "\n"
+        planned = ["Planned, without a claim yet:", "", *planned, ""]
+    return "\n".join([INTRODUCTION, f"Verdicts so far: {counts}.", "", *index, "", *planned, *sections])
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor, starts
     if fla.serves("linear" if g is None else "gla", v, k.shape[-1]):
         y, final = fla.gla(q, k, v, g, state, starts)
         return y, final.to(state.dtype)
-    chunk = min(CHUNK, n)
+    chunk = -(-n // -(-n // CHUNK))  # as long as each other, so that little is filled up
     pad = -n % chunk
 
     def chunked(x: Tensor) -> Tensor:  # (B, T, H, X) -> (B, H, T / C, C, X)

@@ -49,8 +49,9 @@ FLAT = {  # what files of databases and aligners begin with, and the name of the
     r"(CLUSTAL|MUSCLE|PROBCONS|MSAPROBS|Kalign)\b.*alignment|CLUSTAL( [WXO])?\s*\n": "clustal",
     r">(P1|F1|D[LC]|R[LC]|N[13]|XX);": "pir",
     r"(?i)#NEXUS\b": "nexus",
-    r"(HEADER    .{40}\d\d-[A-Z]{3}-\d\d|(ATOM|HETATM) +\d+ |CRYST1 |MODEL +\d+ *\n|REMARK +\d+ |TITLE {5})": "pdb",
-    r"data_\S+\s+#?\s*_entry\.id\s": "cif",
+    r"(HEADER    .{40}\d\d-[A-Z]{3}-\d\d|(ATOM|HETATM) +\d+ |CRYST1 |MODEL +\d+ *\n|REMARK +\d+ |TITLE {5}|"
+    r"(REMARK.*\n)+(ATOM|HETATM) +\d+ )": "pdb",
+    r"(#.*\n)*data_\S+\s(.|\n)*?_(entry\.id|atom_site\.(group_PDB|id))\s": "cif",
     r"[ \t]*\d+[ \t].*\n[ \t]*1[ \t]+[A-Za-z][ \t]+0[ \t]+2[ \t]+\d+[ \t]+1\b": "ct",
     r"(#.*\n)*1[ \t]+[A-Za-z][ \t]+\d+[ \t]*\r?\n2[ \t]+[A-Za-z][ \t]+\d+[ \t]*\r?\n": "bpseq",
     r"(!!(NA|AA)_MULTIPLE_ALIGNMENT|PileUp\b)": "msf",
@@ -59,6 +60,7 @@ FLAT = {  # what files of databases and aligners begin with, and the name of the
     r"@(HD|SQ|RG|PG)\t[A-Z]{2}:": "sam",
     r"[^\s@][^\t\n]*\t\d+\t\S+\t\d+\t\d+\t(\*|(\d+[MIDNSHPX=])+)\t\S+\t\d+\t-?\d+\t([A-Za-z=.]+|\*)(\t|$)": "sam",
 }
+SNAPGENE = b"\t\0\0\0\x0eSnapGene"
 SIZES = re.compile(r"\s*(\d+)[ \t]+(\d+)[ \t]*[A-Za-z]?[ \t]*")  # the first line of PHYLIP: sequences, letters of each
 PAIRED = re.compile(rb"[().,\[\]{}<>|:~_-]*[()][().,\[\]{}<>|:~_A-Za-z-]*([ \t]+\([ \d.-]+\))?\s*")  # who pairs
 REVERSED = bytes.maketrans(b"ACGTUacgtu", b"TGCAAtgcaa")
@@ -86,12 +88,14 @@ class Letters(Kind):
     def sniff(self, path: Path, head: bytes) -> float:
         suffix = path.suffix.lower()
         text = head.removeprefix(MARK).lstrip()
+        if head.startswith(SNAPGENE):
+            return 0.95 * self.likely(b"ACGT")
         if not text or (looks_binary(head) and not is_parquet(head)):
             return 0.0
         if head.startswith(b"##gff") and b"\n>" in head:  # annotation with its sequences behind
             text = text[text.index(b"\n>") + 1 :]
         text = _unmarked(_uncommented(text))
-        if (form := _flat(head)) is not None and (sample := _letters(text, form)):
+        if (form := _flat(head)) is not None and (sample := _letters(head.removeprefix(MARK).lstrip(), form)):
             return 0.95 * self.likely(sample)
         if text[:1] == b">" and (suffix in self.perhaps or suffix in self.surely or len(text.splitlines()) > 1):
             body = b"\n".join(line for line in text.splitlines() if line[:1] not in (b">", b";"))
@@ -115,13 +119,13 @@ class Letters(Kind):
 
     def read(self, path: Path, problems: Problems | None = None, *, case: str = "fold", illegal: str = "skip",
              column: str | None = None, features: str | None = None, classes: str | None = None) -> Iterator[Record]:
-        """One record a sequence; its name is file:identifier. FASTA (also behind a GFF), FASTQ, SAM (each read once,
-        as it was sequenced), GenBank, EMBL, UniProt, PDB and mmCIF, alignments (Stockholm, Clustal, PHYLIP, PIR, NEXUS,
-        MSF, MAF), the bases of folded RNA (dot-bracket, CT, BPSEQ), letters alone (a sequence a line, or one over lines
-        of one length and a shorter last), or a table (CSV, TSV, Parquet, JSON, ARFF) with sequences in a `column` (if
-        None, one called sequence or seq, or one of long words of letters; words of k letters that overlap are one
-        sequence, and so are twenty or more columns of one base each). A line of marks below the letters of each record
-        (brackets, states, 0 and 1) is not read.
+        """One record a sequence; its name is file:identifier. FASTA (also behind a GFF), FASTQ, SAM (each read once, as
+        it was sequenced), GenBank, SnapGene, EMBL, UniProt, PDB and mmCIF, alignments (Stockholm, Clustal, PHYLIP, PIR,
+        NEXUS, MSF, MAF), the bases of folded RNA (dot-bracket, CT, BPSEQ), letters alone (a sequence a line, or one
+        over lines of one length and a shorter last), or a table (CSV, TSV, Parquet, JSON, ARFF) with sequences in a
+        `column` (if None, one called sequence or seq, or one of long words of letters; words of k letters that overlap
+        are one sequence, and so are twenty or more columns of one base each). A line of marks below the letters of each
+        record (brackets, states, 0 and 1) is not read.
 
         case: "fold" makes all letters upper case; "keep" leaves soft-masked (lower-case) letters different. illegal:
         what happens to a record with a letter outside the alphabet: "skip" (and tell) or "mask" (it becomes N or X).
@@ -185,6 +189,9 @@ class Letters(Kind):
             suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
             if not head:
                 raise SegueError(f"{path}: the file is empty; give a file with sequences in it")
+            if head.startswith(SNAPGENE):
+                yield from self._flat(path, handle, "snapgene", problems)
+                return
             flat = "genbank" if GENBANK.intersection(suffixes) else _flat(head)
             if features is not None:
                 if flat not in ("genbank", "embl"):
@@ -238,11 +245,13 @@ class Letters(Kind):
     def _flat(self, path: Path, handle: BinaryIO, form: str, problems: Problems | None) -> Iterator[Found]:
         """The sequence of each record, by Biopython; the features of GenBank and EMBL are not parsed."""
         text = io.TextIOWrapper(handle, "utf-8", "replace")  # names of authors may be in another encoding
-        source: Any = handle if form == "uniprot-xml" else text
+        source: Any = handle if form in ("uniprot-xml", "snapgene") else text
         try:
             if form in ("pdb", "cif"):  # what was in the tube, or where that is not told what is in the picture
                 source = io.StringIO(text.read())
                 whole = re.search(r"(?m)^(SEQRES|_pdbx_poly_seq_scheme\.)", source.getvalue()) is not None
+                if not whole and re.search(r"(?m)^(ATOM|HETATM)\b", source.getvalue()) is None:
+                    raise SegueError(f"{path}: there is neither a sequence nor an atom in it; download it again")
                 form = f"{form}-{'seqres' if whole else 'atom'}"
             if form in ("genbank", "embl"):
                 scanners = require("Bio.GenBank.Scanner", "biology")
@@ -252,11 +261,16 @@ class Letters(Kind):
                 with warnings.catch_warnings(action="ignore"):
                     records = require("Bio.SeqIO", "biology").parse(source, form)
             for record in _doubted(path, records, problems):
+                name = (record.id or record.name or "").removeprefix("????:").replace("<unknown id>", path.stem)
                 try:
-                    yield (record.id or record.name or "").removeprefix("????:"), bytes(record.seq), None
+                    letters = bytes(record.seq)
                 except Exception as error:  # an undefined sequence; the class is Biopython's own
                     raise SegueError(f"{path}, record {record.id}: it holds no sequence (only its length); download it "
                                      "in full") from error
+                if form[:3] in ("pdb", "cif") and not letters.strip(b"X"):
+                    bad(problems, path, name, None, "no chain of amino acids (DNA, RNA or small molecules)")
+                else:
+                    yield name, letters.replace(b"?", b"-") if form == "nexus" else letters, None
         except (SegueError, OSError, EOFError):
             raise
         except Exception as error:  # a foreign parser may raise anything on a broken file
@@ -416,6 +430,8 @@ def _letters(text: bytes, form: str) -> bytes:
     if form in ("genbank", "embl", "swiss"):
         return b"PROTEIN" if re.search(r" (aa|AA)\b", lines[0]) else b"ACGT"
     if form == "nexus":
+        if kind := re.search(rb"(?i)\bdatatype\s*=\s*(dna|rna|nucleotide|protein)", text):
+            return b"PROTEIN" if kind[1].lower() == b"protein" else b"ACGT"
         lines = re.split(r"(?i)^\s*matrix\b", "\n".join(lines), maxsplit=1, flags=re.MULTILINE)[-1].splitlines()
     if form == "maf":
         words = [line.split()[-1] for line in lines if line.startswith("s ")]
@@ -463,10 +479,11 @@ def _phylip_begins(text: str) -> str | None:
         return None
     for ten in (False, True):
         letters = [_taxon(row, ten)[1] for row in rows[:2]]
-        if len(letters) > 1 and rows[1].strip().isalpha():  # the first row goes on
-            letters = [letters[0] + rows[1].strip()]
-        if all(re.fullmatch(r"[A-Za-z?*.-]+", each) for each in letters) and len({*map(len, letters)}) == 1 and \
-                len(letters[0]) <= int(said[2]):
+        ways = [letters]
+        if len(letters) > 1 and (more := "".join(rows[1].split())).isalpha():  # or the first row goes on
+            ways.append([letters[0] + more])
+        if any(all(re.fullmatch(r"[A-Za-z?*.-]+", each) for each in way) and len({*map(len, way)}) == 1 and
+               len(way[0]) <= int(said[2]) for way in ways):
             return "phylip"
     return None
 

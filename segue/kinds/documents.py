@@ -14,7 +14,8 @@ WITHIN = ("data", "rows", "records", "items", "examples", "instances", "samples"
           "annotations", "messages", "events", "playlists", "common_examples", "dialogues", "train")
 ASKED = ("problem", "question", "prompt", "instruction")
 ANSWERED = ("solution", "answer", "response", "output", "completion")
-SPOKEN = ("role", "from", "speaker", "author", "agent")  # by which a list of objects is known as a dialogue
+SPOKEN = ("role", "from", "speaker", "author", "agent", "sender_name")  # by which a list of objects is a dialogue
+WORDED = ("content", "value", "text")  # what each says
 PART = re.compile(r"(.*[_-])?(train|test|val|valid|validation|dev|eval|heldout)(ing)?([_-].*)?", re.IGNORECASE)
 SIGN = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[\[\]{},]')  # a string may be cut
 SEEN = 50  # members by which an object is told
@@ -91,6 +92,8 @@ def flat(row: dict[str, Any], before: str = "") -> dict[str, Any]:
 def _parts(value: list[Any]) -> str | None:
     """The text of a message that is a list of texts and of parts with a type; None where it is another list."""
     parts = [part for part in value if isinstance(part, dict)]
+    if any(part.keys() & {*SPOKEN} for part in parts):
+        return None  # messages, each by somebody
     said = [text for part in parts if isinstance(text := part.get("text"), str)]
     if len(said) == len(value) > 1 and any(part.keys() == {"text"} for part in parts) and \
             any(text != text.strip() for text in said):
@@ -144,6 +147,10 @@ def rows_of(value: dict[str, Any]) -> list[dict[str, Any]] | None:
         return None  # a graph
     if {"columns", "data"} <= value.keys() and _are_lists(value["data"]) and isinstance(value["columns"], list):
         return [flat(dict(zip(map(str, value["columns"]), row))) for row in value["data"]]
+    if isinstance(value.get("chats"), dict) and _are_tables(chats := value["chats"].get("list")):  # all of Telegram's
+        return [flat(_forwards(chat)) for chat in chats]
+    if _alone(value):
+        return [flat(_forwards(value))]
     if members and _are_lists(members):
         return _of_lists(value)
     if len(members) > 1 and all(isinstance(member, dict) for member in members):
@@ -151,7 +158,7 @@ def rows_of(value: dict[str, Any]) -> list[dict[str, Any]] | None:
     if len(members) == 1 and isinstance(members[0], dict):
         value = members[0]
     if _alone(value):
-        return [flat(value)]
+        return [flat(_forwards(value))]
     lower = {name.lower(): member for name, member in value.items()}
     inner = next((rows for name in WITHIN if isinstance(rows := lower.get(name), list) and rows and
                   all((isinstance(row, dict) and "role" not in row) or _are_tables(row) for row in rows)), None)
@@ -181,8 +188,24 @@ def _alone(value: dict[str, Any]) -> bool:
     """Whether an object is one question with its answer, or one dialogue."""
     asked, answered = (any(isinstance(value.get(name), str) for name in names) for names in (ASKED, ANSWERED))
     turns = next((value[name] for name in ("messages", "conversations", "conversation") if name in value), None)
-    return (asked and answered) or (turns is not None and _are_tables(turns) and all(
-        isinstance(turn.get("content", turn.get("value")), str) and turn.keys() & {*SPOKEN} for turn in turns))
+    if (asked and answered) or turns is None or not _are_tables(turns):
+        return asked and answered
+    said = [turn for turn in turns if turn.keys() & {*SPOKEN} and
+            any(isinstance(turn.get(name), str | list) for name in WORDED)]
+    return len(said) == len(turns) or (len(said) > len(turns) // 2 and any(map(_time, said)))  # a chat has notices too
+
+
+def _time(turn: dict[str, Any]) -> Any:
+    """When a message was sent, as chats say it."""
+    return next((turn[name] for name in ("timestamp_ms", "timestamp", "date_unixtime") if name in turn), None)
+
+
+def _forwards(value: dict[str, Any]) -> dict[str, Any]:
+    """A chat whose messages are listed from the last to the first, the other way round."""
+    turns = value.get("messages", [])
+    times = [_time(turn) for turn in turns if _time(turn) is not None] if _are_tables(turns) else []
+    first, last = (str(time).rjust(20) for time in (times[0], times[-1])) if times else ("", "")  # numbers, or ISO 8601
+    return {**value, "messages": turns[::-1]} if first > last else value
 
 
 def _parted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ import numpy as np
 from segue.errors import SegueError
 from segue.kinds.base import ARFF, HEAD, MOST, Problems, as_utf8, bad, looks_binary, marked, parsed_xml, words
 from segue.kinds.documents import as_row, document, flat, rows_of, spread
-from segue.kinds.games import PLAYED, are_moves, games_of, is_games
+from segue.kinds.games import PLAYED, STONE, are_moves, games_of, is_games
 from segue.kinds.packed import actual, bare, opened
 from segue.kinds.times import DATE
 
@@ -47,7 +47,8 @@ LINES = frozenset((".jsonl", ".ndjson"))
 JSON = LINES | {".json", ".jsonocel"}
 PARQUET = frozenset((".parquet", ".pq", ".arrow", ".feather", ".ipc", ".orc"))  # and its like
 # Files that may hold a table.
-TABULAR = DELIMITED | JSON | PARQUET | {"", *words(".txt .dat .data .log .list .trn .tra .tst .tes .train .test .pgn")}
+TABULAR = DELIMITED | JSON | PARQUET | {
+    "", *words(".txt .dat .data .log .list .trn .tra .tst .tes .train .test .pgn .sgf")}
 SINGLE = re.compile(r"'[^'\n]*'([,;\t]'[^'\n]*')+\s*\n")  # a heading in quotation marks of another sort
 IDS = re.compile(r"[A-Za-z_]{0,4}\d+(-\d+)?( +[A-Za-z_]{0,4}\d+(-\d+)?)*")  # N55528 N19639
 BARE = re.compile(r"\[\w[\w-]*(\s*,\s*\w[\w-]*)+\]")  # [E5,E22], a list of words without quotation marks
@@ -605,13 +606,13 @@ def _load_games(path: Path, text: str, problems: Problems) -> Frame:
 
     games = []
     for line, moves, result in games_of(text):
-        strange = next((move for move in moves if not PLAYED.fullmatch(move)), None)
+        strange = next((move for move in moves if not (PLAYED.fullmatch(move) or STONE.fullmatch(move))), None)
         if strange is None:
             games.append((line, moves, result))
         else:
             bad(problems, path, f"line {line}", None, f"{strange!r:.40} is no move; mend or remove the game")
     if not games:
-        raise SegueError(f"{path}: there is no game with moves in this file (PGN)")
+        raise SegueError(f"{path}: there is no game with moves in this file (PGN, SGF)")
     columns = {"moves": pa.array([moves for _, moves, _ in games], pa.large_list(pa.string())),
                "result": pa.array([result for *_, result in games], pa.string())}
     return Frame(path, columns, True, np.array([line for line, *_ in games]))

@@ -1,4 +1,5 @@
-"""Games of chess: the moves of each as Portable Game Notation keeps them (PGN), with its result, or a game a line."""
+"""Games: the moves of each as Portable Game Notation keeps them (PGN, of chess), with its result, or a game a line; and
+as Smart Game Format does (SGF, of Go and its like)."""
 
 from __future__ import annotations
 
@@ -15,10 +16,15 @@ ASIDE = re.compile(r"\{[^}]*(?:\}|$)|;[^\n]*|(?m:^%[^\n]*)|\$\d+|\d+\.+|--")  # 
 WITHIN = re.compile(r"\([^()]*\)")  # what might have been played instead
 LISTED = re.compile(rf"{MOVE}|[a-h][1-8][a-h][1-8][qrbn]?")  # of chess, in lines without tags
 RESULTS = ("1-0", "0-1", "1/2-1/2", "*")
+SGF = re.compile(rb"(\xef\xbb\xbf)?\s*\(\s*;\s*(?:[A-Z]{1,2}\s*\[)")
+PROPERTY = re.compile(r"([()])|([A-Z]+)\s*((?:\[(?:[^\]\\]|\\.)*\]\s*)+)", re.DOTALL)  # B[pd], C[It is \[bad\]]
+STONE = re.compile(r"[BW](?:[a-zA-Z]{2})?")  # Bpd, or B where nobody plays
 
 
 def is_games(head: bytes) -> bool:
     """By tags at the beginning of a file, a line each, with a move further on; or by lines of nothing but moves."""
+    if SGF.match(head) is not None:
+        return re.search(rb"[^A-Za-z][BW]\s*\[[a-zA-Z]{2}\]", head) is not None
     if BEGIN.match(head) is None:
         lines = [line.decode("ascii", "replace") for line in head.removeprefix(b"\xef\xbb\xbf").split(b"\n", 21)[:20]]
         games = [moves_in(line) for line in (lines[:-1] if len(lines) > 1 else lines) if line.strip()]
@@ -43,6 +49,9 @@ def as_pgn(moves: Sequence[str], event: str) -> str:
 def games_of(text: str) -> Iterator[tuple[int, list[str], str]]:
     """The line where each game begins, its moves without marks of how good they were, and its result ("" where it was
     not played to an end)."""
+    if SGF.match(text[:4096].encode()):
+        yield from _of_sgf(text)
+        return
     if not BEGIN.match(text[:4096].encode()):
         for number, each in enumerate(text.removeprefix("\ufeff").splitlines(), 1):
             result = next((word for word in each.split()[-1:] if word in RESULTS), "")
@@ -62,6 +71,31 @@ def games_of(text: str) -> Iterator[tuple[int, list[str], str]]:
         if moves := [word for word in words if word not in RESULTS]:
             yield line, moves, "" if result == "*" else result
         line, at = line + game.count("\n"), begin + len(game)
+
+
+def _of_sgf(text: str) -> Iterator[tuple[int, list[str], str]]:
+    """Of what might have been played, the first line, which is the game; who won is the result. Moves are Bpd, Wdd."""
+    depth, line, at, begin = 0, 1, 0, 1
+    moves, result, over = list[str](), "", False
+    for found in PROPERTY.finditer(text):
+        line, at = line + text.count("\n", at, found.start()), found.start()
+        bracket, name, values = found.groups()
+        if bracket == "(":
+            if depth == 0:
+                begin, moves, result, over = line, [], "", False
+            depth += 1
+        elif bracket == ")":
+            depth, over = max(depth - 1, 0), True
+            if depth == 0 and moves:
+                yield begin, moves, result
+                moves = []
+        elif name in ("B", "W") and not over:
+            place = values.strip()[1:-1].strip()
+            moves.append(name if place == "tt" else f"{name}{place}")
+        elif name == "RE" and values[1:2] in ("B", "W"):
+            result = values[1]
+    if moves:  # a file that is cut
+        yield begin, moves, result
 
 
 def are_moves(cells: Sequence[str]) -> bool:

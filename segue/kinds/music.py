@@ -8,6 +8,7 @@ which hold every usual note value, and at the usual tempo of a recording are the
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import re
@@ -39,7 +40,13 @@ ITEMS = [f"{what}{value}" for what, values in (
 KNOWN = frozenset(ITEMS)
 # A table with a column a voice, pitches and nothing else in it.
 VOICES = re.compile(rb'"?(note|voice)_?\d"?([,;\t]"?(note|voice)_?\d"?){1,8}\s*\n[\d,;\t\r\n]+', re.IGNORECASE)
+CSV = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:#[^\n]*\n\s*)*0, *0, *Header, *[012], *\d+, *\d+", re.IGNORECASE)  # midicsv
 NAMES = ["C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B"]
+
+CSV_EVENTS = {  # of midicsv, and what mido calls them and their values
+    "note_on_c": ("note_on", "channel", "note", "velocity"), "note_off_c": ("note_off", "channel", "note", "velocity"),
+    "program_c": ("program_change", "channel", "program"), "tempo": ("set_tempo", "tempo"),
+    "control_c": ("control_change", "channel", "control", "value")}
 
 
 @dataclass(frozen=True, order=True)
@@ -54,11 +61,11 @@ class Note:
 
 
 class Music(Kind):
-    """Standard MIDI files (.mid, .rmi), scores (MusicXML, .mxl, Humdrum **kern), all parts together, and piano rolls
-    (JSON: pieces of steps of the pitches that sound; arrays of steps of 88 keys or 128 pitches; CSV with a column a
-    voice). An object is a list of items: `note60` or `drum36` and the `length12` it lasts, `wait24` until the next one;
-    `loud`, `voice` (the instrument) and `tempo` stand in front of the note from which on they hold. The unit is the
-    event. A file of independent patterns (format 2) or pieces is a record each."""
+    """Standard MIDI files (.mid, .rmi, or as midicsv writes them), scores (MusicXML, .mxl, Humdrum **kern), all parts
+    together, and piano rolls (JSON: pieces of steps of the pitches that sound; arrays of steps of 88 keys or 128
+    pitches; CSV with a column a voice). An object is a list of items: `note60` or `drum36` and the `length12` it lasts,
+    `wait24` until the next one; `loud`, `voice` (the instrument) and `tempo` stand in front of the note from which on
+    they hold. The unit is the event. A file of independent patterns (format 2) or pieces is a record each."""
 
     name = "music"
     unit = "event"
@@ -72,7 +79,8 @@ class Music(Kind):
         if is_array(head):
             return 0.995 if rolled(head) else 0.0
         roll = is_roll(head) or VOICES.match(head)
-        return 0.97 if head.startswith(b"MThd") or boxed or is_score(head) or is_kern(head) or roll else 0.0
+        written = is_score(head) or is_kern(head) or CSV.match(head)
+        return 0.97 if head.startswith(b"MThd") or boxed or written or roll else 0.0
 
     def read(self, path: Path, problems: Problems | None = None, *, pedal: bool = True,
              step: float = 0.25) -> Iterator[Record]:
@@ -106,7 +114,7 @@ class Music(Kind):
         file = _opened(require("mido", "music"), path)
         songs = [[track] for track in file.tracks] if file.type == 2 else [file.tracks]
         for number, tracks in enumerate(songs, 1):
-            yield str(number), *_heard(tracks, GRID / file.ticks_per_beat, pedal)
+            yield str(number), *_heard(tracks, _steps(file), pedal)
 
     def codec(self, data: Dataset) -> Codec:
         """An item a token; every item there can be has one, so that a new piece has no unknown ones."""
@@ -165,7 +173,7 @@ def parts(path: str | Path, pedal: bool = True) -> dict[str, list[Note]]:
     file = _opened(require("mido", "music"), Path(path))
     found: dict[str, list[Note]] = {}
     for track in file.tracks:
-        if notes := _heard([track], GRID / file.ticks_per_beat, pedal)[0]:
+        if notes := _heard([track], _steps(file), pedal)[0]:
             found.setdefault(track.name, []).extend(notes)
     return {name: sorted(notes) for name, notes in found.items()}
 
@@ -173,17 +181,53 @@ def parts(path: str | Path, pedal: bool = True) -> dict[str, list[Note]]:
 def _opened(mido: Any, path: Path) -> Any:
     """A MIDI file whose times are in beats."""
     with opened(path) as handle:
+        data = handle.read()
         try:
-            file = mido.MidiFile(file=io.BytesIO(known_chunks(handle.read())), clip=True)
+            if CSV.match(data):
+                return _of_csv(mido, data)
+            file = mido.MidiFile(file=io.BytesIO(known_chunks(data)), clip=True)
         except SegueError:
             raise
         except Exception as error:  # a foreign parser may raise anything on a broken file
             why = " ".join(str(error).split()) or ("it ends too soon" if isinstance(error, EOFError) else
                                                    type(error).__name__)
             raise SegueError(f"{path}: no MIDI file that can be read ({why}); save it again") from error
-    if file.ticks_per_beat <= 0 or file.ticks_per_beat >= 1 << 15:
-        raise SegueError(f"{path}: its times are in film frames (SMPTE), not in beats; save it with ticks per beat")
+    if not file.ticks_per_beat:
+        raise SegueError(f"{path}: its header does not say how long a tick is; save it again")
     return file
+
+
+def _of_csv(mido: Any, data: bytes) -> Any:
+    """A MIDI file from what midicsv wrote: track, time, event and its values a line."""
+    file = mido.MidiFile(type=1, ticks_per_beat=480)
+    tracks: dict[int, list[tuple[int, Any]]] = {}
+    for cells in csv.reader(io.StringIO(data.decode("utf-8", "replace").lstrip("\ufeff")), skipinitialspace=True):
+        name = cells[2].lower() if len(cells) > 2 and cells[0][:1] != "#" else ""
+        if name == "header":
+            file.type, file.ticks_per_beat = int(cells[3]), int(cells[5])
+        elif name in CSV_EVENTS:
+            event, *fields = CSV_EVENTS[name]
+            values = dict(zip(fields, map(int, cells[3:])))
+            message = mido.MetaMessage(event, **values) if event == "set_tempo" else mido.Message(event, **values)
+            tracks.setdefault(int(cells[0]), []).append((int(cells[1]), message))
+        elif name == "start_track":
+            tracks.setdefault(int(cells[0]), [])
+    for events in tracks.values():
+        now, track = 0, mido.MidiTrack()
+        for at, message in sorted(events, key=lambda event: event[0]):
+            track.append(message.copy(time=at - now))
+            now = at
+        file.tracks.append(track)
+    return file
+
+
+def _steps(file: Any) -> float:
+    """How many steps a tick of a MIDI file lasts. Where ticks are parts of film frames (SMPTE), and beats are not
+    known, there are 120 beats a minute."""
+    division = file.ticks_per_beat % (1 << 16)
+    if division < 1 << 15:
+        return GRID / division
+    return 2 * GRID / max((256 - (division >> 8)) * (division & 255), 1)
 
 
 def is_score(head: bytes) -> bool:

@@ -158,6 +158,8 @@ class Picture(Kind):
         with opened(path) as handle:
             data = handle.read()
         for drawn in pictures(path, data, problems):
+            if problems is not None and wanted is None and drawn.form is None and not problems.note:
+                problems.note = f"{SIDE} pixels wide, {LEVELS} levels of grey (others: --read side= levels= colour=)"
             form = wanted or drawn.form or Form("grey", LEVELS, SIDE)
             form = replace(form, width=form.width or drawn.frames[0].width)
             if form.width > WIDE or any(image.height > TALL * image.width for image in drawn.frames):

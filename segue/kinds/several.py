@@ -1,5 +1,5 @@
-"""Plain texts that hold many: lines that say their class, sentences of a word a line, numbered lines, texts with a mark
-between them."""
+"""Plain texts that hold many: lines that say their class, sentences of a word a line, numbered lines, tunes in ABC,
+texts with a mark between them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ ENDED = re.compile(r"<\|endoftext\|>[ \t]*\r?$", re.MULTILINE)  # and no mention
 TURN = "__eou__"  # behind each turn of a dialogue, of which a line holds all
 BEHIND = "a line a text; not read: the class in front of it"
 LEAST = 20  # lines by which a file is told
+TUNE = re.compile(r"X:\s*\d+\s*")  # the first line of each tune in ABC
+SELFIES = re.compile(r"(?:\[[^\[\]\s]{1,20}\]|\.){2,}")  # a molecule: [C][=C][Branch1][Ring1]
 Numbered = Iterable[tuple[int, str]]
 
 
@@ -48,6 +50,10 @@ def form_of(head: str, field: Sequence[str] = (), table: bool = False) -> Form |
     lines = [line for line in lines if line]
     if table:
         return None
+    if sum(TUNE.fullmatch(line) is not None for line in lines) > 1 and any(line.startswith("K:") for line in lines):
+        return Form("a tune a text, from each line X: on", _tunes)
+    if len(lines) > 2 and all(map(SELFIES.fullmatch, lines)):
+        return Form("a line a text, a molecule in SELFIES", _lines)
     if lines and lines[0].startswith(LABEL):
         return Form(BEHIND, _behind)
     if len(lines) < LEAST or field:
@@ -86,6 +92,19 @@ def _between(lines: Numbered) -> Iterator[tuple[int, str, str]]:
             begin, part = number, [other]
     if text := "\n".join(part).strip():
         yield begin, text, ""
+
+
+def _tunes(lines: Numbered) -> Iterator[tuple[int, str, str]]:
+    """What stands before the first tune is of none."""
+    begin, part = 0, list[str]()
+    for number, line in lines:
+        if TUNE.fullmatch(line):
+            if begin:
+                yield begin, "\n".join(part).strip("\n"), ""
+            begin, part = number, []
+        part.append(line)
+    if begin:
+        yield begin, "\n".join(part).strip("\n"), ""
 
 
 def _stories(lines: Numbered) -> Iterator[tuple[int, str, str]]:

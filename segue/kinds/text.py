@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from segue.errors import SegueError
 from segue.files import atomic_write
+from segue.kinds import chats, gutenberg, mails, subtitles, translations
 from segue.kinds.base import (
     HEAD,
     MARK,
@@ -57,18 +58,19 @@ from segue.kinds.frame import (
     said,
 )
 from segue.kinds.packed import bare, no_text, opened
-from segue.kinds.several import form_of
+from segue.kinds.several import Form
+from segue.kinds.several import form_of as several_of
 from segue.kinds.times import DATE
 
 SAMPLE = 1 << 26  # bytes of text that merges are learned from
 # Columns and fields that hold text, best first; those of objects (JSON) may have names that say it less surely.
 COLUMNS = words("text content body document sentence article story passage dialogue dialog conversation transcript "
                 "question message review comment utterance utt tweet post query abstract summary lyrics caption abc "
-                "smiles")
+                "smiles selfies")
 FIELDS = words("text content code body document sentence article story passage dialogue dialog conversation transcript "
                "question problem prompt input instruction instructions problem_statement description abstract message "
                "review comment utterance utt tweet post query summary completion output response answer chosen context "
-               "title lyrics caption abc smiles")
+               "title lyrics caption abc smiles selfies")
 # What asks and what answers: together they are one text. So are what a few things are made of, and these.
 ASKS = words("instruction instructions question questions stem problem problem_statement prompt input context passage "
              "article story body query options choices endings premise buggy mr goal ctx history sent1 obs1 obs2 "
@@ -87,9 +89,12 @@ LANGUAGE = re.compile(r"(translation\.)?([a-z]{2,3}([_-]\w{2,4})?|(english|frenc
 NAMED = words("name word surname lastname firstname fullname")  # what holds short texts
 DIALOGUES = words("dialogue dialog conversation transcript context")
 TOKENS = ("tokens", "words", "token")  # a text in lists of its words
-TURNS, ROLES = words("content value text utterance message"), words("role from speaker author agent")  # of a dialogue
+TURNS, ROLES = words("content value text utterance message"), words("role from speaker author agent sender_name user")
 LISTED = words("turns utterances conversation conversations messages history dialog dialogue data")  # nobody named
-SPEAKERS = (*ROLES, *words("speaker_id speaker_idx speaker_name character sender user username participant name who"))
+SPEAKERS = (*ROLES, *words("speaker_id speaker_idx speaker_name character sender username participant name who"))
+# The columns of a chat that is a table, and those by which messages are known to stand alone, as on public platforms.
+MESSAGES, SENT = words("text content message msg body"), words("ts timestamp timestamp_ms date time datetime sent")
+ALONE = re.compile(r"(?i)like|retweet|favou?rite|score|star|rating|vote|point|title|subject|label|lang|follower|view")
 DIALOGUE = re.compile(r"(dialog(ue)?|conv(ersation)?|thread|chat|scene|message_?tree)[ _]?(id|idx|index|no|nr|num|"
                       r"number|file)?", re.IGNORECASE)  # the column that says to which dialogue a turn belongs
 SMILES = {".smi", ".smiles"}  # a molecule a line, its name behind it
@@ -99,7 +104,7 @@ LETTERS = bytes(range(65, 91)) + bytes(range(97, 123)) + bytes(range(128, 256))
 @dataclass(frozen=True)
 class Roles:
     """What columns are read as. field: those of the text; column: that of classes; dialogue: that which says to which
-    dialogue a row, one turn of it, belongs; speaker: who says it."""
+    dialogue a row, one turn of it, belongs ("": all rows are turns of one); speaker: who says it."""
 
     field: list[str]
     column: str | None = None
@@ -132,7 +137,8 @@ class Text(Kind):
             return 0.91  # and not who spoke after whom
         if suffix in LINES:
             return 0.8 if _holds_text(path, head) else 0.3
-        several = self.name == "text" and suffix not in self.extensions and form_of(head.decode("utf-8", "replace"))
+        several = self.name == "text" and suffix not in self.extensions and (
+            mails.is_mail(head) or form_of(head.decode("utf-8", "replace")))
         surely = 0.8 if suffix in self.extensions or several else 0.2
         if suffix in DELIMITED:
             table = glance(path, head)
@@ -161,7 +167,9 @@ class Text(Kind):
         Plain text whose lines each begin or end with a class is a text a line, without it, and so are lines for which a
         file beside it says as many classes; sentences of a word a line (CoNLL) are a text each, of the words or of the
         columns that `field` counts; so are numbered lines up to the next that is numbered 1, and what stands between
-        <|endoftext|>. classes: the field or column that says of which class each record is ("": one that seems to, what
+        <|endoftext|>. Chats, mails, subtitles, translation memories and books of Project Gutenberg are read without
+        what their programs put around the words; files side by side that are translations, a sentence a line, are read
+        together. classes: the field or column that says of which class each record is ("": one that seems to, what
         is in front of or behind each line, or in a file beside it), which its name then tells.
         """
         beside = classes_beside(path) if self.name == "text" and not (field or classes) else None
@@ -193,12 +201,20 @@ class Text(Kind):
             for name, text in dialogues(path, self._lines(path, encoding, errors)):
                 yield Record(text.encode(), name=f"{path}:{name}")
             return
+        if self.name == "text" and not (lines or field) and mails.is_mail(head.encode()):
+            yield from mails.mails(path, problems)
+            return
         if self.name == "text" and not lines and suffix not in {".csv", ".arff", ".inter"} | JSON | PARQUET and (
                 several := form_of(head, field, suffix in DELIMITED)):
             if problems is not None:
-                problems.note = several.note if classes is None else several.note.replace("not read:", "read:")
+                problems.note = several.note.replace("not read: the class", "read: the class" if classes is not None
+                                                     else "not read: the class")
+            found = False
             for number, text, label in several.cut(self._lines(path, encoding, errors)):
+                found = True
                 yield Record(text.encode(), name=of_class(f"{path}:{number}", label if classes == "" else ""))
+            if not found:
+                raise SegueError(f"{path}: there is no text in this file ({several.note})")
             return
         if not lines and (field or classes or suffix in TABULAR):
             rows = self._rows(path, problems, field, classes, encoding)
@@ -225,6 +241,28 @@ class Text(Kind):
                     yield Record(line.split()[0] if smiles else line, name=f"{path}:{start}")
         if not found:
             raise SegueError(f"{path}: the file is empty; give a file with text in it")
+
+    def read_all(self, paths: list[Path], problems: Problems, named: frozenset[Path],
+                 **options: Any) -> Iterator[Record]:
+        """As `Kind.read_all`, but files side by side that are translations of each other, a sentence a line, are read
+        together: a text of each line and what it is in the other languages."""
+        asked = self.name != "text" or any(options.get(name) for name in ("lines", "field", "classes"))
+        groups = {} if asked else translations.side_by_side(paths)
+        others = {path for group in groups.values() for path in group[1:]}
+        for path in paths:
+            if path in groups:
+                yield from self._side_by_side(groups[path], problems, options)
+            elif path not in others:
+                yield from super().read_all([path], problems, named, **options)
+
+    def _side_by_side(self, paths: list[Path], problems: Problems, options: dict[str, Any]) -> Iterator[Record]:
+        errors, given = options.get("errors", "strict"), options.get("encoding", "utf-8")
+        problems.note = f"lines of files side by side ({', '.join(bare(path).suffix[1:] for path in paths)})"
+        rows = (self._lines(path, encoding_of(path, given, problems), errors) for path in paths)
+        for row in zip(*rows):
+            said = [line.strip() for _, line in row]
+            if all(said):
+                yield Record("\n".join(said).encode(), name=f"{paths[0]}:{row[0][0]}")
 
     def _pieces(self, path: Path, encoding: str, errors: str) -> Iterator[tuple[int, bytes]]:
         """Pieces of a file as UTF-8, each with its offset in bytes of the file."""
@@ -296,7 +334,8 @@ class Text(Kind):
         dialogue, speaker = (None, None) if asked or column else dialogue_columns(table, field)
         if problems is not None and field:
             by = [("said by", role) for role in (speaker, *(_role(name, table.names) for name in field)) if role]
-            problems.note = said([("class", column), ("dialogue", dialogue), *by, *(("field", name) for name in field)],
+            within = "all" if dialogue == "" else dialogue
+            problems.note = said([("class", column), ("dialogue", within), *by, *(("field", name) for name in field)],
                                  table.names)
         roles = Roles(field, column, dialogue, speaker)
         if table.form == "delimited":
@@ -451,6 +490,14 @@ class Code(Text):
         return 0.85 if inner else max(0.6, super().sniff(path, head))
 
 
+def form_of(head: str, field: Sequence[str] = (), table: bool = False) -> Form | None:
+    """How a plain file that is not one text as it stands is read; None where it is. See `segue.kinds.several.form_of`
+    for `field` and `table`."""
+    known = (gutenberg, chats, subtitles, translations)
+    form = None if field or table else next(filter(None, (each.form_of(head) for each in known)), None)
+    return form or several_of(head, field, table)
+
+
 def _notebook(path: Path) -> bytes:
     """What was typed into the cells of a Jupyter notebook, a blank line between them; no outputs."""
     with opened(path) as handle:
@@ -496,9 +543,12 @@ def _are_texts(cell: Any) -> bool:
 
 
 def _role(name: str, names: Iterable[str]) -> str | None:
-    """The field that says who speaks, beside that of the turns of a dialogue."""
-    return next((other for other in names if "." in name and _last(other) in ROLES
-                 and other.rpartition(".")[0] == name.rpartition(".")[0]), None)
+    """The field that says who speaks, beside that of the turns of a dialogue: messages.from, or messages.author.name,
+    beside messages.text."""
+    if "." not in name:
+        return None
+    beside = {f"{name.rpartition('.')[0]}.{role}{inner}" for role in ROLES for inner in ("", ".name")}
+    return next((other for other in names if other.lower() in beside), None)
 
 
 def _is(name: str, usual: Collection[str]) -> bool:
@@ -554,7 +604,7 @@ def _record(path: Path, place: int, text: str, cells: Mapping[str, Any], roles: 
         return None
     speaker = class_of(cells.get(roles.speaker or ""))
     text = f"{speaker}: {text.strip()}" if speaker else text
-    name = place if roles.dialogue is None else class_of(cells.get(roles.dialogue))
+    name = place if roles.dialogue is None else class_of(cells.get(roles.dialogue)) if roles.dialogue else 1
     return Record(text.encode("utf-8", "backslashreplace"), name=of_class(f"{path}:{name}", label))
 
 
@@ -577,12 +627,19 @@ def dialogue_columns(table: Look, field: Sequence[str]) -> tuple[str | None, str
         runs = sum(a != b for a, b in pairwise(cells))
         if name != field[0] and 2 * runs <= len(cells) == len(table.rows) > 1:
             dialogue = name
-    if dialogue is None:
-        return None, None
     speaker = next((name for usual in SPEAKERS for name in table.names if _last(name) == usual and name != field[0]
                     and all(not isinstance(cell, list) and len(str(cell)) <= 40 for cell in table.column(name))
                     and len(set(map(class_of, table.column(name)))) > 1), None)
-    return dialogue, speaker
+    if dialogue is None and speaker is not None and _is_chat(table, field[0], speaker):
+        dialogue = ""
+    return (None, None) if dialogue is None else (dialogue, speaker)
+
+
+def _is_chat(table: Look, field: str, speaker: str) -> bool:
+    """Whether rows are the messages of one chat: what a few people say in turn, each at its time (Slack, Discord)."""
+    people = list(map(class_of, table.column(speaker)))
+    return _last(field) in MESSAGES and any(_last(name) in SENT for name in table.names) and \
+        not any(map(ALONE.search, table.names)) and len(people) >= 10 and 4 * len(set(people)) <= len(people)
 
 
 def _dialogue_names(table: Look) -> list[str]:
@@ -591,8 +648,10 @@ def _dialogue_names(table: Look) -> list[str]:
 
 def _holds_dialogues(path: Path, head: bytes) -> bool:
     table = glance(path, head) if path.suffix.lower() in TABULAR else None
-    return table is not None and bool(_dialogue_names(table)) and \
-        dialogue_columns(table, text_columns(table))[0] is not None
+    if table is None or not (_dialogue_names(table) or table.form == "document" or path.suffix.lower() == ".csv"):
+        return False
+    field = text_columns(table)
+    return any(_role(name, table.names) for name in field) or dialogue_columns(table, field)[0] is not None
 
 
 def text_columns(table: Look) -> list[str]:
@@ -656,7 +715,8 @@ def text_columns(table: Look) -> list[str]:
         return turns[:1]
     if long := [name for name in names if (cells := table.column(name)) and all(map(_are_texts, cells)) and
                 _mean_words(cells) > 4 and not any(isinstance(cell[0], list) for cell in cells)]:
-        return long
+        final = [name for name in long if _last(name).startswith("final_")]
+        return final or long  # the others are what it was made of
     return [name for name in names if _last(name) in TOKENS and (cells := table.column(name)) and len(names) > 1 and
             all(isinstance(cell, list) and all(isinstance(word, str) for word in cell) for cell in cells)][:1]
 

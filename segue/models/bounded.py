@@ -17,8 +17,7 @@ Module = TypeVar("Module", bound=nn.Module)
 def bounded(stack: Stack, length: int) -> Stack:
     """The same stack, its weights shared, in which attention by relative positions that looks at all of the past looks
     at the latest `length` elements. Distances that no row of training had make predictions worse than nothing does
-    there; and so the time for an element stops growing, as does, but in the compiled engine, the memory. The stack
-    itself where nothing changes."""
+    there; and so the time for an element, and the memory, stop growing. The stack itself where nothing changes."""
     if not any(_unbounded(block.mixer) for block in stack.blocks):
         return stack
     twin = _twin(stack)
@@ -26,7 +25,7 @@ def bounded(stack: Stack, length: int) -> Stack:
     for block in blocks:
         if isinstance(block.mixer, Attention) and _unbounded(block.mixer):
             block.mixer = _twin(block.mixer)
-            block.mixer.look_back_within(length)
+            block.mixer.limit_window(length)
     twin.add_module("blocks", nn.ModuleList(blocks))
     return twin
 

@@ -19,7 +19,7 @@ from segue.kernels.cpu import engine
 from segue.kernels.cpu import program as p
 from segue.kernels.cpu.cache import prepare, warm
 from segue.kernels.cpu.simd import BLOCK, TILE
-from segue.mixers.state import Layout, check_asked, check_counts, check_parents, check_path, check_rows
+from segue.mixers.state import Layout, check_counts, check_node_indices, check_parents, check_path, check_rows
 from segue.models.base import Decoding, Output, reads_whole
 from segue.models.stack import Block, Stack, StackConfig
 
@@ -158,15 +158,18 @@ class CompiledState:
     """The memory of a compiled model for a batch of rows; see `segue.mixers.state.State` for what the verbs mean.
 
     Keys and values of pending nodes lie behind the committed ones, and the cursor of each row (`lengths`) says where
-    those end: to commit a chain is to move the cursor. `prompt` is as of `segue.mixers.state.State`.
+    those end: to commit a chain is to move the cursor. Where all attention has a window, positions beyond it and `back`
+    (how far the state must be able to rewind) are dropped. `prompt` is as of `segue.mixers.state.State`.
     """
 
     def __init__(self, model: CompiledModel, batch: int, history: int = 0) -> None:
         self.model, self.program = model, model.program
         self.lengths = np.zeros(batch, np.int64)
         self.history = history if self.program.states else 0
+        self.back = history
         self.prompt: Tensor | None = None
-        self.capacity = 0
+        self.capacity = 0  # positions that the caches have room for,
+        self.dropped = 0  # behind the first so many, a multiple of TILE
         self.cache, self.local = Memory(0), Memory(0)
         self.states = Memory(batch * self.program.floats_per_state)
         for rows, initial in zip(self._rows(self.states), self.program.initial):
@@ -271,7 +274,8 @@ class CompiledState:
         job = p.aligned((p.JOB,), np.int64)
         path = np.ascontiguousarray(path)
         job[p.OPERATIONS], job[p.COUNT], job[p.BATCH] = table.ctypes.data, len(table), self.batch
-        job[p.CACHE], job[p.CAPACITY], job[p.LENGTH] = self.cache.address, self.capacity, self.lengths.ctypes.data
+        lengths = self.lengths - self.dropped
+        job[p.CACHE], job[p.CAPACITY], job[p.LENGTH] = self.cache.address, self.capacity, lengths.ctypes.data
         job[p.PATH], job[p.STEPS] = path.ctypes.data, path.shape[1]
         if after is not None:
             job[p.BEFORE], job[p.AFTER] = self.states.address, after.address
@@ -295,8 +299,11 @@ class CompiledState:
 
     def reserve(self, nodes: int) -> None:
         """Room for so many more nodes in each row; grows by doubling, so that n tokens cost O(n) copying."""
-        need = self.longest + nodes
-        if need > self.capacity and self.program.caches:
+        full = bool(self.program.caches) and self.longest - self.dropped + nodes > self.capacity
+        if full:
+            self._drop()
+        need = self.longest - self.dropped + nodes
+        if full and need > self.capacity:
             capacity = p.padded(max(need, 2 * self.capacity, 128), TILE)
             cache = Memory(self.batch * capacity * self.program.floats_per_position)
             used = self.capacity // TILE
@@ -306,6 +313,23 @@ class CompiledState:
         local = max(TILE + BLOCK * (3 * TILE + self.capacity + self.program.widest) + 2 * nodes, self.program.local)
         if local * self.model.threads > self.local.array.size:
             self.local = Memory(p.padded(2 * local, 2 * TILE) * self.model.threads)
+
+    def _out_of_reach(self) -> int:
+        """How many first positions nothing can look at any more, a multiple of TILE."""
+        reach = self.program.reach
+        if reach is None or self.prompt is not None or not self.batch:
+            return self.dropped
+        oldest = min(int(lengths.min()) for lengths in (self.lengths - self.back, *(at for at, _ in self.marks)))
+        return max(self.dropped, (oldest - reach) // TILE * TILE)
+
+    def _drop(self) -> None:
+        """Forget what is out of reach, if that is half of the cache or more."""
+        dropped = self._out_of_reach()
+        tiles = (dropped - self.dropped) // TILE
+        if tiles and 2 * tiles * TILE >= self.capacity > 0:
+            for layer in self._layers(self.cache, self.capacity):
+                layer[:, :, :-tiles] = layer[:, :, tiles:]
+            self.dropped = dropped
 
     def reclaim(self) -> None:
         """Keep the memory of states that are pending for the next run: nobody will commit them."""
@@ -319,12 +343,15 @@ class CompiledState:
         new = CompiledState(self.model, len(index))
         new.lengths, new.history, new.said = self.lengths[index], self.history, self.said[index]
         new.prompt = None if self.prompt is None else self.prompt[rows]
-        new.reserve(p.padded(1, TILE))
-        used = -(-new.longest // TILE)
-        for old, view in zip(self._layers(self.cache, self.capacity), new._layers(new.cache, new.capacity)):
-            view[:, :, :used] = old[index, :, :used]
-        new.states = self._chosen(self.states, index, new)
         new.marks = [(lengths[index], self._chosen(states, index, new)) for lengths, states in self.marks]
+        new.dropped, new.back = self.dropped, self.back
+        new.dropped = new._out_of_reach()
+        new.reserve(p.padded(1, TILE))
+        first = (new.dropped - self.dropped) // TILE
+        used = first + -(-(new.longest - new.dropped) // TILE)
+        for old, view in zip(self._layers(self.cache, self.capacity), new._layers(new.cache, new.capacity)):
+            view[:, :, : used - first] = old[index, :, first:used]
+        new.states = self._chosen(self.states, index, new)
         return new
 
     def join(self, others: Sequence[CompiledState]) -> CompiledState:
@@ -332,6 +359,7 @@ class CompiledState:
         parts = [self, *others]
         new = CompiledState(self.model, sum(part.batch for part in parts))
         new.lengths, new.history = np.concatenate([part.lengths for part in parts]), self.history
+        new.dropped, new.back = min(part.dropped for part in parts), self.back
         if any(part.prompt is not None for part in parts):
             new.prompt = torch.cat([torch.zeros(part.batch, dtype=torch.long) if part.prompt is None else part.prompt
                                     for part in parts])
@@ -341,9 +369,10 @@ class CompiledState:
         ends = np.cumsum([part.batch for part in parts])
         rows = [slice(end - part.batch, end) for part, end in zip(parts, ends)]
         for part, where in zip(parts, rows):
-            used = min(part.capacity, new.capacity) // TILE
+            start = (part.dropped - new.dropped) // TILE
+            used = min(part.capacity, new.capacity - start * TILE) // TILE
             for old, view in zip(part._layers(part.cache, part.capacity), new._layers(new.cache, new.capacity)):
-                view[where, :, :used] = old[:, :, :used]
+                view[where, :, start : start + used] = old[:, :, :used]
 
         def stacked(memories: Sequence[Memory]) -> Memory:
             joined = Memory(new.states.array.size)
@@ -371,6 +400,10 @@ class CompiledState:
         if (back < 0).any() or (back > self.lengths).any():
             raise SegueError(f"cannot rewind {back.tolist()} tokens at positions {self.lengths.tolist()}")
         target = self.lengths - back
+        if self.dropped and (target < self.dropped + (self.program.reach or 0)).any():
+            raise SegueError(f"cannot rewind {back.tolist()} tokens at positions {self.lengths.tolist()}: what "
+                             "attention saw there is forgotten; create the state with init_state(batch, history=N) for "
+                             f"a larger N than {self.back}")
         if self.program.states and back.any():
             if self.prompt is not None and ((target < self.prompt.numpy()) & (back > 0)).any():
                 raise SegueError(f"cannot rewind {back.tolist()} tokens at positions {self.lengths.tolist()}: a state "
@@ -390,8 +423,11 @@ class CompiledState:
                              f"for a larger N than {self.history}")
         tokens = [said[a:b] for said, a, b in zip(self.said, start, target)]
         self.states = self.model.replay(self, base, start, tokens)
-        for lengths, _ in self.marks:  # what comes next will differ from what was marked
-            lengths[lengths > target] = np.iinfo(np.int64).max
+        for lengths, states in self.marks:  # what comes next will differ from what was marked
+            undone = lengths > target
+            lengths[undone] = start[undone]
+            for old, new in zip(self._rows(base), self._rows(states)):
+                new[undone] = old[undone]
 
     def _remember(self, tokens: np.ndarray, taken: np.ndarray, steps: np.ndarray | None) -> None:
         need = int((self.lengths + taken).max(initial=0))
@@ -461,7 +497,7 @@ class CompiledModel:
         batch, n = ids.shape
         check_rows(batch, state)
         if at is not None:
-            check_asked(at, batch, n)
+            check_node_indices(at, batch, n)
         wanted = n if at is None else at.shape[1]
         if not ids.size:  # no rows, or no tokens
             state.pending = Pending(ids, tree, state.states, False, [])
@@ -567,7 +603,7 @@ class CompiledModel:
     def _run(self, state: CompiledState, space: Space, lengths: np.ndarray, before: Memory, after: Memory, kept: bool,
              want: np.ndarray | None, logits: np.ndarray) -> None:
         """Run the program. want: indices of the nodes whose logits are wanted (None: all)."""
-        space.length[:] = lengths
+        space.length[:] = lengths - state.dropped
         if state.prompt is not None:
             space.prompt[:] = state.prompt.numpy()
         if space.single:

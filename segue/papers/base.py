@@ -75,6 +75,7 @@ class Report(Shown):
     notes: list[str]
     machine: str
     seconds: float
+    processor: float = 0.0  # seconds, over all cores
     picture: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,7 +94,8 @@ class Report(Shown):
         for what, figure in self.paper.items():
             theirs.add_row(what, figure)
         lines = [f"rule: {self.rule}", f"verdict: {self.verdict or 'none'} ({self.reason})", *self.notes,
-                 f"{self.scale} scale, seed {self.seed}, {self.seconds:g} s on {self.machine}"]
+                 f"{self.scale} scale, seed {self.seed}, {self.seconds:g} s ({self.processor:g} s of processor time) "
+                 f"on {self.machine}"]
         if self.picture is not None:
             lines.append(f"picture: {self.picture}")
         return Group(Text(f"{self.slug}: {self.statement}"), ours, *([theirs] if self.paper else []),
@@ -161,7 +163,7 @@ def run_claim(claim: Claim, scale: Scale = "cpu", seed: int = 0, out: str | Path
     if scale != "smoke":
         verdict, reason = claim.judge(table)
     report = Report(claim.slug, scale, seed, claim.statement, claim.rule, table, dict(claim.paper), verdict, reason,
-                    run.notes, machine(), run.done.seconds)
+                    run.notes, machine(), run.done.seconds, run.done.processor)
     if folder is not None:
         picture = folder / f"{claim.slug}-{scale}.png"
         save_picture(claim, table, picture)

@@ -8,7 +8,6 @@ are styles of folk music: a model of reels, waltzes and the rest reads jigs.
 from __future__ import annotations
 
 import copy
-import re
 import time
 from functools import cache, partial
 from pathlib import Path
@@ -47,10 +46,9 @@ def tunes(folder: Path | None) -> dict[str, list[str]]:
         rng = np.random.default_rng(0)
         return {name: ["\nX: 1\n" + "".join(rng.choice(list(letters), 60)) + "\n\n" for _ in range(60)]
                 for name, letters in ((NEW, "abc"), ("reels", "cde"), ("waltzes", "efg"))}
-    found = {}
+    found: dict[str, list[str]] = {}
     for record in read(folder / "nottingham-abc-cleaned.zip", kind="text"):
-        parts = re.split(r"(?m)^(?=X:)", as_text(record.object))
-        found[Path(record.name).stem] = ["\n" + part.strip("\n") + "\n\n" for part in parts if part.startswith("X:")]
+        found.setdefault(Path(record.name).stem, []).append(f"\n{as_text(record.object)}\n\n")
     return found
 
 

@@ -13,17 +13,19 @@ short, so that what it adds to maximum likelihood is above all the squared rewar
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from segue.decoding import generate
 from segue.models import Stack, StackConfig
+from segue.models.compiled import CompiledModel, compile_model
 from segue.objectives import Batch, Mixed, NextElement, Objective, OccupancyMatching, RolloutUnlikelihood, generator_of
-from segue.papers.base import Claim, Row, Run, Verdict
-from segue.training.learn import Until, accuracy, learn
+from segue.papers.base import Claim, Row, Run, Verdict, kept, restore
+from segue.training.learn import Until, learn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,13 +75,18 @@ def grown(small: Stack) -> Stack:
     return stack
 
 
+def compiled(model: Stack) -> CompiledModel:
+    """What writes: the model as it is now, by the compiled engine."""
+    return compile_model(model, threads=1)
+
+
 def objective(arm: str, c: float, noise: float) -> Objective:
     """Of matching every other step, by a coin: rollouts take most of the time."""
     cloned = OccupancyMatching("none", eos=EOS, backspace=BACK, noise=noise)
-    both = OccupancyMatching(c=c, eos=EOS, backspace=BACK, noise=noise)
+    both = OccupancyMatching(c=c, eos=EOS, backspace=BACK, noise=noise, decode=compiled)
     table: dict[str, Objective] = {
-        PLAIN: NextElement(), LONGER: NextElement(), UNLIKELY: RolloutUnlikelihood(eos=EOS), CLONED: cloned,
-        MATCHED: Mixed([(OccupancyMatching(c=c, eos=EOS), 1.0), (NextElement(), 1.0)]),
+        PLAIN: NextElement(), LONGER: NextElement(), UNLIKELY: RolloutUnlikelihood(eos=EOS, decode=compiled),
+        CLONED: cloned, MATCHED: Mixed([(OccupancyMatching(c=c, eos=EOS, decode=compiled), 1.0), (NextElement(), 1.0)]),
         BOTH: Mixed([(both, 1.0), (cloned, 1.0)])}
     return table[arm]
 
@@ -87,7 +94,8 @@ def objective(arm: str, c: float, noise: float) -> Objective:
 def look(model: Stack, rows: Batch, seed: int) -> dict[str, float]:
     """Answers drawn at temperature 1, with at most twice as many actions as needed."""
     prompts, truth = rows.tokens[:, : 2 + SUMS].tolist(), rows.targets[:, 1 + SUMS : -1].tolist()
-    answers = generate(model, prompts, 2 * (SUMS + 1), "sample", "none", eos=EOS, backspace=BACK, seed=seed, batch=250)
+    answers = generate(compiled(model), prompts, 2 * (SUMS + 1), "sample", "none", eos=EOS, backspace=BACK, seed=seed,
+                       batch=250)
     whole, valid, taken, well, wrong, said = 0, 0, 0, 0, 0, 0
     for answer, prompt, right in zip(answers, prompts, truth):
         whole += answer.tokens == right and answer.finish == "stop"
@@ -114,43 +122,46 @@ def follows(prompt: list[int], answer: list[int]) -> bool:
     return len(answer) <= SUMS and answer[-1] == (before + prompt[len(answer) - 1]) % 10
 
 
-def arms(seed: int, width: int, right: float, steps: tuple[int, int], prompts: int, c: float, noise: float,
-         wanted: tuple[str, ...], test: int) -> list[dict[str, float]]:
-    """One base model, stopped while it still errs; then each wanted arm from it."""
+def learned_from(seed: int) -> Callable[[int], Batch]:
+    """The rows of each step."""
     rows = sums(20_000, torch.Generator().manual_seed(seed), WRONG)
+    return lambda step: rows.rows(torch.randint(20_000, (ROWS,), generator=generator_of(seed, step)))
 
-    def batches(step: int) -> Batch:
-        generator = generator_of(seed, step)
-        return rows.rows(torch.randint(20_000, (ROWS,), generator=generator))
 
+def base(seed: int, width: int, right: float, steps: int) -> dict[str, Any]:
+    """A model of two layers, stopped while it still errs: its weights and its steps."""
     torch.manual_seed(seed)
     small = build(width, 2)
     held = sums(60, torch.Generator().manual_seed(-1 - seed))
-    first = learn(small, batches, steps[0], rate=3e-3, seed=seed, strategy=Until(held, right), cooldown=0.0)
-    model = grown(small)
-    base = {name: weight.clone() for name, weight in model.state_dict().items()}
-    asked = sums(prompts, torch.Generator().manual_seed(test))
-    found: list[dict[str, float]] = []
-    for arm in wanted:
-        model.load_state_dict(base)
-        learn(model, lambda step: batches(first.step + step), steps[1] * (LONG if arm == LONGER else 1),
-              rate=RATE, seed=seed, objective=objective(arm, c, noise))
-        found.append({"base": accuracy(small, held), **look(model, asked, seed)})
-    return found
+    first = learn(small, learned_from(seed), steps, rate=3e-3, seed=seed, strategy=Until(held, right), cooldown=0.0)
+    return {"weights": kept(small), "steps": first.step}
+
+
+def tried(begun: dict[str, Any], arm: str, seed: int, width: int, steps: int, prompts: int, c: float, noise: float,
+          test: int) -> dict[str, float]:
+    """The arm, from the base model on."""
+    torch.manual_seed(seed)
+    small = build(width, 2)
+    restore(small, begun["weights"])
+    model, batches = grown(small), learned_from(seed)
+    learn(model, lambda step: batches(begun["steps"] + step), steps * (LONG if arm == LONGER else 1), rate=RATE,
+          seed=seed, objective=objective(arm, c, noise))
+    return look(model, sums(prompts, torch.Generator().manual_seed(test)), seed)
 
 
 def measure(run: Run) -> list[Row]:
     width, right, steps = run.pick(16, 64), run.pick(0.0, 0.94), run.pick((4, 2), (600, 200))
     prompts, noise = run.pick(4, 1000), 0.2
     weights = run.pick((0.01,), (0.003, 0.03))
-    halves = ((PLAIN, LONGER, MATCHED), (CLONED, BOTH, UNLIKELY))  # about as long as one another
-    seeds = [run.seed + i for i in range(run.pick(1, 3))]
-    tried = run.cells({f"tuning, c {weight:g}": partial(arms, run.seed + 100, width, right, steps, prompts // 4,
-                                                        weight, noise, (BOTH,), 99) for weight in weights}).values()
-    c = max((cell[0]["whole"], -weight) for cell, weight in zip(tried, weights))[1] * -1
-    cells = run.cells({f"seed {seed}, c {c:g}, {', '.join(half)}": partial(arms, seed, width, right, steps, prompts, c,
-                                                                          noise, half, 98)
-                       for half in reversed(halves) for seed in seeds}).values()
+    seeds, tuned = [run.seed + i for i in range(run.pick(1, 3))], run.seed + 100
+    begun = run.cells({f"base {seed}": partial(base, seed, width, right, steps[0]) for seed in (tuned, *seeds)})
+    pilots = run.cells({f"tuning, c {weight:g}": partial(tried, begun[f"base {tuned}"], BOTH, tuned, width, steps[1],
+                                                         prompts // 4, weight, noise, 99) for weight in weights})
+    c = max((cell["whole"], -weight) for cell, weight in zip(pilots.values(), weights))[1] * -1
+    slow_first = (LONGER, UNLIKELY, BOTH, MATCHED, CLONED, PLAIN)
+    cells = run.cells({f"{arm} {seed}, c {c:g}": partial(tried, begun[f"base {seed}"], arm, seed, width, steps[1],
+                                                         prompts, c, noise, 98)
+                       for arm in slow_first for seed in seeds})
     run.note(f"{SUMS} running sums of digits, 20,000 rows with {WRONG:.0%} of the sums wrong, each row going on from "
              f"what it says; two layers of attention of width {width}, stopped when {right:.0%} of the digits behind "
              "right ones are right; then a third layer that adds nothing yet and sees what the two meant to say and "
@@ -166,12 +177,10 @@ def measure(run: Run) -> list[Row]:
              "said, those that are not the sum of the one before; 'well taken': of the digits taken back, those that "
              "were wrong")
     run.note(f"c = {c:g} is the best of {', '.join(f'{weight:g}' for weight in weights)} with a base model and prompts "
-             "of their own: " + ", ".join(f"{cell[0]['whole']:.1%}" for cell in tried))
-    every = dict(zip([(arm, seed) for half in reversed(halves) for seed in seeds for arm in half],
-                     [each for cell in cells for each in cell]))
+             "of their own: " + ", ".join(f"{cell['whole']:.1%}" for cell in pilots.values()))
     table: list[Row] = []
     for arm in (PLAIN, LONGER, CLONED, MATCHED, BOTH, UNLIKELY):
-        looks = [every[arm, seed] for seed in seeds]
+        looks = [cells[f"{arm} {seed}, c {c:g}"] for seed in seeds]
         whole = [each["whole"] for each in looks]
         means = {name: round(float(np.mean([each[name] for each in looks])), 4)
                  for name in ("valid", "wrong", "taken back", "well taken", "actions")}

@@ -121,6 +121,7 @@ class Program:
         self.floats_per_node = 0  # of all registers
         self.floats_per_position = 0  # of the key-value caches of all layers
         self.caches: list[tuple[int, int, int, int]] = []  # offset, heads, key width, value width
+        self.reach: int | None = 0  # how many positions back those are read; None: all
         self.floats_per_state = 0  # of the recurrent states of all layers
         self.states: list[tuple[int, int]] = []  # offset, size
         self.large: set[int] = set()  # the offsets of those that a chain does not keep for each node, see `repeat`
@@ -294,6 +295,15 @@ class Program:
         row = self.emit(LINEAR, top, outside, 0, 0, 0, k, tiles, 0, NONE, 0, 1, top.width, self._bytes(k))
         self.matrices.append((row, 7, weight, False))
 
+    def cache(self, heads: int, key: int, value: int, reach: int | None = None) -> int:
+        """The offset of a new cache of keys and values this wide (in floats, each a multiple of its alignment) per head
+        and position, of which the latest `reach` positions are read (None: all)."""
+        offset = self.floats_per_position
+        self.caches.append((offset, heads, key, value))
+        self.floats_per_position += heads * (key + value)
+        self.reach = None if reach is None or self.reach is None else max(reach, self.reach)
+        return offset
+
     def attend(self, q: View, k: View, v: View, into: View, heads: int, kv_heads: int, window: int | None,
                frequencies: Tensor | None, slopes: Tensor | None, block: int | None = None, back: int = 0,
                ahead: bool = False, alone: bool = False, restart: bool = False, prefix: int = 0) -> None:
@@ -305,9 +315,8 @@ class Program:
         """
         width = q.width // heads
         key, value = padded(width, UNROLL), padded(width, TILE)
-        offset = self.floats_per_position
-        self.caches.append((offset, kv_heads, key, value))
-        self.floats_per_position += kv_heads * (key + value)
+        reach = None if ahead or alone or prefix else block * (back + 1) if block else window
+        offset = self.cache(kv_heads, key, value, reach)
         turned = 0 if frequencies is None else 2 * len(frequencies)
         angles = q if frequencies is None else self.angles(frequencies, restart, prefix)
         sizes = (heads, kv_heads, width, key, value, offset)
@@ -326,6 +335,7 @@ class Program:
         `attend`, and moves. names: (vectors, width). project: (4 width, width), to what the memory looks with at itself
         and at the block, and to its keys and values. gate: (width,), how much of the memory stays."""
         vectors, width = names.shape
+        self.reach = None
         offset, _, key, value = self.caches[-1]
         wide, both = padded(width, TILE), padded(2 * width, TILE)
         asks, tells = project[: 2 * width], project[2 * width :]
@@ -437,9 +447,8 @@ class Program:
         """into = the sum of what was at `source` along the node's own path, taps (lags, width) times itself, the node
         before it, and so on. All of the past is kept."""
         lags, width = taps.shape
-        value, offset = padded(width, TILE), self.floats_per_position
-        self.caches.append((offset, 1, 0, value))
-        self.floats_per_position += value
+        value = padded(width, TILE)
+        offset = self.cache(1, 0, value, lags)
         self.emit(FILTER, source, into, 1, 1, 0, 0, value, offset, width, lags, self._lines(taps.T, whole=False))
 
     def quantised(self, q: View, k: View, v: View, into: View, codes: Tensor, bias: Tensor) -> None:
@@ -447,9 +456,8 @@ class Program:
         `codes` (codes, key); the bias of the distance is added to the scores of the last len(bias) nodes."""
         key, value, window = q.width, v.width, len(bias)
         value_room, key_room = padded(value, TILE), padded(key, TILE)
-        line, offset = value_room + key_room + TILE, self.floats_per_position  # of each node v, its code and its number
-        self.caches.append((offset, 1, 0, line))
-        self.floats_per_position += line
+        line = value_room + key_room + TILE  # of each node v, its code and its number
+        offset = self.cache(1, 0, line)
         codes_room = padded(len(codes), LANES)
         self.widest = max(self.widest, codes_room)
         memory = self.state(codes_room * (value_room + 1))
