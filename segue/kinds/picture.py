@@ -386,7 +386,7 @@ def pixels_of(table: Look) -> list[str]:
 
 def _class_like(cells: Sequence[Any]) -> tuple[bool, float]:
     """Less for whole numbers that rather are classes than brightness: several, and small."""
-    return len(set(map(str, cells))) < 2, max(map(float, cells)) if bright(cells) else math.inf
+    return len(set(map(str, cells))) < 2, max(map(float, cells)) if cells and bright(cells) else math.inf
 
 
 def one_of(table: Look) -> int:
