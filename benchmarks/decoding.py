@@ -38,7 +38,7 @@ import segue
 from segue.decoding import Continuation, generate
 from segue.decoding.draft import CachedBlockDraft, Drafter, SourceCopy, TrieDraft
 from segue.decoding.draft.heads import HeadsDraft
-from segue.decoding.generate import cost_of
+from segue.decoding.generate import make_cost
 from segue.demo import standard_library
 from segue.models import Stack, StackConfig
 from segue.models.compiled import compile_model
@@ -50,13 +50,13 @@ from segue.training.learn import learn
 from segue.training.recipe import heads_of
 from segue.verbs.fitted import Fitted
 from segue.verbs.speed_up import (
-    SORTS,
-    WAYS,
-    Readings,
-    beginnings,
-    best_tree,
-    count_on_own_text,
-    measure,
+    DECODING_SETTINGS,
+    HEAD_SORTS,
+    HeadsTrainingData,
+    choose_tree,
+    count_hits,
+    measure_drafters,
+    sample_prompts,
     train_heads,
 )
 
@@ -176,28 +176,28 @@ def heads(mixer: str, threads: int, tokens: int, minutes: float, head_minutes: f
     model = compile_model(stack, "float32", threads)
     makers: dict[str, Callable[[], Any]] = {name: always(name) for name in ("none", "lookup", "both")}
     notes, readings = [], None
-    for sort, shape in SORTS.items():
+    for sort, shape in HEAD_SORTS.items():
         kept, note = folder / f"{sort}.safetensors", folder / f"{sort}.txt"
         if not note.exists():
-            readings = readings or Readings(fitted, model, train, 60 * head_minutes)
+            readings = readings or HeadsTrainingData(fitted, model, train, 60 * head_minutes)
             torch.manual_seed(0)
             trained = DraftHeads.on(stack, **shape, attention_heads=heads_of(WIDTH))
             done = train_heads(trained, fitted, readings, 60 * head_minutes, None, 0, True)
-            asks = beginnings(train, 16)
-            hits, asked = count_on_own_text(trained, stack, model, asks, tokens)
-            drafter = best_tree(trained, hits / np.maximum(asked, 1)[:, None], model, asks[-1], 32)
+            asks = sample_prompts(train, 16)
+            hits, asked = count_hits(trained, stack, model, asks, tokens)
+            drafter = choose_tree(trained, hits / np.maximum(asked, 1)[:, None], model, asks[-1], 32)
             drafter.save(kept)
             note.write_text(f"{sort}: {done['parameters'] / 1e6:.1f}M parameters, {done['steps']} steps on "
-                            f"{readings.text.count:,} tokens, a tree of {drafter.nodes} nodes")
+                            f"{readings.data.count:,} tokens, a tree of {drafter.nodes} nodes")
         drafter = HeadsDraft.load(kept, stack)
         makers[sort] = always(drafter)
         notes.append(note.read_text())
-    code = beginnings(segue.read(*map(str, standard_library()[1]), kind="code").encode(fitted.codec), 16)
-    prose = beginnings(segue.read(str(prose_file(models)), kind="text").encode(fitted.codec), 16)
+    code = sample_prompts(segue.read(*map(str, standard_library()[1]), kind="code").encode(fitted.codec), 16)
+    prose = sample_prompts(segue.read(str(prose_file(models)), kind="text").encode(fitted.codec), 16)
     rows = []
     for where, prompts in (("code", code), ("prose", prose)):
-        for way in WAYS:
-            measured = measure(model, makers, prompts, tokens, float("inf"), [way])
+        for way in DECODING_SETTINGS:
+            measured = measure_drafters(model, makers, prompts, tokens, float("inf"), [way])
             plain, medusa = measured["none"], measured["medusa"]
             for name, row in measured.items():
                 rows.append([f"{where}, {way['decoder']}, {name}", f"{row.tokens_per_pass:.2f}",
@@ -309,7 +309,7 @@ def edits(threads: int, rounds: int, count: int, steps: int, data: Path, models:
             best: dict[str, tuple[float, list[Continuation]]] = {}
             # A drafter and what was measured of it are kept from text to text and from round to round.
             kept = {who: (None if make is None else make(), acceptor) for who, (make, acceptor) in drafts.items()}
-            costs = {who: cost_of(drafter) for who, (drafter, _) in kept.items()}
+            costs = {who: make_cost(drafter) for who, (drafter, _) in kept.items()}
             for _ in range(rounds):
                 for who, (drafter, acceptor) in kept.items():
                     if isinstance(drafter, TrieDraft):  # not of answers to these very prompts

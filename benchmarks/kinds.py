@@ -37,7 +37,7 @@ from segue.models.counts import CountModel
 from segue.models.predict import DecodablePredictor
 from segue.training.evaluate import OURS
 from segue.training.recipe import machine
-from segue.verbs.forecast import forecasts
+from segue.verbs.forecast import combined_forecasts
 from segue.verbs.timed import TimedEvaluation
 
 HERE = Path(__file__).parent / "results"
@@ -199,7 +199,7 @@ def series(minutes: float, grids: Sequence[np.ndarray], cuts: Sequence[int], col
     places = [(row, place) for row, (grid, cut) in enumerate(zip(grids, cuts))
               for place in range(max(cut, steps), len(grid) - steps + 1)]
     places = [places[i] for i in np.unique(np.linspace(0, len(places) - 1, PLACES).astype(int))]
-    draws = forecasts(model, columns, [grids[row][:place] for row, place in places], steps)
+    draws = combined_forecasts(model, columns, [grids[row][:place] for row, place in places], steps)
     errors: dict[str, list[np.ndarray]] = defaultdict(list)
     scores: list[float] = []
     for c in range(len(columns)):

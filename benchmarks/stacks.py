@@ -25,7 +25,7 @@ from segue.models import expand_pattern
 from segue.training import Batches, Run
 from segue.training.evaluate import score
 from segue.training.recipe import Facts, choose, fast_bfloat16, machine
-from segue.verbs.fit import build, in_passing
+from segue.verbs.fit import build, held_out_scorer
 from segue.verbs.fitted import carries
 
 HERE = Path(__file__).parent / "results"
@@ -56,7 +56,7 @@ def cell(path: str, seconds: float, seed: int = 0, times: dict[str, float] | Non
         each = (time.process_time() - begin) / 2
     plan, model = replace(plan, steps=max(4, int(seconds / each))), build(plan)
     with closing(Batches(store, plan.context, plan.rows, seed)) as batches:
-        run = Run(model, batches, plan, held_out=in_passing(exam, plan))  # whose best weights are kept, as by fit
+        run = Run(model, batches, plan, held_out=held_out_scorer(exam, plan))  # whose best weights are kept, as by fit
         run.train(quiet=True)
     scored = score(model, exam, None if carries(model) else plan.context)
     return {"data": f"{data.kind.name}: {Path(path).name}", "unit": data.kind.unit, "stack": plan.mixer,

@@ -420,12 +420,12 @@ def classify(model: Model,
                                                       "embed.")] = None,
              seed: Seed = None, json_file: JsonFile = None, how: How = None, device: Bulk = None) -> None:
     """Learn classes of sequences, those that files say, else a class a folder or file; or measured numbers."""
-    from segue.verbs.classify import reading
+    from segue.verbs.classify import reading_options
 
     if out is not None and not new:
         raise SegueError("--out is for the classes of --new: give files of which the class is to be said")
     fitted = segue.load(model)
-    saying = reading(fitted.kind, label)
+    saying = reading_options(fitted.kind, label)
     data, held = (read_files(each, fitted.kind.name, how, fitted, **saying) if each else None for each in (paths, test))
     others = read_files(new, fitted.kind.name, how, fitted) if new else None
     try:

@@ -138,7 +138,7 @@ def test_moments_leave_with_what_the_window_drops() -> None:
     assert max(sizes) < 100 and sizes != sorted(sizes)
     kept = stack("attention", "attention", window=6)
     for block in kept.blocks:
-        block.mixer._kept = lambda: None  # type: ignore[method-assign, union-attr, operator]
+        block.mixer._cache_window = lambda: None  # type: ignore[method-assign, union-attr, operator]
     torch.testing.assert_close(torch.cat(found, 1), state_evaluation(kept, tokens[:, :156], 5, 0.05))
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from segue.decoding import generate
 from segue.decoding.accept import near_best
 from segue.decoding.draft import BlockDraft, CachedBlockDraft, SourceCopy, Tip, Tree, TrieDraft
-from segue.decoding.draft.base import branch
-from segue.decoding.generate import cost_of
+from segue.decoding.draft.base import chain_tree
+from segue.decoding.generate import make_cost
 from segue.mixers.state import Layout
 from segue.models import EncoderDecoder, EncoderDecoderConfig, Stack, StackConfig
 from segue.models.base import Decoding, Output
@@ -183,9 +183,10 @@ def test_long_sources_are_drafted_whole() -> None:
 
 def test_large_drafts_have_small_ones_to_choose_from() -> None:
     """Eight nodes with the confirmed token, and quarters of the largest."""
-    assert cost_of(SourceCopy()).sizes == (0, 7, 16, 64, 256)
-    assert cost_of(TrieDraft()).sizes == (0, 7, 16, 64) == cost_of(None).sizes
-    assert cost_of(BlockDraft(reader(), 25)).sizes == (0, 6, 25) and cost_of(SourceCopy(length=3)).sizes == (0, 1, 3)
+    assert make_cost(SourceCopy()).sizes == (0, 7, 16, 64, 256)
+    assert make_cost(TrieDraft()).sizes == (0, 7, 16, 64) == make_cost(None).sizes
+    assert make_cost(BlockDraft(reader(), 25)).sizes == (0, 6, 25)
+    assert make_cost(SourceCopy(length=3)).sizes == (0, 1, 3)
 
 
 # The same text on every mixer
@@ -269,7 +270,7 @@ class Blocks:
 
     def propose(self, tips: Sequence[Tip]) -> list[Tree]:
         self.proposed += [self.draw.integers(0, self.vocabulary, min(self.length, tip.depth)).tolist() for tip in tips]
-        return [branch(block) for block in self.proposed[-len(tips) :]]
+        return [chain_tree(block) for block in self.proposed[-len(tips) :]]
 
     def forget(self, row: int) -> None: ...
 

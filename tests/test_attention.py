@@ -143,7 +143,7 @@ def test_tiles_are_the_masked_form_with_its_gradients(options: dict[str, Any]) -
     layout = Layout.chain((2, 150), starts=starts)
     x = torch.randn(2, 150, 8, dtype=torch.float64, requires_grad=True)
     dense = Layout.chain((2, 150), starts=starts)
-    dense.even = False  # type: ignore[misc]  # a chain that goes up unevenly is not tiled
+    dense.has_unit_steps = False  # type: ignore[misc]  # a chain that goes up unevenly is not tiled
     grads = []
     for form in (layout, dense):
         y = mixer(x, form)
@@ -314,7 +314,7 @@ def test_reformer_is_attention_to_whom_the_hashes_name(n: int, rounds: int) -> N
     x = torch.randn(2, n, 8, dtype=torch.float64)
     q, v = mixer._heads(x)
     keys = torch.nn.functional.normalize(q, dim=-1)
-    buckets = mixer.hashed(x)
+    buckets = mixer.hash_buckets(x)
     mixed = torch.zeros_like(v)
     for row in range(2):
         for head in range(2):

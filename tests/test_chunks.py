@@ -26,7 +26,7 @@ from segue.kernels.cpu.products import MOST_PANELS
 from segue.kernels.delta import delta, delta_reference, unit
 from segue.kernels.mlstm import EMPTY, mlstm, mlstm_reference
 from segue.mixers import MIXERS
-from segue.mixers.convolution import ShortConvolution, Window
+from segue.mixers.convolution import ShortConvolution, WindowRecurrence
 
 EXAMPLES = settings(max_examples=12, deadline=None, derandomize=True, database=None)
 with_gradients = partial(gradients.with_gradients, given=2)  # what is third, a maximum, has none
@@ -159,7 +159,7 @@ def test_the_short_convolution_is_its_sum(length: int, width: int, taps: int, pa
         (y * y).sum().backward()
         return [*found, layer.weight.grad.clone(), layer.bias.grad.clone()]  # type: ignore[union-attr]
 
-    agree(run(ShortConvolution.scan), run(Window.scan), 1e-12)
+    agree(run(ShortConvolution.scan), run(WindowRecurrence.scan), 1e-12)
 
 
 @pytest.mark.parametrize(("blocks", "outputs", "width"), [(16, 2, 4), (16, 1, 4), (4, 3, 16), (2, 2, 24), (3, 2, 5)])

@@ -15,20 +15,22 @@ from segue.errors import SegueError
 from segue.kinds import KINDS
 from segue.kinds.base import class_in, of_class
 from segue.training.checkpoint import load_tensors, save_tensors
-from segue.verbs.classify import KEPT, classes_in, numbers_in, share_interval
+from segue.verbs.classify import CLASSES_FILE, labels_from_names, numeric_labels, wilson_interval
 
 
 def test_names_say_classes() -> None:
     assert class_in(of_class("a (b).ts:3", "x (y)")) == ("a (b).ts:3", "x (y)")
     assert class_in("a (b).ts:3") == ("a (b).ts:3", "") and of_class("a", "") == "a"
-    assert classes_in(["d/a.ts:1 (class 1)", "d/a.ts:2 (class -1)"]) == ["1", "-1"]
-    assert classes_in(["/d/x.zip/pos/1.txt", "/d/x.zip/neg/2.txt", "/d/x.zip/neg/deep/3.txt"]) == ["pos", "neg", "neg"]
-    assert classes_in(["d/train/pos/1", "d/train/neg/2", "d/test/pos/3"]) == ["pos", "neg", "pos"]
-    assert classes_in(["d/0_ann_1.wav", "d/0_bob_1.wav", "d/1_ann_1.wav", "d/1_ann_2.wav"]) == ["0", "0", "1", "1"]
-    assert classes_in(["pos.fa:one", "neg.fa:two"]) == ["pos.fa", "neg.fa"]
-    assert classes_in(["d/only.fa:one", "d/only.fa:two"]) == ["only.fa", "only.fa"]
+    assert labels_from_names(["d/a.ts:1 (class 1)", "d/a.ts:2 (class -1)"]) == ["1", "-1"]
+    assert labels_from_names(["/d/x.zip/pos/1.txt", "/d/x.zip/neg/2.txt", "/d/x.zip/neg/deep/3.txt"]) == \
+        ["pos", "neg", "neg"]
+    assert labels_from_names(["d/train/pos/1", "d/train/neg/2", "d/test/pos/3"]) == ["pos", "neg", "pos"]
+    assert labels_from_names(["d/0_ann_1.wav", "d/0_bob_1.wav", "d/1_ann_1.wav", "d/1_ann_2.wav"]) == \
+        ["0", "0", "1", "1"]
+    assert labels_from_names(["pos.fa:one", "neg.fa:two"]) == ["pos.fa", "neg.fa"]
+    assert labels_from_names(["d/only.fa:one", "d/only.fa:two"]) == ["only.fa", "only.fa"]
     with pytest.raises(SegueError, match="says no class, others do"):
-        classes_in(["a (class 1)", "b"])
+        labels_from_names(["a (class 1)", "b"])
 
 
 @pytest.fixture(scope="module")
@@ -131,10 +133,10 @@ def test_columns_of_classes_in_parquet_and_rows_of_numbers(tmp_path: Path) -> No
 
 
 def test_an_interval_is_no_point() -> None:
-    low, high = share_interval(1.0, 20)
+    low, high = wilson_interval(1.0, 20)
     assert (low, high) == pytest.approx((0.8389, 1), abs=1e-4)
-    assert share_interval(0.0, 20) == pytest.approx((0, 1 - low))
-    assert share_interval(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert wilson_interval(0.0, 20) == pytest.approx((0, 1 - low))
+    assert wilson_interval(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +169,7 @@ def test_a_model_is_tested_and_its_classes_are_kept(moods: Path, capsys: pytest.
     assert code == 0 and "read as class=mood, field=text" in out and "by which 12 others were told" in out
     assert found["tested"] == 12 and found["folds"] == 0 and found["classes"] == {"glad": 20, "sad": 20}
     assert found["accuracy"]["this model"] > 0.9 and found["accuracy"]["the most frequent class"] == 0.5
-    assert found["intervals"]["the most frequent class"] == pytest.approx(share_interval(0.5, 12))
+    assert found["intervals"]["the most frequent class"] == pytest.approx(wilson_interval(0.5, 12))
     code, out, error = run("--new", new)
     assert code == 0 and "csv:2: glad (" in out and "csv:3: sad (" in out and "of when it was saved" in out, error
     for wrong in (["--new", new, "--test", test], ["--new", new, "--label", "mood"], []):
@@ -212,8 +214,8 @@ def test_measured_numbers_are_told(moods: Path, capsys: pytest.CaptureFixture[st
     said.save(moods / "said.csv")
     assert (moods / "said.csv").read_text().startswith("name,number\n")
     with pytest.raises(SegueError, match="'none' is no number to learn from, and 19 others are"):
-        numbers_in([*(f"{i / 2}" for i in range(19)), "none"])
-    assert numbers_in(["a", "b"] * 10) is numbers_in(list("0123456789") * 3) is None
+        numeric_labels([*(f"{i / 2}" for i in range(19)), "none"])
+    assert numeric_labels(["a", "b"] * 10) is numeric_labels(list("0123456789") * 3) is None
     parts = model.classify(moods / "wet.csv", label="litres", quiet=True)
     assert parts.tested == 50 and parts.folds == 5 and "each told by what was learned without its part" in str(parts)
     with pytest.raises(SegueError, match=r"test sequences say glad, sad, glad, sad, glad, \.\.\., and not all numbers"):
@@ -228,7 +230,7 @@ def test_kept_classes_are_of_this_model_and_whole(moods: Path) -> None:
     assert before == segue.load(moods / "model").classify(new=moods / "new.csv", quiet=True).said
     segue.load(moods / "model").save(moods / "moved")
     assert before == segue.load(moods / "moved").classify(new=moods / "new.csv", quiet=True).said
-    path = moods / "model" / KEPT
+    path = moods / "model" / CLASSES_FILE
     tensors, values = load_tensors(path)
     for broken in ({**values, "views": {}}, {**values, "format": "?"}, {}):
         save_tensors(path, tensors, broken)

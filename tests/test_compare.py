@@ -9,7 +9,7 @@ import pytest
 
 import segue
 from segue.errors import SegueError
-from segue.verbs.compare import sample
+from segue.verbs.compare import subsample
 
 
 def loops(n: int = 150) -> list[list[str]]:
@@ -37,6 +37,6 @@ def test_what_cannot_be_compared_says_so() -> None:
 
 def test_a_sample_is_spread() -> None:
     sequences = [np.full(10, i) for i in range(100)]
-    chosen = [int(s[0]) for s in sample(sequences, 100)]
+    chosen = [int(s[0]) for s in subsample(sequences, 100)]
     assert len(chosen) == 10 and chosen[0] == 0 and chosen[-1] == 99
-    assert sample(sequences, 10_000) is sequences
+    assert subsample(sequences, 10_000) is sequences

@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segue.decoding import Cost, Sampling, generate, stream
-from segue.decoding.accept import reject, typical, walk
+from segue.decoding.accept import rejection_sampling, typical, walk
 from segue.decoding.continuation import Stops, continue_, continue_objects, stream_objects
-from segue.decoding.draft import DRAFTERS, NOTHING, ModelDraft, PromptLookup, Tip, Tree, Trie, TrieDraft
-from segue.decoding.draft.together import merge
+from segue.decoding.draft import DRAFTERS, NO_DRAFT, ModelDraft, PromptLookup, Tip, Tree, Trie, TrieDraft
+from segue.decoding.draft.merged import merge_trees
 from segue.decoding.sampling import Noise, Prefix, log_softmax, min_p, top_k, top_p
 from segue.decoding.search import Beam
 from segue.decoding.search.beam import BeamSearch
@@ -166,7 +166,7 @@ def test_a_shared_prompt_is_run_once_and_rows_differ() -> None:
 def test_long_prompts_run_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     model, prompts = stack("mixed"), [list(range(13)) * 3, [5], [7] * 14]
     whole = generate(model, prompts, 10)
-    monkeypatch.setattr(sys.modules["segue.decoding.loop"], "PREFILL", 7)
+    monkeypatch.setattr(sys.modules["segue.decoding.loop"], "PREFILL_TOKENS", 7)
     assert [a.tokens for a in generate(model, prompts, 10)] == [a.tokens for a in whole]
 
 
@@ -210,7 +210,7 @@ def test_a_stream_tells_what_generate_gives() -> None:
 
 def test_an_endless_stream_keeps_memory_flat(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("sampling", "loop"):
-        monkeypatch.setattr(sys.modules[f"segue.decoding.{module}"], "WINDOW", 200)
+        monkeypatch.setattr(sys.modules[f"segue.decoding.{module}"], "PREFIX_WINDOW", 200)
     drafter = TrieDraft(nodes=8, branch=4)
     pieces = stream(TableModel(7, sharpness=1), [[1]], None, "sample", drafter, seed=1, repetition_penalty=1.05,
                     logprobs=True)
@@ -407,7 +407,7 @@ def test_modes_sources_and_stop_words() -> None:
     for drafter in made.values():
         drafter.observe(0, said, prompt=True)
     trees = {mode: drafter.propose([Tip(0, 9, 9)])[0] for mode, drafter in made.items()}
-    assert trees["one"].tokens == [3, 1] and trees["one"].chain
+    assert trees["one"].tokens == [3, 1] and trees["one"].is_chain
     branches = {mode: sorted(tuple(tree.tokens[i] for i in tree.path(end)) for end in range(len(tree))
                              if end not in tree.parents) for mode, tree in trees.items()}
     assert branches["hier"] == branches["par"] == [(3, 1), (3, 9), (4, 1)]
@@ -422,7 +422,7 @@ def test_modes_sources_and_stop_words() -> None:
     assert set(short.propose([Tip(0, 9, 9)])[0].tokens) >= {3, 4, 5}
     common = TrieDraft(stop_words=[2], query=1)
     common.observe(0, said, prompt=True)
-    assert common.propose([Tip(0, 9, 9)])[0] is NOTHING
+    assert common.propose([Tip(0, 9, 9)])[0] is NO_DRAFT
 
 
 def test_a_walk_goes_down_every_branch_that_begins_as_the_answer() -> None:
@@ -458,7 +458,7 @@ def test_the_mask_is_the_closure_of_the_parents(seed: int, mode: str) -> None:
     for node in range(len(tree)):
         mask[node + 1, [0, *[seen + 1 for seen in tree.path(node)]]] = True
     assert (layout.follows[0].numpy() == mask).all()
-    assert layout.positions[0].tolist() == [17, *[17 + depth for depth in tree.depths()]]
+    assert layout.positions[0].tolist() == [17, *[17 + depth for depth in tree.node_depths()]]
 
 
 def test_squeezing_keeps_what_is_said_often() -> None:
@@ -475,8 +475,8 @@ def test_squeezing_keeps_what_is_said_often() -> None:
         while stack:
             node = stack.pop()
             counted += 1
-            assert all(child.count <= node.count for child in node.below().values())
-            stack += node.below().values()
+            assert all(child.count <= node.count for child in node.child_nodes().values())
+            stack += node.child_nodes().values()
     assert counted == len(trie)
 
 
@@ -487,15 +487,16 @@ def test_lookup_copies_and_repeats() -> None:
     drafter.observe(1, [7, 8, 7, 8], prompt=True)
     assert drafter.propose([Tip(1, 64, 64)])[0].tokens == [7, 8, 7, 8, 7, 8]
     drafter.observe(2, [1, 2, 3], prompt=True)
-    assert drafter.propose([Tip(2, 64, 64)])[0] is NOTHING
+    assert drafter.propose([Tip(2, 64, 64)])[0] is NO_DRAFT
 
 
 def test_drafts_together_are_one_tree() -> None:
     one, two = Tree([1, 2, 3, 4], [-1, 0, 0, -1]), Tree([1, 3, 5], [-1, 0, 1])
-    merged = merge([one, two], 9)
+    merged = merge_trees([one, two], 9)
     assert merged.tokens == [1, 2, 3, 4, 5] and merged.parents == [-1, 0, 0, -1, 2]
-    assert merge([one, two], 4) == one and merge([NOTHING, two], 9) is two and merge([], 3) is NOTHING
-    cut = merge([two, one], 4)
+    assert merge_trees([one, two], 4) == one and merge_trees([], 3) is NO_DRAFT
+    assert merge_trees([NO_DRAFT, two], 9) is two
+    cut = merge_trees([two, one], 4)
     assert cut.tokens == [1, 3, 5, 2] and cut.parents == [-1, 0, 1, 0]
 
 
@@ -612,7 +613,7 @@ def test_a_stop_is_seen_through_tokens_that_say_nothing() -> None:
     assert end is not None
     for said in ([a, b], [b, b, a, end, b], [b, a, end, end, end, b]):
         stops = Stops(["ab"], codec)
-        assert [stops.until(said[:n]) for n in range(1, len(said) + 1)] == [False] * (len(said) - 1) + [True]
+        assert [stops.reached(said[:n]) for n in range(1, len(said) + 1)] == [False] * (len(said) - 1) + [True]
 
 
 def test_a_continued_record_keeps_its_name(tmp_path: Path) -> None:
@@ -766,7 +767,7 @@ class Fickle(PromptLookup):
 
     def propose(self, tips):  # type: ignore[no-untyped-def]
         Fickle.calls += 1
-        return super().propose(tips) if Fickle.calls % 2 else [NOTHING for _ in tips]
+        return super().propose(tips) if Fickle.calls % 2 else [NO_DRAFT for _ in tips]
 
 
 class Hoarder(PromptLookup):
@@ -788,7 +789,7 @@ def test_broken_drafters_are_caught(broken) -> None:  # type: ignore[no-untyped-
         check_drafter(broken, memory=broken is Hoarder)
 
 
-@pytest.mark.parametrize("acceptor", [walk, reject])
+@pytest.mark.parametrize("acceptor", [walk, rejection_sampling])
 def test_acceptors_keep_the_contract(acceptor) -> None:  # type: ignore[no-untyped-def]
     check_acceptor(acceptor)
 
@@ -931,10 +932,10 @@ def test_a_small_model_drafts_for_a_large_one() -> None:
     for way in WAYS.values():
         prompts = prompts_for(3)
         plain = generate(large, prompts, 30, **way)  # type: ignore[arg-type]
-        for drafter in (ModelDraft(large, least=0.0), ModelDraft(stack("gru", seed=1), least=0.1)):
+        for drafter in (ModelDraft(large, min_probability=0.0), ModelDraft(stack("gru", seed=1), min_probability=0.1)):
             drafted = generate(large, prompts, 30, draft=drafter, adaptive=False, **way)  # type: ignore[arg-type]
             assert [answer.tokens for answer in plain] == [answer.tokens for answer in drafted]
-    itself = generate(large, [[1, 2]], 30, draft=ModelDraft(large, length=5, least=0.0), adaptive=False)[0]
+    itself = generate(large, [[1, 2]], 30, draft=ModelDraft(large, length=5, min_probability=0.0), adaptive=False)[0]
     assert itself.tokens_per_pass > 4  # every draft of the model itself is taken
 
 

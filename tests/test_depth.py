@@ -25,7 +25,7 @@ from segue.models import Stack, StackConfig, expand_pattern
 from segue.models.compiled import accelerate, compile_model
 from segue.models.depth import DepthSchedule, Scheduled
 from segue.objectives import Batch, NextElement
-from segue.serving.engine import Engine, News, Request
+from segue.serving.engine import AnswerUpdate, Engine, Request
 from segue.testing import check_model
 from segue.training.learn import learn
 from segue.verbs import mixed
@@ -281,7 +281,7 @@ def test_served_requests_have_their_own_depths() -> None:
     prompts = [*PROMPTS[:3], long, [*long[:30], 3, 1], long[:35]]
     engine = Engine(model, rows=3, piece=8)
     try:
-        said: list[queue.Queue[News]] = [queue.Queue() for _ in prompts]
+        said: list[queue.Queue[AnswerUpdate]] = [queue.Queue() for _ in prompts]
         for prompt, news in zip(prompts, said):
             engine.submit(Request(prompt, 9), news.put)
         for prompt, news in zip(prompts, said):
@@ -361,7 +361,7 @@ def test_what_the_engine_runs_drafts_by_depth() -> None:
 def test_a_fitted_model_is_continued_with_fewer_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     """With all layers as ever, with and without counts; with fewer as the schedule says it."""
     texts, prime = [[(i * j) % 7 for j in range(60)] for i in range(40)], [3, 6, 2]
-    monkeypatch.setattr(mixed, "FEWEST", 1000)
+    monkeypatch.setattr(mixed, "LEAST_ELEMENTS", 1000)
     for mix in (True, False):
         fitted = segue.fit(texts, steps=2, width=32, depth=3, threads=1, mix=mix, quiet=True)
         assert (fitted.mixture is None) == (not mix)

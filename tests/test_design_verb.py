@@ -19,7 +19,7 @@ from segue.kinds import KINDS
 from segue.kinds.codecs import NUCLEOTIDES, RESIDUES, LetterCodec
 from segue.models import Stack, StackConfig
 from segue.models.stack import both_ways
-from segue.verbs.design import design, shortened
+from segue.verbs.design import design, shorten
 from segue.verbs.diffused import Diffused
 from segue.verbs.fitted import Fitted, Report
 
@@ -230,7 +230,7 @@ def test_few_gaps_are_free_ones() -> None:
 
 
 def test_long_sequences_are_shown_by_their_changes() -> None:
-    assert shortened("ACGT", "ACGG") == "ACGT"
+    assert shorten("ACGT", "ACGG") == "ACGT"
     start = "A" * 100
-    assert shortened("AC" + "A" * 97 + "G", start) == "A2C A100G"
-    assert shortened("C" * 100, start).endswith("and 92 more")
+    assert shorten("AC" + "A" * 97 + "G", start) == "A2C A100G"
+    assert shorten("C" * 100, start).endswith("and 92 more")

@@ -16,7 +16,7 @@ from segue.decoding import Cost, generate
 from segue.decoding.draft.base import Tip, Tree
 from segue.decoding.draft.heads import HeadsDraft, build_tree, count_ranks, default_tree
 from segue.decoding.draft.lookup import PromptLookup
-from segue.decoding.draft.together import Together
+from segue.decoding.draft.merged import MergedDrafters
 from segue.errors import SegueError
 from segue.kernels.cpu.cache import warm
 from segue.models.compiled_heads import CompiledHeads
@@ -24,7 +24,7 @@ from segue.models.heads import DraftHeads, HeadsConfig, Looked
 from segue.models.stack import Stack, StackConfig
 from segue.objectives import Batch, DraftHeadsLoss
 from segue.objectives.draft_heads import ahead, begin_linear
-from segue.serving.engine import Engine, News, Request
+from segue.serving.engine import AnswerUpdate, Engine, Request
 from segue.testing.decoding import check_tree
 from segue.testing.learning import check_objective
 from segue.training.learn import learn
@@ -271,7 +271,7 @@ def test_scores_at_the_nodes_are_those_of_the_paths() -> None:
 def test_heads_draft_together_with_others() -> None:
     model = base("gru")
     plain = generate(model, prompts(), 20, eos=0)
-    both = Together([HeadsDraft(wild(model, "hydra++"), TREE), PromptLookup()])
+    both = MergedDrafters([HeadsDraft(wild(model, "hydra++"), TREE), PromptLookup()])
     assert both.needs_hidden
     drafted = generate(model, prompts(), 20, eos=0, draft=both, cost=Moody(sizes=(0, 8)))
     assert [answer.tokens for answer in plain] == [answer.tokens for answer in drafted]
@@ -283,7 +283,7 @@ def test_requests_that_join_a_running_batch_have_their_own_drafts(kind: str) -> 
     heads = wild(model, kind)
     drafter = Watched(heads, TREE)
     engine = Engine(model, rows=3, piece=4, draft=drafter)
-    told: queue.Queue[tuple[int, News]] = queue.Queue()
+    told: queue.Queue[tuple[int, AnswerUpdate]] = queue.Queue()
     said: dict[int, list[int]] = {}
     try:
         for number in range(5):

@@ -100,10 +100,10 @@ def test_what_json_cannot_say_is_null(tmp_path: Path) -> None:
 
 
 def test_a_move_whose_clearing_up_was_cut_short_is_over(tmp_path: Path) -> None:
-    from segue.verbs.fitted import SAVING, moved_in
+    from segue.verbs.fitted import SAVING, staged_in
 
     write_json(tmp_path / "model" / SAVING / "complete.json", {})
     write_text(tmp_path / "model" / "old", "")
-    with moved_in(tmp_path / "model") as new:
+    with staged_in(tmp_path / "model") as new:
         write_text(new / "fresh", "")
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["fresh", "old"]

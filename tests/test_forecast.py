@@ -28,14 +28,14 @@ from segue.analysis.forecast import (
     simple,
 )
 from segue.cli import main
-from segue.decoding.forecast import Forecast, InTurn, drawn
+from segue.decoding.forecast import ColumnTurns, Forecast, sample_forecasts
 from segue.errors import SegueError
 from segue.kinds.codecs import LevelCodec
 from segue.kinds.series import table
 from segue.kinds.times import Clock, steady
 from segue.training.recipe import Facts, choose
 from segue.verbs import forecast as verb
-from segue.verbs.mixed import seasons
+from segue.verbs.mixed import find_seasons
 
 
 @settings(max_examples=40, deadline=None)
@@ -83,7 +83,7 @@ def test_a_season_is_found_in_noise_and_none_where_there_is_none(period: int, se
 
 def test_numbers_come_in_turn() -> None:
     codec = LevelCodec({"a": [1, 2], "b": [3]})
-    rule = InTurn(codec.turns())
+    rule = ColumnTurns(codec.turns())
 
     class Said:
         def __init__(self, tokens: list[int]) -> None:
@@ -129,7 +129,7 @@ def test_a_forecast_says_what_its_samples_say(waves: Path, tmp_path: Path) -> No
     told = model.continue_(prime, n=5, samples=30, seed=3)
     assert told.draws.shape == (30, 5, 2) and np.isfinite(told.draws).all()
     ids = model.codec.encode(prime).tolist()[-model.context :]  # as much as a row has
-    again = drawn(model.decodable(), model.codec, [ids], 5, 30, seed=3)[0]
+    again = sample_forecasts(model.decodable(), model.codec, [ids], 5, 30, seed=3)[0]
     if model.combination is not None:
         again = model.combination.moved(again, np.stack(list(table(prime).values()), 1))
     np.testing.assert_array_equal(told.draws, again)
@@ -213,12 +213,12 @@ def test_a_combination_is_chosen_where_it_is_clearly_better(waves: Path, monkeyp
     """The network's forecasts replaced by bad ones, and by right ones."""
     model, data = segue.load(waves / "model"), segue.read(waves / "test.csv")
     model.report.values.pop("combination", None)
-    truth = verb._windows(model, *data.histories()).truth
+    truth = verb._select_windows(model, *data.histories()).truth
     draw = np.random.default_rng(0)
     for far, chosen in ((0.1, False), (30.0, True)):
         told = (truth + far * draw.normal(size=truth.shape))[:, None]
-        monkeypatch.setattr(verb, "drawn", lambda *_, told=told: told)
-        found = verb.combination(model, data)
+        monkeypatch.setattr(verb, "sample_forecasts", lambda *_, told=told: told)
+        found = verb.choose_combination(model, data)
         assert (found is not None) == chosen
     assert found is not None and found.weight == 0.5 and found.lags == (12, 12)
     model.report.values["combination"] = json.loads(json.dumps(dataclasses.asdict(found)))
@@ -236,7 +236,7 @@ def test_a_combination_is_chosen_where_it_is_clearly_better(waves: Path, monkeyp
 def test_numbers_that_never_change_are_combined_with_nothing(waves: Path) -> None:
     model = segue.load(waves / "model-one")
     model.report.values.pop("combination", None)
-    assert verb.combination(model, segue.data.of([["10"] * 300], kind="series")) is None
+    assert verb.choose_combination(model, segue.data.of([["10"] * 300], kind="series")) is None
 
 
 def test_the_command_line_forecasts(waves: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -283,4 +283,4 @@ def test_rows_hold_a_season_that_is_worth_it() -> None:
     week = draw.integers(5, 55, 70)
     sure = np.tile(week, 20) + draw.integers(-3, 4, 1400)
     for numbers, found in ((sure, 70), (np.cumsum(draw.integers(-1, 2, 1400)) % 60, 1)):
-        assert seasons(codec, [codec.encode([str(number) for number in numbers])]) == [found]
+        assert find_seasons(codec, [codec.encode([str(number) for number in numbers])]) == [found]

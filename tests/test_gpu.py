@@ -27,7 +27,7 @@ from segue.continual import STRATEGIES
 from segue.decoding import generate
 from segue.mixers import GRU, LSTM, MIXERS, Elman, Layout
 from segue.models.recorded import Recorded
-from segue.serving.engine import Engine, News, Request
+from segue.serving.engine import AnswerUpdate, Engine, Request
 from segue.testing import check_mixer, check_model
 from segue.training.recipe import bfloat16_pays
 
@@ -230,7 +230,7 @@ def test_serving(model: Path) -> None:
     ended = [threading.Event() for _ in prompts]
     troubles: list[Exception] = []
 
-    def hear(number: int, news: News) -> None:
+    def hear(number: int, news: AnswerUpdate) -> None:
         said[number] += news.tokens
         if news.error is not None:
             troubles.append(news.error)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segue.decoding import continue_objects, generate, stream_objects
-from segue.decoding.healing import Healing, Spelling, spelling
+from segue.decoding.healing import Healing, Spelling, spelling_of
 from segue.decoding.prompt import OpenPrompt
 from segue.decoding.sampling import Prefix
 from segue.errors import SegueError
@@ -76,29 +76,29 @@ def test_what_is_taken_back_is_what_brute_force_finds(words: list[str], tokens: 
     if not counts:
         assert opened is None
     else:
-        assert opened is not None and opened.taken == max(counts)
-        assert opened == tokens[: -max(counts)] and opened.rest == "".join(said[-max(counts) :]).encode()
+        assert opened is not None and opened.removed_count == max(counts)
+        assert opened == tokens[: -max(counts)] and opened.removed_text == "".join(said[-max(counts) :]).encode()
 
 
 def test_tokens_that_nothing_extends_stay(bpe: BPECodec) -> None:
-    assert spelling(ByteCodec()).open([1, 2, 3], 0) is None
-    assert spelling(ItemCodec(["a", "ab"])).open([0, 1], 0) is None
-    assert spelling(KmerCodec(3)).open(KmerCodec(3).encode("ACGTTT").tolist(), 0) is None
-    opened = spelling(KmerCodec(3)).open(KmerCodec(3).encode("ACGTT").tolist(), 0)
-    assert opened is not None and opened.rest == "TT" and opened.taken == 2
+    assert spelling_of(ByteCodec()).open([1, 2, 3], 0) is None
+    assert spelling_of(ItemCodec(["a", "ab"])).open([0, 1], 0) is None
+    assert spelling_of(KmerCodec(3)).open(KmerCodec(3).encode("ACGTTT").tolist(), 0) is None
+    opened = spelling_of(KmerCodec(3)).open(KmerCodec(3).encode("ACGTT").tolist(), 0)
+    assert opened is not None and opened.removed_text == "TT" and opened.removed_count == 2
 
 
 def test_the_first_token_has_the_models_chances_among_those_that_fit(bpe: BPECodec) -> None:
     """The distribution is the model's own, given that the text goes on as the prime did."""
     model = wild(bpe.size)
-    prompt = spelling(bpe).open([bpe.eos, *bpe.encode("the ba").tolist()], 1)
-    assert prompt is not None and prompt.rest == b" ba"
+    prompt = spelling_of(bpe).open([bpe.eos, *bpe.encode("the ba").tolist()], 1)
+    assert prompt is not None and prompt.removed_text == b" ba"
     fits = [id for id in range(bpe.size) if (text := bpe.decode([id])) and
             (text.startswith(b" ba") or b" ba".startswith(text))]
     assert len(fits) > 4
     with torch.no_grad():
         scores = model(torch.tensor([list(prompt)])).logits[0, -1].numpy()
-    healed = Healing(spelling(bpe))(scores, Prefix(prompt, bpe.size))
+    healed = Healing(spelling_of(bpe))(scores, Prefix(prompt, bpe.size))
     assert np.flatnonzero(healed > -np.inf).tolist() == fits
     assert (healed[fits] == scores[fits]).all()
 
@@ -151,8 +151,8 @@ def test_streams_and_stops_see_only_what_is_new(bpe: BPECodec, seed: int, cut: i
 
 
 def test_a_stop_as_of_the_prime(bpe: BPECodec) -> None:
-    with_stop = spelling(bpe).open([bpe.eos, *bpe.encode("the b").tolist()], 1)
-    assert with_stop is not None and b"b" in with_stop.rest
+    with_stop = spelling_of(bpe).open([bpe.eos, *bpe.encode("the b").tolist()], 1)
+    assert with_stop is not None and b"b" in with_stop.removed_text
     model = wild(bpe.size)
     answers = continue_objects(model, bpe, [b"the b"] * 8, 20, "sample", seed=0, stop=["b"])
     assert any(answer.value for answer in answers), "the prime's own b stopped every answer"
@@ -218,7 +218,7 @@ def test_dna_goes_on_at_any_length(codec: KmerCodec) -> None:
         prime = ("ACGGTCA" * 2)[:length]
         [answer] = continue_objects(model, codec, [prime], 5, "sample", seed=length)
         assert answer.whole == prime + answer.value
-        first = spelling(codec).open([codec.size - 1, *codec.encode(prime).tolist()], 1)
+        first = spelling_of(codec).open([codec.size - 1, *codec.encode(prime).tolist()], 1)
         assert (first is None) == (length % codec.k == 0)
 
 

@@ -146,7 +146,7 @@ def test_classes_entry_by_entry(structure: str, aligned: bool) -> None:
     torch.manual_seed(0)
     mixer, x = shaken(MatrixMixer(8, structure, aligned, 12, heads=1, features=2)), torch.randn(1, 9, 8).double()
     assert isinstance(mixer, MatrixMixer)
-    p = mixer._read(x, Layout.chain((1, 9)))[1][0] if mixer.numbers is None else mixer.numbers[:9]
+    p = mixer._project(x, Layout.chain((1, 9)))[1][0] if mixer.numbers is None else mixer.numbers[:9]
     expected = torch.stack([torch.stack([entry(mixer, structure, p, i, j) for j in range(9)]) for i in range(9)])
     assert (mixer.matrix(x)[0, 0] - expected - torch.eye(9)).abs().max() < 1e-12
 

@@ -27,7 +27,7 @@ from segue.training.learn import learn
 from segue.training.loop import Run
 from segue.training.recipe import Plan
 from segue.verbs.look import look
-from segue.verbs.update import digest
+from segue.verbs.update import weights_hash
 
 CONSTANT = ["gla", "mamba", "mamba2", "deltanet", "mlstm", "slstm", "gru", "lstm", "s4d", "lru", "lightnet",
             "block-recurrent"]
@@ -111,7 +111,7 @@ def test_the_mixer_is_the_published_recurrence() -> None:
 @pytest.mark.parametrize("mixer", CONSTANT)
 def test_training_and_decoding_begin_alike_and_everything_comes_off(mixer: str, rank: int) -> None:
     model, x = stack(mixer, mixer), ids()
-    plain, before = model(x).logits, digest(model)
+    plain, before = model(x).logits, weights_hash(model)
     adapter = InitialState(rank)
     adapter.attach(model)
     if rank == 0:  # all numbers begin at nothing
@@ -133,7 +133,7 @@ def test_training_and_decoding_begin_alike_and_everything_comes_off(mixer: str, 
     with pytest.raises(SegueError, match="no form for the compiled"):
         compile_model(model)
     adapter.detach()
-    assert torch.equal(model(x).logits, plain) and digest(model) == before and not len(model.blocks[0].begins)
+    assert torch.equal(model(x).logits, plain) and weights_hash(model) == before and not len(model.blocks[0].begins)
 
 
 def test_what_looks_inside_begins_there_too() -> None:
@@ -328,22 +328,22 @@ def words(letters: str) -> list[str]:
 def test_an_update_leaves_the_model_and_keeps_a_state(tmp_path: Path) -> None:
     model = segue.fit(words("abc"), steps=20, quiet=True, out=tmp_path / "model", width=32, depth=2, mixer="gla",
                       heads=2, precision="float32")
-    before, old = digest(model.model), model.evaluate(words("cab")).to_dict()["bits_per_unit"]
+    before, old = weights_hash(model.model), model.evaluate(words("cab")).to_dict()["bits_per_unit"]
     first = segue.load(tmp_path / "model").update(words("xyz"), "state", steps=40, quiet=True, name="end")
     assert first.matrix.forgetting("first data") == 0 and first.matrix.gain("end") > 0.1
     again = segue.load(tmp_path / "model")
     second = again.update(words("mno"), "state:rank=0", steps=40, quiet=True, name="middle")
     assert second.matrix.forgetting("first data") == second.matrix.forgetting("end") == 0
     again = segue.load(tmp_path / "model")
-    assert digest(again.model) == before and list(again.states) == ["end", "middle"]
+    assert weights_hash(again.model) == before and list(again.states) == ["end", "middle"]
     assert again.evaluate(words("cab")).to_dict()["bits_per_unit"] == pytest.approx(old, rel=1e-6)
     plain, begun = (again.evaluate(words("xyz"), state=state).to_dict()["bits_per_unit"] for state in (None, "end"))
-    assert begun < plain - 0.1 and digest(again.model) == before
+    assert begun < plain - 0.1 and weights_hash(again.model) == before
     assert "torch" in again.continue_("x", n=8, state="end").note or again.continue_("x", n=8, state="end").text
     with pytest.raises(SegueError, match="no state 'start': choose from end, middle"):
         again.continue_("x", n=4, state="start")
     there, here = (look(again, "x y z", state=state).effects["layer 2 gla"] for state in ("end", None))
-    assert there != here and digest(again.model) == before
+    assert there != here and weights_hash(again.model) == before
     (tmp_path / "model" / "states" / "0.safetensors").write_bytes(b"cut")
     with pytest.raises(SegueError, match="no adapter"):
         segue.load(tmp_path / "model")

@@ -17,7 +17,7 @@ from segue.mixers.linear import FEATURES
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch, PrefixAndNext
 from segue.objectives.masked import LastMask
-from segue.serving.engine import Engine, News, Request
+from segue.serving.engine import AnswerUpdate, Engine, Request
 from segue.tasks import TASKS, read_twice
 from segue.testing import check_model
 
@@ -165,7 +165,7 @@ def test_requests_that_join_a_running_batch_keep_their_prompts() -> None:
     try:
         asked = []
         for prompt in PROMPTS:
-            asked.append(Queue[News]())
+            asked.append(Queue[AnswerUpdate]())
             engine.submit(Request(prompt, 40), asked[-1].put)
         for prompt, news in zip(PROMPTS, asked):
             said: list[int] = []

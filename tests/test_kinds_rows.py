@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from segue import read
-from segue.decoding.continuation import sayable
+from segue.decoding.continuation import codec_processors
 from segue.decoding.sampling import Prefix
 from segue.errors import SegueError
 from segue.kinds import KINDS, CellCodec
@@ -72,7 +72,7 @@ def test_columns_and_classes_of_rows(tmp_path: Path) -> None:
 
 def test_a_row_is_continued_to_its_end() -> None:
     codec = CellCodec({"age": [1.0, 2.5], "sex": ["f"], "size": [3.0]})
-    (rule,) = sayable(codec)
+    (rule,) = codec_processors(codec)
 
     def open_after(*said: str) -> list[str]:
         prefix = Prefix(codec.encode(said).tolist(), codec.size)
@@ -80,3 +80,35 @@ def test_a_row_is_continued_to_its_end() -> None:
 
     assert open_after() == ["age=1", "age=2.5", "age=?"] and open_after("age=1") == ["sex=f", "sex=?"]
     assert open_after("sex=f", "age=1") == ["size=3", "size=?"] and open_after("size=3") == ["<end>"]
+
+
+def _towns(count: int = 60) -> str:
+    """Houses of towns: three columns are the town's, two the house's own."""
+    rng = np.random.default_rng(3)
+    return "".join(f"{t * 7 % 5}.5 {t % 3} {300 + t * 11 % 7} {rng.normal(6, 1):.3f} {rng.normal(20, 5):.1f}\n"
+                   for t in range(count // 6) for _ in range(6))
+
+
+@pytest.mark.parametrize("name, content", [
+    ("housing.csv", _towns()),
+    ("haberman.csv", "".join(f"{30 + i // 4},{60 + i * 7 % 10},{i * 5 % 9},{1 + i % 3 // 2}\n" for i in range(40))),
+    ("mpg.csv", "mpg,cylinders,weight,name\n" + "".join(f"{15 + i / 9:.1f},{4 + i % 5},{2000 + i},ford {i // 2}\n"
+                                                         for i in range(40))),
+    ("cars.json", "[" + ", ".join(f'{{"Name": "ford {i // 2}", "mpg": {15 + i / 9:.1f}, "weight": {2000 + i}}}'
+                                  for i in range(40)) + "]"),
+    ("winds.csv", "longitude,latitude,speed\n" + "".join(f"{i % 10},{i // 10},{i % 7}.5\n" for i in range(80))),
+    ("county.tsv", "id\trate\n" + "".join(f"{1001 + 2 * i + i % 3}\t{i * 37 % 11 / 10}\n" for i in range(40))),
+    ("criteo.txt", "label,I1,I2,C1\n" + "".join(f"{i % 3 // 2},{i},{i * 7 % 5}.0,{i * 7919:08x}\n" for i in range(40))),
+])
+def test_tables_of_which_nothing_else_is_known_are_read_row_by_row(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    data = read(tmp_path / name)
+    assert data.kind.name == "rows" and len(data) in (40, 60, 80)
+
+
+def test_what_who_fixes_is_no_event(tmp_path: Path) -> None:
+    rows = [f"{land},{part},{1952 + 5 * i},{40 + i * i % 7}.5" for land, part in (
+        ("Chad", "Africa"), ("Laos", "Asia"), ("Mali", "Africa")) for i in range(12)]
+    (tmp_path / "gap.csv").write_text("\n".join(["country,continent,year,lifeExp", *rows]))
+    data = read(tmp_path / "gap.csv")
+    assert data.kind.name == "series" and len(data) == 3 and "when=year" in data.problems.note

@@ -27,7 +27,7 @@ from segue.kinds.frame import Look
 from segue.kinds.packed import FOREIGN
 from segue.models import Stack, StackConfig
 from segue.testing.kinds import check_kind
-from segue.verbs.fit import repeats
+from segue.verbs.fit import repeat_share
 from segue.verbs.fitted import Fitted, Report
 
 
@@ -1096,24 +1096,24 @@ def test_a_model_reads_new_files_as_its_own(tmp_path: Path) -> None:
     model = Fitted(stack, ByteCodec(), KINDS["text"], report, 16)
     assert model.reading == {"lines": True} and len(model.read(path)) == 60
     assert len(model.read(path, lines=None)) == 1, "and null takes it back"
-    assert model.otherwise(read(path, kind="text")) == [
+    assert model.reading_differences(read(path, kind="text")) == [
         "the data were read without lines=, those that the model was fitted on with lines=true"]
     read(path, lines=True).save(tmp_path / "saved")
-    assert not model.otherwise(read(tmp_path / "saved")) + model.otherwise(model.read(["name"]))
+    assert not model.reading_differences(read(tmp_path / "saved")) + model.reading_differences(model.read(["name"]))
 
 
 def test_what_nobody_does_twice_is_not_recommended_twice(tmp_path: Path) -> None:
     rows = "".join(f"u{i // 4},m{i * 5 % 12}\n" for i in range(40))
     rated = read(put(tmp_path / "ratings.csv", "user,movie\n" + rows))
     codec = KINDS["events"].codec(rated)
-    assert repeats(rated.encode(codec), len(codec.items)) == 0
+    assert repeat_share(rated.encode(codec), len(codec.items)) == 0
     heard = read(put(tmp_path / "plays.csv", "user,song\n" + "".join(f"u{i // 4},m{i % 2}\n" for i in range(40))))
-    assert repeats(heard.encode(codec), len(codec.items)) == 0.5
+    assert repeat_share(heard.encode(codec), len(codec.items)) == 0.5
     stack = Stack(StackConfig(codec.size, 8, ["gru"])).eval()
     for share, once in ((0.0, True), (0.5, False)):
         model = Fitted(stack, codec, KINDS["events"], Report({"repeats": share}), 16)
         whole = model.continue_(["m0", "m5"], n=8, min_new_tokens=8).whole
-        assert (model.once, len(set(whole)) == len(whole) == 10) == (once, once)
+        assert (model.rarely_repeats, len(set(whole)) == len(whole) == 10) == (once, once)
 
 
 def test_games_are_their_moves(tmp_path: Path) -> None:

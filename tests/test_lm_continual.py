@@ -46,7 +46,7 @@ from segue.objectives import Batch, Loss
 from segue.training.learn import learn
 from segue.training.loop import Run
 from segue.training.recipe import SCHEDULES, Plan
-from segue.verbs.update import digest
+from segue.verbs.update import weights_hash
 
 V = 11
 
@@ -279,7 +279,7 @@ def test_an_adapter_survives_a_kill(tmp_path: Path) -> None:
         first = Run(model, lambda step: rows(seed=step), Plan(V, rows=12, context=6, steps=6, muon=True, rate=0.01),
                     strategy=Dying(shrink=0.01), folder=folder, save_seconds=0.0)
         first.train(quiet=True)
-        return digest(model)
+        return weights_hash(model)
 
     with pytest.raises(InterruptedError):
         run(tmp_path, 3)

@@ -90,9 +90,9 @@ def test_a_codebook_of_all_keys_is_exact() -> None:
     apart = index[:, None] - index
     for window in (2, 16):
         model = mixer(16, window)
-        q, k, v, _ = model._project(x, memory := model._alone(x))
+        q, k, v, _ = model._project(x, memory := model._memory_of(x))
         model.attention.codebook.sums.copy_(k[0])
-        scores = (q @ k.mT)[0] / math.sqrt(3) + model.attention.biases(apart)
+        scores = (q @ k.mT)[0] / math.sqrt(3) + model.attention.distance_biases(apart)
         read = scores.masked_fill(apart < 0, -math.inf).softmax(-1) @ v
         assert (model(x) - model._gate(read, memory, x)).abs().max() < 1e-10
 
@@ -114,7 +114,7 @@ def test_both_ways(window: int, packed: bool, training: bool) -> None:
     q, k, v = (torch.randn(2, 23, width, dtype=torch.float64, requires_grad=True) for width in (3, 3, 8))
     starts = torch.zeros(2, 23, dtype=torch.bool)
     starts[0, [7, 9]] = starts[1, 16] = packed
-    y = attention.both_ways((q, k, v, book.nearest(k)), Layout.chain((2, 23), starts=starts if packed else None))
+    y = attention.attend_both_ways((q, k, v, book.nearest(k)), Layout.chain((2, 23), starts=starts if packed else None))
     apart, document = torch.arange(23)[:, None] - torch.arange(23), starts.long().cumsum(1)
     quantised = book.codes[book.nearest(k)]
     quantised = k + (quantised - k).detach() if training else quantised
@@ -148,7 +148,7 @@ def test_commitment_draws_keys_to_their_codes() -> None:
     torch.manual_seed(0)
     model, x = LongVQ(8, codes=3, commitment=0.5).train(), torch.randn(2, 9, 8)
     assert model.penalty() is None
-    q, k, v, code = model._project(x, model._alone(x))
+    q, k, v, code = model._project(x, model._memory_of(x))
     between = k - model.attention.codebook.codes[code]
     model(x)
     penalty = model.penalty()

@@ -198,7 +198,8 @@ class AliasedCarry(Carry):
 
     def _mine(self, other: Carry) -> Carry:
         twin = AliasedCarry(self.recurrence, other.state, self.history)
-        twin.base, twin.trail, twin.fill = other.base, other.trail, other.fill
+        twin.replay_state, twin.replay_inputs = other.replay_state, other.replay_inputs
+        twin.replay_lengths = other.replay_lengths
         return twin
 
 
@@ -313,8 +314,8 @@ class LosesABuffer(LSTM):
 
 
 class CarelessCarry(Carry):
-    def reach(self) -> Tensor:
-        return self.fill + 1
+    def max_rewind(self) -> Tensor:
+        return self.replay_lengths + 1
 
     def copy(self) -> Carry:
         twin = super().copy()
@@ -330,7 +331,7 @@ class RewindsTooFar(LSTM):
 class KeepsWhatItForgot(GatedLinearAttention):
     def __init__(self, width: int) -> None:
         super().__init__(width)
-        self.recurrence.kept = lambda inputs: (inputs[3].new_ones(()),)  # type: ignore[method-assign]
+        self.recurrence.state_factors = lambda inputs: (inputs[3].new_ones(()),)  # type: ignore[method-assign]
 
 
 class ForgetsFarBack(GRU):

@@ -30,7 +30,7 @@ from segue.programs import Judge, Judgement, Local, Refiner, Scripted, preferenc
 from segue.programs.judge import score, yes_or_no
 from segue.tasks.lilt import CODEC, FAMILIES, Instruction, holds, lilt
 from segue.training.learn import learn
-from segue.verbs.prefer import _table
+from segue.verbs.prefer import _read_pairs
 
 quick = settings(max_examples=25, deadline=None, derandomize=True)
 
@@ -136,7 +136,7 @@ def test_pairs_of_dialogues_as_they_are_published(tmp_path: Path) -> None:
               "rejected": [{"role": "assistant", "content": "No."}]}, ("Hi.", "Yes.", "No."))]
     for row, pair in rows:
         path.write_text(json.dumps(row) + "\n")
-        assert _table(path)[0] == [pair]
+        assert _read_pairs(path)[0] == [pair]
 
 
 def test_prefer_says_what_the_pairs_lack(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_bidirectional_is_both_ways(cell: type[Mixer]) -> None:
     x = torch.randn(2, 9, 6).double()
     from segue.mixers import Layout
 
-    both = mixer.both(x, Layout.chain((2, 9)))
+    both = mixer.read_both_ways(x, Layout.chain((2, 9)))
     torch.testing.assert_close(both, torch.cat([mixer.ahead(x), mixer.back(x.flip(1)).flip(1)], -1))
     starts = torch.zeros(2, 12, dtype=torch.bool)
     starts[:, 9] = True  # padding is a document of its own, so the backward pass does not begin in it

@@ -52,7 +52,7 @@ def test_labels_online_are_those_of_the_whole(ids: list[int], data: st.DataObjec
         said += labels.of(piece, Layout.of(piece), carry)[0].tolist()
         carry.commit(None, None)
     assert said == naive(ids)
-    back = min(3, n, int(carry.reach()))
+    back = min(3, n, int(carry.max_rewind()))
     carry.rewind(torch.tensor([back]))
     assert labels.of(row[:, n - back :], Layout.of(row[:, n - back :]), carry)[0].tolist() == said[n - back :]
     count = data.draw(st.integers(0, n))

@@ -20,12 +20,12 @@ from transformers.generation import logits_process  # noqa: E402
 
 import segue  # noqa: E402
 from segue.decoding import generate, stream  # noqa: E402
-from segue.decoding.recipes import CALLED, takes  # noqa: E402
+from segue.decoding.recipes import TRANSFORMERS_NAMES, option_names  # noqa: E402
 from segue.decoding.rules import Rules  # noqa: E402
 from segue.decoding.sampling import Prefix, Sampling, log_softmax  # noqa: E402
 from segue.errors import SegueError  # noqa: E402
 from segue.testing.decoding import TableModel, WildDraft  # noqa: E402
-from segue.verbs.huggingface import HONOURED, SILENT, SILENT_BEGINNINGS  # noqa: E402
+from segue.verbs.huggingface import IGNORED, IGNORED_PREFIXES, SUPPORTED  # noqa: E402
 
 V, EOS = 23, 2
 EVERY: dict[str, Any] = {
@@ -66,7 +66,7 @@ def test_each_is_that_of_transformers(name: str, seed: int, prompt: int, count: 
     prefix = Prefix(given, V + 1, 7 if both else 0, 0 if both else None, 9, frozenset([EOS, 4]))
     for token in said[prompt:]:
         prefix.append(token)
-    assert prefix.count == count and prefix.length == prompt + count and prefix.whole == said
+    assert prefix.count == count and prefix.length == prompt + count and prefix.decoder_tokens == said
     found = Rules(**{name: EVERY[name]})(scores, prefix)
     np.testing.assert_allclose(found, theirs(name, scores, said, prompt, source if both else said[:prompt], 9))
 
@@ -283,7 +283,8 @@ def test_every_setting_of_transformers_is_offered_known_or_told() -> None:
     """A setting that a newer transformers brings must be looked at."""
     told = {"max_time", "top_h", "encoder_repetition_penalty", "sequence_bias", "token_healing", "guidance_scale",
             "watermarking_config", "constraints", "force_words_ids", "dola_layers"}
-    names = {name for name in vars(transformers.GenerationConfig()) if not name.startswith(SILENT_BEGINNINGS)}
-    assert names - {*HONOURED, *CALLED, *SILENT} <= told, names - {*HONOURED, *CALLED, *SILENT}
-    offered = {name for decoder in ("sample", "diverse-beam", "contrastive") for name in takes(decoder)}
-    assert set(HONOURED) <= offered
+    names = {name for name in vars(transformers.GenerationConfig()) if not name.startswith(IGNORED_PREFIXES)}
+    unknown = names - {*SUPPORTED, *TRANSFORMERS_NAMES, *IGNORED}
+    assert unknown <= told, unknown
+    offered = {name for decoder in ("sample", "diverse-beam", "contrastive") for name in option_names(decoder)}
+    assert set(SUPPORTED) <= offered

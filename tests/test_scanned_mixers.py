@@ -76,7 +76,7 @@ def test_a_fresh_s5_is_the_real_hippo_system() -> None:
     torch.manual_seed(0)
     mixer, states = S5(3, states=4, steps=(0.05, 0.05)).double(), 8
     a, _ = hippo.transition("legs", states)
-    p = hippo.correction("legs", states)
+    p = hippo.low_rank_correction("legs", states)
     a, v = a + p.T @ p, hippo.dplr("legs", states)[3]
     complex_b = torch.view_as_complex(mixer.B)
     b = 2 * (v @ complex_b).real  # the other half of each pair adds as much

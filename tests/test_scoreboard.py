@@ -16,7 +16,7 @@ from segue.errors import SegueError
 from segue.mixers import MIXERS
 from segue.models import Stack
 from segue.verbs import scoreboard as module
-from segue.verbs.scoreboard import LESSONS, Score, Scoreboard, contestants, equal_size
+from segue.verbs.scoreboard import TASK_SETTINGS, Score, Scoreboard, board_mixers, config_of_size
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTING: dict[str, Any] = {"mixers": ["attention", "deltanet:signed"], "parameters": 9_000, "length": 10, "rows": 4}
@@ -28,28 +28,28 @@ def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "cores", lambda: 1)
 
 
-@pytest.mark.parametrize("mixer", contestants())
+@pytest.mark.parametrize("mixer", board_mixers())
 def test_every_causal_mixer_competes_at_equal_size(mixer: str) -> None:
-    config = equal_size(mixer, 40, 40_000)
+    config = config_of_size(mixer, 40, 40_000)
     size = sum(p.numel() for p in Stack(config).parameters())
     assert 0.98 * 40_000 <= size <= 40_000 and config.mixers == [mixer] * 2
 
 
 def test_only_mixers_that_look_back_have_a_place() -> None:
-    assert {name.partition(":")[0] for name in contestants()} == {
+    assert {name.partition(":")[0] for name in board_mixers()} == {
         name for name, mixer in MIXERS.items() if mixer.causal and not mixer.needs_whole_prompt}
 
 
-@pytest.mark.parametrize("mixer", contestants())
+@pytest.mark.parametrize("mixer", board_mixers())
 def test_every_mixer_runs(mixer: str) -> None:
-    found = module.train(mixer, "mqar", 8, 1, 9_000, 2, 0)
+    found = module.train_cell(mixer, "mqar", 8, 1, 9_000, 2, 0)
     assert 0 <= found["accuracy"] <= 1 and 0 <= found["longer"] <= 1 and found["steps"] == 1
 
 
 @pytest.mark.slow
 def test_every_mixer_runs_on_every_task() -> None:
     board = module.scoreboard(steps=2, quiet=True)
-    assert len(board.scores) == len(contestants()) * len(LESSONS)
+    assert len(board.scores) == len(board_mixers()) * len(TASK_SETTINGS)
     assert not [score for score in board.scores if score.failure]
     sizes = [score.parameters for score in board.scores]
     assert max(sizes) <= 1.1 * min(sizes)
@@ -62,7 +62,7 @@ def test_a_board_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.Monkey
     assert json.loads((tmp_path / "scoreboard.json").read_text()) == first.to_dict()
     assert (tmp_path / "scoreboard.png").read_bytes().startswith(b"\x89PNG")
     trained: list[str] = []
-    monkeypatch.setattr(module, "train", lambda mixer, task, *_: trained.append(task) or DONE)
+    monkeypatch.setattr(module, "train_cell", lambda mixer, task, *_: trained.append(task) or DONE)
     second = segue.compare(tasks="parity,copy,needle", out=tmp_path, steps=2, quiet=True, **SETTING)
     assert isinstance(second, Scoreboard) and trained == ["needle", "needle"]
     assert [s for s in second.scores if s.task != "needle"] == first.scores
@@ -75,7 +75,7 @@ def test_a_cell_that_fails_is_told_and_tried_again(tmp_path: Path, monkeypatch: 
             raise RuntimeError("no\nluck")
         return DONE
 
-    monkeypatch.setattr(module, "train", broken)
+    monkeypatch.setattr(module, "train_cell", broken)
     board = module.scoreboard("parity,copy", out=tmp_path, steps=1, **SETTING)
     assert "4 of 4 cells to do: about" in capsys.readouterr().err
     score = board.score("attention", "copy")
@@ -83,21 +83,21 @@ def test_a_cell_that_fails_is_told_and_tried_again(tmp_path: Path, monkeypatch: 
     assert [s.failure for s in board.scores if s != score] == [""] * 3
     Console(width=200).print(board)
     assert "attention on copy failed: RuntimeError: no luck" in capsys.readouterr().out
-    monkeypatch.setattr(module, "train", lambda *_: DONE)
+    monkeypatch.setattr(module, "train_cell", lambda *_: DONE)
     assert not module.scoreboard("parity,copy", out=tmp_path, steps=1, **SETTING).score("attention", "copy").failure
     assert "1 of 4 cells to do: about" in capsys.readouterr().err
 
 
 def test_training_ends_when_the_task_is_solved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SOLVED", 0.0)
-    assert module.train("gru", "parity", 8, 50, 9_000, 4, 0)["steps"] == 20
+    assert module.train_cell("gru", "parity", 8, 50, 9_000, 4, 0)["steps"] == 20
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("mixer", "task"), [("attention", "mqar"), ("deltanet:signed", "parity"), ("slstm", "parity"),
                                              ("mamba", "selective-copy"), ("hyena", "needle")])
 def test_mixers_learn_what_they_are_known_to_learn(mixer: str, task: str) -> None:
-    found = module.train(mixer, task, *LESSONS[task], module.PARAMETERS, module.ROWS, 0)
+    found = module.train_cell(mixer, task, *TASK_SETTINGS[task], module.PARAMETERS, module.ROWS, 0)
     assert found["accuracy"] >= 0.9
 
 
@@ -105,14 +105,14 @@ def test_the_best_above_a_guess_come_first() -> None:
     scores = [Score("a", "parity", 0.75, 0.25), Score("b", "parity", 0.7, 0.7), Score("c", "parity", failure="x")]
     board = Scoreboard(scores, {"parity": 16}, {"parity": 1}, {"parity": 0.5}, 4, 0, "")
     assert board.mixers == ["b", "a", "c"]
-    assert (board.above("a", "parity", "accuracy"), board.above("a", "parity", "longer")) == (0.5, 0.0)
+    assert (board.above_guess("a", "parity", "accuracy"), board.above_guess("a", "parity", "longer")) == (0.5, 0.0)
 
 
 def test_minutes_become_steps_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "cores", lambda: 2)
-    monkeypatch.setattr(module, "speed", lambda mixer, *_: {"seconds": 0.25 if mixer == "attention" else 0.5})
+    monkeypatch.setattr(module, "measure_speed", lambda mixer, *_: {"seconds": 0.25 if mixer == "attention" else 0.5})
     asked: list[int] = []
-    monkeypatch.setattr(module, "train", lambda mixer, task, length, steps, *_: asked.append(steps) or DONE)
+    monkeypatch.setattr(module, "train_cell", lambda mixer, task, length, steps, *_: asked.append(steps) or DONE)
     plain = module.Cells.compute
     monkeypatch.setattr(module.Cells, "compute", lambda self, wanted, workers: plain(self, wanted, 1))
     board = module.scoreboard("parity,s5-words", minutes=1, quiet=True, **SETTING)

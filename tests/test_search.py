@@ -260,7 +260,7 @@ def test_with_time_enough_a_tree_search_sees_every_answer(options: dict[str, Any
 
 def test_best_first_by_the_whole_probability_completes_the_mode_first() -> None:
     search = observed(budget=10**6, branching=4, selection="best-first", confidence="sum", rollout=0)
-    assert next(iter(search.pool.values())).total == max(answer.total for answer in search.pool.values())
+    assert next(iter(search.answers.values())).total == max(answer.total for answer in search.answers.values())
 
 
 @pytest.mark.parametrize("options", [{}, {"backup": "mean", "parallel": 3}, {"selection": "best-first"},
@@ -273,8 +273,8 @@ def test_visits_add_up_and_values_are_those_below(options: dict[str, Any]) -> No
             assert sum(child.prior for child in node.children) == pytest.approx(1)
             texts = [(*child.hypothesis.tokens, child.hypothesis.stopped) for child in node.children]
             assert len(set(texts)) == len(texts)
-        assert node.worth <= node.visits * node.best + 1e-12
-    best = max(np.exp(answer.score) for answer in search.pool.values())
+        assert node.value_sum <= node.visits * node.best + 1e-12
+    best = max(np.exp(answer.score) for answer in search.answers.values())
     assert search.root.best == pytest.approx(best)
 
 

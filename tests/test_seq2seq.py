@@ -20,7 +20,7 @@ from segue.mixers.state import Layout
 from segue.models import Decodable, EncoderDecoder, EncoderDecoderConfig, StackConfig, expand_pattern
 from segue.models.base import source_of
 from segue.objectives import Batch, NextElement
-from segue.serving.engine import Engine, News, Request
+from segue.serving.engine import AnswerUpdate, Engine, Request
 from segue.testing import check_model
 from segue.training.learn import learn
 
@@ -167,7 +167,7 @@ def test_a_source_is_not_what_was_said() -> None:
 def test_requests_join_a_running_batch() -> None:
     ours = model("mamba+attention", **MODELS["mamba+attention"])
     expected = [answer.tokens for answer in generate(ours, PROMPTS, 12)]
-    engine, heard = Engine(ours, piece=4), [list[News]() for _ in PROMPTS]
+    engine, heard = Engine(ours, piece=4), [list[AnswerUpdate]() for _ in PROMPTS]
     try:
         engine.warm()
         with pytest.raises(SegueError, match="one begin"):

@@ -25,8 +25,8 @@ from segue.kinds import KINDS
 from segue.kinds.codecs import ByteCodec, ItemCodec, KmerCodec
 from segue.models import Stack, StackConfig
 from segue.models.compiled import compile_model
-from segue.serving.engine import Engine, News, Overloaded, Request
-from segue.serving.serve import listening, server_of
+from segue.serving.engine import AnswerUpdate, Engine, Overloaded, Request
+from segue.serving.serve import bind_socket, make_server
 from segue.testing.decoding import TableModel
 
 
@@ -42,7 +42,7 @@ class Asked:
     """A request, and what came back of it."""
 
     def __init__(self, engine: Engine, request: Request) -> None:
-        self.request, self.news = request, queue.Queue[News]()
+        self.request, self.news = request, queue.Queue[AnswerUpdate]()
         self.ticket = engine.submit(request, self.news.put)
 
     def answers(self) -> list[list[int]]:
@@ -117,7 +117,7 @@ def test_beginnings_are_read_once(engines: Any) -> None:
 def test_several_answers_and_log_probabilities(engines: Any) -> None:
     model = stack("gru", "attention").double()
     engine = engines(model, piece=2)
-    request = Request([1, 2, 3], 6, Sampling(True), count=3, seed=5, logprobs=2, told=True)
+    request = Request([1, 2, 3], 6, Sampling(True), count=3, seed=5, logprobs=2, prompt_logprobs=True)
     asked = Asked(engine, request)
     first = asked.news.get(timeout=60)
     assert first.prompt is not None and first.prompt[0] is None and len(first.prompt) == 3
@@ -353,11 +353,11 @@ def test_a_server_that_is_told_to_end_ends_answers_in_words(engines: Any, monkey
     pytest.importorskip("uvicorn")
     from segue.serving.api import create_app
 
-    monkeypatch.setattr("segue.serving.serve.PATIENCE", 0.2)
+    monkeypatch.setattr("segue.serving.serve.SHUTDOWN_SECONDS", 0.2)
     codec = ByteCodec()
     engine = engines(Slow(codec.size, sharpness=0.0), tokens=10_000)
-    with listening("127.0.0.1", 0) as door:
-        running = server_of(create_app(engine, codec, "tiny"), engine)
+    with bind_socket("127.0.0.1", 0) as door:
+        running = make_server(create_app(engine, codec, "tiny"), engine)
         thread = threading.Thread(target=running.run, kwargs={"sockets": [door]}, daemon=True)
         thread.start()
         request = urllib.request.Request(f"http://127.0.0.1:{door.getsockname()[1]}/v1/completions", json.dumps({
@@ -409,7 +409,7 @@ def test_words_of_bases_are_counted_in_bases(tiny: Any) -> None:
 
 def test_a_typed_prompt_is_read_as_its_kind_reads_it(engines: Any) -> None:
     pytest.importorskip("fastapi")
-    from segue.serving.api import Answering, Completion
+    from segue.serving.api import Completion, CompletionJob
 
     codec = ItemCodec(["Create Fine", "Send Fine", "Payment"])
     for typed in ("Create Fine → Payment", "Create Fine, Payment"):
@@ -417,16 +417,16 @@ def test_a_typed_prompt_is_read_as_its_kind_reads_it(engines: Any) -> None:
 
         async def prompts(body: Completion) -> list[list[int]]:
             engine = engines(stack("gru", vocabulary=codec.size))
-            return Answering(engine, codec, frozenset(), body, (), KINDS["events"]).prompts
+            return CompletionJob(engine, codec, frozenset(), body, (), KINDS["events"]).prompts
 
         assert asyncio.run(prompts(body)) == [[codec.bos, 0, 2], [codec.bos, 2]]
 
 
 def test_a_place_that_is_taken_is_refused() -> None:
-    with listening("127.0.0.1", 0) as taken, pytest.raises(SegueError, match="choose another --port"):
-        listening("127.0.0.1", taken.getsockname()[1])
+    with bind_socket("127.0.0.1", 0) as taken, pytest.raises(SegueError, match="choose another --port"):
+        bind_socket("127.0.0.1", taken.getsockname()[1])
     with pytest.raises(SegueError, match="cannot listen on no-such-host"):
-        listening("no-such-host.invalid", 8000)
+        bind_socket("no-such-host.invalid", 8000)
 
 
 def test_overload_is_429_and_a_lost_client_frees_its_row(client: Any, server: tuple[str, Engine]) -> None:

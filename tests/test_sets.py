@@ -16,7 +16,7 @@ from torch import Tensor
 from segue.analysis.metrics import order_sensitivity
 from segue.decoding import SetPrompt, generate, stream
 from segue.decoding.continuation import continue_objects
-from segue.decoding.prompt import arrange, placed
+from segue.decoding.prompt import layout_with_sets, set_placements
 from segue.decoding.search import foresee
 from segue.errors import SegueError
 from segue.kinds.codecs import ByteCodec
@@ -62,13 +62,13 @@ def prompt(order: tuple[int, ...] = (0, 1, 2), canonical: bool = False) -> SetPr
 
 def logits(model: Any, given: SetPrompt, layout: Layout | None = None) -> Tensor:
     """(V,) what follows a prompt."""
-    return model(torch.tensor([list(given)]), layout or arrange([given])).logits[0, -1]
+    return model(torch.tensor([list(given)]), layout or layout_with_sets([given])).logits[0, -1]
 
 
 def test_places_are_those_of_the_paper() -> None:
     given = prompt((2, 0, 1))
     assert list(given) == [*A, 11, 5, 6, 7, 8, 9, 10, *D] and given[-1] == 1 and given[:2] == [1, 2]
-    layout = arrange([given, [1, 2]])
+    layout = layout_with_sets([given, [1, 2]])
     assert layout is not None
     assert layout.positions[0].tolist() == [0, 1, 2, 3, 4, 4, 5, 4, 5, 6, 7, 8, 9, 10]
     owner = [0] * 4 + [1, 2, 2, 3, 3, 3, 3] + [0] * 3
@@ -77,7 +77,7 @@ def test_places_are_those_of_the_paper() -> None:
         assert bool(layout.follows[0, query, key]) == (key <= query and not apart)
     assert torch.equal(layout.follows[1], torch.ones(14, 14, dtype=torch.bool).tril())
     several = SetPrompt([[], [[1], [2, 3]], [4], [[5], []], [6], [[7], [8]], [], [[9], [1]], [2]], False)
-    assert [place[1:] for place in several.places] == [
+    assert [place[1:] for place in several.placements] == [
         (0, 1, 0), (0, 1, 1), (1, 1, 1), (2, 0, 0), (3, 0, 0), (4, 0, 0), (5, 2, 0), (5, 2, 1), (6, 3, 0), (6, 3, 1),
         (7, 0, 0)]
     assert list(prompt((2, 0, 1), True)) == list(prompt((1, 2, 0), True)) != list(prompt((1, 2, 0)))
@@ -96,7 +96,7 @@ def test_neither_the_mask_nor_the_positions_are_enough(structure: str) -> None:
     model = stack(structure)
     chain = Layout.chain((1, len(prompt())))
     for ways in (lambda layout: Layout(chain.positions, sets=layout.sets), lambda layout: Layout(layout.positions)):
-        told = torch.stack([logits(model, prompt(order), ways(arrange([prompt(order)]))) for order in ORDERS])
+        told = torch.stack([logits(model, prompt(order), ways(layout_with_sets([prompt(order)]))) for order in ORDERS])
         assert (told - told[0]).abs().max() > 0.1
 
 
@@ -104,18 +104,18 @@ def test_neither_the_mask_nor_the_positions_are_enough(structure: str) -> None:
 def test_a_set_of_one_is_the_plain_prompt_bit_for_bit(structure: str) -> None:
     model, plain = stack(structure, torch.float32), [*A, *PARTS[1], *D]
     given = SetPrompt([A, [PARTS[1]], D])
-    assert given.ordered and list(given) == plain
+    assert given.is_ordered and list(given) == plain
     one, two = generate(model, [given, plain], 20, logprobs=True)
     assert one.tokens == two.tokens and one.logprobs == two.logprobs
     # and through the mask too, but for rounding
-    masked = Layout(torch.arange(len(plain))[None], sets=placed([given])[..., 1:].clone().fill_(1))
+    masked = Layout(torch.arange(len(plain))[None], sets=set_placements([given])[..., 1:].clone().fill_(1))
     assert torch.allclose(logits(model, given, masked), logits(model, given), atol=1e-3)
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_a_part_is_read_as_if_alone(structure: str) -> None:
     model, given = stack(structure), prompt((1, 2, 0))
-    hidden = model(torch.tensor([list(given)]), arrange([given])).hidden[0]
+    hidden = model(torch.tensor([list(given)]), layout_with_sets([given])).hidden[0]
     start = len(A)
     for part in (1, 2, 0):
         alone = model(torch.tensor([[*A, *PARTS[part]]])).hidden[0, len(A) :]
@@ -154,7 +154,7 @@ def test_a_window_holds_more_nodes_than_positions() -> None:
     assert answer[0].tokens == reference(model, given, 20)
     assert answer[1].tokens == generate(model, [[3] * 90], 20)[0].tokens
     state = model.init_state(1)
-    model.extend(torch.tensor([list(given)]), state, layout=arrange([given]))
+    model.extend(torch.tensor([list(given)]), state, layout=layout_with_sets([given]))
     state.commit()
     for token in range(260):
         model.extend(torch.tensor([[token % V]]), state)
@@ -231,7 +231,7 @@ def test_other_mixers_refuse(name: str) -> None:
     else:
         mixer = MIXERS[name](64)
         with pytest.raises(SegueError, match="cannot read parts without their order"):
-            mixer.accept(Layout(torch.zeros(1, 3, dtype=torch.long), sets=torch.zeros(1, 3, 2, dtype=torch.long)))
+            mixer.check_layout(Layout(torch.zeros(1, 3, dtype=torch.long), sets=torch.zeros(1, 3, 2, dtype=torch.long)))
 
 
 def test_mistakes_are_told_in_one_line() -> None:
@@ -240,9 +240,9 @@ def test_mistakes_are_told_in_one_line() -> None:
         with pytest.raises(SegueError, match=says):
             SetPrompt(pieces)
     with pytest.raises(SegueError, match="cannot read parts without their order"):
-        Attention(8, causal=False)(torch.zeros(1, 14, 8), arrange([prompt()]))
+        Attention(8, causal=False)(torch.zeros(1, 14, 8), layout_with_sets([prompt()]))
     with pytest.raises(SegueError, match="cannot read parts without their order"):
-        Attention(8, prefix=2)(torch.zeros(1, 14, 8), arrange([prompt()]))
+        Attention(8, prefix=2)(torch.zeros(1, 14, 8), layout_with_sets([prompt()]))
     with pytest.raises(SegueError, match="outside the model's vocabulary"):
         generate(stack(), [SetPrompt([[99], PARTS, D])], 2)
     with pytest.raises(SegueError, match="reads a prompt in its order only"):
@@ -251,7 +251,7 @@ def test_mistakes_are_told_in_one_line() -> None:
         generate(TableModel(V), [prompt()], 2)
     model = stack()
     state = model.init_state(1)
-    model.extend(torch.tensor([list(prompt())]), state, layout=arrange([prompt()]))
+    model.extend(torch.tensor([list(prompt())]), state, layout=layout_with_sets([prompt()]))
     with pytest.raises(SegueError, match="ends within a set"):
         state.commit(counts=torch.tensor([11]))
     state.commit()
@@ -282,7 +282,7 @@ def test_training_with_sets_follows_the_same_mask() -> None:
         tokens = torch.tensor([list(given), [*range(V), 0]])
         targets = torch.full_like(tokens, -1)
         targets[0, -1] = targets[1, 4] = 5
-        batch = Batch(tokens, targets, sets=placed([given, [0] * 14]))
+        batch = Batch(tokens, targets, sets=set_placements([given, [0] * 14]))
         model.zero_grad()
         NextElement()(model, batch).total.backward()
         grads.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
@@ -373,7 +373,7 @@ def test_models_of_transformers(name: str, tmp_path: Path) -> None:
     said: list[int] = []
     for token in first.tokens:
         whole = SetPrompt([A, PARTS, [*D, *said]], False)
-        layout = arrange([whole])
+        layout = layout_with_sets([whole])
         mask = torch.zeros(1, 1, len(whole), len(whole), dtype=torch.float64).masked_fill(
             ~layout.follows[:, None], torch.finfo(torch.float64).min)
         with torch.no_grad():

@@ -21,7 +21,7 @@ from segue.decoding.draft.heads import HeadsDraft, build_tree
 from segue.errors import SegueError
 from segue.models.heads import DraftHeads
 from segue.training.batches import Batches
-from segue.verbs.speed_up import TOKENS_PER_STEP, Readings, beginnings, best_tree
+from segue.verbs.speed_up import TOKENS_PER_STEP, HeadsTrainingData, choose_tree, sample_prompts
 
 SMALL = {"width": 32, "depth": 1, "heads": 2, "context": 32, "rows": 8, "threads": 1, "precision": "float32"}
 QUICK: dict[str, Any] = {"steps": 12, "prompts": 2, "n": 12, "nodes": 8, "quiet": True}
@@ -127,8 +127,8 @@ def test_heads_of_another_model_are_refused(folder: Path, tmp_path: Path) -> Non
 def test_heads_learn_from_the_data_and_from_what_the_model_says(folder: Path) -> None:
     fitted = segue.load(folder)
     store = of(words()).encode(fitted.codec)
-    readings = Readings(fitted, fitted.model, store, rows=32 * (TOKENS_PER_STEP // fitted.context), seed=3)
-    text, each = readings.text, 8 * readings.rows
+    readings = HeadsTrainingData(fitted, fitted.model, store, rows=32 * (TOKENS_PER_STEP // fitted.context), seed=3)
+    text, each = readings.data, 8 * readings.rows
     assert len(text.tokens) == 4 * each
     batches = Batches(store, fitted.context, each, 3)
     for turn, place in ((0, 0), (1, 2 * each)):
@@ -166,15 +166,15 @@ def test_a_tree_is_as_large_as_pays(folder: Path, monkeypatch: pytest.MonkeyPatc
             clock[0] += 0.02 + self.seconds * tokens.shape[1]
             return fitted.model.extend(tokens, *rest)
 
-    assert best_tree(heads, chances, Slow(0.0), [1, 2, 3], 8).paths == build_tree(chances, 8)
-    assert best_tree(heads, chances, Slow(0.05), [1, 2, 3], 8).paths == build_tree(chances, 1)
+    assert choose_tree(heads, chances, Slow(0.0), [1, 2, 3], 8).paths == build_tree(chances, 8)
+    assert choose_tree(heads, chances, Slow(0.05), [1, 2, 3], 8).paths == build_tree(chances, 1)
 
 
 def test_beginnings_end_inside_documents() -> None:
     store = of(["abc", "d", "efghijk" * 20]).encode(of(["abc"]).codec())
     offsets = set(store.offsets.tolist())
     tokens = store.tokens.tolist()
-    for piece in beginnings(store, 40, 10):
+    for piece in sample_prompts(store, 40, 10):
         assert 1 <= len(piece) <= 10
         places = [end for end in range(len(piece), len(tokens)) if tokens[end - len(piece) : end] == piece]
         assert any(not offsets & set(range(end - len(piece) + 1, end + 1)) for end in places)

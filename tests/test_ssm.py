@@ -16,9 +16,9 @@ from torch import Tensor
 from segue.errors import SegueError
 from segue.kernels.convolution import long_convolution_reference
 from segue.mixers import DSS, LSSL, S4, S4D, S4ND, Layout, LiquidS4, hippo
-from segue.mixers.lssl import Dense
-from segue.mixers.s4d import Diagonal
-from segue.mixers.ssm import StateSpaceMixer, resample
+from segue.mixers.lssl import DenseStateSpace
+from segue.mixers.s4d import DiagonalStateSpace
+from segue.mixers.ssm import StateSpaceMixer, scale_step_sizes
 
 
 def response(family: str, states: int, times: torch.Tensor) -> torch.Tensor:
@@ -50,7 +50,7 @@ def test_hippo_bases_in_closed_form() -> None:
 @pytest.mark.parametrize("length", [1, 2, 50])
 def test_compressed_signals_are_projections_at_every_time(length: int) -> None:
     u = torch.randn(2, length, generator=torch.Generator().manual_seed(length), dtype=torch.float64)
-    found = hippo.compressed(u, 6)
+    found = hippo.compress_signal(u, 6)
     assert found.shape == (2, length, 6)
     points, weights = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(8))
     for end in {1, length}:
@@ -65,7 +65,7 @@ def test_a_polynomial_is_recalled() -> None:
     """Of finely sampled ones: those of lower degree come back, and higher ones do not."""
     time = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     signals = torch.stack([time**3 - time, time**6])
-    told = hippo.recalled(hippo.compressed(signals, 5)[:, -1], time)
+    told = hippo.reconstruct_signal(hippo.compress_signal(signals, 5)[:, -1], time)
     away = (told - signals).abs().amax(1)
     assert away[0] < 1e-3 < away[1]
 
@@ -74,7 +74,7 @@ def test_a_polynomial_is_recalled() -> None:
 def test_hippo_is_normal_but_for_a_low_rank(family: str) -> None:
     states = 64
     a, b = hippo.transition(family, states)
-    p = hippo.correction(family, states)
+    p = hippo.low_rank_correction(family, states)
     normal = a + p.T @ p
     rest = normal - normal.diagonal().mean() * torch.eye(states)
     assert (rest + rest.T).abs().max() < 1e-12 * max(1.0, float(a.abs().max()))
@@ -146,7 +146,7 @@ def finish(mixer: StateSpaceMixer, y: Tensor, x: Tensor) -> Tensor:
     return mixer.output(heads[None, ..., None], x[None])[0]
 
 
-def modes(recurrence: Diagonal) -> tuple[Tensor, Tensor, Tensor]:
+def modes(recurrence: DiagonalStateSpace) -> tuple[Tensor, Tensor, Tensor]:
     """Lambda, C B and dt, written out from the parameters."""
     m = recurrence.modes
     return torch.complex(-m.decay.exp(), m.frequency), torch.complex(*m.weight), m.steps.log.exp()
@@ -240,7 +240,7 @@ def test_s4_kernel_is_the_powers_of_its_matrix(length: int) -> None:
         expected = torch.stack(expected)
         assert expected.imag.abs().max() < 1e-12
         assert (space.kernel(length)[:, h] - expected.real).abs().max() < 1e-10
-        assert (Dense.kernel(space, length)[:, h] - expected.real).abs().max() < 1e-10
+        assert (DenseStateSpace.kernel(space, length)[:, h] - expected.real).abs().max() < 1e-10
     assert space.kernel(0).shape == (0, 3)
 
 
@@ -254,8 +254,8 @@ def test_the_maps_of_lssl_need_no_matrix(states: int) -> None:
         parameter += 0.1 * torch.randn_like(parameter)
     a, eye, x, dt = lssl.transition(), torch.eye(states).double(), torch.randn(2, 3, states).double(), lssl.steps() / 2
     step = dt[:, None, None] * a
-    assert torch.allclose(lssl.forwards(x, dt), ((eye + step) @ x[..., None])[..., 0], atol=1e-10)
-    assert torch.allclose(lssl.backwards(x, dt), torch.linalg.solve(eye - step, x[..., None])[..., 0], atol=1e-10)
+    assert torch.allclose(lssl.multiply_forward(x, dt), ((eye + step) @ x[..., None])[..., 0], atol=1e-10)
+    assert torch.allclose(lssl.solve_backward(x, dt), torch.linalg.solve(eye - step, x[..., None])[..., 0], atol=1e-10)
 
 
 @torch.no_grad()
@@ -347,7 +347,7 @@ def test_resampling_rescales_time(make: Callable[..., StateSpaceMixer]) -> None:
     x = torch.stack([(7 * time).sin(), (11 * time).cos() - 1], -1)[None]
     y, slow = mixer(x)[:, 1::2], x[:, 1::2]
     before = (mixer(slow) - y).abs().max()
-    resample(mixer, 2.0)
+    scale_step_sizes(mixer, 2.0)
     assert (mixer(slow) - y).abs().max() < 0.05 * before
 
 

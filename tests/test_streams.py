@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from segue.decoding.streams import continue_streams
 from segue.errors import SegueError
-from segue.mixers.cross import PositionAwareCrossAttention, cross_attention
+from segue.mixers.cross import PositionAwareCrossAttention, make_cross_attention
 from segue.mixers.state import Layout
 from segue.models import StackConfig
 from segue.models.streams import CODES, START, STOP, MultiStream, delayed, targets_of, undelayed
@@ -104,7 +104,7 @@ def test_starts_are_not_asked_for() -> None:
 
 def reads(mixer: str) -> tuple[PositionAwareCrossAttention, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
-    made: Any = cross_attention(8, {"mixer": mixer, "heads": 2} if mixer != "gru" else {"mixer": mixer})
+    made: Any = make_cross_attention(8, {"mixer": mixer, "heads": 2} if mixer != "gru" else {"mixer": mixer})
     return made.double(), torch.randn(2, 5, 8).double(), torch.randn(2, 6, 8).double()
 
 
@@ -125,9 +125,9 @@ def test_it_asks_where_and_then_what(mixer: str, monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(cross.run(x, Layout(Layout.of(x).positions, source=(source, lengths)), {}), y)
     source = source.clamp(max=3)
     plain = of(source)
-    monkeypatch.setattr(cross, "places", lambda count, like: places[order])
+    monkeypatch.setattr(cross, "position_vectors", lambda count, like: places[order])
     torch.testing.assert_close(of(source[:, order]), plain)  # order is in the positions alone
-    monkeypatch.setattr(cross, "places", lambda count, like: places)
+    monkeypatch.setattr(cross, "position_vectors", lambda count, like: places)
     assert float((of(source[:, order]) - plain).detach().abs().max()) > 1e-3
     keys = cross.project(source)[0]
     values = [torch.randn_like(keys) for _ in range(2)]
@@ -142,8 +142,8 @@ def test_it_asks_where_and_then_what(mixer: str, monkeypatch: pytest.MonkeyPatch
 
 def test_a_wrong_option_is_told() -> None:
     with pytest.raises(SegueError, match="options of cross-attention"):
-        cross_attention(8, {"mixer": "gla", "nonsense": 1})
+        make_cross_attention(8, {"mixer": "gla", "nonsense": 1})
     with pytest.raises(SegueError, match="looks ahead"):
-        cross_attention(8, {"mixer": "hydra", "heads": 2})
+        make_cross_attention(8, {"mixer": "hydra", "heads": 2})
     with pytest.raises(SegueError, match="unknown"):
-        cross_attention(8, {"mixer": "nothing"})
+        make_cross_attention(8, {"mixer": "nothing"})

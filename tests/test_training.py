@@ -39,7 +39,7 @@ from segue.training.loop import CHECKPOINT
 from segue.training.optimiser import Optimiser, groups_of, orthogonalise
 from segue.training.recipe import Facts, choose
 from segue.verbs import mixed
-from segue.verbs.fit import build, sample
+from segue.verbs.fit import build, subsample
 
 SMALL = {"width": 32, "depth": 1, "heads": 2, "context": 16, "rows": 4, "threads": 1, "precision": "float32"}
 
@@ -658,12 +658,13 @@ def test_few_data_are_counted_too(few: int, even: bool) -> None:
 
 def test_of_many_held_out_documents_a_sample_is_scored() -> None:
     data = of([[str(i), "b"] for i in range(50)], kind="cases")
-    assert sample(data, 1.5) is data and sample(data, 1.0) is data
-    some = sample(data, 0.1)
+    assert subsample(data, 1.5) is data and subsample(data, 1.0) is data
+    some = subsample(data, 0.1)
     assert [record.object[0] for record in some] == ["0", "12", "24", "36", "49"]
-    assert len(sample(data, 1e-9)) == 1
-    assert mixed.scored(50_000, 0.3) == 2_000 < mixed.scored(50, 0.3) < mixed.scored(50, 3) < mixed.scored(50, None)
-    assert mixed.positions(50_000, 0.3)[1] < mixed.positions(50, 0.3)[1] == mixed.positions(50, None)[1]
+    assert len(subsample(data, 1e-9)) == 1
+    scored, sizes = mixed.elements_to_score, mixed.calibration_sizes
+    assert scored(50_000, 0.3) == 2_000 < scored(50, 0.3) < scored(50, 3) < scored(50, None)
+    assert sizes(50_000, 0.3)[1] < sizes(50, 0.3)[1] == sizes(50, None)[1]
 
 
 @pytest.mark.parametrize("mixer", ["attention", "gru"])

@@ -13,7 +13,7 @@ from torch import Tensor
 from segue.errors import SegueError
 from segue.mixers import Attention
 from segue.mixers.state import Layout, Parts
-from segue.mixers.traits import NONE, Traits
+from segue.mixers.traits import ABSENT, Traits
 from segue.models import Stack, StackConfig, expand_pattern
 from segue.testing import check_mixer, check_model
 
@@ -27,7 +27,8 @@ def test_pitches_are_looked_up_and_times_summed_up() -> None:
     starts = torch.zeros(2, 7, dtype=torch.bool)
     starts[1, 4] = True  # the clock begins again
     found = traits.of(tokens, Layout.chain((2, 7), starts=starts))
-    assert found["pitch"].tolist() == [[60, NONE, 62, NONE, NONE, 60, NONE], [NONE, NONE, 64, 64, NONE, NONE, 60]]
+    assert found["pitch"].tolist() == [[60, ABSENT, 62, ABSENT, ABSENT, 60, ABSENT],
+                                       [ABSENT, ABSENT, 64, 64, ABSENT, ABSENT, 60]]
     assert found["time"].tolist() == [[0, 1, 1, 3, 3, 3, 4], [1, 3, 3, 3, 1, 1, 1]]
 
 
@@ -41,7 +42,7 @@ class Knowing(Attention):
 def made_up(x: Tensor) -> dict[str, Tensor]:
     x = x.to(torch.bfloat16)  # the same in every type
     pitch = (3 * x[..., 0]).round().long()
-    return {"time": (4 * x[..., 1]).round().long(), "pitch": torch.where(x[..., 2] > 1, NONE, pitch)}
+    return {"time": (4 * x[..., 1]).round().long(), "pitch": torch.where(x[..., 2] > 1, ABSENT, pitch)}
 
 
 OPTIONS = [{"traits": {"time": 3, "pitch": 5}}, {"traits": {"pitch": 4}, "relative": 6, "clamp": True, "kv_heads": 1},
@@ -65,7 +66,7 @@ def test_it_is_its_loop_over_pairs(options: dict[str, Any]) -> None:
                 if mixer.distances is not None:
                     scores[j] += q[head, i] @ mixer.distances[head, min(i - j, 5)]
                 for table, of, most in tables:
-                    if NONE not in (of[i], of[j]) and (clamp or abs(of[i] - of[j]) < most):
+                    if ABSENT not in (of[i], of[j]) and (clamp or abs(of[i] - of[j]) < most):
                         scores[j] += q[head, i] @ table[head, most - 1 + max(-most + 1, min(most - 1, of[i] - of[j]))]
             mixed[head, i] = (scores / 2).softmax(0) @ v[own]
     expected = mixer.out(mixed.transpose(0, 1).flatten(1))
@@ -131,10 +132,10 @@ def test_music_higher_and_later_is_the_same_music() -> None:
     """Without positions nor embeddings of pitch, only differences have a say."""
     torch.manual_seed(0)
     mixer, x = Attention(8, positions="none", traits={"time": 9, "pitch": 9}), torch.randn(1, 6, 8)
-    time, pitch = torch.tensor([[0, 0, 1, 2, 2, 5]]), torch.tensor([[60, 64, 62, 60, 67, NONE]])
+    time, pitch = torch.tensor([[0, 0, 1, 2, 2, 5]]), torch.tensor([[60, 64, 62, 60, 67, ABSENT]])
     layout = Layout.of(x)
     here = mixer(x, replace(layout, traits={"time": time, "pitch": pitch}))
-    moved = torch.where(pitch == NONE, NONE, pitch + 5)
+    moved = torch.where(pitch == ABSENT, ABSENT, pitch + 5)
     assert torch.equal(here, mixer(x, replace(layout, traits={"time": time + 7, "pitch": moved})))
     assert not torch.allclose(here, mixer(x, replace(layout, traits={"time": time * 2, "pitch": pitch})))
 

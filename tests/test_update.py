@@ -15,7 +15,7 @@ from segue.errors import SegueError
 from segue.files import held
 from segue.training.loop import Run
 from segue.verbs.fitted import Fitted
-from segue.verbs.update import digest
+from segue.verbs.update import weights_hash
 
 SMALL = {"width": 32, "depth": 1, "heads": 2, "context": 32, "rows": 8, "threads": 1, "precision": "float32"}
 
@@ -78,17 +78,17 @@ def test_a_killed_update_goes_on_to_the_same_weights(folder: Path, tmp_path: Pat
     new = words("xyz", 100, seed=1)
     whole = segue.load(tmp_path / "other")
     whole.update(new, steps=12, quiet=True, save_seconds=0)
-    before = digest(segue.load(folder).model)
+    before = weights_hash(segue.load(folder).model)
     for at in (0, 5, 9):
         with monkeypatch.context() as patch, pytest.raises(Killed):
             kill_after(patch, at)
             segue.load(folder).update(new, steps=12, quiet=True, save_seconds=0)
-        assert digest(segue.load(folder).model) == before  # the model in the folder is untouched until the end
+        assert weights_hash(segue.load(folder).model) == before  # the model in the folder is untouched until the end
     with pytest.raises(SegueError, match="unfinished update"):
         segue.load(folder).update(new, steps=13, quiet=True)
     resumed = segue.load(folder)
     resumed.update(new, steps=12, quiet=True, save_seconds=0)
-    assert digest(resumed.model) == digest(whole.model) == digest(segue.load(folder).model)
+    assert weights_hash(resumed.model) == weights_hash(whole.model) == weights_hash(segue.load(folder).model)
     assert [p.tolist() for p in resumed.memory.replay.pieces] == [p.tolist() for p in whole.memory.replay.pieces]
 
 
@@ -114,7 +114,7 @@ def test_a_move_that_was_cut_short_is_finished(folder: Path, monkeypatch: pytest
     with held(folder / "updating"), pytest.raises(SegueError, match="another process is at work"):
         segue.load(folder)
     found = segue.load(folder)
-    assert digest(found.model) == digest(model.model)
+    assert weights_hash(found.model) == weights_hash(model.model)
     assert not (folder / "updating").exists()
     assert json.loads((folder / "report.json").read_text())["updates"]
 
@@ -124,7 +124,7 @@ def test_updates_are_reproducible(folder: Path, tmp_path: Path) -> None:
     a, b = segue.load(folder), segue.load(tmp_path / "other")
     one, two = (model.update(new, steps=6, quiet=True) for model in (a, b))
     assert np.array_equal(one.matrix.scores, two.matrix.scores)
-    assert digest(a.model) == digest(b.model)
+    assert weights_hash(a.model) == weights_hash(b.model)
 
 
 def test_what_cannot_be_done_says_so(folder: Path) -> None:

@@ -28,7 +28,7 @@ from segue.decoding import ACCEPTORS, DECODERS, DRAFTERS, SetPrompt, generate
 from segue.decoding.constrain import LegalNext, Pattern
 from segue.decoding.draft import BlockDraft, ModelDraft
 from segue.decoding.draft.heads import HeadsDraft
-from segue.decoding.prompt import arrange
+from segue.decoding.prompt import layout_with_sets
 from segue.errors import SegueError
 from segue.files import write_text
 from segue.kinds.codecs import LetterCodec
@@ -147,7 +147,7 @@ def drafters(model: Any) -> dict[str, Callable[[], Any]]:
         torch.manual_seed(1)
         for weight in weights:
             weight.data += 0.05 * weight.data.std(correction=0) * torch.randn_like(weight)
-        return ModelDraft(twin, least=0.0)
+        return ModelDraft(twin, min_probability=0.0)
 
     def heads() -> HeadsDraft:
         return HeadsDraft(DraftHeads.on(model))
@@ -182,7 +182,7 @@ def with_sets(model: Any, n: int) -> tuple[list[Any], bool]:
     said: list[int] = []
     for token in found[2].tokens:
         whole = SetPrompt([first, parts, [*last, *said]], canonical=False)
-        out = model.extend(torch.tensor([list(whole)]), model.init_state(1), layout=arrange([whole]))
+        out = model.extend(torch.tensor([list(whole)]), model.init_state(1), layout=layout_with_sets([whole]))
         right = right and int(out.logits[0, -1].argmax()) == token
         said.append(token)
     return found, right

@@ -14,7 +14,7 @@ from statistics import mean
 from segue.files import read_json, write_text
 from segue.mixers import MIXERS
 from segue.tasks import TASKS
-from segue.verbs.scoreboard import DEPTH, RATE, SOLVED, TEST_ROWS, VARIANTS, Score, Scoreboard, contestants
+from segue.verbs.scoreboard import DEPTH, RATE, SOLVED, TEST_ROWS, VARIANTS, Score, Scoreboard, board_mixers
 
 ROOT = Path(__file__).resolve().parents[1]
 BOARD = ROOT / "benchmarks" / "results" / "scoreboard"
@@ -92,7 +92,8 @@ def page() -> str:
               "bold where at twice the length too. *time*: of one core for 100 steps.", "",
               row("mixer", "learned", "longer", "solved", "width", "time"), row(*["---"] * 6)]
     for mixer in found.mixers:
-        near, far = ([found.above(mixer, task, what) for task in found.lengths] for what in ("accuracy", "longer"))
+        near, far = ([found.above_guess(mixer, task, what) for task in found.lengths]
+                     for what in ("accuracy", "longer"))
         solved = [f"**{task}**" if b >= GOOD else task for task, a, b in zip(found.lengths, near, far) if a >= GOOD]
         own = [score for score in scores if score.mixer == mixer]
         widths = sorted({score.width for score in own})
@@ -101,7 +102,7 @@ def page() -> str:
                          " to ".join(map(str, dict.fromkeys((widths[0], widths[-1])) if widths else [])),
                          f"{100 * per_step:.1f} s"))
     failed = [f"- {score.mixer} on {score.task} failed: {score.failure}" for score in found.scores if score.failure]
-    missing = ", ".join(f"`{mixer}`" for mixer in contestants() if mixer not in found.mixers)
+    missing = ", ".join(f"`{mixer}`" for mixer in board_mixers() if mixer not in found.mixers)
     lines += ["", f"Measured with {found.summary}." + f" Not measured yet: {missing}." * bool(missing), *failed]
     return "\n".join(lines) + "\n"
 

@@ -102,7 +102,7 @@ def writes(model: Stack, tokens: Tensor, layout: Layout | None = None, heads: bo
     found, mixed = {"embedding": x}, list[tuple[Tensor, dict[str, Tensor]]]()
 
     def mix(begun: Parts, mixer: Mixer, y: Tensor) -> Tensor:
-        mixer.accept(layout)
+        mixer.check_layout(layout)
         mixed.append(_by_head(mixer, y, layout, begun) if heads else (mixer.run(y, layout, begun), {}))
         return mixed[-1][0]
 

@@ -1,12 +1,12 @@
-"""Acceptors decide how far along a draft the answer goes.
+"""Acceptors decide how many tokens of a draft become part of the answer.
 
-`walk` and `reject` are exact. `walk` draws every token from the model's own distribution *before* looking at the
-draft, and goes on as long as a drafted node carries that token: it needs nothing from the draft, and with `Noise` it
-gives the very text of plain decoding. `reject` is speculative sampling (Leviathan et al. 2023; Chen et al. 2023; for
-trees Miao et al. 2024): it accepts drafted tokens more often when the drafter drew them from a distribution near the
-model's; the text is distributed as the model's, but is another one than plain decoding gives for this seed. `typical`
-(Cai et al. 2024, arXiv 2401.10774) and `near_best` (Xia et al. 2022, arXiv 2205.10350) are lossy: they take what is
-likely enough.
+`walk` and `rejection_sampling` are exact. `walk` draws every token from the model's own distribution *before* it looks
+at the draft, and continues as long as a drafted node carries that token: it needs no probabilities from the drafter,
+and with `Noise` the text is identical to plain decoding. `rejection_sampling` is speculative sampling (Leviathan et al.
+2023; Chen et al. 2023; for trees Miao et al. 2024): it accepts more drafted tokens when the drafter drew them from a
+distribution near the model's; the text follows the model's distribution, but differs from plain decoding with the same
+seed. `typical` (Cai et al. 2024, arXiv 2401.10774) and `near_best` (Xia et al. 2022, arXiv 2205.10350) are lossy: they
+accept any token that is likely enough.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from segue.decoding.draft.base import Tree
 from segue.decoding.sampling import Noise, draw, entropy
 from segue.errors import SegueError
 
-MOST_CHILDREN = 1024  # random numbers set aside for the children of one node
+MAX_CHILDREN = 1024  # random numbers reserved for the children of one node
 
 
-class Ask(Protocol):
-    """What an acceptor is given: one row of the answer, with the model's scores at the draft's nodes.
+class RowView(Protocol):
+    """What an acceptor sees of one answer: the model's scores at the draft's nodes, and how to take a token.
 
-    Nodes are those of the draft, -1 stands for the last confirmed token.
+    A node is an index into the draft; -1 is the last confirmed token.
     """
 
     position: int  # of the next token
@@ -35,56 +35,59 @@ class Ask(Protocol):
         ...
 
     def distribution(self, node: int) -> np.ndarray:
-        """(V,) float64, what the token after `node` is drawn from, given all that was taken so far."""
+        """(V,) float64 probabilities of the token after `node`, given the tokens taken so far."""
         ...
 
     def ranking(self, node: int) -> np.ndarray:
-        """(V,) float64, the scores by which the token after `node` is chosen, given all that was taken so far."""
+        """(V,) float64 processed scores of the token after `node`, given the tokens taken so far."""
         ...
 
-    def noise(self, lane: int) -> Noise: ...
+    def noise(self, lane: int) -> Noise:
+        """The random numbers of this row: lane 0 draws tokens, lane 1 decides about drafts."""
+        ...
 
     def take(self, token: int, node: int) -> bool:
-        """Put a token, scored at `node`, behind the answer; True if no other may follow in this pass (the answer ends
-        with it, or it took one back)."""
+        """Append a token, scored at `node`, to the answer; True if no other may follow in this pass (the answer ends
+        with it, or it was a backspace)."""
         ...
 
 
 class Acceptor(Protocol):
-    """Decides how far along a draft the answer goes."""
+    """Decides how many tokens of a draft become part of the answer."""
 
-    def __call__(self, tree: Tree, row: Ask) -> int:
-        """Take one token or more; give the last node of the draft that they went through (-1: none)."""
+    def __call__(self, tree: Tree, row: RowView) -> int:
+        """Take at least one token; returns the last accepted node of the draft (-1: none)."""
         ...
 
 
-def walk(tree: Tree, row: Ask) -> int:
-    """Exact for greedy and for sampling, the same text as without a draft (the rule of the Lookahead paper)."""
-    # Side-by-side branches share beginnings, so several nodes may stand for the same place in the text.
-    live = [-1]
+def walk(tree: Tree, row: RowView) -> int:
+    """Exact, greedy or sampled: the same text as without a draft (the rule of the Lookahead paper)."""
+    # Branches that do not share nodes may begin alike, so several nodes can stand for the same prefix.
+    nodes = [-1]
     while True:
-        token = row.choose(live[0])
-        if row.take(token, live[0]):
-            return live[0]
-        after = [node for place in live for node in tree.children.get(place, ()) if tree.tokens[node] == token]
-        if not after:
-            return live[0]
-        live = after
+        token = row.choose(nodes[0])
+        if row.take(token, nodes[0]):
+            return nodes[0]
+        matching = [child for node in nodes for child in tree.children.get(node, ()) if tree.tokens[child] == token]
+        if not matching:
+            return nodes[0]
+        nodes = matching
 
 
-def reject(tree: Tree, row: Ask) -> int:
-    """Exact in distribution, for drafts drawn from known distributions (`Tree.q`; picked ones count as certain)."""
-    place = -1
+def rejection_sampling(tree: Tree, row: RowView) -> int:
+    """Speculative sampling: exact in distribution, for drafts drawn from known distributions `Tree.q` (without q, each
+    drafted token counts as drawn with probability 1)."""
+    node = -1
     while True:
-        p = row.distribution(place)
-        chance = row.noise(1)
+        p = row.distribution(node)
+        noise = row.noise(1)
         accepted = None
-        for turn, node in enumerate(tree.children.get(place, ())):
-            token = tree.tokens[node]
-            q = None if tree.q is None else tree.q[place + 1]
-            odds = p[token] / (1.0 if q is None else q[token])
-            if chance.at(row.position * MOST_CHILDREN + turn) < odds:
-                accepted = node
+        for number, child in enumerate(tree.children.get(node, ())):
+            token = tree.tokens[child]
+            q = None if tree.q is None else tree.q[node + 1]
+            ratio = p[token] / (1.0 if q is None else q[token])
+            if noise.at(row.position * MAX_CHILDREN + number) < ratio:
+                accepted = child
                 break
             if q is None:
                 p = p.copy()
@@ -96,49 +99,50 @@ def reject(tree: Tree, row: Ask) -> int:
                                  "from")
             p = p / p.sum()
         if accepted is None:
-            row.take(draw(p, row.noise(0).at(row.position)), place)
-            return place
-        if row.take(tree.tokens[accepted], place):
-            return place
-        place = accepted
+            row.take(draw(p, row.noise(0).at(row.position)), node)
+            return node
+        if row.take(tree.tokens[accepted], node):
+            return node
+        node = accepted
 
 
-def typical(tree: Tree, row: Ask, floor: float = 0.09, share: float = 0.3) -> int:
-    """Lossy: a drafted token is taken if its probability is above min(floor, share * exp(-entropy)), the likeliest such
-    one first; greedy decoding stays as it is. What comes behind the draft is drawn from the model."""
-    place = -1
+def typical(tree: Tree, row: RowView, floor: float = 0.09, share: float = 0.3) -> int:
+    """Lossy: a drafted token is accepted if its probability is above min(floor, share * exp(-entropy)), the likeliest
+    one first. The token after the draft is drawn from the model. Greedy decoding is unchanged."""
+    node = -1
     while True:
-        p = row.distribution(place)
-        least = min(floor, share * np.exp(-entropy(p)))
-        fits = [node for node in tree.children.get(place, ()) if p[tree.tokens[node]] > least]
-        if not fits:
-            row.take(draw(p, row.noise(0).at(row.position)), place)
-            return place
-        best = max(fits, key=lambda node: p[tree.tokens[node]])
-        if row.take(tree.tokens[best], place):
-            return place
-        place = best
+        p = row.distribution(node)
+        threshold = min(floor, share * np.exp(-entropy(p)))
+        likely = [child for child in tree.children.get(node, ()) if p[tree.tokens[child]] > threshold]
+        if not likely:
+            row.take(draw(p, row.noise(0).at(row.position)), node)
+            return node
+        best = max(likely, key=lambda child: p[tree.tokens[child]])
+        if row.take(tree.tokens[best], node):
+            return node
+        node = best
 
 
-def near_best(tree: Tree, row: Ask, beta: int = 5, tau: float = 3.0) -> int:
-    """Lossy: where no drafted node carries the model's own token, the best drafted one is taken in its stead if it is
-    among the `beta` likeliest and its score less than `tau` below the highest. tau = 0 is `walk`, and when greedy so is
-    beta = 1. (GAD++; a draft that is taken to its end is followed by a token of the model's own.)"""
-    live = [-1]
+def near_best(tree: Tree, row: RowView, beta: int = 5, tau: float = 3.0) -> int:
+    """Lossy (GAD++): where no drafted node carries the model's own token, the best drafted token is accepted instead if
+    it is among the `beta` likeliest and scores less than `tau` below the best. tau = 0 is `walk`, and so is beta = 1
+    when greedy. A fully accepted draft is followed by a token of the model's own."""
+    nodes = [-1]
     while True:
-        token = row.choose(live[0])
-        below = [node for place in live for node in tree.children.get(place, ())]
-        if below and all(tree.tokens[node] != token for node in below):
-            scores = row.ranking(live[0])
-            best = max((tree.tokens[node] for node in below), key=lambda drafted: scores[drafted])
+        token = row.choose(nodes[0])
+        children = [child for node in nodes for child in tree.children.get(node, ())]
+        if children and all(tree.tokens[child] != token for child in children):
+            scores = row.ranking(nodes[0])
+            best = max((tree.tokens[child] for child in children), key=lambda drafted: scores[drafted])
             if scores.max() - scores[best] < tau and (scores >= scores[best]).sum() <= beta:
                 token = best
-        if row.take(token, live[0]):
-            return live[0]
-        after = [node for node in below if tree.tokens[node] == token]
-        if not after:
-            return live[0]
-        live = after
+        if row.take(token, nodes[0]):
+            return nodes[0]
+        matching = [child for child in children if tree.tokens[child] == token]
+        if not matching:
+            return nodes[0]
+        nodes = matching
 
 
-ACCEPTORS: dict[str, Acceptor] = {"walk": walk, "rejection": reject, "typical": typical, "near-best": near_best}
+ACCEPTORS: dict[str, Acceptor] = {"walk": walk, "rejection": rejection_sampling, "typical": typical,
+                                  "near-best": near_best}

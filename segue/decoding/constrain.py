@@ -1,7 +1,7 @@
-"""Constraints: what may follow is ruled by a callback, a regular expression or a JSON schema.
+"""Constrained decoding: a callback, a regular expression or a JSON schema says which tokens may follow.
 
-A constraint is a processor: it sees the path it is asked about, so it works with every decoder, with drafts, in beams
-and in batches, and a draft that breaks the rule is simply not accepted.
+A constraint is a processor: it sees the prefix whose next token is chosen, so it works with every decoder, with drafts,
+in beams and in batches; a draft that breaks it is simply not accepted.
 """
 
 from __future__ import annotations
@@ -13,27 +13,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segue.decoding.sampling import Array, Prefix, only
+from segue.decoding.sampling import Array, Prefix, keep_only
 from segue.errors import SegueError, require
 
 if TYPE_CHECKING:
     from segue.kinds.codecs import Codec
 
+MAX_CACHED_STATES = 512  # of a pattern's automaton, by prefix
+
 
 class LegalNext:
-    """legal(said) -> the token ids that may follow the tokens said after the prompt (none: anything may)."""
+    """Allows the token ids that legal(generated) returns, given the tokens generated after the prompt (None: all)."""
 
     def __init__(self, legal: Callable[[list[int]], Iterable[int] | None]) -> None:
         self.legal = legal
 
     def __call__(self, scores: Array, prefix: Prefix) -> Array:
-        allowed = self.legal(prefix.said)
-        return scores if allowed is None else only(scores, np.fromiter(allowed, np.int64))
+        allowed = self.legal(prefix.generated)
+        return scores if allowed is None else keep_only(scores, np.fromiter(allowed, np.int64))
 
 
 class EachOnce:
-    """Every token at most once, those of the prompt included, and the end only when nothing else is left: tours and
-    orders, of a pointer network say (`segue.models.pointer`). end: the id that ends an answer."""
+    """Allows every token at most once, the prompt included, and the end token only when no other is left: for tours and
+    permutations, such as a pointer network's (`segue.models.pointer`). end: the id that ends an answer."""
 
     def __init__(self, end: int = 0) -> None:
         self.end = end
@@ -48,9 +50,9 @@ class EachOnce:
 
 
 class Pattern:
-    """The answer matches a regular expression as a whole: every token keeps a match in reach, and the end token may
-    only come where there is one. Cut at its limit of tokens, an answer is the beginning of a match. Automata by
-    outlines-core (extra `constrain`)."""
+    """Makes the whole answer match a regular expression: only tokens after which a match is still possible are allowed,
+    and the end token only after a match. An answer cut at its token limit is the beginning of a match. The automaton is
+    outlines-core's (extra `constrain`)."""
 
     def __init__(self, codec: Codec, regex: str) -> None:
         outlines = require("outlines_core", extra="constrain")
@@ -79,32 +81,33 @@ class Pattern:
         self._states: dict[tuple[int, ...], int] = {(): self._first}
 
     def __call__(self, scores: Array, prefix: Prefix) -> Array:
-        return only(scores, self._allowed(self._state(tuple(prefix.said))))
+        return keep_only(scores, self._allowed(self._state(tuple(prefix.generated))))
 
-    def _state(self, said: tuple[int, ...]) -> int:
-        """The automaton's state behind `said`; mostly one step from one that is known."""
-        known = len(said)
-        while said[:known] not in self._states:
-            known -= 1
-        state = self._states[said[:known]]
-        for at in range(known, len(said)):
-            after = self._next(state, said[at])
+    def _state(self, tokens: tuple[int, ...]) -> int:
+        """The automaton's state after these tokens; mostly one step from a cached state."""
+        cached = len(tokens)
+        while tokens[:cached] not in self._states:
+            cached -= 1
+        state = self._states[tokens[:cached]]
+        for at in range(cached, len(tokens)):
+            after = self._next(state, tokens[at])
             if after is None:
                 raise SegueError(f"token {at} of the answer breaks the pattern: was it chosen by something else?")
             state = after
-        if len(self._states) > 512:
+        if len(self._states) > MAX_CACHED_STATES:
             self._states = {(): self._first}
-        self._states[said] = state
+        self._states[tokens] = state
         return state
 
 
-def schema(codec: Codec, what: str | dict[str, Any]) -> Pattern:
-    """The answer is a JSON text of this schema (a dictionary, or JSON)."""
+def json_schema_pattern(codec: Codec, schema: str | dict[str, Any]) -> Pattern:
+    """Makes the answer a JSON text that follows a schema (a dictionary, or JSON)."""
     require("outlines_core", extra="constrain")
     from outlines_core import json_schema
 
     try:
-        return Pattern(codec, json_schema.build_regex_from_schema(what if isinstance(what, str) else json.dumps(what)))
+        text = schema if isinstance(schema, str) else json.dumps(schema)
+        return Pattern(codec, json_schema.build_regex_from_schema(text))
     except SegueError:
         raise
     except Exception as error:

@@ -1,5 +1,5 @@
-"""Answers written all at once: a model that was trained for it (see `segue.objectives.Sundae`) starts from noise and
-rewrites the whole answer a few times."""
+"""Non-autoregressive decoding by iterated denoising (SUNDAE; see `segue.objectives.Sundae`): start from random tokens
+and rewrite the whole answer a few times."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from segue.decoding.loop import evaluating
+from segue.decoding.loop import eval_mode
 from segue.errors import SegueError
 from segue.mixers.state import Layout
 from segue.models.base import padded
@@ -17,8 +17,8 @@ from segue.models.stack import Stack
 
 
 @dataclass
-class Rewritten:
-    """tokens of an answer; score: the mean natural log-probability that the model gives each of them at the end."""
+class DenoisedAnswer:
+    """An answer's tokens; score: their mean natural log-probability under the model after the last step."""
 
     tokens: list[int]
     score: float
@@ -26,43 +26,44 @@ class Rewritten:
 
 @torch.inference_mode()
 def denoise(model: Stack, prompts: Sequence[Sequence[int]], lengths: Sequence[Sequence[int]], steps: int = 10,
-            temperature: float = 0.0, seed: int = 0, elements: int | None = None) -> list[Rewritten]:
-    """The best answer to each prompt of any of the lengths that may be tried for it.
+            temperature: float = 0.0, seed: int = 0, elements: int | None = None) -> list[DenoisedAnswer]:
+    """The best-scoring answer to each prompt over the candidate lengths given for it.
 
-    model: one that reads both ways. lengths: for each prompt at least one. steps: passes over all answers. temperature:
-    0 takes the likeliest element everywhere; above, elements are drawn, but for the last pass. elements: see `Sundae`.
+    model: a bidirectional stack. lengths: candidates for each prompt, at least one. steps: passes over all answers.
+    temperature: 0 takes the likeliest element everywhere; above 0, all steps but the last sample. elements: see
+    `Sundae`.
     """
     if len(lengths) != len(prompts) or not all(map(len, lengths)) or min(map(min, lengths), default=1) < 1 or steps < 1:
         raise SegueError(f"{len(prompts)} prompts, {len(lengths)} lists of lengths and {steps} steps: give for each "
                          "prompt at least one length to try, of at least one element, and take at least one step")
-    tries = [(number, length) for number, each in enumerate(lengths) for length in each]
-    ends = [len(prompts[number]) + length for number, length in tries]
-    where = model.embedding.weight.device
-    tokens = padded([[*prompts[number], *[0] * length] for number, length in tries]).to(where)
-    index = torch.arange(tokens.shape[1], device=where)
-    first, end = (torch.tensor(x, device=where)[:, None] for x in ([len(prompts[number]) for number, _ in tries], ends))
-    asked, starts = (index >= first) & (index < end), index == end  # the padding is a document of its own
+    candidates = [(number, length) for number, each in enumerate(lengths) for length in each]
+    device = model.embedding.weight.device
+    tokens = padded([[*prompts[number], *[0] * length] for number, length in candidates]).to(device)
+    index = torch.arange(tokens.shape[1], device=device)
+    begin = torch.tensor([len(prompts[number]) for number, _ in candidates], device=device)[:, None]
+    end = begin + torch.tensor([length for _, length in candidates], device=device)[:, None]
+    in_answer, starts = (index >= begin) & (index < end), index == end  # the padding is a document of its own
     generator = torch.Generator().manual_seed(seed)
-    count = int(asked.sum())
-    said = torch.randint(elements or model.vocabulary, (count,), generator=generator).to(where)
-    layout = Layout.chain((len(tries), len(index)), starts=starts, device=where)
+    count = int(in_answer.sum())
+    current = torch.randint(elements or model.vocabulary, (count,), generator=generator).to(device)
+    layout = Layout.chain((len(candidates), len(index)), starts=starts, device=device)
 
-    def logits(said: Tensor) -> Tensor:
-        return model(tokens.masked_scatter(asked, said), layout).logits[asked][:, :elements].float()
+    def predict(answers: Tensor) -> Tensor:
+        return model(tokens.masked_scatter(in_answer, answers), layout).logits[in_answer][:, :elements].float()
 
-    with evaluating(model):
+    with eval_mode(model):
         for step in range(steps):
-            found = logits(said)
+            logits = predict(current)
             if temperature and step < steps - 1:
-                chances = (found / temperature).softmax(-1).cpu()
-                said = torch.multinomial(chances, 1, generator=generator)[:, 0].to(where)
+                probabilities = (logits / temperature).softmax(-1).cpu()
+                current = torch.multinomial(probabilities, 1, generator=generator)[:, 0].to(device)
             else:
-                said = found.argmax(-1)
-        chances = logits(said).log_softmax(-1).gather(1, said[:, None])[:, 0]
-    best: list[Rewritten | None] = [None] * len(prompts)
-    pieces = [length for _, length in tries]
-    for (number, _), text, each in zip(tries, said.split(pieces), chances.split(pieces)):
-        answer, before = Rewritten(text.tolist(), float(each.mean())), best[number]
+                current = logits.argmax(-1)
+        logprobs = predict(current).log_softmax(-1).gather(1, current[:, None])[:, 0]
+    best: list[DenoisedAnswer | None] = [None] * len(prompts)
+    sizes = [length for _, length in candidates]
+    for (number, _), answer_tokens, answer_logprobs in zip(candidates, current.split(sizes), logprobs.split(sizes)):
+        answer, before = DenoisedAnswer(answer_tokens.tolist(), float(answer_logprobs.mean())), best[number]
         if before is None or answer.score > before.score:
             best[number] = answer
     return [answer for answer in best if answer is not None]

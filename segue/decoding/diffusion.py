@@ -1,10 +1,9 @@
-"""Writing in any order, by models of discrete diffusion (see `segue.objectives.diffusion`): filling the gaps of a
-sequence, and continuing block by block.
+"""Sampling from discrete diffusion models (see `segue.objectives.diffusion`): filling the gaps of a sequence, and
+continuing one block by block.
 
-A sampler is a function of what is there, of where the gaps are, and of `predict`, the log-probabilities of what noisy
-ids were. Draws are made in float64: in float32 samplers of many steps miss rare elements, which makes texts look
-likelier than they are (Zheng et al. 2024, arXiv 2409.02908). So a report gives the sample's entropy beside any
-likelihood.
+A sampler takes the known elements, the positions of the gaps, and `predict`, the model's log-probabilities of the clean
+ids given noisy ones. Sampling is in float64: in float32, samplers of many steps miss rare elements, which makes texts
+look likelier than they are (Zheng et al. 2024, arXiv 2409.02908). So results include the sample's entropy.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segue.decoding.loop import evaluating
-from segue.decoding.recipes import choose
+from segue.decoding.loop import eval_mode
+from segue.decoding.recipes import look_up
 from segue.errors import SegueError
 from segue.kernels.gumbel import gumbel_max
 from segue.mixers.state import Layout
@@ -30,17 +29,17 @@ from segue.objectives.diffusion import Predict
 from segue.objectives.masked import padding
 
 __all__ = ["SAMPLERS", "Filled", "ancestral", "confidence", "fill", "first_hitting", "go_on", "sample_entropy"]
-Drawn = tuple[Tensor, int]  # the sequences (B, L), and how often the model was asked
+Sampled = tuple[Tensor, int]  # the sequences (B, L), and the number of model passes
 
 
 def ancestral(predict: Predict, x: Tensor, gaps: Tensor, process: Process, steps: int = 128,
               generator: torch.Generator | None = None, schedule: NoiseSchedule | None = None,
-              dtype: torch.dtype = torch.float64, cached: bool = False) -> Drawn:
-    """Undo the noise step by step, each element drawn apart from the others (D3PM, MDLM): of the model's law where the
-    steps are many. x: (B, L) long; what stands in its gaps (B, L) bool does not matter.
+              dtype: torch.dtype = torch.float64, cached: bool = False) -> Sampled:
+    """Ancestral sampling (D3PM, MDLM): undo the noise step by step, each element independently of the others; exact in
+    the limit of many steps. x: (B, L) long; its values in the gaps (B, L) bool are ignored.
 
-    cached: keep what the model said as long as nothing changes: the same draws, and no more passes than elements; for
-    the absorbing process and models that are not told the time.
+    cached: reuse the model's output while nothing changes: the same draws, with no more passes than elements; for the
+    absorbing process and models without a time input.
     """
     kept = (schedule or NoiseSchedule()).grid(steps).to(x.device)
     x = torch.where(gaps, process.rest(x, generator), x)
@@ -60,9 +59,10 @@ def ancestral(predict: Predict, x: Tensor, gaps: Tensor, process: Process, steps
 
 
 def first_hitting(predict: Predict, x: Tensor, gaps: Tensor, process: Process, steps: int | None = None,
-                  generator: torch.Generator | None = None) -> Drawn:
-    """One gap of each row at a time, any of them alike: the limit of `ancestral` at many steps, in as many passes as a
-    row has gaps (Zheng et al. 2024). steps has no say. For the absorbing process and models not told the time."""
+                  generator: torch.Generator | None = None) -> Sampled:
+    """First-hitting sampler (Zheng et al. 2024): fill one gap of each row at a time, in random order; the limit of
+    `ancestral` at many steps, in as many passes as a row has gaps. steps is ignored. For the absorbing process and
+    models without a time input."""
     x, passes = torch.where(gaps, process.rest(x), x), 0
     rank = torch.rand(gaps.shape, generator=generator, dtype=torch.float64, device=x.device)
     rank = rank.masked_fill(~gaps, 2.0).argsort(1).argsort(1)
@@ -74,10 +74,10 @@ def first_hitting(predict: Predict, x: Tensor, gaps: Tensor, process: Process, s
 
 
 def confidence(predict: Predict, x: Tensor, gaps: Tensor, process: Process, steps: int = 16,
-               generator: torch.Generator | None = None) -> Drawn:
-    """Draw all gaps in each of `steps` rounds, and keep those of which the model is surest, few at first and more later
-    by a cosine (MaskGIT: Chang et al. 2022, arXiv 2202.04200). Another law than the model's: what is likely comes too
-    often."""
+               generator: torch.Generator | None = None) -> Sampled:
+    """Confidence-based decoding (MaskGIT: Chang et al. 2022, arXiv 2202.04200): sample all gaps in each of `steps`
+    rounds and keep the most confident ones, by a cosine schedule. Not the model's distribution: likely elements come
+    too often."""
     x, count, passes = torch.where(gaps, process.rest(x), x), gaps.sum(1), 0
     hidden = gaps
     for turn in range(1, min(steps, int(count.max())) + 1):
@@ -92,7 +92,7 @@ def confidence(predict: Predict, x: Tensor, gaps: Tensor, process: Process, step
     return x, passes
 
 
-SAMPLERS: dict[str, Callable[..., Drawn]] = {
+SAMPLERS: dict[str, Callable[..., Sampled]] = {
     "first-hitting": first_hitting,
     "ancestral": ancestral,
     "cached": partial(ancestral, cached=True),
@@ -101,7 +101,7 @@ SAMPLERS: dict[str, Callable[..., Drawn]] = {
 
 
 def sample_entropy(tokens: Sequence[int]) -> float:
-    """The entropy of the ids of a text, in nats: what a sampler that misses the rare lowers."""
+    """The entropy of a text's id frequencies, in nats; lower where a sampler misses rare ids."""
     counts = torch.tensor(tokens).unique(return_counts=True)[1].double()
     chances = counts / counts.sum()
     return float(-(chances * chances.log()).sum()) + 0.0
@@ -109,7 +109,7 @@ def sample_entropy(tokens: Sequence[int]) -> float:
 
 @dataclass
 class Filled:
-    """tokens: the whole row, gaps filled. passes: of the model, for all rows together. entropy: of what was filled in,
+    """A filled row. tokens: the whole row. passes: of the model, for all rows together. entropy: of the filled-in ids,
     see `sample_entropy`."""
 
     tokens: list[int]
@@ -121,12 +121,12 @@ class Filled:
 def fill(model: Stack, rows: Sequence[Sequence[int]], sampler: str = "first-hitting", steps: int | None = None,
          seed: int = 0, temperature: float = 1.0, elements: int | None = None,
          allowed: Tensor | None = None) -> list[Filled]:
-    """Rows of ids of any lengths with their gaps filled, which are the masks in them.
+    """Fill the gaps (mask ids) of rows of any lengths.
 
-    model: one that reads both ways and learned `MaskedDiffusion`. sampler: a name in SAMPLERS; steps: of it (default:
+    model: a bidirectional stack trained by `MaskedDiffusion`. sampler: a name in SAMPLERS; steps: its steps (default:
     its own). temperature: 0 takes the likeliest element of each gap. elements: see `MaskedDiffusion`. seed: fixes the
-    draws of all rows together. allowed: (V,), (L, V) or (B, L, V) bool over the elements, L the longest row: which may
-    stand in a gap at each place (default: all).
+    draws of all rows together. allowed: (V,), (L, V) or (B, L, V) bool, L the longest row: the elements allowed in a
+    gap at each position (default: all).
     """
     process = AbsorbingProcess(elements or model.vocabulary - 1)
     if not rows or not all(map(len, rows)) or (steps is not None and steps < 1) or temperature < 0:
@@ -148,17 +148,17 @@ def fill(model: Stack, rows: Sequence[Sequence[int]], sampler: str = "first-hitt
                              f"{process.elements}: allow at least one element in each gap")
     generator = torch.Generator(x.device).manual_seed(seed)
     options: dict[str, Any] = {} if steps is None else {"steps": steps}
-    with evaluating(model):
+    with eval_mode(model):
         predict = Denoiser(model, process, layout, temperature, allowed)
-        x, passes = choose("sampler", sampler, SAMPLERS)(predict, x, gaps, process, generator=generator, **options)
+        x, passes = look_up("sampler", sampler, SAMPLERS)(predict, x, gaps, process, generator=generator, **options)
     return [Filled(row[:length].tolist(), passes, sample_entropy(row[gap].tolist()) if bool(gap.any()) else 0.0)
             for row, gap, length in zip(x, gaps, lengths.tolist())]
 
 
 def go_on(model: Stack, prompts: Sequence[Sequence[int]], n: int, block: int = 32, context: int = 256, seed: int = 0,
           eos: int | None = None, **options: Any) -> list[Filled]:
-    """Continue prompts by n elements, semi-autoregressively: `block` masks at a time behind the last elements, in a
-    window of `context`. An answer ends before `eos`, and is given without its prompt. options: of `fill`.
+    """Continue prompts by n elements, semi-autoregressively: fill `block` masks at a time after the last elements,
+    within a window of `context`. An answer ends before `eos`, and is returned without its prompt. options: of `fill`.
     """
     if not 0 < block < context or n < 1:
         raise SegueError(f"n {n}, block {block} and context {context}: add at least one element, in blocks of at least "
@@ -166,12 +166,12 @@ def go_on(model: Stack, prompts: Sequence[Sequence[int]], n: int, block: int = 3
     mask = options.get("elements") or model.vocabulary - 1
     texts, going, passes = [list(prompt) for prompt in prompts], list(range(len(prompts))), 0
     while going:
-        adds = [min(block, n + len(prompts[i]) - len(texts[i])) for i in going]
-        seen = [texts[i][-(context - add):] + [mask] * add for i, add in zip(going, adds)]
-        found = fill(model, seen, seed=seed * 1_000_003 + passes, **options)
-        passes += found[0].passes
-        for i, add, each in zip(list(going), adds, found):
-            new = each.tokens[-add:]
+        counts = [min(block, n + len(prompts[i]) - len(texts[i])) for i in going]
+        windows = [texts[i][-(context - count):] + [mask] * count for i, count in zip(going, counts)]
+        filled = fill(model, windows, seed=seed * 1_000_003 + passes, **options)
+        passes += filled[0].passes
+        for i, count, each in zip(list(going), counts, filled):
+            new = each.tokens[-count:]
             ended = eos is not None and eos in new
             texts[i] += new[: new.index(eos)] if ended else new  # type: ignore[arg-type]
             if ended or len(texts[i]) - len(prompts[i]) >= n:

@@ -1,5 +1,5 @@
-"""Sequences of real vectors made from noise, by models of flow matching (see `segue.objectives.flow`): filling in what
-is asked for, and continuing block by block."""
+"""Sampling from flow-matching models of sequences of real vectors (see `segue.objectives.flow`): generating chosen
+elements, and continuing clip by clip."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from segue.decoding.loop import evaluating
+from segue.decoding.loop import eval_mode
 from segue.errors import SegueError
 from segue.mixers.state import Layout
 from segue.models.flow import NOTHING, Field, Flow, Given, Guided
@@ -22,10 +22,10 @@ Grid = tuple[int, ...]
 @torch.inference_mode()
 def euler(model: Field, x: Tensor, asked: Tensor, layout: Layout | None = None, given: Given = NOTHING,
           flow: Flow | None = None, steps: int = 20, guidance: float = 1.0, seed: int = 0) -> Tensor:
-    """Elements x (B, T, C) with those asked for, (B, T) bool, made from noise in so many straight steps; the others
-    leave as they came, bit by bit, and what stands in x where one is asked for does not matter.
+    """Generate the elements of x (B, T, C) that `asked` (B, T) bool marks, from noise, by `steps` Euler steps.
 
-    flow: as in training. guidance: see `Guided`. seed: fixes the noise of all rows together.
+    The other elements are returned unchanged to the bit; values of x where an element is asked for are ignored. flow:
+    as in training. guidance: see `Guided`. seed: fixes the noise of all rows together.
     """
     if x.dim() != 3 or asked.shape != x.shape[:2]:
         raise SegueError(f"elements of shape {tuple(x.shape)}, asked for by {tuple(asked.shape)}: give (B, T, C) real "
@@ -34,7 +34,7 @@ def euler(model: Field, x: Tensor, asked: Tensor, layout: Layout | None = None, 
     noise = torch.randn(x.shape, generator=torch.Generator(x.device).manual_seed(seed), device=x.device, dtype=x.dtype)
     x = torch.where(asked[..., None], noise, x)
     guided = Guided(model, guidance)
-    with evaluating(model):
+    with eval_mode(model):
         for now, after in pairwise((flow or Flow()).times(steps).tolist()):
             moved = x + (now - after) * guided(x, torch.full(x.shape[:1], now, device=x.device), asked, layout, given)
             x = torch.where(asked[..., None], moved, x)
@@ -42,8 +42,8 @@ def euler(model: Field, x: Tensor, asked: Tensor, layout: Layout | None = None, 
 
 
 class FrameCodec(Protocol):
-    """Frames (B, F, ...) as elements (B, T, C) on a grid whose first axis is time, and back. Of F frames there are
-    1 + (F - 1) / stride moments; of the first frames, those that do not depend on later ones."""
+    """Encodes frames (B, F, ...) as elements (B, T, C) on a grid whose first axis is time, and decodes them. F frames
+    become 1 + (F - 1) / stride moments, causally: a moment does not depend on later frames."""
 
     @property
     def stride(self) -> int: ...
@@ -51,8 +51,8 @@ class FrameCodec(Protocol):
     def decode(self, elements: Tensor, grid: Grid) -> Tensor: ...
 
 
-class Plain:
-    """Frames that are elements as they are: a series (B, T, C) of real vectors."""
+class IdentityCodec:
+    """The codec of a series (B, T, C) of real vectors, whose frames are elements already."""
 
     stride = 1
 
@@ -65,14 +65,14 @@ class Plain:
 
 @dataclass
 class ClipRollout:
-    """Goes on clip by clip: encodes the last frames, makes the next ones, decodes them, and begins again behind them.
+    """Continues frames clip by clip: encodes the last ones, generates the next clip, decodes it, and repeats.
 
-    model: the field. codec: of its elements. block: frames of a clip. context: frames that it sees before; 1 plus a
-    multiple of the codec's stride, and `block` a multiple of it. Others: of `euler`.
+    model: the field. codec: of its elements. block: frames of a clip, a multiple of the codec's stride. context: frames
+    before a clip that the model sees, 1 plus a multiple of the stride. Others: of `euler`.
     """
 
     model: Field
-    codec: FrameCodec = field(default_factory=Plain)
+    codec: FrameCodec = field(default_factory=IdentityCodec)
     block: int = 1
     context: int = 1
     flow: Flow = field(default_factory=Flow)
@@ -88,8 +88,8 @@ class ClipRollout:
     @torch.inference_mode()
     def __call__(self, frames: Tensor, clips: int, told: Callable[[int, Grid], Given] | None = None,
                  seed: int = 0) -> Tensor:
-        """The frames (B, K, ...) with the next `clips` times `block` behind them; of the K, the last `context` are
-        seen. told: what the model is told in each clip, counted from 0, on a grid."""
+        """The frames (B, K, ...) followed by `clips` clips of `block` frames; of the K, the last `context` are seen.
+        told: (clip number from 0, grid) -> the conditions of each clip."""
         if frames.shape[1] < self.context:
             raise SegueError(f"{frames.shape[1]} frames, and the model goes on from {self.context}: give as many")
         for clip in range(clips):

@@ -1,4 +1,4 @@
-"""Forecasts: continuations of measured numbers, drawn many times, and what they say together, moment by moment."""
+"""Forecasts: many sampled continuations of measured numbers, summarised by quantiles at each moment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from segue.analysis.forecast import SHARE
 from segue.decoding.generate import generate
-from segue.decoding.sampling import Array, Prefix, only
+from segue.decoding.sampling import Array, Prefix, keep_only
 from segue.errors import SegueError
 from segue.files import write_picture
 from segue.kinds.codecs import decimal, element, parted
@@ -23,47 +23,48 @@ if TYPE_CHECKING:
     from segue.kinds.times import Clock
     from segue.models.base import Decodable
 
-SAMPLES = 100  # drawn, where nobody says how many
-LEVELS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)  # of the quantiles that are told
-TOGETHER = 128  # rows
-PICTURES = (".png",)
-WIDE, PANELS = 8, 12  # columns that a text, and a picture, shows
-PAST = 3  # times the forecast's length that a picture shows of what was before
+DEFAULT_SAMPLES = 100
+LEVELS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)  # of the quantiles in a report
+BATCH_ROWS = 128  # samples decoded together
+PICTURE_SUFFIXES = (".png",)
+MAX_TEXT_COLUMNS, MAX_PANELS = 8, 12  # columns shown in a text and in a picture
+PAST_FACTOR = 3  # a picture shows this many times the forecast's length of the past
 
 
-class InTurn:
-    """Numbers column by column, as they take turns (`Codec.turns`), none missing and no end."""
+class ColumnTurns:
+    """A processor that makes numbers come column by column (`Codec.turns`), with no missing value and no end."""
 
     def __init__(self, turns: Sequence[np.ndarray]) -> None:
         self.turns = [ids[:-1] for ids in turns]
         self.column = {id: column for column, ids in enumerate(turns) for id in ids.tolist()}
 
     def after(self, ids: Sequence[int]) -> int:
-        """The column whose turn it is behind these ids."""
+        """The column whose turn it is after these ids."""
         return (self.column.get(ids[-1], -1) + 1) % len(self.turns)
 
     def __call__(self, scores: Array, prefix: Prefix) -> Array:
-        return only(scores, self.turns[self.after(prefix.tokens)])
+        return keep_only(scores, self.turns[self.after(prefix.tokens)])
 
 
-class Row:
-    """The cells of a row, each column once and in its turn, then the end (see `CellCodec.cells`)."""
+class RowCells:
+    """A processor that makes the cells of a table's row come in order, each column once, then the end (see
+    `CellCodec.cells`)."""
 
     def __init__(self, cells: Sequence[np.ndarray], end: int) -> None:
         self.cells, self.end = cells, np.array([end])
         self.column = {id: column for column, ids in enumerate(cells) for id in ids.tolist()}
 
     def __call__(self, scores: Array, prefix: Prefix) -> Array:
-        said = [self.column[id] for id in prefix.tokens if id in self.column]
-        ahead = (column for column in range(said[-1] + 1 if said else 0, len(self.cells)) if column not in said)
-        return only(scores, next((self.cells[column] for column in ahead), self.end))
+        done = [self.column[id] for id in prefix.tokens if id in self.column]
+        ahead = (column for column in range(done[-1] + 1 if done else 0, len(self.cells)) if column not in done)
+        return keep_only(scores, next((self.cells[column] for column in ahead), self.end))
 
 
-def drawn(model: Decodable, codec: Codec, prompts: Sequence[Sequence[int]], steps: int, samples: int = SAMPLES,
-          seed: int = 0, **options: Any) -> np.ndarray:
+def sample_forecasts(model: Decodable, codec: Codec, prompts: Sequence[Sequence[int]], steps: int,
+                     samples: int = DEFAULT_SAMPLES, seed: int = 0, **options: Any) -> np.ndarray:
     """(P, K, steps, C) numbers of C columns: K samples of the moments that follow each prompt of ids. Where a prompt
     ends within a moment, that is the first, and its known columns are nan. options: of sampling, see `generate`."""
-    rule = InTurn(turns := codec.turns())
+    rule = ColumnTurns(turns := codec.turns())
     if not turns:
         raise SegueError("only measured numbers are forecast: give a model of series")
     if steps < 1 or samples < 1:
@@ -74,7 +75,7 @@ def drawn(model: Decodable, codec: Codec, prompts: Sequence[Sequence[int]], step
     known = [rule.after(prompt) for prompt in prompts]
     rows = [prompt for prompt in prompts for _ in range(samples)]
     limits = [steps * len(turns) - begun for begun in known for _ in range(samples)]
-    answers = generate(model, rows, limits, "sample", "none", seed=seed, batch=TOGETHER,
+    answers = generate(model, rows, limits, "sample", "none", seed=seed, batch=BATCH_ROWS,
                        **{**options, "processors": (rule, *options.get("processors", ()))})
     found = np.full((len(prompts), samples, steps * len(turns)), np.nan)
     for place, answer in enumerate(answers):
@@ -85,9 +86,12 @@ def drawn(model: Decodable, codec: Codec, prompts: Sequence[Sequence[int]], step
 
 @dataclass
 class Forecast:
-    """What may come, drawn K times: draws (K, H, C) of H moments and C columns; `columns` are their names in elements,
-    `called` what people call them. past: (T, C), what was before. writer: writes the elements of the past with the
-    medians behind them in the kind's own format. clock: the moments of the past, where they are known."""
+    """K samples of the next H moments.
+
+    draws: (K, H, C) numbers of C columns. columns: their names in the codec's elements; called: their names for people.
+    past: (T, C), what came before. writer: writes elements in the kind's own format. clock: the times of the past,
+    where they are known.
+    """
 
     columns: list[str]
     called: list[str]
@@ -101,17 +105,17 @@ class Forecast:
 
     @property
     def times(self) -> list[str]:
-        """When the forecast moments are, where that can be told; else which they are."""
+        """The times of the forecast moments if the past's are known, else their numbers from 1."""
         steps = self.draws.shape[1]
         if self.clock is None or len(self.clock.times) != len(self.past):
             return [str(h + 1) for h in range(steps)]
         return self.clock.told(self.clock.after(steps))
 
     def quantile(self, level: float) -> np.ndarray:
-        """(H, C); nan where nothing had to be forecast."""
-        told = np.isfinite(self.draws[0])
-        found = np.quantile(np.where(told, self.draws, 0.0), level, axis=0)
-        return np.where(told, found, np.nan)
+        """(H, C) quantiles of the samples; nan where the value was known."""
+        forecast = np.isfinite(self.draws[0])
+        found = np.quantile(np.where(forecast, self.draws, 0.0), level, axis=0)
+        return np.where(forecast, found, np.nan)
 
     @property
     def value(self) -> list[str]:
@@ -121,37 +125,37 @@ class Forecast:
 
     @property
     def whole(self) -> list[str]:
-        """The prime with the medians behind it."""
+        """The prime followed by the medians."""
         return [*self.prime, *self.value]
 
     @property
     def text(self) -> str:
-        """A row a moment: the median of each column (of the first eight), and the interval that holds 80%, to four
-        digits."""
+        """A table with a row for each moment: each column's median and 80% interval (first eight columns, 4 digits)."""
         low, middle, high = map(self.quantile, ((1 - SHARE) / 2, 0.5, (1 + SHARE) / 2))
 
         def short(value: float) -> str:
             return np.format_float_positional(value, precision=4, unique=False, fractional=False, trim="-")
 
-        def said(h: int, c: int) -> str:
+        def cell(h: int, c: int) -> str:
             return "" if np.isnan(middle[h, c]) else \
                 f"{short(middle[h, c])} ({short(low[h, c])} to {short(high[h, c])})"
 
-        shown = range(min(len(self.columns), WIDE))
-        rows = [["step" if self.clock is None else self.clock.name, *self.called[:WIDE]]]
-        rows += [[time, *(said(h, c) for c in shown)] for h, time in enumerate(self.times)]
-        wide = [max(map(len, column)) for column in zip(*rows)]
-        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, wide)).rstrip() for row in rows)
+        shown = range(min(len(self.columns), MAX_TEXT_COLUMNS))
+        rows = [["step" if self.clock is None else self.clock.name, *self.called[:MAX_TEXT_COLUMNS]]]
+        rows += [[time, *(cell(h, c) for c in shown)] for h, time in enumerate(self.times)]
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows)
 
     @property
     def note(self) -> str:
         count, steps, columns = self.draws.shape
-        more = f"; {columns - WIDE} more columns are in --json and --out" if columns > WIDE else ""
+        hidden = columns - MAX_TEXT_COLUMNS
+        more = f"; {hidden} more columns are in --json and --out" if hidden > 0 else ""
         return (f"{steps} moments behind {len(self.past)}: the median of {count} samples and the interval of "
                 f"{SHARE:.0%} of them, seed {self.seed}; {self.path}{more}")
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; null for what was known."""
+        """Plain values, for JSON; null where the value was known."""
 
         def plain(values: np.ndarray) -> list[float | None]:
             return [float(decimal(value)) if np.isfinite(value) else None for value in values.tolist()]
@@ -163,9 +167,9 @@ class Forecast:
             for c, column in enumerate(self.called)}}
 
     def save(self, path: str | Path) -> None:
-        """A picture (.png); else the past with the medians behind it, in the kind's own format."""
-        if Path(path).suffix.lower() in PICTURES:
-            write_picture(path, self.draw, (9, 1 + 2.2 * min(len(self.columns), PANELS)))
+        """Write a picture (.png), or the past followed by the medians in the kind's own format."""
+        if Path(path).suffix.lower() in PICTURE_SUFFIXES:
+            write_picture(path, self.draw, (9, 1 + 2.2 * min(len(self.columns), MAX_PANELS)))
         elif self.writer is None:
             raise SegueError(f"cannot write {path}: only forecasts of a fitted model know their file format")
         elif self.clock is not None and len(self.whole) == (len(self.past) + len(self.times)) * len(self.columns):
@@ -175,11 +179,11 @@ class Forecast:
             self.writer(self.whole, path)
 
     def draw(self, figure: Figure) -> None:
-        """A panel a column, of twelve at most: the end of the past, the median and the intervals of 50, 80 and 90%."""
+        """Plot, for each of the first twelve columns, the end of the past, the median and 50, 80 and 90% intervals."""
         steps = self.draws.shape[1]
-        past = self.past[-max(PAST * steps, 24) :]
+        past = self.past[-max(PAST_FACTOR * steps, 24) :]
         before, after = np.arange(len(past)) - len(past) + 1, np.arange(1, steps + 1)
-        panels = np.atleast_1d(figure.subplots(min(len(self.columns), PANELS), 1, sharex=True))
+        panels = np.atleast_1d(figure.subplots(min(len(self.columns), MAX_PANELS), 1, sharex=True))
         for c, (panel, column) in enumerate(zip(panels, self.called)):
             panel.plot(before, past[:, c], color="0.3", linewidth=1, label="past")
             for low, high in ((0.05, 0.95), (0.1, 0.9), (0.25, 0.75)):

@@ -1,4 +1,4 @@
-"""From prompts to continuations: `generate` gives whole answers, `stream` their pieces; searches go through here."""
+"""From prompts to continuations: `generate` returns whole answers, `stream` yields pieces; searches start here too."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor
 from segue.decoding.accept import ACCEPTORS, Acceptor
 from segue.decoding.cost import Cost
 from segue.decoding.draft import Drafter
-from segue.decoding.loop import Loop, evaluating
+from segue.decoding.loop import Loop, eval_mode
 from segue.decoding.prompt import OpenPrompt, SetPrompt
-from segue.decoding.recipes import DECODERS, built, choose, resolve
+from segue.decoding.recipes import DECODERS, build, look_up, resolve
 from segue.decoding.sampling import Noise, Sampling
 from segue.decoding.search import SEARCHES, Hypothesis, Options
 from segue.decoding.verify import Row
@@ -26,27 +26,27 @@ from segue.models.base import Decodable, check_prompt, explicit, reads_whole
 Prompt = Sequence[int] | Tensor | np.ndarray
 Until = Callable[[list[int]], bool] | None
 
-_requests = itertools.count()  # a drafter may serve many calls: its rows need names of their own
+_requests = itertools.count()  # a drafter may serve many calls, so its rows need unique numbers
 
 
 @dataclass
 class Continuation:
-    """What a model said.
+    """A model's answer to one prompt, and how it was made.
 
-    tokens: without the prompt and without the stop token. logprobs: of each token, under the model's own scores
-    (before any processor), natural logarithm; None if not asked for.
+    tokens: without the prompt and without the stop token. logprobs: natural log-probability of each token under the
+    model's own scores (before any processor); None if not asked for.
     finish: "length", "stop" (a stop token), "until" (a stop string or the caller's condition).
-    path: the code that ran. decoder, draft: who chose and who drafted.
+    path: the code that ran the model. decoder, draft: their names.
     produced: tokens and backspaces, the stop token included. passes: model passes that gave tokens, prefill included.
-    drafted, accepted: draft nodes checked, and taken over. per_pass: how many tokens of the answer each pass gave.
-    actions: where a backspace may take tokens back, all that was said in order, backspaces and what they took included.
-    rows: how many ran together. seconds: of those rows; prefill, draft, forward, choose and total.
+    drafted, accepted: draft nodes verified, and accepted. per_pass: tokens of the answer from each pass.
+    actions: with a backspace token, everything generated in order, backspaces and the tokens they removed included.
+    rows: how many were decoded together. seconds: for all of those; prefill, draft, forward, choose and total.
     cost: what the cost model measured, where drafts were on.
-    score: a search's own score of this answer. others: a search's further answers, best first. nodes: tokens that the
-    model read for the search, the prompt left out. proven: of an exact search, whether it ended, so that nothing better
-    exists; False if its budget ran out before.
-    text, value, whole: where a codec is known, the decoded answer: for people, as the kind's own object, and that with
-    the prime before it. pieces: what each pass added, for people. remark: what else a person should know.
+    score: a search's score of this answer. others: a search's further answers, best first. nodes: tokens that the model
+    read for the search, without the prompt. proven: of an exact search, whether it finished, so that no better answer
+    exists; False if its budget ran out.
+    text, value, whole: where a codec is known, the decoded answer as text, as the kind's own object, and that object
+    after the prime. pieces: the text that each pass added. remark: anything else that the user should know.
     """
 
     tokens: list[int]
@@ -81,13 +81,13 @@ class Continuation:
 
     @property
     def tokens_per_second(self) -> float:
-        """After the prefill, of this row alone."""
+        """Of this row alone, after the prefill."""
         spent = self.seconds.get("total", 0.0) - self.seconds.get("prefill", 0.0)
         return max(self.produced - 1, 0) / spent if spent > 0 else 0.0
 
     @property
     def note(self) -> str:
-        """One line for people: how much, how fast, by what."""
+        """A one-line summary: tokens, speed, how it ended, model path and decoder."""
         drafts = ""
         if self.draft:
             drafts = f", {self.tokens_per_pass:.2f} a pass ({self.accepted} of {self.drafted} drafted)"
@@ -112,7 +112,7 @@ class Continuation:
                          "others": [other.as_dict() for other in self.others]}
 
     def save(self, path: Any) -> None:
-        """Write the prime with what was added in its kind's own file format."""
+        """Write the prime followed by the answer in its kind's own file format."""
         if self.writer is None:
             raise SegueError(f"cannot write {path}: only continuations of a fitted model know their file format")
         self.writer(self.whole, path)
@@ -120,8 +120,8 @@ class Continuation:
 
 @dataclass
 class Piece:
-    """What one pass added to one row of a stream. index: the row. finish: set on the row's last piece. back: so many of
-    the tokens told before are taken back."""
+    """What one pass added to one row of a stream. index: the row. finish: set on the row's last piece. back: how many
+    of the tokens given before are taken back."""
 
     index: int
     tokens: list[int]
@@ -130,17 +130,17 @@ class Piece:
     back: int = 0
 
 
-def _prompts(prompts: Sequence[Prompt], model: Decodable) -> tuple[Decodable, list[Sequence[int]]]:
-    """The model to read them with, and the prompts, checked."""
+def _check_prompts(prompts: Sequence[Prompt], model: Decodable) -> tuple[Decodable, list[Sequence[int]]]:
+    """The model to decode with, and the prompts as checked lists of token ids."""
     if isinstance(prompts, (Tensor, np.ndarray)) or (len(prompts) and isinstance(prompts[0], (int, np.integer))):
         raise SegueError("prompts must be a list of prompts: put your one prompt in brackets")
     lists: list[Sequence[int]] = []
     for prompt in prompts:
-        sets = prompt.mapped(lambda run: [int(token) for token in run]) if isinstance(prompt, SetPrompt) else None
+        sets = prompt.map_runs(lambda run: [int(token) for token in run]) if isinstance(prompt, SetPrompt) else None
         if isinstance(prompt, OpenPrompt):
             lists.append(prompt)
         else:
-            lists.append([int(token) for token in prompt] if sets is None or sets.ordered else sets)
+            lists.append([int(token) for token in prompt] if sets is None or sets.is_ordered else sets)
     if any(isinstance(prompt, SetPrompt) for prompt in lists):
         model = explicit(model)
     vocabulary = model.vocabulary
@@ -155,38 +155,39 @@ def _prompts(prompts: Sequence[Prompt], model: Decodable) -> tuple[Decodable, li
     return model, lists
 
 
-def check_limits(n: int | Sequence[int] | None, count: int) -> list[int | None]:
+def resolve_limits(n: int | Sequence[int] | None, count: int) -> list[int | None]:
+    """n as one limit for each of `count` prompts, checked."""
     limits: list[int | None] = [n] * count if n is None or isinstance(n, int) else list(n)
     if len(limits) != count or any(limit is not None and limit < 1 for limit in limits):
         raise SegueError(f"n must be at least 1, one for all or one for each of the {count} prompts, not {n}")
     return limits
 
 
-def _stops(eos: int | Sequence[int] | None) -> frozenset[int]:
+def _stop_ids(eos: int | Sequence[int] | None) -> frozenset[int]:
     return frozenset(() if eos is None else [eos] if isinstance(eos, int) else eos)
 
 
-def cost_of(drafter: Drafter | None, adaptive: bool = True) -> Cost:
-    """The sizes to choose from follow from the drafter: its largest draft, and down by quarters for where a wide one
-    costs more than it wins. The smallest of a large drafter's makes eight nodes with the confirmed token: for so many
-    the compiled engine reads its weights once, which takes as long as for one."""
+def make_cost(drafter: Drafter | None, adaptive: bool = True) -> Cost:
+    """A cost model with draft sizes that suit the drafter: its largest draft, then quarters of it for where a wide
+    draft costs more than it gains. The smallest of a large drafter is 7, eight nodes with the confirmed token: for up
+    to eight the compiled engine reads its weights once, so a pass takes no longer than for one."""
     largest = getattr(drafter, "nodes", None) or getattr(drafter, "length", None) or 64
     sizes = [largest]
     while largest >= 32 and sizes[0] > 16:
         sizes.insert(0, sizes[0] // 4)
-    least = 7 if largest >= 32 else max(largest // 4, 1)
-    return Cost((0, least, *sizes), getattr(drafter, "measured", 0), fixed=not adaptive)
+    smallest = 7 if largest >= 32 else max(largest // 4, 1)
+    return Cost((0, smallest, *sizes), getattr(drafter, "measured", 0), fixed=not adaptive)
 
 
-def _acceptor(named: str | Acceptor) -> Acceptor:
-    return choose("acceptor", named, ACCEPTORS) if isinstance(named, str) else named
+def _resolve_acceptor(named: str | Acceptor) -> Acceptor:
+    return look_up("acceptor", named, ACCEPTORS) if isinstance(named, str) else named
 
 
-def _rows(model: Decodable, prompts: list[Sequence[int]], sampling: Sampling, *, n: int | Sequence[int] | None,
+def _make_rows(model: Decodable, prompts: list[Sequence[int]], sampling: Sampling, *, n: int | Sequence[int] | None,
           eos: int | Sequence[int] | None, seed: int | Sequence[int], logprobs: bool, until: Until | Sequence[Until],
           backspace: int | None) -> Iterator[Row]:
-    """The answers to be, in order, each made when it is its turn; arguments as of `generate`."""
-    limits, stops = check_limits(n, len(prompts)), _stops(eos)
+    """The rows of the answers, in order, created lazily; arguments as of `generate`."""
+    limits, stops = resolve_limits(n, len(prompts)), _stop_ids(eos)
     if backspace is not None:
         _check_backspace(backspace, model, limits, stops)
     if not isinstance(seed, int) and len(seed) != len(prompts):
@@ -196,9 +197,9 @@ def _rows(model: Decodable, prompts: list[Sequence[int]], sampling: Sampling, *,
         # A list of seeds makes each row what it would be alone; one seed makes row i the i-th stream of that seed.
         return lambda lane: Noise(seed, row, lane) if isinstance(seed, int) else Noise(seed[row], 0, lane)
 
-    for place, prompt in enumerate(prompts):
-        yield Row(place, next(_requests), prompt, limits[place], sampling, stops, noise(place), model, logprobs,
-                  until[place] if isinstance(until, Sequence) else until, backspace=backspace)
+    for index, prompt in enumerate(prompts):
+        yield Row(index, next(_requests), prompt, limits[index], sampling, stops, noise(index), model, logprobs,
+                  until[index] if isinstance(until, Sequence) else until, backspace=backspace)
 
 
 def _check_backspace(backspace: int, model: Decodable, limits: list[int | None], stops: frozenset[int]) -> None:
@@ -212,14 +213,14 @@ def _check_backspace(backspace: int, model: Decodable, limits: list[int | None],
                          "once: choose another mixer")
 
 
-def _stayed(per_pass: list[int]) -> list[int]:
-    """Of the tokens that each pass gave, those that stayed; a pass that only took one back is a -1."""
-    stayed: list[int] = []
+def _surviving_counts(per_pass: list[int]) -> list[int]:
+    """How many of each pass' tokens were not removed by later backspaces; a count of -1 is a pass that removed one."""
+    surviving: list[int] = []
     for count in per_pass:
-        stayed.append(max(count, 0))
+        surviving.append(max(count, 0))
         if count < 0:
-            stayed[max(place for place, left in enumerate(stayed) if left)] -= 1
-    return stayed
+            surviving[max(index for index, left in enumerate(surviving) if left)] -= 1
+    return surviving
 
 
 def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] | None = 256,
@@ -230,23 +231,23 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
              **options: Any) -> list[Continuation]:
     """Continue prompts of token ids; one `Continuation` per prompt, in order.
 
-    prompts: any number, of any lengths, at least one token each; a `SetPrompt` has parts whose order has no say (it
-        needs attention alone, in plain torch or transformers). n: tokens to add at most (None: until it stops), one
-        for all or one for each.
+    prompts: any number, of any lengths, at least one token each; a `SetPrompt` has unordered parts (it needs a model of
+        attention only, in plain torch or transformers). n: tokens to add at most (None: until it stops), one for all
+        or one for each.
     decoder: a name in DECODERS: greedy, sample, trie, lookup, beam, diverse-beam, conditional-beam, contrastive, exact,
         tree (default: sample if an option of it is given, else greedy). draft: a name in DRAFTERS, "none", or a
         `Drafter` (one that is kept has learned from earlier answers).
     eos: stop tokens. They end an answer and are not part of it.
-    seed: fixes sampling; one per prompt makes each answer what it would be alone.
-    logprobs: also give the log-probability of each token.
+    seed: fixes sampling; with one per prompt, each answer is what it would be alone.
+    logprobs: also return the log-probability of each token.
     until: called after each token with the answer's tokens so far; True ends it. One for all or one for each.
-    acceptor: "walk" (the very text of plain decoding), "rejection" (the same distribution), "typical" (lossy when
-        sampling: longer drafts are taken) or "near-best" (lossy: what is drafted is taken if it is nearly the
+    acceptor: "walk" (the same text as plain decoding), "rejection" (the same distribution), "typical" (lossy when
+        sampling: longer drafts are accepted) or "near-best" (lossy: a drafted token is accepted if it is nearly the
         likeliest; `partial(near_best, beta=..., tau=...)` says how nearly), see `accept`.
-    adaptive: let the cost model choose draft sizes and switch drafting off where it does not pay; cost: keep what it
-        measures from one call to the next. Neither changes the text.
-    batch: rows that run together at most.
-    backspace: a token that takes the answer's last token back, for models that have learned to use it (see
+    adaptive: let the cost model choose draft sizes and switch drafting off where it does not pay; cost: a cost model to
+        keep from one call to the next. Neither changes the text.
+    batch: rows decoded together at most.
+    backspace: a token that removes the answer's last token, for models that have learned to use it (see
         `segue.objectives.OccupancyMatching`); n then counts tokens and backspaces together.
     options: temperature, top_k, top_p, min_p, typical_p, epsilon_cutoff, eta_cutoff, repetition_penalty, processors
         (see `Sampling`); no_repeat_ngram_size, bad_words_ids, min_new_tokens and the other `Rules`, with any decoder;
@@ -264,21 +265,21 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
             rest["seed"] = seed
         if backspace is not None:
             raise SegueError(f"decoder '{name}' searches, nothing is taken back there: choose greedy or sample")
-        return _search(model, prompts, n, name, built(SEARCHES[recipe.search], **rest), sampling, eos, batch, logprobs)
+        return _search(model, prompts, n, name, build(SEARCHES[recipe.search], **rest), sampling, eos, batch, logprobs)
     answers: list[Continuation] = []
-    rule, cost = _acceptor(acceptor), cost or cost_of(drafter, adaptive)
-    model, lists = _prompts(prompts, model)
-    waiting = _rows(model, lists, sampling, n=n, eos=eos, seed=seed, logprobs=logprobs, until=until,
+    rule, cost = _resolve_acceptor(acceptor), cost or make_cost(drafter, adaptive)
+    model, lists = _check_prompts(prompts, model)
+    waiting = _make_rows(model, lists, sampling, n=n, eos=eos, seed=seed, logprobs=logprobs, until=until,
                     backspace=backspace)
     while rows := list(itertools.islice(waiting, max(batch, 1))):
         loop = Loop(model, drafter, rule, cost)
         for _ in loop.run(rows):
             pass
+        measured = None if drafter is None else loop.cost.report()
         answers += [Continuation(
             row.out, row.finish or "length", loop.path, name, label, row.logprobs, row.produced, row.passes,
-            row.drafted, row.accepted, len(rows), dict(loop.seconds),
-            None if drafter is None else loop.cost.report(), per_pass=_stayed(row.per_pass), actions=row.actions)
-            for row in rows]
+            row.drafted, row.accepted, len(rows), dict(loop.seconds), measured,
+            per_pass=_surviving_counts(row.per_pass), actions=row.actions) for row in rows]
     return answers
 
 
@@ -288,43 +289,43 @@ def stream(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] |
            until: Until | Sequence[Until] = None, acceptor: str | Acceptor = "walk",
            adaptive: bool = True, cost: Cost | None = None, batch: int = 32, backspace: int | None = None,
            **options: Any) -> Iterator[Piece]:
-    """As `generate`, but gives each row's tokens as soon as they are known; n=None goes on until the caller stops.
+    """As `generate`, but yields each row's tokens as soon as they are known; n=None continues until the caller stops.
 
-    Memory stays flat however long it runs (with a model of constant state): only the last 65,536 tokens of an answer
-    are kept for processors and `until`. With a `backspace` a piece may take back what was told before (`Piece.back`).
+    Memory is bounded however long it runs (with a model of constant state): only the last 65,536 tokens of an answer
+    are kept for processors and `until`. With a `backspace`, a piece may take back tokens given before (`Piece.back`).
     """
     name, sampling, drafter, _, _ = resolve(decoder, draft, options, model)
     if DECODERS[name].search is not None:
         raise SegueError(f"decoder '{name}' knows its answer only at the end: it cannot stream")
-    rule, cost = _acceptor(acceptor), cost or cost_of(drafter, adaptive)
-    model, lists = _prompts(prompts, model)
-    waiting = _rows(model, lists, sampling, n=n, eos=eos, seed=seed, logprobs=logprobs, until=until,
+    rule, cost = _resolve_acceptor(acceptor), cost or make_cost(drafter, adaptive)
+    model, lists = _check_prompts(prompts, model)
+    waiting = _make_rows(model, lists, sampling, n=n, eos=eos, seed=seed, logprobs=logprobs, until=until,
                     backspace=backspace)
     while rows := list(itertools.islice(waiting, max(batch, 1))):
         loop = Loop(model, drafter, rule, cost, keep=False)
-        for moved in loop.run(rows):
-            for row in moved:
-                fresh = max(row.per_pass[-1], 0)
-                told = row.out[len(row.out) - fresh :]
-                chances = None if row.logprobs is None else row.logprobs[len(row.logprobs) - fresh :]
-                yield Piece(row.index, told, chances, row.finish, max(-row.per_pass[-1], 0))
+        for advanced in loop.run(rows):
+            for row in advanced:
+                count = max(row.per_pass[-1], 0)
+                tokens = row.out[len(row.out) - count :]
+                scores = None if row.logprobs is None else row.logprobs[len(row.logprobs) - count :]
+                yield Piece(row.index, tokens, scores, row.finish, max(-row.per_pass[-1], 0))
 
 
 def _search(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int], name: str, make: Options,
             sampling: Sampling, eos: int | Sequence[int] | None, batch: int, logprobs: bool) -> list[Continuation]:
-    model, lists = _prompts(prompts, model)
-    limits, stops = check_limits(n, len(lists)), _stops(eos)
+    model, lists = _check_prompts(prompts, model)
+    limits, stops = resolve_limits(n, len(lists)), _stop_ids(eos)
     answers = []
-    together = 1 if make.alone else max(1, batch // make.width)
+    together = 1 if make.sequential else max(1, batch // make.width)
     for start in range(0, len(lists), together):
         group = slice(start, start + together)
         begin = time.perf_counter()
-        with evaluating(model):
+        with eval_mode(model):
             found = make.run(model, lists[group], limits[group], sampling, stops)
         seconds = {"total": time.perf_counter() - begin}
 
-        def tell(best: Hypothesis, passes: int, nodes: int, rows: int = len(lists[group]),
-                 seconds: dict[str, float] = seconds) -> Continuation:
+        def as_continuation(best: Hypothesis, passes: int, nodes: int, rows: int = len(lists[group]),
+                            seconds: dict[str, float] = seconds) -> Continuation:
             return Continuation(best.tokens, "stop" if best.stopped else "length", model.path, name,
                                 logprobs=best.logprobs if logprobs else None, produced=best.length, passes=passes,
                                 rows=rows, seconds=seconds, score=best.score, nodes=nodes, proven=best.proven)
@@ -333,7 +334,7 @@ def _search(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int],
             if not each.answers:
                 raise SegueError(f"nothing may follow in any hypothesis of prompt {number}: the processors rule out "
                                  "all answers, or more hypotheses (num_beams) are needed")
-            told = [tell(hypothesis, each.passes, each.nodes) for hypothesis in each.answers]
-            told[0].others = told[1:]
-            answers.append(told[0])
+            best, *others = (as_continuation(hypothesis, each.passes, each.nodes) for hypothesis in each.answers)
+            best.others = others
+            answers.append(best)
     return answers

@@ -1,8 +1,8 @@
-"""Prompts that end inside a token ("token healing", Lundberg 2023).
+"""Token healing (Lundberg 2023), for prompts that end inside a token.
 
-A model that has learned "bar" as one token never saw the token "ba" followed by "r"; and where a blank belongs to the
-word behind it, it never saw a word after a token that is a blank alone. So the last tokens of a prompt are taken back
-if some longer token begins with what they spell, and the answer must first spell that again.
+A model that has learned "bar" as one token never saw the token "ba" followed by "r"; and where a space belongs to the
+word after it, it never saw a word after a token that is a space alone. So the last tokens of a prompt are removed if
+some longer token begins with the text they spell, and the answer must begin with that text.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from segue.decoding.prompt import OpenPrompt
-from segue.decoding.sampling import Array, Prefix, only
+from segue.decoding.sampling import Array, Prefix, keep_only
 
 if TYPE_CHECKING:
     from segue.kinds.codecs import Codec
@@ -24,7 +24,7 @@ Text = bytes | str
 
 
 class Spelling:
-    """What each token of a codec spells, in order; none where tokens are items, which have no beginnings."""
+    """The text of each token of a codec, sorted; empty where tokens are items, which have no prefixes."""
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
@@ -34,46 +34,47 @@ class Spelling:
         self.texts = [text for text, _ in self.pairs]
         self.longest = max(map(len, self.texts), default=0)
 
-    def starting(self, text: Text) -> slice:
-        """Where the tokens stand that begin with `text`."""
+    def starting_with(self, text: Text) -> slice:
+        """The range of the tokens, in sorted order, that begin with `text`."""
         return slice(bisect_left(self.texts, text), bisect_right(self.texts, text, key=lambda word: word[: len(text)]))
 
     def open(self, tokens: Sequence[int], keep: int) -> OpenPrompt | None:
-        """The prompt without the most last tokens that a longer token might begin with, the first `keep` left alone;
+        """The prompt without as many last tokens as some longer token might begin with, never any of the first `keep`;
         None where there is no such token."""
         found: OpenPrompt | None = None
         for count in range(1, len(tokens) - keep + 1):
             text: Text = self.codec.decode(tokens[-count:])
             if not text or len(text) >= self.longest:
                 break
-            if any(len(longer) > len(text) for longer in self.texts[self.starting(text)]):
+            if any(len(longer) > len(text) for longer in self.texts[self.starting_with(text)]):
                 found = OpenPrompt(tokens[:-count], text, count)
         return found
 
-    def allowed(self, rest: Text) -> Array:
-        """The tokens that begin with `rest`, and those that it begins with."""
-        ids = [id for _, id in self.pairs[self.starting(rest)]]
-        for end in range(1, len(rest)):
-            at = bisect_left(self.texts, rest[:end])
-            while at < len(self.texts) and self.texts[at] == rest[:end]:
+    def allowed(self, text: Text) -> Array:
+        """The tokens that begin with `text`, and those that `text` begins with."""
+        ids = [id for _, id in self.pairs[self.starting_with(text)]]
+        for end in range(1, len(text)):
+            at = bisect_left(self.texts, text[:end])
+            while at < len(self.texts) and self.texts[at] == text[:end]:
                 ids.append(self.pairs[at][1])
                 at += 1
         return np.array(sorted(ids), np.int64)
 
 
 @lru_cache(maxsize=8)
-def spelling(codec: Codec) -> Spelling:
+def spelling_of(codec: Codec) -> Spelling:
+    """The codec's spelling, cached."""
     return Spelling(codec)
 
 
 class Healing:
-    """The processor that makes answers to an `OpenPrompt` begin with what was taken back."""
+    """The processor that makes answers to an `OpenPrompt` begin with the text removed from it."""
 
     def __init__(self, spelling: Spelling) -> None:
         self.spelling = spelling
 
     def __call__(self, scores: Array, prefix: Prefix) -> Array:
-        if not prefix.rest or prefix.count >= len(prefix.rest):
+        if not prefix.removed_text or prefix.count >= len(prefix.removed_text):
             return scores
-        rest = prefix.rest[len(self.spelling.codec.decode(prefix.said)) :]
-        return only(scores, self.spelling.allowed(rest)) if rest else scores
+        missing = prefix.removed_text[len(self.spelling.codec.decode(prefix.generated)) :]
+        return keep_only(scores, self.spelling.allowed(missing)) if missing else scores

@@ -1,4 +1,4 @@
-"""Names of decoders: how tokens are chosen, who drafts, what searches."""
+"""The table of decoders: how each chooses tokens, its drafter, its search; and the check of their options."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from segue.models.base import Decodable
 
 @dataclass(frozen=True)
 class Recipe:
-    """do_sample: draw or take the likeliest. draft: a name in DRAFTERS. search: a name in SEARCHES."""
+    """A decoder. do_sample: sample, or take the likeliest token. draft: a name in DRAFTERS. search: one in SEARCHES."""
 
     do_sample: bool = False
     draft: str | None = None
@@ -36,36 +36,36 @@ DECODERS: dict[str, Recipe] = {
     "tree": Recipe(search="tree"),
 }
 
-RULES = tuple(field.name for field in fields(Rules))
-ALWAYS = ("repetition_penalty", *RULES, "processors", "renormalize_logits")  # options that every decoder has
-SAMPLING = tuple(field.name for field in fields(Sampling) if field.name not in ("do_sample", *ALWAYS))
-# What transformers' GenerationConfig calls otherwise.
-CALLED = {"max_new_tokens": "n", "max_length": "n", "eos_token_id": "eos", "stop_strings": "stop",
+RULE_OPTIONS = tuple(field.name for field in fields(Rules))
+COMMON_OPTIONS = ("repetition_penalty", *RULE_OPTIONS, "processors", "renormalize_logits")  # of every decoder
+SAMPLING_OPTIONS = tuple(field.name for field in fields(Sampling) if field.name not in ("do_sample", *COMMON_OPTIONS))
+# Options of transformers' GenerationConfig that have another name here.
+TRANSFORMERS_NAMES = {"max_new_tokens": "n", "max_length": "n", "eos_token_id": "eos", "stop_strings": "stop",
           "do_sample": "decoder='sample'", "prompt_lookup_num_tokens": "draft='lookup'"}
 
 
-def choose(what: str, name: str, table: dict[str, Any]) -> Any:
-    """`table[name]`, or a SegueError that says which names of a `what` there are."""
+def look_up(noun: str, name: str, table: dict[str, Any]) -> Any:
+    """`table[name]`, or a SegueError that lists the names there are. noun: what the names name, for the error."""
     if name not in table:
-        raise SegueError(f"{what} '{name}' is unknown: choose from {', '.join(table)}")
+        raise SegueError(f"{noun} '{name}' is unknown: choose from {', '.join(table)}")
     return table[name]
 
 
-def drafts_itself(decoder: str | None) -> bool:
-    """Whether a decoder says who drafts, or is a search, which takes no drafts."""
+def has_own_draft(decoder: str | None) -> bool:
+    """Whether a decoder names its drafter, or is a search, which takes none."""
     recipe = DECODERS.get(decoder or "")
     return recipe is not None and (recipe.draft or recipe.search) is not None
 
 
-def takes(decoder: str) -> tuple[str, ...]:
-    """The names of the options that a decoder has."""
-    recipe: Recipe = choose("decoder", decoder, DECODERS)
-    searching = SEARCHES[recipe.search].options if recipe.search else ()
-    return (*(SAMPLING if recipe.do_sample else ()), *ALWAYS, *searching)
+def option_names(decoder: str) -> tuple[str, ...]:
+    """The names of a decoder's options."""
+    recipe: Recipe = look_up("decoder", decoder, DECODERS)
+    search_options = SEARCHES[recipe.search].options if recipe.search else ()
+    return (*(SAMPLING_OPTIONS if recipe.do_sample else ()), *COMMON_OPTIONS, *search_options)
 
 
-def built(make: Callable[..., Any], **options: Any) -> Any:
-    """What is made of options; a value of the wrong sort is told with all that were given."""
+def build(make: Callable[..., Any], **options: Any) -> Any:
+    """make(**options), with a SegueError that lists the options if a value has the wrong type."""
     try:
         return make(**options)
     except TypeError as error:
@@ -75,29 +75,33 @@ def built(make: Callable[..., Any], **options: Any) -> Any:
 
 def resolve(decoder: str | None, draft: str | Drafter | None, options: dict[str, Any], model: Decodable,
             ) -> tuple[str, Sampling, Drafter | None, str | None, dict[str, Any]]:
-    """The decoder's name, how it chooses tokens, its drafter and that one's name, the options left for its search."""
+    """Check a request's decoder, draft and options.
+
+    Returns the decoder's name, its sampling, its drafter, the drafter's name, and the options left for its search.
+    """
     options = {name: value for name, value in options.items() if value is not None}
     if decoder is None:
-        decoder = "sample" if any(name in options for name in SAMPLING) else "greedy"
-    allowed = takes(decoder)
+        decoder = "sample" if any(name in options for name in SAMPLING_OPTIONS) else "greedy"
+    allowed = option_names(decoder)
     recipe = DECODERS[decoder]
-    searching = SEARCHES[recipe.search].options if recipe.search else ()
+    search_options = SEARCHES[recipe.search].options if recipe.search else ()
     for name in options:
         if name not in allowed:
-            home = next((other for other in DECODERS if name in takes(other)), None)
-            raise SegueError(f"'{name}' means nothing to decoder '{decoder}': use decoder '{home}'" if home else
-                             f"option '{name}' of transformers is {CALLED[name]} here" if name in CALLED else
-                             f"option '{name}' is unknown: decoder '{decoder}' takes {', '.join(allowed)}")
-    rules = Rules(**{name: options.pop(name) for name in RULES if name in options})
+            if other := next((other for other in DECODERS if name in option_names(other)), None):
+                raise SegueError(f"'{name}' means nothing to decoder '{decoder}': use decoder '{other}'")
+            if name in TRANSFORMERS_NAMES:
+                raise SegueError(f"option '{name}' of transformers is {TRANSFORMERS_NAMES[name]} here")
+            raise SegueError(f"option '{name}' is unknown: decoder '{decoder}' takes {', '.join(allowed)}")
+    rules = Rules(**{name: options.pop(name) for name in RULE_OPTIONS if name in options})
     if rules != Rules():
         options["processors"] = (rules, *options.get("processors", ()))
     chosen = {name: options.pop(name) for name in list(options)
-              if name in (*SAMPLING, *ALWAYS) and name not in searching}
-    sampling = built(Sampling, do_sample=recipe.do_sample, **chosen)
+              if name in (*SAMPLING_OPTIONS, *COMMON_OPTIONS) and name not in search_options}
+    sampling = build(Sampling, do_sample=recipe.do_sample, **chosen)
     draft = recipe.draft if draft is None else draft
     if draft == "none":
         draft = None
-    drafter = choose("draft", draft, {**DRAFTERS, "none": None})(model) if isinstance(draft, str) else draft
+    drafter = look_up("draft", draft, {**DRAFTERS, "none": None})(model) if isinstance(draft, str) else draft
     if recipe.search and drafter is not None:
         raise SegueError(f"decoder '{decoder}' searches, it cannot use a draft: choose greedy or sample")
     label = draft if draft is None or isinstance(draft, str) else getattr(draft, "name", type(draft).__name__)

@@ -1,8 +1,8 @@
-"""From scores to a token: processors, the distribution they leave, and the random number that picks from it.
+"""From scores to a token: logits processors, the sampling distribution, and the random number that picks from it.
 
-Options are named as in transformers' `GenerationConfig` where they mean the same. A random number belongs to a
-(seed, row, position) and to nothing else, and a token is a fixed function of the scores and that number. So the same
-seed gives the same text with and without drafts, alone or in a batch, in one go or in two.
+Options are named as in transformers' `GenerationConfig` where they mean the same. A random number depends only on
+(seed, row, position), and a token is a fixed function of the scores and that number. So the same seed gives the same
+text with and without drafts, alone or in a batch, in one call or in two.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from segue.errors import SegueError
 from segue.models.base import Decodable, source_of, start_of
 
 Array = np.ndarray
-COLD = 1e-9  # a temperature below which nothing but the likeliest has a chance; scores over it would overflow
-WINDOW = 65_536  # how much of what was said a prefix holds at least: endless streams need flat memory
+MIN_TEMPERATURE = 1e-9  # below it decoding is greedy: dividing scores by less would overflow
+PREFIX_WINDOW = 65_536  # last tokens that a prefix keeps at least; bounds the memory of endless streams
 
 
 class Noise:
-    """Uniform numbers in [0, 1) by position, from Philox (Salmon et al. 2011) keyed by seed and row.
+    """Uniform numbers in [0, 1) indexed by position, from Philox (Salmon et al. 2011) keyed by seed and row.
 
-    lane: independent streams of one row (0 draws tokens, 1 decides about drafts).
+    lane: one of the independent streams of a row (0 draws tokens, 1 decides about drafts).
     """
 
-    BLOCK = 256  # made at once; Philox gives four numbers per count
+    BLOCK = 256  # numbers generated at once; Philox gives four for each value of its counter
 
     def __init__(self, seed: int, row: int = 0, lane: int = 0) -> None:
         self._key = (seed % 2**64) | (4 * row + lane) % 2**64 << 64
         self._block, self._values = -1, [0.0]
 
     def at(self, position: int) -> float:
-        """The number of a position, from 0; the same whenever it is asked for."""
+        """The random number of a position (from 0), the same at every call."""
         block, offset = divmod(position, self.BLOCK)
         if block != self._block:
             bits = np.random.Philox(key=self._key, counter=block * (self.BLOCK // 4)).random_raw(self.BLOCK)
@@ -45,15 +45,16 @@ class Noise:
 
 
 class Prefix:
-    """What one path has said so far, prompt included.
+    """The prompt and the tokens generated so far on one path of decoding; what processors look at.
 
-    tokens: the last ones (all of them up to 65,536), of which the first `prompt` are the prompt's. said: the others;
-    count: how many there ever were. source: so many first tokens, source and begin of an encoder-decoder, are no part
-    of what is said. start: the id that its decoder reads for begin, and which counts as said (None: it has none).
-    length: how far the text goes, the prompt included, of an encoder-decoder its target, begin included.
-    seen: (V,) bool, every token ever said, those of the prompt included.
-    limit: how many tokens may be said behind the prompt (None: any number). stops: tokens that end the answer.
-    rest: what the answer must begin with, where the prompt was cut short (`segue.decoding.prompt.OpenPrompt`).
+    tokens: the latest of both (all of them up to 65,536), the first `prompt` of them from the prompt. generated: the
+    others. count: how many were ever generated. source: how many first tokens are the source (and begin token) of an
+    encoder-decoder, which are not part of its output. start: the id that its decoder reads in place of the begin
+    token, and which counts as output (None: there is none).
+    length: of the text, prompt included; of an encoder-decoder, of its target, start token included.
+    seen: (V,) bool, every token of the prompt and of the answer so far.
+    limit: tokens that may be generated (None: no limit). stops: tokens that end the answer.
+    removed_text: what the answer must begin with, where the prompt was cut short (`segue.decoding.prompt.OpenPrompt`).
     """
 
     def __init__(self, tokens: Sequence[int], vocabulary: int, source: int = 0, start: int | None = None,
@@ -61,14 +62,14 @@ class Prefix:
         self.tokens, self.prompt = list(tokens), len(tokens)
         self.vocabulary, self.source, self.start = vocabulary, source, start
         self.limit, self.stops, self.count = limit, stops, 0
-        self.rest: bytes | str = getattr(tokens, "rest", b"")
+        self.removed_text: bytes | str = getattr(tokens, "removed_text", b"")
         self._begun = len(tokens) - source + (source > 0)
         self._seen: Array | None = None
 
     @classmethod
     def of(cls, model: Decodable, prompt: Sequence[int], limit: int | None = None,
            stops: frozenset[int] = frozenset()) -> Prefix:
-        """The beginning of an answer of this model."""
+        """The prefix of an empty answer of this model."""
         return cls(prompt, model.vocabulary, source_of(model, prompt), start_of(model), limit, stops)
 
     def append(self, token: int) -> None:
@@ -76,26 +77,26 @@ class Prefix:
         self.count += 1
         if self._seen is not None:
             self._seen[token] = True
-        if len(self.tokens) > 2 * WINDOW:
-            _ = self.seen  # from here on the list no longer knows
-            gone = len(self.tokens) - WINDOW
-            self.prompt, self.source = max(0, self.prompt - gone), max(0, self.source - gone)
-            del self.tokens[:gone]
+        if len(self.tokens) > 2 * PREFIX_WINDOW:
+            _ = self.seen  # computed now, before the oldest tokens are dropped
+            dropped = len(self.tokens) - PREFIX_WINDOW
+            self.prompt, self.source = max(0, self.prompt - dropped), max(0, self.source - dropped)
+            del self.tokens[:dropped]
 
     def pop(self) -> None:
-        """Take the last token back."""
+        """Remove the last token."""
         token = self.tokens.pop()
         self.count -= 1
         if self._seen is not None:
-            self._seen[token] = token in self.whole
+            self._seen[token] = token in self.decoder_tokens
 
     @property
-    def said(self) -> list[int]:
+    def generated(self) -> list[int]:
         return self.tokens[self.prompt :]
 
     @property
-    def whole(self) -> list[int]:
-        """The prompt and what was said; of an encoder-decoder what its decoder has read, where begin has an id."""
+    def decoder_tokens(self) -> list[int]:
+        """The prompt and the generated tokens; of an encoder-decoder, what its decoder has read."""
         return [*([] if self.start is None else [self.start]), *self.tokens[self.source :]]
 
     @property
@@ -106,7 +107,7 @@ class Prefix:
     def seen(self) -> Array:
         if self._seen is None:
             self._seen = np.zeros(self.vocabulary, bool)
-            self._seen[self.whole] = True
+            self._seen[self.decoder_tokens] = True
         return self._seen
 
     def copy(self) -> Prefix:
@@ -117,85 +118,89 @@ class Prefix:
 
 
 class Processor(Protocol):
-    """Changes scores (V,) float64 of the next token in the light of this path's prefix; -inf rules a token out."""
+    """Changes the scores (V,) float64 of the next token, given the prefix; -inf forbids a token."""
 
     def __call__(self, scores: Array, prefix: Prefix) -> Array: ...
 
 
 def repetition_penalty(scores: Array, prefix: Prefix, penalty: float) -> Array:
-    """Scores of tokens already said are divided by the penalty if positive, else multiplied (Keskar et al. 2019)."""
-    said = np.flatnonzero(prefix.seen)
+    """Divide positive scores of tokens that occurred before by the penalty, multiply negative ones (Keskar et al.
+    2019)."""
+    seen = np.flatnonzero(prefix.seen)
     scores = scores.copy()
-    old = scores[said]
-    scores[said] = np.where(old > 0, old / penalty, old * penalty)
+    old = scores[seen]
+    scores[seen] = np.where(old > 0, old / penalty, old * penalty)
     return scores
 
 
-def only(scores: Array, tokens: Array) -> Array:
-    """The scores of these tokens; the others are ruled out."""
+def keep_only(scores: Array, tokens: Array) -> Array:
+    """The scores with all tokens but these at -inf."""
     kept = np.full_like(scores, -np.inf)
     kept[tokens] = scores[tokens]
     return kept
 
 
 def top_k(scores: Array, k: int) -> Array:
-    """Only the k likeliest (and what ties with the last of them)."""
+    """Keep the k likeliest tokens (and any tied with the last of them)."""
     if k >= len(scores):
         return scores
     return np.where(scores < np.partition(scores, -k)[-k], -np.inf, scores)
 
 
 def top_p(scores: Array, p: float) -> Array:
-    """Only the fewest likeliest whose probability reaches p; at least one (Holtzman et al. 2020)."""
+    """Keep the smallest set of likeliest tokens whose total probability reaches p, at least one (Holtzman et al.
+    2020)."""
     probabilities = softmax(scores)
-    likely, few = np.arange(len(scores)), 512
-    while few < len(scores) // 2:  # sorting is dear: first cut out what surely holds enough
-        cut_out = np.flatnonzero(probabilities >= np.partition(probabilities, -few)[-few])
-        if probabilities[cut_out].sum() >= p:
-            likely = cut_out
+    candidates, size = np.arange(len(scores)), 512
+    while size < len(scores) // 2:  # a full sort is slow: first partition off a set that holds enough
+        largest = np.flatnonzero(probabilities >= np.partition(probabilities, -size)[-size])
+        if probabilities[largest].sum() >= p:
+            candidates = largest
             break
-        few *= 8
-    order = likely[np.argsort(-scores[likely], kind="stable")]
-    sums = probabilities[order].cumsum()
-    return only(scores, order[: 1 + int(np.searchsorted(sums, p))])
+        size *= 8
+    order = candidates[np.argsort(-scores[candidates], kind="stable")]
+    cumulative = probabilities[order].cumsum()
+    return keep_only(scores, order[: 1 + int(np.searchsorted(cumulative, p))])
 
 
 def min_p(scores: Array, p: float) -> Array:
-    """Only those with at least p times the probability of the likeliest (Nguyen et al. 2024)."""
+    """Keep tokens with at least p times the probability of the likeliest (Nguyen et al. 2024)."""
     return np.where(scores < scores.max() + np.log(p), -np.inf, scores)
 
 
 def typical_p(scores: Array, p: float) -> Array:
-    """Only the fewest whose surprise is nearest to the entropy, with probability p in all (Meister et al. 2022)."""
-    logs = log_softmax(scores)
-    chances = np.exp(logs)
-    far = np.abs(-logs - entropy(chances))
-    order = np.argsort(far, kind="stable")
-    last = order[min(int((chances[order].cumsum() < p).sum()), len(scores) - 1)]
-    return np.where(far > far[last], -np.inf, scores)
+    """Keep the smallest set of tokens with surprisal nearest to the entropy and total probability p (Meister et al.
+    2022)."""
+    logprobs = log_softmax(scores)
+    probabilities = np.exp(logprobs)
+    distance = np.abs(-logprobs - entropy(probabilities))
+    order = np.argsort(distance, kind="stable")
+    last = order[min(int((probabilities[order].cumsum() < p).sum()), len(scores) - 1)]
+    return np.where(distance > distance[last], -np.inf, scores)
 
 
-def epsilon_cutoff(scores: Array, least: float) -> Array:
-    """Only the likeliest, and those with a probability of at least `least` (Hewitt et al. 2022)."""
-    return np.where((softmax(scores) < least) & (scores < scores.max()), -np.inf, scores)
+def epsilon_cutoff(scores: Array, epsilon: float) -> Array:
+    """Keep the likeliest token and those with a probability of at least epsilon (Hewitt et al. 2022)."""
+    return np.where((softmax(scores) < epsilon) & (scores < scores.max()), -np.inf, scores)
 
 
-def eta_cutoff(scores: Array, least: float) -> Array:
-    """As epsilon_cutoff, with a least probability that falls to sqrt(least) exp(-entropy) where many are likely."""
-    return epsilon_cutoff(scores, min(least, np.sqrt(least) * np.exp(-entropy(softmax(scores)))))
+def eta_cutoff(scores: Array, eta: float) -> Array:
+    """As epsilon_cutoff, with the threshold min(eta, sqrt(eta) exp(-entropy)) (Hewitt et al. 2022)."""
+    return epsilon_cutoff(scores, min(eta, np.sqrt(eta) * np.exp(-entropy(softmax(scores)))))
 
 
-def entropy(chances: Array) -> float:
-    """Of a distribution (V,), in nats."""
-    live = chances[chances > 0]
-    return -float((live * np.log(live)).sum())
+def entropy(probabilities: Array) -> float:
+    """The entropy of a distribution (V,), in nats."""
+    positive = probabilities[probabilities > 0]
+    return -float((positive * np.log(positive)).sum())
 
 
 @dataclass(frozen=True)
-class Leaning:
-    """A processor that leans towards or away from tokens, by constants added to their scores.
+class LogitBias:
+    """A processor that adds constants to the scores of tokens, as in OpenAI's API.
 
-    bias: by token. frequency, presence: taken off for each time, and once if, a token was said after the prompt.
+    bias: (token, value) pairs. frequency, presence: penalties for a token generated after the prompt, subtracted once
+    per occurrence and once in all.
     """
 
     bias: tuple[tuple[int, float], ...] = ()
@@ -207,19 +212,19 @@ class Leaning:
         for token, value in self.bias:
             scores[token] += value
         if self.frequency or self.presence:
-            said, times = np.unique(np.asarray(prefix.said, np.int64), return_counts=True)
-            scores[said] -= self.frequency * times + self.presence
+            tokens, counts = np.unique(np.asarray(prefix.generated, np.int64), return_counts=True)
+            scores[tokens] -= self.frequency * counts + self.presence
         return scores
 
 
 def softmax(scores: Array) -> Array:
-    """Of one row of scores (V,), as probabilities."""
+    """The probabilities of one row of scores (V,)."""
     weights = np.exp(scores - scores.max())
     return weights / weights.sum()
 
 
 def log_softmax(scores: Array) -> Array:
-    """Over the last axis, in float64."""
+    """Log-probabilities over the last axis, in float64."""
     scores = scores.astype(np.float64) - scores.max(-1, keepdims=True)
     return scores - np.log(np.exp(scores).sum(-1, keepdims=True))
 
@@ -228,13 +233,13 @@ def log_softmax(scores: Array) -> Array:
 class Sampling:
     """How the next token is chosen from the model's scores.
 
-    do_sample: draw from the distribution; False takes the likeliest (then only the repetition penalty and
-        `processors` matter). temperature: above 0, divides the scores; 0 means the likeliest. top_k: 0 is off.
-    top_p, min_p, typical_p: shares of probability in (0, 1]; 1, 0 and 1 are off. epsilon_cutoff, eta_cutoff: least
-        probabilities below 1; 0 is off. repetition_penalty: 1 is off, above 1 discourages.
+    do_sample: draw from the distribution; False takes the likeliest token (then only the repetition penalty and
+        `processors` matter). temperature: divides the scores; 0 takes the likeliest. top_k: 0 is off.
+    top_p, min_p, typical_p: probabilities in (0, 1]; 1, 0 and 1 are off. epsilon_cutoff, eta_cutoff: probability
+        thresholds below 1; 0 is off. repetition_penalty: 1 is off, above 1 discourages repetition.
     processors: further ones, applied after the repetition penalty and before the temperature.
-    renormalize_logits: searches that rank whole answers by their log-probability make what a processor leaves add up to
-        1 again (elsewhere that goes without saying).
+    renormalize_logits: in searches that rank whole answers by log-probability, normalise again after the processors
+        (sampling always does).
     """
 
     do_sample: bool = False
@@ -264,20 +269,20 @@ class Sampling:
 
     @cached_property
     def greedy(self) -> bool:
-        return not self.do_sample or self.temperature < COLD
+        return not self.do_sample or self.temperature < MIN_TEMPERATURE
 
     @cached_property
-    def plain(self) -> bool:
-        """The plain likeliest token: no processor has a say."""
-        return self.greedy and not self.remembers
+    def is_argmax(self) -> bool:
+        """Whether the next token is simply the argmax of the model's scores: greedy and without processors."""
+        return self.greedy and not self.uses_prefix
 
     @cached_property
-    def remembers(self) -> bool:
-        """What was said has a say in what follows."""
+    def uses_prefix(self) -> bool:
+        """Whether the next token's scores depend on the prefix: there is a repetition penalty or a processor."""
         return self.repetition_penalty != 1 or bool(self.processors)
 
-    def ruled(self, scores: Array, prefix: Prefix) -> Array:
-        """What depends on the path: repetition penalty, then the other processors, which may leave nothing."""
+    def apply_processors(self, scores: Array, prefix: Prefix) -> Array:
+        """Apply what depends on the prefix: the repetition penalty, then the processors (which may forbid all)."""
         if self.repetition_penalty != 1:
             scores = repetition_penalty(scores, prefix, self.repetition_penalty)
         for processor in self.processors:
@@ -285,8 +290,8 @@ class Sampling:
         return scores
 
     def process(self, scores: Array, prefix: Prefix) -> Array:
-        """As `ruled`; that no token may follow is an error."""
-        scores = self.ruled(scores, prefix)
+        """As `apply_processors`, with an error if no token is left."""
+        scores = self.apply_processors(scores, prefix)
         best = scores.max()
         if not np.isfinite(best):
             raise SegueError(f"no token can follow after {len(prefix.tokens)} tokens: every score is ruled out or "
@@ -294,7 +299,7 @@ class Sampling:
         return scores
 
     def warp(self, scores: Array, prefix: Prefix) -> Array:
-        """All processors, in transformers' order."""
+        """Apply processors, temperature and truncation, in transformers' order."""
         scores = self.process(scores, prefix)
         if self.temperature != 1:
             scores = scores / self.temperature
@@ -313,7 +318,7 @@ class Sampling:
         return scores
 
     def distribution(self, scores: Array, prefix: Prefix) -> Array:
-        """(V,) float64: the probability of each next token."""
+        """(V,) float64 probabilities of the next token."""
         if self.greedy:
             chosen = np.zeros(len(scores))
             chosen[self.process(scores, prefix).argmax()] = 1
@@ -329,6 +334,6 @@ class Sampling:
 
 
 def draw(weights: Array, noise: float) -> int:
-    """The token at which the running sum of weights (V,) passes `noise` of the total."""
+    """Draw a token in proportion to weights (V,): the one at which their running sum passes `noise` of the total."""
     total = weights.cumsum()
     return int(total.searchsorted(noise * total[-1], side="right"))

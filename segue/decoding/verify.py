@@ -1,12 +1,12 @@
-"""Draft and verify: one pass of the model over the last confirmed tokens and what drafters put behind them.
+"""Draft and verify: one pass of the model over each row's last confirmed token and the draft after it.
 
-    trees = drafter.propose(tips)                       # a guess per row, possibly none
+    trees = drafter.propose(tips)                       # a draft per row, possibly empty
     output = model.extend(tokens, state, parents)       # scores at the confirmed token and at every drafted node
-    place = acceptor(tree, row)                         # takes tokens along the draft, at least one
-    state.commit(path)                                  # what was accepted is real, the rest was never there
+    node = acceptor(tree, row)                          # takes at least one token along the draft
+    state.commit(path)                                  # keeps what was accepted, drops the rest
 
-Rows accept different lengths and run together. Without a draft this is ordinary decoding. A row that took a token back
-(SequenceMatch: Cundy & Ermon 2023, arXiv 2306.05426) ends its pass there, and its state goes back after the commit.
+Rows of a batch accept different lengths. Without a draft this is ordinary decoding. A row that took a backspace
+(SequenceMatch: Cundy & Ermon 2023, arXiv 2306.05426) ends its pass there, and its state is rewound after the commit.
 """
 
 from __future__ import annotations
@@ -25,31 +25,32 @@ from segue.models.base import Decodable, Decoding
 
 
 class Scores:
-    """The logits (B, N, V) of one pass, read where they are needed. best: the likeliest token of each node."""
+    """The logits (B, N, V) of one pass, converted row by row when asked for. best: the argmax of each node, if used."""
 
-    def __init__(self, logits: Tensor | np.ndarray, plain: bool) -> None:
+    def __init__(self, logits: Tensor | np.ndarray, argmax: bool) -> None:
         self.logits = logits
         if isinstance(logits, Tensor) and logits.device.type == "cpu":
-            # numpy takes a node's scores in a fraction of the time of a torch operation, but knows no bfloat16
+            # numpy indexes a node's scores in a fraction of the time of a torch operation, but has no bfloat16
             self.logits = logits.numpy() if logits.dtype in (torch.float32, torch.float64) else logits.float().numpy()
-        self.best: list[list[int]] | None = self.logits.argmax(-1).tolist() if plain else None
+        self.best: list[list[int]] | None = self.logits.argmax(-1).tolist() if argmax else None
 
     def at(self, row: int, node: int) -> np.ndarray:
-        """(V,) float64, a copy."""
+        """(V,) float64 scores of one node, a copy."""
         if isinstance(self.logits, Tensor):
             return self.logits[row, node].double().cpu().numpy()
         return self.logits[row, node].astype(np.float64)
 
 
 class Row:
-    """One answer in the making. What an acceptor asks (see `accept.Ask`) is answered here.
+    """One answer being decoded; implements what acceptors use (`accept.RowView`).
 
-    index: its place among the prompts. request: its name towards drafters. out: the tokens said, without a stop
-    token. sets: the prompt, if it has sets. finish: why it ended ("length", "stop", "until"), None while it runs.
-    tops: with `top` above 0, at each token of `out` so many of the likeliest ones there.
-    backspace: the token that takes the last one of `out` back, and does nothing where there is none. It counts towards
-    `limit` as any other; `actions` has all of them in order. back: so many tokens the state must then go back after
-    the commit of this pass, so that the token that is last now can be read again.
+    index: of its prompt. request: a unique number, by which drafters know it. batch_row: its row in this pass. out: the
+    tokens generated, without a stop token. produced: how many were taken, stop tokens and backspaces included. sets:
+    the prompt, if it has sets. finish: why it ended ("length", "stop", "until"), None while it runs. top_logprobs: with
+    `top` above 0, for each token of `out` the `top` likeliest tokens there.
+    backspace: the token that removes the last one of `out`, and does nothing where there is none. It counts towards
+    `limit` as any other; `actions` has all of them in order. rewind_by: how many tokens the state must be rewound after
+    the commit of this pass, so that the token that is now the last can be read again.
     """
 
     def __init__(self, index: int, request: int, prompt: Sequence[int], limit: int | None, sampling: Sampling,
@@ -65,33 +66,34 @@ class Row:
         self._noise = noise(0)
         self.out: list[int] = []
         self.logprobs: list[float] | None = [] if logprobs else None
-        self.top, self.tops = top, list[list[tuple[int, float]]]()
+        self.top, self.top_logprobs = top, list[list[tuple[int, float]]]()
         self.per_pass: list[int] = []
-        self.backspace, self.back = backspace, 0
+        self.backspace, self.rewind_by = backspace, 0
         self.actions: list[int] | None = None if backspace is None else []
         self.produced = self.passes = self.drafted = self.accepted = 0
-        self.last = -1  # the last token taken, not yet seen by the model
+        self.last = -1  # the last token taken, not yet read by the model
         self.finish: str | None = None
         self.hidden: Tensor | None = None
         self.scores: Scores
-        self.place = 0  # in this pass' batch
+        self.batch_row = 0
 
     @property
-    def history(self) -> int:
-        """How far a state may have to go back: the whole answer, and the prompt's last token."""
+    def max_rewind(self) -> int:
+        """The most tokens that a state may have to be rewound: the whole answer and the prompt's last token."""
         return 0 if self.backspace is None else (self.limit or 0) + 1
 
     def choose(self, node: int) -> int:
         best = self.scores.best
-        if best is not None and self.sampling.plain:
-            return best[self.place][node + 1]
-        return self.sampling.choose(self.scores.at(self.place, node + 1), self.prefix, self._noise.at(self.position))
+        if best is not None and self.sampling.is_argmax:
+            return best[self.batch_row][node + 1]
+        scores = self.scores.at(self.batch_row, node + 1)
+        return self.sampling.choose(scores, self.prefix, self._noise.at(self.position))
 
     def distribution(self, node: int) -> np.ndarray:
-        return self.sampling.distribution(self.scores.at(self.place, node + 1), self.prefix)
+        return self.sampling.distribution(self.scores.at(self.batch_row, node + 1), self.prefix)
 
     def ranking(self, node: int) -> np.ndarray:
-        scores = self.scores.at(self.place, node + 1)
+        scores = self.scores.at(self.batch_row, node + 1)
         return (self.sampling.process if self.sampling.greedy else self.sampling.warp)(scores, self.prefix)
 
     def take(self, token: int, node: int) -> bool:
@@ -109,10 +111,10 @@ class Row:
         self.out.append(token)
         self.prefix.append(token)
         if self.logprobs is not None:
-            scores = log_softmax(self.scores.at(self.place, node + 1))
+            scores = log_softmax(self.scores.at(self.batch_row, node + 1))
             self.logprobs.append(float(scores[token]))
             if self.top:
-                self.tops.append(likeliest(scores, self.top))
+                self.top_logprobs.append(top_tokens(scores, self.top))
         if self.until is not None and self.until(self.out):
             self.finish = "until"
         elif self.produced == self.limit:
@@ -120,25 +122,25 @@ class Row:
         return self.finish is not None
 
     def erase(self) -> None:
-        """Take the last token of the answer back."""
-        self.back = 1
+        """Remove the last token of the answer, if there is one."""
+        self.rewind_by = 1
         if self.out:
-            self.back = 2
+            self.rewind_by = 2
             self.out.pop()
             self.prefix.pop()
             if self.logprobs:
                 self.logprobs.pop()
-            if self.tops:
-                self.tops.pop()
+            if self.top_logprobs:
+                self.top_logprobs.pop()
         self.last = self.prefix.tokens[-1]
         if self.prefix.limit is not None:
-            self.prefix.limit -= self.back  # so many tokens fewer can remain at the end
+            self.prefix.limit -= self.rewind_by  # the backspace and the removed token both used up the limit
         if self.produced == self.limit:
             self.finish = "length"
 
 
-def likeliest(logprobs: np.ndarray, count: int) -> list[tuple[int, float]]:
-    """Of log-probabilities (V,), the `count` likeliest tokens with theirs, best first."""
+def top_tokens(logprobs: np.ndarray, count: int) -> list[tuple[int, float]]:
+    """The `count` likeliest tokens of log-probabilities (V,), as (token, log-probability), best first."""
     count = min(count, len(logprobs))
     best = np.argpartition(-logprobs, count - 1)[:count]
     return [(int(token), float(logprobs[token])) for token in best[np.lexsort((best, -logprobs[best]))]]
@@ -149,18 +151,18 @@ Step = Callable[[np.ndarray, Decoding], np.ndarray]  # see `segue.decoding.loop`
 
 def forward(model: Decodable, state: Decoding, rows: Sequence[Row], trees: Sequence[Tree], step: Step | None,
             hidden: bool) -> Callable[[Sequence[int]], None]:
-    """Run the model on the confirmed tokens and the drafts, give each row its scores; returns how to commit.
+    """Run the model on the last confirmed tokens and the drafts, and give each row its scores.
 
-    The returned function takes the last accepted node of each row (-1: none), once.
+    Returns a function to call once with the last accepted node of each row (-1: none), which commits these paths.
     """
-    plain = any(row.sampling.plain for row in rows)
+    argmax = any(row.sampling.is_argmax for row in rows)
     n = 1 + max(map(len, trees))
-    for place, row in enumerate(rows):
-        row.place = place
+    for index, row in enumerate(rows):
+        row.batch_row = index
         row.passes += 1
-        row.drafted += len(trees[place])
+        row.drafted += len(trees[index])
     if n == 1 and step is not None and not hidden:
-        scores = Scores(step(np.array([row.last for row in rows]), state)[:, None], plain)
+        scores = Scores(step(np.array([row.last for row in rows]), state)[:, None], argmax)
         for row in rows:
             row.scores = scores
         return lambda last: None
@@ -171,20 +173,20 @@ def forward(model: Decodable, state: Decoding, rows: Sequence[Row], trees: Seque
     else:
         nodes = [[row.last, *tree.tokens, *[0] * (n - 1 - len(tree))] for row, tree in zip(rows, trees)]
         tokens = torch.tensor(nodes, device=device)
-        if not all(tree.chain for tree in trees):
-            # A drafted node's number in the pass is one more than in its tree: node 0 is the confirmed token.
+        if not all(tree.is_chain for tree in trees):
+            # In the pass, node 0 is the confirmed token, so a drafted node's index is one more than in its tree.
             parents = torch.tensor([[-1, *[parent + 1 for parent in tree.parents], *[-1] * (n - 1 - len(tree))]
                                     for tree in trees], device=device)
     output = model.extend(tokens, state, parents)
-    scores = Scores(output.logits, plain)
+    scores = Scores(output.logits, argmax)
     for row in rows:
         row.scores = scores
 
     def commit(last: Sequence[int]) -> None:
-        paths = [[0, *[node + 1 for node in tree.path(place)]] for tree, place in zip(trees, last)]
+        paths = [[0, *[node + 1 for node in tree.path(end)]] for tree, end in zip(trees, last)]
         if hidden:
             for row, path in zip(rows, paths):
-                row.hidden = output.hidden[row.place, path]
+                row.hidden = output.hidden[row.batch_row, path]
         if parents is None:
             counts = [len(path) for path in paths]
             state.commit(None, None if min(counts) == n else torch.tensor(counts, device=device))
@@ -196,13 +198,13 @@ def forward(model: Decodable, state: Decoding, rows: Sequence[Row], trees: Seque
 
 
 def accept(rows: Sequence[Row], trees: Sequence[Tree], acceptor: Acceptor) -> list[int]:
-    """Let each row take tokens along its draft; gives the last accepted node of each."""
+    """Let each row take tokens along its draft; returns the last accepted node of each (-1: none)."""
     last = []
     for row, tree in zip(rows, trees):
-        before, said = row.produced, len(row.out)
-        place = acceptor(tree, row)
-        row.per_pass.append(len(row.out) - said)
-        # A token is won by the draft if its node was drafted; the last one taken always comes from the model.
+        before, length = row.produced, len(row.out)
+        node = acceptor(tree, row)
+        row.per_pass.append(len(row.out) - length)
+        # All tokens of a pass but the last are drafted ones; the last always comes from the model.
         row.accepted += row.produced - before - 1 if len(tree) else 0
-        last.append(place)
+        last.append(node)
     return last

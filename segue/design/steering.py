@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segue.decoding.diffusion import Drawn
+from segue.decoding.diffusion import Sampled
 from segue.design.oracles import Oracle
 from segue.design.rewards import hardened
 from segue.errors import SegueError
@@ -24,7 +24,7 @@ from segue.objectives.diffusion import Predict
 
 def steered(predict: Predict, x: Tensor, gaps: Tensor, process: AbsorbingProcess, oracle: Oracle, strength: float = 0.5,
             steps: int = 128, guidance: float = 0.0, resample: bool = True, particles: int | None = None,
-            generator: torch.Generator | None = None, schedule: NoiseSchedule | None = None) -> Drawn:
+            generator: torch.Generator | None = None, schedule: NoiseSchedule | None = None) -> Sampled:
     """Undo the noise step by step, as `ancestral`. After each step a sequence is worth what the oracle gives to the
     likeliest sequence that it may become.
 
@@ -98,7 +98,7 @@ def classifier_free(predict: Predict, labels: Tensor, none: int, weight: float =
     return guided
 
 
-STEERED: dict[str, Callable[..., Drawn]] = {
+STEERED: dict[str, Callable[..., Sampled]] = {
     "guidance": partial(steered, guidance=1.0, resample=False),
     "smc": steered,
     "tds": partial(steered, guidance=1.0),

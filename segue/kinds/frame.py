@@ -91,6 +91,10 @@ class Look:
         place = self._places[name]
         return [row[place] for row in self.rows if place < len(row) and row[place] not in (None, "")]
 
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """The rows seen, each as its cells by column."""
+        return [dict(zip(self.names, row)) for row in self.rows]
+
     def without(self, name: str | None) -> Look:
         """The look of all other columns."""
         kept = [place for place, each in enumerate(self.names) if each != name]

@@ -17,18 +17,32 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.files import atomic_write
-from segue.kinds.base import Dataset, Kind, Problems, Record, looks_binary, of_class
+from segue.kinds.base import Dataset, Kind, Problems, Record, looks_binary, of_class, words
 from segue.kinds.codecs import MISSING, CellCodec, Codec, decimal
 from segue.kinds.columns import class_column, class_of, look, says_few, told
 from segue.kinds.frame import DELIMITED, JSON, PARQUET, TABULAR, Frame, Look, glance, is_parquet, load_table
 from segue.kinds.series import counts_rows, likeness, number_in, numbers_of, wide
-from segue.kinds.table import WHAT, WHO, addresses, are_wordy, is_number, measured, merged, named_by, numbered, timed
+from segue.kinds.table import (
+    WHAT,
+    WHO,
+    addresses,
+    are_wordy,
+    in_blocks,
+    is_number,
+    measured,
+    merged,
+    named_by,
+    numbered,
+    timed,
+)
 from segue.kinds.text import text_columns
 from segue.kinds.times import timelike
 
 MOST = 128  # columns; a row of more is a series, or a picture
-FEWEST = 3  # columns, but of measured numbers 2
+FEWEST = 3  # columns, but of numbers, some of them measured, 2
 MANY = 50  # rows by which a column is judged
+IDENTIFIERS = words("fips zip zipcode postcode geoid iata icao iso iso2 iso3 code key rank")  # beside ids and numbers
+PLACES = (words("lat lon"), words("lat lng"), words("lat long"), words("latitude longitude"))
 ALIKE = 0.3  # more than that rows are to the next where they are moments
 NONE = {"", "?", "NA", "N/A", "na", "n/a", "nan", "NaN", "null", "None", "-"}
 
@@ -48,8 +62,10 @@ class Rows(Kind):
                                                                              and not is_parquet(head)):
             return 0.0
         table = glance(path, head)
-        sure = table is not None and (path.suffix.lower() in DELIMITED | JSON | PARQUET or table.regular)
-        return 0.845 if table is not None and sure and stand_alone(table) else 0.0
+        called = path.suffix.lower() in DELIMITED | JSON | PARQUET
+        if table is None or not (called or table.regular) or in_blocks(table, head):
+            return 0.0
+        return 0.845 if stand_alone(table) else fallback_score(table, called)
 
     def read(self, path: Path, problems: Problems | None = None, *, columns: Sequence[str] = (),
              classes: str | None = None, encoding: str = "utf-8") -> Iterator[Record]:
@@ -163,7 +179,7 @@ def stand_alone(table: Look) -> bool:
              len(set(map(str, columns[name]))) > len(table.rows) / 2]
     if table.form == "delimited" and table.delimiter == " " and len(texts) >= len(numbers):
         return False  # words of sentences
-    if len(columns) < (2 if len([name for name in numbers if measured(columns[name])]) > 1 else FEWEST) or \
+    if len(columns) < (2 if len(numbers) > 1 and any(measured(columns[name]) for name in numbers) else FEWEST) or \
             addresses(table) or len(prose) > min(2, len(numbers) / 3) or (prose and prose == text_columns(table) and
                                                                         len(numbers) < 3):
         return False
@@ -176,15 +192,47 @@ def stand_alone(table: Look) -> bool:
         return False
     if not table.headed and (len(columns) < 4 or (_ids(columns, table) and len(columns) < 6)):
         return False  # who did what
+    if _has_places(columns):
+        return True
     if wide(names, texts) or (not table.headed and len(numbers) >= 16 and not texts and _smooth(table, numbers)):
         return False
     named = [name for name in prose if len(set(columns[name])) == len(table.rows)]  # a car, a state
     return bool(named and table.headed) or len(texts) - len(prose) > 2 or not _goes_on(table, numbers)
 
 
+def fallback_score(table: Look, called: bool) -> float:
+    """How surely a table is read row by row where nothing speaks for another kind: more surely with two columns of
+    numbers than with names that come again. called: the file is called as tables are."""
+    if not 2 <= len(table.names) <= MOST or len(table.rows) < 4 or text_columns(table):
+        return 0.0
+    columns = {name: cells for name in table.names if (cells := table.column(name))}
+    if any(isinstance(cell, list | dict) for cells in columns.values() for cell in cells):
+        return 0.0
+    columns = {name: cells for name, cells in columns.items() if not is_identifier(name, cells)}
+    numbers = [name for name, cells in columns.items() if _mostly(cells)]
+    again = [name for name, cells in columns.items() if name not in numbers and 1 < len(set(cells)) < len(cells)]
+    if len(numbers) + len(again) < (2 if table.headed else 4):
+        return 0.0
+    if not called:  # more surely than a text by its name, less than times speak for a series
+        return 0.805 if table.headed and len(numbers) > 1 and table.delimiter != " " else 0.0
+    return 0.55 if table.headed and len(numbers) > 1 else 0.42
+
+
+def is_identifier(name: str, cells: Sequence[Any]) -> bool:
+    """Whether a column gives each row a name or number of its own: it is called so, and none comes again."""
+    called = plain_id(name) or numbered(name) or name.strip().lower() in IDENTIFIERS
+    return called and len(set(map(str, cells))) == len(cells) and not measured(cells)
+
+
 def _mostly(cells: Sequence[Any]) -> bool:
     filled = [cell for cell in cells if str(cell).strip() not in NONE]
     return bool(filled) and all(np.isfinite(number_in(cell)) for cell in filled)
+
+
+def _has_places(columns: Mapping[str, Sequence[Any]]) -> bool:
+    """Whether there are columns of latitudes and longitudes: without times these are places, not a way."""
+    called = {name.strip().lower(): cells for name, cells in columns.items()}
+    return any(set(pair) <= called.keys() and all(_mostly(called[name]) for name in pair) for pair in PLACES)
 
 
 def _rises(numbers: Sequence[float]) -> bool:
@@ -220,8 +268,10 @@ def _goes_on(table: Look, numbers: Sequence[str]) -> bool:
     """Whether rows are like the one before, as moments are: their ranks, in the mean over columns, within rows that are
     of the same class where a column says classes."""
     grid = _grid(table, numbers)
-    if not grid.size or len(grid) < 8:
+    if not grid.size or len(grid) < 8 or _is_grouped(grid):
         return False
+    keys = (grid == np.round(grid)).all(0) & (np.diff(grid, axis=0) > 0).all(0)  # by which rows were sorted
+    grid = grid[:, ~keys] if not keys.all() else grid
     groups = _groups(table)
     found = []
     for rows in groups:
@@ -233,6 +283,14 @@ def _goes_on(table: Look, numbers: Sequence[str]) -> bool:
         ranks -= ranks.mean(0)
         found.append((float(((ranks[1:] * ranks[:-1]).sum(0) / (ranks ** 2).sum(0)).mean()), len(part)))
     return bool(found) and sum(value * count for value, count in found) / sum(count for _, count in found) > ALIKE
+
+
+def _is_grouped(grid: np.ndarray) -> bool:
+    """Whether rows (N, C) stand in groups that share several columns, as houses those of their town: three columns or
+    more seldom change, and where one does the others do."""
+    changes = grid[1:] != grid[:-1]
+    slow = changes[:, 2 * changes.sum(0) < len(changes)]
+    return slow.shape[1] > 2 and 2 * slow.any(1).sum() < slow.sum()
 
 
 def _groups(table: Look) -> list[np.ndarray]:

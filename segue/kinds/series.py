@@ -44,6 +44,7 @@ from segue.kinds.table import (
     WHAT,
     WHEN,
     WHO,
+    is_determined_by,
     laid_out,
     measured,
     named_by,
@@ -57,7 +58,8 @@ from segue.kinds.times import DATE, EPOCH, Clock, lasting, of_calendar, seconds_
 
 WHOLE = 24  # so many columns without a header: a row is a series, where nothing speaks against it
 SHORT = 8  # so many, where something speaks for it
-COUNTERS = words("row index unnamed step no nr instant")  # columns that may count the rows
+COUNTERS = words("row rows rowname rownames rowid rownum rownumber index idx unnamed step no nr obs observation "
+                 "instant")  # columns that may count the rows
 MONTH = re.compile(r"\d{4}[-/. ]?(0?[1-9]|1[0-2]|Q[1-4])|[A-Za-z]{3,9}[-. ]\d{1,2},? ?\d{4}", re.IGNORECASE)
 MARKS = words("anomaly outlier changepoint label")  # columns of noughts and ones that say which moments are odd
 SHOWN = 20  # columns that are told
@@ -145,7 +147,10 @@ class Series(Kind):
         if look.headed and times and (whose := paced(path, look, times[0], [*texts, *numbers])) is not None:
             if all(name in whose or named_by([name], (*WHO, *WEAKLY)) for name in numbers):
                 return 0.0
-            return 0.81 if not set(nameless) - set(whose) else 0.5 if once else 0.0
+            entities = [tuple(map(row.get, whose)) for row in look.as_dicts()]
+            nameless = [name for name in nameless if name not in whose and not (
+                whose and is_determined_by([row.get(name) for row in look.as_dicts()], entities))]
+            return 0.81 if not nameless else 0.57 if once else 0.0
         if named_by(names, WHAT) or (named_by(names, WHO) and sum(map(numbered, names)) > 1):
             return 0.0
         if look.headed and times and same_moment(look, times[0], [*texts, *numbers]):
@@ -378,7 +383,7 @@ def paced(path: Path, look: Look, when: str, names: Sequence[str]) -> tuple[str,
     together; None where they come now and then."""
     import pyarrow as pa
 
-    rows = [dict(zip(look.names, row)) for row in look.rows]
+    rows = look.as_dicts()
     rows = [row for row in rows if row.get(when) not in (None, "")]
     try:
         times = seconds_of(pa.array([str(row[when]) for row in rows]), None, path, when)
@@ -391,7 +396,7 @@ def paced(path: Path, look: Look, when: str, names: Sequence[str]) -> tuple[str,
 
 def same_moment(look: Look, when: str, names: Sequence[str]) -> bool:
     """Whether the first rows of a table are of one moment, and of a series each, which one or two columns name."""
-    rows = [dict(zip(look.names, row)) for row in look.rows]
+    rows = look.as_dicts()
     keys = [name for name in names if naming(name, look.column(name))]
     return len(rows) > 2 and len({str(row.get(when)) for row in rows}) == 1 and len(keys) < len(names) and any(
         len({tuple(str(row.get(key)) for key in some) for row in rows}) == len(rows)
@@ -885,7 +890,8 @@ def _roles(frame: Frame, chosen: list[str], column: str | None, who: str | None,
             when = behind
     if who is None and when is not None:
         who = _whose(frame, when, when_format, [*texts, *(name for name in names if name not in (*texts, *chosen))])
-    if who is not None and not asked_who and len(frame.columns[who].unique()) == len(frame.rows) > 1:
+    if who is not None and not asked_who and 1 < len(frame.rows) < 2 * len(frame.columns[who].unique()) and (
+            when is None or len(frame.columns[who].unique()) == len(frame.rows)):
         who = None  # a name for each row, of a city or so
     groups, labels = np.zeros(len(frame.rows), dtype=np.int64), [""]
     if who is not None:

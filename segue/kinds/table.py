@@ -125,7 +125,7 @@ class Events(Kind):
         sorts = DELIMITED | JSON | PARQUET
         if suffix not in sorts and table.form == "delimited" and not table.regular:
             return 0.0
-        if (table.form == "delimited" and suffix not in sorts and not table.rows) or _in_blocks(table, head):
+        if (table.form == "delimited" and suffix not in sorts and not table.rows) or in_blocks(table, head):
             return 0.0  # one line; words of sentences, a line a word and a blank line behind each sentence
         names = table.names if table.headed else []
         who, what, weak, when = (named_by(names, usual) for usual in (WHO, WHAT, WEAKLY, WHEN))
@@ -151,7 +151,7 @@ class Events(Kind):
             return 0.85
         wordy = not table.headed and any(are_wordy(table.column(name)) for name in table.names[:2])
         vague = wordy or table.form in ("json", "document")
-        return 0.0 if suffix not in sorts else 0.1 if vague else 0.4
+        return 0.0 if suffix not in sorts else 0.1 if vague else 0.43 if _has_roles(path, table) else 0.25
 
     def _guessed(self, path: Path, table: Look) -> bool:
         """Whether who and what can be told from what is in a table of moments that do not come at one pace."""
@@ -494,7 +494,7 @@ def numbered(name: str) -> bool:
     return bool(IDS.search(name)) and plain(name) not in ("id", "no")
 
 
-def _in_blocks(table: Look, head: bytes) -> bool:
+def in_blocks(table: Look, head: bytes) -> bool:
     """A table without a header in which blank lines stand between several rows and several others."""
     rows = [bool(line.strip()) for line in head.split(b"\n")]
     return not table.headed and sum(each == (True, True, False, True)
@@ -577,6 +577,24 @@ def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) ->
     if thing is None or (whose is None and not lists):
         raise _untold(frame, whose, thing, clock, names)
     return whose, thing, clock
+
+
+def _has_roles(path: Path, table: Look) -> bool:
+    """Whether who and what are found in the first rows, so that the whole table may be read. Several columns of numbers
+    alone, without a header, are no events."""
+    import pyarrow as pa
+
+    if not table.headed and len(table.names) > 3 and all(is_number(str(cell)) for row in table.rows for cell in row):
+        return False
+    cells = {name: [row[i] if i < len(row) else None for row in table.rows] for i, name in enumerate(table.names)}
+    columns = {name: pa.array(values) if any(isinstance(value, list) for value in values) else
+               pa.array([None if value in (None, "") else str(value) for value in values], pa.string())
+               for name, values in cells.items()}
+    try:
+        _roles(Frame(path, columns, table.headed, np.arange(len(table.rows))), None, None, None)
+    except (SegueError, pa.ArrowException):
+        return False
+    return True
 
 
 def _free(frame: Frame, *taken: str | None) -> list[str]:
@@ -807,26 +825,29 @@ def told_apart(names: Iterable[str], cells: Callable[[str], Sequence[Any]], who:
             able.append(name)
         sizes += bool(values) and measured(values)
     if what is not None:
-        able = [name for name in able if not _follows(cells(name), cells(what))]
+        able = [name for name in able if not is_determined_by(cells(name), cells(what))]
     if who is not None:
         able = [name for name in able if not _same(cells(name), cells(who))]
     if who is None and what is None:
-        return (able[0], able[1]) if len(able) > max(1, sizes) else (None, None)
+        varied = [name for name in able[1:] if not is_determined_by(cells(name), cells(able[0]))]
+        return (able[0], varied[0]) if varied and len(able) > max(1, sizes) else (None, None)
     alone = able[0] if len(able) == 1 or (what is None and able) else None
     if who is None and len(able) > 1:
-        alone = next((name for name in able if IDS.search(name)), None)
+        alone = next((name for name in able if IDS.search(name) and
+                      2 * len({*map(str, cells(name))}) <= len(cells(name))), None)  # not a number for each row
     return who or alone, what or alone
 
 
-def _follows(cells: Sequence[Any], things: Sequence[Any]) -> bool:
-    """Whether what happened says who it was, as the template of a line of a log says which component wrote it."""
+def is_determined_by(cells: Sequence[Any], things: Sequence[Any]) -> bool:
+    """Whether one column is determined by another: the component that wrote a line of a log by the template of the
+    line, a continent by the country."""
     return len(cells) == len(things) and len({*zip(map(str, cells), map(str, things))}) == len({*map(str, things)})
 
 
 def _same(cells: Sequence[Any], entities: Sequence[Any]) -> bool:
     """Whether a column says of each entity one thing, and of different ones different things, such as its number."""
     different = len({*map(str, entities)})
-    return different < len(entities) and _follows(cells, entities) and len({*map(str, cells)}) == different
+    return different < len(entities) and is_determined_by(cells, entities) and len({*map(str, cells)}) == different
 
 
 def are_wordy(cells: Sequence[Any]) -> bool:

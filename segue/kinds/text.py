@@ -143,6 +143,8 @@ class Text(Kind):
         if suffix in DELIMITED:
             table = glance(path, head)
             surely = 0.7 if _holds_text(path, head) else 0.5 if table is not None and named_columns(table) else 0.2
+        elif suffix == ".json" and (table := glance(path, head)) is not None and is_plain_table(table):
+            surely = 0.8 if text_columns(table) else 0.5 if named_columns(table) else 0.3
         if not head.translate(None, b"0123456789 .,;:+-eE\t\r\n"):
             return 0.02  # numbers alone
         try:
@@ -717,6 +719,12 @@ def text_columns(table: Look) -> list[str]:
         return final or long  # the others are what it was made of
     return [name for name in names if _last(name) in TOKENS and (cells := table.column(name)) and len(names) > 1 and
             all(isinstance(cell, list) and all(isinstance(word, str) for word in cell) for cell in cells)][:1]
+
+
+def is_plain_table(table: Look) -> bool:
+    """Whether there are several rows and columns, and no lists in them."""
+    return len(table.rows) > 3 and len(table.names) > 1 and not any(
+        isinstance(cell, list | dict) for row in table.rows for cell in row)
 
 
 def _copies(table: Look, name: str, other: str) -> bool:

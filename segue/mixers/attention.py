@@ -21,15 +21,15 @@ from segue.mixers.cache import Cache
 from segue.mixers.convolution import ShortConvolution
 from segue.mixers.cross import Source
 from segue.mixers.positions import alibi_slopes, relative_scores, rotary_frequencies, rotate, sinusoids
-from segue.mixers.state import Layout, Part, Parts, may_look
-from segue.mixers.traits import apart
+from segue.mixers.state import Layout, Part, Parts, can_check_values
+from segue.mixers.traits import trait_differences
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
 
 
 POSITIONS = ("rotary", "alibi", "learned", "sinusoidal", "none")
-SCORES = 1 << 21  # attention in tiles makes so many scores at once
+SCORES_AT_ONCE = 1 << 21  # attention in tiles makes so many scores at once
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None,
@@ -67,7 +67,7 @@ def merge_into(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> No
     torch.logaddexp(lse, other_lse, out=lse)
 
 
-def rule_of(causal: bool, window: int | None, prefix: int, prompt: bool, block: int | None, look_back: int,
+def make_rule(causal: bool, window: int | None, prefix: int, prompt: bool, block: int | None, look_back: int,
             global_tokens: int, random_blocks: int, span: int) -> rules.Rule:
     """The mask rule that these options of `Attention` say (of a learned span, the rule without it); a SegueError where
     they do not go together."""
@@ -142,7 +142,7 @@ class Attention(Mixer):
             raise SegueError(f"{heads} heads cannot share {self.kv_heads} key-value heads: choose a divisor")
         if positions not in POSITIONS:
             raise SegueError(f"attention positions '{positions}' are unknown: choose from {', '.join(POSITIONS)}")
-        self.rule = rule_of(causal, window, prefix, prompt, block, look_back, global_tokens, random_blocks, span)
+        self.rule = make_rule(causal, window, prefix, prompt, block, look_back, global_tokens, random_blocks, span)
         if global_projections and (causal or not global_tokens or positions == "alibi" or relative or traits):
             raise SegueError("projections of their own are for global tokens that look both ways, without ALiBi or "
                              "learned distances: give global_tokens and causal=False")
@@ -152,7 +152,7 @@ class Attention(Mixer):
         self.causal, self.needs_whole_prompt = causal, prefix > 0 or prompt
         self.prefix = prefix
         self.sets = causal and not (self.needs_whole_prompt or taps or traits)
-        self.constant_state = self._kept() is not None
+        self.constant_state = self._cache_window() is not None
         self.qkv = nn.Linear(width, (heads + 2 * self.kv_heads) * self.head_width, bias=qkv_bias)
         self.qkv_global = copy.deepcopy(self.qkv) if global_projections else None
         if self.qkv_global is not None:
@@ -192,25 +192,25 @@ class Attention(Mixer):
 
     def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
         k = like.new_zeros(batch, self.kv_heads, 0, self.head_width)
-        parts: dict[str, Part] = {"cache": Cache(k, k.clone(), self._kept(), history)}
+        parts: dict[str, Part] = {"cache": Cache(k, k.clone(), self._cache_window(), history)}
         if self.traits:  # of the nodes in the cache, in the place of keys
             known = torch.zeros(batch, 1, 0, len(self.traits), dtype=torch.long, device=like.device)
-            parts["traits"] = Cache(known, known[..., :0], self._kept(), history)
+            parts["traits"] = Cache(known, known[..., :0], self._cache_window(), history)
         return {**parts, **super().parts(batch, like, history)}
 
-    def look_back_within(self, window: int) -> None:
+    def limit_window(self, window: int) -> None:
         """From here on, see fewer than so many positions back (see `window`)."""
         self.window, self.rule = window, rules.Sparse(window)
-        self.constant_state = self._kept() is not None
+        self.constant_state = self._cache_window() is not None
 
-    def _structure(self) -> rules.Rule:
+    def _current_rule(self) -> rules.Rule:
         """The mask rule; of learned spans, that of the longest."""
         if self.learned_span is None:
             return self.rule
         longest = self.ramp + float(self.learned_span.detach().clamp(0, 1).max()) * self.span
         return rules.Sparse(window=math.ceil(longest), causal=self.causal)
 
-    def _kept(self) -> int | None:
+    def _cache_window(self) -> int | None:
         """How many nodes a cache must hold, None for all."""
         if self.span and self.causal:
             return self.ramp + self.span
@@ -223,7 +223,7 @@ class Attention(Mixer):
         in place of `qkv`."""
         if self.places is not None:
             limit = self.places.num_embeddings
-            if may_look() and positions.numel() and int(positions.max()) >= limit:
+            if can_check_values() and positions.numel() and int(positions.max()) >= limit:
                 raise SegueError(f"position {int(positions.max())} is beyond the {limit} learned positions of this "
                                  "attention: give a shorter sequence or choose a larger length")
             x = x + self.places(positions)
@@ -244,8 +244,8 @@ class Attention(Mixer):
         prompt = None if layout.prompt is None else layout.prompt[:, None]
         return rules.Pairs(layout.positions[:, :, None], layout.positions[:, None], layout.follows, prompt)
 
-    def bias(self, q: Tensor, pairs: rules.Pairs, even: bool = False) -> Tensor | None:
-        """What is added to the scores, (B or 1, H, ..., Q, K). even: see `relative_scores`."""
+    def bias(self, q: Tensor, pairs: rules.Pairs, unit_steps: bool = False) -> Tensor | None:
+        """What is added to the scores, (B or 1, H, ..., Q, K). unit_steps: see `relative_scores`."""
         bias: Tensor | None = None
         distance = pairs.query - pairs.key
         away = distance.abs()[:, None]
@@ -253,8 +253,9 @@ class Attention(Mixer):
         if self.positions == "alibi":
             bias = -self.slopes.to(q.dtype).view(each) * away.to(q.dtype)
         relative = [] if self.distances is None else [
-            relative_scores(q, self.distances, distance, self.causal, even, self.clamp)]
-        for table, difference in zip(self.traits.values(), () if pairs.apart is None else pairs.apart.unbind(-1)):
+            relative_scores(q, self.distances, distance, self.causal, unit_steps, self.clamp)]
+        differences = () if pairs.trait_differences is None else pairs.trait_differences.unbind(-1)
+        for table, difference in zip(self.traits.values(), differences):
             relative.append(relative_scores(q, table, difference, False, False, self.clamp))
         if relative:
             scores = sum(relative[1:], relative[0]) / math.sqrt(self.head_width)
@@ -267,7 +268,7 @@ class Attention(Mixer):
             bias = fade if bias is None else bias + fade
         return bias
 
-    def _apart(self, layout: Layout, parts: Parts) -> Tensor | None:
+    def _trait_differences(self, layout: Layout, parts: Parts) -> Tensor | None:
         """`Pairs.apart` of the nodes and all they may look at."""
         if not self.traits:
             return None
@@ -278,9 +279,9 @@ class Attention(Mixer):
         mine = torch.stack([layout.traits[name] for name in self.traits], -1)
         known = parts.get("traits")
         if known is None:
-            return apart(mine, mine)
+            return trait_differences(mine, mine)
         assert isinstance(known, Cache)
-        return apart(mine, known.put(mine[:, None], mine[:, None, :, :0], layout)[0][:, 0])
+        return trait_differences(mine, known.append(mine[:, None], mine[:, None, :, :0], layout)[0][:, 0])
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         if self.training and self.learned_span is not None:
@@ -288,24 +289,24 @@ class Attention(Mixer):
         if self.convolution is not None:
             x = self.convolution((x,), layout, parts.get("convolution"))
         q, k, v = self.project(x, layout.positions)
-        n, rule = x.shape[1], self._structure()
+        n, rule = x.shape[1], self._current_rule()
         if rule is rules.prompted and (layout.prompt is None or n == 1):
             rule = rules.causal
         cache, given = parts.get("cache"), parts.get("given")
         assert given is None or isinstance(given, Source)
         fresh = True
         if cache is None:
-            valid = layout.together
+            valid = layout.same_document
         else:
             assert isinstance(cache, Cache)
             fresh, valid = cache.longest == 0, cache.valid(layout)
-            k, v = cache.put(k, v, layout)
-        shared, difference = self.kv_heads != self.heads, self._apart(layout, parts)
+            k, v = cache.append(k, v, layout)
+        shared, difference = self.kv_heads != self.heads, self._trait_differences(layout, parts)
         bare = self.positions != "alibi" and self.distances is None and self.learned_span is None and not self.traits
-        plain = bare and given is None and valid is None and layout.line
-        trains = not parts and q.requires_grad and bare and not shared and layout.line
-        if trains and (rule is rules.causal or (self.window is not None and self._kept() and layout.even)) and \
-                trains_on(q, self.window, layout.segments):
+        plain = bare and given is None and valid is None and layout.sees_whole_past
+        trains = not parts and q.requires_grad and bare and not shared and layout.sees_whole_past
+        windowed = self.window is not None and self._cache_window() is not None and layout.has_unit_steps
+        if trains and (rule is rules.causal or windowed) and trains_on(q, self.window, layout.segments):
             if torch.is_autocast_enabled("cpu"):
                 q, k, v = (y.to(torch.get_autocast_dtype("cpu")) for y in (q, k, v))
             y = causal_attention(q, k, v, layout.segments, self.window)
@@ -313,20 +314,21 @@ class Attention(Mixer):
             y = F.scaled_dot_product_attention(q, k, v, is_causal=n > 1, enable_gqa=shared)
         elif plain and rule is rules.full:
             y = F.scaled_dot_product_attention(q, k, v, enable_gqa=shared)
-        elif isinstance(rule, rules.Sparse) and fresh and n > 2 * rule.tile and layout.even and given is None and \
-                difference is None and (layout.aligned or not (rule.first or rule.random)):
-            y = self._tiled(q, k, v, layout, rule)
+        elif isinstance(rule, rules.Sparse) and fresh and n > 2 * rule.tile and layout.has_unit_steps and \
+                given is None and difference is None and \
+                (layout.positions_are_indices or not (rule.first or rule.random)):
+            y = self._attend_in_tiles(q, k, v, layout, rule)
         else:
             pairs = self.pairs(layout) if cache is None else cache.pairs(layout)
-            pairs = replace(pairs, apart=difference)
-            y = self.mix(q, k, v, pairs, rule, valid, even=fresh and layout.even, given=given)
+            pairs = replace(pairs, trait_differences=difference)
+            y = self.mix(q, k, v, pairs, rule, valid, unit_steps=fresh and layout.has_unit_steps, given=given)
         if self.qkv_global is not None:
             if given is not None:
                 raise SegueError("prefixes and global projections do not go together: leave one of them out")
-            y = self._globally(x, y, layout)
-        return self._finish(y)
+            y = self._attend_globally(x, y, layout)
+        return self._project_out(y)
 
-    def _globally(self, x: Tensor, y: Tensor, layout: Layout) -> Tensor:
+    def _attend_globally(self, x: Tensor, y: Tensor, layout: Layout) -> Tensor:
         """y (B, H, N, E) with what the global tokens of each document read by projections of their own."""
         assert isinstance(self.rule, rules.Sparse)
         if not x.numel():
@@ -344,12 +346,12 @@ class Attention(Mixer):
         return y.scatter(2, places, seen)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, pairs: rules.Pairs, rule: rules.Rule, valid: Tensor | None,
-            even: bool = False, given: Source | None = None) -> Tensor:
+            unit_steps: bool = False, given: Source | None = None) -> Tensor:
         """The values that queries (B, H, Q, E) read, (B, H, Q, E), of keys and values (B, G, K, E) or of tiles of each
         (one axis more, the third), where the rule lets them see. valid: where there is a key of their document (None:
-        everywhere). even: see `relative_scores`. given: keys and values besides, which every query sees and which
+        everywhere). unit_steps: see `relative_scores`. given: keys and values besides, which every query sees and which
         have no position."""
-        mask, bias = rule(pairs), self.bias(q, pairs, even)
+        mask, bias = rule(pairs), self.bias(q, pairs, unit_steps)
         mask = (mask if valid is None else mask & valid)[:, None]
         if given is not None:
             size = given.k.shape[2]
@@ -370,11 +372,11 @@ class Attention(Mixer):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
         return y.unflatten(0, rows).transpose(1, 2)
 
-    def _tiled(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, rule: rules.Sparse) -> Tensor:
+    def _attend_in_tiles(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, rule: rules.Sparse) -> Tensor:
         """A chain by tiles of queries, each against the few tiles of keys that hold all it may see."""
         n, size = q.shape[2], rule.tile
         count = -(-n // size)
-        every = rules.tiles(rule, count, layout.aligned).to(q.device)
+        every = rules.key_tiles(rule, count, layout.positions_are_indices).to(q.device)
         places = torch.arange(count * size, device=q.device).view(count, size)
 
         def padded(x: Tensor) -> Tensor:  # (B, n, ...) or (B, G, n, E)
@@ -400,7 +402,7 @@ class Attention(Mixer):
 
         # As many at once as keep the scores small: memory that is asked for in large pieces is fresh each time. All is
         # split at once, since the gradient of one part is as large as that of the whole.
-        at_once = max(1, SCORES // (q.shape[0] * self.heads * size * size * every.shape[1]))
+        at_once = max(1, SCORES_AT_ONCE // (q.shape[0] * self.heads * size * size * every.shape[1]))
         pieces = zip(every.split(at_once), places.split(at_once),
                      *(x.split(at_once, 2) for x in (q, spread(k), spread(v))))
         y = torch.cat([some(*piece) for piece in pieces], 2)[:, :, :n]
@@ -456,9 +458,9 @@ class Attention(Mixer):
     def weights(self, x: Tensor, layout: Layout) -> Tensor:
         """(B, H, T, T): how much each node reads of each."""
         q, k, _ = self.project(x, layout.positions)
-        pairs, together = replace(self.pairs(layout), apart=self._apart(layout, {})), layout.together
-        mask = self._structure()(pairs)
-        mask = (mask if together is None else mask & together)[:, None]
+        pairs = replace(self.pairs(layout), trait_differences=self._trait_differences(layout, {}))
+        mask, same = self._current_rule()(pairs), layout.same_document
+        mask = (mask if same is None else mask & same)[:, None]
         eye = torch.eye(x.shape[1], dtype=q.dtype, device=q.device).expand(*k.shape[:2], -1, -1)
         return attend(q, k, eye, mask, self.bias(q, pairs))[0]
 
@@ -471,7 +473,7 @@ class Attention(Mixer):
     def output(self, mixed: Tensor, x: Tensor) -> Tensor:
         if not self.linear_in_values:
             return super().output(mixed, x)
-        return self._finish(mixed)
+        return self._project_out(mixed)
 
-    def _finish(self, mixed: Tensor) -> Tensor:
+    def _project_out(self, mixed: Tensor) -> Tensor:
         return self.out(mixed.transpose(1, 2).flatten(2))

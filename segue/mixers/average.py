@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from segue.kernels.convolution import long_convolution
 from segue.kernels.scan import linear_scan
-from segue.mixers.state import Recurrence, Tensors, within
+from segue.mixers.state import Recurrence, Tensors, length_mask
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
@@ -33,7 +33,7 @@ class ExponentialAverage(Recurrence):
     def initial(self, batch: int, like: Tensor) -> Tensors:
         return (like.new_zeros(batch, *self.rate.shape, dtype=torch.promote_types(like.dtype, torch.float32)),)
 
-    def along(self, x: Tensor, axis: int = 1) -> Tensor:
+    def average_along(self, x: Tensor, axis: int = 1) -> Tensor:
         """Averages along one axis of x (B, ..., D), each line on its own and without a state: one convolution, or one
         scan where a channel has a single decay."""
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -44,7 +44,7 @@ class ExponentialAverage(Recurrence):
             decay, given = (y[:, 0].repeat(beside) for y in (torch.sigmoid(rate), torch.sigmoid(-rate) * weight))
             return linear_scan(decay[None, None], lines * given, torch.zeros_like(lines[:, 0])).view_as(x).to(x.dtype)
         lines = x.movedim(axis, -2)
-        kernel = (self._taken(self._powers(x.shape[axis], wide)) * weight).sum(-1)
+        kernel = (self._times_input_weight(self._powers(x.shape[axis], wide)) * weight).sum(-1)
         return long_convolution(lines.flatten(0, -3), kernel).view_as(lines).movedim(-2, axis)
 
     def _powers(self, n: int, dtype: torch.dtype) -> Tensor:
@@ -52,7 +52,8 @@ class ExponentialAverage(Recurrence):
         steps = torch.arange(n, dtype=dtype, device=self.rate.device)
         return (F.logsigmoid(self.rate.to(dtype)) * steps[:, None, None]).exp()
 
-    def _taken(self, power: Tensor) -> Tensor:
+    def _times_input_weight(self, power: Tensor) -> Tensor:
+        """Times 1 - a, what the average gives to each new input."""
         return power * torch.sigmoid(-self.rate.to(power.dtype))
 
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
@@ -64,12 +65,13 @@ class ExponentialAverage(Recurrence):
         if n > 1 and starts is None and lengths is None:  # the same for all nodes: one convolution
             power = self._powers(n + 1, h.dtype)
             before = torch.einsum("bds,nds->bnd", h, power[1:] * weight)
-            final = h * power[-1] + torch.einsum("bnd,nds->bds", x.to(h.dtype), self._taken(power[:-1].flip(0)))
-            return self.along(x) + before.to(x.dtype), (final,)
+            gains = self._times_input_weight(power[:-1].flip(0))
+            final = h * power[-1] + torch.einsum("bnd,nds->bds", x.to(h.dtype), gains)
+            return self.average_along(x) + before.to(x.dtype), (final,)
         a = torch.sigmoid(rate).expand(x.shape[0], n, *rate.shape)
         b = torch.sigmoid(-rate) * x.to(h.dtype)[..., None]
         if lengths is not None:
-            live = within(lengths, n)
+            live = length_mask(lengths, n)
             starts = None if starts is None else starts & live
             a, b = a.where(live[..., None, None], 1.0), b * live[..., None, None]
         if starts is not None:
@@ -81,5 +83,5 @@ class ExponentialAverage(Recurrence):
         """Emit into = the averages of `source`, plus skip * source, for the compiled CPU engine."""
         wide = torch.promote_types(self.rate.dtype, torch.float32)
         decay, weight = (torch.complex(x, torch.zeros_like(x)) for x in (
-            torch.sigmoid(self.rate.to(wide)), self._taken(self.weight.to(wide))))
+            torch.sigmoid(self.rate.to(wide)), self._times_input_weight(self.weight.to(wide))))
         program.modes(source, into, decay, weight, skip)

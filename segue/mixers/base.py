@@ -53,7 +53,7 @@ class Mixer(nn.Module):
         """
         if layout is None:
             layout = Layout.of(x) if state is None else state.layout(x.shape[1])
-        self.accept(layout)
+        self.check_layout(layout)
         if state is None:
             return self.run(x, layout, {})
         check_rows(x.shape[0], state)
@@ -71,12 +71,12 @@ class Mixer(nn.Module):
         self._check_causal()
         check_rows(x.shape[0], state)
         layout = state.layout(x.shape[1], parents, positions, starts)
-        self.accept(layout)
+        self.check_layout(layout)
         y = self.run(x, layout, state.layers[0])
         state.pending = layout
         return y
 
-    def accept(self, layout: Layout) -> None:
+    def check_layout(self, layout: Layout) -> None:
         """Refuse a layout that asks for more than this mixer declares."""
         if layout.starts is not None and not self.resettable:
             raise SegueError(f"{type(self).__name__} cannot reset inside a sequence: give it one document per row")

@@ -31,13 +31,13 @@ class Bidirectional(Mixer):
         self.resettable = self.ahead.resettable
         self.out = nn.Linear(2 * width, width, bias=False)
 
-    def both(self, x: Tensor, layout: Layout) -> Tensor:
+    def read_both_ways(self, x: Tensor, layout: Layout) -> Tensor:
         """(B, N, 2 D): what was read forwards beside what was read backwards."""
         back = self.back.run(x.flip(1), layout.mirrored(), {}).flip(1)
         return torch.cat([self.ahead.run(x, layout, {}), back], -1)
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
-        return self.out(self.both(x, layout))
+        return self.out(self.read_both_ways(x, layout))
 
     def state_parameters(self) -> list[nn.Parameter]:
         return self.ahead.state_parameters() + self.back.state_parameters()

@@ -24,7 +24,7 @@ class BlockRecurrence(SteppedRecurrence):
     When a block is full, the memory looks at itself and at the block, and moves by a learned gate.
     """
 
-    free = (0,)
+    learnable_tensors = (0,)
 
     def __init__(self, width: int, heads: int, memory: int, block: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class BlockRecurrence(SteppedRecurrence):
         count = torch.zeros(batch, dtype=torch.long, device=like.device)
         return like.new_zeros(batch, *self.names.shape), empty, empty, count
 
-    def piece(self, inputs: Tensors, state: Tensors) -> tuple[Tensor, Tensors]:
+    def run_within_block(self, inputs: Tensors, state: Tensors) -> tuple[Tensor, Tensors]:
         """Nodes (B, M, ...) that lie in one block; M is 1, or every row has seen as many nodes."""
         (q, r, k, v), (memory, keys, values, count) = inputs, state
         block, slots = self.block, torch.arange(2 * self.block, device=count.device)
@@ -50,19 +50,19 @@ class BlockRecurrence(SteppedRecurrence):
         seen = (slots <= index[..., None]) & ((slots >= block) | (count >= block)[:, None, None])  # (B, M, 2 W)
         parts = self.project(self.norm(memory + self.names.to(memory.dtype)))
         mine, theirs, memory_keys, memory_values = parts.unflatten(-1, (-1, keys.shape[-1])).chunk(4, -2)
-        y = torch.cat([look(q, keys, values, seen), look(r, memory_keys, memory_values)], -1)
+        y = torch.cat([attend_heads(q, keys, values, seen), attend_heads(r, memory_keys, memory_values)], -1)
         count = count + q.shape[1]
         full = count % block == 0
         if bool(full.any()):
-            found = torch.cat([look(mine, memory_keys, memory_values),
-                               look(theirs, keys[:, block:], values[:, block:])], -1)
+            found = torch.cat([attend_heads(mine, memory_keys, memory_values),
+                               attend_heads(theirs, keys[:, block:], values[:, block:])], -1)
             moved = torch.lerp(self.update(found), memory.to(found.dtype), self.gate.sigmoid().to(found.dtype))
             memory = torch.where(full[:, None, None], moved.to(memory.dtype), memory)
             keys, values = (torch.where(full[:, None, None, None], x.roll(block, 1), x) for x in (keys, values))
         return y, (memory, keys, values, count)
 
     def step(self, inputs: Tensors, state: Tensors) -> tuple[Tensor, Tensors]:
-        y, state = self.piece(tuple(x[:, None] for x in inputs), state)
+        y, state = self.run_within_block(tuple(x[:, None] for x in inputs), state)
         return y[:, 0], state
 
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
@@ -74,12 +74,12 @@ class BlockRecurrence(SteppedRecurrence):
         edges = [0, *range(self.block - int(count[0]) % self.block, n, self.block), n]
         sizes = [end - begin for begin, end in zip(edges, edges[1:])]
         for piece in zip(*(x.split(sizes, 1) for x in inputs)):  # the gradient of a slice would be all of x, every time
-            y, state = self.piece(piece, state)
+            y, state = self.run_within_block(piece, state)
             outputs.append(y)
         return torch.cat(outputs, 1), state
 
 
-def look(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
+def attend_heads(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
     """Attention of (B, Q, H, E) to (B, K, H, E), heads side by side: (B, Q, H E)."""
     q, k, v = (x.transpose(1, 2) for x in (q, k.to(q.dtype), v.to(q.dtype)))
     return attend(q, k, v, None if seen is None else seen[:, None])[0].transpose(1, 2).flatten(2)

@@ -22,7 +22,7 @@ class Cache:
     the cache says nothing about the position.
     """
 
-    rows: ClassVar[tuple[str, ...]] = ("lengths", "segment", "dropped")  # of each row one entry
+    row_fields: ClassVar[tuple[str, ...]] = ("lengths", "segment", "dropped")  # of each row one entry
 
     def __init__(self, k: Tensor, v: Tensor, window: int | None = None, history: int = 0) -> None:
         self.k, self.v, self.window, self.history = k, v, window, history
@@ -34,9 +34,9 @@ class Cache:
         self.dropped = torch.zeros(batch, dtype=torch.bool, device=k.device)  # did nodes leave the window for good?
         self.longest, self.uniform = 0, True  # of `lengths`, kept aside to spare a device round trip per token
         self.pending: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
-        self.placed = False  # do the pending keys and values lie behind the committed ones already?
+        self.is_written = False  # do the pending keys and values lie behind the committed ones already?
 
-    def put(self, k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    def append(self, k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """Put new nodes (B, G, N, E) behind the committed ones, uncommitted; returns all keys and all values
         (B, G, L + N, E)."""
         batch, n, cursor = k.shape[0], k.shape[2], self.longest
@@ -47,8 +47,8 @@ class Cache:
         if layout.sets is not None and self.window is not None:
             self.window += n
         self.pending = (k, v, layout.positions.expand(batch, n), segments)
-        self.placed = not (torch.is_grad_enabled() and (k.requires_grad or self.k.requires_grad))
-        if not self.placed:
+        self.is_written = not (torch.is_grad_enabled() and (k.requires_grad or self.k.requires_grad))
+        if not self.is_written:
             return torch.cat([self.k[:, :, :cursor], k], 2), torch.cat([self.v[:, :, :cursor], v], 2)
         self._reserve(cursor + n)
         self.k[:, :, cursor : cursor + n], self.v[:, :, cursor : cursor + n] = k, v
@@ -85,13 +85,13 @@ class Cache:
         self.pending = None
         if path is None and counts is None and self.uniform and n:  # the common case: all rows take all nodes
             end = self.longest + n
-            if not self.placed:
+            if not self.is_written:
                 self._reserve(end)
                 self._write((slice(None), slice(None), slice(self.longest, end)), k, v)
             self.positions[:, self.longest : end], self.segments[:, self.longest : end] = positions, segments
             self.lengths, self.segment, self.longest = self.lengths + n, segments[:, -1], end
             if self.window is not None:
-                self._settle()
+                self._trim()
             return
         if path is not None:
             index = path.clamp(min=0)[:, None, :, None]
@@ -112,7 +112,7 @@ class Cache:
         self.lengths = self.lengths + counts
         last = (counts - 1).clamp(min=0)[:, None]
         self.segment = torch.where(counts > 0, segments.gather(1, last)[:, 0], self.segment)
-        self._settle()
+        self._trim()
 
     def _write(self, where: tuple, k: Tensor, v: Tensor) -> None:
         if self.k.requires_grad or k.requires_grad:
@@ -128,7 +128,7 @@ class Cache:
         self.k, self.v = (F.pad(x, (0, 0, 0, extra)) for x in (self.k, self.v))
         self.positions, self.segments = (F.pad(x, (0, extra)) for x in (self.positions, self.segments))
 
-    def _settle(self) -> None:
+    def _trim(self) -> None:
         keep = None if self.window is None else self.window + self.history
         if keep is not None and self.k.shape[2] > 2 * keep + 64 and bool((self.lengths > 2 * keep).any()):
             drop = (self.lengths - keep).clamp(min=0)
@@ -141,32 +141,32 @@ class Cache:
         self.longest = int(self.lengths.max()) if len(self.lengths) else 0
         self.uniform = bool((self.lengths == self.longest).all())
 
-    def reach(self) -> Tensor:
+    def max_rewind(self) -> Tensor:
         # Where nodes have left, the next one must still find its whole window.
         return torch.where(self.dropped, self.lengths - (self.window or 1) + 1, self.lengths)
 
     def rewind(self, n: Tensor) -> None:
         self.lengths, self.pending = self.lengths - n, None
-        self._settle()
-        self._recall()
+        self._trim()
+        self._update_segment()
 
-    def _recall(self) -> None:
+    def _update_segment(self) -> None:
         """The current document of each row is that of its last node."""
         if self.segments.shape[1]:
             last = (self.lengths - 1).clamp(min=0)[:, None]
             self.segment = torch.where(self.lengths > 0, self.segments.gather(1, last)[:, 0], 0)
 
-    def _twin(self, rows: Tensor | slice) -> Cache:
+    def _copy_rows(self, rows: Tensor | slice) -> Cache:
         used = slice(0, self.longest)
         twin = type(self)(self.k[rows, :, used].clone(), self.v[rows, :, used].clone(), self.window, self.history)
         twin.positions, twin.segments = self.positions[rows, used].clone(), self.segments[rows, used].clone()
-        for name in self.rows:
+        for name in self.row_fields:
             setattr(twin, name, getattr(self, name)[rows])
-        twin._settle()
+        twin._trim()
         return twin
 
     def select(self, rows: Tensor) -> Cache:
-        return self._twin(rows)
+        return self._copy_rows(rows)
 
     def join(self, others: Sequence[Cache]) -> Cache:
         parts = [self, *others]
@@ -180,13 +180,13 @@ class Cache:
         window = None if self.window is None else max(part.window or 0 for part in parts)
         joined = type(self)(stacked("k", 2), stacked("v", 2), window, self.history)
         joined.positions, joined.segments = stacked("positions", 1), stacked("segments", 1)
-        for name in self.rows:
+        for name in self.row_fields:
             setattr(joined, name, torch.cat([getattr(part, name) for part in parts]))
-        joined._settle()
+        joined._trim()
         return joined
 
     def copy(self) -> Cache:
-        return self._twin(slice(None))
+        return self._copy_rows(slice(None))
 
     def detach(self) -> None:
         self.k, self.v = self.k.detach(), self.v.detach()
@@ -200,8 +200,8 @@ class Cache:
         self.k, self.v, self.positions, self.segments, self.lengths = (
             tensors[name].clone() for name in ("k", "v", "positions", "segments", "lengths"))
         self.dropped, self.pending = torch.zeros_like(self.lengths, dtype=torch.bool), None
-        self._settle()
-        self._recall()
+        self._trim()
+        self._update_segment()
 
 
 class PromptCache(Cache):
@@ -210,19 +210,19 @@ class PromptCache(Cache):
     count: (B,) how many nodes each row has committed in all, to know when a rewind reaches into the prompt.
     """
 
-    rows: ClassVar[tuple[str, ...]] = (*Cache.rows, "count")
+    row_fields: ClassVar[tuple[str, ...]] = (*Cache.row_fields, "count")
 
     def __init__(self, k: Tensor, v: Tensor, window: int | None = None, history: int = 0) -> None:
         super().__init__(k, v, window, history)
         self.count = torch.zeros_like(self.lengths)
         self.prompt: Tensor | None = None  # which of the pending nodes
 
-    def put(self, k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    def append(self, k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         assert layout.prompt is not None
         if layout.starts is not None:
             raise SegueError("a state holds the prompt of one document: begin the next one with a fresh state")
         self.prompt = layout.prompt
-        return super().put(k, v, layout)
+        return super().append(k, v, layout)
 
     def commit(self, path: Tensor | None, counts: Tensor | None) -> None:
         assert self.prompt is not None, "extend first"
@@ -234,7 +234,7 @@ class PromptCache(Cache):
         super().commit(path[:, : int(kept.any(0).sum())], kept.sum(1))
         self.prompt = None
 
-    def reach(self) -> Tensor:
+    def max_rewind(self) -> Tensor:
         return self.count
 
     def rewind(self, n: Tensor) -> None:
@@ -249,7 +249,7 @@ class PromptCache(Cache):
         self.count = tensors["count"].clone()
 
 
-class Slots(Cache):
+class FixedCache(Cache):
     """The memory of a step that is recorded once and played for every token (`segue.models.recorded`): of a fixed size,
     its cursor in tensors alone, which are written into and never replaced.
 
@@ -263,7 +263,7 @@ class Slots(Cache):
         super().__init__(room(like.k), room(like.v))
         self.longest, self.uniform = capacity, False
 
-    def put(self, k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    def append(self, k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         slot = self.lengths[:, None]
         for here, new in ((self.k, k), (self.v, v)):
             where = slot[:, None, :, None].expand(-1, new.shape[1], 1, new.shape[3])
@@ -284,7 +284,7 @@ class Slots(Cache):
     def commit(self, path: Tensor | None = None, counts: Tensor | None = None) -> None:
         self.lengths.add_(1)
 
-    def take(self, cache: Cache) -> None:
+    def copy_from(self, cache: Cache) -> None:
         """Remember what `cache` does."""
         used = slice(0, cache.longest)
         for here, other in ((self.k, cache.k), (self.v, cache.v)):
@@ -293,10 +293,10 @@ class Slots(Cache):
         self.lengths.copy_(cache.lengths)
         self.segment.copy_(cache.segment)
 
-    def give(self, cache: Cache, added: int) -> None:
+    def copy_to(self, cache: Cache, added: int) -> None:
         """Let `cache`, which was taken, remember the `added` nodes of each row since then too."""
         used = slice(0, cache.longest + added)
         cache.k, cache.v = self.k[:, :, used].clone(), self.v[:, :, used].clone()
         cache.positions, cache.segments = self.positions[:, used].clone(), self.segments[:, used].clone()
         cache.lengths = self.lengths.clone()
-        cache._settle()
+        cache._trim()

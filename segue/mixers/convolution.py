@@ -13,13 +13,13 @@ from segue.kernels.convolution import neighbours, short_convolution
 from segue.mixers.state import Layout, Recurrence, Tensors, gather_nodes
 
 
-class Window(Recurrence):
+class WindowRecurrence(Recurrence):
     """What is made of the last `taps` inputs of each node, channel by channel; its state is the last taps - 1 of them.
 
     Before the beginning, and before a document's, inputs are nought.
     """
 
-    free = ()
+    learnable_tensors = ()
 
     width: int
     taps: int
@@ -34,12 +34,12 @@ class Window(Recurrence):
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
         (x,), (window,) = inputs, state
-        return self.combine(x, window, starts), (self._last(x, window, starts, lengths),)
+        return self.combine(x, window, starts), (self._next_window(x, window, starts, lengths),)
 
-    def kept(self, inputs: Tensors) -> Tensors | None:
+    def state_factors(self, inputs: Tensors) -> Tensors | None:
         return (inputs[0].new_zeros(()),) if inputs[0].shape[1] >= self.taps - 1 else None
 
-    def _last(self, x: Tensor, window: Tensor, starts: Tensor | None, lengths: Tensor | None) -> Tensor:
+    def _next_window(self, x: Tensor, window: Tensor, starts: Tensor | None, lengths: Tensor | None) -> Tensor:
         """What the next node sees."""
         kept = self.taps - 1
         if lengths is None:  # only the end counts
@@ -55,7 +55,7 @@ class Window(Recurrence):
         return last * (document.gather(1, index) == end)[..., None]
 
 
-class ShortConvolution(Window):
+class ShortConvolution(WindowRecurrence):
     """Depthwise causal convolution over `taps` nodes, and the SiLU of it if `silu`.
 
     weight: (D, taps), the last tap weighs the node itself. bias: (D,).
@@ -72,7 +72,7 @@ class ShortConvolution(Window):
         return short_convolution(x, self.weight, self.bias, window, starts, self.silu)
 
 
-class Products(Window):
+class InputProducts(WindowRecurrence):
     """Products of the last 1, 2, ... `taps` inputs of each of `width` channels: outputs (B, N, taps * D)."""
 
     def __init__(self, width: int, taps: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers.base import Mixer
 from segue.mixers.positions import sinusoids
-from segue.mixers.state import Layout, Part, Parts, within
+from segue.mixers.state import Layout, Part, Parts, length_mask
 
 
 class Source:
@@ -27,19 +27,19 @@ class Source:
         self.k, self.v, self.lengths = k, v, lengths
         self.origin = torch.arange(len(lengths), device=k.device) if origin is None else origin
         self.pending: Source | None = None
-        real = within(lengths, k.shape[2])
+        real = length_mask(lengths, k.shape[2])
         self.mask = None if bool(real.all()) else real[:, None, None]  # (B, 1, 1, S), None: all are real
 
     @property
-    def empty(self) -> bool:
+    def is_empty(self) -> bool:
         """Has nothing been read yet?"""
         return self.k.shape[2] == 0
 
     def commit(self, path: Tensor | None, counts: Tensor | None) -> None:
         if self.pending is not None:
-            self._become(self.pending)
+            self._assign(self.pending)
 
-    def _become(self, other: Source) -> None:
+    def _assign(self, other: Source) -> None:
         self.k, self.v, self.lengths, self.origin, self.mask = other.k, other.v, other.lengths, other.origin, other.mask
         self.pending = None
 
@@ -64,7 +64,7 @@ class Source:
             first += int(part.origin.max()) + 1 if len(part.origin) else 0
         return Source(k, v, torch.cat([part.lengths for part in parts]), torch.cat(origins))
 
-    def reach(self) -> Tensor:
+    def max_rewind(self) -> Tensor:
         return torch.full_like(self.lengths, torch.iinfo(torch.long).max)
 
     def rewind(self, n: Tensor) -> None:
@@ -72,7 +72,7 @@ class Source:
 
     def copy(self) -> Source:
         twin = Source.__new__(Source)  # tensors are replaced, never written into, so a copy may share them
-        twin._become(self)
+        twin._assign(self)
         return twin
 
     def detach(self) -> None:
@@ -82,10 +82,10 @@ class Source:
         return {"k": self.k, "v": self.v, "lengths": self.lengths}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        self._become(Source(tensors["k"], tensors["v"], tensors["lengths"]))
+        self._assign(Source(tensors["k"], tensors["v"], tensors["lengths"]))
 
 
-def looked_at(layout: Layout, parts: Parts, project: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Source:
+def resolve_source(layout: Layout, parts: Parts, project: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Source:
     """The source that a call looks at: what its layout brings, projected to keys and values and left pending in the
     part "source", or what that part remembers."""
     held = parts.get("source")
@@ -96,7 +96,7 @@ def looked_at(layout: Layout, parts: Parts, project: Callable[[Tensor], tuple[Te
         if held is not None:
             held.pending = source
         return source
-    if held is None or held.empty:
+    if held is None or held.is_empty:
         raise SegueError("cross-attention has no source: give the whole prompt first, or a layout with a source")
     return held
 
@@ -144,7 +144,7 @@ class CrossAttention(Mixer):
         looks = None if self.first is None else layout.positions >= self.first
         if looks is not None and layout.source is None and not bool(looks.any()):
             return torch.zeros_like(x)
-        source = looked_at(layout, parts, self.project)
+        source = resolve_source(layout, parts, self.project)
         if self.aligned:
             if layout.labels is None:
                 raise SegueError("aligned cross-attention asks where regions are: give the model regions, the ids that "
@@ -195,20 +195,21 @@ class PositionAwareCrossAttention(Mixer):
         k, v = self.kv(encoded).chunk(2, -1)
         return self.k_norm(k)[:, None], self.v_norm(v)[:, None]
 
-    def places(self, count: int, like: Tensor) -> Tensor:
+    def position_vectors(self, count: int, like: Tensor) -> Tensor:
         """(S, D): the vector of each position of the source."""
         return sinusoids(torch.arange(count, device=like.device), self.width, like.dtype)
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
-        source = looked_at(layout, parts, self.project)
-        q, places = self.q_norm(self.q(x))[:, None], self.places(source.k.shape[2], x).expand(len(x), 1, -1, -1)
+        source = resolve_source(layout, parts, self.project)
+        q = self.q_norm(self.q(x))[:, None]
+        places = self.position_vectors(source.k.shape[2], x).expand(len(x), 1, -1, -1)
         where = F.scaled_dot_product_attention(q, source.k, places, source.mask)[:, 0]
         own = {name.removeprefix("cross "): part for name, part in parts.items() if name.startswith("cross ")}
         where = where + self.mixer.run(self.norm(where), layout, own)
         return self.out(F.scaled_dot_product_attention(where[:, None], places, source.v, source.mask)[:, 0])
 
 
-def cross_attention(width: int, options: Mapping[str, Any]) -> Mixer:
+def make_cross_attention(width: int, options: Mapping[str, Any]) -> Mixer:
     """The cross-attention that a block's options say: by position where they name a mixer, else by content."""
     made = PositionAwareCrossAttention if "mixer" in options else CrossAttention
     try:

@@ -18,7 +18,7 @@ from segue.mixers.state import Layout, Parts, Recurrence, Tensors
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
 
-LEAST = 1e-6  # a shorter key is not made one of length 1
+MIN_KEY_NORM = 1e-6  # a shorter key is not made one of length 1
 
 
 class DeltaRecurrence(Recurrence):
@@ -37,11 +37,11 @@ class DeltaRecurrence(Recurrence):
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
         q, k, v, beta = inputs
-        y, final = delta(q, k, v, beta, state[0], starts, lengths, LEAST)
+        y, final = delta(q, k, v, beta, state[0], starts, lengths, MIN_KEY_NORM)
         return y, (final,)
 
 
-def lowest(eigenvalues: tuple[float, float]) -> float:
+def min_eigenvalue(eigenvalues: tuple[float, float]) -> float:
     """The lower end of the range of a transition's eigenvalues, which must be (0, 1) or reach below 0."""
     low, high = eigenvalues
     if high != 1 or not -1 <= low <= 0:
@@ -67,7 +67,7 @@ class DeltaNet(Mixer):
         if keys % heads or values % heads or householders < 1:
             raise SegueError(f"key width {keys} and value width {values} must be divisible by {heads} heads, and "
                              f"householders ({householders}) at least 1")
-        self.heads, self.householders, self.span = heads, householders, 1 - lowest(eigenvalues)
+        self.heads, self.householders, self.span = heads, householders, 1 - min_eigenvalue(eigenvalues)
         self.widths = (keys, keys * householders, values * householders)
         self.into = nn.Linear(width, sum(self.widths), bias=False)
         self.convolution = ShortConvolution(sum(self.widths), taps, silu=True)
@@ -89,9 +89,9 @@ class DeltaNet(Mixer):
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         inputs = self._project(x, layout, parts)
-        return self._out(self.recurrence(inputs, layout, parts.get("recurrence")), x)
+        return self._gate_and_project(self.recurrence(inputs, layout, parts.get("recurrence")), x)
 
-    def _out(self, mixed: Tensor, x: Tensor) -> Tensor:
+    def _gate_and_project(self, mixed: Tensor, x: Tensor) -> Tensor:
         if self.gate is None:
             return self.out(self.norm(mixed.to(self.norm.weight.dtype)).flatten(2))  # which autocast may have left
         return self.out(gated_norm(mixed.flatten(2), self.gate(x), self.norm.weight.repeat(self.heads), self.heads,
@@ -104,8 +104,8 @@ class DeltaNet(Mixer):
         q, k, v = mixed[:keys], mixed[keys : keys + stepped], mixed[keys + stepped :]
         program.linear(source, raw, self.into.weight)
         program.convolve(raw, mixed, self.convolution.weight, self.convolution.bias)
-        program.norm(q, q, "l2", None, None, LEAST, self.heads)
-        program.norm(k, k, "l2", None, None, LEAST, self.heads * self.householders)
+        program.norm(q, q, "l2", None, None, MIN_KEY_NORM, self.heads)
+        program.norm(k, k, "l2", None, None, MIN_KEY_NORM, self.heads * self.householders)
         program.linear(source, beta, self.strength.weight, activation="sigmoid")
         program.map(beta, beta, scale=self.span)
         program.matrix(q, k, v, y, self.heads, write=beta, delta=True, steps=self.householders,
@@ -120,10 +120,10 @@ class DeltaNet(Mixer):
     def matrix(self, x: Tensor) -> Tensor:
         """(B, H M, T, T), the M steps of a head beside each other."""
         q, k, _, beta = self._project(x, Layout.of(x), {})
-        return delta_matrix(*unit(q, k, LEAST), beta).flatten(1, 2)
+        return delta_matrix(*unit(q, k, MIN_KEY_NORM), beta).flatten(1, 2)
 
     def values(self, x: Tensor) -> Tensor:
         return self._project(x, Layout.of(x), {})[2].permute(0, 3, 2, 1, 4).flatten(1, 2)
 
     def output(self, mixed: Tensor, x: Tensor) -> Tensor:
-        return self._out(mixed.unflatten(1, (self.heads, -1)).sum(2).transpose(1, 2), x)
+        return self._gate_and_project(mixed.unflatten(1, (self.heads, -1)).sum(2).transpose(1, 2), x)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from segue.kernels.scan import linear_scan
 from segue.mixers.base import Mixer
-from segue.mixers.ssm import wide
+from segue.mixers.ssm import upcast
 from segue.mixers.state import Layout, Parts, Recurrence, Tensors
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class DiagonalRecurrence(Recurrence):
         raise NotImplementedError
 
     def initial(self, batch: int, like: Tensor) -> Tensors:
-        return (wide(like.new_zeros(batch, *self.decay().shape, 2)),)
+        return (upcast(like.new_zeros(batch, *self.decay().shape, 2)),)
 
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
@@ -59,7 +59,7 @@ class DiagonalMixer(Mixer):
     def _write(self, x: Tensor) -> Tensor:
         """B u: (B, N, P, 2)."""
         weight = torch.view_as_real(self.inputs()).transpose(1, 2).flatten(0, 1)  # real and imaginary rows in turn
-        return wide(F.linear(x, weight.to(x.dtype))).unflatten(-1, (-1, 2))
+        return upcast(F.linear(x, weight.to(x.dtype))).unflatten(-1, (-1, 2))
 
     def _read(self, states: Tensor, x: Tensor) -> Tensor:
         real, imaginary = self.C.unbind(-1)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from segue.mixers.s4d import Diagonal, Modes, parts
-from segue.mixers.ssm import StateSpaceMixer, wide
+from segue.mixers.s4d import DiagonalStateSpace, Modes, real_and_imaginary
+from segue.mixers.ssm import StateSpaceMixer, upcast
 
-GROWTH = 20.0  # how many e-folds a mode may grow over the length: all that float32 can hold beside the others
+MAX_GROWTH = 20.0  # how many e-folds a mode may grow over the length: all that float32 can hold beside the others
 
 
-class Softmax(Modes):
+class SoftmaxModes(Modes):
     """Modes that decay or grow: Re sum_n w_n / lambda_n e^{l dt lambda_n} / sum_{r < length} e^{r dt lambda_n}.
 
     A growing mode looks at the beginning rather than at the end. `decay` is the real part of lambda itself.
@@ -25,11 +25,12 @@ class Softmax(Modes):
 
     def discrete(self) -> tuple[Tensor, Tensor]:
         dt = self.steps()
-        real = torch.minimum(wide(self.decay), GROWTH / (self.length * dt))
-        eigenvalues = torch.complex(real, wide(self.frequency))
+        real = torch.minimum(upcast(self.decay), MAX_GROWTH / (self.length * dt))
+        eigenvalues = torch.complex(real, upcast(self.frequency))
         z = eigenvalues * dt
         share = torch.expm1(z) / torch.expm1(self.length * z)  # one over a geometric sum
-        return parts(z.exp()), parts(torch.complex(*wide(self.weight)) / eigenvalues * share)
+        weights = torch.complex(*upcast(self.weight)) / eigenvalues * share
+        return real_and_imaginary(z.exp()), real_and_imaginary(weights)
 
 
 class DSS(StateSpaceMixer):
@@ -42,4 +43,4 @@ class DSS(StateSpaceMixer):
 
     def __init__(self, width: int, states: int = 64, length: int = 1024, dt_min: float = 1e-3,
                  dt_max: float = 0.1) -> None:
-        super().__init__(width, Diagonal(Softmax(width, states, length, dt_min, dt_max)))
+        super().__init__(width, DiagonalStateSpace(SoftmaxModes(width, states, length, dt_min, dt_max)))

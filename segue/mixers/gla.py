@@ -36,7 +36,7 @@ class GatedLinearRecurrence(Recurrence):
         y, final = gla(q, k, v, g, state[0], starts, lengths)
         return y, (final,)
 
-    def kept(self, inputs: Tensors) -> Tensors:
+    def state_factors(self, inputs: Tensors) -> Tensors:
         return (inputs[3].sum(1, dtype=torch.promote_types(inputs[3].dtype, torch.float32)).exp()[..., None],)
 
 

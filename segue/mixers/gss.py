@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.mixers.base import Mixer
-from segue.mixers.s4d import Diagonal, Modes
+from segue.mixers.s4d import DiagonalStateSpace, Modes
 from segue.mixers.ssm import toeplitz
 from segue.mixers.state import Layout, Parts
 
@@ -33,7 +33,7 @@ class GSS(Mixer):
         narrow, wide = narrow or max(width // 4, 1), wide or 4 * width
         self.widths = (narrow, wide)
         self.into = nn.Linear(width, narrow + wide, bias=bias)
-        self.recurrence = Diagonal(Modes(narrow, states, init="random"))
+        self.recurrence = DiagonalStateSpace(Modes(narrow, states, init="random"))
         self.widen = nn.Linear(narrow, wide, bias=bias)
         self.out = nn.Linear(wide, width, bias=bias)
 

@@ -49,7 +49,7 @@ def transition(family: str, states: int) -> Pair:
     raise SegueError(f"HiPPO family '{family}' is unknown: choose from {', '.join(FAMILIES)}")
 
 
-def compressed(u: Tensor, states: int) -> Tensor:
+def compress_signal(u: Tensor, states: int) -> Tensor:
     """Signals u (..., T) -> (..., T, N): after each element, all of the signal so far as `states` numbers, HiPPO-LegS
     (Gu et al. 2020): the best approximation by polynomials of lower degree, whatever the length, without learning.
 
@@ -66,14 +66,14 @@ def compressed(u: Tensor, states: int) -> Tensor:
     return torch.stack(found[: u.shape[-1]], -2)
 
 
-def recalled(states: Tensor, places: Tensor) -> Tensor:
+def reconstruct_signal(states: Tensor, places: Tensor) -> Tensor:
     """What `compressed` kept, (..., N) -> (..., P): the signal at places (P,) from 0, its beginning, to 1, now."""
     degrees = torch.arange(states.shape[-1])
     basis = torch.special.legendre_polynomial_p(2 * places.double()[:, None] - 1, degrees) * (2 * degrees + 1).sqrt()
     return states @ basis.T
 
 
-def correction(family: str, states: int) -> Tensor:
+def low_rank_correction(family: str, states: int) -> Tensor:
     """P (R, N), real: A + P^T P is normal (skew, or -1/2 plus skew). R is 2 for "legt", else 1."""
     b = transition(family, states)[1]
     if family == "legt":
@@ -89,7 +89,7 @@ def dplr(family: str, states: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """
     _check_even(states)
     a, b = transition(family, states)
-    p = correction(family, states)
+    p = low_rank_correction(family, states)
     normal = a + p.T @ p
     if family == "fourier":  # is in blocks already, and its frequency 0 is twofold
         eye = torch.eye(states, dtype=torch.complex128)

@@ -18,7 +18,7 @@ from segue.mixers.state import Layout, Parts, Tensors
 MERGES = ("quasiseparable", "add", "multiply", "concatenate", "forward")
 
 
-def later(y: Tensor, starts: Tensor | None) -> Tensor:
+def shift_to_next(y: Tensor, starts: Tensor | None) -> Tensor:
     """(B, N, ...) moved one node on, with zeros where a document begins."""
     moved = torch.cat([y.new_zeros(y.shape[0], 1, *y.shape[2:]), y], 1)[:, :-1]
     return moved if starts is None else moved.masked_fill(starts.view(*starts.shape, *[1] * (y.dim() - 2)), 0.0)
@@ -99,7 +99,7 @@ class Hydra(Mixer):
         fresh = u.new_zeros(len(u), self.heads, b.shape[-1], v.shape[-1])
         y = ssd(u, dt, g, u.new_zeros(self.heads), fresh, starts)[0].unflatten(-1, (self.heads, -1))
         if self.merge == "quasiseparable":
-            y = later(y, starts)
+            y = shift_to_next(y, starts)
         own = self._weights(v)[..., None] * v
         if self.ways == 1:
             return self._finish((y + own).flatten(2), x)
@@ -121,7 +121,7 @@ class Hydra(Mixer):
         for way, inputs in enumerate(ways):
             one = semiseparable(*inputs)
             if self.merge == "quasiseparable":
-                one = later(one.transpose(1, 2), None).transpose(1, 2)
+                one = shift_to_next(one.transpose(1, 2), None).transpose(1, 2)
             matrix = matrix + (one.flip(2, 3) if way else one)
         return matrix
 

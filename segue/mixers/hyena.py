@@ -15,13 +15,13 @@ from segue.kernels.convolution import long_convolution
 from segue.mixers.base import Mixer
 from segue.mixers.cache import Cache
 from segue.mixers.convolution import ShortConvolution
-from segue.mixers.ssm import toeplitz, wide
+from segue.mixers.ssm import toeplitz, upcast
 from segue.mixers.state import Layout, Part, Parts
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
 
-FEW = 8  # nodes up to which a sum over the past is cheaper than a transform of it
+MAX_DIRECT_NODES = 8  # nodes up to which a sum over the past is cheaper than a transform of it
 
 
 class ImplicitFilters(nn.Module):
@@ -41,13 +41,13 @@ class ImplicitFilters(nn.Module):
         self.last = nn.Linear(hidden, width, bias=False)
 
     @property
-    def reach(self) -> int:
+    def max_lag(self) -> int:
         """So many lags hold all that does not round away in float32: windows are below 2^-24 from there on."""
         return math.ceil(1.5 * self.horizon * math.log(2**24) / math.log(100)) + 1
 
     def forward(self, length: int) -> Tensor:
         """The filters at lags 0 to length - 1, in float32 at least."""
-        last = wide(self.last.weight)
+        last = upcast(self.last.weight)
         linspace = partial(torch.linspace, dtype=last.dtype, device=last.device)
         with torch.autocast(last.device.type, enabled=False):
             lag = linspace(0, length - 1, length)[:, None] / self.horizon
@@ -55,7 +55,7 @@ class ImplicitFilters(nn.Module):
             y = torch.cat([lag, waves.cos(), -waves.sin()], 1)
             for layer, frequency in zip(self.layers, self.frequencies):
                 assert isinstance(layer, nn.Linear)
-                y = torch.sin(frequency * F.linear(y, wide(layer.weight), wide(layer.bias)))
+                y = torch.sin(frequency * F.linear(y, upcast(layer.weight), upcast(layer.bias)))
             rates = math.log(100) / linspace(1.5, 0.3, self.width)
             return F.linear(y, last) * (-rates * lag).exp()
 
@@ -108,13 +108,13 @@ class Hyena(Mixer):
         read = []
         for index, kernel in enumerate(self.kernels(max(before + x.shape[1], 1))):
             read.append(z)
-            mixed = convolve(z, kernel, layout)
+            mixed = convolve_call(z, kernel, layout)
             if cache is not None and before:
-                mixed = mixed + beyond(cache, index, kernel, layout).to(z.dtype)
+                mixed = mixed + convolve_past(cache, index, kernel, layout).to(z.dtype)
             z = gates[index] * mixed
         if cache is not None:
             past = torch.stack(read, 1)
-            cache.put(past, past[..., :0], layout)
+            cache.append(past, past[..., :0], layout)
         return self.out(z)
 
     def lower(self, program: Program, source: View, into: View) -> None:
@@ -123,33 +123,33 @@ class Hyena(Mixer):
         program.linear(source, raw, self.into.weight, self.into.bias)
         program.convolve(raw, u, self.convolution.weight, self.convolution.bias, activation="none")
         z = u[self.order * width :]
-        for index, taps in enumerate(self.kernels(self.filters.reach)):
+        for index, taps in enumerate(self.kernels(self.filters.max_lag)):
             y = program.register(f"z{index % 2}", width)
             program.filter(z, y, taps)
             program.multiply(y, u[index * width : (index + 1) * width])
             z = y
         program.linear(z, into, self.out.weight, self.out.bias, add=True)
 
-    def _alone(self, x: Tensor) -> tuple[Tensor, ...]:
+    def _gates_of(self, x: Tensor) -> tuple[Tensor, ...]:
         return self._gates(x, Layout.of(x), {})
 
     def matrix(self, x: Tensor) -> Tensor:
         """(B, D, T, T), one head per channel: filters and gates in turn."""
         n = x.shape[1]
-        *gates, _ = self._alone(x)
+        *gates, _ = self._gates_of(x)
         matrix = torch.eye(n, dtype=x.dtype, device=x.device).expand(len(x), self.width, n, n)
         for gate, kernel in zip(gates, self.kernels(max(n, 1))):
             matrix = gate.transpose(1, 2)[..., None] * (toeplitz(kernel[:n]).to(x.dtype) @ matrix)
         return matrix
 
     def values(self, x: Tensor) -> Tensor:
-        return self._alone(x)[-1].transpose(1, 2)[..., None]
+        return self._gates_of(x)[-1].transpose(1, 2)[..., None]
 
     def output(self, mixed: Tensor, x: Tensor) -> Tensor:
         return self.out(mixed[..., 0].transpose(1, 2))
 
 
-def convolve(z: Tensor, kernel: Tensor, layout: Layout) -> Tensor:
+def convolve_call(z: Tensor, kernel: Tensor, layout: Layout) -> Tensor:
     """z (B, N, D) along the paths of this call, by taps (L, D)."""
     if layout.parents is None or not layout.parents.numel():
         return long_convolution(z, kernel)
@@ -158,7 +158,7 @@ def convolve(z: Tensor, kernel: Tensor, layout: Layout) -> Tensor:
     return torch.einsum("bqkd,bkd->bqd", taps.to(z.dtype) * layout.follows[..., None], z)
 
 
-def beyond(cache: Cache, index: int, kernel: Tensor, layout: Layout) -> Tensor:
+def convolve_past(cache: Cache, index: int, kernel: Tensor, layout: Layout) -> Tensor:
     """What the committed nodes add to each node of this call, (B, N, D): by how deep it lies, not by which it is."""
     before, depth = cache.longest, layout.follows.sum(-1) - 1
     past = cache.k[:, index, :before].to(kernel.dtype)
@@ -166,7 +166,7 @@ def beyond(cache: Cache, index: int, kernel: Tensor, layout: Layout) -> Tensor:
         place = torch.arange(before, device=past.device) - (before - cache.lengths)[:, None]
         past = past.gather(1, place.clamp(min=0)[..., None].expand_as(past)) * (place >= 0)[..., None]
     deepest = int(depth.max()) + 1 if depth.numel() else 0
-    if deepest <= FEW:
+    if deepest <= MAX_DIRECT_NODES:
         levels = [torch.einsum("btd,td->bd", past, kernel[level + 1 : level + 1 + before].flip(0))
                   for level in range(deepest)]
         far = torch.stack(levels, 1) if levels else past[:, :0]

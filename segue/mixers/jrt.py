@@ -14,8 +14,8 @@ from segue.kernels.gla import gla
 from segue.kernels.linear import linear_attention_both_ways
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import ShortConvolution
-from segue.mixers.linear import FEATURES, LinearRecurrence, normalised
-from segue.mixers.state import Layout, Parts, Tensors, within
+from segue.mixers.linear import FEATURES, LinearRecurrence, divide_by_weight
+from segue.mixers.state import Layout, Parts, Tensors, length_mask
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
@@ -35,20 +35,20 @@ class PrefixLinearRecurrence(LinearRecurrence):
         q, k, v, keys, values, read = inputs
         v, values = (F.pad(x, (0, 1), value=1.0) for x in (v, values))  # the ones sum up the weights
         if lengths is not None:
-            live = within(lengths, q.shape[1])
+            live = length_mask(lengths, q.shape[1])
             read, starts = read & live, None if starts is None else starts & live
         keys = keys * read[..., None, None]
         if starts is None:
-            y, final = gla(q, k, v, None, state[0] + self._sum(keys, values), None, lengths)
+            y, final = gla(q, k, v, None, state[0] + self._sum_products(keys, values), None, lengths)
         else:
             y, final = gla(q, k, v, None, state[0], starts, lengths)
             y = y + linear_attention_both_ways(q, keys, values, starts)
             document = starts.long().cumsum(1)
-            final = final + self._sum(keys * (document == document[:, -1:])[..., None, None], values)
-        return normalised(y[..., :-1], y[..., -1:]), (final,)
+            final = final + self._sum_products(keys * (document == document[:, -1:])[..., None, None], values)
+        return divide_by_weight(y[..., :-1], y[..., -1:]), (final,)
 
     @staticmethod
-    def _sum(keys: Tensor, values: Tensor) -> Tensor:
+    def _sum_products(keys: Tensor, values: Tensor) -> Tensor:
         return torch.einsum("bnhk,bnhe->bhke", keys, values)
 
 
@@ -109,19 +109,19 @@ class PrefixLinearAttention(Mixer):
         program.prefixed(q, own, v[:width], ahead, v[width:], y, heads, self.prefix)
         program.linear(y, into, self.out.weight, add=True)
 
-    def _inputs(self, x: Tensor) -> Tensors:
+    def _project_alone(self, x: Tensor) -> Tensors:
         return self._project(x, Layout.of(x), {})
 
     def matrix(self, x: Tensor) -> Tensor:
         """(B, 2 H, T, T): what each head reads of its own values, then what it reads of the encoder's."""
-        q, k, _, keys, _, read = self._inputs(x)
+        q, k, _, keys, _, read = self._project_alone(x)
         own = torch.einsum("bihk,bjhk->bhij", q, k).tril()
         ahead = torch.einsum("bihk,bjhk->bhij", q, keys) * read[:, None, None]
         total = (own + ahead).sum(-1, keepdim=True)
         return torch.cat([own / total, ahead / total], 1)
 
     def values(self, x: Tensor) -> Tensor:
-        _, _, v, _, values, _ = self._inputs(x)
+        _, _, v, _, values, _ = self._project_alone(x)
         return torch.cat([v, values], 2).transpose(1, 2)
 
     def output(self, mixed: Tensor, x: Tensor) -> Tensor:

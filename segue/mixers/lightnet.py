@@ -18,16 +18,16 @@ from segue.kernels.norm import gated_norm
 from segue.kernels.scan import linear_scan
 from segue.mixers.average import ExponentialAverage
 from segue.mixers.base import Mixer
-from segue.mixers.state import Carry, Layout, Part, Parts, Recurrence, Tensors, within
+from segue.mixers.state import Carry, Layout, Part, Parts, Recurrence, Tensors, length_mask
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
 
-LIMIT = 30.0
+KEY_LIMIT = 30.0
 """Keys are kept within +-LIMIT, so that sums of their exponentials are finite and exact in float32."""
 
 
-def divided(q: Tensor, totals: Tensor) -> Tensor:
+def divide_queries(q: Tensor, totals: Tensor) -> Tensor:
     """Queries (B, N, H, F) over the sums of weights (B, N, H, E) of their features; F may be a multiple of E."""
     return (q.unflatten(-1, (-1, totals.shape[-1])) / totals.clamp(min=1e-37)[..., None, :]).flatten(-2)
 
@@ -40,7 +40,7 @@ class AdditiveRecurrence(Recurrence):
     State (B, H, F, E) and g (B, H, K), float32 at least.
     """
 
-    free = (0,)
+    learnable_tensors = (0,)
 
     def __init__(self, heads: int, turned: int, key_width: int, value_width: int) -> None:
         super().__init__()
@@ -59,17 +59,17 @@ class AdditiveRecurrence(Recurrence):
             return v, state
         weights = weights.to(state[1].dtype)
         if lengths is not None:
-            live = within(lengths, q.shape[1])
+            live = length_mask(lengths, q.shape[1])
             weights, starts = weights * live[..., None, None], None if starts is None else starts & live
         if starts is None:
             totals = weights.cumsum(1) + state[1][:, None]
         else:
             keeps = torch.logical_not(starts).to(weights.dtype)[..., None, None].expand_as(weights)
             totals = linear_scan(keeps, weights, state[1])
-        y, final = gla(divided(q, totals), k, v, None, state[0], starts, lengths)
+        y, final = gla(divide_queries(q, totals), k, v, None, state[0], starts, lengths)
         return y, (final, totals[:, -1])
 
-    def kept(self, inputs: Tensors) -> Tensors:
+    def state_factors(self, inputs: Tensors) -> Tensors:
         return (inputs[0].new_ones(()), inputs[0].new_ones(()))
 
 
@@ -105,8 +105,8 @@ class LightNet(Mixer):
     def state_parameters(self) -> list[nn.Parameter]:
         return [average.rate for average in self.averages if isinstance(average, ExponentialAverage)]
 
-    def accept(self, layout: Layout) -> None:
-        super().accept(layout)
+    def check_layout(self, layout: Layout) -> None:
+        super().check_layout(layout)
         if layout.grid is not None and (self.causal or layout.starts is not None):
             raise SegueError("LightNet reads a grid as a whole: choose causal=False, and give one document per row")
 
@@ -115,7 +115,7 @@ class LightNet(Mixer):
                     for axis, average in enumerate(self.averages) if isinstance(average, Recurrence)}
         return {**super().parts(batch, like, history), **averages}
 
-    def _place(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
+    def _add_averages(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         """x with moving averages along each axis added."""
         if self.placed is None:
             return x
@@ -123,11 +123,11 @@ class LightNet(Mixer):
             average = self.averages[0]
             return x + self.placed(average((x,), layout, parts.get("average0")))
         field = x.unflatten(1, layout.grid)
-        along = [average.along(field, axis) for axis, average in enumerate(self.averages[: len(layout.grid)], 1)
+        along = [average.average_along(field, axis) for axis, average in enumerate(self.averages[: len(layout.grid)], 1)
                  if isinstance(average, ExponentialAverage)]
         return x + self.placed(reduce(torch.add, along).flatten(1, -2))
 
-    def _turn(self, layout: Layout, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    def _rotate(self, layout: Layout, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """(B, N, H, E) -> (B, N, H, 2 E): cosine and sine parts, whose inner products depend on how far positions are
         apart only. Angles in float64, as those of rotary positions."""
         if not self.places:
@@ -147,7 +147,7 @@ class LightNet(Mixer):
         k = k.to(torch.promote_types(k.dtype, torch.float32))
         if not self.causal and layout.segments is None:
             return k.softmax(1)
-        weights = k.clamp(-LIMIT, LIMIT).exp()
+        weights = k.clamp(-KEY_LIMIT, KEY_LIMIT).exp()
         if self.causal:
             return weights
         assert layout.segments is not None
@@ -155,26 +155,26 @@ class LightNet(Mixer):
         sums = weights.new_zeros(len(weights), weights.shape[1] + 1, *weights.shape[2:]).scatter_add(1, index, weights)
         return weights / sums.gather(1, index)
 
-    def _read(self, x: Tensor, layout: Layout) -> Tensors:
+    def _project(self, x: Tensor, layout: Layout) -> Tensors:
         """Queries, the weights of the keys, values."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
         return F.silu(q), self._weights(k, layout), v
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
-        x = self._place(x, layout, parts)
-        q, weights, v = self._read(x, layout)
+        x = self._add_averages(x, layout, parts)
+        q, weights, v = self._project(x, layout)
         if layout.grid is not None and self.places:
             y = linear_attention_on_grid(q, weights.to(v.dtype), v, layout.grid, self._angles(q))
-            return self._finish(y, x)
-        q, k = self._turn(layout, q, weights)
+            return self._gate_and_project(y, x)
+        q, k = self._rotate(layout, q, weights)
         k = k.to(v.dtype)
         if self.causal:
             y = self.recurrence((q, k, v, weights), layout, parts.get("recurrence"))
         else:
             y = linear_attention_both_ways(q, k, v, layout.starts)
-        return self._finish(y, x)
+        return self._gate_and_project(y, x)
 
-    def _finish(self, y: Tensor, x: Tensor) -> Tensor:
+    def _gate_and_project(self, y: Tensor, x: Tensor) -> Tensor:
         scale = self.norm.weight.repeat(self.heads)
         return self.out(gated_norm(y.flatten(2), self.gate(x), scale, self.heads, self.norm.eps or 0.0, late=True))
 
@@ -193,7 +193,7 @@ class LightNet(Mixer):
         program.linear(x, qkv, self.qkv.weight)
         q, k, v = (qkv[part * width : (part + 1) * width] for part in range(3))
         program.map(q, q, "silu")
-        program.map(k, k, "exp", limit=LIMIT)
+        program.map(k, k, "exp", limit=KEY_LIMIT)
         program.diagonal(torch.ones(width), k, totals)
         program.multiply(q, totals, "reciprocal")
         if self.places:
@@ -211,18 +211,18 @@ class LightNet(Mixer):
 
     def _inputs(self, x: Tensor) -> tuple[Tensor, Layout]:
         layout = Layout.of(x)
-        return self._place(x, layout, {}), layout
+        return self._add_averages(x, layout, {}), layout
 
     def matrix(self, x: Tensor) -> Tensor:
         x, layout = self._inputs(x)
-        q, weights, _ = self._read(x, layout)
-        q, k = self._turn(layout, q, weights)
-        matrix = torch.einsum("bihf,bjhf->bhij", divided(q, weights.cumsum(1)) if self.causal else q, k)
+        q, weights, _ = self._project(x, layout)
+        q, k = self._rotate(layout, q, weights)
+        matrix = torch.einsum("bihf,bjhf->bhij", divide_queries(q, weights.cumsum(1)) if self.causal else q, k)
         return matrix.tril() if self.causal else matrix
 
     def values(self, x: Tensor) -> Tensor:
         x, layout = self._inputs(x)
-        return self._read(x, layout)[2].transpose(1, 2)
+        return self._project(x, layout)[2].transpose(1, 2)
 
     def output(self, mixed: Tensor, x: Tensor) -> Tensor:
-        return self._finish(mixed.transpose(1, 2), self._inputs(x)[0])
+        return self._gate_and_project(mixed.transpose(1, 2), self._inputs(x)[0])

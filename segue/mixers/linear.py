@@ -17,7 +17,7 @@ from segue.mixers.state import Layout, Parts, Recurrence, Tensors
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
 
-FAINT = 1e-3  # what a feature has at least
+RELU_OFFSET = 1e-3  # what a feature has at least
 
 
 class Features(nn.Module):
@@ -47,11 +47,11 @@ class Relu(Features):
     """relu(x) + FAINT, so that there always is some weight (Choromanski et al. 2020)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x) + FAINT
+        return F.relu(x) + RELU_OFFSET
 
     def lower(self, program: Program, name: str, x: View, heads: int) -> View:
         program.map(x, x, "relu")
-        program.map(x, x, shift=FAINT)
+        program.map(x, x, shift=RELU_OFFSET)
         return x
 
 
@@ -109,7 +109,7 @@ class Favor(Features):
 FEATURES: dict[str, type[Features]] = {"elu": Elu, "taylor": Taylor, "favor": Favor, "relu": Relu}
 
 
-def normalised(sums: Tensor, weight: Tensor) -> Tensor:
+def divide_by_weight(sums: Tensor, weight: Tensor) -> Tensor:
     """Sums divided by their weight, which random features can make too small for a float."""
     return sums / weight.clamp(min=torch.finfo(weight.dtype).tiny)
 
@@ -117,7 +117,7 @@ def normalised(sums: Tensor, weight: Tensor) -> Tensor:
 class LinearRecurrence(Recurrence):
     """Inputs features q, k (B, N, H, F) and v (B, N, H, E); state (B, H, F, E + 1): sums of k v^T, and of k."""
 
-    free = ()  # what the sums of k divide by must stay above 0
+    learnable_tensors = ()  # what the sums of k divide by must stay above 0
 
     def __init__(self, heads: int, features: int, value_width: int) -> None:
         super().__init__()
@@ -131,9 +131,9 @@ class LinearRecurrence(Recurrence):
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
         q, k, v = inputs
         y, final = gla(q, k, F.pad(v, (0, 1), value=1.0), None, state[0], starts, lengths)
-        return normalised(y[..., :-1], y[..., -1:]), (final,)
+        return divide_by_weight(y[..., :-1], y[..., -1:]), (final,)
 
-    def kept(self, inputs: Tensors) -> Tensors | None:
+    def state_factors(self, inputs: Tensors) -> Tensors | None:
         return (inputs[0].new_ones(()),)
 
 
@@ -179,7 +179,7 @@ class LinearAttention(Mixer):
     def matrix(self, x: Tensor) -> Tensor:
         q, k, _ = (y.transpose(1, 2) for y in self._project(x))
         weights = (q @ k.mT).tril()
-        return normalised(weights, weights.sum(-1, keepdim=True))
+        return divide_by_weight(weights, weights.sum(-1, keepdim=True))
 
     def values(self, x: Tensor) -> Tensor:
         return self._project(x)[2].transpose(1, 2)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers.attention import attend
 from segue.mixers.base import Mixer
-from segue.mixers.state import Layout, Parts, may_look
+from segue.mixers.state import Layout, Parts, can_check_values
 
 
 class Linformer(Mixer):
@@ -34,9 +34,9 @@ class Linformer(Mixer):
         self.mix_values = nn.Parameter(torch.randn(rank, length) * rank**-0.5)
         self.out = nn.Linear(width, width, bias=False)
 
-    def _columns(self, mix: Tensor, positions: Tensor) -> Tensor:
+    def _mixing_columns(self, mix: Tensor, positions: Tensor) -> Tensor:
         """(B or 1, 1, rank, N): what each position adds to each mixture."""
-        if positions.numel() and may_look() and int(positions.max()) >= self.length:
+        if positions.numel() and can_check_values() and int(positions.max()) >= self.length:
             raise SegueError(f"position {int(positions.max())} is beyond the {self.length} that this Linformer was "
                              "made for: give shorter sequences or choose a larger length")
         if positions.stride(0) == 0:
@@ -49,14 +49,15 @@ class Linformer(Mixer):
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         q, k, v = self._heads(x)
-        keys, values = (self._columns(mix, layout.positions).to(q.dtype) for mix in (self.mix_keys, self.mix_values))
+        keys, values = (self._mixing_columns(mix, layout.positions).to(q.dtype)
+                        for mix in (self.mix_keys, self.mix_values))
         return self.output(F.scaled_dot_product_attention(q, keys @ k, values @ v), x)
 
     def matrix(self, x: Tensor) -> Tensor:
         q, k, _ = self._heads(x)
         positions = Layout.of(x).positions
-        values = self._columns(self.mix_values, positions).expand(x.shape[0], self.heads, -1, -1)
-        return attend(q, self._columns(self.mix_keys, positions) @ k, values)[0]
+        values = self._mixing_columns(self.mix_values, positions).expand(x.shape[0], self.heads, -1, -1)
+        return attend(q, self._mixing_columns(self.mix_keys, positions) @ k, values)[0]
 
     def values(self, x: Tensor) -> Tensor:
         return self._heads(x)[2]

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.mixers import hippo
-from segue.mixers.convolution import Products
-from segue.mixers.s4d import Diagonal, Modes, parts
-from segue.mixers.ssm import StateSpaceMixer, wide
+from segue.mixers.convolution import InputProducts
+from segue.mixers.s4d import DiagonalStateSpace, Modes, real_and_imaginary
+from segue.mixers.ssm import StateSpaceMixer, upcast
 from segue.mixers.state import Layout, Parts, Tensors
 
 if TYPE_CHECKING:
@@ -33,19 +33,20 @@ class LiquidModes(Modes):
         self.degree, self.keeps = degree, liquid == "kb"
         nn.init.normal_(self.weight, std=0.5**0.5)  # C alone: here B has a place of its own
         b = hippo.diagonal(init, states)[1].to(torch.complex64)[:, None].expand(-1, width)
-        self.b = nn.Parameter(parts(b).contiguous())
+        self.b = nn.Parameter(real_and_imaginary(b).contiguous())
 
     def discrete(self) -> tuple[Tensor, Tensor]:
         decay, gain = hippo.discretise(self.eigenvalues(), self.steps(), self.rule)
-        b, c = gain * torch.complex(*wide(self.b)), 2 * torch.complex(*wide(self.weight))
+        b, c = gain * torch.complex(*upcast(self.b)), 2 * torch.complex(*upcast(self.weight))
         decays = [decay, *[decay * self.keeps] * (self.degree - 1)]
-        return parts(torch.cat(decays, -1)), parts(torch.cat([c * b**p for p in range(1, self.degree + 1)], -1))
+        weights = [c * b**p for p in range(1, self.degree + 1)]
+        return real_and_imaginary(torch.cat(decays, -1)), real_and_imaginary(torch.cat(weights, -1))
 
     def state_parameters(self) -> list[nn.Parameter]:
         return [*super().state_parameters(), self.b]
 
 
-class LiquidDiagonal(Diagonal):
+class LiquidDiagonal(DiagonalStateSpace):
     """One recurrence for every order of products."""
 
     modes: LiquidModes
@@ -81,7 +82,7 @@ class LiquidS4(StateSpaceMixer):
         if degree < 2 or liquid not in ("pb", "kb"):
             raise SegueError(f"degree {degree} with liquid '{liquid}': choose 2 or more, and pb or kb")
         super().__init__(width, LiquidDiagonal(LiquidModes(width, states, degree, liquid, init, dt_min, dt_max)))
-        self.degree, self.products = degree, Products(width, degree)
+        self.degree, self.products = degree, InputProducts(width, degree)
 
     def inputs(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         return self.products((x,), layout, parts.get("products"))

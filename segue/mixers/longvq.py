@@ -22,7 +22,7 @@ from segue.mixers.state import Layout, Parts, Recurrence, Tensors, gather_nodes
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
 
-WHOLE = 256
+MIN_TRAINING_BLOCK = 256
 """Nodes of a block in training, at least: gradients node by node are then cheaper than those of sums by code."""
 
 
@@ -93,7 +93,7 @@ class QuantisedAttention(Recurrence):
     least; all of the document that goes on.
     """
 
-    free = ()
+    learnable_tensors = ()
 
     def __init__(self, width: int, value_width: int, codes: int, window: int, decay: float, causal: bool) -> None:
         super().__init__()
@@ -113,19 +113,19 @@ class QuantisedAttention(Recurrence):
         if not inputs[0].shape[1]:
             return inputs[2], state
         sums, w, n = state[2], self.window, inputs[0].shape[1]
-        valued, code, document = self._line(inputs, state, starts)
-        y = self._blocks(inputs[0], inputs[1], valued, code, document, sums, self.bias)
+        valued, code, document = self._prepend_state(inputs, state, starts)
+        y = self._attend_in_blocks(inputs[0], inputs[1], valued, code, document, sums, self.bias)
 
         taken = torch.full_like(code[:, 0], n) if lengths is None else lengths
         owner = document.gather(1, (taken + w - 1)[:, None]).clamp(min=0)
         index = torch.arange(n + w, device=code.device)
         old = (index < taken[:, None]) & (document == owner)
-        sums = sums * (owner == 0)[..., None] + self._by_code(code, valued, old)
+        sums = sums * (owner == 0)[..., None] + self._sum_by_code(code, valued, old)
         recent = taken[:, None] + index[:w]
         v, code = (gather_nodes(x, recent) for x in (valued[..., :-1], code.where(document == owner, -1)))
         return (y[..., :-1] / y[..., -1:]).to(inputs[2].dtype), (v.to(state[0].dtype), code, sums)
 
-    def both_ways(self, inputs: Tensors, layout: Layout) -> Tensor:
+    def attend_both_ways(self, inputs: Tensors, layout: Layout) -> Tensor:
         """What is read where nodes see all of their document: what each way sums up, less the nodes themselves, which
         both count."""
         assert self.bias_ahead is not None
@@ -135,16 +135,16 @@ class QuantisedAttention(Recurrence):
         for bias, side, turn in ((self.bias, layout, False), (self.bias_ahead, layout.mirrored(), True)):
             turned = tuple(x.flip(1) for x in inputs) if turn else inputs
             fresh = self.initial(len(inputs[0]), inputs[0])
-            valued, code, document = self._line(turned, fresh, side.starts)
-            y = self._blocks(turned[0], turned[1], valued, code, document, fresh[2], bias)
+            valued, code, document = self._prepend_state(turned, fresh, side.starts)
+            y = self._attend_in_blocks(turned[0], turned[1], valued, code, document, fresh[2], bias)
             ways.append(y.flip(1) if turn else y)
         q, k, v, codes = inputs
-        scores = (q * self._quantised(k, codes)).sum(-1, keepdim=True) / math.sqrt(q.shape[-1]) + self.bias_ahead[0]
+        scores = (q * self._quantise(k, codes)).sum(-1, keepdim=True) / math.sqrt(q.shape[-1]) + self.bias_ahead[0]
         own = scores.to(ways[0].dtype).exp()
         y = ways[0] + ways[1] - own * F.pad(v, (0, 1), value=1.0)
         return (y[..., :-1] / y[..., -1:]).to(v.dtype)
 
-    def biases(self, apart: Tensor) -> Tensor:
+    def distance_biases(self, apart: Tensor) -> Tensor:
         """Of keys so far back, (...) long, or ahead where negative: 0 from the window on."""
         index = apart.abs().clamp(max=self.window - 1)
         bias = self.bias[index]
@@ -152,7 +152,7 @@ class QuantisedAttention(Recurrence):
             bias = bias.where(apart >= 0, self.bias_ahead[index])
         return bias.where(apart.abs() < self.window, 0.0)
 
-    def _line(self, inputs: Tensors, state: Tensors, starts: Tensor | None) -> Tensors:
+    def _prepend_state(self, inputs: Tensors, state: Tensors, starts: Tensor | None) -> Tensors:
         """Values and a one beside each, which sum up the weights, codes and documents (-1: none) of the line: the nodes
         that the state keeps one by one, then those of the inputs."""
         v, code = (torch.cat([old.to(new.dtype), new], 1) for old, new in zip(state, inputs[2:]))
@@ -160,24 +160,24 @@ class QuantisedAttention(Recurrence):
         document = F.pad(document, (self.window, 0)).where(code >= 0, -1)
         return torch.cat([v, torch.ones_like(v[..., :1])], -1).to(state[2].dtype), code, document
 
-    def _quantised(self, k: Tensor, code: Tensor) -> Tensor:
+    def _quantise(self, k: Tensor, code: Tensor) -> Tensor:
         """The keys' codes, in training with the keys' own gradient."""
         codes = self.codebook.codes.to(k.dtype)[code.clamp(min=0)]
         return straight_through(codes, k) if self.training else codes
 
-    def _by_code(self, code: Tensor, valued: Tensor, which: Tensor) -> Tensor:
+    def _sum_by_code(self, code: Tensor, valued: Tensor, which: Tensor) -> Tensor:
         """(..., N) codes and (..., N, E + 1) -> (..., S, E + 1), the sums over `which` nodes (..., N) of each code."""
         hot = F.one_hot(code.clamp(min=0), len(self.codebook.counts)).to(valued.dtype) * which[..., None]
         return hot.mT @ valued
 
-    def _blocks(self, q: Tensor, k: Tensor, valued: Tensor, code: Tensor, document: Tensor, sums: Tensor,
+    def _attend_in_blocks(self, q: Tensor, k: Tensor, valued: Tensor, code: Tensor, document: Tensor, sums: Tensor,
                 bias: Tensor) -> Tensor:
         """Unnormalised outputs (B, N, E + 1) of queries and keys (B, N, Z), which are the line's nodes from `window`
         on. Each block of them sees the line from `window` nodes before it to its end, node by node, with a bias
         (window,) by distance, and what is before that by code."""
         w, n = self.window, q.shape[1]
         k = F.pad(k, (0, 0, w, 0))
-        size = min(n, max(w, WHOLE) if self.training else w)
+        size = min(n, max(w, MIN_TRAINING_BLOCK) if self.training else w)
         blocks, pad = -(-n // size), -n % size
         q = F.pad(q, (0, 0, 0, pad)).unflatten(1, (blocks, size)) / math.sqrt(q.shape[-1])
         k, valued = (F.pad(x, (0, 0, 0, pad)) for x in (k, valued))
@@ -187,7 +187,7 @@ class QuantisedAttention(Recurrence):
         apart = w + nodes[:size, None] - nodes
         mine, theirs = document[:, w:].unflatten(1, (blocks, size))[..., None], document[:, near][..., None, :]
         seen = (mine == theirs) & (theirs >= 0) & (apart >= 0)
-        scores = (q @ self._quantised(k, code)[:, near].mT).to(sums.dtype)
+        scores = (q @ self._quantise(k, code)[:, near].mT).to(sums.dtype)
         scores = scores + torch.where(apart < w, bias[apart.clamp(0, w - 1)], 0.0).to(sums.dtype)
         y = scores.masked_fill(~seen, -math.inf).exp() @ valued[:, near]
 
@@ -196,7 +196,7 @@ class QuantisedAttention(Recurrence):
                                    for x in (k, code, valued, document))
         owner = F.pad(theirs[..., -1], (1, 0)).cummax(1).values
         left = theirs == owner[:, 1:, None]
-        adds = self._by_code(code, valued, left)
+        adds = self._sum_by_code(code, valued, left)
         keeps = (owner[:, 1:] == owner[:, :-1]).to(sums.dtype)[..., None, None].expand_as(adds)
         before = torch.cat([sums[:, None], linear_scan(keeps, adds, sums)], 1)
         weights = (q @ self.codebook.codes.to(k.dtype).mT).to(sums.dtype).exp()  # (B, blocks, size, S)
@@ -255,7 +255,7 @@ class LongVQ(Mixer):
                  states: int = 4, decay: float = 0.9, commitment: float = 0.0, causal: bool = True) -> None:
         super().__init__(width)
         self.causal, self.commitment = causal, commitment
-        self.strayed: Tensor | None = None  # how far the last keys were from their codes, in training
+        self.commitment_error: Tensor | None = None  # of the latest training batch: mean square of keys less codes
         if codes < 1 or window < 1:
             raise SegueError(f"LongVQ needs at least one code and a window of one node, not {codes} and {window}")
         keys, values = keys or max(1, width // 4), expand * width
@@ -274,10 +274,11 @@ class LongVQ(Mixer):
         return [average.rate for average in (self.average, self.average_ahead) if average is not None]
 
     def penalty(self) -> Tensor | None:
-        strayed, self.strayed = self.strayed, None  # asked for once: a model that holds a graph cannot be copied
-        return None if strayed is None else self.commitment * strayed
+        # Handed out once and dropped: a model that holds on to a graph cannot be deep-copied.
+        error, self.commitment_error = self.commitment_error, None
+        return None if error is None else self.commitment * error
 
-    def _remember(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
+    def _structured_memory(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         """The structured memory (B, N, D)."""
         average = self.average((x,), layout, parts.get("average"))
         if self.average_ahead is not None:
@@ -290,13 +291,13 @@ class LongVQ(Mixer):
         return q, k, F.silu(self.v(x)), self.attention.codebook.nearest(k)
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
-        memory = self._remember(x, layout, parts)
+        memory = self._structured_memory(x, layout, parts)
         inputs = self._project(x, memory)
         y = self.attention(inputs, layout, parts.get("attention")) if self.causal else \
-            self.attention.both_ways(inputs, layout)
+            self.attention.attend_both_ways(inputs, layout)
         if self.training:
             if self.commitment:
-                self.strayed = (inputs[1] - self.attention.codebook.codes[inputs[3]]).square().mean()
+                self.commitment_error = (inputs[1] - self.attention.codebook.codes[inputs[3]]).square().mean()
             self.attention.codebook.learn(inputs[1].flatten(0, 1))
         return self._gate(y, memory, x)
 
@@ -330,18 +331,19 @@ class LongVQ(Mixer):
         program.multiply(plain, gates[values:], "sigmoid")
         program.add(plain, into)
 
-    def _alone(self, x: Tensor) -> Tensor:
-        return self._remember(x, Layout.of(x), {})
+    def _memory_of(self, x: Tensor) -> Tensor:
+        return self._structured_memory(x, Layout.of(x), {})
 
     def matrix(self, x: Tensor) -> Tensor:
-        q, _, _, code = self._project(x, self._alone(x))
+        q, _, _, code = self._project(x, self._memory_of(x))
         index = torch.arange(x.shape[1], device=x.device)
         apart = index[:, None] - index
-        scores = q @ self.attention.codebook.codes[code].mT / math.sqrt(q.shape[-1]) + self.attention.biases(apart)
+        scores = q @ self.attention.codebook.codes[code].mT / math.sqrt(q.shape[-1])
+        scores = scores + self.attention.distance_biases(apart)
         return (scores.masked_fill(apart < 0, -math.inf) if self.causal else scores).softmax(-1)[:, None]
 
     def values(self, x: Tensor) -> Tensor:
         return F.silu(self.v(x))[:, None]
 
     def output(self, mixed: Tensor, x: Tensor) -> Tensor:
-        return self._gate(mixed[:, 0], self._alone(x), x)
+        return self._gate(mixed[:, 0], self._memory_of(x), x)

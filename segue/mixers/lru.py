@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from segue.mixers.diagonal import DiagonalMixer, DiagonalRecurrence
-from segue.mixers.ssm import wide
+from segue.mixers.ssm import upcast
 
 
-class Ring(DiagonalRecurrence):
+class RingDecays(DiagonalRecurrence):
     """Decays exp(-exp(nu) + i exp(theta)), drawn evenly from the ring between two radii, up to a phase."""
 
     def __init__(self, states: int, radii: tuple[float, float], phase: float) -> None:
@@ -23,7 +23,7 @@ class Ring(DiagonalRecurrence):
         self.theta = nn.Parameter((torch.rand(states) * phase).clamp(min=smallest).log())
 
     def decay(self) -> Tensor:
-        return torch.polar((-wide(self.nu).exp()).exp(), wide(self.theta).exp())
+        return torch.polar((-upcast(self.nu).exp()).exp(), upcast(self.theta).exp())
 
 
 class LRU(DiagonalMixer):
@@ -37,7 +37,7 @@ class LRU(DiagonalMixer):
                  phase: float = 2 * math.pi) -> None:
         super().__init__(width)
         states = states or width
-        self.recurrence = Ring(states, radii, phase)
+        self.recurrence = RingDecays(states, radii, phase)
         self.gamma = nn.Parameter((1 - self.recurrence.decay().detach().abs().square()).sqrt().log())
         self.B = nn.Parameter(torch.randn(states, width, 2) / math.sqrt(2 * width))
         self.C = nn.Parameter(torch.randn(width, states, 2) / math.sqrt(states))
@@ -47,4 +47,4 @@ class LRU(DiagonalMixer):
         return [*super().state_parameters(), self.gamma]
 
     def inputs(self) -> Tensor:
-        return wide(self.gamma).exp()[:, None] * torch.view_as_complex(wide(self.B))
+        return upcast(self.gamma).exp()[:, None] * torch.view_as_complex(upcast(self.B))

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.kernels.convolution import long_convolution
 from segue.mixers import hippo
-from segue.mixers.ssm import StateSpace, StateSpaceMixer, Steps, wide
+from segue.mixers.ssm import StateSpace, StateSpaceMixer, StepSizes, upcast
 from segue.mixers.state import Tensors
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
 
-CHUNK = 64  # nodes that decoding takes at once
+CHUNK_NODES = 64  # nodes that decoding takes at once
 Advance = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -36,7 +36,7 @@ def krylov(a: Tensor, b: Tensor, length: int) -> Tensor:
     return x[..., :length]
 
 
-def later(x: Tensor, by: int, fill: float = 0.0) -> Tensor:
+def shift(x: Tensor, by: int, fill: float = 0.0) -> Tensor:
     """x_(i - by) at i, `fill` where there is none; by < 0: from behind."""
     n = x.shape[-1]
     return F.pad(x[..., max(0, -by) : n - max(0, by)], (max(0, by), max(0, -by)), value=fill)
@@ -48,14 +48,14 @@ def tridiagonal(below: Tensor, on: Tensor, above: Tensor, y: Tensor) -> Tensor:
     n, span = on.shape[-1], 1
     below, above = F.pad(below[..., 1:], (1, 0)), F.pad(above[..., :-1], (0, 1))
     while span < n:  # each equation rids itself of its neighbours `span` away by theirs
-        left, right = -below / later(on, span, 1.0), -above / later(on, -span, 1.0)
-        y = y + left * later(y, span) + right * later(y, -span)
-        on = on + left * later(above, span) + right * later(below, -span)
-        below, above, span = left * later(below, span), right * later(above, -span), 2 * span
+        left, right = -below / shift(on, span, 1.0), -above / shift(on, -span, 1.0)
+        y = y + left * shift(y, span) + right * shift(y, -span)
+        on = on + left * shift(above, span) + right * shift(below, -span)
+        below, above, span = left * shift(below, span), right * shift(above, -span), 2 * span
     return y / on
 
 
-class Dense(StateSpace):
+class DenseStateSpace(StateSpace):
     """x_k = A x_{k-1} + B u_k, y_k = C x_k for any A. State (B, H, N), in float32 at least."""
 
     states: int
@@ -66,14 +66,14 @@ class Dense(StateSpace):
         raise NotImplementedError
 
     def initial(self, batch: int, like: Tensor) -> Tensors:
-        return (wide(like.new_zeros(batch, self.features, self.states)),)
+        return (upcast(like.new_zeros(batch, self.features, self.states)),)
 
     def kernel(self, length: int) -> Tensor:
-        with self.exact():
+        with self.full_precision():
             a, b, c = self.discrete()
             return torch.einsum("mhn,hnl->lmh", c, krylov(a, b, length)).flatten(1)
 
-    def exact(self) -> torch.autocast:
+    def full_precision(self) -> torch.autocast:
         """No lower precision inside: powers of A would not survive it."""
         return torch.autocast(next(self.parameters()).device.type, enabled=False)
 
@@ -82,16 +82,16 @@ class Dense(StateSpace):
         (u,), (x,) = inputs, state
         n = u.shape[1]
         # Cut where a chunk, a document or a row ends.
-        ends = {*range(CHUNK, n, CHUNK), n, *([] if lengths is None else lengths.tolist()),
+        ends = {*range(CHUNK_NODES, n, CHUNK_NODES), n, *([] if lengths is None else lengths.tolist()),
                 *([] if starts is None else torch.nonzero(starts.any(0))[:, 0].tolist())}
         edges = [0, *sorted(ends - {0})]
         outputs, wanted = [u[:, :0].repeat(1, 1, self.channels)], x
-        with self.exact():
+        with self.full_precision():
             advance = self.advance(max((b - a for a, b in pairwise(edges)), default=0))
             for begin, end in pairwise(edges):
                 if starts is not None:
                     x = x.masked_fill(starts[:, begin, None, None], 0.0)
-                y, x = advance(wide(u[:, begin:end]), wide(x))
+                y, x = advance(upcast(u[:, begin:end]), upcast(x))
                 outputs.append(y.to(u.dtype))
                 wanted = x if lengths is None else torch.where((lengths >= end)[:, None, None], x, wanted)
         return torch.cat(outputs, 1), (wanted.to(state[0].dtype),)
@@ -116,13 +116,13 @@ class Dense(StateSpace):
         program.dense(source, into, a, b, c, skip)
 
 
-class Linear(Dense):
+class LearnedDenseStateSpace(DenseStateSpace):
     """A and B the same for all features; see `LSSL`."""
 
     a: Tensor
     b: Tensor
 
-    def __init__(self, width: int, states: int, channels: int, init: str, learn_a: bool, steps: Steps) -> None:
+    def __init__(self, width: int, states: int, channels: int, init: str, learn_a: bool, steps: StepSizes) -> None:
         super().__init__()
         self.features, self.states, self.channels, self.learns = width, states, channels, learn_a
         self.steps = steps
@@ -143,35 +143,35 @@ class Linear(Dense):
     def transition(self) -> Tensor:
         """A (N, N)."""
         if not self.learns:
-            return wide(self.a)
-        below, on, above = wide(self.t)
+            return upcast(self.a)
+        below, on, above = upcast(self.t)
         t = torch.diag(below[1:], -1) + torch.diag(on) + torch.diag(above[:-1], 1)
-        return -wide(self.p)[:, None] * (torch.diag(wide(self.d)) + torch.linalg.inv(t)) * wide(self.q)
+        return -upcast(self.p)[:, None] * (torch.diag(upcast(self.d)) + torch.linalg.inv(t)) * upcast(self.q)
 
     def discrete(self) -> Tensors:
-        a, b = (x.expand(self.features, *x.shape) for x in (self.transition(), wide(self.b)))
-        return *hippo.bilinear(a, b, self.steps()), wide(self.weight)
+        a, b = (x.expand(self.features, *x.shape) for x in (self.transition(), upcast(self.b)))
+        return *hippo.bilinear(a, b, self.steps()), upcast(self.weight)
 
-    def forwards(self, x: Tensor, dt: Tensor) -> Tensor:
+    def multiply_forward(self, x: Tensor, dt: Tensor) -> Tensor:
         """(I + dt A) x, of x (..., N) and dt (...), in O(N log N)."""
-        p, q, d, (below, on, above) = (wide(each) for each in (self.p, self.q, self.d, self.t))
+        p, q, d, (below, on, above) = (upcast(each) for each in (self.p, self.q, self.d, self.t))
         return x - dt[..., None] * p * (d * q * x + tridiagonal(below, on, above, q * x))
 
-    def backwards(self, x: Tensor, dt: Tensor) -> Tensor:
+    def solve_backward(self, x: Tensor, dt: Tensor) -> Tensor:
         """(I - dt A)^-1 x = Q^-1 (T (P^-1 Q^-1 + dt D) + dt)^-1 T P^-1 x, in O(N log N)."""
-        p, q, d, (below, on, above) = (wide(each) for each in (self.p, self.q, self.d, self.t))
+        p, q, d, (below, on, above) = (upcast(each) for each in (self.p, self.q, self.d, self.t))
         x, inner = x / p, 1 / (p * q) + dt[..., None] * d
-        x = on * x + below * later(x, 1) + above * later(x, -1)
-        return tridiagonal(below * later(inner, 1), on * inner + dt[..., None],
-                           above * later(inner, -1), x) / q
+        x = on * x + below * shift(x, 1) + above * shift(x, -1)
+        return tridiagonal(below * shift(inner, 1), on * inner + dt[..., None],
+                           above * shift(inner, -1), x) / q
 
     def advance(self, size: int) -> Advance:
         if size != 1 or not self.learns:
             return super().advance(size)
-        dt, b, c = self.steps(), wide(self.b), wide(self.weight)
+        dt, b, c = self.steps(), upcast(self.b), upcast(self.weight)
 
         def run(u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-            x = self.backwards(self.forwards(x, dt / 2) + (dt * u[:, 0])[..., None] * b, dt / 2)
+            x = self.solve_backward(self.multiply_forward(x, dt / 2) + (dt * u[:, 0])[..., None] * b, dt / 2)
             return torch.einsum("bhn,mhn->bmh", x, c).flatten(1)[:, None], x
 
         return run
@@ -189,5 +189,5 @@ class LSSL(StateSpaceMixer):
 
     def __init__(self, width: int, states: int = 64, channels: int = 1, init: str = "legs", learn_a: bool = True,
                  learn_dt: bool = True, dt_min: float = 1e-3, dt_max: float = 0.1) -> None:
-        steps = Steps(width, dt_min, dt_max, learn_dt)
-        super().__init__(width, Linear(width, states, channels, init, learn_a, steps), gated=False)
+        steps = StepSizes(width, dt_min, dt_max, learn_dt)
+        super().__init__(width, LearnedDenseStateSpace(width, states, channels, init, learn_a, steps), gated=False)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from segue.kernels.scan import selective_scan
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import ShortConvolution
-from segue.mixers.delta import lowest
-from segue.mixers.state import Layout, Parts, Recurrence, Tensors, within
+from segue.mixers.delta import min_eigenvalue
+from segue.mixers.state import Layout, Parts, Recurrence, Tensors, length_mask
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
@@ -36,13 +36,13 @@ class SelectiveScan(Recurrence):
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
         u, dt, B, C = inputs
         if lengths is not None:  # dt = 0 neither writes nor decays
-            live = within(lengths, u.shape[1])
+            live = length_mask(lengths, u.shape[1])
             dt = dt * live[..., None]
             starts = None if starts is None else starts & live
         y, final = selective_scan(u, dt, -self.A_log.exp(), B, C, self.D, state[0], starts, self.low)
         return y, (final,)
 
-    def kept(self, inputs: Tensors) -> Tensors | None:
+    def state_factors(self, inputs: Tensors) -> Tensors | None:
         steps = inputs[1].sum(1, dtype=torch.promote_types(inputs[1].dtype, torch.float32))
         return None if self.low else ((steps[..., None] * -self.A_log.exp()).exp(),)
 
@@ -62,7 +62,7 @@ class Mamba(Mixer):
         self.convolution = ShortConvolution(inner, taps, silu=True)
         self.select = nn.Linear(inner, self.rank + 2 * states, bias=False)
         self.step = nn.Linear(self.rank, inner)
-        self.scan = SelectiveScan(inner, states, lowest(eigenvalues))
+        self.scan = SelectiveScan(inner, states, min_eigenvalue(eigenvalues))
         self.out = nn.Linear(inner, width, bias=bias)
         # Step sizes begin spread log-uniformly over [0.001, 0.1]: the bias is their inverse softplus.
         step = torch.exp(torch.rand(inner) * (math.log(0.1) - math.log(0.001)) + math.log(0.001))

@@ -42,7 +42,7 @@ class StateSpaceDual(Recurrence):
         y, final = ssd(u, dt, dt * -self.A_log.exp(), self.D, state[0], starts, lengths)
         return y, (final,)
 
-    def kept(self, inputs: Tensors) -> Tensors:
+    def state_factors(self, inputs: Tensors) -> Tensors:
         steps = inputs[1].sum(1, dtype=torch.promote_types(inputs[1].dtype, torch.float32))
         return ((steps * -self.A_log.exp()).exp()[..., None, None],)
 
@@ -85,9 +85,9 @@ class Mamba2(Mixer):
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         inputs, gate = self._inputs(x, layout, parts)
-        return self._finish(self.scan(inputs, layout, parts.get("scan")), gate)
+        return self._gate_and_project(self.scan(inputs, layout, parts.get("scan")), gate)
 
-    def _finish(self, y: Tensor, gate: Tensor) -> Tensor:
+    def _gate_and_project(self, y: Tensor, gate: Tensor) -> Tensor:
         return self.out(gated_norm(y, gate, self.scale, self.groups, self.norm.eps or 0.0))
 
     def lower(self, program: Program, source: View, into: View) -> None:
@@ -107,14 +107,14 @@ class Mamba2(Mixer):
         program.multiply(y, self.scale)
         program.linear(y, into, self.out.weight, self.out.bias, add=True)
 
-    def _alone(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _split_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Values, keys and queries, step sizes, and the gate."""
         (u, dt), gate = self._inputs(x, Layout.of(x), {})
         return *apart(u, self.scan.initial(0, u)[0]), dt, gate
 
     def matrix(self, x: Tensor) -> Tensor:
         """(B, H, T, T), the skip D on the diagonal."""
-        _, B, C, dt, _ = self._alone(x)
+        _, B, C, dt, _ = self._split_inputs(x)
         B, C = (y.repeat_interleave(self.heads // self.groups, 2) for y in (B, C))
         decay = (dt * -self.scan.A_log.exp()).cumsum(1).transpose(1, 2)  # (B, H, T)
         between = (decay[..., None] - decay[..., None, :]).clamp(max=0).exp()
@@ -122,7 +122,7 @@ class Mamba2(Mixer):
         return matrix + torch.diag_embed(self.scan.D[:, None].expand(-1, x.shape[1]))
 
     def values(self, x: Tensor) -> Tensor:
-        return self._alone(x)[0].transpose(1, 2)
+        return self._split_inputs(x)[0].transpose(1, 2)
 
     def output(self, mixed: Tensor, x: Tensor) -> Tensor:
-        return self._finish(mixed.transpose(1, 2).flatten(2), self._alone(x)[4])
+        return self._gate_and_project(mixed.transpose(1, 2).flatten(2), self._split_inputs(x)[4])

@@ -16,12 +16,12 @@ from segue.mixers.base import Mixer
 from segue.mixers.convolution import CentredConvolution
 from segue.mixers.state import Layout, Parts
 
-PERIOD = 1e-3  # how fast the angles of a Vandermonde matrix turn
+ANGLE_SPEED = 1e-3  # how fast the angles of a Vandermonde matrix turn
 TEMPERATURE = 16.0  # of the decays of semiseparable matrices: larger remembers longer
 
 
 @dataclass(frozen=True)
-class Entries:
+class MatrixInputs:
     """What the entries of a matrix are made of. p: (B, H, T, P), the numbers of each node. index: (B, T), its place in
     its document. same: (B, 1, T, T) bool, whether two nodes share a document. features: d. shift: (H,), of Cauchy."""
 
@@ -39,12 +39,12 @@ class Entries:
         return (by * self.same.sum(-1, keepdim=True)).to(self.p.dtype).rsqrt()
 
 
-def dense(e: Entries) -> Tensor:
+def dense(e: MatrixInputs) -> Tensor:
     """Free numbers: those of a node are its row."""
     return e.p.gather(-1, e.index[:, None, None].expand(*e.p.shape[:3], -1)) * e.scale()
 
 
-def toeplitz(e: Entries) -> Tensor:
+def toeplitz(e: MatrixInputs) -> Tensor:
     """A document's node t gives the weight of all that is t nodes behind, and of all that is t nodes ahead."""
     n = e.p.shape[2]
     apart = e.index[:, :, None] - e.index[:, None]
@@ -54,16 +54,16 @@ def toeplitz(e: Entries) -> Tensor:
     return torch.where(apart[:, None] >= 0, behind, ahead) * e.scale(4.0)
 
 
-def vandermonde(e: Entries) -> Tensor:
+def vandermonde(e: MatrixInputs) -> Tensor:
     """Cosines: the numbers of the one node are frequencies at the place of the other, those of rows less of columns."""
     q, k = e.split()
-    angle = 2 * math.pi * PERIOD * e.index.to(q.dtype)[:, None]
+    angle = 2 * math.pi * ANGLE_SPEED * e.index.to(q.dtype)[:, None]
     rows = (q[..., :, None, :] * angle[..., None, :, None]).cos()
     columns = (k[..., None, :, :] * angle[..., :, None, None]).cos()
     return (rows - columns).sum(-1) * e.scale(2 * e.features)
 
 
-def cauchy(e: Entries) -> Tensor:
+def cauchy(e: MatrixInputs) -> Tensor:
     """Reciprocals of sums of positive numbers, one of each node, and a shift."""
     assert e.shift is not None
     q, k = (y.exp() for y in e.split())
@@ -71,19 +71,19 @@ def cauchy(e: Entries) -> Tensor:
     return total.reciprocal().sum(-1) * e.scale(e.features)
 
 
-def low_rank(e: Entries) -> Tensor:
+def low_rank(e: MatrixInputs) -> Tensor:
     """Products of features: linear attention, both ways."""
     q, k = e.split()
     return q @ k.mT * e.scale(e.features)
 
 
-def attention(e: Entries) -> Tensor:
+def attention(e: MatrixInputs) -> Tensor:
     """Softmax attention, both ways."""
     q, k = e.split()
     return (q @ k.mT / math.sqrt(e.features)).masked_fill(~e.same, -math.inf).softmax(-1)
 
 
-def semiseparable(e: Entries) -> Tensor:
+def semiseparable(e: MatrixInputs) -> Tensor:
     """One way: products of features, decayed by all that lies between."""
     q, k, decay = e.split()
     total = F.logsigmoid(decay[..., 0]).cumsum(-1) / TEMPERATURE
@@ -91,7 +91,7 @@ def semiseparable(e: Entries) -> Tensor:
     return (q @ k.mT * between).tril() * e.scale(e.features)
 
 
-def quasiseparable(e: Entries) -> Tensor:
+def quasiseparable(e: MatrixInputs) -> Tensor:
     """Both ways, each with its own features and decays, and a diagonal of its own."""
     below, above, own = e.p.split([2 * e.features + 1, 2 * e.features + 1, 1], -1)
     above = semiseparable(replace(e, p=above.flip(2), same=e.same.flip(2, 3))).flip(2, 3)
@@ -108,7 +108,7 @@ STRUCTURES: dict[str, tuple[Callable[..., Tensor], Callable[[int], int]]] = {  #
     "semiseparable": (semiseparable, lambda d: 2 * d + 1),
     "quasiseparable": (quasiseparable, lambda d: 4 * d + 3),
 }
-ACTIVATED = ("toeplitz", "low-rank")  # whose aligned numbers are the SiLU of what the convolution finds
+SILU_STRUCTURES = ("toeplitz", "low-rank")  # whose aligned numbers are the SiLU of what the convolution finds
 
 
 class MatrixMixer(Mixer):
@@ -138,7 +138,7 @@ class MatrixMixer(Mixer):
         self.heads, self.features, self.length = heads, features, length
         self.make, numbers = STRUCTURES[structure]
         count, inner = heads * (numbers(features) or length), expand * width
-        self.activated = structure in ACTIVATED
+        self.activated = structure in SILU_STRUCTURES
         self.widths = (inner, inner, count if aligned else 0)
         self.into = nn.Linear(width, sum(self.widths), bias=False)
         self.convolution = CentredConvolution(sum(self.widths[1:]), taps, bias=True)
@@ -147,7 +147,7 @@ class MatrixMixer(Mixer):
         self.norm = nn.RMSNorm(inner, eps=norm_eps)
         self.out = nn.Linear(inner, width, bias=False)
 
-    def _read(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    def _project(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """The values (B, T, I) and the aligned numbers (B, T, H P)."""
         read = self.convolution(F.linear(x, self.into.weight[self.widths[0] :]), layout)
         v, numbers = read.split(self.widths[1:], -1)
@@ -167,11 +167,11 @@ class MatrixMixer(Mixer):
                                  "this matrix: make the mixer with a larger length, or aligned")
             numbers = self.numbers[index]
         p = numbers.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        matrix = self.make(Entries(p, index, same, self.features, self.shift)).masked_fill(~same, 0.0)
+        matrix = self.make(MatrixInputs(p, index, same, self.features, self.shift)).masked_fill(~same, 0.0)
         return matrix + torch.eye(n, dtype=matrix.dtype, device=matrix.device)
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
-        v, numbers = self._read(x, layout)
+        v, numbers = self._project(x, layout)
         return self.output(self._matrix(numbers, layout) @ self._heads(v), x)
 
     def _heads(self, v: Tensor) -> Tensor:
@@ -179,10 +179,10 @@ class MatrixMixer(Mixer):
 
     def matrix(self, x: Tensor) -> Tensor:
         layout = Layout.of(x)
-        return self._matrix(self._read(x, layout)[1], layout)
+        return self._matrix(self._project(x, layout)[1], layout)
 
     def values(self, x: Tensor) -> Tensor:
-        return self._heads(self._read(x, Layout.of(x))[0])
+        return self._heads(self._project(x, Layout.of(x))[0])
 
     def output(self, mixed: Tensor, x: Tensor) -> Tensor:
         y = mixed.transpose(1, 2).flatten(2).to(self.norm.weight.dtype)

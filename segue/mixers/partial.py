@@ -18,7 +18,7 @@ from segue.mixers.state import Layout, Part, Parts
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
 
-NEAR = {"window", "block", "look_back", "global_tokens", "random_blocks", "span", "ramp", "span_penalty"}
+LOCAL_OPTIONS = {"window", "block", "look_back", "global_tokens", "random_blocks", "span", "ramp", "span_penalty"}
 
 
 class PartialAttention(Mixer):
@@ -56,7 +56,8 @@ class PartialAttention(Mixer):
         self.norm, self.source = None, None
         if partial:
             self.norm = nn.RMSNorm(width)
-            self.source = Attention(width, heads, **{name: x for name, x in options.items() if name not in NEAR})
+            anywhere = {name: value for name, value in options.items() if name not in LOCAL_OPTIONS}
+            self.source = Attention(width, heads, **anywhere)
             for parameter in self.source.out.parameters():
                 nn.init.zeros_(parameter)
 
@@ -72,7 +73,7 @@ class PartialAttention(Mixer):
             parts["source"] = PromptCache(k, k.clone())
         return parts
 
-    def seen(self, x: Tensor, layout: Layout) -> tuple[Tensor, Layout]:
+    def mark_prompt(self, x: Tensor, layout: Layout) -> tuple[Tensor, Layout]:
         """What self-attention reads, and from where: with the vectors of segments, and positions that restart."""
         if self.prefix:
             end = torch.full_like(layout.positions[:, :1], self.prefix)
@@ -81,27 +82,27 @@ class PartialAttention(Mixer):
             layout = replace(layout, prompt=torch.zeros_like(layout.positions, dtype=torch.bool))
         assert layout.prompt is not None
         x = x if self.kinds is None else x + self.kinds(layout.prompt.long())
-        return x, layout.restarted if self.restart else layout
+        return x, layout.restarted_after_prompt if self.restart else layout
 
     def weights(self, x: Tensor, layout: Layout) -> Tensor:
         """(B, H, T, T): how much each node reads of each in the first attention."""
-        return self.attention.weights(*self.seen(x, layout))
+        return self.attention.weights(*self.mark_prompt(x, layout))
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
-        x, layout = self.seen(x, layout)
+        x, layout = self.mark_prompt(x, layout)
         y = self.attention.run(x, layout, parts)
-        return y if self.source is None else y + self._partial(x + y, layout, parts)
+        return y if self.source is None else y + self._attend_to_prompt(x + y, layout, parts)
 
-    def _partial(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
+    def _attend_to_prompt(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         assert self.source is not None and self.norm is not None
         q, k, v = self.source.project(self.norm(x), layout.positions)
         if not parts:
-            pairs, valid = self.source.pairs(layout), layout.together
+            pairs, valid = self.source.pairs(layout), layout.same_document
         else:
             cache = parts["source"]
             assert isinstance(cache, PromptCache)
             pairs, valid = cache.pairs(layout), cache.valid(layout)
-            k, v = cache.put(k, v, layout)
+            k, v = cache.append(k, v, layout)
         assert pairs.prompt is not None
         mask = pairs.prompt.expand(-1, x.shape[1], -1) if self.bidirectional else pairs.prompt & pairs.follows
         mask = mask if valid is None else mask & valid

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from segue.errors import SegueError
 
-NONE = -(2**40)  # a distance that there is not
+ABSENT = -(2**40)  # stands for a distance or a trait that does not exist
 
 
 def rotary_frequencies(width: int, theta: float = 10_000.0, scaling: dict[str, Any] | None = None) -> Tensor:
@@ -82,17 +82,17 @@ def skew(scores: Tensor) -> Tensor:
     return padded[..., n:].unflatten(-1, (n, n))
 
 
-def relative_scores(q: Tensor, table: Tensor, distance: Tensor, causal: bool, even: bool, clamp: bool) -> Tensor:
+def relative_scores(q: Tensor, table: Tensor, distance: Tensor, causal: bool, unit_steps: bool, clamp: bool) -> Tensor:
     """q_i . E_(i - j) for every query and key with no vector per pair: q E^T, whose columns are then put in place.
 
     q: (B, H, ..., Q, E). table: (H, M, E), row k for a distance of k positions back; where `causal` is false
     (H, 2 M - 1, E), row M - 1 + k, with k < 0 for later keys. distance: (B, ..., Q, K) long; NONE gives 0.
-    even: queries and keys are the same nodes of a chain whose positions go up by one, so that columns can be skewed
-    instead of gathered.
+    unit_steps: queries and keys are the same nodes of a chain whose positions go up by one: columns are then skewed,
+        which is cheaper than gathering them.
     clamp: beyond the table its last row counts (Shaw et al. 2018), instead of nothing (Huang et al. 2018).
     """
     table, rows, n = table.to(q.dtype), table.shape[1], q.shape[-2]
-    if causal and even:
+    if causal and unit_steps:
         if n <= rows:
             table = table[:, :n]
         elif clamp:
@@ -102,5 +102,5 @@ def relative_scores(q: Tensor, table: Tensor, distance: Tensor, causal: bool, ev
     scores = F.pad(torch.einsum("bh...e,hme->bh...m", q, table), (0, 1))  # and nothing, behind
     index = distance if causal else distance + rows // 2
     near = index.clamp(0, rows - 1)
-    index = torch.where(distance == NONE if clamp else index != near, rows, near)[:, None]
+    index = torch.where(distance == ABSENT if clamp else index != near, rows, near)[:, None]
     return scores.gather(-1, index.expand(*scores.shape[:-1], index.shape[-1]))

@@ -35,18 +35,18 @@ class TorchRecurrence(Recurrence):
         memories = 2 if isinstance(self.module, nn.LSTM) else 1
         return tuple(like.new_zeros(batch, self.module.hidden_size) for _ in range(memories))
 
-    def _call(self, x: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
+    def _run_module(self, x: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
         if x.device.type == "cuda":
             # CuDNN's autocast is float16, whatever was asked for; and it keeps what backward needs in training alone,
             # which changes nothing else here, where there is one layer and so no dropout.
             self.module.train(torch.is_grad_enabled())
             with torch.autocast("cuda", enabled=False):
                 kind = next(self.module.parameters()).dtype
-                y, final = self._run(*(each.to(kind) for each in (x, *state)))
+                y, final = self._run_uncast(*(each.to(kind) for each in (x, *state)))
                 return y, tuple(new.to(old.dtype) for new, old in zip(final, state))
-        return self._run(x, *state)
+        return self._run_uncast(x, *state)
 
-    def _run(self, x: Tensor, *state: Tensor) -> tuple[Tensor, Tensors]:
+    def _run_uncast(self, x: Tensor, *state: Tensor) -> tuple[Tensor, Tensors]:
         layered = tuple(s[None].contiguous() for s in state)
         y, final = self.module(x, layered if len(layered) > 1 else layered[0])
         final = final if isinstance(final, tuple) else (final,)
@@ -60,7 +60,7 @@ class TorchRecurrence(Recurrence):
             return x.new_zeros(batch, n, self.module.hidden_size), state
         whole = starts is None and lengths is None
         if compiles(x) and not (whole and isinstance(self.module, nn.LSTM)):
-            into_gates, into_state, bias, state_bias = weights(self.module)
+            into_gates, into_state, bias, state_bias = module_weights(self.module)
             cell, units = KINDS[type(self.module)], self.module.hidden_size
             gates = F.linear(x, into_gates, bias).unflatten(-1, (1, -1, units))
             y, after = recurrence(cell, gates, into_state.view(1, -1, units, units), state_bias.view(1, -1, units),
@@ -73,21 +73,21 @@ class TorchRecurrence(Recurrence):
         fresh, wanted, outputs = self.initial(batch, x), state, []
         for begin, end in zip(edges[:-1], edges[1:]):
             if lengths is not None:
-                wanted = _choose(lengths == begin, state, wanted)
+                wanted = _select_rows(lengths == begin, state, wanted)
             if starts is not None and begin in cuts:
-                state = _choose(starts[:, begin], fresh, state)
-            y, state = self._call(x[:, begin:end], state)
+                state = _select_rows(starts[:, begin], fresh, state)
+            y, state = self._run_module(x[:, begin:end], state)
             outputs.append(y)
-        final = state if lengths is None else _choose(lengths == n, state, wanted)
+        final = state if lengths is None else _select_rows(lengths == n, state, wanted)
         return (torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0]), final
 
 
-def weights(module: nn.RNNBase) -> Tensors:
+def module_weights(module: nn.RNNBase) -> Tensors:
     """Of the inputs (G D, width), of the state (G D, D), and the bias of each (G D,)."""
     return tuple(getattr(module, f"{name}_l0") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
 
 
-def _choose(rows: Tensor, a: Tensors, b: Tensors) -> Tensors:
+def _select_rows(rows: Tensor, a: Tensors, b: Tensors) -> Tensors:
     return tuple(torch.where(rows[:, None], x, y) for x, y in zip(a, b))
 
 
@@ -95,7 +95,7 @@ class Headwise(Recurrence):
     """A cell of `segue.kernels.rnn` as N heads of D units that do not see each other's states (FlashRNN: Pöppel et al.
     2024, arXiv 2412.07752). Inputs, projected before: (B, T, N, G, D) for G gates; state: tensors (B, N, D)."""
 
-    free = (0, 1)  # the sLSTM's n, which it divides by, must stay above 0
+    learnable_tensors = (0, 1)  # the sLSTM's n, which it divides by, must stay above 0
 
     def __init__(self, cell: str, heads: int, width: int) -> None:
         super().__init__()
@@ -106,7 +106,8 @@ class Headwise(Recurrence):
     def initial(self, batch: int, like: Tensor) -> Tensors:
         return empty_state(self.cell, (batch, *self.shape), like)
 
-    def opened(self, batch: int, like: Tensor) -> Tensors:  # the sLSTM's cell is in units of exp m, 0 where empty
+    def learnable_initial(self, batch: int, like: Tensor) -> Tensors:
+        # m = 0 too: the sLSTM's cell is stored in units of exp m, which an empty state has as 0.
         return tuple(torch.zeros_like(x) for x in self.initial(batch, like))
 
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
@@ -148,7 +149,7 @@ class RecurrentMixer(Mixer):
             raise SegueError(f"a state of {inner} units cannot be {heads} heads: choose a divisor")
         self.into: nn.Linear | None = None  # projects to the gates of heads
         if heads == 1:
-            self.recurrence = self.make(width, inner)
+            self.recurrence = self.make_recurrence(width, inner)
         else:
             cell = KINDS[self.module]  # type: ignore[index]
             self.recurrence = Headwise(cell, heads, inner // heads)
@@ -157,7 +158,7 @@ class RecurrentMixer(Mixer):
         self.out = nn.Linear(inner, width, bias=False) if inner != width else nn.Identity()
         self.reset_parameters(inner, recurrent_init)
 
-    def make(self, width: int, inner: int) -> Recurrence:
+    def make_recurrence(self, width: int, inner: int) -> Recurrence:
         return TorchRecurrence(self.module(width, inner, batch_first=True))
 
     def reset_parameters(self, inner: int, recurrent_init: str) -> None:
@@ -192,7 +193,7 @@ class RecurrentMixer(Mixer):
 
     @staticmethod
     def _lower_module(program: Program, source: View, cell: nn.RNNBase) -> View:
-        into_gates, into_state, bias, state_bias = weights(cell)
+        into_gates, into_state, bias, state_bias = module_weights(cell)
         gates, y = program.register("gates", into_gates.shape[0]), program.register("y", cell.hidden_size)
         program.linear(source, gates, into_gates, bias)
         program.recur(gates, y, KINDS[type(cell)], into_state, state_bias)
@@ -240,8 +241,8 @@ class LSTM(RecurrentMixer):
             n, bias = inner or width, "bias" if peepholes else "module.bias_ih_l0"
             self.recurrence.get_parameter(bias).data[n : 2 * n] = forget_bias
 
-    def make(self, width: int, inner: int) -> Recurrence:
-        return PeepholeRecurrence(width, inner) if self.peepholes else super().make(width, inner)
+    def make_recurrence(self, width: int, inner: int) -> Recurrence:
+        return PeepholeRecurrence(width, inner) if self.peepholes else super().make_recurrence(width, inner)
 
 
 class GRU(RecurrentMixer):
@@ -285,7 +286,7 @@ class Jordan(RecurrentMixer):
         super().__init__(width, inner, recurrent_init)
         self.out = nn.Identity()  # the recurrence puts out the model's width already
 
-    def make(self, width: int, inner: int) -> Recurrence:
+    def make_recurrence(self, width: int, inner: int) -> Recurrence:
         return JordanRecurrence(width, inner, self.decay)
 
     def lower(self, program: Program, source: View, into: View) -> None:

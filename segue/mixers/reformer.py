@@ -12,7 +12,7 @@ from segue.mixers.base import Mixer
 from segue.mixers.positions import rotary_frequencies, rotate
 from segue.mixers.state import Layout, Parts
 
-FACTORED = 32  # beyond twice so many, buckets are pairs of two hashes, or hashing would be quadratic in the length
+MAX_SINGLE_HASH = 32  # rotations of one hash; more buckets are pairs of two, else hashing were quadratic in T
 
 
 class Reformer(Mixer):
@@ -40,7 +40,7 @@ class Reformer(Mixer):
         self.out = nn.Linear(width, width, bias=False)
 
     @torch.no_grad()
-    def hashed(self, x: Tensor) -> Tensor:
+    def hash_buckets(self, x: Tensor) -> Tensor:
         """(rounds, B, H, N) long: buckets of about `chunk` nodes, argmax([q R; -q R]) for random R, or a pair of such.
         Queries are made in float32 at least, since a node that changes its bucket by rounding is another node's
         neighbour."""
@@ -52,7 +52,7 @@ class Reformer(Mixer):
             if q.shape[2] <= self.chunk:  # one chunk holds all there is: one bucket, then
                 return buckets
             half, generator = max(1, q.shape[2] // (2 * self.chunk)), torch.Generator().manual_seed(self.seed)
-            for many in [half] if half <= FACTORED else 2 * [round((half / 2) ** 0.5)]:
+            for many in [half] if half <= MAX_SINGLE_HASH else 2 * [round((half / 2) ** 0.5)]:
                 rotations = torch.randn(self.rounds, q.shape[-1], many, generator=generator, dtype=torch.float64)
                 turned = torch.einsum("bhne,rek->rbhnk", q, rotations.to(q))
                 largest = turned.abs().argmax(-1, keepdim=True)
@@ -67,7 +67,7 @@ class Reformer(Mixer):
         n, size = q.shape[2], self.chunk
         if n == 0:
             return v
-        buckets = self.hashed(x)
+        buckets = self.hash_buckets(x)
         if self.positions == "rotary":
             q = rotate(q, positions, rotary_frequencies(q.shape[-1] // 2 * 2).to(q.device))
         keys = F.normalize(q, dim=-1)
@@ -79,19 +79,19 @@ class Reformer(Mixer):
         for at in range(self.rounds):
             ours = F.pad(order[at], (0, count * size - n), value=-1).unflatten(-1, (count, size))
             theirs = torch.cat([F.pad(ours[:, :, :-1], (0, 0, 1, 0), value=-1), ours], -1)
-            together = torch.stack([_together(bucket, chunk, ours, theirs)
+            together = torch.stack([_same_bucket(bucket, chunk, ours, theirs)
                                     for bucket, chunk in zip(buckets, place // size)])
             itself = ours[..., None] == theirs[..., None, :]
             real = (theirs >= 0)[..., None, :]
             seen = together[at] & real & ~itself
-            alone &= ~_back(seen.any(-1), place[at])
+            alone &= ~_unsort(seen.any(-1), place[at])
             rounds.append((ours, theirs, seen, itself & real, together.sum(0)))
         parts = []
         for at, (ours, theirs, seen, itself, found) in enumerate(rounds):
-            mask = seen | (itself & _take(alone, ours)[..., None])
-            y, lse = attend(_take(q, ours), _take(keys, theirs), _take(v, theirs), mask,
+            mask = seen | (itself & _gather_nodes(alone, ours)[..., None])
+            y, lse = attend(_gather_nodes(q, ours), _gather_nodes(keys, theirs), _gather_nodes(v, theirs), mask,
                             -found.clamp(min=1).to(q.dtype).log())  # a pair that several rounds find counts once
-            parts.append((_back(y, place[at]), _back(lse, place[at])))
+            parts.append((_unsort(y, place[at]), _unsort(lse, place[at])))
         return merge(parts)[0]
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
@@ -109,19 +109,20 @@ class Reformer(Mixer):
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
-def _take(x: Tensor, index: Tensor) -> Tensor:
+def _gather_nodes(x: Tensor, index: Tensor) -> Tensor:
     """Nodes of x (B, H, N, ...) at index (B, H, C, S); where that is -1, those of node 0."""
     flat = index.clamp(min=0).flatten(2)
     flat = flat.view(*flat.shape, *[1] * (x.dim() - 3)).expand(-1, -1, -1, *x.shape[3:])
     return x.gather(2, flat).unflatten(2, index.shape[2:])
 
 
-def _back(x: Tensor, place: Tensor) -> Tensor:
+def _unsort(x: Tensor, place: Tensor) -> Tensor:
     """From sorted chunks (B, H, C, S, ...) to the nodes' own order (B, H, N, ...): node i lies at place[i]."""
-    return _take(x.flatten(2, 3), place[..., None])[:, :, :, 0]
+    return _gather_nodes(x.flatten(2, 3), place[..., None])[:, :, :, 0]
 
 
-def _together(bucket: Tensor, chunk: Tensor, ours: Tensor, theirs: Tensor) -> Tensor:
+def _same_bucket(bucket: Tensor, chunk: Tensor, ours: Tensor, theirs: Tensor) -> Tensor:
     """(B, H, C, S, 2 S) bool: of one bucket, the key in the query's own chunk or in the one before."""
-    later = _take(chunk, ours)[..., None] - _take(chunk, theirs)[..., None, :]
-    return (_take(bucket, ours)[..., None] == _take(bucket, theirs)[..., None, :]) & (later >= 0) & (later <= 1)
+    later = _gather_nodes(chunk, ours)[..., None] - _gather_nodes(chunk, theirs)[..., None, :]
+    same = _gather_nodes(bucket, ours)[..., None] == _gather_nodes(bucket, theirs)[..., None, :]
+    return same & (later >= 0) & (later <= 1)

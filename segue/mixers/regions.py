@@ -18,13 +18,13 @@ class RegionLabels(Recurrence):
     label (B,) long. So labels go along in decoding, in drafts and back again, as any recurrence does.
     """
 
-    free = ()
+    learnable_tensors = ()
 
     def __init__(self, opens: int, closes: int) -> None:
         super().__init__()
         self.opens, self.closes = opens, closes
 
-    def of(self, tokens: Tensor, layout: Layout, carry: Carry | None = None) -> Tensor:
+    def label(self, tokens: Tensor, layout: Layout, carry: Carry | None = None) -> Tensor:
         """The labels (B, N) of ids (B, N)."""
         if tokens.dim() != 2:
             raise SegueError("regions are between ids: rows of weights of ids have none")

@@ -28,7 +28,7 @@ class Pairs:
     key: Tensor
     follows: Tensor
     prompt: Tensor | None = None
-    apart: Tensor | None = None
+    trait_differences: Tensor | None = None
 
 
 Rule = Callable[[Pairs], Tensor]
@@ -112,7 +112,7 @@ class Sparse:
 
 
 @lru_cache(maxsize=64)
-def tiles(rule: Sparse, count: int, aligned: bool) -> Tensor:
+def key_tiles(rule: Sparse, count: int, aligned: bool) -> Tensor:
     """(count, K) long: the tiles in which a chain's tiles of queries find all that `rule` lets them see, -1 for none.
 
     aligned: node i stands at position i. Otherwise positions only go up by one, and there must be no `first` nor

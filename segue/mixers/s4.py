@@ -14,108 +14,108 @@ import torch
 from torch import Tensor, nn
 
 from segue.mixers import hippo
-from segue.mixers.lssl import Advance, Dense
-from segue.mixers.s4d import parts
-from segue.mixers.ssm import StateSpaceMixer, Steps, wide
+from segue.mixers.lssl import Advance, DenseStateSpace
+from segue.mixers.s4d import real_and_imaginary
+from segue.mixers.ssm import StateSpaceMixer, StepSizes, upcast
 from segue.mixers.state import Tensors
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
 
-STEPPED = 16  # up to so many nodes the O(N) step is ahead of products with dense matrices
+MAX_STEPPED_NODES = 16  # up to so many nodes the O(N) step is ahead of products with dense matrices
 
 
-def real(x: Tensor) -> Tensor:
+def to_real_coordinates(x: Tensor) -> Tensor:
     """Half of a vector of conjugate pairs, complex (..., N/2) -> the vector in real coordinates (..., N)."""
     return math.sqrt(2) * torch.cat([x.real, x.imag], -1)
 
 
-def half(x: Tensor) -> Tensor:
+def from_real_coordinates(x: Tensor) -> Tensor:
     """The inverse of `real`."""
     return torch.complex(*x.chunk(2, -1)) / math.sqrt(2)
 
 
-def dot(a: Tensor, x: Tensor) -> Tensor:
+def dot_pairs(a: Tensor, x: Tensor) -> Tensor:
     """Over both halves of every pair: complex (..., N/2) -> real (..., 1)."""
     return 2 * (a * x).real.sum(-1, keepdim=True)
 
 
-class LowRank(Dense):
+class LowRankStateSpace(DenseStateSpace):
     """x' = (Lambda - P P*) x + B u, y = C x by the bilinear rule, of each pair one half; starts as HiPPO-LegS.
 
     The state is kept in real coordinates, where A is blocks of two by two less a dyad.
     """
 
-    def __init__(self, width: int, states: int, steps: Steps) -> None:
+    def __init__(self, width: int, states: int, steps: StepSizes) -> None:
         super().__init__()
         self.features, self.states, self.steps = width, states, steps
         eigenvalues, p, b, _ = hippo.dplr("legs", states)
         self.decay = nn.Parameter((-eigenvalues.real).log().float().repeat(width, 1))  # its logarithm: it stays a decay
         self.frequency = nn.Parameter(eigenvalues.imag.float().repeat(width, 1))
-        self.p, self.b = (nn.Parameter(parts(x).float()[:, None].repeat(1, width, 1)) for x in (p[0], b))
+        self.p, self.b = (nn.Parameter(real_and_imaginary(x).float()[:, None].repeat(1, width, 1)) for x in (p[0], b))
         self.weight = nn.Parameter(torch.randn(2, width, states // 2) / math.sqrt(2))  # C
 
     def eigenvalues(self) -> Tensor:
-        return torch.complex(-wide(self.decay).exp(), wide(self.frequency))
+        return torch.complex(-upcast(self.decay).exp(), upcast(self.frequency))
 
     def vectors(self) -> Tensors:
         """P, B and C, complex (H, N/2)."""
-        p, b, c = (torch.complex(*wide(x)) for x in (self.p, self.b, self.weight))
+        p, b, c = (torch.complex(*upcast(x)) for x in (self.p, self.b, self.weight))
         return p, b, c
 
     def discrete(self) -> Tensors:
         eigenvalues, (p, b, c) = self.eigenvalues(), self.vectors()
         on, off = (torch.diag_embed(x) for x in (eigenvalues.real, eigenvalues.imag))
         blocks = torch.cat([torch.cat([on, -off], -1), torch.cat([off, on], -1)], -2)
-        a = blocks - real(p)[..., None] * real(p)[..., None, :]
-        a, drive = hippo.bilinear(a, real(b), self.steps())
-        return a, drive, real(c.conj())[None]
+        a = blocks - to_real_coordinates(p)[..., None] * to_real_coordinates(p)[..., None, :]
+        a, drive = hippo.bilinear(a, to_real_coordinates(b), self.steps())
+        return a, drive, to_real_coordinates(c.conj())[None]
 
     def kernel(self, length: int) -> Tensor:
         if not length:
             return self.decay.new_zeros(0, self.features)
-        with self.exact():
+        with self.full_precision():
             (p, b, _), (a, _, c) = self.vectors(), self.discrete()
             # C (I - A^L): what lets L terms stand for the infinite sum.
-            c = half(c[0] - (c[0][:, None] @ torch.linalg.matrix_power(a, length))[:, 0]).conj()
+            c = from_real_coordinates(c[0] - (c[0][:, None] @ torch.linalg.matrix_power(a, length))[:, 0]).conj()
             angle = 2 * math.pi / length * torch.arange(length // 2 + 1, device=p.device, dtype=a.dtype)
             turn = torch.polar(torch.ones_like(angle), -angle)
-            spectrum = woodbury(self.eigenvalues(), torch.stack([c * b, c * p, p.conj() * b, p.conj() * p], 1),
+            spectrum = kernel_spectrum(self.eigenvalues(), torch.stack([c * b, c * p, p.conj() * b, p.conj() * p], 1),
                                 turn, self.steps())
             return torch.fft.irfft(spectrum, n=length).T
 
     def advance(self, size: int) -> Advance:
-        if size > STEPPED:
+        if size > MAX_STEPPED_NODES:
             return super().advance(size)
-        (a, away, seen, b), c = self.step(), self.vectors()[2]
+        (a, away, seen, b), c = self.step_coefficients(), self.vectors()[2]
 
         def run(u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-            x, outputs = half(x), []
+            x, outputs = from_real_coordinates(x), []
             for t in range(u.shape[1]):
-                x = a * x - away * dot(seen, x) + b * u[:, t, :, None]
-                outputs.append(dot(c, x)[..., 0])
-            return torch.stack(outputs, 1), real(x)
+                x = a * x - away * dot_pairs(seen, x) + b * u[:, t, :, None]
+                outputs.append(dot_pairs(c, x)[..., 0])
+            return torch.stack(outputs, 1), to_real_coordinates(x)
 
         return run
 
-    def step(self) -> Tensors:
+    def step_coefficients(self) -> Tensors:
         """a, away, seen, b, complex (H, N/2): x_k = a x_{k-1} - away dot(seen, x_{k-1}) + b u_k. The bilinear rule
         keeps what is diagonal but for a dyad."""
         eigenvalues, (p, b, _), rate = self.eigenvalues(), self.vectors(), 2 / self.steps()[:, None]
         inverse = 1 / (rate - eigenvalues)
-        back = p.conj() * inverse / (1 + dot(p.conj() * inverse, p))
-        return (rate + eigenvalues) * inverse, inverse * p, 2 * rate * back, 2 * inverse * (b - p * dot(back, b))
+        back = p.conj() * inverse / (1 + dot_pairs(p.conj() * inverse, p))
+        return (rate + eigenvalues) * inverse, inverse * p, 2 * rate * back, 2 * inverse * (b - p * dot_pairs(back, b))
 
     def lower(self, program: Program, source: View, into: View, skip: Tensor) -> None:
         exact = copy.deepcopy(self).double()
-        a, away, seen, b = exact.step()
+        a, away, seen, b = exact.step_coefficients()
         program.low_rank(source, into, a, away, 2 * seen, b, 2 * exact.vectors()[2], skip)
 
     def state_parameters(self) -> list[nn.Parameter]:
         return [self.decay, self.frequency, self.p, self.b, self.steps.log]
 
 
-def woodbury(eigenvalues: Tensor, products: Tensor, turn: Tensor, dt: Tensor) -> Tensor:
+def kernel_spectrum(eigenvalues: Tensor, products: Tensor, turn: Tensor, dt: Tensor) -> Tensor:
     """The spectrum (H, F) of a bilinear kernel of Lambda - P P* at the points `turn` (F,) of the unit circle.
 
     products: (H, 4, N/2), C B, C P, P* B and P* P, of each conjugate pair one. With g = 2 / dt (1 - w) / (1 + w), the
@@ -136,4 +136,4 @@ class S4(StateSpaceMixer):
     ones are held. dt_min, dt_max: range of the step sizes."""
 
     def __init__(self, width: int, states: int = 64, dt_min: float = 1e-3, dt_max: float = 0.1) -> None:
-        super().__init__(width, LowRank(width, states, Steps(width, dt_min, dt_max)))
+        super().__init__(width, LowRankStateSpace(width, states, StepSizes(width, dt_min, dt_max)))

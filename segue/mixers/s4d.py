@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from segue.kernels.scan import diagonal_kernel, diagonal_scan
 from segue.mixers import hippo
-from segue.mixers.ssm import StateSpace, StateSpaceMixer, Steps, wide
+from segue.mixers.ssm import StateSpace, StateSpaceMixer, StepSizes, upcast
 from segue.mixers.state import Tensors
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Modes(nn.Module):
         drawn = [hippo.diagonal(init, states) for _ in range(width if init == "random" else 1)]
         eigenvalues, b = (torch.stack(x, 1).to(torch.complex64).expand(-1, width) for x in zip(*drawn))
         self.rule, self.bandlimit = rule, bandlimit
-        self.steps = Steps(width, dt_min, dt_max)
+        self.steps = StepSizes(width, dt_min, dt_max)
         self.decay = nn.Parameter((-eigenvalues.real).log().contiguous())  # its logarithm: it stays a decay
         self.frequency = nn.Parameter(eigenvalues.imag.contiguous())
         # Only the product of C and B matters: it is one parameter, as (real, imaginary).
@@ -39,27 +39,27 @@ class Modes(nn.Module):
         self.weight = nn.Parameter(torch.view_as_real(product).movedim(-1, 0).contiguous())
 
     def eigenvalues(self) -> Tensor:
-        return torch.complex(-wide(self.decay).exp(), wide(self.frequency))
+        return torch.complex(-upcast(self.decay).exp(), upcast(self.frequency))
 
     def discrete(self) -> tuple[Tensor, Tensor]:
         """Decays and weights (2, N/2, H) of `diagonal_scan`."""
         eigenvalues, dt = self.eigenvalues(), self.steps()
         decay, gain = hippo.discretise(eigenvalues, dt, self.rule)
-        weights = 2 * torch.complex(*wide(self.weight)) * gain
+        weights = 2 * torch.complex(*upcast(self.weight)) * gain
         if self.bandlimit:
             weights = weights * (eigenvalues.imag.abs() * dt < math.pi * self.bandlimit)
-        return parts(decay), parts(weights)
+        return real_and_imaginary(decay), real_and_imaginary(weights)
 
     def state_parameters(self) -> list[nn.Parameter]:
         return [self.decay, self.frequency, self.steps.log]
 
 
-def parts(x: Tensor) -> Tensor:
+def real_and_imaginary(x: Tensor) -> Tensor:
     """Complex (...) -> real (2, ...): real and imaginary parts."""
     return torch.stack([x.real, x.imag])
 
 
-class Diagonal(StateSpace):
+class DiagonalStateSpace(StateSpace):
     """The recurrence of `modes`; state (B, 2, N/2, H), real and imaginary parts, in float32 at least."""
 
     def __init__(self, modes: Modes) -> None:
@@ -67,7 +67,7 @@ class Diagonal(StateSpace):
         self.modes = modes
 
     def initial(self, batch: int, like: Tensor) -> Tensors:
-        return (wide(like.new_zeros(batch, 2, *self.modes.decay.shape)),)
+        return (upcast(like.new_zeros(batch, 2, *self.modes.decay.shape)),)
 
     def kernel(self, length: int) -> Tensor:
         return diagonal_kernel(*self.modes.discrete(), length)
@@ -90,4 +90,4 @@ class S4D(StateSpaceMixer):
 
     def __init__(self, width: int, states: int = 64, init: str = "legs", rule: str = "zoh", dt_min: float = 1e-3,
                  dt_max: float = 0.1, bandlimit: float = 0.0) -> None:
-        super().__init__(width, Diagonal(Modes(width, states, init, rule, dt_min, dt_max, bandlimit)))
+        super().__init__(width, DiagonalStateSpace(Modes(width, states, init, rule, dt_min, dt_max, bandlimit)))

@@ -12,7 +12,7 @@ from segue.mixers.ssm import StateSpace, StateSpaceMixer, toeplitz
 from segue.mixers.state import Carry, Layout, Tensors
 
 
-class Separable(StateSpace):
+class SeparableStateSpace(StateSpace):
     """The outer product of one kernel an axis, each of them two-sided: the sum of one that looks back and one ahead."""
 
     def __init__(self, pairs: list[tuple[Modes, Modes]]) -> None:
@@ -55,7 +55,7 @@ class S4ND(StateSpaceMixer):
             raise SegueError(f"{axes} axes: give one or more")
         pairs = [tuple(Modes(width, states, init, rule, dt_min, dt_max, bandlimit) for _ in range(2))
                  for _ in range(axes)]
-        super().__init__(width, Separable(pairs))  # type: ignore[arg-type]
+        super().__init__(width, SeparableStateSpace(pairs))  # type: ignore[arg-type]
         self.axes = axes
 
     def matrix(self, x: Tensor) -> Tensor:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers import hippo
 from segue.mixers.diagonal import DiagonalMixer, DiagonalRecurrence
-from segue.mixers.ssm import wide
+from segue.mixers.ssm import upcast
 
 
-class Sampled(DiagonalRecurrence):
+class SampledDecays(DiagonalRecurrence):
     """Decays exp(Lambda dt), from Lambda = -exp(rate) + i frequency, which cannot grow, and one dt per state."""
 
     def __init__(self, eigenvalues: Tensor, steps: tuple[float, float]) -> None:
@@ -26,7 +26,7 @@ class Sampled(DiagonalRecurrence):
 
     def discrete(self) -> hippo.Pair:
         """(P,) decays and the factor of what is written, for an input that is held over a step."""
-        rate, frequency, step = map(wide, (self.rate, self.frequency, self.step))
+        rate, frequency, step = map(upcast, (self.rate, self.frequency, self.step))
         return hippo.discretise(torch.complex(-rate.exp(), frequency), step.exp())
 
     def decay(self) -> Tensor:
@@ -37,7 +37,7 @@ class S5(DiagonalMixer):
     """width: model width H. states: P complex ones, each standing for a conjugate pair (default: half the width).
     blocks: in how many blocks of its own the HiPPO-N matrix begins. steps: range of the step sizes at the beginning."""
 
-    recurrence: Sampled
+    recurrence: SampledDecays
 
     def __init__(self, width: int, states: int | None = None, blocks: int = 1,
                  steps: tuple[float, float] = (0.001, 0.1)) -> None:
@@ -47,7 +47,7 @@ class S5(DiagonalMixer):
             raise SegueError(f"{states} states cannot be in {blocks} blocks: choose a number that divides them")
         eigenvalues, _, _, v = hippo.dplr("legs", 2 * states // blocks)
         v = torch.block_diag(*[v] * blocks)
-        self.recurrence = Sampled(eigenvalues.repeat(blocks), steps)
+        self.recurrence = SampledDecays(eigenvalues.repeat(blocks), steps)
         b = torch.randn(2 * states, width, dtype=torch.float64) / math.sqrt(width)
         c = torch.randn(width, 2 * states, dtype=torch.complex128) / math.sqrt(states)
         self.B = nn.Parameter(torch.view_as_real(v.mH @ b.to(v.dtype)).float())
@@ -55,4 +55,4 @@ class S5(DiagonalMixer):
         self.D = nn.Parameter(torch.randn(width))
 
     def inputs(self) -> Tensor:
-        return self.recurrence.discrete()[1][:, None] * torch.view_as_complex(wide(self.B))
+        return self.recurrence.discrete()[1][:, None] * torch.view_as_complex(upcast(self.B))

@@ -49,12 +49,12 @@ class SaturatedAttention(Mixer):
         q, k, v = self._project(x)
         seen = layout.follows
         if not parts:
-            same = layout.together
+            same = layout.same_document
         else:
             cache = parts["cache"]
             assert isinstance(cache, Cache)
             seen, same = rules.causal(cache.pairs(layout)), cache.valid(layout)
-            k, v = cache.put(k, v, layout)
+            k, v = cache.append(k, v, layout)
         return self.output(self._weights(q, k, seen if same is None else seen & same) @ v, x)
 
     def matrix(self, x: Tensor) -> Tensor:

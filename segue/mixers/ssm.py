@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
 
 
-class Steps(nn.Module):
+class StepSizes(nn.Module):
     """One step size dt a feature, log-uniform in [dt_min, dt_max]; 1 / dt is how many elements a feature looks back.
 
     learn: whether dt is trained.
@@ -39,18 +39,18 @@ class Steps(nn.Module):
 
     def forward(self) -> Tensor:
         """dt (H,), in float32 at least."""
-        return wide(self.log).exp()
+        return upcast(self.log).exp()
 
 
 @torch.no_grad()
-def resample(model: nn.Module, rate: float) -> None:
+def scale_step_sizes(model: nn.Module, rate: float) -> None:
     """From now on `model` reads signals with `rate` times fewer samples a second: all its step sizes grow by it."""
     for module in model.modules():
-        if isinstance(module, Steps):
+        if isinstance(module, StepSizes):
             module.log.add_(math.log(rate))
 
 
-def wide(x: Tensor) -> Tensor:
+def upcast(x: Tensor) -> Tensor:
     """In float32 at least: decays near one do not survive bfloat16."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -69,10 +69,10 @@ class StateSpace(Recurrence):
             return super().forward(inputs, layout, carry)
         u = inputs[0].repeat(1, 1, self.channels)
         if layout.starts is not None:
-            return self._apart(u, layout.starts)
+            return self._forward_documents(u, layout.starts)
         return long_convolution(u, self.kernel(u.shape[1]))
 
-    def _apart(self, u: Tensor, starts: Tensor) -> Tensor:
+    def _forward_documents(self, u: Tensor, starts: Tensor) -> Tensor:
         """A convolution cannot forget half-way: documents become rows, those of about one length together."""
         index = torch.arange(u.shape[1], device=u.device)
         begins = starts | (index == 0)

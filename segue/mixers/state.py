@@ -1,7 +1,8 @@
-"""What a mixer remembers, and the one life cycle all memories share: extend leaves it *pending*, commit makes it real.
+"""Decoding states: everything a mixer or a stack of mixers remembers between calls.
 
-A `State` holds the parts of one mixer or of a whole stack, and where each row stands. Parts come in two sorts: a
-`Carry` (a recurrence's state, of constant size) and, in `segue.mixers.cache`, a cache with a cursor.
+A `State` holds named parts for each layer, and the position of each row. A part is either a `Carry` (the state of a
+`Recurrence`, of constant size) or a key-value cache (`segue.mixers.cache`). All share one life cycle: `extend` leaves
+the new nodes *pending*, and `commit` accepts some of them and discards the rest.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from segue.errors import SegueError
 
 @dataclass
 class Layout:
-    """How the nodes of one call stand to each other and to what came before.
+    """Where the nodes (elements) of one call stand: their positions, what each of them follows, and where documents
+    start.
 
     positions: (B, N) long; explicit, never derived from an index or from the length of a cache.
     parents: (B, N) long, or None for a chain. `parents[b, i]` is the node that node i follows in this call, -1 the
@@ -74,7 +76,7 @@ class Layout:
 
     @staticmethod
     def of(x: Tensor) -> Layout:
-        """Of x (B, N, ...), each row one document from position 0."""
+        """The layout of x (B, N, ...) in which each row is one document that begins at position 0."""
         return Layout.chain((x.shape[0], x.shape[1]), device=x.device)
 
     @staticmethod
@@ -85,7 +87,7 @@ class Layout:
 
     @cached_property
     def follows(self) -> Tensor:
-        """(B or 1, N, N) bool: node k is node q itself or one of its ancestors in this call."""
+        """(B or 1, N, N) bool, whether node q (axis 1) is node k (axis 2) or descends from it in this call."""
         n = self.positions.shape[1]
         if self.parents is None:
             before = torch.ones(1, n, n, dtype=torch.bool, device=self.positions.device).tril()
@@ -103,19 +105,19 @@ class Layout:
         return reach > 0
 
     def mirrored(self) -> Layout:
-        """The chain read from its end: a document then starts at its last node. Positions count from 0 there."""
+        """The layout of the chain in reverse order: each document starts at its last node, at position 0."""
         batch, n = self.positions.shape
         starts = None if self.starts is None else F.pad(self.starts[:, 1:], (0, 1), value=True)[:, :n].flip(1)
         return Layout.chain((batch, n), starts=starts, device=self.positions.device)
 
     @property
-    def line(self) -> bool:
-        """Every node sees all before it: no tree, no sets."""
+    def sees_whole_past(self) -> bool:
+        """Whether every node follows all nodes before it: there is no draft tree and there are no sets."""
         return self.parents is None and self.sets is None
 
     @cached_property
-    def restarted(self) -> Layout:
-        """The same nodes, with positions that begin at 0 again behind the prompt of each document."""
+    def restarted_after_prompt(self) -> Layout:
+        """This layout with positions counted anew, from 0, after the prompt of each document."""
         if self.prompt is None:
             return self
         end = self.prompt_end
@@ -130,60 +132,64 @@ class Layout:
         return replace(self, positions=torch.where(self.prompt, self.positions, self.positions - end))
 
     @cached_property
-    def even(self) -> bool:
-        """A chain whose positions go up by one within each document: distances are those of the indices."""
-        if not self.line:
+    def has_unit_steps(self) -> bool:
+        """Whether positions increase by one from node to node within each document, so that the distance of two nodes
+        is the difference of their indices."""
+        if not self.sees_whole_past:
             return False
         steps = self.positions.diff(dim=1) == 1
         return bool((steps if self.starts is None else steps | self.starts[:, 1:]).all())
 
     @cached_property
-    def aligned(self) -> bool:
-        """A chain of one document per row whose node i stands at position i."""
-        return self.even and self.starts is None and not bool(self.positions[:, :1].any())
+    def positions_are_indices(self) -> bool:
+        """Whether each row is one document from position 0, so that node i stands at position i."""
+        return self.has_unit_steps and self.starts is None and not bool(self.positions[:, :1].any())
 
     @cached_property
     def segments(self) -> Tensor | None:
-        """(B, N) long: 0 continues the state, each start opens the next segment."""
+        """(B, N) long, the number of each node's document in this call; 0 continues the state. None without
+        `starts`."""
         return None if self.starts is None else self.starts.long().cumsum(1)
 
     @property
-    def together(self) -> Tensor | None:
-        """(B, N, N) bool: two nodes are of one document. None where all are."""
+    def same_document(self) -> Tensor | None:
+        """(B, N, N) bool, whether two nodes belong to the same document; None if all do."""
         return None if self.segments is None else self.segments[:, :, None] == self.segments[:, None]
 
 
-def within(lengths: Tensor, n: int) -> Tensor:
-    """(B, n) bool: the first `lengths` (B,) of each row."""
+def length_mask(lengths: Tensor, n: int) -> Tensor:
+    """(B, n) bool, True at the first `lengths` (B,) places of each row."""
     return torch.arange(n, device=lengths.device) < lengths[:, None]
 
 
 def gather_nodes(x: Tensor, index: Tensor) -> Tensor:
-    """Rows of x (B, N, ...) at `index` (B, P), where negative entries give row 0 (to be masked by the caller)."""
+    """(B, P, ...), the nodes of x (B, N, ...) at `index` (B, P). Negative entries give node 0, for the caller to
+    mask."""
     index = index.clamp(min=0).view(*index.shape, *[1] * (x.dim() - 2))
     return x.gather(1, index.expand(-1, -1, *x.shape[2:]))
 
 
-_UNREAD = ContextVar("unread", default=False)
+_VALUE_CHECKS_OFF = ContextVar("value_checks_off", default=False)
 
 
 @contextmanager
-def unread() -> Iterator[None]:
-    """Within, nobody checks the numbers of tensors: the work is recorded, and a recording cannot wait for them."""
-    token = _UNREAD.set(True)
+def without_value_checks() -> Iterator[None]:
+    """Context in which checks that read values off a tensor are skipped, as a CUDA graph capture requires."""
+    token = _VALUE_CHECKS_OFF.set(True)
     try:
         yield
     finally:
-        _UNREAD.reset(token)
+        _VALUE_CHECKS_OFF.reset(token)
 
 
-def may_look() -> bool:
-    """Whether the numbers of tensors can be checked here: not while torch compiles, nor `unread`."""
-    return not torch.compiler.is_compiling() and not _UNREAD.get()
+def can_check_values() -> bool:
+    """Whether checks may read values off a tensor: not under torch.compile, nor `without_value_checks`."""
+    return not torch.compiler.is_compiling() and not _VALUE_CHECKS_OFF.get()
 
 
 def check_parents(parents: Tensor, batch: int, n: int) -> None:
-    """Refuse what is no forest of `n` nodes per row in topological order; a kernel would wait on it for ever."""
+    """Raise SegueError unless `parents` (B, N) is a forest in topological order; a kernel would never return on
+    others."""
     later = parents >= torch.arange(parents.shape[-1], device=parents.device)
     if parents.shape != (batch, n) or bool((later | (parents < -1)).any()):
         raise SegueError(f"parents {tuple(parents.shape)} of {batch} rows of {n} nodes: give for each node the index "
@@ -191,14 +197,14 @@ def check_parents(parents: Tensor, batch: int, n: int) -> None:
 
 
 def check_rows(rows: int, state: Any) -> None:
-    """Refuse input of another number of rows than its state has."""
+    """Raise SegueError if the input has another number of rows than its state."""
     if rows != state.batch:
         raise SegueError(f"{rows} rows of input cannot follow a state of {state.batch} rows: select the rows first")
 
 
 def check_path(path: list[list[int]], parents: list[list[int]] | None, batch: int, n: int) -> None:
-    """Refuse what is not, for each of `batch` rows, a path from a root of its `n` nodes on, padded with -1 at its end.
-    parents: of each row's nodes, or None for a chain."""
+    """Raise SegueError unless each of `batch` rows of `path` goes from a root down the tree of the row's `n` nodes, and
+    is padded with -1 at its end. parents: of each row's nodes, or None for a chain."""
     chain = list(range(-1, n - 1))
     good = len(path) == batch
     for row, tree in zip(path, parents or [chain] * batch):
@@ -215,21 +221,21 @@ def check_path(path: list[list[int]], parents: list[list[int]] | None, batch: in
                          "-1 at its end")
 
 
-def check_asked(at: Tensor, batch: int, n: int) -> None:
-    """Refuse what are not, for each of `batch` rows, some of its `n` nodes."""
+def check_node_indices(at: Tensor, batch: int, n: int) -> None:
+    """Raise SegueError unless `at` (B, M) holds indices of `n` nodes, for each of `batch` rows."""
     if len(at) != batch or (at.numel() and not 0 <= int(at.min()) <= int(at.max()) < n):
         raise SegueError(f"nodes {at.tolist()} are asked for of {n} nodes in {batch} rows")
 
 
 def check_counts(counts: Tensor, batch: int, n: int) -> None:
-    """Refuse what is not, for each of `batch` rows, how many of its `n` nodes are taken."""
+    """Raise SegueError unless `counts` (B,) lies between 0 and `n` for each of `batch` rows."""
     if counts.shape != (batch,) or not all(0 <= count <= n for count in counts.tolist()):
         raise SegueError(f"cannot commit {counts.tolist()} of {n} pending nodes in {batch} rows")
 
 
 @dataclass
-class Nodes:
-    """Those nodes of a call that one layer runs on, where these are not all.
+class LayerNodes:
+    """The subset of a call's nodes that one layer runs on (`segue.models.depth`).
 
     taken: (B, N) bool; no taken node follows one that is not. layout: of the layer's M nodes, which are the taken ones
         of each row in order, then padding. index: (B, M) long, where they stand in the call (None: its first M).
@@ -240,47 +246,49 @@ class Nodes:
     index: Tensor | None
 
     @staticmethod
-    def of(layout: Layout, taken: Tensor) -> Nodes:
+    def of(layout: Layout, taken: Tensor) -> LayerNodes:
         if layout.sets is not None:
             raise SegueError("sets need all layers at all nodes: depth by position reads in order")
         taken = taken.expand(layout.positions.shape)
         size = int(taken.sum(1).max())
-        if layout.parents is None and layout.starts is None:  # a row takes its beginning
+        if layout.parents is None and layout.starts is None:  # the first `size` nodes of each row are its taken ones
             prompt = None if layout.prompt is None else layout.prompt[:, :size]
-            return Nodes(taken, replace(layout, positions=layout.positions[:, :size], grid=None, prompt=prompt), None)
+            first = replace(layout, positions=layout.positions[:, :size], grid=None, prompt=prompt)
+            return LayerNodes(taken, first, None)
         index = taken.logical_not().to(torch.uint8).argsort(dim=1, stable=True)[:, :size]
         starts, prompt = (None if x is None else gather_nodes(x.expand(taken.shape), index)
                           for x in (layout.starts, layout.prompt))
-        nodes = Nodes(taken, replace(layout, positions=gather_nodes(layout.positions, index), parents=None,
-                                     starts=starts, grid=None, prompt=prompt), index)
+        positions = gather_nodes(layout.positions, index)
+        own = replace(layout, positions=positions, parents=None, starts=starts, grid=None, prompt=prompt)
+        nodes = LayerNodes(taken, own, index)
         if layout.parents is not None:
             parents = gather_nodes(layout.parents, index)
             real = (parents >= 0) & gather_nodes(taken, index)
-            nodes.layout.parents = torch.where(real, gather_nodes(nodes.places, parents), -1)
+            nodes.layout.parents = torch.where(real, gather_nodes(nodes.local_index, parents), -1)
         return nodes
 
     @cached_property
-    def places(self) -> Tensor:
-        """(B, N) long: which of the layer's nodes each taken one is."""
+    def local_index(self) -> Tensor:
+        """(B, N) long, the index of each taken node among the layer's nodes."""
         return self.taken.long().cumsum(1) - 1
 
-    def take(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, M, D)."""
+    def gather(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, M, D), the vectors of the layer's nodes."""
         return x[:, : self.layout.positions.shape[1]] if self.index is None else gather_nodes(x, self.index)
 
-    def put(self, x: Tensor, y: Tensor) -> Tensor:
-        """x (B, N, D) with y (B, M, D), which the layer made of its nodes, in their places."""
+    def scatter(self, x: Tensor, y: Tensor) -> Tensor:
+        """x (B, N, D) in which the layer's nodes are replaced by its output y (B, M, D)."""
         if self.index is None:
             y = F.pad(y, (0, 0, 0, x.shape[1] - y.shape[1]))
         else:
-            y = gather_nodes(y, self.places.clamp(max=y.shape[1] - 1))
+            y = gather_nodes(y, self.local_index.clamp(max=y.shape[1] - 1))
         return torch.where(self.taken[..., None], y, x)
 
-    def chosen(self, path: Tensor | None, counts: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        """What is committed of the call, in the numbers of this layer's nodes (see `State.commit`)."""
+    def localise_commit(self, path: Tensor | None, counts: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """The arguments of `State.commit` in terms of this layer's nodes: path and counts."""
         if path is not None:
             real = (path >= 0) & gather_nodes(self.taken, path)
-            return torch.where(real, gather_nodes(self.places, path), -1), real.sum(1)
+            return torch.where(real, gather_nodes(self.local_index, path), -1), real.sum(1)
         taken = self.taken
         if counts is not None:
             taken = taken & (torch.arange(taken.shape[1], device=taken.device) < counts[:, None])
@@ -288,14 +296,14 @@ class Nodes:
 
 
 class Part(Protocol):
-    """One memory inside a state. `path` (B, P) are node indices padded with -1, or None for a chain, of which the
-    first `counts` (B,) nodes are taken (None: all)."""
+    """One memory inside a state. `commit` takes node indices `path` (B, P) padded with -1, or None for a chain, of
+    which the first `counts` (B,) nodes are taken (None: all)."""
 
     def commit(self, path: Tensor | None, counts: Tensor | None) -> None: ...
     def select(self, rows: Tensor) -> Part: ...
-    def join(self, others: Sequence[Any]) -> Part: ...  # the rows of other parts of its sort below its own
-    def reach(self) -> Tensor: ...  # (B,): how many tokens each row can go back
-    def rewind(self, n: Tensor) -> None: ...  # no more than that
+    def join(self, others: Sequence[Any]) -> Part: ...  # concatenates the rows of parts of the same class
+    def max_rewind(self) -> Tensor: ...  # (B,): the largest n that `rewind` takes
+    def rewind(self, n: Tensor) -> None: ...
     def copy(self) -> Part: ...
     def detach(self) -> None: ...
     def tensors(self) -> dict[str, Tensor]: ...
@@ -310,13 +318,13 @@ class State:
 
     positions: (B,) long, the position the next token of each row will take.
     layers: for each layer its named parts.
-    prompt: (B,) long, or None: how many first positions are the prompt of each row, for mixers that read a prompt both
-        ways and models that count from its end; set it before the prompt is given.
-    spans: for each layer, or None: it runs only on nodes that stand less than so many places behind the prompt (see
-        `behind`); where it does not run, its memory stays as it was. Whoever runs the layers of a call says in `given`
-        which nodes a layer had where those are not all (None: not one).
-    floor: (B,) long, the position behind each row's last set (see `Layout.sets`), or where it was loaded: no row can go
-        back beyond.
+    prompt: (B,) long, or None: the length of each row's prompt, for mixers that read a prompt both ways and models that
+        count from its end; set it before the prompt is given.
+    spans: for each layer, or None: the layer runs only on nodes fewer than so many places after the prompt (see
+        `offset_from_prompt`), and its memory does not change elsewhere. Who runs the layers records in `layer_nodes`
+        the nodes of each layer that did not run on all (None: on none).
+    floor: (B,) long, the position after each row's last set (see `Layout.sets`), or that at which it was loaded: no row
+        can be rewound further.
     """
 
     def __init__(self, layers: list[dict[str, Part]], positions: Tensor, prompt: Tensor | None = None,
@@ -327,7 +335,7 @@ class State:
         self.spans = spans
         self.floor = torch.zeros_like(positions)
         self.pending: Layout | None = None
-        self.given: dict[int, Nodes | None] = {}
+        self.layer_nodes: dict[int, LayerNodes | None] = {}
 
     @property
     def batch(self) -> int:
@@ -335,7 +343,7 @@ class State:
 
     def layout(self, n: int, parents: Tensor | None = None, positions: Tensor | None = None,
                starts: Tensor | None = None) -> Layout:
-        """The layout of `n` new nodes that follow this state."""
+        """The `Layout` of `n` new nodes after this state."""
         if parents is not None:
             check_parents(parents, self.batch, n)
         if positions is not None:
@@ -351,12 +359,13 @@ class State:
             layout.prompt = layout.positions < layout.prompt_end
         return layout
 
-    def behind(self, positions: Tensor) -> Tensor:
-        """How many places behind their row's prompt `positions` (B, N) stand: 0 the first, below 0 within it."""
+    def offset_from_prompt(self, positions: Tensor) -> Tensor:
+        """(B, N), the positions counted from the end of their row's prompt: 0 is the first after it, negative lies in
+        it."""
         return positions if self.prompt is None else positions - self.prompt[:, None]
 
     def commit(self, path: Tensor | None = None, counts: Tensor | None = None) -> None:
-        """Make pending nodes real, and forget the rest.
+        """Accept pending nodes into the state and discard the rest.
 
         path: (B, P) long, one root-to-node path per row, padded with -1. None takes a chain: all of it, or the
         first `counts` (B,) nodes of each row (ragged prompts).
@@ -373,12 +382,12 @@ class State:
         elif counts is not None:
             check_counts(counts, self.batch, n)
         if layout.sets is not None and n:
-            self._leave_sets(layout.sets[..., 0] > 0, layout.positions, counts)
+            self._raise_floor(layout.sets[..., 0] > 0, layout.positions, counts)
         for index, layer in enumerate(self.layers):
-            nodes = self.given.get(index)
-            if nodes is None and index in self.given:
+            nodes = self.layer_nodes.get(index)
+            if nodes is None and index in self.layer_nodes:
                 continue
-            own = (path, counts) if nodes is None else nodes.chosen(path, counts)
+            own = (path, counts) if nodes is None else nodes.localise_commit(path, counts)
             for part in layer.values():
                 part.commit(*own)
         if counts is None:
@@ -391,8 +400,8 @@ class State:
             self.positions = torch.where(counts > 0, layout.positions.gather(1, last)[:, 0] + 1, self.positions)
         self.pending = None
 
-    def _leave_sets(self, inside: Tensor, positions: Tensor, counts: Tensor | None) -> None:
-        """Where each row stands behind its last set. inside: (B, N) bool, the nodes of sets."""
+    def _raise_floor(self, inside: Tensor, positions: Tensor, counts: Tensor | None) -> None:
+        """Move `floor` to the position after each row's last set. inside: (B, N) bool, the nodes of sets."""
         index = torch.arange(inside.shape[1], device=inside.device)
         counts = torch.full_like(self.positions, inside.shape[1]) if counts is None else counts
         after = torch.where(inside & (index < counts[:, None]), index + 1, 0).amax(1)
@@ -405,21 +414,22 @@ class State:
         """A new state with these rows (long (R,), repeats allowed): fork, reorder or drop."""
         layers = [{name: part.select(rows) for name, part in layer.items()} for layer in self.layers]
         prompt = None if self.prompt is None else self.prompt[rows]
-        return self._like(layers, self.positions[rows], prompt, self.floor[rows])
+        return self._with_rows(layers, self.positions[rows], prompt, self.floor[rows])
 
     def join(self, others: Sequence[State]) -> State:
-        """A new state with the rows of this one and of others of the same model below them (requests join a batch)."""
+        """A new state with the rows of this state followed by those of others (as when requests join a batch)."""
         layers = [{name: part.join([other.layers[index][name] for other in others]) for name, part in layer.items()}
                   for index, layer in enumerate(self.layers)]
         states, prompt = [self, *others], None
         if any(state.prompt is not None for state in states):
             prompt = torch.cat([torch.zeros_like(state.positions) if state.prompt is None else state.prompt
                                 for state in states])
-        return self._like(layers, torch.cat([state.positions for state in states]), prompt,
-                          torch.cat([state.floor for state in states]))
+        return self._with_rows(layers, torch.cat([state.positions for state in states]), prompt,
+                               torch.cat([state.floor for state in states]))
 
-    def _like(self, layers: list[dict[str, Part]], positions: Tensor, prompt: Tensor | None, floor: Tensor) -> Self:
-        """A state of the same model for other rows."""
+    def _with_rows(self, layers: list[dict[str, Part]], positions: Tensor, prompt: Tensor | None,
+                   floor: Tensor) -> Self:
+        """A state of the same model with other rows."""
         state = type(self)(layers, positions, prompt, self.spans)
         state.floor = floor
         return state
@@ -430,28 +440,28 @@ class State:
         if (n < 0).any() or (n > self.positions - self.floor).any():
             raise SegueError(f"cannot rewind {n.tolist()} tokens at positions {self.positions.tolist()}" +
                              (f", of which those before {self.floor.tolist()} are fixed" if self.floor.any() else ""))
-        back = [self._taken_of_last(n, index) for index in range(len(self.layers))]
-        for index, where, part in self._parts():  # all are asked before one is moved
-            reach = part.reach().to(n.device)  # what is remembered for transformers lies on the CPU
-            if (back[index] > reach).any():
-                raise SegueError(f"'{where}' of the state can go back {reach.tolist()} tokens here, not "
+        back = [self._count_layer_tokens(n, index) for index in range(len(self.layers))]
+        for index, where, part in self._parts():  # check all of them before changing any
+            limit = part.max_rewind().to(n.device)  # that of a transformers cache lies on the CPU
+            if (back[index] > limit).any():
+                raise SegueError(f"'{where}' of the state can go back {limit.tolist()} tokens here, not "
                                  f"{back[index].tolist()}: create it with init_state(batch, history=N) for a larger N")
         for index, _, part in self._parts():
             part.rewind(back[index])
         self.positions = self.positions - n
         self.pending = None
 
-    def _taken_of_last(self, n: Tensor, index: int) -> Tensor:
-        """(B,): how many of the last `n` tokens layer `index` ran on."""
+    def _count_layer_tokens(self, n: Tensor, index: int) -> Tensor:
+        """(B,), on how many of the last `n` tokens layer `index` ran."""
         if self.spans is None:
             return n
-        first = self.behind((self.positions - n)[:, None])[:, 0]
+        first = self.offset_from_prompt((self.positions - n)[:, None])[:, 0]
         return (self.spans[index] - first).clamp(min=0).minimum(n)
 
     def snapshot(self) -> State:
         """An independent copy of what is committed."""
         layers = [{name: part.copy() for name, part in layer.items()} for layer in self.layers]
-        return self._like(layers, self.positions.clone(), self.prompt, self.floor)
+        return self._with_rows(layers, self.positions.clone(), self.prompt, self.floor)
 
     def restore(self, snapshot: State) -> None:
         """Go back to a snapshot, which stays usable."""
@@ -465,13 +475,13 @@ class State:
             part.detach()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the committed state by name: to count, move, save, or train. See `load`."""
+        """All tensors of the committed state by name, to count, move, save or train them; the inverse is `load`."""
         named = {f"{where}.{name}": tensor for _, where, part in self._parts()
                  for name, tensor in part.tensors().items()}
         return {"positions": self.positions, **named}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Put tensors in place, named as `tensors()` names them, all for the same rows.
+        """Replace the committed state by tensors named as in `tensors()`, all with the same rows.
 
         They may be parameters (a trained initial state): gradients flow into them. What came before cannot be rewound.
         """
@@ -492,40 +502,45 @@ Tensors = tuple[Tensor, ...]
 
 
 class Recurrence(nn.Module):
-    """A state of constant size that moves along the sequence: h_t = f(h_{t-1}, inputs_t), outputs_t = g(h_t, inputs_t).
+    """A recurrence with a state of constant size: h_t = f(h_{t-1}, inputs_t), outputs_t = g(h_t, inputs_t).
 
-    A subclass says how a fresh state looks and how to run a chain; trees, commits, ragged rows and rewinding follow.
+    A subclass implements `initial` and `scan`; draft trees, commits, ragged rows and rewinding follow from these.
 
-    free: which tensors of the state may begin as any numbers, where the beginning is learned (None: all).
+    learnable_tensors: indices of the state's tensors that a learned initial state may replace (None: all).
     """
 
-    free: ClassVar[tuple[int, ...] | None] = None
+    learnable_tensors: ClassVar[tuple[int, ...] | None] = None
 
     def initial(self, batch: int, like: Tensor) -> Tensors:
-        """The state before anything was seen: tensors of shape (B, ...), on the device and of the dtype of `like`."""
+        """The initial state: tensors of shape (B, ...), on the device and of the dtype of `like`."""
         raise NotImplementedError
 
-    def opened(self, batch: int, like: Tensor) -> Tensors:
-        """A state as fresh as `initial`, to whose free tensors numbers can be added: where a learned one begins."""
+    def learnable_initial(self, batch: int, like: Tensor) -> Tensors:
+        """An initial state to which a learned offset can be added; differs from `initial` where that holds
+        infinities."""
         return self.initial(batch, like)
 
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
-        """Run a chain of inputs (B, N, ...) from `state`; give the outputs (B, N, ...) and the state at the end.
+        """Run a chain of inputs (B, N, ...) from `state`; returns the outputs (B, N, ...) and the final state.
 
-        starts: (B, N) bool, the state is fresh again before these nodes.
-        lengths: (B,), the returned state is the one after this many nodes (0: `state` itself).
+        starts: (B, N) bool, the nodes before which the state is reset to `initial`.
+        lengths: (B,), return the state after this many nodes of each row instead (0: `state` itself).
         """
         raise NotImplementedError
 
-    def kept(self, inputs: Tensors) -> Tensors | None:
-        """Where all that a chain of inputs does to the state before it is to multiply it, element by element, and to
-        add to it: the factors, broadcastable to the state. Else None."""
+    def state_factors(self, inputs: Tensors) -> Tensors | None:
+        """If a chain of inputs changes the state only by an element-wise factor and a sum, h_N = factor * h_0 + sum:
+        the factors, broadcastable to the state's tensors. None for any other recurrence."""
         return None
 
     def forward(self, inputs: Tensors, layout: Layout, carry: Carry | None = None) -> Tensor:
-        """Outputs (B, N, ...) of all nodes; with a `carry`, from its state, leaving the inputs pending in it."""
-        state = self.initial(inputs[0].shape[0], inputs[0]) if carry is None else carry.before(inputs, layout.starts)
+        """Outputs (B, N, ...) of all nodes. With a `carry`, starts from its state and leaves the inputs pending
+        there."""
+        if carry is None:
+            state = self.initial(inputs[0].shape[0], inputs[0])
+        else:
+            state = carry.previous_state(inputs, layout.starts)
         if layout.parents is None or not layout.parents.numel():
             outputs, final = self.scan(inputs, state, layout.starts)
         else:
@@ -535,7 +550,7 @@ class Recurrence(nn.Module):
         return outputs
 
     def _scan_tree(self, inputs: Tensors, state: Tensors, layout: Layout) -> Tensor:
-        """Level by level: all nodes of one depth take one step from their parents' states."""
+        """Run a draft tree level by level: all nodes of one depth take one step from their parents' states."""
         assert layout.parents is not None
         parents, depth = layout.parents, layout.follows.sum(-1) - 1
         # The last slot holds the state the roots follow, so that a parent of -1 finds it by plain indexing.
@@ -556,10 +571,10 @@ class Recurrence(nn.Module):
 
 
 class SteppedRecurrence(Recurrence):
-    """A recurrence given by one step, run in a plain loop: for those that no fused kernel covers."""
+    """A recurrence defined by a single step, run in a Python loop: for those that no fused kernel covers."""
 
     def step(self, inputs: Tensors, state: Tensors) -> tuple[Tensor, Tensors]:
-        """inputs (B, ...) and state (B, ...) of one node -> its output (B, ...) and the next state."""
+        """One node's inputs (B, ...) and the state before it -> its output (B, ...) and the next state."""
         raise NotImplementedError
 
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
@@ -584,20 +599,21 @@ class SteppedRecurrence(Recurrence):
 
 
 class Carry:
-    """The committed state of a `Recurrence`, what is pending, and enough past inputs to go back `history` tokens."""
+    """The committed state of a `Recurrence`, its pending inputs, and enough past inputs to rewind `history` tokens."""
 
     def __init__(self, recurrence: Recurrence, state: Tensors, history: int = 0) -> None:
         self.recurrence = recurrence
         self.state = state
         self.history = history
         self.pending: tuple[Tensors, Tensor | None, Tensors | None] | None = None
-        # To rewind, replay: `base` is an older state, `trail` the inputs since then, `fill` how many of them per row.
-        self.base = state
-        self.trail: Tensors | None = None
-        self.fill = torch.zeros(state[0].shape[0], dtype=torch.long, device=state[0].device)
+        # A rewind starts from an older state and runs the inputs since then again, except the last ones. The lengths
+        # count those inputs in each row.
+        self.replay_state = state
+        self.replay_inputs: Tensors | None = None
+        self.replay_lengths = torch.zeros(state[0].shape[0], dtype=torch.long, device=state[0].device)
 
-    def before(self, inputs: Tensors, starts: Tensor | None) -> Tensors:
-        """The state that these inputs follow."""
+    def previous_state(self, inputs: Tensors, starts: Tensor | None) -> Tensors:
+        """The state before these inputs; a part of a sequence cut over processes fetches it (`segue.parallel`)."""
         return self.state
 
     def commit(self, path: Tensor | None, counts: Tensor | None) -> None:
@@ -621,37 +637,38 @@ class Carry:
         if counts is None:
             counts = torch.full((batch,), n, device=inputs[0].device)
         new = (*inputs, starts)
-        old = self.trail if self.trail is not None else tuple(x[:, :0] for x in new)
+        old = self.replay_inputs if self.replay_inputs is not None else tuple(x[:, :0] for x in new)
         index = torch.arange(old[0].shape[1] + n, device=inputs[0].device)
-        kept = torch.where(index < old[0].shape[1], index < self.fill[:, None],
+        kept = torch.where(index < old[0].shape[1], index < self.replay_lengths[:, None],
                            index - old[0].shape[1] < counts[:, None])
         order = kept.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
-        self.fill = self.fill + counts
-        order = order[:, : int(self.fill.max()) if batch else 0]
+        self.replay_lengths = self.replay_lengths + counts
+        order = order[:, : int(self.replay_lengths.max()) if batch else 0]
         trail = tuple(gather_nodes(torch.cat([a, b], 1), order) for a, b in zip(old, new))
-        if trail[0].shape[1] > 2 * self.history:  # move the base forward, so that the trail stays bounded
-            drop = (self.fill - self.history).clamp(min=0)
-            self.base = self.recurrence.scan(trail[:-1], self.base, trail[-1], drop)[1]
+        if trail[0].shape[1] > 2 * self.history:  # move the older state forward, so that the inputs stay bounded
+            drop = (self.replay_lengths - self.history).clamp(min=0)
+            self.replay_state = self.recurrence.scan(trail[:-1], self.replay_state, trail[-1], drop)[1]
             window = drop[:, None] + torch.arange(self.history, device=drop.device)
             trail = tuple(gather_nodes(x, window.clamp(max=trail[0].shape[1] - 1)) for x in trail)
-            self.fill = self.fill - drop
-        self.trail = trail
+            self.replay_lengths = self.replay_lengths - drop
+        self.replay_inputs = trail
 
-    def reach(self) -> Tensor:
-        return self.fill
+    def max_rewind(self) -> Tensor:
+        return self.replay_lengths
 
     def rewind(self, n: Tensor) -> None:
         self.pending = None
-        if self.trail is None or not n.any():
+        if self.replay_inputs is None or not n.any():
             return
-        self.fill = self.fill - n
-        self.state = self.recurrence.scan(self.trail[:-1], self.base, self.trail[-1], self.fill)[1]
+        self.replay_lengths = self.replay_lengths - n
+        *inputs, starts = self.replay_inputs
+        self.state = self.recurrence.scan(tuple(inputs), self.replay_state, starts, self.replay_lengths)[1]
 
     def select(self, rows: Tensor) -> Carry:
         chosen = Carry(self.recurrence, tuple(s[rows] for s in self.state), self.history)
-        chosen.base = tuple(s[rows] for s in self.base)
-        chosen.trail = None if self.trail is None else tuple(s[rows] for s in self.trail)
-        chosen.fill = self.fill[rows]
+        chosen.replay_state = tuple(s[rows] for s in self.replay_state)
+        chosen.replay_inputs = None if self.replay_inputs is None else tuple(s[rows] for s in self.replay_inputs)
+        chosen.replay_lengths = self.replay_lengths[rows]
         return chosen
 
     def join(self, others: Sequence[Carry]) -> Carry:
@@ -661,31 +678,34 @@ class Carry:
             return tuple(torch.cat(tensors) for tensors in zip(*states))
 
         joined = Carry(self.recurrence, stacked([part.state for part in parts]), self.history)
-        joined.base, joined.fill = stacked([part.base for part in parts]), torch.cat([part.fill for part in parts])
-        trails = [part.trail for part in parts if part.trail is not None]
+        joined.replay_state = stacked([part.replay_state for part in parts])
+        joined.replay_lengths = torch.cat([part.replay_lengths for part in parts])
+        trails = [part.replay_inputs for part in parts if part.replay_inputs is not None]
         if trails:
             longest = max(trail[0].shape[1] for trail in trails)
             padded = []
             for part in parts:
-                trail = part.trail or tuple(x.new_zeros(len(part.fill), 0, *x.shape[2:]) for x in trails[0])
+                rows = len(part.replay_lengths)
+                trail = part.replay_inputs or tuple(x.new_zeros(rows, 0, *x.shape[2:]) for x in trails[0])
                 padded.append(tuple(torch.cat([x, x.new_zeros(x.shape[0], longest - x.shape[1], *x.shape[2:])], 1)
                                     for x in trail))
-            joined.trail = stacked(padded)
+            joined.replay_inputs = stacked(padded)
         return joined
 
     def copy(self) -> Carry:
         # Tensors are replaced, never written into, so a copy may share them.
         twin = Carry(self.recurrence, self.state, self.history)
-        twin.base, twin.trail, twin.fill = self.base, self.trail, self.fill
+        twin.replay_state, twin.replay_inputs = self.replay_state, self.replay_inputs
+        twin.replay_lengths = self.replay_lengths
         return twin
 
     def detach(self) -> None:
-        self.state, self.base = (tuple(s.detach() for s in x) for x in (self.state, self.base))
-        self.trail = None if self.trail is None else tuple(x.detach() for x in self.trail)
+        self.state, self.replay_state = (tuple(s.detach() for s in x) for x in (self.state, self.replay_state))
+        self.replay_inputs = None if self.replay_inputs is None else tuple(x.detach() for x in self.replay_inputs)
 
     def tensors(self) -> dict[str, Tensor]:
         return {str(index): tensor for index, tensor in enumerate(self.state)}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        self.state = self.base = tuple(tensors[str(index)] for index in range(len(tensors)))
-        self.trail, self.pending, self.fill = None, None, torch.zeros_like(self.fill)
+        self.state = self.replay_state = tuple(tensors[str(index)] for index in range(len(tensors)))
+        self.replay_inputs, self.pending, self.replay_lengths = None, None, torch.zeros_like(self.replay_lengths)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from segue.errors import SegueError
-from segue.mixers.positions import NONE
+from segue.mixers.positions import ABSENT
 from segue.mixers.state import Carry, Layout, Recurrence, Tensors
 
 
@@ -24,7 +24,7 @@ class Traits(Recurrence):
     sums (B, R) long. So traits go along in decoding, in drafts and back again, as any recurrence does.
     """
 
-    free = ()
+    learnable_tensors = ()
     values: Tensor
     summed: Tensor
 
@@ -37,12 +37,13 @@ class Traits(Recurrence):
             if set(table) - {"of", "sum"} or len(of) != vocabulary:
                 raise SegueError(f"trait '{name}' is to be {{'of': a whole number or null for each of the {vocabulary} "
                                  f"ids, 'sum': true or false}}, not {len(of)} of {sorted(table)}")
-            columns.append([NONE if each is None else each for each in of] + [NONE])  # what begins a text has none
+            # The id behind the vocabulary, with which texts begin, has no trait.
+            columns.append([ABSENT if each is None else each for each in of] + [ABSENT])
         self.register_buffer("values", torch.tensor(columns).T.contiguous(), persistent=False)
         summed = torch.tensor([bool(table.get("sum")) for table in tables.values()])
         self.register_buffer("summed", summed, persistent=False)
 
-    def of(self, tokens: Tensor, layout: Layout, carry: Carry | None = None) -> dict[str, Tensor]:
+    def look_up(self, tokens: Tensor, layout: Layout, carry: Carry | None = None) -> dict[str, Tensor]:
         """By name (B, N) long, of ids (B, N)."""
         if tokens.dim() != 2:
             raise SegueError("ids have traits: rows of weights of ids have none")
@@ -56,7 +57,7 @@ class Traits(Recurrence):
         (values,), (before,) = inputs, state
         if not values.shape[1]:
             return values, state
-        steps = torch.where(self.summed & (values != NONE), values, 0)
+        steps = torch.where(self.summed & (values != ABSENT), values, 0)
         sums = before[:, None] + steps.cumsum(1)
         if starts is not None:  # less what was summed before the document began
             begin = torch.where(starts, torch.arange(starts.shape[1], device=starts.device), -1).cummax(1).values
@@ -69,8 +70,8 @@ class Traits(Recurrence):
         return traits, (torch.where(lengths[:, None] > 0, after, before),)
 
 
-def apart(query: Tensor, key: Tensor) -> Tensor:
+def trait_differences(query: Tensor, key: Tensor) -> Tensor:
     """(B, Q, R) and (B, K, R) traits -> (B, Q, K, R) long: by how much the query's is more than the key's, NONE where
     one of them has none."""
     query, key = query[:, :, None], key[:, None]
-    return torch.where((query == NONE) | (key == NONE), NONE, query - key)
+    return torch.where((query == ABSENT) | (key == ABSENT), ABSENT, query - key)

@@ -40,7 +40,7 @@ class BlockLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return block_product(x, self.weight)
 
-    def behind(self, weight: Tensor) -> Tensor:
+    def compose(self, weight: Tensor) -> Tensor:
         """(M, D), what a map `weight` (M, outputs, D) of the outputs is of x."""
         blocks = weight.unflatten(2, (len(self.weight), -1))
         return torch.einsum("monj,noji->mni", blocks, self.weight).flatten(1)
@@ -100,7 +100,7 @@ class SLSTM(Mixer):
 class MatrixMemory(Recurrence):
     """Inputs q, k (B, N, H, K), v (B, N, H, E), gates i, f (B, N, H); state [C n] (B, H, K, E + 1) and m (B, H)."""
 
-    free = (0,)
+    learnable_tensors = (0,)
 
     def __init__(self, heads: int, key_width: int, value_width: int) -> None:
         super().__init__()
@@ -109,7 +109,8 @@ class MatrixMemory(Recurrence):
     def initial(self, batch: int, like: Tensor) -> Tensors:
         return like.new_zeros(batch, *self.shape), like.new_full((batch, self.shape[0]), EMPTY)
 
-    def opened(self, batch: int, like: Tensor) -> Tensors:  # the memory is in units of exp m, which is 0 where empty
+    def learnable_initial(self, batch: int, like: Tensor) -> Tensors:
+        # m = 0: the memory is stored in units of exp m, which an empty state has as 0.
         return like.new_zeros(batch, *self.shape), like.new_zeros(batch, self.shape[0])
 
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
@@ -161,8 +162,8 @@ class MLSTM(Mixer):
         weight = self.gates.weight.unflatten(1, (3, -1))
         queries, keys = self.qk.weight.unbind(-3)
         qk, gates = block_products(near, torch.stack([queries, keys * scale], -3),
-                                   self.qk.behind(weight[:, :2]))
-        v, others = block_products(u, self.v.weight, self.v.behind(weight[:, 2:]))
+                                   self.qk.compose(weight[:, :2]))
+        v, others = block_products(u, self.v.weight, self.v.compose(weight[:, 2:]))
         i, f = (gates + others + self.gates.bias).chunk(2, -1)
         q, k, v = (y.unflatten(2, (self.heads, -1)) for y in (*qk.unbind(2), v.flatten(2)))
         if self.turns is not None:
@@ -172,9 +173,9 @@ class MLSTM(Mixer):
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         inputs, near, gate = self._project(x, layout, parts)
         mixed = self.memory(inputs, layout, parts.get("memory"))
-        return self._finish(mixed, near, gate)
+        return self._gate_and_project(mixed, near, gate)
 
-    def _finish(self, mixed: Tensor, near: Tensor, gate: Tensor) -> Tensor:
+    def _gate_and_project(self, mixed: Tensor, near: Tensor, gate: Tensor) -> Tensor:
         return self.out(gated_norm(mixed.flatten(2), gate, self.norm.weight, self.heads, NORM_EPSILON, True,
                                    (near, self.skip)))
 
@@ -199,11 +200,11 @@ class MLSTM(Mixer):
         program.multiply(y, both[inner:], "silu")
         program.linear(y, into, self.out.weight, add=True)
 
-    def _whole(self, x: Tensor) -> tuple[Tensors, Tensor, Tensor]:
+    def _project_alone(self, x: Tensor) -> tuple[Tensors, Tensor, Tensor]:
         return self._project(x, Layout.of(x), {})
 
     def matrix(self, x: Tensor) -> Tensor:
-        (q, k, _, i, f), _, _ = self._whole(x)
+        (q, k, _, i, f), _, _ = self._project_alone(x)
         decay = F.logsigmoid(f).cumsum(1).transpose(1, 2)
         weights = decay[..., :, None] - decay[..., None, :] + i.transpose(1, 2)[..., None, :]
         weights = weights.masked_fill(torch.ones(weights.shape[-2:], dtype=torch.bool, device=x.device).triu(1),
@@ -213,8 +214,8 @@ class MLSTM(Mixer):
         return scores / (torch.maximum(scores.sum(-1, keepdim=True).abs(), (-m).exp()) + EPSILON)
 
     def values(self, x: Tensor) -> Tensor:
-        return self._whole(x)[0][2].transpose(1, 2)
+        return self._project_alone(x)[0][2].transpose(1, 2)
 
     def output(self, mixed: Tensor, x: Tensor) -> Tensor:
-        _, near, gate = self._whole(x)
-        return self._finish(mixed.transpose(1, 2), near, gate)
+        _, near, gate = self._project_alone(x)
+        return self._gate_and_project(mixed.transpose(1, 2), near, gate)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import within
+from segue.mixers.state import length_mask
 from segue.models.seq2seq import EncoderDecoder, EncoderDecoderConfig
 
 POOLS = ("mean", "first", "last", "ends")
@@ -24,7 +24,7 @@ POOLS = ("mean", "first", "last", "ends")
 def pooled(hidden: Tensor, lengths: Tensor, pool: str) -> Tensor:
     """(B, D) or, of both ends, (B, 2 D): one vector of the first `lengths` (B,) of hidden vectors (B, N, D)."""
     if pool == "mean":
-        live = within(lengths, hidden.shape[1])[..., None]
+        live = length_mask(lengths, hidden.shape[1])[..., None]
         return torch.where(live, hidden, 0.0).sum(1) / lengths[:, None]
     if pool == "first":
         return hidden[:, 0]
@@ -79,5 +79,5 @@ class SequenceAutoencoder(EncoderDecoder):
         if self.queries is None:
             return hidden + vector
         scores = self.queries @ hidden.mT / math.sqrt(hidden.shape[-1])
-        scores = scores.masked_fill(~within(lengths, hidden.shape[1])[:, None], -math.inf)
+        scores = scores.masked_fill(~length_mask(lengths, hidden.shape[1])[:, None], -math.inf)
         return scores.softmax(-1) @ hidden + vector

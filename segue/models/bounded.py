@@ -25,7 +25,7 @@ def bounded(stack: Stack, length: int) -> Stack:
     for block in blocks:
         if isinstance(block.mixer, Attention) and _unbounded(block.mixer):
             block.mixer = _twin(block.mixer)
-            block.mixer.look_back_within(length)
+            block.mixer.limit_window(length)
     twin.add_module("blocks", nn.ModuleList(blocks))
     return twin
 

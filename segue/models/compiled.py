@@ -19,7 +19,7 @@ from segue.kernels.cpu import engine
 from segue.kernels.cpu import program as p
 from segue.kernels.cpu.cache import prepare, warm
 from segue.kernels.cpu.simd import BLOCK, TILE
-from segue.mixers.state import Layout, check_asked, check_counts, check_parents, check_path, check_rows
+from segue.mixers.state import Layout, check_counts, check_node_indices, check_parents, check_path, check_rows
 from segue.models.base import Decoding, Output, reads_whole
 from segue.models.stack import Block, Stack, StackConfig
 
@@ -497,7 +497,7 @@ class CompiledModel:
         batch, n = ids.shape
         check_rows(batch, state)
         if at is not None:
-            check_asked(at, batch, n)
+            check_node_indices(at, batch, n)
         wanted = n if at is None else at.shape[1]
         if not ids.size:  # no rows, or no tokens
             state.pending = Pending(ids, tree, state.states, False, [])

@@ -19,7 +19,7 @@ from torch import Tensor
 from segue.errors import SegueError
 from segue.files import atomic_write, read_json, write_json
 from segue.kernels import counts as kernel
-from segue.mixers.state import check_asked, check_counts, check_parents, check_path, check_rows
+from segue.mixers.state import check_counts, check_node_indices, check_parents, check_path, check_rows
 from segue.models.base import Decoding, Output, check_tokens
 from segue.models.one_cycle import one_cycle
 
@@ -164,7 +164,7 @@ class _Counted:
         check_tokens(tokens, self.vocabulary)
         check_rows(len(tokens), state)
         if at is not None:
-            check_asked(at, *tokens.shape)
+            check_node_indices(at, *tokens.shape)
         if parents is not None:
             check_parents(parents, *tokens.shape)
         ids = tokens.numpy().astype(np.int32)

@@ -14,7 +14,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import Layout, Nodes, State
+from segue.mixers.state import LayerNodes, Layout, State
 from segue.models.stack import Forms, Stack
 
 ALWAYS = 1 << 40  # a span longer than any document
@@ -139,19 +139,19 @@ class Scheduled(Forms, nn.Module):
 
     def hidden(self, tokens: Tensor, layout: Layout, state: State | None = None) -> Tensor:
         """As `Stack.hidden`; what has left a layer passes it unchanged."""
-        behind = behind_prompts(layout) if state is None else state.behind(layout.positions)
+        behind = behind_prompts(layout) if state is None else state.offset_from_prompt(layout.positions)
         least, most = (int(end) for end in behind.aminmax()) if behind.numel() else (0, 0)
-        x, given = self.stack.embed(tokens, layout.positions), dict[int, Nodes | None]()
+        x, given = self.stack.embed(tokens, layout.positions), dict[int, LayerNodes | None]()
         for index, span in enumerate(self.spans):
             if span <= least:
                 given[index] = None
             elif span > most:
                 x = self.stack.run_block(index, x, layout, state)
             else:
-                given[index] = nodes = Nodes.of(layout, behind < span)
-                x = nodes.put(x, self.stack.run_block(index, nodes.take(x), nodes.layout, state))
+                given[index] = nodes = LayerNodes.of(layout, behind < span)
+                x = nodes.scatter(x, self.stack.run_block(index, nodes.gather(x), nodes.layout, state))
         if state is not None:
-            state.given = given
+            state.layer_nodes = given
         return self.stack.finish(x, layout)
 
     def init_state(self, batch: int, history: int = 0) -> State:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import Carry, Layout, Recurrence, State, Tensors, check_rows, gather_nodes, within
+from segue.mixers.state import Carry, Layout, Recurrence, State, Tensors, check_rows, gather_nodes, length_mask
 from segue.models.base import Decoding, Output, check_tokens
 from segue.models.seq2seq import Foldered, encode
 from segue.models.stack import Stack, StackConfig
@@ -84,7 +84,7 @@ class SetEncoder(nn.Module):
     def forward(self, elements: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """elements (B, S, C), of which the first `lengths` (B,) are real -> memory (B, S, D), summary (B, 2 D)."""
         memory = self.read(elements)
-        return memory, self.process(memory, within(lengths, elements.shape[1]))
+        return memory, self.process(memory, length_mask(lengths, elements.shape[1]))
 
 
 class PointerHead(nn.Module):
@@ -255,7 +255,7 @@ class PointerNetwork(Foldered):
         if bool((lengths == 0).any()):
             raise SegueError("a row has no elements before its frame, or no frame: make it with Batch.pointing")
         longest, count = int(lengths.max()), n - int(lengths.min())
-        real = within(lengths, longest)
+        real = length_mask(lengths, longest)
         elements = tokens[:, :longest, 1:].masked_fill(~real[..., None], 0)
         node = torch.arange(count, device=device)
         said = said.gather(1, (node + lengths[:, None]).clamp(max=n - 1))

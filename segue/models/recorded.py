@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from segue.errors import SegueError
 from segue.mixers.attention import Attention
-from segue.mixers.cache import Cache, Slots
-from segue.mixers.state import Carry, Part, State, check_rows, unread
+from segue.mixers.cache import Cache, FixedCache
+from segue.mixers.state import Carry, Part, State, check_rows, without_value_checks
 from segue.models.base import Decoding, Output, reads_whole
 from segue.models.stack import Stack
 
@@ -106,7 +106,7 @@ class Recording:
 
     def _buffer(self, part: Part) -> Part:
         if isinstance(part, Cache):
-            return Slots(part, self.capacity)
+            return FixedCache(part, self.capacity)
         assert isinstance(part, Carry)
         return Carry(part.recurrence, tuple(tensor.clone() for tensor in part.state))
 
@@ -132,11 +132,11 @@ class Recording:
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):  # what is prepared at a first run must not be part of the recording
             self._step()
-            with unread(), Unread():
+            with without_value_checks(), Unread():
                 self._step()
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with unread(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with without_value_checks(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
             logits = self._step()
 
         def play() -> Tensor:
@@ -155,9 +155,9 @@ class Recording:
         """Continue this state from now on, for so many steps at most."""
         self.evict()
         for here, part in zip(self._parts(self.state), self._parts(state)):
-            if isinstance(here, Slots):
+            if isinstance(here, FixedCache):
                 assert isinstance(part, Cache)
-                here.take(part)
+                here.copy_from(part)
             else:
                 assert isinstance(here, Carry) and isinstance(part, Carry)
                 for buffer, tensor in zip(here.state, part.state):
@@ -170,12 +170,12 @@ class Recording:
         """The tenant leaves with all it remembers."""
         self.tenant = None
         for here, part in zip(self._parts(self.state), self._parts(state)):
-            if isinstance(here, Slots):
+            if isinstance(here, FixedCache):
                 assert isinstance(part, Cache)
-                here.give(part, self.played)
+                here.copy_to(part, self.played)
             else:
                 assert isinstance(here, Carry) and isinstance(part, Carry)
-                part.state = part.base = tuple(buffer.clone() for buffer in here.state)
+                part.state = part.replay_state = tuple(buffer.clone() for buffer in here.state)
         state.positions = self.state.positions.clone()
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.files import atomic_folder, read_json, write_json
 from segue.mixers.cross import Source
-from segue.mixers.state import Layout, State, check_rows, gather_nodes, within
+from segue.mixers.state import Layout, State, check_rows, gather_nodes, length_mask
 from segue.models.base import Decoding, Output, check_prompt
 from segue.models.stack import Stack, StackConfig
 
@@ -59,7 +59,7 @@ class Reading(State):
 
     def layout(self, n: int, parents: Tensor | None = None, positions: Tensor | None = None,
                starts: Tensor | None = None) -> Layout:
-        if parents is not None and self.source.empty:
+        if parents is not None and self.source.is_empty:
             raise SegueError("a prompt is a chain: read it before a draft tree")
         return super().layout(n, parents, positions, starts)
 
@@ -78,7 +78,7 @@ class Reading(State):
         super().commit(path, counts)
 
     def join(self, others: Sequence[State]) -> State:
-        if any(other.source.empty != self.source.empty for other in others if isinstance(other, Reading)):
+        if any(other.source.is_empty != self.source.is_empty for other in others if isinstance(other, Reading)):
             raise SegueError("rows that have read no source cannot go on beside rows that have: give them a prompt "
                              "first")
         return super().join(others)
@@ -110,7 +110,7 @@ class Prompts:
         self.lengths = begins.long().argmax(1)
         longest = int(self.lengths.max())
         count = max(1, int(((n if ends is None else ends) - self.lengths).max()))
-        self.real = within(self.lengths, longest)
+        self.real = length_mask(self.lengths, longest)
         self.source = tokens[:, :longest].masked_fill(~self.real, 0)
         self.node = torch.arange(count, device=device).expand(len(tokens), -1)
         self.layout = Layout(self.node + self.lengths[:, None])
@@ -252,7 +252,7 @@ class Conditioned(nn.Module):
         assert isinstance(state, Reading)
         check_rows(tokens.shape[0], state)
         layout = state.layout(tokens.shape[1], parents)
-        if state.source.empty:
+        if state.source.is_empty:
             prompts = Prompts(self, tokens, prompt_ends(at))
             hidden, layout, place = self._read(prompts, state), prompts.layout, prompts.place
         else:

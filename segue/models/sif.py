@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import within
+from segue.mixers.state import length_mask
 
 
 def cooccurrence_vectors(rows: Sequence[np.ndarray], vocabulary: int, width: int = 64, window: int = 10,
@@ -84,7 +84,7 @@ class SIFEmbedding(nn.Module):
 
     def vectors(self, source: Tensor, lengths: Tensor) -> Tensor:
         """(B, D): the vector of each row (B, S) of ids, of which the first `lengths` (B,) are real."""
-        live = within(lengths, source.shape[1])
+        live = length_mask(lengths, source.shape[1])
         source = torch.where(live, source, len(self.elements)).sort(1).values  # rounding must not tell an order either
         source = torch.where(live, source, 0)
         weights = self.a / (self.a + self.frequency[source]) * live

@@ -20,9 +20,9 @@ from torch.utils.checkpoint import checkpoint
 
 from segue.errors import SegueError
 from segue.mixers import MIXERS, Mixer
-from segue.mixers.cross import cross_attention
+from segue.mixers.cross import make_cross_attention
 from segue.mixers.regions import RegionLabels
-from segue.mixers.state import Carry, Layout, Part, Parts, State, check_rows, gather_nodes, may_look
+from segue.mixers.state import Carry, Layout, Part, Parts, State, can_check_values, check_rows, gather_nodes
 from segue.mixers.traits import Traits
 from segue.models.base import Decoding, Output, check_tokens
 
@@ -214,7 +214,7 @@ class LearnedState(nn.Module):
             if not isinstance(part, Carry):
                 continue
             for index, tensor in enumerate(part.state):
-                free, shape = part.recurrence.free, tensor.shape[1:]
+                free, shape = part.recurrence.learnable_tensors, tensor.shape[1:]
                 if (free is not None and index not in free) or not tensor.is_floating_point():
                     continue
                 if len(shape) > 1 and 0 < rank < min(shape[-2:]):
@@ -237,11 +237,11 @@ class LearnedState(nn.Module):
         for name, part in parts.items():
             if not isinstance(part, Carry):
                 continue
-            opened, state = part.recurrence.opened(part.state[0].shape[0], like), list(part.state)
+            opened, state = part.recurrence.learnable_initial(part.state[0].shape[0], like), list(part.state)
             for index, old in enumerate(state):
                 moved = self.added(f"{name}:{index}")
                 state[index] = opened[index] if moved is None else old + moved.to(old.dtype)
-            part.state = part.base = tuple(state)
+            part.state = part.replay_state = tuple(state)
 
 
 class Block(nn.Module):
@@ -259,7 +259,7 @@ class Block(nn.Module):
         options = {} if config.cross is None else {k: v for k, v in config.cross.items() if k != "gate"}
         self.gate = gates(config)[index]
         self.cross_norm = make_norm(config) if config.cross is not None and not self.gate else None
-        self.cross = cross_attention(config.width, options) if config.cross is not None else None
+        self.cross = make_cross_attention(config.width, options) if config.cross is not None else None
         self.channel_norm = make_norm(config) if config.channel != "none" else None
         self.channel = ChannelMixer(config) if config.channel != "none" else None
         self.parallel, self.post_norm, self.drop = config.parallel, config.post_norm, nn.Dropout(config.dropout)
@@ -435,7 +435,7 @@ class Stack(Forms, nn.Module):
         return f"torch {str(weight.dtype).removeprefix('torch.')} on {weight.device.type}"
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        eager = may_look()
+        eager = can_check_values()
         if self.config.tables and tokens.shape[2:] != (1 + len(self.config.tables),):
             raise SegueError(f"elements of this model are an id and a row of each of the tables "
                              f"{', '.join(self.config.tables)}, not {tuple(tokens.shape[2:])} numbers")
@@ -466,7 +466,7 @@ class Stack(Forms, nn.Module):
     def run_block(self, index: int, x: Tensor, layout: Layout, state: State | None = None) -> Tensor:
         """Block `index` on (B, N, D); with a state its nodes are left pending there."""
         block = self.blocks[index]
-        block.mixer.accept(layout)
+        block.mixer.check_layout(layout)
         if len(block.begins) and layout.starts is not None:
             raise SegueError("under a learned initial state nothing begins inside a row: give it one document per row")
         parts: Parts = block.begun(x) if state is None else state.layers[index]
@@ -491,11 +491,11 @@ class Stack(Forms, nn.Module):
         if self.regions is not None:
             carry = None if state is None else state.layers[0]["regions"]
             assert carry is None or isinstance(carry, Carry)
-            layout = replace(layout, labels=self.regions.of(tokens, layout, carry))
+            layout = replace(layout, labels=self.regions.label(tokens, layout, carry))
         if self.traits is not None:
             carry = None if state is None else state.layers[0]["sums"]
             assert carry is None or isinstance(carry, Carry)
-            layout = replace(layout, traits=self.traits.of(tokens, layout, carry))
+            layout = replace(layout, traits=self.traits.look_up(tokens, layout, carry))
         for index in range(len(self.blocks)):
             x = self.run_block(index, x, layout, state)
         return self.finish(x, layout)

@@ -30,7 +30,7 @@ class Batch:
     grid: sizes of the sequence axes whose product is T, where elements lie on a grid (see `Layout`).
     prompt: (B, T) bool, True at the elements of a prompt, for mixers that read a prompt both ways (see `Layout`).
     sets: (B, T, 3) long, the position of each element, its set and its part of that, where some of a row are parts
-        without an order (see `Layout`, `segue.decoding.prompt.placed`).
+        without an order (see `Layout`, `segue.decoding.prompt.set_placements`).
     """
 
     tokens: Tensor

@@ -167,7 +167,7 @@ PAPERS: dict[str, Paper] = {
     "lssl": Paper(
         "Combining Recurrent, Convolutional, and Continuous-time Models with Linear State-Space Layers, LSSL",
         "2021, arXiv 2110.13985", "lssl",
-        ("mixers.lssl", "mixers.hippo", "mixers.ssm.resample")),
+        ("mixers.lssl", "mixers.hippo", "mixers.ssm.scale_step_sizes")),
     "magic-word": Paper("What's the Magic Word? A Control Theory of LLM Prompting", "2023, arXiv 2310.04444",
                         "magic_word", ("analysis.control",)),
     "making-the-most": Paper(
@@ -178,7 +178,7 @@ PAPERS: dict[str, Paper] = {
     "mamba-360": Paper(
         "Mamba-360: Survey of State Space Models as Transformer Alternative for Long Sequence Modelling",
         "2024, arXiv 2404.16112", "mamba_360",
-        ("mixers.mamba2", "mixers.lru", "mixers.gss", "mixers.hyena", "mixers.hippo.compressed", "kernels.ssd")),
+        ("mixers.mamba2", "mixers.lru", "mixers.gss", "mixers.hyena", "mixers.hippo.compress_signal", "kernels.ssd")),
     "masformer": Paper(
         "Efficient Long-Range Transformers: You Need to Attend More, but Not Necessarily at Every Layer (MASFormer)",
         "2023, arXiv 2310.12442", "masformer", ("mixers.attention (block)", "mixers.rules.Sparse", "training.learn")),
@@ -270,7 +270,7 @@ PAPERS: dict[str, Paper] = {
     "skipdecode": Paper(
         "SkipDecode: Autoregressive Skip Decoding with Batching and Caching for Efficient LLM Inference",
         "2023, arXiv 2307.02628", "skipdecode",
-        ("models.depth", "mixers.state.Nodes", "decoding.draft (depth)", "training.learn")),
+        ("models.depth", "mixers.state.LayerNodes", "decoding.draft (depth)", "training.learn")),
     "spar": Paper(
         "SPaR: Self-Play with Tree-Search Refinement to Improve Instruction-Following in LLMs",
         "2024, arXiv 2412.11605", "spar",

@@ -89,7 +89,7 @@ class Templates:
                     after[token] = after.get(token, 0.0) + chance
 
     def __call__(self, scores: np.ndarray, prefix: Prefix) -> np.ndarray:
-        known, after = np.full_like(scores, -np.inf), self.mass[tuple(prefix.said)]
+        known, after = np.full_like(scores, -np.inf), self.mass[tuple(prefix.generated)]
         for token, chance in after.items():
             known[token] = np.log(chance / sum(after.values()))
         return known

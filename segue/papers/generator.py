@@ -19,8 +19,8 @@ import torch.nn.functional as F
 import segue
 from segue.analysis.metrics import recovery
 from segue.decoding import generate
-from segue.decoding.continuation import behind, open_prompt
-from segue.decoding.healing import Healing, spelling
+from segue.decoding.continuation import open_prompt, strip_lead
+from segue.decoding.healing import Healing, spelling_of
 from segue.kinds import BPECodec, Codec, KmerCodec, LetterCodec
 from segue.kinds.nucleotides import reverse_complement
 from segue.models import Stack, StackConfig
@@ -101,9 +101,9 @@ def recovered(model: Stack, codec: Codec, text: str, room: int, width: int, plac
     prompts = [open_prompt(codec, [codec.bos, *codec.prompt(text[at - width : at]).tolist()[-room:]], heal)
                for at in places.tolist()]
     word = codec.k if isinstance(codec, KmerCodec) else 1
-    answers = generate(model, prompts, [-(-AHEAD // word) + getattr(prompt, "taken", 0) for prompt in prompts],
-                       "greedy", "none", suppress_tokens=[codec.bos], processors=[Healing(spelling(codec))])
-    said = [behind(codec.decode(answer.tokens), getattr(prompt, "rest", ""))
+    answers = generate(model, prompts, [-(-AHEAD // word) + getattr(prompt, "removed_count", 0) for prompt in prompts],
+                       "greedy", "none", suppress_tokens=[codec.bos], processors=[Healing(spelling_of(codec))])
+    said = [strip_lead(codec.decode(answer.tokens), getattr(prompt, "removed_text", ""))
             for prompt, answer in zip(prompts, answers)]
     right = recovery([each if isinstance(each, str) else each.decode("ascii", "replace") for each in said],
                      [text[at : at + AHEAD] for at in places.tolist()])

@@ -23,7 +23,7 @@ from segue.models.heads import DraftHeads
 from segue.objectives import Batch, DraftHeadsLoss, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.training.learn import learn, windows
-from segue.verbs.speed_up import count_on_own_text
+from segue.verbs.speed_up import count_hits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,7 +109,7 @@ def score(arm: str, path: Path | None, width: int, depth: int, base_steps: int, 
         # The first token comes with the reading of the prompt.
         found[name] = sum(answer.produced - 1 for answer in drafted) / sum(answer.passes - 1 for answer in drafted)
         same += [one.tokens == two.tokens for one, two in zip(plain, drafted)]
-    hits, asked = count_on_own_text(heads, base, base, primes, n, [{"decoder": "greedy"}])
+    hits, asked = count_hits(heads, base, base, primes, n, [{"decoder": "greedy"}])
     found |= {f"head {k + 1}": float(hits[k, 0] / asked[k]) for k in range(HEADS)}
     return found | {"same texts": sum(same) / len(same)}
 

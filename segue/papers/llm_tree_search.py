@@ -18,7 +18,7 @@ import torch
 from segue.analysis.texts import distinct, log_likelihoods, repetition
 from segue.decoding import Continuation, generate
 from segue.decoding.sampling import Prefix, log_softmax
-from segue.decoding.search.tree import NGRAM
+from segue.decoding.search.tree import REPETITION_NGRAM
 from segue.models.stack import Stack, StackConfig
 from segue.objectives import Batch
 from segue.papers.base import Claim, Row, Run, Verdict
@@ -123,7 +123,7 @@ def adding(model: Any, tests: list[tuple[list[int], list[int]]], arm: str, budge
     return {"accuracy": mean(right), "mean log-prob": mean(group[0].score or 0.0 for group in lists),
             "list, mean log-prob": mean(each.score or 0.0 for group in lists for each in group),
             "list, distinct-2": mean(distinct([each.tokens for each in group], 2) for group in lists),
-            "repeated": mean(repetition(group[0].tokens, NGRAM) for group in lists),
+            "repeated": mean(repetition(group[0].tokens, REPETITION_NGRAM) for group in lists),
             "confidence and truth": rank_correlation(*zip(*every)),
             "tokens read": mean(group[0].nodes or (digits if arm == "greedy" else budget) for group in lists)}
 

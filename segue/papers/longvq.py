@@ -39,7 +39,7 @@ class Exact(LongVQ):
     """Softmax attention to all that is less than `window` nodes back, with the same bias, every score written out."""
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
-        memory = self._remember(x, layout, {})
+        memory = self._structured_memory(x, layout, {})
         q, k, v, _ = self._project(x, memory)
         index, window = torch.arange(x.shape[1]), self.attention.window
         apart = index[:, None] - index
@@ -52,7 +52,7 @@ class Linear(LongVQ):
     """Linear attention with features elu + 1."""
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
-        memory = self._remember(x, layout, {})
+        memory = self._structured_memory(x, layout, {})
         q, k, v, _ = (y[:, :, None] for y in self._project(x, memory))
         v = F.pad(v, (0, 1), value=1.0)
         y, _ = gla(F.elu(q) + 1, F.elu(k) + 1, v, None, v.new_zeros(len(v), 1, q.shape[-1], v.shape[-1]))
@@ -63,7 +63,7 @@ class Alone(LongVQ):
     """No attention: each node has its own value."""
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
-        return self._gate(F.silu(self.v(x)), self._remember(x, layout, {}), x)
+        return self._gate(F.silu(self.v(x)), self._structured_memory(x, layout, {}), x)
 
 
 FULL, CODES, FEW = "all keys", "codebook of 32", "codebook of 4"

@@ -21,7 +21,7 @@ from torch import Tensor
 from segue.kernels.convolution import long_convolution
 from segue.mixers import hippo
 from segue.mixers.lssl import krylov
-from segue.mixers.ssm import resample
+from segue.mixers.ssm import scale_step_sizes
 from segue.models.stack import Stack, StackConfig
 from segue.objectives import Batch, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
@@ -93,7 +93,7 @@ def adapt(mixer: str, seed: int, steps: int, rows: int) -> dict[str, float]:
         found[f"{rate} as it is"] = accuracy(model, test)
         if mixer == "lssl":
             scaled = copy.deepcopy(model)
-            resample(scaled, rate)
+            scale_step_sizes(scaled, rate)
             found[f"{rate} rescaled"] = accuracy(scaled, test)
     return found
 

@@ -42,10 +42,10 @@ class Handed(Carry):
         super().__init__(recurrence, state)
         self.comm, self.shard = comm, shard
 
-    def before(self, inputs: Tensors, starts: Tensor | None) -> Tensors:
+    def previous_state(self, inputs: Tensors, starts: Tensor | None) -> Tensors:
         if self.comm.size == 1 and self.shard.chunks == 1:
             return self.state
-        kept = self.recurrence.kept(inputs)
+        kept = self.recurrence.state_factors(inputs)
         if kept is None:
             return self._chain(inputs, starts)
         nothing = tuple(torch.zeros_like(state) for state in self.state)
@@ -142,7 +142,7 @@ class ContextParallel(Forms, nn.Module):
 
     def mix(self, mixer: Mixer, x: Tensor, layout: Layout, whole: Layout) -> Tensor:
         """What a mixer of the stack makes of this rank's x (B, N, D), where these are its `layouts`."""
-        mixer.accept(layout)
+        mixer.check_layout(layout)
         return self._attend(mixer, x, layout, whole) if isinstance(mixer, Attention) else \
             recur(mixer, x, layout, self.comm, self.shard)
 

@@ -1,4 +1,4 @@
-"""Serving a model: the batching engine, the OpenAI-compatible API in front of it, and a page for people."""
+"""Serving a model: the batching engine, the OpenAI-compatible API in front of it, and a web page."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The OpenAI completions API in front of an engine: the official client and curl work unchanged.
 
-`segue serve MODEL` runs it on the loopback interface. Beside /v1/completions and /v1/models there are /health, with the
-engine's numbers, and a page for people at /. All else is refused in OpenAI's words.
+`segue serve MODEL` runs it on the loopback interface. Besides /v1/completions and /v1/models there are /health, with
+the engine's counters, and a web page at /. Everything else gets an error in OpenAI's format.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from segue.decoding.continuation import (
     Stops,
-    Telling,
-    enough,
-    lead_of,
+    StreamDecoder,
+    answer_lead,
+    codec_processors,
+    count_unknown,
     open_prompt,
     prime_object,
     prime_tokens,
-    sayable,
-    unknown_in,
-    until_of,
+    stop_condition,
+    unit_limit_condition,
 )
 from segue.decoding.generate import Until
-from segue.decoding.healing import Healing, spelling
+from segue.decoding.healing import Healing, spelling_of
 from segue.decoding.prompt import OpenPrompt
-from segue.decoding.sampling import Leaning, Processor, Sampling
+from segue.decoding.sampling import LogitBias, Processor, Sampling
 from segue.errors import SegueError
 from segue.kinds import Codec, Kind
 from segue.models.base import begin_of
-from segue.serving.engine import Closing, Engine, News, Overloaded, Request, Ticket
+from segue.serving.engine import AnswerUpdate, Closing, Engine, Overloaded, Request, Ticket
 
-LARGEST = 1 << 24  # bytes of a body: more than all the prompts that an engine holds
-UNLIKELY = -9999.0  # OpenAI's log-probability of what is next to impossible; JSON knows no infinity
-TOO_LARGE = f"the request is larger than {LARGEST >> 20} MiB: send fewer or shorter prompts"
+MAX_BODY_BYTES = 1 << 24  # more than all the prompts that an engine holds
+MIN_LOGPROB = -9999.0  # OpenAI's value for tokens of (nearly) no probability; JSON has no infinity
+TOO_LARGE = f"the request is larger than {MAX_BODY_BYTES >> 20} MiB: send fewer or shorter prompts"
 
 
 class StreamOptions(BaseModel):
-    """include_usage: end a stream with the number of tokens."""
+    """include_usage: end a stream with the token counts."""
     include_usage: bool = False
 
 
 class Completion(BaseModel):
-    """The body of a request, as OpenAI documents it; top_k, min_p and repetition_penalty are ours."""
+    """The body of a completion request, as OpenAI documents it; top_k, min_p and repetition_penalty are extensions."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -85,62 +85,62 @@ class Completion(BaseModel):
 
 
 class Refused(Exception):
-    """A request that gets an error instead of an answer."""
+    """A request that gets an error in place of an answer. param: the part of the request that is to blame."""
 
     def __init__(self, status: int, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.status, self.param = status, param
 
 
-def refusal(status: int, message: str, param: str | None = None) -> JSONResponse:
-    """An error as OpenAI's API words it; `param`: the part of the request that is to blame."""
+def error_response(status: int, message: str, param: str | None = None) -> JSONResponse:
+    """An error response in OpenAI's format. param: the part of the request that is to blame."""
     headers = {"Retry-After": "1"} if status == 429 else None
-    return JSONResponse({"error": wrong(status, message, param)}, status, headers)
+    return JSONResponse({"error": error_body(status, message, param)}, status, headers)
 
 
-def wrong(status: int, message: str, param: str | None = None) -> dict[str, Any]:
-    """The body of a `refusal`."""
+def error_body(status: int, message: str, param: str | None = None) -> dict[str, Any]:
+    """The `error` object of an `error_response`."""
     kind = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}.get(
         status, "server_error" if status >= 500 else "invalid_request_error")
     return {"message": message, "type": kind, "param": param, "code": None}
 
 
 def status_of(error: Exception) -> int:
-    """Of the answer that tells an error: the client's, the moment's, or ours."""
+    """The HTTP status of an error: 429 and 503 for a full or closing engine, 400 for a client's mistake, else 500."""
     statuses = {Overloaded: 429, Closing: 503, SegueError: 400}
-    return next((status for sort, status in statuses.items() if isinstance(error, sort)), 500)
+    return next((status for kind, status in statuses.items() if isinstance(error, kind)), 500)
 
 
-def refuse(app: FastAPI) -> None:
-    """Errors become answers, worded as OpenAI's."""
+def add_error_handlers(app: FastAPI) -> None:
+    """Turn exceptions into error responses in OpenAI's format."""
 
     @app.exception_handler(Refused)
     async def refused(_: HTTPRequest, error: Refused) -> JSONResponse:
-        return refusal(error.status, str(error), error.param)
+        return error_response(error.status, str(error), error.param)
 
     @app.exception_handler(SegueError)
     @app.exception_handler(Exception)
     async def mistaken(_: HTTPRequest, error: Exception) -> JSONResponse:
-        return refusal(status_of(error), str(error) or type(error).__name__)
+        return error_response(status_of(error), str(error) or type(error).__name__)
 
     @app.exception_handler(HTTPException)
     async def elsewhere(http: HTTPRequest, error: HTTPException) -> JSONResponse:
         if error.status_code in (404, 405):
-            return refusal(error.status_code, f"{http.method} {http.url.path} is not offered here: a model that "
+            return error_response(error.status_code, f"{http.method} {http.url.path} is not offered here: a model that "
                            "continues sequences answers POST /v1/completions (there are no chats)")
-        return refusal(error.status_code, str(error.detail))
+        return error_response(error.status_code, str(error.detail))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(http: HTTPRequest, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = next((place for place in first["loc"][1:2] if isinstance(place, str)), None)
         if where is None and "json" not in http.headers.get("content-type", ""):  # curl -d alone says it is a form
-            return refusal(400, "body: send a JSON object, with the header Content-Type: application/json")
-        return refusal(400, f"{where or 'body'}: {first['msg']}", where)
+            return error_response(400, "body: send a JSON object, with the header Content-Type: application/json")
+        return error_response(400, f"{where or 'body'}: {first['msg']}", where)
 
 
-class Door:
-    """Before a request is read: who has no key, or brings too much, is refused. An ASGI application around another."""
+class RequestGuard:
+    """ASGI middleware that refuses requests without the key or with too large a body, before they are read."""
 
     def __init__(self, app: ASGIApp, key: str | None) -> None:
         self.app, self.key = app, key
@@ -148,16 +148,16 @@ class Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        headers, left = Headers(scope=scope), LARGEST
+        headers, left = Headers(scope=scope), MAX_BODY_BYTES
         sent = headers.get("authorization", "").removeprefix("Bearer ")
         if self.key is not None and scope["path"].startswith("/v1") and \
                 not secrets.compare_digest(sent.encode("latin-1"), self.key.encode()):
-            answer = refusal(401, "send the key of this server as 'Authorization: Bearer KEY'")
+            answer = error_response(401, "send the key of this server as 'Authorization: Bearer KEY'")
             return await answer(scope, receive, send)
-        if (length := headers.get("content-length", "0")).isdecimal() and int(length) > LARGEST:
-            return await refusal(413, TOO_LARGE)(scope, receive, send)
+        if (length := headers.get("content-length", "0")).isdecimal() and int(length) > MAX_BODY_BYTES:
+            return await error_response(413, TOO_LARGE)(scope, receive, send)
 
-        async def counted() -> Message:  # a body may come without saying how long it is
+        async def limited_receive() -> Message:  # for bodies without a content-length
             nonlocal left
             message = await receive()
             left -= len(message.get("body", b""))
@@ -165,17 +165,17 @@ class Door:
                 raise BodyTooLarge(413, TOO_LARGE)
             return message
 
-        await self.app(scope, counted, send)
+        await self.app(scope, limited_receive, send)
 
 
-class Answering:
-    """One HTTP request: its prompts become requests to the engine, the news of those one queue."""
+class CompletionJob:
+    """One HTTP request: each of its prompts becomes a request to the engine, whose updates go to one queue."""
 
     def __init__(self, engine: Engine, codec: Codec, eos: frozenset[int], body: Completion,
                  processors: tuple[Processor, ...] = (), kind: Kind | None = None) -> None:
         self.engine, self.codec, self.body, self.kind = engine, codec, body, kind
-        self.n, self.said = body.n or 1, 0
-        self.queue: asyncio.Queue[tuple[int, News]] = asyncio.Queue()
+        self.n, self.generated = body.n or 1, 0
+        self.queue: asyncio.Queue[tuple[int, AnswerUpdate]] = asyncio.Queue()
         if body.suffix or body.best_of not in (None, self.n):
             raise Refused(400, "suffix, and best_of other than n, are not offered here",
                           "suffix" if body.suffix else "best_of")
@@ -184,30 +184,32 @@ class Answering:
             raise Refused(400, "max_tokens must be at least 1, or echo the prompt", "max_tokens")
         stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
         self.stops = Stops(stops, codec) if stops else None
-        self.most = n if codec.counted else None
+        self.max_units = n if codec.counted else None
         self.prompts = self._prompts(body.prompt)
-        lead = lead_of(codec, engine.model)
-        self.leads: list[bytes | str] = [getattr(prompt, "rest", lead) for prompt in self.prompts]
+        lead = answer_lead(codec, engine.model)
+        self.leads: list[bytes | str] = [getattr(prompt, "removed_text", lead) for prompt in self.prompts]
         seed = secrets.randbits(63) if body.seed is None else body.seed
         bias = {token: value for token, value in (body.logit_bias or {}).items() if value}
         if any(not 0 <= token < engine.model.vocabulary for token in bias):
             raise Refused(400, "logit_bias names a token outside the vocabulary", "logit_bias")
-        leaning = Leaning(tuple(bias.items()), body.frequency_penalty or 0.0, body.presence_penalty or 0.0)
-        healing = (Healing(spelling(codec)),) if any(isinstance(one, OpenPrompt) for one in self.prompts) else ()
-        processors = (*processors, *sayable(codec), *(() if leaning == Leaning() else (leaning,)), *healing)
+        leaning = LogitBias(tuple(bias.items()), body.frequency_penalty or 0.0, body.presence_penalty or 0.0)
+        healing = (Healing(spelling_of(codec)),) if any(isinstance(one, OpenPrompt) for one in self.prompts) else ()
+        processors = (*processors, *codec_processors(codec), *(() if leaning == LogitBias() else (leaning,)), *healing)
         sampling = Sampling(True, 1.0 if body.temperature is None else body.temperature, body.top_k, body.top_p or 1.0,
                             body.min_p, repetition_penalty=body.repetition_penalty, processors=processors)
-        told = n == 0 or (bool(body.echo) and body.logprobs is not None)
-        self.requests = [Request(prompt, n + getattr(prompt, "taken", 0), sampling, eos, self.n, seed, place * self.n,
-                                 body.logprobs, told, self._until(lead))
-                         for place, (prompt, lead) in enumerate(zip(self.prompts, self.leads))]
+        prompt_logprobs = n == 0 or (bool(body.echo) and body.logprobs is not None)
+        self.requests = [Request(prompt, n + getattr(prompt, "removed_count", 0), sampling, eos, self.n, seed,
+                                 number * self.n, body.logprobs, prompt_logprobs, self._until(lead))
+                         for number, (prompt, lead) in enumerate(zip(self.prompts, self.leads))]
         self.tickets: list[Ticket] = []
 
     def _until(self, lead: bytes | str) -> Until:
-        stop = until_of(self.stops, len(lead))
-        return stop if self.most is None else enough(self.codec, self.most + len(lead), stop)
+        """The condition that ends an answer at a stop string or at its limit of base units."""
+        stop = stop_condition(self.stops, len(lead))
+        return stop if self.max_units is None else unit_limit_condition(self.codec, self.max_units + len(lead), stop)
 
     def _prompts(self, prompt: Any) -> list[list[int]]:
+        """The prompts of the body as token ids."""
         many = prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else [prompt]
         if len(many) > self.engine.queue:
             raise Refused(400, f"{len(many)} prompts are more than may wait here: send {self.engine.queue} at once at "
@@ -216,10 +218,10 @@ class Answering:
         for one in many:
             if isinstance(one, str):
                 prime = one if self.kind is None else prime_object(self.kind, one, self.codec)
-                unknown_in(self.codec, prime)
+                count_unknown(self.codec, prime)
                 ids = list(prime_tokens(self.codec, prime, model))
                 if begin_of(model) is None and not self.body.echo and self.body.logprobs is None:
-                    ids = open_prompt(self.codec, ids)  # else tokens are told one by one, and these are not the text's
+                    ids = open_prompt(self.codec, ids)  # not where the reply lists the prompt's tokens one by one
             else:
                 ids = list(one)
             if (begin := begin_of(model)) is not None:
@@ -232,19 +234,20 @@ class Answering:
             found.append(ids)
         return found
 
-    def _deliver(self, place: int) -> Callable[[News], None]:
-        home = asyncio.get_running_loop()
+    def _deliver(self, number: int) -> Callable[[AnswerUpdate], None]:
+        """A callback that queues the updates of prompt `number`."""
+        loop = asyncio.get_running_loop()
 
-        def deliver(news: News) -> None:  # from the engine's thread
-            home.call_soon_threadsafe(self.queue.put_nowait, (place, news))
+        def deliver(update: AnswerUpdate) -> None:  # called from the engine's thread
+            loop.call_soon_threadsafe(self.queue.put_nowait, (number, update))
 
         return deliver
 
     def submit(self) -> None:
-        """All prompts, or none where there is no room."""
+        """Submit all prompts; if one is refused, cancel the others."""
         try:
-            for place, request in enumerate(self.requests):
-                self.tickets.append(self.engine.submit(request, self._deliver(place)))
+            for number, request in enumerate(self.requests):
+                self.tickets.append(self.engine.submit(request, self._deliver(number)))
         except SegueError:
             self.cancel()
             raise
@@ -254,118 +257,123 @@ class Answering:
             ticket.cancel()
 
     async def choices(self) -> AsyncIterator[dict[str, Any]]:
-        """What becomes certain of each choice, as OpenAI puts it: text, logprobs, finish_reason."""
-        tellings = [Telling(self.codec, self.stops, lead, self.most) for lead in self.leads for _ in range(self.n)]
-        places = [Places(self.codec, lead) for lead in self.leads for _ in range(self.n)]
-        open_, echoed = len(tellings), set[int]()
-        while open_:
-            place, news = await self.queue.get()
-            if news.error is not None:
-                raise news.error
-            if self.body.echo and place not in echoed:
-                echoed.add(place)
-                for index in range(place * self.n, (place + 1) * self.n):
-                    yield self._echo(place, index, news, places[index])
-            if news.prompt is not None:
+        """Yields pieces of the choices in OpenAI's format as they come: text, logprobs, finish_reason."""
+        leads = [lead for lead in self.leads for _ in range(self.n)]
+        decoders = [StreamDecoder(self.codec, self.stops, lead, self.max_units) for lead in leads]
+        offsets = [TextOffsets(self.codec, lead) for lead in leads]
+        unfinished, echoed = len(leads), set[int]()
+        while unfinished:
+            number, update = await self.queue.get()
+            if update.error is not None:
+                raise update.error
+            if self.body.echo and number not in echoed:
+                echoed.add(number)
+                for index in range(number * self.n, (number + 1) * self.n):
+                    yield self._echo(number, index, update, offsets[index])
+            if update.prompt is not None:
                 continue
-            index = place * self.n + news.index
-            self.said += len(news.tokens)
-            _, text, finish = tellings[index](news.tokens, news.finish)
-            open_ -= finish is not None
-            if text or news.tokens or finish:
-                yield self._choice(index, text, news.tokens, news.logprobs, news.tops, finish, places[index])
+            index = number * self.n + update.index
+            self.generated += len(update.tokens)
+            _, text, finish = decoders[index](update.tokens, update.finish)
+            unfinished -= finish is not None
+            if text or update.tokens or finish:
+                yield self._choice(index, text, update.tokens, update.logprobs, update.top_logprobs, finish,
+                                   offsets[index])
 
-    def _echo(self, place: int, index: int, news: News, places: Places) -> dict[str, Any]:
-        ids, given = self.prompts[place], news.prompt or []
-        logprobs: list[Any] = [None if one is None else one[0] for one in given]
-        tops: list[Any] = [None if one is None else one[1] for one in given]
-        text = Telling(self.codec)(ids, "length")[1]
-        return self._choice(index, text, ids if given else [], logprobs, tops, None, places)
+    def _echo(self, number: int, index: int, update: AnswerUpdate, offsets: TextOffsets) -> dict[str, Any]:
+        """The prompt as the first piece of a choice."""
+        ids, scores = self.prompts[number], update.prompt or []
+        logprobs: list[Any] = [None if score is None else score[0] for score in scores]
+        tops: list[Any] = [None if score is None else score[1] for score in scores]
+        text = StreamDecoder(self.codec)(ids, "length")[1]
+        return self._choice(index, text, ids if scores else [], logprobs, tops, None, offsets)
 
     def _choice(self, index: int, text: str, tokens: list[int], logprobs: list[Any], tops: list[Any],
-                finish: str | None, places: Places) -> dict[str, Any]:
-        told = None
+                finish: str | None, offsets: TextOffsets) -> dict[str, Any]:
+        """A piece of a choice in OpenAI's format."""
+        scores = None
         if self.body.logprobs is not None:
             names = list(map(self.codec.token, tokens))
-            logprobs = [None if own is None else max(own, UNLIKELY) for own in logprobs]
+            logprobs = [None if own is None else max(own, MIN_LOGPROB) for own in logprobs]
             alternatives = None if not self.body.logprobs else [None if top is None else {
-                self.codec.token(each): max(value, UNLIKELY) for each, value in top} | {name: own}
+                self.codec.token(each): max(value, MIN_LOGPROB) for each, value in top} | {name: own}
                 for name, own, top in zip(names, logprobs, tops)]
-            told = {"tokens": names, "token_logprobs": logprobs, "top_logprobs": alternatives,
-                    "text_offset": list(map(places, tokens))}
+            scores = {"tokens": names, "token_logprobs": logprobs, "top_logprobs": alternatives,
+                      "text_offset": list(map(offsets, tokens))}
         reason = None if finish is None else "length" if finish == "length" else "stop"
-        return {"index": index, "text": text, "logprobs": told, "finish_reason": reason}
+        return {"index": index, "text": text, "logprobs": scores, "finish_reason": reason}
 
     @property
     def usage(self) -> dict[str, int]:
-        read = sum(map(len, self.prompts))
-        return {"prompt_tokens": read, "completion_tokens": self.said, "total_tokens": read + self.said}
+        """Token counts in OpenAI's format."""
+        prompt = sum(map(len, self.prompts))
+        return {"prompt_tokens": prompt, "completion_tokens": self.generated, "total_tokens": prompt + self.generated}
 
 
-class Places:
-    """Where in the text of a choice each token begins, asked for in order."""
+class TextOffsets:
+    """The offset in a choice's text at which each token begins; call it with the tokens in order."""
 
     def __init__(self, codec: Codec, lead: bytes | str) -> None:
-        self.telling, self.length = Telling(codec, None, lead), 0
+        self.decoder, self.length = StreamDecoder(codec, None, lead), 0
 
     def __call__(self, token: int) -> int:
-        place = self.length
-        self.length += len(self.telling([token], None)[1])
-        return place
+        offset = self.length
+        self.length += len(self.decoder([token], None)[1])
+        return offset
 
 
-async def whole(answering: Answering, http: HTTPRequest) -> list[dict[str, Any]] | None:
-    """All choices, once they are complete; None if the client goes before."""
+async def collect_choices(job: CompletionJob, http: HTTPRequest) -> list[dict[str, Any]] | None:
+    """All choices, once they are complete; None if the client disconnects before."""
     choices = [{"index": index, "text": "", "logprobs": None, "finish_reason": None}
-               for index in range(len(answering.prompts) * answering.n)]
+               for index in range(len(job.prompts) * job.n)]
 
     async def collect() -> None:
-        async for piece in answering.choices():
-            merge(choices, piece)
+        async for piece in job.choices():
+            merge_piece(choices, piece)
 
-    work = asyncio.create_task(collect())
+    task = asyncio.create_task(collect())
     try:
-        while not (await asyncio.wait([work], timeout=0.5))[0]:
+        while not (await asyncio.wait([task], timeout=0.5))[0]:
             if await http.is_disconnected():
                 return None
-        await work
+        await task
         return choices
     finally:
-        work.cancel()
-        answering.cancel()  # what is finished does not mind
+        task.cancel()
+        job.cancel()  # no effect on answers that are finished
 
 
-async def events(answering: Answering, frame: dict[str, Any]) -> AsyncIterator[str]:
-    """The pieces of all choices as they come, each a server-sent event in the frame of the answer."""
-    options = answering.body.stream_options
-    counted = options is not None and options.include_usage
-    frame = frame | {"usage": None} if counted else frame
+async def stream_events(job: CompletionJob, frame: dict[str, Any]) -> AsyncIterator[str]:
+    """Yields the pieces of all choices as server-sent events. frame: the fields that all events share."""
+    options = job.body.stream_options
+    with_usage = options is not None and options.include_usage
+    frame = frame | {"usage": None} if with_usage else frame
     try:
-        async for piece in answering.choices():
+        async for piece in job.choices():
             yield f"data: {json.dumps(frame | {'choices': [piece]})}\n\n"
-        if counted:
-            yield f"data: {json.dumps(frame | {'choices': [], 'usage': answering.usage})}\n\n"
+        if with_usage:
+            yield f"data: {json.dumps(frame | {'choices': [], 'usage': job.usage})}\n\n"
         yield "data: [DONE]\n\n"
-    except Exception as error:  # the status is long sent: say it in the stream
-        yield f"data: {json.dumps({'error': wrong(status_of(error), str(error))})}\n\n"
+    except Exception as error:  # the status line is sent already: report the error in the stream
+        yield f"data: {json.dumps({'error': error_body(status_of(error), str(error))})}\n\n"
 
 
-class Streamed(StreamingResponse):
-    """`events` as an answer. However it ends its rows are free: the client may go before the first piece, and then
-    nothing of `events` has run."""
+class EventStream(StreamingResponse):
+    """The response of `stream_events`. It frees the job's rows however it ends, also if the client disconnects before
+    the first piece, when nothing of `stream_events` has run."""
 
-    def __init__(self, answering: Answering, frame: dict[str, Any]) -> None:
-        super().__init__(events(answering, frame), media_type="text/event-stream")
-        self.answering = answering
+    def __init__(self, job: CompletionJob, frame: dict[str, Any]) -> None:
+        super().__init__(stream_events(job, frame), media_type="text/event-stream")
+        self.job = job
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self.answering.cancel()
+            self.job.cancel()
 
 
-def merge(choices: list[dict[str, Any]], piece: dict[str, Any]) -> None:
+def merge_piece(choices: list[dict[str, Any]], piece: dict[str, Any]) -> None:
     """Add a piece to the choice it belongs to."""
     choice = choices[piece["index"]]
     choice["text"] += piece["text"]
@@ -378,9 +386,12 @@ def merge(choices: list[dict[str, Any]], piece: dict[str, Any]) -> None:
 
 def create_app(engine: Engine, codec: Codec, name: str, eos: frozenset[int] = frozenset(),
                key: str | None = None, processors: tuple[Processor, ...] = (), kind: Kind | None = None) -> FastAPI:
-    """name: of the model, in answers. eos: tokens that end an answer. key: what clients must send as a bearer token
-    (None: nothing). processors: those of every answer. kind: how a typed prompt becomes a sequence (None: as it is).
-    The engine is closed with the app."""
+    """The ASGI application; it closes the engine when it shuts down.
+
+    name: of the model, in answers. eos: tokens that end an answer. key: what clients must send as a bearer token (None:
+    nothing). processors: of every answer. kind: parses text prompts into sequences (None: they are encoded as they
+    are).
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -388,36 +399,36 @@ def create_app(engine: Engine, codec: Codec, name: str, eos: frozenset[int] = fr
         await asyncio.to_thread(engine.close)
 
     app = FastAPI(title="segue", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Door, key=key)
-    refuse(app)
+    app.add_middleware(RequestGuard, key=key)
+    add_error_handlers(app)
 
     @app.post("/v1/completions", response_model=None)
     async def completions(body: Completion, http: HTTPRequest) -> JSONResponse | StreamingResponse:
         if body.model not in ("", name):
             raise Refused(404, f"there is no model '{body.model}' here, only '{name}'", "model")
-        # In a thread: a long prompt is not encoded while the answers of others wait.
-        answering = await asyncio.to_thread(Answering, engine, codec, eos, body, processors, kind)
-        answering.submit()
+        # In a thread, so that encoding a long prompt does not block the event loop.
+        job = await asyncio.to_thread(CompletionJob, engine, codec, eos, body, processors, kind)
+        job.submit()
         frame = {"id": f"cmpl-{secrets.token_hex(12)}", "object": "text_completion", "created": int(time.time()),
                  "model": name}
         if body.stream:
-            return Streamed(answering, frame)
-        choices = await whole(answering, http)
+            return EventStream(job, frame)
+        choices = await collect_choices(job, http)
         if choices is None:
-            return refusal(400, "the client has gone")
-        return JSONResponse(frame | {"choices": choices, "usage": answering.usage})
+            return error_response(400, "the client has disconnected")
+        return JSONResponse(frame | {"choices": choices, "usage": job.usage})
 
-    own = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "segue"}
+    model_card = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "segue"}
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [own]}
+        return {"object": "list", "data": [model_card]}
 
     @app.get("/v1/models/{model}")
     async def model(model: str) -> dict[str, Any]:
         if model != name:
             raise Refused(404, f"there is no model '{model}' here, only '{name}'", "model")
-        return own
+        return model_card
 
     @app.get("/health")
     async def health() -> dict[str, Any]:

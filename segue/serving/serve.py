@@ -1,4 +1,4 @@
-"""`serve`: a saved model behind the API, until interrupted."""
+"""`serve`: run the API server for a saved model, until interrupted."""
 
 from __future__ import annotations
 
@@ -18,18 +18,17 @@ if TYPE_CHECKING:
     import uvicorn
     from fastapi import FastAPI
 
-PATIENCE = 5.0  # seconds that answers have to come to their end once the server is told to
+SHUTDOWN_SECONDS = 5.0  # that running answers have left once the server is asked to stop
 
 
 def serve(folder: str | Path, host: str = "127.0.0.1", port: int = 8000, key: str | None = None, rows: int = 32,
           tokens: int = 65_536, queue: int = 64, draft: str | None = None, weights: str = "float32",
           device: str | None = None) -> None:
-    """Answer the OpenAI completions API with the model in `folder`.
+    """Serve the OpenAI completions API with the model in `folder`.
 
-    host, port: where to listen; the loopback interface unless told otherwise, and then only with a key. rows, tokens,
-    queue: what is answered at once, what that may hold, how many wait (see `Engine`). draft: a name in DRAFTERS,
-    or the "heads" that `speed_up` trained, for all requests; it changes no token. weights: "float32" or "int8".
-    device: as of `segue.load`.
+    host, port: where to listen; any host but the loopback interface needs a key. rows, tokens, queue: answers at once,
+    tokens that these may hold, waiting requests (see `Engine`). draft: a name in DRAFTERS, or the "heads" that
+    `speed_up` trained, for all requests; it changes no token. weights: "float32" or "int8". device: as of `segue.load`.
     """
     for library in ("uvicorn", "fastapi"):
         require(library, extra="serve")
@@ -39,7 +38,7 @@ def serve(folder: str | Path, host: str = "127.0.0.1", port: int = 8000, key: st
         raise SegueError(f"{host} can be reached by others: give a key (--key), or listen on 127.0.0.1")
     if draft is not None and draft not in (*DRAFTERS, "heads"):
         raise SegueError(f"draft '{draft}' is unknown: choose from {', '.join(DRAFTERS)}, heads")
-    with listening(host, port) as door:  # a place that is taken is told before anything is loaded
+    with bind_socket(host, port) as listener:  # first, so that a taken port is reported before the model is loaded
         fitted = load(folder, device)
         if draft == "heads" and fitted.heads is None:
             raise SegueError(f"draft 'heads' needs trained heads: run segue speed-up {folder} first")
@@ -52,30 +51,30 @@ def serve(folder: str | Path, host: str = "127.0.0.1", port: int = 8000, key: st
             engine.warm()
             print(f"{engine.model.path}; the page is at http://{host}:{port}/, the API at http://{host}:{port}/v1 "
                   "(ctrl-C ends)", file=sys.stderr)
-            server_of(app, engine).run(sockets=[door])
+            make_server(app, engine).run(sockets=[listener])
         except KeyboardInterrupt:
             raise KeyboardInterrupt("the server has ended") from None
         finally:
             engine.close()
 
 
-def server_of(app: FastAPI, engine: Engine) -> uvicorn.Server:
-    """What answers HTTP. Told to end, it waits for answers that are under way; PATIENCE seconds later the engine ends
-    them, and so says the API."""
+def make_server(app: FastAPI, engine: Engine) -> uvicorn.Server:
+    """The HTTP server. Asked to stop, it waits for running answers; after SHUTDOWN_SECONDS the engine ends them, and
+    their clients get an error."""
     import uvicorn
 
     class Server(uvicorn.Server):
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            late = threading.Timer(PATIENCE, engine.close)
-            late.start()
+            timer = threading.Timer(SHUTDOWN_SECONDS, engine.close)
+            timer.start()
             await super().shutdown(sockets)
-            late.cancel()
+            timer.cancel()
 
-    return Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2 * math.ceil(PATIENCE)))
+    return Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2 * math.ceil(SHUTDOWN_SECONDS)))
 
 
-def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens there."""
+def bind_socket(host: str, port: int) -> socket.socket:
+    """A listening socket, or a SegueError that says why there is none."""
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:

@@ -262,8 +262,8 @@ def check_tree(tree: Tree, tip: Tip, vocabulary: int, name: str = "draft") -> No
         raise broken(name, f"tokens outside the vocabulary of {vocabulary}: {tree.tokens}")
     if len(tree) > tip.nodes:
         raise broken(name, f"{len(tree)} nodes where {tip.nodes} were allowed")
-    if max(tree.depths(), default=0) > tip.depth:
-        raise broken(name, f"{max(tree.depths())} deep where {tip.depth} was allowed")
+    if max(tree.node_depths(), default=0) > tip.depth:
+        raise broken(name, f"{max(tree.node_depths())} deep where {tip.depth} was allowed")
     if tree.q is not None:
         if tree.q.shape != (len(tree) + 1, vocabulary):
             raise broken(name, f"q has shape {tree.q.shape}, expected {(len(tree) + 1, vocabulary)}")

@@ -1,5 +1,5 @@
-"""`classify`: of which class a sequence is, told from a fitted model's vectors and from what needs no model, each
-trusted as far as it was right on sequences that it had not learned from."""
+"""`classify`: predict the class of a sequence, or a number, from a fitted model's embeddings and from features that
+need no model. Each of these views is weighted by its accuracy on sequences that it did not learn from."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from segue.progress import Shown, progress
 from segue.training.checkpoint import load_tensors, save_tensors, weights_of
 from segue.training.evaluate import OURS
 from segue.verbs.embed import Embeddings
-from segue.verbs.fitted import KEPT
+from segue.verbs.fitted import CLASSES_FILE
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -41,18 +41,21 @@ GRAMS, PLACED, LENGTH = "counts of n-grams", "n-grams at their places", "the len
 COURSE, SPECTRUM = "the course of the numbers", "their spectrum"
 NUMBERS, NUMBERS_NEAR, CELLS = "the numbers", "the numbers, by nearness", "each cell by itself, and with the next"
 COURSE_NEAR, SPECTRUM_NEAR = f"{COURSE}, by nearness", f"{SPECTRUM}, by nearness"
-PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
+SPLIT_FOLDERS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
 FORMAT = "segue classes 2"
-LEAST = 10  # different numbers that are measured ones
+LEAST_NUMBERS = 10  # different numbers, below which numeric labels are taken for classes
 
 
 @dataclass
 class Classified(Shown):
-    """accuracy, balanced: by method, the share of sequences whose class is named right where it was not learned from
-    them, and the mean of that over classes. tested: of how many sequences. classes: how many sequences of each were
-    learned from. folds: parts of these, each named by what learned the others (of many sequences, some parts are); 0
-    where there were others to name. confidence: the mean probability of the classes that are named, all together.
-    said: (name, class, probability) of each new sequence."""
+    """Results of classification.
+
+    accuracy, balanced: by method, the accuracy on sequences that were not learned from, and its mean over classes.
+    classes: number of training sequences of each class. folds: of cross-validation (with many sequences, only some of
+        them are tested); 0: separate test data. tested: number of tested sequences.
+    confidence: mean probability of the predicted classes, by all views together.
+    said: (name, class, probability) of each new sequence.
+    """
 
     accuracy: dict[str, float]
     balanced: dict[str, float]
@@ -65,8 +68,8 @@ class Classified(Shown):
 
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """By method, between which accuracies it is with 95% confidence."""
-        return {name: share_interval(share, self.tested) for name, share in self.accuracy.items()}
+        """By method, the 95% confidence interval of the accuracy."""
+        return {name: wilson_interval(share, self.tested) for name, share in self.accuracy.items()}
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "intervals": self.intervals}
@@ -82,30 +85,33 @@ class Classified(Shown):
             table.add_row(Text(name, style="bold" if name == TOGETHER else ""),
                           f"{share:.1%} (95%: {low:.1%} to {high:.1%})", f"{self.balanced[name]:.1%}")
         told = ", ".join(f"{name} {n:,}" for name, n in list(self.classes.items())[:12])
-        how = _how(sum(self.classes.values()), self.tested, self.folds)
+        how = _describe_testing(sum(self.classes.values()), self.tested, self.folds)
         return Group(table, Text(f"{sum(self.classes.values()):,} sequences of {len(self.classes)} classes ({told}"
                                  f"{', ...' if len(self.classes) > 12 else ''}), {how}; on average with a "
                                  f"probability of {self.confidence:.1%}"), *map(Text, self.notes))
 
-    def say(self, names: Sequence[str], scores: np.ndarray) -> None:
-        """Of which class new sequences are, by their scores (N, C)."""
+    def predict_new(self, names: Sequence[str], scores: np.ndarray) -> None:
+        """Set `said` to the predictions for new sequences, from their scores (N, C)."""
         classes = list(self.classes)
         self.said = [(name, classes[int(row.argmax())], float(row.max()))
-                     for name, row in zip(names, chances_of(scores))]
+                     for name, row in zip(names, softmax(scores))]
 
     def lines(self) -> list[str]:
         return [f"{name}: {label} ({chance:.0%})" for name, label, chance in self.said]
 
     def save(self, path: str | Path) -> None:
-        """The new sequences as CSV: name, class, probability."""
+        """Write the new sequences as CSV: name, class, probability."""
         save_rows(path, ["name", "class", "probability"], [(*each, f"{chance:.4f}") for *each, chance in self.said])
 
 
 @dataclass
 class Valued(Shown):
-    """error, correlation: by method, the root mean square error and Spearman's rank correlation, where sequences were
-    not learned from. count, mean, deviation: of the numbers that were learned. folds, tested: as of `Classified`. said:
-    (name, number) of each new sequence."""
+    """Results of regression.
+
+    error, correlation: by method, root mean square error and Spearman's rank correlation on sequences that were not
+    learned from. count, mean, deviation: of the training numbers. folds, tested: as in `Classified`. said: (name,
+    number) of each new sequence.
+    """
 
     error: dict[str, float]
     correlation: dict[str, float]
@@ -130,21 +136,21 @@ class Valued(Shown):
             table.add_row(Text(name, style="bold" if name == TOGETHER else ""), f"{error:.4g}",
                           f"{self.correlation[name]:.3f}")
         return Group(table, Text(f"{self.count:,} numbers ({self.mean:.4g}, give or take {self.deviation:.4g}), "
-                                 f"{_how(self.count, self.tested, self.folds)}"), *map(Text, self.notes))
+                                 f"{_describe_testing(self.count, self.tested, self.folds)}"), *map(Text, self.notes))
 
-    def say(self, names: Sequence[str], scores: np.ndarray) -> None:
-        """The numbers of new sequences, by their scores (N, 1)."""
+    def predict_new(self, names: Sequence[str], scores: np.ndarray) -> None:
+        """Set `said` to the predictions for new sequences, from their scores (N, 1)."""
         self.said = [(name, self.mean + self.deviation * float(row[0])) for name, row in zip(names, scores)]
 
     def lines(self) -> list[str]:
         return [f"{name}: {number:.4g}" for name, number in self.said]
 
     def save(self, path: str | Path) -> None:
-        """The new sequences as CSV: name, number."""
+        """Write the new sequences as CSV: name, number."""
         save_rows(path, ["name", "number"], [(name, f"{number:.7g}") for name, number in self.said])
 
 
-def _how(learned: int, tested: int, folds: int) -> str:
+def _describe_testing(learned: int, tested: int, folds: int) -> str:
     if not folds:
         return f"by which {tested:,} others were told"
     return ("each" if tested == learned else f"{tested:,} of them") + " told by what was learned without its part"
@@ -160,91 +166,105 @@ def save_rows(path: str | Path, head: Sequence[str], rows: Sequence[Sequence[str
 def classify(model: Fitted, data: Data | None = None, new: Data | None = None, *, test: Data | None = None,
              label: str | None = None, save: bool = False, pool: str = "", device: str | None = None, seed: int = 0,
              quiet: bool = False) -> Classified | Valued:
-    """Of which class sequences are, or which number was measured of them, and how well that is told.
+    """Predict the class of sequences, or a number measured on them, and report how accurate that is.
 
-    data: sequences with classes: those that their files say (a column of tables, graphs, series), else the folders, or
-        files, that they lie in. A column of measured numbers is told likewise. Linear heads learn from `Fitted.embed`,
-        from counts of runs of elements, of measured numbers from their course and spectrum, and from the length; the
-        model itself learns nothing. The classes are named by all of these together (see `segue.analysis.told`), and
-        each stands beside it alone, on the same sequences; equal ones lie in one part. None: what is kept in the
-        model's folder.
-    new: sequences to name the class of, by what is learned from all of `data`.
-    test: sequences with classes to measure by in place of parts of `data`. label: the column of tables that says the
-        class (None: one that is called so, see `reading`). save: keep it in the model's folder. pool, device: see
-        `Fitted.embed`.
+    data: sequences with classes, as their files say (a column of a table, graphs, series), else named by the folders or
+        files they are in. A column of measured numbers is predicted likewise. Linear heads learn from `Fitted.embed`,
+        n-gram counts, the length and, for measured numbers, their course and spectrum; the model itself is not trained.
+        The prediction combines all these views (see `segue.analysis.told`); the report shows each alone too, on the
+        same sequences. Equal sequences are kept in one fold. None: use the classes saved in the model's folder.
+    new: sequences to predict, by what is learned from all of `data`.
+    test: sequences with classes to measure on, instead of cross-validation.
+    label: the column of tables with the class (None: one with a usual name, see `reading_options`).
+    save: keep the result in the model's folder. pool, device: see `Fitted.embed`.
     """
     if data is None:
         if new is None or test is not None or label or save or pool:
             raise SegueError("nothing to learn classes from: give sequences with classes, or new ones alone, to be "
                              "named by what was kept")
-        result, learned, looks = kept(model, device)
+        result, learned, views = load_classes(model, device)
     else:
-        result, learned, looks = measured(model, data, test, label, pool, device, seed, quiet)
+        result, learned, views = learn_and_evaluate(model, data, test, label, pool, device, seed, quiet)
         if save:
-            keep(model, result, learned, looks)
+            save_classes(model, result, learned, views)
     if new is not None:
-        given, _ = looks(model, new, elements_of(model, new), quiet)
-        result.say([new.name(i) for i in range(len(new))], learned(given)[TOGETHER])
+        inputs, _ = views.inputs(model, new, element_rows(model, new), quiet)
+        result.predict_new([new.name(i) for i in range(len(new))], learned(inputs)[TOGETHER])
     return result
 
 
-def measured(model: Fitted, data: Data, test: Data | None, label: str | None, pool: str, device: str | None, seed: int,
-             quiet: bool) -> tuple[Classified | Valued, Told, Looks]:
-    """What `classify` says of `data`, and what it learned."""
-    labels = labels_of(data, label)
+def learn_and_evaluate(model: Fitted, data: Data, test: Data | None, label: str | None, pool: str, device: str | None,
+                       seed: int, quiet: bool) -> tuple[Classified | Valued, Told, ViewOptions]:
+    """Learn from `data`; returns the accuracy on `test` (None: by cross-validation), the heads and the view options."""
+    labels = record_labels(data, label)
     notes = [f"read as {data.problems.told}"] if data.problems.told else []
     notes += [f"{each.problems.total:,} left out or doubtful, the first: {each.problems[0]}"
               for each in (data, test) if each is not None and each.problems.total]
-    numbers = numbers_in(labels)
-    names = [] if numbers is not None else names_of(labels)
-    place = {name: i for i, name in enumerate(names)}
+    numbers = numeric_labels(labels)
+    names = [] if numbers is not None else class_names(labels)
+    index = {name: i for i, name in enumerate(names)}
     mean, deviation = (0.0, 1.0) if numbers is None else (float(numbers.mean()), float(numbers.std()))
-    truth = np.array([place[each] for each in labels]) if numbers is None else \
+    truth = np.array([index[each] for each in labels]) if numbers is None else \
         ((numbers - mean) / deviation).astype(np.float32)
-    rows = elements_of(model, data)
-    looks = Looks.at(model, rows, pool, device)
-    given, found = looks(model, data, rows, quiet)
+    rows = element_rows(model, data)
+    views = ViewOptions.for_data(model, rows, pool, device)
+    inputs, embeddings = views.inputs(model, data, rows, quiet)
     with progress("learning", 1.0, quiet=quiet) as meter:
-        learned, held = told(looks.learn(len(names)), given, truth, len(names), content_groups(rows), seed, meter)
+        learned, held = told(views.learners(len(names)), inputs, truth, len(names), content_groups(rows), seed, meter)
     scores, folds, truth = held.scores, held.parts, truth[held.rows]
     if test is not None:
-        said, folds, others = labels_of(test, label), 0, elements_of(model, test)
+        test_labels, folds, test_rows = record_labels(test, label), 0, element_rows(model, test)
         if numbers is None:
-            truth = places_of(said, place, notes)
-        elif not np.isfinite(found_in := np.array([_number(each) for each in said])).all():
-            raise SegueError(f"the test sequences say {_some(said)}, and not all numbers, as those that were learned")
+            truth = class_indices(test_labels, index, notes)
+        elif not np.isfinite(test_numbers := np.array([_to_number(each) for each in test_labels])).all():
+            raise SegueError(f"the test sequences say {_abbreviate(test_labels)}, and not all numbers, as those that "
+                             "were learned")
         else:
-            truth = ((found_in - mean) / deviation).astype(np.float32)
+            truth = ((test_numbers - mean) / deviation).astype(np.float32)
         same = {row.tobytes() for row in rows}
-        if again := sum(row.tobytes() in same for row in others):
-            notes.append(f"{again:,} of the {len(said):,} test sequences were learned from too: leave them out")
-        scores = learned(looks(model, test, others, quiet)[0])
-    notes += found.notes
+        if again := sum(row.tobytes() in same for row in test_rows):
+            notes.append(f"{again:,} of the {len(test_labels):,} test sequences were learned from too: leave them out")
+        scores = learned(views.inputs(model, test, test_rows, quiet)[0])
+    notes += embeddings.notes
     if numbers is not None:
-        guesses = {name: each[:, 0] for name, each in scores.items()} | {"the mean": np.zeros(len(truth), np.float32)}
-        error = {name: deviation * float(np.sqrt(np.square(each - truth).mean())) for name, each in guesses.items()}
-        ranked = {name: float(np.nan_to_num(rank_correlation(each, truth))) for name, each in guesses.items()}
-        return Valued(error, ranked, len(numbers), mean, deviation, folds, len(truth), notes), learned, looks
-    counts = Counter(labels)
-    named = {name: each.argmax(1) for name, each in scores.items()}
-    named["the most frequent class"] = np.full(len(truth), place[counts.most_common(1)[0][0]])
-    right = {name: each == truth for name, each in named.items()}
+        return _evaluate_numbers(scores, truth, mean, deviation, len(numbers), folds, notes), learned, views
+    return _evaluate_classes(scores, truth, names, Counter(labels), folds, notes), learned, views
+
+
+def _evaluate_numbers(scores: dict[str, np.ndarray], truth: np.ndarray, mean: float, deviation: float, count: int,
+                      folds: int, notes: list[str]) -> Valued:
+    """Error and rank correlation of each view's scores (N, 1) against standardised numbers (N,)."""
+    guesses = {name: each[:, 0] for name, each in scores.items()} | {"the mean": np.zeros(len(truth), np.float32)}
+    error = {name: deviation * float(np.sqrt(np.square(each - truth).mean())) for name, each in guesses.items()}
+    ranked = {name: float(np.nan_to_num(rank_correlation(each, truth))) for name, each in guesses.items()}
+    return Valued(error, ranked, count, mean, deviation, folds, len(truth), notes)
+
+
+def _evaluate_classes(scores: dict[str, np.ndarray], truth: np.ndarray, names: list[str], counts: Counter[str],
+                      folds: int, notes: list[str]) -> Classified:
+    """Accuracy of each view's scores (N, C) against class indices (N,)."""
+    guesses = {name: each.argmax(1) for name, each in scores.items()}
+    guesses["the most frequent class"] = np.full(len(truth), names.index(counts.most_common(1)[0][0]))
+    right = {name: each == truth for name, each in guesses.items()}
     return Classified({name: float(each.mean()) for name, each in right.items()},
                       {name: float(np.mean([each[truth == c].mean() for c in np.unique(truth)]))
                        for name, each in right.items()},
                       {name: counts[name] for name in names}, folds, len(truth),
-                      float(chances_of(scores[TOGETHER]).max(1).mean()), notes), learned, looks
+                      float(softmax(scores[TOGETHER]).max(1).mean()), notes)
 
 
-def numbers_in(labels: Sequence[str]) -> np.ndarray | None:
-    """(N,) the numbers that labels are, if they are measured ones: LEAST different ones or more, some with fractions,
-    or most of them different, or few alike and many left out between. A SegueError where but a few of them are none."""
-    found = np.array([_number(label) for label in labels])
+def numeric_labels(labels: Sequence[str]) -> np.ndarray | None:
+    """(N,) the labels as numbers, or None if they are classes.
+
+    They count as measured if at least LEAST_NUMBERS differ and some have fractions, or most of them differ, or few are
+    equal with large gaps between. Raises SegueError if all but a few labels are such numbers.
+    """
+    found = np.array([_to_number(label) for label in labels])
     known = found[np.isfinite(found)]
     several = len(np.unique(known))
     measured = (known != np.round(known)).any() or 2 * several > len(known) or (
-        10 * several > len(known) and np.ptp(known) > 2 * several)  # 2850, 3275: no numbers of classes, which are used
-    if several < LEAST or not measured or 10 * len(known) < 9 * len(labels):
+        10 * several > len(known) and np.ptp(known) > 2 * several)  # numbered classes leave no such gaps
+    if several < LEAST_NUMBERS or not measured or 10 * len(known) < 9 * len(labels):
         return None
     if len(known) < len(labels):
         raise SegueError(f"'{labels[int(np.isfinite(found).argmin())]}' is no number to learn from, and {len(known):,} "
@@ -252,15 +272,15 @@ def numbers_in(labels: Sequence[str]) -> np.ndarray | None:
     return found
 
 
-def _number(label: str) -> float:
+def _to_number(label: str) -> float:
     try:
         return float(label)
     except ValueError:
         return float("nan")
 
 
-def names_of(labels: Sequence[str]) -> list[str]:
-    """The classes, in order; a SegueError where there is nothing to learn."""
+def class_names(labels: Sequence[str]) -> list[str]:
+    """The different classes, sorted; a SegueError if there are too few, or too few sequences of each."""
     names = sorted({*labels}, key=lambda name: (len(name), name) if name.lstrip("-").isdigit() else (0, name))
     if len(names) < 2 or len(names) > len(labels) // 2:
         raise SegueError(f"{len(labels):,} sequences of {len(names):,} classes cannot be told apart: give some of each "
@@ -269,24 +289,26 @@ def names_of(labels: Sequence[str]) -> list[str]:
     return names
 
 
-def places_of(labels: Sequence[str], place: Mapping[str, int], notes: list[str]) -> np.ndarray:
-    """(N,) which classes these are; those that were not learned come behind."""
-    strange = dict.fromkeys(label for label in labels if label not in place)
-    if count := sum(label in strange for label in labels):
+def class_indices(labels: Sequence[str], index: Mapping[str, int], notes: list[str]) -> np.ndarray:
+    """(N,) the index of each label's class; classes that were not learned get the numbers after those."""
+    unknown = dict.fromkeys(label for label in labels if label not in index)
+    if count := sum(label in unknown for label in labels):
         if count == len(labels):
             raise SegueError(f"none of the {count:,} test sequences is of a class that was learned: theirs are "
-                             f"{_some(list(strange))}, not {_some(list(place))}")
+                             f"{_abbreviate(list(unknown))}, not {_abbreviate(list(index))}")
         notes.append(f"{count:,} of the {len(labels):,} test sequences are of classes that were not learned "
-                     f"({_some(list(strange))}): none of these is named right")
-    every = {**place, **{name: len(place) + i for i, name in enumerate(strange)}}
-    return np.array([every[label] for label in labels])
+                     f"({_abbreviate(list(unknown))}): none of these is named right")
+    extended = {**index, **{name: len(index) + i for i, name in enumerate(unknown)}}
+    return np.array([extended[label] for label in labels])
 
 
 @dataclass(frozen=True)
-class Looks:
-    """How sequences are looked at. pool, device: see `Fitted.embed`. places, window: of numbers, see `course` and
-    `spectrum`; 0 where elements are no numbers, 1 of the rows of tables. placed: whether runs are counted at their
-    places too."""
+class ViewOptions:
+    """Which views of the sequences are used.
+
+    pool, device: see `Fitted.embed`. places, window: for measured numbers, see `course` and `spectrum`; places is 0 if
+    elements are not numbers, and 1 for rows of tables. placed: whether n-grams are also counted by position.
+    """
 
     pool: str
     device: str | None
@@ -295,20 +317,21 @@ class Looks:
     placed: bool = False
 
     @staticmethod
-    def at(model: Fitted, rows: Sequence[np.ndarray], pool: str, device: str | None) -> Looks:
+    def for_data(model: Fitted, rows: Sequence[np.ndarray], pool: str, device: str | None) -> ViewOptions:
+        """The options that suit these rows."""
         lengths, numbers = np.array([len(row) for row in rows]), model.kind.numbers(model.codec)
         if numbers is None:
             often = np.bincount(lengths).max()
-            return Looks(pool, device, placed=bool(2 * often >= len(rows) and lengths.max() <= PLACES))
+            return ViewOptions(pool, device, placed=bool(2 * often >= len(rows) and lengths.max() <= PLACES))
         if isinstance(model.codec, CellCodec):
-            return Looks(pool, device, places=1, placed=True)
+            return ViewOptions(pool, device, places=1, placed=True)
         length = float(np.median(lengths)) / numbers.shape[1]
         places = int(np.clip(length, 2, max(8, PLACES // numbers.shape[1])))
         window = min(WINDOW, 1 << int(np.log2(max(1, length / 4)))) if length >= 32 else 0
-        return Looks(pool, device, places, window)
+        return ViewOptions(pool, device, places, window)
 
-    def learn(self, classes: int) -> dict[str, Learn]:
-        """By name, how each view is learned."""
+    def learners(self, classes: int) -> dict[str, Learn]:
+        """By name of the view, the function that learns its features."""
         most = 8_000_000 // max(1, classes)
         apart, near = partial(Scaled.learn, one_sort=False), partial(Near.learn, one_sort=False)
         found: dict[str, Learn] = {OURS: Scaled.learn, LENGTH: apart}
@@ -320,9 +343,9 @@ class Looks:
         found[GRAMS] = partial(Runs.learn, bits=16, most=most)
         return found | ({PLACED: partial(Runs.learn, bits=6, placed=True, most=most)} if self.placed else {})
 
-    def __call__(self, model: Fitted, data: Data, rows: Sequence[np.ndarray], quiet: bool
-                 ) -> tuple[dict[str, Any], Embeddings]:
-        """What each view is given of these sequences, and their vectors."""
+    def inputs(self, model: Fitted, data: Data, rows: Sequence[np.ndarray], quiet: bool
+               ) -> tuple[dict[str, Any], Embeddings]:
+        """The input of each view for these sequences, by name, and their embeddings."""
         found = model.embed(data, self.pool, self.device, quiet=quiet)
         given = {OURS: found.vectors, LENGTH: lengths_of(rows), GRAMS: rows, PLACED: rows}
         if self.places and (numbers := model.kind.numbers(model.codec)) is not None:
@@ -335,47 +358,47 @@ class Looks:
         return given, found
 
 
-def chances_of(scores: np.ndarray) -> np.ndarray:
-    """(N, C), softmax."""
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """Probabilities (N, C) of scores (N, C)."""
     return torch.from_numpy(scores).softmax(-1).numpy()
 
 
-def elements_of(model: Fitted, data: Data) -> list[np.ndarray]:
-    """The elements of each sequence: bytes or letters, else their ids."""
+def element_rows(model: Fitted, data: Data) -> list[np.ndarray]:
+    """The elements of each sequence: bytes or letters, else token ids."""
     if data.kind.storage != "items":
         return [data.values(i) for i in range(len(data))]
     encoded = data.encode(model.codec, boundary=False)
     return np.split(np.asarray(encoded.tokens), encoded.offsets[1:-1])
 
 
-def reading(kind: Kind, label: str | None) -> dict[str, Any]:
-    """How files of a kind are read so that they say their classes: tables by this column; None: one called as such
-    usually are."""
+def reading_options(kind: Kind, label: str | None) -> dict[str, Any]:
+    """Options of the kind's `read` that put classes into the names of records: from the column `label` of tables, or
+    (None) from a column with a usual name."""
     return {"classes": label or ""} if "classes" in named(kind.read) else {}
 
 
-def labels_of(data: Data, label: str | None = None) -> list[str]:
-    """The class of each record: see `classes_in`."""
+def record_labels(data: Data, label: str | None = None) -> list[str]:
+    """The class of each record: see `labels_from_names`."""
     names = [data.name(i) for i in range(len(data))]
     if label and not class_in(names[0])[1]:
         raise SegueError(f"{names[0]} is of no table with a column '{label}': leave label= out, or give tables of "
                          f"{data.kind.name}")
-    return classes_in(names)
+    return labels_from_names(names)
 
 
-def classes_in(said_of: Sequence[str]) -> list[str]:
-    """The class of each record, by its name: the one that it says; else the first folder, or file, in which the places
-    of the records differ (but for folders of parts, such as train and test); where most files are apart, what their
-    names begin with (0_ann_3.wav)."""
-    said = [class_in(name)[1] for name in said_of]
-    if all(said):
-        return said
-    if any(said):
-        raise SegueError(f"{said_of[said.index('')]} says no class, others do: give files that all do, or none")
-    places = [name.split("/") for name in said_of]
-    shared, least = 0, min(map(len, places)) - 1  # folders; the last part is the file's
+def labels_from_names(record_names: Sequence[str]) -> list[str]:
+    """The class of each record, found in its name: the class stated there; else the first folder or file at which the
+    paths differ (skipping folders such as train and test); or, if most files would be a class of their own, the
+    beginning of the file name (as in 0_ann_3.wav)."""
+    stated = [class_in(name)[1] for name in record_names]
+    if all(stated):
+        return stated
+    if any(stated):
+        raise SegueError(f"{record_names[stated.index('')]} says no class, others do: give files that all do, or none")
+    places = [name.split("/") for name in record_names]
+    shared, least = 0, min(map(len, places)) - 1  # number of folders that all share; the last part is the file
     while shared < least and (len(names := {place[shared] for place in places}) == 1 or
-                              all(name.lower() in PARTS for name in names)):
+                              all(name.lower() in SPLIT_FOLDERS for name in names)):
         shared += 1
     found = [place[shared] if len(place) > shared + 1 else place[-1].partition(":")[0] for place in places]
     first = [re.split(r"[_.\s-]|(?<=[a-z])(?=\d)", name, maxsplit=1)[0] for name in found]
@@ -383,51 +406,50 @@ def classes_in(said_of: Sequence[str]) -> list[str]:
     return first if few else found
 
 
-def share_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Between which shares it is, if `share` of `count` draws were right: the score interval (Wilson 1927), which is no
-    point even where all or none were."""
+def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """The score interval (Wilson 1927) of a share of `count` draws, which is not a point even if all or none hit."""
     middle, spread = share + z * z / (2 * count), z * (share * (1 - share) / count + (z / (2 * count)) ** 2) ** 0.5
     return max(0.0, (middle - spread) / (1 + z * z / count)), min(1.0, (middle + spread) / (1 + z * z / count))
 
 
-def _some(names: Sequence[str]) -> str:
+def _abbreviate(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def keep(model: Fitted, result: Classified | Valued, learned: Told, looks: Looks) -> None:
-    """Write what was learned into the model's folder, with what it was measured to be worth."""
+def save_classes(model: Fitted, result: Classified | Valued, learned: Told, options: ViewOptions) -> None:
+    """Save the learned heads and their measured accuracy in the model's folder."""
     if model.folder is None:
         raise SegueError("this model is in no folder to keep the classes in: save it first")
     tensors, views = learned.state()
-    save_tensors(model.folder / KEPT, tensors, {
-        "format": FORMAT, "views": views, "looks": asdict(replace(looks, device=None)), "weights": _digest(model),
-        "result": asdict(result)})
+    save_tensors(model.folder / CLASSES_FILE, tensors, {
+        "format": FORMAT, "views": views, "looks": asdict(replace(options, device=None)),
+        "weights": _weights_hash(model), "result": asdict(result)})
 
 
-def kept(model: Fitted, device: str | None) -> tuple[Classified | Valued, Told, Looks]:
-    """What `keep` wrote."""
-    if model.folder is None or not (path := model.folder / KEPT).exists():
+def load_classes(model: Fitted, device: str | None) -> tuple[Classified | Valued, Told, ViewOptions]:
+    """Load what `save_classes` wrote."""
+    if model.folder is None or not (path := model.folder / CLASSES_FILE).exists():
         raise SegueError("no classes are kept with this model: give sequences with classes, and save=True to keep them")
     tensors, values = load_tensors(path)
     try:
         if values["format"] != FORMAT:
             raise ValueError(f"format '{values['format']}'")
-        sort = Valued if "error" in values["result"] else Classified
-        result, learned = sort(**values["result"]), Told.restored(tensors, values["views"])
-        looks = replace(Looks(**values["looks"]), device=device)
+        result_class = Valued if "error" in values["result"] else Classified
+        result, learned = result_class(**values["result"]), Told.restored(tensors, values["views"])
+        options = replace(ViewOptions(**values["looks"]), device=device)
         wide = len(result.classes) if isinstance(result, Classified) else 1
         if any(len(bias) != wide for _, bias in learned.heads.values()):
             raise ValueError("heads of other classes")
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise SegueError(f"{path} holds no classes that can be read ({error}): learn and save them again") from error
-    if values.get("weights") != _digest(model):
+    if values.get("weights") != _weights_hash(model):
         raise SegueError(f"{path}: the model has learned since its classes were saved: learn and save them again")
     result.notes.insert(0, "kept with the model: the figures are those of when it was saved")
-    return result, learned, looks
+    return result, learned, options
 
 
-def _digest(model: Fitted) -> str:
-    """What a model's vectors depend on."""
+def _weights_hash(model: Fitted) -> str:
+    """A hash of the weights, on which the embeddings depend."""
     found, network = hashlib.blake2b(digest_size=16), model.model
     network = network if isinstance(network, torch.nn.Module) else network.model  # what transformers runs
     for name, tensor in sorted(weights_of(network).items()):

@@ -1,6 +1,6 @@
-"""`compare`: which method predicts these sequences best? Classical and neural ones, on one split, by one scorer.
+"""`compare`: which method predicts these sequences best? Classical and neural methods, on the same split and metrics.
 
-The next-element comparison (Tax et al., arXiv 1811.00062) as a tool for anybody's sequences.
+The comparison of next-element predictors of Tax et al. (arXiv 1811.00062), for any sequences.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from segue.verbs.scoreboard import Scoreboard, scoreboard
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-HELD_OUT = 0.2
-PIECE = 256  # elements: longer sequences are scored in pieces of this length, the same for all methods
+HELD_OUT = 0.2  # share of the data
+PIECE_LENGTH = 256  # elements; longer sequences are cut into pieces, for all methods alike
 TEST_ELEMENTS = 20_000  # scored at most, spread over the held-out sequences
-LEARN_ELEMENTS = 2_000_000  # that the slow classical methods learn from at most
-SMALL = 200  # elements in the vocabulary up to which automata and hidden Markov models are tried
+LEARN_ELEMENTS = 2_000_000  # at most for the slow classical methods
+MOST_AUTOMATON_TOKENS = 200  # largest vocabulary for which automata and hidden Markov models are tried
 NETWORKS = ("attention", "gru", "lstm", "mamba", "gla")
-Made = tuple[SequencePredictor, str]  # what a method learned, and the setting that it chose
+Learned = tuple[SequencePredictor, str]  # a trained model, and the setting chosen for it
 
 
 @dataclass
 class Result:
-    """One method. bits_per_unit, bits, accuracy, brier: see `segue.analysis.metrics`. seconds: to learn."""
+    """The scores of one method; see `segue.analysis.metrics`. seconds: to train. chosen: its setting, in words."""
 
     method: str
     bits_per_unit: float
@@ -55,7 +55,7 @@ class Result:
 
 @dataclass
 class Comparison(Shown):
-    """Methods, best first, on the same held-out elements. unit: of `bits_per_unit`. classes: in the vocabulary."""
+    """All methods, best first, on the same held-out elements. unit: of `bits_per_unit`. classes: vocabulary size."""
 
     results: list[Result]
     unit: str
@@ -81,18 +81,18 @@ class Comparison(Shown):
                                  f"{self.classes:,} different ones; {self.machine}"))
 
 
-def pieces(store: TokenStore, start: int | None) -> list[np.ndarray]:
-    """The sequences, without the token that begins each, cut where they are longer than PIECE."""
+def cut_sequences(store: TokenStore, start: int | None) -> list[np.ndarray]:
+    """The sequences without their begin token, cut into pieces of at most PIECE_LENGTH elements."""
     found = []
     for begin, end in zip(store.offsets[:-1], store.offsets[1:]):
         ids = np.asarray(store.tokens[int(begin) : int(end)], np.int32)
         ids = ids[1:] if len(ids) and start is not None and ids[0] == start else ids
-        found += [ids[at : at + PIECE] for at in range(0, len(ids), PIECE)]
+        found += [ids[at : at + PIECE_LENGTH] for at in range(0, len(ids), PIECE_LENGTH)]
     return [piece for piece in found if len(piece)]
 
 
-def sample(sequences: list[np.ndarray], elements: int) -> list[np.ndarray]:
-    """About so many elements, of whole sequences spread evenly."""
+def subsample(sequences: list[np.ndarray], elements: int) -> list[np.ndarray]:
+    """Evenly spread whole sequences with about `elements` elements in all."""
     total = sum(map(len, sequences))
     if total <= elements:
         return sequences
@@ -103,13 +103,12 @@ def sample(sequences: list[np.ndarray], elements: int) -> list[np.ndarray]:
 def compare(data: Any = None, minutes: float | None = None, seed: int = 0, quiet: bool = False, *,
             tasks: str | None = None, out: str | Path | None = None, device: str | None = None,
             **choices: Any) -> Comparison | Scoreboard:
-    """Learn with every method from four fifths of the sequences, and score all of them on the same held-out rest.
+    """Train every method on four fifths of the sequences, and score all of them on the same held-out rest.
 
-    data: a `Data`, paths, or objects in memory. minutes: for the networks together; count models take seconds (default:
-    2, with `tasks` 30). The setting of a method (its order) is chosen on a part of the training sequences.
-    tasks: instead of data, "synthetic" or names of synthetic tasks: which mixer learns to track and to recall what?
-    out and choices: see `segue.verbs.scoreboard.scoreboard`. device: on which networks learn, see
-    `segue.verbs.devices`.
+    data: a `Data`, paths, or objects in memory. minutes: for all networks together (default: 2, with `tasks` 30); count
+    models take seconds. Settings such as an order are chosen on a part of the training sequences.
+    tasks: instead of data, "synthetic" or names of synthetic tasks, to compare mixers in tracking and recall. out and
+    choices: see `segue.verbs.scoreboard.scoreboard`. device: for the networks, see `segue.verbs.devices`.
     """
     if (data is None) == (tasks is None):
         raise SegueError("compare takes sequences or tasks, one of them: give paths, or --tasks synthetic")
@@ -121,30 +120,30 @@ def compare(data: Any = None, minutes: float | None = None, seed: int = 0, quiet
     if out is not None or choices:
         named = ["out"] * (out is not None) + list(choices)
         raise SegueError(f"{', '.join(named)} goes with tasks, not with sequences: leave it out")
-    return compare_on(data, 2.0 if minutes is None else minutes, seed, quiet, device)
+    return compare_methods(data, 2.0 if minutes is None else minutes, seed, quiet, device)
 
 
-def compare_on(data: Any, minutes: float, seed: int, quiet: bool, device: str | None = None) -> Comparison:
-    """The comparison on sequences."""
+def compare_methods(data: Any, minutes: float, seed: int, quiet: bool, device: str | None = None) -> Comparison:
+    """Compare all methods on sequences; see `compare`."""
     if not 0 < minutes < math.inf:
         raise SegueError(f"minutes must be more than 0, not {minutes}")
     data = as_data(data)
     train, test = data.split(HELD_OUT)
     codec = train.codec()
     start = codec.bos
-    learn = pieces(train.encode(codec), start)
-    exam = sample(pieces(test.encode(codec), start), TEST_ELEMENTS)
-    if len(learn) < 5 or not exam:
+    learn = cut_sequences(train.encode(codec), start)
+    test_pieces = subsample(cut_sequences(test.encode(codec), start), TEST_ELEMENTS)
+    if len(learn) < 5 or not test_pieces:
         raise SegueError("there is too little to learn from and to compare on: give more sequences")
     order = np.random.default_rng(seed).permutation(len(learn))
-    check = sample([learn[i] for i in order[: len(learn) // 5]], TEST_ELEMENTS)
+    check = subsample([learn[i] for i in order[: len(learn) // 5]], TEST_ELEMENTS)
     rest = [learn[i] for i in order[len(learn) // 5 :]]
-    units = max(1, sum(codec.units(piece) for piece in exam))
-    methods = classical(learn, rest, check, codec.size, codec.eos, seed)
+    units = max(1, sum(codec.units(piece) for piece in test_pieces))
+    methods = classical_methods(learn, rest, check, codec.size, codec.eos, seed)
     share = minutes / (len(NETWORKS) + 1)
     for mixer in NETWORKS:
-        methods[mixer] = partial(network, train, codec, share, seed, mixer=mixer, mix=False, device=device)
-    methods["segue's own choice"] = partial(network, train, codec, share, seed, device=device)
+        methods[mixer] = partial(fit_network, train, codec, share, seed, mixer=mixer, mix=False, device=device)
+    methods["segue's own choice"] = partial(fit_network, train, codec, share, seed, device=device)
 
     results = []
     with progress("compare", total=len(methods), quiet=quiet) as meter:
@@ -153,39 +152,40 @@ def compare_on(data: Any, minutes: float, seed: int, quiet: bool, device: str | 
             begin = time.perf_counter()
             model, chosen = make()
             seconds = time.perf_counter() - begin
-            scores = evaluate(model, exam)
+            scores = evaluate(model, test_pieces)
             results.append(Result(name, scores.bits * scores.predictions / units, scores.bits, scores.accuracy,
                                   scores.brier, seconds, chosen))
     results.sort(key=lambda result: result.bits)
-    return Comparison(results, data.kind.unit, codec.size, sum(map(len, exam)), len(exam), machine())
+    return Comparison(results, data.kind.unit, codec.size, sum(map(len, test_pieces)), len(test_pieces), machine())
 
 
-def classical(learn: list[np.ndarray], rest: list[np.ndarray], check: list[np.ndarray], size: int, end: int | None,
-              seed: int) -> dict[str, Callable[[], Made]]:
-    """Methods that count. Orders are chosen on `check`, then all of `learn` is counted."""
-    def best(smoothing: str) -> Made:
+def classical_methods(learn: list[np.ndarray], rest: list[np.ndarray], check: list[np.ndarray], size: int,
+                      end: int | None, seed: int) -> dict[str, Callable[[], Learned]]:
+    """By name, functions that train the classical methods: settings are chosen by training on `rest` and scoring on
+    `check`, then the method is trained on `learn`, which is both."""
+    def best(smoothing: str) -> Learned:
         def made(order: int, sequences: list[np.ndarray]) -> CountModel:
             return CountModel(size, order, smoothing).fit(sequences)
 
         order = min(range(1, 9), key=lambda k: evaluate(made(k, rest), check).bits)
         return made(order, learn), f"order {order}"
 
-    some = sample(learn, LEARN_ELEMENTS)
-    methods: dict[str, Callable[[], Made]] = {
+    some = subsample(learn, LEARN_ELEMENTS)
+    methods: dict[str, Callable[[], Learned]] = {
         "frequencies": lambda: (CountModel(size, 0).fit(learn), ""),
         "directly-follows graph": lambda: (directly_follows(learn, size), ""),
         "all-order Markov (AKOM)": lambda: best("none"),
         "Witten-Bell": lambda: best("witten-bell"),
         "Kneser-Ney": lambda: best("kneser-ney"),
     }
-    if size <= SMALL:
-        def automaton() -> Made:
-            model = StateMerging(size, end=end).fit(sample(learn, LEARN_ELEMENTS // 20))
+    if size <= MOST_AUTOMATON_TOKENS:
+        def automaton() -> Learned:
+            model = StateMerging(size, end=end).fit(subsample(learn, LEARN_ELEMENTS // 20))
             return model, f"{model.states} states"
 
-        def spectral() -> Made:
+        def spectral() -> Learned:
             def made(rank: int, sequences: list[np.ndarray]) -> Spectral:
-                return Spectral(size, end, rank, length=2, most=SMALL // 2).fit(sequences)
+                return Spectral(size, end, rank, length=2, most=MOST_AUTOMATON_TOKENS // 2).fit(sequences)
 
             rank = min((4, 8, 16, 32), key=lambda rank: evaluate(made(rank, rest), check).bits)
             return made(rank, some), f"rank {rank}"
@@ -194,13 +194,13 @@ def classical(learn: list[np.ndarray], rest: list[np.ndarray], check: list[np.nd
         methods["automaton (ALERGIA)"] = automaton
         methods["automaton (spectral)"] = spectral
         methods["hidden Markov model"] = lambda: (
-            HMM(size, states, restarts=3, iterations=100, seed=seed).fit(sample(some, LEARN_ELEMENTS // 10)),
+            HMM(size, states, restarts=3, iterations=100, seed=seed).fit(subsample(some, LEARN_ELEMENTS // 10)),
             f"{states} states")
     return methods
 
 
-def network(train: Data, codec: Codec, minutes: float, seed: int, **choices: Any) -> Made:
-    """A network fitted for so many minutes, as `compare` takes it."""
+def fit_network(train: Data, codec: Codec, minutes: float, seed: int, **choices: Any) -> Learned:
+    """Fit a network for so many minutes."""
     if codec.bos is None:
         raise SegueError(f"{codec} has no token that begins a sequence: its networks cannot predict first elements")
     fitted = fit(train, minutes=minutes, codec=codec, seed=seed, quiet=True, **choices)

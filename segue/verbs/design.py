@@ -1,4 +1,5 @@
-"""`design`: from a table of measured sequences to new ones that a fitted model's features predict to score high."""
+"""`design`: propose new sequences with high predicted scores, given a table of measured sequences and a fitted
+model."""
 
 from __future__ import annotations
 
@@ -33,21 +34,21 @@ if TYPE_CHECKING:
 
     from segue.verbs.fitted import Fitted
 
-SHOWN = 10  # designs on the screen
+SHOWN = 10  # designs printed
 SCORES = ("score", "fitness", "target", "value", "activity", "affinity", "expression", "label", "y")
-LOOK = 100  # rows by which a column is told
-MOST = 1_000_000  # letters of measured sequences that are read
-FAIR = 0.3  # a rank correlation below which predictions are hardly better than guesses
+ROWS_LOOKED_AT = 100  # to decide what a column holds
+MOST_LETTERS = 1_000_000  # of measured sequences that are used, at most
+FAIR_CORRELATION = 0.3  # rank correlation below which predictions are hardly better than guesses
 COLUMNS_OUT = ("rank", "sequence", "predicted_score", "climbed_score", "start", "start_score", "changes")
 
 
 @dataclass
 class Designs:
-    """Proposed sequences, best predicted first, with what is known about the predictions.
+    """Proposed sequences, best prediction first, with how reliable the predictions are.
 
-    rows: sequence, predicted_score (by a head that the search did not climb), climbed_score (by the one that it did),
-    start and start_score (the measured sequence that it goes back to), changes (places that differ). values: how they
-    came about.
+    rows: sequence, predicted_score (by a head that the search did not use), climbed_score (by the head that it
+    maximised), start and start_score (the measured sequence it started from), changes (positions that differ).
+    values: how they were made.
     """
 
     rows: list[dict[str, Any]]
@@ -58,7 +59,7 @@ class Designs:
         return {**self.values, "notes": self.notes, "designs": self.rows}
 
     def save(self, path: str | Path) -> Path:
-        """A CSV of all designs, written whole or not at all."""
+        """Write all designs as CSV, atomically."""
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS_OUT, lineterminator="\n")
         writer.writeheader()
@@ -73,7 +74,7 @@ class Designs:
 
         v, table = self.values, Table("rank", "sequence", "predicted", "from one of", "changes", box=None)
         for rank, row in enumerate(self.rows[:SHOWN], 1):
-            table.add_row(str(rank), shortened(row["sequence"], row["start"]), f"{row['predicted_score']:.4g}",
+            table.add_row(str(rank), shorten(row["sequence"], row["start"]), f"{row['predicted_score']:.4g}",
                           f"{row['start_score']:.4g}", str(row["changes"]))
         more = [f"and {len(self.rows) - SHOWN} more"] if len(self.rows) > SHOWN else []
         lines = [*more, f"{v['measured']:,} measured sequences, scores {v['least']:.4g} to {v['most']:.4g}; by "
@@ -84,8 +85,8 @@ class Designs:
         return Group(table, *map(Text, lines))
 
 
-def shortened(sequence: str, start: str, most: int = 60) -> str:
-    """A sequence in one line: a long one as what it changes in its start."""
+def shorten(sequence: str, start: str, most: int = 60) -> str:
+    """A sequence as short text; a long one as its differences from `start`, as in A12G."""
     if len(sequence) <= most:
         return sequence
     changes = [f"{old}{place}{new}" for place, (old, new) in enumerate(zip(start, sequence), 1) if old != new]
@@ -96,16 +97,18 @@ def design(fitted: Fitted, scores: str | Path | Sequence[tuple[str, float]], n: 
            sequence: str | None = None, score: str | None = None, lower: bool = False, positions: str | None = None,
            changes: int | None = None, steps: int = 50, seed: int = 0, strength: float = 0.5,
            quiet: bool = False) -> Designs:
-    """Propose up to n sequences that are in no table yet.
+    """Propose up to n new sequences with high predicted scores.
 
-    fitted: a model of DNA or protein, of any mixers. scores: a table (CSV, TSV, Parquet, JSON Lines) with a column of
-    sequences and one of scores, or pairs. by: "bidirectional" (any model: soft designs climb a head on the frozen
-    model's features, held back by how well they explain the table; BIB); or, for a model that was fitted with objective
-    diffusion, "fine-tune" (a copy learns to write what scores high; DRAKES), or "guidance", "smc" or "tds" (its samples
-    are steered). sequence, score: names of the columns (default: found). lower: lower scores are better. positions: the
-    places that may change, from 1, as "39-41,54" (default: where the table's sequences differ). changes: at most so
-    many places differ from the measured sequence that a design begins at. steps: of the search. strength: for a
-    diffusion model, how dear it is to depart from what it would write, in standard deviations of the scores.
+    fitted: a model of DNA or protein, with any mixers.
+    scores: a table (CSV, TSV, Parquet, JSON Lines) with a column of sequences and one of scores, or pairs.
+    by: "bidirectional" (any model: optimise soft designs against a head on the frozen model's features, regularised by
+        how well they explain the table; BIB); or, for a model fitted with objective diffusion, "fine-tune" (a copy
+        learns to write sequences that score high; DRAKES), "guidance", "smc" or "tds" (steered sampling).
+    sequence, score: names of the columns (default: recognised). lower: lower scores are better.
+    positions: that may change, from 1, as "39-41,54" (default: where the table's sequences differ).
+    changes: positions that may differ from the measured sequence that a design starts from, at most.
+    steps: of the search. strength: for a diffusion model, the cost of departing from its own distribution, in standard
+        deviations of the scores.
     """
     network = fitted.model
     stack = network.stack if isinstance(network, ClozeModel) else network
@@ -126,13 +129,13 @@ def design(fitted: Fitted, scores: str | Path | Sequence[tuple[str, float]], n: 
     notes: list[str] = []
     pairs = read_scores(fitted, Path(scores), sequence, score, notes) if isinstance(scores, str | Path) else \
         [(kind.normalise(each), float(value)) for each, value in scores]
-    if (count := MOST * len(pairs) // max(1, sum(len(each) for each, _ in pairs))) < len(pairs):
+    if (count := MOST_LETTERS * len(pairs) // max(1, sum(len(each) for each, _ in pairs))) < len(pairs):
         chosen = torch.randperm(len(pairs), generator=generator_of(seed, 9))[:count].tolist()
         notes.append(f"{count:,} of the {len(pairs):,} measured sequences, by chance, are used")
         pairs = [pairs[i] for i in chosen]
     sign = -1.0 if lower else 1.0
     measured = Measured.of([codec.encode(each).tolist() for each, _ in pairs], [sign * v for _, v in pairs])
-    free = free_places(positions, measured)
+    free = parse_positions(positions, measured)
     frozen = copy.deepcopy(stack)  # the fitted model itself can go on learning
     before = [] if fitted.objective in ANY_ORDER or isinstance(network, ClozeModel) else [codec.size - 1]  # a beginning
     encoder = Encoder(frozen, frozen.vocabulary, measured.letters.tolist(), before)
@@ -148,9 +151,9 @@ def design(fitted: Fitted, scores: str | Path | Sequence[tuple[str, float]], n: 
              "start_score": sign * float(measured.scores[each.start]), "changes": each.changes} for each in proposals]
     if len(rows) < n:
         notes.append(f"only {len(rows)} new sequences were found: allow more positions or changes, or more steps")
-    if not predictor.correlation >= FAIR:
-        notes.append(f"a rank correlation below {FAIR} is little better than a guess: measure more sequences, or fit "
-                     "the model on more of their kind")
+    if not predictor.correlation >= FAIR_CORRELATION:
+        notes.append(f"a rank correlation below {FAIR_CORRELATION} is little better than a guess: measure more "
+                     "sequences, or fit the model on more of their kind")
     ends = sorted(sign * float(each) for each in (measured.scores.min(), measured.scores.max()))
     values = {"by": by, "measured": len(measured.scores), "least": ends[0], "most": ends[1], "lower": lower,
               "features": predictor.kind, "correlation": predictor.correlation, "error": predictor.error, "seed": seed,
@@ -158,8 +161,8 @@ def design(fitted: Fitted, scores: str | Path | Sequence[tuple[str, float]], n: 
     return Designs(rows, values, notes)
 
 
-def free_places(positions: str | None, measured: Measured) -> Tensor | None:
-    """(L,) bool of "39-41,54"; None stands for the default."""
+def parse_positions(positions: str | None, measured: Measured) -> Tensor | None:
+    """Parse positions such as "39-41,54" to a mask (L,) bool; None stays None, the default."""
     if positions is None:
         return None
     length = measured.ids.shape[1]
@@ -176,12 +179,12 @@ def free_places(positions: str | None, measured: Measured) -> Tensor | None:
 
 def read_scores(fitted: Fitted, path: Path, sequence: str | None, score: str | None,
                 notes: list[str]) -> list[tuple[str, float]]:
-    """Sequences and scores of a table; rows that cannot be used are counted in `notes`."""
+    """Read sequences and scores from a table; `notes` gets the number of rows that cannot be used."""
     if not path.is_file():
         raise SegueError(f"{path} is no file: give a table with a column of sequences and one of scores")
     frame = load_table(path, Problems(), "utf-8", [sequence, score])
     cells = {name: values.to_pylist() for name, values in frame.columns.items()}
-    of, by = columns_of(fitted, frame, cells, sequence, score)
+    of, by = find_columns(fitted, frame, cells, sequence, score)
     pairs, bad = list[tuple[str, float]](), list[str]()
     for row, (text, value) in enumerate(zip(cells[of], cells[by])):
         try:
@@ -203,9 +206,10 @@ def read_scores(fitted: Fitted, path: Path, sequence: str | None, score: str | N
     return pairs
 
 
-def columns_of(fitted: Fitted, frame: Frame, cells: dict[str, list[Any]], sequence: str | None,
-               score: str | None) -> tuple[str, str]:
-    """The columns of sequences and of scores: those that are named so, else the only ones that can be."""
+def find_columns(fitted: Fitted, frame: Frame, cells: dict[str, list[Any]], sequence: str | None,
+                 score: str | None) -> tuple[str, str]:
+    """The names of the columns of sequences and of scores: as given, else by usual names, else the only possible ones.
+    """
     names = ", ".join(cells)
     for name, option in ((sequence, "sequence"), (score, "score")):
         if name is not None and name not in cells:
@@ -213,11 +217,11 @@ def columns_of(fitted: Fitted, frame: Frame, cells: dict[str, list[Any]], sequen
     legal = set(fitted.kind.letters + fitted.kind.letters.lower())  # type: ignore[attr-defined]
     if sequence is None:
         words = [name for name, column in cells.items() if any(column) and all(
-            len(str(cell)) > 1 and legal.issuperset(str(cell)) for cell in column[:LOOK] if cell)]
+            len(str(cell)) > 1 and legal.issuperset(str(cell)) for cell in column[:ROWS_LOOKED_AT] if cell)]
         sequence = next((name for name in cells if name.lower() in COLUMNS), words[0] if words else None)
     if score is None:
         numbers = [name for name, column in cells.items() if name != sequence and any(map(is_number, column)) and
-                   all(cell in (None, "") or is_number(cell) for cell in column[:LOOK])]
+                   all(cell in (None, "") or is_number(cell) for cell in column[:ROWS_LOOKED_AT])]
         named = [name for name in numbers if name.lower() in SCORES]
         score = named[0] if named else numbers[0] if len(numbers) == 1 else None
     if sequence is None or score is None:

@@ -1,10 +1,10 @@
-"""Where a model runs; one rule for all verbs.
+"""The device a model runs on; one rule for all verbs.
 
-What learns or reads much at once (`fit`, `update`, `prefer`, `evaluate`, `embed`, `classify`, `compare`) takes the GPU
-where there is one, and leaves the model where it was. What says one element after the other (`continue`, `serve`,
-`speed_up`, `design`) runs where the model is: on the CPU unless `load` or `Fitted.to` put it elsewhere, since for a few
-texts at once a native model of the sizes that are fitted here is the faster one in the compiled CPU engine. `device`
-names another place in either case.
+Verbs that process much data at once (`fit`, `update`, `prefer`, `evaluate`, `embed`, `classify`, `compare`) use a GPU
+if there is one, and leave the model where it was. Verbs that decode element by element (`continue`, `serve`,
+`speed_up`, `design`) run where the model is: on the CPU unless `load` or `Fitted.to` put it elsewhere, because for a
+few texts at once the compiled CPU engine is faster for native models of the sizes that are fitted here. `device`
+overrides both.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from segue.errors import SegueError
 
 
 def place(device: str | torch.device | None = None) -> torch.device:
-    """The device of that name; where none is named, a GPU if there is one. A SegueError where it is not to be had."""
+    """The device of that name; for None, a GPU if there is one, else the CPU. Raises SegueError if it is not
+    available."""
     try:
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=where)

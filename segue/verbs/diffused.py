@@ -1,4 +1,4 @@
-"""A fitted model that writes in any order, by masked diffusion: it fills gaps, and goes on block by block."""
+"""A fitted model that writes in any order, by masked diffusion: it fills gaps, and continues block by block."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from segue.analysis.blanks import blank_scores
 from segue.data import Data
-from segue.decoding.continuation import as_text, between, prime_object
+from segue.decoding.continuation import as_text, item_separator, prime_object
 from segue.decoding.diffusion import fill, go_on
 from segue.decoding.generate import Continuation
 from segue.errors import SegueError
@@ -23,21 +23,21 @@ from segue.training.evaluate import Evaluation, Scored, bound
 from segue.verbs.fitted import Fitted
 from segue.verbs.given import known_ids
 
-BLOCK = 32
-BLANKED = 200  # sequences of which blanks are counted
+BLOCK = 32  # elements that are added at once
+BLANK_SEQUENCES = 200  # on which the accuracy at blanks is measured
 CHOICES = ("n", "decoder", "gap", "known", "block", "steps", "seed", "temperature")
 
 
 class Diffused(Fitted):
-    """A model that was fitted with objective diffusion. Its likelihoods are bounds, and it has no next element: what
-    goes token by token (drafts, searches, the server) is not for it."""
+    """A model fitted with objective "diffusion". Its likelihoods are bounds, and it does not predict a next element, so
+    nothing that decodes token by token (drafts, searches, the server) works with it."""
 
     objective = "diffusion"
     model: Stack
 
     @property
     def known(self) -> list[int]:
-        """The ids that it took for readable wherever they stand, if it was fitted with known=, and the end."""
+        """Ids that are never hidden: those of fit's known=, and the end token; none without known=."""
         return list(self.report.get("plan", {}).get("known", []))
 
     def decodable(self, weights: str = "float32") -> Any:
@@ -50,21 +50,21 @@ class Diffused(Fitted):
     def speed_up(self, data: Any, minutes: float | None = None, **options: Any) -> Any:
         return self.decodable()
 
-    def scores(self, store: Any, weights: str, ranks: Any = None) -> tuple[Scored, str]:
+    def score_store(self, store: Any, weights: str, ranks: Any = None) -> tuple[Scored, str]:
         if weights != "float32":
             return self.decodable()
-        given = f", given {self.shown(self.known)}" if self.known else ""
+        given = f", given {self.describe_ids(self.known)}" if self.known else ""
         return bound(self.model, store, self.context, known=self.known), f"{self.model.path}, upper bound{given}"
 
-    def shown(self, ids: Sequence[int]) -> str:
-        """Ids but for the end, readable."""
+    def describe_ids(self, ids: Sequence[int]) -> str:
+        """The tokens of ids as text, without the end token."""
         signs = [self.codec.token(id) for id in ids if id != self.codec.eos]
         return ("" if self.kind.storage == "letters" else " ").join(signs)
 
-    def scored(self, data: Data, weights: str = "float32", strange: float = 0.0) -> Evaluation:
-        """As `Fitted.scored`. Where letters are known, baselines are of the others alone, and a note says how many of
-        those are right, all hidden at once."""
-        found = super().scored(data, weights, strange)
+    def score_data(self, data: Data, weights: str = "float32", unknown: float = 0.0) -> Evaluation:
+        """Like `Fitted.score_data`. With known letters, the baselines are for the others alone, and a note says how
+        many of those are predicted correctly if all are hidden at once."""
+        found = super().score_data(data, weights, unknown)
         if not self.known:
             return found
         store, free = data.encode(self.codec), self.codec.size - len(self.known)
@@ -73,15 +73,16 @@ class Diffused(Fitted):
             counts = np.delete(self.counts + 0.5, self.known)
             cost = np.insert(np.log2(counts.sum() / counts), np.array(self.known) - np.arange(len(self.known)), 0.0)
             found.baselines["unigram"] = float(sum(cost[each.ids[1:]].sum() for each in store)) / max(1, found.units)
-        rows = [each.ids[1:] for each in store if len(each.ids) > 2][:BLANKED]
+        rows = [each.ids[1:] for each in store if len(each.ids) > 2][:BLANK_SEQUENCES]
         scores = blank_scores(self.fill_blanks(rows), rows, self.known)
-        found.notes.append(f"with only {self.shown(self.known)} to be seen, {scores.pooled:.1%} of the blanks are "
-                           f"right at the first guess (mean over sequences {scores.mean:.1%}; identity "
+        found.notes.append(f"with only {self.describe_ids(self.known)} to be seen, {scores.pooled:.1%} of the blanks "
+                           f"are right at the first guess (mean over sequences {scores.mean:.1%}; identity "
                            f"{scores.identity:.1%})")
         return found
 
     def fill_blanks(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Rows with all but the known ids replaced by the likeliest ones, in one pass over each piece of `context`."""
+        """Rows with all but the known ids hidden and filled in greedily, in one pass over each piece of `context`
+        ids."""
         mask, answers = self.model.vocabulary - 1, []
         allowed = ~isin(torch.arange(mask), self.known)
         for row in rows:
@@ -94,14 +95,15 @@ class Diffused(Fitted):
     def continue_(self, prime: Any = "", n: int | None = None, decoder: str | None = None, gap: Any = None,
                   block: int | None = None, steps: int | None = None, seed: int = 0, temperature: float = 1.0,
                   known: Any = None, **options: Any) -> Any:
-        """Fill the gaps of `prime`, and go on behind it.
+        """Fill the gaps of `prime`, and continue it.
 
-        prime: an object of the kind, a path to one, or a list of these. gap: what stands in it for an element to be
-        filled in (a letter, an item). n: elements to add, `block` at a time (default: 256, or 0 where there are gaps);
-        decoder: a name in `segue.decoding.diffusion.SAMPLERS` (default: first-hitting), steps: of it. temperature: 0
-        takes the likeliest. Where there are gaps, an answer is the whole sequence. known: letters or items of which
-        none stands in a gap, beside those that the model was fitted with; such a model's gaps are written "_" if
-        nothing else is said, and it does not go on behind the end, which it has always been shown.
+        prime: an object of the kind, a path to one, or a list of these.
+        gap: the letter or item that marks an element to fill in. With gaps, an answer is the whole sequence. For a
+            model with known letters, which only fills gaps, the default is "_".
+        n: elements to add, `block` at a time (default: 256, or 0 with gaps).
+        decoder: a name in `segue.decoding.diffusion.SAMPLERS` (default: first-hitting); steps: its steps.
+        temperature: 0 always takes the likeliest.
+        known: letters or items that no gap may be filled with, besides those the model was fitted with.
         """
         if given := [name for name, value in options.items() if value not in (None, "none", (), "float32")]:
             raise SegueError(f"'{given[0]}' means nothing to a model that writes in any order: it takes "
@@ -114,15 +116,15 @@ class Diffused(Fitted):
         gap = "_" if gap is None and self.known else gap
         if self.known and n:
             raise SegueError("this model was fitted with known letters, and fills gaps alone: leave n out")
-        rows = [self.row(each, gap) for each in (prime if many else [prime])]
+        rows = [self.prime_ids(each, gap) for each in (prime if many else [prime])]
         n = (256 if gap is None else 0) if n is None else n
         choices: dict[str, Any] = {"sampler": decoder or "first-hitting", "steps": steps, "seed": seed,
                                    "temperature": temperature}
-        units = n  # which words of bases are several of
+        units = n  # base units; a token of a k-mer codec has several
         n = -(-n // int(self.codec.weights().max())) if self.codec.counted else n
         passes, adds = 0, [list[int]() for _ in rows]
         if gap is not None:
-            end = [self.codec.eos] if self.known and self.codec.eos is not None else []  # as it was always shown
+            end = [self.codec.eos] if self.known and self.codec.eos is not None else []  # never hidden in training
             allowed = ~isin(torch.arange(self.model.vocabulary - 1), never) if never else None
             filled = fill(self.model, [row + end for row in rows], allowed=allowed, **choices)
             rows = [each.tokens[: len(each.tokens) - len(end)] for each in filled]
@@ -146,12 +148,12 @@ class Diffused(Fitted):
             answer.value, answer.whole = self.codec.decode(tokens), whole
             if self.codec.counted and (over := self.codec.units(added) - units) > 0:
                 answer.value, answer.whole = answer.value[:-over], whole[:-over]
-            answer.text = as_text(answer.value, between(self.codec))
+            answer.text = as_text(answer.value, item_separator(self.codec))
             answer.writer = lambda value, path: self.kind.write([value], path)
             answers.append(answer)
         return answers if many else answers[0]
 
-    def row(self, prime: Any, gap: Any) -> list[int]:
+    def prime_ids(self, prime: Any, gap: Any) -> list[int]:
         """The ids of a prime, with masks at its gaps."""
         if isinstance(prime, Path):
             prime = prime_object(self.kind, prime, self.codec, self.reading)

@@ -1,4 +1,4 @@
-"""`embed`: one vector for each sequence, by which sequences can be searched, grouped and classified."""
+"""`embed`: one vector per sequence, for search, clustering and classification."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from segue.models.point_process import PointProcess
 from segue.objectives import ANY_ORDER
 from segue.progress import progress
 from segue.training.timed import EventStore
-from segue.verbs.given import none_known, said_unknown, unknown
+from segue.verbs.given import describe_unknown, nothing_known_error, unknown_share
 
 if TYPE_CHECKING:
     from segue.data import Data
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Embeddings:
-    """vectors: (N, D) float32. names: of the N sequences, where each came from. pool: how a vector was made of those of
-    the elements. path: which code ran. notes: what a reader must know."""
+    """Vectors of N sequences. vectors: (N, D) float32. names: where each sequence came from. pool: how the vectors of
+    its elements were combined. path: the code that ran. notes: remarks on the data."""
 
     vectors: np.ndarray
     names: list[str]
@@ -41,8 +41,8 @@ class Embeddings:
         return len(self.names)
 
     def save(self, path: str | Path) -> None:
-        """Write a file, atomically, in the format that its ending says: .npz (arrays `vectors` and `names`, no pickle
-        in them) or .parquet (columns `name` and `vector`)."""
+        """Write a file, atomically, in the format of its ending: .npz (arrays `vectors` and `names`, without pickle) or
+        .parquet (columns `name` and `vector`)."""
         ending = Path(path).suffix.lower()
         if ending not in WRITERS:
             raise SegueError(f"{path}: vectors are written as {' or '.join(WRITERS)}; give the file one of these "
@@ -73,12 +73,11 @@ WRITERS: dict[str, Callable[[Embeddings, Path], None]] = {".npz": _npz, ".parque
 
 
 def embed(model: Fitted, data: Data, pool: str = "", quiet: bool = False) -> Embeddings:
-    """A vector for each record of `data`, in their order.
+    """One vector per record of `data`, in their order.
 
-    pool: "mean" of the network's hidden vectors over the elements (default), the one at the "first" or the "last"
-        element, or those at both "ends". They stand behind the network's last norm; counts that are mixed in have no
-        say. Records longer than what the network reads at once are read in pieces that overlap by half, or with a state
-        that goes on.
+    pool: "mean" of the hidden states over the elements (default), the hidden state of the "first" or the "last"
+        element, or of both "ends". Hidden states are taken after the network's last norm; counts mixed with it are not
+        used. Records longer than the context are read in pieces that overlap by half, or with a carried state.
     """
     model.check_kind(data)
     network: Any = model.model
@@ -86,15 +85,15 @@ def embed(model: Fitted, data: Data, pool: str = "", quiet: bool = False) -> Emb
         raise SegueError(f"pool '{pool}' is unknown: choose {', '.join(POOLS)}")
     if not len(data):
         raise SegueError("there is no sequence to embed: give one at least")
-    if (share := unknown(model.codec, data)) == 1:
-        raise none_known(data)
-    notes = [said_unknown(share, data)] if share else []
+    if (share := unknown_share(model.codec, data)) == 1:
+        raise nothing_known_error(data)
+    notes = [describe_unknown(share, data)] if share else []
     begin, context = model.codec.bos, model.context
     if isinstance(network, PointProcess):
         store = EventStore(data.encode(model.codec, boundary=False))
         flat = np.stack([store.tokens, store.channels["gap"]], 1).astype(np.float64)
         rows, begin = np.split(flat, store.offsets[1:-1]), None
-    elif begin_of(network) is not None:  # of an encoder-decoder the encoder, which reads what its codec puts around
+    elif begin_of(network) is not None:  # an encoder-decoder: its encoder reads sequences as its codec frames them
         rows, begin = [model.codec.surrounded(obj) for obj in data.objects()], None
     else:
         encoded = data.encode(model.codec, boundary=False)

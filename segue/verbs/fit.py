@@ -1,4 +1,5 @@
-"""`fit`: from data and one dial to a fitted model; killed at any moment, the same call goes on to the same weights."""
+"""`fit`: train a model on data within a budget of time or steps. A call that was killed is resumed by repeating it, and
+ends with the same weights."""
 
 from __future__ import annotations
 
@@ -40,17 +41,17 @@ from segue.training.pruning import Prune
 from segue.training.recipe import Facts, Plan, bfloat16_pays, choose, cores, describe, machine, most_steps
 from segue.verbs import mixed
 from segue.verbs.devices import place
-from segue.verbs.fitted import Fitted, Report, fitted_by, load
-from segue.verbs.forecast import combination
-from segue.verbs.given import as_data, dial, known_ids, unknown
+from segue.verbs.fitted import Fitted, Report, fitted_class, load
+from segue.verbs.forecast import choose_combination
+from segue.verbs.given import as_data, known_ids, training_minutes, unknown_share
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MINUTES = 2.0
-HELD_OUT = 0.05
-CODEC_OPTIONS = ("vocabulary", "tokenizer", "k", "min_count")  # of the codecs of common kinds: no choices of a plan
-LEARNING = 0.25  # of the dial at least, however long reading and measuring took
+MINUTES = 2.0  # the default budget
+HELD_OUT = 0.05  # share of the data that is measured on
+CODEC_OPTIONS = ("vocabulary", "tokenizer", "k", "min_count")  # go to the codec, not to the plan
+LEAST_TRAINING_SHARE = 0.25  # of the time budget, however long reading and measuring took
 
 
 def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = None, steps: int | None = None,
@@ -58,28 +59,33 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
         quiet: bool = False, save_seconds: float = 15.0, kind: str | None = None, device: str | None = None,
         mix: bool = True, objective: str = "next", known: Any = None, split: str | None = None,
         **choices: Any) -> Fitted:
-    """Learn a model of sequences.
+    """Train a model of sequences and return it, on the CPU.
 
-    data: a `Data`, a path or paths, or a list of objects in memory. out: the model's folder, and while it is being
-    made the checkpoint's; the same call on the same folder resumes, or, when all is done, loads. minutes: of wall
-    clock, everything included (default: 2); or steps: of the optimiser. mixer: pattern of sequence mixers, e.g.
-    "mamba*3+attention" (default: the recipe's choice). seed: fixes everything random. held_out: data to measure on, of
-    the same kind (default: a twentieth of `data`, split off by hash). codec: made from the training data if None.
-    save_seconds: between checkpoints. kind: of the data, found from the files if None. device: of torch, on which all
-    of this runs (default: a GPU if there is one); the model that is given back is on the CPU, see
-    `segue.verbs.devices`. mix: count the training data too and mix the two (`segue.models.mixture`), where there is
-    enough to learn how. objective: the network's, a name in `segue.objectives.OBJECTIVES` that needs nothing but the
-    sequences; "cloze" makes one that reads both ways, and goes on by a mask behind the end; "diffusion" one
-    that fills gaps and writes in any order; "timed" one that learns when events come beside which (see
-    `segue.verbs.timed`). known: letters or items that can be read wherever they stand, for diffusion: the model fills
-    in all others, given those. split: the way of `Data.split` by which the twentieth is held out, such as "cluster"
-    (default: the kind's own). choices: any entry of `segue.training.recipe.Plan` (width, depth, context, rate ...), and
-    the kind's own options for its codec (e.g. vocabulary).
+    data: a `Data`, a path or paths, or a list of objects in memory.
+    out: folder for the checkpoints and then the model. The same call with the same folder resumes an unfinished run, or
+        loads the finished model.
+    minutes: budget of wall-clock time, everything included (default: 2). steps: optimiser steps, instead of minutes.
+    mixer: pattern of sequence mixers, e.g. "mamba*3+attention" (default: the recipe chooses).
+    seed: fixes everything random.
+    held_out: data of the same kind to measure on (default: a twentieth of `data`, split off by hash).
+    codec: default: made from the training data.
+    save_seconds: time between checkpoints.
+    kind: of the data; default: recognised from the files.
+    device: torch device to train on (default: a GPU if there is one); see `segue.verbs.devices`.
+    mix: also count the training data and mix the counts with the network (`segue.models.mixture`), if there is enough
+        data to learn how.
+    objective: a name in `segue.objectives.OBJECTIVES` that needs only sequences. "cloze" trains a bidirectional model,
+        which continues a text by predicting a mask at its end; "diffusion" a model that fills gaps and writes in any
+        order; "timed" a model of when events happen and which (see `segue.verbs.timed`).
+    known: for diffusion, letters or items that are always visible; the model fills in all others given these.
+    split: how to hold out the twentieth, a way of `Data.split` such as "cluster" (default: the kind's own).
+    choices: any entry of `segue.training.recipe.Plan` (width, depth, context, rate ...), and the options of the kind's
+        codec (e.g. vocabulary).
 
-    Raises SegueError where the data are too few to learn from, or `out` holds something else.
+    Raises SegueError if there is too little data, or if `out` holds something else.
     """
     begin = time.monotonic()
-    minutes = dial(minutes, steps, MINUTES)
+    minutes = training_minutes(minutes, steps, MINUTES)
     distributed.join()
     if out is None and distributed.world() > 1:
         raise SegueError("several processes need a folder they share: give out=")
@@ -91,77 +97,75 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
     if held_out is not None and split is not None:
         raise SegueError("held_out is data to measure on, and split a way to hold some out: give one of them")
     codec_options = {name: choices.pop(name) for name in {*CODEC_OPTIONS, *named(data.kind.codec)} & choices.keys()}
-    sort: type[Asked] = Asked
+    arguments_class: type[FitArguments] = FitArguments
     if objective == "timed":
-        from segue.verbs.timed import TimedAsked as sort
-    asked = sort(data, minutes, seed, choices, codec, codec_options, held_out, split, objective, known, mix)
-    request = json.loads(json.dumps({
-        "data": data.fingerprint, "minutes": minutes, "steps": steps, "seed": seed, "choices": asked.choices,
-        "codec": codec_options if asked.given is None else {"given": str(asked.given), "size": asked.given.size},
-        **asked.settings()}, default=str))
-    if folder is not None and (done := finished(folder, request)) is not None:
+        from segue.verbs.timed import TimedArguments as arguments_class
+    arguments = arguments_class(data, minutes, steps, seed, choices, codec, codec_options, held_out, split, objective,
+                                known, mix)
+    request = arguments.to_request()
+    if folder is not None and (done := load_if_finished(folder, request)) is not None:
         if not quiet and distributed.rank() == 0:
             print(f"{folder} holds the model of this very call already: nothing is left to do", file=sys.stderr)
         return done
 
     with workspace(None if folder is None else folder / "training", hold=distributed.rank() == 0) as work:
-        with removed_if_refused(work):
+        with remove_on_failure(work):
             if distributed.rank() == 0:
-                asked.prepare(work, request)
+                arguments.prepare(work, request)
             distributed.barrier()
-            job, where = asked.open(work), place(device)
-            plan, why = planned(work, job, begin, {**job.choices, "objective": objective, "seed": seed,
-                                                   **({} if steps is None else {"steps": steps})}, where)
+            job, where = arguments.make_job(work), place(device)
+            plan, why = load_or_make_plan(work, job, begin, {**job.choices, "objective": objective, "seed": seed,
+                                                             **({} if steps is None else {"steps": steps})}, where)
             model = job.build(plan).to(where)
-            reader_of(model, plan, job.teaching)  # refused before the first step
+            reader_of(model, plan, job.objective)  # raises before the first step if it cannot
         line = describe(plan, why)
         if not quiet and distributed.rank() == 0:
             print(line, file=sys.stderr)
         vary = variation(job.codec, bool(choices.get("strands")))
         with closing(Batches(job.source, plan.context, plan.rows, plan.seed, model.resettable, vary)) as batches:
-            run = Run(model, batches, plan, objective=job.teaching, strategy=Prune(plan.prune) if plan.prune else None,
-                      folder=None if folder is None else work, key=key_of(request), held_out=job.in_passing(plan),
-                      save_seconds=save_seconds)
+            run = Run(model, batches, plan, objective=job.objective, strategy=Prune(plan.prune) if plan.prune else None,
+                      folder=None if folder is None else work, key=request_hash(request),
+                      held_out=job.held_out_scorer(plan), save_seconds=save_seconds)
             run.train(quiet=quiet)
-        report = report_of(run, plan, job.train, request, line)
+        report = make_report(run, plan, job.train, request, line)
         if data.kind.unit == "event" and isinstance(job.codec, ItemCodec):
-            report.values["repeats"] = repeats(job.train, len(job.codec.items))
+            report.values["repeats"] = repeat_share(job.train, len(job.codec.items))
         report.values |= {"reading": data.reading} if data.reading else {}
-        fitted = job.completed(model.eval(), plan, report)
+        fitted = job.to_fitted(model.eval(), plan, report)
         if distributed.rank() == 0:
-            if job.parts is not None and job.codec.turns() and \
-                    (found := combination(fitted, job.asked.held_data()[1])):
+            if job.counts_data is not None and job.codec.turns() and \
+                    (found := choose_combination(fitted, job.arguments.train_and_held_out()[1])):
                 fitted.report.values["combination"] = asdict(found)
-            fitted.report.values["held_out"] = job.scores(fitted)
+            fitted.report.values["held_out"] = job.score_held_out(fitted)
             if folder is not None:
-                keep(fitted, run, folder, work)
+                write_model_folder(fitted, run, folder, work)
         distributed.barrier()
         return fitted.to("cpu")
 
 
-def keep(fitted: Fitted, run: Run, folder: Path, work: Path) -> None:
-    """Write the model's folder, and remove what a killed fit would go on from."""
+def write_model_folder(fitted: Fitted, run: Run, folder: Path, work: Path) -> None:
+    """Save the model and the learning curve, then remove the checkpoint folder `work`."""
     fitted.save(folder)
     write_picture(folder / "learning-curve.png", partial(draw_curve, run.curve, fitted.kind.unit), (7, 4))
-    with suppress(FileNotFoundError):  # moved already, before a kill just here
+    with suppress(FileNotFoundError):  # an earlier run moved it and was then killed
         os.replace(work / "log.jsonl", folder / "log.jsonl")
-    (work / "request.json").unlink()  # first: without it nothing is unfinished, whatever else stays
+    (work / "request.json").unlink()  # first: without it the folder does not count as unfinished
     shutil.rmtree(work)
 
 
 @dataclass
-class Asked:
-    """What `fit` was asked for; what cannot be done is refused when it is made. Here of a model of tokens; as
-    `segue.verbs.timed` has it, of one of events in time.
+class FitArguments:
+    """The arguments of `fit`, checked when the object is made. (`segue.verbs.timed` has a subclass for events in time.)
 
-    Fields are as the arguments of `fit`; given: the codec to use, from the caller or the teacher.
+    codec: the codec to use, from the caller or the teacher; None: made from the training data.
     """
 
     data: Data
     minutes: float | None
+    steps: int | None
     seed: int
     choices: dict[str, Any]
-    given: Codec | None
+    codec: Codec | None
     codec_options: dict[str, Any]
     held_out: Any
     split: str | None
@@ -170,38 +174,45 @@ class Asked:
     mix: bool
     teacher: Fitted | None = field(default=None, init=False)
 
-    boundary: ClassVar[bool] = True  # whether begins and ends of documents are tokens
+    boundary: ClassVar[bool] = True  # whether a token marks the begin and the end of each document
 
     def __post_init__(self) -> None:
         self.mix = self.mix and self.objective not in ANY_ORDER
-        check_choices(self.given, self.objective, self.choices)
+        check_choices(self.codec, self.objective, self.choices)
         objective_named(self.objective, known=() if self.known is None else (0,))
         if self.choices.get("teacher"):
             self.teacher = open_teacher(self.choices["teacher"], self.objective)
-            self.given = self.given or self.teacher.codec
+            self.codec = self.codec or self.teacher.codec
 
-    def settings(self) -> dict[str, Any]:
-        """What a request says beside what all say."""
+    def to_request(self) -> dict[str, Any]:
+        """Everything that decides the result, as plain JSON; stored with the run to recognise the same call."""
+        codec = self.codec_options if self.codec is None else {"given": str(self.codec), "size": self.codec.size}
+        return json.loads(json.dumps({
+            "data": self.data.fingerprint, "minutes": self.minutes, "steps": self.steps, "seed": self.seed,
+            "choices": self.choices, "codec": codec, **self.optional_settings()}, default=str))
+
+    def optional_settings(self) -> dict[str, Any]:
+        """Entries of the request that are left out while they have their defaults."""
         return {**({} if self.mix else {"mix": False}),
                 **({} if self.objective == "next" else {"objective": self.objective}),
                 **({} if self.known is None else {"known": self.known}),
                 **({} if self.split is None else {"split": self.split})}
 
-    def held_data(self) -> tuple[Data, Data]:
+    def train_and_held_out(self) -> tuple[Data, Data]:
         """Training and held-out data."""
         if self.held_out is not None:
             return self.data, as_data(self.held_out, self.data.kind.name, **self.data.reading or {})
         return self.data.split(HELD_OUT, by=self.split)
 
     def prepare(self, work: Path, request: Mapping[str, Any]) -> None:
-        """Write the codec and the tokens, once; they are mapped from there."""
-        train, held = self.held_data()
+        """Write the request, the codec and the encoded data into `work`, unless they are there."""
+        train, held = self.train_and_held_out()
         if train.total < 2 or held.total < 1:
             raise SegueError("there is too little data to learn from and to measure on: give more sequences")
         write_json(work / "request.json", request)
         if not (work / "codec" / "codec.json").exists():
             try:
-                made = self.given if self.given is not None else train.codec(**self.codec_options)
+                made = self.codec if self.codec is not None else train.codec(**self.codec_options)
             except TypeError as error:
                 raise SegueError(f"{self.data.kind.name} takes no such option for its codec ({error}): leave it out") \
                     from error
@@ -210,72 +221,80 @@ class Asked:
         train.encode(codec, work / "train", self.boundary)
         held.encode(codec, work / "held", self.boundary)
 
-    def open(self, work: Path) -> Job:
-        """Map what `prepare` wrote, and choose what to learn from and by."""
+    def make_job(self, work: Path) -> FitJob:
+        """Open what `prepare` wrote, and choose the objective and the training rows."""
         codec = Codec.load(work / "codec")
         train, held = (TokenStore.open(work / name) for name in ("train", "held"))
         known = [] if self.known is None else known_ids(codec, self.known)
-        teaching = objective_named(self.objective, codec.eos, codec.spelling, known) if self.teacher is None else \
+        objective = objective_named(self.objective, codec.eos, codec.spelling, known) if self.teacher is None else \
             Distillation(self.teacher.model, self.choices.get("distil", Plan.distil))
-        parts = mixed.part(train, codec.size, self.seed) if self.mix and distributed.world() == 1 else None
-        advised = mixed.advisor(self.data.kind, codec, 2, []) is not None
-        reserve = 0.0 if parts is None or self.minutes is None else \
-            mixed.reserve(train, held, codec.size, self.minutes, advised)
-        return Job(asked=self, codec=codec, train=train, held=held, source=train if parts is None else parts.store,
-                   teaching=teaching, choices=self.choices | ({"known": known} if known else {}), reserve=reserve,
-                   parts=parts)
+        counts_data = None
+        if self.mix and distributed.world() == 1:
+            counts_data = mixed.split_documents(train, codec.size, self.seed)
+        advised = mixed.make_advisor(self.data.kind, codec, 2, []) is not None
+        reserve = 0.0 if counts_data is None or self.minutes is None else \
+            mixed.reserved_seconds(train, held, codec.size, self.minutes, advised)
+        return FitJob(arguments=self, codec=codec, train=train, held=held,
+                      source=train if counts_data is None else counts_data.store, objective=objective,
+                      choices=self.choices | ({"known": known} if known else {}), reserve=reserve,
+                      counts_data=counts_data)
 
 
 @dataclass(kw_only=True)
-class Job:
-    """A fit that is prepared, and what depends on the sort of model. train, held: the tokens. source: what rows are
-    made of. teaching: the objective. choices: for the plan. reserve: seconds of the dial that are needed after the last
-    step. parts: how the counts beside the network are fitted, if there are any."""
+class FitJob:
+    """A prepared fit, with the steps that depend on the type of model.
 
-    asked: Asked
+    train, held: the encoded data. source: what training rows are made from. choices: entries of the plan that the user
+    chose. reserve: seconds of the budget needed after the last step. counts_data: what the counts beside the network
+    are fitted on; None: there are none.
+    """
+
+    arguments: FitArguments
     codec: Codec
     train: TokenStore
     held: TokenStore
     source: Store
-    teaching: Objective
+    objective: Objective
     choices: dict[str, Any]
     reserve: float
-    parts: mixed.Parts | None = None
+    counts_data: mixed.CountsData | None = None
 
     def build(self, plan: Plan) -> Any:
-        """The network of a plan, its weights fixed by the seed."""
+        """A new network for the plan, initialised from its seed."""
         return build(plan)
 
-    def in_passing(self, plan: Plan) -> Callable[[Any], float]:
-        """The held-out score while training."""
-        return in_passing(self.held, plan)
+    def held_out_scorer(self, plan: Plan) -> Callable[[Any], float]:
+        """A function from the model to its score on held-out data, used during training."""
+        return held_out_scorer(self.held, plan)
 
-    def completed(self, model: Any, plan: Plan, report: Report) -> Fitted:
-        """The network with what a fitted model keeps beside it: token counts, pieces to replay, what it is mixed with
-        or measured against."""
+    def to_fitted(self, model: Any, plan: Plan, report: Report) -> Fitted:
+        """Wrap the trained network with its token counts, its replay memory, and the count model that it is mixed with
+        or compared to."""
         counts = np.bincount(np.asarray(self.train.tokens), minlength=self.codec.size)
         memory = Memory(plan.context, plan.seed)
         memory.learned("first data", self.train, self.held)
-        mixture = None if self.parts is None else \
-            mixed.mix(model, self.parts, plan.context, plan.seed, plan.precision, self.asked.minutes,
-                      self.asked.data.kind, self.codec)
-        ngram = mixed.classical(self.train, self.codec.size) if mixture is None else None
-        return fitted_by(plan.objective)(model, self.codec, self.asked.data.kind, report, plan.context, counts,
-                                         memory=memory, mixture=mixture, ngram=ngram)
+        mixture = None if self.counts_data is None else \
+            mixed.fit_mixture(model, self.counts_data, plan.context, plan.seed, plan.precision, self.arguments.minutes,
+                              self.arguments.data.kind, self.codec)
+        ngram = mixed.fit_ngram_baseline(self.train, self.codec.size) if mixture is None else None
+        return fitted_class(plan.objective)(model, self.codec, self.arguments.data.kind, report, plan.context, counts,
+                                            memory=memory, mixture=mixture, ngram=ngram)
 
-    def scores(self, fitted: Fitted) -> dict[str, Any]:
-        """The held-out score, for the report."""
-        every = self.asked.held_data()[1]
-        unseen = sample(every, mixed.scored(self.codec.size, self.asked.minutes) / len(self.held.tokens))
-        scores = fitted.scored(unseen, strange=unknown(self.codec, unseen))
-        if len(unseen) < len(every):
-            scores.notes.append(f"a sample of the {len(every):,} held-out documents: evaluate scores all")
+    def score_held_out(self, fitted: Fitted) -> dict[str, Any]:
+        """The evaluation on held-out data for the report, on a sample of them if the budget asks for it."""
+        whole = self.arguments.train_and_held_out()[1]
+        elements = mixed.elements_to_score(self.codec.size, self.arguments.minutes)
+        data = subsample(whole, elements / len(self.held.tokens))
+        scores = fitted.score_data(data, unknown=unknown_share(self.codec, data))
+        if len(data) < len(whole):
+            scores.notes.append(f"a sample of the {len(whole):,} held-out documents: evaluate scores all")
         return scores.to_dict()
 
 
 @contextmanager
-def removed_if_refused(work: Path) -> Iterator[None]:
-    """Remove what was begun in `work` for a setting that is refused: it must not stand in the way of the right one."""
+def remove_on_failure(work: Path) -> Iterator[None]:
+    """Empty the folder `work` if the body raises, so that files of a refused setting do not block a corrected call.
+    Does nothing if there were files in it before."""
     fresh = not any(work.iterdir())
     try:
         yield
@@ -288,7 +307,7 @@ def removed_if_refused(work: Path) -> Iterator[None]:
 
 
 def check_choices(codec: Any, objective: str, choices: Mapping[str, Any]) -> None:
-    """Refuse what `fit` was asked for, where that can be told without the data."""
+    """Raise a SegueError for choices that are wrong whatever the data."""
     if not (codec is None or isinstance(codec, Codec)):
         raise SegueError(f"codec is a Codec, not {codec!r}: leave it out, or choose with vocabulary, tokenizer, k or "
                          "min_count")
@@ -298,7 +317,7 @@ def check_choices(codec: Any, objective: str, choices: Mapping[str, Any]) -> Non
 
 
 def check_causal(mixer: str) -> None:
-    """Refuse a pattern of mixers of which one looks ahead."""
+    """Raise a SegueError if a mixer of the pattern is not causal."""
     for name in expand_pattern(mixer):
         if not MIXERS[name.partition(":")[0]].causal:
             raise SegueError(f"mixer '{name}' looks ahead: a model fitted with it could not continue a sequence; "
@@ -306,7 +325,7 @@ def check_causal(mixer: str) -> None:
 
 
 def open_teacher(folder: str | Path, objective: str) -> Fitted:
-    """The model whose predictions are to be learned, in place of the objective."""
+    """Load the model to distil from; a SegueError if it or the objective does not allow it."""
     if objective != "next":
         raise SegueError(f"a teacher is an objective of its own: leave it, or objective '{objective}', out")
     teacher = load(folder)
@@ -316,8 +335,8 @@ def open_teacher(folder: str | Path, objective: str) -> Fitted:
     return teacher
 
 
-def report_of(run: Run, plan: Plan, train: TokenStore, request: Mapping[str, Any], choice: str) -> Report:
-    """What a finished training did; the held-out score comes to it later."""
+def make_report(run: Run, plan: Plan, train: TokenStore, request: Mapping[str, Any], choice: str) -> Report:
+    """The report of a finished training run; the held-out evaluation is added later."""
     tokens = run.step * plan.tokens_per_step
     return Report({
         "request": request, "choice": choice, "plan": plan.to_dict(), "steps": run.step, "tokens": tokens,
@@ -326,67 +345,73 @@ def report_of(run: Run, plan: Plan, train: TokenStore, request: Mapping[str, Any
         "train_units": int(train.units.sum()), "train_documents": len(train), "curve": run.curve})
 
 
-def repeats(store: TokenStore, items: int) -> float:
-    """The share of items, the ids below `items`, that their sequence had already."""
+def repeat_share(store: TokenStore, items: int) -> float:
+    """The share of items (ids below `items`) that occurred earlier in the same sequence."""
     tokens = np.asarray(store.tokens, np.int64)
     pairs = np.repeat(np.arange(len(store)), np.diff(store.offsets)) * (items + 1) + np.minimum(tokens, items)
     pairs = pairs[tokens < items]
     return round(1 - len(np.unique(pairs)) / max(len(pairs), 1), 4)
 
 
-def key_of(request: Mapping[str, Any]) -> str:
-    """A hash that names a request: a checkpoint belongs to it."""
+def request_hash(request: Mapping[str, Any]) -> str:
+    """A hash of the request, stored in checkpoints to tell whose they are."""
     return hashlib.blake2b(json.dumps(request, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
-def finished(folder: Path, request: dict[str, Any]) -> Fitted | None:
-    """What is in `folder` already: the model of this very call, or an error where it is of another."""
+def load_if_finished(folder: Path, request: dict[str, Any]) -> Fitted | None:
+    """The model in `folder` if this very request made it; None if nothing finished is there.
+
+    Raises SegueError if the folder belongs to another request or to something else.
+    """
     if folder.exists() and not folder.is_dir():
         raise SegueError(f"{folder} is a file: choose another place for the model")
     plan, report = folder / "training" / "request.json", folder / "report.json"
     if plan.exists():
         if read_json(plan) != request:
             raise SegueError(f"{folder} holds an unfinished fit of other data or settings "
-                             f"({difference(read_json(plan), request)}): choose another folder, or remove it")
+                             f"({describe_difference(read_json(plan), request)}): choose another folder, or remove it")
         return None
     if report.exists():
         if read_json(report).get("request") != request:
             raise SegueError(f"{folder} holds a model of other data or settings "
-                             f"({difference(read_json(report).get('request') or {}, request)}): choose another folder, "
-                             "or remove it")
+                             f"({describe_difference(read_json(report).get('request') or {}, request)}): choose "
+                             "another folder, or remove it")
         return load(folder)
-    # A folder of nothing but `training` is that of a fit which was killed before it wrote anything.
+    # A folder that holds only `training` belongs to a fit that was killed before it wrote anything.
     if folder.exists() and any(each != plan.parent for each in folder.iterdir()):
         raise SegueError(f"{folder} is not empty and holds no model: choose another place")
     return None
 
 
-def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """In what two requests differ, for an error."""
+def describe_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """The entries in which two requests differ, in words."""
     names = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
     return ", ".join(f"{n} {there.get(n)} there, {here.get(n)} here" if n != "data" else "the data" for n in names[:3])
 
 
-def sample(data: Data, share: float) -> Data:
-    """That share of the documents, spread evenly; all of them where it is 1 or more."""
+def subsample(data: Data, share: float) -> Data:
+    """An evenly spread share of the documents; all of them if it is 1 or more."""
     spans = data.spans()
     if share >= 1:
         return data
     return data.view(spans[np.unique(np.linspace(0, len(spans) - 1, math.ceil(share * len(spans))).astype(int))])
 
 
-def planned(work: Path, job: Job, begin: float, choices: Mapping[str, Any], device: torch.device) -> tuple[Plan, str]:
-    """The plan of this run, and why: read where it stands already, else chosen, measured and written before the first
-    step. begin: when the dial began to run, of `time.monotonic`."""
-    path, minutes = work / "plan.json", job.asked.minutes
+def load_or_make_plan(work: Path, job: FitJob, begin: float, choices: Mapping[str, Any],
+                      device: torch.device) -> tuple[Plan, str]:
+    """The plan of this run and the reason for it: read from `work`, or chosen, timed and written there.
+
+    begin: when the time budget began, as `time.monotonic`.
+    """
+    path, minutes = work / "plan.json", job.arguments.minutes
     if distributed.rank() == 0 and not path.exists():
-        facts = facts_of(job.train, job.codec, minutes, choices, device)
+        facts = gather_facts(job.train, job.codec, minutes, choices, device)
         plan, why = choose(facts, **choices)
         if minutes is not None:
-            threads, seconds = pace(job.source, plan, device, minutes, job.teaching, "threads" in choices,
-                                    job.build)
-            deadline = max(begin + 60 * minutes - job.reserve, time.monotonic() + 60 * LEARNING * minutes)
-            steps = min(steps_until(deadline, seconds), most_steps(facts.tokens, plan))
+            threads, seconds = measure_step_time(job.source, plan, device, minutes, job.objective,
+                                                 fixed="threads" in choices, make=job.build)
+            deadline = max(begin + 60 * minutes - job.reserve, time.monotonic() + 60 * LEAST_TRAINING_SHARE * minutes)
+            steps = min(steps_before(deadline, seconds), most_steps(facts.tokens, plan))
             plan, why = choose(facts, **{**choices, "threads": threads, "steps": steps})
             why += f", {1000 * seconds:.3g} ms a step"
         write_json(path, {"plan": plan.to_dict(), "why": why})
@@ -395,58 +420,59 @@ def planned(work: Path, job: Job, begin: float, choices: Mapping[str, Any], devi
     return Plan.from_dict(values["plan"]), values["why"]
 
 
-def facts_of(train: Any, codec: Codec, minutes: float | None, choices: Mapping[str, Any],
-             device: torch.device) -> Facts:
-    """What the plan is chosen by; floating-point operations a second are a guess, by what such devices do."""
+def gather_facts(train: Any, codec: Codec, minutes: float | None, choices: Mapping[str, Any],
+                 device: torch.device) -> Facts:
+    """The facts that the plan is chosen by. The floating-point operations per second are a rough guess for the device.
+    """
     threads = int(choices.get("threads") or cores())
     bfloat16 = choices.get("precision") == "bfloat16" or \
         ("precision" not in choices and bfloat16_pays(device))
     flops = 3e13 if device.type == "cuda" else (1.5e11 if bfloat16 else 5e10) * threads
     return Facts(int(train.lengths.sum()), int(train.lengths.max()), codec.size, threads, flops,
                  "bfloat16" if bfloat16 else "float32", None if minutes is None else minutes * 60,
-                 16_384 if device.type == "cuda" else 512,  # a GPU's steps begin at the time that starting them takes
+                 16_384 if device.type == "cuda" else 512,  # fewer tokens a step leave a GPU waiting for launches
                  max(1, len(codec.turns())),
-                 max(mixed.seasons(codec, mixed.documents(train)), default=1) if codec.turns() else 1)
+                 max(mixed.find_seasons(codec, mixed.document_tokens(train)), default=1) if codec.turns() else 1)
 
 
-def steps_until(deadline: float, seconds: float) -> int:
-    """How many steps of so many seconds are done by then (of `time.monotonic`), with some time left for checkpoints and
-    the held-out score."""
+def steps_before(deadline: float, seconds: float) -> int:
+    """How many steps of `seconds` each fit before the deadline (as `time.monotonic`), with 7% left for checkpoints and
+    held-out scores."""
     return max(1, int(0.93 * (deadline - time.monotonic()) / seconds))
 
 
 def build(plan: Plan) -> Stack | ClozeModel:
-    """The model of a plan, its weights fixed by the seed."""
+    """A new model for the plan, initialised from its seed."""
     mixers = expand_pattern(plan.mixer)
     if len(mixers) < plan.depth:
         mixers = expand_pattern(plan.mixer, plan.depth)
     shared = {"heads": plan.heads, "qk_norm": plan.qk_norm}
     options = dict(plan.options)
     for name in set(mixers):
-        takes = inspect.signature(MIXERS[name.partition(":")[0]]).parameters
-        options[name] = {key: value for key, value in shared.items() if key in takes} | plan.options.get(name, {})
-    two = plan.objective in BOTH_WAYS  # and the mask is one id more
+        parameters = inspect.signature(MIXERS[name.partition(":")[0]]).parameters
+        options[name] = {key: value for key, value in shared.items() if key in parameters} | plan.options.get(name, {})
+    bidirectional = plan.objective in BOTH_WAYS  # its mask is one more id
     with torch.random.fork_rng():
         torch.manual_seed(plan.seed)
-        config = StackConfig(plan.vocabulary + two, plan.width, mixers, options=options, channel=plan.channel,
+        config = StackConfig(plan.vocabulary + bidirectional, plan.width, mixers, options=options, channel=plan.channel,
                              hidden=plan.hidden, activation=plan.activation, norm=plan.norm, dropout=plan.dropout,
                              shared=plan.shared, transform=plan.objective == "cloze")
-        model = Stack(both_ways(config) if two else config)
-    if two and not model.resettable:
+        model = Stack(both_ways(config) if bidirectional else config)
+    if bidirectional and not model.resettable:
         raise SegueError(f"a mixer of '{plan.mixer}' cannot keep the documents of a row apart, as objective "
                          f"{plan.objective} must: choose another one (docs/mixers.md)")
     return ClozeModel(model, plan.context + 1) if plan.objective == "cloze" else model
 
 
-def pace(store: Any, plan: Plan, device: torch.device, minutes: float, objective: Objective | None = None,
-         fixed: bool = False, make: Callable[[Plan], Any] = build) -> tuple[int, float]:
-    """The threads that a step is to have, and the seconds it takes with them.
+def measure_step_time(store: Any, plan: Plan, device: torch.device, minutes: float, objective: Objective | None = None,
+                      fixed: bool = False, make: Callable[[Plan], Any] = build) -> tuple[int, float]:
+    """The number of threads to train with, and the seconds that a step takes with them.
 
-    Measured on a throwaway copy, the median of a few steps after two to warm up: a fortieth of the dial, or a tenth
-    where steps are that long. With the plan's threads, and unless they are `fixed` with one fewer too: where another
-    program holds a core, threads that wait for the one on it cost many times what it adds.
+    Takes the median over a few steps of a throwaway model, after two warm-up steps. This uses a fortieth of the time
+    budget, or up to a tenth if steps are slow. Both the plan's threads and, unless they are `fixed`, one fewer are
+    tried: if another program occupies a core, the threads that wait for it cost far more than that core adds.
     """
-    most = min(2.0, 0.025 * 60 * minutes)
+    budget = min(2.0, 0.025 * 60 * minutes)
     model = make(plan).to(device)
     fixed = fixed or plan.threads == 1 or device.type != "cpu" or distributed.world() > 1
     found = []
@@ -457,7 +483,7 @@ def pace(store: Any, plan: Plan, device: torch.device, minutes: float, objective
             times: list[float] = []
             with deterministic(threads):
                 begin = time.monotonic()
-                while (spent := time.monotonic() - begin) < most or (len(times) < 5 and spent < 4 * most):
+                while (spent := time.monotonic() - begin) < budget or (len(times) < 5 and spent < 4 * budget):
                     start = time.monotonic()
                     run.advance()
                     times.append(time.monotonic() - start)
@@ -466,23 +492,23 @@ def pace(store: Any, plan: Plan, device: torch.device, minutes: float, objective
     return threads, seconds
 
 
-def in_passing(held: TokenStore, plan: Plan) -> Callable[[Any], float]:
-    """The held-out score while training: a sample that costs about 3% of the run."""
+def held_out_scorer(held: TokenStore, plan: Plan) -> Callable[[Any], float]:
+    """A function from the model to its held-out nats per element, on a sample that costs about 3% of the run."""
     budget = 0.09 * plan.steps * plan.tokens_per_step / plan.measure
     limit = int(max(2048, min(65536, budget)))
-    if plan.objective == "cloze":  # which reads a row for each element
+    if plan.objective == "cloze":  # reads one row per element
         limit //= 8
     scoring = partial(bound, known=plan.known) if plan.objective in ANY_ORDER else score
 
     def measure(model: Any) -> float:
         return scoring(model, held, plan.context, rows=plan.rows, limit=limit, overlap=0.0,
-                     precision=plan.precision).mean
+                       precision=plan.precision).mean
 
     return measure
 
 
 def draw_curve(curve: list[dict[str, float]], unit: str, figure: Figure) -> None:
-    """The learning curve as a picture."""
+    """Draw the learning curve."""
     axes = figure.add_subplot()
     steps = [entry["step"] for entry in curve]
     axes.plot(steps, [entry["loss"] / math.log(2) for entry in curve], marker=".", label="training")

@@ -1,4 +1,4 @@
-"""A fitted model: what `fit` and `load` give, with the verbs on it, and the folder it lives in."""
+"""A fitted model, as `fit` and `load` return it: its methods are the verbs, and it can be saved to a folder."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from segue.training.evaluate import (
 )
 from segue.training.recipe import bfloat16_pays
 from segue.verbs.devices import place
-from segue.verbs.given import as_data, none_known, said_as, said_unknown, unknown
+from segue.verbs.given import as_data, describe_option, describe_unknown, nothing_known_error, unknown_share
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -65,15 +65,15 @@ if TYPE_CHECKING:
     from segue.verbs.update import Update
 
 FORMAT = "segue model 1"
-SELDOM = 0.005  # of items that their sequence had already
-ASIDE = {"classes", "columns", "encoding"}  # options of reading that are of files, or that a codec knows itself
-SAVING = "saving"  # in a model's folder, where the next one is written
-PARTS = ("memory", "drafts", "states", "mixture.safetensors", "ngram.safetensors", "rivals.safetensors")  # of some
-KEPT = "classes.safetensors"  # what `segue.verbs.classify` keeps in a model's folder
+RARE_REPEATS = 0.005  # share of items that occurred before in their sequence, below which repeats are avoided
+FILE_OPTIONS = {"classes", "columns", "encoding"}  # options of `read` that depend on the file, or are in the codec
+SAVING = "saving"  # subfolder in which a new version of the model is written
+OPTIONAL_FILES = ("memory", "drafts", "states", "mixture.safetensors", "ngram.safetensors", "rivals.safetensors")
+CLASSES_FILE = "classes.safetensors"  # written by `segue.verbs.classify`
 
 
 class Report(Shown):
-    """What a fit did: plain values (`to_dict`), shown as a few lines."""
+    """The report of a fit: plain values (`to_dict`), printed as a few lines."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.values = values
@@ -92,7 +92,7 @@ class Report(Shown):
         from rich.text import Text
 
         v = self.values
-        lines: list[Any] = []  # the choice was said when the fit began
+        lines: list[Any] = []  # the choice was printed when the fit began
         if "steps" in v:
             planned = v["plan"]["steps"]
             early = f" of {planned:,} (more did no better on held-out data)" if v["steps"] < planned else ""
@@ -109,15 +109,16 @@ class Report(Shown):
 
 
 class Fitted:
-    """A model with the codec and the kind of its sequences.
+    """A network with the codec and the kind of its sequences.
 
-    model: the network (a `Stack`, or a `ClozeModel` over one).
-    codec, kind: of the sequences. report: how it was made and how good it is. context: elements a row it was trained
-    on. counts: (V,) how often each token was in the training data (the unigram baseline). memory: what it keeps of the
-    past, to learn on. mixture: the network with counts of its training data, if it was fitted so. ngram: a classical
-    model of its training data to measure against, where there is no mixture. folder: where it is saved. heads: what
-    `speed_up` trained to draft for it, and best_draft the name of the drafter that it found fastest. ends: the ids that
-    end an answer. states: initial states that updates by the strategy "state" learned, by the names of those.
+    model: the network (a `Stack`, or a `ClozeModel` over one). codec, kind: of the sequences.
+    report: how it was made and how good it is. context: elements per training row.
+    counts: (V,) token counts of the training data (the unigram baseline).
+    memory: stored pieces of its training data, for updates. folder: where it is saved, if it is.
+    mixture: the network mixed with counts of its training data, if it was fitted so.
+    ngram: without a mixture, a count model of the training data to compare to.
+    heads: draft heads that `speed_up` trained; best_draft: the name of the drafter that it found fastest.
+    ends: ids that end an answer. states: by name, initial states learned by updates with the strategy "state".
     """
 
     objective = "next"
@@ -137,30 +138,31 @@ class Fitted:
             model.eval()
 
     def decodable(self, weights: str = "float32") -> Decodable:
-        """What decoders run: the network in the compiled CPU engine where it has a compiled form, or with its steps
-        recorded on a GPU, mixed with counts if it was fitted so. Attention looks back as far as in training
-        (`segue.models.bounded`). weights: "float32", or "int8": matrices rounded to bytes, smaller and faster, a little
-        worse.
+        """The form of the model that decoders run: mixed with counts if it was fitted so, and as fast as possible.
+
+        On the CPU this is the compiled engine if the network has a compiled form, on a GPU a recorded graph. Attention
+        is limited to the context of training (`segue.models.bounded`). weights: "float32", or "int8" for matrices
+        rounded to bytes: smaller and faster, and slightly less accurate.
         """
         network: Decodable = self.model
         where = self.device.type
         if isinstance(self.model, Stack) and (where == "cpu" or (where == "cuda" and weights == "float32")):
-            # The engine holds weights of its own, a recording their addresses: made again when the network has moved.
+            # The engine copies the weights and a recording holds their addresses: rebuilt when a weight has changed.
             key = (weights, sum(p._version for p in self.model.parameters()))
             if self._engine is None or self._engine[0] != key:
-                self._engine = key, self._fast(self._reach(self.model), weights, where)
+                self._engine = key, self._accelerated(self._bounded(self.model), weights, where)
             network = self._engine[1]
         elif weights != "float32":
             raise SegueError(f"weights '{weights}' need a native model on the CPU: leave them out")
         return network if self.mixture is None else self.mixture.over(network)
 
-    def _reach(self, stack: Stack) -> Stack:
-        """The stack, seeing as much of the past as it has learned to."""
+    def _bounded(self, stack: Stack) -> Stack:
+        """The stack with attention limited to the context of training."""
         return bounded(stack, self.context)
 
     @staticmethod
-    def _fast(stack: Stack, weights: str, where: str) -> Decodable:
-        """The fastest form of a stack there."""
+    def _accelerated(stack: Stack, weights: str, where: str) -> Decodable:
+        """The fastest form of the stack on a device of type `where`."""
         from segue.models.compiled import accelerate
         from segue.models.recorded import Recorded
 
@@ -175,11 +177,11 @@ class Fitted:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device the model is on."""
         return torch.device(getattr(self.model, "device", None) or next(self.model.parameters()).device)
 
     def to(self, device: str | torch.device) -> Self:
-        """Move the model with what it has learned beside, and stay there; see `segue.verbs.devices`."""
+        """Move the model, with its learned states and draft heads; see `segue.verbs.devices`."""
         where = place(device)
         if where.type != self.device.type or where.index not in (None, self.device.index):
             self._engine = None
@@ -191,9 +193,9 @@ class Fitted:
         return self
 
     @contextmanager
-    def placed(self, device: str | None, weights: str = "float32") -> Iterator[None]:
-        """Within, the model is where what reads much at once belongs, if nothing else is said; see
-        `segue.verbs.devices`."""
+    def on_device(self, device: str | None, weights: str = "float32") -> Iterator[None]:
+        """Context in which the model is on `device` (default: a GPU if there is one, since the callers process much
+        data at once; see `segue.verbs.devices`). It goes back afterwards."""
         before, where = self.device, place(device if weights == "float32" else device or "cpu")
         self.to(where)
         try:
@@ -202,8 +204,8 @@ class Fitted:
             self.to(before)
 
     @contextmanager
-    def begun(self, state: str | None) -> Iterator[None]:
-        """Within, the model begins where the update of that name learned to (see `states`); None: as ever."""
+    def from_state(self, state: str | None) -> Iterator[None]:
+        """Context in which the model starts from a learned initial state (see `states`); None: from its usual one."""
         if state is None:
             yield
             return
@@ -219,19 +221,19 @@ class Fitted:
             self._engine = before
 
     @property
-    def once(self) -> bool:
-        """Whether hardly an item came again within the sequences that it was fitted on."""
-        return float(self.report.get("repeats", 1.0)) < SELDOM
+    def rarely_repeats(self) -> bool:
+        """Whether items hardly ever occur twice in one training sequence (then decoding forbids repeats by default)."""
+        return float(self.report.get("repeats", 1.0)) < RARE_REPEATS
 
     @property
     def combination(self) -> Combination | None:
-        """The simple forecast that, combined with its own, made forecasts better in what was held out."""
-        if (said := self.report.get("combination")) is None:
+        """The simple forecast that improved the model's own on held-out data when averaged with it, if there is one."""
+        if (saved := self.report.get("combination")) is None:
             return None
         try:
-            found = Combination(said["name"], said["weight"], tuple(map(int, said["lags"])))
+            found = Combination(saved["name"], saved["weight"], tuple(map(int, saved["lags"])))
         except (TypeError, KeyError, ValueError) as error:
-            raise SegueError(f"report.json says nothing that forecasts can be combined with ({said!r:.60}): copy the "
+            raise SegueError(f"report.json says nothing that forecasts can be combined with ({saved!r:.60}): copy the "
                              "folder again, or take 'combination' out of it") from error
         if len(found.lags) != len(self.codec.turns()):
             raise SegueError(f"report.json has lags of {len(found.lags)} columns, the model has "
@@ -240,46 +242,47 @@ class Fitted:
 
     @property
     def reading(self) -> dict[str, Any]:
-        """The options by which files are read as those that it was fitted on, and as its codec needs them."""
-        said = self.report.get("reading")
-        kept = {name: value for name, value in said.items() if name not in ASIDE} if isinstance(said, dict) else {}
-        return kept | self.kind.reading(self.codec)
+        """Options of the kind's `read` that treat new files like the training files, and as the codec needs them."""
+        saved = self.report.get("reading")
+        options = saved.items() if isinstance(saved, dict) else ()
+        return {name: value for name, value in options if name not in FILE_OPTIONS} | self.kind.reading(self.codec)
 
-    def otherwise(self, data: Data) -> list[str]:
-        """What is to be told where data were read in another way than those that it was fitted on."""
+    def reading_differences(self, data: Data) -> list[str]:
+        """Notes on options of `read` in which `data` differ from the training data."""
         if data.reading is None:
             return []
-        needed = {*self.kind.reading(self.codec), *ASIDE}
-        ours, theirs = ({name: value for name, value in said.items() if name not in needed}
-                        for said in (self.report.get("reading") or {}, data.reading))
-        return [f"the data were read {said_as(name, theirs)}, those that the model was fitted on {said_as(name, ours)}"
+        ignored = {*self.kind.reading(self.codec), *FILE_OPTIONS}
+        ours, theirs = ({name: value for name, value in options.items() if name not in ignored}
+                        for options in (self.report.get("reading") or {}, data.reading))
+        return [f"the data were read {describe_option(name, theirs)}, those that the model was fitted on "
+                f"{describe_option(name, ours)}"
                 for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
 
     @property
     def processors(self) -> tuple[Rules, ...]:
-        """What rules tokens out, or forces them, in every answer that is served."""
+        """Rules that forbid or force tokens in every answer of the server; none by default."""
         return ()
 
     def scheduled(self, schedule: DepthSchedule) -> Decodable:
-        """What decoders run where each next element is read by fewer layers, in plain torch (see `models.depth`)."""
+        """The form that decoders run when later elements use fewer layers, in plain torch (see `models.depth`)."""
         if not isinstance(self.model, Stack):
             raise SegueError("depth is for native models, of which some layers can be left out: leave it out here")
-        network = Scheduled(self._reach(self.model), schedule)
+        network = Scheduled(self._bounded(self.model), schedule)
         return network if self.mixture is None else self.mixture.over(network)
 
     def continue_(self, prime: Any = "", n: int | None = None, decoder: str | None = None, **options: Any) -> Any:
-        """What comes after `prime` (an object of the kind, or a path to one), begun in a learned state where the option
-        `state` names one (see `begun`); see `segue.decoding.continuation.continue_`, which takes the other options."""
+        """Continue `prime` (an object of the kind, or a path to one). An option `state` names a learned initial state
+        (see `from_state`); the other options are those of `segue.decoding.continuation.continue_`."""
         given: dict[str, Any] = {k: v for k, v in {"n": n, "decoder": decoder}.items() if v is not None}
         if isinstance(draft := options.get("draft"), str | Path) and Path(draft).is_dir():
-            options["draft"] = self._drafter(Path(draft))
+            options["draft"] = self._load_drafter(Path(draft))
         from segue.decoding.continuation import continue_
 
-        with self.begun(options.pop("state", None)):
+        with self.from_state(options.pop("state", None)):
             return continue_(self, prime, **given, **options)
 
-    def _drafter(self, folder: Path) -> ModelDraft:
-        """The model in `folder` drafts for this one."""
+    def _load_drafter(self, folder: Path) -> ModelDraft:
+        """A drafter that runs the model saved in `folder`, which must have the same codec."""
         from segue.decoding.draft import ModelDraft
 
         small = load(folder)
@@ -288,18 +291,18 @@ class Fitted:
         return ModelDraft(small.decodable())
 
     def update(self, data: Any, strategy: str | None = None, device: str | None = None, **options: Any) -> Update:
-        """Learn more data on top, with a strategy against forgetting; see `segue.verbs.update`. device: see
-        `segue.verbs.devices`, as everywhere here."""
+        """Train on more data, with a strategy against forgetting; see `segue.verbs.update`. device: here and below, see
+        `segue.verbs.devices`."""
         from segue.verbs.update import update
 
-        with self.placed(device):
+        with self.on_device(device):
             return update(self, self.read(data), strategy or "replay", **options)
 
     def prefer(self, pairs: Any, steps: int | None = None, device: str | None = None, **options: Any) -> PreferReport:
-        """Learn from pairs which of two continuations is better; see `segue.verbs.prefer`."""
+        """Learn from pairs of a better and a worse continuation; see `segue.verbs.prefer`."""
         from segue.verbs.prefer import prefer
 
-        with self.placed(device):
+        with self.on_device(device):
             return prefer(self, pairs, steps, **options)
 
     def speed_up(self, data: Any, minutes: float | None = None, **options: Any) -> SpeedUp:
@@ -318,32 +321,32 @@ class Fitted:
         """One vector for each sequence of `data` (a `Data`, paths or objects); see `segue.verbs.embed`."""
         from segue.verbs.embed import embed
 
-        with self.placed(device):
+        with self.on_device(device):
             return embed(self, self.read(data), pool, **options)
 
     def classify(self, data: Any = None, new: Any = None, *, test: Any = None, label: str | None = None,
                  **options: Any) -> Classified | Valued:
-        """Of which class sequences are, or what number was measured of them; see `segue.verbs.classify`."""
-        from segue.verbs.classify import classify, reading
+        """Predict the class of sequences, or a number measured on them; see `segue.verbs.classify`."""
+        from segue.verbs.classify import classify, reading_options
 
-        saying = reading(self.kind, label)
-        learned, held = (None if each is None else self.read(each, **saying) for each in (data, test))
+        options_of_read = reading_options(self.kind, label)
+        learned, held = (None if each is None else self.read(each, **options_of_read) for each in (data, test))
         return classify(self, learned, None if new is None else self.read(new), test=held, label=label, **options)
 
     def evaluate(self, data: Any, weights: str = "float32", state: str | None = None,
                  device: str | None = None) -> Evaluation:
-        """Bits per unit on `data` (a `Data`, paths or objects), beside baselines on the same documents; of measured
-        numbers also errors of forecasts (see `segue.verbs.forecast`).
+        """Measure bits per unit on `data` (a `Data`, paths or objects) with baselines on the same documents; for
+        measured numbers also forecast errors (see `segue.verbs.forecast`).
 
-        weights: "int8" measures what rounding the network costs, see `decodable`. state: see `begun`.
+        weights: "int8" measures the rounded network, see `decodable`. state: see `from_state`.
         """
         data = self.read(data)
         self.check_kind(data)
-        if (share := unknown(self.codec, data)) == 1:
-            raise none_known(data)
-        with self.placed(device, weights), self.begun(state):
-            found = self.scored(data, weights, share)
-            found.notes += self.otherwise(data)
+        if (share := unknown_share(self.codec, data)) == 1:
+            raise nothing_known_error(data)
+        with self.on_device(device, weights), self.from_state(state):
+            found = self.score_data(data, weights, share)
+            found.notes += self.reading_differences(data)
             if self.codec.turns() and self.objective not in ANY_ORDER:
                 from segue.verbs.forecast import forecast_errors
 
@@ -352,14 +355,17 @@ class Fitted:
             return found
 
     def variants(self, data: Any, variants: str | Path, **options: Any) -> list[dict[str, Any]]:
-        """What the model thinks of the variants in a VCF file: one row for each, with `score`, by how much the
-        alternative is likelier than the reference (nats; see `segue.analysis.variants.variant_scores`, which takes
-        the options). data: the sequences in which they stand, by the names that the file gives."""
+        """Score the variants of a VCF file: one row each, whose `score` is the log-likelihood of the alternative less
+        that of the reference, in nats.
+
+        data: the reference sequences, with the names that the file uses. options: of
+        `segue.analysis.variants.variant_scores`.
+        """
         from segue.analysis.variants import read_variants, variant_scores
 
         data = self.read(data)
         self.check_kind(data)
-        if not carries(self.model):  # no more than it has learned to read
+        if not carries(self.model):  # read no more before a variant than the context of training
             options.setdefault("before", min(1500, max(1, self.context // 2) * int(self.codec.weights().max())))
         where = {data.name(i).rpartition(":")[2]: i for i in range(len(data))}
         rows: list[dict[str, Any]] = []
@@ -378,14 +384,14 @@ class Fitted:
                       "score": float(score)} for (at, reference, alternative), score in zip(those, scores)]
         return rows
 
-    def scored(self, data: Data, weights: str = "float32", strange: float = 0.0) -> Evaluation:
-        """As `evaluate`, of data that may be strange to the model: that share of their items has no token."""
+    def score_data(self, data: Data, weights: str = "float32", unknown: float = 0.0) -> Evaluation:
+        """Like `evaluate`, for checked data. unknown: the share of its items that have no token."""
         store = data.encode(self.codec)
-        notes = [said_unknown(strange, data)] if strange else []
+        notes = [describe_unknown(unknown, data)] if unknown else []
         ranks = Ranks(store, len(self.codec.items)) \
             if isinstance(self.codec, ItemCodec) and self.kind.unit == "event" and \
             self.objective not in ANY_ORDER else None
-        scored, path = self.scores(store, weights, ranks)
+        scored, path = self.score_store(store, weights, ranks)
         units = predicted_units(store, self.codec)
         total = max(1, int(units.sum()))
         baselines = {"uniform": math.log2(self.codec.size) * int(scored.counts.sum()) / total}
@@ -418,28 +424,28 @@ class Fitted:
             baselines["xz -9e"] = xz_bits(whole) / int(store.units.sum())
         return summarise(scored, units, self.kind.unit, path, baselines, notes, ranked)
 
-    def scores(self, store: TokenStore, weights: str, ranks: Ranks | None = None) -> tuple[Scored, str]:
-        """The scores of encoded data, and which code ran. ranks: gathers how high the next items are ranked."""
+    def score_store(self, store: TokenStore, weights: str, ranks: Ranks | None = None) -> tuple[Scored, str]:
+        """Scores of encoded data, and the name of the code that ran. ranks: collects the ranks of the next items."""
         running: Any = (self.mixture or self.model) if weights == "float32" else self.decodable(weights)
-        # A state carried through a long document would gather the rounding of bfloat16; a window does not.
+        # A state carried through a long document would accumulate bfloat16 rounding errors; a window does not.
         windows = isinstance(self.model, Stack) and weights == "float32" and not carries(self.model)
         precision = "bfloat16" if windows and bfloat16_pays(self.device) else "float32"
         if self.mixture is not None:
-            from segue.verbs import mixed  # brings Numba, which loading a model need not wait for
+            from segue.verbs import mixed  # imports Numba, which is slow to load
 
-            scored = mixed.score(running, store, self.context, precision, ranks)
+            scored = mixed.score_mixture(running, store, self.context, precision, ranks)
         else:
             scored = score(running, store, None if carries(self.model) else self.context, precision=precision,
                            ranks=ranks)
         return scored, running.path + (", bfloat16 products" if precision == "bfloat16" else "")
 
     def read(self, data: Any, **options: Any) -> Data:
-        """A `Data`, paths or objects, of this model's kind and read as its codec needs them. options: of the kind's
-        `read`, besides."""
+        """Convert a `Data`, paths or objects to data of this model's kind, read as the training data was. options: more
+        options of the kind's `read`."""
         return as_data(data, self.kind.name, **self.reading | options)
 
     def check_kind(self, data: Data) -> None:
-        """Refuse data whose elements are not those of this model."""
+        """Raise a SegueError if the data has another type of element than this model."""
         if data.kind.storage != self.kind.storage:
             raise SegueError(f"this model is of {self.kind.name}, the data are {data.kind.name}: "
                              "give data of the same kind")
@@ -447,23 +453,26 @@ class Fitted:
     # The folder.
 
     def save(self, folder: str | Path) -> Path:
-        """Write config.json, model.safetensors, codec/, report.json and README.md into a folder. They are moved there
-        when all of them are written: a full disk leaves the folder as it was. Of a model that was there nothing stays
-        that this one has not, such as counts; an update that is unfinished does."""
+        """Save to a folder: config.json, model.safetensors, codec/, report.json, README.md and, if there are any,
+        memory, counts, drafts and states.
+
+        The files are moved into the folder once all are written, so a full disk leaves it as it was. Parts of a model
+        saved there before that this one does not have are removed, but not an unfinished update.
+        """
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
             raise SegueError(f"{folder} is a file: choose another place for the model")
-        with moved_in(folder) as new:
+        with staged_in(folder) as new:
             self.write(new)
             was = (folder / "config.json").exists() and FORMAT in (folder / "config.json").read_text("utf-8", "replace")
-            gone = [folder / part for part in PARTS if was and not (new / part).exists()]
+            gone = [folder / part for part in OPTIONAL_FILES if was and not (new / part).exists()]
         for part in gone:
             shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
         self.folder = folder
         return folder
 
     def write(self, folder: Path) -> None:
-        """The files of `save`, one by one, into a new folder."""
+        """Write the files of `save` into a new folder."""
         if not isinstance(self.model, Stack | ClozeModel):
             raise SegueError(f"a {type(self.model).__name__} has no folder that load knows: keep its weights with "
                              "segue.training.checkpoint.save_tensors(path, model.state_dict())")
@@ -499,15 +508,15 @@ class Fitted:
             write_json(folder / "drafts" / "best.json", {"draft": self.best_draft, "heads": self.heads is not None})
 
     def save_classes(self, folder: Path) -> None:
-        """Take along the classes that were kept where the model comes from; those of other weights are refused when
-        they are asked for."""
-        path = None if self.folder is None or folder.resolve() == self.folder.resolve() else self.folder / KEPT
+        """Copy the classes saved in the model's own folder (`segue.verbs.classify` checks on use that they belong to
+        these weights)."""
+        path = None if self.folder is None or folder.resolve() == self.folder.resolve() else self.folder / CLASSES_FILE
         if path is not None and path.exists():
-            with atomic_write(folder / KEPT) as temporary:
+            with atomic_write(folder / CLASSES_FILE) as temporary:
                 shutil.copyfile(path, temporary)
 
     def load_drafts(self, folder: Path) -> None:
-        """Read what `save_drafts` wrote, if anything."""
+        """Load what `save_drafts` wrote, if anything."""
         path = folder / "drafts" / "best.json"
         if not path.exists():
             return
@@ -522,7 +531,7 @@ class Fitted:
         self.best_draft = best
 
     def load_states(self, folder: Path) -> None:
-        """Read the initial states in the model's folder, if there are any."""
+        """Load the learned initial states, if there are any."""
         if not (path := folder / "states" / "names.json").exists():
             return
         names = read_json(path)
@@ -559,21 +568,21 @@ class Fitted:
 
 
 def load(folder: str | Path, device: str | None = None) -> Fitted:
-    """Load a model that `fit` or `save` wrote, or a local Hugging Face folder. Everything is checked; nothing in the
-    folder is executed. device: where the model goes (default: the CPU), see `segue.verbs.devices`."""
-    where = place(device or "cpu")  # refused before anything is read
-    return opened(Path(folder)).to(where)
+    """Load a model that `fit` or `save` wrote, or a local Hugging Face folder. The files are checked, and nothing in
+    them is executed. device: where to put the model (default: the CPU), see `segue.verbs.devices`."""
+    where = place(device or "cpu")  # raises before anything is read
+    return load_folder(Path(folder)).to(where)
 
 
-def opened(folder: Path) -> Fitted:
-    """The model in a folder, on the CPU."""
+def load_folder(folder: Path) -> Fitted:
+    """Load the model in a folder, on the CPU."""
     if not folder.is_dir():
         raise SegueError(f"{folder} is not a folder: give the folder that fit wrote")
     if not (folder / "config.json").exists() and (folder / "training" / "plan.json").exists():
         raise SegueError(f"{folder} holds a fit that has not ended: run the same fit command again to go on")
     for work in (folder / "updating", folder / SAVING):
         if (work / "complete.json").exists():
-            with suppress(FileNotFoundError), held(work):  # not there: whoever was at it has just finished
+            with suppress(FileNotFoundError), held(work):  # missing if another process has just finished it
                 roll_forward(work)
     values = read_json(folder / "config.json")
     if isinstance(values, dict) and "format" not in values and "model_type" in values:
@@ -589,12 +598,12 @@ def opened(folder: Path) -> Fitted:
         from segue.verbs.timed import load_process
 
         return load_process(folder, values)
-    kind, context, model = described(folder / "config.json", values)
+    kind, context, model = model_from_config(folder / "config.json", values)
     tensors, _ = load_tensors(folder / "model.safetensors")
     counts = tensors.pop("unigram", None)
     load_into(model, tensors, folder / "model.safetensors")
     codec = Codec.load(folder / "codec")
-    made = fitted_by(values.get("objective", "next"))
+    made = fitted_class(values.get("objective", "next"))
     if codec.size != model.vocabulary - (made.objective in ANY_ORDER):
         raise SegueError(f"{folder}: the codec has {codec.size} tokens, the model {model.vocabulary}; "
                          "were the two copied from different models?")
@@ -619,8 +628,8 @@ def opened(folder: Path) -> Fitted:
     return fitted
 
 
-def described(path: Path, values: dict[str, Any]) -> tuple[Kind, int, Stack | ClozeModel]:
-    """The kind, the elements a row and the network, its weights still to be read, of a model's config.json."""
+def model_from_config(path: Path, values: dict[str, Any]) -> tuple[Kind, int, Stack | ClozeModel]:
+    """Kind, context and network (its weights still random) from the values of a config.json."""
     try:
         kind, context, shape = KINDS[values["kind"]], int(values["context"]), dict(values["model"])
         config = StackConfig.from_dict(shape)
@@ -633,8 +642,8 @@ def described(path: Path, values: dict[str, Any]) -> tuple[Kind, int, Stack | Cl
         raise SegueError(f"{path} does not describe a model ({type(error).__name__}: {error})") from error
 
 
-def fitted_by(objective: str) -> type[Fitted]:
-    """What a model is that was fitted by an objective: one that goes on, or one that writes in any order."""
+def fitted_class(objective: str) -> type[Fitted]:
+    """The class of models fitted by an objective: `Fitted`, or `Diffused` for those that write in any order."""
     if objective not in ANY_ORDER:
         return Fitted
     from segue.verbs.diffused import Diffused
@@ -643,7 +652,7 @@ def fitted_by(objective: str) -> type[Fitted]:
 
 
 def check_config(config: StackConfig) -> None:
-    """Values of a sane size and type, before memory is asked for."""
+    """Check types and sizes of a config that was read from a file, before memory is allocated."""
     for name, least, most in (("vocabulary", 1, 1 << 24), ("width", 1, 1 << 16)):
         value = getattr(config, name)
         if not isinstance(value, int) or not least <= value <= most:
@@ -656,15 +665,17 @@ def check_config(config: StackConfig) -> None:
 
 
 @contextmanager
-def moved_in(folder: Path) -> Iterator[Path]:
-    """Yield a place for a new model, which is moved into `folder` at the end, over what is of the same name there; on
-    any failure before that, `folder` stays as it was. A move that was cut short is finished by whoever opens it."""
+def staged_in(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder to write a model to; in the end its files replace those of the same names in `folder`.
+
+    On failure `folder` stays as it was. A move that is interrupted is completed by the next process that opens it.
+    """
     fresh, work = not folder.exists(), folder / SAVING
     try:
         with workspace(work):
             if (work / "complete.json").exists():
                 roll_forward(work)
-            shutil.rmtree(work / "new", ignore_errors=True)  # what a kill has left
+            shutil.rmtree(work / "new", ignore_errors=True)  # left by a killed process
             yield work / "new"
             write_json(work / "complete.json", {})
             roll_forward(work)
@@ -678,15 +689,15 @@ def moved_in(folder: Path) -> Iterator[Path]:
 
 
 def roll_forward(work: Path) -> None:
-    """Move the new model in a folder within another, which is complete, over the old one in that; again, where a move
-    was cut short."""
+    """Move the complete new model in `work / "new"` over the old one in the parent of `work`, and delete `work`. Can be
+    repeated after an interruption."""
     folder = work.parent
-    for new in sorted((work / "new").glob("*")):  # none where the clearing up was cut short
+    for new in sorted((work / "new").glob("*")):  # none if only the deletion was interrupted
         old = folder / new.name
         if old.is_dir():
             shutil.rmtree(old)
         os.replace(new, old)
-    for rest in work.iterdir():  # what says that it is complete goes last: whoever comes after a kill begins here again
+    for rest in work.iterdir():  # complete.json goes last, so that after a kill this is repeated
         if rest.is_dir():
             shutil.rmtree(rest)
         elif rest.name != "complete.json":

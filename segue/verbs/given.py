@@ -1,5 +1,4 @@
-"""What the verbs are given: data in any form, known letters, a dial of minutes or steps; and what to say of data that
-a model does not know."""
+"""Checking and converting the arguments that several verbs share: data, known letters, minutes or steps."""
 
 from __future__ import annotations
 
@@ -14,8 +13,8 @@ from segue.kinds import Codec
 from segue.kinds.codecs import ItemCodec
 
 
-def unknown(codec: Codec, data: Data) -> float:
-    """Which share of the data's items the codec has no token for."""
+def unknown_share(codec: Codec, data: Data) -> float:
+    """The share of the data's items that the codec has no token for; 0 for codecs that can encode anything."""
     known = set(items) if (items := getattr(codec, "items", None)) is not None else None
     if known is None or not data.total:
         return 0.0
@@ -23,8 +22,8 @@ def unknown(codec: Codec, data: Data) -> float:
 
 
 def known_ids(codec: Codec, known: Any) -> list[int]:
-    """The ids of letters, or of items (a list, or words of a text), and of the end, since blanks say how many they are.
-    """
+    """The ids of known letters, or of known items (a list, or the words of a string), and of the end token, which is
+    known because the number of blanks gives the length."""
     if not codec.elementwise:
         raise SegueError("known letters need a codec of one token a letter, which this is not: choose another with "
                          "codec=, for text segue.kinds.ByteCodec()")
@@ -35,21 +34,27 @@ def known_ids(codec: Codec, known: Any) -> list[int]:
     return sorted({*ids, *([] if codec.eos is None else [codec.eos])})
 
 
-def none_known(data: Data) -> SegueError:
+def nothing_known_error(data: Data) -> SegueError:
+    """The error for data of which the codec has a token for no item."""
     return SegueError(f"the model knows none of these {data.total:,} {data.kind.unit}s: give data of the sort it was "
                       "fitted on, or name the columns (who=, what=)")
 
 
-def said_unknown(share: float, data: Data) -> str:
+def describe_unknown(share: float, data: Data) -> str:
+    """A note on the share of items that have no token."""
     return f"{share:.1%} of the {data.kind.unit}s are unknown to the model"
 
 
-def said_as(name: str, options: dict[str, Any]) -> str:
+def describe_option(name: str, options: dict[str, Any]) -> str:
+    """In words, whether an option was given, and with which value."""
     return f"with {name}={json.dumps(options[name])}" if name in options else f"without {name}="
 
 
-def dial(minutes: float | None, steps: int | None, default: float) -> float | None:
-    """The minutes of a run, or None where it has a number of steps; `default` where neither is given."""
+def training_minutes(minutes: float | None, steps: int | None, default: float) -> float | None:
+    """The time budget in minutes, `default` if neither is given, or None if the budget is a number of steps.
+
+    Raises SegueError if both are given, or one is not above 0.
+    """
     if minutes is not None and steps is not None:
         raise SegueError("give minutes or steps, not both")
     if (minutes is not None and not 0 < minutes < math.inf) or (steps is not None and steps < 1):
@@ -58,7 +63,8 @@ def dial(minutes: float | None, steps: int | None, default: float) -> float | No
 
 
 def as_data(data: Any, kind: str | None = None, **reading: Any) -> Data:
-    """A `Data`, a path, a list of paths that exist (read with these options), or objects in memory."""
+    """Convert to `Data`: a `Data` itself, a path or a list of existing paths (read with `reading` as options), or
+    objects in memory."""
     if isinstance(data, Data):
         return data
     if isinstance(data, Path) or (isinstance(data, str) and _exists(data)):

@@ -1,4 +1,4 @@
-"""A Hugging Face folder behind the same verbs as a model of our own."""
+"""Models from local Hugging Face folders, with the same verbs as fitted models."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segue.decoding.recipes import ALWAYS, CALLED, RULES, SAMPLING, takes
+from segue.decoding.recipes import COMMON_OPTIONS, RULE_OPTIONS, SAMPLING_OPTIONS, TRANSFORMERS_NAMES, option_names
 from segue.decoding.rules import Rules
 from segue.decoding.search import Beam
 from segue.errors import SegueError, require
@@ -23,40 +23,40 @@ if TYPE_CHECKING:
     from segue.verbs.speed_up import SpeedUp
     from segue.verbs.update import Update
 
-CONTEXT = 1024  # elements that evaluation shows a model at once, where the model can take that many
+CONTEXT = 1024  # elements per window of evaluation, if the model can read so many
 
-# Of generation_config.json: what is an option of the same name here.
-HONOURED = (*SAMPLING, *RULES, "repetition_penalty", "renormalize_logits", *Beam.options, "num_beam_groups",
-            "diversity_penalty", "penalty_alpha")
-# What changes no text here: how memory is kept, what is given back, who drafts; or is read with the model.
-SILENT = ("transformers_version", "pad_token_id", "bos_token_id", "decoder_start_token_id", "use_cache", "use_mtp",
-          "max_cache_len", "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule",
-          "max_matching_ngram_size", "target_lookbehind", "speculation_type", "disable_compile", "low_memory",
-          "remove_invalid_values", "prefill_chunk_size")
-SILENT_BEGINNINGS = ("_", "output_", "return_", "cache_", "compile_", "assistant_", "continuous_batching_")
+# Entries of generation_config.json that are options of the same name here.
+SUPPORTED = (*SAMPLING_OPTIONS, *RULE_OPTIONS, "repetition_penalty", "renormalize_logits", *Beam.options,
+             "num_beam_groups", "diversity_penalty", "penalty_alpha")
+# Entries that do not change texts here (memory, output format, drafting), or are read with the model.
+IGNORED = ("transformers_version", "pad_token_id", "bos_token_id", "decoder_start_token_id", "use_cache", "use_mtp",
+           "max_cache_len", "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule",
+           "max_matching_ngram_size", "target_lookbehind", "speculation_type", "disable_compile", "low_memory",
+           "remove_invalid_values", "prefill_chunk_size")
+IGNORED_PREFIXES = ("_", "output_", "return_", "cache_", "compile_", "assistant_", "continuous_batching_")
 
 
 class Foreign(Fitted):
-    """A model from a Hugging Face folder. What is native can do all that a fitted model can; an encoder-decoder can be
-    continued: the prime is its source, the answer its target.
+    """A model from a Hugging Face folder. A native one can do everything that a fitted model can. An encoder-decoder
+    can only be continued: the prime is its source, the answer its target.
 
-    settings: what the folder says about decoding, by the names of transformers' GenerationConfig; without
-        generation_config.json that is in config.json. unused: settings that would change texts and have no counterpart
-        here.
+    settings: the folder's decoding settings, named as in transformers' GenerationConfig, from generation_config.json or
+        else config.json. unused: settings that would change texts but are not supported here.
     """
 
     settings: dict[str, Any]
     unused: list[str]
 
     def continue_(self, prime: Any = "", n: int | None = None, decoder: str | None = None, **options: Any) -> Any:
-        """As of any model; what is not asked for is as the folder says, the decoder included."""
-        said = self.settings
-        decoder = decoder or self._decoder(options)
-        names = ALWAYS if decoder in ("exact", "tree") else takes(decoder)  # other settings are of other searches
-        given = {name: said[name] for name in names if name in said and name in HONOURED}
-        if "stop_strings" in said:
-            given["stop"] = said["stop_strings"]
-        n = self._most if n is None else n
+        """Continue `prime`; defaults of all options, and of the decoder, are the folder's settings."""
+        settings = self.settings
+        decoder = decoder or self._default_decoder(options)
+        # Settings of beam searches mean nothing to exact and tree.
+        names = COMMON_OPTIONS if decoder in ("exact", "tree") else option_names(decoder)
+        given = {name: settings[name] for name in names if name in settings and name in SUPPORTED}
+        if "stop_strings" in settings:
+            given["stop"] = settings["stop_strings"]
+        n = self._default_length if n is None else n
         answers = super().continue_(prime, n, decoder, **{"eos": self.ends, **given, **options})
         if self.unused:
             for answer in answers if isinstance(answers, list) else [answers]:
@@ -65,72 +65,73 @@ class Foreign(Fitted):
 
     @property
     def processors(self) -> tuple[Rules, ...]:
-        """What the folder rules out or forces in every answer."""
-        rules = Rules(**{name: self.settings[name] for name in RULES if name in self.settings})
+        """Rules by which the folder's settings forbid or force tokens in every answer."""
+        rules = Rules(**{name: self.settings[name] for name in RULE_OPTIONS if name in self.settings})
         return () if rules == Rules() else (rules,)
 
-    def _reach(self, stack: Stack) -> Stack:
-        """All of it, as in transformers."""
+    def _bounded(self, stack: Stack) -> Stack:
+        """The stack itself: as in transformers, attention is not limited."""
         return stack
 
-    def _decoder(self, options: dict[str, Any]) -> str:
-        """What transformers would take; what only sampling has asks for it."""
+    def _default_decoder(self, options: dict[str, Any]) -> str:
+        """The decoder that transformers would use; options that only sampling has select sampling."""
         wanted = {**self.settings, **options}
-        if any(name in SAMPLING for name in options):
+        if any(name in SAMPLING_OPTIONS for name in options):
             return "sample"
         if wanted.get("num_beams", 1) > 1 and wanted.get("draft") in (None, "none"):
             return "beam" if wanted.get("num_beam_groups", 1) == 1 else "diverse-beam"
         return "sample" if wanted.get("do_sample") else "greedy"
 
     @property
-    def _most(self) -> int | None:
-        """Elements of an answer, where the folder says how many; `max_length` of other models counts the prompt."""
+    def _default_length(self) -> int | None:
+        """The length of answers according to the folder, if it has one. (`max_length` is used for encoder-decoders
+        alone, since for other models it includes the prompt.)"""
         longest = self.settings.get("max_length") if begin_of(self.model) is not None else None
         return self.settings.get("max_new_tokens", None if longest is None else max(longest - 1, 1))
 
     def evaluate(self, data: Any, weights: str = "float32", state: str | None = None,
                  device: str | None = None) -> Evaluation:
-        self._one_sided("evaluated")
+        self._refuse_encoder_decoder("evaluated")
         if self.codec.bos is not None or self.codec.eos is None:
             return super().evaluate(data, weights, state, device)
-        # Where nothing begins a text, the end of the one before stands there, so that the first token is scored too.
+        # Without a begin token, the end token of a preceding text takes its place, so that the first token is scored.
         twin = copy.copy(self)
         twin.codec = copy.copy(self.codec)
         twin.codec.bos = twin.codec.eos
         return Fitted.evaluate(twin, data, weights, state, device)
 
     def speed_up(self, data: Any, minutes: float | None = None, **options: Any) -> SpeedUp:
-        self._one_sided("sped up")
+        self._refuse_encoder_decoder("sped up")
         return super().speed_up(data, minutes, **options)
 
     def update(self, data: Any, strategy: str | None = None, device: str | None = None, **options: Any) -> Update:
-        self._native("updated")
+        self._require_native("updated")
         return super().update(data, strategy, device, **options)
 
     def save(self, folder: str | Path) -> Path:
-        self._native("saved")
+        self._require_native("saved")
         return super().save(folder)
 
-    def _one_sided(self, what: str) -> None:
+    def _refuse_encoder_decoder(self, what: str) -> None:
         if begin_of(self.model) is not None:
             raise SegueError(f"an encoder-decoder cannot be {what} on single texts, only continued: the prime is what "
                              "it reads")
 
-    def _native(self, what: str) -> None:
+    def _require_native(self, what: str) -> None:
         if not isinstance(self.model, Stack):
             raise SegueError(f"this model runs in transformers' own code and cannot be {what}, only continued and "
                              "evaluated")
 
 
 def load_huggingface(folder: str | Path) -> Foreign:
-    """Load a local Hugging Face folder: natively where the family is known, else run by transformers (extra `hf`)."""
+    """Load a local Hugging Face folder: natively if the family is supported, else run by transformers (extra `hf`)."""
     folder = Path(folder)
     model, info = open_huggingface(folder)
-    settings, unused = generation_of(folder, info)
+    settings, unused = read_generation_config(folder, info)
     ends = settings.get("eos_token_id", info.ends)
     ends = ends if isinstance(ends, list) else [ends]
     begin = begin_of(model)
-    codec = codec_of(folder, model.vocabulary if begin is None else begin, ends[0] if ends else None)
+    codec = load_codec(folder, model.vocabulary if begin is None else begin, ends[0] if ends else None)
     kind = KINDS["text" if isinstance(codec, TokenizerCodec) else "events"]
     context = min(info.positions or CONTEXT, CONTEXT)
     report = Report({"choice": f"a {info.family} model of {folder.name}; {model.path}", "path": model.path,
@@ -140,28 +141,28 @@ def load_huggingface(folder: str | Path) -> Foreign:
     return fitted
 
 
-def generation_of(folder: Path, info: Info) -> tuple[dict[str, Any], list[str]]:
-    """What a folder says about decoding, and which of that has no counterpart here."""
+def read_generation_config(folder: Path, info: Info) -> tuple[dict[str, Any], list[str]]:
+    """The decoding settings of a folder, and the names of those that are not supported here."""
     path = folder / "generation_config.json"
-    known = (*HONOURED, *CALLED)
+    known = (*SUPPORTED, *TRANSFORMERS_NAMES)
     if not path.is_file():
         return {name: value for name in known if (value := info.config.get(name)) is not None}, []
     values = read_json(path)
     if not isinstance(values, dict):
         raise SegueError(f"{path} holds no settings: remove it, or fetch it again")
     values = {name: value for name, value in values.items() if value is not None}
-    unused = [name for name, value in values.items() if name not in (*known, *SILENT)
-              and not name.startswith(SILENT_BEGINNINGS) and (value is True or value not in (False, 1, [], {}))]
+    unused = [name for name, value in values.items() if name not in (*known, *IGNORED)
+              and not name.startswith(IGNORED_PREFIXES) and (value is True or value not in (False, 1, [], {}))]
     if values.get("do_sample") and values.get("num_beams", 1) > 1:
         unused.append("do_sample with num_beams")
     return values, unused
 
 
-def codec_of(folder: Path, vocabulary: int, end: int | None) -> Codec:
-    """The folder's tokenizer; without one, token ids as they are."""
+def load_codec(folder: Path, vocabulary: int, end: int | None) -> Codec:
+    """The folder's tokenizer as a codec; without a tokenizer, plain token ids."""
     if (folder / "tokenizer.json").is_file():
         codec = TokenizerCodec.from_file(folder / "tokenizer.json", vocabulary, end)
-    elif (folder / "tokenizer_config.json").is_file():  # older files than tokenizer.json, which transformers can read
+    elif (folder / "tokenizer_config.json").is_file():  # an older format that transformers can read
         transformers = require("transformers", extra="hf")
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True,
@@ -174,7 +175,7 @@ def codec_of(folder: Path, vocabulary: int, end: int | None) -> Codec:
                              "folder a tokenizer.json") from error
     else:
         return IdCodec(vocabulary, end)
-    known = codec.tokenizer.get_vocab_size(with_added_tokens=False)  # some add tokens that their model does not have
+    known = codec.tokenizer.get_vocab_size(with_added_tokens=False)  # added tokens may exceed the model's
     if known > vocabulary:
         raise SegueError(f"the tokenizer in {folder} has {known} tokens, the model {vocabulary}: "
                          "were the two copied from different models?")

@@ -1,5 +1,5 @@
-"""`look`: what each element of a sequence reads, layer by layer, where a mixer is linear in its values; and how much
-each layer's writes, and each head's, have to do with what the model predicts."""
+"""`look`: which elements each element attends to, layer by layer, for mixers that are linear in their values; and how
+much each layer and each head contributes to the predictions."""
 
 from __future__ import annotations
 
@@ -24,20 +24,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HEADS = 4  # drawn per layer
-NAMED = 48  # with more elements than this, their names would not be readable
-ROWS = 64  # sequences of a file that effects are measured on
-REPEATED, INDUCTION = 32, 0.5  # elements of a random sequence that is read twice; from which score on a head is named
+MOST_NAMES = 48  # elements; with more, their names in the picture would be unreadable
+EFFECT_ROWS = 64  # sequences of a file on which effects are measured
+INDUCTION_LENGTH = 32  # elements of the random sequence that the model reads twice
+INDUCTION_THRESHOLD = 0.5  # score from which on a head is called an induction head
 
 
 @dataclass
 class Look:
-    """layers: name of each layer's mixer. matrices: per layer the (H, T, T) float32 matrix it applied, or None where it
-    is not linear in its values. elements: the T elements as text. effects: by part ("layer 2 attention", "layer 2 head
-    1", "layer 2 channel"; see `segue.analysis.circuits`) by how many bits the prediction of an element gets worse
-    where what it adds to the prediction directly is replaced by its mean; none of models that look ahead or whose
-    layers' writes do not add up (`adds_up`). measured: how many elements that is the mean of. induction: by head, how
-    much of what it reads in a repeated random sequence stands behind an earlier occurrence of the same element (see
-    `induction_scores`); none of models that look ahead. picture: where it is drawn, if it is."""
+    """What a model attends to, and what its parts contribute.
+
+    layers: name of each layer's mixer. matrices: per layer the (H, T, T) float32 matrix that it applied to its values,
+        or None if it is not linear in them. elements: the T elements as text.
+    effects: by part ("layer 2 attention", "layer 2 head 1", "layer 2 channel"; see `segue.analysis.circuits`), by how
+        many bits the prediction of an element gets worse if the part's direct contribution is replaced by its mean;
+        empty for non-causal models and those whose layers' outputs do not add up (`adds_up`). measured: the number of
+        elements averaged over.
+    induction: by head, the share of its attention in a repeated random sequence that goes to what followed the same
+        element before (see `induction_scores`); empty for non-causal models. picture: the file drawn, if any.
+    """
 
     layers: list[str]
     matrices: list[np.ndarray | None]
@@ -47,11 +52,11 @@ class Look:
     induction: dict[str, float] = field(default_factory=dict)
     picture: Path | None = None
 
-    def of(self, layer: int, found: dict[str, float] | None = None) -> dict[str, float]:
-        """What was found of a layer's parts, from 1 on (the mixer, its heads, the channel mixer): their effects, or
-        `found`."""
-        begin, values = f"layer {layer} ", self.effects if found is None else found
-        return {name.removeprefix(begin): value for name, value in values.items() if name.startswith(begin)}
+    def of_layer(self, layer: int, found: dict[str, float] | None = None) -> dict[str, float]:
+        """The effects of one layer's parts (the mixer, its heads, the channel mixer), or the entries of `found` about
+        them. layer: from 1 on."""
+        prefix, values = f"layer {layer} ", self.effects if found is None else found
+        return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
 
     def __str__(self) -> str:
         def line(index: int, name: str, matrix: np.ndarray | None) -> str:
@@ -61,12 +66,12 @@ class Look:
                 weight = np.abs(matrix) / np.maximum(np.abs(matrix).sum(-1, keepdims=True), 1e-12)
                 far = (weight * np.abs(back)).sum(-1).mean()
                 said = f"layer {index}, {name}: {matrix.shape[0]} heads, reads {far:.1f} elements away on average"
-            parts = self.of(index)
+            parts = self.of_layer(index)
             heads = ", ".join(f"{bits:.3f}" for part, bits in parts.items() if part.startswith("head "))
             carried = [f"the mixer {parts[name]:.3f}" + (f" (by head {heads})" if heads else "")] if parts else []
             carried += [f"the channel mixer {parts['channel']:.3f}"] if "channel" in parts else []
             copies = [f"{part.removeprefix('head ')} ({score:.0%})"
-                      for part, score in self.of(index, self.induction).items() if score >= INDUCTION]
+                      for part, score in self.of_layer(index, self.induction).items() if score >= INDUCTION_THRESHOLD]
             said += f"; finds again what followed before (induction): head {', '.join(copies)}" if copies else ""
             return said + (f"; carries, in bits an element: {', '.join(carried)}" if carried else "")
 
@@ -77,8 +82,8 @@ class Look:
         return "\n".join(lines + ([f"picture: {self.picture}"] if self.picture else []))
 
 
-def effects(network: Stack, rows: Sequence[Sequence[int]]) -> tuple[dict[str, float], int]:
-    """`Look.effects` and `Look.measured` on rows of ids."""
+def measure_effects(network: Stack, rows: Sequence[Sequence[int]]) -> tuple[dict[str, float], int]:
+    """The values of `Look.effects` and `Look.measured`, measured on rows of ids."""
     tokens, targets = padded([row[:-1] for row in rows]), padded([row[1:] for row in rows], -1)
     found = direct_effects(network, tokens, targets, heads=False) | direct_effects(network, tokens, targets)
     return {name: float(nats.mean()) / math.log(2) for name, nats in found.items()}, int((targets >= 0).sum())
@@ -86,13 +91,12 @@ def effects(network: Stack, rows: Sequence[Sequence[int]]) -> tuple[dict[str, fl
 
 def look(model: Fitted, data: Any, out: str | Path | None = None, elements: int = 128,
          state: str | None = None) -> Look:
-    """What the first sequence of `data` makes the model's layers read, and what its parts carry (`Look.effects`).
+    """Show what the model's layers attend to in the first sequence of `data`, and the effects of its parts.
 
-    data: an object of the model's kind, or a path; of a file effects are means over its first sequences. out: a PNG, if
-    given. elements: look at so many of a sequence at most. state: the learned state that the model begins in (see
-    `Fitted.begun`).
+    data: an object of the model's kind, or a path; for a file, effects are means over its first sequences. out: a PNG
+    to draw. elements: of a sequence, at most. state: a learned initial state to start from (see `Fitted.from_state`).
     """
-    with model.begun(state):
+    with model.from_state(state):
         return _look(model, data, out, elements)
 
 
@@ -109,14 +113,15 @@ def _look(model: Fitted, data: Any, out: str | Path | None, elements: int) -> Lo
     result = Look(list(network.config.mixers), found, names)
     causal = all(block.mixer.causal for block in network.blocks)
     if causal:
-        room = network.config.learned_positions or 2 * REPEATED
-        result.induction = induction_scores(network, min(REPEATED, room // 2))
+        room = network.config.learned_positions or 2 * INDUCTION_LENGTH
+        result.induction = induction_scores(network, min(INDUCTION_LENGTH, room // 2))
     if adds_up(network.config) and causal:
         rows = [ids]
         if isinstance(data, Path):
             store = model.read(data).encode(model.codec)
-            rows = [row for i in range(min(len(store), ROWS)) if len(row := store[i].ids[:elements].tolist()) > 1]
-        result.effects, result.measured = effects(network, rows)
+            rows = [store[i].ids[:elements].tolist() for i in range(min(len(store), EFFECT_ROWS))]
+            rows = [row for row in rows if len(row) > 1]
+        result.effects, result.measured = measure_effects(network, rows)
     if not result.effects and all(matrix is None for matrix in found):
         raise SegueError(f"no layer of this model ({', '.join(dict.fromkeys(result.layers))}) is linear in its values, "
                          "and it does not go on from left to right: there is nothing to look at")
@@ -128,8 +133,8 @@ def _look(model: Fitted, data: Any, out: str | Path | None, elements: int) -> Lo
 
 
 def draw(figure: Figure, seen: Look) -> None:
-    """A row per layer, up to four heads (or, of many channels, four spread over them) each, on one scale per panel; and
-    a row for what the parts carry."""
+    """Draw a row per layer with up to four of its heads, each on its own scale, and a row for the effects of all
+    parts."""
     rows = [(name, m) for name, m in zip(seen.layers, seen.matrices) if m is not None]
     columns = max([1, *(min(HEADS, len(m)) for _, m in rows)])
     grid = figure.add_gridspec(len(rows) + bool(seen.effects), columns)
@@ -140,7 +145,7 @@ def draw(figure: Figure, seen: Look) -> None:
             signed = bool((shown < 0).any())
             panel.imshow(shown, cmap="RdBu" if signed else "Greys", vmin=-limit if signed else 0, vmax=limit)
             panel.set_title(f"{name}, head {head + 1} of {len(matrix)}", fontsize="small")
-            if len(seen.elements) <= NAMED:
+            if len(seen.elements) <= MOST_NAMES:
                 panel.set_xticks(range(len(seen.elements)), seen.elements, fontsize=5, rotation=90)
                 panel.set_yticks(range(len(seen.elements)), seen.elements, fontsize=5)
             else:
@@ -151,7 +156,7 @@ def draw(figure: Figure, seen: Look) -> None:
     if seen.effects:
         panel = figure.add_subplot(grid[-1, :])
         for layer in range(1, len(seen.layers) + 1):
-            parts = {name: bits for name, bits in seen.of(layer).items() if name != "bias"}
+            parts = {name: bits for name, bits in seen.of_layer(layer).items() if name != "bias"}
             panel.bar([f"{layer} {name}" for name in parts], list(parts.values()),
                       color=[f"C{layer - 1}" if " " not in name else "lightgrey" for name in parts])
         panel.tick_params(axis="x", rotation=90, labelsize=6)

@@ -1,4 +1,4 @@
-"""`merge`: what one model learned, as a difference of weights, put on another that went its own way since."""
+"""`merge`: add what one model learned, as a difference of weights, to another model with the same base."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from segue.models import Stack
 from segue.models.delta import Delta, movable, over, summed, ties
 from segue.models.mixture import Mixture
 from segue.progress import Shown
-from segue.verbs.fitted import Fitted, Report, fitted_by
+from segue.verbs.fitted import Fitted, Report, fitted_class
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-def dare(deltas: Sequence[Delta], drop: float = 0.9) -> Delta:
-    """DARE of each by a seed of its own, added up."""
+def merge_dare(deltas: Sequence[Delta], drop: float = 0.9) -> Delta:
+    """The sum of the deltas, each after DARE with a seed of its own."""
     return summed([delta.dropped(drop, seed) for seed, delta in enumerate(deltas)])
 
 
-HOW: dict[str, Callable[..., Delta]] = {"sum": summed, "ties": ties, "dare": dare}
+METHODS: dict[str, Callable[..., Delta]] = {"sum": summed, "ties": ties, "dare": merge_dare}
 
 
 @dataclass
 class Merge(Shown):
-    """added: the length of what was added (scale and all). learned: of what the model itself learned since the base.
-    cosine: of both. new_tokens: how many tokens the tuned model has beyond the base. counts: what became of the counts
-    beside the networks, "" where there are none."""
+    """The report of a merge. added: norm of the scaled difference that was added; learned: norm of the difference of
+    the model itself to the base; cosine: of both. new_tokens: tokens that the tuned model has beyond the base. counts:
+    what was done with the models' counts, "" if there are none."""
 
     how: str
     scale: float
@@ -60,30 +60,30 @@ class Merge(Shown):
 
 def merge(model: Fitted, plus: Sequence[Fitted], minus: Fitted, scale: float = 1.0, how: str = "sum",
           **options: Any) -> tuple[Fitted, Merge]:
-    """model + scale * (plus - minus), as a new fitted model; nothing is trained.
+    """A new fitted model with the weights model + scale * (plus - minus); nothing is trained.
 
-    With an instruction-tuned model as `plus`, its base as `minus`, and that base after learning new data as `model`, it
-    follows instructions again (arXiv 2410.10739). All are networks of one shape, alike but for tokens that `plus` may
-    have beyond the others; the result has those of the first.
+    With an instruction-tuned model as `plus`, its base as `minus`, and that base after training on new data as `model`,
+    the result follows instructions again (arXiv 2410.10739). All networks must have one shape, except that those in
+    `plus` may have more tokens; the result has the tokens of the first.
 
-    scale: 1 adds all of it, less a part, below 0 takes it away. how: "sum"; "ties" (keep=0.2, the share of the largest
-    numbers that count) or "dare" (drop=0.9, the share of numbers that go), for several of them.
+    scale: below 0 subtracts. how: to combine several differences: "sum", "ties" (option keep=0.2, the share of the
+    largest numbers that is kept) or "dare" (option drop=0.9, the share of numbers that is dropped).
     """
-    if how not in HOW or not plus:
-        raise SegueError(f"how={how!r} of {len(plus)} models: choose {', '.join(HOW)}, and give one model at least")
+    if how not in METHODS or not plus:
+        raise SegueError(f"how={how!r} of {len(plus)} models: choose {', '.join(METHODS)}, and give one model at least")
     for each in (model, minus, *plus):
         if not isinstance(each.model, Stack) or replace(each.model.config, vocabulary=0) != \
                 replace(plus[0].model.config, vocabulary=0):
             raise SegueError("these are not networks of one shape: what is added is a difference of weights, one by "
                              "one; give models that were learned from the same base")
-    want = tokens_of(plus[0])
+    want = token_texts(plus[0])
 
     def weights(fitted: Fitted) -> dict[str, torch.Tensor]:
-        return over(movable(fitted.model), tokens_of(fitted), want)
+        return over(movable(fitted.model), token_texts(fitted), want)
 
     base, before = weights(minus), weights(model)
     try:
-        combine = partial(HOW[how], **options)
+        combine = partial(METHODS[how], **options)
         added = combine([Delta.between(weights(each), base) for each in plus]) * scale
     except TypeError as error:
         raise SegueError(f"options {options} of how='{how}': {error}") from error
@@ -94,22 +94,23 @@ def merge(model: Fitted, plus: Sequence[Fitted], minus: Fitted, scale: float = 1
         for name, parameter in movable(made).items():
             parameter.copy_(before[name])
     added.apply(made)
-    mixture, counts = _counts(made, model, plus, minus, scale)
+    mixture, counts = _merge_counts(made, model, plus, minus, scale)
     same = model.codec == plus[0].codec
-    report = Merge(how, scale, added.norm, learned.norm, added.cosine(learned), len(want) - len(tokens_of(minus)),
+    report = Merge(how, scale, added.norm, learned.norm, added.cosine(learned), len(want) - len(token_texts(minus)),
                    counts)
-    plan = model.report.get("plan")  # by which `update` goes on
-    said = {"merge": report.to_dict()} | ({"plan": plan | {"vocabulary": len(want)}} if plan else {})
-    said |= {"reading": way} if (way := model.report.get("reading")) else {}
-    merged = fitted_by(plus[0].objective)(made, plus[0].codec, model.kind, Report(said),
-                                          model.context, model.counts if same else None,
-                                          memory=model.memory if same else None, mixture=mixture)
+    plan = model.report.get("plan")  # for later updates
+    values = {"merge": report.to_dict()} | ({"plan": plan | {"vocabulary": len(want)}} if plan else {})
+    values |= {"reading": reading} if (reading := model.report.get("reading")) else {}
+    merged = fitted_class(plus[0].objective)(made, plus[0].codec, model.kind, Report(values),
+                                             model.context, model.counts if same else None,
+                                             memory=model.memory if same else None, mixture=mixture)
     return merged, report
 
 
-def _counts(network: Stack, model: Fitted, plus: Sequence[Fitted], minus: Fitted,
-            scale: float) -> tuple[Mixture | None, str]:
-    """The merged network with the counts of all, where each goes on from those of the base; and what was done."""
+def _merge_counts(network: Stack, model: Fitted, plus: Sequence[Fitted], minus: Fitted,
+                  scale: float) -> tuple[Mixture | None, str]:
+    """Mix the merged network with the counts of all models, if all extend those of the base. Returns the mixture, or
+    None, and a note on what was done."""
     every = (model, minus, *plus)
     found = [each.mixture.counts for each in every if each.mixture is not None]
     if not found:
@@ -124,6 +125,6 @@ def _counts(network: Stack, model: Fitted, plus: Sequence[Fitted], minus: Fitted
         "the counts beside the network are " + ("those of the model" if scale <= 0 else "those of all")
 
 
-def tokens_of(fitted: Fitted) -> list[str]:
-    """A text for each row of the embedding, those without a token of the codec included."""
+def token_texts(fitted: Fitted) -> list[str]:
+    """The token text of each row of the embedding, also of rows without a token of the codec."""
     return [fitted.codec.token(id) if id < fitted.codec.size else f"<{id}>" for id in range(fitted.model.vocabulary)]

@@ -1,4 +1,4 @@
-"""Counts beside the network in `fit`: which documents are set aside, when each part is fitted, how it is scored."""
+"""Fitting counts next to the network in `fit`: which documents calibrate the mixture, how it is fitted and scored."""
 
 from __future__ import annotations
 
@@ -24,151 +24,157 @@ from segue.models.regression import Regression
 from segue.training.batches import Arrays, Store
 from segue.training.evaluate import Ranks, Scored, Tally
 
-FEWEST, MOST = 20, 100_000_000  # elements: below, there is nothing to count; above, the stream fills the memory
-EVEN = 2_500  # elements: of fewer none are set aside to learn a gate on, and both are believed alike
-GATED = 1_500  # elements that are set aside at least, if they are no more than a fifth
-POSITION = 2e-7  # seconds, for each token of the vocabulary, that the gate's fit takes for a position
-WIDEST = 1 << 16  # tokens: a distribution is dense
-REGULAR = 50_000  # moments that a season is looked for in
-DAY, CLEARLY = 24, 0.7  # moments ahead; of the error of the last value, what a season's may be to be believed
-ASSORTED = 100  # items from which on neighbours may tell more than runs of them
+LEAST_ELEMENTS = 20  # of training data; fewer are not worth counting
+MOST_ELEMENTS = 100_000_000  # of training data; more would fill the memory
+LEAST_CALIBRATED = 2_500  # elements; with fewer no calibration set is held out, and the gate stays at one half
+CALIBRATION_ELEMENTS = 1_500  # held out for calibration at least, unless that is more than a fifth
+GATE_SECONDS = 2e-7  # for fitting the gate, per position and token of the vocabulary
+MOST_TOKENS = 1 << 16  # of the vocabulary, since distributions are dense
+SEASON_MOMENTS = 50_000  # the last moments of a series, in which a season is looked for
+HORIZON = 24  # moments ahead that decide whether a season is worth using
+SEASON_ERROR = 0.7  # a season counts if its naive error is below this part of the last value's
+LEAST_ITEMS = 100  # different items from which on a model of neighbours may help
 
 
 @dataclass
-class Parts:
-    """Training documents: those to learn from, and those set aside to fit trust and gate on (counted at the end; none
-    of few data)."""
+class CountsData:
+    """Training documents, and documents held out to calibrate the counts and the gate (none of small data sets). The
+    latter are counted too in the end."""
 
-    rest: list[np.ndarray]
-    aside: list[np.ndarray]
+    training: list[np.ndarray]
+    calibration: list[np.ndarray]
 
     @property
     def store(self) -> Arrays:
-        """What the network learns from."""
-        return Arrays(self.rest)
+        """The documents that the network is trained on."""
+        return Arrays(self.training)
 
 
-def classical(train: Store, vocabulary: int) -> CountModel | None:
-    """What a network without counts is measured against; None where the data are too many."""
-    if len(train.tokens) > MOST or vocabulary > WIDEST:
+def fit_ngram_baseline(train: Store, vocabulary: int) -> CountModel | None:
+    """A Kneser-Ney model to compare a network without counts to; None if there is too much data for one."""
+    if len(train.tokens) > MOST_ELEMENTS or vocabulary > MOST_TOKENS:
         return None
-    return CountModel(vocabulary, smoothing="kneser-ney").fit(documents(train))
+    return CountModel(vocabulary, smoothing="kneser-ney").fit(document_tokens(train))
 
 
-def part(train: Store, vocabulary: int, seed: int) -> Parts | None:
-    """How to fit a mixture on this data; None where a network alone is better: few data, or too many."""
+def split_documents(train: Store, vocabulary: int, seed: int) -> CountsData | None:
+    """Split the documents for fitting a mixture; None if there is too little or too much data to count."""
     size = len(train.tokens)
-    if not FEWEST <= size <= MOST or vocabulary > WIDEST:
+    if not LEAST_ELEMENTS <= size <= MOST_ELEMENTS or vocabulary > MOST_TOKENS:
         return None
-    if size < EVEN:
-        return Parts(documents(train), [])
-    return Parts(*hold_back(documents(train), float(np.clip(GATED / size, 0.08, 0.2)), seed))
+    if size < LEAST_CALIBRATED:
+        return CountsData(document_tokens(train), [])
+    return CountsData(*hold_back(document_tokens(train), float(np.clip(CALIBRATION_ELEMENTS / size, 0.08, 0.2)), seed))
 
 
-def documents(store: Store) -> list[np.ndarray]:
+def document_tokens(store: Store) -> list[np.ndarray]:
     """The tokens of each document, int32."""
     return [np.asarray(document, np.int32) for document in sequences(store)]
 
 
-def positions(vocabulary: int, minutes: float | None) -> tuple[int, int]:
-    """Of how many elements trust and the gate learn, so that neither takes more than a sixth of the dial."""
+def calibration_sizes(vocabulary: int, minutes: float | None) -> tuple[int, int]:
+    """How many elements to fit the counts' trust and the gate on, so that each takes at most a sixth of the budget."""
     if minutes is None:
         return TRUSTED, POSITIONS
     return (int(np.clip(40_000 * minutes, 12_000, TRUSTED)),
-            int(np.clip(10 * minutes / (POSITION * vocabulary), 500, POSITIONS)))
+            int(np.clip(10 * minutes / (GATE_SECONDS * vocabulary), 500, POSITIONS)))
 
 
-def scored(vocabulary: int, minutes: float | None) -> float:
-    """How many held-out elements are scored in a sixth of the dial."""
+def elements_to_score(vocabulary: int, minutes: float | None) -> float:
+    """How many held-out elements can be scored in a sixth of the time budget."""
     return np.inf if minutes is None else max(2_000, 10 * minutes / (4e-5 + 5e-8 * vocabulary))
 
 
-def reserve(train: Store, held: Store, vocabulary: int, minutes: float, advised: bool = False) -> float:
-    """Seconds of the dial that the counts take: sorting the stream, two small fits, the advisor's where there is one,
-    and the score on `held`."""
+def reserved_seconds(train: Store, held: Store, vocabulary: int, minutes: float, advised: bool = False) -> float:
+    """Seconds of the time budget to reserve for the counts: sorting the tokens, fitting trust, gate and advisor, and
+    scoring `held`."""
     size = len(train.tokens)
-    gate = POSITION * vocabulary * min(positions(vocabulary, minutes)[1], 0.08 * size) if size >= EVEN else 0.0
-    score = (4e-5 + 5e-8 * vocabulary) * min(scored(vocabulary, minutes), len(held.tokens))
+    gate = 0.0
+    if size >= LEAST_CALIBRATED:
+        gate = GATE_SECONDS * vocabulary * min(calibration_sizes(vocabulary, minutes)[1], 0.08 * size)
+    score = (4e-5 + 5e-8 * vocabulary) * min(elements_to_score(vocabulary, minutes), len(held.tokens))
     beside = gate + 2.0 if advised else 0.0
     return min(0.4 * 60 * minutes, 3 + 2e-6 * size + gate + beside + score)
 
 
-def seasons(codec: Codec, given: Sequence[np.ndarray]) -> list[int]:
-    """Of measured numbers, column by column, after how many moments they come again in the longest of these documents
-    (1: they do not)."""
+def find_seasons(codec: Codec, documents: Sequence[np.ndarray]) -> list[int]:
+    """The season of each column of measured numbers, in moments, found in the longest document; 1: no season."""
     turns = codec.turns()
-    if not turns or not len(given):
+    if not turns or not len(documents):
         return [1] * len(turns)
-    longest = max(given, key=len)[-REGULAR * len(turns) :]
-    return [_season(_numbers(codec, ids)[np.searchsorted(ids, longest[np.isin(longest, ids)])]) for ids in turns]
+    longest = max(documents, key=len)[-SEASON_MOMENTS * len(turns) :]
+    return [_find_season(_token_values(codec, ids)[np.searchsorted(ids, longest[np.isin(longest, ids)])])
+            for ids in turns]
 
 
-def _season(values: np.ndarray) -> int:
-    """The season of a series, where the value of a season ago says clearly more of the day to come than the last."""
+def _find_season(values: np.ndarray) -> int:
+    """The season of a series, or 1 unless the value one season ago predicts clearly better than the last values do."""
     values = filled(values)
     lag = season(values)
-    if lag == 1 or len(values) <= DAY:
+    if lag == 1 or len(values) <= HORIZON:
         return 1
-    naive = [np.abs(values[ahead:] - values[:-ahead]).mean() for ahead in range(1, DAY + 1)]
-    return lag if np.abs(values[lag:] - values[:-lag]).mean() < CLEARLY * np.mean(naive) else 1
+    naive = [np.abs(values[ahead:] - values[:-ahead]).mean() for ahead in range(1, HORIZON + 1)]
+    return lag if np.abs(values[lag:] - values[:-lag]).mean() < SEASON_ERROR * np.mean(naive) else 1
 
 
-def _numbers(codec: Codec, ids: np.ndarray) -> np.ndarray:
-    """What the ids of a column say, the last of them that it is missing."""
+def _token_values(codec: Codec, ids: np.ndarray) -> np.ndarray:
+    """The numbers that the ids of a column stand for; the last id stands for a missing value."""
     return np.array([*(parted(codec.token(id))[1] for id in ids[:-1].tolist()), np.nan])
 
 
-def advisor(kind: Kind, codec: Codec, context: int, given: Sequence[np.ndarray]) -> Advisor | None:
-    """What beside counts tells the next elements of documents like these, of a kind (see `Kind.advisor`); None where
-    nothing does."""
+def make_advisor(kind: Kind, codec: Codec, context: int, documents: Sequence[np.ndarray]) -> Advisor | None:
+    """A predictor to use beside the counts for documents of this kind (see `Kind.advisor`); None if there is none."""
     if kind.advisor == Regression.name and (turns := codec.turns()):
-        numbers = [_numbers(codec, ids)[:-1].tolist() for ids in turns]
-        moments = sum(map(len, given)) // len(turns)
-        return Regression.over(codec.size, turns, numbers, context, moments, seasons(codec, given))
-    if kind.advisor == LinearPrediction.name and (said := kind.numbers(codec)) is not None:
-        return LinearPrediction(codec.size, said[:, 0])
-    if kind.advisor == Neighbours.name and isinstance(codec, ItemCodec) and len(codec.items) >= ASSORTED:
+        numbers = [_token_values(codec, ids)[:-1].tolist() for ids in turns]
+        moments = sum(map(len, documents)) // len(turns)
+        return Regression.over(codec.size, turns, numbers, context, moments, find_seasons(codec, documents))
+    if kind.advisor == LinearPrediction.name and (values := kind.numbers(codec)) is not None:
+        return LinearPrediction(codec.size, values[:, 0])
+    if kind.advisor == Neighbours.name and isinstance(codec, ItemCodec) and len(codec.items) >= LEAST_ITEMS:
         return Neighbours(codec.size, len(codec.items))
     return None
 
 
-def mix(model: Stack | ClozeModel, parts: Parts, context: int, seed: int, precision: str = "float32",
-        minutes: float | None = None, kind: Kind | None = None, codec: Codec | None = None) -> Mixture:
-    """The fitted network with counts of all training documents. minutes: the dial of the whole fit, if it has one.
-    kind, codec: of the tokens, where what they are may tell more (see `advisor`)."""
-    size = sum(map(len, parts.rest))
-    beside = None if kind is None or codec is None else advisor(kind, codec, context, parts.rest)
-    if beside is not None and beside.gated and not parts.aside:
-        beside = None  # there is nothing to learn on how far to believe it
-    counts = BlendedCounts(model.vocabulary) if beside is None else Advised(model.vocabulary, beside)
-    trusted, gated = positions(model.vocabulary, minutes)
+def fit_mixture(model: Stack | ClozeModel, data: CountsData, context: int, seed: int, precision: str = "float32",
+                minutes: float | None = None, kind: Kind | None = None, codec: Codec | None = None) -> Mixture:
+    """The trained network mixed with counts of all training documents.
+
+    minutes: time budget of the whole fit, if it has one. kind, codec: of the tokens; they may allow an advisor (see
+    `make_advisor`).
+    """
+    size = sum(map(len, data.training))
+    advisor = None if kind is None or codec is None else make_advisor(kind, codec, context, data.training)
+    if advisor is not None and advisor.gated and not data.calibration:
+        advisor = None  # there is no data to learn its gate on
+    counts = BlendedCounts(model.vocabulary) if advisor is None else Advised(model.vocabulary, advisor)
+    trusted, gated = calibration_sizes(model.vocabulary, minutes)
     if size < FEW:
-        counts.cross_fit(parts.rest, seed)
+        counts.cross_fit(data.training, seed)
     else:
-        counts.count(parts.rest)
-        counts.learn_trust(parts.aside, seed, trusted)
-    # Of few numbers a regression knows more than a network: the gate as it begins believes that.
-    mixture = Mixture(model, counts, None if parts.aside or beside is not None else Gate.even())
-    if parts.aside:
+        counts.count(data.training)
+        counts.learn_trust(data.calibration, seed, trusted)
+    # With few numbers a regression predicts better than a network, and the gate's initial value says so.
+    mixture = Mixture(model, counts, None if data.calibration or advisor is not None else Gate.even())
+    if data.calibration:
         if isinstance(counts, Advised):
-            counts.heed(parts.aside, seed, gated)
-        shown = parts.aside
-        if isinstance(codec, LevelCodec):  # how far to believe the network where numbers lie elsewhere, too
+            counts.heed(data.calibration, seed, gated)
+        documents = data.calibration
+        if isinstance(codec, LevelCodec):  # also learn how far to trust the network on shifted series
             draw = np.random.default_rng(seed)
-            shown = [*shown, *(codec.moved(each, draw) for each in shown)]
-        mixture.learn_gate(shown, context, seed, gated, precision=precision)
-        counts.count([*parts.rest, *parts.aside])
-    first = counts.init_state(1)                  # compiled now, so that the first prompt need not wait for it
+            documents = [*documents, *(codec.moved(each, draw) for each in documents)]
+        mixture.learn_gate(documents, context, seed, gated, precision=precision)
+        counts.count([*data.training, *data.calibration])
+    first = counts.init_state(1)  # compile the kernels now, so that the first prompt does not wait for them
     counts.extend(torch.zeros(1, 1, dtype=torch.long), first)
     counts.likeliest(first, 1, 0.0)
     return mixture
 
 
-def score(mixture: Mixture, store: Store, context: int, precision: str = "float32",
-          ranks: Ranks | None = None) -> Scored:
-    """As `segue.training.evaluate.score`: every position of every document but its first, once."""
-    given = documents(store)
-    tally = Tally(len(given), ranks)
-    for numbers, scores, targets in mixture.walk(given, context, precision):
+def score_mixture(mixture: Mixture, store: Store, context: int, precision: str = "float32",
+                  ranks: Ranks | None = None) -> Scored:
+    """Score a mixture like `segue.training.evaluate.score`: every position of every document but its first, once."""
+    documents = document_tokens(store)
+    tally = Tally(len(documents), ranks)
+    for numbers, scores, targets in mixture.walk(documents, context, precision):
         tally.add(scores, targets, numbers)
     return tally.done()

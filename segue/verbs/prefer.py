@@ -1,4 +1,4 @@
-"""`prefer`: learn from pairs which of two continuations is better, and say what that changed."""
+"""`prefer`: preference optimisation on pairs of a better and a worse continuation, with a report of its effect."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from segue.objectives.preference import Ids, answer_likelihoods
 from segue.progress import Shown
 from segue.training.learn import learn
 from segue.verbs.fitted import Fitted
-from segue.verbs.update import measure
+from segue.verbs.update import bits_per_unit
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -35,9 +35,10 @@ Pair = tuple[Any, Any, Any]
 
 @dataclass
 class PreferReport(Shown):
-    """pairs, held_out: how many were learned from, and measured on. likelier: the share of held-out pairs whose better
-    continuation is the likelier one, before and after. moved: the share in which it gained on the other. bits: per
-    unit, on what the model keeps to be measured on from all it learned, before and after."""
+    """The report of `prefer`. pairs, held_out: number of training and of held-out pairs. likelier: share of held-out
+    pairs whose better continuation is the likelier one, before and after. moved: share in which it gained on the worse
+    one.
+    bits: by experience that the model learned, bits per unit on its held-out pieces, before and after."""
 
     pairs: int
     held_out: int
@@ -65,12 +66,12 @@ class PreferReport(Shown):
 
 def prefer(fitted: Fitted, pairs: str | Path | Sequence[Pair], steps: int | None = None, rate: float = 2e-4,
            beta: float = 0.1, likelihood: float = 0.1, seed: int = 0, quiet: bool = False) -> PreferReport:
-    """Move a fitted model, and its folder's, by direct preference optimisation.
+    """Train a fitted model by direct preference optimisation; its folder, if it has one, is rewritten.
 
     pairs: (prompt, better, worse), objects of the model's kind, or a table of them with the columns prompt, chosen and
     rejected, in any format that `segue.read` takes. A tenth is held out. steps: of 16 pairs each (default: two passes).
-    rate: of AdamW. beta, likelihood: see `segue.objectives.Preference`. Counts beside the network stay as they are.
-    A SegueError says what the pairs lack; nothing is written until all is done.
+    rate: of AdamW. beta, likelihood: see `segue.objectives.Preference`. The model's counts do not change. Raises
+    SegueError for pairs that cannot be used; nothing is written until everything is done.
     """
     model, begin = fitted.model, time.monotonic()
     if not isinstance(model, Stack) or fitted.objective != "next":
@@ -78,10 +79,10 @@ def prefer(fitted: Fitted, pairs: str | Path | Sequence[Pair], steps: int | None
     if fitted.folder is not None and (fitted.folder / "updating" / "request.json").exists():
         raise SegueError(f"{fitted.folder} holds an unfinished update: run that one again, or remove "
                          f"{fitted.folder / 'updating'}")
-    given, places = _table(Path(pairs)) if isinstance(pairs, str | Path) else \
+    given, places = _read_pairs(Path(pairs)) if isinstance(pairs, str | Path) else \
         (pairs, [f"pair {number}" for number in range(1, len(pairs) + 1)])
     try:
-        rows = [_ids(fitted, *pair) for pair in given]
+        rows = [_encode_pair(fitted, *pair) for pair in given]
     except (AttributeError, TypeError) as error:
         raise SegueError(f"the pairs are no (prompt, better, worse) of {fitted.kind.name}: {error}") from error
     if (same := next((i for i, (_, better, worse) in enumerate(rows) if better == worse), None)) is not None:
@@ -91,33 +92,33 @@ def prefer(fitted: Fitted, pairs: str | Path | Sequence[Pair], steps: int | None
     Random(f"{seed} held out").shuffle(rows)
     held, train = rows[: max(1, round(HELD_OUT * len(rows)))], rows[max(1, round(HELD_OUT * len(rows))) :]
     count = min(ROWS, len(train))
-    a_pass = -(-len(train) // count)
+    steps_per_epoch = -(-len(train) // count)
 
     def batch(step: int) -> Batch:
-        order = Random(f"{seed} {step // a_pass}").sample(range(len(train)), len(train))
-        at = min(step % a_pass * count, len(train) - count)
+        order = Random(f"{seed} {step // steps_per_epoch}").sample(range(len(train)), len(train))
+        at = min(step % steps_per_epoch * count, len(train) - count)
         return preference_batch([train[i] for i in order[at : at + count]])
 
     exams = {} if fitted.memory is None else fitted.memory.exams
-    bits, before = measure(fitted, exams), _likelihoods(model, held)
+    bits, before = bits_per_unit(fitted, exams), _log_likelihoods(model, held)
     reference = copy.deepcopy(model)
-    run = learn(model, batch, steps or EPOCHS * a_pass, rate=rate, seed=seed, quiet=quiet, warmup=0.1,
+    run = learn(model, batch, steps or EPOCHS * steps_per_epoch, rate=rate, seed=seed, quiet=quiet, warmup=0.1,
                 objective=Preference(reference, beta, likelihood))
     model.eval()
-    after = _likelihoods(model, held)
+    after = _log_likelihoods(model, held)
     gained = (after - before)[0] > (after - before)[1]
     report = PreferReport(len(train), len(held), run.step, round(time.monotonic() - begin, 2),
                           (float((before[0] > before[1]).float().mean()), float((after[0] > after[1]).float().mean())),
                           float(gained.float().mean()),
-                          dict(zip(exams, zip(bits, measure(fitted, exams)))), fitted.kind.unit)
+                          dict(zip(exams, zip(bits, bits_per_unit(fitted, exams)))), fitted.kind.unit)
     fitted.report.values.setdefault("preferences", []).append(report.to_dict())
     if fitted.folder is not None:
         fitted.save(fitted.folder)
     return report
 
 
-def _ids(fitted: Fitted, prompt: Any, better: Any, worse: Any) -> tuple[Ids, Ids, Ids]:
-    """The pair's ids, as `continue` begins and ends them."""
+def _encode_pair(fitted: Fitted, prompt: Any, better: Any, worse: Any) -> tuple[Ids, Ids, Ids]:
+    """Ids of the prompt and of both continuations, with the begin and end tokens that `continue` uses."""
     codec = fitted.codec
     asked, *answers = (prime_object(fitted.kind, each, codec) for each in (prompt, better, worse))
     end = [] if codec.eos is None else [codec.eos]
@@ -126,7 +127,7 @@ def _ids(fitted: Fitted, prompt: Any, better: Any, worse: Any) -> tuple[Ids, Ids
 
 
 @torch.no_grad()
-def _likelihoods(model: Stack, rows: Sequence[tuple[Ids, Ids, Ids]]) -> torch.Tensor:
+def _log_likelihoods(model: Stack, rows: Sequence[tuple[Ids, Ids, Ids]]) -> torch.Tensor:
     """(2, P): log p of the better continuations and of the worse ones, in nats."""
     device = next(model.parameters()).device
     parts = [answer_likelihoods(model, preference_batch(rows[at : at + ROWS]).to(device)).view(2, -1).cpu()
@@ -134,9 +135,9 @@ def _likelihoods(model: Stack, rows: Sequence[tuple[Ids, Ids, Ids]]) -> torch.Te
     return torch.cat(parts, 1)
 
 
-def _table(path: Path) -> tuple[list[Pair], list[str]]:
-    """The pairs of a table, and where each stands. Where no column says the prompt, it is what both continuations begin
-    with; where one holds messages, the last of them is the continuation."""
+def _read_pairs(path: Path) -> tuple[list[Pair], list[str]]:
+    """The pairs of a table, and the place of each in words. Without a prompt column, the prompt is the lines that both
+    continuations start with; in a column of messages, the last message is the continuation."""
     problems = Problems()
     frame = load_table(path, problems, "utf-8", COLUMNS)
     if problems:
@@ -147,9 +148,9 @@ def _table(path: Path) -> tuple[list[Pair], list[str]]:
             found[name] = [row[-1] if row else None for row in turns.to_pylist()]
             found.setdefault("prompt", ["\n".join(row[:-1]) for row in turns.to_pylist()])
     if "prompt" not in found and len(found) == 2:
-        begun = [_begun(*pair) for pair in zip(*found.values())]
-        found = {"prompt": begun, **{name: [cell and cell[len(begin) :] for begin, cell in zip(begun, cells)]
-                                     for name, cells in found.items()}}
+        prompts = [_common_lines(*pair) for pair in zip(*found.values())]
+        found = {"prompt": prompts, **{name: [cell and cell[len(prompt) :] for prompt, cell in zip(prompts, cells)]
+                                       for name, cells in found.items()}}
     if missing := [name for name in COLUMNS if name not in found]:
         raise SegueError(f"{path} has no column {missing[0]}: it has {', '.join(frame.columns)}; name them "
                          f"{', '.join(COLUMNS)}")
@@ -160,8 +161,8 @@ def _table(path: Path) -> tuple[list[Pair], list[str]]:
             [f"{path}, {frame.place(row)}" for row in range(len(columns[0]))])
 
 
-def _begun(better: Any, worse: Any) -> str:
-    """The lines that two texts begin with."""
+def _common_lines(better: Any, worse: Any) -> str:
+    """The lines that both texts start with."""
     if not isinstance(better, str) or not isinstance(worse, str):
         return ""
     lines = zip(better.splitlines(keepends=True), worse.splitlines(keepends=True))

@@ -1,4 +1,4 @@
-"""`score`: how good generated sequences are beside real ones, by every metric of sets of sequences that applies."""
+"""`score`: compare generated sequences with real ones, by every applicable metric of sets of sequences."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ if TYPE_CHECKING:
 
     from segue.verbs.fitted import Fitted
 
-LEAST = 3  # sequences, one of which is left out in turn
+LEAST_SEQUENCES = 3  # since intervals leave one out in turn
 WORD = re.compile(r"\w+|[^\w\s]")
-NEEDS = ({"samples"}, {"samples", "references"}, {"samples", "learned"}, {"features", "real"})  # of what is scored here
+# The inputs of metrics that are scored here.
+METRIC_INPUTS = ({"samples"}, {"samples", "references"}, {"samples", "learned"}, {"features", "real"})
 
 
 @dataclass
 class Score:
-    """A metric of the samples, its 95% interval, and what it says of as many real sequences in their place (None where
-    there are too few). better: which way is good."""
+    """A metric of the samples with its 95% interval. real: its value for as many real sequences (None if there are too
+    few). better: which direction is good."""
 
     metric: str
     value: float
@@ -41,8 +42,8 @@ class Score:
 
 @dataclass
 class Scores(Shown):
-    """samples: how many were scored, of as many real ones. features: whose vectors MAUVE and the Frechet distance
-    compare."""
+    """All metrics. samples: how many were scored, against as many real sequences. features: what MAUVE and the Frechet
+    distance compare, in words."""
 
     rows: list[Score]
     samples: int
@@ -68,17 +69,16 @@ class Scores(Shown):
 
 def score(samples: Any, reference: Any, learned: Any = None, *, model: Fitted | None = None, pairs: bool = False,
           most: int = 1000, kind: str | None = None, seed: int = 0, quiet: bool = False) -> Scores:
-    """Score sequences against real ones, all metrics of `segue.analysis.registry` that apply.
+    """Score generated sequences against real ones, by all metrics of `segue.analysis.registry` that apply.
 
-    samples, reference, learned: a `Data`, paths or objects, all of one kind; of text, words are compared, and where
-        there is but one on either side, all are cut into their lines. learned: what the samples' model learned from, to
-        see what was copied.
-    model: whose vectors MAUVE and the Frechet distance compare (default: hashed n-grams, which need none).
-    pairs: each reference is the answer to the sample of the same number: overlap is scored as well.
-    most: so many of each at most, drawn by the seed. Scores of other numbers, or other features, do not compare.
+    samples, reference, learned: a `Data`, paths or objects, all of one kind. Text is compared by words, and split into
+        lines if either side is a single text. learned: the training data of the samples' model, to measure copying.
+    model: MAUVE and the Frechet distance compare its embeddings (default: hashed n-grams, which need no model).
+    pairs: the references are the right answers for the samples, in the same order: also score overlap.
+    most: use at most so many of each, drawn by the seed. Scores of different numbers or features are not comparable.
     """
-    if most < LEAST:
-        raise SegueError(f"of {most} sequences there is no variety: give most={LEAST} or more")
+    if most < LEAST_SEQUENCES:
+        raise SegueError(f"of {most} sequences there is no variety: give most={LEAST_SEQUENCES} or more")
     real = as_data(reference, kind)
     made = as_data(samples, real.kind.name)
     old = None if learned is None else as_data(learned, real.kind.name)
@@ -88,9 +88,9 @@ def score(samples: Any, reference: Any, learned: Any = None, *, model: Fitted | 
     if pairs and len(made) != len(real):
         raise SegueError(f"{len(made):,} samples and {len(real):,} references are no pairs: give one for each")
     n = min(len(made), len(real), most)
-    if n < LEAST:
-        raise SegueError(f"{len(made):,} samples and {len(real):,} real sequences are too few to compare: give {LEAST} "
-                         "or more of each" + (", one a line" if real.kind.name == "text" else ""))
+    if n < LEAST_SEQUENCES:
+        raise SegueError(f"{len(made):,} samples and {len(real):,} real sequences are too few to compare: give "
+                         f"{LEAST_SEQUENCES} or more of each" + (", one a line" if real.kind.name == "text" else ""))
     draw, notes = np.random.default_rng(seed), []
     order, others = draw.permutation(len(made)), draw.permutation(len(real))
     chosen = made.select(np.sort(order[:n]))
@@ -114,11 +114,12 @@ def score(samples: Any, reference: Any, learned: Any = None, *, model: Fitted | 
     theirs = given_of(against)
     fixed = {"real": theirs["features"]} | ({"references": theirs["samples"]} if pairs else {}) \
         | ({} if old is None else {"learned": elements(old)})
-    apart = len(rest) == n  # from those that samples are compared with
+    apart = len(rest) == n  # there are enough real sequences for a second set, next to those to compare with
     table, twin = given_of(chosen) | fixed, (given_of(rest) if apart else theirs) | fixed
     if not apart:
         notes.append(f"{2 * n:,} real sequences would tell how near real ones come to each other")
-    wanted = [name for name, one in METRICS.items() if set(one.needs) in NEEDS and set(one.needs) <= table.keys()]
+    wanted = [name for name, one in METRICS.items()
+              if set(one.needs) in METRIC_INPUTS and set(one.needs) <= table.keys()]
     rows = []
     with progress("scoring", len(wanted), quiet=quiet) as meter:
         for done, name in enumerate(wanted):
@@ -137,6 +138,6 @@ def _text(obj: Any) -> str:
 
 
 def _lines(data: Data) -> Data:
-    """The lines of all texts."""
+    """All texts split into lines."""
     return of([line for obj in data.objects() for line in _text(obj).splitlines() if line.strip()] or [""],
               kind=data.kind.name)

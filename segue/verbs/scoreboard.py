@@ -1,7 +1,7 @@
-"""The scoreboard of sequence mixers: what each of them learns to track and to recall, at equal size and equal training.
+"""The scoreboard of sequence mixers: how well each learns tracking and recall tasks, at equal size and equal training.
 
-One small model per mixer and task, alike but for the mixer, learns from the same examples in the same number of steps,
-or until it has solved the task; it is then asked at the longest length it was trained on and at twice that.
+For every mixer and task a small model, the same except for the mixer, is trained on the same examples for the same
+number of steps, or until it solves the task. It is tested at the longest length of training and at twice that.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import RenderableType
 
-LESSONS = {"parity": (16, 600), "modular-count": (16, 600), "s5-words": (6, 1000), "copy": (13, 600),
-           "selective-copy": (16, 600), "mqar": (16, 600), "induction": (24, 600), "needle": (32, 600),
-           "listops": (12, 600)}
-"""The usual nine tasks, each with the longest row of its training and how many steps that takes at most."""
-OTHER = (24, 600)
+TASK_SETTINGS = {"parity": (16, 600), "modular-count": (16, 600), "s5-words": (6, 1000), "copy": (13, 600),
+                 "selective-copy": (16, 600), "mqar": (16, 600), "induction": (24, 600), "needle": (32, 600),
+                 "listops": (12, 600)}
+"""The nine standard tasks, each with the longest length in training and the maximal number of steps."""
+DEFAULT_SETTING = (24, 600)  # of other tasks
 DEPTH, ROWS, PARAMETERS, RATE = 2, 32, 40_000, 0.02
-TEST_ROWS, SOLVED = 256, 0.99
+TEST_ROWS, SOLVED = 256, 0.99  # SOLVED: accuracy at which training stops
 VARIANTS: dict[str, dict[str, Any]] = {
     "mamba:signed": {"eigenvalues": (-1, 1)},
     "deltanet:signed": {"eigenvalues": (-1, 1)},
@@ -46,13 +46,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "linear-attention:taylor": {"features": "taylor"},
     "linear-attention:favor": {"features": "favor"},
 }
-"""Options that change what a mixer can do, as mixers of their own."""
+"""Options that change what a mixer can learn, listed as mixers of their own."""
 
 
 @dataclass
 class Score:
-    """accuracy, longer: on fresh rows of the trained length and of twice that. steps: until it had solved the task, or
-    all. parameters, width: of the model. seconds: of one core. failure: why there is no score, else empty."""
+    """The result of one mixer on one task. accuracy, longer: on new rows of the trained length, and of twice that.
+    steps: until the task was solved, at most all. parameters, width: of the model. seconds: of one core. failure: the
+    reason if there is no score, else empty."""
 
     mixer: str
     task: str
@@ -67,8 +68,8 @@ class Score:
 
 @dataclass
 class Scoreboard(Shown):
-    """Every mixer on every task. lengths, steps, guess: by task, the longest row of the training, its steps at most,
-    and the accuracy of always giving the most frequent answer."""
+    """The results of every mixer on every task. lengths, steps, guess: by task, the longest length in training, the
+    maximal number of steps, and the accuracy of always giving the most frequent answer."""
 
     scores: list[Score]
     lengths: dict[str, int]
@@ -79,8 +80,8 @@ class Scoreboard(Shown):
     machine: str
     picture: str | None = None
 
-    def above(self, mixer: str, task: str, what: str) -> float:
-        """How far the "accuracy", or the one "longer", is on the way from a guess to all right: 0 ... 1."""
+    def above_guess(self, mixer: str, task: str, what: str) -> float:
+        """The "accuracy", or the one of "longer" rows, rescaled so that a guess is 0 and all right is 1."""
         value = getattr(self.score(mixer, task), what)
         return 0.0 if value is None else max(0.0, (value - self.guess[task]) / (1 - self.guess[task]))
 
@@ -89,9 +90,9 @@ class Scoreboard(Shown):
 
     @property
     def mixers(self) -> list[str]:
-        """The best in the mean over tasks and lengths first."""
+        """All mixers, the best on average over tasks and lengths first."""
         def average(mixer: str) -> float:
-            return mean(self.above(mixer, task, what) for task in self.guess for what in ("accuracy", "longer"))
+            return mean(self.above_guess(mixer, task, what) for task in self.guess for what in ("accuracy", "longer"))
 
         return sorted(dict.fromkeys(score.mixer for score in self.scores), key=average, reverse=True)
 
@@ -113,8 +114,9 @@ class Scoreboard(Shown):
         table = Table("mixer", *(f"{task} {length}" for task, length in self.lengths.items()), box=None)
         for mixer in self.mixers:
             row = [self.score(mixer, task) for task in self.lengths]
-            table.add_row(mixer, *(f"{percent(score.accuracy)} / {percent(score.longer)}" for score in row))
-        table.add_row("a guess", *map(percent, self.guess.values()))
+            table.add_row(mixer, *(f"{format_percent(score.accuracy)} / {format_percent(score.longer)}"
+                                   for score in row))
+        table.add_row("a guess", *map(format_percent, self.guess.values()))
         lines = ["accuracy in percent at the length beside the task's name, the longest of the training / at twice "
                  "that", self.summary]
         lines += [f"{score.mixer} on {score.task} failed: {score.failure}" for score in self.scores if score.failure]
@@ -125,13 +127,13 @@ class Scoreboard(Shown):
         """Two heat maps: at the longest length of the training, and at twice that."""
         panels, mixers = figure.subplots(1, 2, sharey=True), self.mixers
         for panel, (what, times) in zip(panels, (("accuracy", 1), ("longer", 2))):
-            shown = [[100 * self.above(mixer, task, what) for task in self.lengths] for mixer in mixers]
+            shown = [[100 * self.above_guess(mixer, task, what) for task in self.lengths] for mixer in mixers]
             image = panel.imshow([*shown, [0] * len(self.lengths)], cmap="viridis", vmin=0, vmax=100, aspect="auto")
             for row, mixer in enumerate([*mixers, None]):
                 for column, task in enumerate(self.lengths):
                     value = self.guess[task] if mixer is None else getattr(self.score(mixer, task), what)
                     light = mixer is not None and shown[row][column] > 60
-                    panel.text(column, row, percent(value), ha="center", va="center", fontsize=9,
+                    panel.text(column, row, format_percent(value), ha="center", va="center", fontsize=9,
                                color="black" if light else "white")
             panel.set_xticks(range(len(self.lengths)), [f"{task}\n{times * n}" for task, n in self.lengths.items()],
                              rotation=35, ha="right", rotation_mode="anchor")
@@ -141,14 +143,14 @@ class Scoreboard(Shown):
         figure.suptitle("Accuracy in percent")
 
 
-def percent(part: float | None) -> str:
-    """Of 1, as text; a dash where there is nothing."""
+def format_percent(part: float | None) -> str:
+    """A share in percent as text; a dash for None."""
     return "–" if part is None else f"{100 * part:.0f}"
 
 
-def contestants() -> list[str]:
-    """Every mixer that only looks back, by name, and those whose options change what they can do. The others would read
-    the answers: most tasks ask for what the row itself says later."""
+def board_mixers() -> list[str]:
+    """The names of all causal mixers, and of their VARIANTS. Others would read the answers, which in most tasks are
+    later elements of the row."""
     names = []
     for name, mixer in MIXERS.items():
         if mixer.causal and not mixer.needs_whole_prompt:
@@ -156,34 +158,35 @@ def contestants() -> list[str]:
     return names
 
 
-def size(config: StackConfig) -> int:
-    """Parameters of a stack."""
+def parameter_count(config: StackConfig) -> int:
+    """The number of parameters of a stack."""
     return sum(p.numel() for p in Stack(config).parameters())
 
 
-def equal_size(mixer: str, vocabulary: int, parameters: int) -> StackConfig:
-    """The widest model of at most so many parameters, what is left given to its channel mixers."""
+def config_of_size(mixer: str, vocabulary: int, parameters: int) -> StackConfig:
+    """The widest model with at most so many parameters; the rest goes to its channel mixers."""
     def config(width: int, hidden: int | None = None) -> StackConfig:
         options = {mixer: VARIANTS[mixer]} if mixer in VARIANTS else {}
         return StackConfig(vocabulary, width, [mixer] * DEPTH, options, hidden=hidden, tied=False, embed_norm=True)
 
     width = 16
-    while size(config(width + 8)) <= parameters:
+    while parameter_count(config(width + 8)) <= parameters:
         width += 8
-    return config(width, config(width).hidden_width + max(0, parameters - size(config(width))) // (3 * width * DEPTH))
+    spare = max(0, parameters - parameter_count(config(width)))
+    return config(width, config(width).hidden_width + spare // (3 * width * DEPTH))
 
 
-def attempt(function: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
-    """What the function returns, or {"failure": why it does not}: one bad cell must not end the others."""
+def run_cell(function: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
+    """Call the function; on an exception return {"failure": its text}, so that one bad cell does not end the others."""
     try:
         return function(*given)
     except Exception as error:
         return {"failure": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
 
 
-def speed(mixer: str, task: str, length: int, parameters: int, rows: int) -> dict[str, float]:
-    """Seconds of one core per step, on rows of so many elements: the best of three, after one to warm up."""
-    model, found = Stack(equal_size(mixer, TASKS[task].vocabulary, parameters)), []
+def measure_speed(mixer: str, task: str, length: int, parameters: int, rows: int) -> dict[str, float]:
+    """Seconds of one core per training step on rows of `length` elements: the best of three after a warm-up."""
+    model, found = Stack(config_of_size(mixer, TASKS[task].vocabulary, parameters)), []
     for _ in range(4):
         begin = time.process_time()
         learn(model, TASKS[task].batches(rows, (length, length)), 1, muon=True)
@@ -191,11 +194,11 @@ def speed(mixer: str, task: str, length: int, parameters: int, rows: int) -> dic
     return {"seconds": min(found[1:])}
 
 
-def train(mixer: str, task: str, length: int, steps: int, parameters: int, rows: int, seed: int) -> dict[str, Any]:
-    """One cell of the board."""
+def train_cell(mixer: str, task: str, length: int, steps: int, parameters: int, rows: int, seed: int) -> dict[str, Any]:
+    """Train and test one mixer on one task; returns the fields of its `Score`."""
     begin = time.process_time()
-    config = equal_size(mixer, TASKS[task].vocabulary, parameters)
-    torch.manual_seed(seed)  # building models to find the size has drawn numbers
+    config = config_of_size(mixer, TASKS[task].vocabulary, parameters)
+    torch.manual_seed(seed)  # finding the size has built models, which uses random numbers
     model = Stack(config)
     run = learn(model, TASKS[task].batches(rows, (TASKS[task].shortest, length), seed), steps, rate=RATE, muon=True,
                 seed=seed, strategy=Until(TASKS[task].test(TEST_ROWS // 2, length, seed + 1), SOLVED, every=20))
@@ -205,7 +208,7 @@ def train(mixer: str, task: str, length: int, steps: int, parameters: int, rows:
             "seconds": time.process_time() - begin}
 
 
-def guessed(task: str, length: int, seed: int) -> float:
+def majority_accuracy(task: str, length: int, seed: int) -> float:
     """The accuracy of always giving the most frequent answer."""
     targets = TASKS[task].test(TEST_ROWS, length, seed).targets
     counts = torch.bincount(targets[targets >= 0])
@@ -215,24 +218,24 @@ def guessed(task: str, length: int, seed: int) -> float:
 def scoreboard(tasks: str = "synthetic", minutes: float | None = None, steps: int | None = None,
                mixers: Sequence[str] | None = None, parameters: int = PARAMETERS, length: int | None = None,
                rows: int = ROWS, seed: int = 0, out: str | Path | None = None, quiet: bool = False) -> Scoreboard:
-    """Train every causal mixer on every task, all alike, and say before how long that takes (of idle cores).
+    """Train every causal mixer on every task in the same way; prints an estimate of the time first.
 
-    tasks: "synthetic" for the usual nine, or names from TASKS with commas between. length, steps: the longest row of
-    each training, and its steps at most (default: those of LESSONS, each task its own). minutes: for all of it
-    together; from how fast the mixers are it follows by what factor all get more steps, or fewer. mixers: names
-    (default: all that are causal). out: a folder for the board, its picture and what is done: run again with the same
-    settings, it goes on where it was, and tries again what failed.
+    tasks: "synthetic" for the nine standard tasks, or names from TASKS separated by commas. length, steps: the longest
+    length in training, and the maximal number of steps (default: TASK_SETTINGS). minutes: scale the steps of all tasks
+    by one factor so that everything takes about so long, judging by the measured speed. mixers: names (default: all
+    causal ones). out: a folder for the results, the picture and the finished cells; repeating the call resumes there,
+    and retries what failed.
     """
     if minutes is not None and not 0 < minutes < math.inf:
         raise SegueError(f"minutes must be more than 0, not {minutes}")
-    names = list(LESSONS) if tasks == "synthetic" else tasks.split(",")
+    names = list(TASK_SETTINGS) if tasks == "synthetic" else tasks.split(",")
     if unknown := [name for name in names if name not in TASKS]:
         raise SegueError(f"task '{unknown[0]}' is unknown: choose 'synthetic' or from {', '.join(TASKS)}")
-    chosen = list(mixers or contestants())
-    if unknown := [name for name in chosen if name not in contestants()]:
-        raise SegueError(f"mixer '{unknown[0]}' has no place on the board: choose from {', '.join(contestants())}")
-    lengths = {name: length or LESSONS.get(name, OTHER)[0] for name in names}
-    most = {name: steps or LESSONS.get(name, OTHER)[1] for name in names}
+    chosen = list(mixers or board_mixers())
+    if unknown := [name for name in chosen if name not in board_mixers()]:
+        raise SegueError(f"mixer '{unknown[0]}' has no place on the board: choose from {', '.join(board_mixers())}")
+    lengths = {name: length or TASK_SETTINGS.get(name, DEFAULT_SETTING)[0] for name in names}
+    most = {name: steps or TASK_SETTINGS.get(name, DEFAULT_SETTING)[1] for name in names}
     folder = None if out is None else Path(out)
     cells, workers = Cells(None if folder is None else folder / "scoreboard.cells.json"), cores()
     cells.values = {name: value for name, value in cells.values.items() if "failure" not in value}
@@ -242,13 +245,13 @@ def scoreboard(tasks: str = "synthetic", minutes: float | None = None, steps: in
         longest = max(names, key=lengths.__getitem__)
         middle = max(TASKS[longest].shortest, lengths[longest] // 2)  # of the rows that a training draws
         setting = (longest, middle, parameters, rows)
-        found = cells.compute({" ".join(map(str, ("speed", mixer, *setting))): partial(attempt, speed, mixer, *setting)
-                               for mixer in chosen}, 1)
+        found = cells.compute({" ".join(map(str, ("speed", mixer, *setting))):
+                               partial(run_cell, measure_speed, mixer, *setting) for mixer in chosen}, 1)
         speeds = {mixer: each.get("seconds", 0.0) for mixer, each in zip(chosen, found.values())}
         if minutes is not None:
             factor = 60 * minutes * workers / max(1e-9, sum(most.values()) * sum(speeds.values()))
             most = {name: max(1, int(factor * n)) for name, n in most.items()}
-        jobs = {" ".join(map(str, job)): partial(attempt, train, *job) for job in (
+        jobs = {" ".join(map(str, job)): partial(run_cell, train_cell, *job) for job in (
             (mixer, task, lengths[task], most[task], parameters, rows, seed) for mixer, task in pairs)}
         left = [pair for name, pair in zip(jobs, pairs) if name not in cells.values]
         if left and not quiet:
@@ -257,7 +260,7 @@ def scoreboard(tasks: str = "synthetic", minutes: float | None = None, steps: in
                   f"on {workers} core{'s' * (workers > 1)}", file=sys.stderr)
         done = cells.compute(jobs, workers)
     board = Scoreboard([Score(*pair, **each) for pair, each in zip(pairs, done.values())], lengths, most,
-                       {name: guessed(name, lengths[name], seed) for name in names}, rows, seed, machine())
+                       {name: majority_accuracy(name, lengths[name], seed) for name in names}, rows, seed, machine())
     if folder is not None:
         picture = folder / "scoreboard.png"
         write_picture(picture, board.draw, (17, 3 + 0.28 * len(chosen)))

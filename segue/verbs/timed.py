@@ -1,4 +1,4 @@
-"""`fit --objective timed`: when events come, beside which; with what such a model can do: evaluate and continue."""
+"""`fit --objective timed`: models of when events happen and of which type, which can be evaluated and continued."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from segue.training import distributed
 from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
 from segue.training.recipe import Plan
 from segue.training.timed import EventScores, EventStore, score_hawkes, score_process, windowed
-from segue.verbs.fit import Asked, Job, check_choices
+from segue.verbs.fit import FitArguments, FitJob, check_choices
 from segue.verbs.fitted import FORMAT, Fitted, Report, check_config
-from segue.verbs.given import said_unknown, unknown
+from segue.verbs.given import describe_unknown, unknown_share
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-DECAYS = (0.1, 1.0, 10.0)  # of the Hawkes process to measure against, per mean gap
-LARGEST = 30_000_000  # numbers that its fit may hold; beyond, all events are of one type to it
+DECAYS = (0.1, 1.0, 10.0)  # of the Hawkes baseline, per mean gap
+MOST_HAWKES_NUMBERS = 30_000_000  # that fitting the baseline may hold in memory; beyond, it ignores the types
 
 
 @dataclass
 class TimedEvaluation(Shown):
-    """How well each method tells what comes: the model, and what was fitted on the same training data."""
+    """Scores of the model, and of classical methods fitted on the same training data."""
 
     scores: dict[str, EventScores]
     sequences: int
@@ -80,7 +80,7 @@ class TimedEvaluation(Shown):
 
 
 class TimedReport(Report):
-    """What a fit of times did."""
+    """The report of a fit with objective timed."""
 
     @property
     def held_out(self) -> TimedEvaluation:
@@ -89,13 +89,13 @@ class TimedReport(Report):
 
 @dataclass
 class TimedContinuation:
-    """What may come: items, and the times at which they come, drawn from the model. prime: what it goes on from."""
+    """Events sampled from the model: items and their times. prime: the events before them."""
 
     items: list[Any]
     times: list[float]
     prime: Record
     kind: Kind
-    expected: tuple[float, Any]  # time of the next event in the mean, and its likeliest type then
+    expected: tuple[float, Any]  # mean time of the next event, and its likeliest item
     seed: int
 
     @property
@@ -115,7 +115,7 @@ class TimedContinuation:
                 "expected": {"time": self.expected[0], "item": self.expected[1]}}
 
     def save(self, path: str | Path) -> None:
-        """The prime with what comes behind it, in the kind's own format."""
+        """Write the prime and the new events in the kind's own format."""
         times = np.concatenate([self.prime.channels["time"], self.times])
         self.kind.write([Record([*self.prime.object, *self.items], {"time": times}, self.prime.name)], path)
 
@@ -123,8 +123,8 @@ class TimedContinuation:
 class FittedProcess(Fitted):
     """A fitted point process with the codec and the kind of its events.
 
-    model: `segue.models.point_process.PointProcess`. rivals: classical processes of its training data by name, to
-    measure against; one of a single type is blind to types. ngram: a count model of the types.
+    model: a `segue.models.point_process.PointProcess`. rivals: by name, classical processes fitted on the same data, to
+    compare to; one with a single type ignores types. ngram: a count model of the types.
     """
 
     def __init__(self, model: PointProcess, codec: Codec, kind: Kind, report: Report, context: int,
@@ -144,17 +144,17 @@ class FittedProcess(Fitted):
 
     def evaluate(self, data: Any, weights: str = "float32",  # type: ignore[override]
                  state: str | None = None, device: str | None = None) -> TimedEvaluation:
-        """Log-likelihood of each event's time and type, errors of predictions and goodness of fit on `data` (a `Data`,
-        paths or objects with times), beside classical processes on the same events."""
+        """Measure the log-likelihood of each event's time and type, prediction errors and goodness of fit on `data` (a
+        `Data`, paths or objects with times), with classical processes on the same events."""
         if weights != "float32" or state is not None:
             raise SegueError("a model of times runs in float32 only, from its own beginning: leave weights and state "
                              "out")
         data = self.read(data)
         self.check_kind(data)
-        share = unknown(self.codec, data)
+        share = unknown_share(self.codec, data)
         store = EventStore(data.encode(self.codec, boundary=False))
         longest = self.process.config.longest
-        with self.placed(device):
+        with self.on_device(device):
             scores = {"this model": score_process(self.process, windowed(store, self.context))}
         whole = Timed.of(store.sequences())
         for name, rival in self.rivals.items():
@@ -165,19 +165,22 @@ class FittedProcess(Fitted):
             scores[name] = found
         if self.ngram is not None:
             scores[f"Kneser-Ney of order {self.ngram.order}"] = score_types(self.ngram, store)
-        return TimedEvaluation(scores, len(store.lengths), [*([said_unknown(share, data)] if share else []),
-                                                            *self.otherwise(data)])
+        return TimedEvaluation(scores, len(store.lengths), [*([describe_unknown(share, data)] if share else []),
+                                                            *self.reading_differences(data)])
 
     def continue_(self, prime: Any = None, n: int | None = None, decoder: str | None = None,
                   **options: Any) -> TimedContinuation:
-        """What may come after `prime`: a path to a file whose first sequence has times, or a `Record` with a channel
-        `time`, of which the last events are read, as many as a row had. n: events (default: 10). decoder: "sample" or
-        none. seed: of what is drawn (default: 0). reading: options of the kind's `read`, where the prime is a path."""
+        """Sample the events after `prime`.
+
+        prime: a path to a file whose first sequence has times, or a `Record` with a channel `time`; the model reads its
+        last `context` events. n: events (default: 10). decoder: "sample" or None. Options: seed (default: 0), and
+        reading, options of the kind's `read` for a path.
+        """
         seed, reading = options.pop("seed", 0), options.pop("reading", None) or {}
         if decoder not in (None, "sample") or options:
-            told = ", ".join(options) or f"decoder {decoder}"
-            raise SegueError(f"a model of times draws what comes from n and seed alone: leave {told} out")
-        record = prime_record(prime, self.kind, self.reading | reading)
+            named = ", ".join(options) or f"decoder {decoder}"
+            raise SegueError(f"a model of times draws what comes from n and seed alone: leave {named} out")
+        record = read_prime(prime, self.kind, self.reading | reading)
         times = np.asarray(record.channels["time"], dtype=np.float64)[-self.context :]
         kinds = torch.from_numpy(self.codec.encode(record.object).astype(np.int64))[None, -self.context :]
         gaps = torch.from_numpy(np.diff(times, prepend=times[:1]))[None]
@@ -194,11 +197,11 @@ class FittedProcess(Fitted):
             seed)
 
     def item(self, id: int) -> Any:
-        """The item of a type."""
+        """The item with this id."""
         return next(iter(self.codec.decode([id])), self.codec.token(id))
 
     def write(self, folder: Path) -> None:
-        """Beside what every model has, rivals.safetensors."""
+        """Write the files of `save`; rivals.safetensors holds the classical processes."""
         self.codec.save(folder / "codec")
         if self.ngram is not None:
             self.ngram.save(folder, "ngram")
@@ -232,7 +235,7 @@ class FittedProcess(Fitted):
 
 
 def score_types(model: CountModel, store: EventStore) -> EventScores:
-    """A count model on the types alone: each but the first of its sequence."""
+    """Scores of a count model on the types alone, of every event but the first of each sequence."""
     nats, events, wrong = 0.0, 0, 0
     for types, _ in store.sequences():
         chances = model.predictions(types)[1 : len(types)]
@@ -242,8 +245,8 @@ def score_types(model: CountModel, store: EventStore) -> EventScores:
     return EventScores(events, None, nats / events, None, wrong / events)
 
 
-def prime_record(prime: Any, kind: Kind, reading: dict[str, Any]) -> Record:
-    """Events with times to go on from. reading: how a file of them is read."""
+def read_prime(prime: Any, kind: Kind, reading: dict[str, Any]) -> Record:
+    """The events to continue, which must have times. reading: options of the kind's `read` for a path."""
     record = prime
     if isinstance(prime, Path) or (isinstance(prime, str) and Path(prime).exists()):
         data = read(prime, kind=kind.name, **reading)
@@ -254,20 +257,20 @@ def prime_record(prime: Any, kind: Kind, reading: dict[str, Any]) -> Record:
     return record
 
 
-def rivals_of(store: EventStore, types: int) -> dict[str, Hawkes]:
-    """Classical processes of the same training data: Poisson, and Hawkes with kernels of three decays."""
+def fit_baselines(store: EventStore, types: int) -> dict[str, Hawkes]:
+    """By name, classical processes fitted on the training data: Poisson, and Hawkes with kernels of three decays."""
     data, mean = Timed.of(store.sequences()), float(store.gaps.mean())
     decays = [decay / mean for decay in DECAYS]
     found = {"Poisson": Hawkes.fit(data, types)}
-    if data.types.size * types * len(decays) <= LARGEST:
+    if data.types.size * types * len(decays) <= MOST_HAWKES_NUMBERS:
         return found | {"Hawkes": Hawkes.fit(data, types, decays)}
     return found | {"Hawkes (times alone)": Hawkes.fit(Timed(np.minimum(data.types, 0), data.times), 1, decays)}
 
 
 @dataclass
-class TimedAsked(Asked):
-    """A fit of when events come, and of which type. A choice `head` says how the time between two events is told:
-    "mixture" (fast, an exact likelihood; the default), "decay" or "query" (intensities; see
+class TimedArguments(FitArguments):
+    """The arguments of a fit with objective timed. A choice `head` selects the model of the time between events:
+    "mixture" (fast, with an exact likelihood; the default), or the intensities "decay" or "query" (see
     `segue.models.point_process`)."""
 
     boundary = False
@@ -280,30 +283,31 @@ class TimedAsked(Asked):
         if self.data.kind.storage != "items" or not {"time", "gap"} & self.data.channels.keys():
             raise SegueError(f"no times to learn in this data of kind {self.data.kind.name}: name the column that says "
                              "when (--read when=...), or fit without --objective timed")
-        if strange := [name for name in ("strands", "teacher", "distil", "prune") if self.choices.get(name)]:
-            raise SegueError(f"a model of times takes no {strange[0]}: leave it out")
+        if unsupported := [name for name in ("strands", "teacher", "distil", "prune") if self.choices.get(name)]:
+            raise SegueError(f"a model of times takes no {unsupported[0]}: leave it out")
         if self.choices.setdefault("precision", "float32") != "float32":
             raise SegueError("a model of times learns in float32: leave precision out")
         self.head = self.choices.pop("head", "mixture")
-        check_choices(self.given, self.objective, self.choices)
+        check_choices(self.codec, self.objective, self.choices)
 
-    def settings(self) -> dict[str, Any]:
+    def optional_settings(self) -> dict[str, Any]:
         return {"objective": "timed", "head": self.head}
 
-    def open(self, work: Path) -> TimedJob:
+    def make_job(self, work: Path) -> TimedJob:
         codec, (train, held) = Codec.load(work / "codec"), (TokenStore.open(work / name) for name in ("train", "held"))
         events, exam = EventStore(train), EventStore(held)
         if not len(events.gaps) or not events.gaps.max() > 0 or not (exam.lengths > 1).any():
             raise SegueError("there is too little to learn from and to measure on: give more sequences, of two events "
                              "or more at different times")
-        return TimedJob(asked=self, codec=codec, train=train, held=held, source=events, teaching=EventLikelihood(),
-                        choices=self.choices, reserve=6 * (self.minutes or 0.0),  # a tenth of the dial
-                        head=self.head, events=events, exam=exam, rivals=rivals_of(events, codec.size))
+        return TimedJob(arguments=self, codec=codec, train=train, held=held, source=events, objective=EventLikelihood(),
+                        choices=self.choices, reserve=6 * (self.minutes or 0.0),  # a tenth of the time budget
+                        head=self.head, events=events, exam=exam, rivals=fit_baselines(events, codec.size))
 
 
 @dataclass(kw_only=True)
-class TimedJob(Job):
-    """head: see `TimedAsked`. events, exam: train and held, as events. rivals: see `FittedProcess`."""
+class TimedJob(FitJob):
+    """A prepared fit of a point process. head: see `TimedArguments`. events, exam: the training and the held-out data
+    as events. rivals: see `FittedProcess`."""
 
     head: str
     events: EventStore
@@ -316,23 +320,23 @@ class TimedJob(Job):
             torch.manual_seed(plan.seed)
             return PointProcess(PointProcessConfig(stack, self.head, float(gaps.mean()), float(gaps.max())))
 
-    def in_passing(self, plan: Plan) -> Callable[[Any], float]:
-        """Nats an event, of some of the held-out rows."""
+    def held_out_scorer(self, plan: Plan) -> Callable[[Any], float]:
+        """A function from the model to its nats per event on some of the held-out rows."""
         batches = list(windowed(self.exam, plan.context, plan.rows, 0.0))
         batches = batches[:: -(-len(batches) // 8)]
         return lambda model: score_process(model, batches, 5, 0).nats
 
-    def completed(self, model: PointProcess, plan: Plan, report: Report) -> FittedProcess:
+    def to_fitted(self, model: PointProcess, plan: Plan, report: Report) -> FittedProcess:
         ngram = CountModel(self.codec.size, smoothing="kneser-ney").fit([t for t, _ in self.events.sequences()])
-        return FittedProcess(model, self.codec, self.asked.data.kind, TimedReport(report.values), plan.context,
+        return FittedProcess(model, self.codec, self.arguments.data.kind, TimedReport(report.values), plan.context,
                              self.rivals, ngram)
 
-    def scores(self, fitted: Fitted) -> dict[str, Any]:
-        return fitted.evaluate(self.asked.held_data()[1], device=str(fitted.device)).to_dict()
+    def score_held_out(self, fitted: Fitted) -> dict[str, Any]:
+        return fitted.evaluate(self.arguments.train_and_held_out()[1], device=str(fitted.device)).to_dict()
 
 
 def load_process(folder: Path, values: dict[str, Any]) -> FittedProcess:
-    """What `FittedProcess.save` wrote; see `segue.load`."""
+    """Load what `FittedProcess.save` wrote; see `segue.load`."""
     try:
         kind, context = KINDS[values["kind"]], int(values["context"])
         config = PointProcessConfig.from_dict(dict(values["process"]))

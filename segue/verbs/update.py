@@ -1,8 +1,8 @@
-"""`update`: learn new data on top of a fitted model, and say what was gained and what was forgotten.
+"""`update`: train a fitted model on new data, and measure what it gained and what it forgot.
 
-Killed at any moment, the same call goes on to the same weights. Until all is done the model in its folder stays as it
-was: the new one is written beside it and moved over it at the end, and a move that was cut short is finished by
-whoever opens the folder next.
+A call that was killed is resumed by repeating it, and ends with the same weights. The model's folder does not change
+until everything is done: the new model is written next to the old one and then moved over it, and an interrupted move
+is completed by whoever opens the folder next.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ from segue.training.evaluate import bound, score
 from segue.training.loop import Run
 from segue.training.recipe import Plan, bfloat16_pays, cores
 from segue.verbs import mixed
-from segue.verbs.fit import HELD_OUT, in_passing, key_of, pace, removed_if_refused, steps_until
+from segue.verbs.fit import HELD_OUT, held_out_scorer, measure_step_time, remove_on_failure, request_hash, steps_before
 from segue.verbs.fitted import Fitted, roll_forward
-from segue.verbs.given import dial, none_known, said_unknown, unknown
+from segue.verbs.given import describe_unknown, nothing_known_error, training_minutes, unknown_share
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import RenderableType
 
 MINUTES = 1.0
-RATE = 0.3  # of the rates that the first fit used: what is known already must not be washed away
+RATE_FACTOR = 0.3  # of the first fit's learning rates, so that what the model knows is not washed away
 
 # Entries of the plan that an update may choose; the others are the model's.
-LEARNING = ("rate", "table_rate", "vector_rate", "state_rate", "schedule", "warmup", "cooldown", "floor", "decay",
-            "clip", "ema", "rows", "accumulate", "muon", "sgd", "precision", "threads", "patience", "measure",
-            "checkpointing", "strands")
+UPDATE_CHOICES = ("rate", "table_rate", "vector_rate", "state_rate", "schedule", "warmup", "cooldown", "floor", "decay",
+                  "clip", "ema", "rows", "accumulate", "muon", "sgd", "precision", "threads", "patience", "measure",
+                  "checkpointing", "strands")
 
 @dataclass
 class Update(Shown):
-    """What an update did. matrix: bits per unit on each experience's held-out pieces, before and after. notes: what
-    else there is to say, such as the share of items that the model has no token for."""
+    """The report of an update. matrix: bits per unit on each experience's held-out pieces, before and after. notes:
+    remarks such as the share of items that the model has no token for."""
 
     strategy: str
     steps: int
@@ -98,47 +98,48 @@ class Update(Shown):
 def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minutes: float | None = None,
            steps: int | None = None, seed: int = 0, name: str | None = None, quiet: bool = False,
            save_seconds: float = 15.0, **choices: Any) -> Update:
-    """Learn `data` on top of `fitted`, whose weights are moved (and whose folder, if it has one, is rewritten).
+    """Train `fitted` on `data`. Its weights change in place, and its folder, if it has one, is rewritten.
 
-    strategy: a name in `segue.continual.STRATEGIES`, with settings where wanted ("ewc:strength=100") and several joined
-    ("mas + replay", see `segue.continual.strategy_named`), or a `Strategy`. What it must remember for the next update
-    by the same strategy, such as the importance of weights, stays with the model.
+    strategy: a `Strategy`, or a name in `segue.continual.STRATEGIES`, optionally with settings ("ewc:strength=100") and
+        several combined ("mas + replay", see `segue.continual.strategy_named`). What it must remember for the next
+        update by the same strategy, such as the importance of weights, is saved with the model.
     minutes (default: 1) or steps: how long.
-    name: of the new experience in reports (default: "update N"). choices: entries of the plan that say how to learn
-        (see `LEARNING`), such as rate or schedule.
+    name: of the new experience in reports (default: "update N").
+    choices: entries of the plan about training (`UPDATE_CHOICES`), such as rate or schedule.
 
-    Raises SegueError where the data do not fit the model, or another update of the same folder is unfinished.
+    Raises SegueError if the data do not suit the model, or another update of the same folder is unfinished.
     """
     begin = time.monotonic()
-    minutes = dial(minutes, steps, MINUTES)
+    minutes = training_minutes(minutes, steps, MINUTES)
     made = strategy_named(strategy) if isinstance(strategy, str) else strategy
     check_request(fitted, data, made, choices)
     packing = fitted.model.resettable and made.packs
-    if (share := unknown(fitted.codec, data)) == 1:
-        raise none_known(data)
-    notes = [*([said_unknown(share, data)] if share else []), *fitted.otherwise(data)]
+    if (share := unknown_share(fitted.codec, data)) == 1:
+        raise nothing_known_error(data)
+    notes = [*([describe_unknown(share, data)] if share else []), *fitted.reading_differences(data)]
     memory = fitted.memory or Memory(fitted.context)
     name = name or f"update {len(fitted.report.get('updates', [])) + 1}"
     request = {"data": data.fingerprint, "strategy": strategy if isinstance(strategy, str) else made.name,
                "minutes": minutes, "steps": steps, "seed": seed, "name": name, "choices": choices,
-               "weights": digest(fitted.model)}
+               "weights": weights_hash(fitted.model)}
 
     with workspace(None if fitted.folder is None else fitted.folder / "updating") as work:
-        with removed_if_refused(work):
+        with remove_on_failure(work):
             prepare(work, request, data, fitted)
             train, held = (TokenStore.open(work / part) for part in ("train", "held"))
             exams = {**memory.exams, name: memory.exam(held)}
-            plan, before = begun(work, fitted, train, exams, minutes, steps, begin, {"seed": seed, **choices})
+            plan, before = load_or_make_plan(work, fitted, train, exams, minutes, steps, begin,
+                                             {"seed": seed, **choices})
             memory.remind(made)
             batches = Batches(train, plan.context, plan.rows, plan.seed, packing, variation(fitted.codec, plan.strands))
-            run = Run(fitted.model, batches, plan, objective=objective_of(plan), strategy=made,
-                      folder=None if fitted.folder is None else work, key=key_of(request),
-                      held_out=in_passing(held, plan), save_seconds=save_seconds,
+            run = Run(fitted.model, batches, plan, objective=bidirectional_objective(plan), strategy=made,
+                      folder=None if fitted.folder is None else work, key=request_hash(request),
+                      held_out=held_out_scorer(held, plan), save_seconds=save_seconds,
                       past=memory.past(plan.rows, plan.seed, packing))
         with closing(batches):
             run.train("update", quiet)
-        notes += beside_the_network(fitted, made, name, train)
-        scores = ScoreMatrix(np.array([before, measure(fitted, exams)]), list(exams), ["before", "after"],
+        notes += update_counts_and_states(fitted, made, name, train)
+        scores = ScoreMatrix(np.array([before, bits_per_unit(fitted, exams)]), list(exams), ["before", "after"],
                              f"bits per {fitted.kind.unit}")
         result = Update(made.name, run.step, run.step * plan.tokens_per_step, round(run.elapsed, 2), fitted.kind.unit,
                         scores, notes)
@@ -155,23 +156,23 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
 
 
 def check_request(fitted: Fitted, data: Any, strategy: Strategy, choices: Mapping[str, Any]) -> None:
-    """Refuse choices, strategies and data that do not fit the model."""
-    if fixed := [each for each in choices if each not in LEARNING]:
-        raise SegueError(f"an update cannot choose {fixed[0]}: choose from {', '.join(LEARNING)}")
+    """Raise a SegueError for choices, strategies or data that do not suit the model."""
+    if fixed := [each for each in choices if each not in UPDATE_CHOICES]:
+        raise SegueError(f"an update cannot choose {fixed[0]}: choose from {', '.join(UPDATE_CHOICES)}")
     if (fitted.report.values.get("plan") or {}).get("objective") in BOTH_WAYS:
-        for each in parts_of(strategy):
+        for each in component_strategies(strategy):
             if each.asks_next:
                 raise SegueError(f"{each.name} asks for the next element, and this model reads both ways: choose "
                                  "replay, agem, gem, si, l2, lora, merge or naive")
     fitted.check_kind(data)
 
 
-def parts_of(strategy: Strategy) -> Sequence[Strategy]:
-    """The strategies that it is made of."""
+def component_strategies(strategy: Strategy) -> Sequence[Strategy]:
+    """The strategies that a combined strategy consists of; a list of itself for any other."""
     return strategy.strategies if isinstance(strategy, Combined) else [strategy]
 
 
-def digest(model: torch.nn.Module) -> str:
+def weights_hash(model: torch.nn.Module) -> str:
     """A hash of all weights."""
     total = hashlib.blake2b(digest_size=12)
     for name, tensor in sorted(weights_of(model).items()):
@@ -181,9 +182,9 @@ def digest(model: torch.nn.Module) -> str:
 
 
 def prepare(work: Path, request: dict[str, Any], data: Any, fitted: Fitted) -> None:
-    """The new tokens, written once, and a note of what is being done."""
+    """Write the request and the encoded data into `work`, unless they are there."""
     if (work / "request.json").exists():
-        if key_of(read_json(work / "request.json")) != key_of(request):
+        if request_hash(read_json(work / "request.json")) != request_hash(request):
             raise SegueError(f"{work.parent} holds an unfinished update with other data or settings: run that one "
                              f"again, or remove {work}")
         return
@@ -195,43 +196,44 @@ def prepare(work: Path, request: dict[str, Any], data: Any, fitted: Fitted) -> N
     write_json(work / "request.json", request)
 
 
-def begun(work: Path, fitted: Fitted, train: TokenStore, exams: dict[str, Reservoir], minutes: float | None,
-          steps: int | None, begin: float, choices: dict[str, Any]) -> tuple[Plan, list[float]]:
-    """The plan, and what the model scored on the exams before: made once, so that a killed update goes on by them."""
+def load_or_make_plan(work: Path, fitted: Fitted, train: TokenStore, exams: dict[str, Reservoir], minutes: float | None,
+                      steps: int | None, begin: float, choices: dict[str, Any]) -> tuple[Plan, list[float]]:
+    """The plan, and the scores on the exams before training: read from `work`, or made and written there, so that a
+    resumed update uses the same."""
     if not (work / "plan.json").exists():
-        plan = planned(fitted, train, minutes, steps, begin, choices)
-        write_json(work / "plan.json", {"plan": plan.to_dict(), "before": measure(fitted, exams)})
+        plan = make_plan(fitted, train, minutes, steps, begin, choices)
+        write_json(work / "plan.json", {"plan": plan.to_dict(), "before": bits_per_unit(fitted, exams)})
     kept = read_json(work / "plan.json")
     return Plan.from_dict(kept["plan"]), kept["before"]
 
 
-def planned(fitted: Fitted, train: TokenStore, minutes: float | None, steps: int | None, begin: float,
-            choices: dict[str, Any]) -> Plan:
-    """The first fit's plan with lower rates, this machine's threads, and `steps`, or as many as fit the minutes since
-    `begin`."""
+def make_plan(fitted: Fitted, train: TokenStore, minutes: float | None, steps: int | None, begin: float,
+              choices: dict[str, Any]) -> Plan:
+    """The first fit's plan with lower rates, this machine's threads, and `steps` or as many as fit into the minutes."""
     if not (said := fitted.report.get("plan")):
         raise SegueError("the model's report holds no plan to learn on by: update a model that fit wrote")
     plan = Plan.from_dict(said)
-    changes: dict[str, Any] = {rate: RATE * getattr(plan, rate) for rate in
+    changes: dict[str, Any] = {rate: RATE_FACTOR * getattr(plan, rate) for rate in
                                ("rate", "table_rate", "vector_rate", "state_rate")}
-    if not bfloat16_pays(fitted.device):  # as it may have where the model was fitted
+    if not bfloat16_pays(fitted.device):  # the model may have been fitted on another machine
         changes["precision"] = "float32"
     plan = plan.with_(**{**changes, "warmup": 0.05, "patience": 0, "threads": cores(), **choices})
     if minutes is None:
         return plan.with_(steps=steps)
-    threads, seconds = pace(train, plan, fitted.device, minutes, objective_of(plan), fixed="threads" in choices)
-    return plan.with_(threads=threads, steps=steps_until(begin + 60 * minutes, seconds))
+    threads, seconds = measure_step_time(train, plan, fitted.device, minutes, bidirectional_objective(plan),
+                                         fixed="threads" in choices)
+    return plan.with_(threads=threads, steps=steps_before(begin + 60 * minutes, seconds))
 
 
-def objective_of(plan: Plan) -> Objective | None:
-    """That by which a model that reads both ways was fitted; others learn on from the next element."""
+def bidirectional_objective(plan: Plan) -> Objective | None:
+    """The objective that a bidirectional model was fitted by; None (next element) for all others."""
     return objective_named(plan.objective, known=plan.known) if plan.objective in BOTH_WAYS else None
 
 
-def beside_the_network(fitted: Fitted, strategy: Strategy, name: str, train: TokenStore) -> list[str]:
-    """Counts learn the new data too; where the strategy learned a state alone, that is kept under its name, and nothing
-    else moves. Gives what there is to say about it."""
-    tuning = next((each for each in parts_of(strategy) if isinstance(each, StateTuning)), None)
+def update_counts_and_states(fitted: Fitted, strategy: Strategy, name: str, train: TokenStore) -> list[str]:
+    """Add the new data to the model's counts; or, if the strategy only learned an initial state, store that under
+    `name` and leave the counts alone. Returns notes for the report."""
+    tuning = next((each for each in component_strategies(strategy) if isinstance(each, StateTuning)), None)
     if tuning is not None:
         fitted.states[name] = tuning.states.pop()
         return [f"nothing that the model said before has changed: with state='{name}' it begins where these data do "
@@ -243,15 +245,15 @@ def beside_the_network(fitted: Fitted, strategy: Strategy, name: str, train: Tok
     return []
 
 
-def measure(fitted: Fitted, exams: dict[str, Reservoir]) -> list[float]:
-    """Bits per unit on each experience's held-out pieces, every piece read on its own, from the state that was learned
-    for it where one was."""
+def bits_per_unit(fitted: Fitted, exams: dict[str, Reservoir]) -> list[float]:
+    """Bits per unit on each experience's held-out pieces. Each piece is read on its own, from the experience's learned
+    initial state if it has one."""
     found = []
     for name, exam in exams.items():
         pieces = Arrays(exam.pieces)
-        with fitted.begun(name if name in fitted.states else None):
+        with fitted.from_state(name if name in fitted.states else None):
             if fitted.mixture is not None:
-                scored = mixed.score(fitted.mixture, pieces, fitted.context)
+                scored = mixed.score_mixture(fitted.mixture, pieces, fitted.context)
             elif fitted.objective in ANY_ORDER:
                 assert isinstance(fitted.model, Stack)
                 scored = bound(fitted.model, pieces, fitted.context, known=fitted.report["plan"].get("known", ()))

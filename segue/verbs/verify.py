@@ -1,4 +1,5 @@
-"""`verify`: which instructions do responses follow? By programs, for benchmarks in the form of IFEval and FollowRAG."""
+"""`verify`: check by program which instructions responses follow, for benchmarks in the format of IFEval and
+FollowRAG."""
 
 from __future__ import annotations
 
@@ -22,8 +23,9 @@ KEYS = ("prompt", "key")  # by which a response finds its item
 
 @dataclass
 class VerifyReport(Shown):
-    """items: how many were checked. scores: IFEval's four, see `Following.scores`. families: by instruction. sources:
-    the four scores of each source, where the items name several. missing: items without a response, not counted."""
+    """The report of `verify`. items: number of checked responses. scores: IFEval's four, see `Following.scores`.
+    families: scores by instruction. sources: the four scores by source, if the items name several. missing: number of
+    items without a response, which are not counted."""
 
     items: int
     scores: dict[str, float]
@@ -57,7 +59,7 @@ def verify(items: str | Path, responses: str | Path | None = None) -> VerifyRepo
     responses: such a file of objects with "response" and the item's "prompt" (or "key"); default: they are among the
     items. A SegueError says which line of which file cannot be used.
     """
-    asked = [(place, row) for place, row in _rows(Path(items))]
+    asked = [(place, row) for place, row in _read_objects(Path(items))]
     for place, row in asked:
         names, arguments = row.get("instruction_id_list"), row.get("kwargs")
         if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)
@@ -66,15 +68,15 @@ def verify(items: str | Path, responses: str | Path | None = None) -> VerifyRepo
                              "form of IFEval's")
         if wrong := [each for each in arguments if each is not None and not isinstance(each, dict)]:
             raise SegueError(f"{items}: {place} has kwargs that are no object ({wrong[0]!r}): write {{}} for none")
-    said: dict[tuple[str, Any], str] = {}
-    for place, row in asked if responses is None else _rows(Path(responses)):
+    texts: dict[tuple[str, Any], str] = {}
+    for place, row in asked if responses is None else _read_objects(Path(responses)):
         keys = [(key, str(row[key])) for key in KEYS if key in row]
         if not isinstance(row.get("response"), str) or not keys:
             raise SegueError(f"{responses or items}: {place} has no text 'response' with a prompt or key: give " + (
                 "a file of responses" if responses is None else "one object a line, as {\"prompt\": ..., "
                 "\"response\": ...}"))
-        said.update(dict.fromkeys(keys, row["response"]))
-    found = [next((said[key, str(row[key])] for key in KEYS if key in row and (key, str(row[key])) in said), None)
+        texts.update(dict.fromkeys(keys, row["response"]))
+    found = [next((texts[key, str(row[key])] for key in KEYS if key in row and (key, str(row[key])) in texts), None)
              for _, row in asked]
     pairs = [(row, text) for (_, row), text in zip(asked, found) if text is not None]
     if not pairs:
@@ -89,8 +91,8 @@ def _report(checked: Following, missing: int) -> VerifyReport:
         source: checked.scores(source) for source in sources} if len(sources) > 1 else {}, missing)
 
 
-def _rows(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
-    """The objects of a file, each with its place."""
+def _read_objects(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
+    """The JSON objects of a file, each with its place in words."""
     with opened(path) as handle:
         raw = handle.read()
     found: list[tuple[str, Any]]

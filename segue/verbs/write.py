@@ -1,4 +1,4 @@
-"""`write`: a long text, paragraph by paragraph, by a program over a model; after a kill the same call goes on."""
+"""`write`: generate a long text paragraph by paragraph with a language model; repeating the call resumes it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from segue.verbs.fitted import load
 
 
 def text_model(model: str, endpoint: str | None = None) -> TextModel:
-    """A model that answers texts: a folder (of `fit`, or Hugging Face's), or a name behind an endpoint (its URL)."""
+    """A text model from a folder (of `fit`, or Hugging Face's), or from its name at an endpoint (a URL)."""
     if endpoint is not None:
         return Endpoint(model, endpoint)
     fitted = load(model)
@@ -22,12 +22,12 @@ def text_model(model: str, endpoint: str | None = None) -> TextModel:
 
 def write(story: str | Path, model: TextModel, premise: str | None = None, steps: int = 5, plans: str = "model",
           ask: Callable[[Story], Mapping[str, Any] | str] | None = None, quiet: bool = False) -> Story:
-    """So many paragraphs more of a story (RecurrentGPT, arXiv 2305.13304, see `segue.programs.recurrent`).
+    """Write `steps` more paragraphs of a story (RecurrentGPT, arXiv 2305.13304, see `segue.programs.recurrent`).
 
-    story: a JSON file that holds all of its state and is written anew after each paragraph; where there is none, a
-        story begins from the `premise`, which may be given again to go on. plans: who picks what comes next: the
-        "model" (two calls more a paragraph), the "first" of its plans, or "ask", a function that is shown the story and
-        gives a plan or a patch of it.
+    story: a JSON file with its whole state, rewritten after each paragraph. If it does not exist, a story is started
+        from the `premise`.
+    plans: who chooses what happens next: the "model" (two more calls per paragraph), "first" (always its first plan),
+        or "ask", the function `ask`, which gets the story and returns a plan or changes to it.
     """
     turns: dict[str, Turn] = {"model": Simulated(model), "first": first_plan}
     if ask is not None:
@@ -36,13 +36,14 @@ def write(story: str | Path, model: TextModel, premise: str | None = None, steps
         raise SegueError(f"plans by '{plans}': choose {', '.join(turns)}")
     path, program = Path(story), RecurrentProgram(model)
     if path.exists():
-        told = Story.load(path, Hashing())
-        if premise is not None and premise not in (entry.get("premise") for entry in told.log):
+        current = Story.load(path, Hashing())
+        if premise is not None and premise not in (entry.get("premise") for entry in current.log):
             raise SegueError(f"{path} holds a story that has begun: leave the premise out to go on with it, or give "
                              "another file")
     elif premise is None:
         raise SegueError(f"there is no {path} yet: give a premise to begin a story with")
     else:
-        told = program.start(premise)
-        told.save(path)
-    return program.rollout(told, steps, turns[plans], path, quiet or plans == "ask")  # a bar would overwrite questions
+        current = program.start(premise)
+        current.save(path)
+    quiet = quiet or plans == "ask"  # a progress bar would overwrite the questions
+    return program.rollout(current, steps, turns[plans], path, quiet)

@@ -1,4 +1,5 @@
-"""Drafters guess what comes next; the model checks the guess in one pass. A wrong guess costs time, never text."""
+"""The contract of drafters: they propose a draft, and the model verifies it in one pass. A wrong draft costs time but
+never changes the text."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 @dataclass
 class Tree:
-    """A draft: nodes that follow the last confirmed token.
+    """A draft: a tree of tokens after the last confirmed token.
 
     tokens: one per node. parents: the node each follows, -1 the last confirmed token; parents come before children.
     q: (len + 1, V), where the tokens were *drawn*: row p + 1 is the distribution from which the children of node p
@@ -28,7 +29,8 @@ class Tree:
         return len(self.tokens)
 
     @cached_property
-    def chain(self) -> bool:
+    def is_chain(self) -> bool:
+        """Whether every node follows the one before it."""
         return all(parent == node - 1 for node, parent in enumerate(self.parents))
 
     @cached_property
@@ -40,37 +42,37 @@ class Tree:
         return found
 
     def path(self, node: int) -> list[int]:
-        """Nodes from a root down to `node`; nothing for -1."""
+        """The nodes from a root down to `node`; empty for -1."""
         path = []
         while node >= 0:
             path.append(node)
             node = self.parents[node]
         return path[::-1]
 
-    def depths(self) -> list[int]:
-        """Of each node; a root has 1."""
+    def node_depths(self) -> list[int]:
+        """The depth of each node; a root has 1."""
         depths: list[int] = []
         for parent in self.parents:
             depths.append(1 if parent < 0 else depths[parent] + 1)
         return depths
 
 
-NOTHING = Tree()
+NO_DRAFT = Tree()
 
 
-def branch(tokens: Sequence[int]) -> Tree:
-    """A draft of one branch."""
-    return Tree(list(tokens), list(range(-1, len(tokens) - 1))) if tokens else NOTHING
+def chain_tree(tokens: Sequence[int]) -> Tree:
+    """A draft without branches."""
+    return Tree(list(tokens), list(range(-1, len(tokens) - 1))) if tokens else NO_DRAFT
 
 
 @dataclass
 class Tip:
-    """Where a draft is wanted.
+    """A request for a draft after the last confirmed token of one row.
 
-    row: the request. nodes, depth: at most so many nodes, at most so deep (the rest of the answer is shorter).
-    hidden: (A, D), the last layer's output at the tokens newly confirmed, for drafters with `needs_hidden`. These have
-        a tip in every pass, of depth 0 where no draft is wanted. The last token observed, which the model has yet to
-        read, has none.
+    row: the number of the request. nodes, depth: the draft's nodes and depth at most.
+    hidden: (A, D) hidden states of the last layer at the newly confirmed tokens, for drafters with `needs_hidden`. Such
+        drafters get a tip in every pass, of depth 0 where no draft is wanted. The last observed token, which the model
+        has yet to read, has no hidden state.
     """
 
     row: int
@@ -80,24 +82,28 @@ class Tip:
 
 
 class Drafter(Protocol):
-    """Learns from what was confirmed, and proposes what may follow.
+    """Observes confirmed tokens and proposes drafts of what may follow.
 
     Every confirmed token of a request is observed once, in order: the prompt with `prompt=True`, then the answer. A
-    rejected draft is never observed. After `forget` nothing of that request's prompt may show up in any proposal.
+    rejected draft is never observed. After `forget`, no proposal may contain anything learned from that request's
+    prompt.
 
-    It may say `nodes`, how large its drafts are at most, and `measured`, the draft size that was found best before: the
-    cost model then begins with that one.
+    Optional attributes: `nodes`, the size of its largest drafts, and `measured`, the draft size measured to be best,
+    with which the cost model then begins.
     """
 
     @property
     def needs_hidden(self) -> bool:
-        """Whether tips must bring hidden states."""
+        """Whether tips must carry hidden states."""
         ...
 
-    def observe(self, row: int, tokens: Sequence[int], prompt: bool = False) -> None: ...
+    def observe(self, row: int, tokens: Sequence[int], prompt: bool = False) -> None:
+        """Learn from newly confirmed tokens of a request."""
+        ...
 
     def propose(self, tips: Sequence[Tip]) -> list[Tree]:
-        """A draft for each tip, to follow the last token observed of its row. Asked twice, it says the same."""
+        """A draft for each tip, to follow the last observed token of its row. Deterministic: asking again gives the
+        same drafts."""
         ...
 
     def forget(self, row: int) -> None:

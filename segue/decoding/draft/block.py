@@ -1,5 +1,5 @@
-"""Generalised aggressive decoding (Ge, Xia et al. 2022, arXiv 2205.10350): a model that looks both ways guesses a block
-of tokens at once, behind all that was said. It learns to by `segue.objectives.masked`."""
+"""Generalised aggressive decoding (Ge, Xia et al. 2022, arXiv 2205.10350): a bidirectional model drafts a whole block
+of tokens in one pass. It is trained by `segue.objectives.masked`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from segue.decoding.draft.base import Tip, Tree, branch
+from segue.decoding.draft.base import Tip, Tree, chain_tree
 from segue.decoding.draft.model import ModelDraft
 from segue.mixers.state import Layout, gather_nodes
 from segue.models.base import Decodable, padded
@@ -19,11 +19,11 @@ from segue.objectives.masked import padding
 
 
 class BlockDraft:
-    """Puts masks behind the prompt and the answer so far, and drafts what the model finds likeliest at each of them.
+    """Appends masks to the prompt and the answer so far, and drafts the likeliest token at each of them.
 
-    model: a stack of mixers that look both ways, whose last element id is the mask; the other ids are those of the
-        model that is decoded. It reads everything anew for every draft, as far as its learned positions go.
-        length: masks, so tokens drafted at most.
+    model: a bidirectional stack whose last id is the mask; the other ids are those of the model that is decoded. It
+        reads the whole text again for every draft, up to its learned positions. length: masks, so tokens drafted at
+        most.
     """
 
     name: ClassVar[str] = "block"
@@ -31,26 +31,26 @@ class BlockDraft:
 
     def __init__(self, model: Stack, length: int = 25) -> None:
         self.model, self.length, self.mask = model.eval(), length, model.vocabulary - 1
-        self.places = model.config.learned_positions or sys.maxsize
-        self._said: dict[int, list[int]] = {}
+        self.max_positions = model.config.learned_positions or sys.maxsize
+        self._texts: dict[int, list[int]] = {}
 
     def observe(self, row: int, tokens: Sequence[int], prompt: bool = False) -> None:
-        self._said.setdefault(row, []).extend(tokens)
+        self._texts.setdefault(row, []).extend(tokens)
 
     def propose(self, tips: Sequence[Tip]) -> list[Tree]:
-        rows = [tip.row for tip in tips if self._said.get(tip.row) and min(tip.nodes, tip.depth) > 0
-                and len(self._said[tip.row]) + self.length <= self.places]
-        together: dict[int, list[int]] = {}
-        for row in rows:  # what cannot reset inside a row cannot be kept from looking at padding
-            together.setdefault(0 if self.model.resettable else len(self._said[row]), []).append(row)
+        rows = [tip.row for tip in tips if self._texts.get(tip.row) and min(tip.nodes, tip.depth) > 0
+                and len(self._texts[tip.row]) + self.length <= self.max_positions]
+        groups: dict[int, list[int]] = {}
+        for row in rows:  # a model that cannot reset inside a row would see padding: group by length
+            groups.setdefault(0 if self.model.resettable else len(self._texts[row]), []).append(row)
         guesses: dict[int, list[int]] = {}
-        for group in together.values():
-            guesses |= zip(group, self.guess([self._said[row] for row in group]))
-        return [branch(guesses.get(tip.row, [])[: min(tip.nodes, tip.depth)]) for tip in tips]
+        for group in groups.values():
+            guesses |= zip(group, self.guess([self._texts[row] for row in group]))
+        return [chain_tree(guesses.get(tip.row, [])[: min(tip.nodes, tip.depth)]) for tip in tips]
 
     @torch.inference_mode()
     def guess(self, texts: Sequence[Sequence[int]]) -> list[list[int]]:
-        """The likeliest token at each of `length` masks behind each text."""
+        """The likeliest token at each of `length` masks after each text."""
         device = next(self.model.parameters()).device
         lengths = torch.tensor([len(text) for text in texts])
         tokens = padded([[*text, *[self.mask] * self.length] for text in texts], self.mask)
@@ -63,12 +63,12 @@ class BlockDraft:
         return scores[..., : self.mask].argmax(-1).tolist()
 
     def forget(self, row: int) -> None:
-        self._said.pop(row, None)
+        self._texts.pop(row, None)
 
 
 class CachedBlockDraft(ModelDraft):
-    """The same by a model that looks back (and at its prompt both ways, if it likes): it keeps what it has read, and a
-    block costs one pass over what is new and the masks. Each mask sees those before it.
+    """As `BlockDraft`, with a causal model (which may read its prompt both ways): it keeps its state, and a block costs
+    one pass over the new tokens and the masks. Each mask sees those before it.
 
     model: anything decodable, the compiled engine too, whose last id is the mask. length: masks, so tokens drafted at
         most.
@@ -82,7 +82,7 @@ class CachedBlockDraft(ModelDraft):
         rows = [tip.row for tip in asked]
         state = self._read(rows)
         tokens = torch.full((len(rows), 1 + self.length), self.mask)
-        tokens[:, 0] = torch.tensor([self._ahead[row][-1] for row in rows])
+        tokens[:, 0] = torch.tensor([self._unread[row][-1] for row in rows])
         output = self.model.extend(tokens.to(state.positions.device), state)  # pending, and never committed
         scores = output.logits[:, 1:, : self.mask]
         for tip, guess in zip(asked, scores.argmax(-1).tolist()):

@@ -1,6 +1,6 @@
-"""Drafts by counting: the likeliest continuation by the corpus a model learned from and by what was said so far.
+"""Drafts from count models: the likeliest continuation by n-gram counts of the training data and of this request.
 
-A mixture of a network and counts agrees with its counts most of the time, and these cost a small part of the network.
+A mixture of a network and counts mostly agrees with its counts, which cost a fraction of the network.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from typing import ClassVar
 
 import torch
 
-from segue.decoding.draft.base import Tip, Tree, branch
+from segue.decoding.draft.base import Tip, Tree, chain_tree
 from segue.models.counts import BlendedCounts, TokenState
 
 
 class CountDraft:
-    """Drafts a chain by `BlendedCounts`, as long as each token is likely enough.
+    """Drafts a chain of the likeliest tokens by `BlendedCounts`, as long as each is likely enough.
 
-    length: tokens drafted at most. least: a token less likely than this ends the draft.
+    length: tokens drafted at most. min_probability: a token less likely than this ends the draft.
     """
 
     name: ClassVar[str] = "counts"
     needs_hidden: ClassVar[bool] = False
 
-    def __init__(self, counts: BlendedCounts, length: int = 12, least: float = 0.3) -> None:
-        self.counts, self.length, self.least = counts, length, least
+    def __init__(self, counts: BlendedCounts, length: int = 12, min_probability: float = 0.3) -> None:
+        self.counts, self.length, self.min_probability = counts, length, min_probability
         self._states: dict[int, TokenState] = {}
 
     def observe(self, row: int, tokens: Sequence[int], prompt: bool = False) -> None:
@@ -38,8 +38,8 @@ class CountDraft:
         drafts = []
         for tip in tips:
             state, length = self._states.get(tip.row), min(self.length, tip.nodes, tip.depth)
-            tokens = [] if state is None or length < 1 else self.counts.likeliest(state, length, self.least)
-            drafts.append(branch(tokens))
+            tokens = [] if state is None or length < 1 else self.counts.likeliest(state, length, self.min_probability)
+            drafts.append(chain_tree(tokens))
         return drafts
 
     def forget(self, row: int) -> None:

@@ -1,7 +1,7 @@
-"""Drafts by heads on the model's own last hidden state: Medusa, Hydra and Hydra++ (see `segue.models.heads`).
+"""Drafts by heads on the model's last hidden state: Medusa, Hydra and Hydra++ (see `segue.models.heads`).
 
-The draft's shape is a fixed tree of child ranks: (0, 2) is the third likeliest child of the likeliest child. Which
-shape pays is counted on text that the model writes.
+The draft is a fixed tree of child ranks: (0, 2) is the third likeliest child of the likeliest child. The best shape
+follows from acceptance counts on text that the model generates.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segue.decoding.draft.base import NOTHING, Tip, Tree
+from segue.decoding.draft.base import NO_DRAFT, Tip, Tree
 from segue.errors import SegueError
 from segue.kernels.cpu.cache import warm
 from segue.models.compiled_heads import CompiledHeads
@@ -25,15 +25,15 @@ from segue.objectives import Batch
 from segue.objectives.draft_heads import ahead
 from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
 
-RANKS = 10  # children that a node of a draft tree may have
+RANKS = 10  # children of a node of a draft tree, at most
 Paths = tuple[tuple[int, ...], ...]
 
 
 def build_tree(chances: np.ndarray, nodes: int) -> Paths:
     """The `nodes` paths of child ranks that are likeliest to be accepted, best first, so parents before children.
 
-    chances: (K, R), how likely the child of rank r is accepted at depth k + 1, given that its parent was. The chance of
-    a path is the product of its nodes' chances. Any first part of the result is the best tree of its own size.
+    chances: (K, R), the probability that the child of rank r is accepted at depth k + 1 if its parent is. The
+    probability of a path is the product over its nodes. Any prefix of the result is the best tree of its size.
     """
     chances = np.asarray(chances, dtype=np.float64)
     depth, ranks = chances.shape
@@ -53,30 +53,31 @@ def build_tree(chances: np.ndarray, nodes: int) -> Paths:
 
 
 def default_tree(heads: int, nodes: int = 63) -> Paths:
-    """A tree for heads that were never counted: each rank wins 0.4 times as often as the one before, the first 0.6."""
+    """A tree for heads without acceptance counts: assumes 0.6 for rank 0, and 0.4 times the one before for the rest."""
     return build_tree(np.broadcast_to(0.6 * 0.4 ** np.arange(RANKS), (heads, RANKS)), nodes)
 
 
 @torch.inference_mode()
 def count_ranks(heads: DraftHeads, base: nn.Module, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """How often the text's token is the one of rank r for head k, (K, RANKS), and at how many places head k was asked,
-    (K,). The quotient is what `build_tree` wants. Tokens before the head's own are those of the text."""
+    """How often the text's token has rank r for head k, (K, RANKS), and at how many positions head k was asked, (K,).
+    Their quotient is what `build_tree` wants. Each head is given the text's own tokens before its own."""
     seen = base(batch.tokens, batch.layout)
     shown = heads.see(seen.hidden, batch.layout)
     ranks = min(RANKS, heads.config.vocabulary)
     hits, asked = np.zeros((heads.config.heads, ranks), np.int64), np.zeros(heads.config.heads, np.int64)
     for k in range(1, heads.config.heads + 1):
-        known, said, label = ahead(batch, k)
-        best = heads.logits(k, shown[:, : known.shape[1]][known], said[known]).topk(ranks, -1).indices
+        known, context, label = ahead(batch, k)
+        best = heads.logits(k, shown[:, : known.shape[1]][known], context[known]).topk(ranks, -1).indices
         hits[k - 1] = (best == label[known][:, None]).sum(0).cpu().numpy()
         asked[k - 1] = int(known.sum())
     return hits, asked
 
 
 @dataclass
-class _Level:
-    """One depth of a tree. expand: which nodes of the level above have children here. slot, rank: for each node here
-    its parent's place among those and its rank among its siblings. nodes: their numbers. ranks: so many are wanted."""
+class _TreeLevel:
+    """One depth of a tree. expand: the nodes of the level above with children here. slot, rank: for each node here, its
+    parent's index in `expand` and its rank among its siblings. nodes: their indices in the tree. ranks: how many of the
+    likeliest tokens are needed."""
 
     expand: Tensor
     slot: Tensor
@@ -86,9 +87,10 @@ class _Level:
 
 
 @dataclass
-class _Seen:
-    """What is known of a request. observed: tokens told. last: of those. read: hidden states shown. fresh: those that
-    the attention layer, whose memory `state` is, has yet to read. shown: (D,), what the heads see."""
+class _RequestState:
+    """A request. observed: number of observed tokens. last: the last of them. read: number of hidden states received.
+    fresh: hidden states that the heads' attention layer, whose cache is `state`, has yet to read. shown: (D,), the
+    heads' input."""
 
     observed: int = 0
     last: int = -1
@@ -99,10 +101,10 @@ class _Seen:
 
 
 class HeadsDraft:
-    """Drafts a tree of fixed shape, depth by depth: one batch for each head.
+    """Drafts a tree of fixed shape, depth by depth, in one batch for each head.
 
-    heads: made for the model that is decoded, their weights as they are now. paths: the tree, see `build_tree`
-    (default: `default_tree`); a smaller budget takes the first ones.
+    heads: trained for the model that is decoded; used with their current weights. paths: the tree, see `build_tree`
+    (default: `default_tree`); a smaller budget takes its first paths.
     """
 
     name: ClassVar[str] = "heads"
@@ -119,8 +121,8 @@ class HeadsDraft:
             known.add(path)
         self.paths: Paths = tuple(path for path in tree if max(path) < vocabulary)
         self.nodes = len(self.paths)
-        self.measured = 0 if paths is None else self.nodes  # a tree that was counted is used from the first pass on
-        # Who sees the hidden states, and who knows the heads' first layers beforehand, if anyone.
+        self.measured = 0 if paths is None else self.nodes  # a measured tree is used from the first pass on
+        # reader: computes the heads' input from hidden states. quick: precomputed or compiled first layers, if any.
         self.reader: Any = heads
         self.quick: Looked | CompiledHeads | None = None
         if heads.embedding.device.type == "cpu" and heads.embedding.dtype == torch.float32 and warm():
@@ -128,8 +130,8 @@ class HeadsDraft:
         elif Looked.fits(heads.config, heads.embedding.element_size()):
             with torch.no_grad():
                 self.quick = Looked(heads)
-        self._seen: dict[int, _Seen] = {}
-        self._plans: dict[tuple[int, int], list[_Level]] = {}
+        self._seen: dict[int, _RequestState] = {}
+        self._plans: dict[tuple[int, int], list[_TreeLevel]] = {}
 
     def to(self, device: torch.device) -> HeadsDraft:
         """The same drafter for the model there."""
@@ -142,7 +144,7 @@ class HeadsDraft:
 
     @classmethod
     def load(cls, path: str | Path, base: Any) -> HeadsDraft:
-        """What `save` wrote, for the model it was made for."""
+        """Read what `save` wrote, for the model that the heads were trained for."""
         try:
             tensors, values = load_tensors(path)
             shape, paths = dict(values["heads"]), [[int(rank) for rank in each] for each in values["paths"]]
@@ -160,7 +162,7 @@ class HeadsDraft:
             raise SegueError(f"{path}: {error}; run segue speed-up again") from error
 
     def observe(self, row: int, tokens: Sequence[int], prompt: bool = False) -> None:
-        seen = self._seen.setdefault(row, _Seen())
+        seen = self._seen.setdefault(row, _RequestState())
         if len(tokens):
             seen.observed += len(tokens)
             seen.last = int(tokens[-1])
@@ -168,14 +170,14 @@ class HeadsDraft:
     @torch.inference_mode()
     def propose(self, tips: Sequence[Tip]) -> list[Tree]:
         for tip in tips:
-            self._take_in(tip)
+            self._store_hidden(tip)
         asked = [tip for tip in tips if min(tip.nodes, tip.depth) > 0 and tip.row in self._seen
                  and self._seen[tip.row].read]
         if self.heads.config.window:
-            wanted = {tip.row for tip in asked}  # the others are read only before they grow long
+            wanted = {tip.row for tip in asked}  # of the others, only long backlogs are read
             self._read([row for row, seen in self._seen.items() if seen.fresh
                         and (row in wanted or sum(map(len, seen.fresh)) > self.heads.config.window)])
-        trees = dict.fromkeys((tip.row for tip in tips), NOTHING)
+        trees = dict.fromkeys((tip.row for tip in tips), NO_DRAFT)
         if asked:
             trees |= self._draft(asked)
         return [trees[tip.row] for tip in tips]
@@ -183,8 +185,8 @@ class HeadsDraft:
     def forget(self, row: int) -> None:
         self._seen.pop(row, None)
 
-    def _take_in(self, tip: Tip) -> None:
-        """Keep what a tip brings, once: there is a hidden state for each token observed but the last."""
+    def _store_hidden(self, tip: Tip) -> None:
+        """Store a tip's hidden states once: there is one for each observed token but the last."""
         seen = self._seen.get(tip.row)
         if seen is None or tip.hidden is None or seen.read + len(tip.hidden) >= seen.observed:
             return
@@ -195,7 +197,7 @@ class HeadsDraft:
             seen.shown = self.reader.see(tip.hidden[None, -1:])[0, 0]
 
     def _read(self, rows: list[int]) -> None:
-        """The attention layer reads what is fresh, of all rows at once."""
+        """Run the heads' attention layer over the fresh hidden states of all these rows at once."""
         if not rows:
             return
         fresh = [torch.cat(self._seen[row].fresh) for row in rows]
@@ -214,18 +216,18 @@ class HeadsDraft:
         nodes, depth = max(tip.nodes for tip in asked), max(tip.depth for tip in asked)
         device = self.heads.embedding.device
         shown = torch.stack([self._seen[tip.row].shown for tip in asked])[:, None]  # type: ignore[misc]
-        said = torch.tensor([self._seen[tip.row].last for tip in asked], device=device)[:, None, None]
+        context = torch.tensor([self._seen[tip.row].last for tip in asked], device=device)[:, None, None]
         begun: Sequence[Tensor] = (shown,) * self.heads.config.heads
         if self.quick is not None:
             begun = self.quick.begin(shown)
         score = self.heads.logits if self.quick is None else self.quick.logits
         drafted = torch.zeros(len(asked), self.nodes, dtype=torch.long, device=device)
         for k, level in enumerate(self._plan(nodes, depth), 1):
-            said = said[:, level.expand]  # (R, P, k)
-            best = score(k, begun[k - 1], said).topk(level.ranks, -1).indices
+            context = context[:, level.expand]  # (R, P, k)
+            best = score(k, begun[k - 1], context).topk(level.ranks, -1).indices
             tokens = best.expand(-1, len(level.expand), -1)[:, level.slot, level.rank]
             drafted[:, level.nodes] = tokens
-            said = torch.cat([said[:, level.slot], tokens[..., None]], -1)
+            context = torch.cat([context[:, level.slot], tokens[..., None]], -1)
         return {tip.row: self._tree(row, tip) for tip, row in zip(asked, drafted.tolist())}
 
     def _tree(self, drafted: list[int], tip: Tip) -> Tree:
@@ -238,12 +240,12 @@ class HeadsDraft:
                 tree.parents.append(places[path[:-1]])
         return tree
 
-    def _plan(self, nodes: int, depth: int) -> list[_Level]:
-        """The levels of the first `nodes` paths, down to `depth`."""
+    def _plan(self, nodes: int, depth: int) -> list[_TreeLevel]:
+        """The tree of the first `nodes` paths level by level, down to `depth`."""
         key = min(nodes, self.nodes), min(depth, self.heads.config.heads)
         if key in self._plans:
             return self._plans[key]
-        levels: list[_Level] = []
+        levels: list[_TreeLevel] = []
         above: list[tuple[int, ...]] = [()]
         for size in range(1, key[1] + 1):
             here = [path for path in self.paths[: key[0]] if len(path) == size]
@@ -253,7 +255,7 @@ class HeadsDraft:
             expand, slot, rank, places = (torch.tensor(column, device=self.heads.embedding.device) for column in (
                 [above.index(path) for path in parents], [parents.index(path[:-1]) for path in here],
                 [path[-1] for path in here], [self.paths.index(path) for path in here]))
-            levels.append(_Level(expand, slot, rank, places, 1 + max(path[-1] for path in here)))
+            levels.append(_TreeLevel(expand, slot, rank, places, 1 + max(path[-1] for path in here)))
             above = here
         self._plans[key] = levels
         return levels

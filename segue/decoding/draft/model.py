@@ -1,4 +1,4 @@
-"""A small model drafts for a large one (Leviathan et al. 2023, arXiv 2211.17192; Chen et al., arXiv 2302.01318)."""
+"""A small draft model for a large one (Leviathan et al. 2023, arXiv 2211.17192; Chen et al., arXiv 2302.01318)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from segue.decoding.draft.base import Tip, Tree, branch
+from segue.decoding.draft.base import Tip, Tree, chain_tree
 from segue.decoding.sampling import softmax
 from segue.errors import SegueError
 from segue.models.base import Decodable, Decoding, begin_of, padded, state_for
@@ -17,63 +17,63 @@ from segue.models.stack import Stack
 
 
 class ModelDraft:
-    """A chain of what the small model finds likeliest, as long as that is likely enough.
+    """Drafts a chain of the small model's likeliest tokens, as long as each is likely enough.
 
-    model: anything decodable with the large one's vocabulary. length: tokens drafted at most. least: a token less
-    likely than this ends the draft. name: for reports.
+    model: anything decodable with the large one's vocabulary. length: tokens drafted at most. min_probability: a token
+    less likely than this ends the draft. name: for reports.
     """
 
     needs_hidden: ClassVar[bool] = False
 
-    def __init__(self, model: Decodable, length: int = 8, least: float = 0.3, name: str = "model") -> None:
-        self.model, self.length, self.least, self.name = model, length, least, name
-        self._states: dict[int, Decoding] = {}  # what the model has seen of each request, all but `_ahead`
-        self._ahead: dict[int, list[int]] = {}  # at least the last token
+    def __init__(self, model: Decodable, length: int = 8, min_probability: float = 0.3, name: str = "model") -> None:
+        self.model, self.length, self.min_probability, self.name = model, length, min_probability, name
+        self._states: dict[int, Decoding] = {}  # what the model has read of each request
+        self._unread: dict[int, list[int]] = {}  # the observed tokens after that, at least one
 
     def observe(self, row: int, tokens: Sequence[int], prompt: bool = False) -> None:
         if row not in self._states:
             self._states[row] = state_for(self.model, [tokens if prompt else []])
-        self._ahead.setdefault(row, []).extend(tokens)
+        self._unread.setdefault(row, []).extend(tokens)
 
     def propose(self, tips: Sequence[Tip]) -> list[Tree]:
-        asked = [tip for tip in tips if self._ahead.get(tip.row) and min(tip.nodes, tip.depth, self.length) > 0]
+        asked = [tip for tip in tips if self._unread.get(tip.row) and min(tip.nodes, tip.depth, self.length) > 0]
         chains: dict[int, list[int]] = {tip.row: [] for tip in asked}
         if asked:
             with torch.inference_mode():
                 self._draft(asked, chains)
-        return [branch(chains.get(tip.row, [])) for tip in tips]
+        return [chain_tree(chains.get(tip.row, [])) for tip in tips]
 
     def _read(self, rows: Sequence[int]) -> Decoding:
-        """Read all but the last token of each of these requests; their states together."""
+        """Read all but the last token of each of these requests; returns their states joined."""
         for row in rows if begin_of(self.model) is not None else []:
-            if not bool(self._states[row].positions.any()):  # its prompt is read before it joins others
-                text = torch.tensor([self._ahead[row][:-1]])
+            if not bool(self._states[row].positions.any()):  # an encoder-decoder reads each prompt by itself
+                text = torch.tensor([self._unread[row][:-1]])
                 self.model.extend(text.to(self._states[row].positions.device), self._states[row])
                 self._states[row].commit()
-                self._ahead[row] = self._ahead[row][-1:]
+                self._unread[row] = self._unread[row][-1:]
         states = [self._states[row] for row in rows]
         state = states[0].join(states[1:])
-        where, counts = state.positions.device, torch.tensor([len(self._ahead[row]) - 1 for row in rows])
+        where, counts = state.positions.device, torch.tensor([len(self._unread[row]) - 1 for row in rows])
         if int(counts.max()):
-            new = padded([self._ahead[row][:-1] for row in rows]).to(where)
+            new = padded([self._unread[row][:-1] for row in rows]).to(where)
             self.model.extend(new, state, None, torch.empty(len(rows), 0, dtype=torch.long, device=where))
             state.commit(None, counts.to(where))
             for place, row in enumerate(rows):
                 self._states[row] = state.select(torch.tensor([place], device=where))
-                self._ahead[row] = self._ahead[row][-1:]
+                self._unread[row] = self._unread[row][-1:]
         return state
 
     def _draft(self, asked: list[Tip], chains: dict[int, list[int]]) -> None:
         rows = [tip.row for tip in asked]
         state = self._read(rows)
         where = state.positions.device
-        live, last = list(range(len(rows))), [self._ahead[row][-1] for row in rows]
+        live, last = list(range(len(rows))), [self._unread[row][-1] for row in rows]
         for depth in range(max(min(tip.nodes, tip.depth, self.length) for tip in asked)):
             logits = self.model.extend(torch.tensor(last, device=where)[:, None], state).logits
             scores = logits[:, -1].double().cpu().numpy()
             state.commit()
             best = scores.argmax(-1)
-            likely = [float(softmax(row)[token]) >= self.least for row, token in zip(scores, best)]
+            likely = [float(softmax(row)[token]) >= self.min_probability for row, token in zip(scores, best)]
             room = [depth < min(asked[place].nodes, asked[place].depth, self.length) for place in live]
             stay = np.flatnonzero(np.array(likely) & np.array(room)).tolist()
             if not stay:
@@ -86,15 +86,15 @@ class ModelDraft:
 
     def forget(self, row: int) -> None:
         self._states.pop(row, None)
-        self._ahead.pop(row, None)
+        self._unread.pop(row, None)
 
 
 def depth_draft(model: Decodable, schedule: DepthSchedule | None = None) -> ModelDraft:
-    """A native stack drafts for itself with some of its layers (as in LayerSkip, Elhoushi et al. 2024,
-    arXiv 2404.16710), of whatever mixers.
+    """A drafter that runs some of a native stack's own layers, of any mixers (as in LayerSkip, Elhoushi et al. 2024,
+    arXiv 2404.16710).
 
-    schedule: which (default: half of them at every position, the first one and those at the top). The prompt is read
-    once more, by all layers. It drafts well where the model has learned to go without the others.
+    schedule: which layers (default: half of them at every position, the first one and those at the top). The prompt is
+    read once more, by all layers. It drafts well if the model was trained to do without the others.
     """
     stack = getattr(getattr(model, "network", model), "explicit", None)  # of a mixture, of what the engine runs
     if not isinstance(stack, Stack) or len(stack.blocks) < 2:

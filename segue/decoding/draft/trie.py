@@ -1,8 +1,8 @@
-"""The trie draft of Lookahead (Zhao et al., KDD 2024): branches of what was said, in the prompt and in answers.
+"""The trie draft of Lookahead (Zhao et al., KDD 2024): frequent n-grams of the prompt and of earlier answers.
 
-A `Trie` counts n-grams: the number at a node is how often its path was said. Each request has a trie of its own for
-its prompt, which goes when the request ends, so that no prompt leaks into another request; one trie of answers is
-shared. Retrieval walks both at once. (The authors keep both counts in one trie, and zero the prompt's at the end.)
+A `Trie` counts n-grams: a node's count is how often its path occurred. Each request has its own trie of its prompt,
+which is dropped when the request ends, so that no prompt leaks into another request; one trie of answers is shared.
+Retrieval walks both at once. (The authors keep both counts in one trie, and zero the prompt's at the end.)
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from heapq import heapify, heappop, heappush, heapreplace
 from operator import itemgetter
 from typing import ClassVar, Literal, NamedTuple
 
-from segue.decoding.draft.base import NOTHING, Tip, Tree
+from segue.decoding.draft.base import NO_DRAFT, Tip, Tree
 from segue.errors import SegueError
 
-MOST_VISITED = 4096  # nodes that are looked at in one retrieval
-INPUT_WEIGHT, OUTPUT_WEIGHT = 1 - 1e-4, 1e-4  # hits in the prompt outrank hits in answers, which break ties
+MAX_VISITED = 4096  # nodes visited in one retrieval
+INPUT_WEIGHT, OUTPUT_WEIGHT = 1 - 1e-4, 1e-4  # counts in the prompt outrank counts in answers, which break ties
 
 
 class Node:
-    """A path that was said `count` times. As long as what follows it was said only once, that is kept as `tail`, the
-    tokens themselves; most of a trie is such tails, and they cost a tenth of nodes."""
+    """A path that occurred `count` times. While its continuation occurred only once, that is kept as a tuple of tokens,
+    `tail`; most of a trie is such tails, at a tenth of the memory of nodes."""
 
     __slots__ = ("children", "count", "tail")
 
@@ -29,7 +29,7 @@ class Node:
         self.count, self.tail = count, tail
         self.children: dict[int, Node] | None = None
 
-    def below(self) -> dict[int, Node]:
+    def child_nodes(self) -> dict[int, Node]:
         """The nodes one token further."""
         if self.children is not None:
             return self.children
@@ -37,14 +37,14 @@ class Node:
 
 
 class Trie:
-    """Counts of all n-grams up to `depth` tokens. Also a suffix index: `count` answers how often something was said.
+    """Counts of all n-grams up to `depth` tokens.
 
-    max_nodes: a first token's tree that outgrows it is squeezed (what was said once is dropped, counts are halved)
-    when 1,024 trees were touched, or max_nodes nodes added, since the last look. capacity: all trees are squeezed
-    when together they hold more nodes than this (some 30 bytes each, since most are in tails).
+    max_nodes: a first token's tree that outgrows it is squeezed (n-grams that occurred once are dropped, counts are
+    halved) once 1,024 trees were touched, or max_nodes nodes added, since the last check. capacity: all trees are
+    squeezed when together they hold more nodes than this (some 30 bytes each, since most are in tails).
     """
 
-    LOOK_AFTER = 1024
+    SQUEEZE_AFTER = 1024
 
     def __init__(self, depth: int, max_nodes: int = 65_536, capacity: int = 2_000_000) -> None:
         self.depth, self.max_nodes, self.capacity = depth, max_nodes, capacity
@@ -55,7 +55,7 @@ class Trie:
         self._added = 0
 
     def insert(self, tokens: Sequence[int], start: int, stop: int) -> None:
-        """Count the branches that begin at the places start..stop-1 of `tokens`, each up to `depth` tokens long."""
+        """Count the branches that begin at positions start..stop-1 of `tokens`, each up to `depth` tokens long."""
         for place in range(start, stop):
             branch = tuple(tokens[place : place + self.depth])
             first = branch[0]
@@ -71,7 +71,7 @@ class Trie:
                         node.tail = branch[at:]
                         created += length - at
                         break
-                    node.children, node.tail = node.below(), ()
+                    node.children, node.tail = node.child_nodes(), ()
                 child = node.children.get(branch[at])
                 if child is None:
                     node.children[branch[at]] = Node(1, branch[at + 1 :])
@@ -84,13 +84,13 @@ class Trie:
             self.size += created
             self._added += created
             self._touched.add(first)
-            if len(self._touched) >= self.LOOK_AFTER or self._added >= self.max_nodes:
+            if len(self._touched) >= self.SQUEEZE_AFTER or self._added >= self.max_nodes:
                 self.squeeze([first for first in self._touched if self.sizes[first] > self.max_nodes])
             if self.size > self.capacity:
                 self.squeeze(list(self.roots))
 
     def squeeze(self, trees: Sequence[int]) -> None:
-        """Drop what was said at most once in these first tokens' trees, and halve the other counts."""
+        """Drop paths with a count of at most 1 from these first tokens' trees, and halve the other counts."""
         for first in trees:
             root, size = self.roots[first], 1
             self.size -= self.sizes[first]
@@ -101,7 +101,7 @@ class Trie:
             stack = [root]
             while stack:
                 node = stack.pop()
-                kept = {token: child for token, child in node.below().items() if child.count > 1}
+                kept = {token: child for token, child in node.child_nodes().items() if child.count > 1}
                 node.children, node.tail = kept or None, ()
                 size += len(kept)
                 for child in kept.values():
@@ -113,44 +113,45 @@ class Trie:
         self._added = 0
 
     def find(self, tokens: Sequence[int]) -> Node | None:
-        """The node of these tokens, at least one; None where they were never said."""
+        """The node of these tokens (at least one); None if they never occurred."""
         node = self.roots.get(tokens[0])
         for token in tokens[1:]:
             if node is None:
                 return None
-            node = node.below().get(token)
+            node = node.child_nodes().get(token)
         return node
 
     def count(self, tokens: Sequence[int]) -> float:
-        """How often these tokens (1 to `depth`) were said, less what squeezing took."""
+        """How often these tokens (1 to `depth`) occurred, less what squeezing dropped."""
         node = self.find(tokens)
         return 0.0 if node is None else node.count
 
     def __len__(self) -> int:
-        """Nodes held."""
+        """The number of nodes."""
         return self.size
 
 
-class _Place(NamedTuple):
-    """A node found below the query, in the prompt's trie or the answers' or both. parent: an index, -1 the query."""
+class _DraftNode(NamedTuple):
+    """A node found after the query, in the prompt's trie, the answers' or both. parent: an index, -1 for the query."""
 
     token: int
     parent: int
     depth: int
-    rank: float  # the mixed count
+    rank: float  # the weighted sum of both counts
 
 
-_Sibling = tuple[float, int, Node | None, Node | None]  # rank, token, where in the prompt's trie and the answers'
+# Rank, token, its node in the trie of the prompt and in that of the answers.
+_Sibling = tuple[float, int, Node | None, Node | None]
 _rank = itemgetter(0)
 
 
-def _siblings(prompt: Node | None, answer: Node | None) -> list[_Sibling]:
-    """What follows a place in either trie, best first."""
-    beside = answer.below() if answer is not None else {}
+def _ranked_children(prompt: Node | None, answer: Node | None) -> list[_Sibling]:
+    """The tokens that follow a node in either trie, best first."""
+    beside = answer.child_nodes() if answer is not None else {}
     if prompt is None:
         found: list[_Sibling] = [(OUTPUT_WEIGHT * y.count, token, None, y) for token, y in beside.items()]
     else:
-        below = prompt.below()
+        below = prompt.child_nodes()
         found = []
         for token, x in below.items():
             y = beside.get(token)
@@ -164,8 +165,8 @@ def _siblings(prompt: Node | None, answer: Node | None) -> list[_Sibling]:
 class _Request:
     def __init__(self, trie: Trie | None) -> None:
         self.prompt = trie
-        self.tail: list[int] = []  # the last tokens said, oldest first
-        self.waiting: list[int] = []  # the answer's tokens whose branches are not yet complete
+        self.tail: list[int] = []  # the last tokens, oldest first
+        self.waiting: list[int] = []  # the answer's tokens whose branches are not complete yet
 
 
 Mode = Literal["hier", "par", "one"]
@@ -175,10 +176,10 @@ Source = Literal["mix", "input", "output"]
 class TrieDraft:
     """Drafts the branches that followed the last tokens most often.
 
-    nodes: S, drafted at most. branch: deepest draft. query: the longest suffix that is looked up; shorter ones follow
-    while the draft has fewer than `branch` nodes. mode: "hier", a tree with shared prefixes; "par", the same branches
-    side by side, nothing shared; "one", the most frequent branch. source: "input" looks into the prompt, "output"
-    into answers, "mix" into both. stop_words: tokens too common to be looked up alone.
+    nodes: drafted at most. branch: depth of a draft at most. query: the longest suffix looked up; shorter ones are
+    tried while the draft has fewer than `branch` nodes. mode: "hier", a tree with shared prefixes; "par", the same
+    branches side by side, nothing shared; "one", the most frequent branch. source: "input" looks into the prompt,
+    "output" into answers, "mix" into both. stop_words: tokens too common to be looked up alone.
     """
 
     needs_hidden: ClassVar[bool] = False
@@ -192,7 +193,7 @@ class TrieDraft:
             raise SegueError("a trie draft needs at least one node, a branch of one and a query of one token")
         self.nodes, self.branch, self.query = nodes, branch, query
         self.mode, self.source, self.stop_words = mode, source, frozenset(stop_words)
-        # A one-token query must still leave `branch` tokens below it, a longer one too.
+        # The longest query must still leave `branch` tokens below it.
         self.depth = branch + query
         self.answers = Trie(self.depth, 16 * nodes)  # a first token's tree; the authors' default of 512 is tiny
         self._requests: dict[int, _Request] = {}
@@ -207,7 +208,7 @@ class TrieDraft:
                 request.prompt = request.prompt or Trie(self.depth)
                 request.prompt.insert(list(tokens), 0, len(tokens))
         elif self.source != "input":
-            # A place is counted once its whole branch is known; the tails are counted at the end.
+            # A position is counted once its whole branch is known; the last ones are counted in `forget`.
             waiting = request.waiting
             waiting.extend(tokens)
             complete = len(waiting) - self.depth + 1
@@ -216,7 +217,7 @@ class TrieDraft:
                 del waiting[:complete]
 
     def warm(self, answers: Sequence[Sequence[int]]) -> None:
-        """Count answers given earlier."""
+        """Add earlier answers to the trie of answers."""
         for tokens in answers:
             self.answers.insert(list(tokens), 0, len(tokens))
 
@@ -232,8 +233,8 @@ class TrieDraft:
         request = self._requests.get(tip.row)
         nodes, branch = min(self.nodes, tip.nodes), min(self.branch, tip.depth)
         if request is None or nodes < 1 or branch < 1:
-            return NOTHING
-        best: list[_Place] = []
+            return NO_DRAFT
+        best: list[_DraftNode] = []
         for length in range(len(request.tail), 0, -1):
             query = request.tail[-length:]
             if length == 1 and query[0] in self.stop_words:
@@ -245,33 +246,33 @@ class TrieDraft:
                 best = found
             if len(best) >= branch:
                 break
-        return self._lay_out(best, nodes) if best else NOTHING
+        return self._lay_out(best, nodes) if best else NO_DRAFT
 
-    def _best(self, prompt: Node | None, answer: Node | None, nodes: int, branch: int) -> list[_Place]:
-        """The likeliest nodes below a place, parents before children, with `parent` as an index into the list.
+    def _best(self, prompt: Node | None, answer: Node | None, nodes: int, branch: int) -> list[_DraftNode]:
+        """The best nodes below the query, parents before children, with `parent` as an index into the list.
 
-        A count never exceeds its parent's, so taking the best of a frontier again and again yields the best of all
-        without visiting the rest. Half of the draft is kept for the best by answers, then filled by the mixed count.
+        A count never exceeds its parent's, so repeatedly taking the best of a frontier yields the best of all without
+        visiting the rest. Half of the draft goes to the best by answers; the rest is filled by rank.
         """
         if self.mode == "one":
             return self._follow(prompt, answer, min(nodes, branch))
-        chosen: list[_Place] = []
+        chosen: list[_DraftNode] = []
         known: dict[tuple[int, int], int] = {}  # (parent, token) -> index in chosen
         if prompt is not None and answer is not None:
-            self._take(chosen, known, None, answer, nodes // 2, branch)
-        self._take(chosen, known, prompt, answer, nodes, branch)
+            self._select_best(chosen, known, None, answer, nodes // 2, branch)
+        self._select_best(chosen, known, prompt, answer, nodes, branch)
         return chosen
 
-    def _take(self, chosen: list[_Place], known: dict[tuple[int, int], int], prompt: Node | None, answer: Node | None,
-              limit: int, branch: int) -> None:
-        """Take the best below a place into `chosen` until it holds `limit`."""
-        # Of each set of siblings, sorted by rank, only the best not yet taken is in the heap.
+    def _select_best(self, chosen: list[_DraftNode], known: dict[tuple[int, int], int], prompt: Node | None,
+                     answer: Node | None, limit: int, branch: int) -> None:
+        """Append the best nodes below the query to `chosen` until it holds `limit`."""
+        # The heap holds only the best untaken one of each set of siblings, which are sorted by rank.
         heap: list[tuple[float, int, int, int, list[_Sibling]]] = []
         age = visited = depth = 0  # age breaks ties: first come, first served
         parent = -1
         while True:
-            if depth < branch and visited < MOST_VISITED:
-                siblings = _siblings(prompt, answer)
+            if depth < branch and visited < MAX_VISITED:
+                siblings = _ranked_children(prompt, answer)
                 if siblings:
                     age += 1
                     visited += len(siblings)
@@ -288,20 +289,20 @@ class TrieDraft:
             parent = known.get((above, token), -1)
             if parent < 0:
                 parent = known[above, token] = len(chosen)
-                chosen.append(_Place(token, above, depth, rank))
+                chosen.append(_DraftNode(token, above, depth, rank))
 
-    def _follow(self, prompt: Node | None, answer: Node | None, length: int) -> list[_Place]:
-        chosen: list[_Place] = []
+    def _follow(self, prompt: Node | None, answer: Node | None, length: int) -> list[_DraftNode]:
+        chosen: list[_DraftNode] = []
         while len(chosen) < length:
-            siblings = _siblings(prompt, answer)
+            siblings = _ranked_children(prompt, answer)
             if not siblings:
                 break
             rank, token, prompt, answer = siblings[0]
-            chosen.append(_Place(token, len(chosen) - 1, len(chosen) + 1, rank))
+            chosen.append(_DraftNode(token, len(chosen) - 1, len(chosen) + 1, rank))
         return chosen
 
-    def _lay_out(self, found: list[_Place], nodes: int) -> Tree:
-        """As a tree in the order found, or its branches side by side, best first, while they fit."""
+    def _lay_out(self, found: list[_DraftNode], nodes: int) -> Tree:
+        """The draft as a tree in the order found, or (mode "par") as separate branches, best first, while they fit."""
         if self.mode != "par":
             return Tree([node.token for node in found], [node.parent for node in found])
         inner = {node.parent for node in found}

@@ -1,8 +1,8 @@
-"""Searches: keep several hypotheses and say which to extend. Names for recipes."""
+"""Searches over several hypotheses, and the table of their names for recipes."""
 
 from __future__ import annotations
 
-from segue.decoding.search.base import Found, Hypothesis, Options, Search, search
+from segue.decoding.search.base import Hypothesis, Options, Search, SearchResult, search
 from segue.decoding.search.beam import Beam
 from segue.decoding.search.conditional import ConditionalBeam
 from segue.decoding.search.contrastive import Contrastive
@@ -14,5 +14,19 @@ from segue.decoding.search.tree import Tree
 SEARCHES: dict[str, type[Options]] = {"beam": Beam, "diverse-beam": DiverseBeam, "conditional-beam": ConditionalBeam,
                                       "contrastive": Contrastive, "exact": Exact, "tree": Tree}
 
-__all__ = ["SEARCHES", "Beam", "ConditionalBeam", "Contrastive", "DiverseBeam", "Exact", "Foresight", "Found",
-           "Hypothesis", "Options", "Search", "Tree", "foresee", "search"]
+__all__ = [
+                                      "SEARCHES",
+                                      "Beam",
+                                      "ConditionalBeam",
+                                      "Contrastive",
+                                      "DiverseBeam",
+                                      "Exact",
+                                      "Foresight",
+                                      "Hypothesis",
+                                      "Options",
+                                      "Search",
+                                      "SearchResult",
+                                      "Tree",
+                                      "foresee",
+                                      "search",
+]

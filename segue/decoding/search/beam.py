@@ -1,4 +1,4 @@
-"""Beam search: the `num_beams` likeliest hypotheses live on."""
+"""Beam search: each step keeps the `num_beams` likeliest hypotheses."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import ClassVar
 
 import numpy as np
 
-from segue.decoding.search.base import Hypothesis, Search, Together
+from segue.decoding.search.base import BatchedSearch, Hypothesis, Search
 from segue.errors import SegueError
 
 
 @dataclass(frozen=True)
-class Beam(Together):
+class Beam(BatchedSearch):
     """Options of a beam search, named as in transformers.
 
-    num_beams: hypotheses that live at once. length_penalty: answers are ranked by log-probability / length **
-    length_penalty (0: the likeliest answer; above 0 favours long ones). The length counts the stop token.
-    early_stopping: False, or "never", stops when no living hypothesis can still beat the kept answers (nothing is lost
-    by it); True as soon as there are num_beams answers. num_return_sequences: answers given, at most num_beams.
+    num_beams: hypotheses kept. length_penalty: answers are ranked by log-probability / length ** length_penalty (0: the
+    likeliest answer; above 0 favours long ones). The length counts the stop token. early_stopping: False, or "never",
+    stops when no live hypothesis can beat the finished answers any more (which loses nothing); True as soon as there
+    are num_beams answers. num_return_sequences: answers returned, at most num_beams.
     """
 
     options: ClassVar[tuple[str, ...]] = ("num_beams", "length_penalty", "early_stopping", "num_return_sequences")
     needs_hidden: ClassVar[bool] = False
-    returns: ClassVar[bool] = False
+    revisits: ClassVar[bool] = False
     ranks_whole: ClassVar[bool] = True
 
     num_beams: int = 4
@@ -48,22 +48,22 @@ class Beam(Together):
 
 
 class BeamSearch:
-    """The search of one answer, see `Beam`."""
+    """The search for one answer, see `Beam`."""
 
     def __init__(self, options: Beam, n: int, stops: frozenset[int]) -> None:
         self.options, self.n, self.stops = options, n, stops
         self.done: list[Hypothesis] = []  # best first, num_beams at most
 
     def advance(self, living: Sequence[Hypothesis], logprobs: np.ndarray,
-                bonus: np.ndarray | None = None, lean: np.ndarray | None = None) -> list[Hypothesis]:
-        """bonus: (L, V), added to the rank of each next token, and to that of all that follows it; at most 0.
-        lean: (L, V), added to that of the next token alone; at most 0."""
+                bonus: np.ndarray | None = None, lookahead: np.ndarray | None = None) -> list[Hypothesis]:
+        """bonus: (L, V), at most 0, added to the rank of each next token and of everything after it. lookahead: (L, V),
+        at most 0, added to the rank of the next token alone."""
         width, vocabulary = self.options.num_beams, logprobs.shape[1]
         extra = np.zeros_like(logprobs) if bonus is None else bonus
-        leans = np.zeros_like(logprobs) if lean is None else lean
+        lookaheads = np.zeros_like(logprobs) if lookahead is None else lookahead
         totals = (np.array([hypothesis.total + hypothesis.bonus for hypothesis in living])[:, None] + logprobs
-                  + extra + leans).ravel()
-        # Each living hypothesis may end in every stop token: with so many candidates, `width` of them go on.
+                  + extra + lookaheads).ravel()
+        # Every hypothesis may end with every stop token: with this many candidates, at least `width` continue.
         count = min(width * (1 + len(self.stops)), totals.size)
         best = np.argpartition(-totals, count - 1)[:count] if count < totals.size else np.arange(count)
         best = best[np.lexsort((best, -totals[best]))]
@@ -73,12 +73,12 @@ class BeamSearch:
             if totals[place] == -np.inf or len(going) == width:
                 break
             parent, token = divmod(place, vocabulary)
-            said = tuple(float(terms[parent, token]) for terms in (logprobs, extra, leans))
+            scores = tuple(float(terms[parent, token]) for terms in (logprobs, extra, lookaheads))
             if token in self.stops:
                 if rank < width:
-                    self._keep(living[parent].ended(*said), length)
+                    self._keep(living[parent].ended(*scores), length)
             else:
-                going.append(living[parent].extended(token, *said))
+                going.append(living[parent].extended(token, *scores))
         if length == self.n or not going:
             for hypothesis in going:
                 self._keep(hypothesis, length)
@@ -89,17 +89,18 @@ class BeamSearch:
         return total / length**self.options.length_penalty
 
     def _keep(self, hypothesis: Hypothesis, length: int) -> None:
-        hypothesis.score = self._rank(hypothesis.total + hypothesis.bonus + hypothesis.lean, length)
+        hypothesis.score = self._rank(hypothesis.total + hypothesis.bonus + hypothesis.lookahead, length)
         self.done.append(hypothesis)
         self.done.sort(key=lambda kept: -kept.score)
         del self.done[self.options.num_beams :]
 
     def _settled(self, going: list[Hypothesis], length: int) -> bool:
+        """Whether no live hypothesis can change the result."""
         if len(self.done) < self.options.num_beams:
             return False
         if self.options.early_stopping is True:
             return True
-        # A total only falls; the length that flatters it most is the longest (penalty > 0) or the next one.
+        # A total only falls; its best possible rank is at the longest length (penalty > 0) or at the next one.
         farthest = self.n if self.options.length_penalty > 0 else length + 1
         best = max(hypothesis.total + hypothesis.bonus for hypothesis in going)
         return self._rank(best, farthest) <= self.done[-1].score

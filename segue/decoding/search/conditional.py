@@ -1,5 +1,5 @@
-"""Attribute-conditional beam search (Yoshida et al. 2023, arXiv 2311.08817): the likeliest answers that have an
-attribute A, by log p(answer so far) + weight * log q(A | answer so far), where q foresees the complete answer."""
+"""Attribute-conditional beam search (Yoshida et al. 2023, arXiv 2311.08817): likely answers with an attribute A, ranked
+by log p(answer so far) + weight * log q(A | answer so far), where q predicts A of the complete answer."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from segue.errors import SegueError
 
 Attribute = Callable[[Sequence[Hypothesis], np.ndarray], np.ndarray]
 """(hypotheses, next tokens (L, K)) -> (L, K) natural log-probabilities, at most 0, that the complete answer will have
-the attribute if it goes on with that token. Of each hypothesis `tokens` and `hidden` may be looked at."""
+the attribute if that token comes next. It may use `tokens` and `hidden` of each hypothesis."""
 
 
 @dataclass(frozen=True)
 class ConditionalBeam(Beam):
-    """Options of the search, on top of a beam's.
+    """Options of the search, in addition to a beam search's.
 
-    attribute: foresees the complete answer, for example `Foresight.attribute` (see `search.foresight`).
-    attribute_weight: 1 is Bayes' rule, 0 the beam search. attribute_top: so many of the likeliest next tokens of each
-        hypothesis are looked at; others are left out.
-    holds: whether an answer's tokens do have the attribute. With it, an answer may end where it does, and nowhere else
-        (nothing is left to foresee there); answers that have it come first, and all are ranked by their log-probability
-        alone.
+    attribute: predicts the attribute of the complete answer, for example `Foresight.attribute` (`search.foresight`).
+    attribute_weight: 1 is Bayes' rule, 0 plain beam search. attribute_top: how many of the likeliest next tokens of
+        each hypothesis are considered.
+    holds: whether an answer's tokens have the attribute. With it, an answer may end only where it has; answers that
+        have it come first, and all are ranked by their log-probability alone.
     """
 
     options: ClassVar[tuple[str, ...]] = (*Beam.options, "attribute", "attribute_weight", "attribute_top", "holds")
@@ -52,12 +51,12 @@ class ConditionalBeam(Beam):
 
 
 class ConditionalSearch(BeamSearch):
-    """The search of one answer, see `ConditionalBeam`: a beam search that leans towards what is foreseen."""
+    """The search for one answer, see `ConditionalBeam`: a beam search with the prediction as lookahead score."""
 
     options: ConditionalBeam
 
     def advance(self, living: Sequence[Hypothesis], logprobs: np.ndarray, bonus: np.ndarray | None = None,
-                lean: np.ndarray | None = None) -> list[Hypothesis]:
+                lookahead: np.ndarray | None = None) -> list[Hypothesis]:
         weight, attribute = self.options.attribute_weight, self.options.attribute
         if weight and attribute is not None:
             count = min(self.options.attribute_top, logprobs.shape[1])
@@ -66,12 +65,12 @@ class ConditionalSearch(BeamSearch):
             if foreseen.shape != tokens.shape or not (foreseen <= 0).all():
                 raise SegueError(f"the attribute must give log-probabilities (at most 0) of shape {tokens.shape}, "
                                  f"not {foreseen.shape} up to {foreseen.max(initial=-np.inf)}")
-            lean = np.full_like(logprobs, -np.inf)
-            np.put_along_axis(lean, tokens, weight * foreseen, 1)
+            lookahead = np.full_like(logprobs, -np.inf)
+            np.put_along_axis(lookahead, tokens, weight * foreseen, 1)
             if (holds := self.options.holds) is not None:
                 ended = [0.0 if holds(hypothesis.tokens) else -np.inf for hypothesis in living]
-                lean[:, list(self.stops)] = np.array(ended)[:, None]
-        return super().advance(living, logprobs, bonus, lean)
+                lookahead[:, list(self.stops)] = np.array(ended)[:, None]
+        return super().advance(living, logprobs, bonus, lookahead)
 
     def results(self) -> list[Hypothesis]:
         if (holds := self.options.holds) is not None:

@@ -1,5 +1,5 @@
-"""Contrastive search (Su et al. 2022, arXiv 2202.06417): of the likeliest next tokens, the one whose hidden state is
-least like those before it. A reference against which searches for likelihood are measured."""
+"""Contrastive search (Su et al. 2022, arXiv 2202.06417): among the likeliest next tokens, prefer one whose hidden state
+is unlike those before it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from segue.decoding.search.base import Hypothesis, Together
-from segue.decoding.verify import likeliest
+from segue.decoding.search.base import BatchedSearch, Hypothesis
+from segue.decoding.verify import top_tokens
 from segue.errors import SegueError
 
 
 @dataclass(frozen=True)
-class Contrastive(Together):
+class Contrastive(BatchedSearch):
     """Options, named as in transformers. Each step reads top_k tokens and keeps the one with the largest
     (1 - penalty_alpha) * probability - penalty_alpha * largest cosine of its hidden state with one before."""
 
     options: ClassVar[tuple[str, ...]] = ("penalty_alpha", "top_k")
     needs_hidden: ClassVar[bool] = True
-    returns: ClassVar[bool] = False
+    revisits: ClassVar[bool] = False
 
     penalty_alpha: float = 0.6
     top_k: int = 4
@@ -42,7 +42,7 @@ class Contrastive(Together):
 
 
 class ContrastiveSearch:
-    """The search of one answer, see `Contrastive`: all that live are candidates for one place."""
+    """The search for one answer, see `Contrastive`: the live hypotheses are the candidates for one token."""
 
     def __init__(self, options: Contrastive, n: int, stops: frozenset[int]) -> None:
         self.options, self.n, self.stops = options, n, stops
@@ -50,24 +50,24 @@ class ContrastiveSearch:
         self.answer = Hypothesis()
 
     def advance(self, living: Sequence[Hypothesis], logprobs: np.ndarray) -> list[Hypothesis]:
-        """living: the candidates for the last token (a stop token may be one), all behind the same tokens."""
+        """living: the candidates for the last token (a stop token may be one), all after the same tokens."""
         directions = [F.normalize(each.hidden.double(), dim=-1) for each in living if each.hidden is not None]
         best = 0
         if self.before:
-            alike = [max((float((before @ mine.T).max()) for before in self.before if len(before)), default=0.0)
-                     for mine in directions]
+            similarities = [max((float((before @ own.T).max()) for before in self.before if len(before)), default=0.0)
+                            for own in directions]
             weight = self.options.penalty_alpha
-            best = int(np.argmax([(1 - weight) * np.exp(each.logprobs[-1]) - weight * like
-                                  for each, like in zip(living, alike)]))
-        said = directions[best]
-        self.before.append(said[said.any(-1)])  # nothing is said at the source of an encoder-decoder
+            best = int(np.argmax([(1 - weight) * np.exp(each.logprobs[-1]) - weight * similarity
+                                  for each, similarity in zip(living, similarities)]))
+        read = directions[best]
+        self.before.append(read[read.any(-1)])  # hidden states at an encoder-decoder's source are all zero
         chosen = living[best]
         if chosen.tokens and chosen.tokens[-1] in self.stops:
             self.answer = Hypothesis(chosen.tokens[:-1], chosen.logprobs[:-1], chosen.total, stopped=True)
         elif len(chosen.tokens) == self.n:
             self.answer = chosen
         else:
-            return [chosen.extended(token, logprob) for token, logprob in likeliest(logprobs[best], self.options.top_k)
+            return [chosen.extended(token, logprob) for token, logprob in top_tokens(logprobs[best], self.options.top_k)
                     if logprob > -np.inf]
         self.answer.score = self.answer.total
         return []

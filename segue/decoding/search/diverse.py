@@ -1,5 +1,5 @@
-"""Diverse beam search (Vijayakumar et al. 2016, arXiv 1610.02424): groups of beams, each kept off the paths of the
-groups before it, at the cost of a beam search of the same width."""
+"""Diverse beam search (Vijayakumar et al. 2016, arXiv 1610.02424): groups of beams, each penalised for similarity to
+the groups before it, at the cost of one beam search of the same width."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from segue.errors import SegueError
 
 @dataclass(frozen=True)
 class DiverseBeam(Beam):
-    """Options, named as in transformers. The score of an answer stays its own; penalties only steer the search.
+    """Options, named as in transformers. Penalties steer the search but are not part of an answer's score.
 
     num_beam_groups: how many groups share the num_beams hypotheses (default: each is a group of its own).
-    diversity_penalty: weight of the dissimilarity, in nats. diversity: how likeness to the groups before is measured:
-        "hamming" (how many of them say this token at this place), "cumulative" (exp(-places that differ /
-        diversity_scale), summed over their hypotheses), "ngram" (how often they have said, anywhere, the last
-        diversity_ngram tokens that this token would complete) or "embedding" (as hamming, by the cosine of the tokens'
-        vectors instead of equality). diversity_embedding: (V, E) those vectors.
+    diversity_penalty: weight of the similarity, in nats. diversity: the measure of similarity to earlier groups:
+        "hamming" (how many of their hypotheses have this token at this position), "cumulative" (the sum over their
+        hypotheses of exp(-differing positions / diversity_scale)), "ngram" (how often they contain, anywhere, the
+        n-gram of diversity_ngram tokens that this token would complete) or "embedding" (as hamming, with the cosine of
+        the tokens' vectors in place of equality). diversity_embedding: (V, E) those vectors.
     """
 
     options: ClassVar[tuple[str, ...]] = (*Beam.options, "num_beam_groups", "diversity_penalty", "diversity",
@@ -41,8 +41,8 @@ class DiverseBeam(Beam):
         groups = self.groups
         if groups < 1 or self.num_beams % groups:
             raise SegueError(f"num_beam_groups must divide num_beams, not {groups} and {self.num_beams}")
-        if self.diversity not in DISSIMILARITIES:
-            raise SegueError(f"diversity '{self.diversity}' is unknown: choose from {', '.join(DISSIMILARITIES)}")
+        if self.diversity not in SIMILARITIES:
+            raise SegueError(f"diversity '{self.diversity}' is unknown: choose from {', '.join(SIMILARITIES)}")
         if self.diversity_penalty < 0 or self.diversity_scale <= 0 or self.diversity_ngram < 1:
             raise SegueError("diversity_penalty must be at least 0, diversity_scale above 0, diversity_ngram at least "
                              f"1, not {self.diversity_penalty}, {self.diversity_scale} and {self.diversity_ngram}")
@@ -58,25 +58,25 @@ class DiverseBeam(Beam):
 
 
 def hamming(options: DiverseBeam, living: Sequence[Hypothesis], earlier: Sequence[Hypothesis], v: int) -> np.ndarray:
-    """How many of the earlier ones end with each token."""
-    said = np.bincount([hypothesis.tokens[-1] for hypothesis in earlier], minlength=v)
-    return np.broadcast_to(said.astype(float), (len(living), v))
+    """How many of the earlier hypotheses end with each token."""
+    counts = np.bincount([hypothesis.tokens[-1] for hypothesis in earlier], minlength=v)
+    return np.broadcast_to(counts.astype(float), (len(living), v))
 
 
 def cumulative(options: DiverseBeam, living: Sequence[Hypothesis], earlier: Sequence[Hypothesis], v: int) -> np.ndarray:
-    """The sum over the earlier ones of exp(-places that would differ / diversity_scale)."""
+    """The sum over the earlier hypotheses of exp(-positions that would differ / diversity_scale)."""
     found = np.zeros((len(living), v))
     for row, hypothesis in enumerate(living):
         for other in earlier:
-            apart = sum(a != b for a, b in zip(hypothesis.tokens, other.tokens))
-            found[row] += np.exp(-(apart + 1) / options.diversity_scale)
-            found[row, other.tokens[-1]] += np.exp(-apart / options.diversity_scale) \
-                - np.exp(-(apart + 1) / options.diversity_scale)
+            distance = sum(a != b for a, b in zip(hypothesis.tokens, other.tokens))
+            same, different = (np.exp(-count / options.diversity_scale) for count in (distance, distance + 1))
+            found[row] += different
+            found[row, other.tokens[-1]] += same - different
     return found
 
 
 def ngram(options: DiverseBeam, living: Sequence[Hypothesis], earlier: Sequence[Hypothesis], v: int) -> np.ndarray:
-    """How often the earlier ones have said the n-gram that each token would complete."""
+    """How often the earlier hypotheses contain the n-gram that each token would complete."""
     found, n = np.zeros((len(living), v)), options.diversity_ngram
     for row, hypothesis in enumerate(living):
         before = hypothesis.tokens[len(hypothesis.tokens) - n + 1 :]
@@ -90,22 +90,23 @@ def ngram(options: DiverseBeam, living: Sequence[Hypothesis], earlier: Sequence[
 
 
 def embedding(options: DiverseBeam, living: Sequence[Hypothesis], earlier: Sequence[Hypothesis], v: int) -> np.ndarray:
-    """The cosine of each token's vector with those of the earlier ones' last tokens, summed, at least 0."""
+    """The summed cosine of each token's vector with those of the earlier hypotheses' last tokens, at least 0."""
     assert options.diversity_embedding is not None
     table = options.diversity_embedding / np.maximum(np.linalg.norm(options.diversity_embedding, axis=1, keepdims=True),
                                                      1e-12)
-    said = table[[hypothesis.tokens[-1] for hypothesis in earlier]].sum(0)
-    return np.broadcast_to((table @ said).clip(min=0), (len(living), v))
+    last = table[[hypothesis.tokens[-1] for hypothesis in earlier]].sum(0)
+    return np.broadcast_to((table @ last).clip(min=0), (len(living), v))
 
 
-Likeness = Callable[[DiverseBeam, Sequence[Hypothesis], Sequence[Hypothesis], int], np.ndarray]
-DISSIMILARITIES: dict[str, Likeness] = {"hamming": hamming, "cumulative": cumulative, "ngram": ngram,
-                                        "embedding": embedding}
-"""(options, living of this group, hypotheses of earlier groups one token longer, V) -> (L, V) likeness, at least 0."""
+Similarity = Callable[[DiverseBeam, Sequence[Hypothesis], Sequence[Hypothesis], int], np.ndarray]
+SIMILARITIES: dict[str, Similarity] = {"hamming": hamming, "cumulative": cumulative, "ngram": ngram,
+                                          "embedding": embedding}
+"""(options, hypotheses of this group, those of earlier groups, one token longer, V) -> (L, V) similarity, at least
+0."""
 
 
 class DiverseBeamSearch:
-    """The search of one prompt's answers, see `DiverseBeam`: a beam search of each group."""
+    """The search for one prompt's answers, see `DiverseBeam`: a beam search for each group."""
 
     def __init__(self, options: DiverseBeam, n: int, stops: frozenset[int]) -> None:
         self.options = options
@@ -114,26 +115,26 @@ class DiverseBeamSearch:
         self.groups = [BeamSearch(beam, n, stops) for _ in range(options.groups)]
 
     def advance(self, living: Sequence[Hypothesis], logprobs: np.ndarray) -> list[Hypothesis]:
-        """Groups go one after the other; each sees what those before it have just said."""
+        """Advance one group after the other; each is penalised by what those before it have just chosen."""
         begun, length = bool(living[0].tokens), len(living[0].tokens) + 1
         going: list[Hypothesis] = []
-        said: list[Hypothesis] = []  # by the groups before; at the last step they live on in none
+        earlier: list[Hypothesis] = []  # chosen by the groups before, also where they are finished
         for number, group in enumerate(self.groups):
             places = [place for place, hypothesis in enumerate(living) if hypothesis.group == number or not begun]
             if not places:
                 continue
             mine = [replace(living[place], group=number) for place in places]
             bonus = None
-            if said and self.options.diversity_penalty:
-                likeness = DISSIMILARITIES[self.options.diversity](self.options, mine, said, logprobs.shape[1])
-                bonus = -self.options.diversity_penalty * likeness
+            if earlier and self.options.diversity_penalty:
+                similarity = SIMILARITIES[self.options.diversity](self.options, mine, earlier, logprobs.shape[1])
+                bonus = -self.options.diversity_penalty * similarity
             advanced = group.advance(mine, logprobs[places], bonus)
-            said += advanced or [done for done in group.done if len(done.tokens) == length]
+            earlier += advanced or [done for done in group.done if len(done.tokens) == length]
             going += advanced
         return going
 
     def results(self) -> list[Hypothesis]:
-        """Of all groups, by the model's own score; an answer that several groups found is given once."""
+        """The answers of all groups by the model's own score; one that several groups found is returned once."""
         found: dict[tuple[int, ...], Hypothesis] = {}
         for group in self.groups:
             for hypothesis in group.done:

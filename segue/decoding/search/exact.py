@@ -1,8 +1,8 @@
-"""The true mode: the likeliest of all answers, found by depth-first branch and bound and known to be it.
+"""Exact search: the likeliest of all answers (the mode), found and proven by depth-first branch and bound.
 
-An answer's log-probability only falls as it grows, so what a prefix has bounds all that begins with it; a prefix that
-cannot beat the answers at hand is left. One state goes down by `extend` and back up by `rewind`. The modes of each
-length, and what they say about models: Yoshida et al. 2023, "MAP's not dead yet" (arXiv 2311.08817).
+An answer's log-probability only falls as it grows, so a prefix bounds everything that begins with it, and a prefix that
+cannot beat the answers found so far is pruned. One state goes down by `extend` and back up by `rewind`. On the modes of
+each length, and what they say about models: Yoshida et al. 2023, "MAP's not dead yet" (arXiv 2311.08817).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from segue.decoding.sampling import Sampling
-from segue.decoding.search.base import Found, Hypothesis, beginning, judged, prefill
+from segue.decoding.search.base import Hypothesis, SearchResult, empty_hypothesis, next_logprobs, prefill
 from segue.errors import SegueError
 from segue.models.base import Decodable, Decoding, Output
 
@@ -24,15 +24,15 @@ from segue.models.base import Decodable, Decoding, Output
 class Exact:
     """Options of an exact search.
 
-    budget: passes of the model at most, each over one token. When it runs out, the answers are the best until then,
+    budget: passes of the model at most, each over one token. When it runs out, the answers are the best found so far,
         and not proven.
-    length_penalty: as in a beam search, answers are ranked by log-probability / length ** length_penalty; 0 asks for
-        the mode. num_return_sequences: the so many best of all answers.
+    length_penalty: as in beam search, answers are ranked by log-probability / length ** length_penalty; 0 is the mode.
+        num_return_sequences: how many of the best answers are returned.
     each_length: the best answer of each length instead (the stop token counts; those of full length may be cut there).
     """
 
     options: ClassVar[tuple[str, ...]] = ("budget", "length_penalty", "num_return_sequences", "each_length")
-    alone: ClassVar[bool] = True
+    sequential: ClassVar[bool] = True
 
     budget: int = 10_000
     length_penalty: float = 0.0
@@ -51,28 +51,28 @@ class Exact:
         return 1
 
     def run(self, model: Decodable, prompts: Sequence[Sequence[int]], limits: Sequence[int | None],
-            sampling: Sampling, stops: frozenset[int]) -> list[Found]:
+            sampling: Sampling, stops: frozenset[int]) -> list[SearchResult]:
         with torch.inference_mode():
-            return [Descent(self, model, limit or 1, sampling, stops).search(prompt)
+            return [BranchAndBound(self, model, limit or 1, sampling, stops).search(prompt)
                     for prompt, limit in zip(prompts, limits)]
 
 
-class Descent:
-    """The search of one answer, depth first; see `Exact`."""
+class BranchAndBound:
+    """The search for one answer, see `Exact`."""
 
     def __init__(self, options: Exact, model: Decodable, n: int, sampling: Sampling, stops: frozenset[int]) -> None:
         if options.budget < n:
             raise SegueError(f"a budget of {options.budget} passes cannot reach the end of an answer of {n} tokens: "
                              "give a larger budget or a smaller n")
         self.options, self.model, self.n, self.sampling, self.stops = options, model, n, sampling, stops
-        self.kept: dict[int, list[Hypothesis]] = {}  # best first; by length if asked for, else all under 0
+        self.kept: dict[int, list[Hypothesis]] = {}  # best first; by length with each_length, else all under 0
         self.passes = 1
 
-    def search(self, prompt: Sequence[int]) -> Found:
+    def search(self, prompt: Sequence[int]) -> SearchResult:
         state, output = prefill(self.model, [prompt], self.n)
         begin = int(state.positions[0])
-        path = [beginning(self.model, prompt, self.sampling, self.n, self.stops)]
-        untried = [self._children(path[0], output)]  # of each hypothesis on the path, the likeliest last
+        path = [empty_hypothesis(self.model, prompt, self.sampling, self.n, self.stops)]
+        untried = [self._children(path[0], output)]  # children of each hypothesis on the path, likeliest last
         exhausted = False
         while path:
             if not untried[-1] or path[-1].total + untried[-1][-1][1] <= self._floor(len(path)):
@@ -92,11 +92,11 @@ class Descent:
         for answer in answers:
             answer.proven = not exhausted
         answers.sort(key=lambda answer: -answer.score)
-        return Found(answers, self.passes, self.passes - 1)
+        return SearchResult(answers, self.passes, self.passes - 1)
 
     def _step(self, state: Decoding, begin: int, hypothesis: Hypothesis) -> Output:
-        """Read the last token of a hypothesis, behind the others of it, wherever the state was before. begin: the
-        position behind the prompt."""
+        """Rewind the state to the hypothesis' last token but one, and read its last. begin: the position after the
+        prompt."""
         self.passes += 1
         back = int(state.positions[0]) - begin - len(hypothesis.tokens) + 1
         if back:
@@ -106,9 +106,9 @@ class Descent:
         return output
 
     def _children(self, hypothesis: Hypothesis, output: Output) -> list[tuple[int, float]]:
-        """Next tokens that may lead to something, with their log-probabilities. Where it may end it ends at once: that
-        takes no pass, and bounds all that follows."""
-        (logprobs,) = judged(output, [hypothesis], self.sampling, True)
+        """The next tokens that could lead to a better answer, with their log-probabilities. If the answer may end here,
+        that is recorded first: it takes no pass, and tightens the bound."""
+        (logprobs,) = next_logprobs(output, [hypothesis], self.sampling, True)
         if logprobs.max() > 0:
             raise SegueError("a processor raises a log-probability above 0: exact search cannot use it, since answers "
                              "must become less likely as they grow")
@@ -116,21 +116,21 @@ class Descent:
             if hypothesis.total + logprobs[token] > self._floor(len(hypothesis.tokens) + 1):
                 self._keep(hypothesis.ended(float(logprobs[token])))
             logprobs[token] = -np.inf
-        able = np.flatnonzero(hypothesis.total + logprobs > self._floor(len(hypothesis.tokens) + 1))
-        able = able[np.argsort(logprobs[able], kind="stable")]
-        return list(zip(able.tolist(), logprobs[able].tolist()))
+        promising = np.flatnonzero(hypothesis.total + logprobs > self._floor(len(hypothesis.tokens) + 1))
+        promising = promising[np.argsort(logprobs[promising], kind="stable")]
+        return list(zip(promising.tolist(), logprobs[promising].tolist()))
 
     def _rank(self, total: float, length: int) -> float:
         return total / length**self.options.length_penalty
 
     def _floor(self, length: int) -> float:
-        """The log-probability that so many first tokens of an answer must be above for it to be worth keeping."""
+        """The log-probability that a prefix of this length must exceed to lead to an answer worth keeping."""
         if self.options.each_length:
-            return min(self._worst(end) for end in range(length, self.n + 1))
-        return self._worst(0) * self.n**self.options.length_penalty  # it flatters a falling total most to be long
+            return min(self._kept_threshold(end) for end in range(length, self.n + 1))
+        return self._kept_threshold(0) * self.n**self.options.length_penalty  # the best rank is at full length
 
-    def _worst(self, key: int) -> float:
-        """What an answer must beat to be kept (each length has one rank, whatever the penalty)."""
+    def _kept_threshold(self, key: int) -> float:
+        """What an answer must beat to be kept: a log-probability with each_length, else a score."""
         kept = self.kept.get(key, [])
         if len(kept) < self.options.num_return_sequences:
             return -np.inf

@@ -1,5 +1,5 @@
-"""A small classifier that foresees, from a model's hidden state, what the complete text will be like: q(A | prefix,
-next token), learnt on prefixes labelled by the text they became (Yoshida et al. 2023, arXiv 2311.08817)."""
+"""A small classifier that predicts, from a model's hidden state, an attribute of the complete text: q(A | prefix, next
+token), trained on prefixes labelled by the texts that they became (Yoshida et al. 2023, arXiv 2311.08817)."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from segue.errors import SegueError
 from segue.mixers.positions import sinusoids
 from segue.models.base import Decodable, padded, state_for
 
-PLACES = 16  # features
-TOGETHER = 16  # texts that the model reads at once
+POSITION_FEATURES = 16
+BATCH_TEXTS = 16  # read at once
 
 
 class Foresight(nn.Module):
-    """q(A | prefix, next token) = sigmoid(w . gelu(W h + e[token]) + b), h the hidden state at the prefix' end beside
-    sinusoids of how many tokens the prefix has behind the prompt (models of relative positions hardly know), each
-    component brought to mean 0 and deviation 1.
+    """q(A | prefix, next token) = sigmoid(w . gelu(W h + e[token]) + b), where h is the hidden state at the prefix' end
+    with sinusoids of the answer's length so far appended (models of relative positions hardly encode it), each
+    component standardised.
 
-    dim: of h. vocabulary: of the model. width: of the layer between.
-    report: after `foresee`, `loss` and `base`, in nats: its log loss on texts kept aside, and that of a constant guess.
+    dim: of h. vocabulary: of the model. width: of the hidden layer.
+    report: after `foresee`, `loss` and `base`, in nats: its log loss on held-out texts, and that of a constant guess.
     """
 
     mean: Tensor
@@ -45,9 +45,9 @@ class Foresight(nn.Module):
         return self.out(F.gelu(read[:, None] + self.next(tokens)))[..., 0]
 
     def attribute(self, living: Sequence[Hypothesis], tokens: np.ndarray) -> np.ndarray:
-        """What a conditional beam search asks for (see `search.conditional`)."""
+        """The `attribute` of a conditional beam search (see `search.conditional`)."""
         hidden = torch.stack([each.hidden[-1] for each in living if each.hidden is not None])
-        hidden = _placed(hidden.to(self.mean), torch.tensor([len(each.tokens) for each in living]))
+        hidden = _with_positions(hidden.to(self.mean), torch.tensor([len(each.tokens) for each in living]))
         with torch.inference_mode():
             logits = self(hidden, torch.from_numpy(tokens).to(hidden.device))
         return F.logsigmoid(logits.double()).cpu().numpy()
@@ -56,12 +56,12 @@ class Foresight(nn.Module):
 def foresee(model: Decodable, texts: Sequence[Sequence[int]], labels: Sequence[bool],
             prompts: int | Sequence[int] = 1, width: int = 64, steps: int = 400, rate: float = 3e-3,
             batch: int = 256, seed: int = 0) -> Foresight:
-    """Learn to foresee a label of complete texts.
+    """Train a `Foresight` to predict a label of complete texts.
 
-    texts: token ids, prompts in front, the stop token behind where there is one; samples of the model, or data. labels:
-        whether each has the attribute. prompts: how many first tokens are the prompt, at least 1; one for all or one
-        for each. steps, rate, batch: of AdamW, over pairs of a prefix and its next token.
-    A tenth of the texts calibrates it (its logits are scaled and shifted), another measures it (`report`).
+    texts: token ids, with prompts and, where there is one, the stop token; samples of the model, or data. labels:
+        whether each has the attribute. prompts: length of the prompt, at least 1; one for all or one for each. steps,
+        rate, batch: of AdamW, over pairs of a prefix and its next token.
+    A tenth of the texts calibrates it (scale and shift of its logits), another tenth tests it (`report`).
     """
     begins = [prompts] * len(texts) if isinstance(prompts, int) else list(prompts)
     if len(labels) != len(texts) or len(begins) != len(texts) or len(texts) < 10 or len(set(map(bool, labels))) < 2:
@@ -89,7 +89,7 @@ def foresee(model: Decodable, texts: Sequence[Sequence[int]], labels: Sequence[b
             optimiser.step()
     with torch.no_grad():
         logits = foresight(hidden, tokens)[:, 0]
-        scale, shift = _calibration(logits[calibrating], truth[calibrating])
+        scale, shift = _platt_scaling(logits[calibrating], truth[calibrating])
         foresight.out.weight *= scale
         foresight.out.bias.mul_(scale).add_(shift)
         rate_of_all = truth[~measuring].mean().expand(int(measuring.sum()))
@@ -101,38 +101,38 @@ def foresee(model: Decodable, texts: Sequence[Sequence[int]], labels: Sequence[b
 
 def _prefixes(model: Decodable, texts: Sequence[Sequence[int]],
               begins: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Of every prefix of every text from its prompt on: h (M, H), next token (M, 1), the text's number."""
+    """For every prefix of every text, from the prompt on: h (M, H), the next token (M, 1), the text's index (M,)."""
     hidden, tokens, owner = [], [], []
-    for start in range(0, len(texts), TOGETHER):
-        group = range(start, min(start + TOGETHER, len(texts)))
+    for start in range(0, len(texts), BATCH_TEXTS):
+        group = range(start, min(start + BATCH_TEXTS, len(texts)))
         table = padded([texts[number] for number in group])
         with torch.inference_mode():
             state = state_for(model, [texts[number][: begins[number]] for number in group])
             table = table.to(state.positions.device)
             last = torch.tensor([[len(texts[number]) - 1] for number in group], device=table.device)
-            every = model.extend(table, state, None, last).hidden  # no other logits are wanted
+            every = model.extend(table, state, None, last).hidden  # `last` only: the logits are not needed
         for row, number in enumerate(group):
             begin, end = begins[number], len(texts[number])
-            hidden.append(_placed(every[row, begin - 1 : end - 1].float(), torch.arange(end - begin)))
+            hidden.append(_with_positions(every[row, begin - 1 : end - 1].float(), torch.arange(end - begin)))
             tokens.append(table[row, begin:end, None])
             owner.append(torch.full((end - begin,), number, device=table.device))
     return torch.cat(hidden).clone(), torch.cat(tokens), torch.cat(owner)
 
 
-def _placed(hidden: Tensor, places: Tensor) -> Tensor:
-    """(M, D) hidden states and (M,) tokens behind the prompt -> (M, D + PLACES)."""
-    return torch.cat([hidden, sinusoids(places[None], PLACES, hidden.dtype)[0].to(hidden.device)], 1)
+def _with_positions(hidden: Tensor, lengths: Tensor) -> Tensor:
+    """(M, D) hidden states and (M,) lengths of the answer so far -> (M, D + POSITION_FEATURES)."""
+    return torch.cat([hidden, sinusoids(lengths[None], POSITION_FEATURES, hidden.dtype)[0].to(hidden.device)], 1)
 
 
-def _calibration(logits: Tensor, truth: Tensor) -> tuple[float, float]:
-    """The scale and shift of logits that make them likeliest (Platt 1999), by Newton's method, held near (1, 0)."""
+def _platt_scaling(logits: Tensor, truth: Tensor) -> tuple[float, float]:
+    """The maximum-likelihood scale and shift of logits (Platt 1999), by Newton's method, regularised towards (1, 0)."""
     features = torch.stack([logits, torch.ones_like(logits)], 1).double()
     start = torch.tensor([1.0, 0.0], dtype=torch.float64, device=logits.device)
     weights = start.clone()
     for _ in range(20):
-        chance = torch.sigmoid(features @ weights)
-        slope = features.T @ (chance - truth) + weights - start
-        curve = features.T @ (features * (chance * (1 - chance))[:, None]) + torch.eye(2).to(features)
-        weights = weights - torch.linalg.solve(curve, slope)
+        q = torch.sigmoid(features @ weights)
+        gradient = features.T @ (q - truth) + weights - start
+        hessian = features.T @ (features * (q * (1 - q))[:, None]) + torch.eye(2).to(features)
+        weights = weights - torch.linalg.solve(hessian, gradient)
     scale, shift = weights.tolist()
     return max(scale, 0.0), shift

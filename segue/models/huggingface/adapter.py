@@ -187,7 +187,7 @@ class HuggingFaceModel:
         """(B, 1, N, L + N) to be added to the scores, or None where the nodes are a chain behind rows of one length."""
         first: Any = state.layers[0]["cache"]
         valid = first.valid(layout)
-        if valid is None and layout.line:
+        if valid is None and layout.sees_whole_past:
             return None
         seen = causal(first.pairs(layout))
         seen = (seen if valid is None else seen & valid).expand(batch, -1, -1)[:, None]
@@ -387,7 +387,7 @@ class Layer(CacheLayerMixin):
         pass
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        return self.cache.put(key_states, value_states, self.layout)
+        return self.cache.append(key_states, value_states, self.layout)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.cache.longest + query_length, 0

@@ -23,7 +23,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from segue.errors import SegueError
 from segue.mixers.cross import Source
-from segue.mixers.state import Layout, State, gather_nodes, within
+from segue.mixers.state import Layout, State, gather_nodes, length_mask
 from segue.models.base import Decoding, Output
 from segue.models.huggingface.adapter import EDITED, REREAD, HuggingFaceModel, Layer
 from segue.models.seq2seq import Prompts, Reading, prompt_ends
@@ -66,7 +66,7 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
 
     def encode(self, source: Tensor, lengths: Tensor) -> Tensor:
         """(B, S) long, of which the first `lengths` (B,) of each row are real -> (B, S, D)."""
-        real = within(lengths, source.shape[1])
+        real = length_mask(lengths, source.shape[1])
         output = self.model.get_encoder()(input_ids=source, attention_mask=real.long(), return_dict=True)
         return output.last_hidden_state
 
@@ -103,7 +103,7 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
 
     def _extend_edited(self, tokens: Tensor, state: State, layout: Layout, at: Tensor | None) -> tuple[Output, Layout]:
         assert isinstance(state, Reading)
-        prompts = Prompts(self, tokens, prompt_ends(at)) if state.source.empty else None
+        prompts = Prompts(self, tokens, prompt_ends(at)) if state.source.is_empty else None
         if prompts is not None:
             lengths, real, target, nodes = prompts.lengths, prompts.real, prompts.target, Layout(prompts.node)
             encoded = self.encode(prompts.source, lengths)
@@ -113,7 +113,7 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
             nodes = replace(layout, positions=layout.positions - lengths[:, None])
             if not tokens.numel():
                 return self._nothing_edited(tokens, state, nodes, at), layout
-            real = within(lengths, state.source.k.shape[2])
+            real = length_mask(lengths, state.source.k.shape[2])
             encoded = self._weight.new_zeros(1, 1, 1).expand(*real.shape, self.width)  # only its shape is looked at
         layers: list[Any] = state.layers
         cache = EncoderDecoderCache(TheirCache(layers=[Layer(layer["cache"], nodes) for layer in layers]),
