@@ -35,7 +35,7 @@ from segue.kinds.table import (
     numbered,
     timed,
 )
-from segue.kinds.text import text_columns
+from segue.kinds.text_columns import text_columns
 from segue.kinds.times import timelike
 
 MOST = 128  # columns; a row of more is a series, or a picture
