@@ -157,6 +157,6 @@ class _MLSTM(torch.autograd.Function):
         dq, dk, dv, di, df = (pooled_empty(x, *x.shape) for x in (q, k, v, i, f))
         dmemory, dm = torch.empty(dfinal.shape, dtype=v.dtype), v.new_empty(batch, heads)
         threads.parallel_for(chunks.mlstm_backward, batch * heads, *map(as_lines, (q, k, v)),
-                             *map(as_array, (i, f, starts)), ctx.eps, as_lines(y), *map(as_array, kept), as_lines(dy), as_array(dfinal),
-                             *(x.numpy() for x in (dq, dk, dv, di, df, dmemory, dm)))
+                             *map(as_array, (i, f, starts)), ctx.eps, as_lines(y), *map(as_array, kept),
+                             as_lines(dy), as_array(dfinal), *(x.numpy() for x in (dq, dk, dv, di, df, dmemory, dm)))
         return dq, dk, dv, di, df, dmemory, dm, None, None, None, None

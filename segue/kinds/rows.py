@@ -36,7 +36,7 @@ from segue.kinds.table import (
     numbered,
     timed,
 )
-from segue.kinds.text import text_columns
+from segue.kinds.text_columns import text_columns
 from segue.kinds.times import timelike
 from segue.kinds.wide import wide
 

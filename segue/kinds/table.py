@@ -40,7 +40,7 @@ from segue.kinds.frame import number as is_number
 from segue.kinds.games import as_pgn, moves_in
 from segue.kinds.moments import CLOCK, spelled, together
 from segue.kinds.packed import bare, opened, twin
-from segue.kinds.text import text_columns
+from segue.kinds.text_columns import text_columns
 from segue.kinds.times import NUMBER, seconds_of, span, steady, timelike, written
 
 

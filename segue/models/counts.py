@@ -301,7 +301,8 @@ class CountModel(_CountBase):
 
     def _predict_nodes(self, past: np.ndarray, begins: np.ndarray, whole: np.ndarray, tokens: np.ndarray,
                        parents: np.ndarray, chain: bool, at: np.ndarray, out: np.ndarray) -> None:
-        kernel.classical_nodes(self.tables, past, begins, whole, tokens, parents, chain, at, *self._kernel_arguments(), out)
+        kernel.classical_nodes(self.tables, past, begins, whole, tokens, parents, chain, at,
+                               *self._kernel_arguments(), out)
 
     def distributions(self, ids: np.ndarray, begin: int, end: int, out: np.ndarray) -> None:
         kernel.classical_document(self.tables, ids, begin, end, *self._kernel_arguments(), out)
@@ -462,7 +463,8 @@ class BlendedCounts(_CountBase):
         for number, begin, end in sample_spans([len(document) for document in ids], positions, draw):
             rows.append(np.empty((end - begin, kernel.LEVELS, kernel.FEATURES), np.float32))
             facts.append(np.empty((end - begin, kernel.LEVELS, 5), np.float32))
-            kernel.observe_document(self.tables, ids[number], begin, end, self.window, self.workspace, rows[-1], facts[-1])
+            kernel.observe_document(self.tables, ids[number], begin, end, self.window, self.workspace, rows[-1],
+                                    facts[-1])
         return torch.from_numpy(np.concatenate(rows)), torch.from_numpy(np.concatenate(facts))
 
     def draft_likeliest(self, state: TokenState, length: int, least: float) -> list[int]:
