@@ -262,8 +262,8 @@ def test_a_large_vocabulary_is_scored_in_smaller_pieces(blend: BlendedCounts, mi
                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     line = np.concatenate(sentences(30, 5))[:300]
     whole, alone = mixture.log_probabilities(line, 16), blend.log_probabilities(line)
-    monkeypatch.setattr("segue.models.mixture.CELLS", 64 * 12)
-    monkeypatch.setattr("segue.models.counts.CELLS", 64 * 12)
+    monkeypatch.setattr("segue.models.mixture.MAX_PROBABILITIES", 64 * 12)
+    monkeypatch.setattr("segue.models.counts.MAX_PROBABILITIES", 64 * 12)
     assert max(len(scores) for _, scores, _ in mixture.iterate_scores([line], 16)) == 64
     assert np.allclose(mixture.log_probabilities(line, 16), whole, atol=1e-5)
     assert np.allclose(blend.log_probabilities(line), alone)
