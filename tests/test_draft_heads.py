@@ -106,7 +106,8 @@ def test_an_untrained_head_says_what_the_base_says(kind: str) -> None:
     output = model(torch.arange(8)[None])
     heads = DraftHeads.for_base(model, **KINDS[kind])
     for k in range(1, 5):
-        torch.testing.assert_close(heads.logits(k, heads.condition(output.hidden), torch.ones(1, 8, k).long()), output.logits)
+        found = heads.logits(k, heads.condition(output.hidden), torch.ones(1, 8, k).long())
+        torch.testing.assert_close(found, output.logits)
 
 
 @pytest.mark.parametrize("many", [True, False])
@@ -167,7 +168,8 @@ def test_what_is_looked_up_is_what_is_multiplied(layers: int) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_heads_are_the_heads(kind: str, tables: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ragged rows, piece after piece; with float32 weights exactly, with bytes nearly."""
-    monkeypatch.setattr(TabulatedHeads, "is_worthwhile", staticmethod(lambda config, size: tables and config.sequential))
+    use = staticmethod(lambda config, size: tables and config.sequential)
+    monkeypatch.setattr(TabulatedHeads, "is_worthwhile", use)
     heads = wild(base(dtype=torch.float32), kind).eval()
     pieces = [torch.randn(2, n, 16) for n in (5, 1, 3)]
     said = torch.randint(VOCABULARY, (2, 4, 3))
