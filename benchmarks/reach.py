@@ -19,7 +19,7 @@ import segue
 from segue.models import Stack
 from segue.models.base import Decodable
 from segue.models.bounded import bound_attention
-from segue.training.recipe import machine
+from segue.training.recipe import describe_machine
 
 PIECE = 64
 
@@ -54,7 +54,7 @@ def main() -> None:
     edges = [1, model.context, *(model.context * 2**k for k in range(1, 12) if model.context * 2**k < len(tokens)),
              len(tokens)]
     lines = ["# Far from the beginning", "",
-             f"`python benchmarks/reach.py {given.file.name} --minutes {given.minutes:g}` on {machine()}: "
+             f"`python benchmarks/reach.py {given.file.name} --minutes {given.minutes:g}` on {describe_machine()}: "
              f"{len(model.model.config.mixers)} layers of {model.model.config.mixers[0]}, rows of {model.context} "
              f"tokens; nats a token by its place in {len(tokens):,} tokens that were held out", "",
              "| | " + " | ".join(f"{a:,} to {b:,}" for a, b in zip(edges, edges[1:])) + " |",

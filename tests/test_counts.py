@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -289,6 +290,12 @@ def test_blend_survives_a_file(blend: BlendedCounts, tmp_path: Path) -> None:
     (tmp_path / "counts.safetensors").write_bytes(b"no")
     with pytest.raises(SegueError, match="cannot be read"):
         BlendedCounts.load(tmp_path)
+    CountModel(12, 2).fit(sentences(3, 0)).save(tmp_path)
+    settings = json.loads((tmp_path / "counts.json").read_text())
+    for vocabulary in (5, 13):  # the kernels index by ids unchecked
+        (tmp_path / "counts.json").write_text(json.dumps(settings | {"vocabulary": vocabulary}))
+        with pytest.raises(SegueError, match=f"not of a vocabulary of {vocabulary}"):
+            CountModel.load(tmp_path)
 
 
 def test_hold_back_takes_whole_documents_or_the_end_of_few() -> None:

@@ -30,7 +30,7 @@ from segue.decoding.diffusion import (
     sample_entropy,
 )
 from segue.errors import SegueError
-from segue.kernels.gumbel import gumbel_max, straight_through, waiting
+from segue.kernels.gumbel import exponential_noise, gumbel_max, straight_through
 from segue.models import Stack, StackConfig
 from segue.models.base import Output
 from segue.models.diffusion import (
@@ -47,7 +47,7 @@ from segue.models.stack import both_ways
 from segue.objectives import Batch
 from segue.objectives.diffusion import MaskedDiffusion, ScoreEntropy, StepwiseDiffusion, any_order, score_entropy
 from segue.training.batches import Arrays
-from segue.training.evaluate import bound
+from segue.training.evaluate import score_bound
 from segue.training.learn import learn
 
 V, L = 3, 4
@@ -419,7 +419,7 @@ def test_gumbel_draws() -> None:
 def test_float32_waits_too_long() -> None:
     """No waiting time is below 2^-24, so that what is rarer comes too seldom."""
     generator = torch.Generator().manual_seed(0)
-    shortest = {dtype: float(waiting(torch.zeros(1 << 22), generator, dtype).min().exp())
+    shortest = {dtype: float(exponential_noise(torch.zeros(1 << 22), generator, dtype).min().exp())
                 for dtype in (torch.float32, torch.float64)}
     assert shortest[torch.float32] >= 5.9e-8
     fine = torch.rand(1 << 24, generator=generator, dtype=torch.float64)
@@ -499,10 +499,10 @@ def test_the_bound_of_a_store() -> None:
     model = stack(vocabulary=8).double().eval()
     random = np.random.default_rng(0)
     documents = [random.integers(0, 7, length).astype(np.int32) for length in (5, 9, 2, 30)]
-    found = bound(model, Arrays(documents), 12, rows=3, draws=300)
+    found = score_bound(model, Arrays(documents), 12, rows=3, draws=300)
     assert found.counts.tolist() == [4, 8, 1, 29]
     for document, nats in zip(documents[:3], found.nats):
         clean = torch.from_numpy(document[1:].astype(np.int64))[None]
         expected = any_order(Denoiser(model, AbsorbingProcess(7)), clean, clean >= 0, 7, draws=300, seed=9)
         assert nats == pytest.approx(float(expected), rel=0.03)
-    assert bound(model, Arrays(documents), 12, limit=12).counts.sum() < 42
+    assert score_bound(model, Arrays(documents), 12, limit=12).counts.sum() < 42

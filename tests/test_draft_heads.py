@@ -18,7 +18,7 @@ from segue.decoding.draft.heads import HeadsDraft, build_tree, count_ranks, defa
 from segue.decoding.draft.lookup import PromptLookup
 from segue.decoding.draft.merged import MergedDrafters
 from segue.errors import SegueError
-from segue.kernels.cpu.cache import warm
+from segue.kernels.cpu.cache import is_warm
 from segue.models.compiled_heads import CompiledHeads
 from segue.models.heads import DraftHeads, HeadsConfig, TabulatedHeads
 from segue.models.stack import Stack, StackConfig
@@ -106,8 +106,8 @@ def test_an_untrained_head_says_what_the_base_says(kind: str) -> None:
     output = model(torch.arange(8)[None])
     heads = DraftHeads.for_base(model, **KINDS[kind])
     for k in range(1, 5):
-        found = heads.logits(k, heads.condition(output.hidden), torch.ones(1, 8, k).long())
-        torch.testing.assert_close(found, output.logits)
+        ours = heads.logits(k, heads.condition(output.hidden), torch.ones(1, 8, k).long())
+        torch.testing.assert_close(ours, output.logits)
 
 
 @pytest.mark.parametrize("many", [True, False])
@@ -168,8 +168,8 @@ def test_what_is_looked_up_is_what_is_multiplied(layers: int) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_heads_are_the_heads(kind: str, tables: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ragged rows, piece after piece; with float32 weights exactly, with bytes nearly."""
-    use = staticmethod(lambda config, size: tables and config.sequential)
-    monkeypatch.setattr(TabulatedHeads, "is_worthwhile", use)
+    worthwhile = staticmethod(lambda config, size: tables and config.sequential)
+    monkeypatch.setattr(TabulatedHeads, "is_worthwhile", worthwhile)
     heads = wild(base(dtype=torch.float32), kind).eval()
     pieces = [torch.randn(2, n, 16) for n in (5, 1, 3)]
     said = torch.randint(VOCABULARY, (2, 4, 3))
@@ -188,7 +188,7 @@ def test_compiled_heads_are_the_heads(kind: str, tables: bool, monkeypatch: pyte
                     scores = heads.logits(k, shown.expand(2, 4, 16), said[..., :k])
                     found = fast.logits(k, begun, said[..., :k]).expand_as(scores)
                     assert float((scores - found).norm() / scores.norm()) < tolerance
-    assert isinstance(HeadsDraft(heads).reader, CompiledHeads) == warm()
+    assert isinstance(HeadsDraft(heads).reader, CompiledHeads) == is_warm()
 
 
 @pytest.mark.parametrize("kind", KINDS)

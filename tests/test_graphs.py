@@ -96,15 +96,16 @@ def test_neighbourhoods_distances_and_walks(graphs: GraphBatch) -> None:
     made, n = of_networkx(graphs), len(graphs.graph)
     begins, others = graphs.neighbours
     assert all(sorted(others[begins[i] : begins[i + 1]].tolist()) == sorted(made[i]) for i in range(n))
-    found = loops.balls(begins, others, 2)
+    found = loops.k_hop_neighbourhoods(begins, others, 2)
     for i in range(n):
         for radius in range(3):
             expected = nx.single_source_shortest_path_length(made, i, radius)
             assert sorted(found[(found[:, 0] == i) & (found[:, 1] == radius), 2].tolist()) == sorted(expected)
     a, b = (each.reshape(-1) for each in np.meshgrid(np.arange(n), np.arange(n)))
     ways = dict(nx.all_pairs_shortest_path_length(made))
-    assert loops.distances(begins, others, a, b, 4).tolist() == [min(ways[i].get(j, 4), 4) for i, j in zip(a, b)]
-    for trail in loops.walks(begins, others, np.random.default_rng(0).random((n, 5))):
+    wanted = [min(ways[i].get(j, 4), 4) for i, j in zip(a, b)]
+    assert loops.shortest_distances(begins, others, a, b, 4).tolist() == wanted
+    for trail in loops.random_walks(begins, others, np.random.default_rng(0).random((n, 5))):
         assert all(made.has_edge(i, j) or (i == j and not made[i]) for i, j in zip(trail, trail[1:]))
 
 
@@ -261,7 +262,7 @@ def test_the_spectrum_says_how_many_components_there_are() -> None:
     assert found.shape == (2, 8, 4) and (found[1, 5:] == 0).all()
     degree = tokens[0, :, 4:].sum(-1)
     laplacian = torch.diag((degree > 0).float()) - tokens[0, :, 4:] * (degree.clamp(min=1)[:, None] *
-                                                                      degree.clamp(min=1)).rsqrt()
+                                                                       degree.clamp(min=1)).rsqrt()
     values = torch.linalg.eigvalsh(laplacian)
     torch.testing.assert_close(laplacian @ found[0], found[0] * values[:4], atol=1e-4, rtol=1e-4)
 

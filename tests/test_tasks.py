@@ -24,7 +24,7 @@ from segue.objectives import Batch
 from segue.tasks import TASKS, Reachability, Scratchpad, Task
 from segue.tasks.automata import dyck, tracking
 from segue.tasks.listops import SYMBOLS, value
-from segue.training.learn import accuracy, learn, minibatches, windows
+from segue.training.learn import accuracy, learn, minibatches, random_windows
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -48,7 +48,7 @@ def test_rows_of_a_table_and_windows_of_a_text() -> None:
     assert torch.equal(draw(4).tokens, draw(4).tokens) and not torch.equal(draw(4).tokens, draw(5).tokens)
     assert torch.equal(draw(4).targets, draw(4).tokens + 100)
     assert set(draw(4).tokens[:, 0].tolist()) == set(rows[:, 0].tolist())
-    found = windows(torch.arange(40), 30, 5, torch.Generator().manual_seed(0))
+    found = random_windows(torch.arange(40), 30, 5, torch.Generator().manual_seed(0))
     assert found.shape == (30, 6) and bool((found.diff() == 1).all()) and len(found[:, 0].unique()) > 5
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from segue.data.options import checked
+from segue.data.options import check_options
 from segue.data.reading import likely, read
 from segue.decoding.constrain import Pattern, json_schema_pattern
 from segue.decoding.forecast import DEFAULT_SAMPLES, Forecast, RowCells, sample_forecasts
@@ -170,8 +170,8 @@ class Request:
 
 
 def build_request(model: Decodable, codec: Codec, primes: Sequence[Any], n: int | Sequence[int] | None,
-                decoder: str | None, stop: Sequence[Any], until: Until, heal: bool | None, options: dict[str, Any],
-                rules: Sequence[Processor] = ()) -> Request:
+                  decoder: str | None, stop: Sequence[Any], until: Until, heal: bool | None, options: dict[str, Any],
+                  rules: Sequence[Processor] = ()) -> Request:
     """Prepare prompts, limits, stops and processors for `continue_objects` and `stream_objects`."""
     stops = Stops(stop, codec) if len(stop) else None
     prompts = [prime_tokens(codec, prime, model) for prime in primes]
@@ -469,7 +469,7 @@ def _continue_well_formed(fitted: FittedModel, model: Decodable, primes: list[An
 
 
 def _draw_samples(fitted: FittedModel, model: Decodable, record: Record, n: int | None, samples: int, draft: Any,
-             stop: Sequence[Any], options: dict[str, Any]) -> Samples:
+                  stop: Sequence[Any], options: dict[str, Any]) -> Samples:
     answers = _continue_well_formed(fitted, model, [record.object] * samples, n, "sample", draft, stop, options)
     for answer in answers:
         if fitted.kind.drawn:
@@ -541,7 +541,7 @@ def prime_record(kind: Kind, prime: Any, codec: Codec, reading: Mapping[str, Any
     if isinstance(prime, SetPrompt):
         return Record(prime.map_runs(lambda run: kind.normalise(run, known)))
     if isinstance(prime, Path):
-        options = checked(kind.read, f"reading {kind.name}", kind.reading(codec) | dict(reading or {}))
+        options = check_options(kind.read, f"reading {kind.name}", kind.reading(codec) | dict(reading or {}))
         if is_archive(prime):
             data = read(prime, kind=kind.name, **options)
             if problems is not None and len(data) == 1:

@@ -185,7 +185,7 @@ def _resolve_acceptor(named: str | Acceptor) -> Acceptor:
 
 def _make_rows(model: Decodable, prompts: list[Sequence[int]], sampling: Sampling, *, n: int | Sequence[int] | None,
           eos: int | Sequence[int] | None, seed: int | Sequence[int], logprobs: bool, until: Until | Sequence[Until],
-          backspace: int | None) -> Iterator[Row]:
+               backspace: int | None) -> Iterator[Row]:
     """The rows of the answers, in order, created lazily; arguments as of `generate`."""
     limits, stops = resolve_limits(n, len(prompts)), _stop_ids(eos)
     if backspace is not None:
@@ -270,7 +270,7 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
     rule, cost = _resolve_acceptor(acceptor), cost or make_cost(drafter, adaptive)
     model, lists = _check_prompts(prompts, model)
     waiting = _make_rows(model, lists, sampling, n=n, eos=eos, seed=seed, logprobs=logprobs, until=until,
-                    backspace=backspace)
+                         backspace=backspace)
     while rows := list(itertools.islice(waiting, max(batch, 1))):
         loop = Loop(model, drafter, rule, cost)
         for _ in loop.run(rows):
@@ -300,7 +300,7 @@ def stream(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] |
     rule, cost = _resolve_acceptor(acceptor), cost or make_cost(drafter, adaptive)
     model, lists = _check_prompts(prompts, model)
     waiting = _make_rows(model, lists, sampling, n=n, eos=eos, seed=seed, logprobs=logprobs, until=until,
-                    backspace=backspace)
+                         backspace=backspace)
     while rows := list(itertools.islice(waiting, max(batch, 1))):
         loop = Loop(model, drafter, rule, cost, keep=False)
         for advanced in loop.run(rows):

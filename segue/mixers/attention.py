@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.kernels.attention import causal_attention, trains_on
+from segue.kernels.attention import causal_attention, is_causal_attention_faster
 from segue.mixers import rules
 from segue.mixers.base import Mixer
 from segue.mixers.cache import Cache
@@ -308,7 +308,8 @@ class Attention(Mixer):
         plain = bare and given is None and valid is None and layout.sees_whole_past
         trains = not parts and q.requires_grad and bare and not shared and layout.sees_whole_past
         windowed = self.window is not None and self._cache_window() is not None and layout.has_unit_steps
-        if trains and (rule is rules.causal or windowed) and trains_on(q, self.window, layout.segments):
+        if trains and (rule is rules.causal or windowed) and \
+                is_causal_attention_faster(q, self.window, layout.segments):
             if torch.is_autocast_enabled("cpu"):
                 q, k, v = (y.to(torch.get_autocast_dtype("cpu")) for y in (q, k, v))
             y = causal_attention(q, k, v, layout.segments, self.window)

@@ -89,7 +89,8 @@ class HMM:
         history: list[float] = []
         for _ in range(iterations):
             starts, moves, emits = (np.zeros_like(x) for x in (self.start, self.move, self.emit))
-            history.append(hmm.expect(flat, offsets, weights, self.start, self.move, self.emit, starts, moves, emits))
+            history.append(hmm.expectation_step(flat, offsets, weights, self.start, self.move, self.emit,
+                                                starts, moves, emits))
             if len(history) > 1 and history[-1] - history[-2] < self.tolerance * size:
                 break
             # a state that nothing visits keeps its rows

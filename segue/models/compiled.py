@@ -17,7 +17,7 @@ from torch import Tensor
 from segue.errors import SegueError
 from segue.kernels.cpu import engine
 from segue.kernels.cpu import program as p
-from segue.kernels.cpu.cache import prepare, warm
+from segue.kernels.cpu.cache import compile_in_background, is_warm
 from segue.kernels.cpu.simd import BLOCK, TILE
 from segue.mixers.layout import Layout, check_counts, check_node_indices, check_parents, check_path, check_rows
 from segue.models.base import Decoding, Output, needs_whole_prompt
@@ -267,7 +267,7 @@ class CompiledState:
         job[p.OPERATIONS], job[p.COUNT], job[p.ROW] = table.ctypes.data, len(table), rows.ctypes.data
         job[p.BEFORE] = job[p.AFTER] = self.states.address
         job[p.KEEP], job[p.SLOTS] = 0, self.batch
-        engine.team().run(job, job.ctypes.data, self.model.threads)
+        engine.get_team().run(job, job.ctypes.data, self.model.threads)
 
     def _job(self, table: np.ndarray, path: np.ndarray, after: Memory | None = None) -> None:
         """Run operations of bookkeeping over all layers."""
@@ -280,7 +280,7 @@ class CompiledState:
         if after is not None:
             job[p.BEFORE], job[p.AFTER] = self.states.address, after.address
             job[p.SLOTS] = after.array.size // self.program.floats_per_state
-        engine.team().run(job, job.ctypes.data, 1)
+        engine.get_team().run(job, job.ctypes.data, 1)
 
     def _rows(self, memory: Memory) -> list[np.ndarray]:
         """The recurrent states of all layers, each (B, size)."""
@@ -479,7 +479,7 @@ class CompiledModel:
         """Pack the weights, and load or compile the engine."""
         with torch.no_grad():
             self.program.finish()
-        engine.ready()
+        engine.load_engine()
         return self
 
     @property
@@ -617,7 +617,7 @@ class CompiledModel:
         job[p.SLOTS] = space.nodes if kept else state.batch
         job[p.WANT], job[p.WANTED] = (space.every, space.nodes) if want is None else (want.ctypes.data, len(want))
         job[p.LOGITS] = logits.ctypes.data
-        engine.team().run(job, space.address, self.threads)
+        engine.get_team().run(job, space.address, self.threads)
 
     def replay(self, state: CompiledState, states: Memory, lengths: np.ndarray, tokens: list[np.ndarray]) -> Memory:
         """The recurrent states of each row after these tokens, from `states` at `lengths`. (Keys and values are
@@ -648,14 +648,14 @@ class Accelerated:
         self.vocabulary, self.layout_form = stack.vocabulary, stack
         self.needs_whole_prompt = compiled.needs_whole_prompt
         self._builder: threading.Thread | None = None
-        if not prepare():  # nothing can be kept on disk: compile here, beside the torch path
-            self._builder = threading.Thread(target=engine.ready, daemon=True)
+        if not compile_in_background():  # nothing can be kept on disk: compile here, beside the torch path
+            self._builder = threading.Thread(target=engine.load_engine, daemon=True)
             self._builder.start()
 
     @property
     def model(self) -> Stack | CompiledModel:
         """What new states are made by."""
-        if not self.loaded and (warm() if self._builder is None else not self._builder.is_alive()):
+        if not self.loaded and (is_warm() if self._builder is None else not self._builder.is_alive()):
             with LOADING:
                 if not self.loaded:
                     self.compiled.load()
@@ -695,7 +695,7 @@ def accelerate(stack: Stack, weights: str = "float32") -> CompiledModel | Accele
     process compiles it, once, and until that is done torch decodes. A SegueError says what has no compiled form.
     """
     model = CompiledModel(stack, weights)
-    return model.load() if warm() else Accelerated(stack, model)
+    return model.load() if is_warm() else Accelerated(stack, model)
 
 
 def compile_model(stack: Stack, weights: str = "float32", threads: int | None = None) -> CompiledModel:

@@ -48,7 +48,7 @@ class CompiledHeads:
         self.levels = [self._level(k, head) for k, head in enumerate(heads.heads, 1)]
         if not self.tables:
             self.looked = None
-        engine.ready()
+        engine.load_engine()
 
     def _level(self, k: int, head: Any) -> StatelessProgram:
         """Head k, from its first block's sums on (with the drafted tokens behind them, unless those were looked up)."""
@@ -114,7 +114,7 @@ class StatelessProgram:
             self.spaces[n] = space
         self.program.read(self.source, space.scratch.array, n)[:] = x.numpy()
         space.job[p.LOCAL], space.job[p.LOCAL_BYTES] = self.local.address, self.local.array.nbytes // self.threads
-        engine.team().run(space.job, space.address, self.threads)
+        engine.get_team().run(space.job, space.address, self.threads)
         return torch.from_numpy(self.program.read(self.into, space.scratch.array, n).copy())
 
 

@@ -291,7 +291,7 @@ class CountModel(_CountBase):
         self.tables = tables
         if self.smoothing == "kneser-ney" and np.isnan(self.discount).any():
             few = np.empty((self.order + 1, 2))
-            kernel.seen_once_and_twice(self.tables, self.order, few)
+            kernel.counts_of_counts(self.tables, self.order, few)
             self.discount = np.clip((few[:, 0] + 1) / (few[:, 0] + 2 * few[:, 1] + 2), 0.1, 0.95)
         return self
 
@@ -301,10 +301,11 @@ class CountModel(_CountBase):
 
     def _predict_nodes(self, past: np.ndarray, begins: np.ndarray, whole: np.ndarray, tokens: np.ndarray,
                        parents: np.ndarray, chain: bool, at: np.ndarray, out: np.ndarray) -> None:
-        kernel.plain_nodes(self.tables, past, begins, whole, tokens, parents, chain, at, *self._kernel_arguments(), out)
+        kernel.classical_nodes(self.tables, past, begins, whole, tokens, parents, chain, at,
+                               *self._kernel_arguments(), out)
 
     def distributions(self, ids: np.ndarray, begin: int, end: int, out: np.ndarray) -> None:
-        kernel.plain_document(self.tables, ids, begin, end, *self._kernel_arguments(), out)
+        kernel.classical_document(self.tables, ids, begin, end, *self._kernel_arguments(), out)
 
     def _settings(self) -> dict[str, Any]:
         return {"kind": "count model", "vocabulary": self.vocabulary, "order": self.order,
@@ -376,9 +377,9 @@ class BlendedCounts(_CountBase):
     """
 
     def __init__(self, vocabulary: int, window: int = 8192) -> None:
-        if not (vocabulary >= 1 and window >= kernel.REACH):
+        if not (vocabulary >= 1 and window >= kernel.MAX_MATCH):
             raise SegueError(f"a blend of counts over {vocabulary} symbols with a window of {window}: "
-                             f"the window must be at least {kernel.REACH}")
+                             f"the window must be at least {kernel.MAX_MATCH}")
         self.vocabulary, self.window = vocabulary, window
 
     @property
@@ -386,7 +387,7 @@ class BlendedCounts(_CountBase):
         return f"blended counts, {self.tables.order.size:,} observations"
 
     @property
-    def workspace(self) -> kernel.Work:
+    def workspace(self) -> kernel.Workspace:
         """Scratch memory of the kernels."""
         return kernel.workspace(self.vocabulary, self.window)
 
@@ -408,12 +409,12 @@ class BlendedCounts(_CountBase):
 
     def count(self, documents: Iterable[Any]) -> None:
         """Count these documents in place of the corpus."""
-        self.tables = kernel.build(join_documents(documents, self.vocabulary), self.vocabulary, kernel.REACH)
+        self.tables = kernel.build(join_documents(documents, self.vocabulary), self.vocabulary, kernel.MAX_MATCH)
 
     def add(self, documents: Iterable[Any]) -> None:
         """Count further documents in addition to the corpus."""
         stream = np.concatenate([self.tables.stream, join_documents(documents, self.vocabulary)])
-        self.tables = kernel.build(stream, self.vocabulary, kernel.REACH)
+        self.tables = kernel.build(stream, self.vocabulary, kernel.MAX_MATCH)
 
     def merged_with(self, others: Sequence[BlendedCounts], base: BlendedCounts) -> BlendedCounts | None:
         """New counts that add to these what each of `others` has counted beyond `base`; None unless all extend
@@ -424,7 +425,7 @@ class BlendedCounts(_CountBase):
                 return None
             streams.append(other.tables.stream[size:])
         made = BlendedCounts(self.vocabulary, self.window)
-        made.tables = kernel.build(np.concatenate(streams), self.vocabulary, kernel.REACH)
+        made.tables = kernel.build(np.concatenate(streams), self.vocabulary, kernel.MAX_MATCH)
         made.trust = self.trust
         return made
 
@@ -462,7 +463,8 @@ class BlendedCounts(_CountBase):
         for number, begin, end in sample_spans([len(document) for document in ids], positions, draw):
             rows.append(np.empty((end - begin, kernel.LEVELS, kernel.FEATURES), np.float32))
             facts.append(np.empty((end - begin, kernel.LEVELS, 5), np.float32))
-            kernel.observe(self.tables, ids[number], begin, end, self.window, self.workspace, rows[-1], facts[-1])
+            kernel.observe_document(self.tables, ids[number], begin, end, self.window, self.workspace, rows[-1],
+                                    facts[-1])
         return torch.from_numpy(np.concatenate(rows)), torch.from_numpy(np.concatenate(facts))
 
     def draft_likeliest(self, state: TokenState, length: int, least: float) -> list[int]:
@@ -494,14 +496,14 @@ class BlendedCounts(_CountBase):
         with read_saved(folder, name) as (settings, arrays):
             model = cls(settings["vocabulary"], settings["window"])
             model.tables = kernel.restore(arrays["stream"], arrays["order"], arrays["common"], model.vocabulary,
-                                          kernel.REACH)
+                                          kernel.MAX_MATCH)
             model.trust = kernel.Trust(*(arrays[f"trust.{field}"] for field in kernel.Trust._fields))
             return model
 
 
 def _fit_trust(rows: Tensor, facts: Tensor, vocabulary: int, seed: int, epochs: int) -> tuple[kernel.Trust, float]:
     """Maximise the likelihood of what followed. rows (P, LEVELS, FEATURES), facts (P, LEVELS, 5): see `observe`."""
-    hidden, batch, corpus = 16, 512, kernel.STATIC.size + 1
+    hidden, batch, corpus = 16, 512, kernel.CORPUS_ORDERS.size + 1
     sources = (slice(0, corpus), slice(corpus, kernel.LEVELS))
     means = torch.stack([rows[:, s].mean((0, 1)) for s in sources])
     scales = torch.stack([rows[:, s].std((0, 1)) for s in sources]) + 1e-2
@@ -514,7 +516,7 @@ def _fit_trust(rows: Tensor, facts: Tensor, vocabulary: int, seed: int, epochs: 
     into, into_bias, out, out_bias, offs = parameters
     latest = torch.ones(2, kernel.LEVELS)
     latest[1, corpus:] = 0  # the latest follower's weight of 1 is not discounted
-    asked = torch.from_numpy(kernel.ASKED).flip(0)
+    asked = torch.from_numpy(kernel.LEVEL_ORDER).flip(0)
 
     def likelihood(x: Tensor, facts: Tensor) -> Tensor:
         found = []

@@ -81,7 +81,7 @@ class GraphBatch:
 
     @property
     def neighbours(self) -> tuple[np.ndarray, np.ndarray]:
-        return loops.neighbours(len(self.graph), *self.ends.T)
+        return loops.adjacency(len(self.graph), *self.ends.T)
 
     def tree(self) -> ClusterTree:
         n, every, graph = len(self.graph), np.arange(len(self.ends)), self.graph[self.ends[:, 0]]
@@ -131,7 +131,7 @@ def nodes(graphs: GraphBatch, draw: np.random.Generator) -> Tokens:
 def khop(graphs: GraphBatch, draw: np.random.Generator, k: int = 2) -> Tokens:
     """A sequence for each node: all that is at most k, k - 1, ... 0 edges away (as NAGphormer, arXiv 2206.04910)."""
     n = len(graphs.graph)
-    found = loops.balls(*graphs.neighbours, k)
+    found = loops.k_hop_neighbourhoods(*graphs.neighbours, k)
     sets = np.stack([found[:, 0] * (k + 1) + found[:, 1], found[:, 2]], 1)
     rows = np.arange(n * (k + 1)).reshape(n, k + 1)[:, ::-1].copy()
     return Tokens(sets, rows, np.arange(n) * (k + 1) + k, np.tile(np.arange(k + 1), n))
@@ -140,7 +140,7 @@ def khop(graphs: GraphBatch, draw: np.random.Generator, k: int = 2) -> Tokens:
 def walk(graphs: GraphBatch, draw: np.random.Generator, length: int = 8) -> Tokens:
     """A sequence for each node: a random walk to it (as DeepWalk, arXiv 1403.6652), drawn anew each time."""
     n = len(graphs.graph)
-    rows = loops.walks(*graphs.neighbours, draw.random((n, length)))[:, ::-1].copy()
+    rows = loops.random_walks(*graphs.neighbours, draw.random((n, length)))[:, ::-1].copy()
     every = np.arange(n)
     return Tokens(np.stack([every, every], 1), rows, every * (length + 1) + length, np.zeros(n, np.int64))
 
@@ -204,8 +204,8 @@ def ancestor_distances(graphs: GraphBatch, tree: ClusterTree) -> np.ndarray:
         pairs = np.unique(np.stack([u, v], 1)[u != v], axis=0).reshape(-1, 2)
         here = np.arange(1, count)
         far = np.zeros(count, np.int64)
-        near = loops.neighbours(count, *np.ascontiguousarray(pairs.T))
-        far[1:] = 1 + loops.distances(*near, here, here - 1, MAX_DISTANCE)
+        near = loops.adjacency(count, *np.ascontiguousarray(pairs.T))
+        far[1:] = 1 + loops.shortest_distances(*near, here, here - 1, MAX_DISTANCE)
         graph = np.zeros(count, np.int64)
         graph[own] = graphs.graph
         far[1:][graph[1:] != graph[:-1]] = 0

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from segue.errors import SegueError
+from segue.kernels.dropout import Dropout
 from segue.mixers import MIXERS, Mixer
 from segue.mixers.cross import make_cross_attention
 from segue.mixers.layout import Layout, can_check_values, check_rows, gather_nodes
@@ -262,7 +263,7 @@ class Block(nn.Module):
         self.cross = make_cross_attention(config.width, options) if config.cross is not None else None
         self.channel_norm = make_norm(config) if config.channel != "none" else None
         self.channel = ChannelMixer(config) if config.channel != "none" else None
-        self.parallel, self.post_norm, self.drop = config.parallel, config.post_norm, nn.Dropout(config.dropout)
+        self.parallel, self.post_norm, self.drop = config.parallel, config.post_norm, Dropout(config.dropout)
         self.begins: list[LearnedState] = nn.ModuleList()  # type: ignore[assignment]  # worn by adapters
 
     def _gated_mix(self, mix: Callable[[Mixer, Tensor], Tensor], labels: Tensor | None, x: Tensor) -> Tensor:
@@ -401,7 +402,7 @@ class Stack(OnePassModel, nn.Module):
         self.head = nn.Linear(config.width, config.vocabulary, bias=config.transform)
         if config.tied:
             self.head.weight = self.embedding.weight
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -23,7 +23,7 @@ from segue.models import Stack, StackConfig
 from segue.models.heads import DraftHeads
 from segue.objectives import Batch, DraftHeadsLoss, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.training.learn import learn, windows
+from segue.training.learn import learn, random_windows
 from segue.verbs.speed_up import count_hits
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def text(path: Path | None) -> tuple[Tensor, Tensor]:
 def batches(ids: Tensor, seed: int) -> Callable[[int], Batch]:
     """Rows of characters from anywhere, drawn anew for each step."""
     def draw(step: int) -> Batch:
-        rows = windows(ids, ROWS, CONTEXT, generator_of(seed, step))
+        rows = random_windows(ids, ROWS, CONTEXT, generator_of(seed, step))
         return Batch(rows[:, :-1], rows[:, 1:])
 
     return draw

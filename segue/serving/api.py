@@ -127,7 +127,7 @@ def add_error_handlers(app: FastAPI) -> None:
     async def elsewhere(http: HTTPRequest, error: HTTPException) -> JSONResponse:
         if error.status_code in (404, 405):
             return error_response(error.status_code, f"{http.method} {http.url.path} is not offered here: a model that "
-                           "continues sequences answers POST /v1/completions (there are no chats)")
+                                  "continues sequences answers POST /v1/completions (there are no chats)")
         return error_response(error.status_code, str(error.detail))
 
     @app.exception_handler(RequestValidationError)

@@ -102,7 +102,8 @@ def path(n: int, draw: np.random.Generator) -> Drawn:
     a, b = draw.choice(n, size=2, replace=False)
     features = np.zeros((n, FEATURES))
     features[[a, b], COLOURS] = 1
-    far = loops.distances(*loops.neighbours(n, *np.ascontiguousarray(edges.T)), np.array([a]), np.array([b]), FARTHEST)
+    near = loops.adjacency(n, *np.ascontiguousarray(edges.T))
+    far = loops.shortest_distances(*near, np.array([a]), np.array([b]), FARTHEST)
     return features, edges, last(n, int(far[0]))
 
 

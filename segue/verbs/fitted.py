@@ -33,12 +33,12 @@ from segue.training.checkpoint import load_into, load_tensors, save_tensors, wei
 from segue.training.evaluate import (
     OURS,
     Evaluation,
-    Ranks,
+    RankCollector,
     Scored,
-    nats_by,
+    count_model_ranks,
     predicted_units,
-    ranked_by,
     score,
+    sequence_nats,
     summarise,
     uniform_bits,
     unigram_nats,
@@ -388,7 +388,7 @@ class Fitted:
         """Like `evaluate`, for checked data. unknown: the share of its items that have no token."""
         store = data.encode(self.codec)
         notes = [describe_unknown(unknown, data)] if unknown else []
-        ranks = Ranks(store, len(self.codec.items)) \
+        ranks = RankCollector(store, len(self.codec.items)) \
             if isinstance(self.codec, ItemCodec) and self.kind.unit == "event" and \
             self.objective not in ANY_ORDER else None
         scored, path = self.score_store(store, weights, ranks)
@@ -401,7 +401,7 @@ class Fitted:
             baselines["unigram"] = unigram_nats(self.counts, store) / total / math.log(2)
         ngram = self.mixture.counts.classical() if self.mixture is not None else self.ngram
         ranks = ranks if ranks is not None and any(map(len, ranks.found)) else None
-        ranked = {} if ranks is None else {OURS: ranks.done()}
+        ranked = {} if ranks is None else {OURS: ranks.result()}
         if ngram is not None:
             nats = -sum(ngram.log_probabilities(sequence)[1:].sum() for sequence in store)
             baselines[f"Kneser-Ney of order {ngram.order}"] = float(nats) / total / math.log(2)
@@ -411,20 +411,20 @@ class Fitted:
             baselines["counts of order 1"] = float(nats) / total / math.log(2)
             for name, model in (("unigram", ngram.classical(0, "none")), ("counts of order 1", first),
                                 (f"Kneser-Ney of order {ngram.order}", ngram)):
-                ranked[name] = ranked_by(model, store, ranks.another())
+                ranked[name] = count_model_ranks(model, store, ranks.empty_copy())
             notes.append("ranks among all items" + (", but for those that a sequence had already" if ranks.fresh else
                                                     ", those that a sequence had already too"))
         if (advisor := getattr(None if self.mixture is None else self.mixture.counts, "advisor", None)) is not None:
-            nats = nats_by(advisor, store, None if ranks is None else (alone := ranks.another()))
+            nats = sequence_nats(advisor, store, None if ranks is None else (alone := ranks.empty_copy()))
             baselines[advisor.name] = nats / total / math.log(2)
             if ranks is not None:
-                ranked[advisor.name] = alone.done()
+                ranked[advisor.name] = alone.result()
         if self.kind.storage in ("bytes", "letters"):
             whole = b"".join(data.values(i).tobytes() for i in range(len(data)))
             baselines["xz -9e"] = xz_bits(whole) / int(store.units.sum())
         return summarise(scored, units, self.kind.unit, path, baselines, notes, ranked)
 
-    def score_store(self, store: TokenStore, weights: str, ranks: Ranks | None = None) -> tuple[Scored, str]:
+    def score_store(self, store: TokenStore, weights: str, ranks: RankCollector | None = None) -> tuple[Scored, str]:
         """Scores of encoded data, and the name of the code that ran. ranks: collects the ranks of the next items."""
         running: Any = (self.mixture or self.model) if weights == "float32" else self.decodable(weights)
         # A state carried through a long document would accumulate bfloat16 rounding errors; a window does not.

@@ -22,7 +22,7 @@ from segue.models.neighbours import Neighbours
 from segue.models.prediction import LinearPrediction
 from segue.models.regression import Regression
 from segue.training.batches import Arrays, Store
-from segue.training.evaluate import Ranks, Scored, Tally
+from segue.training.evaluate import RankCollector, Scored, Tally
 
 LEAST_ELEMENTS = 20  # of training data; fewer are not worth counting
 MOST_ELEMENTS = 100_000_000  # of training data; more would fill the memory
@@ -172,10 +172,10 @@ def fit_mixture(model: Stack | ClozeModel, data: CountsData, context: int, seed:
 
 
 def score_mixture(mixture: Mixture, store: Store, context: int, precision: str = "float32",
-                  ranks: Ranks | None = None) -> Scored:
+                  ranks: RankCollector | None = None) -> Scored:
     """Score a mixture like `segue.training.evaluate.score`: every position of every document but its first, once."""
     documents = document_tokens(store)
     tally = Tally(len(documents), ranks)
     for numbers, scores, targets in mixture.iterate_scores(documents, context, precision):
         tally.add(scores, targets, numbers)
-    return tally.done()
+    return tally.result()

@@ -23,7 +23,7 @@ from segue.progress import Shown
 from segue.training import distributed
 from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
 from segue.training.recipe import Plan
-from segue.training.timed import EventScores, EventStore, score_hawkes, score_process, windowed
+from segue.training.timed import EventScores, EventStore, score_hawkes, score_process, window_batches
 from segue.verbs.fit import FitArguments, FitJob, check_choices
 from segue.verbs.fitted import FORMAT, Fitted, Report, check_config
 from segue.verbs.given import describe_unknown, unknown_share
@@ -155,7 +155,7 @@ class FittedProcess(Fitted):
         store = EventStore(data.encode(self.codec, boundary=False))
         longest = self.process.config.longest
         with self.on_device(device):
-            scores = {"this model": score_process(self.process, windowed(store, self.context))}
+            scores = {"this model": score_process(self.process, window_batches(store, self.context))}
         whole = TimedEvents.of(store.sequences())
         for name, rival in self.rivals.items():
             blind = len(rival.base) == 1 < self.codec.size
@@ -279,7 +279,7 @@ class TimedArguments(FitArguments):
     def __post_init__(self) -> None:
         if self.known is not None or self.split is not None:
             raise SegueError("a model of times takes no known= and no split=: leave them out")
-        if distributed.world() > 1:
+        if distributed.world_size() > 1:
             raise SegueError("a model of times is fitted by one process: start it without torchrun")
         if self.data.kind.storage != "items" or not {"time", "gap"} & self.data.channels.keys():
             raise SegueError(f"no times to learn in this data of kind {self.data.kind.name}: name the column that says "
@@ -323,7 +323,7 @@ class TimedJob(FitJob):
 
     def held_out_scorer(self, plan: Plan) -> Callable[[Any], float]:
         """A function from the model to its nats per event on some of the held-out rows."""
-        batches = list(windowed(self.exam, plan.context, plan.rows, 0.0))
+        batches = list(window_batches(self.exam, plan.context, plan.rows, 0.0))
         batches = batches[:: -(-len(batches) // 8)]
         return lambda model: score_process(model, batches, 5, 0).nats
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from segue.decoding.draft.base import NO_DRAFT, Tip, Tree
 from segue.errors import SegueError
-from segue.kernels.cpu.cache import warm
+from segue.kernels.cpu.cache import is_warm
 from segue.models.compiled_heads import CompiledHeads
 from segue.models.heads import DraftHeads, TabulatedHeads
 from segue.objectives import Batch
@@ -125,7 +125,7 @@ class HeadsDraft:
         # reader: computes the heads' input from hidden states. quick: precomputed or compiled first layers, if any.
         self.reader: Any = heads
         self.quick: TabulatedHeads | CompiledHeads | None = None
-        if heads.embedding.device.type == "cpu" and heads.embedding.dtype == torch.float32 and warm():
+        if heads.embedding.device.type == "cpu" and heads.embedding.dtype == torch.float32 and is_warm():
             self.reader = self.quick = CompiledHeads(heads)
         elif TabulatedHeads.is_worthwhile(heads.config, heads.embedding.element_size()):
             with torch.no_grad():
