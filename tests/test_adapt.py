@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segue.mixers.cache import Cache
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import Stack, StackConfig
 from segue.models.windows import WindowRecurrence
 from segue.objectives import Batch, NextElement

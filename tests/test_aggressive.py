@@ -19,7 +19,7 @@ from segue.decoding.accept import near_best
 from segue.decoding.draft import BlockDraft, CachedBlockDraft, SourceCopy, Tip, Tree, TrieDraft
 from segue.decoding.draft.base import chain_tree
 from segue.decoding.generate import make_cost
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import EncoderDecoder, EncoderDecoderConfig, Stack, StackConfig
 from segue.models.base import Decoding, Output
 from segue.objectives import Batch, MaskedElements

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from segue.decoding import generate
 from segue.errors import SegueError
+from segue.mixers.layout import Layout
 from segue.mixers.saturated import SaturatedAttention
-from segue.mixers.state import Layout
 from segue.models import Stack, StackConfig
 from segue.models.automata import DFA, counter, random_dfa
 from segue.models.base import Decodable

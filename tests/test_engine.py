@@ -29,7 +29,8 @@ from segue.kernels.cpu.ops import linear
 from segue.kernels.cpu.program import Program, View
 from segue.kernels.jit import jit
 from segue.mixers import MIXERS, Mixer
-from segue.mixers.state import Carry, Layout, Parts, SteppedRecurrence, Tensors
+from segue.mixers.layout import Layout
+from segue.mixers.state import Carry, Parts, SteppedRecurrence, Tensors
 from segue.models import Stack, StackConfig, compiled
 from segue.models.base import set_prompt_lengths
 from segue.models.compiled import MAX_NODE_STATES, Accelerated, CompiledModel, accelerate, compile_model

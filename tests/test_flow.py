@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from segue.decoding.flow import ClipRollout, euler
 from segue.errors import SegueError
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import SpaceTimeConfig, SpatioTemporalDiT, StackConfig
 from segue.models.flow import EvenField, Flow, Guided, StackField, time_features
 from segue.models.stack import both_ways

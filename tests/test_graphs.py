@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from segue.errors import SegueError
 from segue.kernels import graphs as loops
 from segue.kernels.scan import linear_scan
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import Classifier, Stack, StackConfig
 from segue.models.classify import LinearHead
 from segue.models.graphs import (

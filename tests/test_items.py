@@ -20,7 +20,7 @@ from segue.errors import SegueError
 from segue.kinds import BPECodec, ItemCodec, TextItemCodec
 from segue.mixers import Attention
 from segue.mixers.attention import attend
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import Stack, StackConfig
 from segue.models.base import padding_starts
 from segue.models.compiled import compile_model

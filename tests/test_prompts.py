@@ -18,7 +18,7 @@ from segue.errors import SegueError
 from segue.kinds import KINDS
 from segue.kinds.codecs import ByteCodec
 from segue.mixers.attention import Attention
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import (
     HEADS,
     Classifier,

@@ -16,7 +16,7 @@ from test_models import stack
 from segue.decoding import generate
 from segue.errors import SegueError
 from segue.mixers import MIXERS
-from segue.mixers.state import without_value_checks
+from segue.mixers.layout import without_value_checks
 from segue.models.recorded import EXTRA_CAPACITY, MAX_RECORDINGS, LentState, Recorded, Recording, RefuseSynchronisation
 
 GPU = torch.cuda.is_available()

@@ -14,9 +14,10 @@ from torch import nn
 
 from segue.analysis.repeats import occurrences
 from segue.errors import SegueError
+from segue.mixers.layout import Layout
 from segue.mixers.positions import sinusoids
 from segue.mixers.regions import RegionLabels
-from segue.mixers.state import Carry, Layout
+from segue.mixers.state import Carry
 from segue.models import EncoderDecoder, EncoderDecoderConfig, Stack, StackConfig
 from segue.models.adapters import InitialState
 from segue.papers import claim

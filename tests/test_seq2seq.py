@@ -16,7 +16,7 @@ from segue.decoding.draft import ModelDraft
 from segue.decoding.sampling import Prefix
 from segue.errors import SegueError
 from segue.mixers.cross import CrossAttention, Source
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import Decodable, EncoderDecoder, EncoderDecoderConfig, StackConfig, expand_pattern
 from segue.models.base import source_length
 from segue.objectives import Batch, NextElement

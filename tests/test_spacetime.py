@@ -14,7 +14,7 @@ from segue.decoding.flow import ClipRollout, euler
 from segue.errors import SegueError
 from segue.mixers import Attention
 from segue.mixers.attention import attend
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import (
     ControlBranch,
     FilmAutoencoder,

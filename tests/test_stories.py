@@ -13,7 +13,7 @@ from torch import nn
 from segue.analysis.frames import frame_metrics
 from segue.decoding import generate
 from segue.errors import SegueError
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import StackConfig
 from segue.models.images import FrameClassifier, ImageTokenizer
 from segue.models.prompts import PromptTuning

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from segue.decoding.streams import continue_streams
 from segue.errors import SegueError
 from segue.mixers.cross import PositionAwareCrossAttention, make_cross_attention
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import StackConfig
 from segue.models.streams import CODES, START, STOP, MultiStream, delay_codes, next_targets, undelay_codes
 from segue.objectives import Batch, EachStream

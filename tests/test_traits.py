@@ -12,7 +12,8 @@ from torch import Tensor
 
 from segue.errors import SegueError
 from segue.mixers import Attention
-from segue.mixers.state import Layout, Parts
+from segue.mixers.layout import Layout
+from segue.mixers.state import Parts
 from segue.mixers.traits import ABSENT, Traits
 from segue.models import Stack, StackConfig, expand_pattern
 from segue.testing import check_mixer, check_model

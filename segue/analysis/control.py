@@ -20,7 +20,7 @@ from torch import Tensor
 
 from segue.errors import SegueError
 from segue.mixers.attention import attend
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models.base import Decodable, needs_whole_prompt, set_prompt_lengths
 from segue.models.stack import Stack
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import Stack
 from segue.models.autoencoder import POOLS
 from segue.models.classify import Classifier

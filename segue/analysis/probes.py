@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import Layout, gather_nodes
+from segue.mixers.layout import Layout, gather_nodes
 from segue.models.classify import ClassHead, CosineHead, LinearHead, PrototypeHead, running_mean
 
 PROBES = ("linear", "cosine", "prototype", "cosine prototype", "logistic")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from segue.continual.distil import LwF
 from segue.continual.stream import Experience, in_order
 from segue.errors import SegueError
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models.base import Output
 from segue.objectives import Batch, Loss, Objective
 from segue.training.learn import learn

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from segue.decoding.loop import eval_mode
 from segue.errors import SegueError
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models.base import pad_rows
 from segue.models.stack import Stack
 

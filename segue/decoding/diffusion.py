@@ -21,7 +21,7 @@ from segue.decoding.loop import eval_mode
 from segue.decoding.recipes import look_up
 from segue.errors import SegueError
 from segue.kernels.gumbel import gumbel_max
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models.base import pad_rows, padding_starts
 from segue.models.diffusion import AbsorbingProcess, Denoiser, NoiseSchedule, Process
 from segue.models.stack import Stack

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from segue.decoding.loop import eval_mode
 from segue.errors import SegueError
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models.flow import NOTHING, Conditions, Field, Flow, Guided
 
 Grid = tuple[int, ...]

@@ -26,7 +26,7 @@ from segue.decoding.prompt import layout_with_sets
 from segue.decoding.sampling import PREFIX_WINDOW, log_softmax
 from segue.decoding.verify import Row, Scores, accept, forward
 from segue.errors import SegueError
-from segue.mixers.state import gather_nodes
+from segue.mixers.layout import gather_nodes
 from segue.models.base import Decodable, Decoding, needs_whole_prompt, pad_rows, set_prompt_lengths
 
 PREFILL_TOKENS = 2048  # prompt tokens per pass, so that a book-long prompt needs no activations for the whole book

@@ -21,7 +21,7 @@ from segue.design.oracles import Encoder, Oracle, RidgeHead, RidgeOracle
 from segue.design.rewards import GumbelRollout, RewardFineTuning
 from segue.design.steering import STEERED
 from segue.errors import SegueError
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import Stack
 from segue.models.base import pad_rows, padding_starts
 from segue.models.diffusion import AbsorbingProcess, Denoiser

@@ -20,8 +20,9 @@ from segue.mixers.base import Mixer
 from segue.mixers.cache import Cache
 from segue.mixers.convolution import ShortConvolution
 from segue.mixers.cross import Source
+from segue.mixers.layout import Layout, can_check_values
 from segue.mixers.positions import alibi_slopes, relative_scores, rotary_frequencies, rotate, sinusoids
-from segue.mixers.state import Layout, Part, Parts, can_check_values
+from segue.mixers.state import Part, Parts
 from segue.mixers.traits import trait_differences
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import Carry, Layout, Part, Parts, Recurrence, State, check_rows
+from segue.mixers.layout import Layout, check_rows
+from segue.mixers.state import Carry, Part, Parts, Recurrence, State
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View

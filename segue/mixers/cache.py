@@ -11,7 +11,7 @@ from torch import Tensor
 
 from segue.errors import SegueError
 from segue.mixers import rules
-from segue.mixers.state import Layout, gather_nodes
+from segue.mixers.layout import Layout, gather_nodes
 
 
 class Cache:

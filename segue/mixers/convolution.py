@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from segue.kernels.convolution import short_convolution, tap_windows
-from segue.mixers.state import Layout, Recurrence, Tensors, gather_nodes
+from segue.mixers.layout import Layout, gather_nodes
+from segue.mixers.state import Recurrence, Tensors
 
 
 class WindowRecurrence(Recurrence):

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.mixers.base import Mixer
+from segue.mixers.layout import Layout, length_mask
 from segue.mixers.positions import sinusoids
-from segue.mixers.state import Layout, Part, Parts, length_mask
+from segue.mixers.state import Part, Parts
 
 
 class Source:

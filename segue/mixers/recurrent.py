@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.kernels.rnn import CELLS, empty_state, recurrence, runs_compiled
 from segue.mixers.base import Mixer
-from segue.mixers.state import Layout, Parts, Recurrence, SteppedRecurrence, Tensors
+from segue.mixers.layout import Layout
+from segue.mixers.state import Parts, Recurrence, SteppedRecurrence, Tensors
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import length_mask
+from segue.mixers.layout import length_mask
 from segue.models.seq2seq import EncoderDecoder, EncoderDecoderConfig
 
 POOLS = ("mean", "first", "last", "ends")

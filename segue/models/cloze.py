@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import Layout, State, check_parents, check_rows
+from segue.mixers.layout import Layout, check_parents, check_rows
+from segue.mixers.state import State
 from segue.models.base import Decoding, Output, check_tokens, pad_rows, padding_starts
 from segue.models.counts import TokenState
 from segue.models.stack import Stack, StackConfig

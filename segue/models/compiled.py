@@ -19,7 +19,7 @@ from segue.kernels.cpu import engine
 from segue.kernels.cpu import program as p
 from segue.kernels.cpu.cache import compile_in_background, is_warm
 from segue.kernels.cpu.simd import BLOCK, TILE
-from segue.mixers.state import Layout, check_counts, check_node_indices, check_parents, check_path, check_rows
+from segue.mixers.layout import Layout, check_counts, check_node_indices, check_parents, check_path, check_rows
 from segue.models.base import Decoding, Output, needs_whole_prompt
 from segue.models.stack import Block, Stack, StackConfig
 

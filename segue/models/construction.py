@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
+from segue.mixers.layout import Layout, check_rows, gather_nodes
 from segue.mixers.saturated import SaturatedAttention
-from segue.mixers.state import Layout, State, check_rows, gather_nodes
+from segue.mixers.state import State
 from segue.models.automata import DFA
 from segue.models.base import Decoding, Output, check_tokens
 from segue.models.turing import BLANK, Step, TuringMachine

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers import Mixer
 from segue.mixers.cross import CrossAttention
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models.flow import NOTHING, Conditions, LayeredField, one_hot
 from segue.models.spacetime import Words, unscaled_norm, zero_init
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from segue.errors import SegueError
 from segue.files import atomic_write, read_json, write_json
 from segue.kernels import counts as kernel
-from segue.mixers.state import check_counts, check_node_indices, check_parents, check_path, check_rows
+from segue.mixers.layout import check_counts, check_node_indices, check_parents, check_path, check_rows
 from segue.models.base import Decoding, Output, check_tokens
 from segue.models.one_cycle import one_cycle
 

@@ -14,7 +14,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import LayerNodes, Layout, State
+from segue.mixers.layout import LayerNodes, Layout
+from segue.mixers.state import State
 from segue.models.stack import OnePassModel, Stack
 
 UNLIMITED_SPAN = 1 << 40  # longer than any document

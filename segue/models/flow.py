@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.mixers import Mixer
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models.stack import Stack, StackConfig
 
 Conditions = Mapping[str, Tensor]

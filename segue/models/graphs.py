@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.kernels import graphs as loops
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models.stack import Stack, StackConfig
 
 MAX_DISTANCE = 8  # distances are told up to here

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.mixers import Mixer
-from segue.mixers.state import Layout, Parts, State
+from segue.mixers.layout import Layout
+from segue.mixers.state import Parts, State
 from segue.models.stack import Block, Stack, StackConfig
 
 __all__ = ["DraftHeads", "HeadsConfig", "TabulatedHeads"]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from segue.errors import SegueError
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models.base import Output
 
 CONSTANT_INIT_STD = 0.1  # the deviation of what is generated in place of a tensor whose numbers begin all equal

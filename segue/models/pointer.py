@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import Carry, Layout, Recurrence, State, Tensors, check_rows, gather_nodes, length_mask
+from segue.mixers.layout import Layout, check_rows, gather_nodes, length_mask
+from segue.mixers.state import Carry, Recurrence, State, Tensors
 from segue.models.base import Decoding, Output, check_tokens
 from segue.models.seq2seq import SavedModel, encode_source
 from segue.models.stack import Stack, StackConfig

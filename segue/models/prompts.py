@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers.attention import Attention
 from segue.mixers.cross import Source
-from segue.mixers.state import Layout, State
+from segue.mixers.layout import Layout
+from segue.mixers.state import State
 from segue.models.base import Output
 from segue.models.stack import Stack
 

@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from segue.errors import SegueError
 from segue.mixers.attention import Attention
 from segue.mixers.cache import Cache, FixedCache
-from segue.mixers.state import Carry, Part, State, check_rows, without_value_checks
+from segue.mixers.layout import check_rows, without_value_checks
+from segue.mixers.state import Carry, Part, State
 from segue.models.base import Decoding, Output, needs_whole_prompt
 from segue.models.stack import Stack
 

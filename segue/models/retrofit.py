@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.mixers.cross import CrossAttention
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models.prompts import PromptTuning, layout_with_prompt, positions_in_front
 from segue.models.segments import MultiSegmentLM
 from segue.models.seq2seq import ConditionedDecoder, SourceState, SplitPrompts

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import Layout, State, gather_nodes
+from segue.mixers.layout import Layout, gather_nodes
+from segue.mixers.state import State
 from segue.models.base import Decoding, Output
 from segue.models.stack import Stack, StackConfig
 

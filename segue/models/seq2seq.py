@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.files import atomic_folder, read_json, write_json
 from segue.mixers.cross import Source
-from segue.mixers.state import Layout, State, check_rows, gather_nodes, length_mask
+from segue.mixers.layout import Layout, check_rows, gather_nodes, length_mask
+from segue.mixers.state import State
 from segue.models.base import Decoding, Output, check_prompt
 from segue.models.stack import Stack, StackConfig
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers import MIXERS
 from segue.mixers.cross import CrossAttention
+from segue.mixers.layout import Layout
 from segue.mixers.positions import sinusoids
-from segue.mixers.state import Layout
 from segue.models.flow import NOTHING, Conditions, LayeredField, time_features
 from segue.models.stack import ChannelMixer, StackConfig, both_ways
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 
 FIXED_TYPE = 1 << 30  # the type of what never changes: inputs and a trunk
 

@@ -22,8 +22,9 @@ from segue.errors import SegueError
 from segue.kernels.dropout import Dropout
 from segue.mixers import MIXERS, Mixer
 from segue.mixers.cross import make_cross_attention
+from segue.mixers.layout import Layout, can_check_values, check_rows, gather_nodes
 from segue.mixers.regions import RegionLabels
-from segue.mixers.state import Carry, Layout, Part, Parts, State, can_check_values, check_rows, gather_nodes
+from segue.mixers.state import Carry, Part, Parts, State
 from segue.mixers.traits import Traits
 from segue.models.base import Decoding, Output, check_tokens
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import Layout, State
+from segue.mixers.layout import Layout
+from segue.mixers.state import State
 from segue.models.stack import Stack, StackConfig
 
 START, STOP, CODES = 0, 1, 2  # ids of every level: its codes begin at 2

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models.base import pad_rows
 
 

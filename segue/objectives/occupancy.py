@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models.base import Decodable, pad_rows
 from segue.objectives.base import Batch, Loss, drawn
 

@@ -270,7 +270,7 @@ PAPERS: dict[str, Paper] = {
     "skipdecode": Paper(
         "SkipDecode: Autoregressive Skip Decoding with Batching and Caching for Efficient LLM Inference",
         "2023, arXiv 2307.02628", "skipdecode",
-        ("models.depth", "mixers.state.LayerNodes", "decoding.draft (depth)", "training.learn")),
+        ("models.depth", "mixers.layout.LayerNodes", "decoding.draft (depth)", "training.learn")),
     "spar": Paper(
         "SPaR: Self-Play with Tree-Search Refinement to Improve Instruction-Following in LLMs",
         "2024, arXiv 2412.11605", "spar",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from segue.analysis.distributions import frechet_distance
 from segue.decoding.flow import euler
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import ControlBranch, FilmAutoencoder, FilmAutoencoderConfig, SpaceTimeConfig, SpatioTemporalDiT
 from segue.models.control import INSTRUCTION
 from segue.models.flow import Conditions, EvenField, Field, Flow

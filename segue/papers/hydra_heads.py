@@ -17,7 +17,8 @@ from torch import Tensor
 
 from segue.decoding import generate
 from segue.decoding.draft.heads import HeadsDraft, default_tree
-from segue.mixers.state import Layout, State
+from segue.mixers.layout import Layout
+from segue.mixers.state import State
 from segue.models import Stack, StackConfig
 from segue.models.heads import DraftHeads
 from segue.objectives import Batch, DraftHeadsLoss, generator_of

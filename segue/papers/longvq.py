@@ -20,7 +20,8 @@ from torch import Tensor
 from segue.kernels.gla import gla
 from segue.mixers import LongVQ
 from segue.mixers.attention import attend
-from segue.mixers.state import Layout, Parts
+from segue.mixers.layout import Layout
+from segue.mixers.state import Parts
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch, generator_of
 from segue.papers import corpora

@@ -21,7 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 from segue.errors import SegueError
 from segue.mixers import Attention, Mixer, rules
-from segue.mixers.state import Carry, Layout, Recurrence, State, Tensors
+from segue.mixers.layout import Layout
+from segue.mixers.state import Carry, Recurrence, State, Tensors
 from segue.models.stack import OnePassModel, Stack
 from segue.parallel.blocks import backend_for
 from segue.parallel.communicate import (

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.mixers import Attention, Mixer
-from segue.mixers.state import Layout, State
+from segue.mixers.layout import Layout
+from segue.mixers.state import State
 from segue.models.stack import ChannelMixer, OnePassModel, Stack
 from segue.parallel.communicate import Communicator, all_reduce
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from segue.mixers.base import Mixer
-from segue.mixers.state import Layout, State
+from segue.mixers.layout import Layout
+from segue.mixers.state import State
 from segue.models.base import Decoding
 from segue.parallel import Communicator, ContextShard, simulate
 from segue.parallel.context import is_recurrent, run_recurrent

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segue.mixers.state import Layout, State
+from segue.mixers.layout import Layout
+from segue.mixers.state import State
 from segue.models.base import Decodable, Decoding, begin_token
 from segue.models.seq2seq import EncoderDecoder
 from segue.models.stack import Stack

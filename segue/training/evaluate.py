@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from segue.analysis.metrics import ranks
 from segue.analysis.ranking import Ranking, ranking
 from segue.errors import SegueError
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import Stack
 from segue.models.base import Decodable, mask_tokens
 from segue.objectives.diffusion import questions

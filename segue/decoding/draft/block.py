@@ -12,7 +12,7 @@ from torch import Tensor
 
 from segue.decoding.draft.base import Tip, Tree, chain_tree
 from segue.decoding.draft.model import ModelDraft
-from segue.mixers.state import Layout, gather_nodes
+from segue.mixers.layout import Layout, gather_nodes
 from segue.models.base import Decodable, pad_rows
 from segue.models.stack import Stack
 from segue.objectives.masked import padding_starts

@@ -28,8 +28,9 @@ from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicLayer
 
 from segue.errors import SegueError
 from segue.mixers.cache import Cache
+from segue.mixers.layout import Layout, check_rows, gather_nodes
 from segue.mixers.rules import causal
-from segue.mixers.state import Layout, State, check_rows, gather_nodes
+from segue.mixers.state import State
 from segue.models.base import Decoding, Output
 from segue.models.huggingface.files import Weights, read_config
 

@@ -23,7 +23,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from segue.errors import SegueError
 from segue.mixers.cross import Source
-from segue.mixers.state import Layout, State, gather_nodes, length_mask
+from segue.mixers.layout import Layout, gather_nodes, length_mask
+from segue.mixers.state import State
 from segue.models.base import Decoding, Output
 from segue.models.huggingface.adapter import EDITED, REREAD, HuggingFaceModel, Layer
 from segue.models.seq2seq import SourceState, SplitPrompts, prompt_ends
