@@ -17,7 +17,7 @@ from segue.kernels.scan import linear_scan, selective_scan
 from segue.mixers import DeltaNet, Layout, LinearAttention, Mamba
 from segue.mixers.delta import MIN_KEY_NORM
 from segue.mixers.linear import FEATURES
-from segue.models.automata import DFA, counter, swaps, symmetric, word_problem
+from segue.models.automata import DFA, counter, symmetric_group, transpositions, word_problem
 
 EXAMPLES = settings(max_examples=15, deadline=None, derandomize=True)
 LONG = 100_000
@@ -173,7 +173,7 @@ def test_counting_to_three_takes_two_reflections() -> None:
 
 
 def test_swaps_take_one_reflection() -> None:
-    group, alphabet = symmetric(3), swaps(3)
+    group, alphabet = symmetric_group(3), transpositions(3)
     symbols, products = word(word_problem(group, alphabet))
     keys, strengths = torch.zeros(len(alphabet), 3), torch.zeros(len(alphabet))
     for index, permutation in enumerate(alphabet):

@@ -21,7 +21,7 @@ from segue.decoding.sampling import Noise, Sampling
 from segue.decoding.search import SEARCHES, Hypothesis, Options
 from segue.decoding.verify import Row
 from segue.errors import SegueError
-from segue.models.base import Decodable, check_prompt, explicit, reads_whole
+from segue.models.base import Decodable, check_prompt, layout_form, needs_whole_prompt
 
 Prompt = Sequence[int] | Tensor | np.ndarray
 Until = Callable[[list[int]], bool] | None
@@ -142,7 +142,7 @@ def _check_prompts(prompts: Sequence[Prompt], model: Decodable) -> tuple[Decodab
         else:
             lists.append([int(token) for token in prompt] if sets is None or sets.is_ordered else sets)
     if any(isinstance(prompt, SetPrompt) for prompt in lists):
-        model = explicit(model)
+        model = layout_form(model)
     vocabulary = model.vocabulary
     for number, prompt in enumerate(lists):
         if not prompt:
@@ -208,7 +208,7 @@ def _check_backspace(backspace: int, model: Decodable, limits: list[int | None],
                          "ends no answer")
     if None in limits:
         raise SegueError("with a backspace an answer may go on for ever: give n, the most tokens and backspaces")
-    if reads_whole(model):
+    if needs_whole_prompt(model):
         raise SegueError("a backspace goes back to the prompt's last token, and this model must read its prompt at "
                          "once: choose another mixer")
 

@@ -158,6 +158,5 @@ class _MLSTM(torch.autograd.Function):
         dmemory, dm = torch.empty(dfinal.shape, dtype=v.dtype), v.new_empty(batch, heads)
         threads.parallel_for(chunks.mlstm_backward, batch * heads, *map(as_lines, (q, k, v)),
                              *map(as_array, (i, f, starts)), ctx.eps, as_lines(y), *map(as_array, kept),
-                             as_lines(dy), as_array(dfinal),
-                             *(x.numpy() for x in (dq, dk, dv, di, df, dmemory, dm)))
+                             as_lines(dy), as_array(dfinal), *(x.numpy() for x in (dq, dk, dv, di, df, dmemory, dm)))
         return dq, dk, dv, di, df, dmemory, dm, None, None, None, None

@@ -20,11 +20,11 @@ from segue.kernels.cpu import program as p
 from segue.kernels.cpu.cache import compile_in_background, is_warm
 from segue.kernels.cpu.simd import BLOCK, TILE
 from segue.mixers.state import Layout, check_counts, check_node_indices, check_parents, check_path, check_rows
-from segue.models.base import Decoding, Output, reads_whole
+from segue.models.base import Decoding, Output, needs_whole_prompt
 from segue.models.stack import Block, Stack, StackConfig
 
 CHUNK = 256  # nodes (of all rows) that a long prompt is cut into: bounds the scratch memory
-KEPT = 16  # up to so many nodes of a chain, a recurrent state is kept for each, as for trees, unless it is large
+MAX_NODE_STATES = 16  # a chain of at most so many nodes keeps its (small) recurrent states after each of them
 
 
 def lower(stack: Stack, weights: str = "float32") -> p.Program:
@@ -451,7 +451,7 @@ class CompiledState:
         self.__dict__.update(snapshot.snapshot().__dict__)
 
 
-def asked(at: np.ndarray, start: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def wanted_in_chunk(at: np.ndarray, start: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of the nodes `at` (B, M) whose logits are wanted those of the chunk start .. end - 1: row and column of each in
     `at`, and its number among the chunk's nodes of all rows."""
     row, column = np.nonzero((at >= start) & (at < end))
@@ -470,8 +470,8 @@ class CompiledModel:
         if weights not in ("float32", "int8"):
             raise SegueError(f"weights '{weights}' are unknown: choose float32 or int8")
         self.weights, self.threads = weights, threads or torch.get_num_threads()
-        self.config, self.vocabulary, self.explicit = stack.config, stack.vocabulary, stack
-        self.needs_whole_prompt = reads_whole(stack)
+        self.config, self.vocabulary, self.layout_form = stack.config, stack.vocabulary, stack
+        self.needs_whole_prompt = needs_whole_prompt(stack)
         with torch.no_grad():
             self.program = lower(stack, weights)
 
@@ -507,7 +507,7 @@ class CompiledModel:
         state.reclaim()
         logits = np.empty((batch, wanted, program.logit_stride), np.float32)
         hidden = np.empty((batch, n, self.config.width), np.float32)
-        kept = bool(program.states) and (parents is not None or n <= KEPT)
+        kept = bool(program.states) and (parents is not None or n <= MAX_NODE_STATES)
         if parents is None and state.prompt is not None:  # what a node of the prompt leaves, all of it has a say in
             kept = kept and bool((state.lengths >= state.prompt.numpy()).all())
         chunk = n if kept or parents is not None or self.needs_whole_prompt else max(1, CHUNK // max(batch, 1))
@@ -528,7 +528,7 @@ class CompiledModel:
                 if out is not logits:
                     logits[:, start:end] = out
             else:
-                row, column, want = asked(at.numpy(), start, end)
+                row, column, want = wanted_in_chunk(at.numpy(), start, end)
                 every = len(want) > space.nodes  # there is room to gather each node once
                 out = np.empty((space.nodes if every else len(want), program.logit_stride), np.float32)
                 self._run(state, space, state.lengths + start, before, after, kept, None if every else want, out)
@@ -594,7 +594,7 @@ class CompiledModel:
         space = state.spaces.get(key)
         if space is None:
             space = Space(self.program, np.full(state.batch, n))
-            if n <= KEPT:
+            if n <= MAX_NODE_STATES:
                 state.spaces[key] = space
         if parents is not None:
             space.tree(parents.numpy())
@@ -645,7 +645,7 @@ class Accelerated:
 
     def __init__(self, stack: Stack, compiled: CompiledModel) -> None:
         self.stack, self.compiled, self.loaded = stack.eval(), compiled, False
-        self.vocabulary, self.explicit = stack.vocabulary, stack
+        self.vocabulary, self.layout_form = stack.vocabulary, stack
         self.needs_whole_prompt = compiled.needs_whole_prompt
         self._builder: threading.Thread | None = None
         if not compile_in_background():  # nothing can be kept on disk: compile here, beside the torch path

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from segue.errors import SegueError
 from segue.mixers import Attention, Mixer, rules
 from segue.mixers.state import Carry, Layout, Recurrence, State, Tensors
-from segue.models.stack import Forms, Stack
+from segue.models.stack import OnePassModel, Stack
 from segue.parallel.blocks import backend_for
 from segue.parallel.communicate import (
     Communicator,
@@ -91,7 +91,7 @@ class DistributedCarry(Carry):
         return state
 
 
-class ContextParallel(Forms, nn.Module):
+class ContextParallel(OnePassModel, nn.Module):
     """A stack that reads this rank's share of every row; the weights are the stack's own.
 
     `hidden` and `forward` take this rank's elements (B, N, ...) and return what the stack would return for them. Their

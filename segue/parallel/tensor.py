@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers import Attention, Mixer
 from segue.mixers.state import Layout, State
-from segue.models.stack import ChannelMixer, Forms, Stack
+from segue.models.stack import ChannelMixer, OnePassModel, Stack
 from segue.parallel.communicate import Communicator, all_reduce
 
 
@@ -55,7 +55,7 @@ class _ParallelChannelMixer(nn.Module):
         return _SumOverRanks.apply(self.comm, self.channel(_CopyToRanks.apply(self.comm, x)))
 
 
-class TensorParallel(Forms, nn.Module):
+class TensorParallel(OnePassModel, nn.Module):
     """A stack of attention layers of which this rank holds some heads and hidden features, as copies of its part of the
     stack's weights. Embedding, norms and head are whole on every rank, and so are their gradients. With dropout, all
     ranks need the same random state."""

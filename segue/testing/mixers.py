@@ -155,7 +155,7 @@ class _MixerChecker:
         self.check.agree("forward in chunks", torch.cat(outputs, 1), self.mixer(x), self.tolerance)
 
     def over_ranks(self, case: Case) -> None:
-        """Ranks that hand their states on to each other read as one (see `Recurrence.kept`)."""
+        """Ranks that hand their states on to each other read as one (see `Recurrence.state_factors`)."""
         length = case.longest - case.longest % 3
         x, shard = self.draw((case.batch, length), case.generator()), ContextShard(3, "contiguous")
         if not length:
