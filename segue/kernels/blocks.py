@@ -1,4 +1,4 @@
-"""Products with block-diagonal matrices: of small blocks, compiled on a CPU (`segue.kernels.cpu.blocks`)."""
+"""Products with block-diagonal matrices; of small blocks they are compiled on a CPU (`segue.kernels.cpu.blocks`)."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from segue.kernels.cpu.buffers import pooled_empty
 
 
 def block_product(x: Tensor, weight: Tensor) -> Tensor:
-    """x: (B, T, N d). weight: (N, O, d, d), [block, output, out, in]. Returns (B, T, O, N d)."""
+    """O products of x (B, T, N d) with block-diagonal matrices of N blocks, weight (N, O, d, d) [block, output, out,
+    in]. Returns (B, T, O, N d)."""
     return block_products(x, weight, weight.new_zeros(0, x.shape[-1]))[0]
 
 
 def block_products(x: Tensor, weight: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
-    """`block_product` of x, and beside it what a few rows of a dense matrix (M, N d) make of x: (B, T, M)."""
+    """`block_product` of x, and the product of x with a few rows of a dense matrix (M, N d): (B, T, M)."""
     n, _, width, _ = weight.shape
     per = _blocks_per_vector(x, weight)
     if not per:
         y = torch.einsum("...ni,noji->...onj", x.unflatten(-1, (n, width)), weight).flatten(-2)
         return y, F.linear(x, dense)
-    # Blocks that do not fill a vector lie together on the diagonal of one that does.
+    # Blocks narrower than a vector are put together on the diagonal of one that fills it.
     blocks = torch.diag_embed(weight.unflatten(0, (-1, per)).permute(0, 4, 2, 3, 1), dim1=1, dim2=4)
     blocks = blocks.flatten(4, 5).flatten(1, 2)
-    dense = dense.to(x.dtype)  # which autocast may have made
+    dense = dense.to(x.dtype)  # autocast may have changed its type
     y, z = _BlockProducts.apply(x, blocks, F.pad(dense.T, (0, -len(dense) % _lanes(x))))
     return y, z[..., : len(dense)]
 
@@ -39,7 +40,7 @@ def _lanes(x: Tensor) -> int:
 
 
 def _blocks_per_vector(x: Tensor, weight: Tensor) -> int:
-    """How many blocks the compiled form takes together, 0 if it cannot."""
+    """How many blocks the compiled form puts into one, 0 if it cannot be used."""
     if not runs_compiled(x, weight):
         return 0
     from segue.kernels.cpu import products

@@ -1,5 +1,5 @@
-"""The long convolution: the whole past through one kernel per channel, by the fast Fourier transform; and the short
-one, of a few neighbours, compiled where long sequences are on a CPU (`segue.kernels.cpu.convolution`)."""
+"""Convolutions: the long one, over the whole past with one filter per channel, by FFT; and the short causal one over a
+few taps, compiled for long sequences on a CPU (`segue.kernels.cpu.convolution`)."""
 
 from __future__ import annotations
 
@@ -38,12 +38,13 @@ def long_convolution(u: Tensor, kernel: Tensor, back: Tensor | None = None) -> T
 
 
 def _fast_size(least: int) -> int:
-    """The smallest size from `least` on that is a power of two times a small odd number, as transforms like it."""
+    """The smallest FFT-friendly size of at least `least`: a power of two times a small odd number."""
     return min(odd << (-(-least // odd) - 1).bit_length() for odd in (1, 3, 5, 9, 15, 25, 27))
 
 
 def tap_windows(x: Tensor, window: Tensor, starts: Tensor | None = None) -> list[Tensor]:
-    """The inputs (B, T, D) as each node sees them, from taps - 1 nodes before to its own; see `short_convolution`."""
+    """The inputs (B, T, D) in each node's window of taps, from taps - 1 nodes before to its own
+    (`short_convolution`)."""
     n, before = x.shape[1], window.shape[1]
     line = torch.cat([window, x], 1)
     seen = [line[:, tap : tap + n] for tap in range(before + 1)]
@@ -82,7 +83,7 @@ def short_convolution(x: Tensor, weight: Tensor, bias: Tensor, window: Tensor, s
 
 
 class _ShortConvolution(torch.autograd.Function):
-    """weight: (taps, D), filled up as the loops take it."""
+    """weight: (taps, D), padded to what the loops take."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor, window: Tensor, starts: Tensor, silu: bool) -> Tensor:

@@ -38,18 +38,18 @@ def delta_reference(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor
 
 
 def normalise_qk(q: Tensor, k: Tensor, least: float) -> tuple[Tensor, Tensor]:
-    """Queries of length K^-0.5 and keys of length 1, but for those shorter than `least`."""
+    """Normalise queries to length K^-0.5 and keys to length 1 (vectors shorter than `least` less than that)."""
     return F.normalize(q, dim=-1, eps=least) * q.shape[-1] ** -0.5, F.normalize(k, dim=-1, eps=least)
 
 
 def delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, starts: Tensor | None = None,
           lengths: Tensor | None = None, least: float = 0.0) -> tuple[Tensor, Tensor]:
-    """As `delta_reference`, chunk by chunk in the WY form: what the steps of a chunk write solves one triangular
-    system, and the states between chunks follow by matrix products.
+    """As `delta_reference`, chunk by chunk in the WY form: the writes of a chunk solve one triangular system, and the
+    states between chunks follow by matrix products.
 
-    least: queries and keys first become `normalise_qk`, but if it is 0. With `lengths` (B,) the state is the one after
-    so many nodes. Computed in float32 at least, since a product of reflections does not survive bfloat16, but where
-    fla serves half precision on a GPU; y is of the dtype of v, the last state of that of `state`.
+    least: normalise queries and keys first (`normalise_qk`), unless it is 0. With `lengths` (B,) the returned state is
+    the one after that many nodes. Computed in float32 at least, since a product of reflections does not survive
+    bfloat16, except where fla's kernels take half precision on a GPU; y has the dtype of v, the state that of `state`.
     """
     batch, n = k.shape[:2]
     if n == 0:
@@ -81,7 +81,7 @@ def delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, starts: 
 
 def _by_chunks(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, starts: Tensor | None,
                lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`delta` in torch, of queries and keys as they are."""
+    """`delta` in torch, without normalising queries and keys."""
     n, steps = k.shape[1:3]
     beta, starts = _mask_padding(beta, starts, lengths)
     chunk = min(max(1, CHUNK // steps), n)
@@ -122,7 +122,7 @@ def _by_chunks(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, sta
 
 
 def _mask_padding(beta: Tensor, starts: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Strengths and starts where nodes past the length do nothing, as a step of strength 0 does."""
+    """Strengths and starts with nodes past each row's length switched off, by strength 0."""
     if lengths is None:
         return beta, starts
     live = torch.arange(beta.shape[1], device=beta.device) < lengths[:, None]
@@ -171,7 +171,7 @@ class _Delta(torch.autograd.Function):
 
 
 def delta_matrix(q: Tensor, k: Tensor, beta: Tensor) -> Tensor:
-    """(B, H, M, T, T): what the values of each of the M steps are multiplied with, from a fresh state."""
+    """(B, H, M, T, T): the matrix that maps the values of each of the M steps to the outputs, from a zero state."""
     n, steps = k.shape[1:3]
     q, rows = q.transpose(1, 2), k.permute(0, 3, 1, 2, 4).flatten(2, 3)  # (B, H, T M, K)
     strength = beta.permute(0, 3, 1, 2).flatten(2)
@@ -183,6 +183,6 @@ def delta_matrix(q: Tensor, k: Tensor, beta: Tensor) -> Tensor:
 
 
 def _step_order(tokens: int, steps: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Which steps come before which, (C M, C M), and which are done when a token is read, (C, C M)."""
+    """Which steps come before which, (C M, C M) bool, and which come before a token's output, (C, C M) bool."""
     step = torch.arange(tokens * steps, device=device)
     return step[:, None] > step, torch.arange(tokens, device=device)[:, None] >= step // steps

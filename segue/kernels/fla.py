@@ -1,9 +1,9 @@
 """The chunked Triton kernels of flash-linear-attention (Yang & Zhang 2024; package `fla-core`) for gated linear
-attention, the delta rule and state space duality on GPUs, as `segue.kernels.gla`, `delta` and `ssd` have them.
+attention, the delta rule and state space duality on GPUs, with the interfaces of `segue.kernels.gla`, `delta`, `ssd`.
 
-fla keeps the states between chunks in the dtype of the values, and multiplies float32 in TF32 at best: half precision
-always comes here, float32 only where `torch.backends.cuda.matmul.allow_tf32` says that TF32 is welcome, and never for
-the delta rule, which fla has in half precision alone. The last state is float32.
+fla keeps the states between chunks in the dtype of the values, and multiplies float32 in TF32 at best. So half
+precision always uses these kernels, float32 only if `torch.backends.cuda.matmul.allow_tf32` is set, and never for the
+delta rule, which fla has in half precision only. The last state is float32.
 """
 
 from __future__ import annotations
@@ -44,13 +44,14 @@ def gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor, starts
 
 
 def ssd(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, starts: Tensor | None) -> Pair:
-    """q, k: (B, T, G, K), each shared by H / G heads; v: (B, T, H, E), times the write strength; g: (B, T, H)."""
+    """As `segue.kernels.ssd`, with q, k: (B, T, G, K), each shared by H / G heads; v: (B, T, H, E), times the write
+    strength; g: (B, T, H)."""
     q, k = (x.to(v.dtype).repeat_interleave(v.shape[2] // x.shape[2], 2) for x in (q, k))
     return _by_documents(_simple_gla, (q, k, v), (g.float(),), state, starts)
 
 
 def delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, starts: Tensor | None) -> Pair:
-    """As `segue.kernels.delta.delta_reference`: M steps a token are M tokens, of which the last is asked."""
+    """As `segue.kernels.delta.delta_reference`: M steps per token become M tokens, of which the last has the query."""
     many = k.shape[2]
     q = _pad(q[:, :, None], (0, 0, 0, 0, many - 1, 0)).flatten(1, 2)
     k, v, beta = (x.flatten(1, 2) for x in (k, v, beta))
@@ -61,11 +62,11 @@ def delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, starts: 
 
 def _by_documents(kernel: Callable[..., Pair], wide: tuple[Tensor, ...], narrow: tuple[Tensor, ...], state: Tensor,
                   starts: Tensor | None) -> Pair:
-    """A kernel over rows in which documents start.
+    """Run a kernel over rows in which documents start.
 
-    kernel: of `wide` (B, T, H, X), `narrow` (B, T, H), states (N, H, K, E) and edges. With edges (N + 1,) there is one
-    row, a document from each edge to the next, and a state for each; None: a row is a document. Widths become powers
-    of two from LEAST on: zeros change nothing.
+    kernel: takes `wide` (B, T, H, X), `narrow` (B, T, H), states (N, H, K, E) and edges. With edges (N + 1,) there is
+    one row, with a document from each edge to the next, and a state for each; None: each row is a document. Widths are
+    padded with zeros to powers of two of at least LEAST.
     """
     (rows, length), (keys, values) = wide[0].shape[:2], state.shape[2:]
     wide = tuple(_pad(x, (0, _pad_widths(x.shape[-1]) - x.shape[-1])) for x in wide)
@@ -91,7 +92,7 @@ def _pad_widths(width: int) -> int:
 
 
 def _pad(x: Tensor, by: tuple[int, ...]) -> Tensor:
-    """Zeros around it, and no copy where there are none."""
+    """Pad with zeros, without a copy where nothing is added."""
     return F.pad(x, by) if any(by) else x
 
 
@@ -127,8 +128,8 @@ def _installed() -> bool:
 @cache
 def _matches_reference(kernel: str, heads: int, keys: int, values: int, kind: torch.dtype,
                        device: torch.device) -> bool:
-    """Whether a kernel says on this machine, at these sizes, what a loop says, gradients included: compilers of Triton
-    were seen to make wrong ones, which nothing else would tell."""
+    """Whether a kernel agrees with the plain loop on this machine at these sizes, gradients included: some versions of
+    Triton's compiler were seen to make wrong kernels without any error."""
     from segue.kernels.delta import delta_reference
     from segue.kernels.gla import gla_reference
 

@@ -1,4 +1,4 @@
-"""Numba's `njit`, whose results are kept beside the sources or in the user's cache, where there is such a place."""
+"""Numba's `njit` with an on-disk cache, next to the sources or in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numba
 
 def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """`numba.njit` with these options, cached on disk; where the sources are read-only and the user has no home, as in
-    containers, where the engine's code is kept (`segue.kernels.cpu.cache`)."""
+    containers, in the cache of the compiled engine (`segue.kernels.cpu.cache`)."""
 
     def compile(function: Callable[..., Any]) -> Any:
         try:

@@ -1,5 +1,5 @@
-"""The matrix memory of the mLSTM (Beck et al. 2024, arXiv 2405.04517): gated linear attention whose input gate is
-exponential, kept finite by a running maximum m and made a mean by a normaliser n.
+"""The matrix memory of the mLSTM (Beck et al. 2024, arXiv 2405.04517): gated linear attention with an exponential input
+gate, stabilised by a running maximum m and normalised by n.
 
 m_t = max(log f_t + m_{t-1}, i_t);  [C n]_t = exp(log f_t + m_{t-1} - m_t) [C n]_{t-1} + exp(i_t - m_t) k_t [v_t 1]^T
 y_t = C_t^T q_t / (max(|n_t q_t|, exp(-m_t)) + eps),  with log f = log sigmoid of the gate's input
@@ -20,11 +20,11 @@ from segue.kernels.cpu.buffers import pooled_empty
 
 CHUNK = 64
 EMPTY = -1e30
-"""The maximum of a memory that holds nothing: any input is larger."""
+"""The running maximum of an empty memory: below any input."""
 
 
 def _normalised_output(joined: Tensor, m: Tensor, eps: float) -> Tensor:
-    """From [C n] q to the output."""
+    """The output from [C n]^T q."""
     return joined[..., :-1] / (torch.maximum(joined[..., -1:].abs(), (-m)[..., None].exp()) + eps)
 
 
@@ -34,7 +34,7 @@ def mlstm_reference(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, memor
     (B, H, K, E + 1), [C n]. m: (B, H). starts: (B, T) bool or None, the memory is empty again before these.
 
     Returns the outputs (B, T, H, E), the memory and m. No gradient flows through the maximum, on which y does not
-    depend (but for eps); it does flow into the m that is given, which weighs the memory.
+    depend (except for eps); it does flow into the given m, which scales the memory.
     """
     joined, outputs = F.pad(v, (0, 1), value=1.0), []
     for t in range(q.shape[1]):
@@ -54,7 +54,7 @@ def mlstm(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, memory: Tensor,
           eps: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
     """As `mlstm_reference`, chunk by chunk: the parallel form inside a chunk, one update of the memory between chunks.
 
-    With `lengths` (B,) the memory is the one after so many nodes. Gates and memory are kept in float32 at least.
+    With `lengths` (B,) the returned memory is the one after that many nodes. Gates and memory are float32 at least.
     """
     n, kind, kinds = q.shape[1], v.dtype, (memory.dtype, m.dtype)
     wide = torch.promote_types(i.dtype, torch.float32)
@@ -76,7 +76,7 @@ def mlstm(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, memory: Tensor,
 
 def _by_chunks(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, memory: Tensor, m: Tensor, starts: Tensor | None,
                lengths: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """`mlstm` in torch; gates and memory are of one type, that of q, k and v may be a smaller one."""
+    """`mlstm` in torch; gates and memory have one dtype, q, k and v may have a smaller one."""
     n, kind, wide = q.shape[1], v.dtype, i.dtype
     chunk = min(CHUNK, n)
     pad = -n % chunk
@@ -123,7 +123,7 @@ def _by_chunks(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, memory: Te
 
 
 class _MLSTM(torch.autograd.Function):
-    """Gives y, the memory, m, and what backward needs of the chunks."""
+    """The compiled form. Returns y, the memory, m, and what backward needs of the chunks."""
 
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, memory: Tensor, m: Tensor, starts: Tensor,

@@ -1,4 +1,4 @@
-"""A norm and a SiLU gate: the gate before the norm, as in Mamba-2 (Dao & Gu 2024, arXiv 2405.21060), or behind it, as
+"""A norm with a SiLU gate: the gate before the norm, as in Mamba-2 (Dao & Gu 2024, arXiv 2405.21060), or after it, as
 in most recurrences. On a CPU, long sequences take one compiled pass (`segue.kernels.cpu.norm`)."""
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ def gated_norm_reference(y: Tensor, gate: Tensor, scale: Tensor, groups: int = 1
                          late: bool = False, beside: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """scale v / sqrt(mean of v^2 + eps), v = y silu(gate), the mean over each of `groups` equal parts of the features.
 
-    y, gate: (B, T, D). scale: (D,). late: v = y, and what the norm makes of it is multiplied with silu(gate). beside:
-    near (B, T, D) and skip (D,), if `late`: the mean is taken from v first (a layer norm), and skip * near is added
-    before the gate. Returns (B, T, D).
+    y, gate: (B, T, D). scale: (D,). late: the gate comes after the norm: v = y, and the result is multiplied by
+    silu(gate). beside: near (B, T, D) and skip (D,), only if `late`: the mean is subtracted from v first (a layer
+    norm), and skip * near is added before the gate. Returns (B, T, D).
     """
     v = (y if late else y * F.silu(gate)).unflatten(-1, (groups, -1))
     if beside is None:
@@ -87,7 +87,7 @@ def _tasks(y: Tensor) -> int:
 
 def _kernel_inputs(y: Tensor, gate: Tensor, scale: Tensor, near: Tensor | None, skip: Tensor | None, late: bool,
            ) -> tuple[Any, ...]:
-    """What the compiled passes take of the inputs."""
+    """The inputs as the compiled passes take them."""
     from segue.kernels.cpu import norm
 
     mode = norm.LATE * late + (norm.CENTRED | norm.BESIDE) * (near is not None)

@@ -1,10 +1,10 @@
-"""The linear scan h_t = a_t * h_{t-1} + b_t: diagonal, real or complex, zero allowed; the selective scan; and the
-diagonal scan, whose complex decays stay the same and whose states are read at once.
+"""Scans: the linear scan h_t = a_t * h_{t-1} + b_t, diagonal, real or complex; the selective scan; and the diagonal
+scan, with constant complex decays and its output computed in the same pass.
 
-They serve every diagonal state-space model and gated linear recurrence. Not in log space: a = 0 (a reset) and a < 0
-(a parity) are ordinary values. On a CPU, in float32 and float64 and their complex kinds, long sequences take compiled
-loops (`segue.kernels.cpu.scan`), and on a GPU the selective scan and the real linear one take Triton kernels
-(`segue.kernels.triton.scan`); everything else takes the plain torch forms here.
+They serve all diagonal state-space models and gated linear recurrences. They do not work in log space, so a = 0 (a
+reset) and a < 0 (parity) are ordinary values. On a CPU, in float32 and float64 and their complex kinds, long sequences
+take compiled loops (`segue.kernels.cpu.scan`), and on a GPU the selective scan and the real linear one take Triton
+kernels (`segue.kernels.triton.scan`); everything else takes the plain torch forms here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def linear_scan_reference(a: Tensor, b: Tensor, initial: Tensor, starts: Tensor 
 
 
 def linear_scan(a: Tensor, b: Tensor, initial: Tensor, starts: Tensor | None = None) -> Tensor:
-    """As `linear_scan_reference`: compiled where it can be, else in about log2(T) passes over the data.
+    """As `linear_scan_reference`: compiled where possible, else in about log2(T) passes over the data.
 
     Elements (a, b) compose as (a2 * a1, a2 * b1 + b2); each pass composes every element with the one 2^i before it.
     A start is an element whose a is zero.
@@ -70,8 +70,8 @@ def selective_scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
                    starts: Tensor | None = None, low: float = 0.0) -> tuple[Tensor, Tensor]:
     """As `selective_scan_reference`; where it is compiled, the states (B, T, I, S) are never all in memory.
 
-    Computed in float32 at least, since decays near one do not survive bfloat16; y is of the dtype of u, the last state
-    of that of `state`.
+    Computed in float32 at least, since decays near one do not survive bfloat16; y has the dtype of u, the last state
+    that of `state`.
     """
     kind, kept = u.dtype, state.dtype
     wide = torch.promote_types(kind, torch.promote_types(kept, torch.float32))
@@ -86,7 +86,7 @@ def selective_scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
 
 
 def _on_gpu(x: Tensor, *others: Tensor) -> bool:
-    """Whether the Triton kernels take it; a step is quicker in torch."""
+    """Whether the Triton kernels support it; a single step is faster in torch."""
     return (x.device.type == "cuda" and x.dtype in (torch.float32, torch.float64) and x.shape[1] > 1 and x.numel() > 0
             and all(y.dtype == x.dtype for y in others) and not torch.compiler.is_compiling()
             and has_triton())
@@ -115,7 +115,7 @@ def diagonal_scan(u: Tensor, decay: Tensor, weights: Tensor, state: Tensor, star
                   lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """As `diagonal_scan_reference`; where it is compiled, the states (B, T, N, H) are never all in memory.
 
-    Computed in float32 at least; y is of the dtype of u, the last state of that of `state`.
+    Computed in float32 at least; y has the dtype of u, the last state that of `state`.
     """
     kind, kept = u.dtype, state.dtype
     wide = torch.promote_types(kind, torch.promote_types(kept, torch.float32))
@@ -129,7 +129,7 @@ def diagonal_scan(u: Tensor, decay: Tensor, weights: Tensor, state: Tensor, star
 
 
 def diagonal_kernel(decay: Tensor, weights: Tensor, length: int) -> Tensor:
-    """(L, H): what `diagonal_scan` answers to a single one, Re sum_n weights decay^l (a Vandermonde product)."""
+    """(L, H): the impulse response of `diagonal_scan`, Re sum_n weights decay^l (a Vandermonde product)."""
     one = F.pad(decay.new_ones(1, 1, decay.shape[2]), (0, 0, 0, length - 1))
     if runs_compiled(one):
         return diagonal_scan(one, decay, weights, decay.new_zeros(1, *decay.shape))[0][0]
@@ -157,7 +157,7 @@ class _LinearScan(torch.autograd.Function):
 
 
 def _linear(x: Tensor) -> tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, ...]]]:
-    """Forward and backward of the device of x."""
+    """The forward and backward functions for the device of x."""
     if x.device.type == "cpu":
         return _linear_forward, _linear_backward
     from segue.kernels.triton import scan
@@ -210,7 +210,7 @@ class _SelectiveScan(torch.autograd.Function):
 
 
 def _selective(x: Tensor) -> tuple[Callable[..., tuple[Tensor, ...]], Callable[..., tuple[Tensor, ...]]]:
-    """Forward and backward of the device of x."""
+    """The forward and backward functions for the device of x."""
     if x.device.type == "cpu":
         return _selective_forward, _selective_backward
     from segue.kernels.triton import scan

@@ -20,7 +20,7 @@ CHUNK = 64
 
 
 def split_projection(u: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Values (B, T, H, E), keys and queries (B, T, G, K), which lie side by side in u; see `ssd_reference`."""
+    """Split u into values (B, T, H, E), keys and queries (B, T, G, K); see `ssd_reference`."""
     heads, keys, width = state.shape[1:]
     shared = (u.shape[2] - heads * width) // 2
     v, k, q = u.split([heads * width, shared, shared], -1)
@@ -50,7 +50,8 @@ def ssd(u: Tensor, write: Tensor, g: Tensor, skip: Tensor, state: Tensor, starts
         lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """As `ssd_reference`, chunk by chunk: matrix products inside a chunk, one state update between chunks.
 
-    With `lengths` (B,) the state is the one after so many nodes. Decays and the state are kept in float32 at least.
+    With `lengths` (B,) the returned state is the one after that many nodes. Decays and the state are kept in float32
+    at least.
     """
     if u.shape[1] == 0:
         return split_projection(u, state)[0].flatten(2), state
@@ -73,7 +74,7 @@ def ssd(u: Tensor, write: Tensor, g: Tensor, skip: Tensor, state: Tensor, starts
 
 
 class _SSD(torch.autograd.Function):
-    """Gives the states before the chunks, too."""
+    """The compiled form; also returns the states before the chunks."""
 
     @staticmethod
     def forward(u: Tensor, write: Tensor, g: Tensor, skip: Tensor, state: Tensor, starts: Tensor, learning: bool,
@@ -125,7 +126,7 @@ def _tasks(u: Tensor, state: Tensor) -> int:
 
 
 def _chunked(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
-    """In torch: q, k (B, T, G, K), v (B, T, H, E) -> y (B, T, H, E) and the last state."""
+    """The plain torch form: q, k (B, T, G, K), v (B, T, H, E) -> y (B, T, H, E) and the last state."""
     _, n, heads, width = v.shape
     groups = q.shape[2]
     chunk = min(CHUNK, n)

@@ -1,6 +1,6 @@
-"""Where compiled code is kept between runs: a folder of the user's, not beside the sources (they may be read-only).
+"""The on-disk cache of compiled code: a folder of the user's, not next to the sources (which may be read-only).
 
-Compiling the engine takes many seconds, loading it half of one. `compile_in_background` has it compiled by another
+Compiling the engine takes many seconds, loading it half a second. `compile_in_background` compiles it in another
 process, so that neither the first prompt nor the interpreter lock waits for it; `is_warm` says whether that is done.
 """
 
@@ -54,7 +54,7 @@ def _users() -> Path:
 
 
 def _private_folder() -> Path:
-    """Where there is no home, as in containers: a folder for temporary files that no other user can write to, since
+    """A temporary folder for use without a home folder, as in containers; no other user may write to it, since the
     compiled code is run."""
     place = Path(gettempdir(), f"segue-{os.getuid()}")
     place.mkdir(mode=0o700, exist_ok=True)
@@ -65,7 +65,7 @@ def _private_folder() -> Path:
 
 
 def compile_cached(function: Callable[..., Any], **options: Any) -> Any:
-    """`numba.njit` without the interpreter lock, cached on disk where that is possible."""
+    """`numba.njit` without the interpreter lock, cached on disk where possible."""
     place, options = folder(), {"nogil": True, **options}
     if place is None:
         return numba.njit(**options)(function)
@@ -86,8 +86,8 @@ NAMED: dict[str, Any] = {}
 
 
 def compile_named(name: str, function: Callable[..., None], count: int, **options: Any) -> Any:
-    """A function of `count` integers that is compiled here and now, and that other compiled code calls by its name:
-    whatever else it calls becomes part of it, and is compiled with it again each time."""
+    """Compile a function of `count` integers now, and make it callable by name from other compiled code, which then
+    links to it; called in the usual way it would be inlined and compiled again with every caller."""
     signature, place = types.void(*[types.int64] * count), folder()
     with nullcontext() if place is None else _cached(place):
         NAMED[name] = numba.cfunc(signature, cache=place is not None, **options)(function)
@@ -96,20 +96,20 @@ def compile_named(name: str, function: Callable[..., None], count: int, **option
 
 
 def is_warm() -> bool:
-    """Whether the engine is loaded rather than compiled when it is first used."""
+    """Whether the engine's first use loads it from the cache rather than compiling it."""
     place = folder()
     return place is not None and (place / "ready").exists()
 
 
 def mark_compiled() -> None:
-    """Say that the engine has been compiled here."""
+    """Record that the engine has been compiled."""
     place = folder()
     if place is not None:
         (place / "ready").touch()
 
 
 def compile_in_background() -> bool:
-    """See that the engine gets compiled, by a process of its own that outlives this one; False where that cannot be.
+    """Compile the engine in a separate process, which outlives this one; False where that is impossible.
 
     At most one such process runs at a time.
     """

@@ -1,7 +1,7 @@
-"""Running a program: the loop over its operations, and the team of threads that runs it together.
+"""The engine that runs a program: the loop over its operations, and the team of threads that runs them together.
 
-A team is made of the calling thread and of helpers that spin for a moment between calls and then sleep. A call takes
-whoever is awake: nobody is ever waited for who might not come, so a call cannot hang, however few cores there are.
+A team is the calling thread and helpers, which spin for a moment between calls and then sleep. A call uses the helpers
+that are awake and never waits for one that might not come, so it cannot hang, however few cores there are.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ ALONE = 50  # calls that are made without helpers once their cores turned out to
 
 @njit(inline="always")  # into its one caller: all the operations are optimised again wherever they are linked in
 def run(job, me):
-    """Thread `me`'s part in all operations."""
+    """Run thread `me`'s share of all operations."""
     team = job[TEAM]
     for index in range(job[COUNT]):
         op = longs(job[OPERATIONS] + 8 * COLUMNS * index, 2 * COLUMNS)  # and the one behind it
@@ -187,7 +187,7 @@ def run_or_help(mail, helper, helpers, job):
 
 
 class Team:
-    """The threads of this process that run programs. Python threads, which hold no lock while they compute."""
+    """The threads of this process that run programs: Python threads, which release the lock while they compute."""
 
     def __init__(self) -> None:
         self.mail = aligned((HELPERS + 1, LINE // 8), np.int64)
@@ -237,7 +237,7 @@ class Team:
             self.bells[helper - 1].acquire()
 
     def close(self) -> None:
-        """Let the helpers go, before the interpreter takes the compiled code from under them."""
+        """End the helpers, before the interpreter frees the compiled code that they run."""
         self.closing = True
         for bell in self.bells:
             bell.release()
@@ -258,7 +258,7 @@ def get_team() -> Team:
 
 
 def load_engine() -> None:
-    """Load the compiled code from disk, or compile it: a call with nothing to do."""
+    """Load the compiled code from disk, or compile it, by a call with nothing to do."""
     job = aligned((JOB,), np.int64)
     run_or_help(get_team().address, 0, 0, job.ctypes.data)
     mark_compiled()

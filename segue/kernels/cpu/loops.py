@@ -1,7 +1,6 @@
-"""How the loops over numbers are compiled, and what they share, in float32 and float64.
+"""How the compiled loops of training are compiled, and what they share, in float32 and float64.
 
-What need not be contiguous comes as `lines`: its numbers as they lie in memory, and how many it is from one to the next
-along each axis but the last."""
+Inputs that need not be contiguous come as `lines`: a flat array, and the strides of all axes but the last."""
 
 from __future__ import annotations
 

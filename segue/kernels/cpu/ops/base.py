@@ -1,5 +1,5 @@
-"""What the operations share: how they are compiled, where rows, states, keys and values lie, the barrier, and who does
-which part."""
+"""Shared by all operations: compilation, the addresses of rows, states, keys and values, the barrier, and the division
+of work between threads."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def row(job, op, at, node):
 
 @njit
 def state_before(job, offset, size, node, large=False):
-    """The address of the recurrent state that a node follows: its row's committed one, or its parent's."""
+    """The address of the recurrent state before a node: its row's committed one, or its parent's."""
     parent = longs(job[PARENT], job[NODES])[node]
     if parent >= 0:
         return state_after(job, offset, size, parent, large)
@@ -103,13 +103,13 @@ def state_after(job, offset, size, node, large=False):
 
 @njit
 def states_around(job, offset, size, node, large=False):
-    """Both: the states before and after a node."""
+    """The addresses of the states before and after a node."""
     return state_before(job, offset, size, node, large), state_after(job, offset, size, node, large)
 
 
 @njit
 def prompt_end(job, prefix, b):
-    """The position behind the prompt of row b."""
+    """The position after the prompt of row b."""
     return prefix if prefix else longs(job[PROMPT], job[BATCH])[b]
 
 
@@ -141,13 +141,13 @@ def put(source, target, count):
 
 @njit
 def zero(number):
-    """0, which Numba does not know beforehand: given a constant, it would compile the whole product again for that."""
+    """0, but not as a compile-time constant, for which Numba would compile the whole product once more."""
     return number - number
 
 
 @njit
 def fetch(address, count):
-    """Ask for `count` floats."""
+    """Prefetch `count` floats."""
     fetch_lines(address, LINE, (4 * count + LINE - 1) // LINE)
 
 

@@ -1,4 +1,4 @@
-"""Memories of each channel: convolutions, scans, modes, dense states, long filters."""
+"""Per-channel memories: convolutions, scans, modes, dense states, long filters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memories that are matrices, one for each head, with their normalisers and gates."""
+"""Matrix memories, one for each head, with their normalisers and gates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention to the codes of a window, one by one, and of what has left it, by code (LongVQ)."""
+"""Attention over quantised keys (LongVQ): codes within a window one by one, older ones summed by code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A few vectors that are remembered from block to block (block-recurrent transformers)."""
+"""The recurrent vectors of block-recurrent transformers, carried from block to block."""
 
 from __future__ import annotations
 
