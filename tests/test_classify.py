@@ -28,7 +28,7 @@ from segue.continual import (
     learn_stream,
 )
 from segue.continual.buffer import reservoir_slot
-from segue.continual.proxy import last_asked
+from segue.continual.proxy import last_target_hidden
 from segue.errors import SegueError
 from segue.models import HEADS, Classifier, Features, Stack, StackConfig
 from segue.models.classify import CosineHead, LinearHead, NeighbourHead, PrototypeHead
@@ -426,10 +426,10 @@ def test_hpcr_learns_a_stream_on_every_backbone(mixer: str) -> None:
 
 def test_what_is_stored_is_of_the_moment_before_the_step() -> None:
     batch, model, strategy = rows_of(2, 5), Classifier(backbone(), CosineHead(8, 2)), ProxyDistillation(capacity=10)
-    before = last_asked(model.eval(), batch).detach()
+    before = last_target_hidden(model.eval(), batch).detach()
     learn(model, lambda step: batch, 1, rate=0.1, strategy=strategy, objective=ProxyReplay())
     torch.testing.assert_close(strategy.buffer.payload["features"], before)
-    assert float((last_asked(model.eval(), batch) - before).detach().abs().max()) > 1e-3
+    assert float((last_target_hidden(model.eval(), batch) - before).detach().abs().max()) > 1e-3
 
 
 def test_distillation_begins_with_the_second_experience() -> None:

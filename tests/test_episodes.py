@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segue.continual import CORRUPTIONS, Episodes, InnerLoop, Recent, mean_interval, tuned
-from segue.continual.episodes import live
+from segue.continual.episodes import live_mask
 from segue.errors import SegueError
 from segue.models import Classifier, Features, Perceptron, SparseNetwork, Stack, StackConfig
 from segue.models.classify import LinearHead, NeighbourHead, PrototypeHead
@@ -96,7 +96,7 @@ def test_damage_keeps_to_its_share_and_to_the_row(how: str, ids: bool, share: fl
     targets = torch.where(torch.arange(20) == ends[:, None] - 1, 1, -1)
     batch = Batch(tokens if ids else tokens.float(), targets)
     hard = CORRUPTIONS[how](batch, share, draw)
-    moved, there = hard.tokens != batch.tokens, live(batch)
+    moved, there = hard.tokens != batch.tokens, live_mask(batch)
     assert there.sum(1).tolist() == ends.tolist() and hard.tokens.dtype == batch.tokens.dtype
     assert torch.equal(hard.targets, targets) and not moved[~there].any()
     if how == "noise":

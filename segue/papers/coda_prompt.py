@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from segue.continual import Experience, Freeze, Prompting, Strategy, class_incremental, learn_stream
-from segue.continual.stream import class_accuracy, read_once
+from segue.continual.stream import class_accuracy, encode_features
 from segue.models import Classifier, CodaPrompts, DualPrompts, Features, Pools, Prompted, PromptSource
 from segue.models.classify import LinearHead
 from segue.objectives import Batch, ClassLoss
@@ -104,8 +104,8 @@ def score(arm: str, size: int, weights: str, small: bool, seed: int, rate: float
     held: Strategy = Prompting() if arm in PROMPTS else Freeze((), old_classes=True)
     model = Classifier(prompted if arm in PROMPTS else stack.requires_grad_(arm == FINE), head, "mean")
     if arm == LINEAR:
-        stream = [Experience(each.name, read_once(model, each.train), read_once(model, each.test), each.classes)
-                  for each in stream]
+        stream = [Experience(each.name, encode_features(model, each.train), encode_features(model, each.test),
+                             each.classes) for each in stream]
         model = Classifier(Features(), head)
     matrix = learn_stream(model, stream, held, ClassLoss("new"), rows=ROWS, epochs=epochs, rate=rate, seed=seed,
                           table_rate=rate if arm == LINEAR else HEAD_RATE, cooldown=1.0, measure=so_far)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from segue.analysis.forecast import filled, season
+from segue.analysis.forecast import fill_missing, find_season
 from segue.continual.memory import sequences
 from segue.kinds import Codec, Kind
 from segue.kinds.codecs import ItemCodec, LevelCodec, parted
@@ -110,8 +110,8 @@ def find_seasons(codec: Codec, documents: Sequence[np.ndarray]) -> list[int]:
 
 def _find_season(values: np.ndarray) -> int:
     """The season of a series, or 1 unless the value one season ago predicts clearly better than the last values do."""
-    values = filled(values)
-    lag = season(values)
+    values = fill_missing(values)
+    lag = find_season(values)
     if lag == 1 or len(values) <= HORIZON:
         return 1
     naive = [np.abs(values[ahead:] - values[:-ahead]).mean() for ahead in range(1, HORIZON + 1)]
