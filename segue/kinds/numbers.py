@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,8 @@ def numbers_in(cells: Sequence[Any]) -> np.ndarray:
     """Cells of a column as numbers, NaN where one is none. Commas and points that can only stand between thousands
     (1,234.5 and 1.234,5; 1,234,567; 1,234 beside 999) are left out, in all of the column; so are signs of money and
     shares, and what stands for thousands is reckoned in."""
+    with suppress(ValueError, TypeError):
+        return np.array(cells, dtype=np.float64)
     texts = [GROUPS.sub("", str(cell).strip()) for cell in cells if cell is not None]
     affixed = [AFFIXED.fullmatch(text) for text in texts]
     if any(found and found[1] != found[0] for found in affixed) and 2 * sum(map(bool, affixed)) > len(affixed):

@@ -171,7 +171,8 @@ def stand_alone(table: Look) -> bool:
     """Whether the rows of a table are things of their own, by its beginning."""
     if not 2 <= len(table.names) <= MOST or len(table.rows) < 8 or merged(table):
         return False
-    columns = {name: cells for name in table.names if (cells := table.column(name))}
+    columns = {name: cells for name in table.names if (cells := table.column(name)) and not (
+        table.headed and is_identifier(name, cells))}
     if len(columns) < 2 or any(
             isinstance(cell, list | dict) for cells in columns.values() for cell in cells):
         return False
@@ -347,7 +348,7 @@ def told_columns(frame: Frame, called: Mapping[str, str], of: str | None) -> dic
 
 def plain_id(name: str) -> bool:
     """Whether a column is called as what numbers rows."""
-    return name.strip().lower() in ("id", "no", "index", "row", "rownames", "unnamed: 0")
+    return name.strip().lower() in ("id", "no", "index", "row", "rownames", "rowname", "unnamed: 0")
 
 
 def cells_of(frame: Frame, column: str) -> list[str]:
@@ -356,9 +357,14 @@ def cells_of(frame: Frame, column: str) -> list[str]:
     coded = numbers is not None and any(re.match(r"0\d", str(cell).strip()) for cell in cells[:1000])
     if numbers is not None and not coded:
         return [decimal(number) if np.isfinite(number) else MISSING for number in numbers.tolist()]
-    texts = ("" if cell is None else " ".join("".join(c if c.isprintable() else " " for c in str(cell)).split())
-             for cell in cells)
-    return [MISSING if text in NONE else text[:80] for text in texts]
+    said = {cell: _cell(cell) for cell in set(cells)}
+    return [said[cell] for cell in cells]
+
+
+def _cell(cell: Any) -> str:
+    """A text as it stands in an element: on one line, its first 80 signs."""
+    text = "" if cell is None else " ".join("".join(c if c.isprintable() else " " for c in str(cell)).split())
+    return MISSING if text in NONE else text[:80]
 
 
 def values_of(counts: Mapping[str, int], levels: int) -> list[float] | list[str]:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeGuard
 from unicodedata import normalize
@@ -44,6 +45,7 @@ from segue.kinds.text_columns import text_columns
 from segue.kinds.times import NUMBER, seconds_of, span, steady, timelike, written
 
 
+@lru_cache(maxsize=1 << 14)
 def plain(name: str) -> str:
     """A name in lower case, without signs and accents."""
     return "".join(char for char in normalize("NFKD", name.casefold()) if char.isalnum())
@@ -874,7 +876,7 @@ def told_apart(names: Iterable[str], cells: Callable[[str], Sequence[Any]], who:
     alone = able[0] if len(able) == 1 or (what is None and able) else None
     if who is None and len(able) > 1:
         alone = next((name for name in able if IDS.search(name) and
-                      2 * len({*map(str, cells(name))}) <= len(cells(name))), None)  # not a number for each row
+                      5 * len({*map(str, cells(name))}) <= 4 * len(cells(name))), None)  # not one for each row
     return who or alone, what or alone
 
 
