@@ -25,6 +25,8 @@ MANY = 10  # files given one by one are taken for a pattern from here on
 # What lies beside data and is none: files by the beginning of their names, and folders.
 SKIPPED = {"readme", "license", "licence", "copying", "notice", "checksums", "sha256sums", "mimetype",
            "dataset_info", "dataset_infos", "dataset_dict"}
+LOCKS = {"package-lock.json", "yarn.lock", "pnpm-lock.yaml", "poetry.lock", "Cargo.lock", "composer.lock",
+         "Pipfile.lock", "go.sum", "uv.lock"}  # which package managers write
 ASIDE = {"__pycache__", "node_modules", "META-INF", "__MACOSX"}
 
 
@@ -139,7 +141,8 @@ def _walk(folder: Path) -> Iterator[Path]:
                             if not name.startswith(".") and name not in ASIDE)
         for name in sorted(names):
             path = Path(root) / name
-            if not name.startswith(".") and name.split(".")[0].lower() not in SKIPPED and path.is_file():
+            if not name.startswith(".") and name.split(".")[0].lower() not in SKIPPED and name not in LOCKS \
+                    and path.is_file():
                 yield path
 
 

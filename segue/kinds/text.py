@@ -7,6 +7,7 @@ import csv
 import io
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -72,6 +73,7 @@ from segue.kinds.text_columns import (
 
 SAMPLE = 1 << 26  # bytes of text that merges are learned from
 SMILES = {".smi", ".smiles"}  # a molecule a line, its name behind it
+MINIFIED = 500  # mean length of a line from which on code was not written by people
 LETTERS = bytes(range(65, 91)) + bytes(range(97, 123)) + bytes(range(128, 256))
 
 
@@ -464,6 +466,18 @@ class Code(Text):
             return 0.0  # numbers alone are a file of another sort by that name
         return 0.85 if inner else max(0.6, super().sniff(path, head))
 
+    def read_all(self, paths: list[Path], problems: Problems, named: frozenset[Path],
+                 **options: Any) -> Iterator[Record]:
+        """As `Text.read_all`, but minified and generated files, which would outweigh what people wrote, are skipped
+        unless they are named or there are no others."""
+        lengths = {path: line_length(path) for path in paths if path not in named}
+        minified = {path for path, length in lengths.items() if length > MINIFIED}
+        minified = minified if len(minified) < len(paths) else set()
+        for path in sorted(minified):
+            problems.refuse(path, f"skipped: minified or generated (its lines have {lengths[path]:,} characters on "
+                                  "average); give the file itself to read it")
+        yield from super().read_all([path for path in paths if path not in minified], problems, named, **options)
+
 
 def form_of(head: str, field: Sequence[str] = (), table: bool = False) -> Form | None:
     """How a plain file that is not one text as it stands is read; None where it is. See `segue.kinds.several.form_of`
@@ -471,6 +485,14 @@ def form_of(head: str, field: Sequence[str] = (), table: bool = False) -> Form |
     known = (gutenberg, chats, subtitles, translations)
     form = None if field or table else next(filter(None, (each.form_of(head) for each in known)), None)
     return form or several_of(head, field, table)
+
+
+def line_length(path: Path) -> int:
+    """The mean length of the lines at the beginning of a file; 0 of notebooks and of files that cannot be read."""
+    with suppress(SegueError):
+        head = head_of(path) if bare(path).suffix.lower() != ".ipynb" else b""
+        return len(head) // max(head.count(b"\n"), 1)
+    return 0
 
 
 def _notebook(path: Path) -> bytes:
