@@ -36,7 +36,7 @@ from segue.kinds.series import flat
 from segue.models.counts import CountModel
 from segue.models.predict import DecodablePredictor
 from segue.training.evaluate import OURS
-from segue.training.recipe import machine
+from segue.training.recipe import describe_machine
 from segue.verbs.forecast import combined_forecasts
 from segue.verbs.timed import TimedEvaluation
 
@@ -354,8 +354,9 @@ LOWER = ("bits", "wrong", "time RMSE", "MASE", "CRPS")  # measures of which less
 
 def page(rows: list[dict[str, Any]]) -> str:
     lines = ["# What comes next, kind by kind", "",
-             f"Printed by `benchmarks/kinds.py` (which says what each method and split is): one thread, {machine()}. "
-             "Both sides learned from the same sequences; minutes are those of `segue fit`. Best in bold.", ""]
+             "Printed by `benchmarks/kinds.py` (which says what each method and split is): one thread, "
+             f"{describe_machine()}. Both sides learned from the same sequences; minutes are those of "
+             "`segue fit`. Best in bold.", ""]
     for sort, title in TITLES.items():
         mine = {(row["data"], row["minutes"]): row for row in rows if row["sort"] == sort}
         if not mine:

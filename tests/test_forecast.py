@@ -33,7 +33,7 @@ from segue.errors import SegueError
 from segue.kinds.codecs import LevelCodec
 from segue.kinds.series import table
 from segue.kinds.times import Clock, steady
-from segue.training.recipe import Facts, choose
+from segue.training.recipe import Facts, choose_plan
 from segue.verbs import forecast as verb
 from segue.verbs.mixed import find_seasons
 
@@ -272,12 +272,12 @@ def test_many_columns_are_shown_in_part(tmp_path: Path) -> None:
     assert told.text.splitlines()[0].split() == ["step", *names[:8]] and "6 more columns" in told.note
     told.save(tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 0
-    plan, why = choose(Facts(100_000, 10_000, 500, 1, 1e11, "float32", turn=300), steps=20)
+    plan, why = choose_plan(Facts(100_000, 10_000, 500, 1, 1e11, "float32", turn=300), steps=20)
     assert plan.context == 1024 and "a row has 3 moments of 300 columns (few:" in why
 
 
 def test_rows_hold_a_season_that_is_worth_it() -> None:
-    assert [choose(Facts(100_000, 10_000, 500, 1, 1e11, "float32", season=season), steps=20)[0].context
+    assert [choose_plan(Facts(100_000, 10_000, 500, 1, 1e11, "float32", season=season), steps=20)[0].context
             for season in (1, 168, 336, 1100)] == [256, 256, 512, 256]
     codec, draw = LevelCodec({"": list(range(60))}), np.random.default_rng(0)
     week = draw.integers(5, 55, 70)

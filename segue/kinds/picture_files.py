@@ -108,7 +108,7 @@ def picture_columns(table: Look) -> list[str]:
 def _as_class(cells: Sequence[Any]) -> tuple[bool, float]:
     """A sort key, less for columns that look more like classes than like brightness: several different small
     numbers."""
-    return len(set(map(str, cells))) < 2, max(map(float, cells)) if are_brightness(cells) else math.inf
+    return len(set(map(str, cells))) < 2, max(map(float, cells)) if cells and are_brightness(cells) else math.inf
 
 
 def one_hot_columns(table: Look) -> int:

@@ -20,7 +20,7 @@ from segue.analysis.metrics import rank_correlation
 from segue.analysis.probes import content_groups, lengths_of
 from segue.analysis.told import TOGETHER, Learn, Told, told
 from segue.analysis.views import PLACES, WINDOW, Near, Runs, Scaled, alike, course, spectrum
-from segue.data.options import named
+from segue.data.options import option_names
 from segue.errors import SegueError
 from segue.files import atomic_write
 from segue.kinds.base import Kind, class_in
@@ -374,7 +374,7 @@ def element_rows(model: Fitted, data: Data) -> list[np.ndarray]:
 def reading_options(kind: Kind, label: str | None) -> dict[str, Any]:
     """Options of the kind's `read` that put classes into the names of records: from the column `label` of tables, or
     (None) from a column with a usual name."""
-    return {"classes": label or ""} if "classes" in named(kind.read) else {}
+    return {"classes": label or ""} if "classes" in option_names(kind.read) else {}
 
 
 def record_labels(data: Data, label: str | None = None) -> list[str]:
