@@ -25,6 +25,8 @@ LEAST_PATTERN_FILES = 10  # so many files on a command line are taken for an exp
 # Not data, in folders: files by the beginning of their names, and subfolders.
 SKIPPED_FILES = {"readme", "license", "licence", "copying", "notice", "checksums", "sha256sums", "mimetype",
                  "dataset_info", "dataset_infos", "dataset_dict"}
+LOCK_FILES = {"package-lock.json", "yarn.lock", "pnpm-lock.yaml", "poetry.lock", "Cargo.lock", "composer.lock",
+              "Pipfile.lock", "go.sum", "uv.lock"}  # written by package managers
 SKIPPED_FOLDERS = {"__pycache__", "node_modules", "META-INF", "__MACOSX"}
 
 
@@ -140,7 +142,8 @@ def _walk(folder: Path) -> Iterator[Path]:
                             if not name.startswith(".") and name not in SKIPPED_FOLDERS)
         for name in sorted(names):
             path = Path(root) / name
-            if not name.startswith(".") and name.split(".")[0].lower() not in SKIPPED_FILES and path.is_file():
+            if not name.startswith(".") and name.split(".")[0].lower() not in SKIPPED_FILES and name not in LOCK_FILES \
+                    and path.is_file():
                 yield path
 
 

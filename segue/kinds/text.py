@@ -7,6 +7,7 @@ import csv
 import io
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -72,13 +73,14 @@ from segue.kinds.text_columns import (
 
 SAMPLE = 1 << 26  # bytes of text that merges are learned from
 SMILES = {".smi", ".smiles"}  # a molecule a line, its name behind it
+MINIFIED = 500  # mean length of a line from which on code was not written by people
 LETTERS = bytes(range(65, 91)) + bytes(range(97, 123)) + bytes(range(128, 256))
 
 
 @dataclass(frozen=True)
 class Roles:
-    """What columns are read as. field: those of the text; column: that of classes; dialogue: that which says to which
-    dialogue a row, one turn of it, belongs ("": all rows are turns of one); speaker: who says it."""
+    """The columns of a table by their role. field: the text; column: the class; dialogue: the id of the dialogue of
+    which a row is a turn ("": all rows are one dialogue); speaker: who says it."""
 
     field: list[str]
     column: str | None = None
@@ -169,27 +171,11 @@ class Text(Kind):
             raise SegueError(f"there is no text encoding called '{encoding}'; try utf-8, latin-1 or utf-16") from error
         suffix = bare(path).suffix.lower()
         head = head_of(path, encoding).decode("utf-8", "ignore").removeprefix("\ufeff")
-        if self.name == "text" and not (lines or field) and are_lines(head):
-            if problems is not None:
-                problems.note = "a dialogue a text, each turn behind who says it"
-            for name, text in dialogues(path, self._lines(path, encoding, errors)):
-                yield Record(text.encode(), name=f"{path}:{name}")
-            return
-        if self.name == "text" and not (lines or field) and mails.is_mail(head.encode()):
-            yield from mails.mails(path, problems)
-            return
-        if self.name == "text" and not lines and suffix not in {".csv", ".arff", ".inter"} | JSON | PARQUET and (
-                several := form_of(head, field, suffix in DELIMITED)):
-            if problems is not None:
-                problems.note = several.note.replace("not read: the class", "read: the class" if classes is not None
-                                                     else "not read: the class")
-            found = False
-            for number, text, label in several.cut(self._lines(path, encoding, errors)):
-                found = True
-                yield Record(text.encode(), name=of_class(f"{path}:{number}", label if classes == "" else ""))
-            if not found:
-                raise SegueError(f"{path}: there is no text in this file ({several.note})")
-            return
+        if self.name == "text" and not lines:
+            within = self._texts_within(path, problems, head, encoding, errors, field, classes)
+            if within is not None:
+                yield from within
+                return
         if not lines and (field or classes or suffix in TABULAR):
             rows = self._rows(path, problems, field, classes, encoding)
             if rows is not None:
@@ -198,38 +184,71 @@ class Text(Kind):
         if not lines and suffix == ".ipynb":
             yield Record(_notebook(path), name=str(path))
             return
-        found, smiles = False, suffix in SMILES
+        yield from self._plain_text(path, problems, encoding, errors, lines)
+
+    def _texts_within(self, path: Path, problems: Problems | None, head: str, encoding: str, errors: str,
+                      field: list[str], classes: str | None) -> Iterator[Record] | None:
+        """The texts of a plain file that holds several, or one with something around it; None of other files."""
+        if not field and mails.is_mail(head.encode()):
+            return mails.mails(path, problems)
+        lines = self._lines(path, encoding, errors)
+        if not field and are_lines(head):
+            if problems is not None:
+                problems.note = "a dialogue a text, each turn behind who says it"
+            return (Record(text.encode(), name=f"{path}:{name}") for name, text in dialogues(path, lines))
+        suffix = bare(path).suffix.lower()
+        if suffix in {".csv", ".arff", ".inter"} | JSON | PARQUET:
+            return None
+        form = form_of(head, field, suffix in DELIMITED)
+        if form is None:
+            return None
+        if problems is not None:
+            unread = "not read: the class"
+            problems.note = form.note if classes is None else form.note.replace(unread, "read: the class")
+        texts = (Record(text.encode(), name=of_class(f"{path}:{number}", label if classes == "" else ""))
+                 for number, text, label in form.cut(lines))
+        return not_empty(texts, f"{path}: there is no text in this file ({form.note})")
+
+    def _plain_text(self, path: Path, problems: Problems | None, encoding: str, errors: str,
+                    lines: bool) -> Iterator[Record]:
+        """The pieces of a file as they stand, or its lines; of SMILES the first word of each line."""
+        found, suffix = False, bare(path).suffix.lower()
+        smiles = suffix in SMILES
         for start, piece in self._pieces(path, encoding, errors):
             if not piece.strip():
                 continue
             found = True
-            if not (lines or smiles):
-                if problems is not None and self.name == "text" and suffix not in self.extensions - {".txt", ".text"} \
-                        and _a_text_a_line(piece):
-                    problems.note = "a file a text (a line a text: --read lines=true)"
-                yield Record(piece, name=str(path) if start == 0 else f"{path}@{start}")
+            if lines or smiles:
+                yield from (Record(line.split()[0] if smiles else line, name=f"{path}:{number}")
+                            for number, line in enumerate(piece.splitlines(), start + 1) if line.strip())
                 continue
-            for line in piece.splitlines():
-                start += 1
-                if line.strip():
-                    yield Record(line.split()[0] if smiles else line, name=f"{path}:{start}")
+            if problems is not None and self.name == "text" and suffix not in self.extensions - {".txt", ".text"} \
+                    and _a_text_a_line(piece):
+                problems.note = "a file a text (a line a text: --read lines=true)"
+            yield Record(piece, name=str(path) if start == 0 else f"{path}@{start}")
         if not found:
             raise SegueError(f"{path}: the file is empty; give a file with text in it")
 
     def read_all(self, paths: list[Path], problems: Problems, named: frozenset[Path],
                  **options: Any) -> Iterator[Record]:
-        """As `Kind.read_all`, but files side by side that are translations of each other, a sentence a line, are read
-        together: a text of each line and what it is in the other languages."""
+        """As `Kind.read_all`, but files that are translations of each other line by line are read together, a text for
+        each line and its translations."""
         asked = self.name != "text" or any(options.get(name) for name in ("lines", "field", "classes"))
         groups = {} if asked else translations.side_by_side(paths)
         others = {path for group in groups.values() for path in group[1:]}
         for path in paths:
-            if path in groups:
-                yield from self._side_by_side(groups[path], problems, options)
-            elif path not in others:
-                yield from super().read_all([path], problems, named, **options)
+            try:
+                if path in groups:
+                    yield from self._side_by_side(groups[path], problems, options)
+                elif path not in others:
+                    yield from super().read_all([path], problems, named, **options)
+            except SegueError as error:
+                if path in named:
+                    raise
+                problems.refuse(path, error)
 
     def _side_by_side(self, paths: list[Path], problems: Problems, options: dict[str, Any]) -> Iterator[Record]:
+        """A text of each line of the first file and the same line of the others; lines that lack one are left out."""
         errors, given = options.get("errors", "strict"), options.get("encoding", "utf-8")
         problems.note = f"lines of files side by side ({', '.join(bare(path).suffix[1:] for path in paths)})"
         rows = (self._lines(path, encoding_of(path, given, problems), errors) for path in paths)
@@ -270,7 +289,7 @@ class Text(Kind):
 
     def _rows(self, path: Path, problems: Problems | None, field: list[str], classes: str | None,
               encoding: str) -> Iterator[Record] | None:
-        """The texts of a table, or None where the file is to be read as it is."""
+        """The texts of a table; None where the file is not to be read as a table."""
         head, suffix = head_of(path, encoding), bare(path).suffix.lower()
         sure = bool(field or classes) or suffix in DELIMITED | JSON | PARQUET
         check_parquet(path, head)
@@ -464,17 +483,47 @@ class Code(Text):
             return 0.0  # numbers alone are a file of another sort by that name
         return 0.85 if inner else max(0.6, super().sniff(path, head))
 
+    def read_all(self, paths: list[Path], problems: Problems, named: frozenset[Path],
+                 **options: Any) -> Iterator[Record]:
+        """As `Text.read_all`, but minified and generated files, which would outweigh what people wrote, are skipped
+        unless they are named or there are no others."""
+        lengths = {path: line_length(path) for path in paths if path not in named}
+        minified = {path for path, length in lengths.items() if length > MINIFIED}
+        minified = minified if len(minified) < len(paths) else set()
+        for path in sorted(minified):
+            problems.refuse(path, f"skipped: minified or generated (its lines have {lengths[path]:,} characters on "
+                                  "average); give the file itself to read it")
+        yield from super().read_all([path for path in paths if path not in minified], problems, named, **options)
+
 
 def form_of(head: str, field: Sequence[str] = (), table: bool = False) -> Form | None:
-    """How a plain file that is not one text as it stands is read; None where it is. See `segue.kinds.several.form_of`
-    for `field` and `table`."""
+    """How a plain file is read that holds several texts, or one with something around it, by its beginning; None for
+    other files. field, table: see `segue.kinds.several.form_of`."""
     known = (gutenberg, chats, subtitles, translations)
     form = None if field or table else next(filter(None, (each.form_of(head) for each in known)), None)
     return form or several_of(head, field, table)
 
 
+def not_empty(records: Iterable[Record], error: str) -> Iterator[Record]:
+    """The records; where there are none, a SegueError with this text."""
+    found = False
+    for record in records:
+        found = True
+        yield record
+    if not found:
+        raise SegueError(error)
+
+
+def line_length(path: Path) -> int:
+    """The mean length of the lines at the beginning of a file; 0 of notebooks and of files that cannot be read."""
+    with suppress(SegueError):
+        head = head_of(path) if bare(path).suffix.lower() != ".ipynb" else b""
+        return len(head) // max(head.count(b"\n"), 1)
+    return 0
+
+
 def _notebook(path: Path) -> bytes:
-    """What was typed into the cells of a Jupyter notebook, a blank line between them; no outputs."""
+    """The source of the cells of a Jupyter notebook, separated by blank lines, without outputs."""
     with opened(path) as handle:
         raw = handle.read()
     try:
@@ -485,13 +534,13 @@ def _notebook(path: Path) -> bytes:
 
 
 def _a_text_a_line(piece: bytes) -> bool:
-    """Whether lines seem to be texts of their own, such as names or sentences: many short ones, and none empty."""
+    """Whether each line seems to be a text of its own, such as a name or a sentence: many short lines, none empty."""
     lines = piece[:HEAD].split(b"\n")[:-1]
     return len(lines) >= 50 and all(0 < len(line.strip()) <= 400 for line in lines)
 
 
 def _cut(data: bytes) -> int:
-    """Where to cut a piece of a longer file: after its last line end, else before its last character."""
+    """Where to cut a piece of a longer file: after its last line end, or else before its last character."""
     cut = data.rfind(b"\n") + 1
     if not cut:
         cut = len(data) - 1
@@ -502,8 +551,8 @@ def _cut(data: bytes) -> int:
 
 def _record(path: Path, place: int, text: str, cells: Mapping[str, Any], roles: Roles,
             problems: Problems | None) -> Record | None:
-    """The text of a row; where there is a column of classes, None if it says none. Of a turn of a dialogue the name is
-    that of the dialogue."""
+    """The record of a row, named after the row or, for a turn of a dialogue, after the dialogue; None where the column
+    of classes is empty."""
     label = "" if roles.column is None else class_of(cells.get(roles.column))
     label = "" if label == "-" and str(roles.column).startswith("gold") else label  # SNLI's: those who judged disagree
     if roles.column is not None and not told(problems, path, str(place), roles.column, label):
@@ -515,7 +564,7 @@ def _record(path: Path, place: int, text: str, cells: Mapping[str, Any], roles: 
 
 
 def _dialogues(turns: Iterable[Record]) -> Iterator[Record]:
-    """The turns of one name as one text, a line each."""
+    """One record for each dialogue: its turns (records of the same name) as lines."""
     said: dict[str, list[bytes]] = {}
     for turn in turns:
         said.setdefault(turn.name, []).append(turn.object)
@@ -523,7 +572,7 @@ def _dialogues(turns: Iterable[Record]) -> Iterator[Record]:
 
 
 def is_plain_table(table: Look) -> bool:
-    """Whether there are several rows and columns, and no lists in them."""
+    """Whether a table has several rows and columns, and no lists in its cells."""
     return len(table.rows) > 3 and len(table.names) > 1 and not any(
         isinstance(cell, list | dict) for row in table.rows for cell in row)
 
