@@ -22,7 +22,7 @@ import torch
 from segue.data import read
 from segue.demo import standard_library
 from segue.files import write_text
-from segue.models.counts import BlendedCounts, CountModel, documents_bits, hold_back
+from segue.models.counts import BlendedCounts, CountModel, documents_bits, split_held_out
 from segue.training.recipe import describe_machine
 
 
@@ -76,7 +76,7 @@ def rows(quick: bool, minutes: float) -> Iterator[tuple[str, float, str]]:
 
 def blended(seen: list[np.ndarray], unseen: list[np.ndarray], vocabulary: int, window: int,
             size: int) -> tuple[str, float, str]:
-    rest, aside = hold_back(seen)
+    rest, aside = split_held_out(seen)
     model = BlendedCounts(vocabulary, window)
     _, counting = timed(lambda: model.count(rest))
     _, trusting = timed(lambda: model.learn_trust(aside))

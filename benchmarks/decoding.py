@@ -181,7 +181,7 @@ def heads(mixer: str, threads: int, tokens: int, minutes: float, head_minutes: f
         if not note.exists():
             readings = readings or HeadsTrainingData(fitted, model, train, 60 * head_minutes)
             torch.manual_seed(0)
-            trained = DraftHeads.on(stack, **shape, attention_heads=choose_heads(WIDTH))
+            trained = DraftHeads.for_base(stack, **shape, attention_heads=choose_heads(WIDTH))
             done = train_heads(trained, fitted, readings, 60 * head_minutes, None, 0, True)
             asks = sample_prompts(train, 16)
             hits, asked = count_hits(trained, stack, model, asks, tokens)

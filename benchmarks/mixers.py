@@ -47,7 +47,7 @@ from segue.kernels.delta import delta
 from segue.kernels.gla import gla, gla_reference
 from segue.kernels.mlstm import EMPTY, mlstm
 from segue.kernels.scan import linear_scan, linear_scan_reference, selective_scan, selective_scan_reference
-from segue.kernels.ssd import apart, ssd
+from segue.kernels.ssd import split_projection, ssd
 from segue.mixers import GRU, LSTM, MLSTM, Attention, DeltaNet, GatedLinearAttention, Mamba, Mamba2
 from segue.training.recipe import describe_machine
 
@@ -340,7 +340,7 @@ def gpu_kernels(rows: int, length: int, width: int, precision: torch.dtype) -> d
     dual = torch.zeros(rows, many, states, 64, device="cuda")
 
     def mamba2(name: str, package: str, wide: bool = False) -> Tensor:
-        v, k, q = apart(u, dual)
+        v, k, q = split_projection(u, dual)
         q, k = (x.repeat_interleave(many, 2) for x in (q, k))
         g = write * A
         g = g[..., None].expand(*g.shape, states).contiguous() if wide else g

@@ -18,7 +18,7 @@ import torch
 import segue
 from segue.models import Stack
 from segue.models.base import Decodable
-from segue.models.bounded import bounded
+from segue.models.bounded import bound_attention
 from segue.training.recipe import describe_machine
 
 PIECE = 64
@@ -46,11 +46,11 @@ def main() -> None:
     model = segue.fit([text[: 9 * len(text) // 10]], minutes=given.minutes, quiet=True)
     assert isinstance(model.model, Stack) and model.mixture is not None
     tokens = model.codec.encode(text[9 * len(text) // 10 :])[: given.tokens]
-    near = bounded(model.model, model.context)
+    near = bound_attention(model.model, model.context)
     forms: dict[str, Decodable] = {
         "network, all of the past": model.model, f"network, the latest {model.context}": near,
-        "with counts, all of the past": model.mixture.over(model.model),
-        f"with counts, the latest {model.context} (what `continue` runs)": model.mixture.over(near)}
+        "with counts, all of the past": model.mixture.with_network(model.model),
+        f"with counts, the latest {model.context} (what `continue` runs)": model.mixture.with_network(near)}
     edges = [1, model.context, *(model.context * 2**k for k in range(1, 12) if model.context * 2**k < len(tokens)),
              len(tokens)]
     lines = ["# Far from the beginning", "",

@@ -26,7 +26,7 @@ from segue.training import Batches, Run
 from segue.training.evaluate import score
 from segue.training.recipe import Facts, choose_plan, describe_machine, is_bfloat16_fast
 from segue.verbs.fit import build, held_out_scorer
-from segue.verbs.fitted import carries
+from segue.verbs.fitted import has_constant_state
 
 HERE = Path(__file__).parent / "results"
 STACKS = ("attention", "lstm", "gru", "mamba", "gla", "gla+attention")
@@ -58,7 +58,7 @@ def cell(path: str, seconds: float, seed: int = 0, times: dict[str, float] | Non
     with closing(Batches(store, plan.context, plan.rows, seed)) as batches:
         run = Run(model, batches, plan, held_out=held_out_scorer(exam, plan))  # whose best weights are kept, as by fit
         run.train(quiet=True)
-    scored = score(model, exam, None if carries(model) else plan.context)
+    scored = score(model, exam, None if has_constant_state(model) else plan.context)
     return {"data": f"{data.kind.name}: {Path(path).name}", "unit": data.kind.unit, "stack": plan.mixer,
             "seconds": seconds, "bits": round(float(scored.nats.sum()) / math.log(2) / int(exam.units.sum()), 4),
             "steps": plan.steps, "taken": run.step, "rows": plan.rows, "context": plan.context, "width": plan.width,

@@ -119,7 +119,7 @@ def test_clean_instances_are_their_own_nearest_neighbours() -> None:
         episode = draw(number)
         model = Classifier(Features(), NeighbourHead(4, episode.classes, nearest=1))
         for one in episode.sets:
-            model.head.absorb(*asked(model, one))
+            model.head.add_examples(*asked(model, one))
         features, labels = asked(model, episode.test)
         assert torch.equal(model.head(features).argmax(-1), labels)
 
@@ -131,7 +131,7 @@ def test_prototypes_do_not_mind_the_order_of_sets(seed: int) -> None:
     model = Classifier(Features(), PrototypeHead(4, episode.classes).double())
     order = torch.randperm(6, generator=torch.Generator().manual_seed(seed)).tolist()
     for index in order:
-        model.head.absorb(*asked(model, episode.sets[index]))
+        model.head.add_examples(*asked(model, episode.sets[index]))
     whole = Batch.join(episode.sets)
     features, labels = asked(model, whole)
     means = torch.stack([features[labels == label].mean(0) for label in range(episode.classes)])

@@ -215,7 +215,7 @@ def test_neighbours_look_at_each_class_s_units(classes: int, kept: int, cosine: 
     head = NeighbourHead(6, classes, nearest=3, capacity=30, cosine=cosine).double()
     x, y = (torch.randn(n, 6, generator=draw, dtype=torch.float64) for n in (kept, 7))
     labels = torch.randint(classes, (kept,), generator=draw)
-    head.absorb(x, labels)
+    head.add_examples(x, labels)
     head.units[:] = torch.rand(classes, 6, generator=draw) < 0.7
     head.units[:, 0] = True
     votes = head(y)
@@ -231,10 +231,10 @@ def test_neighbours_look_at_each_class_s_units(classes: int, kept: int, cosine: 
 def test_a_head_forgets_classes_and_keeps_the_newest() -> None:
     head = NeighbourHead(1, 4, nearest=1, capacity=6)
     for number in range(9):  # 3 to 8 stay
-        head.absorb(torch.tensor([[float(number)]]), torch.tensor([number % 3]))
+        head.add_examples(torch.tensor([[float(number)]]), torch.tensor([number % 3]))
     head.forget([0])
     assert sorted(head.kept[head.labels >= 0][:, 0].tolist()) == [4, 5, 7, 8]
-    head.absorb(torch.tensor([[20.0], [21.0], [22.0]]), torch.tensor([3, 3, 3]))
+    head.add_examples(torch.tensor([[20.0], [21.0], [22.0]]), torch.tensor([3, 3, 3]))
     assert sorted(head.kept[head.labels >= 0][:, 0].tolist()) == [5, 7, 8, 20, 21, 22]  # the oldest went
     head.grow(5)
     assert head.units.shape == (5, 1) and bool(head.units.all())
@@ -358,7 +358,7 @@ def test_without_its_parts_it_is_supcon_replay_with_neighbours() -> None:
     test = Batch.join([each.test for each in data])
     torch.testing.assert_close(asked(model, test)[0], asked(other, test)[0], atol=1e-5, rtol=1e-4)
     with torch.no_grad():
-        other.head.absorb(*asked(other, replay.memory.batch))  # type: ignore[arg-type]
+        other.head.add_examples(*asked(other, replay.memory.batch))  # type: ignore[arg-type]
         assert torch.equal(model(test.tokens).logits[:, -1].argmax(-1), other(test.tokens).logits[:, -1].argmax(-1))
 
 

@@ -10,14 +10,14 @@ from segue.mixers import Layout
 from segue.models import Stack, StackConfig
 from segue.models.automata import (
     DFA,
-    alternating,
+    alternating_group,
     compose,
     counter,
-    even,
     generators,
+    is_even,
     random_dfa,
-    swaps,
-    symmetric,
+    symmetric_group,
+    transpositions,
     word_problem,
 )
 from segue.objectives import Batch
@@ -84,8 +84,8 @@ def test_counters_add() -> None:
 
 
 def test_words_of_groups_are_products() -> None:
-    three, five = symmetric(3), alternating(5)
-    assert len(five) == 60 and all(map(even, five)) and len(swaps(5)) == 11
+    three, five = symmetric_group(3), alternating_group(5)
+    assert len(five) == 60 and all(map(is_even, five)) and len(transpositions(5)) == 11
     alphabet = generators(five, 6)
     dfa = word_problem(five, alphabet)
     word = torch.randint(6, (1, 40))

@@ -20,7 +20,7 @@ from segue.data import of
 from segue.errors import SegueError
 from segue.kinds import KINDS, ItemCodec, Record
 from segue.models import StackConfig
-from segue.models.hawkes import Hawkes, Timed
+from segue.models.hawkes import Hawkes, TimedEvents
 from segue.models.point_process import PointProcess, PointProcessConfig
 from segue.objectives import Batch, Loss
 from segue.objectives.events import EventLikelihood
@@ -92,7 +92,7 @@ def test_every_event_is_scored_once_however_long_its_sequence() -> None:
 
 
 def test_the_true_process_fits_and_bounds_the_others() -> None:
-    data = Timed.of(sequences(300))
+    data = TimedEvents.of(sequences(300))
     told, poisson = score_hawkes(true(), data, 10 * DAY), score_hawkes(Hawkes.fit(data, 2), data, 10 * DAY)
     assert told.nats < poisson.nats and told.misfit < 1.63 / told.events**0.5 < poisson.misfit  # 1% of the KS test
     sample = np.random.default_rng(0).exponential(size=200)
@@ -110,8 +110,8 @@ def test_a_network_comes_near_the_true_process(head: str) -> None:
     learn(model, batches, 80, rate=2e-2, objective=EventLikelihood(3))
     batches.close()
     ours = score_process(model, window_batches(exam, 32, 50), points=20)
-    whole = Timed.of(exam.sequences())
-    rivals = true(), Hawkes.fit(Timed.of(found.sequences()), 2)
+    whole = TimedEvents.of(exam.sequences())
+    rivals = true(), Hawkes.fit(TimedEvents.of(found.sequences()), 2)
     bound, poisson = (score_hawkes(each, whole, 10 * DAY) for each in rivals)
     assert bound.nats - 0.02 < ours.nats < bound.nats + 0.4 * (poisson.nats - bound.nats)
 

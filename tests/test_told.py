@@ -16,7 +16,7 @@ from segue.analysis.told import STRENGTHS, TOGETHER, Learn, ViewEnsemble, fit_en
 from segue.analysis.views import Near, Runs, Scaled, Sparse, course, spectrum
 from segue.data.reading import of
 from segue.errors import SegueError
-from segue.kernels.descent import descend
+from segue.kernels.descent import dual_coordinate_descent
 
 ROWS = st.lists(st.lists(st.integers(0, 3), max_size=9).map(np.array), min_size=3, max_size=6)
 
@@ -54,7 +54,8 @@ def test_descent_ends_where_the_objective_is_least(hinge: bool) -> None:
     starts = np.append(0, np.cumsum(np.bincount(row, minlength=30)))
     weight, dual = np.zeros(7), np.zeros(30)
     orders = np.stack([draw.permutation(30) for _ in range(400)])
-    descend(starts, columns, x[row, columns].astype(np.float32), y, 0.7, hinge, weight, dual, orders, 0.0)
+    values = x[row, columns].astype(np.float32)
+    dual_coordinate_descent(starts, columns, values, y, 0.7, hinge, weight, dual, orders, 0.0)
     w = torch.tensor(weight, requires_grad=True)
     score = torch.from_numpy(x).float().double() @ w[:-1] + w[-1]
     loss = (1 - torch.from_numpy(y) * score).clamp(min=0) if hinge else torch.from_numpy(y) - score

@@ -150,7 +150,7 @@ def drafters(model: Any) -> dict[str, Callable[[], Any]]:
         return ModelDraft(twin, min_probability=0.0)
 
     def heads() -> HeadsDraft:
-        return HeadsDraft(DraftHeads.on(model))
+        return HeadsDraft(DraftHeads.for_base(model))
 
     def block() -> BlockDraft:
         torch.manual_seed(1)

@@ -59,7 +59,7 @@ def fitted_head(kind: str, features: Tensor, labels: Tensor, classes: int, *, ep
         torch.manual_seed(seed)
         if kind.endswith("prototype"):
             head: ClassHead = PrototypeHead(width, classes, cosine=kind.startswith("cosine")).to(features)
-            head.absorb(features, labels)
+            head.add_examples(features, labels)
             return head
         head = LinearHead(width, classes) if kind in ("linear", "logistic") else CosineHead(width, classes, temperature)
         head = head.to(features)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from segue.analysis.views import VIEWS, Sparse, View
 from segue.errors import SegueError
-from segue.kernels.descent import descend
+from segue.kernels.descent import dual_coordinate_descent
 from segue.progress import Meter
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # of learning beside the ridge, to choose from
@@ -44,8 +44,8 @@ def _sparse(table: Sparse, wanted: np.ndarray, classes: int, seed: int) -> Itera
     weights, duals = np.zeros((len(signs), width + 1)), np.zeros((len(signs), n))
     for strength in STRENGTHS:
         for sign, weight, dual in zip(signs, weights, duals):
-            descend(table.starts, table.columns, table.values, sign, strength, classes > 0, weight, dual, orders,
-                    tolerance)
+            dual_coordinate_descent(table.starts, table.columns, table.values, sign, strength, classes > 0, weight,
+                                    dual, orders, tolerance)
         found = np.concatenate([weights, -weights]) if classes == 2 else weights
         yield np.ascontiguousarray(found[:, :-1].T, np.float32), found[:, -1].astype(np.float32)
 

@@ -55,7 +55,7 @@ class OutputMatching(Strategy):
         with torch.no_grad():
             held = {f"generator.{name}": p for name, p in self.before.items()}
             wanted = functional_call(Flat(generator), held, tasks)
-        return self.beta * (generator.flat(tasks) - wanted).square().sum(1).mean()
+        return self.beta * (generator.generate_flat(tasks) - wanted).square().sum(1).mean()
 
     def after_experience(self, run: Run) -> None:
         self.learned += 1
@@ -76,7 +76,7 @@ class Flat(nn.Module):
         self.generator = generator
 
     def forward(self, tasks: Tensor) -> Tensor:
-        return self.generator.flat(tasks)  # type: ignore[operator]
+        return self.generator.generate_flat(tasks)  # type: ignore[operator]
 
 
 class OutputMAS(Importance):
@@ -96,7 +96,7 @@ class OutputMAS(Importance):
 
     def learned(self, run: Run) -> Weights:
         model, weights = generated(run), trainable_parameters(run.model)
-        length = model.generator.flat(model.task[None]).square().sum()
+        length = model.generator.generate_flat(model.task[None]).square().sum()
         slopes = torch.autograd.grad(length, list(weights.values()), allow_unused=True, materialize_grads=True)
         return {name: slope.abs() for name, slope in zip(weights, slopes)}
 

@@ -149,7 +149,7 @@ class Sharp(Strategy):
         labels = torch.tensor(labels_of(rows), device=h.device)
         self.memory.offer(Batch(torch.zeros_like(targets), targets),
                           quantise_rows(h, labels) if self.quantise else {"exact": h})
-        model.see(labels)
+        model.mark_seen(labels)
         self.fresh.clear()
         self.learned += 1
 
@@ -159,7 +159,7 @@ class Sharp(Strategy):
         chosen = torch.tensor(first_of_class(Buffer(len(rows.targets)), rows.to("cpu"), None, self.examples)) >= 0
         features, labels = asked(network, rows.rows(chosen.to(rows.targets.device)))
         head.forget(labels.unique())
-        head.absorb(features, labels)
+        head.add_examples(features, labels)
         head.units[labels.unique()] = network.masked[-1].types >= 2 + age
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

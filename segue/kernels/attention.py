@@ -74,7 +74,7 @@ class _CausalAttention(torch.autograd.Function):
         return (dq * width**-0.5).view(shape), dk.view(shape), dv.view(shape), None, None
 
 
-def trains_on(x: Tensor, window: int | None, segments: Tensor | None) -> bool:
+def is_causal_attention_faster(x: Tensor, window: int | None, segments: Tensor | None) -> bool:
     """Whether `causal_attention` is the better one for queries like this: all weights are kept for the way back, and
     of a long row they are too many, unless torch's would need a mask as large."""
     few = x.shape[2] <= LONG.get(x.dtype, 0) or window is not None or segments is not None

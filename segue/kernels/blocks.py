@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segue.kernels.compiled import as_array, as_lines, compiles
-from segue.kernels.cpu.room import room
+from segue.kernels.compiled import as_array, as_lines, runs_compiled
+from segue.kernels.cpu.buffers import pooled_empty
 
 
 def block_product(x: Tensor, weight: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def block_product(x: Tensor, weight: Tensor) -> Tensor:
 def block_products(x: Tensor, weight: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
     """`block_product` of x, and beside it what a few rows of a dense matrix (M, N d) make of x: (B, T, M)."""
     n, _, width, _ = weight.shape
-    per = _together(x, weight)
+    per = _blocks_per_vector(x, weight)
     if not per:
         y = torch.einsum("...ni,noji->...onj", x.unflatten(-1, (n, width)), weight).flatten(-2)
         return y, F.linear(x, dense)
@@ -38,9 +38,9 @@ def _lanes(x: Tensor) -> int:
     return simd.LANES * 4 // x.itemsize
 
 
-def _together(x: Tensor, weight: Tensor) -> int:
+def _blocks_per_vector(x: Tensor, weight: Tensor) -> int:
     """How many blocks the compiled form takes together, 0 if it cannot."""
-    if not compiles(x, weight):
+    if not runs_compiled(x, weight):
         return 0
     from segue.kernels.cpu import products
 
@@ -57,10 +57,10 @@ class _BlockProducts(torch.autograd.Function):
     def forward(x: Tensor, weight: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
         from segue.kernels.cpu import blocks, threads
 
-        rows, y = x.flatten(0, 1), room(x, *x.shape[:2], weight.shape[2], x.shape[2])
+        rows, y = x.flatten(0, 1), pooled_empty(x, *x.shape[:2], weight.shape[2], x.shape[2])
         z = x.new_empty(*x.shape[:2], dense.shape[1])
-        threads.share(blocks.forward, -(-len(rows) // blocks.ROWS), weight.shape[1] // _lanes(x), as_lines(rows),
-                      as_array(weight), as_array(dense), y.flatten(0, 1).numpy(), z.flatten(0, 1).numpy())
+        threads.parallel_for(blocks.forward, -(-len(rows) // blocks.ROWS), weight.shape[1] // _lanes(x), as_lines(rows),
+                             as_array(weight), as_array(dense), y.flatten(0, 1).numpy(), z.flatten(0, 1).numpy())
         return y, z
 
     @staticmethod
@@ -73,10 +73,10 @@ class _BlockProducts(torch.autograd.Function):
         from segue.kernels.cpu import blocks, threads
 
         x, weight, dense = ctx.saved_tensors
-        rows, dx = x.flatten(0, 1), room(x, *x.shape)
+        rows, dx = x.flatten(0, 1), pooled_empty(x, *x.shape)
         tasks = -(-len(rows) // (blocks.ROWS * blocks.SPANS))
         dweight, ddense = (torch.zeros(tasks, *w.shape, dtype=x.dtype) for w in (weight, dense))
-        threads.share(blocks.backward, tasks, weight.shape[1] // _lanes(x), as_lines(rows),
-                      *map(as_array, (weight.permute(0, 2, 3, 1), dense.T, dy.flatten(0, 1), dz.flatten(0, 1))),
-                      *(w.numpy() for w in (dx.flatten(0, 1), dweight, ddense)))
+        threads.parallel_for(blocks.backward, tasks, weight.shape[1] // _lanes(x), as_lines(rows),
+                             *map(as_array, (weight.permute(0, 2, 3, 1), dense.T, dy.flatten(0, 1), dz.flatten(0, 1))),
+                             *(w.numpy() for w in (dx.flatten(0, 1), dweight, ddense)))
         return dx, dweight.sum(0), ddense.sum(0)

@@ -18,7 +18,7 @@ COMPILED_FROM = 32
 there so many elements count, times 8, over all rows."""
 
 
-def compiles(x: Tensor, *others: Tensor, complex_too: bool = False) -> bool:
+def runs_compiled(x: Tensor, *others: Tensor, complex_too: bool = False) -> bool:
     """Whether the compiled loops take these tensors, and are worth it at their length."""
     kinds = (torch.float32, torch.float64, *((torch.complex64, torch.complex128) if complex_too else ()))
     learning = torch.is_grad_enabled() and x.requires_grad

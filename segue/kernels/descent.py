@@ -7,7 +7,7 @@ from numba import njit
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def descend(starts, columns, values, wanted, strength, hinge, weight, dual, orders, tolerance):
+def dual_coordinate_descent(starts, columns, values, wanted, strength, hinge, weight, dual, orders, tolerance):
     """Lower |w|^2 / 2 + strength * sum of the squared losses, in place. hinge: losses max(0, 1 - y f) of wanted -1 and
     1; else y - f.
 
@@ -41,7 +41,7 @@ def descend(starts, columns, values, wanted, strength, hinge, weight, dual, orde
 
 
 @njit(cache=True, nogil=True)
-def products(starts, columns, values, weights, out):
+def sparse_matmul(starts, columns, values, weights, out):
     """out (N, C) += sparse rows (N, D) @ weights (D, C)."""
     for i in range(starts.size - 1):
         for j in range(starts[i], starts[i + 1]):

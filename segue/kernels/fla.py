@@ -26,13 +26,13 @@ LEAST = 64  # a width on the kernels' side: with narrower keys, some of fla's we
 Pair = tuple[Tensor, Tensor]
 
 
-def serves(kernel: str, v: Tensor, keys: int) -> bool:
+def supports(kernel: str, v: Tensor, keys: int) -> bool:
     """Whether fla's kernel "gla", "linear", "ssd" or "delta" takes values v (B, T, H, ...) with keys of this width."""
     tf32 = torch.backends.cuda.matmul.allow_tf32 and kernel != "delta"
     kinds = (torch.bfloat16, torch.float16, *((torch.float32,) if tf32 else ()))
     return (v.device.type == "cuda" and v.dtype in kinds and v.shape[1] > 1 and v.numel() > 0
             and 0 < keys <= MOST_KEYS and not torch.compiler.is_compiling() and _installed()
-            and _is_right(kernel, v.shape[-2], _widened(keys), _widened(v.shape[-1]), v.dtype, v.device))
+            and _matches_reference(kernel, v.shape[-2], _pad_widths(keys), _pad_widths(v.shape[-1]), v.dtype, v.device))
 
 
 def gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor, starts: Tensor | None) -> Pair:
@@ -52,7 +52,7 @@ def ssd(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, starts: Tenso
 def delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, starts: Tensor | None) -> Pair:
     """As `segue.kernels.delta.delta_reference`: M steps a token are M tokens, of which the last is asked."""
     many = k.shape[2]
-    q = _filled(q[:, :, None], (0, 0, 0, 0, many - 1, 0)).flatten(1, 2)
+    q = _pad(q[:, :, None], (0, 0, 0, 0, many - 1, 0)).flatten(1, 2)
     k, v, beta = (x.flatten(1, 2) for x in (k, v, beta))
     starts = None if starts is None else F.pad(starts[..., None], (0, many - 1)).flatten(1)
     y, final = _by_documents(_delta, (q.to(v.dtype), k.to(v.dtype), v), (beta.to(v.dtype),), state, starts)
@@ -68,8 +68,8 @@ def _by_documents(kernel: Callable[..., Pair], wide: tuple[Tensor, ...], narrow:
     of two from LEAST on: zeros change nothing.
     """
     (rows, length), (keys, values) = wide[0].shape[:2], state.shape[2:]
-    wide = tuple(_filled(x, (0, _widened(x.shape[-1]) - x.shape[-1])) for x in wide)
-    state = _filled(state.float(), (0, _widened(values) - values, 0, _widened(keys) - keys))
+    wide = tuple(_pad(x, (0, _pad_widths(x.shape[-1]) - x.shape[-1])) for x in wide)
+    state = _pad(state.float(), (0, _pad_widths(values) - values, 0, _pad_widths(keys) - keys))
     if starts is None:
         y, final = kernel(*wide, *narrow, state, None)
     else:
@@ -86,11 +86,11 @@ def _by_documents(kernel: Callable[..., Pair], wide: tuple[Tensor, ...], narrow:
     return y[..., :values], final[..., :keys, :values]
 
 
-def _widened(width: int) -> int:
+def _pad_widths(width: int) -> int:
     return max(LEAST, 1 << (width - 1).bit_length())
 
 
-def _filled(x: Tensor, by: tuple[int, ...]) -> Tensor:
+def _pad(x: Tensor, by: tuple[int, ...]) -> Tensor:
     """Zeros around it, and no copy where there are none."""
     return F.pad(x, by) if any(by) else x
 
@@ -125,7 +125,8 @@ def _installed() -> bool:
 
 
 @cache
-def _is_right(kernel: str, heads: int, keys: int, values: int, kind: torch.dtype, device: torch.device) -> bool:
+def _matches_reference(kernel: str, heads: int, keys: int, values: int, kind: torch.dtype,
+                       device: torch.device) -> bool:
     """Whether a kernel says on this machine, at these sizes, what a loop says, gradients included: compilers of Triton
     were seen to make wrong ones, which nothing else would tell."""
     from segue.kernels.delta import delta_reference

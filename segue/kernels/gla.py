@@ -49,7 +49,7 @@ def gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor, starts
         live = (torch.arange(n, device=q.device) < lengths[:, None])[..., None, None]
         k, g = k * live, None if g is None else g * live
         starts = None if starts is None else starts & live[:, :, 0, 0]
-    if fla.serves("linear" if g is None else "gla", v, k.shape[-1]):
+    if fla.supports("linear" if g is None else "gla", v, k.shape[-1]):
         y, final = fla.gla(q, k, v, g, state, starts)
         return y, final.to(state.dtype)
     chunk = -(-n // -(-n // CHUNK))  # as long as each other, so that little is filled up

@@ -1,7 +1,7 @@
 """Loops over graphs, compiled with Numba: minimum spanning forests round by round, neighbourhoods, distances, walks.
 
 A graph of n nodes is given by its edges (ends `u` and `v`), or, for walking along, by `begins` (n + 1,) and `others`:
-the neighbours of node i are others[begins[i]:begins[i + 1]] (see `neighbours`). Several graphs are one with parts.
+the neighbours of node i are others[begins[i]:begins[i + 1]] (see `adjacency`). Several graphs are one with parts.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from segue.kernels.jit import jit
-from segue.kernels.linkage import root
+from segue.kernels.linkage import find_root
 
 
-def neighbours(n: int, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def adjacency(n: int, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """begins and others of undirected edges, the neighbours of each node in the order of the edges."""
     here, there = np.stack([u, v], 1).reshape(-1), np.stack([v, u], 1).reshape(-1)
     order = np.argsort(here, kind="stable")
@@ -51,7 +51,7 @@ def boruvka(n, u, v, rank):
         for e in ordered:
             if best[label[u[e]]] != e and best[label[v[e]]] != e:
                 continue
-            a, b = root(parent, u[e]), root(parent, v[e])
+            a, b = find_root(parent, u[e]), find_root(parent, v[e])
             if a == b:  # two nodes joined twice, by edges of one rank
                 continue
             if key[b] > key[a] or (key[b] == key[a] and b < a):
@@ -64,7 +64,7 @@ def boruvka(n, u, v, rank):
             break
         now = np.empty(n, np.int64)
         for i in range(n):
-            now[i] = root(parent, i)
+            now[i] = find_root(parent, i)
         rounds.append(now)
     found = np.empty((len(rounds), n), np.int64)
     for at in range(len(rounds)):
@@ -81,7 +81,7 @@ def boruvka(n, u, v, rank):
 
 
 @jit()
-def balls(begins, others, k):
+def k_hop_neighbourhoods(begins, others, k):
     """(P, 3) node, radius 0 to k, and each node that is at most that far from it; the nearest first."""
     n = begins.size - 1
     found = [(0, 0, 0) for _ in range(0)]
@@ -110,7 +110,7 @@ def balls(begins, others, k):
 
 
 @jit()
-def distances(begins, others, sources, targets, farthest):
+def shortest_distances(begins, others, sources, targets, farthest):
     """(len(sources),) how many edges from each source to its target; `farthest` where there are more, or no way."""
     n = begins.size - 1
     seen, queue, far = np.full(n, -1), np.empty(n, np.int64), np.empty(n, np.int64)
@@ -133,7 +133,7 @@ def distances(begins, others, sources, targets, farthest):
 
 
 @jit()
-def walks(begins, others, draws):
+def random_walks(begins, others, draws):
     """(n, L + 1) nodes of a random walk from each node, by numbers (n, L) drawn from [0, 1); a node without edges is
     not left."""
     n, length = draws.shape

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 
-def waiting(scores: Tensor, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64) -> Tensor:
+def exponential_noise(scores: Tensor, generator: torch.Generator | None = None,
+                      dtype: torch.dtype = torch.float64) -> Tensor:
     """Logarithms of exponential waiting times, the shape of `scores`; their negatives are Gumbel noise.
 
     dtype: of the uniform numbers they are made of. In float32 those have 24 bits, so that none waits for less than
@@ -20,7 +21,7 @@ def waiting(scores: Tensor, generator: torch.Generator | None = None, dtype: tor
 
 def gumbel_max(scores: Tensor, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64) -> Tensor:
     """Exact draws from softmax(scores): (..., V) -> (...) long. Scores may be -inf, but not all of a row."""
-    return waiting(scores, generator, dtype).neg_().add_(scores).argmax(-1)
+    return exponential_noise(scores, generator, dtype).neg_().add_(scores).argmax(-1)
 
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:

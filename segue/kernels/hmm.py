@@ -30,7 +30,7 @@ def forward(ids, start, move, emit, alpha, scale):
 
 
 @jit()
-def expect(flat, offsets, weights, start, move, emit, starts, moves, emits):
+def expectation_step(flat, offsets, weights, start, move, emit, starts, moves, emits):
     """One step of expectation over sequences flat[offsets[s] : offsets[s + 1]], each of a weight: adds what is expected
     to `starts` (K,), `moves` (K, K) and `emits` (K, V); returns the weighted log-likelihood."""
     states = start.size

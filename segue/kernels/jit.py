@@ -16,8 +16,8 @@ def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
         try:
             return numba.njit(cache=True, **options)(function)
         except RuntimeError:  # "cannot cache function: no locator available"
-            from segue.kernels.cpu.cache import compiled
+            from segue.kernels.cpu.cache import compile_cached
 
-            return compiled(function, **options)
+            return compile_cached(function, **options)
 
     return compile

@@ -8,7 +8,7 @@ from segue.kernels.jit import jit
 
 
 @jit()
-def root(parent, i):
+def find_root(parent, i):
     """The root of i, with the way there halved (Tarjan & van Leeuwen 1984)."""
     while parent[i] != i:
         parent[i] = parent[parent[i]]
@@ -42,9 +42,9 @@ def linkage(words, offsets, having, begins, share):
         size = offsets[i + 1] - offsets[i]
         for j in met[:count]:
             if shared[j] >= share * min(size, offsets[j + 1] - offsets[j]):
-                a, b = root(parent, i), root(parent, j)
+                a, b = find_root(parent, i), find_root(parent, j)
                 parent[max(a, b)] = min(a, b)
             shared[j] = 0
     for i in range(n):
-        parent[i] = root(parent, i)
+        parent[i] = find_root(parent, i)
     return parent

@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segue.kernels.compiled import as_array, as_lines, as_mask, chunk_count, compiles
-from segue.kernels.cpu.room import room
+from segue.kernels.compiled import as_array, as_lines, as_mask, chunk_count, runs_compiled
+from segue.kernels.cpu.buffers import pooled_empty
 
 CHUNK = 64
 EMPTY = -1e30
 """The maximum of a memory that holds nothing: any input is larger."""
 
 
-def _read(joined: Tensor, m: Tensor, eps: float) -> Tensor:
+def _normalised_output(joined: Tensor, m: Tensor, eps: float) -> Tensor:
     """From [C n] q to the output."""
     return joined[..., :-1] / (torch.maximum(joined[..., -1:].abs(), (-m)[..., None].exp()) + eps)
 
@@ -45,7 +45,7 @@ def mlstm_reference(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, memor
         m = torch.maximum(kept, i[:, t]).detach()
         memory = (kept - m).exp()[..., None, None] * memory + (
             (i[:, t] - m).exp()[..., None] * k[:, t])[..., None] * joined[:, t, :, None]
-        outputs.append(_read((q[:, t, :, None] @ memory)[:, :, 0], m, eps))
+        outputs.append(_normalised_output((q[:, t, :, None] @ memory)[:, :, 0], m, eps))
     return (torch.stack(outputs, 1) if outputs else torch.zeros_like(v)), memory, m
 
 
@@ -64,7 +64,7 @@ def mlstm(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, memory: Tensor,
     if n == 1 and starts is None and lengths is None:  # a step
         q, k, v, i, f, memory, m = (x.to(wide) for x in (q, k, v, i, f, memory, m))
         y, memory, m = mlstm_reference(q, k, v, i, f, memory, m, None, eps)
-    elif compiles(i.to(exact)):  # in float32 for bfloat16, too
+    elif runs_compiled(i.to(exact)):  # in float32 for bfloat16, too
         q, k, v, i, f, memory, m = (x.to(exact) for x in (q, k, v, i, f, memory, m))
         ends = torch.full(v.shape[:1], n) if lengths is None else lengths
         y, memory, m, *_ = _MLSTM.apply(q, k, v, i, f, memory, m, as_mask(v, starts), ends, eps,
@@ -118,7 +118,7 @@ def _by_chunks(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, memory: Te
         memories.append(memory)
         memory = torch.addcmul(adds, keeps, memory)
     read = local.to(wide) + (carried[..., None] * q) @ torch.stack(memories, 2)
-    y = _read(read, maximum, eps).movedim(1, 3).flatten(1, 2)[:, :n]
+    y = _normalised_output(read, maximum, eps).movedim(1, 3).flatten(1, 2)[:, :n]
     return y, memory, m
 
 
@@ -133,12 +133,12 @@ class _MLSTM(torch.autograd.Function):
         batch, length, heads, _ = v.shape
         tasks = batch * heads
         count = chunk_count(length, chunks.CHUNK, starts) if learning else 0
-        y, final, final_m = room(v, *v.shape), torch.empty(memory.shape, dtype=v.dtype), torch.empty_like(m)
-        kept, kept_m = room(v, tasks, count, *memory.shape[2:]), room(v, tasks, count)
-        norms, edges = room(v, batch, heads, length), torch.zeros(tasks, count + 1, dtype=torch.long)
-        threads.share(chunks.mlstm, tasks, *map(as_lines, (q, k, v)),
-                      *map(as_array, (i, f, starts, lengths, memory, m)),
-                      eps, *(x.numpy() for x in (y, final, final_m, kept, kept_m, norms, edges)))
+        y, final, final_m = pooled_empty(v, *v.shape), torch.empty(memory.shape, dtype=v.dtype), torch.empty_like(m)
+        kept, kept_m = pooled_empty(v, tasks, count, *memory.shape[2:]), pooled_empty(v, tasks, count)
+        norms, edges = pooled_empty(v, batch, heads, length), torch.zeros(tasks, count + 1, dtype=torch.long)
+        threads.parallel_for(chunks.mlstm, tasks, *map(as_lines, (q, k, v)),
+                             *map(as_array, (i, f, starts, lengths, memory, m)),
+                             eps, *(x.numpy() for x in (y, final, final_m, kept, kept_m, norms, edges)))
         return y, final, final_m, kept, kept_m, norms, edges
 
     @staticmethod
@@ -154,9 +154,9 @@ class _MLSTM(torch.autograd.Function):
 
         q, k, v, i, f, starts, y, *kept = ctx.saved_tensors
         batch, _, heads = i.shape
-        dq, dk, dv, di, df = (room(x, *x.shape) for x in (q, k, v, i, f))
+        dq, dk, dv, di, df = (pooled_empty(x, *x.shape) for x in (q, k, v, i, f))
         dmemory, dm = torch.empty(dfinal.shape, dtype=v.dtype), v.new_empty(batch, heads)
-        threads.share(chunks.mlstm_backward, batch * heads, *map(as_lines, (q, k, v)), *map(as_array, (i, f, starts)),
-                      ctx.eps, as_lines(y), *map(as_array, kept), as_lines(dy), as_array(dfinal),
-                      *(x.numpy() for x in (dq, dk, dv, di, df, dmemory, dm)))
+        threads.parallel_for(chunks.mlstm_backward, batch * heads, *map(as_lines, (q, k, v)),
+                             *map(as_array, (i, f, starts)), ctx.eps, as_lines(y), *map(as_array, kept),
+                             as_lines(dy), as_array(dfinal), *(x.numpy() for x in (dq, dk, dv, di, df, dmemory, dm)))
         return dq, dk, dv, di, df, dmemory, dm, None, None, None, None

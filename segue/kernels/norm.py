@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segue.kernels.compiled import as_array, as_lines, compiles
-from segue.kernels.cpu.room import room
+from segue.kernels.compiled import as_array, as_lines, runs_compiled
+from segue.kernels.cpu.buffers import pooled_empty
 
 
 def gated_norm_reference(y: Tensor, gate: Tensor, scale: Tensor, groups: int = 1, eps: float = 1e-5,
@@ -39,7 +39,7 @@ def gated_norm(y: Tensor, gate: Tensor, scale: Tensor, groups: int = 1, eps: flo
     if y.device.type == "cpu":
         y, gate, scale, *others = (x.to(torch.promote_types(kind, torch.float32)) for x in given)
         beside = (others[0], others[1]) if others else None
-    if not compiles(y):
+    if not runs_compiled(y):
         return gated_norm_reference(y, gate, scale, groups, eps, late, beside).to(kind)
     near, skip = beside or (None, None)
     return _GatedNorm.apply(y, gate, scale, near, skip, groups, eps, late).to(kind)
@@ -51,9 +51,9 @@ class _GatedNorm(torch.autograd.Function):
                 eps: float, late: bool) -> Tensor:
         from segue.kernels.cpu import norm, threads
 
-        out = room(y, *y.shape)
-        threads.share(norm.gated, _tasks(y), *_given(y, gate, scale, near, skip, late), groups, eps,
-                      out.flatten(0, 1).numpy())
+        out = pooled_empty(y, *y.shape)
+        threads.parallel_for(norm.gated, _tasks(y), *_kernel_inputs(y, gate, scale, near, skip, late), groups, eps,
+                             out.flatten(0, 1).numpy())
         return out
 
     @staticmethod
@@ -68,11 +68,12 @@ class _GatedNorm(torch.autograd.Function):
 
         y, gate, scale, near, skip = ctx.saved_tensors
         groups, eps, late = ctx.options
-        dy, dgate = room(y, *y.shape), room(y, *y.shape)
-        dnear = dy if near is None else room(y, *y.shape)
+        dy, dgate = pooled_empty(y, *y.shape), pooled_empty(y, *y.shape)
+        dnear = dy if near is None else pooled_empty(y, *y.shape)
         dparameters = y.new_zeros(_tasks(y), 2, y.shape[2])
-        threads.share(norm.gated_backward, _tasks(y), *_given(y, gate, scale, near, skip, late), groups, eps,
-                      *(as_array(x.flatten(0, 1)) for x in (dout, dy, dgate, dnear)), dparameters.numpy())
+        inputs = _kernel_inputs(y, gate, scale, near, skip, late)
+        threads.parallel_for(norm.gated_backward, _tasks(y), *inputs, groups, eps,
+                             *(as_array(x.flatten(0, 1)) for x in (dout, dy, dgate, dnear)), dparameters.numpy())
         dscale, dskip = dparameters.sum(0)
         others = (None, None) if near is None else (dnear, dskip)
         return dy, dgate, dscale, *others, None, None, None
@@ -84,7 +85,7 @@ def _tasks(y: Tensor) -> int:
     return -(-y[..., 0].numel() // norm.NODES)
 
 
-def _given(y: Tensor, gate: Tensor, scale: Tensor, near: Tensor | None, skip: Tensor | None, late: bool,
+def _kernel_inputs(y: Tensor, gate: Tensor, scale: Tensor, near: Tensor | None, skip: Tensor | None, late: bool,
            ) -> tuple[Any, ...]:
     """What the compiled passes take of the inputs."""
     from segue.kernels.cpu import norm

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segue.errors import SegueError
-from segue.kernels.compiled import as_array, compiles, has_triton
-from segue.kernels.tiles import tiles
+from segue.kernels.compiled import as_array, has_triton, runs_compiled
+from segue.kernels.tiles import tiles_for
 
 Tensors = tuple[Tensor, ...]
 EMPTY = -1e30
@@ -116,7 +116,7 @@ def recurrence(cell: str, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor
     wide = torch.promote_types(torch.promote_types(kind, weight.dtype), torch.promote_types(kinds[0], torch.float32))
     x, weight, bias = (y.to(wide) for y in (x, weight, bias))
     state = tuple(s.to(wide) for s in state)
-    if compiles(x) or _on_gpu(x):
+    if runs_compiled(x) or _on_gpu(x):
         batch, length = x.shape[:2]
         if starts is None:
             starts = torch.zeros(batch, 0, dtype=torch.bool, device=x.device)
@@ -180,33 +180,33 @@ def _pack(matrix: Tensor, tile: int) -> Tensor:
 def _forward(cell: Cell, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, starts: Tensor, lengths: Tensor,
              learning: bool) -> Tensors:
     from segue.kernels.cpu import rnn, threads
-    from segue.kernels.cpu.room import room
+    from segue.kernels.cpu.buffers import pooled_empty
 
     batch, length, heads, gates, width = x.shape
-    plan = tiles(x.dtype, gates, width)
+    plan = tiles_for(x.dtype, gates, width)
     rest, tasks = -width % plan.lanes, heads * -(-batch // plan.rows)
-    y, final = room(x, batch, length, heads, width), x.new_empty(state.shape)
-    kept = room(x, tasks, length if learning else 0, cell.parts, plan.rows * (width + rest))
+    y, final = pooled_empty(x, batch, length, heads, width), x.new_empty(state.shape)
+    kept = pooled_empty(x, tasks, length if learning else 0, cell.parts, plan.rows * (width + rest))
     packed = _pack(F.pad(weight.detach(), (0, 0, 0, rest)).flatten(1, 2).transpose(1, 2), plan.across * plan.lanes)
-    threads.share(rnn.forward, tasks, cell.code, plan.rows, plan.across, width + rest,
+    threads.parallel_for(rnn.forward, tasks, cell.code, plan.rows, plan.across, width + rest,
                   *map(as_array, (x, packed, F.pad(bias.detach(), (0, rest)).flatten(1), starts, lengths, state)),
-                  *(z.numpy() for z in (y, kept, final)))
+                         *(z.numpy() for z in (y, kept, final)))
     return y, final, kept
 
 
 def _backward(cell: Cell, weight: Tensor, state: Tensor, starts: Tensor, lengths: Tensor, kept: Tensor, dy: Tensor,
               dfinal: Tensor) -> Tensors:
     from segue.kernels.cpu import rnn, threads
-    from segue.kernels.cpu.room import room
+    from segue.kernels.cpu.buffers import pooled_empty
 
     (batch, length), (heads, gates, width) = dy.shape[:2], weight.shape[:3]
-    plan = tiles(dy.dtype, gates, width)
+    plan = tiles_for(dy.dtype, gates, width)
     rest, blocks = -width % plan.lanes, -(-batch // plan.rows)
-    dx, dstate = room(dy, batch, length, heads, gates, width), dy.new_empty(state.shape)
+    dx, dstate = pooled_empty(dy, batch, length, heads, gates, width), dy.new_empty(state.shape)
     dweight = dy.new_zeros(blocks, heads, gates, width, width + rest)
     dbias = dy.new_zeros(blocks, heads, gates, width)
     packed = _pack(F.pad(weight, (0, rest)).flatten(1, 2), plan.panels * plan.lanes)
-    threads.share(rnn.backward, heads * blocks, cell.code, plan.rows, plan.panels, width + rest, plan.span,
-                  *map(as_array, (packed, starts, lengths, state, kept, dy, dfinal)),
-                  *(z.numpy() for z in (dx, dweight, dbias, dstate)))
+    threads.parallel_for(rnn.backward, heads * blocks, cell.code, plan.rows, plan.panels, width + rest, plan.span,
+                         *map(as_array, (packed, starts, lengths, state, kept, dy, dfinal)),
+                         *(z.numpy() for z in (dx, dweight, dbias, dstate)))
     return dx, dweight.sum(0)[..., :width], dbias.sum(0), dstate

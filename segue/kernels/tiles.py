@@ -93,7 +93,7 @@ SOLVED: dict[tuple[int, int, int, int], tuple[int, int, int]] = {
 
 
 @cache
-def tiles(dtype: torch.dtype, gates: int, width: int) -> Tiles:
+def tiles_for(dtype: torch.dtype, gates: int, width: int) -> Tiles:
     """The tiles for this machine: those of the widest solved head that is no wider, and narrow ones below that."""
     from segue.kernels.cpu import simd
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from segue.errors import SegueError
 from segue.kinds.codecs import ItemCodec
-from segue.kinds.music import GRID, LOUD, Note
+from segue.kinds.notes import GRID, LOUD, Note
 
 STEP = GRID // 4  # of a sixteenth
 PLACES = 16  # of a bar

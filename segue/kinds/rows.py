@@ -21,7 +21,8 @@ from segue.kinds.base import Dataset, Kind, Problems, Record, looks_binary, of_c
 from segue.kinds.codecs import MISSING, CellCodec, Codec, decimal
 from segue.kinds.columns import class_column, class_of, look, says_few, told
 from segue.kinds.frame import DELIMITED, JSON, PARQUET, TABULAR, Frame, Look, glance, is_parquet, load_table
-from segue.kinds.series import counts_rows, likeness, number_in, numbers_of, wide
+from segue.kinds.numbers import likeness, number_in
+from segue.kinds.series import counts_rows, numbers_of, says_class
 from segue.kinds.table import (
     WHAT,
     WHO,
@@ -35,8 +36,9 @@ from segue.kinds.table import (
     numbered,
     timed,
 )
-from segue.kinds.text import text_columns
+from segue.kinds.text_columns import text_columns
 from segue.kinds.times import timelike
+from segue.kinds.wide import wide
 
 MOST = 128  # columns; a row of more is a series, or a picture
 FEWEST = 3  # columns, but of numbers, some of them measured, 2
@@ -192,9 +194,11 @@ def stand_alone(table: Look) -> bool:
         return False
     if not table.headed and (len(columns) < 4 or (_ids(columns, table) and len(columns) < 6)):
         return False  # who did what
+    if wide(table, [name for name in names if says_class(name)]):
+        return False
     if _has_places(columns):
         return True
-    if wide(names, texts) or (not table.headed and len(numbers) >= 16 and not texts and _smooth(table, numbers)):
+    if (not table.headed and len(numbers) >= 16 and not texts and _smooth(table, numbers)):
         return False
     named = [name for name in prose if len(set(columns[name])) == len(table.rows)]  # a car, a state
     return bool(named and table.headed) or len(texts) - len(prose) > 2 or not _goes_on(table, numbers)

@@ -52,7 +52,7 @@ class MultiSegmentLM(nn.Module):
         """(n,) long, the ids of a segment, those that were added last."""
         return (self.owner == segment).nonzero()[:, 0]
 
-    def start(self, segment: int) -> int:
+    def segment_start(self, segment: int) -> int:
         """The first position of a segment."""
         return int((self.place < segment).sum())
 

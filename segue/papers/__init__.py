@@ -279,7 +279,7 @@ PAPERS: dict[str, Paper] = {
         "StoryDALL-E: Adapting Pretrained Text-to-Image Transformers for Story Continuation",
         "2022, arXiv 2209.06192", "story_dalle",
         ("models.retrofit", "models.segments", "models.images", "models.prompts (PromptTuning)",
-         "models.seq2seq (Conditioned)", "mixers.cross (first)", "objectives.images", "tasks.stories",
+         "models.seq2seq (ConditionedDecoder)", "mixers.cross (first)", "objectives.images", "tasks.stories",
          "analysis.frames")),
     "successive-prompting": Paper(
         "Successive Prompting for Decomposing Complex Questions",

@@ -45,8 +45,8 @@ ARMS: dict[str, dict[str, Any]] = {
 class Unseeing(DraftHeads):
     """Heads that are shown the drafted tokens alone."""
 
-    def see(self, hidden: Tensor, layout: Layout | None = None, state: State | None = None) -> Tensor:
-        return torch.zeros_like(super().see(hidden, layout, state))
+    def condition(self, hidden: Tensor, layout: Layout | None = None, state: State | None = None) -> Tensor:
+        return torch.zeros_like(super().condition(hidden, layout, state))
 
 
 def made_up(count: int) -> Tensor:
@@ -93,7 +93,7 @@ def score(arm: str, path: Path | None, width: int, depth: int, base_steps: int, 
     base = learned_base(path, width, depth, base_steps, seed).float()
     train, held = text(path)
     torch.manual_seed(seed)
-    heads = (Unseeing if "unseen" in arm else DraftHeads).on(base, heads=HEADS, **ARMS[arm])
+    heads = (Unseeing if "unseen" in arm else DraftHeads).for_base(base, heads=HEADS, **ARMS[arm])
     learn(heads, batches(train, seed + 1), steps, rate=1e-3, seed=seed,
           objective=DraftHeadsLoss(base, distil=arm in ("hydra, distilled", "hydra++")))
     base, heads = base.double(), heads.double().eval()

@@ -92,7 +92,7 @@ def score(name: str, made_up: bool, seed: int, rate: float, beta: float, steps: 
     model = Generated(target, generator)
     matrix = learn_stream(model, tasks, OutputMatching(beta), NextElement(), measure=told_task_accuracy(tasks),
                           **choices)
-    return {"final": matrix.average, "new": diagonal(matrix.scores), "ratio": generator.ratio,
+    return {"final": matrix.average, "new": diagonal(matrix.scores), "ratio": generator.parameter_ratio,
             "inferred": mean(inferred_accuracy(model, each.test, TASKS) for each in tasks),
             "weights": sum(p.numel() for p in generator.parameters())}
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from segue.analysis.repeats import distance_table, occurrences, pair_scores
 from segue.decoding import generate
 from segue.models import EncoderDecoder, EncoderDecoderConfig, Stack, StackConfig
-from segue.models.base import padded
+from segue.models.base import pad_rows
 from segue.objectives import Batch
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.training.learn import learn
@@ -128,7 +128,7 @@ def front(arm: str, theme: Ids) -> list[int]:
 
 def batch_of(arm: str, some: list[tuple[Ids, Ids]]) -> Batch:
     """Rows of themes and pieces, of which the pieces are asked for."""
-    rows = padded([[*front(arm, theme), *ids.tolist()] for theme, ids in some])
+    rows = pad_rows([[*front(arm, theme), *ids.tolist()] for theme, ids in some])
     targets = F.pad(rows[:, 1:], (0, 1), value=-1)
     targets[:, : THEME + 2] = -1
     return Batch(rows, targets)

@@ -18,9 +18,9 @@ from segue.analysis.ranking import Ranking, ranking
 from segue.errors import SegueError
 from segue.mixers.state import Layout
 from segue.models import Stack
-from segue.models.base import Decodable, without
+from segue.models.base import Decodable, mask_tokens
 from segue.objectives.diffusion import questions
-from segue.objectives.masked import isin, padding
+from segue.objectives.masked import isin, padding_starts
 from segue.progress import Shown
 from segue.training.batches import Store
 
@@ -224,11 +224,11 @@ def score_bound(model: Stack, store: Store, context: int, rows: int = 16, limit:
             ids, live = window_ids(store, part, device)
             clean, documents = ids[:, 1:], torch.from_numpy(part[:, 0]).to(device)[:, None].expand(live.shape)
             live = live & ~isin(clean, known)
-            starts = padding(torch.from_numpy(part[:, 2]).to(device), clean.shape[1])
+            starts = padding_starts(torch.from_numpy(part[:, 2]).to(device), clean.shape[1])
             layout = Layout.chain((clean.shape[0], clean.shape[1]), starts=starts, device=device)
             scored += np.bincount(part[:, 0], live.sum(1).cpu().numpy(), len(scored)).astype(np.int64)
             for hidden, weights in questions(live, draws, generator):
-                logits = without(model(clean.masked_fill(hidden, mask), layout).logits[hidden][:, :mask], known)
+                logits = mask_tokens(model(clean.masked_fill(hidden, mask), layout).logits[hidden][:, :mask], known)
                 tally.add(logits, clean[hidden], documents[hidden], weights[:, None].expand(live.shape)[hidden])
     return replace(tally.result(), counts=scored)
 

@@ -13,7 +13,7 @@ import torch
 from segue.analysis.embedding import embed
 from segue.errors import SegueError, require
 from segue.models import Stack, StackConfig
-from segue.models.base import padded
+from segue.models.base import pad_rows
 from segue.objectives import Batch, InBatch
 from segue.training.learn import learn
 
@@ -88,7 +88,7 @@ class MotifRetriever:
             chosen = [pieces[i] for i in rng.permutation(len(pieces))[:rows]]
             segments = [piece[rng.integers(len(piece))] for piece in chosen]
             table = [self.alter(each, rng).tolist() for _ in range(2) for each in segments]
-            ids = padded(table)
+            ids = pad_rows(table)
             targets = torch.full_like(ids, -1)
             targets[torch.arange(len(table)), torch.tensor(list(map(len, table))) - 1] = 0
             return Batch(ids, targets)

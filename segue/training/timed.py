@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from segue.errors import SegueError
-from segue.models.hawkes import Hawkes, Timed
+from segue.models.hawkes import Hawkes, TimedEvents
 from segue.models.point_process import PointProcess
 from segue.objectives import Batch
 from segue.objectives.events import history_of
@@ -66,7 +66,7 @@ class EventStore:
 def event_batch(sequences: Iterable[tuple[np.ndarray, np.ndarray]]) -> Batch:
     """One row for each sequence of types (n,) and times (n,), for a point process: the event before is read, the next
     one predicted; padded behind."""
-    data = Timed.of(sequences)
+    data = TimedEvents.of(sequences)
     gaps = np.diff(data.times, axis=1)
     gap = np.concatenate([np.zeros((len(gaps), 1)), gaps[:, :-1]], 1)
     return Batch(torch.from_numpy(np.maximum(data.types[:, :-1], 0)), torch.from_numpy(data.types[:, 1:]),
@@ -134,9 +134,9 @@ def score_process(model: PointProcess, batches: Iterable[Batch], points: int = 2
                        exponential_misfit(np.concatenate(residuals)))
 
 
-def score_hawkes(model: Hawkes, data: Timed, longest: float) -> EventScores:
+def score_hawkes(model: Hawkes, data: TimedEvents, longest: float) -> EventScores:
     """A classical process on whole sequences. longest: beyond which no prediction goes."""
-    live = data.live
+    live = data.has_predecessor
     time, kind = model.log_likelihood(data)
     mean, likely = model.predict(data, longest)
     following, gaps = live[:, 1:], np.diff(data.times, axis=1)

@@ -69,7 +69,7 @@ def forecast_errors(fitted: Fitted, data: Data, weights: str = "float32", seed: 
 
 
 def combined_forecasts(fitted: Fitted, columns: Sequence[str], pasts: Sequence[np.ndarray], steps: int,
-                     samples: int = SAMPLES, weights: str = "float32", seed: int = 0) -> np.ndarray:
+                       samples: int = SAMPLES, weights: str = "float32", seed: int = 0) -> np.ndarray:
     """(P, K, steps, C): K samples of the moments that follow each of P pasts (T, C)."""
     prompts = [_prompt(fitted, columns, past) for past in pasts]
     draws = sample_forecasts(fitted.decodable(weights), fitted.codec, prompts, steps, samples, seed)

@@ -137,7 +137,8 @@ def speed_up(fitted: Fitted, data: Any, minutes: float | None = None, *, steps: 
     result = SpeedUp("none", "", describe_machine())
     makers, drafter = make_drafters(fitted, model), None
     try:
-        heads = DraftHeads.on(fitted.model, **HEAD_SORTS[sort], attention_heads=choose_heads(fitted.model.config.width))
+        attention_heads = choose_heads(fitted.model.config.width)
+        heads = DraftHeads.for_base(fitted.model, **HEAD_SORTS[sort], attention_heads=attention_heads)
     except SegueError as error:
         result.without = f"no heads: {error}"
     else:

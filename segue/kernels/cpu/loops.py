@@ -13,7 +13,7 @@ from numba import njit, types
 from numba.extending import overload
 
 from segue.kernels.cpu import simd
-from segue.kernels.cpu.cache import compiled
+from segue.kernels.cpu.cache import compile_cached
 
 FAST = {"reassoc", "contract", "nsz", "arcp"}  # reorder sums and fuse; infinities and NaN stay what they are
 OPTIONS: dict[str, Any] = {"fastmath": FAST, "error_model": "numpy"}
@@ -24,7 +24,7 @@ bare = njit(**OPTIONS, _nrt=False)
 
 def kernel(function: Callable[..., Any]) -> Any:
     """For what torch calls."""
-    return compiled(function, **OPTIONS)
+    return compile_cached(function, **OPTIONS)
 
 
 def exp(x: Any) -> Any:

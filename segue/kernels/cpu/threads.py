@@ -45,7 +45,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)  # threads do not live on in a child
 
 
-def share(function: Callable[..., None], count: int, *arguments: Any) -> None:
+def parallel_for(function: Callable[..., None], count: int, *arguments: Any) -> None:
     """Call `function(begin, end, *arguments)` so that 0..count is covered, on as many threads as torch uses."""
     parts = min(torch.get_num_threads(), count)
     edges = [count * part // parts for part in range(parts + 1)] if parts else [0]

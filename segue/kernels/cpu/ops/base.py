@@ -85,16 +85,16 @@ def row(job, op, at, node):
 
 
 @njit
-def before(job, offset, size, node, large=False):
+def state_before(job, offset, size, node, large=False):
     """The address of the recurrent state that a node follows: its row's committed one, or its parent's."""
     parent = longs(job[PARENT], job[NODES])[node]
     if parent >= 0:
-        return after(job, offset, size, parent, large)
+        return state_after(job, offset, size, parent, large)
     return job[BEFORE] + 4 * (offset * job[BATCH] + longs(job[ROW], job[NODES])[node] * size)
 
 
 @njit
-def after(job, offset, size, node, large=False):
+def state_after(job, offset, size, node, large=False):
     """The address of the state after a node: a slot for each node, or one for each row, moving along with it. On a
     chain `large` ones always move: to write one for each node may take longer than to read all weights."""
     slot = node if job[KEEP] and not (large and job[CHAIN]) else longs(job[ROW], job[NODES])[node]
@@ -102,9 +102,9 @@ def after(job, offset, size, node, large=False):
 
 
 @njit
-def around(job, offset, size, node, large=False):
+def states_around(job, offset, size, node, large=False):
     """Both: the states before and after a node."""
-    return before(job, offset, size, node, large), after(job, offset, size, node, large)
+    return state_before(job, offset, size, node, large), state_after(job, offset, size, node, large)
 
 
 @njit

@@ -31,7 +31,7 @@ class _Loan:
                 self.spare.pop(next(iter(self.spare)))
 
 
-def room(like: Tensor, *shape: int) -> Tensor:
+def pooled_empty(like: Tensor, *shape: int) -> Tensor:
     """An uninitialised tensor of this shape, of the dtype of `like` (float32 or float64)."""
     size = math.prod(shape) * like.element_size()
     fitting = (key for key, block in list(_Loan.spare.items()) if size + LINE <= len(block) <= 2 * size)
