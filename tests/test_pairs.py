@@ -245,7 +245,7 @@ def test_sorts_come_by_their_weights(weights: tuple[float, ...], rows: int, step
     batches = mixed.batches(16, rows, seed=1, packing=False)
     batch, again = batches(step), mixed.batches(16, rows, seed=1, packing=False)(step)
     assert torch.equal(batch.tokens, again.tokens) and batch.tokens.shape == (rows, 16)
-    dealt = np.bincount(mixed.sorts(0, 900), minlength=3) / 900
+    dealt = np.bincount(mixed.row_sorts(0, 900), minlength=3) / 900
     assert np.abs(dealt - mixed.shares).max() < 0.01
 
 

@@ -469,7 +469,7 @@ def test_unknown_items_are_misses_and_ends_are_none() -> None:
     scores = np.tile([3.0, 2.0, 1.0, 9.0, 9.0], (6, 1))
     ranks.add(scores, np.array([0, 1, 3, 4, 2, 4]), np.array([0, 0, 0, 0, 1, 1]))
     assert np.concatenate(ranks.found).tolist() == [1, 1, math.inf, 3]  # the second without the first
-    assert ranks.another().found == []
+    assert ranks.empty_copy().found == []
 
 
 # The cloze on other backbones and other kinds.

@@ -683,7 +683,7 @@ def test_tally_counts_what_it_says() -> None:
     tally = Tally(2)
     logits = torch.tensor([[0.0, math.log(3.0)], [0.0, math.log(3.0)], [math.log(9.0), 0.0]])
     tally.add(logits, torch.tensor([1, 0, 0]), torch.tensor([0, 0, 1]))
-    done = tally.done()
+    done = tally.result()
     assert np.allclose(done.nats, [-math.log(0.75) - math.log(0.25), -math.log(0.9)])
     assert done.hits[:, 0].tolist() == [1, 1] and done.counts.tolist() == [2, 1]
     assert done.bins[0].sum() == 3 and done.bins[1].sum() == pytest.approx(0.75 + 0.75 + 0.9)
