@@ -325,3 +325,19 @@ def test_times_alone_are_events_of_one_sort(tmp_path: Path) -> None:
     put(tmp_path / "logins.csv", "user,time\nann,10\nbob,12\nann,13\n")
     data = read(tmp_path / "logins.csv", what="event")
     assert said(data) == {"ann": ["event", "event"], "bob": ["event"]} and data[0].channels["time"].tolist() == [10, 13]
+
+
+@pytest.mark.parametrize("name, content, first", [
+    ("steam-200k.csv", "".join(f"{151603712 + i // 6},{game},{what},1.0,0\n" for i in range(12) for game in (
+        '"The Elder, Scrolls V Skyrim"', "Dota 2") for what in ("purchase", "play")), "The Elder, Scrolls V Skyrim"),
+    ("bpi.csv", "Vorgangsnummer;Aktivität;Zeitstempel\n" + "".join(
+        f"V-{i // 3};{'ABC'[i % 3]};{1 + i % 27:02d}.01.2015 10:{i % 60:02d}\n" for i in range(30)), "A"),
+    ("quotes.tsv", "user\tquote\n" + "".join(f'u{i % 5}\t"said ""no"" {i % 3}"\n' for i in range(30)), 'said "no" 0'),
+    ("hawkes.json", '{"timestamps": [[0.5, 1.5, 4], [1, 2]], "types": [[0, 1, 1], [1, 0]]}', "0"),
+    ("ocel.csv", "ocel:eid,ocel:timestamp,ocel:activity,ocel:type:item,ocel:type:order\n" + "".join(
+        f"e{i},1980-01-{i + 1:02d},{'AB'[i % 2]},\"['i1', 'i2']\",['o1']\n" for i in range(9)), "A"),
+])
+def test_events_as_logs_and_shops_write_them(tmp_path: Path, name: str, content: str, first: str) -> None:
+    (tmp_path / name).write_text(content)
+    data = read(tmp_path / name)
+    assert data.kind.name == "events" and len(data) > 1 and data[0].object[0] == first

@@ -18,7 +18,8 @@ import segue
 from segue.data import of, read
 from segue.errors import SegueError
 from segue.kinds import KINDS, LevelCodec
-from segue.kinds.series import _column, flat, steps, table
+from segue.kinds.numbers import numbers_in
+from segue.kinds.series import flat, steps, table
 from segue.testing import check_codec, check_kind
 
 SERIES = KINDS["series"]
@@ -102,7 +103,7 @@ def test_numbers_as_people_write_them(tmp_path: Path) -> None:
                             (["1,234,567", "1,000,000"], [1234567, 1e6]), (["1.234,5", "999,5"], [1234.5, 999.5]),
                             (["1,5", "2,25"], [1.5, 2.25]), (["0,123", "1,234"], [0.123, 1.234]),
                             (["1,5", "x"], [1.5, np.nan]), (["1.5", None, "1e3"], [1.5, np.nan, 1000])):
-        np.testing.assert_array_equal(_column(cells), expected)
+        np.testing.assert_array_equal(numbers_in(cells), expected)
     (tmp_path / "a.csv").write_text('Date,Close,Volume\n"Jan 2, 2020",999.5,"1,234,567"\n"Jan 1, 2020","1,001.5",900\n')
     assert read(tmp_path / "a.csv")[0].object == ["Close=1001.5", "Volume=900", "Close=999.5", "Volume=1234567"]
     decimals = pa.array([Decimal("1.25"), Decimal("-3.50")])
@@ -260,3 +261,49 @@ def test_what_is_typed_becomes_elements() -> None:
         ["Temp (C)=1", "Rel. hum, %=2", "Temp (C)=nan"]
     with pytest.raises(SegueError, match="'x' is no measured number"):
         SERIES.normalise("1 x")
+
+
+DAYS_OF_2020 = [f"{1 + i // 28}/{1 + i % 28}/20" for i in range(56)]
+WIDE = {
+    "covid.csv": ",Country/Region,Lat,Long," + ",".join(DAYS_OF_2020) + "\n" + "".join(
+        f",Land {c},{c}.5,{c}.25," + ",".join(str((c + 1) * i) for i in range(56)) + "\n" for c in range(12)),
+    "years.csv": "Country," + ",".join(map(str, range(2000, 2020))) + "\n" + "".join(
+        f"Land {c}," + ",".join(f"{(c + 1) * 1.04 ** y:.3f}" for y in range(20)) + "\n" for c in range(12)),
+    "Yearly-test.csv": '"V1","V2","V3","V4","V5","V6","V7"\n' + "".join(
+        f'"Y{c}",' + ",".join(f'"{1000 * (c + 1) + 9 * y}.5"' for y in range(6)) + "\n" for c in range(12)),
+    "sales.csv": "id,item_id,state_id," + ",".join(f"d_{i}" for i in range(1, 31)) + "\n" + "".join(
+        f"A_{c}_X,A_{c},CA," + ",".join(str((c * i) % 5) for i in range(30)) + "\n" for c in range(12))}
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_tables_with_a_column_a_moment(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(WIDE[name])
+    data = segue.read(tmp_path / name)
+    assert data.kind.name == "series" and len(data) == 12 and data.problems.note.startswith("a row a series, named by")
+
+
+HOURS = [f"2011-01-{1 + i // 24:02d} {i % 24:02d}:00:00" for i in range(48)]
+
+
+@pytest.mark.parametrize("name, content, note", [
+    ("LD2011.txt", '"";' + ";".join(f'"MT_{i:03d}"' for i in range(1, 31)) + "\n" + "".join(
+        f'"{hour}";' + ";".join(f"{i * c % 7},{c}" for c in range(30)) + "\n" for i, hour in enumerate(HOURS)),
+     "(30 in all), when=1 (2011-01-01 00:00:00 to"),
+    ("two.csv", "Region,North,,South,\nDate,Sales,Cost,Sales,Cost\n" + "".join(
+        f"{hour},{i},{i % 5}.5,{i % 7},{i % 3}\n" for i, hour in enumerate(HOURS)),
+     "columns=North Sales,North Cost,South Sales,South Cost, when=Date"),
+    ("stock.csv", "Price,Close,Volume\nTicker,AAPL,AAPL\nDate,,\n" + "".join(
+        f"{hour[:10]},{i}.5,{i * i}\n" for i, hour in enumerate(HOURS[::24] * 1)) + "".join(
+        f"2011-02-{i:02d},{i}.5,{i * i}\n" for i in range(1, 20)), "columns=Close,Volume, when=Date"),
+    ("load.csv", '"Y"\n' + "".join(f"{20000 + i * i}\n" for i in range(40)), "columns=Y"),
+    ("rates.csv", "0,1,2\n" + "".join(f"{i * 7 % 40 / 8},{i}.25,{i + i % 3}\n" for i in range(40)), "columns=0,1,2"),
+    ("parts.csv", "date,year,month,level\n" + "".join(f"2020-{i % 12 + 1:02d}-01,2020,{i + 1},{i}.5\n"
+                                                      for i in range(12)), "columns=level, when=date"),
+    ("sun.csv", "Month,Sunspots\n" + "".join(f"{1749 + i // 12}-{i % 12 + 1:02d},{i}.5\n" for i in range(40)),
+     "columns=Sunspots, when=Month (1749-01-01"),
+    ("rows.csv", "rownames,value\n" + "".join(f"{i + 1},{abs(i - 20)}.5\n" for i in range(40)), "columns=value"),
+])
+def test_headers_of_numbers_of_several_rows_and_of_units(tmp_path: Path, name: str, content: str, note: str) -> None:
+    (tmp_path / name).write_text(content)
+    data = segue.read(tmp_path / name)
+    assert data.kind.name == "series" and note in data.problems.note, data.problems.note

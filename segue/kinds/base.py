@@ -31,7 +31,7 @@ MOST = 1 << 22  # bytes of it where the columns of a table are named a line each
 ARFF = re.compile(rb"(?i)\s*(%[^\n]*\n\s*)*@relation\b")  # a table as Weka writes it
 MARK = encodings.BOM_UTF8
 # Encodings of before Unicode, of texts in Latin letters and in others, with the letters that are usual in each.
-LATIN = {"latin-1": "éèàáíóúüöäñçåßêãõøæòùìâîôûëïðþý£°«»½", "cp1252": "éèàáíóúüöäñçåßêãõøæòùìâîôûëïðþý£°«»½’“”–…",
+LATIN = {"latin-1": "éèàáíóúüöäñçåßêãõøæòùìâîôûëïðþý£°«»½", "cp1252": "éèàáíóúüöäñçåßêãõøæòùìâîôûëïðþý£°«»½‘’“”–…",
          "cp1250": "áéíóúöüäěščřžýůłąężśćőűđňťďľ", "cp1254": "ıüşöçğİ"}
 MANY = ("shift_jis", "euc-jp", "euc-kr", "gb18030", "big5")
 OTHER = {"cp1251": "оеаинтсрвл", "koi8-r": "оеаинтсрвл", "cp1253": "αοιετσνηυρκ", "cp1255": "יוהלאמרתב",
@@ -154,7 +154,8 @@ class Kind(ABC):
         DNA or music; None: greedy.
     closed: whether a sequence that is cut off is of no use, as a molecule with an open ring.
     written: what a file that `write` writes may be called, best first.
-    advisor: what tells the next element beside counts, by its name in `segue.models.advised.revived`, if anything does.
+    advisor: what tells the next element beside counts, by its name in `segue.models.advised.make_advisor`, if anything
+        does.
     """
 
     name: ClassVar[str] = ""

@@ -243,6 +243,8 @@ def _of_lists(value: dict[str, list[Any]]) -> list[dict[str, Any]] | None:
         return None
     if all(map(_are_tables, items)):
         return _keyed((key, as_row(item) or {}) for key, member in value.items() for item in member)
+    if _are_aligned(value):
+        return [dict(zip(value, row)) for row in zip(*value.values())]
     if all(isinstance(item, dict) for item in items) or _are_lists(items):
         if any("role" in item for item in items) or (_are_lists(items) and len({len(item) for item in items}) > 1):
             return None  # turns of one dialogue, or sequences
@@ -276,6 +278,18 @@ def _of_objects(value: dict[str, dict[str, Any]]) -> list[dict[str, Any]] | None
     if len(seen) < 2 or 2 * len(shared) < len(set(first).union(*seen)):
         return None
     return _keyed((key, flat(member)) for key, member in value.items())
+
+
+def _are_aligned(value: dict[str, list[Any]]) -> bool:
+    """Whether each member holds as many lists of plain values, and these are as long in all of them: a sequence in each
+    place, its times in one member and its marks in another."""
+    lists = list(value.values())
+    if len(lists) < 2 or not all(map(_are_lists, lists)) or any(
+            isinstance(item, dict | list) for each in lists[0][:SEEN] + lists[-1][:SEEN] for item in each):
+        return False
+    sizes = [[len(each) for each in member] for member in lists]
+    return len(sizes[0]) > 1 and all(size == sizes[0] for size in sizes[1:]) and (
+        len(set(sizes[0])) > 1 or not all(PART.fullmatch(name) for name in value))
 
 
 def _keyed(rows: Iterable[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:

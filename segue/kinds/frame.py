@@ -302,6 +302,8 @@ def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str] = frozen
         names, headed, begin = [name.strip() for name in comment], True, noted
     elif _is_header(first, body[1:], asked):
         names, headed, begin, body = [TYPED.sub("", name) for name in first], True, noted + last, body[1:]
+        if below := _header_rows(first, body, usual):
+            names, begin, body = _joined_header(first, body[:below], usual), noted + rows[below][0], body[below:]
     elif odd == 1 and delimiter != " " and (title := _short_header(lines, delimiter, quoted, usual, body)):
         names, headed, begin, strange = [*title, *map(str, range(len(title) + 1, usual + 1))], True, noted + 1, ()
     else:
@@ -400,7 +402,7 @@ def _delimiter(lines: list[str], suffix: str) -> tuple[str, bool]:
             counts = [len(row) for _, row in islice(_cells(lines, delimiter, quoted), ROWS)]
             usual = max(set(counts), key=counts.count, default=1)
             agreement = counts.count(usual) / len(counts) if usual > 1 else 0.0
-            tabs = delimiter == "\t" and 0 < agreement == most and usual == cells and not all(
+            tabs = delimiter == "\t" != best[0] and 0 < agreement == most and usual == cells and not all(
                 "\t\t" in line for line in lines[:ROWS] if line.strip())  # texts hold commas, but no tabs
             if delimiter == " " and suffix in DELIMITED and (agreement < 1 or not any(map(str.isdigit, text))):
                 continue  # words of names
@@ -438,6 +440,37 @@ def _short_header(lines: list[str], delimiter: str, quoted: bool, usual: int, bo
     return first if named and all(len(row) == usual and all(map(number, row)) for row in body) else []
 
 
+def _header_rows(first: list[str], body: list[list[str]], usual: int) -> int:
+    """How many rows below a first one are of the header too, up to three: no cell of theirs above numbers is one, and
+    the first row has cells that stand for several, or they say the same all over."""
+    if len(body) < 6:
+        return 0
+    rest = [row for row in body[3:] if len(row) == usual]
+    columns = [[cell.strip() for cell in column if cell.strip()] for column in zip(*rest)]
+    above = [place for place, cells in enumerate(columns) if cells and all(map(number, cells)) and
+             not all(map(DATE.fullmatch, cells))]
+    said = [first[place] if place < len(first) else "" for place in above]
+    count = 0
+    while above and count < 3 and not any(number(cell) for cell in body[count]) and body[count][0].strip() + first[0]:
+        cells = [body[count][place].strip() if place < len(body[count]) else "" for place in above]
+        if len(set(said)) == len(said) > 1 and "" not in said and len(set(cells)) > 1:
+            break  # the units of columns that have names
+        count += 1
+    return count if len(above) > 1 else 0
+
+
+def _joined_header(first: list[str], below: list[list[str]], usual: int) -> list[str]:
+    """The names of columns that several rows say: a cell that is empty in the first row goes on from the one before,
+    and below it stands which of several it is. What says the same all over is left out."""
+    rows = [[cell.strip() for cell in row] + [""] * (usual - len(row)) for row in (first, *below)]
+    rows = [row for row in rows if len({*row[1:]} - {""}) > 1] or rows[:1]
+    for i in range(2, usual):
+        rows[0][i] = rows[0][i] or rows[0][i - 1]
+    names = [" ".join(filter(None, column)) for column in zip(*rows)]
+    index = next((row[0].strip() for row in reversed([first, *below]) if row and row[0].strip()), names[0])
+    return [index, *names[1:]]
+
+
 def _is_header(first: list[str], body: list[list[str]], asked: frozenset[str]) -> bool:
     """Whether a first row names the columns: by what was asked for, by numbers below words, or because its cells are
     short and none of them comes again in its column."""
@@ -449,15 +482,20 @@ def _is_header(first: list[str], body: list[list[str]], asked: frozenset[str]) -
     if first[0] == "" and [row[0] for row in body[:3]] == ["0", "1", "2"]:
         return True  # of pandas: rows are counted, and columns may be
     counted = [place for place, cell in enumerate(first) if number(cell)]
-    if counted and counted == [int(first[place]) for place in counted if first[place].isdigit()] and \
-            len(set(first)) == len(first) > len(counted) and not any(
+    if counted and len(body) > 1 and len(set(first)) == len(first) > len(counted) and not any(
             number(row[place]) for row in body for place in counted if place < len(row)):
-        return True  # some are numbered, as pandas does it, with texts below
+        return True  # some are numbers, as pandas writes it, or years, with texts below
     at = [int(first[place]) for place in counted if first[place].isdigit()]
     if len(at) == len(counted) > 2 and at == list(range(at[0], at[0] + len(at))) and at[0] < 2 and \
             len(set(first)) == len(first) and any(all(map(number, column)) for name, *column in zip(first, *body)
                                                   if not number(name)):
         return True  # date,0,1,2,OT
+    if len(at) == len(first) > 2 and at == list(range(at[0], at[0] + len(at))) and at[0] < 2 and any(
+            re.search(r"\d[.,]\d", cell) for row in body for cell in row):
+        return True  # 0,1,2, above measured numbers
+    if len(at) == len(counted) >= DAYS and len(set(np.diff(at).tolist())) == 1 and at[0] < at[1] and \
+            at[0] >= 1500 and at[-1] < 2200 and len(at) < len(set(first)) == len(first):
+        return True  # years
     if any(map(number, first)) or any(all(map(LONG_WORD.fullmatch, column)) for column in zip(first, *body)):
         return False
     if not body or any(2 * sum(number(cell) for cell in column) >= len(column) for column in zip(*body)):

@@ -69,7 +69,7 @@ class Graphs(Kind):
 
     def sniff(self, path: Path, head: bytes) -> float:
         form = form_of(path, head)
-        return 0.0 if not form else 0.82 if form == "list" and path.suffix.lower() in DELIMITED else 0.98
+        return 0.0 if not form else 0.846 if form == "list" and path.suffix.lower() in DELIMITED else 0.98
 
     def read(self, path: Path, problems: Problems | None = None, *, label: bool = False, node: str | None = None,
              edge: str | None = None, order: str = "dfs", directed: bool | None = None,

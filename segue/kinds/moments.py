@@ -13,7 +13,7 @@ from segue.kinds.times import DATE
 # What columns of each part are called, compared in lower case and without signs; and the numbers that it may be.
 CALLED = {part: words(called) for part, called in (
     ("year", "year yr yyyy jahr annee anno ano"), ("month", "month mon mo mnth mm monat mois mes mese"),
-    ("day", "day dy dd dom mday dayofmonth tag jour dia date"), ("hour", "hour hours hr hh stunde heure"),
+    ("day", "day dy dd dom mday dayofmonth dateofmonth tag jour dia date"), ("hour", "hour hours hr hh stunde heure"),
     ("minute", "minute minutes min mi"), ("second", "second seconds sec ss"))}
 WITHIN = {"year": (1000, 2999), "month": (1, 12), "day": (1, 31), "hour": (0, 23), "minute": (0, 59), "second": (0, 59)}
 MONTHS = words("jan feb mar apr may jun jul aug sep oct nov dec")

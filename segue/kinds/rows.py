@@ -21,7 +21,8 @@ from segue.kinds.base import Dataset, Kind, Problems, Record, looks_binary, of_c
 from segue.kinds.codecs import MISSING, CellCodec, Codec, decimal
 from segue.kinds.columns import class_column, class_of, look, says_few, told
 from segue.kinds.frame import DELIMITED, JSON, PARQUET, TABULAR, Frame, Look, glance, is_parquet, load_table
-from segue.kinds.series import counts_rows, likeness, number_in, numbers_of, wide
+from segue.kinds.numbers import likeness, number_in
+from segue.kinds.series import counts_rows, numbers_of, says_class
 from segue.kinds.table import (
     WHAT,
     WHO,
@@ -35,8 +36,9 @@ from segue.kinds.table import (
     numbered,
     timed,
 )
-from segue.kinds.text import text_columns
+from segue.kinds.text_columns import text_columns
 from segue.kinds.times import timelike
+from segue.kinds.wide import wide
 
 MOST = 128  # columns; a row of more is a series, or a picture
 FEWEST = 3  # columns, but of numbers, some of them measured, 2
@@ -169,7 +171,8 @@ def stand_alone(table: Look) -> bool:
     """Whether the rows of a table are things of their own, by its beginning."""
     if not 2 <= len(table.names) <= MOST or len(table.rows) < 8 or merged(table):
         return False
-    columns = {name: cells for name in table.names if (cells := table.column(name))}
+    columns = {name: cells for name in table.names if (cells := table.column(name)) and not (
+        table.headed and is_identifier(name, cells))}
     if len(columns) < 2 or any(
             isinstance(cell, list | dict) for cells in columns.values() for cell in cells):
         return False
@@ -192,9 +195,11 @@ def stand_alone(table: Look) -> bool:
         return False
     if not table.headed and (len(columns) < 4 or (_ids(columns, table) and len(columns) < 6)):
         return False  # who did what
+    if wide(table, [name for name in names if says_class(name)]):
+        return False
     if _has_places(columns):
         return True
-    if wide(names, texts) or (not table.headed and len(numbers) >= 16 and not texts and _smooth(table, numbers)):
+    if (not table.headed and len(numbers) >= 16 and not texts and _smooth(table, numbers)):
         return False
     named = [name for name in prose if len(set(columns[name])) == len(table.rows)]  # a car, a state
     return bool(named and table.headed) or len(texts) - len(prose) > 2 or not _goes_on(table, numbers)
@@ -343,7 +348,7 @@ def told_columns(frame: Frame, called: Mapping[str, str], of: str | None) -> dic
 
 def plain_id(name: str) -> bool:
     """Whether a column is called as what numbers rows."""
-    return name.strip().lower() in ("id", "no", "index", "row", "rownames", "unnamed: 0")
+    return name.strip().lower() in ("id", "no", "index", "row", "rownames", "rowname", "unnamed: 0")
 
 
 def cells_of(frame: Frame, column: str) -> list[str]:
@@ -352,9 +357,14 @@ def cells_of(frame: Frame, column: str) -> list[str]:
     coded = numbers is not None and any(re.match(r"0\d", str(cell).strip()) for cell in cells[:1000])
     if numbers is not None and not coded:
         return [decimal(number) if np.isfinite(number) else MISSING for number in numbers.tolist()]
-    texts = ("" if cell is None else " ".join("".join(c if c.isprintable() else " " for c in str(cell)).split())
-             for cell in cells)
-    return [MISSING if text in NONE else text[:80] for text in texts]
+    said = {cell: _cell(cell) for cell in set(cells)}
+    return [said[cell] for cell in cells]
+
+
+def _cell(cell: Any) -> str:
+    """A text as it stands in an element: on one line, its first 80 signs."""
+    text = "" if cell is None else " ".join("".join(c if c.isprintable() else " " for c in str(cell)).split())
+    return MISSING if text in NONE else text[:80]
 
 
 def values_of(counts: Mapping[str, int], levels: int) -> list[float] | list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -22,8 +23,8 @@ from segue.kinds.base import ARFF, HEAD, Dataset, Kind, Problems, Record, as_utf
 from segue.kinds.beside import classes_beside
 from segue.kinds.codecs import Codec, LevelCodec, decimal, element, parted
 from segue.kinds.columns import CLASSES, classes_of, take_classes, told
+from segue.kinds.columns import look as first_rows
 from segue.kinds.frame import (
-    DAYS,
     DELIMITED,
     TABULAR,
     Frame,
@@ -36,6 +37,8 @@ from segue.kinds.frame import (
     load_table,
     said,
 )
+from segue.kinds.moments import CALLED
+from segue.kinds.numbers import are_numbers, is_number, likeness, number_in, numbers_in
 from segue.kinds.packed import bare, opened
 from segue.kinds.recordings import form_of, recorded
 from segue.kinds.table import (
@@ -54,14 +57,15 @@ from segue.kinds.table import (
     when_of,
     with_moments,
 )
-from segue.kinds.times import DATE, EPOCH, Clock, lasting, of_calendar, seconds_of, span, steady, timelike
+from segue.kinds.times import EPOCH, Clock, lasting, of_calendar, seconds_of, span, steady, timelike
+from segue.kinds.wide import MONTH, wide
 
 WHOLE = 24  # so many columns without a header: a row is a series, where nothing speaks against it
 SHORT = 8  # so many, where something speaks for it
 COUNTERS = words("row rows rowname rownames rowid rownum rownumber index idx unnamed step no nr obs observation "
                  "instant")  # columns that may count the rows
-MONTH = re.compile(r"\d{4}[-/. ]?(0?[1-9]|1[0-2]|Q[1-4])|[A-Za-z]{3,9}[-. ]\d{1,2},? ?\d{4}", re.IGNORECASE)
 MARKS = words("anomaly outlier changepoint label")  # columns of noughts and ones that say which moments are odd
+CALENDAR = {"year": ("Y", ""), "month": ("M", "Y"), "day": ("D", "M"), "hour": ("h", "D")}  # and what each is within
 SHOWN = 20  # columns that are told
 BARS = "▁▂▃▄▅▆▇█"
 PERIODS = words("month week quarter period hour minute")  # of moments, beside WHEN
@@ -69,9 +73,6 @@ PERIODS = words("month week quarter period hour minute")  # of moments, beside W
 SERIES = words("series unique id station sensor ticker symbol stock site city country region location parameter "
                "variable metric channel field tag store shop branch dept department warehouse plant zone meter "
                "household")
-AFFIXED = re.compile(r"[$€£¥]?\s*([-+]?[\d.,]*\d[.,]?)\s*([%KMB$€£¥]?)")  # a price, a share, thousands
-GROUPS = re.compile(r"(?<=\d)['’ \u202f\xa0](?=\d{3}(\D|$))")  # what may stand between thousands, beside commas
-SCALES = {"K": 1e3, "M": 1e6, "B": 1e9}
 ARCHIVES = {".ts", ".tsf"}
 RELATIONAL = re.compile(rb"(?i)@attribute\s+\S+\s+relational\b")
 ALIKE = 0.4  # so much neighbours are, where one goes on from the other
@@ -118,18 +119,17 @@ class Series(Kind):
         if look is None or not look.rows or (look.form == "delimited" and not look.regular and
                                              path.suffix.lower() not in DELIMITED):
             return 0.0
-        return self.sniff_table(path, look)
+        return self.sniff_table(path, look, len(head) < HEAD)
 
-    def sniff_table(self, path: Path, look: Look) -> float:
-        """`sniff`, of a table by its first rows."""
+    def sniff_table(self, path: Path, look: Look, whole: bool = False) -> float:
+        """`sniff`, of a table by its first rows. whole: there are hardly more of them."""
         look = with_moments(look)
         names = look.names if look.headed else []
         columns = {name: cells for name in look.names if (cells := look.column(name))}
         if lists := [name for name, cells in columns.items() if any(isinstance(cell, list) for cell in cells)]:
             return 0.92 if listed({name: columns[name] for name in lists}) else 0.0
-        numbers = [name for name, cells in columns.items() if _is_numbers(cells)]
-        if look.headed and wide(names, [name for name in columns if name not in numbers],
-                                [name for name in numbers if _says_class(name)]):
+        numbers = [name for name, cells in columns.items() if are_numbers(cells)]
+        if wide(look, [name for name in names if says_class(name)]):
             return 0.84
         numbers, times, texts = _sorts(names, columns, numbers)
         when = timed(names, lambda name: columns.get(name, []))
@@ -137,7 +137,7 @@ class Series(Kind):
                 paced(path, look, when, list(columns)) is not None:
             numbers.remove(when)
             times.append(when)
-        known = np.concatenate([np.zeros(0), *(_column(columns[name]) for name in numbers)])
+        known = np.concatenate([np.zeros(0), *(numbers_in(columns[name]) for name in numbers)])
         known = known[np.isfinite(known)]
         if not len(known):
             return 0.0
@@ -153,13 +153,15 @@ class Series(Kind):
             return 0.81 if not nameless else 0.57 if once else 0.0
         if named_by(names, WHAT) or (named_by(names, WHO) and sum(map(numbered, names)) > 1):
             return 0.0
-        if look.headed and times and same_moment(look, times[0], [*texts, *numbers]):
+        if not whole and look.headed and times and same_moment(look, times[0], [*texts, *numbers]):
             return 0.81
         if not (look.headed or texts) and look.regular and len({len(cells) for cells in columns.values()}) == 1 and \
                 whole_rows(known.reshape(len(numbers), -1).T if len(known) == sum(map(len, columns.values()))
                             else np.zeros((0, 0))):
             return 0.84
         counts = ((known == np.round(known)) & (known >= 0)).all()  # or numbers that name things
+        if counts and look.headed and len(columns) == 1 and named_by(names, [*WHO, *WHAT, *WEAKLY]) is None:
+            return 0.6 if len(np.unique(known)) > len(known) / 4 > 1 else 0.0
         if counts and not (once and named_by(names, (*WHO, *WEAKLY)) is None):
             return 0.0
         if nameless:  # sorts of weather, on and off: left out where all else speaks for measurements
@@ -167,6 +169,8 @@ class Series(Kind):
             return 0.5 if once and again and len(nameless) <= len(numbers) else 0.0
         if not look.headed and path.suffix.lower() not in DELIMITED and len(look.rows) < 3:
             return 0.0
+        if look.headed and when is None and any(len(set(columns[name])) > len(look.rows) / 2 > 2 for name in texts):
+            return 0.4  # what each row is of
         sure = sum(measured(columns[name]) for name in numbers) > max(1, len(texts))
         return 0.81 if look.headed or len(numbers) >= WHOLE or (texts and sure) else 0.6
 
@@ -238,8 +242,8 @@ class Series(Kind):
             who = "series" if "series" in frame.columns else who
         along = []
         if rows is None and not (chosen or who or when) and len(frame.columns) > 2:
-            named = [name for name in frame.columns if _says_class(name)] if frame.classes is None else []
-            along = wide(list(frame.columns), _wordy(frame, frame.columns), named, frame.classes is not None)
+            named = [name for name in frame.columns if says_class(name)] if frame.classes is None else []
+            along = wide(first_rows(frame), named, frame.classes is not None)
             of = take_classes(frame, named[0]) if along and len(named) == 1 else of
         if (rows or along) and frame.classes is None and (said := classes_beside(frame.path, len(frame.rows))):
             frame.classes, of = np.array(said, object), "the file beside it"
@@ -298,7 +302,7 @@ class Series(Kind):
     def show(self, obj: Sequence[str]) -> str:
         """A line a column: its course in at most 64 bars, from its least number to its greatest."""
         lines = []
-        columns = table([item for item in obj if _is_number(item.rpartition("=")[2])])
+        columns = table([item for item in obj if is_number(item.rpartition("=")[2])])
         widest = max(map(len, columns), default=0)
         for column, values in columns.items():
             known = values[np.isfinite(values)]
@@ -337,7 +341,7 @@ def listed(lists: Mapping[str, Sequence[Any]]) -> list[str]:
     def items(name: str) -> list[Any]:
         return [item for cell in lists[name] if isinstance(cell, list) for item in cell if item not in (None, "")]
 
-    numbers = [name for name in lists if (found := items(name)) and all(map(_is_number, found))]
+    numbers = [name for name in lists if (found := items(name)) and all(map(is_number, found))]
     sure = [name for name in numbers if measured(items(name))]
     when = named_by(lists, WHEN)
     said = [name for name in lists if name not in numbers and (found := items(name)) and not timelike(found[:100])]
@@ -349,24 +353,7 @@ def listed(lists: Mapping[str, Sequence[Any]]) -> list[str]:
     return [name for name in numbers if name not in dated] if good else []
 
 
-def wide(names: Sequence[str], others: Collection[str], classes: Collection[str] = (), told: bool = False) -> list[str]:
-    """The columns of a table that are moments, where each row is a series: called by dates, or numbered from left to
-    right, and beside them names and classes, but no times. others: the columns that hold no numbers. classes: those
-    that say of which class each row is. told: that is known already."""
-    dates = [name for name in names if name not in others and (DATE.fullmatch(name) or MONTH.fullmatch(name))]
-    if len(dates) >= DAYS:
-        return dates
-    parts = [re.fullmatch(r"(.*?)(\d+)", name) for name in names]
-    stem = next((part[1] for part in reversed(parts) if part), None)
-    numbered = [part for part in parts if part and part[1] == stem and part[0] not in others]
-    counted = [int(part[2]) for part in numbered]
-    along = len(numbered) >= WHOLE and counted == list(range(counted[0], counted[0] + len(counted)))
-    ids = [name for name in names if not any(part[0] == name for part in numbered)]
-    return [part[0] for part in numbered] if along and (told or 0 < len(ids) <= 8) and \
-        named_by(others, WHEN) is None and all(name in others or name in classes for name in ids) else []
-
-
-def _says_class(name: str) -> bool:
+def says_class(name: str) -> bool:
     """Whether a column is called as one of classes."""
     return plain(name) in (*CLASSES, "target", "classes", "classlabel", "classattribute")
 
@@ -405,7 +392,7 @@ def same_moment(look: Look, when: str, names: Sequence[str]) -> bool:
 
 def naming(name: str, cells: Sequence[Any]) -> bool:
     """Whether a column may name series: texts, or numbers in a column called so, but not a number for each row."""
-    return (not all(map(_is_number, cells)) or (_names(name) and plain(name) not in ("id", *COUNTERS))) and \
+    return (not all(map(is_number, cells)) or (_names(name) and plain(name) not in ("id", *COUNTERS))) and \
         not timelike(cells)
 
 
@@ -419,18 +406,6 @@ def _apart(whose: Sequence[str], times: np.ndarray, steadily: bool = False) -> b
     long = [part for part in parts if len(part) > 2]
     return 2 * len(long) > len(parts) and all(len(np.unique(part)) == len(part) for part in parts) and not (
         steadily and 2 * sum(bool(np.isfinite(steady(part))) for part in long) <= len(long))
-
-
-def likeness(grid: np.ndarray) -> tuple[float, float]:
-    """How alike neighbours are in a table (N, C) of numbers, from -1 to 1: along rows, where columns may take turns, up
-    to four of them; and down columns."""
-    def correlation(lines: np.ndarray, lag: int) -> float:
-        spread = lines.std(1, keepdims=True)
-        lines = ((lines - lines.mean(1, keepdims=True)) / np.where(spread > 0, spread, 1))[spread[:, 0] > 0]
-        return float((lines[:, lag:] * lines[:, :-lag]).mean()) if lines.size and lines.shape[1] > lag else 0.0
-
-    grid = np.nan_to_num(grid)  # the first or the last number of a row may be its class
-    return max(correlation(grid[:, 1:-1], lag) for lag in (1, 2, 3, 4)), correlation(grid.T, 1)
 
 
 def rows_are_series(grid: np.ndarray) -> bool:
@@ -456,7 +431,7 @@ def in_blocks(text: str) -> bool:
         return False
     rows = [line.split() for block in blocks for line in block]
     return len(rows) > 2 * len(blocks) and len(set(map(len, rows))) == 1 < len(rows[0]) and \
-        all(_is_number(cell) for row in rows for cell in row) and measured(cell for row in rows for cell in row)
+        all(is_number(cell) for row in rows for cell in row) and measured(cell for row in rows for cell in row)
 
 
 def _blocks(path: Path, text: str, problems: Problems | None) -> Iterator[Record]:
@@ -477,7 +452,7 @@ def one_a_line(head: bytes) -> bool:
     """Whether each line is one measured number, of eight or more; the last may be cut."""
     lines = head.decode("utf-8", "ignore").lstrip("\ufeff").split("\n")
     cells = [line.strip() for line in lines[: -1 if len(lines) > 1 else None] if line.strip()]
-    return len(cells) >= 8 and all(map(_is_number, cells)) and measured(cells)
+    return len(cells) >= 8 and all(map(is_number, cells)) and measured(cells)
 
 
 def order_of(data: Dataset, columns: Iterable[str]) -> list[str]:
@@ -543,53 +518,6 @@ def _dated(cells: Sequence[Any]) -> bool:
     return timelike(cells) or all(MONTH.fullmatch(str(cell)) for cell in cells)
 
 
-def _is_numbers(cells: Sequence[Any]) -> bool:
-    """Whether most of them are numbers."""
-    return 2 * sum(map(_is_number, cells)) > len(cells) or 2 * np.isfinite(_column(cells)).sum() > len(cells)
-
-
-def _is_number(cell: Any) -> bool:
-    return bool(np.isfinite(number_in(cell))) or str(cell).strip().lower() == "nan"
-
-
-def number_in(cell: Any) -> float:
-    """A cell as a number, with a comma for the point where it has one; NaN where it is none."""
-    try:
-        return float(cell)
-    except (TypeError, ValueError):
-        text = str(cell).strip()
-    try:
-        return float(text.replace(",", ".")) if text.count(",") == 1 and "." not in text else np.nan
-    except ValueError:
-        return np.nan
-
-
-def _column(cells: Sequence[Any]) -> np.ndarray:
-    """Cells of a column as numbers, NaN where one is none. Commas and points that can only stand between thousands
-    (1,234.5 and 1.234,5; 1,234,567; 1,234 beside 999) are left out, in all of the column; so are signs of money and
-    shares, and what stands for thousands is reckoned in."""
-    texts = [GROUPS.sub("", str(cell).strip()) for cell in cells if cell is not None]
-    affixed = [AFFIXED.fullmatch(text) for text in texts]
-    if any(found and found[1] != found[0] for found in affixed) and 2 * sum(map(bool, affixed)) > len(affixed):
-        both = [None if cell is None else AFFIXED.fullmatch(GROUPS.sub("", str(cell).strip())) for cell in cells]
-        scale = np.array([SCALES.get(found[2], 1.0) if found else 1.0 for found in both])
-        return _column([found[1] if found else None for found in both]) * scale
-    if any(text != str(cell).strip() for text, cell in zip(texts, (cell for cell in cells if cell is not None))):
-        cells = [None if cell is None else GROUPS.sub("", str(cell).strip()) for cell in cells]
-    signed = [text for cell in cells if "," in (text := str(cell).strip()) or text.count(".") > 1]
-    if signed:
-        signed += (text for cell in cells if "." in (text := str(cell).strip()) and text not in signed)
-        beside = any(str(cell).strip().isdigit() for cell in cells)
-        for thousands, point in (",.", ".,"):
-            grouped = re.compile(rf"[-+]?[1-9]\d{{0,2}}([{thousands}]\d{{3}})+([{point}]\d*)?")
-            plain = re.compile(rf"[-+]?\d*([{point}]\d*)?")
-            said = [text for text in signed if thousands in text]
-            sure = any(point in text or text.count(thousands) > 1 for text in said) or (
-                thousands == "," and (beside or len(said) < len(signed)))
-            if said and sure and all((grouped if thousands in text else plain).fullmatch(text) for text in signed):
-                cells = [str(cell).replace(thousands, "").replace(point, ".") for cell in cells]
-                break
-    return np.array([number_in(cell) for cell in cells])
 
 
 def _by_moment(array: np.ndarray) -> bool:
@@ -650,7 +578,7 @@ def _relational(path: Path, text: str, problems: Problems | None) -> Iterator[Re
             continue
         parts = [["nan" if cell.strip() in ("?", "") else cell for cell in part.split(",")]
                  for part in re.split(r"\\n|;", found[2])] if found else []
-        if found is None or not all(_is_number(cell) for part in parts for cell in part):
+        if found is None or not all(is_number(cell) for part in parts for cell in part):
             bad(problems, path, f"line {number}", None, "not the numbers of a series in quotes; mend or remove it")
             continue
         none, longest = False, max(map(len, parts))
@@ -684,7 +612,7 @@ def _archive(path: Path, text: str, problems: Problems | None) -> Iterator[Recor
         called = dict(zip(given, said)).get("series_name", number)
         cells = [["nan" if cell.strip() in ("?", "") else cell for cell in part.split(",")] for part in parts]
         columns = [np.array(list(map(number_in, part))) for part in cells]
-        strange = next((cell for part in cells for cell in part if not _is_number(cell)), None)
+        strange = next((cell for part in cells for cell in part if not is_number(cell)), None)
         if strange is not None:
             bad(problems, path, f"line {number}", None, f"{strange!r:.40} is no number; mend or remove the line")
             continue
@@ -706,8 +634,14 @@ def numbers_of(frame: Frame, name: str) -> np.ndarray | None:
         return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False), dtype=np.float64)
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         return None
-    cells = column.to_pylist()
-    numbers = _column(cells)
+    with suppress(pa.ArrowInvalid):
+        plain = np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False))
+        return plain if 2 * np.isfinite(plain).sum() > len(plain) - column.null_count > 0 else None
+    coded = column.dictionary_encode()  # most columns of words say few of them
+    places = coded.indices.fill_null(len(coded.dictionary)).to_numpy(zero_copy_only=False)
+    cells = [*coded.dictionary.to_pylist(), None]
+    numbers = numbers_in(cells)[places]
+    cells = [cells[place] for place in places.tolist()]
     filled = sum(cell is not None and cell.strip() not in ("", "?", "-", "NA", "null") for cell in cells)
     return numbers if 2 * np.isfinite(numbers).sum() > filled > 0 else None
 
@@ -905,7 +839,8 @@ def _roles(frame: Frame, chosen: list[str], column: str | None, who: str | None,
     numbers = {name: values for name, values in numbers.items() if name not in (who, when) and name in frame.columns}
     if not chosen:
         numbers = {name: values for name, values in numbers.items() if not counts_rows(name, values)
-                   and not (_names(name) and _constant(values)) and not _marks(name, values)} or numbers
+                   and not (_names(name) and _constant(values)) and not _marks(name, values)
+                   and not (times is not None and repeats_time(name, values, times))} or numbers
     if not numbers:
         raise SegueError(f"{frame.path}: there are no numbers here (columns: {there}); name some with columns=")
     if column is not None and not chosen and len(numbers) > 1:
@@ -954,7 +889,8 @@ def _whose(frame: Frame, when: str, when_format: str | None, names: Sequence[str
     dated = timelike(frame.columns[when][:100].to_pylist())
     whole = [name for name in names if name != when and not measured(frame.columns[name][:1000].to_pylist())
              and (dated or _names(name) or numbers_of(frame, name) is None)]
-    cells = {name: list(map(str, frame.columns[name].to_pylist())) for name in whole}
+    cells = {name: list(map(str, frame.columns[name].to_pylist())) for name in names}
+    whole += [name for name in names if name not in (*whole, when) and _apart(cells[name], times, True)]
     if found := next((name for name in whole if _apart(cells[name], times)), None):
         return found
     whole.sort(key=list(frame.columns).index)
@@ -994,6 +930,19 @@ def _constant(values: np.ndarray) -> bool:
     known = values[np.isfinite(values)]
     same = len(values) > 1 and len(known) == len(values) and bool((known == known[0]).all())
     return same and float(known[0]).is_integer()
+
+
+def repeats_time(name: str, values: np.ndarray, times: np.ndarray) -> bool:
+    """Whether a column says the year, month, day or hour of the times (N,) that another column says."""
+    part = next((part for part, called in CALLED.items() if plain(name) in called), None)
+    if part not in CALENDAR or not of_calendar(times):
+        return False
+    known = np.isfinite(times) & np.isfinite(values)
+    moments = np.round(times[known]).astype("M8[s]")
+    unit, larger = CALENDAR[part]
+    said = moments.astype(f"M8[{unit}]")
+    number = said.astype(int) + 1970 if part == "year" else (said - moments.astype(f"M8[{larger}]")).astype(int)
+    return bool(np.isin(values[known] - number, (0, 1)).mean() > 0.95) if known.any() else False
 
 
 def _marks(name: str, values: np.ndarray) -> bool:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeGuard
 from unicodedata import normalize
@@ -31,6 +32,7 @@ from segue.kinds.frame import (
     glance,
     is_array,
     is_parquet,
+    listed,
     load_table,
     said,
     times_a_line,
@@ -39,10 +41,11 @@ from segue.kinds.frame import number as is_number
 from segue.kinds.games import as_pgn, moves_in
 from segue.kinds.moments import CLOCK, spelled, together
 from segue.kinds.packed import bare, opened, twin
-from segue.kinds.text import text_columns
+from segue.kinds.text_columns import text_columns
 from segue.kinds.times import NUMBER, seconds_of, span, steady, timelike, written
 
 
+@lru_cache(maxsize=1 << 14)
 def plain(name: str) -> str:
     """A name in lower case, without signs and accents."""
     return "".join(char for char in normalize("NFKD", name.casefold()) if char.isalnum())
@@ -57,7 +60,8 @@ def named(text: str) -> tuple[str, ...]:
 WHO = named("who caseconceptname case user userpseudo session customer visitor patient sender subject client account "
             "member player reviewer author actor login listener reader student learner driver employee buyer entity "
             "trace episode trajectory device bike taxi vehicle sequenceid playlist host person owner order invoice "
-            "basket cart transaction trip container cip u kunde kunden benutzer nutzer fall sitzung utilisateur "
+            "basket cart transaction trip container cip u kunde kunden benutzer nutzer fall vorgang vorgangs auftrag "
+            "auftrags antrag antrags bestellung sitzung aanvraag dossiers utilisateur "
             "usager dossier "
             "usuario cliente caso utente gebruiker klant zaak пользователь клиент 用户 客户 会员 ユーザー 顧客 会員 "
             "사용자 고객")
@@ -75,9 +79,10 @@ WHEN = named("when time timestamp datetime date ts unixtimestamp unixreviewtime 
 SETS = re.compile(rb"(\s*@[^\n]*\n)*\s*\d+ (\d+ |-1 )*-1 -2\s*(\n|$)")
 # Lines of numbers below the names that they stand for, as the visits of msnbc.com are kept (UCI).
 NUMBERED = re.compile(rb"%[^\n]*\n\s*(?P<names>[^%\d\n]+)\n\s*%[^\n]*\n(?P<cases>(\s*\d[\d ]*(\r?\n|$))+)")
+OCEL = {"ocel:activity", "ocel:timestamp"}  # columns of an object-centric log
 HOW = named("level loglevel severity priority")  # of a log: says neither who nor what
-ENDINGS = ("", *words("id name number no idx index code key num uri en nummer nr nbr"))
-IDS = re.compile(r"(?i:(^|[ _.-])(id|no|number|nr|nbr|num|key))$|[a-z](Id|ID|No|Number|Nr|Key)$")
+ENDINGS = ("", *words("id name number no idx index code key num uri en nummer nr nbr numero"))
+IDS = re.compile(r"(?i:(^|[ _.-])(id|no|number|nr|nbr|num|key))$|[a-z](Id|ID|No|Number|Nr|Key)$|[a-z]nummer$")
 MOMENTS = ("timestamp", "datetime", "date", "time", "at", "ts", "datum", "zeit")  # what other names end on
 ADDRESS = re.compile(r"\S+@\S+\.\w+|\d+\w? .*\b(street|st|avenue|ave|road|rd|lane|ln|drive|dr|blvd|way|court|hill)\b.*",
                      re.IGNORECASE)
@@ -128,6 +133,8 @@ class Events(Kind):
         if (table.form == "delimited" and suffix not in sorts and not table.rows) or in_blocks(table, head):
             return 0.0  # one line; words of sentences, a line a word and a blank line behind each sentence
         names = table.names if table.headed else []
+        if set(names) >= OCEL:
+            return 0.9
         who, what, weak, when = (named_by(names, usual) for usual in (WHO, WHAT, WEAKLY, WHEN))
         thing = what or weak
         if thing and any(isinstance(cell, list) for cell in table.column(thing)):
@@ -159,7 +166,8 @@ class Events(Kind):
 
         when = timed(table.names, table.column)
         rest = [name for name in table.names if name != when]
-        if when is None or None in told_apart(rest, table.column, named_by(rest, WHO), named_by(rest, WHAT)):
+        roles = told_apart(rest, table.column, named_by(rest, WHO), named_by(rest, WHAT))
+        if when is None or not timelike(table.column(when)) or None in roles:
             return False
         with suppress(SegueError):
             moments = seconds_of(pa.array(map(str, table.column(when))), None, path, when)
@@ -218,15 +226,15 @@ class Events(Kind):
         for name in also:
             if name not in columns:
                 raise SegueError(f"{first.path}: there is no column '{name}'; there are {', '.join(columns)}")
-        def listed(name: str | None) -> bool:
+        def has_lists(name: str | None) -> bool:
             return name in columns and (types.is_list(columns[name].type) or types.is_large_list(columns[name].type))
 
         whole = roles[1] if roles[1] in columns else roles[2]
-        if listed(whole) and not listed(roles[0]):
+        if has_lists(whole) and not has_lists(roles[0]):
             for frame, _ in frames:
                 yield from _lists(frame, roles, also, when_format, of, problems)
             return
-        if listed(whole):  # a table within each row
+        if has_lists(whole):  # a table within each row
             frames = [(laid_out(frame, [*filter(None, roles), *also]), roles) for frame, _ in frames]
         parts = [_events(frame, roles, also, when_format, problems) for frame, _ in frames]
         parts = [part for part in parts if len(part[0])]
@@ -508,9 +516,23 @@ def _interactions(table: Look) -> bool:
         return False
     when = _clock(table.names, table.column)
     first, second = (table.column(name) for name in [name for name in table.names if name != when][:2])
+    if when is None and are_numbers_of(first) and are_things(second):
+        return True
     ids = all(cell and len(cell) <= 40 and not re.search(r"\s", cell) for cell in first + second)
     whole = all(map(str.isdigit, first + second))
     return ids and ((whole and len(table.names) < 4) or when is not None) and 1 < len(set(first)) < len(first)
+
+
+def are_numbers_of(cells: Sequence[Any]) -> bool:
+    """Whether these are long whole numbers, as those of users, of which some come again."""
+    return all(isinstance(cell, str) and cell.isdigit() and len(cell) > 5 for cell in cells) and \
+        1 < len(set(cells)) < len(cells)
+
+
+def are_things(cells: Sequence[Any]) -> bool:
+    """Whether these are short names, as of games, of which many come again."""
+    return all(isinstance(cell, str) and len(cell) <= 80 and re.search(r"[^\W\d_]{3}", cell) for cell in cells) and \
+        1 < len(set(cells)) < 0.8 * len(cells)
 
 
 def addresses(table: Look) -> bool:
@@ -670,7 +692,7 @@ def _by_place(frame: Frame, who: str | None, what: str | None,
         what = lists[0]
     elif what is None and free:
         what = next((name for name in free if not measured(cells(name))), free[0])
-        if any(are_wordy(cells(name)) for name in (who, what) if name in frame.columns):
+        if any(are_wordy(cells(name)) and not are_things(cells(name)) for name in (who, what) if name in frame.columns):
             raise SegueError(f"{frame.path}: {who} and {what} hold texts: give who= and what= if they are events")
         _events_not_measured(frame, what, frame.columns[what].unique().to_pylist())
     return who, what, when
@@ -729,9 +751,18 @@ def with_lists(table: Look | None) -> Look | None:
 
 
 def _readied(frame: Frame) -> Frame:
-    """As `with_lists` does it."""
+    """As `with_lists` does it; an object-centric log (OCEL as CSV) has a row for each object of each event."""
     import pyarrow as pa
 
+    if frame.columns.keys() >= OCEL:
+        objects = [name for name in frame.columns if name.startswith("ocel:type:")]
+        cells = zip(*(frame.columns[name].to_pylist() for name in objects))
+        whose = [[each for cell in row if cell for each in (cell if isinstance(cell, list) else listed(cell) or [])]
+                 for row in cells]
+        places = np.repeat(np.arange(len(whose)), list(map(len, whose)))
+        columns = {name: frame.columns[f"ocel:{name}"].take(places) for name in ("activity", "timestamp")}
+        columns = {"case": pa.array([str(each) for row in whose for each in row], pa.string()), **columns}
+        frame = replace(frame, columns=columns, rows=frame.rows[places])
     for name, column in frame.columns.items():
         if pa.types.is_string(column.type) and are_ids([cell.strip() for cell in column.drop_null().to_pylist()]):
             lists = [cell.split() if cell else None for cell in column.to_pylist()]
@@ -764,7 +795,7 @@ def when_of(frame: Frame, names: list[str]) -> str | None:
     import pyarrow as pa
 
     def cells(name: str) -> list[Any]:
-        return [cell for cell in frame.columns[name][:1000].to_pylist() if cell not in (None, "")]
+        return [cell for cell in frame.columns[name][:1000].to_pylist() if cell not in (None, "", "?")]
 
     parts = _parts([name for name in names if "list" not in str(frame.columns[name].type)], cells)
     if not parts:
@@ -797,9 +828,10 @@ def _parts(names: Iterable[str], cells: Callable[[str], Sequence[Any]]) -> dict[
 def timed(names: Iterable[str], cells: Callable[[str], Sequence[Any]]) -> str | None:
     """The column that says when: by its usual name, by how its name ends and what is in it, or by the dates in it."""
     usual = ranked(names, WHEN)
-    if usual:  # the first that can be read
-        return next((name for name in usual if all(NUMBER.fullmatch(str(cell)) for cell in cells(name)) or
-                     timelike(cells(name))), usual[0])
+    if usual:  # the first that can be read, rather one that only grows
+        able = [name for name in usual if all(NUMBER.fullmatch(str(cell)) for cell in cells(name)) or
+                timelike(cells(name))]
+        return next((name for name in able if len(able) > 1 and _grows(cells(name))), next(iter(able), usual[0]))
     likely = [name for name in names if timelike(cells(name))]
     stems = [UNITS.sub("", plain(name)) for name in likely]
     ends = [name for name, stem in zip(likely, stems) if plain(name).endswith(MOMENTS) or stem.endswith(MOMENTS)]
@@ -807,6 +839,16 @@ def timed(names: Iterable[str], cells: Callable[[str], Sequence[Any]]) -> str | 
                                                 for cell in cells(name) if cell is not None)]
     return max(ends or dates, key=lambda name: len(set(map(str, cells(name)))), default=None)  # the last change, not
     # when it was opened
+
+
+def _grows(cells: Sequence[Any]) -> bool:
+    """Whether each of these says a later time than the one before, all of them in numbers or in one order of parts."""
+    texts = list(map(str, cells))
+    if not all(map(NUMBER.fullmatch, texts)):
+        return timelike(cells) and len(texts) > 1 and all(a < b for a, b in zip(texts, texts[1:]))
+    with suppress(ValueError):
+        return len(texts) > 1 and all(float(a) < float(b) for a, b in zip(texts, texts[1:]))
+    return False
 
 
 def told_apart(names: Iterable[str], cells: Callable[[str], Sequence[Any]], who: str | None = None,
@@ -834,7 +876,7 @@ def told_apart(names: Iterable[str], cells: Callable[[str], Sequence[Any]], who:
     alone = able[0] if len(able) == 1 or (what is None and able) else None
     if who is None and len(able) > 1:
         alone = next((name for name in able if IDS.search(name) and
-                      2 * len({*map(str, cells(name))}) <= len(cells(name))), None)  # not a number for each row
+                      5 * len({*map(str, cells(name))}) <= 4 * len(cells(name))), None)  # not one for each row
     return who or alone, what or alone
 
 

@@ -228,6 +228,9 @@ def _dated(texts: list[str], path: Path) -> np.ndarray:
                          "seconds, or ISO times")
     best = [times for times, failed in zip(tried, failures) if failed == min(failures)]
     if any(not np.array_equal(best[0], other, equal_nan=True) for other in best[1:]):
+        in_order = [times for times in best if (np.diff(times) > 0).all() or (np.diff(times) < 0).all()]
+        if len(in_order) == 1 and len(texts) > 2:  # rows were kept as they came
+            return in_order[0] + np.array(beyond)
         raise SegueError(f"{path}: the times may be day/month or month/day; give when_format='%d/%m/%Y ...' or "
                          "'%m/%d/%Y ...'")
     return best[0] + np.array(beyond)
@@ -246,8 +249,8 @@ def _parsed(text: Any, form: str, path: Path) -> np.ndarray:
 
 
 def _living(times: np.ndarray) -> np.ndarray:
-    """NaN for what lies before the year 1800 or after 2300: the format was another one."""
-    return np.where((times > -5364662400) & (times < 10413792000), times, np.nan)
+    """NaN for what lies before the year 1500 or after 2300: the format was another one."""
+    return np.where((times > -14831769600) & (times < 10413792000), times, np.nan)
 
 
 def _scaled(numbers: np.ndarray) -> np.ndarray:

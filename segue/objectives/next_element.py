@@ -84,7 +84,7 @@ class NextElement:
 
 class EachStream:
     """Maximum likelihood of the next id of each level, for a `segue.models.streams.MultiStream`: tokens and targets
-    (B, T, Q), see `segue.models.streams.targets_of`."""
+    (B, T, Q), see `segue.models.streams.next_targets`."""
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
         hidden = model.hidden(batch.tokens, batch.layout).flatten(0, 1)  # type: ignore[operator]
