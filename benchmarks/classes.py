@@ -31,7 +31,7 @@ import segue
 from segue.analysis.metrics import rank_correlation
 from segue.cells import Cells
 from segue.files import write_text
-from segue.training.recipe import machine
+from segue.training.recipe import describe_machine
 
 Pairs = list[tuple[Any, Any]]  # what the baselines read, and its class or number
 RESULTS = Path(__file__).parent / "results"
@@ -426,7 +426,7 @@ def page(found: dict[str, Any], minutes: float) -> str:
                             f"{row['alone']['this model']:.1%}", f"{best['score']:.1%}", best["what"],
                             f"**{told}**" if abs(ahead) > noise(row, best) else told, f"{row['confidence']:.1%}",
                             f"{best['confidence']:.1%}" if "confidence" in best else "", *took])
-    text = ABOUT.format(machine=machine(), seconds=60 * minutes)
+    text = ABOUT.format(machine=describe_machine(), seconds=60 * minutes)
     if classes:
         text += table(CLASSES, classes) + f"\nErrors: {np.exp(np.mean(np.log(ratios))):.2f} times those of the " \
             f"better baseline (geometric mean of {len(ratios)} sets).\n\n"

@@ -22,8 +22,8 @@ import torch
 from segue.data import read
 from segue.demo import standard_library
 from segue.files import write_text
-from segue.models.counts import BlendedCounts, CountModel, documents_bits, hold_back
-from segue.training.recipe import machine
+from segue.models.counts import BlendedCounts, CountModel, documents_bits, split_held_out
+from segue.training.recipe import describe_machine
 
 
 def xz(contents: bytes) -> int:
@@ -76,7 +76,7 @@ def rows(quick: bool, minutes: float) -> Iterator[tuple[str, float, str]]:
 
 def blended(seen: list[np.ndarray], unseen: list[np.ndarray], vocabulary: int, window: int,
             size: int) -> tuple[str, float, str]:
-    rest, aside = hold_back(seen)
+    rest, aside = split_held_out(seen)
     model = BlendedCounts(vocabulary, window)
     _, counting = timed(lambda: model.count(rest))
     _, trusting = timed(lambda: model.learn_trust(aside))
@@ -106,7 +106,7 @@ def main() -> None:
     torch.set_num_threads(1 if not options.minutes else torch.get_num_threads())
     blended([np.arange(40) % 7] * 40, [np.arange(3500) % 7], 8, 64, 1)  # compile, apart from what is timed
     lines = ["# Count models on the standard library's source", "",
-             f"Printed by `python benchmarks/counts.py` on {machine()}, seconds are of one processor.", "",
+             f"Printed by `python benchmarks/counts.py` on {describe_machine()}, seconds are of one processor.", "",
              "| model | bits per byte | |", "| --- | --- | --- |"]
     print("\n".join(lines))
     for what, bits, speed in rows(options.quick, options.minutes):

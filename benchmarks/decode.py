@@ -217,7 +217,7 @@ def int8_loss(exact: CompiledModel, rounded: CompiledModel) -> tuple[float, floa
 def machine(threads: int) -> str:
     peers = [peer for peer in ("numba", "transformers", "ctranslate2") if find_spec(peer) is not None]
     versions = ", ".join(f"{peer} {version(peer)}" for peer in peers)
-    return f"{recipe.machine()}, {versions}; {threads} threads"
+    return f"{recipe.describe_machine()}, {versions}; {threads} threads"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

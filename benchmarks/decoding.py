@@ -47,7 +47,7 @@ from segue.models.huggingface import from_huggingface
 from segue.objectives import Batch, MaskedElements, NextElement
 from segue.objectives.masked import masked_blocks
 from segue.training.learn import learn
-from segue.training.recipe import heads_of
+from segue.training.recipe import choose_heads
 from segue.verbs.fitted import Fitted
 from segue.verbs.speed_up import (
     DECODING_SETTINGS,
@@ -181,7 +181,7 @@ def heads(mixer: str, threads: int, tokens: int, minutes: float, head_minutes: f
         if not note.exists():
             readings = readings or HeadsTrainingData(fitted, model, train, 60 * head_minutes)
             torch.manual_seed(0)
-            trained = DraftHeads.on(stack, **shape, attention_heads=heads_of(WIDTH))
+            trained = DraftHeads.for_base(stack, **shape, attention_heads=choose_heads(WIDTH))
             done = train_heads(trained, fitted, readings, 60 * head_minutes, None, 0, True)
             asks = sample_prompts(train, 16)
             hits, asked = count_hits(trained, stack, model, asks, tokens)

@@ -17,7 +17,7 @@ from torch import Tensor
 from segue.decoding import generate
 from segue.decoding.draft import PromptLookup, Tip, TrieDraft
 from segue.models.base import Output
-from segue.training.recipe import machine
+from segue.training.recipe import describe_machine
 
 
 class Still:
@@ -67,7 +67,7 @@ def per_token(model: Any, batch: int, n: int = 1000, **options: Any) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    print(machine())
+    print(describe_machine())
     print(f"\n{'microseconds a pass':34}{'V 2,000':>10}{'V 50,000':>10}{'V 2,000, 8 rows':>17}")
     ways: dict[str, dict[str, Any]] = {
         "greedy": {}, "greedy, log-probabilities": {"logprobs": True}, "sample": {"decoder": "sample"},

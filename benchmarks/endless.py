@@ -20,7 +20,7 @@ import torch
 
 from segue.models import Stack, StackConfig
 from segue.models.compiled import compile_model
-from segue.training.recipe import machine
+from segue.training.recipe import describe_machine
 
 SUBJECTS = ("lstm", "gru", "slstm", "mamba", "mamba2", "s5", "gla", "mlstm", "deltanet", "attention")
 VOCABULARY, PIECE = 256, 2048
@@ -64,7 +64,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     given = parser.parse_args()
     lines = [f"# {given.tokens:,} tokens, one after the other", "",
-             f"`python benchmarks/endless.py` on {machine()}, one thread; {given.layers} layers of width "
+             f"`python benchmarks/endless.py` on {describe_machine()}, one thread; {given.layers} layers of width "
              f"{given.width}, {VOCABULARY} tokens, float32, the compiled engine", "",
              "|  | tokens | µs a token, first tenth | last tenth | MiB after the first tenth | at the end | "
              "logits differ from torch's by |", f"|---|{'---:|' * 6}"]

@@ -20,7 +20,7 @@ import torch
 
 from segue.training import Arrays, Batches, Plan, Run
 from segue.training.loop import autocast
-from segue.training.recipe import cores, fast_bfloat16, machine
+from segue.training.recipe import cores, describe_machine, is_bfloat16_fast
 from segue.verbs.fit import build
 
 VOCABULARY, WIDTH, DEPTH, HEADS, HIDDEN, CONTEXT, ROWS = 2048, 256, 4, 4, 704, 256, 16
@@ -94,12 +94,13 @@ def main() -> None:
     draw = np.random.default_rng(0)
     stores = {"long": Arrays([draw.integers(0, VOCABULARY, 5000) for _ in range(40)]),
               "short": Arrays([draw.integers(0, VOCABULARY, n) for n in draw.integers(20, 201, 2000)])}
-    best = "bfloat16" if fast_bfloat16(threads) else "float32"
+    best = "bfloat16" if is_bfloat16_fast(threads) else "float32"
     precisions = list(dict.fromkeys(("float32", best)))
     lines = ["# Training beside a plain loop over transformers", "", "`python benchmarks/fit.py`", "",
-             f"{DEPTH} blocks of width {WIDTH}, {ROWS} rows of {CONTEXT}, vocabulary {VOCABULARY:,}, on {machine()}. "
-             "Tokens are those predicted, padding is not counted. Long documents fill the rows of both; of short ones "
-             "(20 to 200 tokens) we pack several in a row, and the plain loop pads.", "",
+             f"{DEPTH} blocks of width {WIDTH}, {ROWS} rows of {CONTEXT}, vocabulary {VOCABULARY:,}, on "
+             f"{describe_machine()}. Tokens are those predicted, padding is not counted. Long documents "
+             "fill the rows of both; of short ones (20 to 200 tokens) we pack several in a row, and the plain "
+             "loop pads.", "",
              f"| documents | loop | tokens/s | {' | '.join(f'to transformers, {p}' for p in precisions)} |",
              "|---|---|---|" + "---|" * len(precisions)]
     for documents, store in stores.items():

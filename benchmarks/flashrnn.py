@@ -25,7 +25,7 @@ import torch
 from segue.files import write_text
 from segue.kernels.rnn import CELLS
 from segue.papers.flashrnn import WIDTH, timings
-from segue.training.recipe import machine
+from segue.training.recipe import describe_machine
 
 SHORT = 128
 
@@ -57,7 +57,8 @@ def main() -> None:
     if given.processor:
         torch.set_num_threads(1)
     clock = time.process_time if given.processor else time.perf_counter
-    name = torch.cuda.get_device_name() if given.device == "cuda" else f"{machine()}, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name() if given.device == "cuda" else \
+        f"{describe_machine()}, {torch.get_num_threads()} threads"
     name += ", processor time" if given.processor else ""
     best = peak(given.device, clock)
     lines = [f"{name}; torch {torch.__version__}, float32; {given.rows} rows of {given.length} steps, forward and "

@@ -23,7 +23,7 @@ import torch
 
 from segue.analysis.memory import peak_memory
 from segue.mixers import MIXERS
-from segue.training.recipe import machine
+from segue.training.recipe import describe_machine
 
 SUBJECTS: dict[str, tuple[str, dict[str, Any]]] = {
     "full": ("attention", {}),
@@ -74,8 +74,8 @@ def main() -> None:
     torch.manual_seed(0)
     lengths = [n for n in (2**i for i in range(7, 25)) if given.shortest <= n <= given.longest]
     lines = ["# How cost grows with the length", "",
-             f"`python benchmarks/growth.py` on {machine()}, {torch.get_num_threads()} threads; float32, one sequence, "
-             f"width {given.width}, forward and backward", "",
+             f"`python benchmarks/growth.py` on {describe_machine()}, {torch.get_num_threads()} threads; float32, one "
+             f"sequence, width {given.width}, forward and backward", "",
              f"|  | {' | '.join(f'{n:,}' for n in lengths)} | time grows as | memory grows as |",
              f"|---|{'---:|' * (len(lengths) + 2)}"]
     print("\n".join(lines))

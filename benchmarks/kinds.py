@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 import segue
-from segue.analysis.forecast import crps, scale, season
+from segue.analysis.forecast import crps, find_season, naive_scale
 from segue.analysis.metrics import evaluate, ranks
 from segue.analysis.molecules import molecule_quality
 from segue.analysis.ranking import rank_next, ranking
@@ -36,7 +36,7 @@ from segue.kinds.elements import as_elements
 from segue.models.counts import CountModel
 from segue.models.predict import DecodablePredictor
 from segue.training.evaluate import OURS
-from segue.training.recipe import machine
+from segue.training.recipe import describe_machine
 from segue.verbs.forecast import combined_forecasts
 from segue.verbs.timed import TimedEvaluation
 
@@ -204,7 +204,7 @@ def series(minutes: float, grids: Sequence[np.ndarray], cuts: Sequence[int], col
     scores: list[float] = []
     for c in range(len(columns)):
         learned = [grid[:cut, c] for grid, cut in zip(grids, cuts) if cut]
-        lag = season(max(learned, key=len))
+        lag = find_season(max(learned, key=len))
         line = linear(learned, steps, min(2 * steps, max(map(len, learned)) - steps - 1))
         for number, (row, place) in enumerate(places):
             past, truth = grids[row][:place, c], grids[row][place : place + steps, c]
@@ -212,7 +212,7 @@ def series(minutes: float, grids: Sequence[np.ndarray], cuts: Sequence[int], col
             told = {SEGUE: np.median(draws[number, :, :, c], 0), "last value": np.repeat(past[-1], steps),
                     "drift": past[-1] + (past[-1] - past[0]) / (len(past) - 1) * np.arange(1, steps + 1),
                     "season ago": np.array([past[-back + h % back] for h in range(steps)]), "linear": line(past)}
-            size = scale(grids[row][: cuts[row] or place, c], 1) or 1.0
+            size = naive_scale(grids[row][: cuts[row] or place, c], 1) or 1.0
             scores.append(crps(draws[number, :, :, c].T, truth) / size)
             for name, points in told.items():
                 errors[name].append(np.abs(points - truth) / size)
@@ -355,8 +355,9 @@ LOWER = ("bits", "wrong", "time RMSE", "MASE", "CRPS")  # measures of which less
 
 def page(rows: list[dict[str, Any]]) -> str:
     lines = ["# What comes next, kind by kind", "",
-             f"Printed by `benchmarks/kinds.py` (which says what each method and split is): one thread, {machine()}. "
-             "Both sides learned from the same sequences; minutes are those of `segue fit`. Best in bold.", ""]
+             "Printed by `benchmarks/kinds.py` (which says what each method and split is): one thread, "
+             f"{describe_machine()}. Both sides learned from the same sequences; minutes are those of "
+             "`segue fit`. Best in bold.", ""]
     for sort, title in TITLES.items():
         mine = {(row["data"], row["minutes"]): row for row in rows if row["sort"] == sort}
         if not mine:

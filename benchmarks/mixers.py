@@ -47,9 +47,9 @@ from segue.kernels.delta import delta
 from segue.kernels.gla import gla, gla_reference
 from segue.kernels.mlstm import EMPTY, mlstm
 from segue.kernels.scan import linear_scan, linear_scan_reference, selective_scan, selective_scan_reference
-from segue.kernels.ssd import apart, ssd
+from segue.kernels.ssd import split_projection, ssd
 from segue.mixers import GRU, LSTM, MLSTM, Attention, DeltaNet, GatedLinearAttention, Mamba, Mamba2
-from segue.training.recipe import machine
+from segue.training.recipe import describe_machine
 
 HERE = Path(__file__).parent / "results"
 PATIENCE = 20.0  # seconds that a step may take
@@ -340,7 +340,7 @@ def gpu_kernels(rows: int, length: int, width: int, precision: torch.dtype) -> d
     dual = torch.zeros(rows, many, states, 64, device="cuda")
 
     def mamba2(name: str, package: str, wide: bool = False) -> Tensor:
-        v, k, q = apart(u, dual)
+        v, k, q = split_projection(u, dual)
         q, k = (x.repeat_interleave(many, 2) for x in (q, k))
         g = write * A
         g = g[..., None].expand(*g.shape, states).contiguous() if wide else g
@@ -394,7 +394,7 @@ def on_gpu(given: argparse.Namespace) -> None:
         for row in gpu_rows(given, getattr(torch, given.precision)):
             if given.rounds:
                 with open(file, "a") as handle:
-                    handle.write(json.dumps(row | {"machine": machine()}) + "\n")
+                    handle.write(json.dumps(row | {"machine": describe_machine()}) + "\n")
     finally:  # a kernel that broke the GPU's memory ends the run: what was measured before stays
         if given.rounds and file.exists():
             record = {(r["mixer"], r["who"], r["length"], r["width"], r["precision"]): r
@@ -468,7 +468,7 @@ def main() -> None:
     if given.device == "cuda":
         return on_gpu(given)
     file, slow = HERE / "mixers.jsonl", set[str]()
-    here = f"{machine()}, {torch.get_num_threads()} threads"
+    here = f"{describe_machine()}, {torch.get_num_threads()} threads"
     most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8 * 7
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))  # so that who needs more fails, and nobody else
     shorter = [512 * 4**k for k in range(8) if 512 * 4**k < min(given.lengths)]

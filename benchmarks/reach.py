@@ -18,8 +18,8 @@ import torch
 import segue
 from segue.models import Stack
 from segue.models.base import Decodable
-from segue.models.bounded import bounded
-from segue.training.recipe import machine
+from segue.models.bounded import bound_attention
+from segue.training.recipe import describe_machine
 
 PIECE = 64
 
@@ -46,15 +46,15 @@ def main() -> None:
     model = segue.fit([text[: 9 * len(text) // 10]], minutes=given.minutes, quiet=True)
     assert isinstance(model.model, Stack) and model.mixture is not None
     tokens = model.codec.encode(text[9 * len(text) // 10 :])[: given.tokens]
-    near = bounded(model.model, model.context)
+    near = bound_attention(model.model, model.context)
     forms: dict[str, Decodable] = {
         "network, all of the past": model.model, f"network, the latest {model.context}": near,
-        "with counts, all of the past": model.mixture.over(model.model),
-        f"with counts, the latest {model.context} (what `continue` runs)": model.mixture.over(near)}
+        "with counts, all of the past": model.mixture.with_network(model.model),
+        f"with counts, the latest {model.context} (what `continue` runs)": model.mixture.with_network(near)}
     edges = [1, model.context, *(model.context * 2**k for k in range(1, 12) if model.context * 2**k < len(tokens)),
              len(tokens)]
     lines = ["# Far from the beginning", "",
-             f"`python benchmarks/reach.py {given.file.name} --minutes {given.minutes:g}` on {machine()}: "
+             f"`python benchmarks/reach.py {given.file.name} --minutes {given.minutes:g}` on {describe_machine()}: "
              f"{len(model.model.config.mixers)} layers of {model.model.config.mixers[0]}, rows of {model.context} "
              f"tokens; nats a token by its place in {len(tokens):,} tokens that were held out", "",
              "| | " + " | ".join(f"{a:,} to {b:,}" for a, b in zip(edges, edges[1:])) + " |",

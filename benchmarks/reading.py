@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 import segue
-from segue.training.recipe import machine
+from segue.training.recipe import describe_machine
 
 BASES, EVENTS, TIMES = 4_600_000, 1_000_000, 3
 
@@ -113,7 +113,7 @@ def main() -> None:
         held = best(lambda: data.save(folder / "saved"), 1)[0]
         rows.append(("save it as a data set", held, None, ""))
         rows.append(("open that", best(lambda: segue.read(folder / "saved"))[0], None, ""))
-    lines = [f"On {machine()}.", "", "| what | segue, s | peer, s | peer | ratio |", "|---|---|---|---|---|"]
+    lines = [f"On {describe_machine()}.", "", "| what | segue, s | peer, s | peer | ratio |", "|---|---|---|---|---|"]
     for what, taken, other, name in rows:
         beside = f"{other:.3f} | {name} | {other / taken:.1f}x" if other else "| |"
         lines.append(f"| {what} | {taken:.3f} | {beside} |")

@@ -34,20 +34,20 @@ def attempt(path: str, seconds: float, changes: str, seed: int) -> dict[str, Any
             times[name] = float(value)
         else:
             own |= settings([change])
-    size = recipe.SIZE
-    recipe.SIZE = size * times.pop("size", 1.0)
+    size = recipe.SIZE_FACTOR
+    recipe.SIZE_FACTOR = size * times.pop("size", 1.0)
     try:
         return cell(path, seconds, seed, times, **own) | {"try": changes, "seed": seed}
     finally:
-        recipe.SIZE = size
+        recipe.SIZE_FACTOR = size
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     tried = sorted({row["try"] for row in rows}, key=lambda name: (name != BASE, name))
     columns = list(dict.fromkeys((row["data"], row["unit"], row["seconds"]) for row in rows))
     lines = ["# Tries behind the recipe", "",
-             f"Printed by `benchmarks/recipe.py`: one thread each, {recipe.machine()}. Held-out bits per unit of "
-             "networks alone, the mean over seeds where there are several (their number behind it). First row: the "
+             f"Printed by `benchmarks/recipe.py`: one thread each, {recipe.describe_machine()}. Held-out bits per unit "
+             "of networks alone, the mean over seeds where there are several (their number behind it). First row: the "
              "recipe's own plan; the others: what was changed, and the bits saved (-) or lost (+) by it in the same "
              "processor time.",
              "", "| | " + " | ".join(f"{data}, {seconds:g} s, per {unit}" for data, unit, seconds in columns) + " |",

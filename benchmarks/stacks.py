@@ -24,9 +24,9 @@ import segue
 from segue.models import expand_pattern
 from segue.training import Batches, Run
 from segue.training.evaluate import score
-from segue.training.recipe import Facts, choose, fast_bfloat16, machine
+from segue.training.recipe import Facts, choose_plan, describe_machine, is_bfloat16_fast
 from segue.verbs.fit import build, held_out_scorer
-from segue.verbs.fitted import carries
+from segue.verbs.fitted import has_constant_state
 
 HERE = Path(__file__).parent / "results"
 STACKS = ("attention", "lstm", "gru", "mamba", "gla", "gla+attention")
@@ -40,9 +40,9 @@ def cell(path: str, seconds: float, seed: int = 0, times: dict[str, float] | Non
     train, held = data.split(0.05)
     codec = train.codec(**{"vocabulary": choices.pop("vocabulary")} if "vocabulary" in choices else {})
     store, exam = train.encode(codec), held.encode(codec)
-    precision = "bfloat16" if fast_bfloat16(1) else "float32"
-    plan, _ = choose(Facts(int(store.lengths.sum()), int(store.lengths.max()), codec.size, 1, 1.5e11, precision,
-                           seconds), seed=seed, **choices)
+    precision = "bfloat16" if is_bfloat16_fast(1) else "float32"
+    plan, _ = choose_plan(Facts(int(store.lengths.sum()), int(store.lengths.max()), codec.size, 1, 1.5e11, precision,
+                                seconds), seed=seed, **choices)
     own = plan.to_dict()
     plan = plan.with_(**{name: type(own[name])(own[name] * factor) for name, factor in (times or {}).items()})
 
@@ -58,7 +58,7 @@ def cell(path: str, seconds: float, seed: int = 0, times: dict[str, float] | Non
     with closing(Batches(store, plan.context, plan.rows, seed)) as batches:
         run = Run(model, batches, plan, held_out=held_out_scorer(exam, plan))  # whose best weights are kept, as by fit
         run.train(quiet=True)
-    scored = score(model, exam, None if carries(model) else plan.context)
+    scored = score(model, exam, None if has_constant_state(model) else plan.context)
     return {"data": f"{data.kind.name}: {Path(path).name}", "unit": data.kind.unit, "stack": plan.mixer,
             "seconds": seconds, "bits": round(float(scored.nats.sum()) / math.log(2) / int(exam.units.sum()), 4),
             "steps": plan.steps, "taken": run.step, "rows": plan.rows, "context": plan.context, "width": plan.width,
@@ -74,9 +74,9 @@ def shape(row: dict) -> str:
 def table(rows: list[dict]) -> str:
     stacks = list(dict.fromkeys(row["stack"] for row in rows))
     lines = ["# Which mixer learns most in a given time", "",
-             f"One thread each, {machine()}. Held-out bits per unit of the network alone (tokens/s in training). "
-             "Regenerate: see `benchmarks/stacks.py`. Where a data set has two shapes for a time, the larger is an "
-             "earlier recipe's.", "",
+             f"One thread each, {describe_machine()}. Held-out bits per unit of the network alone (tokens/s in "
+             "training). Regenerate: see `benchmarks/stacks.py`. Where a data set has two shapes for a time, the "
+             "larger is an earlier recipe's.", "",
              "| data | seconds | blocks x width | " + " | ".join(stacks) + " |", "|---|---|---|" + "---|" * len(stacks)]
     for key in sorted({(row["data"], row["seconds"], shape(row)) for row in rows}):
         cells = {row["stack"]: row for row in rows if (row["data"], row["seconds"], shape(row)) == key}

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from segue.training.recipe import machine
+from segue.training.recipe import describe_machine
 
 PROCESSES = {
     "python alone": ["-c", ""],
@@ -35,8 +35,9 @@ def main() -> None:
             times[name].append(time.perf_counter() - begin)
     taken = {name: statistics.median(values[1:]) for name, values in times.items()}
     added = taken["import torch, segue"] - taken["import torch"]
-    lines = ["# Starting", "", "`python benchmarks/start.py`", "", f"On {machine()}.", "", "| process | seconds |",
-             "|---|---|", *(f"| `{name}` | {seconds:.3f} |" for name, seconds in taken.items()), "",
+    lines = ["# Starting", "", "`python benchmarks/start.py`", "", f"On {describe_machine()}.", "",
+             "| process | seconds |", "|---|---|",
+             *(f"| `{name}` | {seconds:.3f} |" for name, seconds in taken.items()), "",
              f"`import segue` adds {added:.3f} s to `import torch`; a verb loads when it is first used, `fit` "
              f"in {taken['import torch, segue; segue.fit'] - taken['import torch, segue']:.3f} s more."]
     text = "\n".join(lines) + "\n"

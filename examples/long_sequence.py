@@ -21,7 +21,7 @@ from segue.training import distributed
 
 def main(length: int = 4096, steps: int = 20, mixer: str = "gla+attention") -> list[float]:
     """Returns nats an element at each step."""
-    distributed.join()  # gloo on CPUs, nccl on GPUs
+    distributed.join_group()  # gloo on CPUs, nccl on GPUs
     torch.manual_seed(0)
     stack = Stack(StackConfig(64, 64, expand_pattern(mixer)))  # alike on all processes
     model = context_parallel(stack)

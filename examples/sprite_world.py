@@ -13,7 +13,7 @@ from torch import Tensor
 
 from segue.decoding.flow import ClipRollout
 from segue.files import atomic_write
-from segue.models.control import SAID
+from segue.models.control import INSTRUCTION
 from segue.models.spacetime import TEXT
 from segue.papers.gamegen_x import FLOW, KEY, Setting, studio, taught
 from segue.tasks.sprites import EVENTS, KEYS, SPOKEN_IDS
@@ -32,7 +32,7 @@ def main(path: str, setting: Setting | None = None) -> Tensor:
         key, event = CLIPS[clip]
         presses = (place.world.frames - 1) // place.world.hold
         pressed = torch.tensor([[-1, *[KEYS.index(key)] * presses]]).repeat_interleave(grid[1] * grid[2], 1)
-        return {TEXT: start.captions, KEY: pressed, SAID: SPOKEN_IDS[[EVENTS.index(event)]]}
+        return {TEXT: start.captions, KEY: pressed, INSTRUCTION: SPOKEN_IDS[[EVENTS.index(event)]]}
 
     play = ClipRollout(branch, place.coder, place.world.frames - 1, flow=FLOW, steps=setting.steps,
                        guidance=setting.guidance)

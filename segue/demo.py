@@ -90,7 +90,7 @@ def demo(out: str | Path = "demo-out", minutes: float = 2.0, update_minutes: flo
     folder that holds anything else is refused.
     """
     from segue.data import read
-    from segue.training.recipe import machine
+    from segue.training.recipe import describe_machine
     from segue.verbs.fit import fit
 
     begin, folder = time.monotonic(), Path(out)
@@ -116,7 +116,7 @@ def demo(out: str | Path = "demo-out", minutes: float = 2.0, update_minutes: flo
                  "manual_megabytes": megabytes(manual)},
         "fit": {"choice": model.report["choice"], "seconds": model.report["seconds"], "curve": curve(model)},
         "scores": scores, **continued(model), "update": updated(folder, manual, update_minutes, quiet),
-        "machine": machine(), "seconds": time.monotonic() - begin,
+        "machine": describe_machine(), "seconds": time.monotonic() - begin,
     }
     write_json(folder / "report.json", facts)
     write_text(folder / "report.html", page(facts))

@@ -26,7 +26,7 @@ def script(path: str) -> ModuleType:
 TRAINING = """
 import importlib, json, sys
 from segue.training import distributed
-distributed.join()
+distributed.join_group()
 curves = []
 for name in sys.argv[2:]:
     module, make = name.split(".")

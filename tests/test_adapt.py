@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segue.mixers.cache import Cache
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import Stack, StackConfig
 from segue.models.windows import WindowRecurrence
 from segue.objectives import Batch, NextElement
-from segue.training.adapt import StateOptimiser, dynamic_evaluation, nats_of, state_evaluation
+from segue.training.adapt import StateOptimiser, dynamic_evaluation, state_evaluation, token_nats
 
 MIXED = ["attention", "gru", "mamba"]
 
@@ -81,7 +81,7 @@ def test_gradients_of_the_state_against_finite_differences(mixers: list[str]) ->
         moved[place] += change
         one.load({**tensors, name: moved})
         with torch.no_grad():
-            return float(nats_of(model, tokens[:, 5:11], tokens[:, 6:], one).sum())
+            return float(token_nats(model, tokens[:, 5:11], tokens[:, 6:], one).sum())
 
     for name, x in before.items():
         place = tuple(size // 2 for size in x.shape)

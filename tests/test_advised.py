@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segue.kinds.codecs import LevelCodec
-from segue.models.advised import NOTHING, Advised, Advisor, behind_nodes, load_counts, tails
+from segue.models.advised import NO_TOKEN, Advised, Advisor, histories_before, histories_of_nodes, load_counts
 from segue.models.counts import BlendedCounts
-from segue.models.neighbours import FADES, Neighbours
-from segue.models.prediction import NOISE, ORDER, LinearPrediction
+from segue.models.neighbours import DECAYS, Neighbours
+from segue.models.prediction import NOISE_SHARE, PREDICTION_ORDER, LinearPrediction
 from segue.models.regression import Regression
 from segue.testing import check_model
 
@@ -45,7 +45,7 @@ def waves(count: int, seed: int, length: int = 60) -> list[np.ndarray]:
 
 
 def regression() -> Regression:
-    return Regression.over(165, [np.array(turn) for turn in TURNS], [LEVELS.tolist()] * 2, 64, 1000)
+    return Regression.for_context(165, [np.array(turn) for turn in TURNS], [LEVELS.tolist()] * 2, 64, 1000)
 
 
 def voices(count: int, seed: int, length: int = 64) -> list[np.ndarray]:
@@ -72,7 +72,7 @@ def advised(name: str) -> Advised:
     made = Advised(make().vocabulary, make())
     made.count(draw(40, 0))
     made.learn_trust(draw(10, 1), positions=400, epochs=1)
-    made.heed(draw(30, 2))
+    made.learn_gate(draw(30, 2))
     return made
 
 
@@ -92,14 +92,14 @@ def test_tails_of_nodes_are_their_ancestors_behind_the_past(data: st.DataObject)
     at = draw.integers(0, n, (rows, 4))
     chain = np.tile(np.arange(n) - 1, (rows, 1))
     for tree, given_ in ((parents, parents), (chain, None)):
-        found = behind_nodes(past, begins, tokens, given_, at, reach).reshape(rows, 4, reach)
+        found = histories_of_nodes(past, begins, tokens, given_, at, reach).reshape(rows, 4, reach)
         for row, column in np.ndindex(rows, 4):
             way, node = [], int(at[row, column])
             while node >= 0:
                 way.insert(0, int(tokens[row, node]))
                 node = int(tree[row, node])
             whole = [*past[row, begins[row] :].tolist(), *way][-reach:]
-            assert found[row, column].tolist() == [NOTHING] * (reach - len(whole)) + whole
+            assert found[row, column].tolist() == [NO_TOKEN] * (reach - len(whole)) + whole
 
 
 def test_neighbours_are_those_of_the_formula() -> None:
@@ -113,13 +113,13 @@ def test_neighbours_are_those_of_the_formula() -> None:
     history = [int(i) for i in visits(1, 2)[0] if i < 30]
     parts = model.parts[2 + (len(history) >= 4)] if len(history) > 1 else model.parts[len(history)]
     expected = parts[-2] * model.often + parts[-1] / 32
-    for part, fade in zip(parts, FADES):
+    for part, fade in zip(parts, DECAYS):
         weights = [fade ** float(age) for age in range(len(history))][::-1]
         for weight, item in zip(weights, history):
             near = np.array([pairs[item, b] / np.sqrt(chosen[item] * max(chosen[b], 1)) for b in range(30)] + [0, 0])
             expected += part * weight / sum(weights) * near / near.sum()
     expected[history] *= model.again
-    told = model.after(tails(np.array(history), np.array([len(history)]), model.reach))[0]
+    told = model.predict(histories_before(np.array(history), np.array([len(history)]), model.reach))[0]
     np.testing.assert_allclose(told, expected / expected.sum(), rtol=1e-5)
     assert model.again < 0.05  # nobody takes an item twice
 
@@ -129,7 +129,7 @@ def test_regression_finds_the_law() -> None:
     model.learn(waves(40, 0))
     ids = waves(1, 5)[0]
     places = np.arange(61, len(ids) - 1)
-    told = model.after(tails(ids, places, model.reach))
+    told = model.predict(histories_before(ids, places, model.reach))
     np.testing.assert_allclose(told.sum(1), 1)
     numbers = np.append(np.concatenate([LEVELS, [np.nan], LEVELS, [np.nan]]), np.nan)
     for turn, error in ((0, 0.2), (1, 0.1)):  # noise and rounding; the other column a moment before, rounding alone
@@ -165,14 +165,14 @@ def test_regression_sees_a_season_beyond_its_own_past() -> None:
 
     turns, numbers, ids, costs = [np.arange(82)], [LEVELS.tolist()], weeks(4), []
     for seasons in ([], [60]):
-        model = Regression.over(83, turns, numbers, 64, 1200, seasons)
+        model = Regression.for_context(83, turns, numbers, 64, 1200, seasons)
         model.learn([weeks(20)])
         again = Regression(**model.settings())
         again.restore(model.arrays())
         np.testing.assert_allclose(again.predictions(ids, 61), told := model.predictions(ids, 61))
         costs.append(-np.log2(told[np.arange(len(told)), ids[61:]]).mean())
     assert costs[1] < costs[0] - 1.5
-    assert Regression.over(83, turns, numbers, 62, 1200, [60]).seasons == [0]  # a row is too short for it
+    assert Regression.for_context(83, turns, numbers, 62, 1200, [60]).seasons == [0]  # a row is too short for it
 
 
 def test_counts_are_heard_beside_a_regression_where_courses_come_again() -> None:
@@ -181,23 +181,24 @@ def test_counts_are_heard_beside_a_regression_where_courses_come_again() -> None
     model = Advised(83, Regression(83, [list(range(82))], [LEVELS.tolist()], 8, 0))
     model.count([course] * 4)
     model.learn_trust([course], positions=80, epochs=1)
-    model.heed([course] * 2)
+    model.learn_gate([course] * 2)
     assert model.gated and model.log_probabilities(course)[40:].mean() > -0.5
     model.count([each[1:-1:2] for each in waves(20, 0)])
-    model.heed([waves(1, 30)[0][1:-1:2]])
+    model.learn_gate([waves(1, 30)[0][1:-1:2]])
     assert not model.gated  # of noisy swings the regression knows more
 
 
 def test_a_wave_of_any_pace_is_predicted_by_the_normal_equations() -> None:
     model, ids = prediction(), voices(1, 7, 240)[0]
     model.learn(voices(20, 0))
-    behind = tails(ids, np.array([200]), model.reach)
+    behind = histories_before(ids, np.array([200]), model.reach)
     wave = np.append(LEVELS, [0.0, 0.0])[behind[0]] * model.taper
-    alike = np.array([wave[lag:] @ wave[: len(wave) - lag] for lag in range(ORDER + 1)])
-    alike[0] = alike[0] * (1 + NOISE) + model.least**2
-    weights = np.linalg.solve(alike[np.abs(np.subtract.outer(range(ORDER), range(ORDER)))], alike[1:])
-    said = weights @ LEVELS[ids[199 : 199 - ORDER : -1]]
-    np.testing.assert_allclose(model._told(behind)[0], said, rtol=1e-6)
+    alike = np.array([wave[lag:] @ wave[: len(wave) - lag] for lag in range(PREDICTION_ORDER + 1)])
+    alike[0] = alike[0] * (1 + NOISE_SHARE) + model.least**2
+    apart = np.abs(np.subtract.outer(range(PREDICTION_ORDER), range(PREDICTION_ORDER)))
+    weights = np.linalg.solve(alike[apart], alike[1:])
+    said = weights @ LEVELS[ids[199 : 199 - PREDICTION_ORDER : -1]]
+    np.testing.assert_allclose(model._predict_mean_and_features(behind)[0], said, rtol=1e-6)
     told = model.predictions(ids, 60, 240)
     assert np.abs(LEVELS[told[:, :81].argmax(1)] - LEVELS[ids[60:240]]).mean() < 0.2 < np.abs(
         np.diff(LEVELS[ids[60:240]])).mean()
@@ -221,8 +222,8 @@ def test_anything_may_stand_behind_an_advisor(name: str) -> None:
         model.learn(documents)
         model.tune(documents)
         behind = np.random.default_rng(0).integers(-1, model.vocabulary, (20, model.reach)).astype(np.int32)
-        behind[:2] = NOTHING
-        told = model.after(behind)
+        behind[:2] = NO_TOKEN
+        told = model.predict(behind)
         assert (told > 0).all()
         np.testing.assert_allclose(told.sum(1), 1)
 
@@ -250,7 +251,7 @@ def test_a_file_an_addition_and_a_merge_keep_the_advisor(known: tuple[Advised, l
     again.add(exam[:4])
     other = load_counts(tmp_path, "counts")
     other.add(exam[4:])
-    joined = again.joined([other], base)
+    joined = again.merged_with([other], base)
     base.add(exam)
     assert isinstance(joined, Advised)
     np.testing.assert_allclose(joined.predictions(exam[0]), base.predictions(exam[0]), rtol=1e-4)

@@ -19,11 +19,11 @@ from segue.decoding.accept import near_best
 from segue.decoding.draft import BlockDraft, CachedBlockDraft, SourceCopy, Tip, Tree, TrieDraft
 from segue.decoding.draft.base import chain_tree
 from segue.decoding.generate import make_cost
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import EncoderDecoder, EncoderDecoderConfig, Stack, StackConfig
 from segue.models.base import Decoding, Output
 from segue.objectives import Batch, MaskedElements
-from segue.objectives.masked import glance, in_place, mask_block, masked_blocks, padding, reveal_order
+from segue.objectives.masked import glance, in_place, mask_block, masked_blocks, padding_starts, reveal_order
 from segue.testing import ContractBroken, check_acceptor, check_drafter
 from segue.testing.decoding import TableModel
 
@@ -432,4 +432,4 @@ def test_batches_of_blocks_belong_to_their_step() -> None:
     assert torch.equal(one.tokens, two.tokens) and torch.equal(one.channels["reveal"], two.channels["reveal"])
     least = [float(draw(step).channels["reveal"].min()) for step in (0, 5, 10)]
     assert least == pytest.approx([1 / 0.5, 1 / 0.4, 1 / 0.3])  # the share that is shown falls from 0.5 to 0.3
-    assert padding(torch.tensor([3, 3]), 3) is None
+    assert padding_starts(torch.tensor([3, 3]), 3) is None

@@ -347,7 +347,7 @@ def test_reformer_finds_its_like(chunk: int) -> None:
     one = torch.randn(1, 512, 16, generator=generator)
     shares = {}
     for rounds in (1, 4):
-        hashed = Reformer(16, heads=1, chunk=chunk, rounds=rounds).hashed
+        hashed = Reformer(16, heads=1, chunk=chunk, rounds=rounds).hash_buckets
         near, far = hashed(one + 0.1 * torch.randn(one.shape, generator=generator)), hashed(one.roll(1, 1))
         shares[rounds] = [float((hashed(one) == other).any(0).float().mean()) for other in (near, far)]
     assert shares[1][0] > 0.7 and shares[1][1] < 0.2 and shares[4][0] > shares[1][0]

@@ -9,13 +9,20 @@ from hypothesis import strategies as st
 
 from segue.decoding import generate
 from segue.errors import SegueError
+from segue.mixers.layout import Layout
 from segue.mixers.saturated import SaturatedAttention
-from segue.mixers.state import Layout
 from segue.models import Stack, StackConfig
 from segue.models.automata import DFA, counter, random_dfa
 from segue.models.base import Decodable
 from segue.models.construction import AutomatonTransformer, TuringTransformer, compile_dfa, compile_turing
-from segue.models.turing import Step, TuringMachine, contents, increment, palindromes, random_machine
+from segue.models.turing import (
+    Step,
+    TuringMachine,
+    increment_machine,
+    palindrome_machine,
+    random_machine,
+    tape_contents,
+)
 from segue.objectives import Batch
 from segue.tasks import TASKS, Scratchpad
 from segue.training.learn import accuracy, answer_accuracy
@@ -59,7 +66,7 @@ def test_written_token_by_token() -> None:
 
 def said(model: TuringTransformer, machine: TuringMachine, word: list[int], limit: int) -> tuple[list[int], list[int]]:
     """What a compiled machine writes in one pass over what is to be written, and that."""
-    wanted = model.written(*machine.run(word, limit))
+    wanted = model.expected_output(*machine.run(word, limit))
     row = torch.tensor([model.prompt(word) + wanted[:-1]])
     return model(row).logits.argmax(-1)[0, len(word) :].tolist(), wanted
 
@@ -76,35 +83,35 @@ def test_compiled_turing_machines_are_right_in_float64(states: int, symbols: int
 
 
 def test_a_compiled_machine_adds_one() -> None:
-    machine = increment()
+    machine = increment_machine()
     model = compile_turing(machine)
     numbers = [0, 1, 5, 7, 11, 255, 256]
     words = [[int(digit) + 1 for digit in f"{number:b}"] for number in numbers]
     for draft in (None, "lookup"):
-        answers = generate(model, [model.prompt(word) for word in words], 60, until=model.ended, draft=draft)
+        answers = generate(model, [model.prompt(word) for word in words], 60, until=model.is_ended, draft=draft)
         for number, word, answer in zip(numbers, words, answers):
-            steps = model.read(answer.tokens)
-            assert contents(word, steps) == [int(digit) + 1 for digit in f"{number + 1:b}"]
-            assert answer.tokens == model.written(steps, True)
+            steps = model.steps_in(answer.tokens)
+            assert tape_contents(word, steps) == [int(digit) + 1 for digit in f"{number + 1:b}"]
+            assert answer.tokens == model.expected_output(steps, True)
 
 
 def test_the_tape_is_right_after_every_step() -> None:
-    machine = palindromes()
+    machine = palindrome_machine()
     model = compile_turing(machine)
     for word in ([], [1], [2, 1, 2], [1, 2, 2, 1], [1, 2, 1, 1], [2] * 9):
-        answer = generate(model, [model.prompt(word)], 200, until=model.ended)[0].tokens
+        answer = generate(model, [model.prompt(word)], 200, until=model.is_ended)[0].tokens
         assert answer[-1] == (model.accept if word == word[::-1] else model.reject)
         tape, at, state = [0] * 20 + word + [0] * 20, 20, 0  # written out, with room at both ends
-        steps = model.read(answer)
+        steps = model.steps_in(answer)
         for i, step in enumerate(steps, 1):
             assert machine.rules[state, (tape[at],)] == step
             tape[at], state = step.written[0], step.state
             at += step.moves[0]
-            assert contents(word, steps[:i]) == [int(x) for x in "".join(map(str, tape)).strip("0")]
+            assert tape_contents(word, steps[:i]) == [int(x) for x in "".join(map(str, tape)).strip("0")]
 
 
 def test_float32_is_too_coarse_for_long_runs() -> None:
-    machine, word = palindromes(), [1, 2, 2, 1] * 6
+    machine, word = palindrome_machine(), [1, 2, 2, 1] * 6
     for precision, right in ((torch.float64, True), (torch.float32, False)):
         found, wanted = said(compile_turing(machine, reach=40, dtype=precision), machine, word, 1000)
         assert (found == wanted) == right

@@ -18,7 +18,7 @@ from segue.decoding.continuation import stream_objects
 from segue.decoding.draft.lookup import PromptLookup
 from segue.decoding.sampling import Noise, Prefix, Sampling
 from segue.errors import SegueError
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import Stack, StackConfig
 from segue.models.base import Output
 from segue.models.compiled import compile_model

@@ -22,7 +22,7 @@ from segue.decoding.diffusion import fill
 from segue.errors import SegueError
 from segue.kinds.codecs import RESIDUES, ByteCodec, LetterCodec
 from segue.models import Stack, StackConfig
-from segue.models.base import Output, without
+from segue.models.base import Output, mask_tokens
 from segue.models.cloze import ClozeModel
 from segue.models.stack import both_ways
 from segue.objectives import Batch, Cloze, MaskedDiffusion, MaskedElements
@@ -74,7 +74,7 @@ def test_the_loss_at_blanks_is_that_of_a_masked_language_model(backbone: str) ->
     labels = ids.masked_fill(~blank, -100)
     assert torch.allclose(MaskedElements()(model, batch).total,
                           F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum"))
-    log_p = without(logits, known).log_softmax(-1)
+    log_p = mask_tokens(logits, known).log_softmax(-1)
     possible = [id for id in range(9) if id not in known]
     assert torch.allclose(log_p[..., possible].exp().sum(-1), torch.ones(3, 10, dtype=torch.float64))
     loss = MaskedElements(impossible=known)(model, batch)
@@ -316,6 +316,6 @@ def test_learning_from_blanks(backbone: str) -> None:
     ids = torch.from_numpy(rows).long()
     blank = ~torch.isin(ids, torch.tensor(known))
     with torch.no_grad():
-        guess = without(model.eval()(ids.masked_fill(blank, 8)).logits, [*known, 8]).argmax(-1)
+        guess = mask_tokens(model.eval()(ids.masked_fill(blank, 8)).logits, [*known, 8]).argmax(-1)
     scores = blank_scores(list(torch.where(blank, guess, ids).numpy()), list(rows), known)
     assert scores.pooled > 0.85

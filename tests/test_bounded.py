@@ -10,9 +10,9 @@ import torch
 import segue
 from segue.decoding import generate
 from segue.models import Stack, StackConfig
-from segue.models.bounded import bounded
+from segue.models.bounded import bound_attention
 from segue.models.compiled import accelerate
-from segue.models.stack import carries
+from segue.models.stack import has_constant_state
 
 STACKS = {"attention": {}, "grouped": {"kv_heads": 2}, "no positions": {"positions": "none"}}
 
@@ -27,7 +27,7 @@ def stack_of(*mixers: str, **options: object) -> Stack:
 @pytest.mark.parametrize("mixers", [("attention", "attention"), ("gru", "attention")], ids="+".join)
 def test_it_is_a_window(mixers: tuple[str, ...], options: dict[str, object]) -> None:
     stack = stack_of(*mixers, **options)
-    twin, windowed = bounded(stack, 7), stack_of(*mixers, **options, window=7)
+    twin, windowed = bound_attention(stack, 7), stack_of(*mixers, **options, window=7)
     tokens = torch.randint(29, (2, 40))
     before, state = stack(tokens).logits, twin.init_state(2)
     found = []
@@ -40,13 +40,13 @@ def test_it_is_a_window(mixers: tuple[str, ...], options: dict[str, object]) -> 
     torch.testing.assert_close(twin(tokens[:, :7]).logits, before[:, :7], rtol=0, atol=1e-12)
     assert not torch.allclose(twin(tokens).logits[:, 30:], before[:, 30:])
     assert all(a is b for a, b in zip(stack.parameters(), twin.parameters(), strict=True))
-    assert carries(twin) and not carries(stack)
+    assert has_constant_state(twin) and not has_constant_state(stack)
 
 
 def test_what_is_bounded_already_or_sees_by_other_means_stays_as_it_is() -> None:
     for stack in (stack_of("attention", window=5), stack_of("attention", positions="alibi"), stack_of("gru"),
                   stack_of("attention", relative=9)):
-        assert bounded(stack, 3) is stack
+        assert bound_attention(stack, 3) is stack
 
 
 def test_a_fitted_model_goes_on_by_what_its_rows_held(tmp_path: Path) -> None:
@@ -56,6 +56,6 @@ def test_a_fitted_model_goes_on_by_what_its_rows_held(tmp_path: Path) -> None:
     prime = text[:150]
     answer = model.continue_(prime, n=60, heal=False)
     prompt = [model.codec.bos, *model.codec.encode(prime).tolist()]
-    window = bounded(model.model, 32)
+    window = bound_attention(model.model, 32)
     for network in (window, accelerate(window)):
         assert generate(network, [prompt], 60, eos=model.codec.eos)[0].tokens == answer.tokens

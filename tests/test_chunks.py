@@ -23,7 +23,7 @@ from segue.kernels import mlstm as mlstm_module
 from segue.kernels.blocks import block_product
 from segue.kernels.cpu import simd, threads
 from segue.kernels.cpu.products import MOST_PANELS
-from segue.kernels.delta import delta, delta_reference, unit
+from segue.kernels.delta import delta, delta_reference, normalise_qk
 from segue.kernels.mlstm import EMPTY, mlstm, mlstm_reference
 from segue.mixers import MIXERS
 from segue.mixers.convolution import ShortConvolution, WindowRecurrence
@@ -84,7 +84,7 @@ def test_the_delta_rule_is_its_loop(length: int, many: int, widths: tuple[int, i
     inputs[0][:, 3], inputs[1][:, 5] = 0, 1e-3 * inputs[1][:, 5]  # too short to be made longer
 
     def made(q: Tensor, k: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-        return delta_reference(*unit(q, k, 0.01), *others)
+        return delta_reference(*normalise_qk(q, k, 0.01), *others)
 
     agree(with_gradients(lambda *x: DELTA(*x, starts, None, 0.01), inputs), with_gradients(made, inputs, starts), 1e-9)
 
@@ -104,7 +104,7 @@ def test_torch_forms_are_the_compiled_ones(packed: bool, monkeypatch: pytest.Mon
     compiled = both()
     gradients = with_gradients(mlstm, held, starts) + with_gradients(delta, rule, starts)
     for module in (mlstm_module, delta_module):
-        monkeypatch.setattr(module, "compiles", lambda *_: False)
+        monkeypatch.setattr(module, "runs_compiled", lambda *_: False)
     agree(compiled, both(), 1e-10)
     agree(gradients, with_gradients(mlstm, held, starts) + with_gradients(delta, rule, starts), 1e-9)
 
@@ -170,8 +170,8 @@ def test_blocks_are_a_sum_each(blocks: int, outputs: int, width: int, monkeypatc
         return (block_product(x, weight),)
 
     found = with_gradients(run, inputs, given=1)
-    assert bool(block_module._together(*inputs)) == (width != 5 and width <= MOST_PANELS * simd.LANES // 2)
-    monkeypatch.setattr(block_module, "_together", lambda *_: 0)
+    assert bool(block_module._blocks_per_vector(*inputs)) == (width != 5 and width <= MOST_PANELS * simd.LANES // 2)
+    monkeypatch.setattr(block_module, "_blocks_per_vector", lambda *_: 0)
     agree(found, with_gradients(run, inputs, given=1), 1e-12)
 
 
@@ -201,10 +201,10 @@ def test_threads_share_the_parts(ours: bool, monkeypatch: pytest.MonkeyPatch) ->
     try:
         for count in (0, 1, 2, 10):
             seen.clear()
-            threads.share(lambda begin, end: seen.extend(range(begin, end)), count)
+            threads.parallel_for(lambda begin, end: seen.extend(range(begin, end)), count)
             assert sorted(seen) == list(range(count))
         with pytest.raises(ZeroDivisionError):
-            threads.share(lambda begin, end: 1 / (end - 10), 10)
+            threads.parallel_for(lambda begin, end: 1 / (end - 10), 10)
     finally:
         torch.set_num_threads(before)
 
@@ -218,7 +218,7 @@ from segue.kernels.cpu import threads
 torch.set_num_threads(2)
 seen = []
 for process in range(2):
-    threads.share(lambda begin, end: seen.append(end - begin), 4)
+    threads.parallel_for(lambda begin, end: seen.append(end - begin), 4)
     if process == 0 and (child := os.fork()):
         os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 os._exit(sum(seen) != 8)

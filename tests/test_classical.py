@@ -67,7 +67,7 @@ def test_one_step_of_baum_welch_is_that_of_hmmlearn(known: tuple[np.ndarray, ...
     model.start, model.move, model.emit = known
     flat = np.concatenate([np.array(line) for line in lines])
     offsets = np.cumsum([0, *map(len, lines)])
-    model._climb(flat, offsets, np.ones(len(lines)), len(flat), 1)
+    model._run_baum_welch(flat, offsets, np.ones(len(lines)), len(flat), 1)
     for mine, theirs in ((model.start, other.startprob_), (model.move, other.transmat_),
                          (model.emit, other.emissionprob_)):
         assert np.allclose(mine, theirs, atol=1e-8)

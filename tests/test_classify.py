@@ -28,7 +28,7 @@ from segue.continual import (
     learn_stream,
 )
 from segue.continual.buffer import reservoir_slot
-from segue.continual.proxy import last_asked
+from segue.continual.proxy import last_target_hidden
 from segue.errors import SegueError
 from segue.models import HEADS, Classifier, Features, Stack, StackConfig
 from segue.models.classify import CosineHead, LinearHead, NeighbourHead, PrototypeHead
@@ -110,11 +110,11 @@ def test_prediction_chooses_among_what_was_seen() -> None:
     x = torch.randn(50, 1, 2)
     with pytest.raises(SegueError, match="train"):
         model.predict(x)
-    model.see(torch.tensor([1, -1, 3]))
+    model.mark_seen(torch.tensor([1, -1, 3]))
     assert set(model.predict(x).flatten().tolist()) == {1, 3}
     assert set(model.predict(x, among=torch.tensor([True, False, True, False])).flatten().tolist()) <= {0, 2}
     with pytest.raises(SegueError, match="grow"):
-        model.see([4])
+        model.mark_seen([4])
 
 
 @quick
@@ -124,10 +124,10 @@ def test_growing_leaves_old_classes_as_they_were(width: int, old: int, new: int,
     model = Classifier(Features(), HEADS[kind](width, old))
     features = torch.randn(12, width)
     if kind in ("prototype", "neighbours"):
-        model.head.absorb(features, torch.arange(12) % old)
+        model.head.add_examples(features, torch.arange(12) % old)
     else:
         model.head.freeze([0])  # type: ignore[operator]
-    model.see([old - 1])
+    model.mark_seen([old - 1])
     before = model(features[None]).logits
     model.grow(old + new)
     after = model(features[None]).logits
@@ -148,7 +148,7 @@ def test_prototypes_are_the_nearest_class_means(rows: int, classes: int, seed: i
     for cosine in (False, True):
         head = PrototypeHead(3, classes, cosine).double()
         for part in np.array_split(np.arange(rows), 2):  # in pieces or at once
-            head.absorb(torch.tensor(x[part]), torch.tensor(y[part]))
+            head.add_examples(torch.tensor(x[part]), torch.tensor(y[part]))
         means = np.array([x[y == c].mean(0) if (y == c).any() else np.full(3, np.nan) for c in range(classes)])
         if cosine:
             means /= np.linalg.norm(means, axis=1, keepdims=True)
@@ -160,13 +160,13 @@ def test_prototypes_are_the_nearest_class_means(rows: int, classes: int, seed: i
 
 def test_neighbours_vote() -> None:
     head = NeighbourHead(1, 3, nearest=3, capacity=5)
-    head.absorb(torch.tensor([[0.0], [0.1], [1.0], [5.0], [5.1]]), torch.tensor([0, 0, 1, 2, 2]))
+    head.add_examples(torch.tensor([[0.0], [0.1], [1.0], [5.0], [5.1]]), torch.tensor([0, 0, 1, 2, 2]))
     assert head(torch.tensor([[0.3], [4.9]])).argmax(-1).tolist() == [0, 2]
     assert head(torch.tensor([[0.9]])).argmax(-1).tolist() == [0]  # two of three
     tie = NeighbourHead(1, 3, nearest=2)
-    tie.absorb(torch.tensor([[0.0], [1.0]]), torch.tensor([2, 1]))
+    tie.add_examples(torch.tensor([[0.0], [1.0]]), torch.tensor([2, 1]))
     assert tie(torch.tensor([[0.4], [0.6]])).argmax(-1).tolist() == [2, 1]  # of equally many the nearer
-    head.absorb(torch.full((4, 1), 9.0), torch.full((4,), 1))  # the oldest four go
+    head.add_examples(torch.full((4, 1), 9.0), torch.full((4,), 1))  # the oldest four go
     assert head.labels.tolist() == [1, 1, 1, 1, 2]
 
 
@@ -187,7 +187,7 @@ def test_mistakes_are_told() -> None:
                         (lambda: Classifier(backbone(), LinearHead(8, 3), "max"), "pool"),
                         (lambda: CosineHead(8, 3, 0.0), "temperature"),
                         (lambda: NeighbourHead(8, 3, 5, 4), "nearest"),
-                        (lambda: LinearHead(8, 3).absorb(torch.zeros(1, 8), torch.zeros(1)), "gradients"),
+                        (lambda: LinearHead(8, 3).add_examples(torch.zeros(1, 8), torch.zeros(1)), "gradients"),
                         (lambda: ClassLoss("some"), "among"), (lambda: ProxyReplay(1), "samples"),
                         (lambda: SupCon(0.0), "temperature")):
         with pytest.raises(SegueError, match=told):
@@ -286,7 +286,7 @@ def test_which_classes_the_softmax_is_over() -> None:
     scores = model.head(features)
     batch = as_batch(features, labels)
     for among, allowed in (("all", [0, 1, 2, 3, 4]), ("batch", [0, 1]), ("seen", [0, 1, 3])):
-        model.see([3])
+        model.mark_seen([3])
         expected = F.cross_entropy(scores[:, allowed], labels, reduction="sum")
         torch.testing.assert_close(ClassLoss(among)(model, batch).total, expected)
     fresh = Classifier(Features(), LinearHead(3, 5)).double().eval()
@@ -426,10 +426,10 @@ def test_hpcr_learns_a_stream_on_every_backbone(mixer: str) -> None:
 
 def test_what_is_stored_is_of_the_moment_before_the_step() -> None:
     batch, model, strategy = rows_of(2, 5), Classifier(backbone(), CosineHead(8, 2)), ProxyDistillation(capacity=10)
-    before = last_asked(model.eval(), batch).detach()
+    before = last_target_hidden(model.eval(), batch).detach()
     learn(model, lambda step: batch, 1, rate=0.1, strategy=strategy, objective=ProxyReplay())
     torch.testing.assert_close(strategy.buffer.payload["features"], before)
-    assert float((last_asked(model.eval(), batch) - before).detach().abs().max()) > 1e-3
+    assert float((last_target_hidden(model.eval(), batch) - before).detach().abs().max()) > 1e-3
 
 
 def test_distillation_begins_with_the_second_experience() -> None:

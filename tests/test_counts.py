@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from segue.decoding.draft.counts import CountDraft
 from segue.errors import SegueError
 from segue.models import Stack, StackConfig
-from segue.models.counts import BlendedCounts, CountModel, TokenState, documents_bits, hold_back, stretches
+from segue.models.counts import BlendedCounts, CountModel, TokenState, documents_bits, sample_spans, split_held_out
 from segue.models.gate import Gate
 from segue.models.mixture import Mixture
 from segue.testing import check_drafter, check_model
@@ -235,7 +236,7 @@ def test_blend_is_proper_and_beats_the_classical_estimates(blend: BlendedCounts)
 
 def test_trust_is_fitted_on_what_is_computed(blend: BlendedCounts) -> None:
     """The cost that the fit reports is the cost that the kernels give."""
-    model, (rest, held) = BlendedCounts(12, window=64), hold_back(sentences(60, 0))
+    model, (rest, held) = BlendedCounts(12, window=64), split_held_out(sentences(60, 0))
     model.count(rest)
     bits = model.learn_trust(held)
     assert bits == pytest.approx(documents_bits(model, held) / sum(map(len, held)), rel=1e-4)
@@ -246,7 +247,7 @@ def test_few_data_are_trusted_as_far_as_folds_predict_each_other() -> None:
     certain, and no worse than the classical estimate."""
     few, held = sentences(24, 0)[:8], sentences(30, 1)
     size, aside = sum(map(len, held)), BlendedCounts(12, window=64)
-    rest, last = hold_back(few)
+    rest, last = split_held_out(few)
     aside.count(rest)
     aside.learn_trust(last)
     aside.count(few)
@@ -261,9 +262,9 @@ def test_a_large_vocabulary_is_scored_in_smaller_pieces(blend: BlendedCounts, mi
                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     line = np.concatenate(sentences(30, 5))[:300]
     whole, alone = mixture.log_probabilities(line, 16), blend.log_probabilities(line)
-    monkeypatch.setattr("segue.models.mixture.CELLS", 64 * 12)
-    monkeypatch.setattr("segue.models.counts.CELLS", 64 * 12)
-    assert max(len(scores) for _, scores, _ in mixture.walk([line], 16)) == 64
+    monkeypatch.setattr("segue.models.mixture.MAX_PROBABILITIES", 64 * 12)
+    monkeypatch.setattr("segue.models.counts.MAX_PROBABILITIES", 64 * 12)
+    assert max(len(scores) for _, scores, _ in mixture.iterate_scores([line], 16)) == 64
     assert np.allclose(mixture.log_probabilities(line, 16), whole, atol=1e-5)
     assert np.allclose(blend.log_probabilities(line), alone)
 
@@ -272,7 +273,7 @@ def test_a_large_vocabulary_is_scored_in_smaller_pieces(blend: BlendedCounts, mi
                                               ([9, 4000] * 20, 0)])
 def test_no_more_is_looked_at_than_asked_for(sizes: list[int], first: int) -> None:
     """Of many short documents some are left out: with a large vocabulary each position costs much."""
-    found = stretches(sizes, 1000, np.random.default_rng(0), first)
+    found = sample_spans(sizes, 1000, np.random.default_rng(0), first)
     assert all(first <= begin < end <= sizes[number] for number, begin, end in found)
     assert len({number for number, _, _ in found}) == len(found)
     most = sum(size - first for size in sizes)
@@ -289,13 +290,19 @@ def test_blend_survives_a_file(blend: BlendedCounts, tmp_path: Path) -> None:
     (tmp_path / "counts.safetensors").write_bytes(b"no")
     with pytest.raises(SegueError, match="cannot be read"):
         BlendedCounts.load(tmp_path)
+    CountModel(12, 2).fit(sentences(3, 0)).save(tmp_path)
+    settings = json.loads((tmp_path / "counts.json").read_text())
+    for vocabulary in (5, 13):  # the kernels index by ids unchecked
+        (tmp_path / "counts.json").write_text(json.dumps(settings | {"vocabulary": vocabulary}))
+        with pytest.raises(SegueError, match=f"not of a vocabulary of {vocabulary}"):
+            CountModel.load(tmp_path)
 
 
 def test_hold_back_takes_whole_documents_or_the_end_of_few() -> None:
     many = [np.arange(10 + i) for i in range(50)]
-    rest, held = hold_back(many, 0.1)
+    rest, held = split_held_out(many, 0.1)
     assert len(rest) + len(held) == 50 and 0.05 < sum(map(len, held)) / sum(map(len, many)) < 0.2
-    rest, held = hold_back([np.arange(100)], 0.1)
+    rest, held = split_held_out([np.arange(100)], 0.1)
     assert len(rest[0]) == 90 and held[0].tolist() == list(range(90, 100))
 
 
@@ -328,7 +335,7 @@ def test_mixture_is_proper_and_scores_what_it_decodes(mixture: Mixture, tmp_path
 def test_short_documents_walk_together_as_they_do_alone(mixture: Mixture) -> None:
     lines = [line[:size] for line, size in zip(sentences(9, 7), (5, 1, 30, 2, 0, 7, 7, 40, 3))]
     for piece in (16, 64):
-        walked = list(mixture.walk(lines, 16, piece=piece))
+        walked = list(mixture.iterate_scores(lines, 16, piece=piece))
         assert piece == 16 or len(walked) < 7, "several documents come in one batch"
         numbers, scores, targets = (torch.cat(column) for column in zip(*walked))
         assert targets.tolist() == [token for line in lines for token in line[1:].tolist()]

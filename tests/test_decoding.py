@@ -28,7 +28,7 @@ from segue.decoding.search.beam import BeamSearch
 from segue.errors import SegueError
 from segue.kinds import KINDS
 from segue.kinds.codecs import UNKNOWN, ByteCodec, ItemCodec, LetterCodec
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models.counts import CountModel
 from segue.models.stack import Stack, StackConfig
 from segue.testing.contract import ContractBroken

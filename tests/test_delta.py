@@ -17,7 +17,7 @@ from segue.kinds import KINDS
 from segue.kinds.codecs import ByteCodec
 from segue.models import Stack, StackConfig
 from segue.models.adapters import LoRA
-from segue.models.delta import Delta, movable, over, summed, ties
+from segue.models.delta import Delta, align_vocabulary, movable_parameters, sum_deltas, ties
 from segue.verbs.fitted import Fitted, Report
 from segue.verbs.merge import merge
 
@@ -31,12 +31,12 @@ def stack(vocabulary: int, seed: int, mixer: str = "gru", tied: bool = True) -> 
 def test_what_a_tuned_model_learned_goes_with_its_tokens(mixer: str, tied: bool) -> None:
     have, want = ["a", "b", "<end>"], ["<chat>", "b", "a", "<end>", "<pad>"]
     base, tuned = stack(3, 0, mixer, tied), stack(5, 1, mixer, tied)
-    wide = over(movable(base), have, want)
+    wide = align_vocabulary(movable_parameters(base), have, want)
     assert not wide["embedding.weight"][[0, 4]].any()
     residual = Delta.between(tuned, wide)
     restored = stack(5, 2, mixer, tied)
     with torch.no_grad():
-        for name, parameter in movable(restored).items():
+        for name, parameter in movable_parameters(restored).items():
             parameter.copy_(wide[name])
     residual.apply(restored)  # nothing was learned on the base: the tuned model comes back
     ids = torch.tensor([[1, 2, 0, 3]])
@@ -44,15 +44,15 @@ def test_what_a_tuned_model_learned_goes_with_its_tokens(mixer: str, tied: bool)
     (residual * -1.0).apply(restored)
     assert not restored.embedding.weight[0].any()
     torch.testing.assert_close(restored.embedding.weight[[2, 1, 3]], base.embedding.weight)
-    back = over(wide, want, have)
-    assert all(torch.equal(back[name], value) for name, value in movable(base).items())
+    back = align_vocabulary(wide, want, have)
+    assert all(torch.equal(back[name], value) for name, value in movable_parameters(base).items())
     with pytest.raises(SegueError, match="for 2 tokens"):
-        over(movable(base), ["a", "b"], want)
+        align_vocabulary(movable_parameters(base), ["a", "b"], want)
 
 
 def test_tokens_of_one_text_keep_their_order() -> None:
     rows = {"head.weight": torch.arange(3.0)[:, None]}
-    found = over(rows, ["x", "x", "y"], ["y", "x", "x", "x"])["head.weight"]
+    found = align_vocabulary(rows, ["x", "x", "y"], ["y", "x", "x", "x"])["head.weight"]
     assert found[:, 0].tolist() == [2, 0, 1, 0]
 
 
@@ -74,11 +74,11 @@ def test_ties_is_trim_elect_and_mean(deltas: list[list[float]], keep: float) -> 
         expected.append(np.mean(agreeing) if agreeing else 0.0)
     merged = ties(parts, keep)
     np.testing.assert_allclose(torch.cat([merged.tensors["a"], merged.tensors["b"]]), expected, atol=1e-12)
-    np.testing.assert_allclose(summed(parts).tensors["b"], np.sum(deltas, 0)[4:], atol=1e-12)
+    np.testing.assert_allclose(sum_deltas(parts).tensors["b"], np.sum(deltas, 0)[4:], atol=1e-12)
 
 
 def test_ties_takes_small_and_complex_weights() -> None:
-    assert Delta({"a": torch.tensor([1.0, -3.0])}).trimmed(0.2).tensors["a"].tolist() == [0, -3]
+    assert Delta({"a": torch.tensor([1.0, -3.0])}).trim(0.2).tensors["a"].tolist() == [0, -3]
     parts = torch.randn(3, 5, 2, generator=torch.Generator().manual_seed(0))
     merged = ties([Delta({"a": torch.view_as_complex(each)}) for each in parts], 1.0).tensors["a"]
     expected = ties([Delta({"a": each}) for each in parts], 1.0).tensors["a"]
@@ -87,11 +87,11 @@ def test_ties_takes_small_and_complex_weights() -> None:
 
 def test_dropped_numbers_leave_the_mean() -> None:
     delta = Delta({"a": torch.ones(200, 200)})
-    found = delta.dropped(0.9).tensors["a"]
+    found = delta.drop(0.9).tensors["a"]
     assert {round(x, 4) for x in found.unique().tolist()} == {0.0, 10.0}
-    assert found.mean() == pytest.approx(1, abs=0.1) and torch.equal(found, delta.dropped(0.9).tensors["a"])
-    assert torch.equal(delta.dropped(0.0).tensors["a"], delta.tensors["a"])
-    for wrong in (lambda: delta.dropped(1.0), lambda: delta.trimmed(0.0)):
+    assert found.mean() == pytest.approx(1, abs=0.1) and torch.equal(found, delta.drop(0.9).tensors["a"])
+    assert torch.equal(delta.drop(0.0).tensors["a"], delta.tensors["a"])
+    for wrong in (lambda: delta.drop(1.0), lambda: delta.trim(0.0)):
         with pytest.raises(SegueError, match="cannot be"):
             wrong()
 
@@ -137,8 +137,8 @@ def test_an_adapter_is_merged_before_a_residual_is_added() -> None:
     residual = Delta.between(tuned, base)
     residual.apply(learned)
     assert len(moved) > 2
-    for name, value in movable(learned).items():
-        torch.testing.assert_close(value, movable(tuned)[name] + moved.get(name, 0.0), rtol=0, atol=1e-12)
+    for name, value in movable_parameters(learned).items():
+        torch.testing.assert_close(value, movable_parameters(tuned)[name] + moved.get(name, 0.0), rtol=0, atol=1e-12)
 
 
 def test_instructions_come_back_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str],
@@ -151,7 +151,7 @@ def test_instructions_come_back_on_the_command_line(tmp_path: Path, capsys: pyte
         cli.main(["merge", *places, str(tmp_path / "merged")])
     assert end.value.code == 0 and "cosine" in capsys.readouterr().out
     names = ("merged", "new", "asked", "base")
-    merged, new, asked, base = (movable(segue.load(tmp_path / name).model) for name in names)
+    merged, new, asked, base = (movable_parameters(segue.load(tmp_path / name).model) for name in names)
     for name, value in merged.items():
         torch.testing.assert_close(value, new[name] + asked[name] - base[name], rtol=0, atol=1e-6)
     assert isinstance(segue.load(tmp_path / "merged").continue_("the", n=3).text, str)

@@ -42,7 +42,7 @@ from segue.design import (
 from segue.design.offline import AdamDirection
 from segue.design.steering import again
 from segue.errors import SegueError
-from segue.kernels.gumbel import waiting
+from segue.kernels.gumbel import exponential_noise
 from segue.models import Stack, StackConfig
 from segue.models.classify import Classifier, LinearHead
 from segue.models.diffusion import AbsorbingProcess, Denoiser, NoiseSchedule
@@ -147,7 +147,7 @@ def test_gradients_of_a_soft_rollout_by_finite_differences(backbone: str) -> Non
         x, gaps = start(6)
         rows, total = F.one_hot(x.masked_fill(gaps, V), V + 1).double(), torch.zeros(6, dtype=torch.float64)
         for step in range(5, 0, -1):
-            noise = -waiting(rows, generator)
+            noise = -exponential_noise(rows, generator)
             t = torch.full((6,), step / 5, dtype=torch.float64)
             rows, added = rollout.advance(predict, old, rows, noise, t, kept[step], kept[step - 1])
             total = total + added
@@ -181,7 +181,7 @@ def test_a_cold_rollout_is_the_ancestral_sampler_with_the_same_noise(backbone: s
         generator, kept = torch.Generator().manual_seed(seed), NoiseSchedule().grid(steps)
         now = x.masked_fill(gaps, V)
         for step in range(steps, 0, -1):
-            noise = -waiting(torch.zeros(5, L, V + 1), generator)
+            noise = -exponential_noise(torch.zeros(5, L, V + 1), generator)
             log_p = model(now, torch.full((5,), step / steps, dtype=torch.float64))
             before = PROCESS.posterior(log_p, now, kept[step], kept[step - 1])
             now = torch.where(now == V, (before + noise).argmax(-1), now)

@@ -30,7 +30,7 @@ from segue.decoding.diffusion import (
     sample_entropy,
 )
 from segue.errors import SegueError
-from segue.kernels.gumbel import gumbel_max, straight_through, waiting
+from segue.kernels.gumbel import exponential_noise, gumbel_max, straight_through
 from segue.models import Stack, StackConfig
 from segue.models.base import Output
 from segue.models.diffusion import (
@@ -40,14 +40,14 @@ from segue.models.diffusion import (
     NoiseSchedule,
     Process,
     UniformProcess,
-    subs,
-    told,
+    add_time,
+    subs_log_probabilities,
 )
 from segue.models.stack import both_ways
 from segue.objectives import Batch
 from segue.objectives.diffusion import MaskedDiffusion, ScoreEntropy, StepwiseDiffusion, any_order, score_entropy
 from segue.training.batches import Arrays
-from segue.training.evaluate import bound
+from segue.training.evaluate import score_bound
 from segue.training.learn import learn
 
 V, L = 3, 4
@@ -79,8 +79,8 @@ class Exact(nn.Module):
 
     def chances(self, x: Tensor, t: Tensor) -> Tensor:
         """(B, L) ids -> (B, L, V)."""
-        now = self.schedule.keep(t)[:, None, None] * torch.ones(1, len(EVERY), L, dtype=torch.float64)
-        rest = self.process.resting[x][:, None]
+        now = self.schedule.keep_probability(t)[:, None, None] * torch.ones(1, len(EVERY), L, dtype=torch.float64)
+        rest = self.process.resting_distribution[x][:, None]
         seen = (now * (x[:, None] == EVERY) + (1 - now) * rest).prod(-1) * JOINT  # (B, sequences)
         return torch.einsum("bs,slv->blv", seen / seen.sum(1, keepdim=True), F.one_hot(EVERY, V).double())
 
@@ -109,9 +109,9 @@ def test_schedules(name: str) -> None:
     torch.testing.assert_close(schedule.weight(t), slope / (schedule.sigma(t).exp() - 1))
     kept = schedule.grid(5)
     assert kept[0] == 1 and kept[-1] == 0 and bool((kept.diff() < 0).all())
-    assert float(schedule.keep(torch.ones(1, dtype=torch.float64))) < 2e-3
+    assert float(schedule.keep_probability(torch.ones(1, dtype=torch.float64))) < 2e-3
     if name == "log-linear":
-        torch.testing.assert_close(schedule.keep(t), 1 - (1 - 1e-3) * t)
+        torch.testing.assert_close(schedule.keep_probability(t), 1 - (1 - 1e-3) * t)
 
 
 @settings(max_examples=30, deadline=None)
@@ -119,7 +119,7 @@ def test_schedules(name: str) -> None:
 def test_posteriors_by_matrices(name: str, before: float, step: float, seed: int) -> None:
     """Bayes' rule with the matrices of the chain, for clean elements that are known, and in the mean over them."""
     process = PROCESSES[name](V)
-    rest = process.resting.expand(process.states, -1)
+    rest = process.resting_distribution.expand(process.states, -1)
 
     def chain(kept: float) -> Tensor:
         return kept * torch.eye(process.states, dtype=torch.float64) + (1 - kept) * rest
@@ -154,7 +154,7 @@ def test_subs() -> None:
     likeliest id."""
     logits, x = torch.randn(2, 5, V + 1, dtype=torch.float64, requires_grad=True), torch.tensor([[0, V, 2, V, 1]] * 2)
     before = logits.detach().clone()
-    found = subs(logits, x, V)
+    found = subs_log_probabilities(logits, x, V)
     assert found.shape[-1] == V and torch.equal(logits, before)
     torch.testing.assert_close(found.exp().sum(-1), torch.ones(2, 5, dtype=torch.float64))
     assert bool((found.exp()[x < V] == F.one_hot(x[x < V], V)).all())
@@ -162,7 +162,7 @@ def test_subs() -> None:
     assert logits.grad is not None and bool(logits.grad.isfinite().all())
     assert not bool(logits.grad[x < V].any()) and bool(logits.grad[x == V][:, :V].any())
     soft = 0.6 * F.one_hot(x, V + 1) + 0.4 / (V + 1)
-    torch.testing.assert_close(subs(logits, soft, V), found)
+    torch.testing.assert_close(subs_log_probabilities(logits, soft, V), found)
 
 
 # Losses and bounds.
@@ -230,10 +230,10 @@ def test_score_entropy_by_loops(name: str, kept: float, seed: int) -> None:
     now = torch.full((6,), kept, dtype=torch.float64)
     x = process.corrupt(clean, now, generator)
     x[0] = process.states - 1
-    free = process.moves(x)
+    free = process.can_be_noise(x)
     x, clean, now = x[free], clean[free], now[free]
     scores = torch.randn(len(x), V, generator=generator, dtype=torch.float64)
-    rest = process.resting
+    rest = process.resting_distribution
 
     def chance(y: int, of: int) -> float:
         return kept * (y == of) + (1 - kept) * float(rest[y])
@@ -250,7 +250,7 @@ def test_score_entropy_by_loops(name: str, kept: float, seed: int) -> None:
         none = torch.zeros_like(now)
         torch.testing.assert_close(score_entropy(process, true, x, clean, now), none, atol=1e-9, rtol=0)
         exact = F.one_hot(clean, V).double().log()
-        torch.testing.assert_close(process.mixed(exact, x, now, now), true)
+        torch.testing.assert_close(process.log_mixture(exact, x, now, now), true)
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -365,14 +365,14 @@ def test_a_model_that_is_told_the_time() -> None:
     with torch.no_grad():
         bound = [StepwiseDiffusion(process)(model, counting(64, 1000 + seed)) for seed in range(10)]
     assert sum(float(loss.total) for loss in bound) < 0.8 * sum(loss.count for loss in bound) * math.log(7)
-    early, late = (told(torch.zeros(1, 2, dtype=torch.long), torch.tensor([t]), process, model) for t in (0.0, 0.5))
+    early, late = (add_time(torch.zeros(1, 2, dtype=torch.long), torch.tensor([t]), process, model) for t in (0.0, 0.5))
     assert early[0, 0].tolist() == [1] + [0] * 6 + [1, 0, 0, 0] and late[0, 1, 7:].tolist() == [0, 0.5, 0.5, 0]
     gaps = torch.ones(8, 10, dtype=torch.bool)
     with torch.no_grad():
         x, passes = ancestral(Denoiser(model, process), torch.zeros(8, 10, dtype=torch.long), gaps, process, 20)
     assert passes == 20 and int(x.max()) < 7
     with pytest.raises(SegueError, match="tell the time"):
-        told(x, torch.zeros(8), process, stack(vocabulary=8))
+        add_time(x, torch.zeros(8), process, stack(vocabulary=8))
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -419,7 +419,7 @@ def test_gumbel_draws() -> None:
 def test_float32_waits_too_long() -> None:
     """No waiting time is below 2^-24, so that what is rarer comes too seldom."""
     generator = torch.Generator().manual_seed(0)
-    shortest = {dtype: float(waiting(torch.zeros(1 << 22), generator, dtype).min().exp())
+    shortest = {dtype: float(exponential_noise(torch.zeros(1 << 22), generator, dtype).min().exp())
                 for dtype in (torch.float32, torch.float64)}
     assert shortest[torch.float32] >= 5.9e-8
     fine = torch.rand(1 << 24, generator=generator, dtype=torch.float64)
@@ -499,10 +499,10 @@ def test_the_bound_of_a_store() -> None:
     model = stack(vocabulary=8).double().eval()
     random = np.random.default_rng(0)
     documents = [random.integers(0, 7, length).astype(np.int32) for length in (5, 9, 2, 30)]
-    found = bound(model, Arrays(documents), 12, rows=3, draws=300)
+    found = score_bound(model, Arrays(documents), 12, rows=3, draws=300)
     assert found.counts.tolist() == [4, 8, 1, 29]
     for document, nats in zip(documents[:3], found.nats):
         clean = torch.from_numpy(document[1:].astype(np.int64))[None]
         expected = any_order(Denoiser(model, AbsorbingProcess(7)), clean, clean >= 0, 7, draws=300, seed=9)
         assert nats == pytest.approx(float(expected), rel=0.03)
-    assert bound(model, Arrays(documents), 12, limit=12).counts.sum() < 42
+    assert score_bound(model, Arrays(documents), 12, limit=12).counts.sum() < 42

@@ -18,9 +18,9 @@ from segue.decoding.draft.heads import HeadsDraft, build_tree, count_ranks, defa
 from segue.decoding.draft.lookup import PromptLookup
 from segue.decoding.draft.merged import MergedDrafters
 from segue.errors import SegueError
-from segue.kernels.cpu.cache import warm
+from segue.kernels.cpu.cache import is_warm
 from segue.models.compiled_heads import CompiledHeads
-from segue.models.heads import DraftHeads, HeadsConfig, Looked
+from segue.models.heads import DraftHeads, HeadsConfig, TabulatedHeads
 from segue.models.stack import Stack, StackConfig
 from segue.objectives import Batch, DraftHeadsLoss
 from segue.objectives.draft_heads import ahead, begin_linear
@@ -46,7 +46,7 @@ def base(mixers: str = "attention", dtype: torch.dtype = torch.float64, seed: in
 
 def wild(model: Stack, kind: str, seed: int = 0, **choices: Any) -> DraftHeads:
     """Heads with weights that nobody trained."""
-    heads = DraftHeads.on(model, heads=3, **(KINDS[kind] | choices))
+    heads = DraftHeads.for_base(model, heads=3, **(KINDS[kind] | choices))
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in heads.parameters():
@@ -63,7 +63,7 @@ def naive_draft(model: Stack, heads: DraftHeads, text: list[int], paths: Any) ->
     """The tokens of a tree behind `text`, every path from the beginning and alone."""
     with torch.no_grad():
         hidden = model(torch.tensor([text])).hidden[:, :-1]  # the last token has not been read when a draft is made
-        shown = heads.see(hidden)[0, -1]
+        shown = heads.condition(hidden)[0, -1]
         tokens = []
         for path in paths:
             said = [text[-1]]
@@ -104,9 +104,10 @@ class Moody(Cost):
 def test_an_untrained_head_says_what_the_base_says(kind: str) -> None:
     model = base()
     output = model(torch.arange(8)[None])
-    heads = DraftHeads.on(model, **KINDS[kind])
+    heads = DraftHeads.for_base(model, **KINDS[kind])
     for k in range(1, 5):
-        torch.testing.assert_close(heads.logits(k, heads.see(output.hidden), torch.ones(1, 8, k).long()), output.logits)
+        ours = heads.logits(k, heads.condition(output.hidden), torch.ones(1, 8, k).long())
+        torch.testing.assert_close(ours, output.logits)
 
 
 @pytest.mark.parametrize("many", [True, False])
@@ -116,7 +117,7 @@ def test_heads_begin_as_the_nearest_linear_map(kind: str, many: bool) -> None:
     model = base()
     text = torch.randint(VOCABULARY, (40, 21)) if many else torch.randint(4, (2, 9))
     batch = Batch(text[:, :-1], text[:, 1:], None, {"hidden": model(text[:, :-1]).hidden.detach()})
-    heads = DraftHeads.on(model, heads=3, **KINDS[kind])
+    heads = DraftHeads.for_base(model, heads=3, **KINDS[kind])
     begin_linear(heads, batch, ridge=1e-6)
     known, said, _ = ahead(batch, 3)
     hidden = batch.channels["hidden"]
@@ -127,7 +128,7 @@ def test_heads_begin_as_the_nearest_linear_map(kind: str, many: bool) -> None:
             z = torch.cat([z, model.embedding(said[:, :, :k]).flatten(2)], -1)
         wanted = hidden[:, k : k + length].flatten(0, 1)
         nearest = torch.linalg.lstsq(z.flatten(0, 1), wanted, driver="gelsd").solution
-        scores = heads.logits(k, heads.see(hidden[:, :length]), said[:, :, :k]).flatten(0, 1)
+        scores = heads.logits(k, heads.condition(hidden[:, :length]), said[:, :, :k]).flatten(0, 1)
         torch.testing.assert_close(scores, model.head(z.flatten(0, 1) @ nearest), atol=0.01, rtol=0.01)
     before = {name: tensor.clone() for name, tensor in heads.state_dict().items()}
     begin_linear(heads, Batch(text[:, :3], text[:, 1:4], None, {"hidden": hidden[:, :3]}))  # none is so long
@@ -154,19 +155,21 @@ def test_hydra_that_sees_no_tokens_is_medusa() -> None:
 @pytest.mark.parametrize("layers", [1, 3])
 def test_what_is_looked_up_is_what_is_multiplied(layers: int) -> None:
     heads = wild(base(), "hydra", layers=layers)
-    shown, quick = torch.randn(2, 1, 16, dtype=torch.float64), Looked(heads)
-    for k, begun in enumerate(quick.begin(shown), 1):
+    shown, quick = torch.randn(2, 1, 16, dtype=torch.float64), TabulatedHeads(heads)
+    for k, begun in enumerate(quick.project_condition(shown), 1):
         said = torch.randint(VOCABULARY, (2, 5, k))
         torch.testing.assert_close(quick.logits(k, begun, said), heads.logits(k, shown, said))
     assert HeadsDraft(heads).quick is not None  # so the other tests draft with it
-    assert not Looked.fits(HeadsConfig(50_000, 768), 4) and not Looked.fits(HeadsConfig(11, 16, sequential=False), 4)
+    assert not TabulatedHeads.is_worthwhile(HeadsConfig(50_000, 768), 4)
+    assert not TabulatedHeads.is_worthwhile(HeadsConfig(11, 16, sequential=False), 4)
 
 
 @pytest.mark.parametrize("tables", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_heads_are_the_heads(kind: str, tables: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ragged rows, piece after piece; with float32 weights exactly, with bytes nearly."""
-    monkeypatch.setattr(Looked, "fits", staticmethod(lambda config, size: tables and config.sequential))
+    worthwhile = staticmethod(lambda config, size: tables and config.sequential)
+    monkeypatch.setattr(TabulatedHeads, "is_worthwhile", worthwhile)
     heads = wild(base(dtype=torch.float32), kind).eval()
     pieces = [torch.randn(2, n, 16) for n in (5, 1, 3)]
     said = torch.randint(VOCABULARY, (2, 4, 3))
@@ -176,16 +179,16 @@ def test_compiled_heads_are_the_heads(kind: str, tables: bool, monkeypatch: pyte
             states = [heads.init_state(2), fast.init_state(2)]
         with torch.inference_mode():
             for piece in pieces:
-                one, two = (each.see(piece, None, *states[at : at + 1]) for at, each in enumerate((heads, fast)))
+                one, two = (each.condition(piece, None, *states[at : at + 1]) for at, each in enumerate((heads, fast)))
                 assert float((one - two).norm() / one.norm()) < tolerance
                 for state in states:
                     state.commit(None, torch.tensor([piece.shape[1], piece.shape[1] - 1]))
                 shown = one[:, -1:]
-                for k, begun in enumerate(fast.begin(shown), 1):
+                for k, begun in enumerate(fast.project_condition(shown), 1):
                     scores = heads.logits(k, shown.expand(2, 4, 16), said[..., :k])
                     found = fast.logits(k, begun, said[..., :k]).expand_as(scores)
                     assert float((scores - found).norm() / scores.norm()) < tolerance
-    assert isinstance(HeadsDraft(heads).reader, CompiledHeads) == warm()
+    assert isinstance(HeadsDraft(heads).reader, CompiledHeads) == is_warm()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -212,7 +215,7 @@ def test_the_loss_is_that_of_every_place_alone(kind: str, distil: bool) -> None:
     expected = 0.0
     for document in documents:
         output = model(document[None, :-1])
-        shown = heads.see(output.hidden)[0]
+        shown = heads.condition(output.hidden)[0]
         for k in (1, 2, 3):
             for t in range(len(document) - 1 - k):
                 scores = heads.logits(k, shown[t], document[t + 1 : t + 1 + k]).log_softmax(-1)
@@ -318,7 +321,7 @@ def test_a_tree_is_the_likeliest_paths() -> None:
     with pytest.raises(SegueError, match="after its parent"):
         HeadsDraft(wild(base(), "medusa"), [(0, 1), (0,)])
     with pytest.raises(SegueError, match="native model"):
-        DraftHeads.on(base().blocks[0])
+        DraftHeads.for_base(base().blocks[0])
 
 
 def test_learned_heads_draft_what_the_base_says() -> None:
@@ -331,7 +334,7 @@ def test_learned_heads_draft_what_the_base_says() -> None:
     batch = Batch(text[:, :-1], text[:, 1:])
     for kind in KINDS:
         torch.manual_seed(0)
-        heads = DraftHeads.on(model, heads=3, **KINDS[kind])
+        heads = DraftHeads.for_base(model, heads=3, **KINDS[kind])
         hits = count_ranks(heads, model, batch)[0]
         learn(heads, lambda step: batch, 40, rate=3e-3, objective=DraftHeadsLoss(model, distil=kind == "hydra++"))
         after, asked = count_ranks(heads, model, batch)

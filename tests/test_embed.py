@@ -17,7 +17,7 @@ from segue.analysis import embedding
 from segue.analysis.embedding import embed, pieces
 from segue.errors import SegueError
 from segue.kinds import Record
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import (
     HEADS,
     Classifier,

@@ -29,10 +29,11 @@ from segue.kernels.cpu.ops import linear
 from segue.kernels.cpu.program import Program, View
 from segue.kernels.jit import jit
 from segue.mixers import MIXERS, Mixer
-from segue.mixers.state import Carry, Layout, Parts, SteppedRecurrence, Tensors
+from segue.mixers.layout import Layout
+from segue.mixers.state import Carry, Parts, SteppedRecurrence, Tensors
 from segue.models import Stack, StackConfig, compiled
-from segue.models.base import tell_prompt
-from segue.models.compiled import KEPT, Accelerated, CompiledModel, accelerate, compile_model
+from segue.models.base import set_prompt_lengths
+from segue.models.compiled import MAX_NODE_STATES, Accelerated, CompiledModel, accelerate, compile_model
 
 
 class Probe(Mixer):
@@ -453,7 +454,8 @@ def test_every_verb_agrees_with_torch(pairs: Any, name: str, data: st.DataObject
     def ragged(n: int) -> torch.Tensor:
         return torch.tensor(data.draw(st.lists(st.integers(0, n), min_size=batch, max_size=batch)))
 
-    n = data.draw(st.sampled_from([1, 2, 7, KEPT, KEPT + 1, 150, 300]))  # short chains, and prompts in chunks
+    # short chains, and prompts in chunks
+    n = data.draw(st.sampled_from([1, 2, 7, MAX_NODE_STATES, MAX_NODE_STATES + 1, 150, 300]))
     both(n, at=torch.randint(n, (batch, 2)) if n > 50 else None)
     counts = ragged(n)
     a.commit(counts=counts), b.commit(counts=counts)
@@ -654,7 +656,7 @@ def told(name: str, lengths: list[int], history: int = 0) -> tuple[Stack, Compil
     forms: tuple[Any, ...] = (stack, model)
     for form in forms:
         states.append(form.init_state(len(lengths), history))
-        tell_prompt(form, states[-1], counts)
+        set_prompt_lengths(form, states[-1], counts)
         outputs.append(form.extend(ids, states[-1]))
         states[-1].commit(counts=counts)
     real = torch.arange(max(lengths)) < counts[:, None]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segue.continual import CORRUPTIONS, Episodes, InnerLoop, Recent, mean_interval, tuned
-from segue.continual.episodes import live
+from segue.continual.episodes import live_mask
 from segue.errors import SegueError
 from segue.models import Classifier, Features, Perceptron, SparseNetwork, Stack, StackConfig
 from segue.models.classify import LinearHead, NeighbourHead, PrototypeHead
@@ -96,7 +96,7 @@ def test_damage_keeps_to_its_share_and_to_the_row(how: str, ids: bool, share: fl
     targets = torch.where(torch.arange(20) == ends[:, None] - 1, 1, -1)
     batch = Batch(tokens if ids else tokens.float(), targets)
     hard = CORRUPTIONS[how](batch, share, draw)
-    moved, there = hard.tokens != batch.tokens, live(batch)
+    moved, there = hard.tokens != batch.tokens, live_mask(batch)
     assert there.sum(1).tolist() == ends.tolist() and hard.tokens.dtype == batch.tokens.dtype
     assert torch.equal(hard.targets, targets) and not moved[~there].any()
     if how == "noise":
@@ -119,7 +119,7 @@ def test_clean_instances_are_their_own_nearest_neighbours() -> None:
         episode = draw(number)
         model = Classifier(Features(), NeighbourHead(4, episode.classes, nearest=1))
         for one in episode.sets:
-            model.head.absorb(*asked(model, one))
+            model.head.add_examples(*asked(model, one))
         features, labels = asked(model, episode.test)
         assert torch.equal(model.head(features).argmax(-1), labels)
 
@@ -131,7 +131,7 @@ def test_prototypes_do_not_mind_the_order_of_sets(seed: int) -> None:
     model = Classifier(Features(), PrototypeHead(4, episode.classes).double())
     order = torch.randperm(6, generator=torch.Generator().manual_seed(seed)).tolist()
     for index in order:
-        model.head.absorb(*asked(model, episode.sets[index]))
+        model.head.add_examples(*asked(model, episode.sets[index]))
     whole = Batch.join(episode.sets)
     features, labels = asked(model, whole)
     means = torch.stack([features[labels == label].mean(0) for label in range(episode.classes)])

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from segue.errors import SegueError
-from segue.kernels.delta import delta, delta_matrix, delta_reference, unit
+from segue.kernels.delta import delta, delta_matrix, delta_reference, normalise_qk
 from segue.kernels.gla import gla, gla_reference
 from segue.kernels.scan import linear_scan, selective_scan
 from segue.mixers import DeltaNet, Layout, LinearAttention, Mamba
 from segue.mixers.delta import MIN_KEY_NORM
 from segue.mixers.linear import FEATURES
-from segue.models.automata import DFA, counter, swaps, symmetric, word_problem
+from segue.models.automata import DFA, counter, symmetric_group, transpositions, word_problem
 
 EXAMPLES = settings(max_examples=15, deadline=None, derandomize=True)
 LONG = 100_000
@@ -173,7 +173,7 @@ def test_counting_to_three_takes_two_reflections() -> None:
 
 
 def test_swaps_take_one_reflection() -> None:
-    group, alphabet = symmetric(3), swaps(3)
+    group, alphabet = symmetric_group(3), transpositions(3)
     symbols, products = word(word_problem(group, alphabet))
     keys, strengths = torch.zeros(len(alphabet), 3), torch.zeros(len(alphabet))
     for index, permutation in enumerate(alphabet):
@@ -193,7 +193,7 @@ def test_reflections_neither_grow_nor_fade() -> None:
         x = torch.randn(1, 5000, 16)
         q, k, v, beta = mixer._project(x, Layout.of(x), {})
         assert float(beta.min()) > 0 and float(beta.max()) < 2
-        k = unit(q, k, MIN_KEY_NORM)[1]
+        k = normalise_qk(q, k, MIN_KEY_NORM)[1]
         final = delta(q, k, 0 * v, torch.full_like(beta, 2.0), torch.eye(8).expand(1, 2, -1, -1))[1]
     torch.testing.assert_close(final @ final.mT, torch.eye(8).expand(1, 2, -1, -1), rtol=0, atol=1e-3)
 

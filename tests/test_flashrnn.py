@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.kernels import rnn
-from segue.kernels.cpu.room import MOST as MOST_SPARE
-from segue.kernels.cpu.room import _Loan, room
+from segue.kernels.cpu.buffers import MOST as MOST_SPARE
+from segue.kernels.cpu.buffers import _Loan, pooled_empty
 from segue.kernels.rnn import CELLS, empty_state, recurrence, recurrence_reference
-from segue.kernels.tiles import GATES, MACHINES, MOST, SOLVED, WIDTHS, Machine, satisfies, score, tiles
+from segue.kernels.tiles import GATES, MACHINES, MOST, SOLVED, WIDTHS, Machine, satisfies, score, tiles_for
 from segue.mixers import GRU, LSTM, Elman, Mixer
 from segue.models import Stack, StackConfig
 from segue.models.compiled import compile_model
@@ -157,13 +157,13 @@ def test_not_a_number_is_not_hidden() -> None:
 def test_buffers_are_lent_again_and_never_twice_at_once() -> None:
     _Loan.spare.clear()  # of other tests
     like = torch.zeros(1)
-    one = room(like, 1 << 18)
-    two = room(like, 1 << 18)
+    one = pooled_empty(like, 1 << 18)
+    two = pooled_empty(like, 1 << 18)
     places = {y.data_ptr() for y in (one, two)}
     assert len(places) == 2 and all(place % 64 == 0 for place in places)
     view = one[5:]
     del one, two
-    three, four = room(like, 1 << 18), room(like, 1 << 18)
+    three, four = pooled_empty(like, 1 << 18), pooled_empty(like, 1 << 18)
     assert three.data_ptr() in places
     assert len({y.data_ptr() for y in (three, four)} | {view.data_ptr() - 20}) == 3
     assert sum(map(len, _Loan.spare.values())) <= MOST_SPARE
@@ -253,7 +253,7 @@ def test_the_solver_finds_the_table() -> None:
 
 def test_tiles_of_any_width() -> None:
     for width in (1, 15, 16, 20, 96, 1024):
-        plan = tiles(torch.float32, 4, width)
+        plan = tiles_for(torch.float32, 4, width)
         assert 1 <= plan.rows <= MOST["rows"] and 1 <= plan.panels <= MOST["panels"]
 
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from segue.decoding.flow import ClipRollout, euler
 from segue.errors import SegueError
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import SpaceTimeConfig, SpatioTemporalDiT, StackConfig
-from segue.models.flow import EvenField, Flow, Guided, StackField, waves
+from segue.models.flow import EvenField, Flow, Guided, StackField, time_features
 from segue.models.stack import both_ways
 from segue.objectives import Batch, FlowMatching, generator_of
 from segue.training.learn import learn
@@ -44,7 +44,7 @@ def drawn(rows: int, generator: torch.Generator) -> Tensor:
 class Always(Flow):
     """One time."""
 
-    def shifted(self, t: Tensor) -> Tensor:
+    def shift_times(self, t: Tensor) -> Tensor:
         return torch.full_like(t, 0.3)
 
 
@@ -178,7 +178,7 @@ def test_what_an_even_field_leaves_to_its_network() -> None:
     asked = torch.ones(4000, 1, dtype=torch.bool)
     for time in (0.0, 0.1, 0.5, 0.9, 1.0):
         t = torch.full((4000,), time)
-        x = Flow.noised(clean, noise, t, asked)
+        x = Flow.add_noise(clean, noise, t, asked)
         spread = (1 - time) ** 2 + time**2
         left = (time * clean - (1 - time) * noise) / spread**0.5
         said = inner(x, t, asked, Layout.of(x))
@@ -254,7 +254,7 @@ def test_a_picture_is_a_film_of_one_frame(space: str, time: str) -> None:
 def test_times() -> None:
     plain, late = Flow().times(4), Flow(3.0).times(4)
     assert plain.tolist() == [1, 0.75, 0.5, 0.25, 0] and late[0] == 1 and late[-1] == 0 and bool((late >= plain).all())
-    assert waves(torch.zeros(2, 3), 8).shape == (2, 3, 8)
+    assert time_features(torch.zeros(2, 3), 8).shape == (2, 3, 8)
     for wrong, says in ((lambda: Flow(0.0), "above 0"), (lambda: Flow().times(0), "at least one step")):
         with pytest.raises(SegueError, match=says):
             wrong()

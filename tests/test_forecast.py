@@ -18,14 +18,14 @@ from segue.analysis.forecast import (
     Combination,
     coverage,
     crps,
-    filled,
-    linear,
+    fill_missing,
+    find_season,
+    linear_forecast,
     mae,
     mase,
+    naive_forecast,
+    naive_scale,
     rmse,
-    scale,
-    season,
-    simple,
 )
 from segue.cli import main
 from segue.decoding.forecast import ColumnTurns, Forecast, sample_forecasts
@@ -33,7 +33,7 @@ from segue.errors import SegueError
 from segue.kinds.codecs import LevelCodec
 from segue.kinds.elements import as_columns
 from segue.kinds.times import Clock, steady
-from segue.training.recipe import Facts, choose
+from segue.training.recipe import Facts, choose_plan
 from segue.verbs import forecast as verb
 from segue.verbs.mixed import find_seasons
 
@@ -60,25 +60,25 @@ def test_measures_by_hand() -> None:
 
 def test_simple_forecasts_by_hand() -> None:
     past = np.array([np.nan, 1, 2, 3, 1, 2, np.nan, 1, 2])
-    np.testing.assert_array_equal(filled(past), [1, 1, 2, 3, 1, 2, 2, 1, 2])
-    points, draws = simple(np.array([1.0, 2, 4, 7]), 2)
+    np.testing.assert_array_equal(fill_missing(past), [1, 1, 2, 3, 1, 2, 2, 1, 2])
+    points, draws = naive_forecast(np.array([1.0, 2, 4, 7]), 2)
     np.testing.assert_array_equal(points, [7, 7])
     np.testing.assert_array_equal(draws, [[8, 10], [9, 12]])  # errors that it made: 1, 3 and 2, 5
-    points, _ = simple(np.array([1.0, 2, 3, 4, 5, 6]), 5, lag=3)
+    points, _ = naive_forecast(np.array([1.0, 2, 3, 4, 5, 6]), 5, lag=3)
     np.testing.assert_array_equal(points, [4, 5, 6, 4, 5])
-    points, draws = simple(np.array([5.0]), 3, lag=7)
+    points, draws = naive_forecast(np.array([5.0]), 3, lag=7)
     np.testing.assert_array_equal(points, [5, 5, 5])
-    assert draws.shape == (1, 3) and math.isnan(scale(np.array([5.0])))
-    assert scale(np.array([1.0, 2, 4, 3]), 2) == 2.0
+    assert draws.shape == (1, 3) and math.isnan(naive_scale(np.array([5.0])))
+    assert naive_scale(np.array([1.0, 2, 4, 3]), 2) == 2.0
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(3, 40), st.integers(0, 10**6))
 def test_a_season_is_found_in_noise_and_none_where_there_is_none(period: int, seed: int) -> None:
     draw, time = np.random.default_rng(seed), np.arange(300)
-    assert season(3 * np.sin(2 * np.pi * time / period) + draw.normal(size=300) * 0.3 + time / 50) == period
-    assert season(draw.normal(size=300)) == 1
-    assert season(np.full(50, 2.0)) == season([1.0]) == season(np.full(9, np.nan)) == 1
+    assert find_season(3 * np.sin(2 * np.pi * time / period) + draw.normal(size=300) * 0.3 + time / 50) == period
+    assert find_season(draw.normal(size=300)) == 1
+    assert find_season(np.full(50, 2.0)) == find_season([1.0]) == find_season(np.full(9, np.nan)) == 1
 
 
 def test_numbers_come_in_turn() -> None:
@@ -101,10 +101,10 @@ def test_numbers_come_in_turn() -> None:
 def test_a_linear_forecast_goes_on_with_what_is_linear() -> None:
     time = np.arange(120)
     wave = 5 + np.sin(time * 0.7) + 0.5 * np.cos(time * 0.31)
-    points, draws = linear(wave[:100], 8) or pytest.fail("100 moments are enough for 8 ahead")
+    points, draws = linear_forecast(wave[:100], 8) or pytest.fail("100 moments are enough for 8 ahead")
     np.testing.assert_allclose(points, wave[100:108], atol=0.1)
     assert draws.shape == (77, 8) and np.abs(draws - points).max() < 0.3
-    assert linear(wave[:63], 8) is None
+    assert linear_forecast(wave[:63], 8) is None
 
 
 @pytest.fixture(scope="module")
@@ -272,12 +272,12 @@ def test_many_columns_are_shown_in_part(tmp_path: Path) -> None:
     assert told.text.splitlines()[0].split() == ["step", *names[:8]] and "6 more columns" in told.note
     told.save(tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 0
-    plan, why = choose(Facts(100_000, 10_000, 500, 1, 1e11, "float32", turn=300), steps=20)
+    plan, why = choose_plan(Facts(100_000, 10_000, 500, 1, 1e11, "float32", turn=300), steps=20)
     assert plan.context == 1024 and "a row has 3 moments of 300 columns (few:" in why
 
 
 def test_rows_hold_a_season_that_is_worth_it() -> None:
-    assert [choose(Facts(100_000, 10_000, 500, 1, 1e11, "float32", season=season), steps=20)[0].context
+    assert [choose_plan(Facts(100_000, 10_000, 500, 1, 1e11, "float32", season=season), steps=20)[0].context
             for season in (1, 168, 336, 1100)] == [256, 256, 512, 256]
     codec, draw = LevelCodec({"": list(range(60))}), np.random.default_rng(0)
     week = draw.integers(5, 55, 70)

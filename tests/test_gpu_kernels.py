@@ -18,7 +18,7 @@ from segue.kernels import delta as delta_module
 from segue.kernels import fla
 from segue.kernels import scan as scan_module
 from segue.kernels import ssd as ssd_module
-from segue.kernels.delta import delta, delta_reference, unit
+from segue.kernels.delta import delta, delta_reference, normalise_qk
 from segue.kernels.gla import gla, gla_reference
 from segue.kernels.scan import linear_scan, linear_scan_reference, selective_scan, selective_scan_reference
 from segue.kernels.ssd import ssd, ssd_reference
@@ -41,7 +41,8 @@ def gla_inputs(length: int, keys: int, values: int, gated: bool = True) -> list[
 
 
 def delta_inputs(length: int, keys: int, values: int, many: int) -> list[Tensor]:
-    q, k = unit(normal(ROWS, length, HEADS, keys, seed=0), normal(ROWS, length, many, HEADS, keys, seed=1), 1e-6)
+    q, k = normal(ROWS, length, HEADS, keys, seed=0), normal(ROWS, length, many, HEADS, keys, seed=1)
+    q, k = normalise_qk(q, k, 1e-6)
     beta = 1.6 * torch.sigmoid(normal(ROWS, length, many, HEADS, seed=4))
     return [q, k, normal(ROWS, length, many, HEADS, values, seed=2), beta, normal(ROWS, HEADS, keys, values, seed=3)]
 
@@ -98,9 +99,9 @@ def delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor) -> 
 @pytest.fixture
 def loops(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Everything goes to fla, whose kernels are loops."""
-    monkeypatch.setattr(fla, "serves", lambda kernel, v, keys: v.shape[1] > 1)
+    monkeypatch.setattr(fla, "supports", lambda kernel, v, keys: v.shape[1] > 1)
     for module in (delta_module, ssd_module):
-        monkeypatch.setattr(module, "compiles", lambda *_: False)
+        monkeypatch.setattr(module, "runs_compiled", lambda *_: False)
     for name, rule in (("_gla", gla_reference), ("_simple_gla", simple_rule), ("_delta", delta_rule)):
         monkeypatch.setattr(fla, name, pieces(rule))
     yield
@@ -137,7 +138,7 @@ def test_what_is_past_the_length_says_nothing(name: str, loops: None) -> None:
 def test_a_length_that_forgets_its_least_is_kept_by_the_delta_rule(loops: None) -> None:
     inputs = [x.float() for x in delta_inputs(19, 24, 40, 1)]
     inputs[1] = 3 * inputs[1]
-    q, k = unit(*inputs[:2], 0.01)
+    q, k = normalise_qk(*inputs[:2], 0.01)
     agree(list(delta(*inputs, None, None, 0.01)), list(delta_reference(q, k, *inputs[2:])), 2e-5)
 
 
@@ -151,14 +152,14 @@ def test_a_kernel_that_errs_is_told(kernel: str, spoilt: bool, loops: None, monk
     given = (kernel, 2, 64, 64, torch.bfloat16, torch.device("cpu"))
     if spoilt:
         with pytest.warns(UserWarning, match=f"fla's kernel of '{kernel}' is off by"):
-            assert not fla._is_right.__wrapped__(*given)
+            assert not fla._matches_reference.__wrapped__(*given)
     else:
-        assert fla._is_right.__wrapped__(*given)
+        assert fla._matches_reference.__wrapped__(*given)
 
 
 def test_where_fla_serves() -> None:
     v = torch.zeros(1, 64, 2, 16, dtype=torch.bfloat16)
-    assert not fla.serves("gla", v, 16)  # not on a GPU
+    assert not fla.supports("gla", v, 16)  # not on a GPU
 
 
 # --- scans ----------------------------------------------------------------------------------------------------------
@@ -187,7 +188,7 @@ def test_the_selective_scan_in_triton(length: int, inner: int, states: int, pack
 
     inputs, starts = scan_inputs(length, inner, states), documents(length) if packed else None
     expected = on_cpu(lambda *x: selective_scan_reference(*x, starts, low), inputs)
-    monkeypatch.setattr(scan_module, "compiles", lambda *_, **__: True)
+    monkeypatch.setattr(scan_module, "runs_compiled", lambda *_, **__: True)
     monkeypatch.setattr(scan_module, "_selective", lambda x: (kernels.forward, kernels.backward))
     agree(on_cpu(lambda *x: selective_scan(*x, starts, low), inputs), expected, 1e-10)
     monkeypatch.setattr(scan_module, "_linear", lambda x: (kernels.linear, kernels.linear_backward))
@@ -285,7 +286,7 @@ def test_fla_kernels_in_float32_where_tf32_is_welcome(name: str, quick: None, mo
     expected = on_cpu(reference, inputs)
     for welcome, tolerance in ((False, 1e-4), (True, 1e-2)):
         monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", welcome)
-        assert fla.serves(name, torch.zeros(1, 2, 1, 16, device="cuda"), 16) == welcome
+        assert fla.supports(name, torch.zeros(1, 2, 1, 16, device="cuda"), 16) == welcome
         near(on_gpu(run, inputs, torch.float32, 0, None, None), expected, tolerance)
 
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from segue.errors import SegueError
 from segue.kernels import graphs as loops
 from segue.kernels.scan import linear_scan
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import Classifier, Stack, StackConfig
 from segue.models.classify import LinearHead
 from segue.models.graphs import (
-    FARTHEST,
+    MAX_DISTANCE,
     TOKENISERS,
     GatedGCN,
     GraphBatch,
@@ -25,11 +25,11 @@ from segue.models.graphs import (
     TreePosition,
     bfs,
     dfs,
-    induced,
+    induced_edges,
     khop,
+    laplacian_eigenvectors,
     leaves,
-    packed,
-    spectrum,
+    pack_graphs,
     walk,
 )
 from segue.objectives import ClassLoss
@@ -96,15 +96,16 @@ def test_neighbourhoods_distances_and_walks(graphs: GraphBatch) -> None:
     made, n = of_networkx(graphs), len(graphs.graph)
     begins, others = graphs.neighbours
     assert all(sorted(others[begins[i] : begins[i + 1]].tolist()) == sorted(made[i]) for i in range(n))
-    found = loops.balls(begins, others, 2)
+    found = loops.k_hop_neighbourhoods(begins, others, 2)
     for i in range(n):
         for radius in range(3):
             expected = nx.single_source_shortest_path_length(made, i, radius)
             assert sorted(found[(found[:, 0] == i) & (found[:, 1] == radius), 2].tolist()) == sorted(expected)
     a, b = (each.reshape(-1) for each in np.meshgrid(np.arange(n), np.arange(n)))
     ways = dict(nx.all_pairs_shortest_path_length(made))
-    assert loops.distances(begins, others, a, b, 4).tolist() == [min(ways[i].get(j, 4), 4) for i, j in zip(a, b)]
-    for trail in loops.walks(begins, others, np.random.default_rng(0).random((n, 5))):
+    wanted = [min(ways[i].get(j, 4), 4) for i, j in zip(a, b)]
+    assert loops.shortest_distances(begins, others, a, b, 4).tolist() == wanted
+    for trail in loops.random_walks(begins, others, np.random.default_rng(0).random((n, 5))):
         assert all(made.has_edge(i, j) or (i == j and not made[i]) for i, j in zip(trail, trail[1:]))
 
 
@@ -121,7 +122,7 @@ def test_every_tokenisation_has_each_node_once_as_its_own_token(graphs: GraphBat
     assert (known[:, :-1] >= known[:, 1:]).all(), "padding is behind"
     assert tokens.rows.max() < len(tokens.level) and tokens.rows[known].min() >= 0
     if tokens.scales is not None:
-        assert len(tokens.scales) == len(tokens.level) and tokens.scales.max(initial=0) <= FARTHEST + 1
+        assert len(tokens.scales) == len(tokens.level) and tokens.scales.max(initial=0) <= MAX_DISTANCE + 1
 
 
 def test_tokens_by_hand() -> None:
@@ -171,7 +172,7 @@ def test_message_passing_by_its_definition() -> None:
 @given(graphs=drawn())
 def test_edges_within_tokens(graphs: GraphBatch) -> None:
     tokens = khop(graphs, np.random.default_rng(0), k=1)
-    found = induced(torch.from_numpy(tokens.sets), torch.from_numpy(graphs.ends), len(graphs.graph)).tolist()
+    found = induced_edges(torch.from_numpy(tokens.sets), torch.from_numpy(graphs.ends), len(graphs.graph)).tolist()
     edges = {(a, b) for a, b in graphs.ends.tolist()} | {(b, a) for a, b in graphs.ends.tolist()}
     expected = [[i, j] for i, (token, a) in enumerate(tokens.sets.tolist())
                 for j, (other, b) in enumerate(tokens.sets.tolist()) if token == other and (a, b) in edges]
@@ -200,14 +201,14 @@ def network(tokens: Any, mixers: str = "mamba+attention", **options: Any) -> Gra
 def test_any_mixer_reads_any_tokenisation(tokens: Any, mixers: str) -> None:
     """Graphs do not see each other, nor the padding; gradients reach every parameter; walks aside, which are drawn."""
     made, (features, edges) = network(tokens, mixers), batch(1)
-    together = made.hidden(packed(features, edges, 12))
+    together = made.hidden(pack_graphs(features, edges, 12))
     together.square().sum().backward()
     silent = {name for name, parameter in made.named_parameters() if parameter.grad is None}
     assert silent <= {"stack.head.weight", "position.far.weight"}, "distances are told of clusters alone"
     assert together.shape == (3, 12, 16) and (together[1, 6:] == 0).all()
     if tokens != "walk":
         for row, own, ends in zip(together, features, edges):
-            alone = made.hidden(packed([own], [ends]))
+            alone = made.hidden(pack_graphs([own], [ends]))
             torch.testing.assert_close(row[: len(own)], alone[0], atol=2e-5, rtol=1e-4)
 
 
@@ -219,18 +220,18 @@ def test_relabelled_nodes_permute_the_vectors(tokens: Any, seed: int) -> None:
     place = torch.randperm(10, generator=torch.Generator().manual_seed(seed))
     moved = torch.empty_like(own)
     moved[place] = own
-    weights = made.graphs(own[None], packed([own], [ends])[..., 4:], torch.ones(1, 10, dtype=torch.bool)).weights
+    weights = made.graphs(own[None], pack_graphs([own], [ends])[..., 4:], torch.ones(1, 10, dtype=torch.bool)).weights
     components = list(nx.connected_components(nx.Graph([*ends.tolist(), *([i, i] for i in range(10))])))
     if len(set(weights.tolist())) < len(weights) or (tokens != "khop" and len(components) > 1):
         return  # ties, of which components are one: their order is that of the nodes
     with torch.no_grad():
-        found, again = made.hidden(packed([own], [ends]))[0], made.hidden(packed([moved], [place[ends]]))[0]
+        found, again = made.hidden(pack_graphs([own], [ends]))[0], made.hidden(pack_graphs([moved], [place[ends]]))[0]
     torch.testing.assert_close(again[place], found, atol=2e-5, rtol=1e-4)
 
 
 def test_nodes_without_edges_are_what_a_plain_stack_reads() -> None:
     made, (features, edges) = network("node", local=0, positions=False), batch(2)
-    tokens = packed(features, edges)
+    tokens = pack_graphs(features, edges)
     plain: Stack = made.stack
     for row, own in enumerate(features):
         vectors = made.embed(torch.cat([torch.ones(len(own), 1), own], 1))[None]
@@ -245,23 +246,23 @@ def test_a_recurrence_counts_where_attention_knows_shares_only() -> None:
     assert linear_scan(torch.ones(1, 1, 3), colours[None], torch.zeros(1, 3))[0, -1].tolist() == [2, 1, 3]
     made = network("node", "attention+attention", local=0, positions=False)
     none = torch.zeros(0, 2, dtype=torch.long)
-    pooled = [made.hidden(packed([each], [none])).mean(1) for each in
+    pooled = [made.hidden(pack_graphs([each], [none])).mean(1) for each in
               (colours, colours[torch.randperm(6)], torch.cat([colours, colours]))]
     for other in pooled[1:]:
         torch.testing.assert_close(other, pooled[0], atol=1e-5, rtol=1e-5)
     counting = network("node", "gru", local=0, positions=False)
-    a, b = (counting.hidden(packed([each], [none]))[0, -1] for each in (colours, torch.cat([colours, colours])))
+    a, b = (counting.hidden(pack_graphs([each], [none]))[0, -1] for each in (colours, torch.cat([colours, colours])))
     assert (a - b).abs().max() > 1e-3
 
 
 def test_the_spectrum_says_how_many_components_there_are() -> None:
     features, edges = batch(3, (8, 5), 0.3)
-    tokens = packed(features, edges)
-    found = spectrum(tokens[..., 4:], tokens[..., 0] > 0, 4)
+    tokens = pack_graphs(features, edges)
+    found = laplacian_eigenvectors(tokens[..., 4:], tokens[..., 0] > 0, 4)
     assert found.shape == (2, 8, 4) and (found[1, 5:] == 0).all()
     degree = tokens[0, :, 4:].sum(-1)
     laplacian = torch.diag((degree > 0).float()) - tokens[0, :, 4:] * (degree.clamp(min=1)[:, None] *
-                                                                      degree.clamp(min=1)).rsqrt()
+                                                                       degree.clamp(min=1)).rsqrt()
     values = torch.linalg.eigvalsh(laplacian)
     torch.testing.assert_close(laplacian @ found[0], found[0] * values[:4], atol=1e-4, rtol=1e-4)
 
@@ -273,7 +274,7 @@ def test_tree_positions_add_up() -> None:
     torch.testing.assert_close(found[0], position.level.weight[0])
     torch.testing.assert_close(found[1], position.level.weight[2] + position.far.weight[3])
     torch.testing.assert_close(found[2], position.level.weight[-1] + position.far.weight[1]
-                               + position.far.weight[FARTHEST + 2 + 9])
+                               + position.far.weight[MAX_DISTANCE + 2 + 9])
 
 
 def test_mistakes_are_told() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from segue.continual import Combined, Experience, learn_stream
-from segue.continual.hypernetwork import Grow, OutputMAS, OutputMatching, inferred_accuracy, told_task
+from segue.continual.hypernetwork import Grow, OutputMAS, OutputMatching, inferred_accuracy, told_task_accuracy
 from segue.errors import SegueError
 from segue.models import HEADS, Classifier, Perceptron, Stack, StackConfig
 from segue.models.hypernetwork import GENERATORS, ChunkedLSTM, ChunkedMLP, Generated
@@ -35,7 +35,7 @@ def test_sizes_are_those_of_hypnettorch() -> None:
     """A ChunkedHMLP of hypnettorch 0.0.4 for the same target reports 10,168 parameters."""
     made = ChunkedMLP(target(), tasks=5, chunk=256, hidden=(32, 32))
     assert made.size == 2410 and sum(p.numel() for p in made.parameters()) == 10_168
-    assert made.ratio == pytest.approx(10_168 / 5 / 2410)
+    assert made.parameter_ratio == pytest.approx(10_168 / 5 / 2410)
     for generator, count in ((ChunkedMLP(target(), 5, 64, (64, 64)), 9752), (ChunkedLSTM(target(), 5, 64, 24), 5976)):
         assert sum(p.numel() for p in generator.parameters()) == count
 
@@ -72,11 +72,11 @@ def test_a_state_that_is_not_carried_makes_chunks_independent() -> None:
     cut, whole = (ChunkedLSTM(small(), 2, 4, 6, carry=carry).double() for carry in (False, True))
     whole.load_state_dict(cut.state_dict())
     for made, independent in ((cut, True), (whole, False)):
-        before = made.flat(torch.tensor([0, 1]))
+        before = made.generate_flat(torch.tensor([0, 1]))
         moved = copy.deepcopy(made)
         with torch.no_grad():
             moved.chunks[2] += 1
-        same = (moved.flat(torch.tensor([0, 1])) - before).abs().amax(0) < 1e-12
+        same = (moved.generate_flat(torch.tensor([0, 1])) - before).abs().amax(0) < 1e-12
         assert same[:8].all() and not same[8:12].any()
         assert bool(same[12:].all()) is independent
 
@@ -100,11 +100,11 @@ def test_growth_leaves_what_is_generated_as_it_was(units: int) -> None:
     with torch.no_grad():
         for p in made.parameters():
             p += torch.randn_like(p)
-    before, count = made.flat(torch.arange(3)), made.cell.weight_hh_l0.numel()
+    before, count = made.generate_flat(torch.arange(3)), made.cell.weight_hh_l0.numel()
     made.grow(units)
-    torch.testing.assert_close(made.flat(torch.arange(3)), before, atol=1e-12, rtol=0)
+    torch.testing.assert_close(made.generate_flat(torch.arange(3)), before, atol=1e-12, rtol=0)
     assert made.cell.hidden_size == 6 + units and made.cell.weight_hh_l0.numel() > count
-    made.flat(torch.arange(3)).square().sum().backward()
+    made.generate_flat(torch.arange(3)).square().sum().backward()
     assert made.out.weight.grad[:, 6:].abs().min() > 0  # what was added can be learned
     with pytest.raises(SegueError, match="cannot grow"):
         made.grow(0)
@@ -138,7 +138,7 @@ def test_tasks_are_not_forgotten_where_outputs_match(name: str) -> None:
         tasks = stream()
         model = generated(name)
         matrix = learn_stream(model, tasks, OutputMatching(beta), NextElement(), rows=50, epochs=20, rate=0.02,
-                              measure=told_task(tasks))
+                              measure=told_task_accuracy(tasks))
         found[beta] = matrix.average
         assert all(matrix.scores[t + 1, t] > 0.85 for t in range(3))
         if beta:
@@ -160,7 +160,7 @@ def probed(model: Generated, strategy: OutputMatching, steps: int, rate: float =
 def test_the_penalty_is_flat_where_it_begins_and_holds_where_it_is_huge(name: str) -> None:
     model, strategy = generated(name).double(), OutputMatching(1e6)
     probed(model, strategy, 3)
-    before = model.generator.flat(torch.tensor([0])).detach()
+    before = model.generator.generate_flat(torch.tensor([0])).detach()
     slopes: list[float] = []
 
     class Look(OutputMatching):
@@ -177,7 +177,7 @@ def test_the_penalty_is_flat_where_it_begins_and_holds_where_it_is_huge(name: st
     look.load_state(*strategy.state())
     probed(model, look, 20, rate=1e-5)
     assert slopes and max(slopes) < 1e-6
-    after = model.generator.flat(torch.tensor([0, 1])).detach()
+    after = model.generator.generate_flat(torch.tensor([0, 1])).detach()
     assert (after[0] - before[0]).abs().max() < 1e-4
 
 
@@ -190,10 +190,10 @@ def test_the_penalty_against_its_equation_and_on_a_part_of_the_tasks() -> None:
         def loss_term(self, run: Any, rows: Batch) -> Tensor | None:
             term = super().loss_term(run, rows)
             if run.step == 2:
-                now = model.generator.flat(torch.arange(3))
+                now = model.generator.generate_flat(torch.arange(3))
                 held = copy.deepcopy(model.generator)
                 held.load_state_dict({**held.state_dict(), **self.before})
-                moved = [(now[t] - held.flat(torch.tensor([t]))[0]).square().sum() for t in range(2)]
+                moved = [(now[t] - held.generate_flat(torch.tensor([t]))[0]).square().sum() for t in range(2)]
                 wanted = 0.5 * sum(moved) / 2 if not self.sample else 0.5 * moved[chosen(run)]
                 assert term is not None and float(term) > 0
                 torch.testing.assert_close(term, wanted)
@@ -214,7 +214,7 @@ def test_importances_hold_the_generator_too() -> None:
         model = generated("mlp")
         strategy = OutputMAS(strength)
         matrix = learn_stream(model, tasks, strategy, NextElement(), rows=50, epochs=12, rate=0.02,
-                              measure=told_task(tasks))
+                              measure=told_task_accuracy(tasks))
         found[strength] = matrix.scores[3, 0] - matrix.scores[1, 0]
         assert strategy.tasks == 3 and strategy.importance["generator.tasks"].abs().sum(1).min() > 0
     assert found[3.0] > found[0.0]
@@ -224,7 +224,7 @@ def test_a_cell_grows_where_a_task_is_hard() -> None:
     model, tasks = generated("lstm", units=4), stream()
     strategy = Grow(threshold=1e-6, units=3)
     learn_stream(model, tasks, Combined(OutputMatching(0.1), strategy), NextElement(), rows=20, epochs=1,
-                 measure=told_task(tasks))
+                 measure=told_task_accuracy(tasks))
     assert isinstance(model.generator, ChunkedLSTM) and model.generator.cell.hidden_size == 10
     assert len(strategy.ends) == 3 and strategy.state()[1]["ends"] == strategy.ends
 
@@ -237,7 +237,7 @@ def test_stacks_of_mixers_are_targets(mixers: list[str]) -> None:
     generated = Generated(model, ChunkedLSTM(model, 3, 128, 32))
     tasks = stream("elements")[:2]
     matrix = learn_stream(generated, tasks, OutputMatching(0.1), NextElement(), rows=50, epochs=15, rate=0.02,
-                          measure=told_task(tasks))
+                          measure=told_task_accuracy(tasks))
     assert matrix.scores[1, 0] > 0.7 and matrix.average > 0.7
     assert all(not p.requires_grad for p in model.parameters())
 

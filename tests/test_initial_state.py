@@ -14,7 +14,8 @@ from segue.errors import SegueError
 from segue.kernels.gla import FLOOR, gla, gla_reference
 from segue.mixers import MIXERS
 from segue.mixers.gla import GatedLinearAttention
-from segue.mixers.state import Carry, Layout
+from segue.mixers.layout import Layout
+from segue.mixers.state import Carry
 from segue.models import EncoderDecoder, EncoderDecoderConfig, Stack, StackConfig
 from segue.models.adapters import InitialState, LoRA, load_adapter
 from segue.models.compiled import compile_model

@@ -20,9 +20,9 @@ from segue.errors import SegueError
 from segue.kinds import BPECodec, ItemCodec, TextItemCodec
 from segue.mixers import Attention
 from segue.mixers.attention import attend
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import Stack, StackConfig
-from segue.models.base import padding
+from segue.models.base import padding_starts
 from segue.models.compiled import compile_model
 from segue.models.stack import both_ways
 from segue.objectives import AllItems, Batch, InBatch, MaskedElements, in_batch
@@ -111,7 +111,7 @@ def batch_of(rows: list[np.ndarray], targets: list[int]) -> Batch:
     for place, row in zip(tokens, rows):
         place[: len(row)] = torch.from_numpy(row)
     asked[:, 0] = torch.tensor(targets)
-    return Batch(tokens, asked, padding(lengths, tokens.shape[1]))
+    return Batch(tokens, asked, padding_starts(lengths, tokens.shape[1]))
 
 
 @pytest.mark.parametrize("mixer", BACKBONES)
@@ -166,7 +166,7 @@ def test_windows_with_global_tokens_are_a_mask(seed: int, n: int, window: int, f
                       global_projections=own, qkv_bias=True).double()
     x = torch.randn(2, n, 8, dtype=torch.double)
     lengths = torch.randint(1, n + 1, (2,)) if ragged else torch.tensor([n, n])
-    layout = Layout.chain((2, n), starts=padding(lengths, n))
+    layout = Layout.chain((2, n), starts=padding_starts(lengths, n))
     y = mixer.run(x, layout, {})
     for row, size in enumerate(lengths.tolist()):
         at = torch.arange(size)

@@ -20,6 +20,7 @@ from segue.kernels.convolution import (
     short_convolution,
     short_convolution_reference,
 )
+from segue.kernels.dropout import Dropout
 from segue.kernels.gla import FLOOR, gla, gla_reference
 from segue.kernels.norm import gated_norm, gated_norm_reference
 from segue.kernels.scan import (
@@ -45,11 +46,11 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_short_rows_wait_for_the_compiler_only_where_many_are_learned_from() -> None:
     many, few = torch.zeros(32, 8, 4), torch.zeros(4, 8, 4)
-    assert not compiled.compiles(many) and compiled.compiles(torch.zeros(1, 32, 4))
+    assert not compiled.runs_compiled(many) and compiled.runs_compiled(torch.zeros(1, 32, 4))
     many, few = many.requires_grad_(), few.requires_grad_()
-    assert compiled.compiles(many) and not compiled.compiles(few)
+    assert compiled.runs_compiled(many) and not compiled.runs_compiled(few)
     with torch.no_grad():
-        assert not compiled.compiles(many)
+        assert not compiled.runs_compiled(many)
 
 
 def test_the_exponential_of_what_is_empty_is_zero() -> None:
@@ -371,3 +372,17 @@ def test_compiled_passes_take_bfloat16_beside_float32() -> None:
     assert y.dtype == torch.float32 and short_convolution(x, weight.bfloat16(), bias, window).dtype == torch.bfloat16
     assert gated_norm(y, x, bias).dtype == torch.float32
     agree([gated_norm(y, x, bias)], [gated_norm_reference(y, x.float(), bias)], 1e-5)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (7, 11, 13), (100, 401)])
+@pytest.mark.parametrize("p", [0.0, 0.25, 1.0])
+def test_dropout_keeps_its_share_and_the_mean(shape: tuple[int, ...], p: float) -> None:
+    torch.manual_seed(0)
+    drop, x = Dropout(p), torch.ones(shape, dtype=torch.float64, requires_grad=True)
+    y = drop(x)
+    assert set(y.flatten().tolist()) <= {0.0, 1 / (1 - p) if p < 1 else 0.0}
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())  # what is dropped learns nothing
+    if x.numel() > 10_000:
+        assert abs(float((y == 0).double().mean()) - p) < 0.01
+    assert drop.eval()(x) is x or torch.equal(drop(x), x)

@@ -174,3 +174,15 @@ def test_games_of_go(tmp_path: Path) -> None:
     assert [record.object for record in data] == [["Bpd", "Wdd", "Bpp", "W"], ["Baa", "W"]]
     assert [data.name(i).rpartition(":")[2] for i in range(2)] == ["1", "4"]
     assert len(read(put(tmp_path / "cut.sgf", games[:69]))[0].object) == 2
+
+
+def test_minified_code_is_read_only_where_it_is_named(tmp_path: Path) -> None:
+    put(tmp_path / "src" / "a.js", "var a = 1;\n" * 9)
+    minified = put(tmp_path / "src" / "a.min.js", "var a=1;" * 900)
+    put(tmp_path / "src" / "package-lock.json", "{}\n")
+    data = read(tmp_path / "src")
+    assert texts(data) == ["var a = 1;\n" * 9]
+    assert data.problems.total == 1 and "minified or generated" in str(data.problems[0])
+    assert len(read(minified)) == 1
+    (tmp_path / "src" / "a.js").unlink()
+    assert len(read(tmp_path / "src")) == 1

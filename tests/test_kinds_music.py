@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import segue
 from segue.errors import SegueError
 from segue.kinds import KINDS
-from segue.kinds.music import GRID, ITEMS, LENGTHS, LOUD, TEMPI, Note, is_roll, nearest, spelled, understood
+from segue.kinds.notes import GRID, ITEMS, LENGTHS, LOUD, TEMPI, Note, decode_items, encode_notes, nearest
+from segue.kinds.piano_rolls import is_json_roll
 from segue.testing.kinds import check_kind
 
 mido = pytest.importorskip("mido")
@@ -53,8 +54,8 @@ def test_the_nearest(values: list[int], value: float) -> None:
 @given(notes=notes, tempi=tempi)
 def test_what_is_spelled_is_understood(notes: list[Note], tempi: list[tuple[int, int]]) -> None:
     """Starts, pitches, instruments and loudness are kept; of twins one; a note ends where its pitch begins again."""
-    items = spelled(notes, tempi)
-    heard, _ = understood(items)
+    items = encode_notes(notes, tempi)
+    heard, _ = decode_items(items)
     first = min(note.start for note in notes)
     expected = {}
     for note in sorted(notes):
@@ -66,14 +67,14 @@ def test_what_is_spelled_is_understood(notes: list[Note], tempi: list[tuple[int,
                                                               note.loud)
     assert sorted(heard) == sorted(expected.values())
     assert set(items) <= set(ITEMS)
-    assert spelled(*understood(items)) == items, "it is spelled in one way"
+    assert encode_notes(*decode_items(items)) == items, "it is spelled in one way"
 
 
 @settings(max_examples=40, deadline=None)
 @given(songs=st.lists(st.tuples(notes, tempi), min_size=1, max_size=3))
 def test_files_come_back(tmp_path_factory: pytest.TempPathFactory, songs: list[Any]) -> None:
     path = tmp_path_factory.mktemp("midi") / "songs.mid"
-    objects = [spelled(*song) for song in songs]
+    objects = [encode_notes(*song) for song in songs]
     MUSIC.write(objects, path)
     assert [record.object for record in MUSIC.read(path)] == objects
     assert mido.MidiFile(path).type == (0 if len(songs) == 1 else 2)
@@ -148,7 +149,7 @@ def test_piano_rolls_in_json(tmp_path: Path) -> None:
     assert segue.read(tmp_path / "a.json", step=0.5)[1].object == ["loud20", "note72", "length96", "note76", "length96"]
     for other in ([[[0, 0, 255], [9, 0, 0]]] * 9, [[[3, 1], [2]]] * 9, [[60, 62], [64]]):
         (tmp_path / "b.json").write_text(json.dumps(other))
-        assert not is_roll((tmp_path / "b.json").read_bytes())
+        assert not is_json_roll((tmp_path / "b.json").read_bytes())
     (tmp_path / "b.json").write_text(json.dumps([piece, piece])[:-3])
     with pytest.raises(SegueError, match="no piano roll that can be read"):
         segue.read(tmp_path / "b.json")
@@ -161,7 +162,7 @@ def test_the_pedal_holds(tmp_path: Path) -> None:
 
     def lengths(**options: Any) -> list[tuple[int, int]]:
         [record] = MUSIC.read(path, **options)
-        return [(note.pitch, note.length * 10) for note in understood(record.object)[0]]
+        return [(note.pitch, note.length * 10) for note in decode_items(record.object)[0]]
 
     assert lengths() == [(60, 100), (62, 430), (60, 380)], "until the pedal is up, or the pitch begins again"
     assert lengths(pedal=False) == [(60, 50), (62, 50), (60, 50)]
@@ -231,7 +232,7 @@ def test_real_songs_come_back(shared_data, tmp_path: Path) -> None:  # type: ign
 def test_a_note_struck_again_keeps_its_own_end(tmp_path: Path) -> None:
     path = midi(tmp_path / "again.mid", [(0, on(60)), (480, on(60)), (480, off(60)), (960, off(60))])
     [record] = MUSIC.read(path)
-    assert [note.length for note in understood(record.object)[0]] == [GRID, GRID]
+    assert [note.length for note in decode_items(record.object)[0]] == [GRID, GRID]
 
 
 def test_many_files_are_gone_on_from_at_once(tmp_path: Path) -> None:
@@ -247,7 +248,7 @@ def test_ticks_that_are_parts_of_film_frames(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[12:14] = bytes([256 - 25, 40])  # 25 frames a second of 40 ticks: 500 ticks are half a second
     path.write_bytes(data)
-    assert understood(segue.read(path)[0].object)[0][0].length == GRID
+    assert decode_items(segue.read(path)[0].object)[0][0].length == GRID
     data[12:14] = bytes(2)
     path.write_bytes(data)
     with pytest.raises(SegueError, match="how long a tick is"):

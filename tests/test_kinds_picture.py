@@ -15,7 +15,7 @@ import segue
 from segue.errors import SegueError
 from segue.kinds import KINDS, Record
 from segue.kinds.base import Problems
-from segue.kinds.picture import FRAME, Form, grid, items, understood
+from segue.kinds.picture_form import FRAME, Form, decode_items, encode_frames, grid
 from segue.testing.kinds import check_kind
 
 images = pytest.importorskip("PIL.Image")
@@ -38,8 +38,8 @@ def cifar(count: int, labels: int = 1) -> tuple[bytes, np.ndarray]:
 
 
 def painted(record: Record) -> np.ndarray:
-    form, frames = understood(record.object)
-    return np.stack([form.painted(frame) for frame in frames])
+    form, frames = decode_items(record.object)
+    return np.stack([form.render(frame) for frame in frames])
 
 
 @given(sort=st.sampled_from(["grey", "rgb", "palette"]), levels=st.integers(2, 16), width=st.integers(1, 9),
@@ -48,13 +48,13 @@ def painted(record: Record) -> np.ndarray:
 def test_what_is_written_is_read(tmp_path_factory, sort, levels, width, counts, seed) -> None:  # type: ignore[no-untyped-def]
     form, draw = Form(sort, levels, width), np.random.default_rng(seed)
     frames = [draw.integers(0, form.values, count) for count in counts]
-    obj = items(form, frames)
+    obj = encode_frames(form, frames)
     assert [len(obj)] * 2 == [len(grid(form, frames)), 1 + sum(counts) + len(counts) - 1]
     path = tmp_path_factory.mktemp("written") / "a.png"
     PICTURE.write([obj], path)
     [record] = PICTURE.read(path)
     assert record.object == obj
-    PICTURE.write([obj, Record(items(Form("grey", 256, 3), [np.arange(256)]), name="other")], path)
+    PICTURE.write([obj, Record(encode_frames(Form("grey", 256, 3), [np.arange(256)]), name="other")], path)
     first, second = PICTURE.read(path)
     assert first.object == obj and second.object[1:] == list(map(str, range(256))) and second.name == f"{path}:other"
 
@@ -177,7 +177,7 @@ def test_the_contract(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(idx(np.stack([image(i, 9, 9, "L") for i in range(30)])))
     (tmp_path / "g.bin").write_bytes(cifar(3)[0])
     np.save(tmp_path / "h.npy", np.stack([image(i) for i in range(3)]))
-    PICTURE.write([items(Form("rgb", 4, 5), [np.arange(40) % 4, np.arange(7) % 4])] * 3, tmp_path / "i.png")
+    PICTURE.write([encode_frames(Form("rgb", 4, 5), [np.arange(40) % 4, np.arange(7) % 4])] * 3, tmp_path / "i.png")
     for path in sorted(tmp_path.iterdir()):
         check_kind(PICTURE, [path], mutations=25)
     check_kind(PICTURE, [tmp_path / "a.png"], mutations=5, side=8, levels=4, colour="palette")
@@ -218,7 +218,7 @@ def test_text_with_pictures_beside_it_is_text(tmp_path: Path) -> None:
 
 def test_blocks_are_shown() -> None:
     frames = [np.array([0, 7] * 8), np.full(16, 7), np.array([3])]
-    shown = PICTURE.show(items(Form("grey", 8, 4), frames)).split("\n")
+    shown = PICTURE.show(encode_frames(Form("grey", 8, 4), frames)).split("\n")
     assert shown[0] == "··██··██  ████████  ▒▒······" and len(shown) == 4
     assert shown[3] == "··██··██  ████████          "
     assert PICTURE.show(["7", "0", "0", "7"]) == "██··\n··██", "an answer without a beginning is shown too"

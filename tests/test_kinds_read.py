@@ -122,7 +122,7 @@ def test_fasta_is_the_same_however_it_is_blocked(tmp_path: Path, monkeypatch: py
     whole = [(r.name, r.object) for r in read(path)]
     assert len(whole) == 50
     for size in (1, 2, 3, 7, 64):
-        monkeypatch.setattr("segue.kinds.biology.BLOCK", size)
+        monkeypatch.setattr("segue.kinds.sequence_files.BLOCK", size)
         assert [(r.name, r.object) for r in read(path)] == whole
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from segue.data import read
-from segue.data.reading import _choose, _find
+from segue.data.reading import _choose_kind, _find_files
 from segue.errors import SegueError
 from segue.kinds import KINDS, Problems
 from segue.testing import check_codec, check_kind
@@ -152,8 +152,8 @@ LARGE = {"cifar10-sample", "movie-reviews", "omniglot-small1"}  # archives of th
     pytest.param(name, kind, marks=pytest.mark.slow if name in LARGE else ())
     for kind, names in SETS.items() for name in names.split()])
 def test_what_every_set_is(shared_data, name: str, kind: str) -> None:
-    files, named = _find([shared_data(name)])
-    assert _choose(files, named, None, Problems())[0].name == kind
+    files, named = _find_files([shared_data(name)])
+    assert _choose_kind(files, named, None, Problems())[0].name == kind
 
 
 @pytest.mark.parametrize("name, says", [("asap-piano-performances/pieces.csv", "columns: composer, title, file")])

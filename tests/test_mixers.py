@@ -51,8 +51,9 @@ from segue.mixers import (
 )
 from segue.mixers.attention import Cache, alibi_slopes, attend, merge
 from segue.mixers.convolution import ShortConvolution
+from segue.mixers.layout import gather_nodes
 from segue.mixers.recurrent import TorchRecurrence
-from segue.mixers.state import Carry, Part, Parts, Tensors, gather_nodes
+from segue.mixers.state import Carry, Part, Parts, Tensors
 from segue.testing import ContractBroken, check_mixer, check_state
 from segue.testing.contract import LIFE
 from segue.testing.mixers import memory

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from segue.analysis.repeats import distance_table, edit_distances, occurrences, pair_scores
 from segue.errors import SegueError
-from segue.training.motifs import MotifRetriever, cut, edited, motif_of
+from segue.training.motifs import MotifRetriever, cut_segments, edit_randomly, largest_cluster
 
 
 def naive(a: list[int], b: list[int]) -> int:
@@ -41,15 +41,16 @@ def test_a_pattern_is_found_where_it_returns() -> None:
 
 def test_segments_cover_a_sequence() -> None:
     ids = np.arange(11)
-    assert [each.tolist() for each in cut(ids, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
-    assert [len(each) for each in cut(ids, 4, hop=3)] == [4, 4, 4, 2] and [len(each) for each in cut(ids[:1], 4)] == [1]
+    assert [each.tolist() for each in cut_segments(ids, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+    assert [len(each) for each in cut_segments(ids, 4, hop=3)] == [4, 4, 4, 2]
+    assert [len(each) for each in cut_segments(ids[:1], 4)] == [1]
     with pytest.raises(SegueError, match="segments of 0"):
-        cut(ids, 0)
+        cut_segments(ids, 0)
 
 
 def test_labels_of_noise_are_no_motif() -> None:
-    assert motif_of(np.array([-1, -1, -1])).tolist() == []
-    assert motif_of(np.array([1, -1, 0, 0, 1, 0])).tolist() == [2, 3, 5]
+    assert largest_cluster(np.array([-1, -1, -1])).tolist() == []
+    assert largest_cluster(np.array([1, -1, 0, 0, 1, 0])).tolist() == [2, 3, 5]
     assert pair_scores(np.array([0, 0, -1, -1]), np.array([0, 0, 0, -1])) == (1, 1, 3)
 
 
@@ -57,8 +58,8 @@ def planted(rng: np.random.Generator, letters: int, length: int, rate: float) ->
     """Segments of a sequence, among them four varied copies of one."""
     motif = rng.integers(0, letters, length)
     true = np.isin(np.arange(10), rng.permutation(10)[:4])
-    return [edited(motif, rng, rate, letters) if there else rng.integers(0, letters, length) for there in true], \
-        np.where(true, 0, -1)
+    return [edit_randomly(motif, rng, rate, letters) if there else rng.integers(0, letters, length)
+            for there in true], np.where(true, 0, -1)
 
 
 @pytest.mark.parametrize("letters, length, mixer", [(4, 40, "gru"), (30, 12, "gla")])  # DNA; a log of 30 events
@@ -66,7 +67,8 @@ def test_a_planted_motif_is_found(letters: int, length: int, mixer: str) -> None
     metrics = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(0)
     pieces = [planted(rng, letters, length, 0.1) for _ in range(48)]
-    retriever = MotifRetriever(letters, partial(edited, rate=0.1, letters=letters), mixer=mixer, width=32, eps=0.3)
+    alter = partial(edit_randomly, rate=0.1, letters=letters)
+    retriever = MotifRetriever(letters, alter, mixer=mixer, width=32, eps=0.3)
     retriever.fit([segments for segments, _ in pieces[:40]], steps=50, rows=24)
     scores = [metrics.adjusted_rand_score(true, retriever.clusters(segments)) for segments, true in pieces[40:]]
     assert np.mean(scores) > 0.6, scores
@@ -75,4 +77,4 @@ def test_a_planted_motif_is_found(letters: int, length: int, mixer: str) -> None
     with pytest.raises(SegueError, match="2 or more"):
         retriever.fit([segments])
     with pytest.raises(SegueError, match="cosine distance"):
-        MotifRetriever(4, partial(edited, rate=0.1, letters=4), eps=0.0)
+        MotifRetriever(4, partial(edit_randomly, rate=0.1, letters=4), eps=0.0)

@@ -18,7 +18,7 @@ import segue
 from segue.analysis.probes import probe
 from segue.analysis.sweep import Sweep
 from segue.data import of
-from segue.data.pairs import NEGATIVES, lengths, matched_negatives
+from segue.data.pairs import NEGATIVES, length_features, matched_negatives
 from segue.errors import SegueError
 from segue.kinds import BPECodec, LetterCodec
 from segue.kinds.codons import CODES, CODONS, codons_of, translate
@@ -143,7 +143,8 @@ def test_negatives_that_cannot_be() -> None:
 def test_what_lengths_alone_tell(how: str, least: float, most: float) -> None:
     """The floor of each sort of negatives: length tells other pairs, and nothing where it is matched."""
     parts = [examples(made_up(400, seed), (how,), seed) for seed in (0, 1)]
-    train, test = ((torch.from_numpy(lengths(pairs, 3.0)) / 20, torch.tensor(labels)) for pairs, labels in parts)
+    train, test = ((torch.from_numpy(length_features(pairs, 3.0)) / 20, torch.tensor(labels))
+                   for pairs, labels in parts)
     assert least <= probe("linear", train, test, epochs=30, rate=0.1) <= most
 
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripts import losses_of_two, script
 from test_training import make_of_two
-from torch import Tensor
+from torch import Tensor, nn
 
 from segue.analysis.memory import saved_memory
 from segue.errors import SegueError
@@ -68,7 +68,7 @@ def test_a_schedule_computes_each_pair_once_and_sends_what_is_received(schedule:
     for plan in plans:
         for step in plan:
             if step.block is not None:
-                queries, keys = shard.stretches(step.block.queries), shard.stretches(step.block.keys)
+                queries, keys = shard.stretch_indices(step.block.queries), shard.stretch_indices(step.block.keys)
                 queries = queries[1:] if step.block.late else queries
                 keys = keys[:1] if step.block.early else keys
                 seen.update((q, k) for q in queries for k in keys if not step.block.causal or k <= q)
@@ -160,7 +160,7 @@ def test_shares_joined_are_the_sequence(ranks: int, order: Any, length: int) -> 
     assert (whole[:, length:] == -1).all() and whole.shape[1] < length + 2 * ranks
     shares = [shard.take(whole, rank) for rank in range(ranks)]
     assert torch.equal(shard.join(shares), whole)
-    assert all((shard.places(rank, whole.shape[1]).diff() > 0).all() for rank in range(ranks))
+    assert all((shard.positions(rank, whole.shape[1]).diff() > 0).all() for rank in range(ranks))
     if length % (ranks * shard.chunks):
         with pytest.raises(SegueError, match=f"pad to {whole.shape[1]}"):
             shard.take(x, 0)
@@ -537,6 +537,22 @@ def test_tensor_parallelism_is_limited_by_heads() -> None:
             simulate(2, lambda comm, config=config: tensor_parallel(Stack(config), comm))  # type: ignore[misc]
 
 
+def test_a_split_stack_keeps_its_mode_and_gradients_their_types() -> None:
+    stack = Stack(StackConfig(11, 16, ["attention"], dropout=0.5)).eval()
+    assert not any(part.training for model in simulate(2, lambda comm: tensor_parallel(stack, comm))
+                   for part in model.modules())
+
+    def mixed(comm: Communicator) -> list[Tensor]:
+        parameters = [nn.Parameter(torch.ones(2, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16)]
+        for parameter in parameters:
+            parameter.grad = torch.full_like(parameter, comm.rank + 1)
+        sum_gradients(comm, parameters)
+        return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+    for one, two in simulate(2, mixed):
+        assert one.tolist() == two.tolist() == [3, 3] and two.dtype == torch.bfloat16
+
+
 # -- processes
 
 
@@ -668,6 +684,6 @@ def test_what_has_arrived_is_not_kept() -> None:
             all_reduce(comm, torch.ones(4))
         all_gather(comm, torch.ones(1))
         all_gather(comm, torch.ones(1))  # whoever is here has all that was sent before
-        return len(comm.hub.boxes)
+        return len(comm.mailboxes.boxes)
 
     assert max(simulate(3, body)) <= 6

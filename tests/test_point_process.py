@@ -15,7 +15,7 @@ from scipy import integrate, stats
 
 from segue.errors import SegueError
 from segue.models import StackConfig
-from segue.models.hawkes import Hawkes, Timed
+from segue.models.hawkes import Hawkes, TimedEvents
 from segue.models.point_process import History, PointProcess, PointProcessConfig
 from segue.models.prompts import LayerPrompts
 
@@ -174,7 +174,7 @@ def test_the_bound_is_never_exceeded(seed: int, head: str, mixer: str, norm: str
     begin = torch.rand(2, dtype=torch.float64) * 3
     later = begin[:, None] + torch.rand(2, 50, dtype=torch.float64).log().neg() * 5
     total = model.intensities_after(past, later).sum(-1)
-    assert (total <= model.bound(past, begin)[:, None] * (1 + 1e-9)).all()
+    assert (total <= model.bound_intensity(past, begin)[:, None] * (1 + 1e-9)).all()
 
 
 @pytest.mark.parametrize("head", ["decay", "query", "mixture"])
@@ -184,7 +184,7 @@ def test_drawn_events_follow_the_compensator(head: str) -> None:
     events, _, _ = history(rows=1, length=4)
     one = model.observe(events.types, events.gaps, model.begin(1))
     past = one.select(torch.zeros(300, dtype=torch.long))
-    gaps, kinds = model.draw(past, torch.Generator().manual_seed(0))
+    gaps, kinds = model.sample_next(past, torch.Generator().manual_seed(0))
     wide = History(events.types.expand(300, -1), events.gaps.expand(300, -1))
     expected = model.residuals(wide, gaps[:, None].expand(-1, 4), 60)[:, -1]
     assert stats.kstest(expected.numpy(), "expon").pvalue > 0.01
@@ -284,11 +284,11 @@ def test_hawkes_is_found_again_and_its_residuals_are_exponential() -> None:
     data, test = true.sample(400, 60, draw), true.sample(200, 60, draw)
     fitted, poisson = Hawkes.fit(data, 3, [2.0]), Hawkes.fit(data, 3)
     assert np.abs(fitted.excite - true.excite).max() < 0.1
-    nats = [-(sum(part.sum() for part in model.log_likelihood(test)) / test.live.sum()) for model in
+    nats = [-(sum(part.sum() for part in model.log_likelihood(test)) / test.has_predecessor.sum()) for model in
             (true, fitted, poisson)]
     assert nats[0] < nats[1] < nats[0] + 0.01 < nats[2]
     for model, fits in ((true, True), (fitted, True), (poisson, False)):
-        p = stats.kstest(model.residuals(test)[test.live], "expon").pvalue
+        p = stats.kstest(model.residuals(test)[test.has_predecessor], "expon").pvalue
         assert p > 0.01 if fits else p < 1e-6
     mean, _ = true.predict(test, 50.0)
     gaps = np.diff(test.times, axis=1)
@@ -299,7 +299,7 @@ def test_hawkes_is_found_again_and_its_residuals_are_exponential() -> None:
 def test_rows_of_other_lengths() -> None:
     true = hawkes()
     whole = true.sample(4, 9, np.random.default_rng(2))
-    cut = Timed.of([(whole.types[row, : 9 - row], whole.times[row, : 9 - row]) for row in range(4)])
+    cut = TimedEvents.of([(whole.types[row, : 9 - row], whole.times[row, : 9 - row]) for row in range(4)])
     a, b = (sum(model) for model in (true.log_likelihood(whole), true.log_likelihood(cut)))
     for row in range(4):
         np.testing.assert_allclose(a[row, : 9 - row], b[row, : 9 - row])

@@ -18,7 +18,7 @@ from segue.errors import SegueError
 from segue.kinds import KINDS
 from segue.kinds.codecs import ByteCodec
 from segue.mixers.attention import Attention
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import (
     HEADS,
     Classifier,
@@ -27,11 +27,11 @@ from segue.models import (
     Pools,
     Prefix,
     Prompted,
-    Prompts,
+    PromptSource,
     Stack,
     StackConfig,
 )
-from segue.models.prompts import Expanding, at_right_angles, in_front
+from segue.models.prompts import ExpandingSource, layout_with_prompt, orthonormal_rows
 from segue.models.stack import both_ways
 from segue.objectives import Batch, ClassLoss
 from segue.training.checkpoint import load_into, load_tensors, save_tensors
@@ -52,7 +52,7 @@ def stack(mixers: list[str], seed: int = 0, **options: object) -> Stack:
     return model
 
 
-def sources(seed: int = 0) -> list[Prompts]:
+def sources(seed: int = 0) -> list[PromptSource]:
     torch.manual_seed(seed)
     return [each.double() for each in (Prefix((0, 1), WIDTH, 4), Pools((0, 1), WIDTH, 6, 2, 3),
                                        DualPrompts((0,), (1,), WIDTH, 2, 4), CodaPrompts((0, 1), WIDTH, 3, 4))]
@@ -110,7 +110,7 @@ def test_alphas_against_a_loop(batch: int, components: int, experiences: int, se
 def test_new_components_stand_at_right_angles_to_trained_ones() -> None:
     torch.manual_seed(0)
     held = torch.randn(5, 12)
-    new = at_right_angles(4, (3, 4), held).flatten(1)
+    new = orthonormal_rows(4, (3, 4), held).flatten(1)
     torch.testing.assert_close(new @ new.T, torch.eye(4), atol=1e-5, rtol=0)
     assert (new @ held.T).abs().max() < 1e-5
     coda = CodaPrompts((0,), WIDTH, 8, 2)
@@ -182,7 +182,7 @@ def test_stacks_that_read_both_ways_are_prompted_too(mixers: list[str]) -> None:
     assert not torch.allclose(found, model.hidden(tokens, Layout.of(tokens)))
     found.sum().backward()
     assert all(part["prompt"].grad.abs().sum() > 0 for part in source.slices)
-    assert in_front(torch.zeros(3, 4, WIDTH), Layout.of(tokens)).positions[0].tolist() == list(range(-4, 8))
+    assert layout_with_prompt(torch.zeros(3, 4, WIDTH), Layout.of(tokens)).positions[0].tolist() == list(range(-4, 8))
 
 
 @pytest.mark.parametrize("mixers", STACKS)
@@ -276,7 +276,7 @@ def test_every_source_learns_and_survives_a_stream(which: int) -> None:
     names = dict(source.named_parameters())
     if which == 1:  # its keys were pulled to the queries
         assert float(source.match.mean()) > 1
-    if isinstance(source, Expanding):
+    if isinstance(source, ExpandingSource):
         assert {int(name.split(".")[1]) for name in names if name.startswith("slices")} == {0, 1, 2, 3}
 
 
@@ -326,9 +326,9 @@ def test_padding_has_no_say_where_it_is_marked() -> None:
 def test_queries_are_told_from_what_rows_have_in_common() -> None:
     prompted, tokens = Prompted(stack(["attention", "mamba"]), sources()[3]), rows(20, 9)
     layout = Layout.of(tokens)
-    raw = prompted.query(prompted.plain(tokens, layout), layout)
-    prompted.settle(tokens, layout)
-    found = prompted.query(prompted.plain(tokens, layout), layout)
+    raw = prompted.query(prompted.hidden_without_prompt(tokens, layout), layout)
+    prompted.standardise_queries(tokens, layout)
+    found = prompted.query(prompted.hidden_without_prompt(tokens, layout), layout)
     torch.testing.assert_close(found, (raw - raw.mean(0)) / raw.std(0))
     assert "centre" in prompted.state_dict()
 

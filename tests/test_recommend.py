@@ -39,7 +39,7 @@ from segue.objectives.masked import (
 from segue.papers import claim
 from segue.papers.bert4rec import CAUSAL, CLOZE, FEW, FILMS, MANY, ONE, ORDER, POPULAR
 from segue.testing import check_model
-from segue.training.evaluate import Ranks
+from segue.training.evaluate import RankCollector
 from segue.training.learn import learn
 
 ITEMS, MASK, LENGTH = 12, 12, 9
@@ -464,7 +464,7 @@ def test_unknown_items_are_misses_and_ends_are_none() -> None:
         tokens, offsets = np.array([4, 0, 1, 3, 4, 4, 2, 4]), np.array([0, 5, 8])
         channels: ClassVar[dict[str, np.ndarray]] = {}
 
-    ranks = Ranks(Store(), 3)
+    ranks = RankCollector(Store(), 3)
     assert ranks.fresh
     scores = np.tile([3.0, 2.0, 1.0, 9.0, 9.0], (6, 1))
     ranks.add(scores, np.array([0, 1, 3, 4, 2, 4]), np.array([0, 0, 0, 0, 1, 1]))

@@ -16,8 +16,8 @@ from test_models import stack
 from segue.decoding import generate
 from segue.errors import SegueError
 from segue.mixers import MIXERS
-from segue.mixers.state import without_value_checks
-from segue.models.recorded import KEPT, ROOM, LentState, Recorded, Recording, Unread
+from segue.mixers.layout import without_value_checks
+from segue.models.recorded import EXTRA_CAPACITY, MAX_RECORDINGS, LentState, Recorded, Recording, RefuseSynchronisation
 
 GPU = torch.cuda.is_available()
 PATTERNS = ["attention", "attention:places", "attention:near+gru", "attention:shared+mamba", "gla+slstm",
@@ -86,14 +86,14 @@ def test_more_tokens_than_a_recording_has_room_for() -> None:
     model = recorded("attention:places")
     ours, theirs = model.init_state(1), model.stack.init_state(1)
     device = theirs.positions.device
-    for token in np.random.default_rng(0).integers(0, model.vocabulary, ROOM + 20).tolist():
+    for token in np.random.default_rng(0).integers(0, model.vocabulary, EXTRA_CAPACITY + 20).tolist():
         expected = model.stack.extend(torch.tensor([[token]], device=device), theirs).logits[:, 0]
         theirs.commit()
         np.testing.assert_allclose(scores(model, ours, [token]), expected.cpu().numpy(), atol=1e-10)
     assert len(model.recordings) == 2
-    for rows in range(2, 4 + KEPT):
+    for rows in range(2, 4 + MAX_RECORDINGS):
         scores(model, model.init_state(rows), [1] * rows)
-    assert len(model.recordings) == KEPT
+    assert len(model.recordings) == MAX_RECORDINGS
 
 
 @pytest.mark.parametrize("pattern", ["hyena", "palm", "attention:prefix"])
@@ -109,7 +109,7 @@ def test_what_looks_at_numbers_is_told_before_it_is_recorded() -> None:
              lambda: x.unique(), lambda: torch.linalg.inv(x[:, None] + x), lambda: x.new_tensor([1.0]),
              lambda: x.repeat_interleave(places), lambda: x.to("meta"), lambda: empty.copy_(x)]
     for grad in (torch.inference_mode, torch.enable_grad):
-        with grad(), Unread():
+        with grad(), RefuseSynchronisation():
             for look in looks:
                 with pytest.raises(SegueError, match="cannot be recorded"):
                     look()
@@ -126,5 +126,6 @@ def test_a_step_of_a_mixer_looks_at_no_number(name: str, monkeypatch: pytest.Mon
         return
     recording = Recording(model, state, 8, graph=False)
     recording.play()
-    with without_value_checks(), Unread(), pytest.raises(SegueError) if name == "block-recurrent" else nullcontext():
+    refused = pytest.raises(SegueError) if name == "block-recurrent" else nullcontext()
+    with without_value_checks(), RefuseSynchronisation(), refused:
         recording.play()

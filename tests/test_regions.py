@@ -14,9 +14,10 @@ from torch import nn
 
 from segue.analysis.repeats import occurrences
 from segue.errors import SegueError
+from segue.mixers.layout import Layout
 from segue.mixers.positions import sinusoids
 from segue.mixers.regions import RegionLabels
-from segue.mixers.state import Carry, Layout
+from segue.mixers.state import Carry
 from segue.models import EncoderDecoder, EncoderDecoderConfig, Stack, StackConfig
 from segue.models.adapters import InitialState
 from segue.papers import claim
@@ -42,19 +43,19 @@ def test_labels_online_are_those_of_the_whole(ids: list[int], data: st.DataObjec
     labels, n = RegionLabels(OPEN, CLOSE), len(ids)
     starts = data.draw(st.lists(st.booleans(), min_size=n, max_size=n))
     row = torch.tensor([ids])
-    assert labels.of(row, Layout.of(row))[0].tolist() == naive(ids)
+    assert labels.label(row, Layout.of(row))[0].tolist() == naive(ids)
     packed = Layout.chain((1, n), starts=torch.tensor([starts]))
-    assert labels.of(row, packed)[0].tolist() == naive(ids, starts)
+    assert labels.label(row, packed)[0].tolist() == naive(ids, starts)
     carry, said = Carry(labels, labels.initial(1, torch.zeros(1)), history=4), []
     cuts = sorted({0, n, *data.draw(st.lists(st.integers(0, n), max_size=3))})
     for begin, end in zip(cuts, cuts[1:]):
         piece = row[:, begin:end]
-        said += labels.of(piece, Layout.of(piece), carry)[0].tolist()
+        said += labels.label(piece, Layout.of(piece), carry)[0].tolist()
         carry.commit(None, None)
     assert said == naive(ids)
     back = min(3, n, int(carry.max_rewind()))
     carry.rewind(torch.tensor([back]))
-    assert labels.of(row[:, n - back :], Layout.of(row[:, n - back :]), carry)[0].tolist() == said[n - back :]
+    assert labels.label(row[:, n - back :], Layout.of(row[:, n - back :]), carry)[0].tolist() == said[n - back :]
     count = data.draw(st.integers(0, n))
     events = ((row == OPEN).long() - (row == CLOSE).long(),)
     _, (last,) = labels.scan(events, (torch.tensor([4]),), None, torch.tensor([count]))

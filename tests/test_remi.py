@@ -15,7 +15,8 @@ from segue.analysis.music import groove_consistency, inconsistency, pitch_classe
 from segue.decoding import generate
 from segue.decoding.constrain import LegalNext
 from segue.errors import SegueError
-from segue.kinds.music import GRID, LOUD, Note, parts
+from segue.kinds.midi import notes_by_track
+from segue.kinds.notes import GRID, LOUD, Note
 from segue.kinds.remi import STEP, TEMPI, Remi
 from segue.models import Stack, StackConfig
 
@@ -100,7 +101,7 @@ def test_parts_of_a_file_keep_their_time(tmp_path: Path) -> None:
                       mido.Message("note_off", note=pitch, time=240)]
         file.tracks.append(track)
     file.save(tmp_path / "song.mid")
-    found = parts(tmp_path / "song.mid")
+    found = notes_by_track(tmp_path / "song.mid")
     assert {name: [(note.start, note.pitch) for note in each] for name, each in found.items()} == {
         "MELODY": [(2 * GRID, 72)], "PIANO": [(GRID, 48)]}
     items = REMI.spell({"melody": found["MELODY"], "piano": found["PIANO"]}, themes=[(0, 1)])
@@ -108,4 +109,4 @@ def test_parts_of_a_file_keep_their_time(tmp_path: Path) -> None:
                      "theme-end"]
     (tmp_path / "broken.mid").write_bytes(b"MThd no more")
     with pytest.raises(SegueError, match="no MIDI file"):
-        parts(tmp_path / "broken.mid")
+        notes_by_track(tmp_path / "broken.mid")

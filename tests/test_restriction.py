@@ -36,7 +36,7 @@ from segue.analysis.restriction import (
 from segue.errors import SegueError
 from segue.kinds.nucleotides import MASKS, masks, reverse_complement
 from segue.models.equivariant import Equivariant
-from segue.models.estimators import ESTIMATORS, Estimator, distinct
+from segue.models.estimators import ESTIMATORS, Estimator, distinct_columns
 from segue.models.motifs import ConvClassifier, motif_convolution
 from segue.objectives import Batch
 from segue.papers import claim
@@ -299,7 +299,7 @@ def test_estimators_are_scikit_learn_called_directly() -> None:
     x = draw.normal(size=(120, 6))
     x[:, 3], x[:, 4] = 1.0, x[:, 0]  # constant, and the same again
     y = x[:, 0] + x[:, 1] > 0
-    assert distinct(x).tolist() == [0, 1, 2, 5]
+    assert distinct_columns(x).tolist() == [0, 1, 2, 5]
     kept = x[:, [0, 1, 2, 5]]
     scaled = (kept - kept[:80].mean(0)) / kept[:80].std(0)
     ours = ESTIMATORS["svm"](0, C=3.0).fit(x[:80], y[:80])

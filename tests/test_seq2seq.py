@@ -16,9 +16,9 @@ from segue.decoding.draft import ModelDraft
 from segue.decoding.sampling import Prefix
 from segue.errors import SegueError
 from segue.mixers.cross import CrossAttention, Source
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import Decodable, EncoderDecoder, EncoderDecoderConfig, StackConfig, expand_pattern
-from segue.models.base import source_of
+from segue.models.base import source_length
 from segue.objectives import Batch, NextElement
 from segue.serving.engine import AnswerUpdate, Engine, Request
 from segue.testing import check_model
@@ -150,7 +150,7 @@ def test_every_decoder(name: str) -> None:
 
 def test_a_source_is_not_what_was_said() -> None:
     ours = model()
-    assert np.flatnonzero(Prefix([1, 2, V, 4], V + 1, source_of(ours, [1, 2, V, 4])).seen).tolist() == [4]
+    assert np.flatnonzero(Prefix([1, 2, V, 4], V + 1, source_length(ours, [1, 2, V, 4])).seen).tolist() == [4]
     narrow: dict[str, Any] = {"num_beams": 1}
     for decoder, options in ("greedy", {}), ("beam", narrow):
         expected: list[int] = []

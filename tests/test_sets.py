@@ -21,8 +21,8 @@ from segue.decoding.search import foresee
 from segue.errors import SegueError
 from segue.kinds.codecs import ByteCodec
 from segue.mixers import MIXERS, Attention
+from segue.mixers.layout import Layout
 from segue.mixers.saturated import SaturatedAttention
-from segue.mixers.state import Layout
 from segue.models import Stack, StackConfig
 from segue.models.compiled import compile_model
 from segue.objectives import Batch, NextElement

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from segue.continual import Recent, Sharp, Strategy, class_incremental, learn_stream
-from segue.continual.buffer import Buffer, first, labels_of, quantised, restored
+from segue.continual.buffer import Buffer, dequantise_rows, first_of_class, labels_of, quantise_rows
 from segue.continual.sharp import selection
 from segue.continual.stream import Experience
 from segue.errors import SegueError
@@ -191,17 +191,18 @@ def test_bytes_are_off_by_half_a_step_at_most(rows: int, groups: int, scale: flo
     draw = torch.Generator().manual_seed(seed)
     x = scale * torch.randn(rows, 2, 5, generator=draw, dtype=torch.float64)
     of = torch.randint(groups, (rows,), generator=draw)
-    kept = quantised(x, of)
+    kept = quantise_rows(x, of)
     assert kept["codes"].dtype == torch.uint8
     for group in of.unique():
         mine = x[of == group]
-        error = (restored(kept)[of == group] - mine).abs().max()
+        error = (dequantise_rows(kept)[of == group] - mine).abs().max()
         assert float(error) <= float(mine.max() - mine.min()) / 510 * (1 + 1e-9)
-    assert torch.equal(restored(quantised(torch.ones(2, 3), torch.zeros(2).long())), torch.ones(2, 3))
+    assert torch.equal(dequantise_rows(quantise_rows(torch.ones(2, 3), torch.zeros(2).long())), torch.ones(2, 3))
 
 
 def test_the_first_rows_of_each_class_stay() -> None:
-    buffer, labels = Buffer(5, lambda *given: first(*given, of_class=2)), torch.tensor([0, 0, 0, 1, 2, 1, 1, 2, 3])
+    buffer = Buffer(5, lambda *given: first_of_class(*given, of_class=2))
+    labels = torch.tensor([0, 0, 0, 1, 2, 1, 1, 2, 3])
     for part in labels.split(4):
         buffer.offer(Batch(torch.zeros(len(part), 1), part[:, None]))
     assert labels_of(buffer.batch) == [0, 0, 1, 2, 1]  # type: ignore[arg-type]
@@ -214,7 +215,7 @@ def test_neighbours_look_at_each_class_s_units(classes: int, kept: int, cosine: 
     head = NeighbourHead(6, classes, nearest=3, capacity=30, cosine=cosine).double()
     x, y = (torch.randn(n, 6, generator=draw, dtype=torch.float64) for n in (kept, 7))
     labels = torch.randint(classes, (kept,), generator=draw)
-    head.absorb(x, labels)
+    head.add_examples(x, labels)
     head.units[:] = torch.rand(classes, 6, generator=draw) < 0.7
     head.units[:, 0] = True
     votes = head(y)
@@ -230,10 +231,10 @@ def test_neighbours_look_at_each_class_s_units(classes: int, kept: int, cosine: 
 def test_a_head_forgets_classes_and_keeps_the_newest() -> None:
     head = NeighbourHead(1, 4, nearest=1, capacity=6)
     for number in range(9):  # 3 to 8 stay
-        head.absorb(torch.tensor([[float(number)]]), torch.tensor([number % 3]))
+        head.add_examples(torch.tensor([[float(number)]]), torch.tensor([number % 3]))
     head.forget([0])
     assert sorted(head.kept[head.labels >= 0][:, 0].tolist()) == [4, 5, 7, 8]
-    head.absorb(torch.tensor([[20.0], [21.0], [22.0]]), torch.tensor([3, 3, 3]))
+    head.add_examples(torch.tensor([[20.0], [21.0], [22.0]]), torch.tensor([3, 3, 3]))
     assert sorted(head.kept[head.labels >= 0][:, 0].tolist()) == [5, 7, 8, 20, 21, 22]  # the oldest went
     head.grow(5)
     assert head.units.shape == (5, 1) and bool(head.units.all())
@@ -328,7 +329,7 @@ class Plain(Strategy):
     """Replay of raw rows, the first of each class of each experience."""
 
     def __init__(self) -> None:
-        self.memory, self.fresh = Recent(99), Buffer(99, lambda *given: first(*given, of_class=6))
+        self.memory, self.fresh = Recent(99), Buffer(99, lambda *given: first_of_class(*given, of_class=6))
 
     def before_step(self, run: Run, batch: Batch) -> Batch:
         self.fresh.offer(batch)
@@ -357,7 +358,7 @@ def test_without_its_parts_it_is_supcon_replay_with_neighbours() -> None:
     test = Batch.join([each.test for each in data])
     torch.testing.assert_close(asked(model, test)[0], asked(other, test)[0], atol=1e-5, rtol=1e-4)
     with torch.no_grad():
-        other.head.absorb(*asked(other, replay.memory.batch))  # type: ignore[arg-type]
+        other.head.add_examples(*asked(other, replay.memory.batch))  # type: ignore[arg-type]
         assert torch.equal(model(test.tokens).logits[:, -1].argmax(-1), other(test.tokens).logits[:, -1].argmax(-1))
 
 

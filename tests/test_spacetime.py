@@ -14,7 +14,7 @@ from segue.decoding.flow import ClipRollout, euler
 from segue.errors import SegueError
 from segue.mixers import Attention
 from segue.mixers.attention import attend
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import (
     ControlBranch,
     FilmAutoencoder,
@@ -23,8 +23,8 @@ from segue.models import (
     SpatioTemporalDiT,
     StackConfig,
 )
-from segue.models.control import SAID, SHOWN
-from segue.models.film import edges, from_patches, patches
+from segue.models.control import GUIDE, INSTRUCTION
+from segue.models.film import edges, from_patches, to_patches
 from segue.models.flow import EvenField, LayeredField, StackField
 from segue.models.spacetime import SpaceTimeBlock
 from segue.models.stack import both_ways
@@ -68,8 +68,8 @@ def test_mixing_along_an_axis_is_full_attention_with_a_mask(over_time: bool) -> 
     stirred(block)
     x, t, asked, layout = inputs()
     hidden, scene = film_model().begin(x, t, asked, layout, {})
-    lines = scene.folded(hidden, over_time)
-    found = scene.unfolded(block.mixer.run(lines, Layout.of(lines), {}), over_time)
+    lines = scene.fold(hidden, over_time)
+    found = scene.unfold(block.mixer.run(lines, Layout.of(lines), {}), over_time)
     frame, place = torch.arange(N) // 8, torch.arange(N) % 8
     which, position = (place, frame) if over_time else (frame, place)
     q, k, v = block.mixer.project(hidden, position.expand(2, N))
@@ -135,7 +135,7 @@ def test_mistakes_are_told() -> None:
     with pytest.raises(SegueError, match="1 and then 4"):
         FilmAutoencoder(FilmAutoencoderConfig()).posterior(torch.zeros(1, 4, 8, 8, 3))
     with pytest.raises(SegueError, match="squares of 4"):
-        patches(torch.zeros(1, 1, 6, 8, 3), 4)
+        to_patches(torch.zeros(1, 1, 6, 8, 3), 4)
 
 
 def bases() -> dict[str, LayeredField]:
@@ -156,29 +156,29 @@ def test_a_branch_that_is_told_nothing_is_its_base(name: str) -> None:
     branch = ControlBranch(base, {"key": 3}, words=4, depth=2, heads=2, shown=5)
     keys, words = torch.tensor([[-1] * 8 + [2] * 16, [-1] * N]), torch.tensor([[-1, -1], [-1, -1]])
     bits = {"atol": 1e-6 if name == "gru" else 0.0, "rtol": 0.0}  # torch's GRU rounds by where its weights lie
-    torch.testing.assert_close(branch(x, t, asked, layout, {"key": keys, SAID: words}), before, **bits)
+    torch.testing.assert_close(branch(x, t, asked, layout, {"key": keys, INSTRUCTION: words}), before, **bits)
 
     def batch(step: int) -> Batch:
-        return Batch(x, torch.where(asked, 0, -1), channels={"key": keys, SAID: torch.tensor([[1, 0], [2, -1]])},
+        return Batch(x, torch.where(asked, 0, -1), channels={"key": keys, INSTRUCTION: torch.tensor([[1, 0], [2, -1]])},
                      grid=layout.grid)
 
     learn(branch, batch, 3, rate=0.01, objective=FlowMatching(), muon=True, decay=0.1)
     assert all(torch.equal(value, kept[key]) for key, value in branch.base.state_dict().items())
     for mode in (branch.train(), branch.eval()):
         assert not mode.base.training
-        for told in ({}, {"key": torch.tensor([-1, -1])}, {"key": keys - keys - 1, SAID: words}):
+        for told in ({}, {"key": torch.tensor([-1, -1])}, {"key": keys - keys - 1, INSTRUCTION: words}):
             torch.testing.assert_close(mode(x, t, asked, layout, told), before, **bits)
         pressed = mode(x, t, asked, layout, {"key": keys})
         torch.testing.assert_close(pressed[1], before[1], **bits)
         assert not torch.allclose(pressed[0], before[0], atol=1e-5)
         guide = torch.cat([torch.zeros(1, N, 5), torch.ones(1, N, 5)])
-        for told in ({SAID: torch.tensor([[-1, -1], [3, -1]])}, {SHOWN: guide}):
+        for told in ({INSTRUCTION: torch.tensor([[-1, -1], [3, -1]])}, {GUIDE: guide}):
             made = mode(x, t, asked, layout, told)
             torch.testing.assert_close(made[0], before[0], **bits)
             assert not torch.allclose(made[1], before[1], atol=1e-5)
     torch.testing.assert_close(*(euler(model, x, asked, layout, steps=2) for model in (base, branch)), **bits)
     with pytest.raises(SegueError, match="give 5 numbers for each element"):
-        branch(x, t, asked, layout, {SHOWN: guide[:, 1:]})
+        branch(x, t, asked, layout, {GUIDE: guide[:, 1:]})
 
 
 def test_a_base_may_learn_with_its_branch() -> None:
@@ -195,7 +195,7 @@ def test_a_base_may_learn_with_its_branch() -> None:
 @given(st.integers(1, 3), st.integers(1, 2), st.integers(1, 3), st.sampled_from([1, 2, 4]), st.integers(1, 3))
 def test_patches_and_back(frames: int, height: int, width: int, size: int, channels: int) -> None:
     x = torch.rand(2, frames, height * size, width * size, channels)
-    cut = patches(x, size)
+    cut = to_patches(x, size)
     assert cut.shape == (2, frames, height, width, size * size * channels) and torch.equal(from_patches(cut, size), x)
     assert torch.equal(cut[1, 0, height - 1, 0].view(size, size, channels), x[1, 0, -size:, :size])
 
@@ -234,7 +234,8 @@ def test_it_learns_and_scales_its_elements() -> None:
     elements, grid = model.encode(film)
     flat = from_patches(elements.unflatten(1, grid), 2).flatten(0, 3)
     torch.testing.assert_close(flat.std(0), torch.ones(3), atol=0.05, rtol=0)
-    torch.testing.assert_close(model.decode(elements, grid), model.decoded(model.posterior(film)[0]), atol=1e-5, rtol=0)
+    expected = model.decode_latents(model.posterior(film)[0])
+    torch.testing.assert_close(model.decode(elements, grid), expected, atol=1e-5, rtol=0)
 
 
 def test_a_film_is_played_on_clip_by_clip() -> None:
@@ -265,7 +266,7 @@ def test_a_guide_shows_where_a_film_changes() -> None:
     layout = Layout.chain((2, elements.shape[1]), grid=grid)
     asked = torch.ones(elements.shape[:2], dtype=torch.bool)
     branch = ControlBranch(base, shown=codec.size)
-    assert branch(elements, torch.rand(2), asked, layout, {SHOWN: elements}).shape == elements.shape
+    assert branch(elements, torch.rand(2), asked, layout, {GUIDE: elements}).shape == elements.shape
 
 
 def test_a_branch_learns_what_a_key_or_a_guide_says() -> None:
@@ -275,7 +276,7 @@ def test_a_branch_learns_what_a_key_or_a_guide_says() -> None:
     asked, layout = torch.tensor([[False, True]] * 64), Layout.chain((64, 2))
     high, pressed = torch.arange(64) % 2, torch.arange(64) < 32
     sign = (2.0 * high - 1)[:, None, None].expand(-1, 2, 1)
-    told = {"key": torch.where(pressed, high, -1), SHOWN: sign.masked_fill(pressed[:, None, None], 0)}
+    told = {"key": torch.where(pressed, high, -1), GUIDE: sign.masked_fill(pressed[:, None, None], 0)}
 
     def batch(step: int) -> Batch:
         return Batch(sign * torch.tensor([[0.0], [1.0]]), torch.where(asked, 0, -1), channels=told)

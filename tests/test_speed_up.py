@@ -85,7 +85,7 @@ def test_a_model_that_can_have_no_heads_is_measured_all_the_same(folder: Path, m
     def refuse(base: Any, **choices: Any) -> DraftHeads:
         raise SegueError("not this one")
 
-    monkeypatch.setattr(DraftHeads, "on", refuse)
+    monkeypatch.setattr(DraftHeads, "for_base", refuse)
     report = segue.load(folder).speed_up(words(), **QUICK)
     assert report.without == "no heads: not this one" and "heads" not in report.drafters and not report.heads
     assert segue.load(folder).heads is None and segue.load(folder).best_draft == report.best
@@ -147,7 +147,7 @@ def test_heads_learn_from_the_data_and_from_what_the_model_says(folder: Path) ->
 
 def test_a_tree_is_as_large_as_pays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fitted = segue.load(folder)
-    heads = DraftHeads.on(fitted.model, heads=3)
+    heads = DraftHeads.for_base(fitted.model, heads=3)
     chances = np.array([[0.6, 0.3], [0.5, 0.2], [0.4, 0.1]])
 
     clock = [0.0]

@@ -13,7 +13,7 @@ from torch import nn
 from segue.analysis.frames import frame_metrics
 from segue.decoding import generate
 from segue.errors import SegueError
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import StackConfig
 from segue.models.images import FrameClassifier, ImageTokenizer
 from segue.models.prompts import PromptTuning
@@ -63,7 +63,7 @@ def test_only_the_ids_of_the_next_segment_can_be_said() -> None:
     assert (logits[:, TEXT - 1 :, :WORDS] == -torch.inf).all() and logits[:, TEXT - 1 :, WORDS:].isfinite().all()
     said = generate(model, [[0, 1, 2, 3]] * 2, CODES, "sample", seed=3, top_k=4)
     assert all(min(answer.tokens) >= WORDS for answer in said)
-    assert model.ids(1).tolist() == list(range(WORDS, WORDS + KINDS)) and model.start(1) == TEXT
+    assert model.ids(1).tolist() == list(range(WORDS, WORDS + KINDS)) and model.segment_start(1) == TEXT
 
 
 def test_each_segment_weighs_what_it_is_told_to() -> None:

@@ -44,10 +44,10 @@ from segue.continual import (
 from segue.continual.buffer import Buffer
 from segue.continual.compose import Plateau
 from segue.continual.experts import ExpertGate
-from segue.continual.gradients import gradient, nats, row_gradients, row_nats, trained, virtual_step
-from segue.continual.importance import fisher, length, represented
+from segue.continual.gradients import gradient, row_gradients, row_nats, total_nats, trainable_parameters, virtual_step
+from segue.continual.importance import fisher, representation, squared_length
 from segue.continual.project import nonnegative, project
-from segue.continual.replay import earlier, interfered, interference
+from segue.continual.replay import interference, retrieve_earlier, retrieve_interfered
 from segue.continual.sparsity import activations, inhibition
 from segue.continual.stream import class_accuracy, task_accuracy
 from segue.errors import SegueError
@@ -118,7 +118,7 @@ def test_row_gradients_are_those_of_the_rows_and_leave_nothing_behind() -> None:
     mean = [torch.stack(each).sum(0) / batch.count for each in zip(*found)]
     for a, b in zip(mean, gradient(model, batch, NextElement())):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
-    torch.testing.assert_close(row_nats(model, batch).sum(), nats(model, batch))
+    torch.testing.assert_close(row_nats(model, batch).sum(), total_nats(model, batch))
     assert model.training and torch.equal(torch.get_rng_state(), before)
     assert all(p.grad is None for p in model.parameters())
 
@@ -134,7 +134,7 @@ def vectors(n: int = 10, classes: int = 4, seed: int = 0) -> Batch:
                  torch.randint(classes, (n, 1), generator=draw))
 
 
-@pytest.mark.parametrize("of", [nats, length])
+@pytest.mark.parametrize("of", [total_nats, squared_length])
 def test_vectorised_row_gradients_equal_the_loop(of: Callable[[nn.Module, Batch], Tensor]) -> None:
     model, batch = network(), vectors()
     slow, fast = (list(row_gradients(model, batch, of, vectorised)) for vectorised in (False, True))
@@ -147,7 +147,7 @@ def test_a_virtual_step_is_taken_back_bit_for_bit() -> None:
     model, batch = stack(), rows()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     with virtual_step(model, gradient(model, batch, NextElement()), 0.5):
-        assert float(nats(model, batch).detach()) != float(nats(stack(), batch).detach())
+        assert float(total_nats(model, batch).detach()) != float(total_nats(stack(), batch).detach())
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert torch.equal(interference(model, batch, rows(seed=1), NextElement(), 0.0), torch.zeros(12))
     step, harm = 1e-3, interference(network(), vectors(), vectors(seed=1), NextElement(), 1e-3)
@@ -214,7 +214,7 @@ def test_fisher_is_a_sum_over_rows_and_not_over_the_batch() -> None:
 
 def test_hidden_vectors_are_taken_before_the_norm_that_fixes_their_length() -> None:
     model, batch = stack("attention", "lstm"), rows()
-    hidden = represented(model, batch)
+    hidden = representation(model, batch)
     torch.testing.assert_close(model.norm(hidden), model(batch.tokens, batch.layout).hidden)
     normed = model(batch.tokens, batch.layout).hidden.square().sum(-1)
     lengths = hidden.square().sum(-1)
@@ -227,14 +227,14 @@ def test_one_penalty_serves_all_importances(kind: type[Any]) -> None:
     model, strategy = stack(), kind(3.0, rows=8)
     learn_stream(model, stream[:1], strategy, rows=10, rate=0.01)
     assert not strategy.reference and min(float(v.min()) for v in strategy.importance.values()) >= 0
-    kept = {name: p.detach().clone() for name, p in trained(model).items()}
+    kept = {name: p.detach().clone() for name, p in trainable_parameters(model).items()}
     seen = []
 
     class Watched(kind):  # type: ignore[misc, valid-type]
         def loss_term(self, run: Run, batch: Batch) -> Tensor | None:
             term = super().loss_term(run, batch)
             seen.append((term.detach(), sum((3.0 * self.importance[name] * (p - kept[name]) ** 2).sum().detach()
-                                            for name, p in trained(run.model).items())))
+                                            for name, p in trainable_parameters(run.model).items())))
             return term
 
     again = Watched(3.0, rows=8)
@@ -253,11 +253,11 @@ def test_a_strong_penalty_holds_the_weights_that_matter(kind: type[Any]) -> None
     def moved(strength: float) -> float:
         model, strategy = stack(), kind(strength)
         learn_stream(model, stream[:1], strategy, rows=10, rate=0.01)
-        before = {name: p.detach().clone() for name, p in trained(model).items()}
+        before = {name: p.detach().clone() for name, p in trainable_parameters(model).items()}
         importance = dict(strategy.importance)
         learn_stream(model, stream[1:], strategy, rows=10, rate=0.01)
         return sum(float((importance[name] * (p.detach() - before[name]).square()).sum())
-                   for name, p in trained(model).items())
+                   for name, p in trainable_parameters(model).items())
 
     assert moved(1e4) < 0.3 * moved(0.0)
 
@@ -378,10 +378,10 @@ def test_projected_gradients_do_not_oppose_those_of_old_rows(kind: type[GEM]) ->
 
     class Watched(kind):  # type: ignore[misc, valid-type]
         def after_backward(self, run: Run) -> None:
-            before = [p.grad.clone() for p in trained(run.model).values() if p.grad is not None]
+            before = [p.grad.clone() for p in trainable_parameters(run.model).values() if p.grad is not None]
             super().after_backward(run)
             for old in self.earlier(run):
-                new = [p.grad for p in trained(run.model).values()]
+                new = [p.grad for p in trainable_parameters(run.model).values()]
                 product = sum(float((a * b).sum()) for a, b in zip(new, gradient(run.model, old, run.objective)))
                 assert product >= -1e-5
                 bent.append(any(not torch.equal(a, b) for a, b in zip(before, new)))
@@ -491,15 +491,15 @@ def test_mir_takes_the_rows_that_a_step_would_harm_most() -> None:
     buffer.offer(stream)
     run = run_of(model, objective=NextElement(), generator=lambda: torch.Generator().manual_seed(3))
     new = rows(6, seed=5, classes=4)
-    chosen = interfered(run, new, buffer, 4, candidates=12, rate=0.5)
+    chosen = retrieve_interfered(run, new, buffer, 4, candidates=12, rate=0.5)
     drawn = buffer.draw(12, run.generator())
     harm = interference(model, new, buffer.rows(drawn), NextElement(), 0.5)
     assert set(chosen.tolist()) == set(drawn[harm.argsort(descending=True)[:4]].tolist())
-    assert len(interfered(run, new, buffer, 15, candidates=12)) == 15  # nothing to choose from
+    assert len(retrieve_interfered(run, new, buffer, 15, candidates=12)) == 15  # nothing to choose from
     buffer = Buffer(20)
     buffer.offer(stream, lambda kept: {"experience": torch.arange(len(kept.targets)) % 2})
     buffer.notes["experience"] = 1
-    chosen = interfered(run, new, buffer, 4, candidates=12, rate=0.5, among=earlier)
+    chosen = retrieve_interfered(run, new, buffer, 4, candidates=12, rate=0.5, among=retrieve_earlier)
     assert len(chosen) == 4 and not buffer.payload["experience"][chosen].any()
 
 
@@ -673,7 +673,7 @@ def test_an_update_takes_strategies_by_name_and_remembers(fitted_folder: Path, t
     if name.startswith(("ewc", "mas", "si")):
         key, tensors, _ = again.memory.strategy
         assert key == report.strategy and sum(t.numel() for t in tensors.values()) == \
-            sum(p.numel() for p in trained(again.model).values())
+            sum(p.numel() for p in trainable_parameters(again.model).values())
         again.update(["qrs" * 9] * 40, strategy=name, steps=2, quiet=True)
         later = again.memory.strategy[1]
         assert any(bool((later[part] > tensors[part]).any()) for part in tensors)

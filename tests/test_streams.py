@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from segue.decoding.streams import continue_streams
 from segue.errors import SegueError
 from segue.mixers.cross import PositionAwareCrossAttention, make_cross_attention
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import StackConfig
-from segue.models.streams import CODES, START, STOP, MultiStream, delayed, targets_of, undelayed
+from segue.models.streams import CODES, START, STOP, MultiStream, delay_codes, next_targets, undelay_codes
 from segue.objectives import Batch, EachStream
 from segue.training.learn import learn
 
@@ -24,17 +24,17 @@ from segue.training.learn import learn
 @given(st.integers(1, 8), st.integers(0, 9), st.integers(0, 100))
 def test_undelayed_is_the_inverse(levels: int, frames: int, seed: int) -> None:
     codes = torch.randint(0, 5, (frames, levels), generator=torch.Generator().manual_seed(seed))
-    ids = delayed(codes)
-    assert ids.shape == (frames + levels + 1, levels) and torch.equal(undelayed(ids), codes)
+    ids = delay_codes(codes)
+    assert ids.shape == (frames + levels + 1, levels) and torch.equal(undelay_codes(ids), codes)
     for level in range(levels):
         told = ids[:, level].tolist()
         assert told == [START] * (level + 1) + [c + CODES for c in codes[:, level].tolist()] + [STOP] * (levels - level)
     broken = ids.clone()
     broken[level, level] = STOP  # where a start stands
     with pytest.raises(SegueError, match="not delayed"):
-        undelayed(broken)
+        undelay_codes(broken)
     with pytest.raises(SegueError, match="not delayed"):
-        undelayed(ids[:levels])
+        undelay_codes(ids[:levels])
 
 
 def model(mixer: str = "gla", codes: tuple[int, ...] = (6, 4, 3)) -> MultiStream:
@@ -45,7 +45,7 @@ def model(mixer: str = "gla", codes: tuple[int, ...] = (6, 4, 3)) -> MultiStream
 @pytest.mark.parametrize("mixer", ["gla", "attention", "mlstm", "gru"])
 def test_decoding_reads_what_training_reads(mixer: str) -> None:
     ours = model(mixer).double().eval()
-    ids = delayed(torch.randint(0, 3, (9, 3)))[None]
+    ids = delay_codes(torch.randint(0, 3, (9, 3)))[None]
     whole, state, said = ours(ids), ours.init_state(1), []
     for at in range(ids.shape[1]):
         said.append(ours(ids[:, at : at + 1], state=state))
@@ -69,8 +69,8 @@ def test_it_learns_and_goes_on_within_the_pattern(mixer: str) -> None:
     ours = model(mixer)
 
     def draw(step: int) -> Batch:
-        ids = torch.stack([delayed(scale(14, (step + row) % 6)) for row in range(6)])
-        return Batch(ids[:, :-1], targets_of(ids))
+        ids = torch.stack([delay_codes(scale(14, (step + row) % 6)) for row in range(6)])
+        return Batch(ids[:, :-1], next_targets(ids))
 
     run = learn(ours, draw, 60, rate=0.01, objective=EachStream())
     assert run.loss < 0.3
@@ -90,10 +90,10 @@ def test_it_learns_and_goes_on_within_the_pattern(mixer: str) -> None:
 
 
 def test_starts_are_not_asked_for() -> None:
-    ids = delayed(torch.tensor([[1, 2], [3, 4]]))
-    assert targets_of(ids).tolist() == [[3, -1], [5, 4], [1, 6], [1, 1]]
+    ids = delay_codes(torch.tensor([[1, 2], [3, 4]]))
+    assert next_targets(ids).tolist() == [[3, -1], [5, 4], [1, 6], [1, 1]]
     single = model(codes=(5,))
-    batch = Batch(ids[None, :-1, :1], targets_of(ids)[None, :, :1])
+    batch = Batch(ids[None, :-1, :1], next_targets(ids)[None, :, :1])
     expected = torch.nn.functional.cross_entropy(single(batch.tokens)[0][0], batch.targets[0, :, 0], reduction="sum")
     torch.testing.assert_close(EachStream()(single, batch).total, expected)
     with pytest.raises(SegueError, match="one code or more"):
@@ -113,7 +113,7 @@ def test_it_asks_where_and_then_what(mixer: str, monkeypatch: pytest.MonkeyPatch
     cross, x, source = reads(mixer)
     lengths = torch.tensor([6, 4])
     y = cross.run(x, Layout(Layout.of(x).positions, source=(source, lengths)), {})
-    order, places = torch.tensor([3, 0, 2, 1, 5, 4]), cross.places(6, x)
+    order, places = torch.tensor([3, 0, 2, 1, 5, 4]), cross.position_vectors(6, x)
     whole = torch.tensor([6, 6])
 
     def of(encoded: torch.Tensor) -> torch.Tensor:

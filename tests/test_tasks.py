@@ -10,21 +10,21 @@ from segue.mixers import Layout
 from segue.models import Stack, StackConfig
 from segue.models.automata import (
     DFA,
-    alternating,
+    alternating_group,
     compose,
     counter,
-    even,
     generators,
+    is_even,
     random_dfa,
-    swaps,
-    symmetric,
+    symmetric_group,
+    transpositions,
     word_problem,
 )
 from segue.objectives import Batch
 from segue.tasks import TASKS, Reachability, Scratchpad, Task
 from segue.tasks.automata import dyck, tracking
 from segue.tasks.listops import SYMBOLS, value
-from segue.training.learn import accuracy, learn, minibatches, windows
+from segue.training.learn import accuracy, learn, minibatches, random_windows
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -48,7 +48,7 @@ def test_rows_of_a_table_and_windows_of_a_text() -> None:
     assert torch.equal(draw(4).tokens, draw(4).tokens) and not torch.equal(draw(4).tokens, draw(5).tokens)
     assert torch.equal(draw(4).targets, draw(4).tokens + 100)
     assert set(draw(4).tokens[:, 0].tolist()) == set(rows[:, 0].tolist())
-    found = windows(torch.arange(40), 30, 5, torch.Generator().manual_seed(0))
+    found = random_windows(torch.arange(40), 30, 5, torch.Generator().manual_seed(0))
     assert found.shape == (30, 6) and bool((found.diff() == 1).all()) and len(found[:, 0].unique()) > 5
 
 
@@ -84,8 +84,8 @@ def test_counters_add() -> None:
 
 
 def test_words_of_groups_are_products() -> None:
-    three, five = symmetric(3), alternating(5)
-    assert len(five) == 60 and all(map(even, five)) and len(swaps(5)) == 11
+    three, five = symmetric_group(3), alternating_group(5)
+    assert len(five) == 60 and all(map(is_even, five)) and len(transpositions(5)) == 11
     alphabet = generators(five, 6)
     dfa = word_problem(five, alphabet)
     word = torch.randint(6, (1, 40))

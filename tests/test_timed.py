@@ -20,14 +20,21 @@ from segue.data import of
 from segue.errors import SegueError
 from segue.kinds import KINDS, ItemCodec, Record
 from segue.models import StackConfig
-from segue.models.hawkes import Hawkes, Timed
+from segue.models.hawkes import Hawkes, TimedEvents
 from segue.models.point_process import PointProcess, PointProcessConfig
 from segue.objectives import Batch, Loss
 from segue.objectives.events import EventLikelihood
 from segue.testing import check_objective, check_strategy
 from segue.training.batches import Batches
 from segue.training.learn import learn
-from segue.training.timed import EventStore, event_rows, misfit, score_hawkes, score_process, windowed
+from segue.training.timed import (
+    EventStore,
+    event_batch,
+    exponential_misfit,
+    score_hawkes,
+    score_process,
+    window_batches,
+)
 
 DAY = 86_400.0
 
@@ -64,7 +71,7 @@ def test_gaps_of_a_store_are_those_of_its_times() -> None:
     batch = Batches(found, 4, 3, seed=0, packing=False).make(0)
     asked = batch.targets >= 0
     assert sorted(batch.channels["until"][asked].tolist()) == [0.25, 0.25, 1, 3.5] or asked.sum() == 3
-    rows_of = event_rows(rows)
+    rows_of = event_batch(rows)
     assert rows_of.targets.tolist() == [[1, 1], [-1, -1], [0, -1]]
     assert rows_of.channels["until"][0].tolist() == [1, 3.5] and rows_of.channels["gap"][0].tolist() == [0, 1]
     with pytest.raises(SegueError, match="no times"):
@@ -76,20 +83,20 @@ def test_every_event_is_scored_once_however_long_its_sequence() -> None:
     torch.manual_seed(0)
     stack = StackConfig(found.tokens.max() + 1, 16, ["gru"])
     model = PointProcess(PointProcessConfig(stack, "mixture", 1e4)).eval()
-    whole = score_process(model, windowed(found, 64, 3))
-    assert whole.events == 7 * 22 == score_process(model, windowed(found, 6, 4)).events
-    rows = event_rows(found.sequences())
+    whole = score_process(model, window_batches(found, 64, 3))
+    assert whole.events == 7 * 22 == score_process(model, window_batches(found, 6, 4)).events
+    rows = event_batch(found.sequences())
     one = score_process(model, [rows])
     assert one.nats == pytest.approx(whole.nats, abs=1e-4) and one.error == whole.error
     assert one.rmse == pytest.approx(whole.rmse, rel=1e-4) and one.misfit == pytest.approx(whole.misfit, abs=1e-4)
 
 
 def test_the_true_process_fits_and_bounds_the_others() -> None:
-    data = Timed.of(sequences(300))
+    data = TimedEvents.of(sequences(300))
     told, poisson = score_hawkes(true(), data, 10 * DAY), score_hawkes(Hawkes.fit(data, 2), data, 10 * DAY)
     assert told.nats < poisson.nats and told.misfit < 1.63 / told.events**0.5 < poisson.misfit  # 1% of the KS test
     sample = np.random.default_rng(0).exponential(size=200)
-    assert misfit(sample) == pytest.approx(stats.kstest(sample, "expon").statistic)
+    assert exponential_misfit(sample) == pytest.approx(stats.kstest(sample, "expon").statistic)
 
 
 @pytest.mark.parametrize("head", ["decay", "mixture"])
@@ -102,9 +109,9 @@ def test_a_network_comes_near_the_true_process(head: str) -> None:
     batches = Batches(found, 19, 24, packing=True)
     learn(model, batches, 80, rate=2e-2, objective=EventLikelihood(3))
     batches.close()
-    ours = score_process(model, windowed(exam, 32, 50), points=20)
-    whole = Timed.of(exam.sequences())
-    rivals = true(), Hawkes.fit(Timed.of(found.sequences()), 2)
+    ours = score_process(model, window_batches(exam, 32, 50), points=20)
+    whole = TimedEvents.of(exam.sequences())
+    rivals = true(), Hawkes.fit(TimedEvents.of(found.sequences()), 2)
     bound, poisson = (score_hawkes(each, whole, 10 * DAY) for each in rivals)
     assert bound.nats - 0.02 < ours.nats < bound.nats + 0.4 * (poisson.nats - bound.nats)
 
@@ -113,7 +120,7 @@ def test_one_part_learns_less_often() -> None:
     torch.manual_seed(0)
     prompts = {"prefix": 3, "slots": 4, "length": 2, "top": 2}
     model = PointProcess(PointProcessConfig(StackConfig(2, 16, ["lstm"]), "decay", 1e4, prompts=prompts))
-    rows = event_rows(sequences(4, 8))
+    rows = event_batch(sequences(4, 8))
     seen: list[tuple[bool, bool]] = []
 
     class Watched(Alternate):
@@ -136,7 +143,7 @@ def test_one_part_learns_less_often() -> None:
 def test_keys_come_to_point_where_their_queries_do() -> None:
     torch.manual_seed(0)
     model = PointProcess(PointProcessConfig(StackConfig(2, 16, ["gru"]), "decay", 1e4, prompts={"prefix": 3}))
-    rows = event_rows(sequences(8, 8))
+    rows = event_batch(sequences(8, 8))
     assert model.prompts is not None
 
     def match() -> float:

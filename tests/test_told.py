@@ -12,11 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segue.analysis.told import STRENGTHS, TOGETHER, Learn, Told, heads, told
+from segue.analysis.told import STRENGTHS, TOGETHER, Learn, ViewEnsemble, fit_ensemble, heads
 from segue.analysis.views import Near, Runs, Scaled, Sparse, course, spectrum
 from segue.data.reading import of
 from segue.errors import SegueError
-from segue.kernels.descent import descend
+from segue.kernels.descent import dual_coordinate_descent
 
 ROWS = st.lists(st.lists(st.integers(0, 3), max_size=9).map(np.array), min_size=3, max_size=6)
 
@@ -54,7 +54,8 @@ def test_descent_ends_where_the_objective_is_least(hinge: bool) -> None:
     starts = np.append(0, np.cumsum(np.bincount(row, minlength=30)))
     weight, dual = np.zeros(7), np.zeros(30)
     orders = np.stack([draw.permutation(30) for _ in range(400)])
-    descend(starts, columns, x[row, columns].astype(np.float32), y, 0.7, hinge, weight, dual, orders, 0.0)
+    values = x[row, columns].astype(np.float32)
+    dual_coordinate_descent(starts, columns, values, y, 0.7, hinge, weight, dual, orders, 0.0)
     w = torch.tensor(weight, requires_grad=True)
     score = torch.from_numpy(x).float().double() @ w[:-1] + w[-1]
     loss = (1 - torch.from_numpy(y) * score).clamp(min=0) if hinge else torch.from_numpy(y) - score
@@ -82,28 +83,29 @@ def test_all_together_is_as_good_as_the_best_view() -> None:
     given: dict[str, Any] = {"runs": rows, "noise": draw.normal(size=(300, 4)),
                              "near": np.eye(3)[y] + draw.normal(size=(300, 3))}
     learn: dict[str, Learn] = {"runs": partial(Runs.learn, bits=4), "noise": Scaled.learn, "near": Near.learn}
-    found, held = told(learn, given, y, 3, np.arange(300))
+    found, held = fit_ensemble(learn, given, y, 3, np.arange(300))
     right = {name: float((each.argmax(1) == y[held.rows]).mean()) for name, each in held.scores.items()}
     assert len(held.rows) == 300 and right[TOGETHER] >= max(right.values()) - 0.01 and right["noise"] < 0.5
     assert found.weights[list(found.views).index("noise")] < 0.3 * found.weights.max()
     tensors, values = found.state()
-    again = Told.restored(tensors, values)
+    again = ViewEnsemble.restored(tensors, values)
     for name, scores in found(given).items():
         np.testing.assert_array_equal(again(given)[name], scores)
     with pytest.raises(ValueError, match="other views"):
-        Told.restored({**tensors, "weights": torch.ones(2)}, values)
+        ViewEnsemble.restored({**tensors, "weights": torch.ones(2)}, values)
     doubled = {"noise": np.tile(given["noise"], (2, 1))}  # the same row does not teach its own class
-    _, held = told({"noise": Scaled.learn}, doubled, np.tile(y, 2), 3, np.tile(np.arange(300), 2))
+    _, held = fit_ensemble({"noise": Scaled.learn}, doubled, np.tile(y, 2), 3, np.tile(np.arange(300), 2))
     assert (held.scores["noise"].argmax(1) == np.tile(y, 2)[held.rows]).mean() < 0.5
     with pytest.raises(SegueError, match="all the same"):
-        told({"noise": Scaled.learn}, given, y, 3, np.zeros(300))
+        fit_ensemble({"noise": Scaled.learn}, given, y, 3, np.zeros(300))
 
 
 def test_numbers_are_told_too() -> None:
     draw = np.random.default_rng(0)
     x = draw.normal(size=(300, 4))
     y = (x[:, 0] - x[:, 1] + 0.1 * draw.normal(size=300)).astype(np.float32)
-    found, held = told({"all": Scaled.learn, "one": Scaled.learn}, {"all": x, "one": x[:, :1]}, y, 0, np.arange(300))
+    found, held = fit_ensemble({"all": Scaled.learn, "one": Scaled.learn}, {"all": x, "one": x[:, :1]}, y, 0,
+                               np.arange(300))
     error = {name: float(np.square(each[:, 0] - y[held.rows]).mean()) for name, each in held.scores.items()}
     assert error[TOGETHER] < 0.03 < error["one"] and len(STRENGTHS) > 1
     assert np.square(found({"all": x, "one": x[:, :1]})[TOGETHER][:, 0] - y).mean() < 0.03

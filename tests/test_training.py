@@ -32,12 +32,12 @@ from segue.models import Stack, StackConfig
 from segue.objectives import Batch, NextElement, objective_named
 from segue.objectives.next_element import head_cross_entropy
 from segue.training import Arrays, Batches, Plan, Run, Strategy
-from segue.training.batches import pack
+from segue.training.batches import pack_documents
 from segue.training.checkpoint import load_tensors, save_tensors, weights_of
-from segue.training.evaluate import Tally, bits_interval, predicted_units, score, windows
+from segue.training.evaluate import Tally, bits_interval, predicted_units, score, scoring_windows
 from segue.training.loop import CHECKPOINT
 from segue.training.optimiser import Optimiser, groups_of, orthogonalise
-from segue.training.recipe import Facts, choose
+from segue.training.recipe import Facts, choose_plan
 from segue.verbs import mixed
 from segue.verbs.fit import build, subsample
 
@@ -105,7 +105,7 @@ def test_batches_depend_on_seed_and_step_alone() -> None:
 
 @given(st.lists(st.integers(1, 16), max_size=60))
 def test_packing_fits_and_wastes_little(lengths: list[int]) -> None:
-    rows = pack(np.array(lengths, dtype=int), 16)
+    rows = pack_documents(np.array(lengths, dtype=int), 16)
     assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
     assert all(sum(lengths[i] for i in row) <= 16 for row in rows)
     assert len(rows) <= 2 * max(1, -(-sum(lengths) // 16))
@@ -588,10 +588,10 @@ def test_loading_checks_everything(what: str, saved: Path, tmp_path: Path) -> No
 @settings(max_examples=60, deadline=None)
 @given(st.integers(10, 10**9), st.integers(2, 10**6), st.integers(3, 50_000), st.floats(5, 36_000))
 def test_the_choice_is_sane(tokens: int, longest: int, vocabulary: int, seconds: float) -> None:
-    plan, why = choose(Facts(tokens, min(longest, tokens), vocabulary, 2, 3e11, "bfloat16", seconds))
+    plan, why = choose_plan(Facts(tokens, min(longest, tokens), vocabulary, 2, 3e11, "bfloat16", seconds))
     assert 8 <= plan.context <= 4096 and plan.rows >= 1 and plan.width % plan.heads == 0 and plan.steps >= 20
     assert str(vocabulary) in why.replace(",", "")
-    more, _ = choose(Facts(tokens, min(longest, tokens), vocabulary, 2, 3e11, "bfloat16", seconds * 10))
+    more, _ = choose_plan(Facts(tokens, min(longest, tokens), vocabulary, 2, 3e11, "bfloat16", seconds * 10))
     assert more.width >= plan.width
 
 
@@ -610,7 +610,7 @@ def test_windows_score_each_position_once(lengths: list[int], context: int, over
     offsets = np.cumsum([0, *lengths])
     predicted = np.diff(offsets) - 1
     count = np.zeros(int(offsets[-1]) + 1, dtype=int)
-    for document, first, n, skip in windows(offsets, predicted, context, overlap):
+    for document, first, n, skip in scoring_windows(offsets, predicted, context, overlap):
         assert n <= context and offsets[document] <= first and first + n < offsets[document + 1]
         count[first + skip + 1 : first + n + 1] += 1
     for begin, end in zip(offsets[:-1], offsets[1:]):

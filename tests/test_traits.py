@@ -12,7 +12,8 @@ from torch import Tensor
 
 from segue.errors import SegueError
 from segue.mixers import Attention
-from segue.mixers.state import Layout, Parts
+from segue.mixers.layout import Layout
+from segue.mixers.state import Parts
 from segue.mixers.traits import ABSENT, Traits
 from segue.models import Stack, StackConfig, expand_pattern
 from segue.testing import check_mixer, check_model
@@ -26,7 +27,7 @@ def test_pitches_are_looked_up_and_times_summed_up() -> None:
     traits, tokens = Traits(TABLES, 7), torch.tensor([[0, 4, 1, 5, 6, 3, 4], [4, 5, 2, 2, 4, 6, 0]])
     starts = torch.zeros(2, 7, dtype=torch.bool)
     starts[1, 4] = True  # the clock begins again
-    found = traits.of(tokens, Layout.chain((2, 7), starts=starts))
+    found = traits.look_up(tokens, Layout.chain((2, 7), starts=starts))
     assert found["pitch"].tolist() == [[60, ABSENT, 62, ABSENT, ABSENT, 60, ABSENT],
                                        [ABSENT, ABSENT, 64, 64, ABSENT, ABSENT, 60]]
     assert found["time"].tolist() == [[0, 1, 1, 3, 3, 3, 4], [1, 3, 3, 3, 1, 1, 1]]

@@ -15,7 +15,7 @@ from segue import SegueError
 from segue.analysis.turns import LateInteraction, TurnEncoder, chain_scores, greedy_curving, towards
 from segue.data.pairs import relative_distances
 from segue.models import Stack, StackConfig
-from segue.models.base import padded, padding
+from segue.models.base import pad_rows, padding_starts
 from segue.objectives import Batch, CosineRegression
 from segue.training.learn import learn
 
@@ -83,12 +83,12 @@ def test_orders_of_goals(goals: int, seed: int) -> None:
 
 
 def pair_batch(rows: list[list[int]], wanted: list[float]) -> Batch:
-    tokens, lengths = padded(rows), torch.tensor([*map(len, rows)])
+    tokens, lengths = pad_rows(rows), torch.tensor([*map(len, rows)])
     asked = torch.full(tokens.shape, -1)
     asked[torch.arange(len(rows)), lengths - 1] = 0
     cosine = torch.zeros(tokens.shape)
     cosine[: len(wanted), 0] = torch.tensor(wanted)
-    return Batch(tokens, asked, padding(lengths, tokens.shape[1]), {"cosine": cosine})
+    return Batch(tokens, asked, padding_starts(lengths, tokens.shape[1]), {"cosine": cosine})
 
 
 @pytest.mark.parametrize(("mixer", "options"), [("attention", {"causal": False}), ("gru", {}), ("mamba", {})])

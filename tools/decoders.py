@@ -37,7 +37,7 @@ from segue.models import Stack, StackConfig
 from segue.models.base import Output
 from segue.models.heads import DraftHeads
 from segue.testing.decoding import Reread
-from segue.training.recipe import cores, machine
+from segue.training.recipe import cores, describe_machine
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "composition.md"
@@ -150,7 +150,7 @@ def drafters(model: Any) -> dict[str, Callable[[], Any]]:
         return ModelDraft(twin, min_probability=0.0)
 
     def heads() -> HeadsDraft:
-        return HeadsDraft(DraftHeads.on(model))
+        return HeadsDraft(DraftHeads.for_base(model))
 
     def block() -> BlockDraft:
         torch.manual_seed(1)
@@ -266,9 +266,9 @@ def page(cells: dict[str, dict[str, Any]], n: int) -> str:
              *(f"- {reason} ({', '.join(names)})" for reason, names in sorted(reasons.items())), "",
              f"Models of transformers run in {len(ways)} ways here, measured while loading: {'; '.join(ways)}.", "",
              *table("Speed, times plain greedy decoding of the same model", cells, speed),
-             f"Tokens per second of a pass over three rows, drafts always on, on {machine()}; at this size the time is "
-             "that of the bookkeeping, not of the model's arithmetic. How fast decoding is on real models stands in "
-             "[decoding.md](decoding.md)."]
+             f"Tokens per second of a pass over three rows, drafts always on, on {describe_machine()}; at this size "
+             "the time is that of the bookkeeping, not of the model's arithmetic. How fast decoding is on real models "
+             "stands in [decoding.md](decoding.md)."]
     return "\n".join(lines) + "\n"
 
 

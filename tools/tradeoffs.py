@@ -38,7 +38,7 @@ from segue.models.compiled import compile_model
 from segue.models.depth import DepthSchedule, Scheduled
 from segue.objectives import Batch
 from segue.training.learn import learn
-from segue.training.recipe import cores, machine
+from segue.training.recipe import cores, describe_machine
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, PICTURE = ROOT / "docs" / "decoding.md", ROOT / "docs" / "decoding.png"
@@ -309,7 +309,7 @@ def section(models: Models, found: dict[str, dict[str, float]], speeds: dict[str
         answer in nats per token, by a model of {other:.1f}M that read the same, and by the one that wrote it; rep-4:
         the share of runs of four tokens that the answer held before; distinct-2 and self-BLEU: of {LIST} answers to one
         prompt (who gives one answer gives it {LIST} times); speed: of one answer, times greedy decoding, which says
-        {speeds["tokens/s"]:,.0f} tokens/s here ({machine()})."""
+        {speeds["tokens/s"]:,.0f} tokens/s here ({describe_machine()})."""
     picture = "![Quality, diversity and speed of every decoder](decoding.png)"
     return f"{picture}\n\n{fill(' '.join(text.split()), 118)}\n\n{table(found, speeds)}"
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.mixers import Mixer
-from segue.mixers.state import Layout, Parts
+from segue.mixers.layout import Layout
+from segue.mixers.state import Parts
 from segue.models.stack import Stack, StackConfig
 
 
@@ -67,7 +68,7 @@ def matrices(model: Stack, tokens: Tensor) -> list[Tensor | None]:
 
     x = model.embed(tokens, layout.positions)
     for block in model.blocks:
-        x = block(x, partial(mix, block.begun(x)))
+        x = block(x, partial(mix, block.initial_parts(x)))
     return found
 
 
@@ -107,7 +108,7 @@ def writes(model: Stack, tokens: Tensor, layout: Layout | None = None, heads: bo
         return mixed[-1][0]
 
     for index, (name, block) in enumerate(zip(model.config.mixers, model.blocks), 1):
-        before, x = x, block(x, partial(mix, block.begun(x)))
+        before, x = x, block(x, partial(mix, block.initial_parts(x)))
         written, parts = mixed.pop()
         found |= {f"layer {index} {part}": write for part, write in (parts or {name: written}).items()}
         if block.channel is not None:

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from segue.errors import SegueError
 from segue.mixers.attention import attend
-from segue.mixers.state import Layout
-from segue.models.base import Decodable, reads_whole, tell_prompt
+from segue.mixers.layout import Layout
+from segue.models.base import Decodable, needs_whole_prompt, set_prompt_lengths
 from segue.models.stack import Stack
 
 Ids = Sequence[int]
@@ -70,7 +70,7 @@ class Control:
         rows = self.rows(controls)
         for some in rows.split(max(1, SCORED // rows.shape[1])):
             state = self.model.init_state(len(some))
-            tell_prompt(self.model, state, torch.full((len(some),), some.shape[1]))
+            set_prompt_lengths(self.model, state, torch.full((len(some),), some.shape[1]))
             last = torch.full((len(some), 1), some.shape[1] - 1, device=state.positions.device)
             logits = self.model.extend(some.to(state.positions.device), state, at=last).logits[:, -1]
             first.append(logits.argmax(-1).cpu())
@@ -86,7 +86,8 @@ class Control:
         rows = F.one_hot(self.rows(control[None]).to(weight.device), model.vocabulary).to(weight.dtype)
         first = len(self.begin)
         soft = rows[:, first : first + len(control)].clone().requires_grad_()
-        prompt = torch.ones(1, rows.shape[1], dtype=torch.bool, device=rows.device) if reads_whole(model) else None
+        whole = needs_whole_prompt(model)
+        prompt = torch.ones(1, rows.shape[1], dtype=torch.bool, device=rows.device) if whole else None
         layout = Layout.chain((1, rows.shape[1]), device=rows.device, prompt=prompt)
         with torch.enable_grad():
             read = torch.cat([rows[:, :first], soft, rows[:, first + len(control) :]], 1)

@@ -129,10 +129,10 @@ def _grouped(points: np.ndarray, k: int, draw: np.random.Generator, rounds: int)
     for at in range(k):
         chance = near / near.sum() if at and near.sum() > 0 else None
         centres[at] = points[draw.choice(len(points), p=chance)]
-        near = np.minimum(near, np.square(points - centres[at]).sum(1))
+        near = np.minimum(near, (size - points @ (2 * centres[at]) + np.square(centres[at]).sum()).clip(0))
     groups = np.full(len(points), -1)
     for turn in range(rounds + 1):
-        apart = np.square(centres).sum(1) - 2 * points @ centres.T
+        apart = np.square(centres).sum(1) - points @ (2 * centres.T)
         closest = apart.argmin(1)
         if turn == rounds or (closest == groups).all():
             break

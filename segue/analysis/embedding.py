@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import Stack
 from segue.models.autoencoder import POOLS
 from segue.models.classify import Classifier
 from segue.models.cloze import ClozeModel
 from segue.models.point_process import History, PointProcess
 from segue.models.pointer import PointerNetwork
-from segue.models.seq2seq import encode
-from segue.models.stack import carries
+from segue.models.seq2seq import encode_source
+from segue.models.stack import has_constant_state
 from segue.progress import Meter
 
 NODES = 8192  # read at once
@@ -37,7 +37,7 @@ def reader(model: Any) -> Callable[[Tensor, Tensor], Tensor]:
     if isinstance(model, Classifier):
         return reader(model.backbone)
     if isinstance(model, PointProcess):
-        return lambda rows, lengths: model.after(History(rows[..., 0].long(), rows[..., 1]))
+        return lambda rows, lengths: model.hidden_after(History(rows[..., 0].long(), rows[..., 1]))
     if isinstance(model, PointerNetwork):
         kind = model.stop.dtype if model.inputs else torch.long
         return lambda rows, lengths: model.encode(rows.to(kind), lengths)[0]
@@ -47,7 +47,7 @@ def reader(model: Any) -> Callable[[Tensor, Tensor], Tensor]:
         stack = model if isinstance(model, Stack) else model.stack
         if all(block.mixer.causal for block in stack.blocks):  # padding behind a row changes nothing in it
             return lambda rows, lengths: stack.hidden(rows, Layout.of(rows))
-        return lambda rows, lengths: encode(stack, rows, lengths)
+        return lambda rows, lengths: encode_source(stack, rows, lengths)
     if not hasattr(model, "extend"):
         raise SegueError(f"a {type(model).__name__} has no hidden vectors to make one of a sequence of")
     return lambda rows, lengths: model.extend(rows, model.init_state(len(rows)), at=lengths[:, None] - 1).hidden
@@ -130,7 +130,7 @@ def embed(model: Any, rows: Sequence[np.ndarray], pool: str = "", context: int |
         return np.concatenate([each for _, each in found])[np.concatenate([part for part, _ in found]).argsort()]
     skip = np.minimum(lengths - 1, int(begin is not None))  # what is put before a row counts where it is alone
     pooled, read = _Pooled(pool or "mean", lengths - skip), reader(model)
-    goes_on = carries(model) and not (model.config.pool or model.config.inputs) and \
+    goes_on = has_constant_state(model) and not (model.config.pool or model.config.inputs) and \
         all(block.mixer.causal for block in model.blocks)
     alone = np.flatnonzero(lengths > PIECE) if goes_on else np.zeros(0, np.int64)
     for i in alone:

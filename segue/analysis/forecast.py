@@ -54,10 +54,10 @@ def coverage(draws: np.ndarray, truth: np.ndarray, share: float = SHARE) -> floa
     return float(((low <= truth) & (truth <= high)).mean())
 
 
-def season(values: Sequence[float] | np.ndarray) -> int:
+def find_season(values: Sequence[float] | np.ndarray) -> int:
     """The moments after which a series (n,) comes again: the highest peak of the autocorrelation of what is left
     without its slow course; 1 where none is high."""
-    values = filled(np.asarray(values, float))
+    values = fill_missing(np.asarray(values, float))
     n = len(values)
     most = min(n // 3, LONGEST)
     if most < 2:
@@ -76,7 +76,7 @@ def season(values: Sequence[float] | np.ndarray) -> int:
     return next(lag for lag in peaks if found[lag] >= 0.9 * found[best])  # not twice the season
 
 
-def filled(values: np.ndarray) -> np.ndarray:
+def fill_missing(values: np.ndarray) -> np.ndarray:
     """A series (n,) with what is missing as it was before; at its beginning, as it is first."""
     known = np.isfinite(values)
     if not known.any():
@@ -86,10 +86,10 @@ def filled(values: np.ndarray) -> np.ndarray:
     return values[place]
 
 
-def simple(past: np.ndarray, steps: int, lag: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def naive_forecast(past: np.ndarray, steps: int, lag: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """The forecast that each moment is as the one `lag` before: points (steps,), and draws (K, steps), those points
     with errors that they made in the past (n,), at most 200."""
-    past = filled(past)
+    past = fill_missing(past)
     lag = min(lag, len(past))
     ahead = np.arange(steps)
     points = past[len(past) - lag + ahead % lag]
@@ -100,13 +100,13 @@ def simple(past: np.ndarray, steps: int, lag: int = 1) -> tuple[np.ndarray, np.n
     return points, points + errors if len(errors) else points[None]
 
 
-def linear(past: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray] | None:
+def linear_forecast(past: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray] | None:
     """The next moments from the 2 * `steps` latest ones, as differences from the last, by a ridge that is fitted to
-    the past (n,) (as NLinear: Zeng et al. 2022, arXiv 2205.13504): points and draws as of `simple`, errors being those
-    of the fit; None where the past is shorter than 8 * `steps`."""
+    the past (n,) (as NLinear: Zeng et al. 2022, arXiv 2205.13504): points and draws as of `naive_forecast`, errors
+    being those of the fit; None where the past is shorter than 8 * `steps`."""
     if len(past) < 8 * steps:
         return None
-    past, lags = filled(past), 2 * steps
+    past, lags = fill_missing(past), 2 * steps
     begins = np.arange(len(past) - lags - steps + 1)[-LEARNED:]
     rows = past[begins[:, None] + np.arange(lags + steps)] - past[begins + lags - 1, None]
     x, y = rows[:, : lags - 1], rows[:, lags:]
@@ -139,10 +139,10 @@ class Combination:
             if not np.isfinite(column).any():
                 continue
             if self.name == "linear":
-                told = linear(column, steps)
+                told = linear_forecast(column, steps)
                 found[:, c] = np.nan if told is None else told[0]
             elif self.name == "last value" or 1 < lag <= len(column):
-                found[:, c] = simple(column, steps, 1 if self.name == "last value" else lag)[0]
+                found[:, c] = naive_forecast(column, steps, 1 if self.name == "last value" else lag)[0]
         return found
 
     def moved(self, draws: np.ndarray, past: np.ndarray) -> np.ndarray:
@@ -157,8 +157,9 @@ class Combination:
         return np.where(np.isfinite(points), found, draws)
 
 
-def scale(past: np.ndarray, lag: int = 1) -> float:
-    """The mean error that the forecast of `simple` makes one season ahead in the past (n,); nan where it is too short.
+def naive_scale(past: np.ndarray, lag: int = 1) -> float:
+    """The mean error that the forecast of `naive_forecast` makes one season ahead in the past (n,); nan where it is too
+    short.
     """
     errors = np.abs(past[lag:] - past[:-lag])
     errors = errors[np.isfinite(errors)]

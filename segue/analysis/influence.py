@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from segue.errors import SegueError
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models.stack import Stack
 
 

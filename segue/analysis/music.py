@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from segue.errors import SegueError
-from segue.kinds.music import GRID, Note
+from segue.kinds.notes import GRID, Note
 
 BAR = 4 * GRID  # steps
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import Layout, gather_nodes
+from segue.mixers.layout import Layout, gather_nodes
 from segue.models.classify import ClassHead, CosineHead, LinearHead, PrototypeHead, running_mean
 
 PROBES = ("linear", "cosine", "prototype", "cosine prototype", "logistic")
@@ -59,7 +59,7 @@ def fitted_head(kind: str, features: Tensor, labels: Tensor, classes: int, *, ep
         torch.manual_seed(seed)
         if kind.endswith("prototype"):
             head: ClassHead = PrototypeHead(width, classes, cosine=kind.startswith("cosine")).to(features)
-            head.absorb(features, labels)
+            head.add_examples(features, labels)
             return head
         head = LinearHead(width, classes) if kind in ("linear", "logistic") else CosineHead(width, classes, temperature)
         head = head.to(features)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from segue.errors import SegueError
-from segue.models.base import Decodable, padded, state_for
+from segue.models.base import Decodable, init_prompt_state, pad_rows
 
 Text = Sequence[Hashable]
 
@@ -244,9 +244,9 @@ def reinforcement(model: Decodable, texts: Sequence[tuple[Sequence[int], Sequenc
 
 def log_likelihoods(model: Decodable, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
     """Natural log-probabilities of answers to a prompt (token ids, the stop token included where there is one)."""
-    table = padded([[*prompt, *answer] for answer in answers])
+    table = pad_rows([[*prompt, *answer] for answer in answers])
     with torch.inference_mode():
-        state = state_for(model, [prompt] * len(answers))
+        state = init_prompt_state(model, [prompt] * len(answers))
         table = table.to(state.positions.device)
         chances = model.extend(table, state).logits[:, len(prompt) - 1 : -1].double().log_softmax(-1)
         said = chances.gather(2, table[:, len(prompt) :, None])[..., 0]

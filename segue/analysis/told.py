@@ -15,7 +15,7 @@ from torch import Tensor
 
 from segue.analysis.views import VIEWS, Sparse, View
 from segue.errors import SegueError
-from segue.kernels.descent import descend
+from segue.kernels.descent import dual_coordinate_descent
 from segue.progress import Meter
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # of learning beside the ridge, to choose from
@@ -44,8 +44,8 @@ def _sparse(table: Sparse, wanted: np.ndarray, classes: int, seed: int) -> Itera
     weights, duals = np.zeros((len(signs), width + 1)), np.zeros((len(signs), n))
     for strength in STRENGTHS:
         for sign, weight, dual in zip(signs, weights, duals):
-            descend(table.starts, table.columns, table.values, sign, strength, classes > 0, weight, dual, orders,
-                    tolerance)
+            dual_coordinate_descent(table.starts, table.columns, table.values, sign, strength, classes > 0, weight,
+                                    dual, orders, tolerance)
         found = np.concatenate([weights, -weights]) if classes == 2 else weights
         yield np.ascontiguousarray(found[:, :-1].T, np.float32), found[:, -1].astype(np.float32)
 
@@ -107,7 +107,7 @@ def trust(scores: np.ndarray, wanted: np.ndarray, classes: int) -> np.ndarray:
 
 
 @dataclass
-class Told:
+class ViewEnsemble:
     """Views by name, a head for each, and by how much each is trusted, (K,)."""
 
     views: dict[str, View]
@@ -135,9 +135,9 @@ class Told:
         return tensors, values
 
     @staticmethod
-    def restored(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Told:
+    def restored(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> ViewEnsemble:
         """What `state` gave; a ValueError, KeyError or TypeError where it is none."""
-        told = Told({}, {}, tensors["weights"].numpy())
+        told = ViewEnsemble({}, {}, tensors["weights"].numpy())
         for name, of in values.items():
             own = {key.removeprefix(f"{name}."): each.numpy() for key, each in tensors.items()
                    if key.startswith(f"{name}.")}
@@ -161,8 +161,9 @@ class Held:
     scores: dict[str, np.ndarray]
 
 
-def told(learn: Mapping[str, Learn], given: Mapping[str, Any], wanted: np.ndarray, classes: int, groups: np.ndarray,
-         seed: int = 0, meter: Meter = lambda done, note="": None) -> tuple[Told, Held]:
+def fit_ensemble(learn: Mapping[str, Learn], given: Mapping[str, Any], wanted: np.ndarray, classes: int,
+                 groups: np.ndarray, seed: int = 0, meter: Meter = lambda done, note="": None,
+                 ) -> tuple[ViewEnsemble, Held]:
     """Learn from N rows.
 
     learn: by name how a view is learned from what is `given` by that name. wanted: (N,) int64 classes; or, with classes
@@ -211,4 +212,4 @@ def told(learn: Mapping[str, Learn], given: Mapping[str, Any], wanted: np.ndarra
     for name, i in best.items():
         final[name] = next(islice(heads(tables[name], wanted, classes, seed), i, None))
         meter((done := done + 1) / len(learn) / (len(measured) + 1))
-    return Told(views, final, weights), Held(rows, parts, said)
+    return ViewEnsemble(views, final, weights), Held(rows, parts, said)

@@ -18,7 +18,7 @@ from segue.errors import SegueError
 from segue.kinds.codecs import KmerCodec, LetterCodec
 from segue.kinds.nucleotides import reverse_complement
 from segue.kinds.packed import opened
-from segue.models.base import padded
+from segue.models.base import pad_rows
 
 Variant = tuple[int, str, str]  # position, from 0; what stands there; what would stand there instead
 
@@ -64,7 +64,7 @@ class LetterLikelihood:
         order = sorted(range(len(made)), key=lambda i: -len(made[i][0]))
         for at in range(0, len(order), self.rows):
             some = order[at : at + self.rows]
-            logits = self._logits(padded([made[i][0] for i in some]))
+            logits = self._logits(pad_rows([made[i][0] for i in some]))
             for row, i in enumerate(some):
                 ids, first, (low, high) = made[i]
                 chances = logits[row, first - 1 : len(ids)].double().log_softmax(-1)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from segue.analysis.distributions import MIX
-from segue.kernels.descent import products
+from segue.kernels.descent import sparse_matmul
 
 ELEMENTS = 20_000_000  # that are counted at most, of all sequences
 PLACES, BANDS, SEGMENTS, WINDOW = 512, 32, 8, 256
@@ -39,7 +39,7 @@ class Sparse:
     def __matmul__(self, weights: np.ndarray) -> np.ndarray:
         """(N, C), with weights (D, C)."""
         out = np.zeros((self.shape[0], weights.shape[1]), np.float32)
-        products(self.starts, self.columns, self.values, weights, out)
+        sparse_matmul(self.starts, self.columns, self.values, weights, out)
         return out
 
 

@@ -1,8 +1,8 @@
-"""What a learner keeps of the past, in bounded size.
+"""Memories of past data with bounded size.
 
-`Reservoir` holds pieces of sequences of any length, to be saved with a fitted model. `Buffer` holds rows of batches,
-which a strategy learns from, with named tensors beside them. A policy of `UPDATES` decides which rows stay, one of
-`RETRIEVALS` (`segue.continual.replay`) which come back; the strategy decides what lies beside them.
+`Reservoir` holds pieces of sequences of any length, and is saved with a fitted model. `Buffer` holds rows of batches
+with named tensors for a strategy to replay. A policy in `UPDATES` decides which rows stay, one in `RETRIEVALS`
+(`segue.continual.replay`) which are replayed; the strategy decides what is stored with them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 MASK = (1 << 64) - 1
 
 
-def mixed(seed: int, count: int) -> int:
-    """64 random bits that depend on seed and count alone (the finaliser of SplitMix64, Steele et al. 2014), so that it
-    does not matter how often a run was interrupted."""
+def splitmix_bits(seed: int, count: int) -> int:
+    """64 random bits that depend only on seed and count (the finaliser of SplitMix64, Steele et al. 2014), so that a
+    resumed run draws the same."""
     z = (seed * 0xD1B54A32D192ED03 + (count + 1) * 0x9E3779B97F4A7C15) & MASK
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
@@ -37,19 +37,19 @@ def mixed(seed: int, count: int) -> int:
 
 
 def reservoir_slot(seed: int, seen: int, capacity: int) -> int:
-    """Where the one that comes after `seen` others goes, -1 for nowhere: each ever offered has the same chance to be
-    among those that stay (Vitter 1985)."""
+    """The slot for the next item after `seen` others, or -1 to drop it, such that every item so far is kept with the
+    same probability (reservoir sampling, Vitter 1985)."""
     if seen < capacity:
         return seen
-    place = mixed(seed, seen) * (seen + 1) >> 64
+    place = splitmix_bits(seed, seen) * (seen + 1) >> 64
     return place if place < capacity else -1
 
 
 class Reservoir:
-    """At most `capacity` pieces of sequences, each piece ever offered with the same chance to be among them.
+    """A uniform random sample of at most `capacity` of all pieces of sequences ever offered.
 
-    capacity: pieces kept. length: elements of a piece; longer sequences are offered in pieces of this length.
-    seed: which pieces stay depends on the seed and on how many were offered, on nothing else.
+    length: elements of a piece; longer sequences are cut. seed: which pieces stay depends only on the seed and on how
+    many were offered.
     """
 
     def __init__(self, capacity: int, length: int, seed: int = 0) -> None:
@@ -63,7 +63,7 @@ class Reservoir:
         return len(self.pieces)
 
     def offer(self, sequences: Iterable[np.ndarray]) -> None:
-        """Offer whole sequences of ids (n,)."""
+        """Cut sequences of ids (n,) into pieces and offer them."""
         for ids in sequences:
             for begin in range(0, max(len(ids) - 1, 0), self.length):
                 self._offer(ids[begin : begin + self.length])
@@ -106,13 +106,12 @@ class Reservoir:
 
 
 class Buffer:
-    """At most `capacity` rows, all of one length, with named tensors beside them (the payload).
+    """At most `capacity` rows of one length, with named tensors per row (the payload).
 
-    update: a name in `UPDATES`, or such a function: which rows stay. seed: fixes its choices.
+    update: the policy that decides which rows stay, a name in `UPDATES` or such a function. seed: of its choices.
 
-    batch: the rows, or None where there are none. payload: name -> (M, ...), row by row; what it holds is the user's
-    (logits, features, the number of an experience) and may be written in place. scores: (capacity,) of the policy.
-    seen: rows offered in all.
+    batch: the rows, or None if it is empty. payload: name -> (M, ...), such as logits, features or the number of an
+    experience; it may be written in place. scores: (capacity,) of the policy. seen: number of rows offered.
     """
 
     def __init__(self, capacity: int, update: str | Update = "reservoir", seed: int = 0) -> None:
@@ -125,7 +124,7 @@ class Buffer:
         self.clear()
 
     def clear(self) -> None:
-        """Forget all rows, and that there were any."""
+        """Remove all rows and reset the policy."""
         self.batch: Batch | None = None
         self.payload: dict[str, Tensor] = {}
         self.scores = torch.zeros(self.capacity)
@@ -137,9 +136,9 @@ class Buffer:
 
     def offer(self, batch: Batch, payload: Mapping[str, Tensor] | Callable[[Batch], Mapping[str, Tensor]] | None = None,
               model: nn.Module | None = None) -> Tensor:
-        """Offer rows one after the other; returns (K,) which of them stay.
+        """Offer rows one after the other; returns (K,) the indices of those that were stored.
 
-        payload: name -> (B, ...), or a function that makes it for the rows that stay. model: for policies that look at
+        payload: name -> (B, ...), or a function that computes it for the stored rows. model: for policies that use
         losses or gradients.
         """
         batch = batch.to("cpu")
@@ -165,17 +164,17 @@ class Buffer:
         return stay
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """(min(n, M),) long: rows at random, none twice."""
+        """(min(n, M),) long: indices of random rows, without repeats."""
         return torch.randperm(len(self), generator=generator)[:n]
 
     def rows(self, which: Tensor) -> Batch:
-        """The rows with these numbers."""
+        """The rows with these indices."""
         if self.batch is None:
             raise SegueError("the buffer is empty: nothing has been learned yet")
         return self.batch.rows(which)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything in it: tensors, and plain values."""
+        """The contents for a checkpoint: tensors, and plain values."""
         tensors = {f"payload.{name}": values for name, values in self.payload.items()}
         grid = None
         if self.batch is not None:
@@ -199,8 +198,8 @@ class Buffer:
 
 
 class Recent(Buffer):
-    """The last `experiences` experiences whole, first in, first out: every offer is one. payload "experience": (M,) its
-    number, from 0 on. It grows with what an experience brings; `capacity` bounds nothing.
+    """All rows of the last `experiences` experiences; every offer is one experience. payload "experience": (M,) its
+    number, from 0 on. The size is not bounded by `capacity`.
     """
 
     def __init__(self, experiences: int) -> None:
@@ -226,7 +225,7 @@ class Recent(Buffer):
         return torch.arange(count if self.experiences else 0)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """(n,) long, or all where there are fewer: rows at random, none twice, spread evenly over the classes."""
+        """(min(n, M),) long: indices of random rows, without repeats, spread evenly over the classes."""
         order, turn = torch.randperm(len(self), generator=generator).tolist(), Counter[int]()
         labels = labels_of(self.batch) if self.batch is not None else []
         turns = []
@@ -236,7 +235,7 @@ class Recent(Buffer):
         return torch.tensor([order[i] for i in np.argsort(turns, kind="stable")[:n]], dtype=torch.long)
 
 
-def quantised(x: Tensor, groups: Tensor) -> dict[str, Tensor]:
+def quantise_rows(x: Tensor, groups: Tensor) -> dict[str, Tensor]:
     """A payload of bytes that stand for real numbers (M, ...): "codes", (M, ...) uint8, and "low" and "step", (M,), of
     which each group of rows has one, by its least and its largest number. Off by half a step at most, range / 510.
 
@@ -252,20 +251,20 @@ def quantised(x: Tensor, groups: Tensor) -> dict[str, Tensor]:
     return {"codes": codes.to(torch.uint8).view_as(x), "low": low, "step": step}
 
 
-def restored(payload: Mapping[str, Tensor]) -> Tensor:
-    """(M, ...): the numbers that `quantised` rows stand for."""
+def dequantise_rows(payload: Mapping[str, Tensor]) -> Tensor:
+    """(M, ...): the numbers that `quantise_rows` stand for."""
     codes, low, step = payload["codes"], payload["low"], payload["step"]
     shape = (-1, *[1] * (codes.dim() - 1))
     return codes.to(low) * step.view(shape) + low.view(shape)
 
 
-# Which rows stay. Each gives the slot of every row of the batch, -1 for none, as if they came one after the other.
+# Policies. Each returns the slot for every row of the batch, offered one after the other; -1: the row is not stored.
 
 Update = Callable[[Buffer, Batch, "nn.Module | None"], list[int]]
 
 
 def labels_of(batch: Batch) -> list[int]:
-    """Each row's class: its last target that is one."""
+    """The class of each row: its last target."""
     asked = batch.targets >= 0
     if not bool(asked.any(1).all()):
         raise SegueError("a row that asks for nothing has no class")
@@ -273,23 +272,23 @@ def labels_of(batch: Batch) -> list[int]:
     return batch.targets.gather(1, last[:, None])[:, 0].tolist()
 
 
-def needed(model: nn.Module | None) -> nn.Module:
+def require_model(model: nn.Module | None) -> nn.Module:
     if model is None:
         raise SegueError("this buffer's policy looks at the model: give it to offer()")
     return model
 
 
 def reservoir(buffer: Buffer, batch: Batch, model: nn.Module | None) -> list[int]:
-    """Every row ever offered has the same chance to be there (Vitter 1985)."""
+    """Reservoir sampling: every row ever offered is stored with the same probability (Vitter 1985)."""
     return [reservoir_slot(buffer.seed, buffer.seen + i, buffer.capacity) for i in range(len(batch.targets))]
 
 
 def balanced(buffer: Buffer, batch: Batch, model: nn.Module | None) -> list[int]:
-    """Classes share the room evenly, a reservoir within each (Chrysakis & Moens 2020): a full buffer gives a row of a
-    largest class for a row of a smaller one. A row's class is its last target."""
+    """Class-balancing reservoir sampling (Chrysakis & Moens 2020): a full buffer replaces a row of a largest class by a
+    row of a smaller one. A row's class is its last target."""
     kept = [] if buffer.batch is None else labels_of(buffer.batch)
     seen: dict[str, int] = buffer.notes.setdefault("seen", {})
-    full: list[int] = buffer.notes.setdefault("full", [])  # classes that were a largest one
+    full: list[int] = buffer.notes.setdefault("full", [])  # classes that have been the largest
     slots = []
     for i, label in enumerate(labels_of(batch)):
         seen[str(label)] = seen.get(str(label), 0) + 1
@@ -300,7 +299,7 @@ def balanced(buffer: Buffer, batch: Batch, model: nn.Module | None) -> list[int]
         sizes = Counter(kept)
         most = max(sizes.values())
         full += sorted(c for c, size in sizes.items() if size == most and c not in full)
-        bits = mixed(buffer.seed, buffer.seen + i)
+        bits = splitmix_bits(buffer.seed, buffer.seen + i)
         slot = -1
         if label not in full:
             largest = [at for at, c in enumerate(kept) if sizes[c] == most]
@@ -313,8 +312,8 @@ def balanced(buffer: Buffer, batch: Batch, model: nn.Module | None) -> list[int]
     return slots
 
 
-def first(buffer: Buffer, batch: Batch, model: nn.Module | None, of_class: int = 25) -> list[int]:
-    """The first `of_class` rows of each class, as long as there is room."""
+def first_of_class(buffer: Buffer, batch: Batch, model: nn.Module | None, of_class: int = 25) -> list[int]:
+    """Store the first `of_class` rows of each class, while there is room."""
     size, seen = len(buffer), Counter([] if buffer.batch is None else labels_of(buffer.batch))
     slots = []
     for label in labels_of(batch):
@@ -324,10 +323,10 @@ def first(buffer: Buffer, batch: Batch, model: nn.Module | None, of_class: int =
     return slots
 
 
-def hardest(buffer: Buffer, batch: Batch, model: nn.Module | None) -> list[int]:
-    """The rows of the largest loss, as it was when they were offered (Aljundi et al. 2019, arXiv 1812.03596)."""
+def highest_loss(buffer: Buffer, batch: Batch, model: nn.Module | None) -> list[int]:
+    """Keep the rows with the highest loss when they were offered (Aljundi et al. 2019, arXiv 1812.03596)."""
     size, slots = len(buffer), []
-    for loss in row_nats(needed(model), batch).tolist():
+    for loss in row_nats(require_model(model), batch).tolist():
         slot = size if size < buffer.capacity else int(buffer.scores.argmin())
         if size == buffer.capacity and loss <= float(buffer.scores[slot]):
             slot = -1
@@ -346,7 +345,7 @@ def greedy_gradients(buffer: Buffer, batch: Batch, model: nn.Module | None, comp
     of its own, drawn with chance in proportion to its score C, and takes it in with chance C / (C + c).
     Scores are those of the time when they were made. Holds (rows + compared) gradients at a time.
     """
-    model, draw = needed(model), np.random.default_rng((buffer.seed, buffer.seen))
+    model, draw = require_model(model), np.random.default_rng((buffer.seed, buffer.seen))
     size, slots = len(buffer), []
 
     def directions(rows: Batch) -> list[Tensor]:
@@ -371,5 +370,5 @@ def greedy_gradients(buffer: Buffer, batch: Batch, model: nn.Module | None, comp
     return slots
 
 
-UPDATES: dict[str, Update] = {"reservoir": reservoir, "balanced": balanced, "first": first, "hardest": hardest,
-                              "gss": greedy_gradients}
+UPDATES: dict[str, Update] = {"reservoir": reservoir, "balanced": balanced, "first": first_of_class,
+                              "hardest": highest_loss, "gss": greedy_gradients}

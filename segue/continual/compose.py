@@ -1,4 +1,4 @@
-"""Strategies made of other strategies: several at once, and one that detects by itself when a new experience begins."""
+"""Strategies made of other strategies: several combined, and one that detects the boundaries of experiences."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from segue.training.strategy import Strategy
 
 
 class Combined(Strategy):
-    """Several strategies, whose hooks are called in their order: what one makes of a batch or a gradient is what the
-    next one gets; loss terms are added."""
+    """Several strategies combined: hooks are called in order, each getting the batch or gradients that the previous one
+    left; loss terms are added."""
 
     def __init__(self, *strategies: Strategy) -> None:
         self.strategies = strategies
         self.name = "+".join(each.name for each in strategies)
         self.packs = all(each.packs for each in strategies)
-        worn = [each for each in strategies if each.about == "adapter"]
-        if worn and (others := [*worn[1:], *(each for each in strategies if each.about == "weights")]):
-            raise SegueError(f"{worn[0].name} learns an adapter and not the weights that {others[0].name} is about: "
-                             "leave one of the two out, or join it with replay, der or lwf")
+        adapters = [each for each in strategies if each.about == "adapter"]
+        if adapters and (others := [*adapters[1:], *(each for each in strategies if each.about == "weights")]):
+            raise SegueError(f"{adapters[0].name} learns an adapter and not the weights that {others[0].name} is "
+                             "about: leave one of the two out, or join it with replay, der or lwf")
 
     def prepare(self, run: Run) -> None:
         for each in self.strategies:
@@ -73,7 +73,7 @@ class Combined(Strategy):
 
 
 class Plateau:
-    """Tells from a sequence of losses when learning has come to rest (Aljundi et al. 2019, arXiv 1812.03596).
+    """Detects plateaus in a sequence of losses (Aljundi et al. 2019, arXiv 1812.03596).
 
     A plateau begins when the mean of the last `window` losses is below `mean` and their variance below `variance`; the
     next one only after a peak, where the mean of a window was above that of the last plateau by more than its standard
@@ -85,7 +85,7 @@ class Plateau:
             raise SegueError(f"a window of {window} losses has no variance: give 2 or more")
         self.mean, self.variance = mean, variance
         self.losses: deque[float] = deque(maxlen=window)
-        self.peak: float | None = None  # which a mean must rise above before there is another plateau
+        self.peak: float | None = None  # a mean must exceed this before the next plateau
 
     def __call__(self, loss: float) -> bool:
         """Whether a plateau begins with this loss."""
@@ -104,8 +104,8 @@ class Plateau:
 
 
 class TaskFree(Strategy):
-    """A strategy that needs experiences, on a stream that does not say where they end: at every plateau of the loss one
-    is over and the next begins (`on_boundary`). Where the stream itself is cut has no meaning.
+    """Runs a strategy that needs experiences on a stream without boundaries: at every plateau of the loss one
+    experience ends and the next begins (`on_boundary`). The boundaries of the stream itself are ignored.
 
     strategy: any, for example MAS(update="hardest") as in Aljundi et al. 2019, arXiv 1812.03596.
     window, mean, variance: see `Plateau`.
@@ -114,7 +114,7 @@ class TaskFree(Strategy):
     def __init__(self, strategy: Strategy, window: int = 5, mean: float = 0.5, variance: float = 0.1) -> None:
         self.strategy, self.plateau = strategy, Plateau(window, mean, variance)
         self.name = f"task-free {strategy.name}"
-        self.boundaries: list[int] = []  # the steps, over all runs, after which one was found
+        self.boundaries: list[int] = []  # steps, counted over all runs, after which a boundary was detected
         self.steps = 0
 
     def on_boundary(self, run: Run) -> None:

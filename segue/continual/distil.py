@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segue.continual.gradients import aside
+from segue.continual.gradients import evaluation_mode
 from segue.continual.replay import Rehearsal
 from segue.errors import SegueError
 from segue.objectives import Batch, Distillation
@@ -88,12 +88,12 @@ class DER(Rehearsal):
 
     def offer(self, run: Run, rows: Batch) -> None:
         if not len(self.buffer):
-            each = scores_of(run.model, rows.rows(slice(0, 1))).numel()
+            each = model_scores(run.model, rows.rows(slice(0, 1))).numel()
             self.buffer.capacity = min(self.buffer.capacity, max(1, VALUES // each))
         super().offer(run, rows)
 
     def payload(self, run: Run, rows: Batch) -> dict[str, Tensor]:
-        return {"scores": scores_of(run.model, rows)}
+        return {"scores": model_scores(run.model, rows)}
 
     def loss_term(self, run: Run, batch: Batch) -> Tensor | None:
         if not len(self.buffer):
@@ -127,8 +127,8 @@ class DERpp(DER):
 
 
 @torch.no_grad()
-def scores_of(model: nn.Module, rows: Batch) -> Tensor:
+def model_scores(model: nn.Module, rows: Batch) -> Tensor:
     """(B, T, V) on the CPU."""
     rows = rows.to(next(model.parameters()).device)
-    with aside(model):
+    with evaluation_mode(model):
         return model(rows.tokens, rows.layout).logits.float().cpu()

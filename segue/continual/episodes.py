@@ -76,11 +76,11 @@ class Episodes:
                             labels.repeat(self.shot)))
         test = asked.ravel(), np.arange(self.classes).repeat(asked.shape[1])
         numbers = [torch.from_numpy(where) for where, _ in learned]
-        return Episode([relabelled(self.table, *pair) for pair in learned], relabelled(self.table, *test),
+        return Episode([relabel(self.table, *pair) for pair in learned], relabel(self.table, *test),
                        self.classes, numbers, torch.from_numpy(test[0]))
 
 
-def relabelled(table: Batch, rows: np.ndarray, labels: np.ndarray) -> Batch:
+def relabel(table: Batch, rows: np.ndarray, labels: np.ndarray) -> Batch:
     """Those rows of the table, each with that class wherever it has one."""
     found = table.rows(torch.from_numpy(rows))
     new = torch.from_numpy(labels)[:, None].expand(found.targets.shape)
@@ -89,15 +89,15 @@ def relabelled(table: Batch, rows: np.ndarray, labels: np.ndarray) -> Batch:
 
 # What makes rows harder to recognise: ids and vectors alike, up to the asked place; padding stays.
 
-def live(batch: Batch) -> Tensor:
+def live_mask(batch: Batch) -> Tensor:
     """(B, T) bool: the elements up to the last that is asked for."""
     return (batch.targets >= 0).flip(1).cummax(1).values.flip(1)
 
 
-def noisy(batch: Batch, share: float, generator: torch.Generator) -> Batch:
+def add_noise(batch: Batch, share: float, generator: torch.Generator) -> Batch:
     """Each id, or each number of a vector by itself, is with chance `share` one that stands anywhere in the batch (of a
     vector, in the same channel)."""
-    tokens, there = batch.tokens, live(batch)
+    tokens, there = batch.tokens, live_mask(batch)
     values = tokens if tokens.dim() == 3 else tokens[..., None]
     pool = values[there]  # (M, C)
     drawn = torch.randint(len(pool), values.shape, generator=generator)
@@ -106,9 +106,9 @@ def noisy(batch: Batch, share: float, generator: torch.Generator) -> Batch:
                    .view_as(tokens))
 
 
-def occluded(batch: Batch, share: float, generator: torch.Generator, blank: float = 0) -> Batch:
+def occlude(batch: Batch, share: float, generator: torch.Generator, blank: float = 0) -> Batch:
     """A stretch of each row, the part `share` of its elements at a random place, is `blank`."""
-    there = live(batch)
+    there = live_mask(batch)
     count = there.sum(1)
     size = (share * count).round().long()
     first = (torch.rand(len(count), generator=generator) * (count - size + 1)).long()
@@ -117,7 +117,7 @@ def occluded(batch: Batch, share: float, generator: torch.Generator, blank: floa
     return replace(batch, tokens=batch.tokens.masked_fill(hit if batch.tokens.dim() == 2 else hit[..., None], blank))
 
 
-CORRUPTIONS: dict[str, Corruption] = {"noise": noisy, "occlusion": occluded}
+CORRUPTIONS: dict[str, Corruption] = {"noise": add_noise, "occlusion": occlude}
 
 
 def mean_interval(scores: Sequence[float]) -> tuple[float, float]:

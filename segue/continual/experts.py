@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.continual.distil import LwF
-from segue.continual.stream import Experience, in_order
+from segue.continual.stream import Experience, ordered_batches
 from segue.errors import SegueError
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models.base import Output
 from segue.objectives import Batch, Loss, Objective
 from segue.training.learn import learn
@@ -115,8 +115,9 @@ class ExpertGate(nn.Module):
             deviation = own.std(0, correction=0)
             # A feature that never varied here must not decide alone when it does elsewhere.
             gate = Gate(own.mean(0), deviation.clamp(min=0.1 * float(deviation.mean()) + 1e-6), self.code)
-        learn(gate, in_order(Batch(own[:, None], torch.zeros(len(own), 1, dtype=torch.long)), 32, seed), gate_steps,
-              rate=gate_rate, objective=reconstruction, seed=seed)
+        features = Batch(own[:, None], torch.zeros(len(own), 1, dtype=torch.long))
+        learn(gate, ordered_batches(features, 32, seed), gate_steps, rate=gate_rate, objective=reconstruction,
+              seed=seed)
         apart = experience.train.rows(slice(max(1, count - count // 5), None)) if count > 1 else experience.train
         found = dict(zip(self.names, self.relatedness(gate, apart))) if self.names else {}
         nearest = max(found, key=lambda name: found[name], default=None)
@@ -126,8 +127,8 @@ class ExpertGate(nn.Module):
             if found[nearest] > self.related:
                 strategy = LwF()
                 strategy.learned = 1
-        learn(expert, in_order(experience.train, rows, seed), steps, rate=rate, objective=objective, strategy=strategy,
-              seed=seed, **choices)
+        learn(expert, ordered_batches(experience.train, rows, seed), steps, rate=rate, objective=objective,
+              strategy=strategy, seed=seed, **choices)
         self.names.append(experience.name)
         self.classes.append(experience.classes)
         self.experts.append(expert)

@@ -44,7 +44,7 @@ class Freeze(Strategy):
         if self.parts is None:
             kept = set(getattr(model, "head", nn.Module()).parameters())
         parts = [name for name, _ in model.named_children() if name != "head"] if self.parts is None else self.parts
-        found = [found_part(model, part) for part in parts]
+        found = [find_part(model, part) for part in parts]
         self.still = [part for part in found if isinstance(part, nn.Module)]
         for part in found:
             within = part.parameters() if isinstance(part, nn.Module) else [part]
@@ -75,7 +75,7 @@ class Freeze(Strategy):
         self.learned = values["learned"]
 
 
-def found_part(model: nn.Module, name: str) -> nn.Module | nn.Parameter:
+def find_part(model: nn.Module, name: str) -> nn.Module | nn.Parameter:
     """The module or parameter of that name."""
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
     if name not in modules and name not in parameters:

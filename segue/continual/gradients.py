@@ -1,6 +1,6 @@
-"""What strategies compute beside training: losses and gradients of single rows, and a trial step.
+"""Losses and gradients that strategies compute outside of training: of single rows, and after a trial step.
 
-Nothing here moves the weights, touches `parameter.grad` or the optimiser, or draws random numbers that training uses.
+Nothing here changes the weights, `parameter.grad`, the optimiser or the random numbers of training.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch.func import functional_call, grad, vmap
 
 from segue.objectives import Batch, Objective
 
-ROWS = 16  # whose logits are held at a time
+ROWS = 16  # processed at a time
 
 
-def trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that learn, by name, each tied one once."""
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that require gradients, by name; tied ones once."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 @contextmanager
-def aside(model: nn.Module) -> Iterator[None]:
-    """The model as it is used (no dropout); its mode and torch's random numbers are given back as they were."""
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Context with the model in eval mode; afterwards its mode and torch's random state are restored."""
     training = model.training
     model.eval()
     try:
@@ -35,17 +35,17 @@ def aside(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def nats(model: nn.Module, batch: Batch) -> Tensor:
-    """Scalar: -log p of all that is asked for, summed."""
+def total_nats(model: nn.Module, batch: Batch) -> Tensor:
+    """Scalar: the sum of -log p over all targets."""
     logits = model(batch.tokens, batch.layout).logits.float()
     return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-1, reduction="sum")
 
 
 @torch.no_grad()
 def row_nats(model: nn.Module, batch: Batch, rows: int = ROWS) -> Tensor:
-    """(B,): -log p of what each row asks for, summed over the row. rows: how many are read at a time."""
+    """(B,): the sum of -log p over the targets of each row. rows: processed at a time."""
     device, found = next(model.parameters()).device, []
-    with aside(model):
+    with evaluation_mode(model):
         for at in range(0, len(batch.tokens), rows):
             part = batch.rows(slice(at, at + rows)).to(device)
             logits = model(part.tokens, part.layout).logits.float()
@@ -55,26 +55,26 @@ def row_nats(model: nn.Module, batch: Batch, rows: int = ROWS) -> Tensor:
 
 
 def gradient(model: nn.Module, batch: Batch, objective: Objective) -> list[Tensor]:
-    """Of the loss per element, for each of `trained(model)`: zeros where a parameter has no part in it."""
+    """The gradient of the loss per element for each of `trainable_parameters(model)`; zeros if one is not used."""
     device = next(model.parameters()).device
-    with aside(model), torch.enable_grad():
+    with evaluation_mode(model), torch.enable_grad():
         total = objective(model, batch.to(device)).total / batch.count
-        return list(torch.autograd.grad(total, list(trained(model).values()), allow_unused=True,
+        return list(torch.autograd.grad(total, list(trainable_parameters(model).values()), allow_unused=True,
                                         materialize_grads=True))
 
 
-def row_gradients(model: nn.Module, batch: Batch, of: Callable[[nn.Module, Batch], Tensor] = nats,
+def row_gradients(model: nn.Module, batch: Batch, of: Callable[[nn.Module, Batch], Tensor] = total_nats,
                   vectorised: bool = False) -> Iterator[Sequence[Tensor]]:
-    """For each row alone the gradient of the scalar `of(model, row)`, for each of `trained(model)`.
+    """For each row, the gradient of the scalar `of(model, row)` for each of `trainable_parameters(model)`.
 
-    vectorised: all rows at once by torch.func.vmap, for models that it can trace and rows without marks: much faster
-    for a small network, more memory (rows x parameters).
+    vectorised: all rows at once by torch.func.vmap, for models that it can trace and rows of tokens and targets only;
+    much faster for small networks, with memory for rows x parameters.
     """
-    weights = trained(model)
+    weights = trainable_parameters(model)
     batch = batch.to(next(iter(weights.values())).device)
-    with aside(model), torch.enable_grad():
+    with evaluation_mode(model), torch.enable_grad():
         if vectorised:
-            class Asked(nn.Module):  # `of`, as a module whose weights can be given
+            class Scalar(nn.Module):  # `of` as a module, for functional_call
                 def __init__(self) -> None:
                     super().__init__()
                     self.model = model
@@ -82,10 +82,10 @@ def row_gradients(model: nn.Module, batch: Batch, of: Callable[[nn.Module, Batch
                 def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
                     return of(self.model, Batch(tokens[None], targets[None]))
 
-            asked = Asked()
+            scalar = Scalar()
 
             def one(values: dict[str, Tensor], tokens: Tensor, targets: Tensor) -> Tensor:
-                return functional_call(asked, values, (tokens, targets))
+                return functional_call(scalar, values, (tokens, targets))
 
             values = {f"model.{name}": p.detach() for name, p in weights.items()}
             found = vmap(grad(one), in_dims=(None, 0, 0))(values, batch.tokens, batch.targets)
@@ -98,8 +98,8 @@ def row_gradients(model: nn.Module, batch: Batch, of: Callable[[nn.Module, Batch
 
 @contextmanager
 def virtual_step(model: nn.Module, direction: Sequence[Tensor], rate: float) -> Iterator[None]:
-    """Inside, the weights stand at theta - rate * direction; afterwards they are, bit for bit, what they were."""
-    weights = list(trained(model).values())
+    """Context with the weights at theta - rate * direction; afterwards they are restored exactly."""
+    weights = list(trainable_parameters(model).values())
     before = [p.detach().clone() for p in weights]
     with torch.no_grad():
         for p, step in zip(weights, direction):

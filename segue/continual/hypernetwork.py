@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from segue.continual.gradients import trained
+from segue.continual.gradients import trainable_parameters
 from segue.continual.importance import Importance, Weights
 from segue.continual.stream import Experience, Measure, accuracy_over
 from segue.errors import SegueError
@@ -55,7 +55,7 @@ class OutputMatching(Strategy):
         with torch.no_grad():
             held = {f"generator.{name}": p for name, p in self.before.items()}
             wanted = functional_call(Flat(generator), held, tasks)
-        return self.beta * (generator.flat(tasks) - wanted).square().sum(1).mean()
+        return self.beta * (generator.generate_flat(tasks) - wanted).square().sum(1).mean()
 
     def after_experience(self, run: Run) -> None:
         self.learned += 1
@@ -76,7 +76,7 @@ class Flat(nn.Module):
         self.generator = generator
 
     def forward(self, tasks: Tensor) -> Tensor:
-        return self.generator.flat(tasks)  # type: ignore[operator]
+        return self.generator.generate_flat(tasks)  # type: ignore[operator]
 
 
 class OutputMAS(Importance):
@@ -95,8 +95,8 @@ class OutputMAS(Importance):
         super().before_experience(run)
 
     def learned(self, run: Run) -> Weights:
-        model, weights = generated(run), trained(run.model)
-        length = model.generator.flat(model.task[None]).square().sum()
+        model, weights = generated(run), trainable_parameters(run.model)
+        length = model.generator.generate_flat(model.task[None]).square().sum()
         slopes = torch.autograd.grad(length, list(weights.values()), allow_unused=True, materialize_grads=True)
         return {name: slope.abs() for name, slope in zip(weights, slopes)}
 
@@ -158,7 +158,7 @@ def generated(run: Run) -> Generated:
     return run.model
 
 
-def told_task(stream: Sequence[Experience]) -> Measure:
+def told_task_accuracy(stream: Sequence[Experience]) -> Measure:
     """Accuracy of a `Generated` model that is told the task of each experience, its place in the stream."""
     number = {experience.name: index for index, experience in enumerate(stream)}
 

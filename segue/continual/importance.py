@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.continual.buffer import Buffer
-from segue.continual.gradients import ROWS, aside, row_gradients, trained
+from segue.continual.gradients import ROWS, evaluation_mode, row_gradients, trainable_parameters
 from segue.errors import SegueError
 from segue.models.stack import Stack, running_mean
 from segue.objectives import Batch
@@ -62,11 +62,11 @@ class Importance(Strategy):
         return self.estimate(run, self.sample.batch)
 
     def consolidate(self, new: Weights) -> None:
-        self.importance = {name: value + self.keep * grown(self.importance[name], value)
+        self.importance = {name: value + self.keep * pad_like(self.importance[name], value)
                            if name in self.importance else value for name, value in new.items()}
 
     def before_experience(self, run: Run) -> None:
-        weights = trained(run.model)
+        weights = trainable_parameters(run.model)
         self.importance, self.reference = ({name: t.to(run.device) for name, t in kept.items()}
                                            for kept in (self.importance, self.reference))
         if self.reference:
@@ -84,7 +84,7 @@ class Importance(Strategy):
             if name not in weights or value.dim() != weights[name].dim():
                 raise SegueError(f"the importances of {self.name} are of another model: '{name}' does not fit; remove "
                                  "the memory/strategy.safetensors of this model")
-        self.importance = {name: grown(value, weights[name]) for name, value in self.importance.items()}
+        self.importance = {name: pad_like(value, weights[name]) for name, value in self.importance.items()}
         self.reference = {name: p.detach().clone() for name, p in weights.items()}
 
     def before_step(self, run: Run, batch: Batch) -> Batch:
@@ -100,7 +100,7 @@ class Importance(Strategy):
     def loss_term(self, run: Run, batch: Batch) -> Tensor | None:
         if not self.importance or not self.strength:
             return None
-        weights = trained(run.model)
+        weights = trainable_parameters(run.model)
         moved = [(value * (weights[name] - self.reference[name]).square()).sum()
                  for name, value in self.importance.items()]
         return self.pull(run) * torch.stack(moved).sum()
@@ -108,7 +108,7 @@ class Importance(Strategy):
     def slopes(self, run: Run) -> Weights:
         """After the backward pass, the gradient of the loss without this penalty."""
         slopes, pull = Weights(), self.pull(run)
-        for name, p in trained(run.model).items():
+        for name, p in trainable_parameters(run.model).items():
             slopes[name] = torch.zeros_like(p) if p.grad is None else p.grad.clone()
             if name in self.importance:
                 slopes[name] -= 2 * pull * self.importance[name] * (p.detach() - self.reference[name])
@@ -136,7 +136,7 @@ class Importance(Strategy):
         self.sample.load_state(part("sample."), values["sample"])
 
 
-def grown(value: Tensor, like: Tensor) -> Tensor:
+def pad_like(value: Tensor, like: Tensor) -> Tensor:
     """`value` in the shape of `like`, with zeros where that is larger."""
     if value.shape == like.shape:
         return value
@@ -148,7 +148,7 @@ def grown(value: Tensor, like: Tensor) -> Tensor:
 def fisher(model: nn.Module, rows: Batch) -> Weights:
     """The diagonal of the empirical Fisher information per predicted element: each row's squared gradient of log p of
     what it asks for, one row at a time (not the square of a batch's mean), summed and divided by the elements."""
-    total = {name: torch.zeros_like(p) for name, p in trained(model).items()}
+    total = {name: torch.zeros_like(p) for name, p in trainable_parameters(model).items()}
     for row in row_gradients(model, rows):
         for into, g in zip(total.values(), row):
             into.addcmul_(g, g)
@@ -187,10 +187,10 @@ class L2(Importance):
         return batch
 
     def learned(self, run: Run) -> Weights:
-        return {name: torch.ones_like(p) for name, p in trained(run.model).items()}
+        return {name: torch.ones_like(p) for name, p in trainable_parameters(run.model).items()}
 
 
-def represented(model: nn.Module, batch: Batch) -> Tensor:
+def representation(model: nn.Module, batch: Batch) -> Tensor:
     """(B, T, D): the hidden vectors that stand for what was read, pooled where the model pools.
 
     Of a stack, those before its last norm: a normed vector has the same length whatever the weights are, so that how
@@ -206,10 +206,10 @@ def represented(model: nn.Module, batch: Batch) -> Tensor:
     return running_mean(x, layout) if stack.config.pool or getattr(model, "pool", "") else x
 
 
-def length(model: nn.Module, batch: Batch) -> Tensor:
+def squared_length(model: nn.Module, batch: Batch) -> Tensor:
     """Scalar: ||F||^2, the squared length of the hidden vector, the mean over the asked-for elements."""
     asked = batch.targets >= 0
-    return (represented(model, batch).float().square().sum(-1) * asked).sum() / asked.sum()
+    return (representation(model, batch).float().square().sum(-1) * asked).sum() / asked.sum()
 
 
 def score_length(model: nn.Module, batch: Batch) -> Tensor:
@@ -218,15 +218,15 @@ def score_length(model: nn.Module, batch: Batch) -> Tensor:
     return (model(batch.tokens, batch.layout).logits.float().square().sum(-1) * asked).sum() / asked.sum()
 
 
-LENGTHS = {"hidden": length, "scores": score_length}
+LENGTHS = {"hidden": squared_length, "scores": score_length}
 
 
 class MAS(Importance):
     """Memory-aware synapses (Aljundi et al. 2018, arXiv 1711.09601): how much the squared length of the output changes
     with a weight, the mean over rows of |d ||F||^2 / d theta_i|, a row at a time. It asks for no targets, only where.
 
-    of: "hidden", F is the hidden vector that the head reads (see `represented`), or "scores", those of the head, where
-    there are few. vectorised: see `row_gradients`.
+    of: "hidden", F is the hidden vector that the head reads (see `representation`), or "scores", those of the head,
+    where there are few. vectorised: see `row_gradients`.
     """
 
     name = "mas"
@@ -241,7 +241,7 @@ class MAS(Importance):
         self.of, self.vectorised = LENGTHS[of], vectorised
 
     def estimate(self, run: Run, rows: Batch) -> Weights:
-        total = {name: torch.zeros_like(p) for name, p in trained(run.model).items()}
+        total = {name: torch.zeros_like(p) for name, p in trainable_parameters(run.model).items()}
         for row in row_gradients(run.model, rows, self.of, self.vectorised):
             for into, g in zip(total.values(), row):
                 into.add_(g.abs())
@@ -256,12 +256,12 @@ class LocalMAS(Importance):
     asks_next = True
 
     def estimate(self, run: Run, rows: Batch) -> Weights:
-        total = {name: torch.zeros_like(p) for name, p in trained(run.model).items()}
-        names = {id(p): name for name, p in trained(run.model).items()}
+        total = {name: torch.zeros_like(p) for name, p in trainable_parameters(run.model).items()}
+        names = {id(p): name for name, p in trainable_parameters(run.model).items()}
         for at in range(0, len(rows.targets), ROWS):
             part = rows.rows(slice(at, at + ROWS)).to(run.device)
             share = 2 * len(part.targets) / len(rows.targets)
-            with seen_by(run.model) as taken, aside(run.model), torch.no_grad():
+            with record_linear_calls(run.model) as taken, evaluation_mode(run.model), torch.no_grad():
                 run.model(part.tokens, part.layout)
             for layer, x, y in taken:
                 x, y = x.flatten(0, -2).float().abs(), y.flatten(0, -2).float().abs()
@@ -273,7 +273,7 @@ class LocalMAS(Importance):
 
 
 @contextmanager
-def seen_by(model: nn.Module) -> Iterator[list[tuple[nn.Linear, Tensor, Tensor]]]:
+def record_linear_calls(model: nn.Module) -> Iterator[list[tuple[nn.Linear, Tensor, Tensor]]]:
     """What goes into and comes out of every linear layer that is called inside."""
     taken: list[tuple[nn.Linear, Tensor, Tensor]] = []
     hooks = [module.register_forward_hook(lambda layer, given, made: taken.append((layer, given[0], made)))
@@ -317,16 +317,16 @@ class SI(Importance):
         return batch
 
     def after_backward(self, run: Run) -> None:
-        self.stood = {name: p.detach().clone() for name, p in trained(run.model).items()}
+        self.stood = {name: p.detach().clone() for name, p in trainable_parameters(run.model).items()}
         self.slope = self.slopes(run)
 
     def after_step(self, run: Run) -> None:
-        for name, p in trained(run.model).items():
+        for name, p in trainable_parameters(run.model).items():
             self.path[name] -= self.slope[name] * (p.detach() - self.stood[name])
 
     def learned(self, run: Run) -> Weights:
         return {name: self.path[name].clamp(min=0) / ((p.detach() - self.reference[name]).square() + self.damping)
-                for name, p in trained(run.model).items()}
+                for name, p in trainable_parameters(run.model).items()}
 
     def after_experience(self, run: Run) -> None:
         super().after_experience(run)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from segue.continual.buffer import Recent
-from segue.continual.gradients import trained
+from segue.continual.gradients import trainable_parameters
 from segue.errors import SegueError
 from segue.models.base import Output
 from segue.objectives import Batch, ClassLoss, Objective, generator_of
@@ -47,12 +47,13 @@ class InnerLoop(nn.Module):
             raise SegueError(f"{steps} steps at rate {rate} tune nothing: give one or more, and a rate above 0")
         self.model, self.steps, self.learned = model, steps, learned
         self._loss = _Loss(model, objective or ClassLoss("all"))
-        self.log_rates = nn.Parameter(torch.full((steps, len(trained(model))), math.log(rate)), requires_grad=learned)
+        rates = torch.full((steps, len(trainable_parameters(model))), math.log(rate))
+        self.log_rates = nn.Parameter(rates, requires_grad=learned)
         self.eval()
 
     def start(self) -> Weights:
         """The model's own weights; where rates are learned, gradients reach them too."""
-        return {name: p if self.learned else p.detach() for name, p in trained(self.model).items()}
+        return {name: p if self.learned else p.detach() for name, p in trainable_parameters(self.model).items()}
 
     def loss(self, weights: Weights, batch: Batch) -> Tensor:
         """Scalar, per element asked for."""

@@ -1,6 +1,6 @@
-"""What is saved with a fitted model so that it can be updated: pieces of what it learned from and is measured on.
+"""The data that is saved with a fitted model for later updates: pieces of its training data and of held-out data.
 
-Both are bounded, so a model stays small however much it has learned.
+Both are bounded, so a model stays small however much data it has seen.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def sequences(store: Store) -> Iterator[np.ndarray]:
 
 
 class Memory:
-    """replay: pieces of all training data so far, for strategies that look back. exams: for each experience by name,
-    pieces of its held-out part, on which forgetting is measured. context: elements a piece gives to predict. strategy:
-    the name of the strategy that learned last, and what it remembers, if anything."""
+    """Data kept for updates. replay: a sample of all training data so far. exams: by name of the experience, a sample
+    of its held-out data, on which forgetting is measured. context: predicted elements per piece. strategy: the name and
+    the state of the strategy of the last update, if it has any."""
 
     def __init__(self, context: int, seed: int = 0) -> None:
         self.context, self.seed = context, seed
@@ -53,18 +53,18 @@ class Memory:
             batches.close()
 
     def remind(self, strategy: Strategy) -> None:
-        """Give a strategy back what it remembered of the update before, if that was by the same."""
+        """Restore the strategy's state after the last update, if that used the same strategy."""
         if self.strategy is not None and self.strategy[0] == strategy.name:
             _, tensors, values = self.strategy
             strategy.load_state({name: t.clone() for name, t in tensors.items()}, values)
 
     def keep(self, strategy: Strategy) -> None:
-        """What a strategy remembers of an update for the next one; what another one remembered is of no use then."""
+        """Store the strategy's state for the next update, in place of any other's."""
         tensors, values = strategy.state()
         self.strategy = (strategy.name, tensors, values) if tensors else None
 
     def learned(self, name: str, train: Store, held: Store) -> None:
-        """Take in an experience: what was learned from, and what it is to be measured on."""
+        """Add an experience: its training data to the replay sample, and its held-out data as an exam."""
         self.replay.offer(sequences(train))
         self.exams[name] = self.exam(held)
 

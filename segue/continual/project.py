@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segue.continual.gradients import gradient, trained
+from segue.continual.gradients import gradient, trainable_parameters
 from segue.continual.replay import Rehearsal
 from segue.errors import SegueError
 from segue.objectives import Batch
@@ -84,7 +84,7 @@ class GEM(Rehearsal):
         earlier = self.earlier(run)
         if not earlier:
             return
-        weights = list(trained(run.model).values())
+        weights = list(trainable_parameters(run.model).values())
         direction = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in weights])
         constraints = torch.stack([torch.cat([g.flatten() for g in gradient(run.model, rows, run.objective)])
                                    for rows in earlier])

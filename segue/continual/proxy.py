@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.continual.buffer import Buffer, labels_of
-from segue.continual.gradients import aside
+from segue.continual.gradients import evaluation_mode
 from segue.continual.replay import Replay, Retrieve
 from segue.errors import SegueError
 from segue.objectives import Batch, Loss, Objective, relation_distillation, score_distillation
@@ -17,7 +17,7 @@ from segue.training.loop import Run
 from segue.training.strategy import Strategy
 
 
-def last_asked(model: nn.Module, batch: Batch) -> Tensor:
+def last_target_hidden(model: nn.Module, batch: Batch) -> Tensor:
     """(B, D): the hidden vector at each row's last asked place, where its class is asked for."""
     asked = batch.targets >= 0
     last = asked.shape[1] - 1 - asked.int().flip(1).argmax(1)
@@ -65,8 +65,8 @@ class ProxyDistillation(Replay):
 
     @torch.no_grad()
     def payload(self, run: Run, rows: Batch) -> dict[str, Tensor]:
-        with aside(run.model):
-            features = last_asked(run.model, rows.to(run.device))
+        with evaluation_mode(run.model):
+            features = last_target_hidden(run.model, rows.to(run.device))
             return {"features": features, "scores": run.model.head(features)}  # type: ignore[operator]
 
     def offer(self, run: Run, rows: Batch) -> None:
@@ -75,7 +75,7 @@ class ProxyDistillation(Replay):
     def loss_term(self, run: Run, batch: Batch) -> Tensor | None:
         if self.drawn is None or not (self.alpha or self.beta) or (run.past is None and not self.learned):
             return None
-        features = last_asked(run.model, self.buffer.rows(self.drawn).to(run.device))
+        features = last_target_hidden(run.model, self.buffer.rows(self.drawn).to(run.device))
         stored = {name: values[self.drawn].to(run.device) for name, values in self.buffer.payload.items()}
         labels = torch.tensor(self.labels, device=run.device)
         scores = score_distillation(run.model.head(features), stored["scores"], labels)  # type: ignore[operator]

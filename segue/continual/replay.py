@@ -1,4 +1,4 @@
-"""Replay: old rows are learned again beside the new ones."""
+"""Replay: training on old rows together with new ones."""
 
 from __future__ import annotations
 
@@ -20,22 +20,21 @@ from segue.training.strategy import Strategy
 
 
 class Rehearsal(Strategy):
-    """Base of what keeps rows in a `Buffer`.
+    """Base class of strategies that keep old rows in a `Buffer`.
 
-    In a stream, rows are offered to it right after the step that learned them (those of a second pass, again). In an
-    update of a model that keeps pieces of what it learned (`run.past`), it is filled from these, once, before the
-    first step: what is learned meanwhile comes in with the pieces of the next update.
+    In a stream, rows are offered to the buffer right after the step that trained on them (again in a second epoch). In
+    an update of a model with stored data (`run.past`), the buffer is filled from that, once, before the first step.
 
-    capacity: rows kept. update: which of them, see `UPDATES`. seed: of the buffer's choices.
+    capacity: rows stored. update: the policy that chooses them, see `UPDATES`. seed: of the buffer's choices.
     """
 
     def __init__(self, capacity: int = 1000, update: str = "reservoir", seed: int = 0) -> None:
         self.buffer = Buffer(capacity, update, seed)
         self.fresh: Batch | None = None  # the new rows of this step
-        self.learned = 0  # experiences
+        self.learned = 0  # number of experiences so far
 
     def payload(self, run: Run, rows: Batch) -> dict[str, Tensor]:
-        """What is kept beside rows that stay."""
+        """Tensors to store with rows."""
         return {}
 
     def offer(self, run: Run, rows: Batch) -> None:
@@ -73,31 +72,30 @@ class Rehearsal(Strategy):
 Retrieve = Callable[[Run, Batch, Buffer, int], Tensor]
 
 
-def uniform(run: Run, batch: Batch, buffer: Buffer, n: int) -> Tensor:
-    """(n,) long, or fewer where there are fewer: rows at random."""
+def retrieve_uniform(run: Run, batch: Batch, buffer: Buffer, n: int) -> Tensor:
+    """(n,) long, or fewer if the buffer has fewer: random rows."""
     return buffer.draw(n, run.generator())
 
 
-def earlier(run: Run, batch: Batch, buffer: Buffer, n: int) -> Tensor:
-    """As `uniform`, of the rows of earlier experiences alone."""
+def retrieve_earlier(run: Run, batch: Batch, buffer: Buffer, n: int) -> Tensor:
+    """Like `retrieve_uniform`, only from rows of earlier experiences."""
     old = (buffer.payload["experience"] != buffer.notes["experience"]).nonzero()[:, 0]
     return old[torch.randperm(len(old), generator=run.generator())[:n]]
 
 
 def interference(model: nn.Module, batch: Batch, rows: Batch, objective: Objective, rate: float) -> Tensor:
-    """(B,) nats: how much the loss of each of `rows` would grow by a step of gradient descent on `batch`, which is not
-    taken."""
+    """(B,) nats: how much a trial step of gradient descent on `batch` would increase the loss of each of `rows`."""
     direction, before = gradient(model, batch, objective), row_nats(model, rows)
     with virtual_step(model, direction, rate):
         return row_nats(model, rows) - before
 
 
-def interfered(run: Run, batch: Batch, buffer: Buffer, n: int, candidates: int = 50, rate: float | None = None,
-               among: Retrieve = uniform) -> Tensor:
+def retrieve_interfered(run: Run, batch: Batch, buffer: Buffer, n: int, candidates: int = 50, rate: float | None = None,
+                        among: Retrieve = retrieve_uniform) -> Tensor:
     """MIR (Aljundi et al. 2019, arXiv 1908.04742): of `candidates` rows at random the `n` whose loss a step on the new
     rows would harm most. rate: of that step (default: the plan's rate now; under AdamW or Muon, whose steps are not
     along the gradient, that ranks rows by how their gradients oppose the new ones'). among: where candidates are from,
-    `uniform` or, as in the released code, `earlier`."""
+    `retrieve_uniform` or, as in the released code, `retrieve_earlier`."""
     drawn = among(run, batch, buffer, max(candidates, n))
     if len(drawn) <= n:
         return drawn
@@ -106,18 +104,17 @@ def interfered(run: Run, batch: Batch, buffer: Buffer, n: int, candidates: int =
     return drawn[harm.topk(n).indices]
 
 
-RETRIEVALS: dict[str, Retrieve] = {"uniform": uniform, "earlier": earlier, "mir": interfered}
+RETRIEVALS: dict[str, Retrieve] = {"uniform": retrieve_uniform, "earlier": retrieve_earlier, "mir": retrieve_interfered}
 
 
 class Replay(Rehearsal):
-    """Experience replay (Robins 1995; with a reservoir, Chaudhry et al. 2019, arXiv 1902.10486): a share of every
-    batch's rows is old.
+    """Experience replay (Robins 1995; with a reservoir, Chaudhry et al. 2019, arXiv 1902.10486): a share of the rows of
+    every batch is old.
 
-    instead: old rows take the place of new ones, so that a step costs what it did without; else they are added to the
-    new ones. Default: added in a stream, where each new row comes but once, and instead of new ones in an update.
-
-    share: of the rows, between 0 and 1, on average over the steps. retrieve: which old rows, a name in RETRIEVALS or
-    such a function. capacity, update, seed: see `Rehearsal`.
+    share: of old rows, between 0 and 1, on average over the steps. retrieve: which old rows, a name in RETRIEVALS or
+    such a function. instead: old rows replace new ones, so that a step costs the same; else they are added. Default:
+    added in a stream, where each new row comes only once, and replacing in an update. capacity, update, seed: see
+    `Rehearsal`.
     """
 
     name = "replay"
@@ -161,14 +158,14 @@ class Replay(Rehearsal):
 
 
 class MIR(Replay):
-    """Replay of the rows that the new ones would harm most, see `interfered`. among: a name in RETRIEVALS."""
+    """Replay of the rows that the new ones would harm most, see `retrieve_interfered`. among: a name in RETRIEVALS."""
 
     name = "mir"
     asks_next = True
 
     def __init__(self, capacity: int = 1000, share: float = 0.5, candidates: int = 50, rate: float | None = None,
                  update: str = "reservoir", among: str = "uniform", seed: int = 0) -> None:
-        super().__init__(capacity, share, update, partial(interfered, candidates=candidates, rate=rate,
+        super().__init__(capacity, share, update, partial(retrieve_interfered, candidates=candidates, rate=rate,
                                                           among=RETRIEVALS[among]), seed=seed)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segue.continual.gradients import trained
-from segue.continual.importance import Importance, Weights, fisher, grown
+from segue.continual.gradients import trainable_parameters
+from segue.continual.importance import Importance, Weights, fisher, pad_like
 from segue.errors import SegueError
 from segue.objectives import Batch
 from segue.training.loop import Run
@@ -62,7 +62,7 @@ class RWalk(Importance):
         super().before_experience(run)
         for kept in (self.fisher, self.score, self.gained, self.path, self.begin):
             for name, value in kept.items():
-                kept[name] = grown(value.to(run.device), self.reference[name])
+                kept[name] = pad_like(value.to(run.device), self.reference[name])
         if not self.gained:
             self.gained, self.path = ({name: torch.zeros_like(p) for name, p in self.reference.items()}
                                       for _ in range(2))
@@ -74,12 +74,12 @@ class RWalk(Importance):
 
     def after_backward(self, run: Run) -> None:
         self.slope = self.slopes(run)
-        self.stood = {name: p.detach().clone() for name, p in trained(run.model).items()}
+        self.stood = {name: p.detach().clone() for name, p in trainable_parameters(run.model).items()}
         new = {name: self.count * slope.square() for name, slope in self.slope.items()}
         self.fisher = {name: value.lerp(new[name], self.alpha) for name, value in self.fisher.items()} or new
 
     def after_step(self, run: Run) -> None:
-        weights = {name: p.detach() for name, p in trained(run.model).items()}
+        weights = {name: p.detach() for name, p in trainable_parameters(run.model).items()}
         for name, p in weights.items():
             self.path[name] -= self.slope[name] * (p - self.stood[name])
         if (run.step + 1) % self.every == 0:

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segue.continual.buffer import Buffer, Recent, first, labels_of, quantised, restored
-from segue.continual.episodes import live
+from segue.continual.buffer import Buffer, Recent, dequantise_rows, first_of_class, labels_of, quantise_rows
+from segue.continual.episodes import live_mask
 from segue.errors import SegueError
 from segue.models.classify import Classifier, NeighbourHead
 from segue.models.sparse import SparseNetwork
@@ -61,7 +61,7 @@ class Sharp(Strategy):
                              "0, recent 0 or more, and the share at most 1")
         self.phases, self.recent, self.examples, self.period, self.least = phases, recent, examples, period, least
         self.freeze, self.quantise, self.seed = freeze, quantise, seed
-        self.fresh = Buffer(1 << 16, partial(first, of_class=per_class))  # rows of this experience, as they are
+        self.fresh = Buffer(1 << 16, partial(first_of_class, of_class=per_class))  # raw rows of this experience
         self.new: Batch | None = None  # of this step
         self.memory = Recent(recent)  # activations, in place of tokens
         self.learned = 0  # experiences
@@ -105,7 +105,7 @@ class Sharp(Strategy):
             sample.append(run.batches(step))
             step += 1
         rows = Batch.join(sample).rows(slice(0, SAMPLE)).to(run.device)
-        counts = rows.targets >= 0 if network.pointwise() else live(rows)
+        counts = rows.targets >= 0 if network.pointwise() else live_mask(rows)
         network.choose(network.activity(rows.tokens, rows.layout, counts), selection(phase, self.period, self.least))
         missing = network.rewire(generator_of(self.seed, self.learned * self.phases + phase))
         if missing and not self.full:
@@ -121,7 +121,7 @@ class Sharp(Strategy):
     def recalled(self, which: Tensor, like: Batch) -> Batch:
         """These rows of the memory, their activations at the layer E beside blank elements of rows like those."""
         old, kept = self.memory.rows(which), {name: x[which] for name, x in self.memory.payload.items()}
-        h, targets = restored(kept) if self.quantise else kept["exact"], old.targets
+        h, targets = dequantise_rows(kept) if self.quantise else kept["exact"], old.targets
         length = like.targets.shape[1]
         if h.dim() == 2:  # of the asked place alone
             h, targets = F.pad(h[:, None], (0, 0, length - 1, 0)), F.pad(targets, (length - 1, 0), value=-1)
@@ -148,18 +148,18 @@ class Sharp(Strategy):
             h, targets = h[targets >= 0], targets[targets >= 0][:, None]
         labels = torch.tensor(labels_of(rows), device=h.device)
         self.memory.offer(Batch(torch.zeros_like(targets), targets),
-                          quantised(h, labels) if self.quantise else {"exact": h})
-        model.see(labels)
+                          quantise_rows(h, labels) if self.quantise else {"exact": h})
+        model.mark_seen(labels)
         self.fresh.clear()
         self.learned += 1
 
     def refresh(self, run: Run, rows: Batch, age: int) -> None:
         """The head's examples of these rows' classes, learned `age` experiences ago, and the units that count."""
         _, network, head = self.parts(run)
-        chosen = torch.tensor(first(Buffer(len(rows.targets)), rows.to("cpu"), None, self.examples)) >= 0
+        chosen = torch.tensor(first_of_class(Buffer(len(rows.targets)), rows.to("cpu"), None, self.examples)) >= 0
         features, labels = asked(network, rows.rows(chosen.to(rows.targets.device)))
         head.forget(labels.unique())
-        head.absorb(features, labels)
+        head.add_examples(features, labels)
         head.units[labels.unique()] = network.masked[-1].types >= 2 + age
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

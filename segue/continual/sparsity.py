@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from segue.continual.buffer import Buffer
-from segue.continual.gradients import aside
-from segue.continual.importance import length
+from segue.continual.gradients import evaluation_mode
+from segue.continual.importance import squared_length
 from segue.errors import SegueError
 from segue.models.stack import ChannelMixer
 from segue.objectives import Batch
@@ -54,7 +54,7 @@ class SLNID(Strategy):
 
     It leaves capacity and protects nothing by itself: combine it, as in Combined(MAS(), SLNID()). A unit's importance
     is the mean over rows of |d ||F||^2 / d h_i| with the unit moved alike at all elements (see
-    `segue.continual.importance.length`), summed over experiences. Costs one more pass a step.
+    `segue.continual.importance.squared_length`), summed over experiences. Costs one more pass a step.
 
     sigma: reach of the inhibition in units (0: a sixth of the layer). rows: that importances are estimated from.
     """
@@ -96,8 +96,8 @@ class SLNID(Strategy):
         count = len(rows.targets)
         new: list[Tensor] = []
         for index in range(count):
-            with aside(run.model), torch.enable_grad(), activations(run.model) as layers:
-                slopes = torch.autograd.grad(length(run.model, rows.rows(slice(index, index + 1))), layers,
+            with evaluation_mode(run.model), torch.enable_grad(), activations(run.model) as layers:
+                slopes = torch.autograd.grad(squared_length(run.model, rows.rows(slice(index, index + 1))), layers,
                                              allow_unused=True, materialize_grads=True)
             each = [g.flatten(0, -2).sum(0).abs() / count for g in slopes]
             new = [a + b for a, b in zip(new, each)] if new else each

@@ -83,8 +83,8 @@ def domain_incremental(domains: Mapping[str, np.ndarray], context: int, rows: in
 
 
 def cumulative(stream: Sequence[Experience], seed: int = 0) -> list[Experience]:
-    """What no learner of a stream can have: each experience with as many rows as before, drawn from those of all so
-    far. Learned one after the other they are the bound that strategies are measured by, at equal steps."""
+    """The joint-training upper bound of a stream: each experience with as many rows as before, sampled from all
+    experiences so far. No strategy has access to that data."""
     found, draw = [], np.random.default_rng(seed)
     for index, each in enumerate(stream):
         rows = Batch.join([one.train for one in stream[: index + 1]])
@@ -97,15 +97,16 @@ Measure = Callable[[nn.Module, Experience, Sequence[int]], float]
 
 
 @torch.no_grad()
-def read_once(model: nn.Module, batch: Batch) -> Batch:
-    """Labelled rows as a frozen backbone reads them, once and for all: for each its features, which a `Features` model
-    takes, and its class."""
+def encode_features(model: nn.Module, batch: Batch) -> Batch:
+    """Replace labelled rows by a frozen backbone's features of them, the input of a `Features` model, and their
+    classes.
+    """
     features = features_of(model, batch.tokens, batch.targets.argmax(1))
     return Batch(features[:, None], torch.tensor(labels_of(batch))[:, None])
 
 
 def accuracy_over(model: nn.Module, batch: Batch, classes: Sequence[int] = ()) -> float:
-    """The share of asked-for elements that the model names (greedy) when only `classes` may be named (empty: all)."""
+    """Accuracy on the targets, with predictions limited to `classes` (empty: all)."""
     model.eval()
     batch = batch.to(next(model.parameters()).device)
     asked = batch.targets >= 0
@@ -119,28 +120,28 @@ def accuracy_over(model: nn.Module, batch: Batch, classes: Sequence[int] = ()) -
 
 
 def class_accuracy(model: nn.Module, experience: Experience, seen: Sequence[int]) -> float:
-    """Class-incremental: accuracy among all classes seen so far (before any: among all)."""
+    """Class-incremental accuracy: predictions among all classes seen so far (before any: among all)."""
     return accuracy_over(model, experience.test, seen)
 
 
 def task_accuracy(model: nn.Module, experience: Experience, seen: Sequence[int]) -> float:
-    """Task-incremental: accuracy among the experience's own classes, as if someone said which experience it is of."""
+    """Task-incremental accuracy: the experience is known, and predictions are among its own classes."""
     return accuracy_over(model, experience.test, experience.classes)
 
 
 def element_nats(model: nn.Module, batch: Batch) -> float:
-    """Nats per asked-for element."""
+    """Mean nats per target."""
     return float(row_nats(model, batch, 64).sum()) / batch.count
 
 
 def bits_per_element(model: nn.Module, experience: Experience, seen: Sequence[int]) -> float:
-    """For sequences, of which lower is better: -log2 p of an element of the experience's test rows, on average."""
+    """For sequences: the mean of -log2 p over the experience's test rows; lower is better."""
     return element_nats(model, experience.test) / math.log(2)
 
 
-def in_order(rows: Batch, size: int, seed: int = 0) -> Callable[[int], Batch]:
-    """A pure function of the step: the rows in their order, `size` a step, the first pass as they lie and every later
-    one shuffled. The last step of a pass may have fewer."""
+def ordered_batches(rows: Batch, size: int, seed: int = 0) -> Callable[[int], Batch]:
+    """Batches of `size` rows as a pure function of the step: the first epoch in order, later ones shuffled. The last
+    batch of an epoch may be smaller."""
     n = len(rows.targets)
     steps = -(-n // size)
 
@@ -156,7 +157,7 @@ def learn_stream(model: nn.Module, stream: Sequence[Experience], strategy: Strat
                  objective: Objective | None = None, *, rows: int = 10, epochs: int = 1, rate: float = 3e-3,
                  seed: int = 0, measure: Measure = class_accuracy, named: str = "accuracy",
                  higher_is_better: bool = True, learned: Sequence[Experience] = (), **choices: Any) -> ScoreMatrix:
-    """Learn the experiences one after the other, one `Run` each; the same strategy lives through all of them.
+    """Train on the experiences one after the other, with one `Run` each and one strategy for all of them.
 
     With `patience` (a choice), an experience is over when so many of the eight looks at its `check` rows found them no
     better, and ends with the weights that were best for them: by its own rows alone, as in arXiv 2305.04106, which says
@@ -172,7 +173,7 @@ def learn_stream(model: nn.Module, stream: Sequence[Experience], strategy: Strat
     scores = [[measure(model, each, classes) for each in everything]]
     for index, experience in enumerate(stream, len(learned)):
         steps = epochs * -(-len(experience.train.targets) // rows)
-        batches = in_order(experience.train, rows, seed)
+        batches = ordered_batches(experience.train, rows, seed)
         check = experience.check if choices.get("patience") else None
         held_out = None if check is None else partial(element_nats, batch=check)
         learn(model, batches, steps, rate=rate, seed=seed + 1000 * index, objective=objective, strategy=strategy,

@@ -1,4 +1,5 @@
-"""Records in Arrow batches: a `Writer` collects them, a `Batch` shows some thousand, a `Run` parts of those."""
+"""Records in Arrow batches: a `Writer` collects them, `Batch` and `BatchParts` are views of them and of parts of
+them."""
 
 from __future__ import annotations
 
@@ -13,13 +14,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from segue.data.parts import edges, gather
+from segue.data.parts import gather, to_offsets
 from segue.errors import SegueError
 from segue.kinds.base import Kind, Record
 
 BATCH = 1 << 23  # bytes of one Arrow batch
-MEMORY = 1 << 30  # bytes kept in memory before a data set goes to a temporary folder
-SHOWN = 1 << 26  # bytes from which on progress is shown
+MEMORY = 1 << 30  # bytes held in memory, beyond which a data set goes to a temporary folder
+PROGRESS_BYTES = 1 << 26  # size of data from which on a progress bar is shown
 
 
 class Batch:
@@ -27,16 +28,16 @@ class Batch:
 
     def __init__(self, batch: pa.RecordBatch, storage: str) -> None:
         self.names = batch.column("name")
-        self.offsets, self.values = _ragged(batch.column("object"), storage != "items")
+        self.offsets, self.values = _offsets_and_values(batch.column("object"), storage != "items")
         self.sizes = np.diff(self.offsets)
-        self.channels = {column.removeprefix("channel:"): _ragged(batch.column(column), False)
+        self.channels = {column.removeprefix("channel:"): _offsets_and_values(batch.column(column), False)
                          for column in batch.schema.names if column.startswith("channel:")}
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def channel(self, name: str) -> np.ndarray:
-        """One channel, aligned with the batch's own elements; entries wider than one number have a second axis."""
+        """A channel aligned with the batch's elements: (N,), or (N, w) if an entry has w numbers."""
         offsets, values = self.channels[name]
         values = values[offsets[0] : offsets[-1]]
         elements = int(self.offsets[-1] - self.offsets[0])
@@ -44,8 +45,8 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Run:
-    """Parts of records of one batch. rows: (n,) which records; starts, stops: (n,) which of their elements."""
+class BatchParts:
+    """Parts of records of one batch. rows: (n,) records in the batch; starts, stops: (n,) ranges of their elements."""
 
     batch: Batch
     rows: np.ndarray
@@ -58,25 +59,25 @@ class Run:
 
     @property
     def begins(self) -> np.ndarray:
-        """(n,) where the parts begin in the values of the batch."""
+        """(n,) where each part begins in the values of the batch."""
         return self.batch.offsets[self.rows] + self.starts
 
     @property
-    def headless(self) -> np.ndarray:
-        """(n,) bool: the beginning of the record was cut off."""
+    def begin_cut(self) -> np.ndarray:
+        """(n,) bool: whether the begin of the record is cut off."""
         return self.starts != 0
 
     @property
-    def tailless(self) -> np.ndarray:
-        """(n,) bool: the end of the record was cut off."""
+    def end_cut(self) -> np.ndarray:
+        """(n,) bool: whether the end of the record is cut off."""
         return self.stops != self.batch.sizes[self.rows]
 
     def values(self) -> np.ndarray:
-        """The elements of all parts, one part after the other; not a copy where they lie so."""
+        """The concatenated elements of all parts; a view if they are contiguous."""
         return gather(self.batch.values, self.begins, self.lengths)
 
     def parts(self) -> Iterator[np.ndarray]:
-        """The elements of each part. Not a copy."""
+        """Views of the elements of each part."""
         for begin, length in zip(self.begins.tolist(), self.lengths.tolist()):
             yield self.batch.values[begin : begin + length]
 
@@ -85,9 +86,9 @@ class Run:
         return gather(self.batch.channel(name), self.begins - self.batch.offsets[0], self.lengths)
 
     def names(self) -> pa.Array:
-        """(n,) where each part came from; a part that is cut out of a record carries its start and stop."""
+        """(n,) names of the parts; with start and stop if a part is not the whole record."""
         names = self.batch.names.take(self.rows)
-        cut = self.headless | self.tailless
+        cut = self.begin_cut | self.end_cut
         if not cut.any():
             return names
         return pa.array([f"{name}[{start}:{stop}]" if is_cut else name for name, start, stop, is_cut
@@ -97,7 +98,7 @@ class Run:
 class Writer:
     """Collects records into Arrow batches: in memory, or in an Arrow file (at once, or when `memory` is exceeded).
 
-    elements, fingerprint: as in `Data`, once it is closed. keep: the temporary folder of the file, if there is one.
+    elements, fingerprint: as in `Data`, valid after `close`. keep: the temporary folder of the file, if there is one.
     """
 
     def __init__(self, kind: Kind, file: Path | None = None, memory: int = MEMORY) -> None:
@@ -130,7 +131,7 @@ class Writer:
         return self._digest.hexdigest()
 
     def add(self, record: Record) -> None:
-        """Collect a record; a SegueError where its items or channels are not like those before it."""
+        """Add a record; a SegueError if the types of its items or channels differ from those of earlier records."""
         obj = record.object
         if self.kind.storage == "letters":
             obj = obj.encode("ascii")
@@ -147,13 +148,13 @@ class Writer:
 
     def _add_channels(self, record: Record) -> None:
         if self._types is None:
-            self._types = {name: _column(values).dtype for name, values in record.channels.items()}
+            self._types = {name: _channel_array(values).dtype for name, values in record.channels.items()}
             self._clear()
         if record.channels.keys() != self._types.keys():
             raise SegueError(f"record '{record.name}' has the channels {sorted(record.channels)}, others have "
                              f"{sorted(self._types)}: give all records the same")
         for name, values in record.channels.items():
-            given, kind = _column(values), self._types[name]
+            given, kind = _channel_array(values), self._types[name]
             column = given.astype(kind, copy=False)
             if kind.kind in "iu" and not np.array_equal(column, given):
                 raise SegueError(f"record '{record.name}': channel '{name}' holds numbers that are no {kind}, which "
@@ -169,7 +170,7 @@ class Writer:
         codes = self._codes
         try:
             return np.fromiter(map(codes.__getitem__, items), dtype=np.int32, count=len(items))
-        except (KeyError, TypeError):  # some are new
+        except (KeyError, TypeError):  # some items are new
             pass
         for item in items:
             item = item.item() if isinstance(item, np.generic) else item
@@ -182,10 +183,10 @@ class Writer:
     def _flush(self) -> None:
         if not self._names:
             return
-        named = self.kind.storage == "items"  # an entity's name says something; where a file lies does not
+        named = self.kind.storage == "items"  # names of entities are part of the fingerprint, paths of files are not
         columns = {"name": pa.array(self._names, pa.string()),
-                   "object": _lists(self._objects) if named else pa.array(self._objects, pa.large_binary())}
-        columns |= {f"channel:{name}": _lists(parts) for name, parts in self._values.items()}
+                   "object": _list_column(self._objects) if named else pa.array(self._objects, pa.large_binary())}
+        columns |= {f"channel:{name}": _list_column(parts) for name, parts in self._values.items()}
         batch = pa.RecordBatch.from_pydict(columns)
         for column in batch.columns[0 if named else 1 :]:
             for buffer in column.buffers():
@@ -211,26 +212,26 @@ class Writer:
                              "TMPDIR to a place that has it") from error
 
     def close(self) -> list[pa.RecordBatch]:
-        """All batches, mapped where they went to a file."""
+        """Finish writing and return all batches, memory-mapped if they are in a file."""
         self._flush()
         if self._sink is not None and self.file is not None:
             self._sink.close()
-            self._batches = mapped(self.file)
+            self._batches = map_batches(self.file)
         self._digest.update(json.dumps(self.elements).encode())
         return self._batches
 
 
-def mapped(file: Path) -> list[pa.RecordBatch]:
+def map_batches(file: Path) -> list[pa.RecordBatch]:
     """The batches of an Arrow file, memory-mapped and checked."""
     reader = pa.ipc.open_file(pa.memory_map(str(file)))
     batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
     for batch in batches:
-        batch.validate(full=True)  # a damaged file must not be read past its end
+        batch.validate(full=True)  # else a damaged file could be read past its end
     return batches
 
 
-def _ragged(array: pa.Array, packed: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets (n + 1,) and flat values of a column of bytes (packed) or of lists."""
+def _offsets_and_values(array: pa.Array, packed: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets (n + 1,) and flat values of a column of byte strings (packed) or of lists."""
     offsets = np.frombuffer(array.buffers()[1], dtype=np.int64)[array.offset : array.offset + len(array) + 1]
     if not packed:
         return offsets, array.values.to_numpy(zero_copy_only=True)
@@ -238,13 +239,13 @@ def _ragged(array: pa.Array, packed: bool) -> tuple[np.ndarray, np.ndarray]:
     return offsets, np.frombuffer(data, dtype=np.uint8) if data is not None else np.zeros(0, dtype=np.uint8)
 
 
-def _lists(parts: list[np.ndarray]) -> pa.Array:
-    """A column of lists; a part of two axes is laid flat."""
-    offsets = edges(np.array([part.size for part in parts]))
+def _list_column(parts: list[np.ndarray]) -> pa.Array:
+    """A column of lists; parts with two axes are flattened."""
+    offsets = to_offsets(np.array([part.size for part in parts]))
     return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate([p.reshape(-1) for p in parts])))
 
 
-def _column(values: Any) -> np.ndarray:
+def _channel_array(values: Any) -> np.ndarray:
     array = np.asarray(values)
     if array.dtype == bool:
         return array.astype(np.uint8)

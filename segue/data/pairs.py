@@ -1,8 +1,8 @@
-"""Pairs of sequences, and pairs that do not belong together but look as if they did.
+"""Negatives for classifiers of pairs: pairs that do not belong together but look as if they did.
 
-A classifier learns whatever tells true pairs from negatives: if negatives have other lengths, length is enough. So the
-sorts of negatives here match more and more of the true pair, and the simplest feature that still tells them apart (see
-`segue.analysis.probes.probe`) is the floor that a claim must beat.
+A classifier learns whatever distinguishes true pairs from negatives: if those differ in length, length is enough. The
+functions here match more and more features of the true pair, and the simplest feature that still separates them (see
+`segue.analysis.probes.probe`) is the baseline that a claim must beat.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Pair = tuple[str, str]
 
 
 def other(pairs: Sequence[Pair], draw: np.random.Generator) -> Iterator[str]:
-    """The second of another pair, of any length."""
-    _several(pairs)
-    return (_another(pairs, second, range(len(pairs)), draw) for _, second in pairs)
+    """For each pair, the second of another pair, of any length."""
+    _check_pairs(pairs)
+    return (_draw_other(pairs, second, range(len(pairs)), draw) for _, second in pairs)
 
 
 def same_length(pairs: Sequence[Pair], draw: np.random.Generator) -> Iterator[str]:
-    """The second of another pair, of those that come nearest in length."""
-    _several(pairs)
+    """For each pair, the second of another pair with the nearest length."""
+    _check_pairs(pairs)
     by_length = defaultdict[int, list[int]](list)
     for i, (_, second) in enumerate(pairs):
         by_length[len(second)].append(i)
@@ -38,11 +38,11 @@ def same_length(pairs: Sequence[Pair], draw: np.random.Generator) -> Iterator[st
         n = len(second)
         nearest = min((abs(m - n) for m in by_length if m != n or n in several), default=0)
         among = by_length[n] if nearest == 0 else by_length.get(n - nearest, []) + by_length.get(n + nearest, [])
-        yield _another(pairs, second, among, draw)
+        yield _draw_other(pairs, second, among, draw)
 
 
 def shuffled(pairs: Sequence[Pair], draw: np.random.Generator) -> Iterator[str]:
-    """Its own second in another order: of the same length and composition."""
+    """For each pair, its own second shuffled: the same length and composition."""
     for _, second in pairs:
         if len(set(second)) < 2:
             raise SegueError(f"{second[:40]!r} has one order only: leave sequences of a single letter out")
@@ -52,7 +52,7 @@ def shuffled(pairs: Sequence[Pair], draw: np.random.Generator) -> Iterator[str]:
 
 
 def mutated(pairs: Sequence[Pair], draw: np.random.Generator, count: int = 1) -> Iterator[str]:
-    """Its own second with `count` letters exchanged for others that occur in seconds."""
+    """For each pair, its own second with `count` letters replaced by others that occur in seconds."""
     alphabet = sorted({letter for _, second in pairs for letter in second})
     for _, second in pairs:
         letters = list(second)
@@ -65,20 +65,21 @@ def mutated(pairs: Sequence[Pair], draw: np.random.Generator, count: int = 1) ->
 
 
 def frameshifted(pairs: Sequence[Pair], draw: np.random.Generator, code: int = 11) -> Iterator[str]:
-    """Of a DNA and its protein: what the DNA says where a base in its first half is lost (and one comes at its end)."""
+    """For each pair of DNA and protein, the translation after deleting a base in the first half (and adding one at the
+    end)."""
     for first, _ in pairs:
         at = int(draw.integers(0, max(1, len(first) // 2)))
         yield translate(first[:at] + first[at + 1 :] + str(draw.choice(list(ORDER))), code)
 
 
-def _another(pairs: Sequence[Pair], second: str, among: Sequence[int], draw: np.random.Generator) -> str:
-    """A second of `among`, of which at least one is not this one."""
+def _draw_other(pairs: Sequence[Pair], second: str, among: Sequence[int], draw: np.random.Generator) -> str:
+    """A random second of `among` that differs from `second`; at least one must."""
     while (found := pairs[among[int(draw.integers(len(among)))]][1]) == second:
         pass
     return found
 
 
-def _several(pairs: Sequence[Pair]) -> None:
+def _check_pairs(pairs: Sequence[Pair]) -> None:
     if len({second for _, second in pairs}) < 2:
         raise SegueError("there is no other pair to take a second from: give at least two different ones")
 
@@ -89,23 +90,22 @@ NEGATIVES: dict[str, Callable[[Sequence[Pair], np.random.Generator], Iterator[st
 
 
 def matched_negatives(pairs: Sequence[Pair], how: str = "composition", seed: int = 0) -> list[Pair]:
-    """One pair that does not belong together for each that does, with its first. how: a name in NEGATIVES. The same for
-    the same pairs and seed."""
+    """One negative for each pair, with the same first. how: a name in NEGATIVES. Deterministic given pairs and seed."""
     if how not in NEGATIVES:
         raise SegueError(f"negatives '{how}' are unknown: choose from {', '.join(NEGATIVES)}")
     return [(first, new) for (first, _), new in zip(pairs, NEGATIVES[how](pairs, np.random.default_rng(seed)))]
 
 
-def lengths(pairs: Sequence[Pair], times: float = 1.0) -> np.ndarray:
-    """(n, 3) what length alone tells of a pair: both lengths, and how far the first is from `times` the second."""
+def length_features(pairs: Sequence[Pair], times: float = 1.0) -> np.ndarray:
+    """(n, 3) features of length alone: both lengths, and how far the first is from `times` the second."""
     both = np.array([[len(first), len(second)] for first, second in pairs], np.float32)
     return np.concatenate([both, np.abs(both[:, :1] - times * both[:, 1:])], 1)
 
 
 @dataclass(frozen=True)
 class Distance:
-    """Two elements of sequences, by index, and the cosine that is wanted of the first as BEFORE and the second as
-    AFTER. odd: whether they are an odd number of turns apart, so that another one speaks."""
+    """Two elements of sequences, by index, and the target cosine of the first as BEFORE and the second as AFTER. odd:
+    whether they are an odd number of turns apart, so that the speaker changes."""
 
     before: int
     after: int

@@ -1,4 +1,4 @@
-"""Reading a data set: from files, folders and patterns, or from what is in memory."""
+"""Making a data set from files, folders and patterns, or from objects in memory."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from segue.data.arrow import MEMORY, SHOWN, Writer
-from segue.data.options import checked
+from segue.data.arrow import MEMORY, PROGRESS_BYTES, Writer
+from segue.data.options import check_options
 from segue.data.records import Data
 from segue.errors import SegueError
 from segue.kinds import KINDS
@@ -21,16 +21,18 @@ from segue.kinds.beside import owner
 from segue.kinds.packed import actual, bare, foreign, is_archive, unpacked
 from segue.progress import progress
 
-MANY = 10  # files given one by one are taken for a pattern from here on
-# What lies beside data and is none: files by the beginning of their names, and folders.
-SKIPPED = {"readme", "license", "licence", "copying", "notice", "checksums", "sha256sums", "mimetype",
-           "dataset_info", "dataset_infos", "dataset_dict"}
-ASIDE = {"__pycache__", "node_modules", "META-INF", "__MACOSX"}
+LEAST_PATTERN_FILES = 10  # so many files on a command line are taken for an expanded pattern
+# Not data, in folders: files by the beginning of their names, and subfolders.
+SKIPPED_FILES = {"readme", "license", "licence", "copying", "notice", "checksums", "sha256sums", "mimetype",
+                 "dataset_info", "dataset_infos", "dataset_dict"}
+LOCK_FILES = {"package-lock.json", "yarn.lock", "pnpm-lock.yaml", "poetry.lock", "Cargo.lock", "composer.lock",
+              "Pipfile.lock", "go.sum", "uv.lock"}  # written by package managers
+SKIPPED_FOLDERS = {"__pycache__", "node_modules", "META-INF", "__MACOSX"}
 
 
 def read(*paths: str | os.PathLike[str], kind: str | None = None, memory: int = MEMORY, **options: Any) -> Data:
-    """Read sequences of one kind from files, folders, globs and archives (zip, tar: as folders), packed (gzip, xz,
-    bzip2, zstd) or not.
+    """Read sequences of one kind from files, folders, globs and archives (zip and tar, read as folders), compressed
+    (gzip, xz, bzip2, zstd) or not.
 
     kind: one of `segue.kinds.KINDS`, found from names and contents if None. memory: bytes of records held in memory;
     more go to a temporary folder. options: the kind's own (see its `read`). A folder that `Data.save` wrote is opened.
@@ -47,49 +49,50 @@ def read(*paths: str | os.PathLike[str], kind: str | None = None, memory: int = 
             raise SegueError(f"{paths[0]} holds {data.kind.name}, not {kind}: leave kind= out, or read its files anew")
         return data
     problems = Problems()
-    files, named = _find(paths)
+    files, named = _find_files(paths)
     with_ = {path: owner(path) or path for path in files}
     files, named = list(dict.fromkeys(with_.values())), frozenset(with_[path] for path in named)
-    chosen, files = _choose(files, named, kind, problems, options.get("encoding"))
-    options = checked(chosen.read, f"reading {chosen.name}", options)
+    chosen, files = _choose_kind(files, named, kind, problems, options.get("encoding"))
+    options = check_options(chosen.read, f"reading {chosen.name}", options)
     writer = Writer(chosen, memory=memory)
     size = sum(_size(path) * (1 if bare(path) == path else 4) for path in files)
     try:
-        with progress("reading", size, quiet=size < SHOWN) as meter:
+        with progress("reading", size, quiet=size < PROGRESS_BYTES) as meter:
             for record in chosen.read_all(files, problems, named, **options):
                 writer.add(record)
                 meter(min(writer.total, size), f"{writer.count:,} sequences")
         if not writer.count:
             telling = [problem for problem in problems if not problem.text.startswith("skipped")] or problems
             first = f"; first of {problems.total:,} problems: {telling[0]}" if telling else ""
-            raise SegueError(f"no usable {chosen.name} sequence in {_listed(paths)}{first}")
+            raise SegueError(f"no usable {chosen.name} sequence in {_join_names(paths)}{first}")
         if kind is not None and problems.total > writer.count and likely(files[0], chosen):
-            raise SegueError(f"most of {_listed(paths)} is no {kind}: {problems[0]}")
+            raise SegueError(f"most of {_join_names(paths)} is no {kind}: {problems[0]}")
     except SegueError as error:
         if kind is None or not (other := likely(files[0], chosen)):
             raise
         raise SegueError(f"{error}; it looks like {other}, not {kind}") from error
-    return _collected(writer, problems, options)
+    return _make_data(writer, problems, options)
 
 
-def _collected(writer: Writer, problems: Problems, reading: dict[str, Any] | None = None) -> Data:
+def _make_data(writer: Writer, problems: Problems, reading: dict[str, Any] | None = None) -> Data:
     batches = writer.close()
     return Data(writer.kind, batches, elements=writer.elements, problems=problems, fingerprint=writer.fingerprint,
                 reading=reading, keep=writer.keep)
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, 0 where it is gone by now."""
+    """The size of a file in bytes, or 0 if it no longer exists."""
     with suppress(OSError):
         return actual(path).stat().st_size
     return 0
 
 
-def _find(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], frozenset[Path]]:
-    """Files behind paths, folders and patterns, in order, and which of them were named outright: all of a few, none of
-    `MANY` or more, which a shell has written out from a pattern. A bad file is an error if it was named outright.
+def _find_files(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], frozenset[Path]]:
+    """Resolve paths, folders and patterns to files, in order, and the set of those that were named explicitly.
 
-    Hidden files, caches and the README or LICENSE that lies beside data are left out of folders.
+    A bad file is an error if it was named explicitly, else it is skipped. If `LEAST_PATTERN_FILES` or more are named,
+    none counts as explicit, because a shell has probably expanded a pattern. Hidden files, caches and files such as
+    README or LICENSE are left out of folders.
     """
     files: dict[Path, None] = {}
     named: set[Path] = set()
@@ -97,7 +100,7 @@ def _find(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], frozense
         path = Path(given).expanduser()
         try:
             if path.is_dir() or is_archive(path):
-                within = _within(path)
+                within = _files_within(path)
                 if not within:
                     what = "archive" if path.is_file() else "folder"
                     raise SegueError(f"{path}: the {what} has no file to read in it")
@@ -111,43 +114,44 @@ def _find(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], frozense
                 if not matches:
                     raise SegueError(f"{given}: no file matches this pattern")
                 for match in matches:
-                    files.update(dict.fromkeys(_within(match) if is_archive(match) else [match]))
+                    files.update(dict.fromkeys(_files_within(match) if is_archive(match) else [match]))
             else:
                 why = "standard input is not read: write it into a file, and give that" if str(given) == "-" else \
                     "no such file or folder; check the path"
                 raise SegueError(f"{given}: {why}")
         except (OSError, ValueError) as error:
             raise SegueError(f"{given}: cannot be looked up ({error})") from error
-    return list(files), frozenset(named if len(named) < MANY else ())
+    return list(files), frozenset(named if len(named) < LEAST_PATTERN_FILES else ())
 
 
-def _within(path: Path) -> list[Path]:
-    """The files within a folder or an archive. Archives in a folder are unpacked where nothing else is beside them: the
-    other files may be what was in them."""
+def _files_within(path: Path) -> list[Path]:
+    """The files within a folder or an archive. Archives in a folder are unpacked only if there are no other files,
+    which might be their contents."""
     if path.is_file():
         folder = unpacked(path)
         return [path / file.relative_to(folder) for file in _walk(folder)]
     files = list(_walk(path))
     if all(map(is_archive, files)):
-        files = [within for file in files for within in _within(file)]
+        files = [within for file in files for within in _files_within(file)]
     return files
 
 
 def _walk(folder: Path) -> Iterator[Path]:
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders
-                            if not name.startswith(".") and name not in ASIDE)
+                            if not name.startswith(".") and name not in SKIPPED_FOLDERS)
         for name in sorted(names):
             path = Path(root) / name
-            if not name.startswith(".") and name.split(".")[0].lower() not in SKIPPED and path.is_file():
+            if not name.startswith(".") and name.split(".")[0].lower() not in SKIPPED_FILES and name not in LOCK_FILES \
+                    and path.is_file():
                 yield path
 
 
-def _choose(files: list[Path], named: frozenset[Path], name: str | None, problems: Problems,
-            encoding: str | None = None) -> tuple[Kind, list[Path]]:
-    """The kind that most bytes speak for, and the files of it; others are problems, or, if named, errors. encoding: of
-    the files, where the user says it."""
-    heads = _heads(files, named, problems, encoding if isinstance(encoding, str) else "utf-8")
+def _choose_kind(files: list[Path], named: frozenset[Path], name: str | None, problems: Problems,
+                 encoding: str | None = None) -> tuple[Kind, list[Path]]:
+    """The kind with the most bytes of evidence, and its files; others are recorded as problems, or, if named
+    explicitly, raise a SegueError. encoding: of the files, if the user gave it."""
+    heads = _read_heads(files, named, problems, encoding if isinstance(encoding, str) else "utf-8")
     if name is not None:
         if not heads:
             raise SegueError(f"no usable file: {problems[0]}")
@@ -157,7 +161,7 @@ def _choose(files: list[Path], named: frozenset[Path], name: str | None, problem
         for path, found in other.items() if len(other) < len(heads) else ():
             problems.refuse(path, f"skipped: looks like {found}, not {name}; give the file itself to read it as {name}")
         return chosen, [path for path in heads if path not in other] or list(heads)
-    best: dict[Path, tuple[float, str]] = {}  # how surely a file is of which kind
+    best: dict[Path, tuple[float, str]] = {}  # confidence and name of each file's kind
     votes: dict[str, float] = {}
     for path, head in heads.items():
         score, found = max(((kind.sniff(bare(path), head), kind.name) for kind in KINDS.values()), key=lambda s: s[0])
@@ -197,9 +201,10 @@ def _another(path: Path, head: bytes, chosen: Kind) -> str:
     return found if surely and (KINDS[found].family or found) != (chosen.family or chosen.name) else ""
 
 
-def _heads(files: list[Path], named: frozenset[Path], problems: Problems,
-           encoding: str) -> dict[Path, bytes]:
-    """The first bytes of each file that has any; the others are problems, or, if named, errors."""
+def _read_heads(files: list[Path], named: frozenset[Path], problems: Problems,
+                encoding: str) -> dict[Path, bytes]:
+    """The first bytes of each readable file; others are recorded as problems, or, if named explicitly, raise a
+    SegueError."""
     heads: dict[Path, bytes] = {}
     for path in files:
         head = None
@@ -217,13 +222,13 @@ def _heads(files: list[Path], named: frozenset[Path], problems: Problems,
     return heads
 
 
-def _listed(paths: Iterable[Any]) -> str:
+def _join_names(paths: Iterable[Any]) -> str:
     listed = [str(path) for path in paths]
     return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
 
 
 def of(objects: Any, kind: str | None = None) -> Data:
-    """Data from what is in memory, ragged as it may be.
+    """Make a data set from objects in memory, which may have different lengths.
 
     objects: a list of str or bytes (text, unless `kind` says dna or protein); a list of lists or arrays of items (str
     or int); a mapping of name -> any of these; a mapping of name -> table of columns (a mapping or a data frame), of
@@ -251,7 +256,7 @@ def of(objects: Any, kind: str | None = None) -> Data:
         writer.add(Record(obj, record.channels, record.name))
     if writer is None:
         raise SegueError("there is no sequence in the list given: give at least one")
-    return _collected(writer, Problems())
+    return _make_data(writer, Problems())
 
 
 def _record(obj: Any, name: str) -> Record:

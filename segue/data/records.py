@@ -1,4 +1,4 @@
-"""`Data`: the records of one kind, views of them, and their form as a folder."""
+"""`Data`: the records of one kind, views of them, and saving them to a folder."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from segue.data.arrow import BATCH, Batch, Run, Writer, mapped
+from segue.data.arrow import BATCH, Batch, BatchParts, Writer, map_batches
 from segue.data.clusters import clusters
-from segue.data.options import checked
+from segue.data.options import check_options
 from segue.data.split import split
-from segue.data.summary import describe, table
+from segue.data.summary import describe, summary_table
 from segue.data.tokens import TokenStore, encode
 from segue.errors import SegueError
 from segue.files import atomic_folder, read_json, write_json
@@ -35,17 +35,17 @@ EMPTY = pa.schema([("name", pa.string()), ("object", pa.large_binary())])
 class Data:
     """Records of one kind. `len`, `data[i] -> Record` and iteration read lazily from Arrow batches.
 
-    kind: the `Kind`. problems: what was stepped over while reading. fingerprint: a hash of everything in it.
-    elements: the items that the codes of `values` stand for, or None where elements are bytes or letters.
-    reading: the options of its kind by which files were read as they were asked for; None where it is from memory.
-    keep: what must live as long as this (a temporary folder).
+    kind: the `Kind`. problems: what was skipped while reading. fingerprint: a hash of the contents.
+    elements: the items that the codes of `values` stand for, or None if elements are bytes or letters.
+    reading: the options of the kind's `read` that were given; None for data from memory.
+    keep: an object that must live as long as this (a temporary folder).
     """
 
     def __init__(self, kind: Kind, batches: list[pa.RecordBatch], *, elements: list[Any] | None = None,
                  problems: Problems | None = None, fingerprint: str = "", spans: np.ndarray | None = None,
                  reading: dict[str, Any] | None = None, keep: Any = None) -> None:
-        """Use `read`, `of` or `Data.open`. spans: (n, 3) record, start and stop of each part in this view, or None for
-        all records whole."""
+        """For internal use; call `read`, `of` or `Data.open`. spans: (n, 3) record, start and stop of each part in this
+        view, or None for all records in full."""
         self.kind = kind
         self.problems = problems if problems is not None else Problems()
         self.fingerprint = fingerprint
@@ -82,8 +82,8 @@ class Data:
             return {}
         return {name: values.dtype for name, (_, values) in self._batches[0].channels.items()}
 
-    def _where(self, i: int) -> tuple[Batch, int, int, int]:
-        """Batch, row within it, start and stop of record `i`."""
+    def _locate_record(self, i: int) -> tuple[Batch, int, int, int]:
+        """Batch, row within the batch, start and stop of record `i` of this view."""
         if not -len(self) <= i < len(self):
             raise IndexError(f"record {i} of {len(self)}")
         i %= len(self)
@@ -92,7 +92,7 @@ class Data:
 
     def values(self, i: int) -> np.ndarray:
         """The elements of record `i` as stored: uint8 bytes or letters, or int32 codes into `elements`. Not a copy."""
-        batch, row, start, stop = self._where(i)
+        batch, row, start, stop = self._locate_record(i)
         first = int(batch.offsets[row])
         return batch.values[first + start : first + stop]
 
@@ -106,7 +106,7 @@ class Data:
         return self._items[values].tolist()
 
     def __getitem__(self, i: int) -> Record:
-        batch, row, start, stop = self._where(i)
+        batch, row, start, stop = self._locate_record(i)
         first = int(batch.offsets[row] - batch.offsets[0])
         channels = {name: batch.channel(name)[first + start : first + stop] for name in batch.channels}
         return Record(self.object_of(self.values(i)), channels, self.name(i))
@@ -116,18 +116,18 @@ class Data:
 
     def objects(self, step: int = 1) -> Iterator[Any]:
         """The objects of every `step`-th record, quicker than whole records."""
-        for run in self.runs(self.spans()[::step]):
+        for run in self.batch_parts(self.spans()[::step]):
             yield from map(self.object_of, run.parts())
 
     def name(self, i: int) -> str:
-        """Where record `i` came from; a part of a record carries its start and stop."""
-        batch, row, start, stop = self._where(i)
+        """Where record `i` came from; for a part of a record with its start and stop."""
+        batch, row, start, stop = self._locate_record(i)
         name = batch.names[row].as_py()
         return name if start == 0 and stop == batch.sizes[row] else f"{name}[{start}:{stop}]"
 
     def whole(self, i: int) -> tuple[bool, bool]:
-        """Whether record `i` begins, and ends, where its source does."""
-        batch, row, start, stop = self._where(i)
+        """Whether record `i` includes the begin, and the end, of the original record."""
+        batch, row, start, stop = self._locate_record(i)
         return start == 0, stop == int(batch.sizes[row])
 
     @property
@@ -136,7 +136,7 @@ class Data:
         if self._counts is None:
             size = 256 if self.elements is None else len(self.elements)
             counts = np.zeros(size, dtype=np.int64)
-            for run in self.runs(self.spans()):
+            for run in self.batch_parts(self.spans()):
                 values = run.values()
                 for at in range(0, len(values), BATCH):
                     counts += np.bincount(values[at : at + BATCH], minlength=size)
@@ -149,7 +149,7 @@ class Data:
     def codec(self, **options: Any) -> Codec:
         """The kind's codec for this data."""
         codec: Callable[..., Codec] = self.kind.codec
-        return codec(self, **checked(codec, f"the codec of {self.kind.name}", options))
+        return codec(self, **check_options(codec, f"the codec of {self.kind.name}", options))
 
     def encode(self, codec: Codec, folder: str | Path | None = None, boundary: bool = True) -> TokenStore:
         """Token ids of all records as a `TokenStore`, in `folder` (mapped), or in memory while they are few.
@@ -162,12 +162,12 @@ class Data:
         return encode(self, codec, folder, boundary)
 
     def describe(self) -> dict[str, Any]:
-        """What is in it, as plain values for JSON."""
+        """Statistics and examples, as plain values for JSON."""
         return describe(self)
 
     def summary(self) -> RenderableType:
         """A table for `rich.print`: kind, sequences, lengths, vocabulary, examples, problems."""
-        return table(self)
+        return summary_table(self)
 
     def __repr__(self) -> str:
         return f"Data({self.kind.name}: {len(self):,} sequences, {self.total:,} {self.kind.unit}s)"
@@ -220,23 +220,24 @@ class Data:
         return np.stack([np.arange(first, first + len(lengths)), np.zeros(len(lengths), dtype=np.int64), lengths], 1)
 
     def view(self, spans: np.ndarray) -> Data:
-        """A view of parts of records, (n, 3) record, start and stop."""
+        """A view of parts of records. spans: (n, 3) record, start and stop."""
         key = hashlib.blake2b(self.fingerprint.encode() + spans.astype(np.int64).tobytes(), digest_size=16).hexdigest()
         return Data(self.kind, self._arrow, elements=self.elements, problems=self.problems, fingerprint=key,
                     spans=spans, reading=self.reading, keep=self.keep)
 
     def locate(self, record: int) -> tuple[Batch, int]:
-        """The batch of a record, as spans number them, and its row there."""
+        """The batch that holds a record (numbered as in spans), and its row there."""
         at = bisect_right(self._firsts, record) - 1
         return self._batches[at], record - self._firsts[at]
 
-    def runs(self, spans: np.ndarray) -> Iterator[Run]:
-        """Spans by the batch they lie in, in order."""
+    def batch_parts(self, spans: np.ndarray) -> Iterator[BatchParts]:
+        """Group consecutive spans that lie in the same batch."""
         at = np.searchsorted(self._firsts, spans[:, 0], side="right") - 1
         for part in np.split(np.arange(len(spans)), np.flatnonzero(np.diff(at)) + 1):
             if len(part):
                 number = int(at[part[0]])
-                yield Run(self._batches[number], spans[part, 0] - self._firsts[number], spans[part, 1], spans[part, 2])
+                rows, starts, stops = spans[part].T
+                yield BatchParts(self._batches[number], rows - self._firsts[number], starts, stops)
 
     # -- on disk
 
@@ -288,7 +289,7 @@ class Data:
             elements = read_json(folder / "elements.json") if kind.storage == "items" else None
             found = (Problem(**problem) for problem in meta["problems"])
             problems = Problems(found, meta["problems_total"], meta.get("note", ""), meta.get("columns", ()))
-            data = cls(kind, mapped(folder / "records.arrow"), elements=elements, problems=problems,
+            data = cls(kind, map_batches(folder / "records.arrow"), elements=elements, problems=problems,
                        fingerprint=meta["fingerprint"], reading=meta.get("reading"))
             if len(data) != meta["records"] or data.total != meta["elements"]:
                 raise ValueError("records.arrow does not hold what data.json says")

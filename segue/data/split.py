@@ -1,4 +1,4 @@
-"""Which parts of a data set are held out."""
+"""Splitting a data set into training and held-out parts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from segue.data.records import Data
 
 WAYS = (None, "name", "entity", "content", "cluster", "position", "time", "last")
-PART = 32  # elements of a block at least, where so few are cut into blocks: shorter ones say nothing of a sequence
+LEAST_BLOCK = 32  # elements of a block when short data is cut; shorter blocks tell little about a sequence
 
 
 def split(data: Data, fraction: float, by: str | None, seed: int) -> tuple[Data, Data]:
@@ -37,9 +37,9 @@ def split(data: Data, fraction: float, by: str | None, seed: int) -> tuple[Data,
     key = by or data.kind.split_by
     few = len(spans) * fraction < 1
     if by == "position" or (by is None and (few or key != "entity")):
-        block = max(1, int(total * fraction / 16), min(PART, total // 4))
+        block = max(1, int(total * fraction / 16), min(LEAST_BLOCK, total // 4))
         spans = _blocks(data, spans, block, everything=by == "position" or few)
-    hashes = _hashes(data, spans, key, seed) if key != "cluster" else _families(data, spans, seed)
+    hashes = _hashes(data, spans, key, seed) if key != "cluster" else _cluster_hashes(data, spans, seed)
     sizes = spans[:, 2] - spans[:, 1]
     held = hashes < fraction * 2.0**64
     share = sizes[held].sum() / total
@@ -55,11 +55,11 @@ def split(data: Data, fraction: float, by: str | None, seed: int) -> tuple[Data,
         weights = np.bincount(group, weights=sizes)
         reached = np.cumsum(weights)
         last = min(int(np.searchsorted(reached, fraction * total)), len(distinct) - 2)
-        if reached[last] > max(0.5, 1.5 * fraction) * total:  # what makes up most of the data is to be learned
+        if reached[last] > max(0.5, 1.5 * fraction) * total:  # the group that is most of the data goes to training
             weights[np.argmax(weights)] = 0
             last = min(int(np.searchsorted(np.cumsum(weights), fraction * total)), len(distinct) - 1)
         held = (group <= last) & (weights[group] > 0)
-    return data.view(_merged(spans[~held])), data.view(_merged(spans[held]))
+    return data.view(_merge_parts(spans[~held])), data.view(_merge_parts(spans[held]))
 
 
 def _by_time(data: Data, fraction: float) -> tuple[Data, Data]:
@@ -90,7 +90,7 @@ def _by_last(data: Data) -> tuple[Data, Data]:
 
 
 def _blocks(data: Data, spans: np.ndarray, block: int, everything: bool) -> np.ndarray:
-    """Cut records (those longer than four blocks, or all) into blocks, at places the kind finds good."""
+    """Cut records (those longer than four blocks, or all) into blocks, at places that suit the kind."""
     parts = []
     for record, start, stop in spans.tolist():
         cuts = [start]
@@ -105,32 +105,32 @@ def _blocks(data: Data, spans: np.ndarray, block: int, everything: bool) -> np.n
 
 
 def _hashes(data: Data, spans: np.ndarray, key: str, seed: int) -> np.ndarray:
-    """(n,) uint64: a hash of each span's content, of its record's name, or of its place in it."""
+    """(n,) uint64: a hash of each span's content, or of its record's name and, if it is a part, its start."""
     salt = seed.to_bytes(8, "little", signed=True)
     digests = []
-    for run in data.runs(spans):
+    for run in data.batch_parts(spans):
         if key == "content":
-            said = [part.data if data.elements is None else json.dumps(data.object_of(part)).encode()
-                    for part in run.parts()]
+            contents = [part.data if data.elements is None else json.dumps(data.object_of(part)).encode()
+                        for part in run.parts()]
         else:
-            cut = (run.headless | run.tailless) & (key in ("name", "position"))
+            cut = (run.begin_cut | run.end_cut) & (key in ("name", "position"))
             names = run.batch.names.take(run.rows).to_pylist()
-            said = [(f"{name}@{start}" if is_cut else name).encode()
-                    for name, start, is_cut in zip(names, run.starts.tolist(), cut.tolist())]
-        digests += [hashlib.blake2b(content, digest_size=8, key=salt).digest() for content in said]
+            contents = [(f"{name}@{start}" if is_cut else name).encode()
+                        for name, start, is_cut in zip(names, run.starts.tolist(), cut.tolist())]
+        digests += [hashlib.blake2b(content, digest_size=8, key=salt).digest() for content in contents]
     return np.frombuffer(b"".join(digests), dtype="<u8")
 
 
-def _families(data: Data, spans: np.ndarray, seed: int) -> np.ndarray:
-    """(n,) uint64: the least hash of content in each span's cluster."""
+def _cluster_hashes(data: Data, spans: np.ndarray, seed: int) -> np.ndarray:
+    """(n,) uint64: the smallest content hash in each span's cluster, the same for all of a cluster."""
     family = clusters(data.view(spans))
     least = np.full(len(spans), np.iinfo(np.uint64).max)
     np.minimum.at(least, family, _hashes(data, spans, "content", seed))
     return least[family]
 
 
-def _merged(spans: np.ndarray) -> np.ndarray:
-    """Join neighbouring parts of one record."""
+def _merge_parts(spans: np.ndarray) -> np.ndarray:
+    """Join adjacent parts of the same record."""
     if not len(spans):
         return spans
     joins = (spans[1:, 0] == spans[:-1, 0]) & (spans[1:, 1] == spans[:-1, 2])

@@ -1,4 +1,4 @@
-"""The summary of a data set for people: a few facts and examples."""
+"""The printed summary of a data set: some statistics and examples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from segue.data.records import Data
 
-EXAMPLES, WIDTH = 3, 72  # how many, and characters of each
+EXAMPLES, WIDTH = 3, 72  # number of examples, and characters of each
 
 
 def describe(data: Data) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def describe(data: Data) -> dict[str, Any]:
     }
 
 
-def table(data: Data) -> RenderableType:
+def summary_table(data: Data) -> RenderableType:
     """See `Data.summary`."""
     from rich.console import Group
     from rich.table import Table
@@ -78,7 +78,7 @@ def _label(data: Data, element: Any) -> str:
 
 
 def _examples(data: Data) -> list[list[str]]:
-    """Name and beginning of a few records, spread over the whole."""
+    """Name and beginning of a few records, evenly spread."""
     found = []
     for i in sorted({int(i) for i in np.linspace(0, len(data) - 1, EXAMPLES)}) if len(data) else []:
         if data.kind.drawn:

@@ -1,4 +1,4 @@
-"""Token ids of a data set, flat and memory-mapped: all that training touches."""
+"""Encoded data sets: flat, memory-mapped token ids, as training reads them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from segue.data.arrow import BATCH, MEMORY, SHOWN, Run, mapped
-from segue.data.parts import edges, positions
+from segue.data.arrow import BATCH, MEMORY, PROGRESS_BYTES, BatchParts, map_batches
+from segue.data.parts import part_indices, to_offsets
 from segue.errors import SegueError
 from segue.files import atomic_folder, read_json, write_json
 from segue.progress import progress
@@ -33,7 +33,8 @@ class TokenStore:
     tokens: (N,) smallest unsigned type that holds `size` ids; memory-mapped where it lies in a folder.
     offsets: (len + 1,) int64; sequence i is tokens[offsets[i]:offsets[i + 1]].
     channels: name -> (N,) or (N, w), aligned with tokens. units: (len,) int64 base units of each sequence.
-    size: ids of the codec. key: names the data, the codec and the boundaries. keep: what must live as long as this.
+    size: number of ids of the codec. key: identifies the data, the codec and the boundaries. keep: an object that must
+    live as long as this.
     """
 
     def __init__(self, parts: Mapping[str, Any], size: int, key: str, keep: Any = None) -> None:
@@ -76,14 +77,14 @@ class TokenStore:
                                  "remove it and encode again")
             channels = {}
             for name, (dtype, width) in meta["channels"].items():
-                values = _map(folder / f"channel.{name}.bin", np.dtype(dtype))
+                values = _memory_map(folder / f"channel.{name}.bin", np.dtype(dtype))
                 channels[name] = values.reshape(-1, width) if width > 1 else values
             parts = {
-                "tokens": _map(folder / "tokens.bin", np.dtype(meta["dtype"])),
-                "offsets": _map(folder / "offsets.bin", np.dtype(np.int64)),
-                "units": _map(folder / "units.bin", np.dtype(np.int64)),
+                "tokens": _memory_map(folder / "tokens.bin", np.dtype(meta["dtype"])),
+                "offsets": _memory_map(folder / "offsets.bin", np.dtype(np.int64)),
+                "units": _memory_map(folder / "units.bin", np.dtype(np.int64)),
                 "channels": channels,
-                "names": pa.chunked_array((b.column("name") for b in mapped(folder / "names.arrow")), pa.string()),
+                "names": pa.chunked_array((b.column("name") for b in map_batches(folder / "names.arrow")), pa.string()),
             }
             offsets, count = parts["offsets"], len(parts["tokens"])
             if offsets[0] != 0 or offsets[-1] != count or (np.diff(offsets) < 0).any():
@@ -102,7 +103,7 @@ def encode(data: Data, codec: Codec, folder: str | Path | None = None, boundary:
     identity = hashlib.blake2b(codec.identity().encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
     key = f"{data.fingerprint}-{identity}-{int(boundary)}"
     if folder is not None and (Path(folder) / "store.json").is_file():
-        with suppress(SegueError):  # damaged: made again
+        with suppress(SegueError):  # if it is damaged it is written again
             store = TokenStore.open(folder)
             if store.key == key:
                 return store
@@ -111,7 +112,7 @@ def encode(data: Data, codec: Codec, folder: str | Path | None = None, boundary:
     if folder is None and data.total * (width.itemsize + sum(t.itemsize for t in carried.values())) <= MEMORY // 4:
         writer = _Writer(None, width, carried)
         _encode_all(data, codec, boundary, writer)
-        return TokenStore(writer.joined(), codec.size, key)
+        return TokenStore(writer.concatenate(), codec.size, key)
     keep = None
     if folder is None:
         keep = tempfile.TemporaryDirectory(prefix="segue-")
@@ -132,29 +133,30 @@ def encode(data: Data, codec: Codec, folder: str | Path | None = None, boundary:
 
 
 def _encode_all(data: Data, codec: Codec, boundary: bool, writer: _Writer) -> None:
-    """Encode groups of records of some megabytes together, so that a codec may use all cores."""
+    """Encode records in groups of some megabytes, so that codecs can use all cores."""
     ends = np.cumsum(data.lengths)
     lookup = codec.lookup(data.elements)
     first = 0
-    with progress("encoding", int(ends[-1]) if len(ends) else 0, quiet=data.total < SHOWN) as meter:
+    with progress("encoding", int(ends[-1]) if len(ends) else 0, quiet=data.total < PROGRESS_BYTES) as meter:
         while first < len(data):
             last = max(first + 1, int(np.searchsorted(ends, ends[first] + BATCH // 2)))
-            for run in data.runs(data.spans(first, last)):
-                _encode_run(data, run, codec, lookup, boundary, writer)
+            for run in data.batch_parts(data.spans(first, last)):
+                _encode_batch_parts(data, run, codec, lookup, boundary, writer)
             meter(int(ends[last - 1]))
             first = last
 
 
-def _encode_run(data: Data, run: Run, codec: Codec, lookup: np.ndarray | None, boundary: bool, writer: _Writer) -> None:
-    """Parts of one batch, all at once, with begin and end around those that are not cut there."""
+def _encode_batch_parts(data: Data, run: BatchParts, codec: Codec, lookup: np.ndarray | None, boundary: bool,
+                        writer: _Writer) -> None:
+    """Encode parts of one batch, with begin and end tokens where a part is not cut off."""
     names = run.names()
-    ids, sizes, units = _ids(data, run, names, codec, lookup)
+    ids, sizes, units = _encode_parts(data, run, names, codec, lookup)
     begin, end = codec.bos, codec.eos
-    before = ~run.headless & (boundary and begin is not None)
-    after = ~run.tailless & (boundary and end is not None)
+    before = ~run.begin_cut & (boundary and begin is not None)
+    after = ~run.end_cut & (boundary and end is not None)
     framed = sizes + before + after
-    outer = edges(framed)
-    inside = positions(outer[:-1] + before, sizes)
+    outer = to_offsets(framed)
+    inside = part_indices(outer[:-1] + before, sizes)
     tokens = np.empty(int(outer[-1]), dtype=np.int64)
     tokens[inside] = ids
     tokens[outer[:-1][before]] = 0 if begin is None else begin
@@ -165,18 +167,18 @@ def _encode_run(data: Data, run: Run, codec: Codec, lookup: np.ndarray | None, b
         channels[name] = channel = np.zeros((len(tokens), *values.shape[1:]), dtype=values.dtype)
         channel[inside] = values
         if name == "time":
-            inner, some = edges(sizes), sizes > 0
+            inner, some = to_offsets(sizes), sizes > 0
             channel[outer[:-1][before & some]] = values[inner[:-1][before & some]]
             channel[outer[1:][after & some] - 1] = values[inner[1:][after & some] - 1]
     writer.add(tokens, framed, units, names, channels)
 
 
-def _ids(data: Data, run: Run, names: pa.Array, codec: Codec, lookup: np.ndarray | None,
+def _encode_parts(data: Data, run: BatchParts, names: pa.Array, codec: Codec, lookup: np.ndarray | None,
          ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ids of all parts, one part after the other, how many of each, and of how many base units: by a table where the
-    codec has one, else object by object. What the codec refuses is named by its record."""
+    """The concatenated ids of all parts, with the number of ids and of base units of each part. Uses the codec's lookup
+    table if it has one. An object that the codec rejects raises a SegueError with its record's name."""
 
-    def refused(row: int, part: np.ndarray) -> None:
+    def raise_error(row: int, part: np.ndarray) -> None:
         try:
             codec.encode(data.object_of(part))
         except SegueError as error:
@@ -185,22 +187,22 @@ def _ids(data: Data, run: Run, names: pa.Array, codec: Codec, lookup: np.ndarray
     if lookup is not None:
         ids = lookup[run.values()]
         if len(ids) and ids.min() < 0:
-            row = int(np.searchsorted(edges(run.lengths), int(np.argmax(ids < 0)), side="right")) - 1
-            refused(row, next(islice(run.parts(), row, None)))
+            row = int(np.searchsorted(to_offsets(run.lengths), int(np.argmax(ids < 0)), side="right")) - 1
+            raise_error(row, next(islice(run.parts(), row, None)))
         return ids, run.lengths, run.lengths
     try:
         encoded = codec.encode_many([data.object_of(part) for part in run.parts()])
     except SegueError:
         for row, part in enumerate(run.parts()):
-            refused(row, part)
+            raise_error(row, part)
         raise
     sizes = np.array([len(part) for part in encoded], dtype=np.int64)
     ids = np.concatenate(encoded)
-    return ids, sizes, np.diff(edges(codec.weights()[ids])[edges(sizes)])
+    return ids, sizes, np.diff(to_offsets(codec.weights()[ids])[to_offsets(sizes)])
 
 
 class _Writer:
-    """Appends sequences to flat files, or to lists where `folder` is None."""
+    """Appends sequences to flat files, or to lists in memory if `folder` is None."""
 
     def __init__(self, folder: Path | None, dtype: np.dtype, channels: Mapping[str, np.dtype]) -> None:
         self.folder = folder
@@ -229,29 +231,29 @@ class _Writer:
         else:
             self.parts[name].append(values)
 
-    def joined(self) -> dict[str, Any]:
-        """What was appended, as `TokenStore` takes it."""
+    def concatenate(self) -> dict[str, Any]:
+        """Everything appended so far, as the `parts` of a `TokenStore`."""
         flat = {name: np.concatenate(parts) if parts else np.zeros(0, dtype=self.dtype)
                 for name, parts in self.parts.items()}
         return {
             "tokens": flat["tokens"],
-            "offsets": edges(np.concatenate(self.sizes)),
+            "offsets": to_offsets(np.concatenate(self.sizes)),
             "units": np.concatenate(self.units),
             "names": pa.chunked_array(self.names, pa.string()),
             "channels": {name: flat[f"channel.{name}"] for name in self.channels},
         }
 
     def close(self) -> None:
-        """Close the files and write the others."""
+        """Close the files, and write offsets, units and names."""
         assert self.folder is not None
         for handle in self.files.values():
             handle.close()
-        edges(np.concatenate(self.sizes)).tofile(self.folder / "offsets.bin")
+        to_offsets(np.concatenate(self.sizes)).tofile(self.folder / "offsets.bin")
         np.concatenate(self.units).tofile(self.folder / "units.bin")
         with pa.ipc.new_file(str(self.folder / "names.arrow"), pa.schema([("name", pa.string())])) as sink:
             for names in self.names:
                 sink.write_batch(pa.RecordBatch.from_arrays([names], ["name"]))
 
 
-def _map(file: Path, dtype: np.dtype) -> np.ndarray:
+def _memory_map(file: Path, dtype: np.dtype) -> np.ndarray:
     return np.memmap(file, dtype=dtype, mode="r") if file.stat().st_size else np.zeros(0, dtype=dtype)

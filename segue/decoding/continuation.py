@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from segue.data.options import checked
+from segue.data.options import check_options
 from segue.data.reading import likely, read
 from segue.decoding.constrain import Pattern, json_schema_pattern
 from segue.decoding.forecast import DEFAULT_SAMPLES, Forecast, RowCells, sample_forecasts
@@ -27,7 +27,7 @@ from segue.kinds.base import Problems, Record, head_of
 from segue.kinds.codecs import CellCodec, TokenizerCodec, as_bytes, parted
 from segue.kinds.elements import as_columns
 from segue.kinds.packed import is_archive
-from segue.models.base import begin_of
+from segue.models.base import begin_token
 from segue.models.depth import DepthSchedule
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def prime_tokens(codec: Codec, prime: Any, model: Any = None) -> Sequence[int]:
         encoded = prime.map_runs(lambda run: codec.encode(run).tolist())
         return encoded if codec.bos is None else encoded.prepend([codec.bos])
     empty = prime is None or len(prime) == 0
-    if begin_of(model) is not None:
+    if begin_token(model) is not None:
         return model.prompt([] if empty else codec.surrounded(prime).tolist())
     ids = [] if empty else codec.prompt(prime).tolist()
     begin = codec.eos if codec.bos is None and not ids else codec.bos
@@ -144,7 +144,7 @@ def unit_limit_condition(codec: Codec, units: int, also: Until) -> Until:
 
 def answer_lead(codec: Codec, model: Any) -> bytes:
     """What answers may begin with that is not part of them: the space that some tokenizers put before a text."""
-    return b" " if begin_of(model) is not None and codec.dummy_prefix else b""
+    return b" " if begin_token(model) is not None and codec.dummy_prefix else b""
 
 
 def strip_lead(value: Any, lead: Any) -> Any:
@@ -170,8 +170,8 @@ class Request:
 
 
 def build_request(model: Decodable, codec: Codec, primes: Sequence[Any], n: int | Sequence[int] | None,
-                decoder: str | None, stop: Sequence[Any], until: Until, heal: bool | None, options: dict[str, Any],
-                rules: Sequence[Processor] = ()) -> Request:
+                  decoder: str | None, stop: Sequence[Any], until: Until, heal: bool | None, options: dict[str, Any],
+                  rules: Sequence[Processor] = ()) -> Request:
     """Prepare prompts, limits, stops and processors for `continue_objects` and `stream_objects`."""
     stops = Stops(stop, codec) if len(stop) else None
     prompts = [prime_tokens(codec, prime, model) for prime in primes]
@@ -182,7 +182,7 @@ def build_request(model: Decodable, codec: Codec, primes: Sequence[Any], n: int 
         limits = [-(-units // int(codec.weights().max())) for units in max_units]  # a search has no stop conditions
     options = {"eos": codec.eos, **options}
     processors = [*(options.get("processors") or ()), *codec_processors(codec), *rules]
-    if begin_of(model) is None and until is None and not rules and options.get("backspace") is None:
+    if begin_token(model) is None and until is None and not rules and options.get("backspace") is None:
         prompts = [open_prompt(codec, prompt, heal) if isinstance(prompt, list) else prompt for prompt in prompts]
         leads = [getattr(prompt, "removed_text", b"") for prompt in prompts]
         if any(leads):
@@ -220,7 +220,7 @@ def continue_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: i
         for each in (answer, *answer.others):
             _decode_answer(each, codec, request, row)
             each.whole = each.value
-            if begin_of(model) is None:
+            if begin_token(model) is None:
                 each.whole = codec.decode(list(prompt)) + (request.leads[row] or codec.decode([])) + each.value
     return answers
 
@@ -375,7 +375,7 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
     unknown = [count_unknown(fitted.codec, record.object) for record in records]
     if depth is not None and (weights != "float32" or not isinstance(n, int)):
         raise SegueError("depth needs to know how long answers may be, one n for all, and leaves weights as they are")
-    model = fitted.decodable(weights) if depth is None else fitted.scheduled(DepthSchedule.said(depth, n or 1))
+    model = fitted.decodable(weights) if depth is None else fitted.scheduled(DepthSchedule.parse(depth, n or 1))
     plain = draft is None and not len(stop) and options.keys() <= {*option_names("sample"), "seed"}
     options = ({"no_repeat_ngram_size": 1} if fitted.rarely_repeats else {}) | options
     if samples is None and decoder is None and plain and fitted.codec.turns():
@@ -469,7 +469,7 @@ def _continue_well_formed(fitted: FittedModel, model: Decodable, primes: list[An
 
 
 def _draw_samples(fitted: FittedModel, model: Decodable, record: Record, n: int | None, samples: int, draft: Any,
-             stop: Sequence[Any], options: dict[str, Any]) -> Samples:
+                  stop: Sequence[Any], options: dict[str, Any]) -> Samples:
     answers = _continue_well_formed(fitted, model, [record.object] * samples, n, "sample", draft, stop, options)
     for answer in answers:
         if fitted.kind.drawn:
@@ -541,7 +541,7 @@ def prime_record(kind: Kind, prime: Any, codec: Codec, reading: Mapping[str, Any
     if isinstance(prime, SetPrompt):
         return Record(prime.map_runs(lambda run: kind.normalise(run, known)))
     if isinstance(prime, Path):
-        options = checked(kind.read, f"reading {kind.name}", kind.reading(codec) | dict(reading or {}))
+        options = check_options(kind.read, f"reading {kind.name}", kind.reading(codec) | dict(reading or {}))
         if is_archive(prime):
             data = read(prime, kind=kind.name, **options)
             if problems is not None and len(data) == 1:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from segue.decoding.loop import eval_mode
 from segue.errors import SegueError
-from segue.mixers.state import Layout
-from segue.models.base import padded
+from segue.mixers.layout import Layout
+from segue.models.base import pad_rows
 from segue.models.stack import Stack
 
 
@@ -38,7 +38,7 @@ def denoise(model: Stack, prompts: Sequence[Sequence[int]], lengths: Sequence[Se
                          "prompt at least one length to try, of at least one element, and take at least one step")
     candidates = [(number, length) for number, each in enumerate(lengths) for length in each]
     device = model.embedding.weight.device
-    tokens = padded([[*prompts[number], *[0] * length] for number, length in candidates]).to(device)
+    tokens = pad_rows([[*prompts[number], *[0] * length] for number, length in candidates]).to(device)
     index = torch.arange(tokens.shape[1], device=device)
     begin = torch.tensor([len(prompts[number]) for number, _ in candidates], device=device)[:, None]
     end = begin + torch.tensor([length for _, length in candidates], device=device)[:, None]

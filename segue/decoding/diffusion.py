@@ -21,12 +21,11 @@ from segue.decoding.loop import eval_mode
 from segue.decoding.recipes import look_up
 from segue.errors import SegueError
 from segue.kernels.gumbel import gumbel_max
-from segue.mixers.state import Layout
-from segue.models.base import padded
+from segue.mixers.layout import Layout
+from segue.models.base import pad_rows, padding_starts
 from segue.models.diffusion import AbsorbingProcess, Denoiser, NoiseSchedule, Process
 from segue.models.stack import Stack
 from segue.objectives.diffusion import Predict
-from segue.objectives.masked import padding
 
 __all__ = ["SAMPLERS", "Filled", "ancestral", "confidence", "fill", "first_hitting", "go_on", "sample_entropy"]
 Sampled = tuple[Tensor, int]  # the sequences (B, L), and the number of model passes
@@ -42,10 +41,10 @@ def ancestral(predict: Predict, x: Tensor, gaps: Tensor, process: Process, steps
     absorbing process and models without a time input.
     """
     kept = (schedule or NoiseSchedule()).grid(steps).to(x.device)
-    x = torch.where(gaps, process.rest(x, generator), x)
+    x = torch.where(gaps, process.sample_resting(x, generator), x)
     passes, log_p = 0, None
     for step in range(steps, 0, -1):
-        free = gaps & process.moves(x)
+        free = gaps & process.can_be_noise(x)
         if not bool(free.any()):
             break
         if log_p is None:
@@ -63,7 +62,7 @@ def first_hitting(predict: Predict, x: Tensor, gaps: Tensor, process: Process, s
     """First-hitting sampler (Zheng et al. 2024): fill one gap of each row at a time, in random order; the limit of
     `ancestral` at many steps, in as many passes as a row has gaps. steps is ignored. For the absorbing process and
     models without a time input."""
-    x, passes = torch.where(gaps, process.rest(x), x), 0
+    x, passes = torch.where(gaps, process.sample_resting(x), x), 0
     rank = torch.rand(gaps.shape, generator=generator, dtype=torch.float64, device=x.device)
     rank = rank.masked_fill(~gaps, 2.0).argsort(1).argsort(1)
     for turn in range(int(gaps.sum(1).max())):
@@ -78,7 +77,7 @@ def confidence(predict: Predict, x: Tensor, gaps: Tensor, process: Process, step
     """Confidence-based decoding (MaskGIT: Chang et al. 2022, arXiv 2202.04200): sample all gaps in each of `steps`
     rounds and keep the most confident ones, by a cosine schedule. Not the model's distribution: likely elements come
     too often."""
-    x, count, passes = torch.where(gaps, process.rest(x), x), gaps.sum(1), 0
+    x, count, passes = torch.where(gaps, process.sample_resting(x), x), gaps.sum(1), 0
     hidden = gaps
     for turn in range(1, min(steps, int(count.max())) + 1):
         rounds = count.clamp(max=steps)
@@ -138,8 +137,9 @@ def fill(model: Stack, rows: Sequence[Sequence[int]], sampler: str = "first-hitt
     if model.vocabulary > process.states and sampler != "ancestral":
         raise SegueError(f"this model is told the time, and sampler '{sampler}' knows none: choose ancestral")
     lengths = torch.tensor([len(row) for row in rows])
-    x = padded(rows).to(model.embedding.weight.device)
-    layout = Layout.chain((x.shape[0], x.shape[1]), starts=padding(lengths.to(x.device), x.shape[1]), device=x.device)
+    x = pad_rows(rows).to(model.embedding.weight.device)
+    starts = padding_starts(lengths.to(x.device), x.shape[1])
+    layout = Layout.chain((x.shape[0], x.shape[1]), starts=starts, device=x.device)
     gaps = x == process.elements
     if allowed is not None:
         allowed = allowed.to(x.device)

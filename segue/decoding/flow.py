@@ -13,14 +13,14 @@ from torch import Tensor
 
 from segue.decoding.loop import eval_mode
 from segue.errors import SegueError
-from segue.mixers.state import Layout
-from segue.models.flow import NOTHING, Field, Flow, Given, Guided
+from segue.mixers.layout import Layout
+from segue.models.flow import NOTHING, Conditions, Field, Flow, Guided
 
 Grid = tuple[int, ...]
 
 
 @torch.inference_mode()
-def euler(model: Field, x: Tensor, asked: Tensor, layout: Layout | None = None, given: Given = NOTHING,
+def euler(model: Field, x: Tensor, asked: Tensor, layout: Layout | None = None, given: Conditions = NOTHING,
           flow: Flow | None = None, steps: int = 20, guidance: float = 1.0, seed: int = 0) -> Tensor:
     """Generate the elements of x (B, T, C) that `asked` (B, T) bool marks, from noise, by `steps` Euler steps.
 
@@ -86,7 +86,7 @@ class ClipRollout:
                              "first is a multiple of it, and the other one more than a multiple")
 
     @torch.inference_mode()
-    def __call__(self, frames: Tensor, clips: int, told: Callable[[int, Grid], Given] | None = None,
+    def __call__(self, frames: Tensor, clips: int, told: Callable[[int, Grid], Conditions] | None = None,
                  seed: int = 0) -> Tensor:
         """The frames (B, K, ...) followed by `clips` clips of `block` frames; of the K, the last `context` are seen.
         told: (clip number from 0, grid) -> the conditions of each clip."""

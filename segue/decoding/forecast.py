@@ -163,7 +163,7 @@ class Forecast:
         quantiles = {level: self.quantile(level) for level in LEVELS}
         return {"samples": len(self.draws), "seed": self.seed, "path": self.path, "times": self.times, "columns": {
             column: {"median": plain(quantiles[0.5][:, c]), "mean": plain(self.draws[:, :, c].mean(0)),
-                                "quantiles": {f"{level:g}": plain(found[:, c]) for level, found in quantiles.items()}}
+                     "quantiles": {f"{level:g}": plain(found[:, c]) for level, found in quantiles.items()}}
             for c, column in enumerate(self.called)}}
 
     def save(self, path: str | Path) -> None:

@@ -21,7 +21,7 @@ from segue.decoding.sampling import Noise, Sampling
 from segue.decoding.search import SEARCHES, Hypothesis, Options
 from segue.decoding.verify import Row
 from segue.errors import SegueError
-from segue.models.base import Decodable, check_prompt, explicit, reads_whole
+from segue.models.base import Decodable, check_prompt, layout_form, needs_whole_prompt
 
 Prompt = Sequence[int] | Tensor | np.ndarray
 Until = Callable[[list[int]], bool] | None
@@ -142,7 +142,7 @@ def _check_prompts(prompts: Sequence[Prompt], model: Decodable) -> tuple[Decodab
         else:
             lists.append([int(token) for token in prompt] if sets is None or sets.is_ordered else sets)
     if any(isinstance(prompt, SetPrompt) for prompt in lists):
-        model = explicit(model)
+        model = layout_form(model)
     vocabulary = model.vocabulary
     for number, prompt in enumerate(lists):
         if not prompt:
@@ -185,7 +185,7 @@ def _resolve_acceptor(named: str | Acceptor) -> Acceptor:
 
 def _make_rows(model: Decodable, prompts: list[Sequence[int]], sampling: Sampling, *, n: int | Sequence[int] | None,
           eos: int | Sequence[int] | None, seed: int | Sequence[int], logprobs: bool, until: Until | Sequence[Until],
-          backspace: int | None) -> Iterator[Row]:
+               backspace: int | None) -> Iterator[Row]:
     """The rows of the answers, in order, created lazily; arguments as of `generate`."""
     limits, stops = resolve_limits(n, len(prompts)), _stop_ids(eos)
     if backspace is not None:
@@ -208,7 +208,7 @@ def _check_backspace(backspace: int, model: Decodable, limits: list[int | None],
                          "ends no answer")
     if None in limits:
         raise SegueError("with a backspace an answer may go on for ever: give n, the most tokens and backspaces")
-    if reads_whole(model):
+    if needs_whole_prompt(model):
         raise SegueError("a backspace goes back to the prompt's last token, and this model must read its prompt at "
                          "once: choose another mixer")
 
@@ -270,7 +270,7 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
     rule, cost = _resolve_acceptor(acceptor), cost or make_cost(drafter, adaptive)
     model, lists = _check_prompts(prompts, model)
     waiting = _make_rows(model, lists, sampling, n=n, eos=eos, seed=seed, logprobs=logprobs, until=until,
-                    backspace=backspace)
+                         backspace=backspace)
     while rows := list(itertools.islice(waiting, max(batch, 1))):
         loop = Loop(model, drafter, rule, cost)
         for _ in loop.run(rows):
@@ -300,7 +300,7 @@ def stream(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] |
     rule, cost = _resolve_acceptor(acceptor), cost or make_cost(drafter, adaptive)
     model, lists = _check_prompts(prompts, model)
     waiting = _make_rows(model, lists, sampling, n=n, eos=eos, seed=seed, logprobs=logprobs, until=until,
-                    backspace=backspace)
+                         backspace=backspace)
     while rows := list(itertools.islice(waiting, max(batch, 1))):
         loop = Loop(model, drafter, rule, cost, keep=False)
         for advanced in loop.run(rows):

@@ -26,8 +26,8 @@ from segue.decoding.prompt import layout_with_sets
 from segue.decoding.sampling import PREFIX_WINDOW, log_softmax
 from segue.decoding.verify import Row, Scores, accept, forward
 from segue.errors import SegueError
-from segue.mixers.state import gather_nodes
-from segue.models.base import Decodable, Decoding, padded, reads_whole, tell_prompt
+from segue.mixers.layout import gather_nodes
+from segue.models.base import Decodable, Decoding, needs_whole_prompt, pad_rows, set_prompt_lengths
 
 PREFILL_TOKENS = 2048  # prompt tokens per pass, so that a book-long prompt needs no activations for the whole book
 
@@ -49,7 +49,7 @@ class Prefill:
         prompts: list[Sequence[int]] = [row.sets or tuple(row.prefix.tokens) for row in rows]
         self.unique = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
         self.unique_index = [self.unique[prompt] for prompt in prompts]
-        lengths, table = torch.tensor([len(prompt) for prompt in self.unique]), padded(list(self.unique))
+        lengths, table = torch.tensor([len(prompt) for prompt in self.unique]), pad_rows(list(self.unique))
         self.longest = table.shape[1]
         self.first_logits: list[Any] = [None] * len(self.unique)
         self.hidden_pieces: list[list[Tensor]] = [[] for _ in self.unique]
@@ -59,9 +59,9 @@ class Prefill:
         self.path = model.path  # read now: a model may switch to other code later, but not for this state
         layout = layout_with_sets(list(self.unique), self.state.positions.device)
         self.extend_options: dict[str, Any] = {} if layout is None else {"layout": layout}
-        self.size = self.longest if self.extend_options or reads_whole(model) else size or PREFILL_TOKENS
+        self.size = self.longest if self.extend_options or needs_whole_prompt(model) else size or PREFILL_TOKENS
         self.table, self.lengths = table.to(self.state.positions.device), lengths.to(self.state.positions.device)
-        tell_prompt(model, self.state, self.lengths)
+        set_prompt_lengths(model, self.state, self.lengths)
 
     def advance(self) -> bool:
         """Read one piece; True once the prompts are read."""

@@ -41,7 +41,7 @@ COMMON_OPTIONS = ("repetition_penalty", *RULE_OPTIONS, "processors", "renormaliz
 SAMPLING_OPTIONS = tuple(field.name for field in fields(Sampling) if field.name not in ("do_sample", *COMMON_OPTIONS))
 # Options of transformers' GenerationConfig that have another name here.
 TRANSFORMERS_NAMES = {"max_new_tokens": "n", "max_length": "n", "eos_token_id": "eos", "stop_strings": "stop",
-          "do_sample": "decoder='sample'", "prompt_lookup_num_tokens": "draft='lookup'"}
+                      "do_sample": "decoder='sample'", "prompt_lookup_num_tokens": "draft='lookup'"}
 
 
 def look_up(noun: str, name: str, table: dict[str, Any]) -> Any:

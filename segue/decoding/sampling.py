@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from segue.errors import SegueError
-from segue.models.base import Decodable, source_of, start_of
+from segue.models.base import Decodable, decoder_start_token, source_length
 
 Array = np.ndarray
 MIN_TEMPERATURE = 1e-9  # below it decoding is greedy: dividing scores by less would overflow
@@ -70,7 +70,7 @@ class Prefix:
     def of(cls, model: Decodable, prompt: Sequence[int], limit: int | None = None,
            stops: frozenset[int] = frozenset()) -> Prefix:
         """The prefix of an empty answer of this model."""
-        return cls(prompt, model.vocabulary, source_of(model, prompt), start_of(model), limit, stops)
+        return cls(prompt, model.vocabulary, source_length(model, prompt), decoder_start_token(model), limit, stops)
 
     def append(self, token: int) -> None:
         self.tokens.append(token)

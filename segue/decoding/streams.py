@@ -12,7 +12,7 @@ from segue.decoding.loop import eval_mode
 from segue.decoding.sampling import Noise, draw, keep_only, softmax
 from segue.decoding.sampling import top_k as keep_top_k
 from segue.errors import SegueError
-from segue.models.streams import CODES, START, STOP, MultiStream, delayed, undelayed
+from segue.models.streams import CODES, START, STOP, MultiStream, delay_codes, undelay_codes
 
 
 @torch.no_grad()
@@ -37,7 +37,7 @@ def continue_streams(model: MultiStream, prompts: Sequence[Tensor], n: int, seed
 def _continue_one(model: MultiStream, codes: Tensor, n: int, noise: Noise, top_k: int, temperature: float) -> Tensor:
     """Continue one prompt."""
     levels, device = len(model.codes), next(model.parameters()).device
-    frames, ids = len(codes), delayed(codes)[: len(codes) + 1]
+    frames, ids = len(codes), delay_codes(codes)[: len(codes) + 1]
     state, ended, rows = model.init_state(1), frames + n, list(ids)
     step = ids
     while len(rows) < ended + levels + 1:
@@ -60,4 +60,4 @@ def _continue_one(model: MultiStream, codes: Tensor, n: int, noise: Noise, top_k
                 ended = min(ended, frame)
         rows.append(row)
         step = row[None]
-    return undelayed(torch.stack(rows))[frames:]
+    return undelay_codes(torch.stack(rows))[frames:]

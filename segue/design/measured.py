@@ -21,9 +21,9 @@ from segue.design.oracles import Encoder, Oracle, RidgeHead, RidgeOracle
 from segue.design.rewards import GumbelRollout, RewardFineTuning
 from segue.design.steering import STEERED
 from segue.errors import SegueError
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import Stack
-from segue.models.base import padded, padding
+from segue.models.base import pad_rows, padding_starts
 from segue.models.diffusion import AbsorbingProcess, Denoiser
 from segue.objectives import Batch, Loss, generator_of
 from segue.progress import Meter
@@ -61,7 +61,7 @@ class Measured:
         letters = torch.tensor(sorted({each for sequence in found for each in sequence}))
         place = {each: number for number, each in enumerate(letters.tolist())}
         lengths = torch.tensor([len(sequence) for sequence in found])
-        return Measured(padded([[place[each] for each in sequence] for sequence in found]), lengths, means, letters)
+        return Measured(pad_rows([[place[each] for each in sequence] for sequence in found]), lengths, means, letters)
 
     @property
     def aligned(self) -> bool:
@@ -217,7 +217,7 @@ def by_diffusion(model: Stack, by: str, measured: Measured, predictor: Predictor
     allowed[letters] = True
     rows = starts.repeat_interleave(PARTICLES)
     lengths, generator = measured.lengths[rows], generator_of(seed, 1)
-    layout = Layout.chain((len(rows), measured.ids.shape[1]), starts=padding(lengths, measured.ids.shape[1]))
+    layout = Layout.chain((len(rows), measured.ids.shape[1]), starts=padding_starts(lengths, measured.ids.shape[1]))
     gaps = gaps_of(free.repeat_interleave(PARTICLES, 0), most, generator)
     x = letters[measured.ids[rows]]
 
@@ -232,7 +232,8 @@ def by_diffusion(model: Stack, by: str, measured: Measured, predictor: Predictor
         def draw(step: int) -> Batch:
             told(step / steps)
             chosen = torch.randint(len(rows), (some,), generator=generator_of(seed + 2, step))
-            return Batch(x[chosen], x[chosen].masked_fill(~gaps[chosen], -1), padding(lengths[chosen], x.shape[1]),
+            starts = padding_starts(lengths[chosen], x.shape[1])
+            return Batch(x[chosen], x[chosen].masked_fill(~gaps[chosen], -1), starts,
                          {"length": lengths[chosen, None].expand(-1, x.shape[1])})
 
         reference, rollout = model, GumbelRollout(count, min(count, 8), 0.5)

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import Layout
-from segue.models.base import padding
+from segue.mixers.layout import Layout
+from segue.models.base import padding_starts
 
 Oracle = Callable[[Tensor], Tensor]  # rows (B, L, A) -> scores (B,)
 STRENGTH = 1e-6  # of a ridge, as a part of the mean square of the features
@@ -91,7 +91,8 @@ class Encoder:
         whole = torch.cat([begin, rows.to(weight) @ self.letters.to(weight)], 1)
         last = torch.full((len(rows),), whole.shape[1], device=rows.device) if lengths is None else \
             lengths + len(self.before)
-        layout = Layout.chain((len(rows), whole.shape[1]), starts=padding(last, whole.shape[1]), device=rows.device)
+        starts = padding_starts(last, whole.shape[1])
+        layout = Layout.chain((len(rows), whole.shape[1]), starts=starts, device=rows.device)
         hidden = self.backbone.hidden(whole, layout)[:, len(self.before) :]
         places = torch.arange(hidden.shape[1], device=rows.device)
         real = (places < (last - len(self.before))[:, None])[..., None]

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from segue.design.oracles import Oracle
 from segue.errors import SegueError
-from segue.kernels.gumbel import straight_through, waiting
+from segue.kernels.gumbel import exponential_noise, straight_through
 from segue.models.diffusion import AbsorbingProcess, Denoiser, NoiseSchedule
 from segue.objectives import Batch, Loss
 from segue.objectives.diffusion import Predict, whole
@@ -83,7 +83,7 @@ class GumbelRollout:
         rows = F.one_hot(x.masked_fill(gaps, process.elements), process.states).to(self.dtype)
         total = rows.new_zeros(len(rows))
         for step in range(self.steps, 0, -1):
-            noise = -waiting(rows, generator).to(rows)
+            noise = -exponential_noise(rows, generator).to(rows)
             t = torch.full((len(x),), step / self.steps, dtype=torch.float64, device=x.device)
             advance = partial(self.advance, predict, reference, t=t, now=kept[step], before=kept[step - 1])
             soft = step <= self.soft

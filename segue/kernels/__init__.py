@@ -1,1 +1,1 @@
-"""The hot loops behind mixers and models, each beside its plain reference."""
+"""The hot loops of mixers and models, each with its plain reference in the same file."""

@@ -1,8 +1,8 @@
-"""Causal attention for training on a CPU: blocks of queries against the keys they can see, as plain matrix products.
+"""Causal attention for training on a CPU: blocks of queries against the keys they attend to, as plain matrix products.
 
-Beside torch's own `scaled_dot_product_attention`, which is the reference: on CPUs this is 1.3 times as fast forward and
-backward in float32, and 2 to 4 times in bfloat16, because the products run in the vendor's kernels and the half of
-the scores that no one sees is not computed.
+The reference is torch's own `scaled_dot_product_attention`. On CPUs this is 1.3 times as fast, forward and backward, in
+float32, and 2 to 4 times in bfloat16, because the products run in the vendor's kernels and the masked half of the
+scores is not computed.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 LONG = {torch.float32: 1024, torch.bfloat16: 2048}
-"""Positions, beyond which torch's own is faster (by half at 8,192) and needs memory linear in the length."""
-ROWS = 16  # rows of (batch, head) done together: their scores stay in the cache
+"""Positions up to which this is faster; beyond, torch's is (by half at 8,192) and needs memory linear in the length."""
+ROWS = 16  # (batch, head) rows computed together, so that their scores stay in the cache
 
 
 @lru_cache(maxsize=32)
 def _bias(queries: int, keys: int, window: int | None, dtype: torch.dtype) -> Tensor:
-    """Of the last `queries` of so many nodes, to all of them: -inf for later nodes and for those out of the window."""
+    """(queries, keys) bias of the last `queries` of `keys` nodes: -inf for later nodes and those outside the window."""
     none = torch.full((queries, keys), -math.inf, dtype=dtype)
     later = none.triu(1 + keys - queries)
     return later if window is None else later + none.tril(keys - queries - window)
@@ -74,15 +74,15 @@ class _CausalAttention(torch.autograd.Function):
         return (dq * width**-0.5).view(shape), dk.view(shape), dv.view(shape), None, None
 
 
-def trains_on(x: Tensor, window: int | None, segments: Tensor | None) -> bool:
-    """Whether `causal_attention` is the better one for queries like this: all weights are kept for the way back, and
-    of a long row they are too many, unless torch's would need a mask as large."""
+def is_causal_attention_faster(x: Tensor, window: int | None, segments: Tensor | None) -> bool:
+    """Whether `causal_attention` is better than torch's for queries like these. It stores all attention weights for the
+    backward pass, which is too much for long rows, unless torch's would need a mask as large."""
     few = x.shape[2] <= LONG.get(x.dtype, 0) or window is not None or segments is not None
     return few and x.device.type == "cpu" and x.dtype in LONG
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, segments: Tensor | None = None,
                      window: int | None = None) -> Tensor:
-    """q, k, v: (B, H, T, E) -> (B, H, T, E). segments: (B, T) long, positions of another segment are not seen.
-    window: only nodes fewer than so many back are seen; the cost is then linear in T."""
+    """softmax(q k^T / sqrt(E)) v, causal. q, k, v: (B, H, T, E) -> (B, H, T, E). segments: (B, T) long; positions
+    attend only within their segment. window: attend to fewer than this many positions back, at a cost linear in T."""
     return _CausalAttention.apply(q, k, v, segments, window)

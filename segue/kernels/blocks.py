@@ -1,4 +1,4 @@
-"""Products with block-diagonal matrices: of small blocks, compiled on a CPU (`segue.kernels.cpu.blocks`)."""
+"""Products with block-diagonal matrices; of small blocks they are compiled on a CPU (`segue.kernels.cpu.blocks`)."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segue.kernels.compiled import as_array, as_lines, compiles
-from segue.kernels.cpu.room import room
+from segue.kernels.compiled import as_array, as_lines, runs_compiled
+from segue.kernels.cpu.buffers import pooled_empty
 
 
 def block_product(x: Tensor, weight: Tensor) -> Tensor:
-    """x: (B, T, N d). weight: (N, O, d, d), [block, output, out, in]. Returns (B, T, O, N d)."""
+    """O products of x (B, T, N d) with block-diagonal matrices of N blocks, weight (N, O, d, d) [block, output, out,
+    in]. Returns (B, T, O, N d)."""
     return block_products(x, weight, weight.new_zeros(0, x.shape[-1]))[0]
 
 
 def block_products(x: Tensor, weight: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
-    """`block_product` of x, and beside it what a few rows of a dense matrix (M, N d) make of x: (B, T, M)."""
+    """`block_product` of x, and the product of x with a few rows of a dense matrix (M, N d): (B, T, M)."""
     n, _, width, _ = weight.shape
-    per = _together(x, weight)
+    per = _blocks_per_vector(x, weight)
     if not per:
         y = torch.einsum("...ni,noji->...onj", x.unflatten(-1, (n, width)), weight).flatten(-2)
         return y, F.linear(x, dense)
-    # Blocks that do not fill a vector lie together on the diagonal of one that does.
+    # Blocks narrower than a vector are put together on the diagonal of one that fills it.
     blocks = torch.diag_embed(weight.unflatten(0, (-1, per)).permute(0, 4, 2, 3, 1), dim1=1, dim2=4)
     blocks = blocks.flatten(4, 5).flatten(1, 2)
-    dense = dense.to(x.dtype)  # which autocast may have made
+    dense = dense.to(x.dtype)  # autocast may have changed its type
     y, z = _BlockProducts.apply(x, blocks, F.pad(dense.T, (0, -len(dense) % _lanes(x))))
     return y, z[..., : len(dense)]
 
@@ -38,9 +39,9 @@ def _lanes(x: Tensor) -> int:
     return simd.LANES * 4 // x.itemsize
 
 
-def _together(x: Tensor, weight: Tensor) -> int:
-    """How many blocks the compiled form takes together, 0 if it cannot."""
-    if not compiles(x, weight):
+def _blocks_per_vector(x: Tensor, weight: Tensor) -> int:
+    """How many blocks the compiled form puts into one, 0 if it cannot be used."""
+    if not runs_compiled(x, weight):
         return 0
     from segue.kernels.cpu import products
 
@@ -57,10 +58,10 @@ class _BlockProducts(torch.autograd.Function):
     def forward(x: Tensor, weight: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
         from segue.kernels.cpu import blocks, threads
 
-        rows, y = x.flatten(0, 1), room(x, *x.shape[:2], weight.shape[2], x.shape[2])
+        rows, y = x.flatten(0, 1), pooled_empty(x, *x.shape[:2], weight.shape[2], x.shape[2])
         z = x.new_empty(*x.shape[:2], dense.shape[1])
-        threads.share(blocks.forward, -(-len(rows) // blocks.ROWS), weight.shape[1] // _lanes(x), as_lines(rows),
-                      as_array(weight), as_array(dense), y.flatten(0, 1).numpy(), z.flatten(0, 1).numpy())
+        threads.parallel_for(blocks.forward, -(-len(rows) // blocks.ROWS), weight.shape[1] // _lanes(x), as_lines(rows),
+                             as_array(weight), as_array(dense), y.flatten(0, 1).numpy(), z.flatten(0, 1).numpy())
         return y, z
 
     @staticmethod
@@ -73,10 +74,10 @@ class _BlockProducts(torch.autograd.Function):
         from segue.kernels.cpu import blocks, threads
 
         x, weight, dense = ctx.saved_tensors
-        rows, dx = x.flatten(0, 1), room(x, *x.shape)
+        rows, dx = x.flatten(0, 1), pooled_empty(x, *x.shape)
         tasks = -(-len(rows) // (blocks.ROWS * blocks.SPANS))
         dweight, ddense = (torch.zeros(tasks, *w.shape, dtype=x.dtype) for w in (weight, dense))
-        threads.share(blocks.backward, tasks, weight.shape[1] // _lanes(x), as_lines(rows),
-                      *map(as_array, (weight.permute(0, 2, 3, 1), dense.T, dy.flatten(0, 1), dz.flatten(0, 1))),
-                      *(w.numpy() for w in (dx.flatten(0, 1), dweight, ddense)))
+        threads.parallel_for(blocks.backward, tasks, weight.shape[1] // _lanes(x), as_lines(rows),
+                             *map(as_array, (weight.permute(0, 2, 3, 1), dense.T, dy.flatten(0, 1), dz.flatten(0, 1))),
+                             *(w.numpy() for w in (dx.flatten(0, 1), dweight, ddense)))
         return dx, dweight.sum(0), ddense.sum(0)

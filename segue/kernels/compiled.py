@@ -1,4 +1,5 @@
-"""When a tensor is one for the compiled loops of `segue.kernels.cpu`, and how they take it; whether Triton's run here.
+"""Dispatch to compiled loops: whether those of `segue.kernels.cpu` take a tensor, its conversion to arrays, and whether
+Triton is available.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import torch
 from torch import Tensor
 
 COMPILED_FROM = 32
-"""Shorter sequences stay in torch: a short prompt must not wait for a compiler. Training waits once for many steps:
-there so many elements count, times 8, over all rows."""
+"""Elements from which a sequence takes the compiled loops: a short prompt must not wait for compilation. In training,
+which compiles once for many steps, 8 times as many elements over all rows are enough."""
 
 
-def compiles(x: Tensor, *others: Tensor, complex_too: bool = False) -> bool:
-    """Whether the compiled loops take these tensors, and are worth it at their length."""
+def runs_compiled(x: Tensor, *others: Tensor, complex_too: bool = False) -> bool:
+    """Whether the compiled loops support these tensors and are worth it at their length."""
     kinds = (torch.float32, torch.float64, *((torch.complex64, torch.complex128) if complex_too else ()))
     learning = torch.is_grad_enabled() and x.requires_grad
     long = x.shape[1] >= COMPILED_FROM or (learning and x.shape[0] * x.shape[1] >= 8 * COMPILED_FROM)
@@ -29,28 +30,28 @@ def compiles(x: Tensor, *others: Tensor, complex_too: bool = False) -> bool:
 
 @cache
 def has_triton() -> bool:
-    """Whether Triton is there, and the C compiler without which it runs nothing."""
+    """Whether Triton is installed, and the C compiler that it needs."""
     return find_spec("triton") is not None and any(map(which, (os.environ.get("CC") or "gcc", "clang")))
 
 
 def as_array(x: Tensor) -> np.ndarray:
-    """The numbers of a tensor, one after the other; no copy where they lie so."""
+    """A tensor as a contiguous array, without a copy where it is contiguous already."""
     return x.detach().resolve_conj().resolve_neg().contiguous().numpy()
 
 
 def as_flat(x: Tensor) -> np.ndarray:
-    """(B, T, ...) -> an array (B, T, C)."""
+    """A tensor (B, T, ...) as a contiguous array (B, T, C)."""
     return as_array(x).reshape(*x.shape[:2], -1)
 
 
 def as_mask(x: Tensor, starts: Tensor | None) -> Tensor:
-    """The document starts (B, T) bool of x (B, T, ...) as compiled loops take them: (B, 0) for none."""
+    """Document starts (B, T) bool of x (B, T, ...) as the compiled loops take them: (B, 0) for None."""
     return torch.zeros(x.shape[0], 0, dtype=torch.bool) if starts is None else starts
 
 
 def as_lines(x: Tensor) -> tuple[Any, ...]:
-    """(..., X) for loops that read it where it lies, as a slice of a wider projection need not be copied: all numbers
-    from the first to the last, and how many it is from one to the next along each axis but the last."""
+    """A strided tensor (..., X) for loops that read it in place, so that a slice of a wider projection is not copied: a
+    flat array from its first number to its last, and the strides of all axes but the last."""
     x = x.detach().resolve_neg()
     x = x if x.stride(-1) == 1 else x.contiguous()
     reach = sum((n - 1) * stride for n, stride in zip(x.shape, x.stride())) + 1 if x.numel() else 0
@@ -58,5 +59,5 @@ def as_lines(x: Tensor) -> tuple[Any, ...]:
 
 
 def chunk_count(length: int, chunk: int, starts: Tensor) -> int:
-    """How many chunks a row may have, of which each ends where a document does."""
+    """The most chunks of a row, if a chunk also ends where a document does."""
     return -(-length // chunk) + (int(starts.sum(1).max()) if starts.numel() else 0)

@@ -1,5 +1,5 @@
-"""The long convolution: the whole past through one kernel per channel, by the fast Fourier transform; and the short
-one, of a few neighbours, compiled where long sequences are on a CPU (`segue.kernels.cpu.convolution`)."""
+"""Convolutions: the long one, over the whole past with one filter per channel, by FFT; and the short causal one over a
+few taps, compiled for long sequences on a CPU (`segue.kernels.cpu.convolution`)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segue.kernels.compiled import as_array, as_lines, as_mask, compiles
-from segue.kernels.cpu.room import room
+from segue.kernels.compiled import as_array, as_lines, as_mask, runs_compiled
+from segue.kernels.cpu.buffers import pooled_empty
 
 
 def long_convolution_reference(u: Tensor, kernel: Tensor, back: Tensor | None = None) -> Tensor:
@@ -38,12 +38,13 @@ def long_convolution(u: Tensor, kernel: Tensor, back: Tensor | None = None) -> T
 
 
 def _fast_size(least: int) -> int:
-    """The smallest size from `least` on that is a power of two times a small odd number, as transforms like it."""
+    """The smallest FFT-friendly size of at least `least`: a power of two times a small odd number."""
     return min(odd << (-(-least // odd) - 1).bit_length() for odd in (1, 3, 5, 9, 15, 25, 27))
 
 
-def neighbours(x: Tensor, window: Tensor, starts: Tensor | None = None) -> list[Tensor]:
-    """The inputs (B, T, D) as each node sees them, from taps - 1 nodes before to its own; see `short_convolution`."""
+def tap_windows(x: Tensor, window: Tensor, starts: Tensor | None = None) -> list[Tensor]:
+    """The inputs (B, T, D) in each node's window of taps, from taps - 1 nodes before to its own
+    (`short_convolution`)."""
     n, before = x.shape[1], window.shape[1]
     line = torch.cat([window, x], 1)
     seen = [line[:, tap : tap + n] for tap in range(before + 1)]
@@ -61,7 +62,7 @@ def short_convolution_reference(x: Tensor, weight: Tensor, bias: Tensor, window:
     was before x. starts: (B, T) bool or None, nothing before these is seen. Returns y (B, T, D).
     """
     y = bias
-    for tap, seen in enumerate(neighbours(x, window, starts)):
+    for tap, seen in enumerate(tap_windows(x, window, starts)):
         y = y + seen * weight[:, tap]
     return F.silu(y) if silu else y
 
@@ -76,21 +77,22 @@ def short_convolution(x: Tensor, weight: Tensor, bias: Tensor, window: Tensor, s
     if x.device.type == "cpu":
         x = x if x.dtype == wide else x.contiguous().to(wide)  # torch converts slices one number at a time
         weight, bias, window = (y.to(wide) for y in (weight, bias, window))
-    if not compiles(x):
+    if not runs_compiled(x):
         return short_convolution_reference(x, weight, bias, window, starts, silu).to(kind)
-    return _ShortConvolution.apply(x, _filled(weight), bias, window, as_mask(x, starts), silu).to(kind)
+    return _ShortConvolution.apply(x, _pad_taps(weight), bias, window, as_mask(x, starts), silu).to(kind)
 
 
 class _ShortConvolution(torch.autograd.Function):
-    """weight: (taps, D), filled up as the loops take it."""
+    """weight: (taps, D), padded to what the loops take."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor, window: Tensor, starts: Tensor, silu: bool) -> Tensor:
         from segue.kernels.cpu import convolution, threads
 
-        y = room(x, *x.shape)
-        threads.share(convolution.short, x.shape[0] * _spans(x) * -(-x.shape[2] // convolution.WIDE), as_lines(x),
-                      *map(as_array, (weight, bias, window, starts)), silu, y.numpy())
+        y = pooled_empty(x, *x.shape)
+        tasks = x.shape[0] * _spans(x) * -(-x.shape[2] // convolution.WIDE)
+        threads.parallel_for(convolution.short, tasks, as_lines(x),
+                             *map(as_array, (weight, bias, window, starts)), silu, y.numpy())
         return y
 
     @staticmethod
@@ -105,16 +107,16 @@ class _ShortConvolution(torch.autograd.Function):
 
         x, weight, bias, window, starts = ctx.saved_tensors
         spans = x.shape[0] * _spans(x)
-        dx, dwindow = room(x, *x.shape), torch.empty(window.shape, dtype=x.dtype)
+        dx, dwindow = pooled_empty(x, *x.shape), torch.empty(window.shape, dtype=x.dtype)
         dparameters = x.new_zeros(spans, len(weight) + 1, x.shape[2])
-        threads.share(convolution.short_backward, spans * -(-x.shape[2] // convolution.WIDE), as_lines(x),
-                      *map(as_array, (weight, bias, window, starts)), ctx.silu, as_array(dy),
-                      *(z.numpy() for z in (dx, dparameters, dwindow)))
+        threads.parallel_for(convolution.short_backward, spans * -(-x.shape[2] // convolution.WIDE), as_lines(x),
+                             *map(as_array, (weight, bias, window, starts)), ctx.silu, as_array(dy),
+                             *(z.numpy() for z in (dx, dparameters, dwindow)))
         total = dparameters.sum(0)
         return dx, total[:-1], total[-1], dwindow, None, None
 
 
-def _filled(weight: Tensor) -> Tensor:
+def _pad_taps(weight: Tensor) -> Tensor:
     """(D, taps) -> (taps, D), with zeros before the first."""
     from segue.kernels.cpu import convolution
 

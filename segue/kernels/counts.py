@@ -1,15 +1,15 @@
-"""Count tables over token streams, compiled with Numba: contexts sorted from their newest token backwards.
+"""n-gram counts of every order over a token stream, as a suffix array of contexts; compiled with Numba.
 
 Every position of a training stream is one observation: a context (the tokens before it, back to the start of its
 document) and the token that followed. Sorting the positions by context, newest token first, puts all observations of
-one context of *any* order side by side, and the run of a longer context inside the run of the shorter one. So one
+one context of *any* order next to each other, and the run of a longer context inside the run of the shorter one. So one
 array of positions is a count table of every order at once; a lookup is a chain of narrowing binary searches.
 
-Runs longer than `BIG` have their counts written out beforehand; shorter ones are counted when asked for.
+Runs longer than `LONG_RUN` have their counts stored in advance; shorter ones are counted on demand.
 """
 
 # mypy: disallow-untyped-defs=False
-# (the arguments are typed by Numba, from what it is called with)
+# (the arguments are typed by Numba, from the calls)
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from typing import NamedTuple
 import numpy as np
 
 from segue.errors import SegueError
-from segue.kernels.jit import jit as kept
+from segue.kernels.jit import jit as cached_jit
 
-# For quick compiling: divisions are as in C, arrays are copied in loops, and loops over levels have a length that the
+# To compile quickly: divisions are as in C, arrays are copied in loops, and loops over levels have a length that the
 # compiler does not know, so that it does not unroll them.
-jit = partial(kept, error_model="numpy")
+jit = partial(cached_jit, error_model="numpy")
 
-BIG = 48          # runs at most this long are counted on demand
-DEEP = 12         # orders above this one are never written out beforehand (their long runs are boilerplate, and few)
+LONG_RUN = 48  # observations; shorter runs are counted on demand
+MAX_STORED_ORDER = 12  # counts of higher orders are never stored: their long runs are few, and mostly boilerplate
 
 
 class Tables(NamedTuple):
     """Sorted contexts of a token stream of n observations; see `build`.
 
-    stream: (N,) int32, documents one after the other, each preceded by the mark `vocabulary`.
-    order: (n,) int32, stream positions sorted by what precedes them. following: (n,) int32, stream[order].
+    stream: (N,) int32, documents one after the other, each preceded by the mark, whose id is V.
+    order: (n,) int32, stream positions sorted by the tokens before them. following: (n,) int32, stream[order].
     common: (n,) uint8, how many tokens of context each shares with its predecessor (0 for the first).
-    first: (V + 2,) int32, start in `order` of the contexts whose newest token is v.
-    node_level: (levels + 1,) int32, where each order's long runs begin in `node_left`, its left ends, sorted.
-    node_entries: (nodes + 1,) int64 into entry_token / entry_count / entry_kinds: what followed, how often, and
-        after how many distinct one-token-longer contexts.
+    first: (V + 2,) int32, where in `order` the contexts with newest token v begin.
+    node_level: (levels + 1,) int32, where each order's stored runs begin in `node_left`, their left ends, sorted.
+    node_entries: (nodes + 1,) int64, where each stored run begins in entry_token / entry_count / entry_kinds: the
+        followers, how often each occurred, and after how many distinct contexts one token longer.
     """
 
     stream: np.ndarray
@@ -56,8 +56,8 @@ class Tables(NamedTuple):
 
 
 @jit()
-def _ages(stream, mark):
-    """Distance from each position back to the mark that opens its document."""
+def _document_offsets(stream, mark):
+    """The distance from each position back to the mark that begins its document."""
     age = np.empty(stream.size, np.int32)
     last = 0
     for i in range(stream.size):
@@ -84,7 +84,7 @@ def _sort_newest(stream, age, mark, depth):
     slots = np.empty(mark + 3, np.int64)
     for d in range(depth, 0, -1):
         slots[:] = 0
-        for at in order:                                   # beyond the mark all contexts are equal
+        for at in order:  # before the mark all contexts are equal
             slots[(stream[at - d] if d <= age[at] else 0) + 1] += 1
         for v in range(1, mark + 3):
             slots[v] += slots[v - 1]
@@ -97,7 +97,7 @@ def _sort_newest(stream, age, mark, depth):
 
 
 @jit()
-def _older(stream, age, a, b, d, depth):
+def _sorts_before(stream, age, a, b, d, depth):
     """Whether the context of position a sorts before that of b; both agree on the d newest tokens."""
     while d < depth:
         d += 1
@@ -137,7 +137,7 @@ def _sort_deeper(stream, age, order, depth, known):
             if high - low <= 10 or top > 4000:
                 for m in range(low + 1, high):
                     a, j = order[m], m
-                    while j > low and _older(stream, age, a, order[j - 1], d, depth):
+                    while j > low and _sorts_before(stream, age, a, order[j - 1], d, depth):
                         order[j] = order[j - 1]
                         j -= 1
                     order[j] = a
@@ -164,22 +164,24 @@ def _sort_deeper(stream, age, order, depth, known):
 
 
 @jit()
-def _common(stream, order, mark, depth):
+def _shared_lengths(stream, order, mark, depth):
+    """How many tokens of context each observation shares with the one before it, at most `depth`."""
     common = np.zeros(order.size, np.uint8)
     for m in range(1, order.size):
         a, b = order[m - 1], order[m]
         k = 0
         while k < depth and stream[a - k - 1] == stream[b - k - 1]:
             k += 1
-            if stream[a - k] == mark:                      # both documents begin here: equal for ever
+            if stream[a - k] == mark:  # both documents begin here, so the contexts are equal
                 k = depth
         common[m] = k
     return common
 
 
 @jit()
-def _count_run(following, common, left, right, level, count, kinds, seen, tokens):
-    """Count what follows in one run into the scratch arrays (V,), which must be zero; returns how many distinct."""
+def _count_followers(following, common, left, right, level, count, kinds, seen, tokens):
+    """Count the followers of one run into the scratch arrays (V,), which must be zero; returns the number of distinct
+    followers, which are listed in `tokens`."""
     distinct = 0
     group = 1
     for m in range(left, right):
@@ -199,9 +201,9 @@ def _count_run(following, common, left, right, level, count, kinds, seen, tokens
 
 
 @jit()
-def _long_runs(common, levels, level_start, ends):
-    """Ends (m, 2) of the long runs of orders 0..levels, order by order; returns how many (all are counted, those that
-    fit are written)."""
+def _find_long_runs(common, levels, level_start, ends):
+    """Write the ends (m, 2) of the long runs of orders 0..levels, order by order, as far as they fit; returns how many
+    there are."""
     nodes = 0
     for level in range(levels + 1):
         level_start[level] = nodes
@@ -210,7 +212,7 @@ def _long_runs(common, levels, level_start, ends):
             right = left + 1
             while right < common.size and common[right] >= level:
                 right += 1
-            if right - left > BIG:
+            if right - left > LONG_RUN:
                 if nodes < len(ends):
                     ends[nodes, 0], ends[nodes, 1] = left, right
                 nodes += 1
@@ -220,8 +222,8 @@ def _long_runs(common, levels, level_start, ends):
 
 
 @jit()
-def _write_out(following, common, mark, level_start, ends):
-    """The followers of all long runs."""
+def _store_followers(following, common, mark, level_start, ends):
+    """Count the followers of all long runs."""
     count, kinds = np.zeros(mark, np.int32), np.zeros(mark, np.int32)
     seen, tokens = np.zeros(mark, np.int32), np.empty(mark, np.int32)
     entries = np.zeros(len(ends) + 1, np.int64)
@@ -229,7 +231,8 @@ def _write_out(following, common, mark, level_start, ends):
     used = 0
     for level in range(level_start.size - 1):
         for node in range(level_start[level], level_start[level + 1]):
-            distinct = _count_run(following, common, ends[node, 0], ends[node, 1], level, count, kinds, seen, tokens)
+            distinct = _count_followers(following, common, ends[node, 0], ends[node, 1], level, count, kinds, seen,
+                                        tokens)
             if used + distinct > lists.shape[1]:
                 grown = np.empty((3, 2 * (used + distinct)), np.int32)
                 for kind in range(3):
@@ -248,32 +251,35 @@ def _write_out(following, common, mark, level_start, ends):
 
 
 def build(stream: np.ndarray, vocabulary: int, depth: int) -> Tables:
-    """Sort a marked stream (see `Tables`) by contexts of up to `depth` tokens (at most 255)."""
+    """Make the tables of a marked stream (see `Tables`), sorted by contexts of up to `depth` tokens (at most 255)."""
     stream = np.ascontiguousarray(stream, np.int32)
-    age = _ages(stream, vocabulary)
+    age = _document_offsets(stream, vocabulary)
     order = _sort_newest(stream, age, vocabulary, min(depth, 2))
     _sort_deeper(stream, age, order, depth, min(depth, 2))
-    return restore(stream, order, _common(stream, order, vocabulary, depth), vocabulary, depth)
+    return restore(stream, order, _shared_lengths(stream, order, vocabulary, depth), vocabulary, depth)
 
 
 def restore(stream: np.ndarray, order: np.ndarray, common: np.ndarray, vocabulary: int, depth: int) -> Tables:
-    """Tables from what is stored of them."""
+    """Make the tables from the arrays that are stored of them. A SegueError if they do not fit together: the kernels
+    index by their values unchecked."""
     stream = np.ascontiguousarray(stream, np.int32)
     if order.size and (order.min() < 1 or order.max() >= stream.size or common.size != order.size):
         raise SegueError("stored counts are damaged: their positions do not fit their stream")
-    first = np.searchsorted(stream[order - 1], np.arange(vocabulary + 2)).astype(np.int32)
     following = stream[order]
-    levels = min(depth, DEEP)
+    if order.size and (stream[0] != vocabulary or following.min() < 0 or following.max() >= vocabulary):
+        raise SegueError(f"stored counts are damaged: their stream is not of a vocabulary of {vocabulary}")
+    first = np.searchsorted(stream[order - 1], np.arange(vocabulary + 2)).astype(np.int32)
+    levels = min(depth, MAX_STORED_ORDER)
     level_start = np.zeros(levels + 2, np.int32)
-    ends = np.empty((_long_runs(common, levels, level_start, np.empty((0, 2), np.int32)), 2), np.int32)
-    _long_runs(common, levels, level_start, ends)
+    ends = np.empty((_find_long_runs(common, levels, level_start, np.empty((0, 2), np.int32)), 2), np.int32)
+    _find_long_runs(common, levels, level_start, ends)
     return Tables(stream, order, following, common, first, level_start, ends[:, 0].copy(),
-                  *_write_out(following, common, vocabulary, level_start, ends))
+                  *_store_followers(following, common, vocabulary, level_start, ends))
 
 
 @jit()
-def _narrow(stream, order, left, right, distance, token):
-    """The part of a run whose token at `distance` before the observation is `token`."""
+def _narrow_run(stream, order, left, right, distance, token):
+    """The part of a run in which the token `distance` before the observation is `token`."""
     low, high = left, right
     while low < high:
         middle = (low + high) >> 1
@@ -282,7 +288,7 @@ def _narrow(stream, order, left, right, distance, token):
         else:
             high = middle
     left, high = low, right
-    # most runs are short beside what is left of their parent: double the step before halving it
+    # A galloping search for the right end, since most runs are much shorter than the rest of their parent.
     step = 1
     while left + step < high and stream[order[left + step] - distance] == token:
         step <<= 1
@@ -298,11 +304,12 @@ def _narrow(stream, order, left, right, distance, token):
 
 
 @jit()
-def descend(tables, context, whole, limit, left, right):
-    """Runs of every order of a context (its newest token last): left[k], right[k] for k = 0..the returned order.
+def find_runs(tables, context, whole, limit, left, right):
+    """Find the runs of a context (its newest token last) of every order: left[k], right[k] for k = 0..the returned
+    order, the highest that occurred.
 
     whole: the context reaches back to the start of its document, and the mark there counts as one more (oldest) token.
-    limit: the highest order looked for.
+    limit: the highest order to look for.
     """
     mark = tables.first.size - 2
     left[0], right[0] = 0, tables.order.size
@@ -319,7 +326,7 @@ def descend(tables, context, whole, limit, left, right):
         if k == 0:
             low, high = tables.first[token], tables.first[token + 1]
         else:
-            low, high = _narrow(tables.stream, tables.order, left[k], right[k], k + 1, token)
+            low, high = _narrow_run(tables.stream, tables.order, left[k], right[k], k + 1, token)
         if low >= high:
             break
         k += 1
@@ -329,8 +336,8 @@ def descend(tables, context, whole, limit, left, right):
 
 @jit()
 def find_node(tables, level, left, right):
-    """Index of a run's written-out counts, or -1 where it must be counted on demand."""
-    if right - left <= BIG or level + 1 >= tables.node_level.size:
+    """The index of a run's stored counts, or -1 if it must be counted on demand."""
+    if right - left <= LONG_RUN or level + 1 >= tables.node_level.size:
         return -1
     low, high = tables.node_level[level], tables.node_level[level + 1]
     while low < high:
@@ -343,23 +350,25 @@ def find_node(tables, level, left, right):
 
 
 # ------------------------------------------------------------------------------------------------------------------
-# What is known of one context: `collect` lists, level by level, what followed it, how often, and with which weight.
+# The blend. A level is an order of the corpus or of the sequence's own past; `collect_counts` lists the followers of
+# one context level by level, with their counts.
 
-STATIC = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8])      # corpus orders; one more level holds the longest run found
-RECENT = np.array([0, 1, 2, 3, 4, 6])               # orders of the sequence's own past
-LEVELS = STATIC.size + 1 + RECENT.size
-FEATURES = 20
-REACH = 32                                          # longest match told apart
+CORPUS_ORDERS = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8])  # one more level holds the longest context found
+HISTORY_ORDERS = np.array([0, 1, 2, 3, 4, 6])  # of the sequence's own past
+LEVELS = CORPUS_ORDERS.size + 1 + HISTORY_ORDERS.size
+FEATURES = 20  # of a level, inputs of the networks of `Trust`
+MAX_MATCH = 32  # tokens of the longest context
 
 
-class Work(NamedTuple):
-    """Scratch memory of one thread, and what `collect` found.
+class Workspace(NamedTuple):
+    """Scratch memory of one thread, and the results of `collect_counts`.
 
     found: (LEVELS, 5) float64: observations n, distinct followers t, followers seen once, total of `second` weights,
-        age of the latest observation (own past only). order: (LEVELS,) int64, the order behind each level.
-    bounds: (LEVELS + 1,) int64 into token / count / second: the followers of each level, how often each was seen, and
-        its second weight (corpus: after how many distinct longer contexts; own past: 1 for the latest follower).
-    depth: (2,) int64, longest context found in the corpus and in the own past.
+        age of the latest observation (own past only). order: (LEVELS,) int64, the order of each level.
+    bounds: (LEVELS + 1,) int64, where each level begins in token / count / second: its followers, how often each
+        occurred, and its second weight (corpus: after how many distinct longer contexts; own past: 1 for the latest
+        follower, else 0).
+    depth: (2,) int64, the longest context found in the corpus and in the own past.
     """
 
     seen_count: np.ndarray
@@ -374,28 +383,28 @@ class Work(NamedTuple):
     bounds: np.ndarray
     depth: np.ndarray
     token: np.ndarray
-    count: np.ndarray  # type: ignore[assignment]  # hides tuple.count, which nobody wants here
+    count: np.ndarray  # type: ignore[assignment]  # hides tuple.count
     second: np.ndarray
 
 
-def workspace(vocabulary: int, window: int, limit: int = REACH) -> Work:
-    """This thread's room for the functions below, some of which run without the interpreter's lock."""
+def workspace(vocabulary: int, window: int, limit: int = MAX_MATCH) -> Workspace:
+    """This thread's scratch memory for the functions below, some of which run without the interpreter's lock."""
     return _workspace(threading.get_ident(), vocabulary, window, limit)
 
 
 @lru_cache(maxsize=8)
-def _workspace(thread: int, vocabulary: int, window: int, limit: int) -> Work:
+def _workspace(thread: int, vocabulary: int, window: int, limit: int) -> Workspace:
     whole = np.zeros(vocabulary, np.int32)
     room = vocabulary * LEVELS
-    return Work(whole, whole.copy(), whole.copy(), whole.copy(), np.empty(limit + 2, np.int64),
-                np.empty(limit + 2, np.int64), np.empty((window + 1, 2), np.int32), np.zeros((LEVELS, 5)),
-                np.zeros(LEVELS, np.int64), np.zeros(LEVELS + 1, np.int64), np.zeros(2, np.int64),
-                np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.int32))
+    return Workspace(whole, whole.copy(), whole.copy(), whole.copy(), np.empty(limit + 2, np.int64),
+                     np.empty(limit + 2, np.int64), np.empty((window + 1, 2), np.int32), np.zeros((LEVELS, 5)),
+                     np.zeros(LEVELS, np.int64), np.zeros(LEVELS + 1, np.int64), np.zeros(2, np.int64),
+                     np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.int32))
 
 
 @jit()
-def list_run(tables, level, left, right, work, used):
-    """Append the followers of a run to the lists; returns where they end."""
+def append_followers(tables, level, left, right, work, used):
+    """Append the followers of a run to the lists of `work` from `used` on; returns where they end."""
     node = find_node(tables, level, left, right)
     if node >= 0:
         begin, end = tables.node_entries[node], tables.node_entries[node + 1]
@@ -405,8 +414,8 @@ def list_run(tables, level, left, right, work, used):
             work.second[used] = tables.entry_kinds[e]
             used += 1
         return used
-    distinct = _count_run(tables.following, tables.common, left, right, level, work.seen_count, work.seen_kinds,
-                          work.seen_group, work.touched)
+    distinct = _count_followers(tables.following, tables.common, left, right, level, work.seen_count, work.seen_kinds,
+                                work.seen_group, work.touched)
     for j in range(distinct):
         x = work.touched[j]
         work.token[used] = x
@@ -420,6 +429,7 @@ def list_run(tables, level, left, right, work, used):
 
 @jit()
 def _sum_level(work, level):
+    """Fill `found` of a level from its followers."""
     begin, end = work.bounds[level], work.bounds[level + 1]
     n, once, second = 0, 0, 0
     for e in range(begin, end):
@@ -433,32 +443,35 @@ def _sum_level(work, level):
 
 
 @jit()
-def collect(tables, context, whole, work):
-    """Fill `work` with all that the corpus and the sequence's own past say about one context (newest token last)."""
+def collect_counts(tables, context, whole, work):
+    """Fill `work` with the counts of the corpus and of the sequence's own past after a context (newest token last)."""
     work.found[:] = 0
-    deep = descend(tables, context, whole, REACH, work.left, work.right)
+    deep = find_runs(tables, context, whole, MAX_MATCH, work.left, work.right)
     work.depth[0] = deep
     used, levels = 0, work.order.size
-    corpus = levels - RECENT.size
+    corpus = levels - HISTORY_ORDERS.size
     for level in range(corpus):
         work.bounds[level] = used
-        order = STATIC[level] if level < STATIC.size else deep
+        order = CORPUS_ORDERS[level] if level < CORPUS_ORDERS.size else deep
         work.order[level] = order
-        if order <= deep and (level < STATIC.size or order > STATIC[-1]):
+        if order <= deep and (level < CORPUS_ORDERS.size or order > CORPUS_ORDERS[-1]):
             left, right = work.left[order], work.right[order]
-            if level and order == STATIC[level - 1] + 1 and left == work.left[order - 1] \
+            if level and order == CORPUS_ORDERS[level - 1] + 1 and left == work.left[order - 1] \
                     and right == work.right[order - 1]:
-                for e in range(work.bounds[level - 1], work.bounds[level]):    # the same run: the same followers
+                # The same run has the same followers. Their second weights are copied too, so they are those of the
+                # shorter context, 1 each: fitted models rely on it.
+                for e in range(work.bounds[level - 1], work.bounds[level]):
                     work.token[used] = work.token[e]
                     work.count[used] = work.count[e]
                     work.second[used] = work.second[e]
                     used += 1
             else:
-                used = list_run(tables, order, left, right, work, used)
+                used = append_followers(tables, order, left, right, work, used)
         work.bounds[level + 1] = used
         _sum_level(work, level)
 
-    # The own past: matches[0..hits) are (place, length) of earlier places preceded by the newest token, latest first.
+    # The own past: matches[0..hits) are (position, length of the shared context) of earlier positions after the newest
+    # token, latest first.
     length = context.size
     hits, longest = 0, 0
     if length:
@@ -466,7 +479,7 @@ def collect(tables, context, whole, work):
         for j in range(length - 1, 0, -1):
             if context[j - 1] == last:
                 k = 1
-                while k < REACH and j - 1 - k >= 0 and context[j - 1 - k] == context[length - 1 - k]:
+                while k < MAX_MATCH and j - 1 - k >= 0 and context[j - 1 - k] == context[length - 1 - k]:
                     k += 1
                 work.matches[hits, 0] = j
                 work.matches[hits, 1] = k
@@ -474,7 +487,7 @@ def collect(tables, context, whole, work):
                 longest = max(longest, k)
     work.depth[1] = longest
     for level in range(corpus, levels):
-        order = RECENT[level - corpus]
+        order = HISTORY_ORDERS[level - corpus]
         work.order[level] = order
         latest, distinct = -1, 0
         if order == 0:
@@ -500,7 +513,7 @@ def collect(tables, context, whole, work):
             x = work.touched[j]
             work.token[used] = x
             work.count[used] = work.seen_count[x]
-            work.second[used] = j == 0                     # listed latest first
+            work.second[used] = j == 0  # followers are listed latest first
             work.seen_count[x] = 0
             used += 1
         work.bounds[level + 1] = used
@@ -509,9 +522,9 @@ def collect(tables, context, whole, work):
 
 
 @jit()
-def features(work, length, out):
-    """(LEVELS, FEATURES) of what `collect` found: counts on a log scale, of each level and of its neighbours."""
-    corpus = STATIC.size + 1
+def compute_features(work, length, out):
+    """Fill out (LEVELS, FEATURES) from the collected counts: on a log scale, of each level and of its neighbours."""
+    corpus = CORPUS_ORDERS.size + 1
     log = np.log1p
     for level in range(work.order.size):
         own = 1 if level >= corpus else 0
@@ -519,7 +532,7 @@ def features(work, length, out):
         second, age = work.found[level, 3], work.found[level, 4]
         order = work.order[level]
         first, last = (corpus, LEVELS - 1) if own else (0, corpus - 1)
-        across = min(order, RECENT.size - 1) + corpus if not own else min(order, STATIC.size - 1)
+        across = min(order, HISTORY_ORDERS.size - 1) + corpus if not own else min(order, CORPUS_ORDERS.size - 1)
         row = out[level]
         row[0], row[1], row[2], row[3] = log(n), log(t), log(once), log(age) if own else log(second)
         row[4], row[5], row[6] = t / (n + 1), once / (t + 1), t / (second + 1)
@@ -535,11 +548,11 @@ def features(work, length, out):
 
 
 class Trust(NamedTuple):
-    """How far each level is believed over the shorter ones: two small networks, shared by all levels of a source.
+    """The gates of the blend: two small networks, for the corpus (0) and the own past (1), shared by their levels.
 
-    into (2, H, FEATURES), into_bias (2, H), out (2, 2, H), out_bias (2, 2): source 0 the corpus, 1 the own past; the
-        outputs are logits of passing on to the shorter context, and of the plain counts against the second weights.
-    discount: (2, LEVELS), taken off every count and every second weight.
+    into (2, H, FEATURES), into_bias (2, H), out (2, 2, H), out_bias (2, 2): the outputs are logits of passing on to the
+        next level, and of using the counts rather than the second weights.
+    discount: (2, LEVELS), subtracted from every count and every second weight.
     """
 
     into: np.ndarray
@@ -549,22 +562,23 @@ class Trust(NamedTuple):
     discount: np.ndarray
 
 
-# Corpus order k is asked, then order k of the own past, then the next shorter ones; the uniform distribution is last.
-ASKED = np.array([level for k in range(STATIC.size + 1) for level in
-                  [k] + [STATIC.size + 1 + i for i, order in enumerate(RECENT) if order == k]])
+# Levels from the shortest context on; the blend goes through them backwards: of each order the own past first, then the
+# corpus, then the next shorter order; the uniform distribution is last.
+LEVEL_ORDER = np.array([level for k in range(CORPUS_ORDERS.size + 1) for level in
+                        [k] + [CORPUS_ORDERS.size + 1 + i for i, order in enumerate(HISTORY_ORDERS) if order == k]])
 
 
 @jit()
-def weigh(work, trust, rows, weights):
-    """weights (LEVELS, 2): of each level's discounted counts and second weights; returns what is left for uniform."""
+def level_weights(work, trust, rows, weights):
+    """Fill weights (LEVELS, 2) of each level's discounted counts and second weights; returns the uniform's weight."""
     hidden = trust.into.shape[1]
     left = 1.0
     weights[:] = 0
     for a in range(work.order.size - 1, -1, -1):
-        level = ASKED[a]
+        level = LEVEL_ORDER[a]
         if work.found[level, 1] == 0:
             continue
-        source = 1 if level > STATIC.size else 0
+        source = 1 if level > CORPUS_ORDERS.size else 0
         pass_on, plain = trust.out_bias[source, 0], trust.out_bias[source, 1]
         for h in range(hidden):
             z = trust.into_bias[source, h]
@@ -582,8 +596,8 @@ def weigh(work, trust, rows, weights):
 
 
 @jit()
-def spread(work, trust, weights, left, out):
-    """The distribution (V,) that the weights of `weigh` make of the listed counts."""
+def mix_levels(work, trust, weights, left, out):
+    """Fill out (V,) with the mixture of all levels' distributions by the weights of `level_weights`."""
     out[:] = left / out.size
     for level in range(work.order.size):
         n, t, second = work.found[level, 0], work.found[level, 1], work.found[level, 3]
@@ -598,25 +612,26 @@ def spread(work, trust, weights, left, out):
 
 @jit()
 def blend_row(tables, context, whole, trust, work, rows, weights, out):
-    """One context's blended distribution (V,), and its features (`rows`) and weights on the way."""
-    collect(tables, context, whole, work)
-    features(work, context.size, rows)
-    left = weigh(work, trust, rows, weights)
-    spread(work, trust, weights, left, out)
+    """Fill out (V,) with the blended distribution after a context, and rows and weights with its features and
+    weights."""
+    collect_counts(tables, context, whole, work)
+    compute_features(work, context.size, rows)
+    left = level_weights(work, trust, rows, weights)
+    mix_levels(work, trust, weights, left, out)
 
 
 @jit(nogil=True)
-def observe(tables, document, begin, end, window, work, rows, facts):
-    """What the blend is fitted on, for the tokens [begin, end) of a document.
+def observe_document(tables, document, begin, end, window, work, rows, facts):
+    """Collect the training data of the gates, for the tokens [begin, end) of a document.
 
     rows: (m, LEVELS, FEATURES) float32. facts: (m, LEVELS, 5) float32: n, t, total of second weights, and the count
-    and second weight of the token that did follow.
+    and second weight of the actual next token.
     """
     scratch = np.empty((LEVELS, FEATURES))
     for i in range(begin, end):
         low = max(0, i - window)
-        collect(tables, document[low:i], low == 0, work)
-        features(work, i - low, scratch)
+        collect_counts(tables, document[low:i], low == 0, work)
+        compute_features(work, i - low, scratch)
         row, fact = rows[i - begin], facts[i - begin]
         fact[:] = 0
         for level in range(work.order.size):
@@ -633,7 +648,8 @@ def observe(tables, document, begin, end, window, work, rows, facts):
 
 @jit(nogil=True)
 def blend_document(tables, document, begin, end, window, trust, work, out):
-    """Distributions (end - begin, V) of the tokens [begin, end) of a document, each from what precedes it."""
+    """Fill out (end - begin, V) with the distributions of the tokens [begin, end) of a document, each given those
+    before it."""
     rows, weights = np.empty((LEVELS, FEATURES)), np.empty((LEVELS, 2))
     for i in range(begin, end):
         low = max(0, i - window)
@@ -641,19 +657,19 @@ def blend_document(tables, document, begin, end, window, trust, work, out):
 
 
 # ------------------------------------------------------------------------------------------------------------------
-# The classical estimates of one order.
+# The classical estimates: Markov, Witten-Bell, Kneser-Ney.
 
 MARKOV, WITTEN_BELL, KNESER_NEY = 0, 1, 2
 
 
 @jit()
-def plain_row(tables, context, whole, order, smoothing, backoff, discount, work, out):
-    """One context's distribution (V,) from counts of orders 0..order.
+def classical_row(tables, context, whole, order, smoothing, backoff, discount, work, out):
+    """Fill out (V,) with the distribution after a context from counts of orders 0..order.
 
-    backoff: without it the context of exactly `order` tokens (fewer only at the start) is asked, uniform if unseen.
-    discount: (order + 1,), used by Kneser-Ney.
+    backoff: of Markov; without it only the context of exactly `order` tokens counts (fewer at the start of a document),
+    and unseen ones give a uniform distribution. discount: (order + 1,), of Kneser-Ney.
     """
-    deep = descend(tables, context, whole, order, work.left, work.right)
+    deep = find_runs(tables, context, whole, order, work.left, work.right)
     full = min(order, context.size + whole)
     lowest = 0
     if smoothing == MARKOV:
@@ -664,8 +680,8 @@ def plain_row(tables, context, whole, order, smoothing, backoff, discount, work,
     out[:] = 0
     left = 1.0
     for k in range(deep, lowest - 1, -1):
-        used = list_run(tables, k, work.left[k], work.right[k], work, 0)
-        # Kneser-Ney asks the shorter contexts in how many longer ones a token followed, not how often
+        used = append_followers(tables, k, work.left[k], work.right[k], work, 0)
+        # Kneser-Ney counts, for contexts shorter than the full one, distinct longer contexts instead of occurrences.
         kinds = smoothing == KNESER_NEY and k < full
         n = 0
         for e in range(used):
@@ -687,18 +703,19 @@ def plain_row(tables, context, whole, order, smoothing, backoff, discount, work,
 
 
 @jit(nogil=True)
-def plain_document(tables, document, begin, end, start, order, smoothing, backoff, discount, work, out):
-    """Distributions (end - begin, V) of the tokens [begin, end) of a document, each from what precedes it."""
+def classical_document(tables, document, begin, end, start, order, smoothing, backoff, discount, work, out):
+    """Fill out (end - begin, V) with the distributions of the tokens [begin, end) of a document, each given those
+    before it."""
     for i in range(begin, end):
         low = max(0, i - order)
-        plain_row(tables, document[low:i], start and low == 0, order, smoothing, backoff, discount, work,
-                  out[i - begin])
+        classical_row(tables, document[low:i], start and low == 0, order, smoothing, backoff, discount, work,
+                      out[i - begin])
 
 
 @jit()
-def seen_once_and_twice(tables, order, out):
-    """out (order + 1, 2): at each order, how many (context, follower) pairs were seen once and twice; below the
-    highest order, seen after that many distinct longer contexts."""
+def counts_of_counts(tables, order, out):
+    """Fill out (order + 1, 2): at each order, how many (context, follower) pairs occurred once and twice; below the
+    highest order, after that many distinct longer contexts."""
     following, common = tables.following, tables.common
     vocabulary = tables.first.size - 2
     count, kinds = np.zeros(vocabulary, np.int32), np.zeros(vocabulary, np.int32)
@@ -710,7 +727,7 @@ def seen_once_and_twice(tables, order, out):
             right = left + 1
             while right < following.size and common[right] >= level:
                 right += 1
-            distinct = _count_run(following, common, left, right, level, count, kinds, seen, touched)
+            distinct = _count_followers(following, common, left, right, level, count, kinds, seen, touched)
             for j in range(distinct):
                 x = touched[j]
                 c = count[x] if level == order else kinds[x]
@@ -722,12 +739,12 @@ def seen_once_and_twice(tables, order, out):
 
 
 # ------------------------------------------------------------------------------------------------------------------
-# Nodes of a chain or a tree that follow a remembered past.
+# Decoding: nodes of a chain or tree of draft tokens after a remembered past.
 
 
 @jit()
-def _lay(past, tokens, chain, b, scratch):
-    """Write the past of row b and, of a chain, its nodes behind it."""
+def _copy_past(past, tokens, chain, b, scratch):
+    """Copy the past of row b and, if the draft is a chain, its nodes after it."""
     size = past.shape[1]
     for i in range(size):
         scratch[i] = past[b, i]
@@ -736,8 +753,8 @@ def _lay(past, tokens, chain, b, scratch):
 
 
 @jit()
-def _contexts(past, tokens, parents, chain, at, b, m, scratch):
-    """Write the context of node at[b, m] (itself the newest token) behind the past; returns where it ends."""
+def _write_context(past, tokens, parents, chain, at, b, m, scratch):
+    """Write the path to node at[b, m] (itself the newest token) after the past; returns where it ends."""
     size = past.shape[1]
     node = at[b, m]
     if chain:
@@ -756,36 +773,36 @@ def _contexts(past, tokens, parents, chain, at, b, m, scratch):
 
 @jit(nogil=True)
 def blend_nodes(tables, past, begins, whole, tokens, parents, chain, at, window, trust, work, out):
-    """Distributions (B, M, V) after the nodes `at` of a chain or tree. past: (B, S), valid from begins[b] on;
-    whole[b]: it reaches back to the start of the document."""
+    """Fill out (B, M, V) with the distributions after the nodes `at` of a chain or tree. past: (B, S), valid from
+    begins[b] on. whole[b]: it reaches back to the start of the document."""
     rows, weights = np.empty((LEVELS, FEATURES)), np.empty((LEVELS, 2))
     scratch = np.empty(past.shape[1] + tokens.shape[1], np.int32)
     for b in range(past.shape[0]):
-        _lay(past, tokens, chain, b, scratch)
+        _copy_past(past, tokens, chain, b, scratch)
         for m in range(at.shape[1]):
-            end = _contexts(past, tokens, parents, chain, at, b, m, scratch)
+            end = _write_context(past, tokens, parents, chain, at, b, m, scratch)
             low = max(begins[b], end - window)
             blend_row(tables, scratch[low:end], whole[b] and low == begins[b], trust, work, rows, weights, out[b, m])
 
 
 @jit(nogil=True)
-def plain_nodes(tables, past, begins, whole, tokens, parents, chain, at, start, order, smoothing, backoff, discount,
-                work, out):
+def classical_nodes(tables, past, begins, whole, tokens, parents, chain, at, start, order, smoothing, backoff, discount,
+                    work, out):
     """As `blend_nodes`, for the classical estimates."""
     scratch = np.empty(past.shape[1] + tokens.shape[1], np.int32)
     for b in range(past.shape[0]):
-        _lay(past, tokens, chain, b, scratch)
+        _copy_past(past, tokens, chain, b, scratch)
         for m in range(at.shape[1]):
-            end = _contexts(past, tokens, parents, chain, at, b, m, scratch)
+            end = _write_context(past, tokens, parents, chain, at, b, m, scratch)
             low = max(begins[b], end - order)
-            plain_row(tables, scratch[low:end], start and whole[b] and low == begins[b], order, smoothing, backoff,
-                      discount, work, out[b, m])
+            classical_row(tables, scratch[low:end], start and whole[b] and low == begins[b], order, smoothing, backoff,
+                          discount, work, out[b, m])
 
 
 @jit(nogil=True)
-def blend_draft(tables, past, begin, whole, window, trust, work, least, tokens):
-    """The likeliest continuation of one past (S,), valid from `begin` on, by the blend alone: fills `tokens` until one
-    is less likely than `least`; returns how many there are."""
+def blend_draft(tables, past, begin, whole, window, trust, work, min_probability, tokens):
+    """Draft greedily after one past (S,), valid from `begin` on: fills `tokens` until one is less likely than
+    `min_probability`; returns how many there are."""
     rows, weights = np.empty((LEVELS, FEATURES)), np.empty((LEVELS, 2))
     out = np.empty(tables.first.size - 2)
     size = past.size
@@ -796,7 +813,7 @@ def blend_draft(tables, past, begin, whole, window, trust, work, least, tokens):
         low = max(begin, size + n - window)
         blend_row(tables, scratch[low:size + n], whole and low == begin, trust, work, rows, weights, out)
         best = np.argmax(out)
-        if out[best] < least:
+        if out[best] < min_probability:
             return n
         tokens[n] = best
         scratch[size + n] = best

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segue.kernels import fla
-from segue.kernels.compiled import as_array, as_lines, as_mask, chunk_count, compiles
-from segue.kernels.cpu.room import room
+from segue.kernels.compiled import as_array, as_lines, as_mask, chunk_count, runs_compiled
+from segue.kernels.cpu.buffers import pooled_empty
 
 CHUNK = 32  # steps solved together
 
@@ -37,41 +37,41 @@ def delta_reference(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor
     return (torch.stack(outputs, 1) if outputs else v.new_zeros(*q.shape[:3], v.shape[-1])), state
 
 
-def unit(q: Tensor, k: Tensor, least: float) -> tuple[Tensor, Tensor]:
-    """Queries of length K^-0.5 and keys of length 1, but for those shorter than `least`."""
+def normalise_qk(q: Tensor, k: Tensor, least: float) -> tuple[Tensor, Tensor]:
+    """Normalise queries to length K^-0.5 and keys to length 1 (vectors shorter than `least` less than that)."""
     return F.normalize(q, dim=-1, eps=least) * q.shape[-1] ** -0.5, F.normalize(k, dim=-1, eps=least)
 
 
 def delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, starts: Tensor | None = None,
           lengths: Tensor | None = None, least: float = 0.0) -> tuple[Tensor, Tensor]:
-    """As `delta_reference`, chunk by chunk in the WY form: what the steps of a chunk write solves one triangular
-    system, and the states between chunks follow by matrix products.
+    """As `delta_reference`, chunk by chunk in the WY form: the writes of a chunk solve one triangular system, and the
+    states between chunks follow by matrix products.
 
-    least: queries and keys first become `unit`, but if it is 0. With `lengths` (B,) the state is the one after so many
-    nodes. Computed in float32 at least, since a product of reflections does not survive bfloat16, but where fla serves
-    half precision on a GPU; y is of the dtype of v, the last state of that of `state`.
+    least: normalise queries and keys first (`normalise_qk`), unless it is 0. With `lengths` (B,) the returned state is
+    the one after that many nodes. Computed in float32 at least, since a product of reflections does not survive
+    bfloat16, except where fla's kernels take half precision on a GPU; y has the dtype of v, the state that of `state`.
     """
     batch, n = k.shape[:2]
     if n == 0:
         return v.new_zeros(*q.shape[:3], v.shape[-1]), state
     kind, kept = v.dtype, state.dtype
-    if fla.serves("delta", v, k.shape[-1]):
+    if fla.supports("delta", v, k.shape[-1]):
         with torch.autocast("cuda", enabled=False):
             if least:
-                q, k = unit(q.float(), k.float(), least)
-            beta, starts = _ended(beta, starts, lengths)
+                q, k = normalise_qk(q.float(), k.float(), least)
+            beta, starts = _mask_padding(beta, starts, lengths)
             y, final = fla.delta(q, k, v, beta, state, starts)
             return y, final.to(kept)
     wide = torch.promote_types(kind, torch.promote_types(kept, torch.float32))
     q, k, v, beta, state = (x.to(wide) for x in (q, k, v, beta, state))
     with torch.autocast(q.device.type, enabled=False):
-        if compiles(q) and not (n == 1 and starts is None and lengths is None):
+        if runs_compiled(q) and not (n == 1 and starts is None and lengths is None):
             ends = torch.full((batch,), n) if lengths is None else lengths
             k, v, beta = (x.flatten(1, 2) for x in (k, v, beta))
             y, final, *_ = _Delta.apply(q, k, v, beta, state, as_mask(q, starts), ends, least, torch.is_grad_enabled())
             return y.to(kind), final.to(kept)
         if least:
-            q, k = unit(q, k, least)
+            q, k = normalise_qk(q, k, least)
         if n == 1 and starts is None and lengths is None:  # a step
             y, final = delta_reference(q, k, v, beta, state)
         else:
@@ -81,9 +81,9 @@ def delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, starts: 
 
 def _by_chunks(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, starts: Tensor | None,
                lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`delta` in torch, of queries and keys as they are."""
+    """`delta` in torch, without normalising queries and keys."""
     n, steps = k.shape[1:3]
-    beta, starts = _ended(beta, starts, lengths)
+    beta, starts = _mask_padding(beta, starts, lengths)
     chunk = min(max(1, CHUNK // steps), n)
     pad = -n % chunk
 
@@ -92,7 +92,7 @@ def _by_chunks(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, sta
         return x.permute(0, 4, 1, 2, 3, 5).flatten(3, 4)
 
     q, k, v, beta = chunked(q[:, :, None]), chunked(k), chunked(v), chunked(beta[..., None])
-    before, seen = _order(chunk, steps, q.device)
+    before, seen = _step_order(chunk, steps, q.device)
     from_state, writes = q, k
     keeps = None
     if starts is not None:
@@ -121,8 +121,8 @@ def _by_chunks(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, sta
     return y.flatten(2, 3)[:, :, :n].transpose(1, 2), final
 
 
-def _ended(beta: Tensor, starts: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Strengths and starts where nodes past the length do nothing, as a step of strength 0 does."""
+def _mask_padding(beta: Tensor, starts: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Strengths and starts with nodes past each row's length switched off, by strength 0."""
     if lengths is None:
         return beta, starts
     live = torch.arange(beta.shape[1], device=beta.device) < lengths[:, None]
@@ -140,12 +140,13 @@ class _Delta(torch.autograd.Function):
         (batch, length, heads, _), width, many = q.shape, v.shape[3], k.shape[1] // q.shape[1]
         tasks = batch * heads
         count = chunk_count(length, max(1, chunks.CHUNK // many), starts) if learning else 0
-        y, final = room(q, batch, length, heads, width), torch.empty(state.shape, dtype=q.dtype)
-        kept, errors = room(q, tasks, count, *state.shape[2:]), room(q, tasks, k.shape[1] if learning else 0, width)
+        y, final = pooled_empty(q, batch, length, heads, width), torch.empty(state.shape, dtype=q.dtype)
+        kept = pooled_empty(q, tasks, count, *state.shape[2:])
+        errors = pooled_empty(q, tasks, k.shape[1] if learning else 0, width)
         edges = torch.zeros(tasks, count + 1, dtype=torch.long)
-        threads.share(chunks.delta, tasks, *map(as_lines, (q, k, v)), as_array(beta), many,
-                      *map(as_array, (starts, lengths, state)), least,
-                      *(x.numpy() for x in (y, final, kept, errors, edges)))
+        threads.parallel_for(chunks.delta, tasks, *map(as_lines, (q, k, v)), as_array(beta), many,
+                             *map(as_array, (starts, lengths, state)), least,
+                             *(x.numpy() for x in (y, final, kept, errors, edges)))
         return y, final, kept, errors, edges
 
     @staticmethod
@@ -160,28 +161,28 @@ class _Delta(torch.autograd.Function):
         from segue.kernels.cpu import chunks, threads
 
         q, k, beta, starts, kept, errors, edges = ctx.saved_tensors
-        dq, dk, dv = room(q, *q.shape), room(q, *k.shape), room(q, *k.shape[:3], dy.shape[3])
-        dbeta, dstate = room(q, *beta.shape), torch.empty(dfinal.shape, dtype=q.dtype)
+        dq, dk, dv = pooled_empty(q, *q.shape), pooled_empty(q, *k.shape), pooled_empty(q, *k.shape[:3], dy.shape[3])
+        dbeta, dstate = pooled_empty(q, *beta.shape), torch.empty(dfinal.shape, dtype=q.dtype)
         tasks, many = q.shape[0] * q.shape[2], k.shape[1] // q.shape[1]
-        threads.share(chunks.delta_backward, tasks, *map(as_lines, (q, k)), as_array(beta), many,
-                      as_array(starts), ctx.least, *map(as_array, (kept, errors, edges, dy, dfinal)),
-                      *(x.numpy() for x in (dq, dk, dv, dbeta, dstate)))
+        threads.parallel_for(chunks.delta_backward, tasks, *map(as_lines, (q, k)), as_array(beta), many,
+                             as_array(starts), ctx.least, *map(as_array, (kept, errors, edges, dy, dfinal)),
+                             *(x.numpy() for x in (dq, dk, dv, dbeta, dstate)))
         return dq, dk, dv, dbeta, dstate, None, None, None, None
 
 
 def delta_matrix(q: Tensor, k: Tensor, beta: Tensor) -> Tensor:
-    """(B, H, M, T, T): what the values of each of the M steps are multiplied with, from a fresh state."""
+    """(B, H, M, T, T): the matrix that maps the values of each of the M steps to the outputs, from a zero state."""
     n, steps = k.shape[1:3]
     q, rows = q.transpose(1, 2), k.permute(0, 3, 1, 2, 4).flatten(2, 3)  # (B, H, T M, K)
     strength = beta.permute(0, 3, 1, 2).flatten(2)
-    before, seen = _order(n, steps, q.device)
+    before, seen = _step_order(n, steps, q.device)
     system = (strength[..., None] * rows @ rows.mT).masked_fill(~before, 0.0)
     local = (q @ rows.mT).masked_fill(~seen, 0.0)
     matrix = torch.linalg.solve_triangular(system, local, upper=False, left=False, unitriangular=True)
     return (matrix * strength[..., None, :]).unflatten(-1, (n, steps)).movedim(-1, 2)
 
 
-def _order(tokens: int, steps: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Which steps come before which, (C M, C M), and which are done when a token is read, (C, C M)."""
+def _step_order(tokens: int, steps: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which steps come before which, (C M, C M) bool, and which come before a token's output, (C, C M) bool."""
     step = torch.arange(tokens * steps, device=device)
     return step[:, None] > step, torch.arange(tokens, device=device)[:, None] >= step // steps

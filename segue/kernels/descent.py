@@ -1,5 +1,4 @@
-"""Linear models of sparse rows by descent in the dual, a coordinate at a time (Hsieh et al. 2008), compiled with
-Numba."""
+"""Linear models of sparse rows by dual coordinate descent (Hsieh et al. 2008), compiled with Numba."""
 
 from __future__ import annotations
 
@@ -7,13 +6,14 @@ from numba import njit
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def descend(starts, columns, values, wanted, strength, hinge, weight, dual, orders, tolerance):
-    """Lower |w|^2 / 2 + strength * sum of the squared losses, in place. hinge: losses max(0, 1 - y f) of wanted -1 and
-    1; else y - f.
+def dual_coordinate_descent(starts, columns, values, wanted, strength, hinge, weight, dual, orders, tolerance):
+    """Minimise |w|^2 / 2 + strength * sum of the squared losses, in place. hinge: losses max(0, 1 - y f) of targets y =
+    -1 and 1; else y - f.
 
-    Row i has values[starts[i]:starts[i + 1]] in these columns, and a 1 behind them. weight: (D + 1,) is the sum of the
-    rows by their dual (N,) (and by wanted, with hinge); give both as they were left to go on. orders: (rounds, N), in
-    which each round takes the rows; a round that moves no row's error by more than the tolerance is the last.
+    Row i has values[starts[i]:starts[i + 1]] in its columns, and a constant 1 after them. weight: (D + 1,), the sum of
+    the rows weighted by dual (N,) (with hinge, times their targets); pass both as they were left to continue. orders:
+    (rounds, N), the order of the rows in each round; a round that changes no row's error by more than the tolerance is
+    the last.
     """
     ridge, bias = 1 / (2 * strength), weight.size - 1
     for order in orders:
@@ -41,7 +41,7 @@ def descend(starts, columns, values, wanted, strength, hinge, weight, dual, orde
 
 
 @njit(cache=True, nogil=True)
-def products(starts, columns, values, weights, out):
+def sparse_matmul(starts, columns, values, weights, out):
     """out (N, C) += sparse rows (N, D) @ weights (D, C)."""
     for i in range(starts.size - 1):
         for j in range(starts[i], starts[i + 1]):

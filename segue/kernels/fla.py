@@ -1,9 +1,9 @@
 """The chunked Triton kernels of flash-linear-attention (Yang & Zhang 2024; package `fla-core`) for gated linear
-attention, the delta rule and state space duality on GPUs, as `segue.kernels.gla`, `delta` and `ssd` have them.
+attention, the delta rule and state space duality on GPUs, with the interfaces of `segue.kernels.gla`, `delta`, `ssd`.
 
-fla keeps the states between chunks in the dtype of the values, and multiplies float32 in TF32 at best: half precision
-always comes here, float32 only where `torch.backends.cuda.matmul.allow_tf32` says that TF32 is welcome, and never for
-the delta rule, which fla has in half precision alone. The last state is float32.
+fla keeps the states between chunks in the dtype of the values, and multiplies float32 in TF32 at best. So half
+precision always uses these kernels, float32 only if `torch.backends.cuda.matmul.allow_tf32` is set, and never for the
+delta rule, which fla has in half precision only. The last state is float32.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ LEAST = 64  # a width on the kernels' side: with narrower keys, some of fla's we
 Pair = tuple[Tensor, Tensor]
 
 
-def serves(kernel: str, v: Tensor, keys: int) -> bool:
+def supports(kernel: str, v: Tensor, keys: int) -> bool:
     """Whether fla's kernel "gla", "linear", "ssd" or "delta" takes values v (B, T, H, ...) with keys of this width."""
     tf32 = torch.backends.cuda.matmul.allow_tf32 and kernel != "delta"
     kinds = (torch.bfloat16, torch.float16, *((torch.float32,) if tf32 else ()))
     return (v.device.type == "cuda" and v.dtype in kinds and v.shape[1] > 1 and v.numel() > 0
             and 0 < keys <= MOST_KEYS and not torch.compiler.is_compiling() and _installed()
-            and _is_right(kernel, v.shape[-2], _widened(keys), _widened(v.shape[-1]), v.dtype, v.device))
+            and _matches_reference(kernel, v.shape[-2], _pad_widths(keys), _pad_widths(v.shape[-1]), v.dtype, v.device))
 
 
 def gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor, starts: Tensor | None) -> Pair:
@@ -44,15 +44,16 @@ def gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor, starts
 
 
 def ssd(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, starts: Tensor | None) -> Pair:
-    """q, k: (B, T, G, K), each shared by H / G heads; v: (B, T, H, E), times the write strength; g: (B, T, H)."""
+    """As `segue.kernels.ssd`, with q, k: (B, T, G, K), each shared by H / G heads; v: (B, T, H, E), times the write
+    strength; g: (B, T, H)."""
     q, k = (x.to(v.dtype).repeat_interleave(v.shape[2] // x.shape[2], 2) for x in (q, k))
     return _by_documents(_simple_gla, (q, k, v), (g.float(),), state, starts)
 
 
 def delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, starts: Tensor | None) -> Pair:
-    """As `segue.kernels.delta.delta_reference`: M steps a token are M tokens, of which the last is asked."""
+    """As `segue.kernels.delta.delta_reference`: M steps per token become M tokens, of which the last has the query."""
     many = k.shape[2]
-    q = _filled(q[:, :, None], (0, 0, 0, 0, many - 1, 0)).flatten(1, 2)
+    q = _pad(q[:, :, None], (0, 0, 0, 0, many - 1, 0)).flatten(1, 2)
     k, v, beta = (x.flatten(1, 2) for x in (k, v, beta))
     starts = None if starts is None else F.pad(starts[..., None], (0, many - 1)).flatten(1)
     y, final = _by_documents(_delta, (q.to(v.dtype), k.to(v.dtype), v), (beta.to(v.dtype),), state, starts)
@@ -61,15 +62,15 @@ def delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, starts: 
 
 def _by_documents(kernel: Callable[..., Pair], wide: tuple[Tensor, ...], narrow: tuple[Tensor, ...], state: Tensor,
                   starts: Tensor | None) -> Pair:
-    """A kernel over rows in which documents start.
+    """Run a kernel over rows in which documents start.
 
-    kernel: of `wide` (B, T, H, X), `narrow` (B, T, H), states (N, H, K, E) and edges. With edges (N + 1,) there is one
-    row, a document from each edge to the next, and a state for each; None: a row is a document. Widths become powers
-    of two from LEAST on: zeros change nothing.
+    kernel: takes `wide` (B, T, H, X), `narrow` (B, T, H), states (N, H, K, E) and edges. With edges (N + 1,) there is
+    one row, with a document from each edge to the next, and a state for each; None: each row is a document. Widths are
+    padded with zeros to powers of two of at least LEAST.
     """
     (rows, length), (keys, values) = wide[0].shape[:2], state.shape[2:]
-    wide = tuple(_filled(x, (0, _widened(x.shape[-1]) - x.shape[-1])) for x in wide)
-    state = _filled(state.float(), (0, _widened(values) - values, 0, _widened(keys) - keys))
+    wide = tuple(_pad(x, (0, _pad_widths(x.shape[-1]) - x.shape[-1])) for x in wide)
+    state = _pad(state.float(), (0, _pad_widths(values) - values, 0, _pad_widths(keys) - keys))
     if starts is None:
         y, final = kernel(*wide, *narrow, state, None)
     else:
@@ -86,12 +87,12 @@ def _by_documents(kernel: Callable[..., Pair], wide: tuple[Tensor, ...], narrow:
     return y[..., :values], final[..., :keys, :values]
 
 
-def _widened(width: int) -> int:
+def _pad_widths(width: int) -> int:
     return max(LEAST, 1 << (width - 1).bit_length())
 
 
-def _filled(x: Tensor, by: tuple[int, ...]) -> Tensor:
-    """Zeros around it, and no copy where there are none."""
+def _pad(x: Tensor, by: tuple[int, ...]) -> Tensor:
+    """Pad with zeros, without a copy where nothing is added."""
     return F.pad(x, by) if any(by) else x
 
 
@@ -125,9 +126,10 @@ def _installed() -> bool:
 
 
 @cache
-def _is_right(kernel: str, heads: int, keys: int, values: int, kind: torch.dtype, device: torch.device) -> bool:
-    """Whether a kernel says on this machine, at these sizes, what a loop says, gradients included: compilers of Triton
-    were seen to make wrong ones, which nothing else would tell."""
+def _matches_reference(kernel: str, heads: int, keys: int, values: int, kind: torch.dtype,
+                       device: torch.device) -> bool:
+    """Whether a kernel agrees with the plain loop on this machine at these sizes, gradients included: some versions of
+    Triton's compiler were seen to make wrong kernels without any error."""
     from segue.kernels.delta import delta_reference
     from segue.kernels.gla import gla_reference
 

@@ -36,8 +36,8 @@ def gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor, starts
         lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """As `gla_reference`, chunk by chunk: matrix products inside a chunk, one state update between chunks.
 
-    g must not be below FLOOR. With `lengths` (B,) the state is the one after so many nodes. Decays and the state are
-    kept in float32 at least, also where the products are in bfloat16.
+    g must not be below FLOOR. With `lengths` (B,) the returned state is the one after that many nodes. Decays and the
+    state are kept in float32 at least, also where the products are in bfloat16.
     """
     batch, n, heads, _ = q.shape
     if n == 0:
@@ -49,7 +49,7 @@ def gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor, starts
         live = (torch.arange(n, device=q.device) < lengths[:, None])[..., None, None]
         k, g = k * live, None if g is None else g * live
         starts = None if starts is None else starts & live[:, :, 0, 0]
-    if fla.serves("linear" if g is None else "gla", v, k.shape[-1]):
+    if fla.supports("linear" if g is None else "gla", v, k.shape[-1]):
         y, final = fla.gla(q, k, v, g, state, starts)
         return y, final.to(state.dtype)
     chunk = -(-n // -(-n // CHUNK))  # as long as each other, so that little is filled up

@@ -1,7 +1,8 @@
-"""Loops over graphs, compiled with Numba: minimum spanning forests round by round, neighbourhoods, distances, walks.
+"""Graph algorithms, compiled with Numba: minimum spanning forests by rounds, neighbourhoods, distances, random walks.
 
-A graph of n nodes is given by its edges (ends `u` and `v`), or, for walking along, by `begins` (n + 1,) and `others`:
-the neighbours of node i are others[begins[i]:begins[i + 1]] (see `neighbours`). Several graphs are one with parts.
+A graph of n nodes is given by its edges (ends `u` and `v`), or as an adjacency list by `begins` (n + 1,) and `others`:
+the neighbours of node i are others[begins[i]:begins[i + 1]] (see `adjacency`). Several graphs are given as one graph of
+several components.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 import numpy as np
 
 from segue.kernels.jit import jit
-from segue.kernels.linkage import root
+from segue.kernels.linkage import find_root
 
 
-def neighbours(n: int, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """begins and others of undirected edges, the neighbours of each node in the order of the edges."""
+def adjacency(n: int, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The adjacency list (begins, others) of undirected edges; a node's neighbours are in the order of the edges."""
     here, there = np.stack([u, v], 1).reshape(-1), np.stack([v, u], 1).reshape(-1)
     order = np.argsort(here, kind="stable")
     return np.searchsorted(here[order], np.arange(n + 1)), there[order]
@@ -21,16 +22,16 @@ def neighbours(n: int, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.nda
 
 @jit()
 def boruvka(n, u, v, rank):
-    """Contract edges in rounds: every cluster takes its strongest edge to another one (Borůvka 1926), those joined
-    become one cluster, until no edge leads out of any. rank: different numbers from 0 on in each graph, the strongest
+    """Borůvka's algorithm (1926): in each round every cluster takes its strongest edge to another one, and the joined
+    ones become one cluster, until no edge leaves any. rank: distinct numbers from 0 on in each graph, the strongest
     edge has the lowest.
 
-    Gives the clusters (R + 1, n), each called as one of its nodes, at first every node its own; which edges were taken,
-    (m,) bool; and the nodes in an order in which each cluster of each round stands together: the stronger the edge, the
-    nearer its ends; of two the one whose first node has the stronger edges comes first.
+    Returns the clusters (R + 1, n) of each round, each named by one of its nodes, at first every node its own; which
+    edges were taken, (m,) bool; and an order of the nodes in which the clusters of every round are contiguous: the
+    stronger an edge, the nearer its ends; of two clusters the one whose first node has the stronger edges comes first.
     """
     parent, taken = np.arange(n), np.zeros(u.size, np.bool_)
-    following, last = np.full(n, -1), np.arange(n)  # a chain for each cluster, from the node it is called as
+    following, last = np.full(n, -1), np.arange(n)  # a linked list for each cluster, from the node that names it
     key = np.zeros(n)
     for e in range(u.size):
         key[u[e]] += 1 / (1 + rank[e])
@@ -51,7 +52,7 @@ def boruvka(n, u, v, rank):
         for e in ordered:
             if best[label[u[e]]] != e and best[label[v[e]]] != e:
                 continue
-            a, b = root(parent, u[e]), root(parent, v[e])
+            a, b = find_root(parent, u[e]), find_root(parent, v[e])
             if a == b:  # two nodes joined twice, by edges of one rank
                 continue
             if key[b] > key[a] or (key[b] == key[a] and b < a):
@@ -64,7 +65,7 @@ def boruvka(n, u, v, rank):
             break
         now = np.empty(n, np.int64)
         for i in range(n):
-            now[i] = root(parent, i)
+            now[i] = find_root(parent, i)
         rounds.append(now)
     found = np.empty((len(rounds), n), np.int64)
     for at in range(len(rounds)):
@@ -81,8 +82,8 @@ def boruvka(n, u, v, rank):
 
 
 @jit()
-def balls(begins, others, k):
-    """(P, 3) node, radius 0 to k, and each node that is at most that far from it; the nearest first."""
+def k_hop_neighbourhoods(begins, others, k):
+    """(P, 3): for each node and radius 0 to k, each node within that distance, nearest first; (node, radius, other)."""
     n = begins.size - 1
     found = [(0, 0, 0) for _ in range(0)]
     seen = np.full(n, -1)
@@ -110,8 +111,8 @@ def balls(begins, others, k):
 
 
 @jit()
-def distances(begins, others, sources, targets, farthest):
-    """(len(sources),) how many edges from each source to its target; `farthest` where there are more, or no way."""
+def shortest_distances(begins, others, sources, targets, farthest):
+    """(len(sources),): the edges on a shortest path from each source to its target; `farthest` if more, or no path."""
     n = begins.size - 1
     seen, queue, far = np.full(n, -1), np.empty(n, np.int64), np.empty(n, np.int64)
     out = np.full(sources.size, farthest)
@@ -133,9 +134,9 @@ def distances(begins, others, sources, targets, farthest):
 
 
 @jit()
-def walks(begins, others, draws):
-    """(n, L + 1) nodes of a random walk from each node, by numbers (n, L) drawn from [0, 1); a node without edges is
-    not left."""
+def random_walks(begins, others, draws):
+    """(n, L + 1): the nodes of a random walk from each node. draws: (n, L) uniform numbers in [0, 1). A walk stays at a
+    node without edges."""
     n, length = draws.shape
     out = np.empty((n, length + 1), np.int64)
     for i in range(n):

@@ -1,5 +1,4 @@
-"""Drawing from scores by Gumbel-max, and gradients that pass a hard choice (the straight-through estimator; Bengio et
-al. 2013, arXiv 1308.3432)."""
+"""Sampling by the Gumbel-max trick, and the straight-through estimator (Bengio et al. 2013, arXiv 1308.3432)."""
 
 from __future__ import annotations
 
@@ -7,22 +6,23 @@ import torch
 from torch import Tensor
 
 
-def waiting(scores: Tensor, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Logarithms of exponential waiting times, the shape of `scores`; their negatives are Gumbel noise.
+def exponential_noise(scores: Tensor, generator: torch.Generator | None = None,
+                      dtype: torch.dtype = torch.float64) -> Tensor:
+    """Logarithms of exponential random numbers in the shape of `scores`; their negatives are Gumbel noise.
 
-    dtype: of the uniform numbers they are made of. In float32 those have 24 bits, so that none waits for less than
-    6e-8, and an event of chance 1e-7 comes with 0.73 of its chance, one of 3e-8 with 0.32: samplers of many steps then
-    miss what is rare.
+    dtype: of the uniform numbers that they are made from. In float32 those have 24 bits, so no exponential is below
+    6e-8, and an event of probability 1e-7 occurs with 0.73 of its probability, one of 3e-8 with 0.32: samplers of many
+    steps then miss rare events.
     """
     uniform = torch.rand(scores.shape, generator=generator, dtype=dtype, device=scores.device)
     return uniform.log_().neg_().log_()
 
 
 def gumbel_max(scores: Tensor, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Exact draws from softmax(scores): (..., V) -> (...) long. Scores may be -inf, but not all of a row."""
-    return waiting(scores, generator, dtype).neg_().add_(scores).argmax(-1)
+    """Samples of softmax(scores): (..., V) -> (...) long. Scores may be -inf, but not all of a row."""
+    return exponential_noise(scores, generator, dtype).neg_().add_(scores).argmax(-1)
 
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
-    """`hard` itself, to the last bit, with the gradient of `soft`."""
+    """The value of `hard`, bitwise, with the gradient of `soft`."""
     return hard + (soft - soft.detach())

@@ -1,4 +1,5 @@
-"""The loops of a hidden Markov model of K states over V symbols (Baum et al. 1970), compiled with Numba."""
+"""Forward and Baum-Welch passes of a hidden Markov model of K states over V symbols (Baum et al. 1970), compiled with
+Numba."""
 
 from __future__ import annotations
 
@@ -9,9 +10,9 @@ from segue.kernels.jit import jit
 
 @jit()
 def forward(ids, start, move, emit, alpha, scale):
-    """Fills alpha (n, K), the distribution of the state after each of the ids (n,), and scale (n,), the probability of
-    each element given those before it. One that is impossible tells nothing: the state then moves on as if unobserved.
-    start: (K,). move: (K, K). emit: (K, V)."""
+    """Fill alpha (n, K), the distribution of the state after each of the ids (n,), and scale (n,), the probability of
+    each element given those before it. An element of probability 0 is treated as unobserved. start: (K,). move: (K, K).
+    emit: (K, V)."""
     states = start.size
     for t in range(ids.size):
         total = 0.0
@@ -30,9 +31,9 @@ def forward(ids, start, move, emit, alpha, scale):
 
 
 @jit()
-def expect(flat, offsets, weights, start, move, emit, starts, moves, emits):
-    """One step of expectation over sequences flat[offsets[s] : offsets[s + 1]], each of a weight: adds what is expected
-    to `starts` (K,), `moves` (K, K) and `emits` (K, V); returns the weighted log-likelihood."""
+def expectation_step(flat, offsets, weights, start, move, emit, starts, moves, emits):
+    """The expectation step over weighted sequences flat[offsets[s] : offsets[s + 1]]: adds the expected counts to
+    `starts` (K,), `moves` (K, K) and `emits` (K, V); returns the weighted log-likelihood."""
     states = start.size
     longest = 1
     for s in range(weights.size):

@@ -1,4 +1,4 @@
-"""Linear attention without decay, both ways (`segue.kernels.gla` without decays is the causal one)."""
+"""Bidirectional linear attention without decay (`segue.kernels.gla` without decays is the causal one)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from segue.kernels.gla import gla
 
 
 def linear_attention_both_ways(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = None) -> Tensor:
-    """Each node reads all of its document: y_i = sum over j of (q_i . k_j) v_j, not normalised.
+    """Linear attention of each node to its whole document: y_i = sum over j of (q_i . k_j) v_j, not normalised.
 
     q, k: (B, T, H, K). v: (B, T, H, E). starts: (B, T) bool, where documents begin, or None. Returns (B, T, H, E).
     """
@@ -25,13 +25,13 @@ def linear_attention_both_ways(q: Tensor, k: Tensor, v: Tensor, starts: Tensor |
 
 
 def linear_attention_on_grid(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, ...], angles: Tensor) -> Tensor:
-    """Each node of a grid reads all: y_i = sum over j of (sum over e of q_ie k_je cos(d_ije angle_e)) v_j, where d_ije
-    is how many places i and j are apart along the axis of feature e. An axis after the other has len(angles) features,
-    those left have no axis. Nodes at one place of an axis share its angles, so what they write is summed up first, and
-    turned as one.
+    """Linear attention of each node of a grid to all: y_i = sum over j of (sum over e of q_ie k_je cos(d_ije angle_e))
+    v_j, where d_ije is the distance of i and j along the axis of feature e.
 
-    q, k: (B, N, H, K), v: (B, N, H, E), the nodes in row-major order. angles: of a place, in float64. Returns
-    (B, N, H, E).
+    The axes have len(angles) features each, in turn; the rest have none. Nodes at the same index of an axis share its
+    angles, so their writes are summed first and rotated together.
+    q, k: (B, N, H, K), v: (B, N, H, E), the nodes in row-major order. angles: per step along an axis, in float64.
+    Returns (B, N, H, E).
     """
     share = len(angles)
     rest = share * len(grid)

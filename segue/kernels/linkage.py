@@ -1,4 +1,4 @@
-"""Single linkage of sets by what they share, compiled with Numba."""
+"""Single-linkage clustering of sets by their overlap, compiled with Numba."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from segue.kernels.jit import jit
 
 
 @jit()
-def root(parent, i):
-    """The root of i, with the way there halved (Tarjan & van Leeuwen 1984)."""
+def find_root(parent, i):
+    """The root of i in a union-find forest, with path halving (Tarjan & van Leeuwen 1984)."""
     while parent[i] != i:
         parent[i] = parent[parent[i]]
         i = parent[i]
@@ -18,11 +18,11 @@ def root(parent, i):
 
 @jit()
 def linkage(words, offsets, having, begins, share):
-    """(n,) int64, the first member of the cluster of each of n sets: two are linked where they share at least `share`
+    """(n,) int64: the first member of each set's cluster. Two of the n sets are linked if they share at least `share`
     of the smaller one's words.
 
-    Set i is words[offsets[i]:offsets[i + 1]], different numbers each; having[begins[w]:begins[w + 1]] are the sets that
-    have the word w, in order. Each pair costs as many steps as it shares words.
+    Set i is words[offsets[i]:offsets[i + 1]], distinct numbers; having[begins[w]:begins[w + 1]] are the sets that
+    contain word w, in order. A pair costs as many steps as it shares words.
     """
     n = offsets.size - 1
     parent = np.arange(n)
@@ -42,9 +42,9 @@ def linkage(words, offsets, having, begins, share):
         size = offsets[i + 1] - offsets[i]
         for j in met[:count]:
             if shared[j] >= share * min(size, offsets[j + 1] - offsets[j]):
-                a, b = root(parent, i), root(parent, j)
+                a, b = find_root(parent, i), find_root(parent, j)
                 parent[max(a, b)] = min(a, b)
             shared[j] = 0
     for i in range(n):
-        parent[i] = root(parent, i)
+        parent[i] = find_root(parent, i)
     return parent

@@ -1,5 +1,5 @@
-"""The matrix memory of the mLSTM (Beck et al. 2024, arXiv 2405.04517): gated linear attention whose input gate is
-exponential, kept finite by a running maximum m and made a mean by a normaliser n.
+"""The matrix memory of the mLSTM (Beck et al. 2024, arXiv 2405.04517): gated linear attention with an exponential input
+gate, stabilised by a running maximum m and normalised by n.
 
 m_t = max(log f_t + m_{t-1}, i_t);  [C n]_t = exp(log f_t + m_{t-1} - m_t) [C n]_{t-1} + exp(i_t - m_t) k_t [v_t 1]^T
 y_t = C_t^T q_t / (max(|n_t q_t|, exp(-m_t)) + eps),  with log f = log sigmoid of the gate's input
@@ -15,16 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segue.kernels.compiled import as_array, as_lines, as_mask, chunk_count, compiles
-from segue.kernels.cpu.room import room
+from segue.kernels.compiled import as_array, as_lines, as_mask, chunk_count, runs_compiled
+from segue.kernels.cpu.buffers import pooled_empty
 
 CHUNK = 64
 EMPTY = -1e30
-"""The maximum of a memory that holds nothing: any input is larger."""
+"""The running maximum of an empty memory: below any input."""
 
 
-def _read(joined: Tensor, m: Tensor, eps: float) -> Tensor:
-    """From [C n] q to the output."""
+def _normalised_output(joined: Tensor, m: Tensor, eps: float) -> Tensor:
+    """The output from [C n]^T q."""
     return joined[..., :-1] / (torch.maximum(joined[..., -1:].abs(), (-m)[..., None].exp()) + eps)
 
 
@@ -34,7 +34,7 @@ def mlstm_reference(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, memor
     (B, H, K, E + 1), [C n]. m: (B, H). starts: (B, T) bool or None, the memory is empty again before these.
 
     Returns the outputs (B, T, H, E), the memory and m. No gradient flows through the maximum, on which y does not
-    depend (but for eps); it does flow into the m that is given, which weighs the memory.
+    depend (except for eps); it does flow into the given m, which scales the memory.
     """
     joined, outputs = F.pad(v, (0, 1), value=1.0), []
     for t in range(q.shape[1]):
@@ -45,7 +45,7 @@ def mlstm_reference(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, memor
         m = torch.maximum(kept, i[:, t]).detach()
         memory = (kept - m).exp()[..., None, None] * memory + (
             (i[:, t] - m).exp()[..., None] * k[:, t])[..., None] * joined[:, t, :, None]
-        outputs.append(_read((q[:, t, :, None] @ memory)[:, :, 0], m, eps))
+        outputs.append(_normalised_output((q[:, t, :, None] @ memory)[:, :, 0], m, eps))
     return (torch.stack(outputs, 1) if outputs else torch.zeros_like(v)), memory, m
 
 
@@ -54,7 +54,7 @@ def mlstm(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, memory: Tensor,
           eps: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
     """As `mlstm_reference`, chunk by chunk: the parallel form inside a chunk, one update of the memory between chunks.
 
-    With `lengths` (B,) the memory is the one after so many nodes. Gates and memory are kept in float32 at least.
+    With `lengths` (B,) the returned memory is the one after that many nodes. Gates and memory are float32 at least.
     """
     n, kind, kinds = q.shape[1], v.dtype, (memory.dtype, m.dtype)
     wide = torch.promote_types(i.dtype, torch.float32)
@@ -64,7 +64,7 @@ def mlstm(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, memory: Tensor,
     if n == 1 and starts is None and lengths is None:  # a step
         q, k, v, i, f, memory, m = (x.to(wide) for x in (q, k, v, i, f, memory, m))
         y, memory, m = mlstm_reference(q, k, v, i, f, memory, m, None, eps)
-    elif compiles(i.to(exact)):  # in float32 for bfloat16, too
+    elif runs_compiled(i.to(exact)):  # in float32 for bfloat16, too
         q, k, v, i, f, memory, m = (x.to(exact) for x in (q, k, v, i, f, memory, m))
         ends = torch.full(v.shape[:1], n) if lengths is None else lengths
         y, memory, m, *_ = _MLSTM.apply(q, k, v, i, f, memory, m, as_mask(v, starts), ends, eps,
@@ -76,7 +76,7 @@ def mlstm(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, memory: Tensor,
 
 def _by_chunks(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, memory: Tensor, m: Tensor, starts: Tensor | None,
                lengths: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """`mlstm` in torch; gates and memory are of one type, that of q, k and v may be a smaller one."""
+    """`mlstm` in torch; gates and memory have one dtype, q, k and v may have a smaller one."""
     n, kind, wide = q.shape[1], v.dtype, i.dtype
     chunk = min(CHUNK, n)
     pad = -n % chunk
@@ -118,12 +118,12 @@ def _by_chunks(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, memory: Te
         memories.append(memory)
         memory = torch.addcmul(adds, keeps, memory)
     read = local.to(wide) + (carried[..., None] * q) @ torch.stack(memories, 2)
-    y = _read(read, maximum, eps).movedim(1, 3).flatten(1, 2)[:, :n]
+    y = _normalised_output(read, maximum, eps).movedim(1, 3).flatten(1, 2)[:, :n]
     return y, memory, m
 
 
 class _MLSTM(torch.autograd.Function):
-    """Gives y, the memory, m, and what backward needs of the chunks."""
+    """The compiled form. Returns y, the memory, m, and what backward needs of the chunks."""
 
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, memory: Tensor, m: Tensor, starts: Tensor,
@@ -133,12 +133,12 @@ class _MLSTM(torch.autograd.Function):
         batch, length, heads, _ = v.shape
         tasks = batch * heads
         count = chunk_count(length, chunks.CHUNK, starts) if learning else 0
-        y, final, final_m = room(v, *v.shape), torch.empty(memory.shape, dtype=v.dtype), torch.empty_like(m)
-        kept, kept_m = room(v, tasks, count, *memory.shape[2:]), room(v, tasks, count)
-        norms, edges = room(v, batch, heads, length), torch.zeros(tasks, count + 1, dtype=torch.long)
-        threads.share(chunks.mlstm, tasks, *map(as_lines, (q, k, v)),
-                      *map(as_array, (i, f, starts, lengths, memory, m)),
-                      eps, *(x.numpy() for x in (y, final, final_m, kept, kept_m, norms, edges)))
+        y, final, final_m = pooled_empty(v, *v.shape), torch.empty(memory.shape, dtype=v.dtype), torch.empty_like(m)
+        kept, kept_m = pooled_empty(v, tasks, count, *memory.shape[2:]), pooled_empty(v, tasks, count)
+        norms, edges = pooled_empty(v, batch, heads, length), torch.zeros(tasks, count + 1, dtype=torch.long)
+        threads.parallel_for(chunks.mlstm, tasks, *map(as_lines, (q, k, v)),
+                             *map(as_array, (i, f, starts, lengths, memory, m)),
+                             eps, *(x.numpy() for x in (y, final, final_m, kept, kept_m, norms, edges)))
         return y, final, final_m, kept, kept_m, norms, edges
 
     @staticmethod
@@ -154,9 +154,9 @@ class _MLSTM(torch.autograd.Function):
 
         q, k, v, i, f, starts, y, *kept = ctx.saved_tensors
         batch, _, heads = i.shape
-        dq, dk, dv, di, df = (room(x, *x.shape) for x in (q, k, v, i, f))
+        dq, dk, dv, di, df = (pooled_empty(x, *x.shape) for x in (q, k, v, i, f))
         dmemory, dm = torch.empty(dfinal.shape, dtype=v.dtype), v.new_empty(batch, heads)
-        threads.share(chunks.mlstm_backward, batch * heads, *map(as_lines, (q, k, v)), *map(as_array, (i, f, starts)),
-                      ctx.eps, as_lines(y), *map(as_array, kept), as_lines(dy), as_array(dfinal),
-                      *(x.numpy() for x in (dq, dk, dv, di, df, dmemory, dm)))
+        threads.parallel_for(chunks.mlstm_backward, batch * heads, *map(as_lines, (q, k, v)),
+                             *map(as_array, (i, f, starts)), ctx.eps, as_lines(y), *map(as_array, kept),
+                             as_lines(dy), as_array(dfinal), *(x.numpy() for x in (dq, dk, dv, di, df, dmemory, dm)))
         return dq, dk, dv, di, df, dmemory, dm, None, None, None, None

@@ -1,4 +1,4 @@
-"""A norm and a SiLU gate: the gate before the norm, as in Mamba-2 (Dao & Gu 2024, arXiv 2405.21060), or behind it, as
+"""A norm with a SiLU gate: the gate before the norm, as in Mamba-2 (Dao & Gu 2024, arXiv 2405.21060), or after it, as
 in most recurrences. On a CPU, long sequences take one compiled pass (`segue.kernels.cpu.norm`)."""
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segue.kernels.compiled import as_array, as_lines, compiles
-from segue.kernels.cpu.room import room
+from segue.kernels.compiled import as_array, as_lines, runs_compiled
+from segue.kernels.cpu.buffers import pooled_empty
 
 
 def gated_norm_reference(y: Tensor, gate: Tensor, scale: Tensor, groups: int = 1, eps: float = 1e-5,
                          late: bool = False, beside: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """scale v / sqrt(mean of v^2 + eps), v = y silu(gate), the mean over each of `groups` equal parts of the features.
 
-    y, gate: (B, T, D). scale: (D,). late: v = y, and what the norm makes of it is multiplied with silu(gate). beside:
-    near (B, T, D) and skip (D,), if `late`: the mean is taken from v first (a layer norm), and skip * near is added
-    before the gate. Returns (B, T, D).
+    y, gate: (B, T, D). scale: (D,). late: the gate comes after the norm: v = y, and the result is multiplied by
+    silu(gate). beside: near (B, T, D) and skip (D,), only if `late`: the mean is subtracted from v first (a layer
+    norm), and skip * near is added before the gate. Returns (B, T, D).
     """
     v = (y if late else y * F.silu(gate)).unflatten(-1, (groups, -1))
     if beside is None:
@@ -39,7 +39,7 @@ def gated_norm(y: Tensor, gate: Tensor, scale: Tensor, groups: int = 1, eps: flo
     if y.device.type == "cpu":
         y, gate, scale, *others = (x.to(torch.promote_types(kind, torch.float32)) for x in given)
         beside = (others[0], others[1]) if others else None
-    if not compiles(y):
+    if not runs_compiled(y):
         return gated_norm_reference(y, gate, scale, groups, eps, late, beside).to(kind)
     near, skip = beside or (None, None)
     return _GatedNorm.apply(y, gate, scale, near, skip, groups, eps, late).to(kind)
@@ -51,9 +51,9 @@ class _GatedNorm(torch.autograd.Function):
                 eps: float, late: bool) -> Tensor:
         from segue.kernels.cpu import norm, threads
 
-        out = room(y, *y.shape)
-        threads.share(norm.gated, _tasks(y), *_given(y, gate, scale, near, skip, late), groups, eps,
-                      out.flatten(0, 1).numpy())
+        out = pooled_empty(y, *y.shape)
+        threads.parallel_for(norm.gated, _tasks(y), *_kernel_inputs(y, gate, scale, near, skip, late), groups, eps,
+                             out.flatten(0, 1).numpy())
         return out
 
     @staticmethod
@@ -68,11 +68,12 @@ class _GatedNorm(torch.autograd.Function):
 
         y, gate, scale, near, skip = ctx.saved_tensors
         groups, eps, late = ctx.options
-        dy, dgate = room(y, *y.shape), room(y, *y.shape)
-        dnear = dy if near is None else room(y, *y.shape)
+        dy, dgate = pooled_empty(y, *y.shape), pooled_empty(y, *y.shape)
+        dnear = dy if near is None else pooled_empty(y, *y.shape)
         dparameters = y.new_zeros(_tasks(y), 2, y.shape[2])
-        threads.share(norm.gated_backward, _tasks(y), *_given(y, gate, scale, near, skip, late), groups, eps,
-                      *(as_array(x.flatten(0, 1)) for x in (dout, dy, dgate, dnear)), dparameters.numpy())
+        inputs = _kernel_inputs(y, gate, scale, near, skip, late)
+        threads.parallel_for(norm.gated_backward, _tasks(y), *inputs, groups, eps,
+                             *(as_array(x.flatten(0, 1)) for x in (dout, dy, dgate, dnear)), dparameters.numpy())
         dscale, dskip = dparameters.sum(0)
         others = (None, None) if near is None else (dnear, dskip)
         return dy, dgate, dscale, *others, None, None, None
@@ -84,9 +85,9 @@ def _tasks(y: Tensor) -> int:
     return -(-y[..., 0].numel() // norm.NODES)
 
 
-def _given(y: Tensor, gate: Tensor, scale: Tensor, near: Tensor | None, skip: Tensor | None, late: bool,
+def _kernel_inputs(y: Tensor, gate: Tensor, scale: Tensor, near: Tensor | None, skip: Tensor | None, late: bool,
            ) -> tuple[Any, ...]:
-    """What the compiled passes take of the inputs."""
+    """The inputs as the compiled passes take them."""
     from segue.kernels.cpu import norm
 
     mode = norm.LATE * late + (norm.CENTRED | norm.BESIDE) * (near is not None)

@@ -1,9 +1,10 @@
 """Head-wise nonlinear recurrences: Elman, LSTM, GRU and sLSTM cells whose recurrent weights are block-diagonal over
 heads (FlashRNN: Pöppel, Beck & Hochreiter 2024, arXiv 2412.07752; sLSTM: Beck et al. 2024, arXiv 2405.04517).
 
-Every cell has one contract. Its gates see inputs that were projected outside, for all steps at once, and R h + b of the
-state before. On a CPU, in float32 and float64, long sequences take compiled loops (`segue.kernels.cpu.rnn`), on a GPU
-Triton kernels (`segue.kernels.triton.rnn`); everything else takes the plain loop here.
+All cells share one interface: their gates are functions of inputs that were projected beforehand, for all steps at
+once, and of R h + b of the previous state. On a CPU, in float32 and float64, long sequences take compiled loops
+(`segue.kernels.cpu.rnn`), on a GPU Triton kernels (`segue.kernels.triton.rnn`); everything else takes the plain loop
+here.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segue.errors import SegueError
-from segue.kernels.compiled import as_array, compiles, has_triton
-from segue.kernels.tiles import tiles
+from segue.kernels.compiled import as_array, has_triton, runs_compiled
+from segue.kernels.tiles import tiles_for
 
 Tensors = tuple[Tensor, ...]
 EMPTY = -1e30
-"""The stabiliser of an sLSTM cell that holds nothing: any input is larger, so its first step is exp(0)."""
+"""The stabiliser of an empty sLSTM cell: below any input, so that its first input has weight exp(0)."""
 
 
 def _elman(x: Tensor, g: Tensor, state: Tensors) -> Tensors:
@@ -77,7 +78,7 @@ CELLS: dict[str, Cell] = {
 
 
 def empty_state(cell: str, shape: tuple[int, ...], like: Tensor) -> Tensors:
-    """The state before anything was seen: tensors of `shape` (B, N, D)."""
+    """The state before the first step: tensors of `shape` (B, N, D)."""
     state = tuple(like.new_zeros(shape) for _ in range(CELLS[cell].states))
     return (*state[:3], torch.full_like(state[3], EMPTY)) if cell == "slstm" else state
 
@@ -105,10 +106,9 @@ def recurrence_reference(cell: str, x: Tensor, weight: Tensor, bias: Tensor, sta
 
 def recurrence(cell: str, x: Tensor, weight: Tensor, bias: Tensor, state: Tensors, starts: Tensor | None = None,
                lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
-    """As `recurrence_reference`, all steps in one compiled call where that can be.
+    """As `recurrence_reference`, with all steps in one compiled call where possible.
 
-    Computed in float32 at least, since a recurrence in bfloat16 drifts; h is of the dtype of x, the state
-    keeps its own.
+    Computed in float32 at least, since a recurrence in bfloat16 drifts; h has the dtype of x, the state keeps its own.
     """
     if cell not in CELLS:
         raise SegueError(f"cell '{cell}' is unknown: choose from {', '.join(CELLS)}")
@@ -116,7 +116,7 @@ def recurrence(cell: str, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor
     wide = torch.promote_types(torch.promote_types(kind, weight.dtype), torch.promote_types(kinds[0], torch.float32))
     x, weight, bias = (y.to(wide) for y in (x, weight, bias))
     state = tuple(s.to(wide) for s in state)
-    if compiles(x) or _on_gpu(x):
+    if runs_compiled(x) or _on_gpu(x):
         batch, length = x.shape[:2]
         if starts is None:
             starts = torch.zeros(batch, 0, dtype=torch.bool, device=x.device)
@@ -131,7 +131,7 @@ def recurrence(cell: str, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor
 
 
 def _on_gpu(x: Tensor) -> bool:
-    """Whether the Triton kernels take it: their weights live on the chip, so heads are small, and powers of two."""
+    """Whether the Triton kernels support it: they hold the weights on chip, so heads are small powers of two."""
     if x.device.type != "cuda" or x.dtype != torch.float32 or not x.numel() or torch.compiler.is_compiling():
         return False
     widths = (16, 32, 64) if torch.backends.cudnn.allow_tf32 else (16, 32)  # exact products hold three parts
@@ -139,7 +139,7 @@ def _on_gpu(x: Tensor) -> bool:
 
 
 class _Recurrence(torch.autograd.Function):
-    """The fused kernels. state: (S, B, N, D). Gives h, the last state, and what backward needs of each step."""
+    """The fused kernels. state: (S, B, N, D). Returns h, the last state, and what backward needs of each step."""
 
     @staticmethod
     def forward(cell: str, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, starts: Tensor, lengths: Tensor,
@@ -164,7 +164,7 @@ class _Recurrence(torch.autograd.Function):
 
 
 def _kernels(x: Tensor) -> tuple[Callable[..., Tensors], Callable[..., Tensors]]:
-    """Forward and backward of the device of x."""
+    """The forward and backward functions for the device of x."""
     if x.device.type == "cpu":
         return _forward, _backward
     from segue.kernels.triton import rnn
@@ -180,33 +180,33 @@ def _pack(matrix: Tensor, tile: int) -> Tensor:
 def _forward(cell: Cell, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, starts: Tensor, lengths: Tensor,
              learning: bool) -> Tensors:
     from segue.kernels.cpu import rnn, threads
-    from segue.kernels.cpu.room import room
+    from segue.kernels.cpu.buffers import pooled_empty
 
     batch, length, heads, gates, width = x.shape
-    plan = tiles(x.dtype, gates, width)
+    plan = tiles_for(x.dtype, gates, width)
     rest, tasks = -width % plan.lanes, heads * -(-batch // plan.rows)
-    y, final = room(x, batch, length, heads, width), x.new_empty(state.shape)
-    kept = room(x, tasks, length if learning else 0, cell.parts, plan.rows * (width + rest))
+    y, final = pooled_empty(x, batch, length, heads, width), x.new_empty(state.shape)
+    kept = pooled_empty(x, tasks, length if learning else 0, cell.parts, plan.rows * (width + rest))
     packed = _pack(F.pad(weight.detach(), (0, 0, 0, rest)).flatten(1, 2).transpose(1, 2), plan.across * plan.lanes)
-    threads.share(rnn.forward, tasks, cell.code, plan.rows, plan.across, width + rest,
+    threads.parallel_for(rnn.forward, tasks, cell.code, plan.rows, plan.across, width + rest,
                   *map(as_array, (x, packed, F.pad(bias.detach(), (0, rest)).flatten(1), starts, lengths, state)),
-                  *(z.numpy() for z in (y, kept, final)))
+                         *(z.numpy() for z in (y, kept, final)))
     return y, final, kept
 
 
 def _backward(cell: Cell, weight: Tensor, state: Tensor, starts: Tensor, lengths: Tensor, kept: Tensor, dy: Tensor,
               dfinal: Tensor) -> Tensors:
     from segue.kernels.cpu import rnn, threads
-    from segue.kernels.cpu.room import room
+    from segue.kernels.cpu.buffers import pooled_empty
 
     (batch, length), (heads, gates, width) = dy.shape[:2], weight.shape[:3]
-    plan = tiles(dy.dtype, gates, width)
+    plan = tiles_for(dy.dtype, gates, width)
     rest, blocks = -width % plan.lanes, -(-batch // plan.rows)
-    dx, dstate = room(dy, batch, length, heads, gates, width), dy.new_empty(state.shape)
+    dx, dstate = pooled_empty(dy, batch, length, heads, gates, width), dy.new_empty(state.shape)
     dweight = dy.new_zeros(blocks, heads, gates, width, width + rest)
     dbias = dy.new_zeros(blocks, heads, gates, width)
     packed = _pack(F.pad(weight, (0, rest)).flatten(1, 2), plan.panels * plan.lanes)
-    threads.share(rnn.backward, heads * blocks, cell.code, plan.rows, plan.panels, width + rest, plan.span,
-                  *map(as_array, (packed, starts, lengths, state, kept, dy, dfinal)),
-                  *(z.numpy() for z in (dx, dweight, dbias, dstate)))
+    threads.parallel_for(rnn.backward, heads * blocks, cell.code, plan.rows, plan.panels, width + rest, plan.span,
+                         *map(as_array, (packed, starts, lengths, state, kept, dy, dfinal)),
+                         *(z.numpy() for z in (dx, dweight, dbias, dstate)))
     return dx, dweight.sum(0)[..., :width], dbias.sum(0), dstate

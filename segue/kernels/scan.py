@@ -1,10 +1,10 @@
-"""The linear scan h_t = a_t * h_{t-1} + b_t: diagonal, real or complex, zero allowed; the selective scan; and the
-diagonal scan, whose complex decays stay the same and whose states are read at once.
+"""Scans: the linear scan h_t = a_t * h_{t-1} + b_t, diagonal, real or complex; the selective scan; and the diagonal
+scan, with constant complex decays and its output computed in the same pass.
 
-They serve every diagonal state-space model and gated linear recurrence. Not in log space: a = 0 (a reset) and a < 0
-(a parity) are ordinary values. On a CPU, in float32 and float64 and their complex kinds, long sequences take compiled
-loops (`segue.kernels.cpu.scan`), and on a GPU the selective scan and the real linear one take Triton kernels
-(`segue.kernels.triton.scan`); everything else takes the plain torch forms here.
+They serve all diagonal state-space models and gated linear recurrences. They do not work in log space, so a = 0 (a
+reset) and a < 0 (parity) are ordinary values. On a CPU, in float32 and float64 and their complex kinds, long sequences
+take compiled loops (`segue.kernels.cpu.scan`), and on a GPU the selective scan and the real linear one take Triton
+kernels (`segue.kernels.triton.scan`); everything else takes the plain torch forms here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segue.kernels.compiled import as_array, as_flat, as_mask, compiles, has_triton
+from segue.kernels.compiled import as_array, as_flat, as_mask, has_triton, runs_compiled
 
 
 def linear_scan_reference(a: Tensor, b: Tensor, initial: Tensor, starts: Tensor | None = None) -> Tensor:
@@ -32,14 +32,14 @@ def linear_scan_reference(a: Tensor, b: Tensor, initial: Tensor, starts: Tensor 
 
 
 def linear_scan(a: Tensor, b: Tensor, initial: Tensor, starts: Tensor | None = None) -> Tensor:
-    """As `linear_scan_reference`: compiled where it can be, else in about log2(T) passes over the data.
+    """As `linear_scan_reference`: compiled where possible, else in about log2(T) passes over the data.
 
     Elements (a, b) compose as (a2 * a1, a2 * b1 + b2); each pass composes every element with the one 2^i before it.
     A start is an element whose a is zero.
     """
     if b.shape[1] == 0:
         return b
-    if compiles(b, a, initial, complex_too=True) or _on_gpu(b, a, initial):
+    if runs_compiled(b, a, initial, complex_too=True) or _on_gpu(b, a, initial):
         return _LinearScan.apply(a, b, initial, as_mask(b, starts))
     a = a.expand(b.shape)
     if starts is not None:
@@ -70,13 +70,13 @@ def selective_scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
                    starts: Tensor | None = None, low: float = 0.0) -> tuple[Tensor, Tensor]:
     """As `selective_scan_reference`; where it is compiled, the states (B, T, I, S) are never all in memory.
 
-    Computed in float32 at least, since decays near one do not survive bfloat16; y is of the dtype of u, the last state
-    of that of `state`.
+    Computed in float32 at least, since decays near one do not survive bfloat16; y has the dtype of u, the last state
+    that of `state`.
     """
     kind, kept = u.dtype, state.dtype
     wide = torch.promote_types(kind, torch.promote_types(kept, torch.float32))
     u, dt, A, B, C, D, state = (x.to(wide) for x in (u, dt, A, B, C, D, state))
-    if not (compiles(u) or _on_gpu(u)):
+    if not (runs_compiled(u) or _on_gpu(u)):
         y, final = selective_scan_reference(u, dt, A, B, C, D, state, starts, low)
     else:
         y, final, _ = _SelectiveScan.apply(u, dt, A.T, B, C, D, state.transpose(1, 2), as_mask(u, starts), low,
@@ -86,7 +86,7 @@ def selective_scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
 
 
 def _on_gpu(x: Tensor, *others: Tensor) -> bool:
-    """Whether the Triton kernels take it; a step is quicker in torch."""
+    """Whether the Triton kernels support it; a single step is faster in torch."""
     return (x.device.type == "cuda" and x.dtype in (torch.float32, torch.float64) and x.shape[1] > 1 and x.numel() > 0
             and all(y.dtype == x.dtype for y in others) and not torch.compiler.is_compiling()
             and has_triton())
@@ -115,12 +115,12 @@ def diagonal_scan(u: Tensor, decay: Tensor, weights: Tensor, state: Tensor, star
                   lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """As `diagonal_scan_reference`; where it is compiled, the states (B, T, N, H) are never all in memory.
 
-    Computed in float32 at least; y is of the dtype of u, the last state of that of `state`.
+    Computed in float32 at least; y has the dtype of u, the last state that of `state`.
     """
     kind, kept = u.dtype, state.dtype
     wide = torch.promote_types(kind, torch.promote_types(kept, torch.float32))
     u, decay, weights, state = (x.to(wide) for x in (u, decay, weights, state))
-    if not compiles(u):
+    if not runs_compiled(u):
         y, final = diagonal_scan_reference(u, decay, weights, state, starts, lengths)
     else:
         ends = torch.full(u.shape[:1], u.shape[1]) if lengths is None else lengths
@@ -129,9 +129,9 @@ def diagonal_scan(u: Tensor, decay: Tensor, weights: Tensor, state: Tensor, star
 
 
 def diagonal_kernel(decay: Tensor, weights: Tensor, length: int) -> Tensor:
-    """(L, H): what `diagonal_scan` answers to a single one, Re sum_n weights decay^l (a Vandermonde product)."""
+    """(L, H): the impulse response of `diagonal_scan`, Re sum_n weights decay^l (a Vandermonde product)."""
     one = F.pad(decay.new_ones(1, 1, decay.shape[2]), (0, 0, 0, length - 1))
-    if compiles(one):
+    if runs_compiled(one):
         return diagonal_scan(one, decay, weights, decay.new_zeros(1, *decay.shape))[0][0]
     a, powers = torch.complex(*decay), torch.complex(*weights)[None]
     while powers.shape[0] < length:  # all powers there are, times the next one: log2(L) products
@@ -157,7 +157,7 @@ class _LinearScan(torch.autograd.Function):
 
 
 def _linear(x: Tensor) -> tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, ...]]]:
-    """Forward and backward of the device of x."""
+    """The forward and backward functions for the device of x."""
     if x.device.type == "cpu":
         return _linear_forward, _linear_backward
     from segue.kernels.triton import scan
@@ -170,8 +170,8 @@ def _linear_forward(a: Tensor, b: Tensor, initial: Tensor, starts: Tensor) -> Te
 
     states = torch.empty(b.shape, dtype=b.dtype)
     # One row is cut into its channels only by the vector unit: a batch is what the threads share.
-    threads.share(scan.linear, len(b), *map(as_flat, (a, b)), as_array(initial).reshape(len(b), -1),
-                  as_array(starts), as_flat(states))
+    threads.parallel_for(scan.linear, len(b), *map(as_flat, (a, b)), as_array(initial).reshape(len(b), -1),
+                         as_array(starts), as_flat(states))
     return states
 
 
@@ -181,8 +181,8 @@ def _linear_backward(a: Tensor, initial: Tensor, starts: Tensor, states: Tensor,
     rows = len(grad)
     da = torch.zeros(rows, *a.shape[1:], dtype=a.dtype)
     db, dinitial = torch.empty(grad.shape, dtype=a.dtype), torch.empty(initial.shape, dtype=a.dtype)
-    threads.share(scan.linear_backward, rows, as_flat(a), as_array(initial).reshape(rows, -1), as_array(starts),
-                  *map(as_flat, (states, grad, da, db)), dinitial.numpy().reshape(rows, -1))
+    threads.parallel_for(scan.linear_backward, rows, as_flat(a), as_array(initial).reshape(rows, -1), as_array(starts),
+                         *map(as_flat, (states, grad, da, db)), dinitial.numpy().reshape(rows, -1))
     return da, db, dinitial
 
 
@@ -210,7 +210,7 @@ class _SelectiveScan(torch.autograd.Function):
 
 
 def _selective(x: Tensor) -> tuple[Callable[..., tuple[Tensor, ...]], Callable[..., tuple[Tensor, ...]]]:
-    """Forward and backward of the device of x."""
+    """The forward and backward functions for the device of x."""
     if x.device.type == "cpu":
         return _selective_forward, _selective_backward
     from segue.kernels.triton import scan
@@ -225,7 +225,7 @@ def _selective_forward(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D
     rows, length, inner = u.shape
     y, final = torch.empty_like(u, memory_format=torch.contiguous_format), u.new_empty(rows, A.shape[0], inner)
     kept = u.new_empty(rows, -(-length // scan.SPAN) if learning else 0, A.shape[0], inner)
-    threads.share(scan.selective, rows * -(-inner // scan.WIDE),
+    threads.parallel_for(scan.selective, rows * -(-inner // scan.WIDE),
                   *map(as_array, (u, dt, A, B, C, D, starts, state)), low, y.numpy(), final.numpy(), kept.numpy())
     return y, final, kept
 
@@ -239,9 +239,9 @@ def _selective_backward(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, 
     du, ddt = (torch.empty(u.shape, dtype=u.dtype) for _ in range(2))
     dA, dstate = (u.new_empty(rows, states, inner) for _ in range(2))
     dB, dC = (u.new_empty(blocks, rows, length, states) for _ in range(2))
-    threads.share(scan.selective_backward, rows * blocks,
-                  *map(as_array, (u, dt, A, B, C, D, starts, kept, dy, dfinal)), low,
-                  *(x.numpy() for x in (du, ddt, dA, dB, dC, dstate)))
+    threads.parallel_for(scan.selective_backward, rows * blocks,
+                         *map(as_array, (u, dt, A, B, C, D, starts, kept, dy, dfinal)), low,
+                         *(x.numpy() for x in (du, ddt, dA, dB, dC, dstate)))
     return du, ddt, dA.sum(0), dB.sum(0), dC.sum(0), dstate
 
 
@@ -254,9 +254,9 @@ class _DiagonalScan(torch.autograd.Function):
         rows, length, width = u.shape
         y, final = u.new_zeros(u.shape), u.new_empty(rows, *decay.shape)
         kept = u.new_empty(rows, -(-length // scan.SPAN) if learning else 0, *decay.shape)
-        threads.share(scan.diagonal, rows * -(-width // scan.WIDE),
-                      *map(as_array, (u, decay, weights, starts, lengths, state)),
-                      *(x.numpy() for x in (y, final, kept)))
+        threads.parallel_for(scan.diagonal, rows * -(-width // scan.WIDE),
+                             *map(as_array, (u, decay, weights, starts, lengths, state)),
+                             *(x.numpy() for x in (y, final, kept)))
         return y, final, kept
 
     @staticmethod
@@ -272,7 +272,7 @@ class _DiagonalScan(torch.autograd.Function):
         u, decay, weights, starts, lengths, kept = ctx.saved_tensors
         du = u.new_zeros(u.shape)
         ddecay, dweights, dstate = (u.new_empty(u.shape[0], *decay.shape) for _ in range(3))
-        threads.share(scan.diagonal_backward, u.shape[0] * -(-u.shape[2] // scan.WIDE),
-                      *map(as_array, (u, decay, weights, starts, lengths, kept, dy, dfinal)),
-                      *(x.numpy() for x in (du, ddecay, dweights, dstate)))
+        threads.parallel_for(scan.diagonal_backward, u.shape[0] * -(-u.shape[2] // scan.WIDE),
+                             *map(as_array, (u, decay, weights, starts, lengths, kept, dy, dfinal)),
+                             *(x.numpy() for x in (du, ddecay, dweights, dstate)))
         return du, ddecay.sum(0), dweights.sum(0), dstate, None, None, None

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segue.kernels import fla
-from segue.kernels.compiled import as_array, as_lines, as_mask, compiles
+from segue.kernels.compiled import as_array, as_lines, as_mask, runs_compiled
 
 CHUNK = 64
 
 
-def apart(u: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Values (B, T, H, E), keys and queries (B, T, G, K), which lie side by side in u; see `ssd_reference`."""
+def split_projection(u: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Split u into values (B, T, H, E), keys and queries (B, T, G, K); see `ssd_reference`."""
     heads, keys, width = state.shape[1:]
     shared = (u.shape[2] - heads * width) // 2
     v, k, q = u.split([heads * width, shared, shared], -1)
@@ -35,7 +35,7 @@ def ssd_reference(u: Tensor, write: Tensor, g: Tensor, skip: Tensor, state: Tens
 
     Returns outputs (B, T, H E) and the last state.
     """
-    outputs, (v, k, q) = [], apart(u, state)
+    outputs, (v, k, q) = [], split_projection(u, state)
     q, k = (x.repeat_interleave(v.shape[2] // x.shape[2], 2) for x in (q, k))
     for t in range(q.shape[1]):
         if starts is not None:
@@ -50,10 +50,11 @@ def ssd(u: Tensor, write: Tensor, g: Tensor, skip: Tensor, state: Tensor, starts
         lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """As `ssd_reference`, chunk by chunk: matrix products inside a chunk, one state update between chunks.
 
-    With `lengths` (B,) the state is the one after so many nodes. Decays and the state are kept in float32 at least.
+    With `lengths` (B,) the returned state is the one after that many nodes. Decays and the state are kept in float32
+    at least.
     """
     if u.shape[1] == 0:
-        return apart(u, state)[0].flatten(2), state
+        return split_projection(u, state)[0].flatten(2), state
     if lengths is not None:  # nodes past the length neither write nor decay
         live = torch.arange(u.shape[1], device=u.device) < lengths[:, None]
         write, g = write * live[..., None], g * live[..., None]
@@ -62,18 +63,18 @@ def ssd(u: Tensor, write: Tensor, g: Tensor, skip: Tensor, state: Tensor, starts
     if u.device.type == "cpu":
         wide = torch.promote_types(torch.promote_types(kind, g.dtype), torch.promote_types(kept, torch.float32))
         u, write, g, skip, state = (x.to(wide) for x in (u, write, g, skip, state))
-    if compiles(u):
+    if runs_compiled(u):
         y, final, _ = _SSD.apply(u, write, g, skip, state, as_mask(u, starts), torch.is_grad_enabled())
     else:
-        v, k, q = apart(u, state)
-        run = fla.ssd if fla.serves("ssd", v, k.shape[-1]) else _chunked
+        v, k, q = split_projection(u, state)
+        run = fla.ssd if fla.supports("ssd", v, k.shape[-1]) else _chunked
         y, final = run(q, k, v * write[..., None].to(v.dtype), g, state, starts)
         y = (y + v * skip[:, None].to(v.dtype)).flatten(2)
     return y.to(kind), final.to(kept)
 
 
 class _SSD(torch.autograd.Function):
-    """Gives the states before the chunks, too."""
+    """The compiled form; also returns the states before the chunks."""
 
     @staticmethod
     def forward(u: Tensor, write: Tensor, g: Tensor, skip: Tensor, state: Tensor, starts: Tensor, learning: bool,
@@ -83,8 +84,8 @@ class _SSD(torch.autograd.Function):
         (rows, length), (heads, _, width) = u.shape[:2], state.shape[1:]
         y, final = u.new_empty(rows, length, heads * width), u.new_empty(state.shape)
         kept = u.new_empty(rows, -(-length // ssd.CHUNK) if learning else 0, *state.shape[1:])
-        threads.share(ssd.forward, _tasks(u, state), _groups(u, state), as_lines(u),
-                      *map(as_array, (write, g, skip, starts, state)), *(x.numpy() for x in (y, final, kept)))
+        threads.parallel_for(ssd.forward, _tasks(u, state), _groups(u, state), as_lines(u),
+                             *map(as_array, (write, g, skip, starts, state)), *(x.numpy() for x in (y, final, kept)))
         return y, final, kept
 
     @staticmethod
@@ -106,7 +107,7 @@ class _SSD(torch.autograd.Function):
         groups = _groups(u, dfinal)
         dshared = u.new_empty(tasks // (rows * groups), rows, length, 2, groups, keys)
         dskip = u.new_zeros(rows, heads)
-        threads.share(ssd.backward, tasks, groups, as_lines(u), *map(as_array, (write, g, skip, starts, kept)),
+        threads.parallel_for(ssd.backward, tasks, groups, as_lines(u), *map(as_array, (write, g, skip, starts, kept)),
                       as_lines(dy), as_array(dfinal), *(x.numpy() for x in (du, dshared, dwrite, dg, dskip, dstate)))
         torch.sum(dshared.flatten(3), 0, out=du[..., -shared:])
         return du, dwrite, dg, dskip.sum(0), dstate, None, None
@@ -125,7 +126,7 @@ def _tasks(u: Tensor, state: Tensor) -> int:
 
 
 def _chunked(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
-    """In torch: q, k (B, T, G, K), v (B, T, H, E) -> y (B, T, H, E) and the last state."""
+    """The plain torch form: q, k (B, T, G, K), v (B, T, H, E) -> y (B, T, H, E) and the last state."""
     _, n, heads, width = v.shape
     groups = q.shape[2]
     chunk = min(CHUNK, n)

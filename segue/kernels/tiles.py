@@ -1,8 +1,8 @@
 """Tile sizes of the fused recurrences on a CPU, chosen by integer constraints (FlashRNN's ConstrINT, arXiv 2412.07752).
 
 A step of a head multiplies a few rows of states by its recurrent weights. The register tile holds `rows` x `panels`
-vectors of sums; the backward pass gathers the gradient of the weights over `span` steps. `satisfies` states the
-constraints and `score` what is wanted; `python tools/tiles.py` solves them with OR-tools' CP-SAT and prints `SOLVED`.
+vectors of sums; the backward pass accumulates the gradient of the weights over `span` steps. `satisfies` states the
+constraints and `score` the objective; `python tools/tiles.py` solves them with OR-tools' CP-SAT and prints `SOLVED`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ GATES = (1, 3, 4)
 
 
 class Machine(NamedTuple):
-    """A vector unit: how many registers, how many numbers one holds, and the bytes of a number."""
+    """A vector unit: its number of registers, the numbers in a register, and the bytes of a number."""
 
     registers: int
     lanes: int
@@ -45,7 +45,7 @@ class Tiles(NamedTuple):
 
 
 def vectors(width: int, lanes: int) -> int:
-    """Vectors that a head's units fill."""
+    """The number of vectors that hold a head's units."""
     return -(-width // lanes)
 
 
@@ -59,7 +59,7 @@ def satisfies(machine: Machine, gates: int, width: int, rows: int, panels: int, 
 
 
 def score(rows: int, panels: int, span: int) -> int:
-    """What is wanted, the weightiest first: many multiply-adds per loaded number, few spans."""
+    """The objective to maximise: first multiply-adds per loaded number, then long spans."""
     return 1000 * (1000 * rows * panels // (rows + panels)) + span
 
 
@@ -93,7 +93,7 @@ SOLVED: dict[tuple[int, int, int, int], tuple[int, int, int]] = {
 
 
 @cache
-def tiles(dtype: torch.dtype, gates: int, width: int) -> Tiles:
+def tiles_for(dtype: torch.dtype, gates: int, width: int) -> Tiles:
     """The tiles for this machine: those of the widest solved head that is no wider, and narrow ones below that."""
     from segue.kernels.cpu import simd
 

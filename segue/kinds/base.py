@@ -154,7 +154,8 @@ class Kind(ABC):
         DNA or music; None: greedy.
     closed: whether a sequence that is cut off is of no use, as a molecule with an open ring.
     written: what a file that `write` writes may be called, best first.
-    advisor: what tells the next element beside counts, by its name in `segue.models.advised.revived`, if anything does.
+    advisor: what tells the next element beside counts, by its name in `segue.models.advised.make_advisor`, if anything
+        does.
     """
 
     name: ClassVar[str] = ""

@@ -1,4 +1,4 @@
-"""DNA (and RNA) and protein: FASTA, FASTQ and GenBank files, checked letter by letter at C speed."""
+"""DNA (and RNA) and protein sequences: how their files are told apart, read and checked, and written as FASTA."""
 
 from __future__ import annotations
 
@@ -6,71 +6,56 @@ import hashlib
 import io
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
-from itertools import islice, pairwise, zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
-import numpy as np
-
 from segue.errors import SegueError, require
 from segue.files import write_text
-from segue.kinds.base import ARFF, MARK, Dataset, Kind, Problem, Problems, Record, bad, head_of, looks_binary, of_class
+from segue.kinds.base import ARFF, MARK, Dataset, Kind, Problem, Problems, Record, bad, head_of, looks_binary
 from segue.kinds.codecs import BASES, NUCLEOTIDES, RESIDUES, Codec, KmerCodec, LetterCodec
 from segue.kinds.columns import cells_of
-from segue.kinds.frame import DELIMITED, JSON, LONG_WORD, PARQUET, ROWS, TABULAR, Look, glance, is_parquet
+from segue.kinds.frame import DELIMITED, JSON, PARQUET, TABULAR, glance, is_parquet
 from segue.kinds.headers import class_in_headers
 from segue.kinds.packed import bare, opened
+from segue.kinds.sequence_columns import (
+    COLUMNS,
+    LEAST,
+    SHORT,
+    TWENTY,
+    are_peptides,
+    base_columns,
+    join_kmers,
+    sequence_column,
+)
+from segue.kinds.sequence_files import (
+    BLANKS,
+    READERS,
+    Found,
+    format_of,
+    has_annotation_lines,
+    is_fastq,
+    read_fasta,
+    read_fastq,
+    read_lines,
+    sample_letters,
+    with_warnings,
+    without_annotation,
+    without_comments,
+)
 
 RNA_BASES = "ACGU"
-TWENTY = RESIDUES[:20]
-BLOCK = 1 << 22
-BLOCKED = 8  # letters at least in the blocks that some write a sequence's lines in
-SHORT = 5  # residues at least of a peptide
-LONG = 1000  # letters: that two records are the same is then no chance
-PHRED = bytes(range(33, 127))
-COLUMNS = {"sequence", "seq", "dna", "protein", "peptide", "cdr3", "sequences", "dna_sequence", "protein_sequence",
-           "aa_sequence"}
-CAPITALISED = re.compile(r"[A-Z][a-z]{2,}")
-SITES = {"site", "recognition_site", "recognition_sequence", "recognition sequence", "recognition site"}
-CUTS = re.compile(r"\^|\(-?\d+/-?\d+\)")
+BLOCKED = 8  # the fewest letters in a block, where the lines of sequences are written in blocks
+LONG = 1000  # letters from which on two equal records are no coincidence
 NAMES = {"id", "name", "accession", "identifier", "header", "sequence_id", "protein_id", "gene", "instance_name",
          "enzyme"}
-BLANKS = b" \t\r\n\v\f"
-BASE_WORD = re.compile(r"[ACGTUN]{6,}|[acgtun]{6,}")  # shorter than a `LONG_WORD`, and yet no other word
-LEAST = 20  # columns of one letter each at least that are a sequence
-FLAT = {  # what files of databases and aligners begin with, and the name of their format in Biopython
-    r"LOCUS +\S+ .*\d+ (bp|aa)\b": "genbank",
-    r"ID   \S+\s+(Reviewed|Unreviewed|STANDARD|PRELIMINARY);.* \d+ AA\.": "swiss",
-    r"ID   .* \d+ (BP|AA)\.": "embl",
-    r"# STOCKHOLM": "stockholm",
-    r"(CLUSTAL|MUSCLE|PROBCONS|MSAPROBS|Kalign)\b.*alignment|CLUSTAL( [WXO])?\s*\n": "clustal",
-    r">(P1|F1|D[LC]|R[LC]|N[13]|XX);": "pir",
-    r"(?i)#NEXUS\b": "nexus",
-    r"(HEADER    .{40}\d\d-[A-Z]{3}-\d\d|(ATOM|HETATM) +\d+ |CRYST1 |MODEL +\d+ *\n|REMARK +\d+ |TITLE {5}|"
-    r"(REMARK.*\n)+(ATOM|HETATM) +\d+ )": "pdb",
-    r"(#.*\n)*data_\S+\s(.|\n)*?_(entry\.id|atom_site\.(group_PDB|id))\s": "cif",
-    r"[ \t]*\d+[ \t].*\n[ \t]*1[ \t]+[A-Za-z][ \t]+0[ \t]+2[ \t]+\d+[ \t]+1\b": "ct",
-    r"(#.*\n)*1[ \t]+[A-Za-z][ \t]+\d+[ \t]*\r?\n2[ \t]+[A-Za-z][ \t]+\d+[ \t]*\r?\n": "bpseq",
-    r"(!!(NA|AA)_MULTIPLE_ALIGNMENT|PileUp\b)": "msf",
-    r"##maf version=": "maf",
-    r"(<\?xml[^>]*>\s*)?<uniprot\b": "uniprot-xml",
-    r"@(HD|SQ|RG|PG)\t[A-Z]{2}:": "sam",
-    r"[^\s@][^\t\n]*\t\d+\t\S+\t\d+\t\d+\t(\*|(\d+[MIDNSHPX=])+)\t\S+\t\d+\t-?\d+\t([A-Za-z=.]+|\*)(\t|$)": "sam",
-}
 SNAPGENE = b"\t\0\0\0\x0eSnapGene"
-SIZES = re.compile(r"\s*(\d+)[ \t]+(\d+)[ \t]*[A-Za-z]?[ \t]*")  # the first line of PHYLIP: sequences, letters of each
-PAIRED = re.compile(rb"[().,\[\]{}<>|:~_-]*[()][().,\[\]{}<>|:~_A-Za-z-]*([ \t]+\([ \d.-]+\))?\s*")  # who pairs
-REVERSED = bytes.maketrans(b"ACGTUacgtu", b"TGCAAtgcaa")
 GENBANK = {".gb", ".gbk", ".gbff", ".genbank", ".gp", ".gpff"}
-
-Found = tuple[str, bytes, np.ndarray | None]  # name, letters as they stand in the file, qualities
 
 
 class Letters(Kind):
-    """What DNA and protein share. `letters`: the legal ones; `mask`: the one that stands for any."""
+    """Base class of DNA and protein. letters: the legal ones; mask: the one that stands for any."""
 
     storage = "letters"
     written = (".fa", ".fasta", ".fna", ".faa", ".txt")
@@ -82,7 +67,7 @@ class Letters(Kind):
     perhaps: ClassVar[frozenset[str]] = frozenset((".fa", ".fasta", ".fas", ".fsa", ".seq", ".a2m", ".a3m"))
 
     def likely(self, sample: bytes) -> float:
-        """0 to 1: how well a sample of letters fits."""
+        """How well a sample of letters fits this kind, 0 to 1."""
         raise NotImplementedError
 
     def sniff(self, path: Path, head: bytes) -> float:
@@ -94,8 +79,8 @@ class Letters(Kind):
             return 0.0
         if head.startswith(b"##gff") and b"\n>" in head:  # annotation with its sequences behind
             text = text[text.index(b"\n>") + 1 :]
-        text = _unmarked(_uncommented(text))
-        if (form := _flat(head)) is not None and (sample := _letters(head.removeprefix(MARK).lstrip(), form)):
+        text = without_annotation(without_comments(text))
+        if (form := format_of(head)) is not None and (sample := sample_letters(head.removeprefix(MARK).lstrip(), form)):
             return 0.95 * self.likely(sample)
         if text[:1] == b">" and (suffix in self.perhaps or suffix in self.surely or len(text.splitlines()) > 1):
             body = b"\n".join(line for line in text.splitlines() if line[:1] not in (b">", b";"))
@@ -105,13 +90,13 @@ class Letters(Kind):
             if not sample or len(sample.translate(None, (self.letters + ".").encode())) > len(sample) // 10:
                 return 0.5 if suffix in self.surely else 0.3 * self.likely(sample) if suffix in self.perhaps else 0.0
             return 0.95 if suffix in self.surely else 0.85 * self.likely(sample)
-        if sample := self._bare(text):
+        if sample := self._bare_letters(text):
             return 0.85 * self.likely(sample)
         table = glance(path, head) if suffix in TABULAR else None
         if table is not None and (table.regular or suffix in DELIMITED | JSON | PARQUET):
             named = base_columns(table) or [name for name in [sequence_column(table)] if name is not None]
             cells = [cell for name in named for cell in table.column(name)]
-            letters = "".join(_unwound(cell) for cell in cells if isinstance(cell, str)).upper()
+            letters = "".join(join_kmers(cell) for cell in cells if isinstance(cell, str)).upper()
             sample = letters.encode("ascii", "replace")
             if sample and len(sample.translate(None, self.letters.encode())) <= len(sample) // 10:
                 return 0.95 * self.likely(sample)
@@ -142,7 +127,7 @@ class Letters(Kind):
         table = table.upper() if case == "fold" else table
         masked = bytes(i if i in legal else ord(self.mask) for i in range(256))
         found, before = False, problems.total if problems is not None else 0
-        for name, sequence, quality in self._sequences(path, problems, column, features, classes):
+        for name, sequence, quality in self._read_sequences(path, problems, column, features, classes):
             sequence = sequence.translate(table)
             wrong = sequence.translate(None, legal)
             if wrong and illegal == "skip":
@@ -158,11 +143,11 @@ class Letters(Kind):
 
     def read_all(self, paths: list[Path], problems: Problems, named: frozenset[Path],
                  **options: Any) -> Iterator[Record]:
-        """As `Kind.read_all`, but a long sequence that an earlier file has too (a genome is often there as FASTA and as
-        GenBank) is told and stepped over: it would count twice, and be learned twice."""
+        """As `Kind.read_all`, but a long sequence that an earlier file holds too (a genome is often there as FASTA and
+        as GenBank) is reported and skipped, so that it is not counted and learned twice."""
         first: dict[bytes, str] = {}  # from a digest of the letters: the record that has them
-        scored = len(paths) < 2 or all(map(_has_qualities, paths))
-        if not scored and any(map(_has_qualities, paths)):
+        scored = len(paths) < 2 or all(map(is_fastq, paths))
+        if not scored and any(map(is_fastq, paths)):
             problems.note = "letters alone: not all files have qualities"
         for path in paths:
             here: dict[bytes, str] = {}  # within a file, what is repeated is meant
@@ -178,61 +163,61 @@ class Letters(Kind):
                 yield record
             first.update(here)
 
-    def _sequences(self, path: Path, problems: Problems | None, column: str | None, features: str | None,
+    def _read_sequences(self, path: Path, problems: Problems | None, column: str | None, features: str | None,
                    classes: str | None) -> Iterator[Found]:
         with opened(path) as handle:
             head = handle.peek(1 << 12)
             if head.startswith(MARK):
                 handle.read(len(MARK))
                 head = handle.peek(1 << 12)
-            start = _uncommented(head.lstrip())[:8]
+            start = without_comments(head.lstrip())[:8]
             suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
             if not head:
                 raise SegueError(f"{path}: the file is empty; give a file with sequences in it")
             if head.startswith(SNAPGENE):
-                yield from self._flat(path, handle, "snapgene", problems)
+                yield from self._biopython_records(path, handle, "snapgene", problems)
                 return
-            flat = "genbank" if GENBANK.intersection(suffixes) else _flat(head)
+            flat = "genbank" if GENBANK.intersection(suffixes) else format_of(head)
             if features is not None:
                 if flat not in ("genbank", "embl"):
                     raise SegueError(f"{path}: only GenBank and EMBL files have features: leave features out")
-                yield from self._features(path, handle, flat, features, problems)
+                yield from self._read_features(path, handle, flat, features, problems)
                 return
             words = head.partition(b"\n")[0].decode("ascii", "replace").split()[:40]
-            if column is None and flat is None and len(words) > 2 and " " not in _unwound(" ".join(words)):
-                yield from ((str(number), _unwound(line.decode("ascii", "replace")).encode("ascii", "replace"), None)
+            if column is None and flat is None and len(words) > 2 and " " not in join_kmers(" ".join(words)):
+                yield from ((str(number), join_kmers(line.decode("ascii", "replace")).encode("ascii", "replace"), None)
                             for number, line in enumerate(handle, 1) if line.strip())
                 return
-            if column is not None or is_parquet(head) or (flat is None and self._tabular(path, head, start)):
-                yield from _column(path, problems, column, classes)
+            if column is not None or is_parquet(head) or (flat is None and self._holds_sequences(path, head, start)):
+                yield from _table_sequences(path, problems, column, classes)
                 return
             if looks_binary(head):
                 raise SegueError(
                     f"{path}: this is binary, not a file of {self.name} sequences (FASTA, FASTQ or GenBank)")
-            if flat in OWN:
-                yield from OWN[flat](path, handle, problems)
+            if flat in READERS:
+                yield from READERS[flat](path, handle, problems)
             elif flat is not None:
-                yield from self._flat(path, handle, flat, problems)
+                yield from self._biopython_records(path, handle, flat, problems)
             elif start[:1] == b"@":
-                yield from _fastq(path, handle, problems)
+                yield from read_fastq(path, handle, problems)
             elif start[:1] == b">" or head.startswith(b"##gff"):
                 beginning = head_of(path)
                 label = class_in_headers(re.findall(r"(?m)^>(.*\S)", beginning.decode("utf-8", "replace")), classes)
                 if classes and label is None:
                     raise SegueError(f"{path}: no {classes}= in its headers to say the class; leave classes out")
-                yield from _fasta(path, handle, problems, _has_marks(beginning), label)
-            elif self._bare(_unmarked(_uncommented(head))):
-                yield from _lines(handle, problems)
+                yield from read_fasta(path, handle, problems, has_annotation_lines(beginning), label)
+            elif self._bare_letters(without_annotation(without_comments(head))):
+                yield from read_lines(handle, problems)
             else:
                 raise SegueError(f"{path}: line 1 begins with {chr(start[0]) if start else 'a blank'!r}; FASTA begins "
                                  "with '>', FASTQ with '@', GenBank with LOCUS, EMBL and UniProt with ID; of a table, "
                                  "name the column with column=")
 
-    def _tabular(self, path: Path, head: bytes, start: bytes) -> bool:
+    def _holds_sequences(self, path: Path, head: bytes, start: bytes) -> bool:
         table = None if start[:1] in (b">", b"@") and not ARFF.match(head) else glance(bare(path), head_of(path))
         return table is not None and (bool(base_columns(table)) or sequence_column(table) is not None)
 
-    def _bare(self, text: bytes) -> bytes:
+    def _bare_letters(self, text: bytes) -> bytes:
         """The letters of the beginning of a file that has nothing but lines of them, b"" of any other."""
         lines = [line for each in text.splitlines() if (line := each.strip())]
         least, cases = (6, self.letters + self.letters.lower()) if self.name == "dna" else (LEAST, self.letters)
@@ -242,7 +227,7 @@ class Letters(Kind):
         strange = letters.translate(None, cases.encode()) or len(set(letters)) < 3 or len(letters) < LEAST
         return b"" if strange or any(len(line) < least for line in lines[:-1]) else letters.upper()
 
-    def _flat(self, path: Path, handle: BinaryIO, form: str, problems: Problems | None) -> Iterator[Found]:
+    def _biopython_records(self, path: Path, handle: BinaryIO, form: str, problems: Problems | None) -> Iterator[Found]:
         """The sequence of each record, by Biopython; the features of GenBank and EMBL are not parsed."""
         text = io.TextIOWrapper(handle, "utf-8", "replace")  # names of authors may be in another encoding
         source: Any = handle if form in ("uniprot-xml", "snapgene") else text
@@ -260,7 +245,7 @@ class Letters(Kind):
             else:
                 with warnings.catch_warnings(action="ignore"):
                     records = require("Bio.SeqIO", "biology").parse(source, form)
-            for record in _doubted(path, records, problems):
+            for record in with_warnings(path, records, problems):
                 name = (record.id or record.name or "").removeprefix("????:").replace("<unknown id>", path.stem)
                 try:
                     letters = bytes(record.seq)
@@ -281,12 +266,12 @@ class Letters(Kind):
         finally:
             text.close()
 
-    def _features(self, path: Path, handle: BinaryIO, form: str, sort: str,
+    def _read_features(self, path: Path, handle: BinaryIO, form: str, sort: str,
                   problems: Problems | None) -> Iterator[Found]:
         """The parts of one sort of each record, by Biopython; for proteins their translations, where they are told."""
         found, text = False, io.TextIOWrapper(handle, "utf-8", "replace")
         try:
-            for record in _doubted(path, require("Bio.SeqIO", "biology").parse(text, form), problems):
+            for record in with_warnings(path, require("Bio.SeqIO", "biology").parse(text, form), problems):
                 for number, feature in enumerate((each for each in record.features if each.type == sort), 1):
                     said = feature.qualifiers
                     names = [said[key][0] for key in ("protein_id", "locus_tag", "gene") if key in said]
@@ -338,393 +323,13 @@ class Letters(Kind):
         return self.letters + (self.letters.lower().replace("-", "").replace("*", "") if lower else "")
 
 
-def sequence_column(table: Look) -> str | None:
-    """The column of a table that is called as sequences usually are, or that holds long words of letters alone, or
-    shorter ones of bases."""
-    for called in (COLUMNS, SITES) if table.headed else ():
-        named = (name for name in table.names if name.lower() in called)
-        if found := next((name for name in named if not _words(table.column(name))), None):
-            return found
-    for name in table.names[:ROWS]:
-        cells = table.column(name)
-        letters = [_unwound(cell) if isinstance(cell, str) else "" for cell in cells]
-        if len(cells) > 1 and (all(map(LONG_WORD.fullmatch, letters)) or are_peptides(letters) or
-                               (len(set(letters)) > 3 and all(map(BASE_WORD.fullmatch, letters)))):
-            return name
-    return None
-
-
-def _words(cells: Sequence[Any]) -> bool:
-    """Whether these are mostly words or names (Grand Rapids), at a column called site, say."""
-    return 2 * sum(isinstance(cell, str) and CAPITALISED.match(cell) is not None for cell in cells) > len(cells)
-
-
-def are_peptides(cells: Sequence[str]) -> bool:
-    """Whether these are short sequences of residues and no words: many, of the twenty letters alone."""
-    said = set("".join(cells))
-    return len(cells) >= LEAST and said <= set(TWENTY) and len(said) > 14 and 2 * len(set(cells)) > len(cells) and \
-        min(map(len, cells)) >= SHORT
-
-
-def base_columns(table: Look) -> list[str]:
-    """The columns of a table, `LEAST` or more in a row, that hold a base each; none where there are not so many."""
-    if len(table.rows) < 2 or len(table.names) < LEAST:
-        return []
-    columns = islice(zip_longest(*table.rows), len(table.names))
-    held = ["".join(cell if isinstance(cell, str) and len(cell) == 1 else "?" for cell in cells if cell).upper()
-            for cells in columns]
-    single = [bool(letters) and set(letters) <= set(NUCLEOTIDES) for letters in held]
-    for begin, end in _runs(single):
-        letters = "".join(held[begin:end]).encode()
-        if end - begin >= LEAST and 20 * len(letters.translate(None, b"ACGTUN-")) <= len(letters):
-            return table.names[begin:end]
-    return []
-
-
-def _runs(marked: list[bool]) -> Iterator[tuple[int, int]]:
-    """Where runs of marked places begin and end."""
-    edges = np.flatnonzero(np.diff([False, *marked, False]))
-    return zip(edges[::2].tolist(), edges[1::2].tolist())
-
-
-def _unwound(cell: str) -> str:
-    """The letters of a cell; words of k letters each of which goes on one letter further are one sequence. Where a site
-    is cut, as in G^AATTC or GGATG(9/13), is no letter."""
-    cell = CUTS.sub("", cell)
-    words = cell.split()
-    if len(words) > 1 and len(words[0]) > 1 and all(a[1:] == b[:-1] for a, b in pairwise(words)):
-        return words[0] + "".join(word[-1] for word in words[1:])
-    return cell.strip()
-
-
-def _has_qualities(path: Path) -> bool:
-    """Whether a file is FASTQ, by its first sign."""
-    with suppress(SegueError):
-        return head_of(path).removeprefix(MARK).lstrip()[:1] == b"@"
-    return False
-
-
-def _uncommented(text: bytes) -> bytes:
-    """The beginning of a file without the comments that some write above FASTA."""
-    while text[:1] in (b";", b"#") and b"\n" in text:
-        text = text.partition(b"\n")[2].lstrip()
-    return text
-
-
-def _flat(head: bytes) -> str | None:
-    """The format of a file of a database or of an aligner, by its first line."""
-    text = head.lstrip()[:4096].decode("utf-8", "replace")
-    form = next((form for begin, form in FLAT.items() if re.match(begin, text)), None)
-    return form if form is not None or not SIZES.match(text) else _phylip_begins(text)
-
-
-def _letters(text: bytes, form: str) -> bytes:
-    """Some letters of a file of a database or of an aligner."""
-    lines = text.decode("utf-8", "replace").splitlines()
-    if form in ("pdb", "cif", "uniprot-xml"):
-        return b"PROTEIN"
-    if form in ("ct", "bpseq"):
-        return "".join(re.findall(r"(?m)^[ \t]*\d+[ \t]+([A-Za-z])[ \t]", "\n".join(lines))).upper().encode()
-    if form == "sam":
-        return "".join(cells[9] for line in lines if len(cells := line.split("\t")) > 10 and line[0] != "@").encode()
-    if form in ("genbank", "embl", "swiss"):
-        return b"PROTEIN" if re.search(r" (aa|AA)\b", lines[0]) else b"ACGT"
-    if form == "nexus":
-        if kind := re.search(rb"(?i)\bdatatype\s*=\s*(dna|rna|nucleotide|protein)", text):
-            return b"PROTEIN" if kind[1].lower() == b"protein" else b"ACGT"
-        lines = re.split(r"(?i)^\s*matrix\b", "\n".join(lines), maxsplit=1, flags=re.MULTILINE)[-1].splitlines()
-    if form == "maf":
-        words = [line.split()[-1] for line in lines if line.startswith("s ")]
-    elif form == "phylip":
-        words = [re.sub(r"^\S.{9}", "", line) for line in lines[1:]]
-    elif form == "msf":
-        words = [word for line in text.decode("utf-8", "replace").partition("//")[2].splitlines()
-                 for word in line.split()[1:]]
-    elif form == "pir":
-        words = [line for i, line in enumerate(lines) if line[:1] != ">" and lines[i - 1][:1] != ">"]
-    else:
-        words = [line.split()[1] for line in lines[1:] if line[:1] not in "# /" and len(line.split()) in (2, 3)]
-    return "".join("".join(words).split()).translate(str.maketrans("", "", "*.?~")).upper().encode("ascii", "replace")
-
-
-def _column(path: Path, problems: Problems | None, column: str | None, classes: str | None) -> Iterator[Found]:
+def _table_sequences(path: Path, problems: Problems | None, column: str | None, classes: str | None) -> Iterator[Found]:
     for found, name, cell in cells_of(path, problems, column, sequence_column, "holds sequences by its name", COLUMNS,
                                       NAMES, classes=classes, joined=base_columns):
-        if sequence := "".join(_unwound(cell).split()).encode("utf-8", "replace"):
+        if sequence := "".join(join_kmers(cell).split()).encode("utf-8", "replace"):
             yield name, sequence, None
         else:
             bad(problems, path, name, None, f"no sequence in column '{found}'; remove the row or fill it")
-
-
-def _doubted(path: Path, records: Iterator[Any], problems: Problems | None) -> Iterator[Any]:
-    """The records of Biopython; what it warns of is told as problems."""
-    while True:
-        with warnings.catch_warnings(record=True) as doubts:
-            warnings.simplefilter("always")
-            record = next(records, None)
-        if record is None:
-            return
-        for doubt in doubts if problems is not None else ():
-            said = " ".join(str(doubt.message).split())
-            bad(problems, path, record.id or record.name or "", None, f"doubtful: {said}")
-        yield record
-
-
-def _phylip_begins(text: str) -> str | None:
-    """"phylip" where the first two rows, behind their names, have as many letters as each other, and no more than the
-    first line says."""
-    first, *rows = [line for line in text.splitlines() if line.strip()]
-    said = SIZES.fullmatch(first)
-    if said is None or not rows or int(said[2]) < 1 or (int(said[1]) > 1 and len(rows) < 2):
-        return None
-    for ten in (False, True):
-        letters = [_taxon(row, ten)[1] for row in rows[:2]]
-        ways = [letters]
-        if len(letters) > 1 and (more := "".join(rows[1].split())).isalpha():  # or the first row goes on
-            ways.append([letters[0] + more])
-        if any(all(re.fullmatch(r"[A-Za-z?*.-]+", each) for each in way) and len({*map(len, way)}) == 1 and
-               len(way[0]) <= int(said[2]) for way in ways):
-            return "phylip"
-    return None
-
-
-def _taxon(line: str, ten: bool) -> tuple[str, str]:
-    """The name and the letters of a row of PHYLIP: the name is ten signs, or a word."""
-    name, _, letters = (line[:10], "", line[10:]) if ten else line.strip().partition(" ") \
-        if "\t" not in line.strip() else line.strip().partition("\t")
-    return name.strip(), "".join(letters.split())
-
-
-def _phylip(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
-    """Alignments behind lines that say how many sequences of how many letters: row by row or in blocks, their names a
-    word or of ten signs; that which fits."""
-    lines = [line for each in handle.read().decode("utf-8", "replace").splitlines() if (line := each.rstrip())]
-    at = 0
-    while at < len(lines):
-        said = SIZES.fullmatch(lines[at])
-        count, length = (int(said[1]), int(said[2])) if said else (0, 0)
-        ways = (way(lines[at + 1 :], count, length, ten) for ten in (False, True) for way in (_in_blocks, _in_rows))
-        rows, used = next(filter(None, ways), ([], 0)) if 0 < count < len(lines) - at else ([], 0)
-        if not rows:
-            raise SegueError(f"{path}, line {at + 1}: no alignment of {count} sequences of {length} letters begins "
-                             "here; is the file cut short?")
-        at += 1 + used
-        yield from ((name, letters.replace("?", "-").encode("utf-8", "replace"), None) for name, letters in rows)
-
-
-def _in_blocks(lines: list[str], count: int, length: int, ten: bool) -> tuple[list[tuple[str, str]], int] | None:
-    """The rows of an alignment in blocks, and how many lines it takes; None where they do not fit."""
-    names, letters = zip(*(_taxon(line, ten) for line in lines[:count]))
-    rows, used = list(letters), count
-    while max(map(len, rows)) < length and used + count <= len(lines):
-        rows = [row + "".join(line.split()) for row, line in zip(rows, lines[used : used + count])]
-        used += count
-    return (list(zip(names, rows)), used) if {*map(len, rows)} == {length} else None
-
-
-def _in_rows(lines: list[str], count: int, length: int, ten: bool) -> tuple[list[tuple[str, str]], int] | None:
-    """As `_in_blocks`, of one sequence behind the other."""
-    rows, used = list[tuple[str, str]](), 0
-    while len(rows) < count and used < len(lines):
-        name, letters = _taxon(lines[used], ten)
-        used += 1
-        while len(letters) < length and used < len(lines):
-            letters += "".join(lines[used].split())
-            used += 1
-        rows.append((name, letters))
-    return (rows, used) if len(rows) == count and {len(row) for _, row in rows} == {length} else None
-
-
-def _sam(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
-    """The reads of an alignment to a genome, each once and as it was sequenced."""
-    scored: bool | None = None
-    for number, line in enumerate(handle, 1):
-        cells = line.rstrip(b"\r\n").split(b"\t")
-        if line[:1] == b"@" or not line.strip():
-            continue
-        if len(cells) < 11 or not cells[1].isdigit():
-            bad(problems, path, str(number), None, "not the eleven columns of a read in SAM; is the file cut short?")
-            continue
-        flag, letters, quality = int(cells[1]), cells[9], cells[10]
-        if flag & 0x900 or letters == b"*":  # told again for another place
-            continue
-        scored = quality != b"*" if scored is None else scored
-        if scored and len(quality) != len(letters):
-            bad(problems, path, _name(cells[0], number), None, f"{len(letters)} letters but {len(quality)} qualities; "
-                                                               "mend or remove it")
-            continue
-        back = -1 if flag & 16 else 1
-        letters = letters.translate(REVERSED)[::-1] if flag & 16 else letters
-        scores = np.frombuffer(quality, np.uint8)[::back] - np.uint8(33) if scored else None
-        yield _name(cells[0], number), letters, scores
-
-
-def _clustal(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
-    """The rows of an alignment in blocks: a name, letters, and how many there were so far, if that is told."""
-    rows: dict[str, bytes] = {}
-    for number, line in enumerate(handle.read().splitlines(), 1):
-        cells = line.split()
-        if number == 1 or not line[:1].strip():
-            continue  # the title, a blank line, or marks below a block
-        if len(cells) not in (2, 3) or not (len(cells) == 2 or cells[2].isdigit()):
-            raise SegueError(f"{path}: line {number} is not a name and letters, as Clustal writes them; align again")
-        name = cells[0].decode("utf-8", "replace")
-        rows[name] = rows.get(name, b"") + cells[1]
-    if len(set(map(len, rows.values()))) > 1:
-        raise SegueError(f"{path}: its rows are not all of one length; is the alignment cut short?")
-    yield from ((name, letters, None) for name, letters in rows.items())
-
-
-def _lines(handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
-    """Letters alone: a sequence a line, or one over lines of one length and a shorter last."""
-    lines = [(str(number), line) for number, each in enumerate(_unmarked(_uncommented(handle.read())).splitlines(), 1)
-             if (line := each.strip())]
-    lengths = {len(line) for _, line in lines[:-1]}
-    wrapped = len(lengths) == 1 and len(lines[-1][1]) < max(lengths)
-    if problems is not None and len(lines) > 1:
-        problems.note = "one sequence over all lines" if wrapped else "a sequence a line"
-    if wrapped:
-        lines = [("1", b"".join(line for _, line in lines))]
-    yield from ((name, line, None) for name, line in lines)
-
-
-def _has_marks(head: bytes) -> bool:
-    """Whether each record of the beginning of a FASTA file is a line of letters and a line of marks below it: signs
-    that are no letters, or few letters where there are many above."""
-    records = [part.splitlines()[1:] for part in (b"\n" + head).split(b"\n>")[1:]]
-    whole = [[line.strip() for line in lines if line.strip()] for lines in (records[:-1] or records)]
-    if not whole or any(len(lines) != 2 or len(lines[0]) != len(lines[1].split()[0]) for lines in whole):
-        return False
-    above, below = ({*b"".join(lines[i].split()[0] for lines in whole)} for i in (0, 1))
-    strange = not bytes(below).isalpha() and not below & above
-    return strange or (len(whole) > 2 and 2 * len(below) <= len(above) > 14)
-
-
-def _unmarked(text: bytes) -> bytes:
-    """A text without the lines of marks below letters, such as brackets for who pairs with whom."""
-    lines = text.splitlines(keepends=True)
-    if text[:1] == b">":
-        return b"".join(line for i, line in enumerate(lines) if i % 3 != 2) if _has_marks(text) else text
-    for i, line in enumerate(lines[1:], 1):
-        if PAIRED.fullmatch(line) and len(line.split()[0]) == len(lines[i - 1].strip()):
-            return b"".join(lines[:i])
-    return text
-
-
-def _ct(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
-    """Connectivity tables: a line with the count of bases and a name, and a line a base; some structures in a row."""
-    lines = [cells for each in handle.read().decode("utf-8", "replace").splitlines() if (cells := each.split())]
-    at = 0
-    while at < len(lines):
-        count = int(lines[at][0]) if lines[at][0].isdigit() else 0
-        rows = lines[at + 1 : at + 1 + count]
-        counted = [row[0] for row in rows if len(row) > 4]
-        if not count or counted != [*map(str, range(1, count + 1))]:
-            raise SegueError(f"{path}: no connectivity table of {count} bases begins at '{' '.join(lines[at])[:40]}'; "
-                             "is the file cut short?")
-        yield " ".join(lines[at][1:]) or str(at + 1), "".join(row[1] for row in rows).encode("utf-8", "replace"), None
-        at += 1 + count
-
-
-def _bpseq(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
-    """A line a base: its number, the base, and with which it pairs."""
-    lines = [line.split() for line in handle.read().decode("utf-8", "replace").splitlines()
-             if line.strip() and line[0] != "#"]
-    if any(len(cells) != 3 or cells[0] != str(number) for number, cells in enumerate(lines, 1)):
-        raise SegueError(f"{path}: not a line of number, base and partner for each base (BPSEQ); mend it")
-    yield path.stem, "".join(cells[1] for cells in lines).encode("utf-8", "replace"), None
-
-
-def _fasta(path: Path, handle: BinaryIO, problems: Problems | None, marks: bool = False,
-           label: Callable[[str], str] | None = None) -> Iterator[Found]:
-    """marks: there is a line of them below each line of letters; label: the class that a header says."""
-    notes = ["class=a part of the headers"] * (label is not None) + ["not read: the marks below the letters"] * marks
-    if problems is not None and notes:
-        problems.note = "; ".join(notes)
-    for number, (header, body) in enumerate(_headed(handle), 1):
-        name, lines = _name(header, number), body.split() if marks else []
-        if marks and (len(lines) < 2 or len(lines[0]) != len(lines[1])):
-            bad(problems, path, name, None, "not as many marks below as letters; is the file cut short?")
-            continue
-        sequence = lines[0] if marks else body.translate(None, BLANKS)
-        if label is not None:
-            name = of_class(name, label(header.decode("utf-8", "replace").strip()))
-        if sequence:
-            yield name, sequence, None
-        else:
-            bad(problems, path, name, None, "the record has no sequence; remove its header or add the letters")
-
-
-def _headed(handle: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """Header and lines of each FASTA record; read in blocks, since one may be a whole chromosome."""
-
-    def record() -> tuple[bytes, bytes]:
-        header, _, body = b"".join(parts).partition(b"\n")
-        return header, body
-
-    parts: list[bytes] = []  # the record being read, without its ">"
-    carry, begun = b"\n", False
-    while True:
-        block = handle.read(BLOCK)
-        text = carry + block
-        if b"\r" in text and b"\n" not in text.strip(b"\n"):
-            text = text.replace(b"\r", b"\n")  # line ends of old Macs
-        carry = b"\n" if block and text.endswith(b"\n") else b""
-        text = text[: len(text) - len(carry)]
-        first, *others = text.split(b"\n>")
-        parts.append(first)
-        for part in others:
-            if begun:
-                yield record()
-            parts, begun = [part], True
-        if not block:
-            break
-    if begun:
-        yield record()
-
-
-def _name(header: bytes, number: int) -> str:
-    """The first word of a header, or the number of its record."""
-    return (header.split() or [str(number).encode()])[0].decode("utf-8", "replace")
-
-
-OWN: dict[str, Callable[[Path, BinaryIO, Problems | None], Iterator[Found]]] = {
-    "clustal": _clustal, "phylip": _phylip, "sam": _sam, "ct": _ct, "bpseq": _bpseq,
-}  # formats of `FLAT` that Biopython is not asked for
-
-
-def _fastq(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
-    """Letters may take several lines, up to the '+', and qualities as many signs."""
-    number = 0
-    while header := handle.readline():
-        if not header.strip():
-            continue
-        number += 1
-        name = _name(header[1:], number)
-        parts, plus = [], handle.readline()
-        while plus and plus[:1] not in b"+@":
-            parts.append(plus.strip(BLANKS))
-            plus = handle.readline()
-        if header[:1] != b"@" or plus[:1] != b"+":
-            raise SegueError(f"{path}, record {number}: a FASTQ record is @name, letters, + and as many qualities, "
-                             "this is not; is a line missing before it?")
-        sequence = b"".join(parts)
-        quality = handle.readline().rstrip(b"\r\n")
-        while len(parts) > 1 and len(quality) < len(sequence) and (line := handle.readline()):
-            quality += line.rstrip(b"\r\n")
-        if not sequence and not quality:
-            bad(problems, path, name, None, "the read has no letters (all trimmed away?); remove it")
-            continue
-        if not sequence or len(sequence) != len(quality):
-            bad(problems, path, name, min(len(sequence), len(quality)) + 1,
-                f"{len(sequence)} letters but {len(quality)} qualities; is the file cut short?")
-            continue
-        scores = np.frombuffer(quality, dtype=np.uint8)
-        if quality.translate(None, PHRED):
-            bad(problems, path, name, int(np.flatnonzero((scores < 33) | (scores > 126))[0]) + 1,
-                "the quality is not a sign between ! and ~; mend or remove the record")
-            continue
-        yield name, sequence, scores - np.uint8(33)
 
 
 class DNA(Letters):

@@ -97,8 +97,8 @@ class Molecule(Kind):
                     yield name or f"line {number}", smiles
 
     def codec(self, data: Dataset) -> Codec:
-        """A token a sign: an atom, what is in brackets, a bond, a branch, a ring. Signs of several letters that the
-        data have once only are spelled in characters."""
+        """One token for each symbol: an atom, a bracketed atom, a bond, a branch, a ring. Symbols of several characters
+        that occur only once in the data are encoded character by character."""
         counts = Counter(sign for smiles in data.objects() for sign in SMILES_SIGN.findall(smiles) if len(sign) > 1)
         often = sorted((sign for sign, n in counts.items() if n > 1), key=lambda sign: (-counts[sign], sign))
         return SmilesCodec(often[:MANY])
@@ -115,7 +115,7 @@ class Molecule(Kind):
                                  for record in records))
 
     def show(self, obj: str) -> str:
-        """The SMILES; with RDKit its formula too."""
+        """The SMILES, and with RDKit its formula."""
         try:
             from rdkit import Chem, RDLogger
             from rdkit.Chem.rdMolDescriptors import CalcMolFormula
@@ -126,7 +126,7 @@ class Molecule(Kind):
         return obj if molecule is None else f"{obj}  {CalcMolFormula(molecule)}"
 
     def well_formed(self, obj: str) -> bool:
-        """Whether RDKit reads a molecule out of it; without RDKit, whether no branch and no ring stays open."""
+        """Whether RDKit can parse it; without RDKit, whether all branches and rings are closed."""
         try:
             chem = _chem()
         except SegueError:
@@ -134,7 +134,7 @@ class Molecule(Kind):
         return fault(obj) is None and (">" in obj or chem.MolFromSmiles(obj) is not None)
 
     def normalise(self, obj: Any, known: Collection[str] = ()) -> str:
-        """The beginning of a SMILES text, without blanks; a sign that is none is a SegueError."""
+        """The beginning of a SMILES text without spaces; a symbol that is not of SMILES is a SegueError."""
         text = "".join((obj.decode("utf-8", "replace") if isinstance(obj, bytes) else str(obj)).split())
         if (wrong := stranger(text)) is not None:
             raise SegueError(f"{text[:60]!r}, position {wrong + 1}: {text[wrong]!r} is no sign of SMILES")
@@ -142,7 +142,7 @@ class Molecule(Kind):
 
 
 def stranger(smiles: str) -> int | None:
-    """Where something stands that is no sign of SMILES; None where nothing does. A bracket may be left open."""
+    """The position of the first character that is no symbol of SMILES; None if there is none. A bracket may be open."""
     at = 0
     while at < len(smiles):
         sign = SMILES_SIGN.match(smiles, at)
@@ -204,7 +204,7 @@ def parted(line: str) -> list[str]:
 
 
 def in_lines(words: list[str]) -> bool:
-    """Whether these are molecules, one a line; a heading may stand above them."""
+    """Whether lines hold a molecule each, perhaps below a heading."""
     words = words[1:] if words and words[0].lower() in COLUMNS else words
     fine = [word for word in words if fault(word) is None]
     return len(fine) > 3 and len(fine) >= 0.98 * len(words) and sum(map(telling, fine)) > 0.7 * len(fine)
@@ -222,7 +222,7 @@ def telling(word: str) -> bool:
 
 
 def table_of(path: Path, head: bytes) -> Look | None:
-    """The look of a table; None where the file is none, or is better read as molecules one a line."""
+    """The look of a table; None where the file is none, or is rather to be read as a molecule in each line."""
     suffix = path.suffix.lower()
     if suffix in LINES or suffix not in TABULAR or (suffix not in DELIMITED and in_lines(first_words(head))):
         return None
@@ -231,7 +231,7 @@ def table_of(path: Path, head: bytes) -> Look | None:
 
 
 def column_of(table: Look) -> str | None:
-    """The column that is called as molecules usually are, or whose cells are all SMILES."""
+    """The column of molecules: one with a usual name, or one whose cells are all SMILES."""
     named = [name for name in table.names if name.strip().lower() in COLUMNS] if table.headed else []
     for name in sorted(named, key=lambda name: "smi" not in name.lower()):  # smiles before molecule and structure
         cells = [cell.split()[0] for cell in table.column(name) if isinstance(cell, str) and cell.strip()]
@@ -252,7 +252,7 @@ def _column(path: Path, problems: Problems | None, column: str | None, classes: 
 
 
 def form_of(head: bytes) -> str:
-    """What RDKit is to read, by its beginning: "rxn", "mol", "mol2" or "xyz"; "" where that is nothing."""
+    """The format of a file that RDKit reads, by its beginning: "rxn", "mol", "mol2" or "xyz"; "" for others."""
     head = head[:4096]
     if REACTION.match(head.lstrip()):
         return "rxn"
@@ -265,7 +265,7 @@ def _chem() -> Any:
 
 
 def _blocks(path: Path, form: str, problems: Problems | None) -> Iterator[tuple[str, str]]:
-    """The SMILES of what RDKit reads."""
+    """The SMILES of the molecules in a file that RDKit reads."""
     chem, number = _chem(), 0
     with opened(path) as handle:
         for part in _parts(handle, form):

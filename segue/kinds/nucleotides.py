@@ -59,8 +59,8 @@ def variation(codec: Codec, strands: bool = False) -> Vary | None:
 
 
 def other_strand(codec: Codec, ids: np.ndarray) -> np.ndarray:
-    """The ids of the other strand, which begins where these end; these where it takes another number of words (where
-    words are cut by other letters)."""
+    """The ids of the reverse complement; the ids unchanged where that takes another number of tokens (where k-mers are
+    interrupted by other letters)."""
     begun, ended = bool(ids[0] == codec.bos), len(ids) > 1 and bool(ids[-1] == codec.eos)
     rna = "U" in codec.bases.letters if isinstance(codec, KmerCodec) else None
     inside = codec.encode(reverse_complement(codec.decode(ids), rna))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from segue.errors import SegueError
 from segue.kinds.codecs import ItemCodec
-from segue.kinds.music import GRID, LOUD, Note
+from segue.kinds.notes import GRID, LOUD, Note
 
 STEP = GRID // 4  # of a sixteenth
 PLACES = 16  # of a bar
@@ -23,7 +23,7 @@ THEME, THEME_END, BAR = "theme", "theme-end", "bar"
 
 
 class Remi:
-    """Items of pieces of these parts. `items` are all there are, `codec` has an id for each."""
+    """Encodes pieces with these parts as items. items: all possible ones; codec: gives each an id."""
 
     def __init__(self, parts: Sequence[str] = ("melody", "piano")) -> None:
         if not parts or not all(re.fullmatch("[a-z]+", part) and part not in ("at", "bar", "loud", "length", "tempo",
@@ -93,7 +93,7 @@ class Remi:
         return notes, tempi, themes
 
     def grammar(self) -> Grammar:
-        """What may follow nothing."""
+        """The grammar before the first item."""
         return Grammar(self)
 
     def legal(self, prompt: Sequence[int] = ()) -> Callable[[list[int]], list[int]]:
@@ -118,7 +118,7 @@ class Grammar:
         self.remi, self.last, self.place, self.inside = remi, "", -1, False
 
     def sorts(self) -> set[str]:
-        """The sorts of items that may follow: names without numbers."""
+        """The kinds of items that may come next: their names without numbers."""
         parts, edges = set(self.remi.parts), {BAR, THEME_END if self.inside else THEME}
         if self.last == "":
             return {BAR, THEME}
@@ -135,12 +135,12 @@ class Grammar:
         return {"length"} if self.last in parts else {"loud"} if self.last == "length" else edges | {"at"} | parts
 
     def may(self, item: str) -> bool:
-        """Whether an item may follow."""
+        """Whether an item may come next."""
         sort = self.remi._sort[item]
         return sort in self.sorts() and (sort != "at" or int(item[2:]) > self.place)
 
     def say(self, item: str) -> None:
-        """It followed."""
+        """Advance by an item."""
         self.last = self.remi._sort[item]
         if self.last == "at":
             self.place = int(item[2:])

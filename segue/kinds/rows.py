@@ -1,7 +1,7 @@
 """Tables whose rows stand alone: flowers with their measures, people with their answers, each row a thing of its own.
 
 No column says when, neighbours are not alike, and nothing happens to anybody: else see `segue.kinds.series` and
-`segue.kinds.table`.
+`segue.kinds.table`. A table of which nothing else is known is read so too.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from segue.kinds.roles import (
 )
 from segue.kinds.series import says_class
 from segue.kinds.table import in_blocks
-from segue.kinds.text import text_columns
+from segue.kinds.text_columns import text_columns
 from segue.kinds.times import timelike
 from segue.kinds.wide import wide
 

@@ -29,16 +29,16 @@ Numbered = Iterable[tuple[int, str]]
 
 @dataclass(frozen=True)
 class Form:
-    """How the texts of a file are told apart. note: for people; cut: numbered lines to a text's first line, the text
-    and its class ("" where none is said)."""
+    """How a plain file is split into texts. note: a description for users. cut: turns numbered lines into (number of
+    the first line, text, class or "")."""
 
     note: str
     cut: Callable[[Numbered], Iterator[tuple[int, str, str]]]
 
 
 def form_of(head: str, field: Sequence[str] = (), table: bool = False) -> Form | None:
-    """By the beginning of a file; None of a file that is one text. field: the columns of sentences of a word a line
-    that are asked for, by number. table: the file is called one, and may hold such sentences alone."""
+    """How a file is split into texts, by its beginning; None of a file that is one text. field: the numbers of the
+    columns to read from CoNLL files. table: by its name the file is a table, so it can only be a CoNLL file."""
     if not table and ENDED.search(head):
         return Form("a text up to each <|endoftext|>", _between)
     lines = head.split("\n")
@@ -95,7 +95,7 @@ def _between(lines: Numbered) -> Iterator[tuple[int, str, str]]:
 
 
 def _tunes(lines: Numbered) -> Iterator[tuple[int, str, str]]:
-    """What stands before the first tune is of none."""
+    """Tunes in ABC; what stands before the first is left out."""
     begin, part = 0, list[str]()
     for number, line in lines:
         if TUNE.fullmatch(line):
@@ -123,7 +123,7 @@ def _lines(lines: Numbered) -> Iterator[tuple[int, str, str]]:
 
 
 def _behind(lines: Numbered) -> Iterator[tuple[int, str, str]]:
-    """Of several classes the first."""
+    """Texts behind their class, of several classes the first."""
     for number, line in lines:
         labels = list(takewhile(lambda word: word.startswith(LABEL), line.split())) or line.split()[:1]
         if text := line.strip()[sum(len(label) + 1 for label in labels) :].strip():
@@ -131,7 +131,7 @@ def _behind(lines: Numbered) -> Iterator[tuple[int, str, str]]:
 
 
 def _named(lines: Numbered) -> Iterator[tuple[int, str, str]]:
-    """As speech data sets have what was said, behind the name of each recording (LibriSpeech, AISHELL, Kaldi)."""
+    """Texts behind a name, as in the transcripts of speech data sets (LibriSpeech, AISHELL, Kaldi)."""
     yield from ((number, text[-1], "") for number, line in lines if len(text := line.strip().split(None, 1)) > 1)
 
 
@@ -144,7 +144,7 @@ def _cells(line: str) -> list[str]:
 
 
 def _blocks(lines: Numbered) -> Iterator[tuple[int, list[str]]]:
-    """Runs of lines that are not blank, each with its first line's number; no beginnings of documents."""
+    """Blocks of lines between blank lines, each with the number of its first line; without -DOCSTART- blocks."""
     begin, block = 1, list[str]()
     for number, line in chain(lines, [(0, "")]):
         if line.strip():
@@ -157,8 +157,8 @@ def _blocks(lines: Numbered) -> Iterator[tuple[int, list[str]]]:
 
 
 def _words_in(lines: list[str]) -> int | None:
-    """The column of words in sentences of a word a line, with blank lines between them, as CoNLL's tasks have them: the
-    first one that says many things. None of other files."""
+    """The number of the column of words in a CoNLL file (a word in each line, blank lines between sentences): the first
+    column with many different values. None of other files."""
     blocks = [[line for line in block if line[0] != "#"] for _, block in _blocks(enumerate(lines, 1))]
     rows = [_cells(line) for block in blocks for line in block]
     if len(blocks) < 3 or len(rows) < 3 * len(blocks) or len({*map(len, rows)}) != 1 or len(rows[0]) < 2:
@@ -170,7 +170,8 @@ def _words_in(lines: list[str]) -> int | None:
 
 
 def _sentences(lines: Numbered, wanted: Sequence[int]) -> Iterator[tuple[int, str, str]]:
-    """The words of each, or its text where a comment says it (CoNLL-U); several columns follow each other."""
+    """Sentences of a CoNLL file: the words of each, or its text where a comment gives it (CoNLL-U); several wanted
+    columns are lines of their own."""
     for number, block in _blocks(lines):
         rows = [cells for line in block if line[0] != "#" and not re.match(r"\d+[-.]\d+\t", line)
                 and len(cells := _cells(line)) > max(wanted)]

@@ -48,7 +48,7 @@ class Sound(Kind):
         return 0.97 if boxed or head.startswith(SIGNS) else 0.0
 
     def read(self, path: Path, problems: Problems | None = None) -> Iterator[Record]:
-        """One record a file."""
+        """One record for each file."""
         soundfile = require("soundfile", "sound")
         with opened(path) as handle:
             try:
@@ -72,7 +72,7 @@ class Sound(Kind):
         yield Record(levels(wave).tolist(), name=str(path))
 
     def codec(self, data: Dataset) -> Codec:
-        """A level a token."""
+        """One token for each level."""
         return ItemCodec(list(range(LEVELS)))
 
     def numbers(self, codec: Codec) -> np.ndarray | None:
@@ -83,7 +83,7 @@ class Sound(Kind):
         return found
 
     def write(self, objects: Iterable[Sequence[int] | Record], path: str | Path) -> None:
-        """A WAV file (FLAC, where it is called so) of 16 bits, 8,000 samples a second; of one object."""
+        """One object as a WAV file (FLAC if it is named so) of 16 bits and 8,000 samples a second."""
         soundfile = require("soundfile", "sound")
         sounds = [obj.object if isinstance(obj, Record) else obj for obj in objects]
         if len(sounds) != 1:
@@ -94,7 +94,7 @@ class Sound(Kind):
             soundfile.write(handle, np.round(32767 * waveform(levels)).astype(np.int16), RATE, "PCM_16", format=form)
 
     def show(self, obj: Sequence[int]) -> str:
-        """How loud it is over time, in one line of at most 96 bars, and how long it lasts."""
+        """The loudness over time, as one line of at most 96 bars, and the duration."""
         wave = waveform([level for level in obj if isinstance(level, int)])
         windows = np.array_split(wave, min(96, max(len(wave) // 16, 1)))
         power = np.array([float(np.square(window).mean()) if len(window) else 0.0 for window in windows])
@@ -114,13 +114,14 @@ class Sound(Kind):
 
 
 def levels(wave: np.ndarray) -> np.ndarray:
-    """Samples from -1 to 1 -> levels, (n,) int64: sign(x) log(1 + mu |x|) / log(1 + mu), in 256 equal steps."""
+    """The mu-law levels of samples from -1 to 1, (n,) int64: sign(x) log(1 + mu |x|) / log(1 + mu) in 256 equal
+    steps."""
     wave = np.clip(wave.astype(np.float64), -1, 1)
     squeezed = np.sign(wave) * np.log1p(MU * np.abs(wave)) / np.log1p(MU)
     return np.minimum((squeezed + 1) / 2 * LEVELS, MU).astype(np.int64)
 
 
 def waveform(levels: Sequence[int]) -> np.ndarray:
-    """The middle of each level, (n,) float64 from -1 to 1."""
+    """The samples of levels, each the middle of its level, (n,) float64 from -1 to 1."""
     squeezed = (np.asarray(levels, np.float64) + 0.5) / LEVELS * 2 - 1
     return np.sign(squeezed) * np.expm1(np.abs(squeezed) * np.log1p(MU)) / MU

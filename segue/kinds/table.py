@@ -59,7 +59,7 @@ from segue.kinds.roles import (
     time_column_by_place,
     with_joined_times,
 )
-from segue.kinds.text import text_columns
+from segue.kinds.text_columns import text_columns
 from segue.kinds.times import seconds_of, span, steady, timelike, written
 
 OCEL = {"ocel:activity", "ocel:timestamp"}  # columns of an object-centric log

@@ -6,10 +6,10 @@ import codecs as encodings
 import csv
 import io
 import json
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -45,7 +45,6 @@ from segue.kinds.frame import (
     PARQUET,
     TABULAR,
     Look,
-    are_ids,
     by_lines,
     check_parquet,
     csv_rows,
@@ -54,57 +53,34 @@ from segue.kinds.frame import (
     json_array,
     json_lines,
     load_table,
-    number,
     said,
 )
 from segue.kinds.packed import bare, no_text, opened
 from segue.kinds.several import Form
 from segue.kinds.several import form_of as several_of
-from segue.kinds.times import DATE
+from segue.kinds.text_columns import (
+    FIELDS,
+    are_pairs,
+    dialogue_columns,
+    holds_dialogues,
+    holds_text,
+    is_plain,
+    join_fields,
+    name_column,
+    speaker_field,
+    text_columns,
+)
 
 SAMPLE = 1 << 26  # bytes of text that merges are learned from
-# Columns and fields that hold text, best first; those of objects (JSON) may have names that say it less surely.
-COLUMNS = words("text content body document sentence article story passage dialogue dialog conversation transcript "
-                "question message review comment utterance utt tweet post query abstract summary lyrics caption abc "
-                "smiles selfies")
-FIELDS = words("text content code body document sentence article story passage dialogue dialog conversation transcript "
-               "question problem prompt input instruction instructions problem_statement description abstract message "
-               "review comment utterance utt tweet post query summary completion output response answer chosen context "
-               "title lyrics caption abc smiles selfies")
-# What asks and what answers: together they are one text. So are what a few things are made of, and these.
-ASKS = words("instruction instructions question questions stem problem problem_statement prompt input context passage "
-             "article story body query options choices endings premise buggy mr goal ctx history sent1 obs1 obs2 "
-             "patterns")
-ANSWERS = words("completion output response answer answers rationale solution solutions canonical_solution chosen "
-                "answerkey hypothesis sentence fixed patch ref correct gt target targets responses")
-SOURCES = words("text question dialogue dialog conversation transcript document article body content description "
-                "intent")
-MADE = words("code snippet sql query cmd summary highlights")
-RIGHT = words("label answer answerkey correct gold")  # say which of several choices is right
-CHOICE = re.compile(r"(choice|option|sol|ending|answer|opt|hyp)[ _]?[0-9a-f]|[a-f]|endings|choices|options",
-                    re.IGNORECASE)
-VERSION = re.compile(r"(response|output|completion|human_ref|answer)[ _]?[01aj]", re.IGNORECASE)  # and others
-LANGUAGE = re.compile(r"(translation\.)?([a-z]{2,3}([_-]\w{2,4})?|(english|french|german|spanish|italian|russian|"
-                      r"chinese|japanese)\b.*)", re.IGNORECASE)
-NAMED = words("name word surname lastname firstname fullname")  # what holds short texts
-DIALOGUES = words("dialogue dialog conversation transcript context")
-TOKENS = ("tokens", "words", "token")  # a text in lists of its words
-TURNS, ROLES = words("content value text utterance message"), words("role from speaker author agent sender_name user")
-LISTED = words("turns utterances conversation conversations messages history dialog dialogue data")  # nobody named
-SPEAKERS = (*ROLES, *words("speaker_id speaker_idx speaker_name character sender username participant name who"))
-# The columns of a chat that is a table, and those by which messages are known to stand alone, as on public platforms.
-MESSAGES, SENT = words("text content message msg body"), words("ts timestamp timestamp_ms date time datetime sent")
-ALONE = re.compile(r"(?i)like|retweet|favou?rite|score|star|rating|vote|point|title|subject|label|lang|follower|view")
-DIALOGUE = re.compile(r"(dialog(ue)?|conv(ersation)?|thread|chat|scene|message_?tree)[ _]?(id|idx|index|no|nr|num|"
-                      r"number|file)?", re.IGNORECASE)  # the column that says to which dialogue a turn belongs
 SMILES = {".smi", ".smiles"}  # a molecule a line, its name behind it
+MINIFIED = 500  # mean length of a line from which on code was not written by people
 LETTERS = bytes(range(65, 91)) + bytes(range(97, 123)) + bytes(range(128, 256))
 
 
 @dataclass(frozen=True)
 class Roles:
-    """What columns are read as. field: those of the text; column: that of classes; dialogue: that which says to which
-    dialogue a row, one turn of it, belongs ("": all rows are turns of one); speaker: who says it."""
+    """The columns of a table by their role. field: the text; column: the class; dialogue: the id of the dialogue of
+    which a row is a turn ("": all rows are one dialogue); speaker: who says it."""
 
     field: list[str]
     column: str | None = None
@@ -130,21 +106,21 @@ class Text(Kind):
     def sniff(self, path: Path, head: bytes) -> float:
         suffix = path.suffix.lower()
         if is_parquet(head):
-            return 0.7 if _holds_text(path, head) else 0.0
+            return 0.7 if holds_text(path, head) else 0.0
         if not head or looks_binary(head) or no_text(head):
             return 0.0
-        if _holds_dialogues(path, head):
+        if holds_dialogues(path, head):
             return 0.91  # and not who spoke after whom
         if suffix in LINES:
-            return 0.8 if _holds_text(path, head) else 0.3
+            return 0.8 if holds_text(path, head) else 0.3
         several = self.name == "text" and suffix not in self.extensions and (
             mails.is_mail(head) or form_of(head.decode("utf-8", "replace")))
         surely = 0.8 if suffix in self.extensions or several else 0.2
         if suffix in DELIMITED:
             table = glance(path, head)
-            surely = 0.7 if _holds_text(path, head) else 0.5 if table is not None and named_columns(table) else 0.2
+            surely = 0.7 if holds_text(path, head) else 0.5 if table is not None and name_column(table) else 0.2
         elif suffix == ".json" and (table := glance(path, head)) is not None and is_plain_table(table):
-            surely = 0.8 if text_columns(table) else 0.5 if named_columns(table) else 0.3
+            surely = 0.8 if text_columns(table) else 0.5 if name_column(table) else 0.3
         if not head.translate(None, b"0123456789 .,;:+-eE\t\r\n"):
             return 0.02  # numbers alone
         try:
@@ -195,27 +171,11 @@ class Text(Kind):
             raise SegueError(f"there is no text encoding called '{encoding}'; try utf-8, latin-1 or utf-16") from error
         suffix = bare(path).suffix.lower()
         head = head_of(path, encoding).decode("utf-8", "ignore").removeprefix("\ufeff")
-        if self.name == "text" and not (lines or field) and are_lines(head):
-            if problems is not None:
-                problems.note = "a dialogue a text, each turn behind who says it"
-            for name, text in dialogues(path, self._lines(path, encoding, errors)):
-                yield Record(text.encode(), name=f"{path}:{name}")
-            return
-        if self.name == "text" and not (lines or field) and mails.is_mail(head.encode()):
-            yield from mails.mails(path, problems)
-            return
-        if self.name == "text" and not lines and suffix not in {".csv", ".arff", ".inter"} | JSON | PARQUET and (
-                several := form_of(head, field, suffix in DELIMITED)):
-            if problems is not None:
-                problems.note = several.note.replace("not read: the class", "read: the class" if classes is not None
-                                                     else "not read: the class")
-            found = False
-            for number, text, label in several.cut(self._lines(path, encoding, errors)):
-                found = True
-                yield Record(text.encode(), name=of_class(f"{path}:{number}", label if classes == "" else ""))
-            if not found:
-                raise SegueError(f"{path}: there is no text in this file ({several.note})")
-            return
+        if self.name == "text" and not lines:
+            within = self._texts_within(path, problems, head, encoding, errors, field, classes)
+            if within is not None:
+                yield from within
+                return
         if not lines and (field or classes or suffix in TABULAR):
             rows = self._rows(path, problems, field, classes, encoding)
             if rows is not None:
@@ -224,38 +184,71 @@ class Text(Kind):
         if not lines and suffix == ".ipynb":
             yield Record(_notebook(path), name=str(path))
             return
-        found, smiles = False, suffix in SMILES
+        yield from self._plain_text(path, problems, encoding, errors, lines)
+
+    def _texts_within(self, path: Path, problems: Problems | None, head: str, encoding: str, errors: str,
+                      field: list[str], classes: str | None) -> Iterator[Record] | None:
+        """The texts of a plain file that holds several, or one with something around it; None of other files."""
+        if not field and mails.is_mail(head.encode()):
+            return mails.mails(path, problems)
+        lines = self._lines(path, encoding, errors)
+        if not field and are_lines(head):
+            if problems is not None:
+                problems.note = "a dialogue a text, each turn behind who says it"
+            return (Record(text.encode(), name=f"{path}:{name}") for name, text in dialogues(path, lines))
+        suffix = bare(path).suffix.lower()
+        if suffix in {".csv", ".arff", ".inter"} | JSON | PARQUET:
+            return None
+        form = form_of(head, field, suffix in DELIMITED)
+        if form is None:
+            return None
+        if problems is not None:
+            unread = "not read: the class"
+            problems.note = form.note if classes is None else form.note.replace(unread, "read: the class")
+        texts = (Record(text.encode(), name=of_class(f"{path}:{number}", label if classes == "" else ""))
+                 for number, text, label in form.cut(lines))
+        return not_empty(texts, f"{path}: there is no text in this file ({form.note})")
+
+    def _plain_text(self, path: Path, problems: Problems | None, encoding: str, errors: str,
+                    lines: bool) -> Iterator[Record]:
+        """The pieces of a file as they stand, or its lines; of SMILES the first word of each line."""
+        found, suffix = False, bare(path).suffix.lower()
+        smiles = suffix in SMILES
         for start, piece in self._pieces(path, encoding, errors):
             if not piece.strip():
                 continue
             found = True
-            if not (lines or smiles):
-                if problems is not None and self.name == "text" and suffix not in self.extensions - {".txt", ".text"} \
-                        and _a_text_a_line(piece):
-                    problems.note = "a file a text (a line a text: --read lines=true)"
-                yield Record(piece, name=str(path) if start == 0 else f"{path}@{start}")
+            if lines or smiles:
+                yield from (Record(line.split()[0] if smiles else line, name=f"{path}:{number}")
+                            for number, line in enumerate(piece.splitlines(), start + 1) if line.strip())
                 continue
-            for line in piece.splitlines():
-                start += 1
-                if line.strip():
-                    yield Record(line.split()[0] if smiles else line, name=f"{path}:{start}")
+            if problems is not None and self.name == "text" and suffix not in self.extensions - {".txt", ".text"} \
+                    and _a_text_a_line(piece):
+                problems.note = "a file a text (a line a text: --read lines=true)"
+            yield Record(piece, name=str(path) if start == 0 else f"{path}@{start}")
         if not found:
             raise SegueError(f"{path}: the file is empty; give a file with text in it")
 
     def read_all(self, paths: list[Path], problems: Problems, named: frozenset[Path],
                  **options: Any) -> Iterator[Record]:
-        """As `Kind.read_all`, but files side by side that are translations of each other, a sentence a line, are read
-        together: a text of each line and what it is in the other languages."""
+        """As `Kind.read_all`, but files that are translations of each other line by line are read together, a text for
+        each line and its translations."""
         asked = self.name != "text" or any(options.get(name) for name in ("lines", "field", "classes"))
         groups = {} if asked else translations.side_by_side(paths)
         others = {path for group in groups.values() for path in group[1:]}
         for path in paths:
-            if path in groups:
-                yield from self._side_by_side(groups[path], problems, options)
-            elif path not in others:
-                yield from super().read_all([path], problems, named, **options)
+            try:
+                if path in groups:
+                    yield from self._side_by_side(groups[path], problems, options)
+                elif path not in others:
+                    yield from super().read_all([path], problems, named, **options)
+            except SegueError as error:
+                if path in named:
+                    raise
+                problems.refuse(path, error)
 
     def _side_by_side(self, paths: list[Path], problems: Problems, options: dict[str, Any]) -> Iterator[Record]:
+        """A text of each line of the first file and the same line of the others; lines that lack one are left out."""
         errors, given = options.get("errors", "strict"), options.get("encoding", "utf-8")
         problems.note = f"lines of files side by side ({', '.join(bare(path).suffix[1:] for path in paths)})"
         rows = (self._lines(path, encoding_of(path, given, problems), errors) for path in paths)
@@ -296,7 +289,7 @@ class Text(Kind):
 
     def _rows(self, path: Path, problems: Problems | None, field: list[str], classes: str | None,
               encoding: str) -> Iterator[Record] | None:
-        """The texts of a table, or None where the file is to be read as it is."""
+        """The texts of a table; None where the file is not to be read as a table."""
         head, suffix = head_of(path, encoding), bare(path).suffix.lower()
         sure = bool(field or classes) or suffix in DELIMITED | JSON | PARQUET
         check_parquet(path, head)
@@ -310,7 +303,7 @@ class Text(Kind):
             raise SegueError(f"{path}: there is no table here to take '{field[0]}' from; leave field= out")
         loose = table is not None and table.regular and not table.headed and suffix in (".txt", "") and \
             table.delimiter == "\t"
-        pairs = table is not None and loose and _in_pairs(table)
+        pairs = table is not None and loose and are_pairs(table)
         tabbed = table is not None and table.delimiter == "\t" and (table.headed or pairs or (
             loose and classes is None and len(table.names) == 2 and class_column(path, table, "") is not None))
         if self.name == "code" and suffix == ".json" and not (field or classes):
@@ -322,18 +315,19 @@ class Text(Kind):
             raise both(path, classes)
         rest = table.without(column)
         pairs = pairs and column is None
-        asked, field = field, field or (rest.names[:2] if pairs else text_columns(rest)) or named_columns(rest) or (
+        asked, field = field, field or (rest.names[:2] if pairs else text_columns(rest)) or name_column(rest) or (
             rest.names if column and len(rest.names) == 1 else [])
         if classes and not field:
             raise SegueError(f"{path}: no column holds text; name one with field= (columns: {', '.join(rest.names)})")
         if column in field or not field:  # one that only by chance is called as classes are
             column, field = None, field or text_columns(table)
-        sure = sure or tabbed or (table.form != "delimited" and _plain(table, field))
+        sure = sure or tabbed or (table.form != "delimited" and is_plain(table, field))
         if suffix not in LINES | PARQUET and not (field and (sure or (column and table.regular))):
             return None
         dialogue, speaker = (None, None) if asked or column else dialogue_columns(table, field)
         if problems is not None and field:
-            by = [("said by", role) for role in (speaker, *(_role(name, table.names) for name in field)) if role]
+            speakers = (speaker, *(speaker_field(name, table.names) for name in field))
+            by = [("said by", role) for role in speakers if role]
             within = "all" if dialogue == "" else dialogue
             problems.note = said([("class", column), ("dialogue", within), *by, *(("field", name) for name in field)],
                                  table.names)
@@ -363,7 +357,7 @@ class Text(Kind):
                 handle.read(3)
             for number, row in json_lines(path, handle, problems):
                 cells = as_row(row) or {}
-                text = _joined(cells, field)
+                text = join_fields(cells, field)
                 if text is None:
                     fields = ", ".join(cells) or "none"
                     bad(problems, path, str(number), None,
@@ -394,7 +388,7 @@ class Text(Kind):
             raise SegueError(f"{path}: there is no column '{lacking or 'text'}'; there are {', '.join(names)}")
         found = False
         for place, row in enumerate(rows, 1):
-            if text := _joined(row, field):
+            if text := join_fields(row, field):
                 if record := _record(path, place, text, row, roles, problems):
                     found = True
                     yield record
@@ -423,7 +417,7 @@ class Text(Kind):
                             bad(problems, path, str(number), None,
                                 f"{len(row)} columns where the first line has {len(table.names)}; quote what holds a "
                                 "delimiter")
-                    elif (text := _joined(cells := dict(zip(table.names, row)), field)) and \
+                    elif (text := join_fields(cells := dict(zip(table.names, row)), field)) and \
                             (record := _record(path, number, text, cells, roles, problems)):
                         found = True
                         yield record
@@ -489,17 +483,47 @@ class Code(Text):
             return 0.0  # numbers alone are a file of another sort by that name
         return 0.85 if inner else max(0.6, super().sniff(path, head))
 
+    def read_all(self, paths: list[Path], problems: Problems, named: frozenset[Path],
+                 **options: Any) -> Iterator[Record]:
+        """As `Text.read_all`, but minified and generated files, which would outweigh what people wrote, are skipped
+        unless they are named or there are no others."""
+        lengths = {path: line_length(path) for path in paths if path not in named}
+        minified = {path for path, length in lengths.items() if length > MINIFIED}
+        minified = minified if len(minified) < len(paths) else set()
+        for path in sorted(minified):
+            problems.refuse(path, f"skipped: minified or generated (its lines have {lengths[path]:,} characters on "
+                                  "average); give the file itself to read it")
+        yield from super().read_all([path for path in paths if path not in minified], problems, named, **options)
+
 
 def form_of(head: str, field: Sequence[str] = (), table: bool = False) -> Form | None:
-    """How a plain file that is not one text as it stands is read; None where it is. See `segue.kinds.several.form_of`
-    for `field` and `table`."""
+    """How a plain file is read that holds several texts, or one with something around it, by its beginning; None for
+    other files. field, table: see `segue.kinds.several.form_of`."""
     known = (gutenberg, chats, subtitles, translations)
     form = None if field or table else next(filter(None, (each.form_of(head) for each in known)), None)
     return form or several_of(head, field, table)
 
 
+def not_empty(records: Iterable[Record], error: str) -> Iterator[Record]:
+    """The records; where there are none, a SegueError with this text."""
+    found = False
+    for record in records:
+        found = True
+        yield record
+    if not found:
+        raise SegueError(error)
+
+
+def line_length(path: Path) -> int:
+    """The mean length of the lines at the beginning of a file; 0 of notebooks and of files that cannot be read."""
+    with suppress(SegueError):
+        head = head_of(path) if bare(path).suffix.lower() != ".ipynb" else b""
+        return len(head) // max(head.count(b"\n"), 1)
+    return 0
+
+
 def _notebook(path: Path) -> bytes:
-    """What was typed into the cells of a Jupyter notebook, a blank line between them; no outputs."""
+    """The source of the cells of a Jupyter notebook, separated by blank lines, without outputs."""
     with opened(path) as handle:
         raw = handle.read()
     try:
@@ -510,13 +534,13 @@ def _notebook(path: Path) -> bytes:
 
 
 def _a_text_a_line(piece: bytes) -> bool:
-    """Whether lines seem to be texts of their own, such as names or sentences: many short ones, and none empty."""
+    """Whether each line seems to be a text of its own, such as a name or a sentence: many short lines, none empty."""
     lines = piece[:HEAD].split(b"\n")[:-1]
     return len(lines) >= 50 and all(0 < len(line.strip()) <= 400 for line in lines)
 
 
 def _cut(data: bytes) -> int:
-    """Where to cut a piece of a longer file: after its last line end, else before its last character."""
+    """Where to cut a piece of a longer file: after its last line end, or else before its last character."""
     cut = data.rfind(b"\n") + 1
     if not cut:
         cut = len(data) - 1
@@ -525,79 +549,10 @@ def _cut(data: bytes) -> int:
     return cut
 
 
-def _holds_text(path: Path, head: bytes) -> bool:
-    table = glance(path, head)
-    return table is not None and bool(text_columns(table))
-
-
-def _last(name: str) -> str:
-    """The last part of a field's name, in lower case."""
-    return name.rpartition(".")[2].lower()
-
-
-def _are_texts(cell: Any) -> bool:
-    """A list of texts, some of them of several words."""
-    cell = _unnested(cell)
-    return isinstance(cell, list) and all(isinstance(turn, str) for turn in cell) and \
-        any(len(turn.split()) > 2 for turn in cell)
-
-
-def _role(name: str, names: Iterable[str]) -> str | None:
-    """The field that says who speaks, beside that of the turns of a dialogue: messages.from, or messages.author.name,
-    beside messages.text."""
-    if "." not in name:
-        return None
-    beside = {f"{name.rpartition('.')[0]}.{role}{inner}" for role in ROLES for inner in ("", ".name")}
-    return next((other for other in names if other.lower() in beside), None)
-
-
-def _is(name: str, usual: Collection[str]) -> bool:
-    """Whether a field is called so: by its last part, or by the one before, as in answers.text."""
-    *_, before, last = ("", *name.lower().split("."))
-    return last in usual or (before in usual and last in ("text", "input_text", "spans", "number", "value"))
-
-
-def _joined(cells: Mapping[str, Any], field: Sequence[str]) -> str | None:
-    """The text of a row; None where it has none in these fields. Lists of one length, as of questions and of their
-    answers, take turns; of the answers to one question the first is taken."""
-    parts: list[str | None] = []
-    turns = [value for name in field if isinstance(value := cells.get(name), list) and len(field) > 1]
-    asked = any(isinstance(cells.get(name), str) and _is(name, ASKS) for name in field) and len(turns) < 2
-    if len(turns) > 1 and len(set(map(len, turns))) == 1:
-        first = next(name for name in field if isinstance(cells.get(name), list))
-        cells = {**{name: value for name, value in cells.items() if not isinstance(value, list)},
-                 first: [_one(turn) for each in zip(*turns) for turn in each]}
-    for name in field:
-        value = cells.get(name)
-        if isinstance(value, str):
-            parts.append(value)
-        elif isinstance(value, bool | int | float) and (_is(name, ANSWERS) or _last(name) in RIGHT):
-            parts.append(_one(value))
-        elif isinstance(value, list) and _last(name) in TOKENS and all(isinstance(word, str) for word in value):
-            parts.append(" ".join(value))
-        elif isinstance(value := _unnested(value), list) and all(isinstance(turn, str | None) for turn in value):
-            speakers = cells.get(_role(name, cells) or "") or [None] * len(value)
-            said = [turn if who is None else f"{who}: {turn}" for who, turn in zip(speakers, value) if turn]
-            parts += said[:1] if asked and _is(name, ANSWERS) else said
-    return "\n".join(filter(None, parts)) if any(parts) else None
-
-
-def _unnested(value: Any) -> Any:
-    """A list of one list as that list."""
-    return value[0] if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list) else value
-
-
-def _one(value: Any) -> str | None:
-    """What a cell says, the first of several."""
-    if isinstance(value, list):
-        return _one(value[0]) if value else None
-    return value if value is None or isinstance(value, str) else json.dumps(value)
-
-
 def _record(path: Path, place: int, text: str, cells: Mapping[str, Any], roles: Roles,
             problems: Problems | None) -> Record | None:
-    """The text of a row; where there is a column of classes, None if it says none. Of a turn of a dialogue the name is
-    that of the dialogue."""
+    """The record of a row, named after the row or, for a turn of a dialogue, after the dialogue; None where the column
+    of classes is empty."""
     label = "" if roles.column is None else class_of(cells.get(roles.column))
     label = "" if label == "-" and str(roles.column).startswith("gold") else label  # SNLI's: those who judged disagree
     if roles.column is not None and not told(problems, path, str(place), roles.column, label):
@@ -609,199 +564,16 @@ def _record(path: Path, place: int, text: str, cells: Mapping[str, Any], roles: 
 
 
 def _dialogues(turns: Iterable[Record]) -> Iterator[Record]:
-    """The turns of one name as one text, a line each."""
+    """One record for each dialogue: its turns (records of the same name) as lines."""
     said: dict[str, list[bytes]] = {}
     for turn in turns:
         said.setdefault(turn.name, []).append(turn.object)
     yield from (Record(b"\n".join(each), name=name) for name, each in said.items())
 
 
-def dialogue_columns(table: Look, field: Sequence[str]) -> tuple[str | None, str | None]:
-    """Where rows are the turns of dialogues, a `field` of text each, the columns that say to which dialogue each
-    belongs and who says it; None where there is no such column."""
-    if not table.headed or len(field) != 1 or any(isinstance(cell, list) for cell in table.column(field[0])):
-        return None, None
-    dialogue = None
-    for name in _dialogue_names(table):
-        cells = list(map(class_of, table.column(name)))
-        runs = sum(a != b for a, b in pairwise(cells))
-        if name != field[0] and 2 * runs <= len(cells) == len(table.rows) > 1:
-            dialogue = name
-    speaker = next((name for usual in SPEAKERS for name in table.names if _last(name) == usual and name != field[0]
-                    and all(not isinstance(cell, list) and len(str(cell)) <= 40 for cell in table.column(name))
-                    and len(set(map(class_of, table.column(name)))) > 1), None)
-    if dialogue is None and speaker is not None and _is_chat(table, field[0], speaker):
-        dialogue = ""
-    return (None, None) if dialogue is None else (dialogue, speaker)
-
-
-def _is_chat(table: Look, field: str, speaker: str) -> bool:
-    """Whether rows are the messages of one chat: what a few people say in turn, each at its time (Slack, Discord)."""
-    people = list(map(class_of, table.column(speaker)))
-    return _last(field) in MESSAGES and any(_last(name) in SENT for name in table.names) and \
-        not any(map(ALONE.search, table.names)) and len(people) >= 10 and 4 * len(set(people)) <= len(people)
-
-
-def _dialogue_names(table: Look) -> list[str]:
-    return [name for name in table.names if DIALOGUE.fullmatch(_last(name))] if table.headed else []
-
-
-def _holds_dialogues(path: Path, head: bytes) -> bool:
-    table = glance(path, head) if path.suffix.lower() in TABULAR else None
-    if table is None or not (_dialogue_names(table) or table.form == "document" or path.suffix.lower() == ".csv"):
-        return False
-    field = text_columns(table)
-    return any(_role(name, table.names) for name in field) or dialogue_columns(table, field)[0] is not None
-
-
-def text_columns(table: Look) -> list[str]:
-    """The columns of a table that hold its text: the turns of a dialogue, a usual name, or that with the most prose;
-    with a question its answer, with a source what was made of it, and all of a translation."""
-    names = table.names
-
-    def prose_in(name: str) -> bool:
-        cells = table.column(name)
-        numbers = table.form == "delimited" and cells and all(map(number, cells))
-        return all(isinstance(cell, str) for cell in cells) and not numbers
-
-    if turns := [name for name in names if _last(name) in TURNS and _role(name, names) and
-                 all(isinstance(cell, list) for cell in table.column(name))]:
-        return turns[:1]
-    if table.headed and (chosen := _multiple_choice(table)):
-        return chosen
-    if table.headed:
-        known = {_last(name): name for name in reversed(names)}
-        known |= {name.lower(): name for name in reversed(names)}
-        asks = [name for name in names if (_is(name, ASKS) or (_last(name) == "source" and _wordy(table.column(name))))
-                and (prose_in(name) or _lists_texts(table.column(name)))]
-        answers = [name for name in names if _answers(name, table)]
-        made = [name for name in names if _last(name) in MADE and prose_in(name)]
-        source = next((name for name in names if _last(name) in SOURCES and prose_in(name) and made), None)
-        pair = bool(asks and answers)
-        if source is not None and not pair:
-            return [source, *made]
-        for usual in FIELDS if table.form in ("json", "document") or pair else COLUMNS:
-            known.setdefault(usual, known.get(f"{usual}1", ""))
-            cell = next(iter(table.column(known[usual])), "") if known[usual] else None
-            if isinstance(cell, str) or (usual in DIALOGUES and _are_texts(cell)):
-                return asks + answers if pair and usual in ASKS + ANSWERS else _siblings(known[usual], table)
-        if pair:
-            return asks + answers
-    if len(names) == 1:
-        cells = table.column(names[0])
-        told = table.form == "delimited" and any(number(cell) or DATE.fullmatch(cell) for cell in cells)
-        return [names[0]] if cells and not told and all(isinstance(cell, str) for cell in cells) else []
-    prose = {}
-    for name in names:
-        cells = [cell for cell in table.column(name) if isinstance(cell, str)]
-        long = [cell for cell in cells if len(cell) >= 20 and len(cell.split()) >= 4 and not DATE.fullmatch(cell)]
-        if are_ids(long):
-            continue
-        if 2 * len(long) > len(table.rows) and 2 * len(set(long)) > len(long):
-            prose[name] = sum(map(len, long))
-    if prose and not table.headed and len(names) > 4 and all(len(cell) == 1 and "A" <= cell <= "F"
-                                                             for cell in table.column(names[-1])):
-        return names  # a question, its choices, and the letter of one
-    if prose:
-        alone = len(prose) == len(names) < 4  # there is nothing but texts
-        prose = {name: size for name, size in prose.items() if not any(
-            _copies(table, name, other) for other in list(prose)[list(prose).index(name) + 1 :])}
-        if not table.headed or alone or (len(prose) > 1 and all(map(LANGUAGE.fullmatch, prose))):
-            return list(prose)
-        groups = [_siblings(name, table) for name in prose]
-        return max(groups, key=lambda group: sum(prose.get(name, 0) for name in group))
-    if turns := [name for name in names if ((_last(name) in TURNS and "." in name) or _last(name) in LISTED) and
-                 (cells := table.column(name)) and all(map(_are_texts, cells))]:
-        return turns[:1]
-    if long := [name for name in names if (cells := table.column(name)) and all(map(_are_texts, cells)) and
-                _mean_words(cells) > 4 and not any(isinstance(cell[0], list) for cell in cells)]:
-        final = [name for name in long if _last(name).startswith("final_")]
-        return final or long  # the others are what it was made of
-    return [name for name in names if _last(name) in TOKENS and (cells := table.column(name)) and len(names) > 1 and
-            all(isinstance(cell, list) and all(isinstance(word, str) for word in cell) for cell in cells)][:1]
-
-
 def is_plain_table(table: Look) -> bool:
-    """Whether there are several rows and columns, and no lists in them."""
+    """Whether a table has several rows and columns, and no lists in its cells."""
     return len(table.rows) > 3 and len(table.names) > 1 and not any(
         isinstance(cell, list | dict) for row in table.rows for cell in row)
 
 
-def _copies(table: Look, name: str, other: str) -> bool:
-    """Whether two columns say the same in most rows, as a text and what was made of it for those who read it aloud."""
-    places = table.names.index(name), table.names.index(other)
-    pairs = [(row[places[0]], row[places[1]]) for row in table.rows if len(row) > max(places)]
-    return 2 * sum(a == b for a, b in pairs) > len(pairs)
-
-
-def _in_pairs(table: Look) -> bool:
-    """Whether each line is a text and what belongs to it, as an answer or a translation, with a tab between them."""
-    first, second = ([str(cell) for cell in table.column(name)] for name in table.names[:2])
-    ended = [sum(cell[-1] in ".?!,;:。؟" for cell in cells) for cells in (first, second)]
-    several = min(sum(len(cell.split()) for cell in cells) for cells in (first, second)) > 3 * len(first)
-    return len(table.names) < 4 and len(table.rows) > 9 and (several or 2 * max(ended) > len(first)) and \
-        all(re.search(r"[^\W\d_]", cell) for cell in first + second) and 4 * len({*zip(first, second)}) > 3 * len(first)
-
-
-def _mean_words(cells: Sequence[Any]) -> float:
-    """How many words the texts in lists have on average."""
-    counts = [len(each.split()) for cell in cells for each in _unnested(cell)]
-    return sum(counts) / len(counts)
-
-
-def named_columns(table: Look) -> list[str]:
-    """The column of a table without prose that is called as names and titles are, most of them different."""
-    for name in table.names if table.headed else ():
-        cells = table.column(name)
-        if re.sub("[ _]", "", name.lower()) in NAMED and cells and all(isinstance(cell, str) for cell in cells) and \
-                2 * len(set(cells)) > len(cells) and not all(map(number, cells)):
-            return [name]
-    return []
-
-
-def _multiple_choice(table: Look) -> list[str]:
-    """Where questions come with what may be chosen: the question, the choices, and which is right, if that is told."""
-    choices = [name for name in table.names if CHOICE.fullmatch(_last(name)) and (
-        (texts := [cell for cell in table.column(name) if isinstance(cell, str)]) or _lists_texts(table.column(name)))
-        and not (texts and table.form == "delimited" and all(map(number, texts)))]
-    listed = [name for name in choices if isinstance(next(iter(table.column(name)), None), list)]
-    asks = [name for name in table.names if name not in choices and (_is(name, ASKS) or _last(name) == "sentence") and
-            (cells := table.column(name)) and all(isinstance(cell, str) for cell in cells)]
-    if not asks or len(listed or choices) < (1 if listed else 2):
-        return []
-    answers = [name for name in table.names if name not in (*asks, *choices) and (cells := table.column(name)) and
-               (_answers(name, table) or (_last(name) in RIGHT and all(isinstance(cell, str | int) for cell in cells)))]
-    return [*asks, *(listed or choices), *answers]
-
-
-def _plain(table: Look, field: Sequence[str]) -> bool:
-    """Whether there are texts in these fields."""
-    return any(isinstance(cell, str) for name in field for cell in table.column(name))
-
-
-def _wordy(cells: Sequence[Any]) -> bool:
-    """Whether these are sentences, and not names of what they are from."""
-    return sum(len(str(cell).split()) for cell in cells) > 4 * len(cells)
-
-
-def _lists_texts(cells: Sequence[Any]) -> bool:
-    """Lists of words or texts in every cell, such as the options of a question; not of single letters."""
-    return all(isinstance(cell, list) and all(isinstance(each, str) for each in cell) for cell in cells) and any(
-        len(each) > 1 for cell in cells for each in cell)
-
-
-def _answers(name: str, table: Look) -> bool:
-    """Whether a column holds right answers: texts, numbers, yes or no, or lists of them."""
-    *_, last = re.split(r"[ _]", name.lower())
-    right = _is(name, ANSWERS) or VERSION.fullmatch(_last(name)) is not None or (
-        last == "answer" and not re.match(r"(?i)(wrong|incorrect|bad)", name))
-    cells = table.column(name)
-    return right and all(isinstance(cell, str | bool | int | float | list) for cell in cells) and bool(cells)
-
-
-def _siblings(name: str, table: Look) -> list[str]:
-    """A column and those of words that are counted with it, in order: sentence1 and sentence2."""
-    before, digit, behind = re.fullmatch(r"(.*?)(?:(?<!\d)(\d)(\D*))?", name).groups()  # type: ignore[union-attr]
-    counted = [other for i in range(10) if (other := f"{before}{i}{behind}") in table.names] if digit else []
-    return [other for other in counted if other == name or any(" " in str(cell) for cell in table.column(other))] or [
-        name]

@@ -13,6 +13,7 @@ from segue.mixers.gss import GSS
 from segue.mixers.hydra import Hydra
 from segue.mixers.hyena import Hyena
 from segue.mixers.jrt import PrefixLinearAttention
+from segue.mixers.layout import Layout
 from segue.mixers.lightnet import LightNet
 from segue.mixers.linear import LinearAttention
 from segue.mixers.linformer import Linformer
@@ -30,7 +31,7 @@ from segue.mixers.s4 import S4
 from segue.mixers.s4d import S4D
 from segue.mixers.s4nd import S4ND
 from segue.mixers.s5 import S5
-from segue.mixers.state import Layout, State
+from segue.mixers.state import State
 from segue.mixers.xlstm import MLSTM, SLSTM
 
 MIXERS: dict[str, type[Mixer]] = {

@@ -14,14 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.kernels.attention import causal_attention, trains_on
+from segue.kernels.attention import causal_attention, is_causal_attention_faster
 from segue.mixers import rules
 from segue.mixers.base import Mixer
 from segue.mixers.cache import Cache
 from segue.mixers.convolution import ShortConvolution
 from segue.mixers.cross import Source
+from segue.mixers.layout import Layout, can_check_values
 from segue.mixers.positions import alibi_slopes, relative_scores, rotary_frequencies, rotate, sinusoids
-from segue.mixers.state import Layout, Part, Parts, can_check_values
+from segue.mixers.state import Part, Parts
 from segue.mixers.traits import trait_differences
 
 if TYPE_CHECKING:
@@ -29,12 +30,12 @@ if TYPE_CHECKING:
 
 
 POSITIONS = ("rotary", "alibi", "learned", "sinusoidal", "none")
-SCORES_AT_ONCE = 1 << 21  # attention in tiles makes so many scores at once
+SCORES_AT_ONCE = 1 << 21  # attention scores that tiled attention computes at a time: bounds its memory
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None,
            ) -> tuple[Tensor, Tensor]:
-    """Attention that also returns the log-sum-exp of its scores, so that partial results can be merged.
+    """Softmax attention that also returns the log-sum-exp of its scores, so that partial results can be merged.
 
     q: (B, H, Q, E). k, v: (B, G, K, E) with H a multiple of G. mask: bool, True = seen, broadcastable to
     (B, 1, Q, K). bias: added to the scores. Returns (B, H, Q, E) and (B, H, Q), in float32 at least, as the scores
@@ -61,7 +62,7 @@ def merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def merge_into(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> None:
-    """As `merge` of two, in place in the first: for sums that run along, without gradients."""
+    """`merge` of two results, written into the first: for running sums, without gradients."""
     weight = torch.sigmoid(other_lse - lse).nan_to_num(nan=0.0)  # where neither saw anything
     out.lerp_(other.to(out.dtype), weight[..., None])
     torch.logaddexp(lse, other_lse, out=lse)
@@ -69,8 +70,8 @@ def merge_into(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> No
 
 def make_rule(causal: bool, window: int | None, prefix: int, prompt: bool, block: int | None, look_back: int,
             global_tokens: int, random_blocks: int, span: int) -> rules.Rule:
-    """The mask rule that these options of `Attention` say (of a learned span, the rule without it); a SegueError where
-    they do not go together."""
+    """The mask rule for these options of `Attention`; SegueError if they contradict each other. A learned span is not
+    part of the rule: see `Attention._current_rule`."""
     if min(x if x is not None else 1 for x in (window, block)) < 1 or ((prefix or prompt) and not causal):
         raise SegueError(f"a window of {window}, a block of {block}, a prefix of {prefix}, a prompt {prompt} with "
                          f"causal {causal}: windows and blocks hold at least one position, and only a causal mixer "
@@ -199,19 +200,19 @@ class Attention(Mixer):
         return {**parts, **super().parts(batch, like, history)}
 
     def limit_window(self, window: int) -> None:
-        """From here on, see fewer than so many positions back (see `window`)."""
+        """Turn this into sliding-window attention over the latest `window` positions."""
         self.window, self.rule = window, rules.Sparse(window)
         self.constant_state = self._cache_window() is not None
 
     def _current_rule(self) -> rules.Rule:
-        """The mask rule; of learned spans, that of the longest."""
+        """The mask rule in force; with learned spans, a window as long as the longest of them."""
         if self.learned_span is None:
             return self.rule
         longest = self.ramp + float(self.learned_span.detach().clamp(0, 1).max()) * self.span
         return rules.Sparse(window=math.ceil(longest), causal=self.causal)
 
     def _cache_window(self) -> int | None:
-        """How many nodes a cache must hold, None for all."""
+        """How many of the latest nodes the cache must hold; None for all."""
         if self.span and self.causal:
             return self.ramp + self.span
         rule = self.rule
@@ -219,8 +220,8 @@ class Attention(Mixer):
         return rule.reach if isinstance(rule, rules.Sparse) and sparse else None
 
     def project(self, x: Tensor, positions: Tensor, linear: nn.Linear | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, H, N, E), keys and values (B, G, N, E) of nodes x (B, N, D), with their positions (B, N). linear:
-        in place of `qkv`."""
+        """Project nodes x (B, N, D) at positions (B, N) to queries (B, H, N, E), keys and values (B, G, N, E). linear:
+        the projection (default: `qkv`)."""
         if self.places is not None:
             limit = self.places.num_embeddings
             if can_check_values() and positions.numel() and int(positions.max()) >= limit:
@@ -240,12 +241,12 @@ class Attention(Mixer):
 
     @staticmethod
     def pairs(layout: Layout) -> rules.Pairs:
-        """The nodes of a call and all they may look at where nothing is remembered: each other."""
+        """Queries and keys of a call without a cache: the nodes themselves."""
         prompt = None if layout.prompt is None else layout.prompt[:, None]
         return rules.Pairs(layout.positions[:, :, None], layout.positions[:, None], layout.follows, prompt)
 
     def bias(self, q: Tensor, pairs: rules.Pairs, unit_steps: bool = False) -> Tensor | None:
-        """What is added to the scores, (B or 1, H, ..., Q, K). unit_steps: see `relative_scores`."""
+        """The bias added to the scores, (B or 1, H, ..., Q, K), or None. unit_steps: see `relative_scores`."""
         bias: Tensor | None = None
         distance = pairs.query - pairs.key
         away = distance.abs()[:, None]
@@ -269,7 +270,8 @@ class Attention(Mixer):
         return bias
 
     def _trait_differences(self, layout: Layout, parts: Parts) -> Tensor | None:
-        """`Pairs.apart` of the nodes and all they may look at."""
+        """`Pairs.trait_differences` of the nodes and all keys, or None; with a cache, appends the nodes' traits to
+        it."""
         if not self.traits:
             return None
         if missing := [name for name in self.traits if name not in (layout.traits or {})]:
@@ -306,7 +308,8 @@ class Attention(Mixer):
         plain = bare and given is None and valid is None and layout.sees_whole_past
         trains = not parts and q.requires_grad and bare and not shared and layout.sees_whole_past
         windowed = self.window is not None and self._cache_window() is not None and layout.has_unit_steps
-        if trains and (rule is rules.causal or windowed) and trains_on(q, self.window, layout.segments):
+        if trains and (rule is rules.causal or windowed) and \
+                is_causal_attention_faster(q, self.window, layout.segments):
             if torch.is_autocast_enabled("cpu"):
                 q, k, v = (y.to(torch.get_autocast_dtype("cpu")) for y in (q, k, v))
             y = causal_attention(q, k, v, layout.segments, self.window)
@@ -329,7 +332,8 @@ class Attention(Mixer):
         return self._project_out(y)
 
     def _attend_globally(self, x: Tensor, y: Tensor, layout: Layout) -> Tensor:
-        """y (B, H, N, E) with what the global tokens of each document read by projections of their own."""
+        """y (B, H, N, E) in which the global tokens of each document are replaced by what they read through the
+        projection `qkv_global`."""
         assert isinstance(self.rule, rules.Sparse)
         if not x.numel():
             return y
@@ -347,10 +351,10 @@ class Attention(Mixer):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, pairs: rules.Pairs, rule: rules.Rule, valid: Tensor | None,
             unit_steps: bool = False, given: Source | None = None) -> Tensor:
-        """The values that queries (B, H, Q, E) read, (B, H, Q, E), of keys and values (B, G, K, E) or of tiles of each
-        (one axis more, the third), where the rule lets them see. valid: where there is a key of their document (None:
-        everywhere). unit_steps: see `relative_scores`. given: keys and values besides, which every query sees and which
-        have no position."""
+        """Attend from queries (B, H, Q, E) to keys and values (B, G, K, E) under a mask rule; returns (B, H, Q, E). All
+        may have one axis more, the third, for tiles. valid: bool mask of the keys that exist and belong to the query's
+        document (None: all). unit_steps: see `relative_scores`. given: further keys and values, which every query sees
+        and which have no position."""
         mask, bias = rule(pairs), self.bias(q, pairs, unit_steps)
         mask = (mask if valid is None else mask & valid)[:, None]
         if given is not None:
@@ -373,7 +377,8 @@ class Attention(Mixer):
         return y.unflatten(0, rows).transpose(1, 2)
 
     def _attend_in_tiles(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, rule: rules.Sparse) -> Tensor:
-        """A chain by tiles of queries, each against the few tiles of keys that hold all it may see."""
+        """Block-sparse attention over a chain: each tile of queries attends to the few tiles of keys that it may
+        see."""
         n, size = q.shape[2], rule.tile
         count = -(-n // size)
         every = rules.key_tiles(rule, count, layout.positions_are_indices).to(q.device)
@@ -421,7 +426,7 @@ class Attention(Mixer):
         return self.span_penalty * self.learned_span.clamp(0, 1).mean()
 
     def lower(self, program: Program, source: View, into: View, **prompt: Any) -> None:
-        """prompt: how `Program.attend` sees it, where another than this mixer says so."""
+        """prompt: arguments of `Program.attend` about the prompt, where a mixer around this one decides on them."""
         if not self.causal:
             raise SegueError("attention that looks ahead has no form for the compiled CPU engine")
         sparse = self.rule if isinstance(self.rule, rules.Sparse) else rules.Sparse()
@@ -456,7 +461,7 @@ class Attention(Mixer):
         return self.weights(x, Layout.of(x))
 
     def weights(self, x: Tensor, layout: Layout) -> Tensor:
-        """(B, H, T, T): how much each node reads of each."""
+        """(B, H, T, T), the attention weights of each node (row) over all nodes (column)."""
         q, k, _ = self.project(x, layout.positions)
         pairs = replace(self.pairs(layout), trait_differences=self._trait_differences(layout, {}))
         mask, same = self._current_rule()(pairs), layout.same_document

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from segue.kernels.convolution import long_convolution
 from segue.kernels.scan import linear_scan
-from segue.mixers.state import Recurrence, Tensors, length_mask
+from segue.mixers.layout import length_mask
+from segue.mixers.state import Recurrence, Tensors
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View

@@ -12,22 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import Carry, Layout, Part, Parts, Recurrence, State, check_rows
+from segue.mixers.layout import Layout, check_rows
+from segue.mixers.state import Carry, Part, Parts, Recurrence, State
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
 
 
 class Mixer(nn.Module):
-    """Base of all mixers. A subclass declares what it can do (an option may change that for one object) and implements
-    `run`, and `parts` if it keeps more than the carries of its recurrences."""
+    """Base class of all mixers. A subclass declares its capabilities in class attributes (options may override them per
+    object) and implements `run`, and also `parts` if it remembers more than the states of its recurrences."""
 
     causal: bool = True  # no position sees a later one, so `extend` exists
     constant_state: bool = True  # the state's size does not grow with the sequence
     resettable: bool = True  # packed documents behave as if run apart
     linear_in_values: bool = False  # `matrix`, `values` and `output` exist
     needs_whole_prompt: bool = False  # the prompt cannot be given in pieces
-    sets: bool = False  # the order of the parts of a set has no say (`Layout.sets`)
+    sets: bool = False  # can read sets, whose parts have no order (`Layout.sets`)
     axes: int = 1  # how many sequence axes the input may have
     cost: ClassVar[str] = "T"  # growth of the training form's time and memory with the length T
 
@@ -36,12 +37,12 @@ class Mixer(nn.Module):
         self.width = width
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
-        """(B, N, D) -> (B, N, D). Where there are `parts`, the nodes follow that state and are left pending in it."""
+        """(B, N, D) -> (B, N, D). With `parts` (decoding), the nodes continue that state and are left pending in it."""
         raise NotImplementedError
 
     def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
-        """The memories of a fresh state, on the device and of the dtype of `like`: by default a carry of each
-        `Recurrence` that is an attribute, by its name."""
+        """The parts of a fresh state, with the device and dtype of `like`. Default: a `Carry` for each attribute that
+        is a `Recurrence`, under its name."""
         return {name: Carry(part, part.initial(batch, like), history) for name, part in self.named_children()
                 if isinstance(part, Recurrence)}
 
@@ -77,7 +78,7 @@ class Mixer(nn.Module):
         return y
 
     def check_layout(self, layout: Layout) -> None:
-        """Refuse a layout that asks for more than this mixer declares."""
+        """Raise SegueError if the layout needs a capability that this mixer does not declare."""
         if layout.starts is not None and not self.resettable:
             raise SegueError(f"{type(self).__name__} cannot reset inside a sequence: give it one document per row")
         if layout.grid is not None and len(layout.grid) > self.axes:
@@ -108,7 +109,8 @@ class Mixer(nn.Module):
         return []
 
     def penalty(self) -> Tensor | None:
-        """A scalar that the loss per element grows by while training (how far a head looks, say), or None."""
+        """A scalar regularisation term added to the training loss per element (such as the length of spans), or
+        None."""
         return None
 
     def matrix(self, x: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.mixers.base import Mixer
-from segue.mixers.state import Layout, Parts
+from segue.mixers.layout import Layout
+from segue.mixers.state import Parts
 
 
 class Bidirectional(Mixer):

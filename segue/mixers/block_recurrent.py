@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers.attention import attend
 from segue.mixers.base import Mixer
-from segue.mixers.state import Layout, Parts, SteppedRecurrence, Tensors
+from segue.mixers.layout import Layout
+from segue.mixers.state import Parts, SteppedRecurrence, Tensors
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View

@@ -1,4 +1,4 @@
-"""The memory of an attention: keys and values with a cursor."""
+"""Key-value caches: the memory of attention in a decoding state."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 
 from segue.errors import SegueError
 from segue.mixers import rules
-from segue.mixers.state import Layout, gather_nodes
+from segue.mixers.layout import Layout, gather_nodes
 
 
 class Cache:
-    """Keys and values of the committed nodes, with a cursor per row; pending nodes lie beyond the longest row.
+    """A key-value cache with a length per row. Committed nodes come first, pending nodes after the longest row's end.
 
-    window: of a windowed attention (None: everything stays); then window + history nodes stay, and as many more as the
-    sets it was given had nodes, since parts share positions. Positions are kept beside the keys, because the index in
-    the cache says nothing about the position.
+    window: of sliding-window attention (None: keep everything). The cache then keeps window + history nodes, and as
+    many more as there were nodes in sets, since the parts of a set share positions. Positions are stored beside the
+    keys, because the index of a key in the cache does not tell its position.
     """
 
-    row_fields: ClassVar[tuple[str, ...]] = ("lengths", "segment", "dropped")  # of each row one entry
+    row_fields: ClassVar[tuple[str, ...]] = ("lengths", "segment", "dropped")  # tensors with one entry per row
 
     def __init__(self, k: Tensor, v: Tensor, window: int | None = None, history: int = 0) -> None:
         self.k, self.v, self.window, self.history = k, v, window, history
@@ -31,14 +31,13 @@ class Cache:
         self.segments = torch.zeros(batch, capacity, dtype=torch.long, device=k.device)
         self.lengths = torch.zeros(batch, dtype=torch.long, device=k.device)
         self.segment = torch.zeros(batch, dtype=torch.long, device=k.device)
-        self.dropped = torch.zeros(batch, dtype=torch.bool, device=k.device)  # did nodes leave the window for good?
-        self.longest, self.uniform = 0, True  # of `lengths`, kept aside to spare a device round trip per token
+        self.dropped = torch.zeros(batch, dtype=torch.bool, device=k.device)  # whether nodes were dropped
+        self.longest, self.uniform = 0, True  # of `lengths`; kept here to spare a device round trip per token
         self.pending: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
-        self.is_written = False  # do the pending keys and values lie behind the committed ones already?
+        self.is_written = False  # whether the pending keys and values are in `k` and `v` already
 
     def append(self, k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Put new nodes (B, G, N, E) behind the committed ones, uncommitted; returns all keys and all values
-        (B, G, L + N, E)."""
+        """Append new nodes (B, G, N, E) as pending; returns all keys and all values, (B, G, L + N, E) each."""
         batch, n, cursor = k.shape[0], k.shape[2], self.longest
         k, v = k.to(self.k.dtype), v.to(self.v.dtype)  # autocast gives others
         segments = self.segment[:, None].expand(batch, n)
@@ -55,7 +54,7 @@ class Cache:
         return self.k[:, :, : cursor + n], self.v[:, :, : cursor + n]
 
     def pairs(self, layout: Layout) -> rules.Pairs:
-        """The nodes of a call and all they may look at: the committed nodes, then each other."""
+        """Queries and keys of a call: its nodes against the committed nodes followed by the nodes themselves."""
         positions, cursor = layout.positions.expand(len(self.lengths), -1), self.longest
         before = torch.ones(1, positions.shape[1], cursor, dtype=torch.bool, device=positions.device)
         follows = torch.cat([before.expand(layout.follows.shape[0], -1, -1), layout.follows], 2)
@@ -67,7 +66,7 @@ class Cache:
         return rules.Pairs(positions[:, :, None], keys[:, None], follows, prompt)
 
     def valid(self, layout: Layout) -> Tensor | None:
-        """Where a key exists and is of the same document as the query, (B, N or 1, L + N) bool (None: everywhere)."""
+        """(B, N or 1, L + N) bool, whether a key exists and belongs to the query's document; None if all do."""
         n, cursor, valid = layout.positions.shape[1], self.longest, None
         if not self.uniform:
             index = torch.arange(cursor + n, device=self.k.device)
@@ -129,6 +128,7 @@ class Cache:
         self.positions, self.segments = (F.pad(x, (0, extra)) for x in (self.positions, self.segments))
 
     def _trim(self) -> None:
+        """Drop nodes that have left the window (once they are many), and update `longest` and `uniform`."""
         keep = None if self.window is None else self.window + self.history
         if keep is not None and self.k.shape[2] > 2 * keep + 64 and bool((self.lengths > 2 * keep).any()):
             drop = (self.lengths - keep).clamp(min=0)
@@ -142,7 +142,7 @@ class Cache:
         self.uniform = bool((self.lengths == self.longest).all())
 
     def max_rewind(self) -> Tensor:
-        # Where nodes have left, the next one must still find its whole window.
+        # Where nodes were dropped, the next node must still find its whole window.
         return torch.where(self.dropped, self.lengths - (self.window or 1) + 1, self.lengths)
 
     def rewind(self, n: Tensor) -> None:
@@ -151,7 +151,7 @@ class Cache:
         self._update_segment()
 
     def _update_segment(self) -> None:
-        """The current document of each row is that of its last node."""
+        """Set the current document of each row to that of its last node."""
         if self.segments.shape[1]:
             last = (self.lengths - 1).clamp(min=0)[:, None]
             self.segment = torch.where(self.lengths > 0, self.segments.gather(1, last)[:, 0], 0)
@@ -205,7 +205,7 @@ class Cache:
 
 
 class PromptCache(Cache):
-    """The keys and values of a prompt alone, which begins its row; nothing that follows is kept.
+    """A cache that keeps only the nodes of the prompt at the beginning of each row.
 
     count: (B,) how many nodes each row has committed in all, to know when a rewind reaches into the prompt.
     """
@@ -215,7 +215,7 @@ class PromptCache(Cache):
     def __init__(self, k: Tensor, v: Tensor, window: int | None = None, history: int = 0) -> None:
         super().__init__(k, v, window, history)
         self.count = torch.zeros_like(self.lengths)
-        self.prompt: Tensor | None = None  # which of the pending nodes
+        self.prompt: Tensor | None = None  # (B, N) bool, which pending nodes are of the prompt
 
     def append(self, k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         assert layout.prompt is not None
@@ -250,10 +250,10 @@ class PromptCache(Cache):
 
 
 class FixedCache(Cache):
-    """The memory of a step that is recorded once and played for every token (`segue.models.recorded`): of a fixed size,
-    its cursor in tensors alone, which are written into and never replaced.
+    """A cache of fixed capacity whose tensors are written in place and never replaced, as a captured CUDA graph
+    requires (`segue.models.recorded`). Lengths live in tensors alone.
 
-    Each row takes one node at a time, and nothing is forgotten: whoever plays sees to it that there is room.
+    Each row takes one node per call, and nothing is dropped: the caller ensures that there is room.
     """
 
     def __init__(self, like: Cache, capacity: int) -> None:
@@ -285,7 +285,7 @@ class FixedCache(Cache):
         self.lengths.add_(1)
 
     def copy_from(self, cache: Cache) -> None:
-        """Remember what `cache` does."""
+        """Take over the contents of `cache`."""
         used = slice(0, cache.longest)
         for here, other in ((self.k, cache.k), (self.v, cache.v)):
             here[:, :, used] = other[:, :, used]
@@ -294,7 +294,7 @@ class FixedCache(Cache):
         self.segment.copy_(cache.segment)
 
     def copy_to(self, cache: Cache, added: int) -> None:
-        """Let `cache`, which was taken, remember the `added` nodes of each row since then too."""
+        """Write the contents back to `cache`, with the `added` nodes that each row has taken since `copy_from`."""
         used = slice(0, cache.longest + added)
         cache.k, cache.v = self.k[:, :, used].clone(), self.v[:, :, used].clone()
         cache.positions, cache.segments = self.positions[:, used].clone(), self.segments[:, used].clone()

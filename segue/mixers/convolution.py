@@ -9,8 +9,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from segue.kernels.convolution import neighbours, short_convolution
-from segue.mixers.state import Layout, Recurrence, Tensors, gather_nodes
+from segue.kernels.convolution import short_convolution, tap_windows
+from segue.mixers.layout import Layout, gather_nodes
+from segue.mixers.state import Recurrence, Tensors
 
 
 class WindowRecurrence(Recurrence):
@@ -80,7 +81,7 @@ class InputProducts(WindowRecurrence):
         self.width, self.taps = width, taps
 
     def combine(self, x: Tensor, window: Tensor, starts: Tensor | None) -> Tensor:
-        return torch.cat([*itertools.accumulate(reversed(neighbours(x, window, starts)), torch.mul)], -1)
+        return torch.cat([*itertools.accumulate(reversed(tap_windows(x, window, starts)), torch.mul)], -1)
 
 
 class CentredConvolution(nn.Module):

@@ -1,5 +1,5 @@
-"""Cross-attention (Vaswani et al. 2017): every node looks at all of another sequence, the source, which stays as it
-is; by what it is, or by where in the source one is (Lina-Speech, 2024, arXiv 2410.23320)."""
+"""Cross-attention to another sequence, the source, which does not change while decoding: by content (Vaswani et al.
+2017), or by position in the source (Lina-Speech, 2024, arXiv 2410.23320)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.mixers.base import Mixer
+from segue.mixers.layout import Layout, length_mask
 from segue.mixers.positions import sinusoids
-from segue.mixers.state import Layout, Part, Parts, length_mask
+from segue.mixers.state import Part, Parts
 
 
 class Source:
@@ -32,7 +33,7 @@ class Source:
 
     @property
     def is_empty(self) -> bool:
-        """Has nothing been read yet?"""
+        """Whether no source has been read yet."""
         return self.k.shape[2] == 0
 
     def commit(self, path: Tensor | None, counts: Tensor | None) -> None:
@@ -86,8 +87,8 @@ class Source:
 
 
 def resolve_source(layout: Layout, parts: Parts, project: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Source:
-    """The source that a call looks at: what its layout brings, projected to keys and values and left pending in the
-    part "source", or what that part remembers."""
+    """The source that this call attends to: the one its layout brings, projected to keys and values and left pending in
+    the part "source"; else the one that part remembers."""
     held = parts.get("source")
     assert held is None or isinstance(held, Source)
     if layout.source is not None:
@@ -159,7 +160,7 @@ class CrossAttention(Mixer):
 
 
 class PositionAwareCrossAttention(Mixer):
-    """Cross-attention of one head that asks where in the source, and then what is there (Lina-Speech).
+    """Single-head cross-attention in two steps: first find a position in the source, then read there (Lina-Speech).
 
     Queries and keys give weights over the source, and with them a mean of its positions' vectors, (B, N, D); a mixer
     that knows the past makes of these where to read, x + mixer(norm(x)); and values are read by how well that fits each
@@ -210,7 +211,7 @@ class PositionAwareCrossAttention(Mixer):
 
 
 def make_cross_attention(width: int, options: Mapping[str, Any]) -> Mixer:
-    """The cross-attention that a block's options say: by position where they name a mixer, else by content."""
+    """Make the cross-attention of a block from its options: by position if they name a mixer, else by content."""
     made = PositionAwareCrossAttention if "mixer" in options else CrossAttention
     try:
         return made(width, **options)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.kernels.delta import delta, delta_matrix, unit
+from segue.kernels.delta import delta, delta_matrix, normalise_qk
 from segue.kernels.norm import gated_norm
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import ShortConvolution
-from segue.mixers.state import Layout, Parts, Recurrence, Tensors
+from segue.mixers.layout import Layout
+from segue.mixers.state import Parts, Recurrence, Tensors
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
@@ -120,7 +121,7 @@ class DeltaNet(Mixer):
     def matrix(self, x: Tensor) -> Tensor:
         """(B, H M, T, T), the M steps of a head beside each other."""
         q, k, _, beta = self._project(x, Layout.of(x), {})
-        return delta_matrix(*unit(q, k, MIN_KEY_NORM), beta).flatten(1, 2)
+        return delta_matrix(*normalise_qk(q, k, MIN_KEY_NORM), beta).flatten(1, 2)
 
     def values(self, x: Tensor) -> Tensor:
         return self._project(x, Layout.of(x), {})[2].permute(0, 3, 2, 1, 4).flatten(1, 2)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from segue.kernels.scan import linear_scan
 from segue.mixers.base import Mixer
+from segue.mixers.layout import Layout
 from segue.mixers.ssm import upcast
-from segue.mixers.state import Layout, Parts, Recurrence, Tensors
+from segue.mixers.state import Parts, Recurrence, Tensors
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View

@@ -14,7 +14,8 @@ from segue.kernels.gla import FLOOR, gla
 from segue.kernels.norm import gated_norm
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import ShortConvolution
-from segue.mixers.state import Layout, Parts, Recurrence, Tensors
+from segue.mixers.layout import Layout
+from segue.mixers.state import Parts, Recurrence, Tensors
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.mixers.base import Mixer
+from segue.mixers.layout import Layout
 from segue.mixers.s4d import DiagonalStateSpace, Modes
 from segue.mixers.ssm import toeplitz
-from segue.mixers.state import Layout, Parts
+from segue.mixers.state import Parts
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View

@@ -3,7 +3,7 @@
 Each family keeps the coefficients of the past u(t - s) in an orthonormal basis, e^{As} B in closed form:
 
 - "legs": sqrt(2n + 1) P_n(2 e^-s - 1) e^-s, Legendre polynomials of an exponentially warped past: all time scales.
-  `compressed` lets it grow with the signal instead, so that nothing fades.
+  `compress_signal` lets it grow with the signal instead, so that nothing fades.
 - "legt": Legendre polynomials on a sliding window of one unit of time (approximately: N of them).
 - "lagt": Laguerre functions L_n(s) e^(-s/2).
 - "fourier": cosines and sines on a sliding window of one unit of time (Gu et al. 2022, arXiv 2206.12037).
@@ -54,7 +54,7 @@ def compress_signal(u: Tensor, states: int) -> Tensor:
     (Gu et al. 2020): the best approximation by polynomials of lower degree, whatever the length, without learning.
 
     In logarithmic time the measure stands still, so that from k to k + 1 elements the state moves by
-    exp(A log((k + 1) / k)) towards that of the element that is held. `recalled` gives the signal back.
+    exp(A log((k + 1) / k)) towards that of the element that is held. `reconstruct_signal` gives the signal back.
     """
     a, held = transition("legs", states)[0], torch.eye(states, dtype=torch.float64)[0]
     steps = torch.arange(1, u.shape[-1], dtype=torch.float64)
@@ -67,7 +67,7 @@ def compress_signal(u: Tensor, states: int) -> Tensor:
 
 
 def reconstruct_signal(states: Tensor, places: Tensor) -> Tensor:
-    """What `compressed` kept, (..., N) -> (..., P): the signal at places (P,) from 0, its beginning, to 1, now."""
+    """What `compress_signal` kept, (..., N) -> (..., P): the signal at places (P,) from 0, its beginning, to 1, now."""
     degrees = torch.arange(states.shape[-1])
     basis = torch.special.legendre_polynomial_p(2 * places.double()[:, None] - 1, degrees) * (2 * degrees + 1).sqrt()
     return states @ basis.T

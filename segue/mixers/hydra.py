@@ -13,7 +13,8 @@ from segue.kernels.norm import gated_norm
 from segue.kernels.ssd import ssd
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import CentredConvolution
-from segue.mixers.state import Layout, Parts, Tensors
+from segue.mixers.layout import Layout
+from segue.mixers.state import Parts, Tensors
 
 MERGES = ("quasiseparable", "add", "multiply", "concatenate", "forward")
 

@@ -15,8 +15,9 @@ from segue.kernels.convolution import long_convolution
 from segue.mixers.base import Mixer
 from segue.mixers.cache import Cache
 from segue.mixers.convolution import ShortConvolution
+from segue.mixers.layout import Layout
 from segue.mixers.ssm import toeplitz, upcast
-from segue.mixers.state import Layout, Part, Parts
+from segue.mixers.state import Part, Parts
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View

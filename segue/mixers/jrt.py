@@ -14,8 +14,9 @@ from segue.kernels.gla import gla
 from segue.kernels.linear import linear_attention_both_ways
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import ShortConvolution
+from segue.mixers.layout import Layout, length_mask
 from segue.mixers.linear import FEATURES, LinearRecurrence, divide_by_weight
-from segue.mixers.state import Layout, Parts, Tensors, length_mask
+from segue.mixers.state import Parts, Tensors
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View

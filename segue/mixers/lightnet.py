@@ -18,7 +18,8 @@ from segue.kernels.norm import gated_norm
 from segue.kernels.scan import linear_scan
 from segue.mixers.average import ExponentialAverage
 from segue.mixers.base import Mixer
-from segue.mixers.state import Carry, Layout, Part, Parts, Recurrence, Tensors, length_mask
+from segue.mixers.layout import Layout, length_mask
+from segue.mixers.state import Carry, Part, Parts, Recurrence, Tensors
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.kernels.gla import gla
 from segue.mixers.base import Mixer
-from segue.mixers.state import Layout, Parts, Recurrence, Tensors
+from segue.mixers.layout import Layout
+from segue.mixers.state import Parts, Recurrence, Tensors
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View

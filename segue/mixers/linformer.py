@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers.attention import attend
 from segue.mixers.base import Mixer
-from segue.mixers.state import Layout, Parts, can_check_values
+from segue.mixers.layout import Layout, can_check_values
+from segue.mixers.state import Parts
 
 
 class Linformer(Mixer):

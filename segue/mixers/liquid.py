@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers import hippo
 from segue.mixers.convolution import InputProducts
+from segue.mixers.layout import Layout
 from segue.mixers.s4d import DiagonalStateSpace, Modes, real_and_imaginary
 from segue.mixers.ssm import StateSpaceMixer, upcast
-from segue.mixers.state import Layout, Parts, Tensors
+from segue.mixers.state import Parts, Tensors
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View

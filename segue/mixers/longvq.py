@@ -17,7 +17,8 @@ from segue.kernels.gumbel import straight_through
 from segue.kernels.scan import linear_scan
 from segue.mixers.average import ExponentialAverage
 from segue.mixers.base import Mixer
-from segue.mixers.state import Layout, Parts, Recurrence, Tensors, gather_nodes
+from segue.mixers.layout import Layout, gather_nodes
+from segue.mixers.state import Parts, Recurrence, Tensors
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View

@@ -13,7 +13,8 @@ from segue.kernels.scan import selective_scan
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import ShortConvolution
 from segue.mixers.delta import min_eigenvalue
-from segue.mixers.state import Layout, Parts, Recurrence, Tensors, length_mask
+from segue.mixers.layout import Layout, length_mask
+from segue.mixers.state import Parts, Recurrence, Tensors
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View

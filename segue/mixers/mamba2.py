@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.kernels.norm import gated_norm
-from segue.kernels.ssd import apart, ssd
+from segue.kernels.ssd import split_projection, ssd
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import ShortConvolution
-from segue.mixers.state import Layout, Parts, Recurrence, Tensors
+from segue.mixers.layout import Layout
+from segue.mixers.state import Parts, Recurrence, Tensors
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
@@ -110,7 +111,7 @@ class Mamba2(Mixer):
     def _split_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Values, keys and queries, step sizes, and the gate."""
         (u, dt), gate = self._inputs(x, Layout.of(x), {})
-        return *apart(u, self.scan.initial(0, u)[0]), dt, gate
+        return *split_projection(u, self.scan.initial(0, u)[0]), dt, gate
 
     def matrix(self, x: Tensor) -> Tensor:
         """(B, H, T, T), the skip D on the diagonal."""

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import CentredConvolution
-from segue.mixers.state import Layout, Parts
+from segue.mixers.layout import Layout
+from segue.mixers.state import Parts
 
 ANGLE_SPEED = 1e-3  # how fast the angles of a Vandermonde matrix turn
 TEMPERATURE = 16.0  # of the decays of semiseparable matrices: larger remembers longer

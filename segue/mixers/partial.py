@@ -13,7 +13,8 @@ from segue.errors import SegueError
 from segue.mixers.attention import Attention
 from segue.mixers.base import Mixer
 from segue.mixers.cache import PromptCache
-from segue.mixers.state import Layout, Part, Parts
+from segue.mixers.layout import Layout
+from segue.mixers.state import Part, Parts
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.kernels.rnn import CELLS, compiles, empty_state, recurrence
+from segue.kernels.rnn import CELLS, empty_state, recurrence, runs_compiled
 from segue.mixers.base import Mixer
-from segue.mixers.state import Layout, Parts, Recurrence, SteppedRecurrence, Tensors
+from segue.mixers.layout import Layout
+from segue.mixers.state import Parts, Recurrence, SteppedRecurrence, Tensors
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
@@ -59,7 +60,7 @@ class TorchRecurrence(Recurrence):
         if not x.numel():
             return x.new_zeros(batch, n, self.module.hidden_size), state
         whole = starts is None and lengths is None
-        if compiles(x) and not (whole and isinstance(self.module, nn.LSTM)):
+        if runs_compiled(x) and not (whole and isinstance(self.module, nn.LSTM)):
             into_gates, into_state, bias, state_bias = module_weights(self.module)
             cell, units = KINDS[type(self.module)], self.module.hidden_size
             gates = F.linear(x, into_gates, bias).unflatten(-1, (1, -1, units))

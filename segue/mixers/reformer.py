@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers.attention import attend, merge
 from segue.mixers.base import Mixer
+from segue.mixers.layout import Layout
 from segue.mixers.positions import rotary_frequencies, rotate
-from segue.mixers.state import Layout, Parts
+from segue.mixers.state import Parts
 
 MAX_SINGLE_HASH = 32  # rotations of one hash; more buckets are pairs of two, else hashing were quadratic in T
 

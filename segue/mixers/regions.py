@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from segue.errors import SegueError
-from segue.mixers.state import Carry, Layout, Recurrence, Tensors
+from segue.mixers.layout import Layout
+from segue.mixers.state import Carry, Recurrence, Tensors
 
 
 class RegionLabels(Recurrence):

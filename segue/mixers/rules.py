@@ -21,7 +21,7 @@ class Pairs:
     query: (B, Q, 1) long, positions. key: (B, 1, K) long, positions.
     follows: (B or 1, Q, K) bool, the key is the query itself, one of its ancestors in this call, or committed before.
     prompt: (B or 1, 1, K) bool, or None: the key is of the prompt, or was committed before.
-    apart: (B, Q, K, R) long, or None: how far apart they are by each of the traits that the attention compares.
+    trait_differences: (B, Q, K, R) long, or None: the query's trait less the key's, for each trait that is compared.
     """
 
     query: Tensor

@@ -31,7 +31,7 @@ def to_real_coordinates(x: Tensor) -> Tensor:
 
 
 def from_real_coordinates(x: Tensor) -> Tensor:
-    """The inverse of `real`."""
+    """The inverse of `to_real_coordinates`."""
     return torch.complex(*x.chunk(2, -1)) / math.sqrt(2)
 
 

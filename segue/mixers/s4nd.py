@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.kernels.convolution import long_convolution
 from segue.kernels.scan import diagonal_kernel
+from segue.mixers.layout import Layout
 from segue.mixers.s4d import Modes
 from segue.mixers.ssm import StateSpace, StateSpaceMixer, toeplitz
-from segue.mixers.state import Carry, Layout, Tensors
+from segue.mixers.state import Carry, Tensors
 
 
 class SeparableStateSpace(StateSpace):

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from segue.mixers import rules
 from segue.mixers.base import Mixer
 from segue.mixers.cache import Cache
-from segue.mixers.state import Layout, Part, Parts
+from segue.mixers.layout import Layout
+from segue.mixers.state import Part, Parts
 
 
 class SaturatedAttention(Mixer):

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.kernels.convolution import long_convolution
 from segue.mixers.base import Mixer
-from segue.mixers.state import Carry, Layout, Parts, Recurrence
+from segue.mixers.layout import Layout
+from segue.mixers.state import Carry, Parts, Recurrence
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View

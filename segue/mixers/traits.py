@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from segue.errors import SegueError
+from segue.mixers.layout import Layout
 from segue.mixers.positions import ABSENT
-from segue.mixers.state import Carry, Layout, Recurrence, Tensors
+from segue.mixers.state import Carry, Recurrence, Tensors
 
 
 class Traits(Recurrence):

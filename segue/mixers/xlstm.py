@@ -16,9 +16,10 @@ from segue.kernels.mlstm import EMPTY, mlstm
 from segue.kernels.norm import gated_norm
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import ShortConvolution
+from segue.mixers.layout import Layout
 from segue.mixers.positions import rotary_frequencies, rotate
 from segue.mixers.recurrent import Headwise
-from segue.mixers.state import Layout, Parts, Recurrence, Tensors
+from segue.mixers.state import Parts, Recurrence, Tensors
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View

@@ -198,7 +198,7 @@ class LoRA(Adapter):
 class InitialState(Adapter):
     """Initial-state tuning (Lina-Speech, 2024, arXiv 2410.23320): no weight moves, only the state that recurrences
     begin with. For every mixer with a state of constant size, one inside of a cross-attention too; short convolutions,
-    and tensors that are counts or scales, begin as ever (`Recurrence.free`).
+    and tensors that are counts or scales, begin as ever (`Recurrence.learnable_tensors`).
 
     rank, scale, seed: see `LearnedState`; so small a scale wants a high rate, 0.1 as published. The model then begins
     there in training and in `init_state` alike. Documents cannot be packed into one row: `Stack.resettable` is False.

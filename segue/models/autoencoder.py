@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import length_mask
+from segue.mixers.layout import length_mask
 from segue.models.seq2seq import EncoderDecoder, EncoderDecoderConfig
 
 POOLS = ("mean", "first", "last", "ends")
 
 
-def pooled(hidden: Tensor, lengths: Tensor, pool: str) -> Tensor:
+def pool_hidden(hidden: Tensor, lengths: Tensor, pool: str) -> Tensor:
     """(B, D) or, of both ends, (B, 2 D): one vector of the first `lengths` (B,) of hidden vectors (B, N, D)."""
     if pool == "mean":
         live = length_mask(lengths, hidden.shape[1])[..., None]
@@ -53,7 +53,7 @@ class SequenceAutoencoder(EncoderDecoder):
     `segue.analysis.embedding.embed` gives the vectors of many sequences."""
 
     format = "segue autoencoder 1"
-    configured = SequenceAutoencoderConfig
+    config_class = SequenceAutoencoderConfig
     config: SequenceAutoencoderConfig
 
     def __init__(self, config: SequenceAutoencoderConfig) -> None:
@@ -69,11 +69,11 @@ class SequenceAutoencoder(EncoderDecoder):
 
     def vectors(self, source: Tensor, lengths: Tensor) -> Tensor:
         """(B, size): the vector of each row (B, S) of ids, of which the first `lengths` (B,) are real."""
-        return self.narrow(pooled(self.encode(source, lengths), lengths, self.config.pool))
+        return self.narrow(pool_hidden(self.encode(source, lengths), lengths, self.config.pool))
 
     def memory(self, source: Tensor, lengths: Tensor) -> Tensor:
         hidden = self.encode(source, lengths)
-        vector = self.widen(self.narrow(pooled(hidden, lengths, self.config.pool)))[:, None]
+        vector = self.widen(self.narrow(pool_hidden(hidden, lengths, self.config.pool)))[:, None]
         if self.config.attention == 0:
             return vector
         if self.queries is None:

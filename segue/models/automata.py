@@ -70,24 +70,24 @@ def compose(first: Permutation, then: Permutation) -> Permutation:
     return tuple(then[i] for i in first)
 
 
-def even(permutation: Permutation) -> bool:
+def is_even(permutation: Permutation) -> bool:
     n = len(permutation)
     return sum(permutation[i] > permutation[j] for i in range(n) for j in range(i + 1, n)) % 2 == 0
 
 
-def symmetric(n: int) -> list[Permutation]:
+def symmetric_group(n: int) -> list[Permutation]:
     """All permutations of n places, the identity first."""
     return list(permutations(range(n)))
 
 
-def alternating(n: int) -> list[Permutation]:
+def alternating_group(n: int) -> list[Permutation]:
     """The even ones, the identity first."""
-    return [p for p in symmetric(n) if even(p)]
+    return [p for p in symmetric_group(n) if is_even(p)]
 
 
-def swaps(n: int) -> list[Permutation]:
+def transpositions(n: int) -> list[Permutation]:
     """The identity and every exchange of two places."""
-    return [p for p in symmetric(n) if sum(i != j for i, j in enumerate(p)) <= 2]
+    return [p for p in symmetric_group(n) if sum(i != j for i, j in enumerate(p)) <= 2]
 
 
 def generators(group: Sequence[Permutation], count: int) -> list[Permutation]:

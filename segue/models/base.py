@@ -1,4 +1,4 @@
-"""The protocol that decoders, programs and servers know: anything that can be extended by tokens."""
+"""The protocol between models and everything that decodes them: `Decodable`, its state, and helpers for prompts."""
 
 from __future__ import annotations
 
@@ -10,11 +10,28 @@ import torch
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import Layout, State
+from segue.mixers.layout import Layout
+from segue.mixers.state import State
 
-__all__ = ["Decodable", "Decoding", "Layout", "Output", "State", "begin_of", "check_prompt", "check_tokens",
-           "explicit", "padded", "padding", "reads_whole", "source_of", "start_of", "state_for", "tell_prompt",
-           "without"]
+__all__ = [
+    "Decodable",
+    "Decoding",
+    "Layout",
+    "Output",
+    "State",
+    "begin_token",
+    "check_prompt",
+    "check_tokens",
+    "decoder_start_token",
+    "init_prompt_state",
+    "layout_form",
+    "mask_tokens",
+    "needs_whole_prompt",
+    "pad_rows",
+    "padding_starts",
+    "set_prompt_lengths",
+    "source_length",
+]
 
 
 @dataclass
@@ -26,7 +43,8 @@ class Output:
 
 
 def check_tokens(tokens: Tensor, vocabulary: int) -> None:
-    """Refuse token ids outside the vocabulary. tokens: on the CPU; elsewhere the look would stall the device."""
+    """Raise SegueError for token ids outside the vocabulary. tokens: on the CPU; reading values elsewhere stalls the
+    device."""
     if tokens.numel():
         least, most = (int(token) for token in tokens.aminmax())
         if least < 0 or most >= vocabulary:
@@ -34,47 +52,47 @@ def check_tokens(tokens: Tensor, vocabulary: int) -> None:
                              "was another codec used?")
 
 
-def padded(rows: Sequence[Sequence[int]], fill: int = 0) -> Tensor:
-    """(B, N) long: rows of ids of any lengths, `fill` behind the shorter ones."""
+def pad_rows(rows: Sequence[Sequence[int]], fill: int = 0) -> Tensor:
+    """(B, N) long, rows of ids of any lengths, padded with `fill` at their ends."""
     table = torch.full((len(rows), max(map(len, rows), default=0)), fill)
     for place, ids in zip(table, rows):
         place[: len(ids)] = torch.tensor(list(ids))
     return table
 
 
-def without(logits: Tensor, ids: Sequence[int]) -> Tensor:
-    """Scores (..., V) by which these ids are impossible."""
+def mask_tokens(logits: Tensor, ids: Sequence[int]) -> Tensor:
+    """Logits (..., V) with those of `ids` set to -inf."""
     return logits.index_fill(-1, torch.tensor(list(ids), device=logits.device), -torch.inf) if len(ids) else logits
 
 
-def padding(lengths: Tensor, n: int) -> Tensor | None:
-    """Starts (B, n) by which what lies behind the first `lengths` (B,) elements of a row is a document of its own, so
-    that a mixer which looks both ways does not see it; None where nothing does."""
+def padding_starts(lengths: Tensor, n: int) -> Tensor | None:
+    """`Layout.starts` (B, n) that make the padding after the first `lengths` (B,) elements of a row a document of its
+    own, so that a mixer that looks both ways does not see it; None if there is no padding."""
     places = torch.arange(n, device=lengths.device)
     return (places == lengths[:, None]) if bool((lengths < n).any()) else None
 
 
-def begin_of(model: Any) -> int | None:
-    """The id between source and target in the prompts of an encoder-decoder (see `segue.models.seq2seq`), else None."""
+def begin_token(model: Any) -> int | None:
+    """The id that separates source and target in prompts of an encoder-decoder (`segue.models.seq2seq`), else None."""
     begin = getattr(model, "begin", None)
     return begin if isinstance(begin, int) else None
 
 
-def source_of(model: Any, prompt: Sequence[int]) -> int:
-    """How many first tokens of a prompt are no part of what is said: source and begin of an encoder-decoder, else 0."""
-    begin = begin_of(model)
+def source_length(model: Any, prompt: Sequence[int]) -> int:
+    """The number of tokens up to and including the separator in an encoder-decoder's prompt; 0 for other models."""
+    begin = begin_token(model)
     return 0 if begin is None or begin not in prompt else list(prompt).index(begin) + 1
 
 
-def start_of(model: Any) -> int | None:
-    """The id that the decoder of an encoder-decoder of transformers reads where its prompt has begin; else None."""
+def decoder_start_token(model: Any) -> int | None:
+    """The id that a transformers encoder-decoder feeds its decoder in place of the separator; None for other models."""
     start = getattr(model, "start", None)
-    return start if begin_of(model) is not None and isinstance(start, int) else None
+    return start if begin_token(model) is not None and isinstance(start, int) else None
 
 
 def check_prompt(model: Any, prompt: Sequence[int]) -> None:
-    """Refuse a prompt that an encoder-decoder cannot read."""
-    begin = begin_of(model)
+    """Raise SegueError for a prompt that an encoder-decoder cannot read; any other model takes all prompts."""
+    begin = begin_token(model)
     if begin is None:
         return
     if prompt.count(begin) != 1:
@@ -85,7 +103,8 @@ def check_prompt(model: Any, prompt: Sequence[int]) -> None:
 
 
 class Decoding(Protocol):
-    """What a decodable model remembers: see `segue.mixers.state.State`, which is the native one."""
+    """The decoding state of a `Decodable`; the native one is `segue.mixers.state.State`, which documents the
+    methods."""
 
     @property
     def positions(self) -> Tensor: ...
@@ -112,12 +131,13 @@ class Decodable(Protocol):
     def path(self) -> str: ...
 
     def init_state(self, batch: int, history: int = 0) -> Decoding:
-        """A fresh memory for `batch` rows, able to go back `history` tokens."""
+        """A fresh state for `batch` rows, which can be rewound by `history` tokens."""
         ...
 
     def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None,
                at: Tensor | None = None) -> Output:
-        """Nodes (B, N) long that follow `state`: a chain, or a tree by `parents` (see `Layout`). Left pending in it.
+        """Run tokens (B, N) long after `state`, as a chain or as a tree by `parents` (see `Layout`), and leave them
+        pending.
 
         at: (B, M) long, the nodes whose logits are wanted (default: all of them). In the prompt of an encoder-decoder
             those behind the last of them are padding.
@@ -125,35 +145,35 @@ class Decodable(Protocol):
         ...
 
 
-def reads_whole(model: Decodable) -> bool:
-    """Whether some part must see the whole prompt at once."""
+def needs_whole_prompt(model: Decodable) -> bool:
+    """Whether some part of the model must be given the whole prompt in one call."""
     parts = model.modules() if isinstance(model, nn.Module) else [model]
     return any(getattr(part, "needs_whole_prompt", False) for part in parts)
 
 
-def tell_prompt(model: Decodable, state: Decoding, lengths: Tensor) -> None:
-    """Say how long the prompt of each row is, (B,) long, where a part reads it both ways or the model counts from its
-    end (`counts_from_prompt`), also as the network of a mixture; before it reads what stands behind it. An
-    encoder-decoder sees that for itself."""
+def set_prompt_lengths(model: Decodable, state: Decoding, lengths: Tensor) -> None:
+    """Record the length of each row's prompt, (B,) long, in a state whose model needs it: one that reads prompts both
+    ways or counts positions from their end (`counts_from_prompt`), also inside a mixture. Call it before the prompt is
+    read. An encoder-decoder finds the end of its source by itself."""
     inner, memory = getattr(model, "network", model), getattr(state, "network", state)
     if hasattr(memory, "prompt") and (getattr(inner, "counts_from_prompt", False)
-                                      or (reads_whole(model) and begin_of(model) is None)):
+                                      or (needs_whole_prompt(model) and begin_token(model) is None)):
         memory.prompt = lengths.to(memory.positions.device)
 
 
-def state_for(model: Decodable, prompts: Sequence[Sequence[int]], history: int = 0) -> Decoding:
-    """A fresh memory for these prompts, a row each, told where each ends (see `tell_prompt`)."""
+def init_prompt_state(model: Decodable, prompts: Sequence[Sequence[int]], history: int = 0) -> Decoding:
+    """A fresh state with a row for each prompt, in which the prompts' lengths are set (see `set_prompt_lengths`)."""
     state = model.init_state(len(prompts), history)
-    tell_prompt(model, state, torch.tensor([len(prompt) for prompt in prompts]))
+    set_prompt_lengths(model, state, torch.tensor([len(prompt) for prompt in prompts]))
     return state
 
 
-def explicit(model: Decodable) -> Decodable:
-    """The form of a model whose `extend` takes a `layout`: where nodes stand and what they see, for prompts with sets.
+def layout_form(model: Decodable) -> Decodable:
+    """The form of a model whose `extend` also takes a `layout`, as prompts with sets need; SegueError if it has none.
 
-    A model that has one says so by an attribute `explicit`; the compiled engine's is the stack in plain torch.
+    It is the model's attribute `layout_form`; that of the compiled engine is the stack in plain torch.
     """
-    form: Decodable | None = getattr(model, "explicit", None)
+    form: Decodable | None = getattr(model, "layout_form", None)
     if form is None:
         raise SegueError(f"a {type(model).__name__} reads a prompt in its order only: sets need a native model of "
                          "attention (fitted with --set mix=false), or one of transformers")

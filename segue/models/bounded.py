@@ -14,29 +14,29 @@ from segue.models.stack import Stack
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def bounded(stack: Stack, length: int) -> Stack:
-    """The same stack, its weights shared, in which attention by relative positions that looks at all of the past looks
-    at the latest `length` elements. Distances that no row of training had make predictions worse than nothing does
+def bound_attention(stack: Stack, length: int) -> Stack:
+    """The same stack with shared weights, in which full attention with relative or no positions is limited to the
+    latest `length` elements. Distances that no row of training had make predictions worse than nothing does
     there; and so the time for an element, and the memory, stop growing. The stack itself where nothing changes."""
-    if not any(_unbounded(block.mixer) for block in stack.blocks):
+    if not any(_is_unbounded(block.mixer) for block in stack.blocks):
         return stack
-    twin = _twin(stack)
-    blocks = [_twin(block) for block in stack.blocks]
+    twin = _copy_sharing_parameters(stack)
+    blocks = [_copy_sharing_parameters(block) for block in stack.blocks]
     for block in blocks:
-        if isinstance(block.mixer, Attention) and _unbounded(block.mixer):
-            block.mixer = _twin(block.mixer)
+        if isinstance(block.mixer, Attention) and _is_unbounded(block.mixer):
+            block.mixer = _copy_sharing_parameters(block.mixer)
             block.mixer.limit_window(length)
     twin.add_module("blocks", nn.ModuleList(blocks))
     return twin
 
 
-def _unbounded(mixer: nn.Module) -> bool:
+def _is_unbounded(mixer: nn.Module) -> bool:
     return type(mixer) is Attention and mixer.rule is rules.causal and mixer.positions in ("rotary", "none") and \
         not mixer.span and mixer.distances is None and not mixer.traits
 
 
-def _twin(module: Module) -> Module:
-    """The same module: what is set in one, the other does not have; parameters are shared."""
+def _copy_sharing_parameters(module: Module) -> Module:
+    """A shallow copy: attributes can be set on it without changing the original; parameters are shared."""
     twin = copy.copy(module)
     for name in ("_parameters", "_buffers", "_modules"):
         setattr(twin, name, dict(getattr(module, name)))

@@ -11,7 +11,7 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.kernels import hmm
-from segue.models.counts import CountModel, ids_of
+from segue.models.counts import CountModel, as_checked_ids
 
 
 def as_ids(sequence: Any) -> np.ndarray:
@@ -19,7 +19,7 @@ def as_ids(sequence: Any) -> np.ndarray:
     return np.asarray(getattr(sequence, "ids", sequence), np.int64)
 
 
-def checked(sequences: Iterable[Any], vocabulary: int) -> list[tuple[int, ...]]:
+def check_sequences(sequences: Iterable[Any], vocabulary: int) -> list[tuple[int, ...]]:
     """The ids of each sequence; a SegueError where all are empty, or one has ids that are not below `vocabulary`."""
     found = [tuple(as_ids(sequence).tolist()) for sequence in sequences]
     if not any(found):
@@ -61,7 +61,7 @@ class HMM:
     def fit(self, sequences: Iterable[Any]) -> HMM:
         """Learn sequences (arrays of ids or `Sequence`) anew."""
         # logs repeat themselves: each different sequence is visited once, with a weight
-        unique = Counter(ids for ids in checked(sequences, self.vocabulary) if ids)
+        unique = Counter(ids for ids in check_sequences(sequences, self.vocabulary) if ids)
         flat = np.concatenate([np.array(ids, np.int64) for ids in unique])
         offsets = np.cumsum([0, *map(len, unique)])
         weights = np.array(list(unique.values()), float)
@@ -74,21 +74,23 @@ class HMM:
             self.move = rng.dirichlet(np.ones(self.states), self.states)
             self.emit = rng.dirichlet(np.ones(self.vocabulary), self.states) * (frequency > 0) + frequency
             self.emit /= self.emit.sum(1, keepdims=True)
-            history = self._climb(flat, offsets, weights, size, self.trial if self.restarts > 1 else self.iterations)
+            iterations = self.trial if self.restarts > 1 else self.iterations
+            history = self._run_baum_welch(flat, offsets, weights, size, iterations)
             if history[-1] > best_score:
                 best, best_score = (self.start, self.move, self.emit, history), history[-1]
         assert best is not None
         self.start, self.move, self.emit, self.history = best
         if self.restarts > 1:
-            self.history = self.history + self._climb(flat, offsets, weights, size, self.iterations)
+            self.history = self.history + self._run_baum_welch(flat, offsets, weights, size, self.iterations)
         return self
 
-    def _climb(self, flat: np.ndarray, offsets: np.ndarray, weights: np.ndarray, size: float,
+    def _run_baum_welch(self, flat: np.ndarray, offsets: np.ndarray, weights: np.ndarray, size: float,
                iterations: int) -> list[float]:
         history: list[float] = []
         for _ in range(iterations):
             starts, moves, emits = (np.zeros_like(x) for x in (self.start, self.move, self.emit))
-            history.append(hmm.expect(flat, offsets, weights, self.start, self.move, self.emit, starts, moves, emits))
+            history.append(hmm.expectation_step(flat, offsets, weights, self.start, self.move, self.emit,
+                                                starts, moves, emits))
             if len(history) > 1 and history[-1] - history[-2] < self.tolerance * size:
                 break
             # a state that nothing visits keeps its rows
@@ -100,7 +102,7 @@ class HMM:
         return history
 
     def _states(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        ids_of(ids, self.vocabulary)
+        as_checked_ids(ids, self.vocabulary)
         alpha, scale = np.empty((ids.size, self.states)), np.empty(ids.size)
         hmm.forward(ids, self.start, self.move, self.emit, alpha, scale)
         return alpha, scale
@@ -147,7 +149,7 @@ class StateMerging:
         self._seen: list[dict[int, int]] = [{}]
         self._next: list[dict[int, int]] = [{}]
         self._total = [0]
-        lines = Counter(checked(sequences, self.vocabulary))
+        lines = Counter(check_sequences(sequences, self.vocabulary))
         for ids, times in lines.items():
             node = 0
             self._total[0] += times
@@ -270,7 +272,7 @@ class Spectral:
     def fit(self, sequences: Iterable[Any]) -> Spectral:
         """Learn sequences (arrays of ids or `Sequence`) anew, from the words of at most `length` that begin them."""
         lines = Counter(ids[:-1] if ids and ids[-1] == self.end else ids
-                        for ids in checked(sequences, self.vocabulary))
+                        for ids in check_sequences(sequences, self.vocabulary))
         total = lines.total()
         prefixes: Counter[tuple[int, ...]] = Counter()
         for ids, n in lines.items():

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models.base import Output
 from segue.models.stack import running_mean
 
@@ -44,13 +44,13 @@ class ClassHead(nn.Module):
         if classes < self.classes:
             raise SegueError(f"a head of {self.classes} classes cannot grow to {classes}: classes stay, ask for more")
         for name, tensor in list(self._rows().items()):
-            more = self._fresh(name, classes - self.classes).to(tensor)
+            more = self._new_rows(name, classes - self.classes).to(tensor)
             grown = torch.cat([tensor.detach(), more])
             setattr(self, name, nn.Parameter(grown, tensor.requires_grad) if isinstance(tensor, nn.Parameter)
                     else grown)
         self.classes = classes
 
-    def absorb(self, features: Tensor, labels: Tensor) -> None:
+    def add_examples(self, features: Tensor, labels: Tensor) -> None:
         """Take in examples (M, D) with their classes (M,), where a head learns so and not by gradients."""
         raise SegueError(f"a {type(self).__name__} learns by gradients: train it, it absorbs nothing")
 
@@ -58,7 +58,7 @@ class ClassHead(nn.Module):
         """What has one row for each class."""
         raise NotImplementedError
 
-    def _fresh(self, name: str, count: int) -> Tensor:
+    def _new_rows(self, name: str, count: int) -> Tensor:
         """New rows of it."""
         raise NotImplementedError
 
@@ -70,8 +70,8 @@ class WeightHead(ClassHead):
 
     def __init__(self, width: int, classes: int, bias: bool) -> None:
         super().__init__(width, classes)
-        self.weight = nn.Parameter(self._fresh("weight", classes))
-        self.bias = nn.Parameter(self._fresh("bias", classes)) if bias else None
+        self.weight = nn.Parameter(self._new_rows("weight", classes))
+        self.bias = nn.Parameter(self._new_rows("bias", classes)) if bias else None
         self.register_buffer("frozen", torch.zeros(classes, dtype=torch.bool))
 
     def freeze(self, classes: Iterable[int] | Tensor) -> None:
@@ -87,7 +87,7 @@ class WeightHead(ClassHead):
         rows: dict[str, Tensor] = {"weight": self.weight, "frozen": self.frozen}
         return rows if self.bias is None else rows | {"bias": self.bias}
 
-    def _fresh(self, name: str, count: int) -> Tensor:
+    def _new_rows(self, name: str, count: int) -> Tensor:
         if name == "frozen":
             return torch.zeros(count, dtype=torch.bool)
         bound = 1 / math.sqrt(self.width)
@@ -125,7 +125,7 @@ class CosineHead(WeightHead):
 class PrototypeHead(ClassHead):
     """Minus the squared distance to the mean of each class's examples, or the cosine with it; -inf without examples.
 
-    Learns by `absorb` alone (nearest class mean, Mensink et al. 2013). cosine: compare directions only.
+    Learns by `add_examples` alone (nearest class mean, Mensink et al. 2013). cosine: compare directions only.
     """
 
     sums: Tensor
@@ -134,11 +134,11 @@ class PrototypeHead(ClassHead):
     def __init__(self, width: int, classes: int, cosine: bool = False) -> None:
         super().__init__(width, classes)
         self.cosine = cosine
-        self.register_buffer("sums", self._fresh("sums", classes))
-        self.register_buffer("counts", self._fresh("counts", classes))
+        self.register_buffer("sums", self._new_rows("sums", classes))
+        self.register_buffer("counts", self._new_rows("counts", classes))
 
     @torch.no_grad()
-    def absorb(self, features: Tensor, labels: Tensor) -> None:
+    def add_examples(self, features: Tensor, labels: Tensor) -> None:
         self.sums.index_add_(0, labels, features.to(self.sums))
         self.counts.index_add_(0, labels, torch.ones_like(labels, dtype=self.counts.dtype))
 
@@ -156,14 +156,15 @@ class PrototypeHead(ClassHead):
     def _rows(self) -> dict[str, Tensor]:
         return {"sums": self.sums, "counts": self.counts}
 
-    def _fresh(self, name: str, count: int) -> Tensor:
+    def _new_rows(self, name: str, count: int) -> Tensor:
         return torch.zeros((count, self.width) if name == "sums" else (count,))
 
 
 class NeighbourHead(ClassHead):
     """How many of the `nearest` examples are of each class; of equally many, those that are nearer count more.
 
-    Learns by `absorb` alone. capacity: examples kept, the newest. cosine: near in direction instead of in distance.
+    Learns by `add_examples` alone. capacity: examples kept, the newest. cosine: near in direction instead of in
+    distance.
     units: (C, D) bool, what counts of a vector when it is compared with examples of each class (all of it at first).
     """
 
@@ -180,7 +181,7 @@ class NeighbourHead(ClassHead):
         self.register_buffer("kept", torch.zeros(capacity, width))
         self.register_buffer("labels", torch.full((capacity,), -1))
         self.register_buffer("absorbed", torch.zeros((), dtype=torch.long))
-        self.register_buffer("units", self._fresh("units", classes))
+        self.register_buffer("units", self._new_rows("units", classes))
 
     @torch.no_grad()
     def forget(self, classes: Iterable[int] | Tensor) -> None:
@@ -195,7 +196,7 @@ class NeighbourHead(ClassHead):
         self.absorbed.fill_(len(order))
 
     @torch.no_grad()
-    def absorb(self, features: Tensor, labels: Tensor) -> None:
+    def add_examples(self, features: Tensor, labels: Tensor) -> None:
         capacity = len(self.kept)
         place = (self.absorbed + torch.arange(len(labels), device=labels.device))[-capacity:] % capacity
         self.kept[place], self.labels[place] = features[-capacity:].to(self.kept), labels[-capacity:]
@@ -220,7 +221,7 @@ class NeighbourHead(ClassHead):
     def _rows(self) -> dict[str, Tensor]:
         return {"units": self.units}
 
-    def _fresh(self, name: str, count: int) -> Tensor:
+    def _new_rows(self, name: str, count: int) -> Tensor:
         return torch.ones(count, self.width, dtype=torch.bool)
 
 
@@ -266,7 +267,7 @@ class Classifier(nn.Module):
         hidden = self.hidden(tokens, Layout.of(tokens) if layout is None else layout)
         return Output(self.head(hidden), hidden)
 
-    def see(self, classes: Iterable[int] | Tensor) -> None:
+    def mark_seen(self, classes: Iterable[int] | Tensor) -> None:
         """Mark classes as seen; negative numbers are no class."""
         classes = torch.as_tensor(classes if isinstance(classes, Tensor) else list(classes), dtype=torch.long)
         if classes.numel() and int(classes.max()) >= self.head.classes:

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import Layout, State, check_parents, check_rows
-from segue.models.base import Decoding, Output, check_tokens, padded, padding
+from segue.mixers.layout import Layout, check_parents, check_rows
+from segue.mixers.state import State
+from segue.models.base import Decoding, Output, check_tokens, pad_rows, padding_starts
 from segue.models.counts import TokenState
 from segue.models.stack import Stack, StackConfig
 
-ROWS = 256  # read at once
+ROWS_AT_ONCE = 256  # read at once
 
 
 class ClozeModel(nn.Module):
@@ -65,15 +66,16 @@ class ClozeModel(nn.Module):
         """(B, N), masks among them -> (B, N, D), read both ways."""
         return self.stack.hidden(tokens, layout, state)
 
-    def behind(self, rows: Sequence[Sequence[int]]) -> Output:
-        """Logits (n, V) of what comes after each of n rows of ids, and hidden vectors (n, D), at the mask there."""
+    def predict_next(self, rows: Sequence[Sequence[int]]) -> Output:
+        """Next-element logits (n, V) after each of n rows of ids, and the hidden vectors (n, D) at the appended
+        mask."""
         device = self.head.weight.device
         hidden = [self.head.weight.new_zeros(0, self.config.width)]
-        for at in range(0, len(rows), ROWS):
-            table = [[*row[max(0, len(row) - self.length + 1) :], self.mask] for row in rows[at : at + ROWS]]
-            tokens, lengths = padded(table).to(device), torch.tensor([len(row) for row in table], device=device)
+        for at in range(0, len(rows), ROWS_AT_ONCE):
+            table = [[*row[max(0, len(row) - self.length + 1) :], self.mask] for row in rows[at : at + ROWS_AT_ONCE]]
+            tokens, lengths = pad_rows(table).to(device), torch.tensor([len(row) for row in table], device=device)
             shape = (len(table), tokens.shape[1])
-            layout = Layout.chain(shape, starts=padding(lengths, shape[1]), device=device)
+            layout = Layout.chain(shape, starts=padding_starts(lengths, shape[1]), device=device)
             hidden.append(self.hidden(tokens, layout)[torch.arange(len(table), device=device), lengths - 1])
         found = torch.cat([each.to(hidden[-1].dtype) for each in hidden])
         return Output(self.head(found)[:, : self.vocabulary], found)
@@ -107,6 +109,6 @@ class ClozeModel(nn.Module):
                     new.insert(0, int(ids[row, node]))
                     node = int(tree[row, node])
                 rows.append(past + new)
-        output = self.behind(rows)
+        output = self.predict_next(rows)
         state.pending = (ids, tree)
         return Output(output.logits.unflatten(0, wanted.shape), output.hidden.unflatten(0, wanted.shape))

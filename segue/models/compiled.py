@@ -17,14 +17,14 @@ from torch import Tensor
 from segue.errors import SegueError
 from segue.kernels.cpu import engine
 from segue.kernels.cpu import program as p
-from segue.kernels.cpu.cache import prepare, warm
+from segue.kernels.cpu.cache import compile_in_background, is_warm
 from segue.kernels.cpu.simd import BLOCK, TILE
-from segue.mixers.state import Layout, check_counts, check_node_indices, check_parents, check_path, check_rows
-from segue.models.base import Decoding, Output, reads_whole
+from segue.mixers.layout import Layout, check_counts, check_node_indices, check_parents, check_path, check_rows
+from segue.models.base import Decoding, Output, needs_whole_prompt
 from segue.models.stack import Block, Stack, StackConfig
 
 CHUNK = 256  # nodes (of all rows) that a long prompt is cut into: bounds the scratch memory
-KEPT = 16  # up to so many nodes of a chain, a recurrent state is kept for each, as for trees, unless it is large
+MAX_NODE_STATES = 16  # a chain of at most so many nodes keeps its (small) recurrent states after each of them
 
 
 def lower(stack: Stack, weights: str = "float32") -> p.Program:
@@ -267,7 +267,7 @@ class CompiledState:
         job[p.OPERATIONS], job[p.COUNT], job[p.ROW] = table.ctypes.data, len(table), rows.ctypes.data
         job[p.BEFORE] = job[p.AFTER] = self.states.address
         job[p.KEEP], job[p.SLOTS] = 0, self.batch
-        engine.team().run(job, job.ctypes.data, self.model.threads)
+        engine.get_team().run(job, job.ctypes.data, self.model.threads)
 
     def _job(self, table: np.ndarray, path: np.ndarray, after: Memory | None = None) -> None:
         """Run operations of bookkeeping over all layers."""
@@ -280,7 +280,7 @@ class CompiledState:
         if after is not None:
             job[p.BEFORE], job[p.AFTER] = self.states.address, after.address
             job[p.SLOTS] = after.array.size // self.program.floats_per_state
-        engine.team().run(job, job.ctypes.data, 1)
+        engine.get_team().run(job, job.ctypes.data, 1)
 
     def _rows(self, memory: Memory) -> list[np.ndarray]:
         """The recurrent states of all layers, each (B, size)."""
@@ -451,7 +451,7 @@ class CompiledState:
         self.__dict__.update(snapshot.snapshot().__dict__)
 
 
-def asked(at: np.ndarray, start: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def wanted_in_chunk(at: np.ndarray, start: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of the nodes `at` (B, M) whose logits are wanted those of the chunk start .. end - 1: row and column of each in
     `at`, and its number among the chunk's nodes of all rows."""
     row, column = np.nonzero((at >= start) & (at < end))
@@ -470,8 +470,8 @@ class CompiledModel:
         if weights not in ("float32", "int8"):
             raise SegueError(f"weights '{weights}' are unknown: choose float32 or int8")
         self.weights, self.threads = weights, threads or torch.get_num_threads()
-        self.config, self.vocabulary, self.explicit = stack.config, stack.vocabulary, stack
-        self.needs_whole_prompt = reads_whole(stack)
+        self.config, self.vocabulary, self.layout_form = stack.config, stack.vocabulary, stack
+        self.needs_whole_prompt = needs_whole_prompt(stack)
         with torch.no_grad():
             self.program = lower(stack, weights)
 
@@ -479,7 +479,7 @@ class CompiledModel:
         """Pack the weights, and load or compile the engine."""
         with torch.no_grad():
             self.program.finish()
-        engine.ready()
+        engine.load_engine()
         return self
 
     @property
@@ -507,7 +507,7 @@ class CompiledModel:
         state.reclaim()
         logits = np.empty((batch, wanted, program.logit_stride), np.float32)
         hidden = np.empty((batch, n, self.config.width), np.float32)
-        kept = bool(program.states) and (parents is not None or n <= KEPT)
+        kept = bool(program.states) and (parents is not None or n <= MAX_NODE_STATES)
         if parents is None and state.prompt is not None:  # what a node of the prompt leaves, all of it has a say in
             kept = kept and bool((state.lengths >= state.prompt.numpy()).all())
         chunk = n if kept or parents is not None or self.needs_whole_prompt else max(1, CHUNK // max(batch, 1))
@@ -528,7 +528,7 @@ class CompiledModel:
                 if out is not logits:
                     logits[:, start:end] = out
             else:
-                row, column, want = asked(at.numpy(), start, end)
+                row, column, want = wanted_in_chunk(at.numpy(), start, end)
                 every = len(want) > space.nodes  # there is room to gather each node once
                 out = np.empty((space.nodes if every else len(want), program.logit_stride), np.float32)
                 self._run(state, space, state.lengths + start, before, after, kept, None if every else want, out)
@@ -594,7 +594,7 @@ class CompiledModel:
         space = state.spaces.get(key)
         if space is None:
             space = Space(self.program, np.full(state.batch, n))
-            if n <= KEPT:
+            if n <= MAX_NODE_STATES:
                 state.spaces[key] = space
         if parents is not None:
             space.tree(parents.numpy())
@@ -617,7 +617,7 @@ class CompiledModel:
         job[p.SLOTS] = space.nodes if kept else state.batch
         job[p.WANT], job[p.WANTED] = (space.every, space.nodes) if want is None else (want.ctypes.data, len(want))
         job[p.LOGITS] = logits.ctypes.data
-        engine.team().run(job, space.address, self.threads)
+        engine.get_team().run(job, space.address, self.threads)
 
     def replay(self, state: CompiledState, states: Memory, lengths: np.ndarray, tokens: list[np.ndarray]) -> Memory:
         """The recurrent states of each row after these tokens, from `states` at `lengths`. (Keys and values are
@@ -645,17 +645,17 @@ class Accelerated:
 
     def __init__(self, stack: Stack, compiled: CompiledModel) -> None:
         self.stack, self.compiled, self.loaded = stack.eval(), compiled, False
-        self.vocabulary, self.explicit = stack.vocabulary, stack
+        self.vocabulary, self.layout_form = stack.vocabulary, stack
         self.needs_whole_prompt = compiled.needs_whole_prompt
         self._builder: threading.Thread | None = None
-        if not prepare():  # nothing can be kept on disk: compile here, beside the torch path
-            self._builder = threading.Thread(target=engine.ready, daemon=True)
+        if not compile_in_background():  # nothing can be kept on disk: compile here, beside the torch path
+            self._builder = threading.Thread(target=engine.load_engine, daemon=True)
             self._builder.start()
 
     @property
     def model(self) -> Stack | CompiledModel:
         """What new states are made by."""
-        if not self.loaded and (warm() if self._builder is None else not self._builder.is_alive()):
+        if not self.loaded and (is_warm() if self._builder is None else not self._builder.is_alive()):
             with LOADING:
                 if not self.loaded:
                     self.compiled.load()
@@ -695,7 +695,7 @@ def accelerate(stack: Stack, weights: str = "float32") -> CompiledModel | Accele
     process compiles it, once, and until that is done torch decodes. A SegueError says what has no compiled form.
     """
     model = CompiledModel(stack, weights)
-    return model.load() if warm() else Accelerated(stack, model)
+    return model.load() if is_warm() else Accelerated(stack, model)
 
 
 def compile_model(stack: Stack, weights: str = "float32", threads: int | None = None) -> CompiledModel:

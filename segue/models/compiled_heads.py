@@ -17,7 +17,7 @@ from segue.kernels.cpu import program as p
 from segue.kernels.cpu.simd import BLOCK, TILE
 from segue.models.compiled import (
     CHUNK,
-    KEPT,
+    MAX_NODE_STATES,
     CompiledModel,
     CompiledState,
     Memory,
@@ -25,31 +25,32 @@ from segue.models.compiled import (
     Space,
     lower_block,
 )
-from segue.models.heads import DraftHeads, Looked
+from segue.models.heads import DraftHeads, TabulatedHeads
 
 
 class CompiledHeads:
-    """`init_state` and `see` of `DraftHeads`, `begin` and `logits` of `Looked`, for float32 heads on the CPU. The
-    weights are those of the moment of making. threads: that may work on a call (default: as many as torch uses)."""
+    """`init_state` and `condition` of `DraftHeads`, `project_condition` and `logits` of `TabulatedHeads`, for float32
+    heads on the CPU. The weights are those of the moment of making. threads: that may work on a call (default: as many
+    as torch uses)."""
 
     @torch.no_grad()
     def __init__(self, heads: DraftHeads, weights: str = "int8", threads: int | None = None) -> None:
         config, self.weights, self.threads = heads.config, weights, threads or torch.get_num_threads()
         self.config, self.embedding = config, heads.embedding
-        self.seeing = Seeing(heads, weights, self.threads) if config.window else None
-        self.looked = Looked(heads) if config.sequential else None
-        self.tables = Looked.fits(config, heads.embedding.element_size())
+        self.seeing = AttentionProgram(heads, weights, self.threads) if config.window else None
+        self.looked = TabulatedHeads(heads) if config.sequential else None
+        self.tables = TabulatedHeads.is_worthwhile(config, heads.embedding.element_size())
         if self.looked is not None:
             first = p.Program(weights)
             shown, begun = first.register("shown", config.width), first.register("begun", len(self.looked.product))
             first.linear(shown, begun, self.looked.product, self.looked.bias)
-            self.first = Rows(first, shown, begun, self.threads)
+            self.first = StatelessProgram(first, shown, begun, self.threads)
         self.levels = [self._level(k, head) for k, head in enumerate(heads.heads, 1)]
         if not self.tables:
             self.looked = None
-        engine.ready()
+        engine.load_engine()
 
-    def _level(self, k: int, head: Any) -> Rows:
+    def _level(self, k: int, head: Any) -> StatelessProgram:
         """Head k, from its first block's sums on (with the drafted tokens behind them, unless those were looked up)."""
         width, program, blocks = self.config.width, p.Program(self.weights), head.blocks
         source = u = program.register("u", width)
@@ -67,27 +68,27 @@ class CompiledHeads:
             program.linear(u, more, block.weight, block.bias, activation="silu")
             program.add(more, u)
         program.linear(u, logits, head.out.weight, head.out.bias)
-        return Rows(program, source, logits, self.threads)
+        return StatelessProgram(program, source, logits, self.threads)
 
     def init_state(self, batch: int) -> CompiledState:
         """See `DraftHeads.init_state`."""
         assert self.seeing is not None
         return self.seeing.init_state(batch)
 
-    def see(self, hidden: Tensor, layout: None = None, state: CompiledState | None = None) -> Tensor:
-        """See `DraftHeads.see`."""
+    def condition(self, hidden: Tensor, layout: None = None, state: CompiledState | None = None) -> Tensor:
+        """See `DraftHeads.condition`."""
         if self.seeing is None:
             return hidden.float()
-        return self.seeing.see(hidden.float(), self.init_state(len(hidden)) if state is None else state)
+        return self.seeing.attend(hidden.float(), self.init_state(len(hidden)) if state is None else state)
 
-    def begin(self, shown: Tensor) -> tuple[Tensor, ...]:
-        """See `Looked.begin`; heads that are not sequential begin with what they are shown."""
+    def project_condition(self, shown: Tensor) -> tuple[Tensor, ...]:
+        """See `TabulatedHeads.project_condition`; heads that are not sequential begin with what they are shown."""
         if not self.config.sequential:
             return (shown,) * self.config.heads
         return self.first(shown.flatten(0, -2)).view(*shown.shape[:-1], -1).chunk(self.config.heads, -1)
 
     def logits(self, k: int, begun: Tensor, tokens: Tensor) -> Tensor:
-        """See `DraftHeads.logits`. begun: the head's own from `begin`."""
+        """See `DraftHeads.logits`. begun: the head's own from `project_condition`."""
         z = begun
         if self.looked is not None:
             z = begun + F.embedding(tokens + self.looked.offsets[:k], self.looked.tables[k - 1]).sum(-2)
@@ -97,7 +98,7 @@ class CompiledHeads:
         return self.levels[k - 1](z.flatten(0, -2)).view(*z.shape[:-1], -1)
 
 
-class Rows:
+class StatelessProgram:
     """A program without memory: rows of the register `source` (n, width) in, rows of `into` out."""
 
     def __init__(self, program: p.Program, source: p.View, into: p.View, threads: int) -> None:
@@ -109,15 +110,15 @@ class Rows:
     def __call__(self, x: Tensor) -> Tensor:
         n = len(x)
         space = self.spaces.get(n) or Space(self.program, np.ones(n, np.int64))
-        if n <= KEPT:
+        if n <= MAX_NODE_STATES:
             self.spaces[n] = space
         self.program.read(self.source, space.scratch.array, n)[:] = x.numpy()
         space.job[p.LOCAL], space.job[p.LOCAL_BYTES] = self.local.address, self.local.array.nbytes // self.threads
-        engine.team().run(space.job, space.address, self.threads)
+        engine.get_team().run(space.job, space.address, self.threads)
         return torch.from_numpy(self.program.read(self.into, space.scratch.array, n).copy())
 
 
-class Seeing(CompiledModel):
+class AttentionProgram(CompiledModel):
     """The attention layer of Hydra++, which reads hidden states in place of tokens."""
 
     def __init__(self, heads: DraftHeads, weights: str, threads: int) -> None:
@@ -127,7 +128,7 @@ class Seeing(CompiledModel):
         lower_block(self.program, heads.attention, heads.shape, self.source)
         self.program.finish()
 
-    def see(self, hidden: Tensor, state: CompiledState) -> Tensor:
+    def attend(self, hidden: Tensor, state: CompiledState) -> Tensor:
         """(B, N, D) hidden states that follow `state`, which are left pending in it."""
         batch, n, width = hidden.shape
         state.reserve(n)

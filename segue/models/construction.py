@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
+from segue.mixers.layout import Layout, check_rows, gather_nodes
 from segue.mixers.saturated import SaturatedAttention
-from segue.mixers.state import Layout, State, check_rows, gather_nodes
+from segue.mixers.state import State
 from segue.models.automata import DFA
 from segue.models.base import Decoding, Output, check_tokens
 from segue.models.turing import BLANK, Step, TuringMachine
@@ -119,7 +120,7 @@ class AutomatonTransformer(Constructed):
         return written, torch.cat([first + self.start, word, written[:, :-1]], 1)
 
 
-def projections(attention: SaturatedAttention) -> Tensor:
+def zero_projections(attention: SaturatedAttention) -> Tensor:
     """The weights (3, H, E, D) of queries, keys and values, all 0 to begin with, as is what the heads write."""
     attention.qkv.weight.zero_()
     attention.out.weight.zero_()
@@ -142,7 +143,7 @@ def compile_dfa(dfa: DFA, dtype: torch.dtype = torch.float64) -> AutomatonTransf
 
     # Head 0 finds 1 / (p + 1) at position p: the start's share of all tokens. Head 1 finds the start's share of itself
     # and the states, which behind the k-th state is 1 / (k + 2): that of the symbol to be read next.
-    q, k, v = projections(count)
+    q, k, v = zero_projections(count)
     q[:, 0, one], q[:, 1, one] = 1, -1
     k[0, 0, one], k[0, 1, one] = 1, -1
     for token in (start, *states):
@@ -155,7 +156,7 @@ def compile_dfa(dfa: DFA, dtype: torch.dtype = torch.float64) -> AutomatonTransf
 
     # Look up the token whose own share is the one wanted, by the hash of (share, 1). The one after the last symbol is
     # the first state: the word is at its end.
-    q, k, v = projections(look_up)
+    q, k, v = zero_projections(look_up)
     for weight, share in ((q, counts + 1), (k, counts)):
         weight[0, :4, share] = torch.tensor([1.0, 0, -1, 0])
         weight[0, :4, one] = torch.tensor([0, 1.0, 0, -1])
@@ -181,7 +182,7 @@ class TuringTransformer(Constructed):
     steps of the machine one by one, and if it halts whether it accepts."""
 
     def __init__(self, machine: TuringMachine, layers: Sequence[Layer], dtype: torch.dtype) -> None:
-        self.steps = steps_of(machine)
+        self.steps = machine_steps(machine)
         self.first = machine.symbols
         super().__init__(machine.symbols + 1 + len(self.steps) + 3, layers, dtype)
 
@@ -189,22 +190,22 @@ class TuringTransformer(Constructed):
         """The row that asks for what the machine does with a word."""
         return [self.start, *word]
 
-    def written(self, steps: Sequence[Step], accepts: bool | None) -> list[int]:
+    def expected_output(self, steps: Sequence[Step], accepts: bool | None) -> list[int]:
         """What is to be written, of what `TuringMachine.run` finds."""
         ids = {step: self.first + 1 + i for i, step in enumerate(self.steps)}
         end = [] if accepts is None else [self.accept if accepts else self.reject]
         return [self.first, *(ids[step] for step in steps), *end]
 
-    def read(self, tokens: Sequence[int]) -> list[Step]:
+    def steps_in(self, tokens: Sequence[int]) -> list[Step]:
         """The steps among written tokens."""
         return [self.steps[token - self.first - 1] for token in tokens if self.first < token < self.start]
 
-    def ended(self, tokens: Sequence[int]) -> bool:
+    def is_ended(self, tokens: Sequence[int]) -> bool:
         """Whether the last of these tokens is the answer: `until` of `generate`."""
         return tokens[-1] in (self.accept, self.reject)
 
 
-def steps_of(machine: TuringMachine) -> list[Step]:
+def machine_steps(machine: TuringMachine) -> list[Step]:
     """The different steps that a machine's rules know, in their order there."""
     return list(dict.fromkeys(machine.rules.values()))
 
@@ -223,7 +224,7 @@ def compile_turing(machine: TuringMachine, reach: int = 500, dtype: torch.dtype 
     """
     if reach < 1:
         raise SegueError(f"a reach of {reach} cells leaves the heads no room: give a positive one")
-    steps, tapes, S = steps_of(machine), range(machine.tapes), machine.symbols
+    steps, tapes, S = machine_steps(machine), range(machine.tapes), machine.symbols
     V = S + 1 + len(steps) + 3
     symbols, begin, (start, accept, reject) = range(S), S, range(V - 3, V)
     token_of = {step: begin + 1 + i for i, step in enumerate(steps)}
@@ -238,7 +239,7 @@ def compile_turing(machine: TuringMachine, reach: int = 500, dtype: torch.dtype 
     half = max(4, -(-S // 2))
     look_up = SaturatedAttention(answer + V, heads=len(tapes), head_width=2 * half, groups=2)
 
-    q, k, v = projections(count)
+    q, k, v = zero_projections(count)
     q[0, :2, one] = k[0, :2, one] = torch.tensor([1.0, -1])
     v[0, 0, start] = 1
     v[0, 1, list(symbols)] = 1
@@ -262,7 +263,7 @@ def compile_turing(machine: TuringMachine, reach: int = 500, dtype: torch.dtype 
     # One half of a score is the hash's. The start, and what writes nothing, is at right angles to all hashes. The other
     # half is 1 for the start and else less than what keeps apart neighbouring cells, the more the later.
     along, across, apart = (torch.tensor(x) for x in ([1.0, 0, -1, 0], [0, 1.0, 0, -1], [1.0, -1, 1, -1]))
-    q, k, v = projections(look_up)
+    q, k, v = zero_projections(look_up)
     for tape in tapes:
         q[tape, :4, head + tape], q[tape, :4, share] = along, reach * across
         k[tape, :4, head + tape] = k[tape, :4, cell + tape] = along

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers import Mixer
 from segue.mixers.cross import CrossAttention
-from segue.mixers.state import Layout
-from segue.models.flow import NOTHING, Given, LayeredField, one_hot
-from segue.models.spacetime import Words, norm, silence
+from segue.mixers.layout import Layout
+from segue.models.flow import NOTHING, Conditions, LayeredField, one_hot
+from segue.models.spacetime import Words, unscaled_norm, zero_init
 
-SAID = "instruction"  # what a branch is told in words: ids (B, S) long, -1 behind the last
-SHOWN = "guide"  # what it is shown: elements (B, T, C) of a film of edges or motions, zeros where nothing is shown
+INSTRUCTION = "instruction"  # what a branch is told in words: ids (B, S) long, -1 behind the last
+GUIDE = "guide"  # what it is shown: elements (B, T, C) of a film of edges or motions, zeros where nothing is shown
 
 
-def network(*sizes: int) -> nn.Sequential:
+def make_network(*sizes: int) -> nn.Sequential:
     """Linear maps with SiLUs between them."""
     parts = [part for into, out in zip(sizes, sizes[1:]) for part in (nn.SiLU(), nn.Linear(into, out))]
     return nn.Sequential(*parts[1:])
@@ -35,20 +35,20 @@ class Experts(nn.Module):
 
     def __init__(self, width: int, keys: int, words: int, heads: int) -> None:
         super().__init__()
-        self.film = network(keys, width, width, 2 * width) if keys else None
+        self.film = make_network(keys, width, width, 2 * width) if keys else None
         self.cross = CrossAttention(width, heads) if words else None
-        self.channel = network(width, 2 * width, width)
+        self.channel = make_network(width, 2 * width, width)
         self.write = nn.Linear(width, width)
-        silence(self.write)
+        zero_init(self.write)
 
     def forward(self, z: Tensor, pressed: Tensor | None, said: tuple[Tensor, Tensor] | None) -> Tensor:
         if self.film is not None:
             scale, shift = self.film(pressed).chunk(2, -1)
-            z = z + norm(z) * scale + shift
+            z = z + unscaled_norm(z) * scale + shift
         if self.cross is not None:
             positions = torch.arange(z.shape[1], device=z.device)[None]
-            z = z + self.cross.run(norm(z), Layout(positions, source=said), {})
-        return z + self.channel(norm(z))
+            z = z + self.cross.run(unscaled_norm(z), Layout(positions, source=said), {})
+        return z + self.channel(unscaled_norm(z))
 
 
 class ControlBranch(nn.Module):
@@ -57,8 +57,8 @@ class ControlBranch(nn.Module):
     base: any field of layers, whose first `depth` blocks are written to (default: all); the branch's blocks begin as
         copies of these. frozen: the base does not learn, and never trains (no dropout); False: both learn together.
     keys: names of what is pressed and how many choices each has, ids for each row (B,) or element (B, T).
-    words: how many ids there are in instructions (`SAID`), 0 for none. heads: of the cross-attention to them.
-    shown: numbers of an element of a guide (`SHOWN`), 0 for none; it lies as the elements that are made, is made of its
+    words: how many ids there are in instructions (`INSTRUCTION`), 0 for none. heads: of the cross-attention to them.
+    shown: numbers of an element of a guide (`GUIDE`), 0 for none; it lies as the elements that are made, is made of its
         film by the same codec, and is added to what the branch begins with.
     """
 
@@ -89,9 +89,9 @@ class ControlBranch(nn.Module):
         """See `Stack.state_parameters`."""
         return [p for module in self.modules() if isinstance(module, Mixer) for p in module.state_parameters()]
 
-    def forward(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Given = NOTHING) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Conditions = NOTHING) -> Tensor:
         hidden, at = self.base.begin(x, t, asked, layout, given)
-        z, pressed, said, told = self.heard(hidden, given, x)
+        z, pressed, said, told = self.read_controls(hidden, given, x)
         for index, block in enumerate(self.base.layers):
             hidden = self.base.run(block, hidden, at)
             if index < len(self.copies) and bool(told.any()):
@@ -100,7 +100,7 @@ class ControlBranch(nn.Module):
                 hidden = torch.where(told, hidden + expert.write(z), hidden)
         return self.base.end(hidden, at)
 
-    def heard(self, hidden: Tensor, given: Given,
+    def read_controls(self, hidden: Tensor, given: Conditions,
               x: Tensor) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None, Tensor]:
         """What the branch begins with: the base's vectors and what was shown; keys (B, T, choices), zeros where none is
         known; what was said; and whether anything was told, (B, 1, 1)."""
@@ -113,9 +113,9 @@ class ControlBranch(nn.Module):
             told = told | (ids >= 0).any(1)
         said = None
         if self.words is not None:
-            ids = given.get(SAID, torch.full((len(x), 0), -1, device=x.device))
+            ids = given.get(INSTRUCTION, torch.full((len(x), 0), -1, device=x.device))
             said, told = self.words(ids), told | (ids >= 0).any(1)
-        if self.guide is not None and (shown := given.get(SHOWN)) is not None:
+        if self.guide is not None and (shown := given.get(GUIDE)) is not None:
             if shown.shape != (*x.shape[:2], self.guide.in_features):
                 raise SegueError(f"a guide of shape {tuple(shown.shape)} beside elements of shape {tuple(x.shape)}: "
                                  f"give {self.guide.in_features} numbers for each element")

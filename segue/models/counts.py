@@ -19,20 +19,20 @@ from torch import Tensor
 from segue.errors import SegueError
 from segue.files import atomic_write, read_json, write_json
 from segue.kernels import counts as kernel
-from segue.mixers.state import check_counts, check_node_indices, check_parents, check_path, check_rows
+from segue.mixers.layout import check_counts, check_node_indices, check_parents, check_path, check_rows
 from segue.models.base import Decoding, Output, check_tokens
 from segue.models.one_cycle import one_cycle
 
-PIECE = 1024  # elements whose distributions are held at once
-FEW = 300_000  # tokens: fewer are predicted a fold at a time, more have a share set aside
-TRUSTED, FOLDED = 60_000, 24_000  # positions that trust is learned on at most, set aside or by folds
-MANY = 20  # documents, of which some can be set aside; of fewer, parts are
-CELLS = 1 << 23  # probabilities held at once
+PIECE_ELEMENTS = 1024  # elements whose distributions are in memory at once
+CROSS_FIT_BELOW = 300_000  # tokens: smaller corpora learn trust by cross-fitting, larger ones on a held-out share
+TRUST_POSITIONS, FOLD_POSITIONS = 60_000, 24_000  # positions to learn trust on at most: held out, by folds
+MIN_DOCUMENTS = 20  # to hold out whole documents; of fewer, the ends of each are held out
+MAX_PROBABILITIES = 1 << 23  # in memory at once
 SMOOTHINGS = {"none": kernel.MARKOV, "witten-bell": kernel.WITTEN_BELL, "kneser-ney": kernel.KNESER_NEY}
 
 
 class TokenState:
-    """The latest tokens of each row: all that a count model remembers. Satisfies `segue.models.base.Decoding`.
+    """The decoding state of a count model: the latest tokens of each row. Satisfies `segue.models.base.Decoding`.
 
     past: (B, window + history) int32, newest last. filled: (B,), how many of those are tokens.
     """
@@ -51,8 +51,8 @@ class TokenState:
         return len(self.past)
 
     @property
-    def whole(self) -> np.ndarray:
-        """(B,) bool: the remembered tokens reach back to the start of the document."""
+    def reaches_start(self) -> np.ndarray:
+        """(B,) bool, whether the remembered tokens reach back to the start of the document."""
         return self.filled == self.positions.numpy()
 
     def commit(self, path: Tensor | None = None, counts: Tensor | None = None) -> None:
@@ -116,20 +116,21 @@ class TokenState:
         self.pending = None
 
 
-def ids_of(sequence: Any, vocabulary: int, name: str = "a sequence") -> np.ndarray:
-    """Ids (n,) int32 of an array of them or of a `segue.sequence.Sequence`; a SegueError, which calls it by name, where
-    it has others than the vocabulary's: the kernels index by them."""
+def as_checked_ids(sequence: Any, vocabulary: int, name: str = "a sequence") -> np.ndarray:
+    """The ids (n,) int32 of an array or a `segue.sequence.Sequence`; a SegueError under this name if some lie outside
+    the vocabulary, since the kernels index by them."""
     ids = np.asarray(getattr(sequence, "ids", sequence), np.int32)
     if ids.ndim != 1 or (ids.size and (ids.min() < 0 or ids.max() >= vocabulary)):
         raise SegueError(f"{name} has ids outside 0..{vocabulary - 1}: encode it with the codec the model was made for")
     return ids
 
 
-def mark_stream(documents: Iterable[Any], vocabulary: int) -> np.ndarray:
-    """One int32 stream of documents (arrays of ids, or `segue.sequence.Sequence`), each after the mark `vocabulary`."""
+def join_documents(documents: Iterable[Any], vocabulary: int) -> np.ndarray:
+    """Concatenate documents (arrays of ids, or `segue.sequence.Sequence`) into one int32 stream in which each follows a
+    separator, the id `vocabulary`."""
     pieces = [np.array([vocabulary], np.int32)]
     for number, document in enumerate(documents):
-        ids = ids_of(document, vocabulary, f"sequence {number}")
+        ids = as_checked_ids(document, vocabulary, f"sequence {number}")
         if ids.size:
             pieces += [ids, pieces[0]]
     if len(pieces) == 1:
@@ -137,17 +138,17 @@ def mark_stream(documents: Iterable[Any], vocabulary: int) -> np.ndarray:
     return np.concatenate(pieces[:-1])
 
 
-class _Counted:
-    """What all count models share: the sorted stream, the decodable protocol, files."""
+class _CountBase:
+    """Base class of count models: the sorted stream, the `Decodable` protocol, and saving."""
 
     tables: kernel.Tables
     vocabulary: int
     window: int  # how many tokens back a prediction can depend on
 
-    def _nodes(self, past: np.ndarray, begins: np.ndarray, whole: np.ndarray, tokens: np.ndarray, parents: np.ndarray,
-               chain: bool, at: np.ndarray, out: np.ndarray) -> None:
-        """Write into `out` (B, M, V) float64 the distributions behind the nodes `at` (B, M) of tokens (B, N), which
-        follow the row's past from `begins` (B,) on; see `TokenState`."""
+    def _predict_nodes(self, past: np.ndarray, begins: np.ndarray, whole: np.ndarray, tokens: np.ndarray,
+                       parents: np.ndarray, chain: bool, at: np.ndarray, out: np.ndarray) -> None:
+        """Write into `out` (B, M, V) float64 the next-token distributions after the nodes `at` (B, M) of tokens (B, N),
+        which follow the part of `past` from `begins` (B,) on; see `TokenState`."""
         raise NotImplementedError
 
     def distributions(self, ids: np.ndarray, begin: int, end: int, out: np.ndarray) -> None:
@@ -172,8 +173,8 @@ class _Counted:
         # of one type always, a copy: what is read-only would be compiled a second time
         nodes = np.array(np.broadcast_to(np.arange(ids.shape[1]), ids.shape) if at is None else at.numpy(), order="C")
         out = np.empty((*nodes.shape, self.vocabulary))
-        self._nodes(state.past, state.past.shape[1] - state.filled, state.whole, ids, tree, parents is None,
-                    nodes, out)
+        begins = state.past.shape[1] - state.filled
+        self._predict_nodes(state.past, begins, state.reaches_start, ids, tree, parents is None, nodes, out)
         state.pending = (ids, None if parents is None else tree)
         return out
 
@@ -187,7 +188,7 @@ class _Counted:
     def predictions(self, sequence: Any, begin: int = 0, end: int | None = None) -> np.ndarray:
         """(n, V): the distribution of every element of one whole sequence, from the elements before it; or of those
         from `begin` up to `end`."""
-        ids = ids_of(sequence, self.vocabulary)
+        ids = as_checked_ids(sequence, self.vocabulary)
         end = ids.size if end is None else min(end, ids.size)
         out = np.empty((max(0, end - begin), self.vocabulary))
         self.distributions(ids, begin, end, out)
@@ -195,15 +196,15 @@ class _Counted:
 
     def next(self, prefix: Any) -> np.ndarray:
         """(V,): the distribution of the element after a prefix (possibly empty) of a sequence."""
-        ids = np.append(ids_of(prefix, self.vocabulary), np.int32(0))
+        ids = np.append(as_checked_ids(prefix, self.vocabulary), np.int32(0))
         out = np.empty((1, self.vocabulary))
         self.distributions(ids, ids.size - 1, ids.size, out)
         return out[0]
 
     def log_probabilities(self, sequence: Any) -> np.ndarray:
         """(n,): natural logarithm of the probability of each element given those before it."""
-        ids = ids_of(sequence, self.vocabulary)
-        found, piece = np.empty(ids.size), min(PIECE, max(64, CELLS // self.vocabulary))
+        ids = as_checked_ids(sequence, self.vocabulary)
+        found, piece = np.empty(ids.size), min(PIECE_ELEMENTS, max(64, MAX_PROBABILITIES // self.vocabulary))
         for begin in range(0, ids.size, piece):
             end = min(begin + piece, ids.size)
             out = np.empty((end - begin, self.vocabulary))
@@ -213,7 +214,7 @@ class _Counted:
 
     def classical(self, order: int = 5, smoothing: str = "kneser-ney") -> CountModel:
         """The classical model of this order over the same counts."""
-        return CountModel(self.vocabulary, order, smoothing)._with(self.tables)
+        return CountModel(self.vocabulary, order, smoothing)._with_tables(self.tables)
 
     def _settings(self) -> dict[str, Any]:
         raise NotImplementedError
@@ -234,8 +235,9 @@ class _Counted:
 
 
 @contextmanager
-def loading(folder: str | Path, name: str) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
-    """What `save` wrote, settings and arrays; a SegueError where no model can be made of them."""
+def read_saved(folder: str | Path, name: str) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
+    """Context with the settings and arrays that `save` wrote; raises SegueError if the body cannot build a model of
+    them."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -251,7 +253,7 @@ def loading(folder: str | Path, name: str) -> Iterator[tuple[dict[str, Any], dic
                          "folder copied whole?") from error
 
 
-class CountModel(_Counted):
+class CountModel(_CountBase):
     """Markov model: the distribution of the next element from how often it followed the latest `order` ones.
 
     vocabulary: V, the end-of-sequence id included if there is one; whoever wants ends predicted puts that id into the
@@ -282,26 +284,28 @@ class CountModel(_Counted):
 
     def fit(self, sequences: Iterable[Any]) -> CountModel:
         """Count sequences (arrays of ids or `Sequence`); what was counted before is replaced."""
-        return self._with(kernel.build(mark_stream(sequences, self.vocabulary), self.vocabulary, max(self.order, 1)))
+        stream = join_documents(sequences, self.vocabulary)
+        return self._with_tables(kernel.build(stream, self.vocabulary, max(self.order, 1)))
 
-    def _with(self, tables: kernel.Tables) -> CountModel:
+    def _with_tables(self, tables: kernel.Tables) -> CountModel:
         self.tables = tables
         if self.smoothing == "kneser-ney" and np.isnan(self.discount).any():
             few = np.empty((self.order + 1, 2))
-            kernel.seen_once_and_twice(self.tables, self.order, few)
+            kernel.counts_of_counts(self.tables, self.order, few)
             self.discount = np.clip((few[:, 0] + 1) / (few[:, 0] + 2 * few[:, 1] + 2), 0.1, 0.95)
         return self
 
-    def _plain(self) -> tuple[Any, ...]:
+    def _kernel_arguments(self) -> tuple[Any, ...]:
         work = kernel.workspace(self.vocabulary, 0, self.order)
         return self.start, self.order, SMOOTHINGS[self.smoothing], self.backoff, self.discount, work
 
-    def _nodes(self, past: np.ndarray, begins: np.ndarray, whole: np.ndarray, tokens: np.ndarray, parents: np.ndarray,
-               chain: bool, at: np.ndarray, out: np.ndarray) -> None:
-        kernel.plain_nodes(self.tables, past, begins, whole, tokens, parents, chain, at, *self._plain(), out)
+    def _predict_nodes(self, past: np.ndarray, begins: np.ndarray, whole: np.ndarray, tokens: np.ndarray,
+                       parents: np.ndarray, chain: bool, at: np.ndarray, out: np.ndarray) -> None:
+        kernel.classical_nodes(self.tables, past, begins, whole, tokens, parents, chain, at,
+                               *self._kernel_arguments(), out)
 
     def distributions(self, ids: np.ndarray, begin: int, end: int, out: np.ndarray) -> None:
-        kernel.plain_document(self.tables, ids, begin, end, *self._plain(), out)
+        kernel.classical_document(self.tables, ids, begin, end, *self._kernel_arguments(), out)
 
     def _settings(self) -> dict[str, Any]:
         return {"kind": "count model", "vocabulary": self.vocabulary, "order": self.order,
@@ -313,23 +317,24 @@ class CountModel(_Counted):
     @classmethod
     def load(cls, folder: str | Path, name: str = "counts") -> CountModel:
         """Load what `save` wrote."""
-        with loading(folder, name) as (settings, arrays):
+        with read_saved(folder, name) as (settings, arrays):
             model = cls(**{key: value for key, value in settings.items() if key != "kind"})
             model.discount = arrays["discount"]
-            return model._with(kernel.restore(arrays["stream"], arrays["order"], arrays["common"], model.vocabulary,
-                                              max(model.order, 1)))
+            tables = kernel.restore(arrays["stream"], arrays["order"], arrays["common"], model.vocabulary,
+                                    max(model.order, 1))
+            return model._with_tables(tables)
 
 
-def documents_bits(model: _Counted, documents: Sequence[Any]) -> float:
+def documents_bits(model: _CountBase, documents: Sequence[Any]) -> float:
     """Total cost of documents in bits, every element scored once from those before it in its own document."""
     return -sum(float(model.log_probabilities(document).sum()) for document in documents) / np.log(2)
 
 
-def hold_back(documents: Sequence[Any], share: float = 0.08, seed: int = 0) -> tuple[list[Any], list[Any]]:
-    """Split training documents in those to count and those to learn trust on: whole documents picked at random, the
-    largest left out of the pick; where there are few documents, the last part of each."""
+def split_held_out(documents: Sequence[Any], share: float = 0.08, seed: int = 0) -> tuple[list[Any], list[Any]]:
+    """Split training documents into those to count and those to learn trust on. The latter are whole documents drawn at
+    random, but none of the largest; if there are few documents, the last part of each."""
     sizes = np.array([len(document) for document in documents])
-    if len(documents) >= MANY:
+    if len(documents) >= MIN_DOCUMENTS:
         chosen, total = set(), 0
         for index in np.random.default_rng(seed).permutation(len(documents)).tolist():
             if total >= share * sizes.sum():
@@ -344,10 +349,11 @@ def hold_back(documents: Sequence[Any], share: float = 0.08, seed: int = 0) -> t
             [d[cut:] for d, cut in zip(documents, cuts) if cut < len(d)])
 
 
-def stretches(sizes: Sequence[int], positions: int, draw: np.random.Generator,
+def sample_spans(sizes: Sequence[int], positions: int, draw: np.random.Generator,
               first: int = 0) -> list[tuple[int, int, int]]:
-    """One stretch of each document, at a random place from `first` on, so that all ages of a document's own past are
-    seen: its number, begin and end. About so many positions in all; of many short documents some are left out."""
+    """Draw a span of each document, beginning at `first` or later, as (document, begin, end): about `positions`
+    positions in all. Random places give spans with a short and with a long past. Of many short documents some are left
+    out."""
     found, total, share = [], 0, min(1.0, positions / max(1, sum(sizes)))
     for number in draw.permutation(len(sizes)).tolist():
         size = min(sizes[number] - first, max(int(np.ceil(share * sizes[number])), 64))
@@ -359,8 +365,8 @@ def stretches(sizes: Sequence[int], positions: int, draw: np.random.Generator,
     return found
 
 
-class BlendedCounts(_Counted):
-    """Counts of every order from a corpus and from the sequence's own past, believed as far as was learned.
+class BlendedCounts(_CountBase):
+    """Counts of every order, of a corpus and of the sequence's own past, blended with learned weights (the trust).
 
     Each order's (discounted) distribution is asked in turn, longest first, and passes on to the next shorter one with a
     probability that a small network gives from the counts themselves: how many observations, how many different
@@ -371,9 +377,9 @@ class BlendedCounts(_Counted):
     """
 
     def __init__(self, vocabulary: int, window: int = 8192) -> None:
-        if not (vocabulary >= 1 and window >= kernel.REACH):
+        if not (vocabulary >= 1 and window >= kernel.MAX_MATCH):
             raise SegueError(f"a blend of counts over {vocabulary} symbols with a window of {window}: "
-                             f"the window must be at least {kernel.REACH}")
+                             f"the window must be at least {kernel.MAX_MATCH}")
         self.vocabulary, self.window = vocabulary, window
 
     @property
@@ -381,97 +387,102 @@ class BlendedCounts(_Counted):
         return f"blended counts, {self.tables.order.size:,} observations"
 
     @property
-    def work(self) -> kernel.Work:
-        """The kernels' room."""
+    def workspace(self) -> kernel.Workspace:
+        """Scratch memory of the kernels."""
         return kernel.workspace(self.vocabulary, self.window)
 
-    def fit(self, documents: Sequence[Any], seed: int = 0, positions: int = TRUSTED, epochs: int = 4) -> BlendedCounts:
+    def fit(self, documents: Sequence[Any], seed: int = 0, positions: int = TRUST_POSITIONS,
+            epochs: int = 4) -> BlendedCounts:
         """Count documents and learn trust: on a share of them that is held back first, then counted too; of few data,
         on all of them (see `cross_fit`).
 
         positions: how many tokens the trust is fitted on at most. epochs: passes over them.
         """
-        if sum(map(len, documents)) < FEW:
+        if sum(map(len, documents)) < CROSS_FIT_BELOW:
             self.cross_fit(documents, seed, epochs=2 * epochs)
             return self
-        rest, held = hold_back(documents, seed=seed)
+        rest, held = split_held_out(documents, seed=seed)
         self.count(rest)
         self.learn_trust(held, seed, positions, epochs)
         self.count(documents)
         return self
 
     def count(self, documents: Iterable[Any]) -> None:
-        """Replace the corpus."""
-        self.tables = kernel.build(mark_stream(documents, self.vocabulary), self.vocabulary, kernel.REACH)
+        """Count these documents in place of the corpus."""
+        self.tables = kernel.build(join_documents(documents, self.vocabulary), self.vocabulary, kernel.MAX_MATCH)
 
     def add(self, documents: Iterable[Any]) -> None:
-        """Count further documents beside those of the corpus."""
-        stream = np.concatenate([self.tables.stream, mark_stream(documents, self.vocabulary)])
-        self.tables = kernel.build(stream, self.vocabulary, kernel.REACH)
+        """Count further documents in addition to the corpus."""
+        stream = np.concatenate([self.tables.stream, join_documents(documents, self.vocabulary)])
+        self.tables = kernel.build(stream, self.vocabulary, kernel.MAX_MATCH)
 
-    def joined(self, others: Sequence[BlendedCounts], base: BlendedCounts) -> BlendedCounts | None:
-        """These counts with what each of others has counted since they were `base`; None where one of them was not."""
+    def merged_with(self, others: Sequence[BlendedCounts], base: BlendedCounts) -> BlendedCounts | None:
+        """New counts that add to these what each of `others` has counted beyond `base`; None unless all extend
+        `base`."""
         size, streams = base.tables.stream.size, [self.tables.stream]
         for other in others:
             if not np.array_equal(other.tables.stream[:size], base.tables.stream):
                 return None
             streams.append(other.tables.stream[size:])
         made = BlendedCounts(self.vocabulary, self.window)
-        made.tables = kernel.build(np.concatenate(streams), self.vocabulary, kernel.REACH)
+        made.tables = kernel.build(np.concatenate(streams), self.vocabulary, kernel.MAX_MATCH)
         made.trust = self.trust
         return made
 
-    def learn_trust(self, documents: Sequence[Any], seed: int = 0, positions: int = TRUSTED, epochs: int = 4) -> float:
+    def learn_trust(self, documents: Sequence[Any], seed: int = 0, positions: int = TRUST_POSITIONS,
+                    epochs: int = 4) -> float:
         """Fit the trust on documents that were not counted; returns their cost in bits per element."""
-        found = self._observed(documents, positions, np.random.default_rng(seed))
+        found = self._trust_features(documents, positions, np.random.default_rng(seed))
         self.trust, bits = _fit_trust(*found, self.vocabulary, seed, epochs)
         return bits
 
-    def cross_fit(self, documents: Sequence[Any], seed: int = 0, positions: int = FOLDED, epochs: int = 8,
+    def cross_fit(self, documents: Sequence[Any], seed: int = 0, positions: int = FOLD_POSITIONS, epochs: int = 8,
                   folds: int = 5) -> float:
         """Count documents and learn trust on the same ones, each predicted by counts of the other folds; for few data,
         of which neither should lose any. Returns the cost of those predictions in bits per element."""
-        pieces = documents if len(documents) >= MANY else \
+        pieces = documents if len(documents) >= MIN_DOCUMENTS else \
             [part for document in documents for part in np.array_split(np.asarray(document), folds) if len(part)]
         draw = np.random.default_rng(seed)
         fold, found = draw.permutation(len(pieces)) % folds, []
         for held in range(min(folds, len(pieces))):
             self.count([piece for piece, of in zip(pieces, fold) if of != held])
-            found.append(self._observed([piece for piece, of in zip(pieces, fold) if of == held], positions // folds,
-                                        draw))
+            own = [piece for piece, of in zip(pieces, fold) if of == held]
+            found.append(self._trust_features(own, positions // folds, draw))
         rows, facts = (torch.cat(parts) for parts in zip(*found))
         self.trust, bits = _fit_trust(rows, facts, self.vocabulary, seed, epochs)
         self.count(documents)
         return bits
 
-    def _observed(self, documents: Sequence[Any], positions: int, draw: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """What the counts say of about so many positions of documents that they do not hold, see `_fit_trust`."""
-        ids = [ids_of(document, self.vocabulary) for document in documents]
+    def _trust_features(self, documents: Sequence[Any], positions: int,
+                        draw: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Features and facts of about `positions` positions of documents that were not counted, for `_fit_trust`."""
+        ids = [as_checked_ids(document, self.vocabulary) for document in documents]
         if not sum(map(len, ids)):
             raise SegueError("there is too little data to learn trust on: give more, or longer, sequences")
         rows, facts = [], []
-        for number, begin, end in stretches([len(document) for document in ids], positions, draw):
+        for number, begin, end in sample_spans([len(document) for document in ids], positions, draw):
             rows.append(np.empty((end - begin, kernel.LEVELS, kernel.FEATURES), np.float32))
             facts.append(np.empty((end - begin, kernel.LEVELS, 5), np.float32))
-            kernel.observe(self.tables, ids[number], begin, end, self.window, self.work, rows[-1], facts[-1])
+            kernel.observe_document(self.tables, ids[number], begin, end, self.window, self.workspace, rows[-1],
+                                    facts[-1])
         return torch.from_numpy(np.concatenate(rows)), torch.from_numpy(np.concatenate(facts))
 
-    def likeliest(self, state: TokenState, length: int, least: float) -> list[int]:
-        """What follows a state's first row most probably, token by token: at most `length`, none less likely than
+    def draft_likeliest(self, state: TokenState, length: int, least: float) -> list[int]:
+        """Greedy continuation of a state's first row: at most `length` tokens, ending before one less likely than
         `least`."""
         tokens = np.empty(length, np.int64)
         past = state.past[0]
-        n = kernel.blend_draft(self.tables, past, past.size - state.filled[0], bool(state.whole[0]), self.window,
-                               self.trust, self.work, least, tokens)
+        n = kernel.blend_draft(self.tables, past, past.size - state.filled[0], bool(state.reaches_start[0]),
+                               self.window, self.trust, self.workspace, least, tokens)
         return tokens[:n].tolist()
 
-    def _nodes(self, past: np.ndarray, begins: np.ndarray, whole: np.ndarray, tokens: np.ndarray, parents: np.ndarray,
-               chain: bool, at: np.ndarray, out: np.ndarray) -> None:
+    def _predict_nodes(self, past: np.ndarray, begins: np.ndarray, whole: np.ndarray, tokens: np.ndarray,
+                       parents: np.ndarray, chain: bool, at: np.ndarray, out: np.ndarray) -> None:
         kernel.blend_nodes(self.tables, past, begins, whole, tokens, parents, chain, at, self.window, self.trust,
-                           self.work, out)
+                           self.workspace, out)
 
     def distributions(self, ids: np.ndarray, begin: int, end: int, out: np.ndarray) -> None:
-        kernel.blend_document(self.tables, ids, begin, end, self.window, self.trust, self.work, out)
+        kernel.blend_document(self.tables, ids, begin, end, self.window, self.trust, self.workspace, out)
 
     def _settings(self) -> dict[str, Any]:
         return {"kind": "blended counts", "vocabulary": self.vocabulary, "window": self.window}
@@ -482,17 +493,17 @@ class BlendedCounts(_Counted):
     @classmethod
     def load(cls, folder: str | Path, name: str = "counts") -> BlendedCounts:
         """Load what `save` wrote."""
-        with loading(folder, name) as (settings, arrays):
+        with read_saved(folder, name) as (settings, arrays):
             model = cls(settings["vocabulary"], settings["window"])
             model.tables = kernel.restore(arrays["stream"], arrays["order"], arrays["common"], model.vocabulary,
-                                          kernel.REACH)
+                                          kernel.MAX_MATCH)
             model.trust = kernel.Trust(*(arrays[f"trust.{field}"] for field in kernel.Trust._fields))
             return model
 
 
 def _fit_trust(rows: Tensor, facts: Tensor, vocabulary: int, seed: int, epochs: int) -> tuple[kernel.Trust, float]:
     """Maximise the likelihood of what followed. rows (P, LEVELS, FEATURES), facts (P, LEVELS, 5): see `observe`."""
-    hidden, batch, corpus = 16, 512, kernel.STATIC.size + 1
+    hidden, batch, corpus = 16, 512, kernel.CORPUS_ORDERS.size + 1
     sources = (slice(0, corpus), slice(corpus, kernel.LEVELS))
     means = torch.stack([rows[:, s].mean((0, 1)) for s in sources])
     scales = torch.stack([rows[:, s].std((0, 1)) for s in sources]) + 1e-2
@@ -505,7 +516,7 @@ def _fit_trust(rows: Tensor, facts: Tensor, vocabulary: int, seed: int, epochs: 
     into, into_bias, out, out_bias, offs = parameters
     latest = torch.ones(2, kernel.LEVELS)
     latest[1, corpus:] = 0  # the latest follower's weight of 1 is not discounted
-    asked = torch.from_numpy(kernel.ASKED).flip(0)
+    asked = torch.from_numpy(kernel.LEVEL_ORDER).flip(0)
 
     def likelihood(x: Tensor, facts: Tensor) -> Tensor:
         found = []

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.files import atomic_write
 
-TABLES = ("embedding", "head", "embed_tokens", "lm_head", "wte")  # modules with a row for each token
+VOCABULARY_LAYERS = ("embedding", "head", "embed_tokens", "lm_head", "wte")  # modules with a row for each token
 
 
 class Delta:
@@ -34,8 +34,8 @@ class Delta:
     @torch.no_grad()
     def between(model: nn.Module | Mapping[str, Tensor], base: nn.Module | Mapping[str, Tensor]) -> Delta:
         """model - base, models or their parameters by name. SegueError where names or shapes differ; where only the
-        vocabularies do, see `over`."""
-        new, old = (movable(each) if isinstance(each, nn.Module) else each for each in (model, base))
+        vocabularies do, see `align_vocabulary`."""
+        new, old = (movable_parameters(each) if isinstance(each, nn.Module) else each for each in (model, base))
         _check(new, old)
         return Delta({name: _wide(value) - _wide(old[name]) for name, value in new.items()})
 
@@ -52,12 +52,12 @@ class Delta:
     @torch.no_grad()
     def apply(self, model: nn.Module) -> None:
         """Move the model's weights by it: the sum in float32 at least, then the model's own type."""
-        weights = movable(model)
+        weights = movable_parameters(model)
         _check(weights, self.tensors)
         for name, parameter in weights.items():
             parameter.copy_(_wide(parameter) + self.tensors[name].to(parameter.device))
 
-    def trimmed(self, keep: float) -> Delta:
+    def trim(self, keep: float) -> Delta:
         """Of all numbers only so large a share, the largest ones, one at least; the rest is 0."""
         if not 0 < keep <= 1:
             raise SegueError(f"a share of {keep} of the numbers cannot be kept: give one above 0, up to 1")
@@ -65,7 +65,7 @@ class Delta:
         least = sizes.kthvalue(len(sizes) - max(1, round(keep * len(sizes))) + 1).values
         return Delta({name: value.masked_fill(value.abs() < least, 0.0) for name, value in self.tensors.items()})
 
-    def dropped(self, share: float, seed: int = 0) -> Delta:
+    def drop(self, share: float, seed: int = 0) -> Delta:
         """DARE (Yu et al. 2023, arXiv 2311.03099): so many of the numbers, drawn by the seed, go to 0, and the others
         grow by 1 / (1 - share), so that the sum is the same on average."""
         if not 0 <= share < 1:
@@ -107,12 +107,12 @@ class Delta:
                 from error
 
 
-def movable(model: nn.Module) -> dict[str, nn.Parameter]:
+def movable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that a delta moves, by name: buffers and whole numbers are no weights."""
     return {name: p for name, p in model.named_parameters() if p.is_floating_point() or p.is_complex()}
 
 
-def summed(deltas: Sequence[Delta]) -> Delta:
+def sum_deltas(deltas: Sequence[Delta]) -> Delta:
     """All of them added up."""
     return reduce(add, deltas)
 
@@ -121,7 +121,7 @@ def ties(deltas: Sequence[Delta], keep: float = 0.2) -> Delta:
     """TIES (Yadav et al. 2023, arXiv 2306.01708): of each delta only its largest numbers (`keep`) count; for each
     weight (of a complex one for either part) the sign is elected that has the greater sum, and the mean is taken of
     those that agree with it."""
-    kept = [delta.trimmed(keep).tensors for delta in deltas]
+    kept = [delta.trim(keep).tensors for delta in deltas]
     merged = {}
     for name in kept[0]:
         values = torch.stack([each[name] for each in kept])
@@ -132,8 +132,8 @@ def ties(deltas: Sequence[Delta], keep: float = 0.2) -> Delta:
     return Delta(merged)
 
 
-def over(weights: Mapping[str, Tensor], have: Sequence[str], want: Sequence[str], tables: Sequence[str] = TABLES
-         ) -> dict[str, Tensor]:
+def align_vocabulary(weights: Mapping[str, Tensor], have: Sequence[str], want: Sequence[str],
+                     tables: Sequence[str] = VOCABULARY_LAYERS) -> dict[str, Tensor]:
     """The weights of a model over the tokens `have`, as those of one over `want`: rows of embedding and head go with
     their tokens' text, and tokens that it does not have get rows of 0.
 

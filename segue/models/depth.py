@@ -14,10 +14,11 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import LayerNodes, Layout, State
-from segue.models.stack import Forms, Stack
+from segue.mixers.layout import LayerNodes, Layout
+from segue.mixers.state import State
+from segue.models.stack import OnePassModel, Stack
 
-ALWAYS = 1 << 40  # a span longer than any document
+UNLIMITED_SPAN = 1 << 40  # longer than any document
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,9 @@ class DepthSchedule:
         return cls.linear(mean + spread, mean - spread, length, warmup, keep, prompt)
 
     @classmethod
-    def said(cls, depth: DepthSchedule | int | str, length: int) -> DepthSchedule:
-        """From "8-3", eight layers at the first of `length` positions and three at the last, or 5, always so many."""
+    def parse(cls, depth: DepthSchedule | int | str, length: int) -> DepthSchedule:
+        """Parse a depth: "8-3", eight layers at the first of `length` positions down to three at the last; or a fixed
+        5."""
         if isinstance(depth, DepthSchedule):
             return depth
         most, _, least = str(depth).partition("-")
@@ -93,11 +95,11 @@ class DepthSchedule:
         if prompt > layers or self.depths[0] > layers:
             raise SegueError(f"depths of up to {max(prompt, self.depths[0])} do not fit a model of {layers} layers")
         runs = [set(self.active(depth, layers)) for depth in (prompt, *self.depths)]
-        return tuple(-ALWAYS if layer not in runs[0] else ALWAYS if layer in runs[-1]
+        return tuple(-UNLIMITED_SPAN if layer not in runs[0] else UNLIMITED_SPAN if layer in runs[-1]
                      else sum(layer in run for run in runs[1:]) for layer in range(layers))
 
 
-class Scheduled(Forms, nn.Module):
+class Scheduled(OnePassModel, nn.Module):
     """A stack under a schedule, with the stack's own weights. Satisfies `segue.models.base.Decodable`.
 
     In training (`forward`, `hidden`; hence `learn` with any objective) a layer reads only the beginning of each
@@ -106,7 +108,7 @@ class Scheduled(Forms, nn.Module):
     document. Where the rows of a batch stand at different t, the deepest decides what a pass costs.
     """
 
-    counts_from_prompt: ClassVar[bool] = True  # see `tell_prompt`
+    counts_from_prompt: ClassVar[bool] = True  # see `set_prompt_lengths`
 
     def __init__(self, stack: Stack, schedule: DepthSchedule) -> None:
         super().__init__()
@@ -138,8 +140,8 @@ class Scheduled(Forms, nn.Module):
         return self.stack.state_parameters()
 
     def hidden(self, tokens: Tensor, layout: Layout, state: State | None = None) -> Tensor:
-        """As `Stack.hidden`; what has left a layer passes it unchanged."""
-        behind = behind_prompts(layout) if state is None else state.offset_from_prompt(layout.positions)
+        """`Stack.hidden` in which nodes beyond a layer's span skip that layer."""
+        behind = offsets_from_prompts(layout) if state is None else state.offset_from_prompt(layout.positions)
         least, most = (int(end) for end in behind.aminmax()) if behind.numel() else (0, 0)
         x, given = self.stack.embed(tokens, layout.positions), dict[int, LayerNodes | None]()
         for index, span in enumerate(self.spans):
@@ -160,9 +162,9 @@ class Scheduled(Forms, nn.Module):
         return state
 
 
-def behind_prompts(layout: Layout) -> Tensor:
-    """(B, N) long: how many places behind its document's prompt each node stands, below 0 within it. The layout is of
-    whole documents, a row's first included."""
+def offsets_from_prompts(layout: Layout) -> Tensor:
+    """(B, N) long, the position of each node counted from the end of its document's prompt; negative in the prompt. The
+    layout must hold whole documents."""
     if layout.prompt is None:
         return layout.positions
     prompt = layout.prompt.long()

@@ -2,7 +2,7 @@
 
 Both processes exchange each element, apart from all others, for a draw from a resting distribution: the mask
 ("absorbing") or all elements alike ("uniform"). What D3PM (Austin et al. 2021, arXiv 2107.03006), SEDD (Lou et al.
-2024, arXiv 2310.16834) and MDLM (Sahoo et al. 2024, arXiv 2406.07524) compute is then one sum, `Process.mixed`.
+2024, arXiv 2310.16834) and MDLM (Sahoo et al. 2024, arXiv 2406.07524) compute is then one sum, `Process.log_mixture`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segue.errors import SegueError
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 
 NOISES = ("log-linear", "cosine", "linear", "geometric")
 
@@ -55,7 +55,7 @@ class NoiseSchedule:
             return span * math.pi / 2 * torch.sin(math.pi / 2 * t) * sigma.exp()
         return torch.full_like(t, self.most) if self.name == "linear" else sigma * math.log(self.most / self.least)
 
-    def keep(self, t: Tensor) -> Tensor:
+    def keep_probability(self, t: Tensor) -> Tensor:
         """The chance that an element is still as it was at t."""
         return (-self.sigma(t)).exp()
 
@@ -67,7 +67,7 @@ class NoiseSchedule:
         """(steps + 1,) float64, what is kept at 0, 1/steps, ..., 1; all at first, and nothing in the end."""
         if steps < 1:
             raise SegueError(f"a chain of noise has at least one step, not {steps}")
-        kept = self.keep(torch.linspace(0, 1, steps + 1, dtype=torch.float64))
+        kept = self.keep_probability(torch.linspace(0, 1, steps + 1, dtype=torch.float64))
         kept[0], kept[-1] = 1.0, 0.0
         return kept
 
@@ -85,34 +85,34 @@ class Process:
         self.elements, self.states = elements, states
 
     @property
-    def resting(self) -> Tensor:
+    def resting_distribution(self) -> Tensor:
         """(S,) float64, the distribution that all ends in."""
         raise NotImplementedError
 
-    def rest(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample_resting(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Ids in the shape of `like`, drawn from the resting distribution."""
         raise NotImplementedError
 
-    def moves(self, x: Tensor) -> Tensor:
+    def can_be_noise(self, x: Tensor) -> Tensor:
         """Whether ids x may be noise."""
-        return self.resting.to(x.device)[x] > 0
+        return self.resting_distribution.to(x.device)[x] > 0
 
     def corrupt(self, x: Tensor, now: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Noise on elements x (B, L) long, of which each is kept with chance `now`."""
         kept = torch.rand(x.shape, generator=generator, dtype=torch.float64, device=x.device) < now
-        return torch.where(kept, x, self.rest(x, generator))
+        return torch.where(kept, x, self.sample_resting(x, generator))
 
     def predict(self, logits: Tensor, x: Tensor) -> Tensor:
         """What a model says, (..., at least V) -> log-probabilities (..., V) of what the noisy ids x were."""
         return logits[..., : self.elements].log_softmax(-1)
 
-    def mixed(self, log_p: Tensor, x: Tensor, now: Tensor, before: Tensor) -> Tensor:
+    def log_mixture(self, log_p: Tensor, x: Tensor, now: Tensor, before: Tensor) -> Tensor:
         """For every state y, the logarithm (..., S) of the sum over x_0 of p(x_0) q_before(y | x_0) / q_now(x | x_0).
 
         log_p: (..., V) log-probabilities of x_0; x: (...) noisy ids. Where both times are one it is the log score of y,
         the mean ratio of its chance to that of x (the link of SEDD); times q(x | y) it is the posterior.
         """
-        rest = self.resting.to(x.device)
+        rest = self.resting_distribution.to(x.device)
         now, before = now[..., None], before[..., None]
         given = now * F.one_hot(x, self.states)[..., : self.elements] + (1 - now) * rest[x][..., None]
         weight = torch.where(log_p.isneginf(), log_p, log_p - given.log().to(log_p))
@@ -121,14 +121,14 @@ class Process:
 
     def posterior(self, log_p: Tensor, x: Tensor, now: Tensor, before: Tensor) -> Tensor:
         """Log-probabilities (..., S) of what the noisy ids x were at an earlier time, q(x_before | x_now, x_0) in the
-        mean over x_0 (exact, D3PM); arguments as of `mixed`."""
+        mean over x_0 (exact, D3PM); arguments as of `log_mixture`."""
         step = (now / before)[..., None]
-        came = step * F.one_hot(x, self.states) + (1 - step) * self.resting.to(x.device)[x][..., None]
-        return self.mixed(log_p, x, now, before) + came.log().to(log_p)
+        came = step * F.one_hot(x, self.states) + (1 - step) * self.resting_distribution.to(x.device)[x][..., None]
+        return self.log_mixture(log_p, x, now, before) + came.log().to(log_p)
 
     def ratios(self, x: Tensor, clean: Tensor, now: Tensor) -> Tensor:
         """(..., V) float64: how likely the noise on elements `clean` makes each element, relative to x."""
-        rest, now = self.resting.to(x.device), now[..., None]
+        rest, now = self.resting_distribution.to(x.device), now[..., None]
         made = now * F.one_hot(clean, self.states) + (1 - now) * rest
         return made[..., : self.elements] / made.gather(-1, x[..., None])
 
@@ -140,14 +140,14 @@ class AbsorbingProcess(Process):
         super().__init__(elements, elements + 1)
 
     @property
-    def resting(self) -> Tensor:
+    def resting_distribution(self) -> Tensor:
         return F.one_hot(torch.tensor(self.elements), self.states).double()
 
-    def rest(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample_resting(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return torch.full_like(like, self.elements)
 
     def predict(self, logits: Tensor, x: Tensor) -> Tensor:
-        return subs(logits, x, self.elements)
+        return subs_log_probabilities(logits, x, self.elements)
 
     def posterior(self, log_p: Tensor, x: Tensor, now: Tensor, before: Tensor) -> Tensor:
         if not bool((x == self.elements).all()):
@@ -163,14 +163,14 @@ class UniformProcess(Process):
         super().__init__(elements, elements)
 
     @property
-    def resting(self) -> Tensor:
+    def resting_distribution(self) -> Tensor:
         return torch.full((self.elements,), 1 / self.elements, dtype=torch.float64)
 
-    def rest(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample_resting(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return torch.randint(self.elements, like.shape, generator=generator, device=like.device)
 
 
-def subs(logits: Tensor, x: Tensor, mask: int) -> Tensor:
+def subs_log_probabilities(logits: Tensor, x: Tensor, mask: int) -> Tensor:
     """MDLM's parameterisation: what is no mask was itself, and nothing was a mask. (..., at least `mask`) scores ->
     (..., mask) log-probabilities.
 
@@ -182,7 +182,7 @@ def subs(logits: Tensor, x: Tensor, mask: int) -> Tensor:
     return torch.where((x == mask)[..., None], logits[..., :mask].log_softmax(-1), itself)
 
 
-def told(x: Tensor, t: Tensor, process: Process, model: Any) -> Tensor:
+def add_time(x: Tensor, t: Tensor, process: Process, model: Any) -> Tensor:
     """Noisy ids x (B, L), or soft rows of them (B, L, S), as the model is to read them at times t (B,).
 
     Ids of the model behind the process's states are knots from time 0 to 1: each element is then a soft row, its own
@@ -217,7 +217,7 @@ class Denoiser:
     allowed: Tensor | None = None
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        logits = self.model(told(x, t, self.process, self.model), self.layout).logits
+        logits = self.model(add_time(x, t, self.process, self.model), self.layout).logits
         logits = (logits if logits.dtype == torch.float64 else logits.float())[..., : self.process.elements]
         if self.allowed is not None:
             logits = logits.masked_fill(~self.allowed, -torch.inf)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models.base import Output
 
 

@@ -10,16 +10,16 @@ import numpy as np
 from segue.errors import SegueError, require
 
 
-def distinct(features: np.ndarray) -> np.ndarray:
+def distinct_columns(features: np.ndarray) -> np.ndarray:
     """The columns that are neither constant nor the same as one before (isoschizomers: enzymes of one site)."""
     _, first = np.unique(features, axis=1, return_index=True)
     return np.array(sorted(i for i in first.tolist() if (features[:, i] != features[0, i]).any()), np.int64)
 
 
-def informative(features: np.ndarray, labels: np.ndarray, most: int = 0) -> np.ndarray:
+def informative_columns(features: np.ndarray, labels: np.ndarray, most: int = 0) -> np.ndarray:
     """The columns to learn from: the distinct ones, and of these the `most` (0: all) that share most information with
     the labels."""
-    columns = distinct(features)
+    columns = distinct_columns(features)
     if not len(columns):
         raise SegueError("every feature is constant: there is nothing to learn from")
     if 0 < most < len(columns):
@@ -33,7 +33,7 @@ class Estimator:
     """Any classifier of scikit-learn, on two classes. What is chosen, scaled and learned is so from the rows of `fit`
     alone, so that none of it leaks from those to be judged.
 
-    model: a classifier, not fitted. scaled: give each feature mean 0 and variance 1. most: see `informative`.
+    model: a classifier, not fitted. scaled: give each feature mean 0 and variance 1. most: see `informative_columns`.
     It is not saved: scikit-learn's own format is a pickle, which may run anything where it is loaded. Fit it again.
     """
 
@@ -47,7 +47,7 @@ class Estimator:
         if features.ndim != 2 or len(features) != len(labels) or labels.all() or not labels.any():
             raise SegueError(f"features of shape {features.shape} for {len(labels)} labels: one row for each, and rows "
                              "of both classes")
-        self.columns = columns = informative(features, labels, self.most)
+        self.columns = columns = informative_columns(features, labels, self.most)
         self.mean, self.scale = features[:, columns].mean(0), features[:, columns].std(0)
         self.model.fit(self._read(features), labels)
         return self

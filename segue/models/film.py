@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 
 
-def patches(x: Tensor, size: int) -> Tensor:
+def to_patches(x: Tensor, size: int) -> Tensor:
     """(B, F, H, W, C) -> (B, F, H / size, W / size, size² C): each square of a frame as one vector."""
     b, f, h, w, c = x.shape
     if h % size or w % size:
@@ -21,7 +21,7 @@ def patches(x: Tensor, size: int) -> Tensor:
 
 
 def from_patches(x: Tensor, size: int) -> Tensor:
-    """The frames that these are the `patches` of."""
+    """The frames that these are the `to_patches` of."""
     b, f, h, w, c = x.shape
     x = x.reshape(b, f, h, w, size, size, c // size**2)
     return x.transpose(3, 4).reshape(b, f, h * size, w * size, c // size**2)
@@ -29,7 +29,7 @@ def from_patches(x: Tensor, size: int) -> Tensor:
 
 def edges(frames: Tensor) -> Tensor:
     """(B, F, H, W, C) -> the same shape: how much each pixel differs from those on its right and below, in the channel
-    where it does most, as a grey film. It guides a branch (`segue.models.control.SHOWN`) when encoded as any film."""
+    where it does most, as a grey film. It guides a branch (`segue.models.control.GUIDE`) when encoded as any film."""
     right, below = F.pad(frames.diff(dim=3), (0, 0, 0, 1)), F.pad(frames.diff(dim=2), (0, 0, 0, 0, 0, 1))
     return torch.maximum(right.abs(), below.abs()).amax(-1, keepdim=True).expand_as(frames)
 
@@ -101,12 +101,12 @@ class FilmAutoencoder(nn.Module):
         if (frames.shape[1] - 1) % stride:
             raise SegueError(f"{frames.shape[1]} frames: this autoencoder takes 1 and then {stride} for every moment")
         still = frames[:, :1].expand(-1, stride - 1, -1, -1, -1)  # the first moment shows the first frame all along
-        x = patches(torch.cat([still, frames], 1), self.config.patch)
+        x = to_patches(torch.cat([still, frames], 1), self.config.patch)
         x = x.unflatten(1, (-1, stride)).movedim(2, 4).flatten(4)
         mean, log_variance = self.encoder(x).chunk(2, -1)
         return mean, log_variance.clamp(-20, 10)
 
-    def decoded(self, latents: Tensor) -> Tensor:
+    def decode_latents(self, latents: Tensor) -> Tensor:
         """The frames of latents (B, moments, h, w, latents)."""
         x = self.decoder(latents).unflatten(-1, (self.config.stride, -1)).movedim(4, 2).flatten(1, 2)
         return from_patches(x[:, self.config.stride - 1 :], self.config.patch)
@@ -120,9 +120,9 @@ class FilmAutoencoder(nn.Module):
 
     def encode(self, frames: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """Elements (B, T, C), and their grid."""
-        z = patches((self.posterior(frames)[0] - self.mean) / self.deviation, self.config.gather)
+        z = to_patches((self.posterior(frames)[0] - self.mean) / self.deviation, self.config.gather)
         return z.flatten(1, 3), tuple(z.shape[1:4])
 
     def decode(self, elements: Tensor, grid: tuple[int, ...]) -> Tensor:
         z = from_patches(elements.unflatten(1, grid), self.config.gather)
-        return self.decoded(z * self.deviation + self.mean)
+        return self.decode_latents(z * self.deviation + self.mean)

@@ -18,20 +18,20 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.mixers import Mixer
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models.stack import Stack, StackConfig
 
-Given = Mapping[str, Tensor]
+Conditions = Mapping[str, Tensor]
 """What a field is told, by name: ids (B, ...) long, -1 where nothing is told; or real vectors, zeros there."""
-NOTHING: Given = {}
-TIMES = 16  # numbers that tell a stack the time
+NOTHING: Conditions = {}
+TIME_FEATURES = 16  # numbers that tell a stack the time
 
 
 class Field(Protocol):
     """Velocities of elements x (B, T, C): at time t (B,) where they are asked for, asked (B, T) bool, and elsewhere
     given and at time 0. -> (B, T, C), of which those asked for count."""
 
-    def __call__(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Given = NOTHING) -> Tensor: ...
+    def __call__(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Conditions = NOTHING) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Flow:
         if not self.shift > 0:
             raise SegueError(f"a flow's times are shifted by a number above 0, not {self.shift}")
 
-    def shifted(self, t: Tensor) -> Tensor:
+    def shift_times(self, t: Tensor) -> Tensor:
         """Times in [0, 1], as they are spent."""
         return self.shift * t / (1 + (self.shift - 1) * t)
 
@@ -56,16 +56,16 @@ class Flow:
         """(steps + 1,) float64, from 1 to 0."""
         if steps < 1:
             raise SegueError(f"a flow goes at least one step, not {steps}")
-        return self.shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64))
+        return self.shift_times(torch.linspace(1, 0, steps + 1, dtype=torch.float64))
 
     @staticmethod
-    def noised(clean: Tensor, noise: Tensor, t: Tensor, asked: Tensor) -> Tensor:
+    def add_noise(clean: Tensor, noise: Tensor, t: Tensor, asked: Tensor) -> Tensor:
         """Elements clean (B, T, C) at times t (B,), those not asked for as they are."""
         part = t.to(clean)[:, None, None]
         return torch.where(asked[..., None], (1 - part) * clean + part * noise, clean)
 
 
-def waves(t: Tensor, size: int) -> Tensor:
+def time_features(t: Tensor, size: int) -> Tensor:
     """(...) times in [0, 1] -> (..., size): cosines, then sines, of 1000 t at frequencies from 1 to 1/10000."""
     frequencies = torch.exp(-math.log(10_000) * torch.arange(size // 2, device=t.device) / (size // 2))
     angles = 1000 * t[..., None].float() * frequencies
@@ -86,7 +86,7 @@ class LayeredField(nn.Module):
     def layers(self) -> list[nn.Module]:
         raise NotImplementedError
 
-    def begin(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Given) -> tuple[Tensor, Any]:
+    def begin(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Conditions) -> tuple[Tensor, Any]:
         raise NotImplementedError
 
     def run(self, block: nn.Module, hidden: Tensor, at: Any) -> Tensor:
@@ -99,7 +99,7 @@ class LayeredField(nn.Module):
         """See `Stack.state_parameters`."""
         return [p for module in self.modules() if isinstance(module, Mixer) for p in module.state_parameters()]
 
-    def forward(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Given = NOTHING) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Conditions = NOTHING) -> Tensor:
         hidden, at = self.begin(x, t, asked, layout, given)
         for block in self.layers:
             hidden = self.run(block, hidden, at)
@@ -117,15 +117,15 @@ class StackField(LayeredField):
     def __init__(self, config: StackConfig, size: int, told: Mapping[str, int] | None = None) -> None:
         super().__init__()
         self.told, self.width = dict(told or {}), config.width
-        inputs = size + TIMES + sum(self.told.values())
+        inputs = size + TIME_FEATURES + sum(self.told.values())
         self.stack = Stack(replace(config, vocabulary=size, inputs=inputs, tied=False))
 
     @property
     def layers(self) -> list[nn.Module]:
         return list(self.stack.blocks)
 
-    def begin(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Given) -> tuple[Tensor, Layout]:
-        parts = [x, waves(torch.where(asked, t[:, None].float(), 0.0), TIMES).to(x)]
+    def begin(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Conditions) -> tuple[Tensor, Layout]:
+        parts = [x, time_features(torch.where(asked, t[:, None].float(), 0.0), TIME_FEATURES).to(x)]
         for name, classes in self.told.items():
             ids = given.get(name, torch.full(x.shape[:1], -1, device=x.device))
             ids = ids[:, None].expand(x.shape[:2]) if ids.dim() == 1 else ids
@@ -133,7 +133,7 @@ class StackField(LayeredField):
         return self.stack.embed(torch.cat(parts, -1), layout.positions), layout
 
     def run(self, block: Any, hidden: Tensor, at: Layout) -> Tensor:
-        block.mixer.accept(at)
+        block.mixer.check_layout(at)
         return block(hidden, lambda mixer, y: mixer.run(y, at, {}))
 
     def end(self, hidden: Tensor, at: Layout) -> Tensor:
@@ -156,7 +156,7 @@ class EvenField(LayeredField):
     def layers(self) -> list[nn.Module]:
         return self.inner.layers
 
-    def begin(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Given) -> tuple[Tensor, Any]:
+    def begin(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Conditions) -> tuple[Tensor, Any]:
         hidden, at = self.inner.begin(x, t, asked, layout, given)
         return hidden, (at, x, t.to(x)[:, None, None])
 
@@ -190,7 +190,7 @@ class Guided:
     weight: float
     names: tuple[str, ...] | None = None
 
-    def __call__(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Given = NOTHING) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Conditions = NOTHING) -> Tensor:
         told = self.field(x, t, asked, layout, given)
         if self.weight == 1:
             return told

@@ -1,5 +1,4 @@
-"""How far each of two distributions over the same tokens is believed, from how sure and how much of one mind they are.
-"""
+"""A learned gate that mixes two distributions over the same tokens, by how certain they are and how well they agree."""
 
 from __future__ import annotations
 
@@ -23,7 +22,8 @@ def agreement(p: Tensor, q: Tensor) -> Tensor:
 
 
 class Gate(nn.Module):
-    """The exponents a (of the first, the network) and b (of the second, the counts)."""
+    """A small network that gives the exponents a of the first distribution (the network's) and b of the second (the
+    counts'): the mixture is proportional to p^a q^b."""
 
     mean: Tensor
     scale: Tensor
@@ -41,8 +41,8 @@ class Gate(nn.Module):
             self.out.bias.copy_(torch.tensor([-2.0, 0.54]))  # a = 0.13, b = 1: begin from the counts alone
 
     @classmethod
-    def even(cls) -> Gate:
-        """The geometric mean of both, where there is nothing to learn another one from."""
+    def geometric_mean(cls) -> Gate:
+        """An untrained gate with a = b = 1/2, for lack of data to fit one."""
         gate = cls()
         with torch.no_grad():
             gate.out.bias.fill_(np.log(np.expm1(0.5)))

@@ -4,7 +4,7 @@ A graph becomes sequences of sets of its nodes (a tokenisation), a message-passi
 and a `Stack` of any mixers reads the sequences; every node gets the vector of its own token back. So `GraphSequence` is
 a backbone like any other: `Classifier(GraphSequence(...), LinearHead(...), "mean")` classifies graphs, or nodes.
 
-A batch holds graphs as rows of nodes: an element is its features and its row of the adjacency, see `packed`.
+A batch holds graphs as rows of nodes: an element is its features and its row of the adjacency, see `pack_graphs`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.kernels import graphs as loops
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models.stack import Stack, StackConfig
 
-FARTHEST = 8  # distances are told up to here
+MAX_DISTANCE = 8  # distances are told up to here
 
 
-def packed(features: Sequence[Tensor], edges: Sequence[Tensor], length: int | None = None) -> Tensor:
+def pack_graphs(features: Sequence[Tensor], edges: Sequence[Tensor], length: int | None = None) -> Tensor:
     """(B, T, 1 + C + T): graphs as rows of nodes, padded behind. An element is 1 (0: padding), the C features of the
     node, and its row of the symmetric adjacency. features: (n, C) of each graph. edges: (m, 2) long, places of nodes.
     length: T, at least the nodes of the largest graph (the default)."""
@@ -81,7 +81,7 @@ class GraphBatch:
 
     @property
     def neighbours(self) -> tuple[np.ndarray, np.ndarray]:
-        return loops.neighbours(len(self.graph), *self.ends.T)
+        return loops.adjacency(len(self.graph), *self.ends.T)
 
     def tree(self) -> ClusterTree:
         n, every, graph = len(self.graph), np.arange(len(self.ends)), self.graph[self.ends[:, 0]]
@@ -110,7 +110,7 @@ class Tokens:
     scales: np.ndarray | None = None
 
 
-def along(graphs: GraphBatch, order: np.ndarray) -> Tokens:
+def order_tokens(graphs: GraphBatch, order: np.ndarray) -> Tokens:
     """A sequence for each graph: its nodes in an order (in which graphs stay together)."""
     n = len(order)
     count = np.bincount(graphs.graph)
@@ -125,13 +125,13 @@ def along(graphs: GraphBatch, order: np.ndarray) -> Tokens:
 
 def nodes(graphs: GraphBatch, draw: np.random.Generator) -> Tokens:
     """The nodes as they are given."""
-    return along(graphs, np.arange(len(graphs.graph)))
+    return order_tokens(graphs, np.arange(len(graphs.graph)))
 
 
 def khop(graphs: GraphBatch, draw: np.random.Generator, k: int = 2) -> Tokens:
     """A sequence for each node: all that is at most k, k - 1, ... 0 edges away (as NAGphormer, arXiv 2206.04910)."""
     n = len(graphs.graph)
-    found = loops.balls(*graphs.neighbours, k)
+    found = loops.k_hop_neighbourhoods(*graphs.neighbours, k)
     sets = np.stack([found[:, 0] * (k + 1) + found[:, 1], found[:, 2]], 1)
     rows = np.arange(n * (k + 1)).reshape(n, k + 1)[:, ::-1].copy()
     return Tokens(sets, rows, np.arange(n) * (k + 1) + k, np.tile(np.arange(k + 1), n))
@@ -140,7 +140,7 @@ def khop(graphs: GraphBatch, draw: np.random.Generator, k: int = 2) -> Tokens:
 def walk(graphs: GraphBatch, draw: np.random.Generator, length: int = 8) -> Tokens:
     """A sequence for each node: a random walk to it (as DeepWalk, arXiv 1403.6652), drawn anew each time."""
     n = len(graphs.graph)
-    rows = loops.walks(*graphs.neighbours, draw.random((n, length)))[:, ::-1].copy()
+    rows = loops.random_walks(*graphs.neighbours, draw.random((n, length)))[:, ::-1].copy()
     every = np.arange(n)
     return Tokens(np.stack([every, every], 1), rows, every * (length + 1) + length, np.zeros(n, np.int64))
 
@@ -148,24 +148,25 @@ def walk(graphs: GraphBatch, draw: np.random.Generator, length: int = 8) -> Toke
 def leaves(graphs: GraphBatch, draw: np.random.Generator) -> Tokens:
     """A sequence for each graph: its nodes in the order of the cluster tree."""
     tree = graphs.tree()
-    return replace(along(graphs, tree.order), scales=scales(graphs, tree)[tree.clusters[0]])
+    return replace(order_tokens(graphs, tree.order), scales=ancestor_distances(graphs, tree)[tree.clusters[0]])
 
 
 def dfs(graphs: GraphBatch, draw: np.random.Generator) -> Tokens:
     """A sequence for each node: its clusters, from the whole graph down to itself."""
     tree = graphs.tree()
-    sets, level = clusters(tree)
+    sets, level = cluster_tokens(tree)
     down, keep = np.flip(tree.numbers, 0).T, np.flip(tree.new, 0).T
     place = keep.cumsum(1) - 1
     rows: np.ndarray = np.full(down.shape, -1)
     rows[np.broadcast_to(np.arange(len(rows))[:, None], keep.shape)[keep], place[keep]] = down[keep]
-    return Tokens(sets, rows, np.arange(len(rows)) * rows.shape[1] + keep.sum(1) - 1, level, scales(graphs, tree))
+    own = np.arange(len(rows)) * rows.shape[1] + keep.sum(1) - 1
+    return Tokens(sets, rows, own, level, ancestor_distances(graphs, tree))
 
 
 def bfs(graphs: GraphBatch, draw: np.random.Generator) -> Tokens:
     """A sequence for each graph: all clusters of each level, from the whole graph down to its nodes."""
     tree = graphs.tree()
-    sets, level = clusters(tree)
+    sets, level = cluster_tokens(tree)
     used, where = np.unique(sets[:, 0], return_index=True)
     graph = graphs.graph[sets[where, 1]]
     order = np.lexsort((used, -np.searchsorted(tree.counts.cumsum(), used, side="right"), graph))
@@ -175,14 +176,14 @@ def bfs(graphs: GraphBatch, draw: np.random.Generator) -> Tokens:
     rows[graph[order], place] = used[order]
     at = np.empty(len(level), np.int64)
     at[used[order]] = graph[order] * rows.shape[1] + place
-    return Tokens(sets, rows, at[tree.clusters[0]], level, scales(graphs, tree))
+    return Tokens(sets, rows, at[tree.clusters[0]], level, ancestor_distances(graphs, tree))
 
 
 TOKENISERS: dict[str, Callable[..., Tokens]] = {
     "node": nodes, "leaves": leaves, "khop": khop, "walk": walk, "dfs": dfs, "bfs": bfs}
 
 
-def clusters(tree: ClusterTree) -> tuple[np.ndarray, np.ndarray]:
+def cluster_tokens(tree: ClusterTree) -> tuple[np.ndarray, np.ndarray]:
     """Clusters as tokens: the nodes (P, 2) of those that are new, and the level of each of all: 0 for whole graphs,
     then 1 for nodes and up."""
     node = np.broadcast_to(np.arange(len(tree.order)), tree.clusters.shape)
@@ -191,7 +192,7 @@ def clusters(tree: ClusterTree) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([tree.numbers[tree.new], node[tree.new]], 1), level
 
 
-def scales(graphs: GraphBatch, tree: ClusterTree) -> np.ndarray:
+def ancestor_distances(graphs: GraphBatch, tree: ClusterTree) -> np.ndarray:
     """(K, R + 1) for each cluster and each of its ancestors from itself up to the graph, how far it is from the cluster
     before it in the tree's order, in the graph of the clusters of that level. 1 is added to distances; 0: there is none
     in this graph, or the cluster is an old one."""
@@ -203,8 +204,8 @@ def scales(graphs: GraphBatch, tree: ClusterTree) -> np.ndarray:
         pairs = np.unique(np.stack([u, v], 1)[u != v], axis=0).reshape(-1, 2)
         here = np.arange(1, count)
         far = np.zeros(count, np.int64)
-        near = loops.neighbours(count, *np.ascontiguousarray(pairs.T))
-        far[1:] = 1 + loops.distances(*near, here, here - 1, FARTHEST)
+        near = loops.adjacency(count, *np.ascontiguousarray(pairs.T))
+        far[1:] = 1 + loops.shortest_distances(*near, here, here - 1, MAX_DISTANCE)
         graph = np.zeros(count, np.int64)
         graph[own] = graphs.graph
         far[1:][graph[1:] != graph[:-1]] = 0
@@ -214,7 +215,7 @@ def scales(graphs: GraphBatch, tree: ClusterTree) -> np.ndarray:
     return out
 
 
-def at_random(graphs: GraphBatch, draw: np.random.Generator) -> GraphBatch:
+def randomise_edges(graphs: GraphBatch, draw: np.random.Generator) -> GraphBatch:
     """In place of the edges of each graph those of a random tree on its nodes: what clusters of a graph are when they
     know nothing of it."""
     count = np.bincount(graphs.graph)
@@ -245,14 +246,14 @@ class GatedGCN(nn.Module):
 
 class TreePosition(nn.Module):
     """Where a cluster stands: a vector for its level, plus one for each scale, by how far it and its ancestors are from
-    the clusters before them (`scales`). The paper compares all pairs of an attention; relative to the one before, every
-    mixer can read it. width: D. levels: of a tree, at most."""
+    the clusters before them (`ancestor_distances`). The paper compares all pairs of an attention; relative to the one
+    before, every mixer can read it. width: D. levels: of a tree, at most."""
 
     def __init__(self, width: int, levels: int = 16) -> None:
         super().__init__()
         self.levels = levels
         self.level = nn.Embedding(levels, width)
-        self.far = nn.Embedding(levels * (FARTHEST + 2), width)
+        self.far = nn.Embedding(levels * (MAX_DISTANCE + 2), width)
         nn.init.normal_(self.level.weight, std=0.02)
         nn.init.normal_(self.far.weight, std=0.02)
 
@@ -261,11 +262,11 @@ class TreePosition(nn.Module):
         found = self.level(level.clamp(max=self.levels - 1))
         if scales is None:
             return found
-        shelf = torch.arange(scales.shape[1], device=level.device).clamp(max=self.levels - 1) * (FARTHEST + 2)
+        shelf = torch.arange(scales.shape[1], device=level.device).clamp(max=self.levels - 1) * (MAX_DISTANCE + 2)
         return found + (self.far(shelf + scales) * (scales > 0)[..., None]).sum(1)
 
 
-def induced(sets: Tensor, ends: Tensor, count: int) -> Tensor:
+def induced_edges(sets: Tensor, ends: Tensor, count: int) -> Tensor:
     """(E, 2) places in `sets`: the edges of the graph, both ways, within each token. ends: (M, 2). count: of nodes."""
     key = sets[:, 0] * count + sets[:, 1]
     sorted_key, order = key.sort()
@@ -281,7 +282,7 @@ def induced(sets: Tensor, ends: Tensor, count: int) -> Tensor:
     return torch.stack([here[there], order[at[there]]], 1)
 
 
-def spectrum(adjacency: Tensor, real: Tensor, count: int) -> Tensor:
+def laplacian_eigenvectors(adjacency: Tensor, real: Tensor, count: int) -> Tensor:
     """(B, T, count): eigenvectors of the smallest eigenvalues of the normalised Laplacian, padding 0. (Dwivedi &
     Bresson 2020, arXiv 2012.09699.) Signs are arbitrary."""
     degree = adjacency.sum(-1)
@@ -293,7 +294,7 @@ def spectrum(adjacency: Tensor, real: Tensor, count: int) -> Tensor:
 
 
 class GraphSequence(nn.Module):
-    """A backbone of graphs: (B, T, 1 + features + T), see `packed` -> (B, T, width), a vector for each node.
+    """A backbone of graphs: (B, T, 1 + features + T), see `pack_graphs` -> (B, T, width), a vector for each node.
 
     features: C of each node. config: the `Stack` that reads the sequences, of any mixers (its `vocabulary` and `inputs`
     do not matter); mixers that only read one way do so.
@@ -302,8 +303,8 @@ class GraphSequence(nn.Module):
     options: keyword arguments of tokenisers, by name. local: layers of `GatedGCN` on the nodes of each token, whose
     mean, with a term for the logarithm of their number, is its vector. spectral: eigenvectors of the Laplacian as
     further features, with random signs in training. positions: `TreePosition` at each token.
-    randomly: a control, sets of nodes that are those of another, random graph (`at_random`); messages are passed along
-    the edges there are. seed: of walks and random graphs where it does not train. The clusters take no gradients.
+    randomly: a control, sets of nodes that are those of another, random graph (`randomise_edges`); messages are passed
+    along the edges there are. seed: of walks and random graphs where it does not train. The clusters take no gradients.
     """
 
     def __init__(self, features: int, config: StackConfig, tokens: str | Sequence[str] = "dfs",
@@ -335,7 +336,7 @@ class GraphSequence(nn.Module):
                              f"of {tokens.shape[1]}: pack graphs with segue.models.graphs.packed")
         own, adjacency = tokens[..., : 1 + self.features], tokens[..., 1 + self.features :]
         if self.spectral:
-            vectors = spectrum(adjacency, real, self.spectral)
+            vectors = laplacian_eigenvectors(adjacency, real, self.spectral)
             if self.training:  # their signs are arbitrary
                 signs = torch.randint(0, 2, (len(tokens), 1, self.spectral), device=vectors.device)
                 vectors = vectors * (2 * signs - 1)
@@ -345,7 +346,7 @@ class GraphSequence(nn.Module):
         draw = np.random.default_rng(int(torch.randint(1 << 62, ())) if self.training else self.seed)
         ends = torch.from_numpy(graphs.ends).to(x.device)
         if self.randomly:
-            graphs = at_random(graphs, draw)
+            graphs = randomise_edges(graphs, draw)
         found = [self.read(x, ends, tokenise(graphs, draw)) for tokenise in self.tokenise]
         return torch.zeros(*real.shape, x.shape[1], dtype=x.dtype, device=x.device).masked_scatter(
             real[..., None], self.mixed(x, found))
@@ -380,7 +381,7 @@ class GraphSequence(nn.Module):
         sets, rows = torch.from_numpy(tokens.sets).to(x.device), torch.from_numpy(tokens.rows).to(x.device)
         h = x[sets[:, 1]]
         if len(self.local):
-            within = induced(sets, ends, len(x))
+            within = induced_edges(sets, ends, len(x))
             for layer in self.local:
                 h = layer(h, within)
         size = torch.bincount(sets[:, 0], minlength=len(tokens.level)).clamp(min=1).to(x)[:, None]

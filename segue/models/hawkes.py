@@ -16,14 +16,14 @@ CHUNK = 4096  # events whose expected times are found at once
 
 
 @dataclass(frozen=True)
-class Timed:
+class TimedEvents:
     """Sequences of events side by side. types: (N, L) int, -1 behind the last of a row. times: (N, L), ascending."""
 
     types: np.ndarray
     times: np.ndarray
 
     @staticmethod
-    def of(sequences: Iterable[tuple[np.ndarray, np.ndarray]]) -> Timed:
+    def of(sequences: Iterable[tuple[np.ndarray, np.ndarray]]) -> TimedEvents:
         """From types (n,) and times (n,) of each."""
         rows = list(sequences)
         longest = max((len(types) for types, _ in rows), default=0)
@@ -31,10 +31,10 @@ class Timed:
         for row, (kinds, moments) in enumerate(rows):
             types[row, : len(kinds)], times[row, : len(kinds)] = kinds, moments
             times[row, len(kinds) :] = moments[-1] if len(moments) else 0.0
-        return Timed(types, times)
+        return TimedEvents(types, times)
 
     @property
-    def live(self) -> np.ndarray:
+    def has_predecessor(self) -> np.ndarray:
         """(N, L) bool: an event that follows another one of its row."""
         live = self.types >= 0
         live[:, :1] = False
@@ -49,16 +49,16 @@ class Hawkes:
         self.base, self.excite, self.decays = base, excite, decays
 
     @classmethod
-    def fit(cls, data: Timed, types: int, decays: Iterable[float] = (), steps: int = 60) -> Hawkes:
+    def fit(cls, data: TimedEvents, types: int, decays: Iterable[float] = (), steps: int = 60) -> Hawkes:
         """By expectation-maximisation over which event, if any, brought about which (Lewis & Mohler 2011). decays: of
         the kernels, kept as they are (none: a Poisson process); weights of several make other shapes."""
         rates = np.array(list(decays), dtype=np.float64)
-        live, many = data.live, len(rates)
+        live, many = data.has_predecessor, len(rates)
         kinds, spans = data.types[live], (data.times[:, -1:] - data.times)
         total = float(spans[:, 0].sum()) or 1.0
         base = np.full(types, 0.5 / total)
         excite = np.zeros((types, types, many))
-        before = _before(data, types, rates)[live] * rates  # (n, K, B): what excites each event, by source and decay
+        before = _decayed_counts(data, types, rates)[live] * rates  # (n, K, B), what excites each event
         # What an event of each type could have brought about by the end of its row.
         reach, seen = np.zeros((types, many)), data.types >= 0
         for index, rate in enumerate(rates):
@@ -76,34 +76,34 @@ class Hawkes:
             base[kind], excite[kind] = mu, weight.reshape(types, many)
         return cls(base, excite, rates)
 
-    def log_likelihood(self, data: Timed) -> tuple[np.ndarray, np.ndarray]:
+    def log_likelihood(self, data: TimedEvents) -> tuple[np.ndarray, np.ndarray]:
         """Of each event given those before, per unit of time: (N, L) of when it comes, (N, L) of its type given when;
         0 where `data.live` is not."""
-        before = _before(data, len(self.base), self.decays) * self.decays
-        live, kinds = data.live, np.maximum(data.types, 0)
+        before = _decayed_counts(data, len(self.base), self.decays) * self.decays
+        live, kinds = data.has_predecessor, np.maximum(data.types, 0)
         total = self.base.sum() + np.einsum("nlmb,mb->nl", before, self.excite.sum(0))
         own = self.base[kinds] + np.einsum("nlmb,nlmb->nl", before, self.excite[kinds])
         time = np.log(total) - self.residuals(data)
         return np.where(live, time, 0.0), np.where(live, np.log(own / total), 0.0)
 
-    def _pull(self, data: Timed) -> np.ndarray:
+    def _expected_offspring(self, data: TimedEvents) -> np.ndarray:
         """(N, L, B): how many events those up to each one still bring about, by decay."""
-        after = _before(data, len(self.base), self.decays)
+        after = _decayed_counts(data, len(self.base), self.decays)
         row, place = np.nonzero(data.types >= 0)
         after[row, place, data.types[row, place]] += 1.0
         return np.einsum("nlmb,mb->nlb", after, self.excite.sum(0))
 
-    def residuals(self, data: Timed) -> np.ndarray:
+    def residuals(self, data: TimedEvents) -> np.ndarray:
         """(N, L): the events that were expected between the event before and each one (0 at the first)."""
         gaps = np.diff(data.times, axis=1, prepend=data.times[:, :1])
-        pull = np.roll(self._pull(data), 1, axis=1)
+        pull = np.roll(self._expected_offspring(data), 1, axis=1)
         expected = self.base.sum() * gaps + (pull * (1 - np.exp(-self.decays * gaps[..., None]))).sum(-1)
-        return np.where(data.live, expected, 0.0)
+        return np.where(data.has_predecessor, expected, 0.0)
 
-    def predict(self, data: Timed, longest: float, points: int = 48) -> tuple[np.ndarray, np.ndarray]:
+    def predict(self, data: TimedEvents, longest: float, points: int = 48) -> tuple[np.ndarray, np.ndarray]:
         """What follows each event: the expected time until then, at most `longest`, (N, L), and the most likely type
         (N, L) then."""
-        after = _before(data, len(self.base), self.decays)
+        after = _decayed_counts(data, len(self.base), self.decays)
         row, place = np.nonzero(data.types >= 0)
         after[row, place, data.types[row, place]] += 1.0
         grid = np.concatenate([[0.0], np.logspace(-3, 0, points) * longest])
@@ -120,7 +120,7 @@ class Hawkes:
             kind[at : at + CHUNK] = (self.base + np.einsum("nmb,kmb->nk", left, self.excite)).argmax(1)
         return mean.reshape(shape), kind.reshape(shape)
 
-    def sample(self, rows: int, length: int, generator: np.random.Generator) -> Timed:
+    def sample(self, rows: int, length: int, generator: np.random.Generator) -> TimedEvents:
         """`rows` sequences of `length` events, from nothing at time 0, by thinning (Ogata 1981)."""
         types, times = np.full((rows, length), -1), np.zeros((rows, length))
         excited = np.zeros((rows, len(self.base), len(self.decays)))
@@ -141,16 +141,16 @@ class Hawkes:
             excited[chosen, kind] += 1.0
             count[chosen] += 1
             going = going[count[going] < length]
-        return Timed(types, times)
+        return TimedEvents(types, times)
 
 
-def _before(data: Timed, types: int, decays: np.ndarray) -> np.ndarray:
+def _decayed_counts(data: TimedEvents, types: int, decays: np.ndarray) -> np.ndarray:
     """(N, L, K, B): at each event, exp(-b (t - t_j)) summed over the events before it, by their type."""
     rows, length = data.types.shape
     state = np.zeros((rows, types, len(decays)))
     found = np.zeros((rows, length, types, len(decays)))
     every = np.arange(rows)
-    for place, wait in enumerate(_waits(data)):
+    for place, wait in enumerate(_waiting_times(data)):
         state *= np.exp(-decays * wait[:, None])[:, None]
         found[:, place] = state
         here = data.types[:, place] >= 0
@@ -158,5 +158,5 @@ def _before(data: Timed, types: int, decays: np.ndarray) -> np.ndarray:
     return found
 
 
-def _waits(data: Timed) -> Iterator[np.ndarray]:
+def _waiting_times(data: TimedEvents) -> Iterator[np.ndarray]:
     yield from np.diff(data.times, axis=1, prepend=data.times[:, :1]).T

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.mixers import Mixer
-from segue.mixers.state import Layout, Parts, State
+from segue.mixers.layout import Layout
+from segue.mixers.state import Parts, State
 from segue.models.stack import Block, Stack, StackConfig
 
-__all__ = ["DraftHeads", "HeadsConfig", "Looked"]
+__all__ = ["DraftHeads", "HeadsConfig", "TabulatedHeads"]
 
-LARGEST = 1 << 26  # bytes of tables that are quicker than the products they stand for
+MAX_TABLE_BYTES = 1 << 26  # bytes of tables that are quicker than the products they stand for
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class DraftHeads(nn.Module):
                 head.out.bias.zero_()  # type: ignore[union-attr, operator]
 
     @classmethod
-    def on(cls, base: Any, **choices: Any) -> DraftHeads:
+    def for_base(cls, base: Any, **choices: Any) -> DraftHeads:
         """Fresh heads for a base, which must be a `Stack` over ids. choices: entries of `HeadsConfig`."""
         if not isinstance(base, Stack) or base.config.inputs or base.config.pool:
             raise SegueError(f"a {type(base).__name__} cannot have draft heads: a native model of ids can")
@@ -117,7 +118,7 @@ class DraftHeads(nn.Module):
         return cls(config, base.embedding.weight, base.head.weight)
 
     def init_state(self, batch: int) -> State:
-        """The memory of the attention layer, for `see`."""
+        """The memory of the attention layer, for `condition`."""
         mixer = self.attention.mixer
         return State([mixer.parts(batch, self.embedding, 0)],
                      torch.zeros(batch, dtype=torch.long, device=self.embedding.device))
@@ -129,7 +130,7 @@ class DraftHeads(nn.Module):
             raise SegueError("these heads see the last hidden state alone: they have no state")
         return self.block
 
-    def see(self, hidden: Tensor, layout: Layout | None = None, state: State | None = None) -> Tensor:
+    def condition(self, hidden: Tensor, layout: Layout | None = None, state: State | None = None) -> Tensor:
         """Of the base's hidden states (B, N, D) what the heads are shown: these, or the attention over them.
 
         layout: of training rows. state: hidden then follows it, and is left pending in it.
@@ -149,15 +150,16 @@ class DraftHeads(nn.Module):
         return self.block(hidden, mix)
 
     def logits(self, k: int, shown: Tensor, tokens: Tensor) -> Tensor:
-        """Head k's scores (..., V). shown: (..., D), see `see`. tokens: (..., k) long, those before the one guessed;
-        the leading sizes of both are broadcast. Where the heads are not `sequential` tokens are not looked at."""
+        """Head k's scores (..., V). shown: (..., D), see `condition`. tokens: (..., k) long, those before the one
+        guessed; the leading sizes of both are broadcast. Where the heads are not `sequential` tokens are not looked
+        at."""
         if not self.config.sequential:
             return self.heads[k - 1](shown)
         said = F.embedding(tokens, self.embedding).flatten(-2)
         return self.heads[k - 1](torch.cat([shown.expand(*said.shape[:-1], -1), said], -1))
 
 
-class Looked:
+class TabulatedHeads:
     """`DraftHeads.logits` of sequential heads, quicker: what the first layers make of a token is looked up in a table,
     and what they make of the hidden state is one product for all heads. The weights are those of the moment of making,
     with their gradients. embedding: the table's rows (default: of the whole vocabulary), tokens are numbers of them.
@@ -181,17 +183,17 @@ class Looked:
         self.product, self.bias = torch.cat(products), torch.cat(biases)
 
     @staticmethod
-    def fits(config: HeadsConfig, size: int) -> bool:
+    def is_worthwhile(config: HeadsConfig, size: int) -> bool:
         """Whether the tables, of numbers of `size` bytes, are small enough to be quicker than products."""
         held = config.heads * (config.heads + 1) * config.vocabulary * config.width * size
-        return config.sequential and held <= LARGEST
+        return config.sequential and held <= MAX_TABLE_BYTES
 
-    def begin(self, shown: Tensor) -> tuple[Tensor, ...]:
+    def project_condition(self, shown: Tensor) -> tuple[Tensor, ...]:
         """Of what the heads are shown (..., D), their part of each head's first layers (..., 2 D)."""
         return F.linear(shown, self.product, self.bias).chunk(self.heads.config.heads, -1)
 
     def logits(self, k: int, begun: Tensor, tokens: Tensor) -> Tensor:
-        """See `DraftHeads.logits`. begun: (..., 2 D), the head's own from `begin`."""
+        """See `DraftHeads.logits`. begun: (..., 2 D), the head's own from `project_condition`."""
         said = F.embedding_bag((tokens + self.offsets[:k]).flatten(0, -2), self.tables[k - 1], mode="sum")
         kept, inner = (begun + said.view(*tokens.shape[:-1], -1)).chunk(2, -1)
         return self.heads.heads[k - 1].rest(kept + F.silu(inner))  # type: ignore[operator]

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from segue.errors import SegueError
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models.base import Output
 
-EQUAL = 0.1  # the deviation of what is generated in place of a tensor whose numbers begin all equal
+CONSTANT_INIT_STD = 0.1  # the deviation of what is generated in place of a tensor whose numbers begin all equal
 
 
 class WeightGenerator(nn.Module):
@@ -48,34 +48,35 @@ class WeightGenerator(nn.Module):
         self.chunks = nn.Parameter(torch.randn(-(-self.size // chunk), chunk_width))
         spread = [(p, p.std(correction=0)) for p in weights.values()]
         self.register_buffer("offset", torch.cat([p.mean().expand(p.numel()) for p, _ in spread]))
-        self.register_buffer("scale", torch.cat([torch.where(s > 0, s, EQUAL).expand(p.numel()) for p, s in spread]))
+        scales = [torch.where(s > 0, s, CONSTANT_INIT_STD).expand(p.numel()) for p, s in spread]
+        self.register_buffer("scale", torch.cat(scales))
 
-    def made(self, x: Tensor) -> Tensor:
+    def generate_chunks(self, x: Tensor) -> Tensor:
         """Vectors of task and chunk (N, K, E) -> numbers (N, K, C), before offset and scale."""
         raise NotImplementedError
 
-    def flat(self, tasks: Tensor) -> Tensor:
+    def generate_flat(self, tasks: Tensor) -> Tensor:
         """(N,) long -> all weights of the target for each of these tasks, (N, size)."""
         count = len(self.chunks)
         x = torch.cat([self.tasks[tasks][:, None].expand(-1, count, -1), self.chunks.expand(len(tasks), -1, -1)], -1)
-        return self.offset + self.scale * self.made(x).flatten(1)[:, : self.size]
+        return self.offset + self.scale * self.generate_chunks(x).flatten(1)[:, : self.size]
 
     def forward(self, task: int) -> dict[str, Tensor]:
         """The target's weights for a task, by name."""
-        numbers = self.flat(torch.tensor([task], device=self.tasks.device))[0]
+        numbers = self.generate_flat(torch.tensor([task], device=self.tasks.device))[0]
         parts = numbers.split([shape.numel() for shape in self.shapes.values()])
         return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts)}
 
     @torch.no_grad()
-    def settle(self, out: nn.Linear) -> None:
+    def normalise_output(self, out: nn.Linear) -> None:
         """Scale the last layer so that what is made begins with deviation 1, over all tasks and chunks."""
         nn.init.zeros_(out.bias)
         every = torch.arange(len(self.tasks))
-        made = (self.flat(every) - self.offset) / self.scale
+        made = (self.generate_flat(every) - self.offset) / self.scale
         out.weight /= made.std()
 
     @property
-    def ratio(self) -> float:
+    def parameter_ratio(self) -> float:
         """Trained numbers here, as a part of a target for each task: above 1 it is no feat to forget nothing."""
         return sum(p.numel() for p in self.parameters()) / (len(self.tasks) * self.size)
 
@@ -89,9 +90,9 @@ class ChunkedMLP(WeightGenerator):
         sizes = [task_width + chunk_width, *hidden]
         self.layers = nn.ModuleList(nn.Linear(into, out) for into, out in zip(sizes, sizes[1:]))
         self.out = nn.Linear(sizes[-1], chunk)
-        self.settle(self.out)
+        self.normalise_output(self.out)
 
-    def made(self, x: Tensor) -> Tensor:
+    def generate_chunks(self, x: Tensor) -> Tensor:
         for layer in self.layers:
             x = F.relu(layer(x))
         return self.out(x)
@@ -110,9 +111,9 @@ class ChunkedLSTM(WeightGenerator):
         self.carry = carry
         self.cell = nn.LSTM(task_width + chunk_width, units, batch_first=True)
         self.out = nn.Linear(units, chunk)
-        self.settle(self.out)
+        self.normalise_output(self.out)
 
-    def made(self, x: Tensor) -> Tensor:
+    def generate_chunks(self, x: Tensor) -> Tensor:
         if self.carry:
             return self.out(self.cell(x)[0])
         return self.out(self.cell(x.reshape(-1, 1, x.shape[-1]))[0]).view(*x.shape[:2], -1)

@@ -13,7 +13,7 @@ from segue.kernels.gumbel import straight_through
 from segue.mixers.longvq import Codebook
 
 
-class Surroundings(nn.Conv2d):
+class ResidualConvolution(nn.Conv2d):
     """x + a convolution of x: at first each place is mostly what it was."""
 
     def __init__(self, width: int) -> None:
@@ -25,12 +25,12 @@ class Surroundings(nn.Conv2d):
 
 def patch_network(width: int, factor: int, channels: int = 3) -> nn.Sequential:
     """(B, channels, H, W) -> (B, width, H / factor, W / factor), each patch in the light of those around it."""
-    return nn.Sequential(nn.Conv2d(channels, width, factor, factor), nn.GELU(), Surroundings(width), nn.GELU(),
+    return nn.Sequential(nn.Conv2d(channels, width, factor, factor), nn.GELU(), ResidualConvolution(width), nn.GELU(),
                          nn.Conv2d(width, width, 1))
 
 
 @dataclass
-class Coded:
+class CodedPicture:
     """picture: (B, 3, H, W), what the codes say. codes: (B, h, w) long. apart: scalar, the mean squared distance of the
     vectors from their codes."""
 
@@ -56,7 +56,7 @@ class ImageTokenizer(nn.Module):
         self.decoder = nn.Sequential(nn.Conv2d(code_width, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, width, 1),
                                      nn.GELU(), nn.ConvTranspose2d(width, 3, factor, factor))
 
-    def forward(self, pictures: Tensor) -> Coded:
+    def forward(self, pictures: Tensor) -> CodedPicture:
         """(B, 3, H, W) from 0 to 1; gradients pass the codes straight through."""
         self.check(pictures)
         vectors = self.encoder(pictures).movedim(1, -1)
@@ -65,7 +65,7 @@ class ImageTokenizer(nn.Module):
         codes = self.codebook.nearest(vectors.detach())
         near = self.codebook.codes[codes]
         picture = self.decoder(straight_through(near, vectors).movedim(-1, 1))
-        return Coded(picture, codes, (vectors - near.detach()).square().mean())
+        return CodedPicture(picture, codes, (vectors - near.detach()).square().mean())
 
     def check(self, pictures: Tensor) -> None:
         if pictures.ndim != 4 or pictures.shape[1] != 3 or any(n % self.factor for n in pictures.shape[2:]):

@@ -21,15 +21,15 @@ from segue.errors import SegueError
 from segue.files import atomic_write
 from segue.models.advised import load_counts
 from segue.models.base import Decodable, Decoding, Output
-from segue.models.counts import CELLS, BlendedCounts, TokenState, ids_of, stretches
+from segue.models.counts import MAX_PROBABILITIES, BlendedCounts, TokenState, as_checked_ids, sample_spans
 from segue.models.gate import Gate, fit_gate
 
-POSITIONS = 12_000  # elements that a gate is fitted on at most
-Piece = tuple[np.ndarray, int, int]  # ids of a document, and which of them
+GATE_POSITIONS = 12_000  # elements that a gate is fitted on at most
+Piece = tuple[np.ndarray, int, int]  # ids of a document; begin and end of the tokens to score
 
 
 class MixtureState:
-    """The memories of both, moved together. Satisfies `segue.models.base.Decoding`."""
+    """The states of network and counts, kept in step. Satisfies `segue.models.base.Decoding`."""
 
     def __init__(self, network: Decoding, counts: TokenState) -> None:
         self.network, self.counts = network, counts
@@ -88,8 +88,8 @@ class Mixture:
                              "they must share one codec")
         self.network, self.counts, self.gate = network, counts, gate or Gate()
 
-    def over(self, network: Decodable) -> Mixture:
-        """The same counts and gate over another form of the same network (compiled, rounded)."""
+    def with_network(self, network: Decodable) -> Mixture:
+        """This mixture with another form of the same network (compiled, quantised)."""
         return Mixture(network, self.counts, self.gate)
 
     @property
@@ -116,8 +116,8 @@ class Mixture:
 
     @torch.no_grad()
     def step(self, tokens: np.ndarray, state: MixtureState) -> np.ndarray:
-        """One token (B,) int64 per row, made real at once: scores (B, V) of what follows. For loops that count in
-        microseconds; uses the network's own `step` where it has one."""
+        """Extend each row by one token (B,) int64 and commit it; returns the scores (B, V) of the next. For loops in
+        which microseconds count; uses the network's own `step` if it has one."""
         ids = torch.from_numpy(tokens)[:, None]
         step = getattr(self.network, "step", None)
         if step is not None:
@@ -135,9 +135,8 @@ class Mixture:
 
     @torch.no_grad()
     def _network_scores(self, pieces: Sequence[Piece], context: int, precision: str) -> Tensor:
-        """Log-probabilities of the tokens [begin, end), begin > 0, of each piece (ids, begin, end), one piece after the
-        other, by the network alone: in windows of `context` tokens, each of which scores its later half (at a
-        document's start all of it)."""
+        """The network's log-probabilities of the tokens [begin, end), begin > 0, of each piece, concatenated. Runs
+        windows of `context` tokens, each of which scores its later half (at a document's start all of it)."""
         table: list[Piece] = []                                     # of each window: ids from its low end, at, high
         for ids, begin, end in pieces:
             while begin < end:
@@ -157,10 +156,10 @@ class Mixture:
                                         at=wanted.to(device)).logits.float().cpu()
         return torch.cat([found[row, :high - at] for row, (_, at, high) in enumerate(table)]).log_softmax(-1)
 
-    def _pairs(self, groups: Sequence[Sequence[Piece]], context: int,
+    def _both_log_probabilities(self, groups: Sequence[Sequence[Piece]], context: int,
                precision: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Log-distributions of both for groups of pieces (ids, begin, end), in order; the counts work one group ahead
-        in a thread of their own."""
+        """Yield the log-distributions of network and counts for each group of pieces; the counts work ahead in a
+        thread."""
         def count(group: Sequence[Piece]) -> Tensor:
             bounds = np.cumsum([0, *(end - begin for _, begin, end in group)])
             chances = np.empty((bounds[-1], self.vocabulary))
@@ -176,55 +175,56 @@ class Mixture:
                 yield self._network_scores(group, context, precision), ahead.popleft().result()
 
     @torch.no_grad()
-    def walk(self, documents: Sequence[Any], context: int, precision: str = "float32",
+    def iterate_scores(self, documents: Sequence[Any], context: int, precision: str = "float32",
              piece: int = 2048) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Score documents, each token but a document's first once: yields numbers of documents (n,), log-probabilities
-        (n, V) and the tokens (n,) that they are of, some `piece` tokens at a time, in order.
+        """Score every token of the documents except each document's first. Yields, for about `piece` tokens at a time
+        and in order, document numbers (n,), log-probabilities (n, V), and the tokens (n,) that were scored.
 
         The network sees `context` tokens at a time, at least half of them before what it scores (but for a document's
         beginning), the counts all of their window. precision: "bfloat16" lets the network multiply so, where that is
         faster.
         """
-        ids = [ids_of(document, self.vocabulary) for document in documents]
-        piece = self.size(piece)
+        ids = [as_checked_ids(document, self.vocabulary) for document in documents]
+        piece = self.piece_size(piece)
         table = [(number, (each, at, min(at + piece, len(each)))) for number, each in enumerate(ids)
                  for at in range(1, len(each), piece)]
-        groups = grouped([row[1] for row in table], piece)
+        groups = group_pieces([row[1] for row in table], piece)
         rows = iter(table)
-        for group, pair in zip(groups, self._pairs(groups, context, precision)):
+        for group, pair in zip(groups, self._both_log_probabilities(groups, context, precision)):
             numbers = np.repeat([next(rows)[0] for _ in group], [end - begin for _, begin, end in group])
             tokens = np.concatenate([each[begin:end] for each, begin, end in group]).astype(np.int64)
             yield torch.from_numpy(numbers), self.gate.mix(*pair), torch.from_numpy(tokens)
 
-    def size(self, piece: int = 2048) -> int:
-        """Tokens scored at a time: fewer than `piece` where the vocabulary is large."""
-        return min(piece, max(64, CELLS // self.vocabulary))
+    def piece_size(self, piece: int = 2048) -> int:
+        """Tokens to score at a time: `piece`, or fewer for a large vocabulary."""
+        return min(piece, max(64, MAX_PROBABILITIES // self.vocabulary))
 
     def scores(self, document: Any, context: int) -> Tensor:
-        """(n - 1, V) log-probabilities of all tokens of a document but the first; see `walk`."""
-        found = [scores for _, scores, _ in self.walk([document], context)]
+        """(n - 1, V) log-probabilities of all tokens of a document but the first; see `iterate_scores`."""
+        found = [scores for _, scores, _ in self.iterate_scores([document], context)]
         return torch.cat(found) if found else torch.empty(0, self.vocabulary)
 
     def log_probabilities(self, document: Any, context: int) -> np.ndarray:
         """(n - 1,): natural logarithm of the probability of each token but the first, given those before it."""
         return np.concatenate([np.empty(0), *(scores.gather(1, targets[:, None])[:, 0].double().numpy()
-                                              for _, scores, targets in self.walk([document], context))])
+                                              for _, scores, targets in self.iterate_scores([document], context))])
 
-    def learn_gate(self, documents: Sequence[Any], context: int, seed: int = 0, positions: int = POSITIONS,
+    def learn_gate(self, documents: Sequence[Any], context: int, seed: int = 0, positions: int = GATE_POSITIONS,
                    epochs: int = 6, precision: str = "float32") -> float:
         """Fit the gate on documents that neither side has seen; returns their cost in bits per element.
 
-        context, precision: see `walk`. positions: tokens it is fitted on at most.
+        context, precision: see `iterate_scores`. positions: tokens it is fitted on at most.
         """
-        ids = [d for d in (ids_of(d, self.vocabulary) for d in documents) if len(d) > 1]
+        ids = [d for d in (as_checked_ids(d, self.vocabulary) for d in documents) if len(d) > 1]
         if not ids:
             raise SegueError("there is too little data to learn the mixture on: give more, or longer, sequences")
         positions = min(positions, (1 << 26) // self.vocabulary + 1)
         pieces = [(ids[number], begin, end) for number, begin, end in
-                  stretches([len(document) for document in ids], positions, np.random.default_rng(seed), first=1)]
+                  sample_spans([len(document) for document in ids], positions, np.random.default_rng(seed), first=1)]
         with torch.no_grad():
-            p, q = (torch.cat(side) for side in zip(*([x.half() for x in pair] for pair in
-                                                      self._pairs(grouped(pieces, self.size()), context, precision))))
+            groups = group_pieces(pieces, self.piece_size())
+            pairs = self._both_log_probabilities(groups, context, precision)
+            p, q = (torch.cat(side) for side in zip(*([x.half() for x in pair] for pair in pairs)))
         targets = np.concatenate([document[begin:end] for document, begin, end in pieces])
         return fit_gate(self.gate, p, q, torch.from_numpy(targets.astype(np.int64)), seed, epochs)
 
@@ -249,7 +249,7 @@ class Mixture:
         return cls(network, load_counts(folder, f"{name}-counts"), gate)
 
 
-def grouped(pieces: Sequence[Piece], size: int) -> list[list[Piece]]:
+def group_pieces(pieces: Sequence[Piece], size: int) -> list[list[Piece]]:
     """Neighbouring pieces (ids, begin, end) together, as long as they hold no more than `size` tokens when all are as
     long as the longest: short documents run in one batch."""
     groups: list[list[Piece]] = []

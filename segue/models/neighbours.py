@@ -8,20 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from segue.models.advised import Advisor, tails
+from segue.models.advised import Advisor, histories_before
 
-PAIRS = 8_000_000  # of neighbouring tokens that are counted at most
-NEAR = 64  # tokens on either side that are neighbours, where they are not too many
-FADES = (1.0, 0.8, 0.0)  # how fast a history fades, by item: all of it, the latest ones, the last one
-AGES = (0, 1, 2, 4, 8, 16, 32)  # lengths of a history from which on it is believed otherwise
-SETTLED = 4_000  # positions that the parts are settled on
+MAX_PAIRS = 8_000_000  # of neighbouring tokens that are counted at most
+NEIGHBOUR_TOKENS = 64  # tokens on either side that are neighbours, where they are not too many
+DECAYS = (1.0, 0.8, 0.0)  # how fast a history fades, by item: all of it, the latest ones, the last one
+HISTORY_LENGTHS = (0, 1, 2, 4, 8, 16, 32)  # lengths of a history from which on it is believed otherwise
+TUNING_POSITIONS = 4_000  # positions that the parts are settled on
 
 
 class Neighbours(Advisor):
     """Of `vocabulary` tokens the first `items` are items. Two are as near as the cosine of who chose them, within
-    `NEAR` tokens; each item has its `most` nearest ones, made to sum to 1. A history says their mean, fading as by
-    each of FADES; these, how often tokens are chosen at all, and all alike are parts of one sum, whose weights are
-    settled by length of history. Items that the history holds already count so much more, or less, as they come again.
+    `NEIGHBOUR_TOKENS` tokens; each item has its `most` nearest ones, made to sum to 1. A history says their mean,
+    fading as by each of FADES; these, how often tokens are chosen at all, and all alike are parts of one sum, whose
+    weights are settled by length of history. Items that the history holds already count so much more, or less, as they
+    come again.
     """
 
     name = "neighbours of items"
@@ -29,7 +30,7 @@ class Neighbours(Advisor):
 
     def __init__(self, vocabulary: int, items: int, most: int = 100) -> None:
         self.vocabulary, self.items, self.most = vocabulary, items, most
-        self.parts = np.tile(np.array([0.2, 0.2, 0.2, 0.35, 0.05]), (len(AGES), 1))
+        self.parts = np.tile(np.array([0.2, 0.2, 0.2, 0.35, 0.05]), (len(HISTORY_LENGTHS), 1))
         self.again = 1.0
 
     def learn(self, documents: Sequence[np.ndarray]) -> None:
@@ -38,7 +39,7 @@ class Neighbours(Advisor):
         flat = np.concatenate([np.append(ids[ids < self.items], -1) for ids in documents]).astype(np.int64)
         document = np.cumsum(flat < 0)
         size, pairs = self.items, [np.empty(0, np.int64)]
-        for distance in range(1, int(np.clip(PAIRS // max(len(flat), 1), 1, NEAR)) + 1):
+        for distance in range(1, int(np.clip(MAX_PAIRS // max(len(flat), 1), 1, NEIGHBOUR_TOKENS)) + 1):
             one, other = flat[:-distance], flat[distance:]
             good = (one >= 0) & (other >= 0) & (one != other) & (document[:-distance] == document[distance:])
             one, other = one[good], other[good]
@@ -65,18 +66,20 @@ class Neighbours(Advisor):
         """The weights of the parts by expectation maximisation, and how much likelier what was had already is."""
         at = [(number, place) for number, ids in enumerate(documents) for place in range(1, len(ids))
               if ids[place] < self.items]
-        at = [at[i] for i in np.unique(np.linspace(0, len(at) - 1, SETTLED).astype(int)).tolist()] if at else []
+        evenly = np.unique(np.linspace(0, len(at) - 1, TUNING_POSITIONS).astype(int)) if at else np.empty(0, int)
+        at = [at[i] for i in evenly.tolist()]
         if not at:
             return
-        behind = np.concatenate([tails(documents[number], np.array([place]), self.reach) for number, place in at])
+        behind = np.concatenate([histories_before(documents[number], np.array([place]), self.reach)
+                                 for number, place in at])
         targets = np.array([documents[number][place] for number, place in at])
-        weights, length = self._ages(behind)
+        weights, length = self._history_weights(behind)
         rows, columns = np.nonzero(self._items(behind))
         held = behind[rows, columns]
         each = (self.weight[held] * (self.near[held] == targets[rows, None])).sum(1)
-        chances = np.stack([*(np.bincount(rows, each * weights[k, rows, columns], len(at)) for k in range(len(FADES))),
+        chances = np.stack([*(np.bincount(rows, each * weights[k, rows, columns], len(at)) for k in range(len(DECAYS))),
                             self.often[targets], np.full(len(at), 1 / self.vocabulary)], 1)
-        for age in range(len(AGES)):
+        for age in range(len(HISTORY_LENGTHS)):
             mine = chances[length == age]
             for _ in range(30 if len(mine) else 0):
                 share = mine * self.parts[age]
@@ -84,24 +87,27 @@ class Neighbours(Advisor):
                 self.parts[age] = (share.sum(0) + 1) / (len(mine) + self.parts.shape[1])
         comes = float(np.mean([target in row for target, row in zip(targets.tolist(), behind.tolist())]))
         self.again = 1.0
-        said = np.concatenate([self.after(part)[np.arange(len(part))[:, None], np.maximum(part, 0)].sum(1, where=_first(
-            part, self.items)) for part in np.array_split(behind, -(-len(behind) // 256))]).mean()
+        repeats = []  # the probability that each prediction gives to items of its history
+        for part in np.array_split(behind, -(-len(behind) // 256)):
+            each = self.predict(part)[np.arange(len(part))[:, None], np.maximum(part, 0)]
+            repeats.append(each.sum(1, where=_is_first_occurrence(part, self.items)))
+        said = np.concatenate(repeats).mean()
         comes = float(np.clip(comes, 1e-6, 1 - 1e-6))
         self.again = float(np.clip(comes / (1 - comes) * (1 - said) / max(said, 1e-9), 1e-4, 1e2))
 
-    def after(self, behind: np.ndarray) -> np.ndarray:
+    def predict(self, behind: np.ndarray) -> np.ndarray:
         n = len(behind)
-        weights, length = self._ages(behind)
+        weights, length = self._history_weights(behind)
         parts = self.parts[length]
         rows, columns = np.nonzero(self._items(behind))
         held = behind[rows, columns]
-        each = (weights[:, rows, columns] * parts[rows, : len(FADES)].T).sum(0)
+        each = (weights[:, rows, columns] * parts[rows, : len(DECAYS)].T).sum(0)
         place = rows[:, None] * self.vocabulary + self.near[held]
         out = np.bincount(place.ravel(), (self.weight[held] * each[:, None]).ravel(), n * self.vocabulary)
         out = out[: n * self.vocabulary].reshape(n, self.vocabulary) + parts[:, -2, None] * self.often + \
             parts[:, -1:] / self.vocabulary
         if self.again != 1.0:
-            first = _first(behind, self.items)
+            first = _is_first_occurrence(behind, self.items)
             rows, columns = np.nonzero(first)
             out[rows, behind[rows, columns]] *= self.again
         return out / out.sum(1, keepdims=True)
@@ -109,15 +115,15 @@ class Neighbours(Advisor):
     def _items(self, behind: np.ndarray) -> np.ndarray:
         return (behind >= 0) & (behind < self.items)
 
-    def _ages(self, behind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _history_weights(self, behind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(3, N, reach): the weight of each item of a history by each of FADES, which sum to 1 or to 0; (N,) which of
         AGES its length is."""
         there = self._items(behind)
         age = np.cumsum(there[:, ::-1], 1)[:, ::-1] - 1
-        found = np.stack([np.where(there, fade ** np.maximum(age, 0).astype(float), 0.0) for fade in FADES])
+        found = np.stack([np.where(there, fade ** np.maximum(age, 0).astype(float), 0.0) for fade in DECAYS])
         found /= np.maximum(found.sum(2, keepdims=True), 1e-12)
         length = there.sum(1)
-        return found, np.maximum(np.searchsorted(AGES, length, side="right") - 1, 0)
+        return found, np.maximum(np.searchsorted(HISTORY_LENGTHS, length, side="right") - 1, 0)
 
     def settings(self) -> dict[str, Any]:
         return {"vocabulary": self.vocabulary, "items": self.items, "most": self.most}
@@ -131,7 +137,7 @@ class Neighbours(Advisor):
         self.again = float(arrays["again"][0])
 
 
-def _first(behind: np.ndarray, items: int) -> np.ndarray:
+def _is_first_occurrence(behind: np.ndarray, items: int) -> np.ndarray:
     """(N, reach): which tokens of a tail are items that stand nowhere before in it."""
     order = np.argsort(behind, 1, kind="stable")
     ranked = np.take_along_axis(behind, order, 1)

@@ -26,14 +26,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import Layout, State
+from segue.mixers.layout import Layout
+from segue.mixers.state import State
 from segue.models.prompts import LayerPrompts
 from segue.models.stack import Stack, StackConfig
 
 HEADS = ("decay", "query", "mixture")
-LEAST = 1e-6  # of a gap, in units of the scale, where a logarithm is taken: events at one moment are so far apart
-NODES = 1024  # that are read at a time where nothing is learned
-TRIES = 32  # of the sampler at a time
+MIN_GAP = 1e-6  # of a gap, in units of the scale, where a logarithm is taken: events at one moment are so far apart
+NODES_AT_ONCE = 1024  # that are read at a time where nothing is learned
+MAX_PROPOSALS = 32  # of the sampler at a time
 
 
 @dataclass(frozen=True)
@@ -154,22 +155,22 @@ class PointProcess(nn.Module):
         """What the events are to the model (B, T, D), and when they were (B, T), in units of the scale."""
         first = torch.zeros_like(history.types, dtype=torch.bool) if history.starts is None else history.starts.clone()
         first[:, 0] = True
-        gaps = self._scaled(history.gaps).masked_fill(first, 0.0)
+        gaps = self._to_scale(history.gaps).masked_fill(first, 0.0)
         index = torch.arange(gaps.shape[1], device=gaps.device)
         time = gaps.cumsum(1)
         time = time - time.gather(1, torch.where(first, index, 0).cummax(1).values)
         return self.stack.embed(history.types, history.layout.positions) + self.clock(time, gaps), time
 
-    def _scaled(self, times: Tensor) -> Tensor:
+    def _to_scale(self, times: Tensor) -> Tensor:
         """Times in units of the scale."""
         return (times / self.config.scale).to(self.head.weight.dtype)
 
-    def _ask(self, time: Tensor, elapsed: Tensor) -> Tensor:
+    def _embed_queries(self, time: Tensor, elapsed: Tensor) -> Tensor:
         """What queries are to the model. time (B, ...): of the event before; elapsed: since then."""
         assert self.query is not None
         return self.query + self.clock(time + elapsed, elapsed)
 
-    def _prompted(self, prefix: Tensor, time: Tensor) -> list[Tensor]:
+    def _layer_prompts(self, prefix: Tensor, time: Tensor) -> list[Tensor]:
         """A prompt for each layer. prefix (B, D): the mean over the first events. time (B,): the last of them; the next
         is expected after as long as it took on average between those."""
         assert self.prompts is not None
@@ -187,7 +188,7 @@ class PointProcess(nn.Module):
         before = length
         if self.prompts is not None and length >= self.prompts.prefix:
             before = self.prompts.prefix
-            prompts = self._prompted(x[:, :before].mean(1), time[:, before - 1])
+            prompts = self._layer_prompts(x[:, :before].mean(1), time[:, before - 1])
         size = prompts[0].shape[1] if prompts else 0
         index = torch.arange(length, device=x.device)
         places = index + size * (index >= before)  # where the events stand among the nodes
@@ -196,10 +197,10 @@ class PointProcess(nn.Module):
             layout = history.layout if not prompts else Layout.of(nodes)
         else:
             many = elapsed.shape[2]
-            asked = self._ask(time[..., None].expand_as(elapsed).flatten(1), elapsed.flatten(1))
+            asked = self._embed_queries(time[..., None].expand_as(elapsed).flatten(1), elapsed.flatten(1))
             nodes = torch.cat([nodes, asked], 1)
             follow = (index + size * (index >= before - 1)).repeat_interleave(many)
-            layout = leaves(rows, length + size, follow)
+            layout = attach_leaves(rows, length + size, follow)
         for block, _ in enumerate(self.stack.blocks):
             if prompts:
                 nodes = torch.cat([nodes[:, :before], prompts[block], nodes[:, before + size :]], 1)
@@ -208,13 +209,13 @@ class PointProcess(nn.Module):
         return nodes[:, places] if elapsed is None else nodes[:, length + size :].unflatten(1, elapsed.shape[1:])
 
     @torch.no_grad()
-    def after(self, history: History) -> Tensor:
+    def hidden_after(self, history: History) -> Tensor:
         """(B, T, D): what the process knows after each event."""
         return self._read(history)
 
     # Between events.
 
-    def _decayed(self, hidden: Tensor, elapsed: Tensor) -> tuple[Tensor, Tensor]:
+    def _decay(self, hidden: Tensor, elapsed: Tensor) -> tuple[Tensor, Tensor]:
         """hidden (..., D), elapsed (..., S) -> the state after so long, and after for ever, (..., S, D)."""
         assert self.cell is not None
         now, rest, rate, out = self.cell(hidden)[..., None, :].chunk(4, -1)
@@ -231,9 +232,9 @@ class PointProcess(nn.Module):
         if self.config.head == "mixture":
             raise SegueError("a mixture of log-normals has no intensity: choose head decay or query")
         if self.config.head == "decay":
-            return self._rates(self._decayed(self._read(history), elapsed)[0])
+            return self._rates(self._decay(self._read(history), elapsed)[0])
         parts = elapsed.split(elapsed.shape[2] if torch.is_grad_enabled() else
-                              max(1, NODES // elapsed.shape[1] - 1), dim=2)
+                              max(1, NODES_AT_ONCE // elapsed.shape[1] - 1), dim=2)
         return torch.cat([self._rates(self._read(history, part)) for part in parts], 2)
 
     def _components(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -243,7 +244,7 @@ class PointProcess(nn.Module):
         spread = torch.linspace(-4, 2, self.config.components, device=hidden.device, dtype=hidden.dtype)
         return weights.log_softmax(-1), means + spread, 0.05 + F.softplus(deviations)
 
-    def _typed(self, hidden: Tensor, elapsed: Tensor) -> Tensor:
+    def _type_log_probabilities(self, hidden: Tensor, elapsed: Tensor) -> Tensor:
         """Log probabilities of the types (..., K) where the next event comes `elapsed` (...) after the last."""
         assert self.ahead is not None
         return self.head(hidden + self.ahead(elapsed, elapsed)).log_softmax(-1)
@@ -260,14 +261,14 @@ class PointProcess(nn.Module):
         if points < 1 or (rule == "trapezoid" and points < 2) or rule not in ("uniform", "trapezoid"):
             raise SegueError(f"{points} points by '{rule}' is no rule: uniform (1 or more) or trapezoid (2 or more)")
         asked = types >= 0
-        until, target = self._scaled(until).masked_fill(~asked, 1.0), types.clamp(min=0)[..., None]
+        until, target = self._to_scale(until).masked_fill(~asked, 1.0), types.clamp(min=0)[..., None]
         if self.config.head == "mixture":
-            hidden, short = self._read(history), until.clamp(min=LEAST)
+            hidden, short = self._read(history), until.clamp(min=MIN_GAP)
             weights, means, deviations = self._components(hidden)
             away = (short.log()[..., None] - means) / deviations
             each = weights - away.square() / 2 - deviations.log() - math.log(2 * math.pi) / 2
             time = each.logsumexp(-1) - short.log()
-            kind = self._typed(hidden, until).gather(-1, target)[..., 0]
+            kind = self._type_log_probabilities(hidden, until).gather(-1, target)[..., 0]
         else:
             if rule == "uniform":
                 places = (torch.arange(points) + torch.rand(*until.shape, points)) / points
@@ -288,21 +289,21 @@ class PointProcess(nn.Module):
         each event while none comes: minus the logarithm of the chance that none does. By the trapezoid rule, from 0 on,
         for the heads with an intensity."""
         if self.config.head == "mixture":
-            return self._waited(self._read(history), elapsed)
+            return self._mixture_compensator(self._read(history), elapsed)
         grid = F.pad(elapsed, (1, 0))
-        return integral(self.intensities(history, grid).sum(-1), grid)
+        return cumulative_trapezoid(self.intensities(history, grid).sum(-1), grid)
 
-    def _waited(self, hidden: Tensor, elapsed: Tensor) -> Tensor:
+    def _mixture_compensator(self, hidden: Tensor, elapsed: Tensor) -> Tensor:
         """The compensators (..., S) of a mixture `elapsed` (..., S) after the event with `hidden` (..., D)."""
         weights, means, deviations = (part[..., None, :] for part in self._components(hidden))
-        away = (elapsed.clamp(min=LEAST).log()[..., None] - means) / deviations
+        away = (elapsed.clamp(min=MIN_GAP).log()[..., None] - means) / deviations
         return -(weights + torch.special.log_ndtr(-away)).logsumexp(-1)
 
     @torch.no_grad()
     def residuals(self, history: History, until: Tensor, points: int = 32) -> Tensor:
         """(B, T): the events that were expected in each gap `until` (B, T). Of the right model they are Exp(1) and
         independent (time rescaling, Brown et al. 2002)."""
-        until = self._scaled(until)
+        until = self._to_scale(until)
         places = torch.linspace(0, 1, points + 1)[1:].to(until).square()  # closer together where most happens
         return self.compensators(history, places * until[..., None])[..., -1]
 
@@ -313,7 +314,7 @@ class PointProcess(nn.Module):
         grid = self._grid(points, history.types.shape)
         mean = mean_wait(grid, self.compensators(history, grid))
         if self.config.head == "mixture":
-            kinds = self._typed(self._read(history), mean)
+            kinds = self._type_log_probabilities(self._read(history), mean)
         else:
             kinds = self.intensities(history, mean[..., None])[..., 0, :]
         return mean * self.config.scale, kinds.argmax(-1)
@@ -336,7 +337,7 @@ class PointProcess(nn.Module):
         if self.prompts is not None and past.count < (edge := self.prompts.prefix) < past.count + types.shape[1]:
             edge -= past.count
             return self.observe(types[:, edge:], gaps[:, edge:], self.observe(types[:, :edge], gaps[:, :edge], past))
-        gaps = self._scaled(gaps)
+        gaps = self._to_scale(gaps)
         time = past.time[:, None] + gaps.cumsum(1)
         layout = past.state.layout(types.shape[1])
         x = self.stack.embed(types, layout.positions) + self.clock(time, gaps)
@@ -346,7 +347,7 @@ class PointProcess(nn.Module):
         if self.prompts is not None and count <= self.prompts.prefix:
             begun = begun + x.sum(1)
             if count == self.prompts.prefix:
-                rows = self._prompted(begun / count, time[:, -1])
+                rows = self._layer_prompts(begun / count, time[:, -1])
                 self._extend(rows, past.state.layout(rows[0].shape[1]), past.state)
                 past.state.commit()
         return Past(past.state, hidden, time[:, -1], begun, count)
@@ -362,29 +363,29 @@ class PointProcess(nn.Module):
     def intensities_after(self, past: Past, elapsed: Tensor) -> Tensor:
         """(B, S, K): as `intensities`, `elapsed` (B, S) units of the scale after the last event."""
         if self.config.head == "decay":
-            return self._rates(self._decayed(past.hidden, elapsed)[0])
-        asked = self._ask(past.time[:, None].expand_as(elapsed), elapsed)
+            return self._rates(self._decay(past.hidden, elapsed)[0])
+        asked = self._embed_queries(past.time[:, None].expand_as(elapsed), elapsed)
         layout = past.state.layout(elapsed.shape[1], torch.full_like(elapsed, -1, dtype=torch.long))
         return self._rates(self._extend([asked], layout, past.state))
 
     @torch.no_grad()
-    def expect(self, past: Past, points: int = 48) -> tuple[Tensor, Tensor]:
+    def predict_next(self, past: Past, points: int = 48) -> tuple[Tensor, Tensor]:
         """As `predict`, of the event that comes next: (B,) and (B,)."""
         grid = self._grid(points, past.time.shape)
         if self.config.head == "mixture":
-            mean = mean_wait(grid, self._waited(past.hidden, grid))
-            return mean * self.config.scale, self._typed(past.hidden, mean).argmax(-1)
+            mean = mean_wait(grid, self._mixture_compensator(past.hidden, grid))
+            return mean * self.config.scale, self._type_log_probabilities(past.hidden, mean).argmax(-1)
         edges = F.pad(grid, (1, 0))
-        mean = mean_wait(grid, integral(self.intensities_after(past, edges).sum(-1), edges))
+        mean = mean_wait(grid, cumulative_trapezoid(self.intensities_after(past, edges).sum(-1), edges))
         return mean * self.config.scale, self.intensities_after(past, mean[:, None])[:, 0].argmax(-1)
 
-    def bound(self, past: Past, elapsed: Tensor) -> Tensor:
+    def bound_intensity(self, past: Past, elapsed: Tensor) -> Tensor:
         """(B,): what the total intensity never exceeds from `elapsed` (B,) after the last event on, until the next. A
         decaying state moves between where it is and where it goes, feature by feature; a query ends in a norm, which
         bounds its length."""
         weight, bias = self.head.weight, self.head.bias
         if self.config.head == "decay":
-            here, there = self._decayed(past.hidden, elapsed[:, None])
+            here, there = self._decay(past.hidden, elapsed[:, None])
             highest = torch.maximum(here * weight, there * weight).sum(-1)  # (B, K)
             return F.softplus(highest + bias).sum(-1)
         norm: Any = self.stack.norm
@@ -393,7 +394,7 @@ class PointProcess(nn.Module):
         return F.softplus(length + shift).sum().expand(len(elapsed))
 
     @torch.no_grad()
-    def draw(self, past: Past, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def sample_next(self, past: Past, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """The next event of each row: the gap (B,) in the unit of the data, and the type (B,). Intensities are drawn
         from by thinning (Lewis & Shedler 1979; Ogata 1981): exact, whatever the bound. A row with no event within 100
         times `longest` has an infinite gap."""
@@ -410,14 +411,14 @@ class PointProcess(nn.Module):
             part = typed(weights.exp())[:, None]
             noise = torch.randn(rows, 1, generator=generator).to(past.hidden)
             gap = (means.gather(1, part) + deviations.gather(1, part) * noise).exp()[:, 0]
-            return gap * scale, typed(self._typed(past.hidden, gap).exp())
+            return gap * scale, typed(self._type_log_probabilities(past.hidden, gap).exp())
         gap, kind = past.hidden.new_zeros(rows), torch.zeros(rows, dtype=torch.long, device=past.hidden.device)
         left = torch.ones_like(kind, dtype=torch.bool)
         while bool(left.any()):
-            bound = self.bound(past, gap)
-            tries = gap[:, None] + (-torch.log1p(-uniform(rows, TRIES)) / bound[:, None]).cumsum(1)
+            bound = self.bound_intensity(past, gap)
+            tries = gap[:, None] + (-torch.log1p(-uniform(rows, MAX_PROPOSALS)) / bound[:, None]).cumsum(1)
             rates = self.intensities_after(past, tries)
-            taken = uniform(rows, TRIES) * bound[:, None] < rates.sum(-1)
+            taken = uniform(rows, MAX_PROPOSALS) * bound[:, None] < rates.sum(-1)
             some, first = taken.any(1), taken.long().argmax(1)[:, None]
             found = rates.gather(1, first[..., None].expand(-1, -1, rates.shape[2]))[:, 0]
             now = left & some
@@ -433,14 +434,14 @@ class PointProcess(nn.Module):
         """The next `n` events of each row: gaps and types, (B, n) each; behind an infinite gap nothing counts."""
         gaps, kinds = [], []
         for _ in range(n):
-            gap, kind = self.draw(past, generator)
+            gap, kind = self.sample_next(past, generator)
             gaps.append(gap)
             kinds.append(kind)
             past = self.observe(kind[:, None], gap.nan_to_num(posinf=self.config.longest)[:, None], past)
         return torch.stack(gaps, 1), torch.stack(kinds, 1)
 
 
-def leaves(rows: int, chain: int, follow: Tensor) -> Layout:
+def attach_leaves(rows: int, chain: int, follow: Tensor) -> Layout:
     """A chain of so many nodes, then leaves: leaf i follows node `follow[i]` (Q,) of the chain. Nothing follows it."""
     index = torch.arange(chain + len(follow), device=follow.device)
     parents = torch.cat([index[:chain] - 1, follow])
@@ -451,7 +452,7 @@ def leaves(rows: int, chain: int, follow: Tensor) -> Layout:
     return layout
 
 
-def integral(values: Tensor, places: Tensor) -> Tensor:
+def cumulative_trapezoid(values: Tensor, places: Tensor) -> Tensor:
     """(..., S): by trapezoids from the first of S + 1 ascending places to each other one."""
     return ((values[..., 1:] + values[..., :-1]) / 2 * places.diff(dim=-1)).cumsum(-1)
 
@@ -459,4 +460,4 @@ def integral(values: Tensor, places: Tensor) -> Tensor:
 def mean_wait(grid: Tensor, compensators: Tensor) -> Tensor:
     """(...): the mean of a time, cut off at the last of `grid` (..., S), that is later than each with the chance
     exp(-compensator)."""
-    return integral(F.pad(torch.exp(-compensators), (1, 0), value=1.0), F.pad(grid, (1, 0)))[..., -1]
+    return cumulative_trapezoid(F.pad(torch.exp(-compensators), (1, 0), value=1.0), F.pad(grid, (1, 0)))[..., -1]

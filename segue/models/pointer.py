@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import Carry, Layout, Recurrence, State, Tensors, check_rows, gather_nodes, length_mask
+from segue.mixers.layout import Layout, check_rows, gather_nodes, length_mask
+from segue.mixers.state import Carry, Recurrence, State, Tensors
 from segue.models.base import Decoding, Output, check_tokens
-from segue.models.seq2seq import Foldered, encode
+from segue.models.seq2seq import SavedModel, encode_source
 from segue.models.stack import Stack, StackConfig
 
 
@@ -144,7 +145,7 @@ class Memory:
         return gather_nodes(self.values, slots) if self.which is None else self.values[self.which, slots]
 
 
-class Named(Recurrence):
+class LastNamedSet(Recurrence):
     """Which set is looked at: the one that was named last. State: (B,) long, -1 while none was."""
 
     def initial(self, batch: int, like: Tensor) -> Tensors:
@@ -160,7 +161,7 @@ class Named(Recurrence):
         return every[:, 1:], (final,)
 
 
-class PointerNetwork(Foldered):
+class PointerNetwork(SavedModel):
     """An encoder, a decoder, and what the decoder says: pointers, or indices of a fixed dictionary.
 
     The training form reads rows of elements, the frame and what was pointed at (`Batch.pointing`), so that objectives
@@ -169,7 +170,7 @@ class PointerNetwork(Foldered):
     """
 
     format = "segue pointer network 1"
-    configured = PointerConfig
+    config_class = PointerConfig
 
     def __init__(self, config: PointerConfig) -> None:
         super().__init__()
@@ -213,7 +214,7 @@ class PointerNetwork(Foldered):
         if isinstance(self.encoder, SetEncoder):
             memory, summary = self.encoder(elements, lengths)
         else:
-            memory = encode(self.encoder, elements if self.inputs else elements[..., 0], lengths)
+            memory = encode_source(self.encoder, elements if self.inputs else elements[..., 0], lengths)
             summary = memory[torch.arange(len(memory), device=memory.device), lengths - 1]
         return memory, self.summary(summary)
 
@@ -228,7 +229,7 @@ class PointerNetwork(Foldered):
         scorers = [*self.glimpses, *([] if self.pointer is None else [self.pointer])]
         return Memory(values, mask, summary, tuple(scorer.keys(values) for scorer in scorers))
 
-    def say(self, tokens: Tensor, memory: Memory, layout: Layout, state: State | None = None) -> Output:
+    def decode(self, tokens: Tensor, memory: Memory, layout: Layout, state: State | None = None) -> Output:
         """tokens (B, N) long, 0 or the slots that were pointed at -> logits (B, N, 1 + S), or of the dictionary."""
         x = memory.at(tokens) if self.pointer is not None else self.decoder.embedding(tokens)
         begin = self.decoder.embedding.weight[0] + memory.of(memory.summary)
@@ -260,7 +261,7 @@ class PointerNetwork(Foldered):
         node = torch.arange(count, device=device)
         said = said.gather(1, (node + lengths[:, None]).clamp(max=n - 1))
         check_tokens(said.cpu(), 1 + self.slots(longest))
-        output = self.say(said, self.memory(elements, lengths), Layout.chain((batch, count), device=device))
+        output = self.decode(said, self.memory(elements, lengths), Layout.chain((batch, count), device=device))
         place = torch.arange(n, device=device) - lengths[:, None]
         there = ((place >= 0) & (place < count))[..., None]
         return Output(*(gather_nodes(x, place.clamp(max=count - 1)).masked_fill(~there, 0.0)
@@ -294,7 +295,7 @@ class Pointing(nn.Module):
 
     def __init__(self, model: PointerNetwork, memory: Memory) -> None:
         super().__init__()
-        self.model, self.named = model, Named()
+        self.model, self.named = model, LastNamedSet()
         self.sets, self.elements = len(memory.values), memory.values.shape[1] - 1
         # Behind the last set an empty one, at -1: for rows that have named none.
         values, summary = F.pad(memory.values, (0, 0, 0, 0, 0, 1)), F.pad(memory.summary, (0, 0, 0, 1))
@@ -343,7 +344,7 @@ class Pointing(nn.Module):
         assert isinstance(carry, Carry)
         memory = Memory(self.memory.values, self.memory.mask, self.memory.summary, self.memory.keys,
                         self.named((names,), layout, carry))
-        output = self.model.say(tokens.masked_fill(names >= 0, 0), memory, layout, state)
+        output = self.model.decode(tokens.masked_fill(names >= 0, 0), memory, layout, state)
         state.pending = layout
         logits = output.logits if at is None else gather_nodes(output.logits, at)
         return Output(F.pad(logits, (0, self.sets), value=-torch.inf), output.hidden)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from segue.errors import SegueError
-from segue.models.base import Decodable, padded
+from segue.models.base import Decodable, pad_rows
 
 
 @runtime_checkable
@@ -64,7 +64,7 @@ class DecodablePredictor:
         if not min(map(len, rows)):
             raise SegueError("an empty prefix has nothing to go on from: give the token that sequences start with")
         last = torch.tensor([[len(row) - 1] for row in rows])
-        logits = self.model.extend(padded(rows), self.model.init_state(len(rows)), at=last).logits
+        logits = self.model.extend(pad_rows(rows), self.model.init_state(len(rows)), at=last).logits
         return logits[:, 0, : self.vocabulary].double().softmax(-1).cpu().numpy()
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
 """Learned prompts: rows that stand for no element, learned while the model beneath them stays as it is.
 
-A source of prompts (`Prompts`) gives some layers of a stack a prompt each, a few rows of the model's width, from a
+A source of prompts (`PromptSource`) gives some layers of a stack a prompt each, a few rows of the model's width, from a
 query that says what the sequence is like. Four are here:
 
 - `Prefix`: the same rows for every sequence (prefix tuning, Li & Liang 2021, arXiv 2101.00190);
@@ -28,12 +28,13 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers.attention import Attention
 from segue.mixers.cross import Source
-from segue.mixers.state import Layout, State
+from segue.mixers.layout import Layout
+from segue.mixers.state import State
 from segue.models.base import Output
 from segue.models.stack import Stack
 
 
-class Prompts(nn.Module):
+class PromptSource(nn.Module):
     """Base of all sources: a query (B, D) -> for some layers, by number, a prompt (B, L, D).
 
     asks: whether the query has any say. match: (B,) how well the last queries fitted the keys that they chose, summed
@@ -58,7 +59,7 @@ class Prompts(nn.Module):
         return None
 
 
-class Prefix(Prompts):
+class Prefix(PromptSource):
     """The same `length` rows of `width` features for every sequence, in each of `layers`. Drawn from U(-1, 1)."""
 
     asks = False
@@ -115,7 +116,7 @@ class PromptPool(nn.Module):
         return self.prompts[chosen].flatten(1, 2)
 
 
-class Pools(Prompts):
+class Pools(PromptSource):
     """A `PromptPool` for each of `layers`. slots, length, top: of each."""
 
     match: Tensor
@@ -161,7 +162,7 @@ class LayerPrompts(Pools):
         return super().forward(query - self.centre)
 
 
-class Expanding(Prompts):
+class ExpandingSource(PromptSource):
     """Base of sources with a slice of parameters for each experience.
 
     There is one more slice than experiences that were learned, made when the last of them ended, so that nothing grows
@@ -196,7 +197,7 @@ class Expanding(Prompts):
         return torch.cat([part[name] for part in itertools.islice(self.slices, used or int(self.used))], 1)
 
 
-class DualPrompts(Expanding):
+class DualPrompts(ExpandingSource):
     """`general` rows for all sequences in the layers `shared`, and in the layers `own` an expert of `length` rows for
     each experience: in training that of the experience, else the one whose key lies nearest to the query. Drawn from
     U(-1, 1). The general rows learn in every experience."""
@@ -221,7 +222,7 @@ class DualPrompts(Expanding):
         return self.general(query) | dict(zip(self.own, experts))
 
 
-class CodaPrompts(Expanding):
+class CodaPrompts(ExpandingSource):
     """In each of `layers` the sum over components of alpha_m P_m, with alpha_m = cos(query * A_m, K_m), of any sign.
 
     components: that each experience adds; those of earlier ones are frozen and go on being summed. length: of P_m.
@@ -243,7 +244,7 @@ class CodaPrompts(Expanding):
         for name, shape in shapes.items():
             earlier = [self.rows(name, len(self.slices))[layer].flatten(1).detach() if self.slices else None
                        for layer in range(len(self.layers))]
-            made[name] = torch.stack([at_right_angles(self.components, shape, held) for held in earlier])
+            made[name] = torch.stack([orthonormal_rows(self.components, shape, held) for held in earlier])
         return made
 
     def alphas(self, query: Tensor) -> Tensor:
@@ -262,7 +263,7 @@ class CodaPrompts(Expanding):
         return torch.stack(total).sum()
 
 
-def at_right_angles(count: int, shape: Sequence[int], held: Tensor | None = None) -> Tensor:
+def orthonormal_rows(count: int, shape: Sequence[int], held: Tensor | None = None) -> Tensor:
     """(count, *shape): random rows of length 1, at right angles to each other and to the rows of `held` (M, N)."""
     drawn = torch.randn(count, *shape).flatten(1)
     held = drawn[:0] if held is None else held.to(drawn)
@@ -273,7 +274,7 @@ def at_right_angles(count: int, shape: Sequence[int], held: Tensor | None = None
     return basis.to(drawn).view(count, *shape)
 
 
-SOURCES: dict[str, type[Prompts]] = {"prefix": Prefix, "pools": Pools, "dual": DualPrompts, "coda": CodaPrompts}
+SOURCES: dict[str, type[PromptSource]] = {"prefix": Prefix, "pools": Pools, "dual": DualPrompts, "coda": CodaPrompts}
 
 
 def keys_and_values(mixer: Attention, rows: Tensor) -> Source:
@@ -286,7 +287,7 @@ def keys_and_values(mixer: Attention, rows: Tensor) -> Source:
     return Source(k, v, torch.full((len(rows),), k.shape[2], device=rows.device))
 
 
-def begun(stack: Stack, prompts: dict[int, Tensor], batch: int, history: int | None = None) -> State:
+def init_prompted_state(stack: Stack, prompts: dict[int, Tensor], batch: int, history: int | None = None) -> State:
     """The state of `batch` rows in which nothing was read but prompts, by layer. history: as of `init_state`; None: for
     one pass over whole sequences, where only what a prompt sets is remembered."""
     like = stack.embedding.weight.detach()
@@ -300,13 +301,13 @@ def begun(stack: Stack, prompts: dict[int, Tensor], batch: int, history: int | N
             state.layers[index] = {**state.layers[index], "given": keys_and_values(mixer, rows)}
         elif mixer.causal:
             state.layers[index] = parts = state.layers[index] or stack.blocks[index].parts(batch, like, 0)
-            stack.run_block(index, rows, ahead(rows), state)
+            stack.run_block(index, rows, positions_in_front(rows), state)
             for part in parts.values():
                 part.commit(None, None)
     return state
 
 
-def ahead(rows: Tensor) -> Layout:
+def positions_in_front(rows: Tensor) -> Layout:
     """Where the rows of a prompt stand: before position 0."""
     return Layout.chain((rows.shape[0], rows.shape[1]),
                         torch.full((len(rows),), -rows.shape[1], device=rows.device))
@@ -324,13 +325,13 @@ class Prompted(nn.Module):
     As a language model (calling it) only a marked beginning chooses; it is itself read without a prompt up to its last
     element, so that no element is predicted by what it had a part in choosing. `primed` continues one.
 
-    centre, spread: (D,) what queries are taken less and over; `settle` measures them.
+    centre, spread: (D,) what queries are taken less and over; `standardise_queries` measures them.
     """
 
     centre: Tensor
     spread: Tensor
 
-    def __init__(self, backbone: Stack, prompts: Prompts) -> None:
+    def __init__(self, backbone: Stack, prompts: PromptSource) -> None:
         super().__init__()
         self.config = backbone.config
         self.backbone = backbone.requires_grad_(False)
@@ -347,7 +348,7 @@ class Prompted(nn.Module):
         return self
 
     @torch.no_grad()
-    def plain(self, tokens: Tensor, layout: Layout) -> Tensor:
+    def hidden_without_prompt(self, tokens: Tensor, layout: Layout) -> Tensor:
         """(B, T, D): what the backbone makes of it without a prompt."""
         return self.backbone.hidden(tokens, layout)
 
@@ -357,13 +358,13 @@ class Prompted(nn.Module):
         return ((plain * marked).sum(-2) / marked.sum(-2).clamp(min=1) - self.centre) / self.spread
 
     @torch.no_grad()
-    def settle(self, tokens: Tensor, layout: Layout) -> None:
+    def standardise_queries(self, tokens: Tensor, layout: Layout) -> None:
         """Take queries, from now on, less the mean of those of these rows and over their deviation. Mean hidden vectors
         all point nearly the same way, and keys could not tell them apart; what a model was pre-trained on is known
         before any experience, so that no query of an old one moves."""
         self.centre.zero_()
         self.spread.fill_(1)
-        spread, centre = torch.std_mean(self.query(self.plain(tokens, layout), layout), 0)
+        spread, centre = torch.std_mean(self.query(self.hidden_without_prompt(tokens, layout), layout), 0)
         self.centre.copy_(centre)
         self.spread.copy_(spread.clamp(min=1e-6))
 
@@ -371,15 +372,15 @@ class Prompted(nn.Module):
         """(B, T) ids or (B, T, C) vectors -> (B, T, D), all under the prompt. Elements see what the query saw, later
         ones included."""
         if self.prompts.asks:
-            query = self.query(self.plain(tokens, layout), layout)
+            query = self.query(self.hidden_without_prompt(tokens, layout), layout)
         else:
             query = self.backbone.embedding.weight.new_zeros(len(tokens), self.config.width)
-        return self.under(self.prompts(query), tokens, layout)
+        return self.hidden_under(self.prompts(query), tokens, layout)
 
-    def under(self, prompts: dict[int, Tensor], tokens: Tensor, layout: Layout) -> Tensor:
+    def hidden_under(self, prompts: dict[int, Tensor], tokens: Tensor, layout: Layout) -> Tensor:
         """(B, T, D), under given prompts."""
         stack = self.backbone
-        state = begun(stack, prompts, len(tokens))
+        state = init_prompted_state(stack, prompts, len(tokens))
         x = stack.embed(tokens, layout.positions)
         for index, block in enumerate(stack.blocks):
             rows, mixer = prompts.get(index), block.mixer
@@ -389,7 +390,8 @@ class Prompted(nn.Module):
             if rows is None or mixer.causal or isinstance(mixer, Attention):
                 x = stack.run_block(index, x, layout, state)
             else:
-                x = stack.run_block(index, torch.cat([rows, x], 1), in_front(rows, layout))[:, rows.shape[1] :]
+                x = stack.run_block(index, torch.cat([rows, x], 1), layout_with_prompt(rows, layout))
+                x = x[:, rows.shape[1] :]
         return stack.finish(x, layout)
 
     def forward(self, tokens: Tensor, layout: Layout | None = None) -> Output:
@@ -401,26 +403,26 @@ class Prompted(nn.Module):
             raise SegueError("nothing says which elements may choose the prompts of a language model: mark the "
                              "beginning of each row (Batch.prompt)")
         else:
-            plain = self.plain(tokens, layout)
-            hidden = self.under(self.prompts(self.query(plain, layout)), tokens, layout)
+            plain = self.hidden_without_prompt(tokens, layout)
+            hidden = self.hidden_under(self.prompts(self.query(plain, layout)), tokens, layout)
             last = F.pad(layout.prompt[:, 1:], (0, 1))  # is the next one still within the beginning?
             hidden = torch.where((layout.prompt & last)[..., None], plain, hidden)
         return Output(self.backbone.head(hidden), hidden)
 
     @torch.no_grad()
-    def primed(self, prime: Sequence[int]) -> Primed:
+    def primed(self, prime: Sequence[int]) -> FixedPromptModel:
         """The language model under the prompts that `prime` chooses, fixed from then on. It reads the prime first."""
         if not len(prime):
             raise SegueError("a prime without elements chooses no prompts: give one or more")
         tokens = torch.tensor([list(prime)], device=self.backbone.embedding.weight.device)
         was, layout = self.training, Layout.of(tokens)
         self.eval()
-        prompts = self.prompts(self.query(self.plain(tokens, layout), layout))
+        prompts = self.prompts(self.query(self.hidden_without_prompt(tokens, layout), layout))
         self.train(was)
-        return Primed(self.backbone, prompts)
+        return FixedPromptModel(self.backbone, prompts)
 
 
-class Primed:
+class FixedPromptModel:
     """A stack whose every state begins with the same prompts, by layer (1, L, D) each. Decodable."""
 
     def __init__(self, stack: Stack, prompts: dict[int, Tensor]) -> None:
@@ -437,18 +439,18 @@ class Primed:
     @torch.no_grad()
     def init_state(self, batch: int, history: int = 0) -> State:
         prompts = {layer: rows.expand(batch, -1, -1) for layer, rows in self.prompts.items()}
-        return begun(self.stack, prompts, batch, history)
+        return init_prompted_state(self.stack, prompts, batch, history)
 
     def extend(self, tokens: Tensor, state: Any, parents: Tensor | None = None, at: Tensor | None = None,
                starts: Tensor | None = None) -> Output:
         return self.stack.extend(tokens, state, parents, at, starts)
 
 
-def in_front(rows: Tensor, layout: Layout) -> Layout:
+def layout_with_prompt(rows: Tensor, layout: Layout) -> Layout:
     """Of a prompt's rows (B, L, D) and then the nodes of `layout`, as one chain."""
     if layout.grid is not None:
         raise SegueError("elements on a grid have no front where a prompt could stand: give them as one sequence")
     size = rows.shape[1]
-    positions = torch.cat([ahead(rows).positions, layout.positions.expand(len(rows), -1)], 1)
+    positions = torch.cat([positions_in_front(rows).positions, layout.positions.expand(len(rows), -1)], 1)
     starts = None if layout.starts is None else F.pad(layout.starts, (size, 0))
     return Layout(positions, None, starts)

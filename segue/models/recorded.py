@@ -1,8 +1,8 @@
-"""A stack on a GPU whose step of one token is recorded once, as a CUDA graph, and played for every token after that.
+"""Decoding steps as CUDA graphs: the step of one token is captured once and replayed for every token after that.
 
-A step of a small model is hundreds of operations, each of which takes longer to start than to run; a graph starts them
-all at once. What it reads and writes lies in buffers of its own: a state lends them what it remembers when its first
-step comes, and has it back as soon as anything else is asked of it.
+A step of a small model is hundreds of operations, each of which takes longer to launch than to run; a graph launches
+them all at once. It reads and writes buffers of its own. The contents of a state are copied into them at its first
+step, and copied back as soon as the state is used in any other way.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from segue.errors import SegueError
 from segue.mixers.attention import Attention
 from segue.mixers.cache import Cache, FixedCache
-from segue.mixers.state import Carry, Part, State, check_rows, without_value_checks
-from segue.models.base import Decoding, Output, reads_whole
+from segue.mixers.layout import check_rows, without_value_checks
+from segue.mixers.state import Carry, Part, State
+from segue.models.base import Decoding, Output, needs_whole_prompt
 from segue.models.stack import Stack
 
-ROOM = 256  # tokens more than a state has, at least, that its recording has a place for
-KEPT = 4  # recordings; the oldest makes room for the next
+EXTRA_CAPACITY = 256  # least number of free places in the cache of a new recording
+MAX_RECORDINGS = 4  # kept at a time; the oldest is dropped for the next
 
 
-class Unread(TorchDispatchMode):
-    """Within, it is an error to look at the numbers of a tensor or to bring them from device to device: a GPU would be
-    waited for, which a recording cannot. This must be known before: what fails while it is recorded leaves torch's
-    memory and random numbers in disorder (seen: dropout could not draw any more)."""
+class RefuseSynchronisation(TorchDispatchMode):
+    """Raises SegueError on operations that synchronise with the GPU (reading a tensor's values, copies between
+    devices), which a graph capture does not allow. They must be found beforehand: an error during capture leaves
+    torch's memory and random generators in disorder (dropout, for one, failed afterwards)."""
 
     LOOKS = frozenset(("item", "_local_scalar_dense", "is_nonzero", "nonzero", "nonzero_numpy", "argwhere", "equal",
                        "allclose", "masked_select", "cpu", "lift_fresh"))
@@ -39,11 +40,11 @@ class Unread(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = func.overloadpacket.__name__, kwargs or {}
-        if self.looks(name, args, kwargs):
+        if self.synchronises(name, args, kwargs):
             raise SegueError(f"a step with the operation {name} cannot be recorded")
         return func(*args, **kwargs)
 
-    def looks(self, name: str, args: Any, kwargs: Any) -> bool:
+    def synchronises(self, name: str, args: Any, kwargs: Any) -> bool:
         if name in self.LOOKS or "unique" in name:
             return True
         if "linalg_" in name:  # a matrix that cannot be inverted is told of
@@ -60,13 +61,13 @@ class Unread(TorchDispatchMode):
 
 
 class LentState(State):
-    """A state whose memory a recording may have: whoever looks at it gets it back first."""
+    """A state whose contents may lie in a recording's buffers; any access copies them back first."""
 
     recording: Recording | None = None
 
     @property
     def layers(self) -> list[dict[str, Part]]:
-        self.take_back()
+        self.reclaim()
         return self._layers
 
     @layers.setter
@@ -75,23 +76,24 @@ class LentState(State):
 
     @property
     def positions(self) -> Tensor:
-        self.take_back()
+        self.reclaim()
         return self._positions
 
     @positions.setter
     def positions(self, positions: Tensor) -> None:
         self._positions = positions
 
-    def take_back(self) -> None:
+    def reclaim(self) -> None:
         recording, self.recording = self.recording, None
         if recording is not None:
-            recording.give(self)
+            recording.unload(self)
 
 
 class Recording:
-    """One step of a token for so many rows, with a memory of `capacity` tokens, in buffers.
+    """The recorded step of one token per row, with buffers for a cache of `capacity` tokens.
 
-    state: of the rows, for the sizes. graph: whether a CUDA graph is recorded; else a step runs as it would anyway.
+    state: an example of the states, for the sizes. graph: capture a CUDA graph; else the step runs operation by
+        operation.
     """
 
     def __init__(self, stack: Stack, state: State, capacity: int, graph: bool) -> None:
@@ -114,7 +116,7 @@ class Recording:
         return [part for layer in state.layers for part in layer.values()]
 
     def _step(self) -> Tensor:
-        """The step over the buffers: scores (B, V). What it replaced is written where it lay."""
+        """Run the step on the buffers and write the new state into them; returns the scores (B, V)."""
         carries = [part for part in self._parts(self.state) if isinstance(part, Carry)]
         before, positions = [carry.state for carry in carries], self.state.positions
         logits = self.stack.extend(self.tokens, self.state).logits[:, 0]
@@ -132,7 +134,7 @@ class Recording:
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):  # what is prepared at a first run must not be part of the recording
             self._step()
-            with without_value_checks(), Unread():
+            with without_value_checks(), RefuseSynchronisation():
                 self._step()
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
@@ -146,13 +148,13 @@ class Recording:
         return play
 
     def evict(self) -> None:
-        """Give the tenant, if there still is one, what it remembers."""
+        """Copy the buffers back to the state that uses them, if it still exists."""
         tenant = None if self.tenant is None else self.tenant()
         if tenant is not None:
-            tenant.take_back()
+            tenant.reclaim()
 
-    def take(self, state: LentState, most: float) -> None:
-        """Continue this state from now on, for so many steps at most."""
+    def load(self, state: LentState, most: float) -> None:
+        """Copy a state into the buffers, to run at most `most` steps on it."""
         self.evict()
         for here, part in zip(self._parts(self.state), self._parts(state)):
             if isinstance(here, FixedCache):
@@ -166,8 +168,8 @@ class Recording:
         self.played, self.most = 0, most
         self.tenant, state.recording = weakref.ref(state), self
 
-    def give(self, state: LentState) -> None:
-        """The tenant leaves with all it remembers."""
+    def unload(self, state: LentState) -> None:
+        """Copy the buffers back to the state."""
         self.tenant = None
         for here, part in zip(self._parts(self.state), self._parts(state)):
             if isinstance(here, FixedCache):
@@ -179,14 +181,14 @@ class Recording:
         state.positions = self.state.positions.clone()
 
 
-def held(state: State) -> int | None:
-    """How many tokens the caches of a state hold; None where it has no cache."""
+def cached_tokens(state: State) -> int | None:
+    """The number of tokens in the caches of a state; None if it has no cache."""
     return max((part.longest for layer in state.layers for part in layer.values() if isinstance(part, Cache)),
                default=None)
 
 
 class Recorded:
-    """A stack whose plain decoding plays a recording. Satisfies `segue.models.base.Decodable`.
+    """A stack whose single-token steps are replayed from a recording. Satisfies `segue.models.base.Decodable`.
 
     Recorded are stacks of attention and of mixers with a constant state, in states that cannot go back and whose
     prompts are read from left to right; anything else runs operation by operation, as `Stack.extend` does. Where there
@@ -195,7 +197,7 @@ class Recorded:
 
     def __init__(self, stack: Stack) -> None:
         self.stack, self.graph = stack, torch.cuda.is_available() and stack.embedding.weight.is_cuda
-        self.vocabulary, self.explicit, self.needs_whole_prompt = stack.vocabulary, stack, reads_whole(stack)
+        self.vocabulary, self.layout_form, self.needs_whole_prompt = stack.vocabulary, stack, needs_whole_prompt(stack)
         self.recordings: dict[tuple[int, int], Recording] = {}
         self.trouble: str | None = None  # why nothing is recorded
         tables = [stack.position_embedding, *(getattr(block.mixer, "places", None) for block in stack.blocks)]
@@ -217,8 +219,7 @@ class Recorded:
 
     @torch.inference_mode()
     def step(self, tokens: np.ndarray, state: LentState) -> np.ndarray:
-        """One token (B,) int64 per row, made real at once: `extend` and `commit` in one. Returns the scores (B, V) of
-        what follows."""
+        """Extend each row by one token (B,) int64 and commit it; returns the scores (B, V) of the next."""
         recording = self._recording(state)
         if recording is None:
             ids = torch.from_numpy(tokens).to(state.positions.device)
@@ -231,14 +232,14 @@ class Recorded:
         return recording.play().cpu().numpy()
 
     def _recording(self, state: LentState) -> Recording | None:
-        """Where the next step of this state is played, None where it is not."""
+        """The recording for the next step of this state, or None if it cannot be recorded."""
         recording = state.recording
         if recording is not None and recording.played < recording.most:
             return recording
         if self.trouble is not None or not self._fits(state):
             return None
-        used, most = held(state), math.inf
-        capacity = 0 if used is None else 1 << (used + ROOM - 1).bit_length()
+        used, most = cached_tokens(state), math.inf
+        capacity = 0 if used is None else 1 << (used + EXTRA_CAPACITY - 1).bit_length()
         if used is not None:
             most = capacity - used
         if self.longest is not None:
@@ -248,7 +249,7 @@ class Recorded:
         key = (state.batch, capacity)
         recording = self.recordings.pop(key, None)
         if recording is None:
-            while len(self.recordings) >= KEPT:
+            while len(self.recordings) >= MAX_RECORDINGS:
                 self.recordings.pop(next(iter(self.recordings))).evict()
             try:
                 recording = Recording(self.stack, state, capacity, self.graph)
@@ -256,7 +257,7 @@ class Recorded:
                 self.trouble = f"not recorded: {str(error).splitlines()[0]}"
                 return None
         self.recordings[key] = recording
-        recording.take(state, most)
+        recording.load(state, most)
         return recording
 
     def _fits(self, state: LentState) -> bool:

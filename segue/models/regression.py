@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from segue.models.advised import Advisor, tails
+from segue.models.advised import Advisor, histories_before
 
 OWN, OTHERS = 48, 49  # moments of a column's own past, and columns that are told by each other, at most
-NEAR = (3, 12, OWN)  # moments over which the size of changes says how wide errors are
-ROWS = 20_000  # moments that are learned from at most
+ERROR_WINDOWS = (3, 12, OWN)  # moments over which the size of changes says how wide errors are
+MAX_TRAINING_MOMENTS = 20_000  # moments that are learned from at most
 PENALTIES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of weights, per moment, of inputs brought to one size
-AROUND = 3  # moments about a season ago: one before it, that one, and one behind it
-LONG = 12  # moments of a past that says by itself around what its numbers lie, which may have moved since
-FEW = 24  # different numbers of a column up to which it is of sorts rather than measured
-RARE = 30  # times that a column stayed, or did not: of fewer nothing is learned apart
+NEAR_LEVELS = 3  # moments about a season ago: one before it, that one, and one behind it
+MIN_PAST_FOR_MEAN = 12  # moments of a past that says by itself around what its numbers lie, which may have moved since
+MAX_CATEGORIES = 24  # different numbers of a column up to which it is of sorts rather than measured
+MIN_REPEATS = 30  # times that a column stayed, or did not: of fewer nothing is learned apart
 WIDTHS = np.array([0.25, 0.6, 1.4, 4.0])  # of the errors, per spread
-ODD = 1e-3  # of the probability, for what a regression cannot see
+OTHER_PROBABILITY = 1e-3  # of the probability, for what a regression cannot see
 
 
 class Regression(Advisor):
@@ -47,10 +47,10 @@ class Regression(Advisor):
         self.between = [(each[1:] + each[:-1]) / 2 for each in self.numbers]
 
     @classmethod
-    def over(cls, vocabulary: int, turns: Sequence[np.ndarray], numbers: Sequence[Sequence[float]], context: int,
+    def for_context(cls, vocabulary: int, turns: Sequence[np.ndarray], numbers: Sequence[Sequence[float]], context: int,
              moments: int, seasons: Sequence[int] = ()) -> Regression:
         """One that reaches no further than a row of `context` tokens, with few enough weights for so many moments."""
-        fit = [season if (season + AROUND) * len(turns) <= context else 0 for season in seasons]
+        fit = [season if (season + NEAR_LEVELS) * len(turns) <= context else 0 for season in seasons]
         lags = int(np.clip(min(OWN, context // len(turns) - 1, moments // 20), 1, OWN))
         others = min(2, lags) if len(turns) <= OTHERS else 0  # more do not help forecasts that go on from forecasts
         return cls(vocabulary, [ids.tolist() for ids in turns], [list(each) for each in numbers], lags, others, fit)
@@ -58,9 +58,9 @@ class Regression(Advisor):
     def learn(self, documents: Sequence[np.ndarray]) -> None:
         ends = [number for number, ids in enumerate(documents) if len(ids) and self.column[ids[-1]] < 0]
         self.end = max(len(ends), 0.01) / max(1, sum(map(len, documents))) * len(self.turns)
-        self.models = [self._fitted(column, documents) for column in range(len(self.turns))]
+        self.models = [self._fit(column, documents) for column in range(len(self.turns))]
 
-    def _fitted(self, column: int, documents: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    def _fit(self, column: int, documents: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         ids, numbers = self.turns[column], self.numbers[column]
         found = [np.flatnonzero(self.column[each] == column) for each in documents]
         counts = sum((np.bincount(np.searchsorted(ids, each[place]), minlength=len(ids))
@@ -72,14 +72,14 @@ class Regression(Advisor):
                  "mean": np.array([mean]), "deviation": np.array([max(float(np.sqrt(known @ (numbers - mean) ** 2)),
                                                                       1e-9)])}
         total = sum(map(len, found))
-        step = max(1, -(-total // ROWS))
-        behind = np.concatenate([tails(each, place[number % step :: step], self.reach)
+        step = max(1, -(-total // MAX_TRAINING_MOMENTS))
+        behind = np.concatenate([histories_before(each, place[number % step :: step], self.reach)
                                  for number, (each, place) in enumerate(zip(documents, found))])
         truth = np.concatenate([self.value[each[place[number % step :: step]]]
                                 for number, (each, place) in enumerate(zip(documents, found))])
         x, last, spread, there = self._features(column, behind, model)
         good = there & np.isfinite(truth)
-        stayed = self._stayed(behind)[good]
+        stayed = self._repeats_last(behind)[good]
         said, last, truth = np.searchsorted(numbers, truth[good]), last[good], truth[good]
         x, y, spread = x[good], (truth - last) / model["deviation"], spread[good]
         if len(x) < 8:
@@ -93,15 +93,15 @@ class Regression(Advisor):
         penalty = min(PENALTIES, key=lambda each: np.abs(x[cut:] @ ridge(each, cut) - y[cut:]).mean())
         left = x @ ridge(penalty, len(x)) - y
         moved = truth != last  # a number that stays says nothing of how far others go
-        some = moved if moved.sum() > RARE else np.ones(len(moved), bool)
+        some = moved if moved.sum() > MIN_REPEATS else np.ones(len(moved), bool)
         size = np.linalg.solve(spread[some].T @ spread[some] + 1e-3 * some.sum() * np.eye(spread.shape[1]),
                                spread[some].T @ np.log(np.abs(left[some]) + 1e-3))
         edges = np.concatenate([[-np.inf], self.between[column], [np.inf]])[said[:, None] + np.arange(2)]
-        told = np.diff(_below(edges, truth + left * model["deviation"], spread, model | {"size": size}))[..., 0].T
+        told = np.diff(_cumulative(edges, truth + left * model["deviation"], spread, model | {"size": size}))[..., 0].T
         parts = np.column_stack([told, ~moved, model["often"][said]])
         share = np.full((2, parts.shape[1]), 1 / parts.shape[1])
         for state in range(2):
-            mine = parts[stayed == state] if (stayed == state).sum() > RARE else parts
+            mine = parts[stayed == state] if (stayed == state).sum() > MIN_REPEATS else parts
             for _ in range(50):
                 part = mine * share[state]
                 share[state] = (part / np.maximum(part.sum(1, keepdims=True), 1e-300)).mean(0) + 1e-4
@@ -119,42 +119,42 @@ class Regression(Advisor):
         def lagged(other: int, moments: int, now: bool) -> np.ndarray:
             """(N, moments) of a column, the newest last, what is missing as it was before, or else behind."""
             back = np.arange(moments, 0, -1) * many + column - other - many * now
-            return _filled(values[:, -back])
+            return _fill_missing(values[:, -back])
 
         own = lagged(column, self.lags + 1, False)
         there, own = np.isfinite(own[:, -1]), np.nan_to_num(own)
         last, changes = own[:, -1], np.abs(np.diff(own, axis=1)) / deviation
         level = (last[:, None] - model["mean"]) / deviation
-        parts = [np.ones((len(behind), 1)), *([level] if self.lags < LONG else []),
+        parts = [np.ones((len(behind), 1)), *([level] if self.lags < MIN_PAST_FOR_MEAN else []),
                  (own[:, :-1] - last[:, None]) / deviation]
         if season := self.seasons[column]:
-            ago = values[:, -(np.arange(season + 1, season + 1 - AROUND, -1) * many)]
+            ago = values[:, -(np.arange(season + 1, season + 1 - NEAR_LEVELS, -1) * many)]
             parts += [np.where(np.isfinite(ago), ago - last[:, None], 0.0) / deviation]
         for other in range(many):
             if other != column and self.others:
                 each = np.nan_to_num(lagged(other, self.others + 1, other < column))
                 scale = np.maximum(np.ptp(self.numbers[other]) / 6, 1e-9)
                 parts += [np.diff(each, axis=1) / scale]
-        recent = [np.log(changes[:, -moments:].mean(1) + 1e-3) for moments in NEAR]
+        recent = [np.log(changes[:, -moments:].mean(1) + 1e-3) for moments in ERROR_WINDOWS]
         return np.concatenate(parts, 1), last, np.stack([np.ones(len(behind)), *recent], 1), there
 
-    def _stayed(self, behind: np.ndarray) -> np.ndarray:
+    def _repeats_last(self, behind: np.ndarray) -> np.ndarray:
         """(N,) bool: behind which of the tails the last two numbers of the column whose turn it is are the same."""
         many = len(self.turns)
         return behind[:, -many] == behind[:, -2 * many]
 
-    def speaks(self, tails: np.ndarray) -> np.ndarray:
-        """Of columns of more than `FEW` numbers."""
-        measured = np.array([len(each) > FEW for each in self.numbers])
-        return measured[self._turn(tails)]
+    def can_predict(self, tails: np.ndarray) -> np.ndarray:
+        """Of columns of more than `MAX_CATEGORIES` numbers."""
+        measured = np.array([len(each) > MAX_CATEGORIES for each in self.numbers])
+        return measured[self._next_column(tails)]
 
-    def _turn(self, tails: np.ndarray) -> np.ndarray:
+    def _next_column(self, tails: np.ndarray) -> np.ndarray:
         """(N,): the column whose turn it is."""
         return (self.column[tails[:, -1]] + 1) % len(self.turns)
 
-    def after(self, behind: np.ndarray) -> np.ndarray:
-        turn = self._turn(behind)
-        out = np.full((len(behind), self.vocabulary), ODD / self.vocabulary)
+    def predict(self, behind: np.ndarray) -> np.ndarray:
+        turn = self._next_column(behind)
+        out = np.full((len(behind), self.vocabulary), OTHER_PROBABILITY / self.vocabulary)
         for column, model in enumerate(self.models):
             rows = np.flatnonzero(turn == column)
             if not len(rows):
@@ -163,19 +163,19 @@ class Regression(Advisor):
             if "weights" in model:
                 x, last, spread, there = self._features(column, behind[rows], model)
                 middle = last + (x @ model["weights"]) * model["deviation"]
-                share = model["share"][self._stayed(behind[rows]).astype(int)]
+                share = model["share"][self._repeats_last(behind[rows]).astype(int)]
                 below = np.einsum("nw,wne->ne", share[:, : len(WIDTHS)],
-                                  _below(self.between[column], middle, spread, model))
+                                  _cumulative(self.between[column], middle, spread, model))
                 told = np.diff(below, axis=1, prepend=0.0, append=share[:, : len(WIDTHS)].sum(1, keepdims=True))
                 told += share[:, -1:] * model["often"]
                 told[there, np.searchsorted(self.numbers[column], last[there])] += share[there, -2]
                 chances[there] = told[there]
             missing, end = float(model["missing"][0]), self.end if column == 0 else 0.0
             ids = self.turns[column]
-            out[rows[:, None], ids[None, :-1]] += (1 - ODD) * (1 - missing) * (1 - end) * chances
-            out[rows, ids[-1]] += (1 - ODD) * missing * (1 - end)
+            out[rows[:, None], ids[None, :-1]] += (1 - OTHER_PROBABILITY) * (1 - missing) * (1 - end) * chances
+            out[rows, ids[-1]] += (1 - OTHER_PROBABILITY) * missing * (1 - end)
             nothing = np.flatnonzero(self.column[:-1] < 0)
-            out[rows[:, None], nothing[None]] += (1 - ODD) * end / len(nothing)
+            out[rows[:, None], nothing[None]] += (1 - OTHER_PROBABILITY) * end / len(nothing)
         return out / out.sum(1, keepdims=True)
 
     def settings(self) -> dict[str, Any]:
@@ -193,13 +193,13 @@ class Regression(Advisor):
                         if key.partition(".")[0] == str(column)} for column in range(len(self.turns))]
 
 
-def _below(edges: np.ndarray, middle: np.ndarray, spread: np.ndarray, model: dict[str, np.ndarray]) -> np.ndarray:
+def _cumulative(edges: np.ndarray, middle: np.ndarray, spread: np.ndarray, model: dict[str, np.ndarray]) -> np.ndarray:
     """(W, N, E): the probability to lie below edges (N, E) or (E,), by a logistic error of each of the WIDTHS."""
     wide = np.exp(np.clip(spread @ model["size"], -12, 12)) * model["deviation"]
     return 1 / (1 + np.exp(-np.clip((edges - middle[:, None]) / (wide[:, None] * WIDTHS[:, None, None]), -60, 60)))
 
 
-def _filled(values: np.ndarray) -> np.ndarray:
+def _fill_missing(values: np.ndarray) -> np.ndarray:
     """(N, T) with what is missing as it was before, at a beginning as it is first; nan where nothing is known."""
     known, n = np.isfinite(values), np.arange(values.shape[1])
     place = np.maximum.accumulate(np.where(known, n, -1), 1)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.mixers.cross import CrossAttention
-from segue.mixers.state import Layout
-from segue.models.prompts import PromptTuning, ahead, in_front
+from segue.mixers.layout import Layout
+from segue.models.prompts import PromptTuning, layout_with_prompt, positions_in_front
 from segue.models.segments import MultiSegmentLM
-from segue.models.seq2seq import Conditioned, Prompts, Reading
+from segue.models.seq2seq import ConditionedDecoder, SourceState, SplitPrompts
 from segue.models.stack import Stack, StackConfig, make_norm
 
 
@@ -52,7 +52,7 @@ class SequenceConditioner(nn.Module):
         return self.out(hidden[torch.arange(len(hidden)), lengths - 1])
 
 
-class Retrofitted(Conditioned):
+class Retrofitted(ConditionedDecoder):
     """A model of rows of segments that also sees a source: the codes of a picture, and the texts so far.
 
     A prompt is `source + [begin] + text`, the source so many codes as the last segment has positions (ids of that
@@ -71,10 +71,10 @@ class Retrofitted(Conditioned):
         self.lm, self.decoder, self.story, self.prompts = lm, lm.stack, story, prompts
         self.looks, self.pad = looks, pad
         self.pictures = int(lm.place.max())
-        self.text = lm.start(1)  # positions of a text
-        self.codes = len(lm.place) - lm.start(self.pictures)
+        self.text = lm.segment_start(1)  # positions of a text
+        self.codes = len(lm.place) - lm.segment_start(self.pictures)
         self.source_norm = make_norm(lm.stack.config)
-        self.cross = insert_cross(lm.stack, layers, heads, first=lm.start(self.pictures) - 1)
+        self.cross = insert_cross(lm.stack, layers, heads, first=lm.segment_start(self.pictures) - 1)
 
     def state_parameters(self) -> list[nn.Parameter]:
         return self.decoder.state_parameters()
@@ -94,7 +94,7 @@ class Retrofitted(Conditioned):
 
     def memory(self, source: Tensor, lengths: Tensor) -> Tensor:
         """(B, M, D): the codes' embeddings with their positions in a row, normed."""
-        positions = self.lm.start(self.pictures) + torch.arange(self.codes, device=source.device)
+        positions = self.lm.segment_start(self.pictures) + torch.arange(self.codes, device=source.device)
         memory = self.source_norm(self.decoder.embed(source[:, : self.codes], positions.expand(len(source), -1)))
         return memory if self.looks else memory * 0
 
@@ -108,7 +108,7 @@ class Retrofitted(Conditioned):
         means = (self.decoder.embedding(texts) * words).sum(2) / words.sum(2).clamp(min=1)
         return self.story(means, (lengths - self.codes) // self.text)
 
-    def _read(self, prompts: Prompts, state: Reading | None = None) -> Tensor:
+    def _read(self, prompts: SplitPrompts, state: SourceState | None = None) -> Tensor:
         if bool(((prompts.lengths - self.codes) % self.text).any()) or bool((prompts.lengths <= self.codes).any()):
             raise SegueError(f"a source is {self.codes} codes and then texts of {self.text} ids each, at least one: "
                              f"these are of {prompts.lengths.tolist()} ids")
@@ -120,21 +120,21 @@ class Retrofitted(Conditioned):
         front = 0
         if self.prompts is not None and state is None:
             rows = self.prompts(len(x))
-            front, x, layout = rows.shape[1], torch.cat([rows, x], 1), replace(in_front(rows, layout),
+            front, x, layout = rows.shape[1], torch.cat([rows, x], 1), replace(layout_with_prompt(rows, layout),
                                                                                source=layout.source)
         for index in range(len(self.decoder.blocks)):
             x = self.decoder.run_block(index, x, layout, state)
-        return prompts.spread(self.decoder.finish(x, layout)[:, front:])
+        return prompts.scatter_to_rows(self.decoder.finish(x, layout)[:, front:])
 
     def _logits(self, hidden: Tensor, place: Tensor) -> Tensor:
         return nn.functional.pad(self.lm.scores(hidden, place), (0, 1), value=-torch.inf)
 
-    def init_state(self, batch: int, history: int = 0) -> Reading:
+    def init_state(self, batch: int, history: int = 0) -> SourceState:
         """A state that has read the prompts, at positions below 0."""
         state = super().init_state(batch, history)
         if self.prompts is not None:
             x = self.prompts(batch)
-            layout = ahead(x)
+            layout = positions_in_front(x)
             for index, parts in enumerate(state.layers):
                 x = self.decoder.run_block(index, x, layout, state)
                 for part in parts.values():

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import Layout, State, gather_nodes
+from segue.mixers.layout import Layout, gather_nodes
+from segue.mixers.state import State
 from segue.models.base import Decoding, Output
 from segue.models.stack import Stack, StackConfig
 
@@ -52,7 +53,7 @@ class MultiSegmentLM(nn.Module):
         """(n,) long, the ids of a segment, those that were added last."""
         return (self.owner == segment).nonzero()[:, 0]
 
-    def start(self, segment: int) -> int:
+    def segment_start(self, segment: int) -> int:
         """The first position of a segment."""
         return int((self.place < segment).sum())
 

@@ -1,8 +1,8 @@
 """Encoder-decoders (Sutskever et al. 2014; Vaswani et al. 2017) behind the interface of every other model.
 
-A row is `source + [begin] + target`: `begin` is an id of its own behind the model's other ids, and is never said. What
-stands before it is encoded once, both ways, into keys and values that stay; `begin` and what follows are read by the
-decoder, as by any stack. So decoders, drafts, searches and servers see a model that continues prompts.
+A row is `source + [begin] + target`, where `begin` is an extra id after the model's vocabulary that is never generated.
+The source is encoded once, in both directions, into fixed keys and values; `begin` and the target are read by the
+decoder, as by any stack. To decoders, drafts, searches and servers this is a model that continues prompts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.files import atomic_folder, read_json, write_json
 from segue.mixers.cross import Source
-from segue.mixers.state import Layout, State, check_rows, gather_nodes, length_mask
+from segue.mixers.layout import Layout, check_rows, gather_nodes, length_mask
+from segue.mixers.state import State
 from segue.models.base import Decoding, Output, check_prompt
 from segue.models.stack import Stack, StackConfig
 
@@ -48,8 +49,8 @@ class EncoderDecoderConfig:
             raise SegueError(f"this is no config of an encoder-decoder ({type(error).__name__}: {error})") from error
 
 
-class Reading(State):
-    """The state of a decoder beside a source that was read with the prompt; positions count the source too."""
+class SourceState(State):
+    """The state of a decoder with an encoded source; positions count the tokens of the source too."""
 
     @property
     def source(self) -> Source:
@@ -78,7 +79,7 @@ class Reading(State):
         super().commit(path, counts)
 
     def join(self, others: Sequence[State]) -> State:
-        if any(other.source.is_empty != self.source.is_empty for other in others if isinstance(other, Reading)):
+        if any(other.source.is_empty != self.source.is_empty for other in others if isinstance(other, SourceState)):
             raise SegueError("rows that have read no source cannot go on beside rows that have: give them a prompt "
                              "first")
         return super().join(others)
@@ -92,8 +93,8 @@ class Reading(State):
         super().rewind(n)
 
 
-class Prompts:
-    """Prompts of an encoder-decoder (B, N), of which the first `ends` (B,) tokens are real (None: all), taken apart.
+class SplitPrompts:
+    """Rows (B, N) of an encoder-decoder split into source and target; `ends` (B,) tokens of each are real (None: all).
 
     source: (B, S) long, 0 behind its `lengths` (B,); real: (B, S) bool. target: (B, M) long, `begin` and what follows.
     node: (B, M) long, target positions from 0; place: (B, N) long, that of each token, below 0 in the source. layout:
@@ -117,22 +118,22 @@ class Prompts:
         self.target = tokens.gather(1, self.layout.positions.clamp(max=n - 1))
         self.place = torch.arange(n, device=device) - self.lengths[:, None]
 
-    def spread(self, y: Tensor) -> Tensor:
-        """(B, M, F) of the target's nodes -> (B, N, F), zero at the source and at padding."""
+    def scatter_to_rows(self, y: Tensor) -> Tensor:
+        """Vectors (B, M, F) of the target's nodes -> (B, N, F) at their places in the rows, zero elsewhere."""
         there = (self.place >= 0) & (self.place < y.shape[1])
         return gather_nodes(y, self.place.clamp(max=y.shape[1] - 1)).masked_fill(~there[..., None], 0.0)
 
 
 def prompt_ends(at: Tensor | None) -> Tensor | None:
-    """Where rows end of which the nodes `at` (B, M) are wanted: what stands behind the last of them is padding."""
+    """(B,), the end of each row, after the last node in `at` (B, M), beyond which all is padding; None if unknown."""
     return None if at is None or not at.shape[1] else at.max(1).values + 1
 
 
-class Foldered(nn.Module):
-    """A model with a config that lies in a folder. A subclass names its format and the class of its config."""
+class SavedModel(nn.Module):
+    """Base class of models saved as a folder of config and weights. A subclass names its format and config class."""
 
     format: ClassVar[str]
-    configured: ClassVar[Any]
+    config_class: ClassVar[Any]
     config: Any
 
     def save(self, folder: str | Path) -> None:
@@ -145,7 +146,7 @@ class Foldered(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """What `save` wrote."""
+        """Load the model that `save` wrote, in evaluation mode."""
         from safetensors import SafetensorError
         from safetensors.torch import load_model
 
@@ -154,7 +155,7 @@ class Foldered(nn.Module):
                 or not isinstance(values.get("model"), dict):
             raise SegueError(f"{Path(folder) / 'config.json'} is not the config of such a model (format "
                              f"'{cls.format}')")
-        model = cls(cls.configured.from_dict(values["model"]))
+        model = cls(cls.config_class.from_dict(values["model"]))
         try:
             load_model(model, path)
         except (OSError, SafetensorError, RuntimeError) as error:
@@ -162,7 +163,7 @@ class Foldered(nn.Module):
         return model.eval()
 
 
-def encode(encoder: Stack, source: Tensor, lengths: Tensor) -> Tensor:
+def encode_source(encoder: Stack, source: Tensor, lengths: Tensor) -> Tensor:
     """(B, S) long, or (B, S, C) real vectors, of which the first `lengths` (B,) of each row are real -> (B, S, D)."""
     batch, n = source.shape[:2]
     if bool((lengths == n).all()):
@@ -174,17 +175,17 @@ def encode(encoder: Stack, source: Tensor, lengths: Tensor) -> Tensor:
     encoded = weight.new_zeros(batch, n, encoder.config.width)
     for length in lengths.unique().tolist():
         rows = torch.nonzero(lengths == length)[:, 0]
-        alone = encode(encoder, source[rows, :length], lengths[rows])
+        alone = encode_source(encoder, source[rows, :length], lengths[rows])
         encoded = encoded.index_copy(0, rows, F.pad(alone.to(encoded.dtype), (0, 0, 0, n - length)))
     return encoded
 
 
-class Conditioned(nn.Module):
-    """A stack that says a target beside a source that was read before it. Satisfies `segue.models.base.Decodable`.
+class ConditionedDecoder(nn.Module):
+    """A decoder stack conditioned on a source that is read first. Satisfies `segue.models.base.Decodable`.
 
-    A subclass says what the decoder looks at of a source (`memory`). begin: the id between source and target;
-    `vocabulary` is one more. restart: target positions count from 0, else they go on behind the source. Logits at the
-    nodes of the source mean nothing.
+    A subclass implements `memory`, the vectors that the decoder attends to. begin: the id between source and target;
+    `vocabulary` is one more. restart: target positions count from 0, else they continue those of the source. Logits at
+    the nodes of the source are meaningless.
     """
 
     needs_whole_prompt = True
@@ -205,7 +206,7 @@ class Conditioned(nn.Module):
         return self.decoder.path
 
     def prompt(self, source: Sequence[int], prefix: Sequence[int] = ()) -> list[int]:
-        """The prompt for the target of `source` that begins with `prefix`."""
+        """The prompt to generate a target for `source` that begins with `prefix`."""
         return [*source, self.begin, *prefix]
 
     def memory(self, source: Tensor, lengths: Tensor) -> Tensor:
@@ -213,23 +214,23 @@ class Conditioned(nn.Module):
         are real; of the M likewise."""
         raise NotImplementedError
 
-    def _read(self, prompts: Prompts, state: Reading | None = None) -> Tensor:
+    def _read(self, prompts: SplitPrompts, state: SourceState | None = None) -> Tensor:
         """(B, N, D), zero at the source and at padding."""
         encoded = self.memory(prompts.source, prompts.lengths)
         positions = prompts.node if self.restart else prompts.layout.positions
         layout = Layout(positions, source=(encoded, prompts.lengths))
-        return prompts.spread(self.decoder.hidden(prompts.target, layout, state))
+        return prompts.scatter_to_rows(self.decoder.hidden(prompts.target, layout, state))
 
     def hidden(self, tokens: Tensor, layout: Layout | None = None) -> Tensor:
         """(B, T) rows of source, begin and target, padded behind it -> (B, T, D), zero at the source."""
-        return self._whole(tokens, layout)[0]
+        return self._hidden_and_places(tokens, layout)[0]
 
-    def _whole(self, tokens: Tensor, layout: Layout | None) -> tuple[Tensor, Tensor]:
-        """Of whole rows the hidden vectors, and the places of the nodes."""
+    def _hidden_and_places(self, tokens: Tensor, layout: Layout | None) -> tuple[Tensor, Tensor]:
+        """The hidden vectors of whole rows, and the place of each node in its target."""
         if layout is not None and layout.starts is not None:
             raise SegueError("an encoder-decoder cannot reset inside a sequence: give it one pair of source and target "
                              "per row")
-        prompts = Prompts(self, tokens)
+        prompts = SplitPrompts(self, tokens)
         return self._read(prompts), prompts.place
 
     def _logits(self, hidden: Tensor, place: Tensor) -> Tensor:
@@ -238,22 +239,22 @@ class Conditioned(nn.Module):
 
     def forward(self, tokens: Tensor, layout: Layout | None = None) -> Output:
         """The training form, see `hidden`."""
-        hidden, place = self._whole(tokens, layout)
+        hidden, place = self._hidden_and_places(tokens, layout)
         return Output(self._logits(hidden, place), hidden)
 
-    def init_state(self, batch: int, history: int = 0) -> Reading:
+    def init_state(self, batch: int, history: int = 0) -> SourceState:
         state = self.decoder.init_state(batch, history)
-        return Reading(state.layers, state.positions)
+        return SourceState(state.layers, state.positions)
 
     def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None,
                at: Tensor | None = None) -> Output:
         """See `Decodable.extend`. The first call takes the whole prompts; where it says `at`, what stands behind the
         last of those nodes is padding, and cannot be committed."""
-        assert isinstance(state, Reading)
+        assert isinstance(state, SourceState)
         check_rows(tokens.shape[0], state)
         layout = state.layout(tokens.shape[1], parents)
         if state.source.is_empty:
-            prompts = Prompts(self, tokens, prompt_ends(at))
+            prompts = SplitPrompts(self, tokens, prompt_ends(at))
             hidden, layout, place = self._read(prompts, state), prompts.layout, prompts.place
         else:
             place = layout.positions - state.source.lengths[:, None]
@@ -265,11 +266,11 @@ class Conditioned(nn.Module):
         return Output(self._logits(gather_nodes(hidden, at), place.gather(1, at)), hidden)
 
 
-class EncoderDecoder(Conditioned, Foldered):
-    """A stack that reads the source and one that says the target."""
+class EncoderDecoder(ConditionedDecoder, SavedModel):
+    """An encoder stack for the source and a decoder stack for the target."""
 
     format = "segue encoder-decoder 1"
-    configured = EncoderDecoderConfig
+    config_class = EncoderDecoderConfig
 
     def __init__(self, config: EncoderDecoderConfig) -> None:
         super().__init__()
@@ -299,7 +300,7 @@ class EncoderDecoder(Conditioned, Foldered):
 
     def encode(self, source: Tensor, lengths: Tensor) -> Tensor:
         """(B, S) long, of which the first `lengths` (B,) of each row are real -> (B, S, D)."""
-        return encode(self.encoder, source, lengths)
+        return encode_source(self.encoder, source, lengths)
 
     def memory(self, source: Tensor, lengths: Tensor) -> Tensor:
         return self.encode(source, lengths)

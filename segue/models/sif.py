@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import length_mask
+from segue.mixers.layout import length_mask
 
 
 def cooccurrence_vectors(rows: Sequence[np.ndarray], vocabulary: int, width: int = 64, window: int = 10,

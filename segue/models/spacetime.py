@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers import MIXERS
 from segue.mixers.cross import CrossAttention
+from segue.mixers.layout import Layout
 from segue.mixers.positions import sinusoids
-from segue.mixers.state import Layout
-from segue.models.flow import NOTHING, Given, LayeredField, waves
+from segue.models.flow import NOTHING, Conditions, LayeredField, time_features
 from segue.models.stack import ChannelMixer, StackConfig, both_ways
 
 TEXT = "text"  # what a field is told in words: ids (B, S) long, -1 behind the last
@@ -62,7 +62,7 @@ class SpaceTimeConfig:
 
 
 @dataclass
-class Scene:
+class BlockInputs:
     """What blocks know besides the vectors: how these lie, what is given, what the time does (2, B, 6, D), at the time
     of what is asked for and at 0, and what is told in words."""
 
@@ -71,12 +71,12 @@ class Scene:
     clock: Tensor
     words: tuple[Tensor, Tensor] | None
 
-    def folded(self, x: Tensor, over_time: bool) -> Tensor:
+    def fold(self, x: Tensor, over_time: bool) -> Tensor:
         """(B, N, D) -> each frame, or each place over time, as a row of its own."""
         x = x.unflatten(1, (self.grid[0], -1))
         return (x.transpose(1, 2) if over_time else x).flatten(0, 1)
 
-    def unfolded(self, x: Tensor, over_time: bool) -> Tensor:
+    def unfold(self, x: Tensor, over_time: bool) -> Tensor:
         x = x.unflatten(0, (len(self.asked), -1))
         return (x.transpose(1, 2) if over_time else x).flatten(1, 2)
 
@@ -100,26 +100,26 @@ class SpaceTimeBlock(nn.Module):
         self.table = nn.Parameter(torch.randn(6, width) / math.sqrt(width))
         for module in (self.mixer, self.cross, self.channel) if self.over_time else ():
             if module is not None:
-                silence(module.out)
+                zero_init(module.out)
 
-    def forward(self, x: Tensor, scene: Scene) -> Tensor:
+    def forward(self, x: Tensor, scene: BlockInputs) -> Tensor:
         asked, given = (self.table + scene.clock)[:, :, None]
         shift, scale, gate, shift2, scale2, gate2 = torch.where(scene.asked[..., None, None], asked, given).unbind(2)
-        lines = scene.folded(norm(x) * (1 + scale) + shift, self.over_time)
+        lines = scene.fold(unscaled_norm(x) * (1 + scale) + shift, self.over_time)
         frame = scene.grid[1:]
         grid = frame if not self.over_time and 1 < len(frame) <= self.mixer.axes else None
         layout = Layout.chain((lines.shape[0], lines.shape[1]), device=x.device, grid=grid)
-        x = x + gate * scene.unfolded(self.mixer.run(lines, layout, {}), self.over_time)
+        x = x + gate * scene.unfold(self.mixer.run(lines, layout, {}), self.over_time)
         if self.cross is not None:
             x = x + self.cross.run(x, Layout(layout.positions, source=scene.words), {})
-        return x + gate2 * self.channel(norm(x) * (1 + scale2) + shift2)
+        return x + gate2 * self.channel(unscaled_norm(x) * (1 + scale2) + shift2)
 
 
-def norm(x: Tensor) -> Tensor:
+def unscaled_norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
-def silence(linear: Any) -> None:
+def zero_init(linear: Any) -> None:
     """Makes a linear map write nothing, until it learns to."""
     nn.init.zeros_(linear.weight)
     if linear.bias is not None:
@@ -161,23 +161,23 @@ class SpatioTemporalDiT(LayeredField):
         self.blocks = nn.ModuleList(SpaceTimeBlock(config, index) for index in range(2 * config.pairs))
         self.table = nn.Parameter(torch.randn(2, config.width) / math.sqrt(config.width))
         self.head = nn.Linear(config.width, config.size)
-        silence(self.head)
+        zero_init(self.head)
 
     @property
     def layers(self) -> list[nn.Module]:
         return list(self.blocks)
 
     def begin(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout,
-              given: Given = NOTHING) -> tuple[Tensor, Scene]:
+              given: Conditions = NOTHING) -> tuple[Tensor, BlockInputs]:
         if layout.starts is not None:
             raise SegueError("a row holds one film: give films of one length, one a row")
         grid = layout.grid or (x.shape[1],)
-        clock = self.clock(waves(torch.stack([t.float(), torch.zeros_like(t, dtype=torch.float)]), 64).to(x))
+        clock = self.clock(time_features(torch.stack([t.float(), torch.zeros_like(t, dtype=torch.float)]), 64).to(x))
         words = None
         if self.words is not None:
             words = self.words(given.get(TEXT, torch.full((len(x), 0), -1, device=x.device)))
         hidden = self.into(x) + self.places(grid[1:], x).repeat(grid[0], 1)
-        return hidden, Scene(grid, asked, clock.unflatten(-1, (6, -1)), words)
+        return hidden, BlockInputs(grid, asked, clock.unflatten(-1, (6, -1)), words)
 
     def places(self, frame: tuple[int, ...], like: Tensor) -> Tensor:
         """(places, D): sinusoids of each axis of a frame, each on its share of the features."""
@@ -188,10 +188,10 @@ class SpatioTemporalDiT(LayeredField):
         waves = sinusoids(at.view(-1, len(frame)).T, share, like.dtype)  # (axes, places, share)
         return F.pad(waves.transpose(0, 1).flatten(1), (0, self.width - share * len(frame)))
 
-    def run(self, block: nn.Module, hidden: Tensor, at: Scene) -> Tensor:
+    def run(self, block: nn.Module, hidden: Tensor, at: BlockInputs) -> Tensor:
         return block(hidden, at)
 
-    def end(self, hidden: Tensor, at: Scene) -> Tensor:
+    def end(self, hidden: Tensor, at: BlockInputs) -> Tensor:
         asked, given = (self.table + at.clock[:, :, :2])[:, :, None]
         shift, scale = torch.where(at.asked[..., None, None], asked, given).unbind(2)
-        return self.head(norm(hidden) * (1 + scale) + shift)
+        return self.head(unscaled_norm(hidden) * (1 + scale) + shift)

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 
-FIXED = 1 << 30  # the type of what never changes: inputs and a trunk
+FIXED_TYPE = 1 << 30  # the type of what never changes: inputs and a trunk
 
 
 class Masked(nn.Module):
@@ -167,7 +167,7 @@ class SparseNetwork(nn.Module):
 
     def source_types(self) -> list[Tensor]:
         """Of each layer (C,): the types of what it reads."""
-        first = torch.full_like(self.masked[0].connections[0], FIXED, dtype=torch.long)
+        first = torch.full_like(self.masked[0].connections[0], FIXED_TYPE, dtype=torch.long)
         return [first, *(layer.types for layer in self.masked[:-1])]
 
     @torch.no_grad()

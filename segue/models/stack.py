@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from segue.errors import SegueError
+from segue.kernels.dropout import Dropout
 from segue.mixers import MIXERS, Mixer
 from segue.mixers.cross import make_cross_attention
+from segue.mixers.layout import Layout, can_check_values, check_rows, gather_nodes
 from segue.mixers.regions import RegionLabels
-from segue.mixers.state import Carry, Layout, Part, Parts, State, can_check_values, check_rows, gather_nodes
+from segue.mixers.state import Carry, Part, Parts, State
 from segue.mixers.traits import Traits
 from segue.models.base import Decoding, Output, check_tokens
 
@@ -35,12 +37,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-MOST = 1000  # layers
+MAX_LAYERS = 1000  # of a pattern: a larger count is a mistake
 
 
 def both_ways(config: StackConfig) -> StackConfig:
-    """The same layers, each reading both ways: attention looks ahead too, what can only read one way is joined by its
-    mirror image (`segue.mixers.bidirectional`), and what reads both ways stays as it is."""
+    """The config of the same stack read in both directions: attention is made non-causal, any other causal mixer is
+    paired with its mirror image (`segue.mixers.bidirectional`), and bidirectional mixers are left as they are."""
     names, options = list[str](), dict(config.options)
     for name in config.mixers:
         base = name.partition(":")[0]
@@ -65,8 +67,8 @@ def expand_pattern(pattern: str, depth: int | None = None) -> list[str]:
                              f"choose from {', '.join(sorted(MIXERS))}")
         if star and not (times.isdigit() and int(times)):
             raise SegueError(f"'{term}' in pattern '{pattern}': write NAME*COUNT with a positive whole COUNT")
-        if len(names) + int(times or 1) > MOST:
-            raise SegueError(f"'{pattern}' has more than {MOST:,} layers: write fewer")
+        if len(names) + int(times or 1) > MAX_LAYERS:
+            raise SegueError(f"'{pattern}' has more than {MAX_LAYERS:,} layers: write fewer")
         names += [name] * int(times or 1)
     return names if depth is None else [names[i % len(names)] for i in range(depth)]
 
@@ -169,12 +171,12 @@ class ChannelMixer(nn.Module):
 
 
 def make_norm(config: StackConfig) -> nn.Module:
-    """The norm that the config names, of its width."""
+    """The normalisation layer that the config asks for."""
     return (nn.RMSNorm if config.norm == "rms" else nn.LayerNorm)(config.width, eps=config.norm_eps)
 
 
 class Transform(nn.Module):
-    """A dense layer, the activation and a norm: what stands in front of the head (`StackConfig.transform`)."""
+    """A dense layer, the activation and a norm before the head (`StackConfig.transform`)."""
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
@@ -185,8 +187,8 @@ class Transform(nn.Module):
         return self.norm(self.activation(self.dense(x)))
 
 
-def gates(config: StackConfig) -> list[str]:
-    """The gate of each block's cross-attention, "" where mixer and cross-attention follow each other."""
+def cross_attention_gates(config: StackConfig) -> list[str]:
+    """The gate of each block's cross-attention: "soft", "xor", or "" for a cross-attention after the mixer."""
     gate = (config.cross or {}).get("gate", "")
     each = [gate] * len(config.mixers) if isinstance(gate, str) else list(gate)
     if len(each) != len(config.mixers) or not set(each) <= {"", "soft", "xor"}:
@@ -198,8 +200,7 @@ def gates(config: StackConfig) -> list[str]:
 
 
 class LearnedState(nn.Module):
-    """What is added to the fresh state of a block's mixers: where reading begins, learned (see
-    `segue.models.adapters.InitialState`).
+    """A learned offset to the initial state of a block's mixers (see `segue.models.adapters.InitialState`).
 
     parts: of a fresh state, whose carries' free tensors get numbers. rank: those that end in a matrix (K, E) have
     scale * sum_r k_r v_r^T added, k ~ N(0, 1) and v ~ N(0, scale^2); 0, or one as high as the matrix: all its numbers,
@@ -224,22 +225,22 @@ class LearnedState(nn.Module):
                 else:
                     self.tables[f"{name}:{index}"] = torch.zeros_like(tensor[0])
 
-    def added(self, name: str) -> Tensor | None:
-        """What is added to one tensor of the state, of one row; None: nothing."""
+    def offset(self, name: str) -> Tensor | None:
+        """The offset of one tensor of the state, for one row; None if there is none."""
         if name in self.tables:
             return self.scale * self.tables[name]
         if f"{name}:k" not in self.tables:
             return None
         return self.scale * (self.tables[f"{name}:k"] @ self.tables[f"{name}:v"])
 
-    def begin(self, parts: Mapping[str, Part], like: Tensor) -> None:
-        """Move the carries of a fresh state to where reading begins."""
+    def apply_to(self, parts: Mapping[str, Part], like: Tensor) -> None:
+        """Add the offsets to the carries of a fresh state."""
         for name, part in parts.items():
             if not isinstance(part, Carry):
                 continue
             opened, state = part.recurrence.learnable_initial(part.state[0].shape[0], like), list(part.state)
             for index, old in enumerate(state):
-                moved = self.added(f"{name}:{index}")
+                moved = self.offset(f"{name}:{index}")
                 state[index] = opened[index] if moved is None else old + moved.to(old.dtype)
             part.state = part.replay_state = tuple(state)
 
@@ -257,15 +258,15 @@ class Block(nn.Module):
         except TypeError as error:
             raise SegueError(f"options of mixer '{mixer}': {error}") from error
         options = {} if config.cross is None else {k: v for k, v in config.cross.items() if k != "gate"}
-        self.gate = gates(config)[index]
+        self.gate = cross_attention_gates(config)[index]
         self.cross_norm = make_norm(config) if config.cross is not None and not self.gate else None
         self.cross = make_cross_attention(config.width, options) if config.cross is not None else None
         self.channel_norm = make_norm(config) if config.channel != "none" else None
         self.channel = ChannelMixer(config) if config.channel != "none" else None
-        self.parallel, self.post_norm, self.drop = config.parallel, config.post_norm, nn.Dropout(config.dropout)
+        self.parallel, self.post_norm, self.drop = config.parallel, config.post_norm, Dropout(config.dropout)
         self.begins: list[LearnedState] = nn.ModuleList()  # type: ignore[assignment]  # worn by adapters
 
-    def _beside(self, mix: Callable[[Mixer, Tensor], Tensor], labels: Tensor | None, x: Tensor) -> Tensor:
+    def _gated_mix(self, mix: Callable[[Mixer, Tensor], Tensor], labels: Tensor | None, x: Tensor) -> Tensor:
         """Mixer and, within regions, cross-attention. The half stays where a branch is shut, so that sizes do too."""
         assert self.cross is not None and labels is not None
         inside = (labels > 0)[..., None]
@@ -280,7 +281,7 @@ class Block(nn.Module):
         def add(x: Tensor, branch: Callable[[Tensor], Tensor], norm: nn.Module) -> Tensor:
             return norm(x + self.drop(branch(x))) if self.post_norm else x + self.drop(branch(norm(x)))
 
-        x = add(x, partial(self._beside, mix, labels) if self.gate else partial(mix, self.mixer), self.mixer_norm)
+        x = add(x, partial(self._gated_mix, mix, labels) if self.gate else partial(mix, self.mixer), self.mixer_norm)
         if self.cross is not None and self.cross_norm is not None:
             x = add(x, partial(mix, self.cross), self.cross_norm)
         if self.channel is None or self.channel_norm is None:
@@ -288,21 +289,22 @@ class Block(nn.Module):
         return add(x, self.channel, self.channel_norm)
 
     def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
-        """The memories of a fresh state."""
+        """The parts of a fresh state, with learned initial states applied."""
         parts = self.mixer.parts(batch, like, history)
         if self.cross is not None:
             parts |= self.cross.parts(batch, like, history)
         for begin in self.begins:
-            begin.begin(parts, like)
+            begin.apply_to(parts, like)
         return parts
 
-    def begun(self, x: Tensor) -> Parts:
-        """What a mixer begins with on whole rows x (B, N, D): nothing, or where an adapter has moved that."""
+    def initial_parts(self, x: Tensor) -> Parts:
+        """The parts that the training form starts from, for whole rows x (B, N, D): none, unless initial states are
+        learned."""
         return self.parts(x.shape[0], x, 0) if len(self.begins) else {}
 
 
 def running_mean(x: Tensor, layout: Layout) -> Tensor:
-    """(B, N, D) -> at each node the mean of its document up to there."""
+    """(B, N, D) -> (B, N, D), at each node the mean over its document up to and including it."""
     total = x.to(torch.promote_types(x.dtype, torch.float32)).cumsum(1)
     count = torch.arange(1, x.shape[1] + 1, device=x.device).expand(x.shape[:2])
     if layout.starts is not None:  # less what was summed before the document began
@@ -312,23 +314,24 @@ def running_mean(x: Tensor, layout: Layout) -> Tensor:
     return (total / count[..., None]).to(x.dtype)
 
 
-def carries(model: Any) -> bool:
-    """Whether the whole past of a document fits in the model's state."""
+def has_constant_state(model: Any) -> bool:
+    """Whether the model is a stack whose state has constant size, so that it carries the whole past of a document."""
     return isinstance(model, Stack) and all(block.mixer.constant_state for block in model.blocks)
 
 
-class Reads(Protocol):
-    """What `Forms` are made of: hidden vectors, and the head that scores them."""
+class HiddenModel(Protocol):
+    """What `OnePassModel` builds on: a method that computes hidden vectors, and a head that turns them into logits."""
 
     @property
     def head(self) -> nn.Linear: ...
     def hidden(self, tokens: Tensor, layout: Layout, state: State | None = None) -> Tensor: ...
 
 
-class Forms:
-    """The two forms of a model that reads all nodes of a layout in one pass."""
+class OnePassModel:
+    """Mixin with `forward` and `extend` for models that compute the hidden vectors of a layout in one pass
+    (`hidden`)."""
 
-    def forward(self: Reads, tokens: Tensor, layout: Layout | None = None) -> Output:
+    def forward(self: HiddenModel, tokens: Tensor, layout: Layout | None = None) -> Output:
         """The training form: tokens (B, T) long, or (B, T, V) rows of weights of ids; `layout` for packed documents
         (default: one document a row)."""
         if layout is None:
@@ -336,8 +339,8 @@ class Forms:
         hidden = self.hidden(tokens, layout)
         return Output(self.head(hidden), hidden)
 
-    def extend(self: Reads, tokens: Tensor, state: Decoding, parents: Tensor | None = None, at: Tensor | None = None,
-               starts: Tensor | None = None, layout: Layout | None = None) -> Output:
+    def extend(self: HiddenModel, tokens: Tensor, state: Decoding, parents: Tensor | None = None,
+               at: Tensor | None = None, starts: Tensor | None = None, layout: Layout | None = None) -> Output:
         """The decoding form; see `Decodable.extend`. starts: (B, N) bool, a new document begins at these nodes.
         layout: in place of parents and starts, where the nodes stand and what they see."""
         assert isinstance(state, State)
@@ -348,7 +351,7 @@ class Forms:
         return Output(self.head(hidden if at is None else gather_nodes(hidden, at)), hidden)
 
 
-class Stack(Forms, nn.Module):
+class Stack(OnePassModel, nn.Module):
     """A language model over element ids. Satisfies `segue.models.base.Decodable`."""
 
     def __init__(self, config: StackConfig) -> None:
@@ -399,7 +402,7 @@ class Stack(Forms, nn.Module):
         self.head = nn.Linear(config.width, config.vocabulary, bias=config.transform)
         if config.tied:
             self.head.weight = self.embedding.weight
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -464,12 +467,12 @@ class Stack(Forms, nn.Module):
         return self.drop(x if self.embed_norm is None else self.embed_norm(x))
 
     def run_block(self, index: int, x: Tensor, layout: Layout, state: State | None = None) -> Tensor:
-        """Block `index` on (B, N, D); with a state its nodes are left pending there."""
+        """Run block `index` on (B, N, D); with a state, its nodes are left pending there."""
         block = self.blocks[index]
         block.mixer.check_layout(layout)
         if len(block.begins) and layout.starts is not None:
             raise SegueError("under a learned initial state nothing begins inside a row: give it one document per row")
-        parts: Parts = block.begun(x) if state is None else state.layers[index]
+        parts: Parts = block.initial_parts(x) if state is None else state.layers[index]
 
         def mix(mixer: Mixer, y: Tensor) -> Tensor:
             return mixer.run(y, layout, parts)
@@ -479,7 +482,7 @@ class Stack(Forms, nn.Module):
         return block(x, mix, layout.labels)
 
     def finish(self, x: Tensor, layout: Layout) -> Tensor:
-        """What comes after the last block: the norm, and pool and transform where the config has them."""
+        """Apply what follows the last block: the norm, then pooling and transform if configured."""
         x = self.norm(x)
         x = running_mean(x, layout) if self.config.pool else x
         return x if self.transform is None else self.transform(x)
@@ -503,10 +506,11 @@ class Stack(Forms, nn.Module):
     def init_state(self, batch: int, history: int = 0) -> State:
         if self.config.pool or self.config.inputs or self.config.tables:
             raise SegueError("this model reads whole sequences (pool, tables or real inputs): it cannot continue them")
-        return self.fresh(batch, history)
+        return self.new_state(batch, history)
 
-    def fresh(self, batch: int, history: int = 0) -> State:
-        """As `init_state`, for a model that makes the elements itself."""
+    def new_state(self, batch: int, history: int = 0) -> State:
+        """`init_state` without the check for real inputs, for models around the stack that embed the elements
+        themselves."""
         for name, block in zip(self.config.mixers, self.blocks):
             if not block.mixer.causal:
                 raise SegueError(f"mixer '{name}' looks ahead: this model cannot continue, only score whole sequences")
@@ -519,8 +523,8 @@ class Stack(Forms, nn.Module):
         return State(layers, torch.zeros(batch, dtype=torch.long, device=like.device))
 
     @property
-    def explicit(self) -> Stack:
-        """See `segue.models.base.explicit`."""
+    def layout_form(self) -> Stack:
+        """See `segue.models.base.layout_form`."""
         return self
 
     def state_parameters(self) -> list[nn.Parameter]:

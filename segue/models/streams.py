@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import Layout, State
+from segue.mixers.layout import Layout
+from segue.mixers.state import State
 from segue.models.stack import Stack, StackConfig
 
 START, STOP, CODES = 0, 1, 2  # ids of every level: its codes begin at 2
 
 
-def delayed(codes: Tensor) -> Tensor:
+def delay_codes(codes: Tensor) -> Tensor:
     """Codes (T, Q) long, from 0 -> ids (T + Q + 1, Q): level i begins with i + 1 starts and ends with Q - i stops."""
     frames, levels = codes.shape
     ids = codes.new_full((frames + levels + 1, levels), STOP)
@@ -30,19 +31,19 @@ def delayed(codes: Tensor) -> Tensor:
     return ids
 
 
-def undelayed(ids: Tensor) -> Tensor:
-    """The inverse of `delayed`; a SegueError where `ids` (T + Q + 1, Q) do not follow the pattern."""
+def undelay_codes(ids: Tensor) -> Tensor:
+    """The inverse of `delay_codes`; a SegueError where `ids` (T + Q + 1, Q) do not follow the pattern."""
     levels = ids.shape[1]
     frames = len(ids) - levels - 1
     if frames >= 0:
         codes = torch.stack([ids[level + 1 : level + 1 + frames, level] for level in range(levels)], 1) - CODES
-        if torch.equal(delayed(codes), ids) and bool((codes >= 0).all()):
+        if torch.equal(delay_codes(codes), ids) and bool((codes >= 0).all()):
             return codes
     raise SegueError(f"{len(ids)} rows of {levels} levels are not delayed by one row a level: give whole sequences, as "
                      "segue.models.streams.delayed makes them")
 
 
-def targets_of(ids: Tensor) -> Tensor:
+def next_targets(ids: Tensor) -> Tensor:
     """What each row is to predict, of ids (..., T, Q) -> (..., T - 1, Q): the next one's, but no starts (-1)."""
     after = ids[..., 1:, :]
     return after.masked_fill(after == START, -1)
@@ -87,4 +88,4 @@ class MultiStream(nn.Module):
         return [head(hidden) for head in self.heads]
 
     def init_state(self, batch: int, history: int = 0) -> State:
-        return self.stack.fresh(batch, history)
+        return self.stack.new_state(batch, history)

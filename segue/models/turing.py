@@ -71,7 +71,7 @@ class TuringMachine:
             steps.append(step)
 
 
-def contents(word: Sequence[int], steps: Sequence[Step], tape: int = 0) -> list[int]:
+def tape_contents(word: Sequence[int], steps: Sequence[Step], tape: int = 0) -> list[int]:
     """What stands on a tape after these steps, from its first to its last symbol that is not blank."""
     cells, at = dict(enumerate(word if tape == 0 else ())), 0
     for step in steps:
@@ -81,16 +81,16 @@ def contents(word: Sequence[int], steps: Sequence[Step], tape: int = 0) -> list[
     return [cells.get(cell, BLANK) for cell in range(min(there), max(there) + 1)] if there else []
 
 
-def increment() -> TuringMachine:
+def increment_machine() -> TuringMachine:
     """Adds one to a binary number; 1 stands for the digit 0, and 2 for 1."""
     zero, one = 1, 2
     to_end, carry, done = range(3)
     rules = {(to_end, zero): (to_end, zero, 1), (to_end, one): (to_end, one, 1), (to_end, BLANK): (carry, BLANK, -1),
              (carry, one): (carry, zero, -1), (carry, zero): (done, one, 0), (carry, BLANK): (done, one, 0)}
-    return TuringMachine(one_tape(rules), 3, frozenset({done}))
+    return TuringMachine(single_tape(rules), 3, frozenset({done}))
 
 
-def palindromes(letters: int = 2) -> TuringMachine:
+def palindrome_machine(letters: int = 2) -> TuringMachine:
     """Accepts words of the symbols 1 ... letters that read the same from both ends, comparing these with each other."""
     first, back, accept = 0, 1, 2
     rules = {(back, BLANK): (first, BLANK, 1)}
@@ -100,10 +100,10 @@ def palindromes(letters: int = 2) -> TuringMachine:
                   (compare, letter): (back, BLANK, -1), (compare, BLANK): (accept, BLANK, 0),
                   (back, letter): (back, letter, -1)}
         rules |= {(to_end, other): (to_end, other, 1) for other in range(1, letters + 1)}
-    return TuringMachine(one_tape(rules), letters + 1, frozenset({first, accept}))
+    return TuringMachine(single_tape(rules), letters + 1, frozenset({first, accept}))
 
 
-def one_tape(rules: Mapping[tuple[int, int], tuple[int, int, int]]) -> dict[tuple[int, tuple[int, ...]], Step]:
+def single_tape(rules: Mapping[tuple[int, int], tuple[int, int, int]]) -> dict[tuple[int, tuple[int, ...]], Step]:
     """Rules written without the tuples, for a machine of one tape."""
     return {(state, (read,)): Step(then, (written,), (move,)) for (state, read), (then, written, move) in rules.items()}
 

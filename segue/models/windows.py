@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from segue.errors import SegueError
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models.base import Output
 from segue.models.stack import Stack
 
@@ -65,7 +65,7 @@ class WindowRecurrence(nn.Module):
             if index == self.into and told is not None:
                 x = torch.cat([told, x], 1)
                 layout = Layout.of(x[..., 0])
-            parts = block.begun(x)  # every window begins as a row does
+            parts = block.initial_parts(x)  # every window begins as a row does
             x = block(x, lambda mixer, y, layout=layout, parts=parts: mixer.run(y, layout, parts))
             if index == self.source:
                 tell = self.summary(x[:, -length:])

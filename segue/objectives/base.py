@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segue.mixers.state import Layout
-from segue.models.base import padded
+from segue.mixers.layout import Layout
+from segue.models.base import pad_rows
 
 
 def generator_of(seed: int, step: int) -> torch.Generator:
@@ -90,8 +90,8 @@ class Batch:
 
         pairs: of source and target, the end token included where there is one. Only the target is predicted.
         """
-        return Batch(padded([[*source, begin, *target[:-1]] for source, target in pairs]),
-                     padded([[*[-1] * len(source), *target] for source, target in pairs], -1))
+        return Batch(pad_rows([[*source, begin, *target[:-1]] for source, target in pairs]),
+                     pad_rows([[*[-1] * len(source), *target] for source, target in pairs], -1))
 
     @staticmethod
     def labelled(rows: Sequence[Sequence[int]], labels: Sequence[int], length: int | None = None) -> Batch:
@@ -101,7 +101,7 @@ class Batch:
         rows = [list(row[:length]) for row in rows]
         length = max(map(len, rows)) if length is None else length
         targets = [[*[-1] * (len(row) - 1), label] for row, label in zip(rows, labels, strict=True)]
-        tokens, asked = padded(rows), padded(targets, -1)
+        tokens, asked = pad_rows(rows), pad_rows(targets, -1)
         return Batch(F.pad(tokens, (0, length - tokens.shape[1])), F.pad(asked, (0, length - asked.shape[1]), value=-1))
 
     @staticmethod

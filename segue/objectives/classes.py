@@ -18,8 +18,8 @@ AMONG = ("all", "seen", "new", "batch")
 
 def see(model: nn.Module, labels: Tensor) -> None:
     """In training, tell a classifier which classes it was shown."""
-    if model.training and hasattr(model, "see"):
-        model.see(labels)  # type: ignore[operator]
+    if model.training and hasattr(model, "mark_seen"):
+        model.mark_seen(labels)  # type: ignore[operator]
 
 
 class ClassLoss:

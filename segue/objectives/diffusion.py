@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segue.models.base import without
-from segue.models.diffusion import AbsorbingProcess, NoiseSchedule, Process, told
+from segue.models.base import mask_tokens
+from segue.models.diffusion import AbsorbingProcess, NoiseSchedule, Process, add_time
 from segue.objectives.base import Batch, Loss, generator_of
 from segue.objectives.masked import isin, logits_at
 
@@ -40,7 +40,8 @@ class MaskedDiffusion:
     weighted by how fast they come, about 1/t. Padding is neither masked nor counted.
 
     model: one that reads both ways, its ids the elements, the mask, and if it is to be told the time two or more knots
-        (see `told`). elements: how many (default: the mask is the last id). earliest: times are drawn from there to 1.
+        (see `segue.models.diffusion.add_time`). elements: how many (default: the mask is the last id). earliest: times
+        are drawn from there to 1.
     schedule: default cosine. All have the same bound; with this one a row of L elements says as much as L / 4 that are
         asked for alike, with the log-linear one of the paper L / 7, since few elements with large weights say less.
     known: ids that are never noise, as the readable residues of arXiv 2408.00892 (see `LetterMask`): what else there is
@@ -58,10 +59,10 @@ class MaskedDiffusion:
         elements: Any = self.elements or model.vocabulary - 1  # type: ignore[operator]
         process = AbsorbingProcess(elements)
         t = self.earliest + (1 - self.earliest) * spread(len(clean), clean.device)
-        hidden = asked & (process.corrupt(clean, self.schedule.keep(t)[:, None]) == elements)
-        noisy = told(clean.masked_fill(hidden, elements), t, process, model)
+        hidden = asked & (process.corrupt(clean, self.schedule.keep_probability(t)[:, None]) == elements)
+        noisy = add_time(clean.masked_fill(hidden, elements), t, process, model)
         logits = logits_at(model, replace(batch, tokens=noisy), hidden)[:, :elements]
-        nats = -without(logits, self.known).log_softmax(-1).gather(1, clean[hidden][:, None])[:, 0]
+        nats = -mask_tokens(logits, self.known).log_softmax(-1).gather(1, clean[hidden][:, None])[:, 0]
         total = (self.schedule.weight(t)[:, None].expand_as(hidden)[hidden].to(nats) * nats).sum()
         if self.known:
             total = total * (batch.count / max(1, int(asked.sum())))
@@ -78,14 +79,15 @@ def score_entropy(process: Process, scores: Tensor, x: Tensor, clean: Tensor, no
     each = scores[:, : process.elements].exp() - ratios * scores[:, : process.elements] + \
         torch.xlogy(ratios, ratios) - ratios
     other = torch.arange(process.elements, device=x.device) != x[:, None]
-    return process.resting.to(x.device)[x].to(scores) * torch.where(other, each, 0.0).sum(-1)
+    return process.resting_distribution.to(x.device)[x].to(scores) * torch.where(other, each, 0.0).sum(-1)
 
 
 class ScoreEntropy:
     """Denoising score entropy (SEDD) in continuous time, in nats over all targets; of the absorbing process it is
     `MaskedDiffusion`. Scores are read off what the model says each element was, `Process.mixed`.
 
-    model: its ids are the process's states, and two or more knots if it is to be told the time (see `told`).
+    model: its ids are the process's states, and two or more knots if it is to be told the time (see
+        `segue.models.diffusion.add_time`).
     """
 
     def __init__(self, process: Process, schedule: NoiseSchedule | None = None, earliest: float = 1e-3) -> None:
@@ -94,12 +96,12 @@ class ScoreEntropy:
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
         clean, asked, process = whole(batch), batch.targets >= 0, self.process
         t = self.earliest + (1 - self.earliest) * spread(len(clean), clean.device)
-        now = self.schedule.keep(t)[:, None].expand_as(clean)
+        now = self.schedule.keep_probability(t)[:, None].expand_as(clean)
         x = torch.where(asked, process.corrupt(clean, now), clean)
-        free = asked & process.moves(x)
-        logits = logits_at(model, replace(batch, tokens=told(x, t, process, model)), free)
+        free = asked & process.can_be_noise(x)
+        logits = logits_at(model, replace(batch, tokens=add_time(x, t, process, model)), free)
         x, clean, now = x[free], clean[free], now[free]
-        scores = process.mixed(process.predict(logits, x), x, now, now)
+        scores = process.log_mixture(process.predict(logits, x), x, now, now)
         rate = self.schedule.rate(t)[:, None].expand_as(free)[free]
         total = (rate.to(scores) * score_entropy(process, scores, x, clean, now)).sum()
         return Loss(total, {"nats": total.detach()}, batch.count)
@@ -123,8 +125,8 @@ class StepwiseDiffusion:
         step = 1 + (self.steps * spread(len(clean), clean.device)).long()
         now, before = (self.kept.to(clean.device)[at][:, None].expand_as(clean) for at in (step, step - 1))
         x = torch.where(asked, process.corrupt(clean, now), clean)
-        free = asked & process.moves(x)
-        noisy = told(x, step.double() / self.steps, process, model)
+        free = asked & process.can_be_noise(x)
+        noisy = add_time(x, step.double() / self.steps, process, model)
         logits = logits_at(model, replace(batch, tokens=noisy), free)
         x, clean, now, before = x[free], clean[free], now[free], before[free]
         said = process.predict(logits, x)

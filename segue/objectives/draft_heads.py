@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segue.models.heads import DraftHeads, Looked
+from segue.models.heads import DraftHeads, TabulatedHeads
 from segue.objectives.base import Batch, Loss
 
 
@@ -83,12 +83,12 @@ class DraftHeadsLoss:
                 hidden = self.base(batch.tokens, batch.layout).hidden
             hidden = hidden.to(model.embedding)
             wanted = self.base.head(hidden).float().softmax(-1) if self.distil else None  # type: ignore[operator]
-        shown = model.see(hidden, batch.layout)
+        shown = model.condition(hidden, batch.layout)
         begun: Sequence[Tensor] = (shown,) * model.config.heads
         looked, kinds = None, batch.targets.clamp(min=0).unique()
         if model.config.sequential:  # the share of each kind of token once, not wherever it is said
-            looked = Looked(model, model.embedding[kinds])
-            begun = looked.begin(shown)
+            looked = TabulatedHeads(model, model.embedding[kinds])
+            begun = looked.project_condition(shown)
         total = torch.zeros((), device=shown.device)
         for k, part in enumerate(begun, 1):
             known, said, label = ahead(batch, k)

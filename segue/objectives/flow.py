@@ -36,8 +36,8 @@ class FlowMatching:
         def normal() -> Tensor:
             return torch.randn(clean.shape, generator=own, dtype=clean.dtype, device=clean.device)
 
-        noise, t = normal(), self.flow.shifted(spread(len(clean), clean.device, own))
-        x = self.flow.noised(clean, noise, t, asked)
+        noise, t = normal(), self.flow.shift_times(spread(len(clean), clean.device, own))
+        x = self.flow.add_noise(clean, noise, t, asked)
         if self.blur:
             x = torch.where(asked[..., None], x, x + self.blur * normal())
         told = {name: self.told(name, ids, own) for name, ids in batch.channels.items()}
@@ -66,7 +66,7 @@ class Reconstruction:
 
     def __call__(self, model: Any, batch: Batch) -> Loss:
         mean, log_variance = model.posterior(batch.tokens)
-        made = model.decoded(mean + torch.randn_like(mean) * (log_variance / 2).exp())
+        made = model.decode_latents(mean + torch.randn_like(mean) * (log_variance / 2).exp())
         error = (made - batch.tokens).square().mean()
         nats = (mean.square() + log_variance.exp() - 1 - log_variance).mean() / 2
         total = (error + self.weight * nats) * batch.count

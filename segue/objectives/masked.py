@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.models.base import padded, padding, without
+from segue.models.base import mask_tokens, pad_rows, padding_starts
 from segue.objectives.base import Batch, Loss, drawn, generator_of
 
 REVEAL = "reveal"  # the channel that `glance` reads
@@ -24,10 +24,10 @@ REVEAL = "reveal"  # the channel that `glance` reads
 
 def in_place(batch: Batch) -> Batch:
     """A batch that asks for each element one place before it (B, T), one document a row -> (B, T + 1), asked for where
-    it stands; what lies behind its last target is a document of its own (see `padding`)."""
+    it stands; what lies behind its last target is a document of its own (see `segue.models.base.padding_starts`)."""
     targets = F.pad(batch.targets, (1, 0), value=-1)
     asked = targets >= 0
-    starts = padding(torch.where(asked, torch.arange(1, asked.shape[1] + 1, device=asked.device), 0).amax(1),
+    starts = padding_starts(torch.where(asked, torch.arange(1, asked.shape[1] + 1, device=asked.device), 0).amax(1),
                      asked.shape[1])
     return Batch(torch.where(asked, targets, F.pad(batch.tokens, (0, 1))), targets, starts)
 
@@ -170,7 +170,7 @@ def mask_block(batch: Batch, length: int, mask: int, generator: torch.Generator 
     batch: tokens (B, T), one document a row; targets name the answer in place, (B, T), -1 elsewhere (an unbroken run,
     at least one element; its end token belongs to it). mask: the id of a mask. What is kept: see `TailMask`. The masks
     may go beyond the answer's end; nothing is asked for there, and nothing of the row stands behind them. Rows are
-    padded to one length (see `padding`).
+    padded to one length (see `segue.models.base.padding_starts`).
     """
     begin = TailMask()(batch.targets >= 0, generator).long().argmax(1)
     end = begin + length
@@ -183,7 +183,7 @@ def mask_block(batch: Batch, length: int, mask: int, generator: torch.Generator 
     hidden = places >= begin[:, None]
     tokens = fit(batch.tokens, mask).masked_fill(hidden, mask)
     targets = fit(batch.targets, -1).masked_fill(~hidden | (places >= end[:, None]), -1)
-    return Batch(tokens, targets, padding(end, n))
+    return Batch(tokens, targets, padding_starts(end, n))
 
 
 def reveal_order(batch: Batch, ratio: float, generator: torch.Generator | None = None) -> Batch:
@@ -255,7 +255,7 @@ class MaskedElements:
         if REVEAL in batch.channels:
             batch = glance(model, batch)
         asked = batch.targets >= 0
-        logs = without(logits_at(model, batch, asked), self.impossible).log_softmax(-1)
+        logs = mask_tokens(logits_at(model, batch, asked), self.impossible).log_softmax(-1)
         nats = -logs.gather(1, batch.targets[asked][:, None]).sum()
         total = (1 - self.smoothing) * nats - self.smoothing * logs.mean(-1).sum() if self.smoothing else nats
         return Loss(total, {"nats": nats.detach()}, batch.count)
@@ -286,8 +286,8 @@ class Cloze:
                 end, hidden = asked.shape[1], self.policy(asked, generator, whole.targets)
             rows.append(whole.tokens[:, :end].masked_fill(hidden, mask)[0].tolist())
             wanted.append(whole.targets[:, :end].masked_fill(~hidden, -1)[0].tolist())
-        tokens, lengths = padded(rows), torch.tensor([len(ids) for ids in rows])
-        return Batch(tokens, padded(wanted, -1), padding(lengths, tokens.shape[1])).to(batch.tokens.device)
+        tokens, lengths = pad_rows(rows), torch.tensor([len(ids) for ids in rows])
+        return Batch(tokens, pad_rows(wanted, -1), padding_starts(lengths, tokens.shape[1])).to(batch.tokens.device)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
         mask = getattr(model, "mask", None)

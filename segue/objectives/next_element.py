@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from segue.objectives.base import Batch, Loss
 
 CHUNK = 1024  # rows of logits held at a time: all of them at once would not stay in any cache
+LOGITS, LEAST = 1 << 18, 128  # on a CPU as few rows as make so many logits, but not fewer than products need
 
 
 class _HeadCrossEntropy(torch.autograd.Function):
     """Sum of the cross-entropies of hidden @ weight.T, chunk by chunk, with the gradients made on the way.
 
-    The logits of a whole batch are the largest thing in training a small model; here only a chunk of them lives.
+    The logits of a whole batch are the largest thing in training a small model; here only a chunk of them lives, and
+    becomes, in place, what the gradients are made of.
     """
 
     @staticmethod
@@ -25,23 +27,22 @@ class _HeadCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if wanted else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted else None
-        for begin in range(0, hidden.shape[0], CHUNK):
-            rows = slice(begin, begin + CHUNK)
-            target = targets[rows]
-            live = target >= 0
-            index = target.clamp(min=0)[:, None]
+        chunk = min(CHUNK, max(LEAST, LOGITS // len(weight))) if hidden.device.type == "cpu" else CHUNK
+        for begin in range(0, hidden.shape[0], chunk):
+            rows = slice(begin, begin + chunk)
+            live, index = (targets[rows] >= 0)[:, None], targets[rows].clamp(min=0)[:, None]
             logits = (hidden[rows] @ weight_used.T).float()
-            lse = logits.logsumexp(-1, keepdim=True)
-            total += ((lse - logits.gather(1, index))[:, 0] * live).sum()
+            top, asked = logits.amax(-1, keepdim=True), logits.gather(1, index)
+            mass = logits.sub_(top).exp_().sum(-1, keepdim=True)
+            total += ((mass.log() + top - asked) * live).sum()
             if grad_hidden is None or grad_weight is None:
                 continue
-            slope = logits.sub_(lse).exp_()
-            slope.scatter_add_(1, index, torch.full_like(lse, -1.0))
-            if not bool(live.all()):
-                slope *= live[:, None]
-            slope = slope.to(hidden.dtype)
+            slope = logits.mul_(live / mass).scatter_add_(1, index, -live.float()).to(hidden.dtype)
             torch.mm(slope, weight_used, out=grad_hidden[rows])
-            grad_weight += slope.T @ hidden[rows]
+            if slope.dtype == grad_weight.dtype:
+                grad_weight.addmm_(slope.T, hidden[rows])
+            else:
+                grad_weight += slope.T @ hidden[rows]
         if wanted:
             ctx.save_for_backward(grad_hidden, grad_weight)
             ctx.weight_dtype = weight.dtype
@@ -83,7 +84,7 @@ class NextElement:
 
 class EachStream:
     """Maximum likelihood of the next id of each level, for a `segue.models.streams.MultiStream`: tokens and targets
-    (B, T, Q), see `segue.models.streams.targets_of`."""
+    (B, T, Q), see `segue.models.streams.next_targets`."""
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
         hidden = model.hidden(batch.tokens, batch.layout).flatten(0, 1)  # type: ignore[operator]

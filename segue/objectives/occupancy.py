@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import Layout
-from segue.models.base import Decodable, padded
+from segue.mixers.layout import Layout
+from segue.models.base import Decodable, pad_rows
 from segue.objectives.base import Batch, Loss, drawn
 
 
@@ -128,7 +128,7 @@ def rollouts(model: Decodable, prompts: Sequence[Sequence[int]], chances: Sequen
         model.eval()
     state = model.init_state(len(prompts), 0 if backspace is None else max(counts) + 1)
     device = state.positions.device
-    scores = model.extend(padded(prompts).to(device), state, None, (lengths - 1)[:, None].to(device)).logits[:, 0]
+    scores = model.extend(pad_rows(prompts).to(device), state, None, (lengths - 1)[:, None].to(device)).logits[:, 0]
     state.commit(None, lengths.to(device))
     for step in range(max(counts)):
         sums = scores.double().softmax(-1).cumsum(-1).cpu()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.models.base import padded
+from segue.models.base import pad_rows
 from segue.objectives.base import Batch, Loss
 
 Ids = Sequence[int]
@@ -41,8 +41,8 @@ def preference_batch(pairs: Sequence[tuple[Ids, Ids, Ids]]) -> Batch:
         raise SegueError("an empty prompt asks for nothing: begin it with the codec's begin token")
     rows = [(list(prompt), list(answer)) for which in (1, 2) for prompt, answer in
             ((pair[0], pair[which]) for pair in pairs)]
-    return Batch(padded([[*prompt, *answer[:-1]] for prompt, answer in rows]),
-                 padded([[*[-1] * (len(prompt) - 1), *answer] for prompt, answer in rows], -1))
+    return Batch(pad_rows([[*prompt, *answer[:-1]] for prompt, answer in rows]),
+                 pad_rows([[*[-1] * (len(prompt) - 1), *answer] for prompt, answer in rows], -1))
 
 
 class Preference:

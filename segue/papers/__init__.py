@@ -270,7 +270,7 @@ PAPERS: dict[str, Paper] = {
     "skipdecode": Paper(
         "SkipDecode: Autoregressive Skip Decoding with Batching and Caching for Efficient LLM Inference",
         "2023, arXiv 2307.02628", "skipdecode",
-        ("models.depth", "mixers.state.LayerNodes", "decoding.draft (depth)", "training.learn")),
+        ("models.depth", "mixers.layout.LayerNodes", "decoding.draft (depth)", "training.learn")),
     "spar": Paper(
         "SPaR: Self-Play with Tree-Search Refinement to Improve Instruction-Following in LLMs",
         "2024, arXiv 2412.11605", "spar",
@@ -279,7 +279,7 @@ PAPERS: dict[str, Paper] = {
         "StoryDALL-E: Adapting Pretrained Text-to-Image Transformers for Story Continuation",
         "2022, arXiv 2209.06192", "story_dalle",
         ("models.retrofit", "models.segments", "models.images", "models.prompts (PromptTuning)",
-         "models.seq2seq (Conditioned)", "mixers.cross (first)", "objectives.images", "tasks.stories",
+         "models.seq2seq (ConditionedDecoder)", "mixers.cross (first)", "objectives.images", "tasks.stories",
          "analysis.frames")),
     "successive-prompting": Paper(
         "Successive Prompting for Decomposing Complex Questions",

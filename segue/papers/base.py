@@ -21,7 +21,7 @@ from segue.cells import Cells
 from segue.errors import SegueError
 from segue.files import write_json, write_picture
 from segue.progress import Shown, progress
-from segue.training.recipe import cores, machine
+from segue.training.recipe import cores, describe_machine
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -163,7 +163,7 @@ def run_claim(claim: Claim, scale: Scale = "cpu", seed: int = 0, out: str | Path
     if scale != "smoke":
         verdict, reason = claim.judge(table)
     report = Report(claim.slug, scale, seed, claim.statement, claim.rule, table, dict(claim.paper), verdict, reason,
-                    run.notes, machine(), run.done.seconds, run.done.processor)
+                    run.notes, describe_machine(), run.done.seconds, run.done.processor)
     if folder is not None:
         picture = folder / f"{claim.slug}-{scale}.png"
         save_picture(claim, table, picture)

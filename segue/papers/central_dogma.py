@@ -18,7 +18,7 @@ import torch
 from segue.analysis.probes import probe
 from segue.analysis.sweep import Sweep
 from segue.data import of, read
-from segue.data.pairs import Pair, lengths, matched_negatives
+from segue.data.pairs import Pair, length_features, matched_negatives
 from segue.kinds.codecs import LetterCodec
 from segue.kinds.codons import codons_of, translate
 from segue.models import Classifier, Stack, StackConfig
@@ -143,7 +143,8 @@ def floor(learned: list[str], held: list[str], seed: int, setting: dict[str, int
     draw, found = np.random.default_rng((seed, 2)), {}
     for each in NEGATIVES:
         parts = [examples(pieces(some, setting["tests"], draw), (each,), seed) for some in (learned, held)]
-        given = [(torch.from_numpy(lengths(pairs, 3.0)) / ROOM, torch.tensor(labels)) for pairs, labels in parts]
+        given = [(torch.from_numpy(length_features(pairs, 3.0)) / ROOM, torch.tensor(labels))
+                 for pairs, labels in parts]
         found[each] = 100 * probe("linear", given[0], given[1], epochs=30, rate=0.1)
     return found
 

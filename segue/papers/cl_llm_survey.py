@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from segue.continual import EWC, AdapterTuning, Experience, LwF, OLoRA, Replay, ScoreMatrix, Strategy, learn_stream
-from segue.continual.stream import bits_per_element, domain_incremental, in_order
+from segue.continual.stream import bits_per_element, domain_incremental, ordered_batches
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch
 from segue.papers.base import Claim, Row, Run, Verdict, kept, restore
@@ -82,7 +82,7 @@ def stack(seed: int) -> Stack:
 def pretrained(seed: int, steps: int, small: bool) -> str:
     """The weights of a model of the first domain."""
     model, first = stack(seed), experiences(seed, steps, small)[0]
-    learn(model, in_order(first.train, ROWS), steps, seed=seed, **REWARMED)
+    learn(model, ordered_batches(first.train, ROWS), steps, seed=seed, **REWARMED)
     return kept(model)
 
 
@@ -94,7 +94,7 @@ def once(arm: str, strength: float, weights: str, seed: int, steps: int, small: 
     strategy = made.strategy(strength)
     if not made.plain:  # what it is to remember of the first domain, at a rate of 0: no weight moves
         rows = stream[0].train.rows(slice(0, KEPT))
-        learn(model, in_order(rows, 120), -(-len(rows.targets) // 120), rate=0.0, seed=seed, strategy=strategy)
+        learn(model, ordered_batches(rows, 120), -(-len(rows.targets) // 120), rate=0.0, seed=seed, strategy=strategy)
     go_on: Callable[..., ScoreMatrix] = partial(learn_stream, rows=ROWS, seed=seed, measure=bits_per_element,
                                                 named="bits per character", higher_is_better=False)
     schedule = (made.schedule or REWARMED) | ({"rate": strength} if made.plain else {})

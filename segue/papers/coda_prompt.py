@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from segue.continual import Experience, Freeze, Prompting, Strategy, class_incremental, learn_stream
-from segue.continual.stream import class_accuracy, read_once
-from segue.models import Classifier, CodaPrompts, DualPrompts, Features, Pools, Prompted, Prompts
+from segue.continual.stream import class_accuracy, encode_features
+from segue.models import Classifier, CodaPrompts, DualPrompts, Features, Pools, Prompted, PromptSource
 from segue.models.classify import LinearHead
 from segue.objectives import Batch, ClassLoss
 from segue.papers.base import Claim, Row, Run, Verdict
@@ -78,7 +78,7 @@ class Standardised(LinearHead):
         return super().forward((features - self.centre) / self.spread)
 
 
-def source(arm: str, size: int) -> Prompts:
+def source(arm: str, size: int) -> PromptSource:
     """size: slots or components in all."""
     layers = range(DEPTH)
     if arm == L2P:
@@ -95,7 +95,7 @@ def score(arm: str, size: int, weights: str, small: bool, seed: int, rate: float
     classes, group = labelled_texts("code", None, small).classes, labelled_texts("code", None, small).group
     stack, rows = backbone(weights, seed).eval(), common(small)
     prompted = Prompted(stack, source(arm, size))
-    prompted.settle(rows.tokens, rows.layout)
+    prompted.standardise_queries(rows.tokens, rows.layout)
     head = Standardised(classes, prompted.centre.clone(), prompted.spread.clone())
     draw = torch.Generator().manual_seed(seed)
     order = torch.randperm(classes, generator=draw).split(classes if arm == JOINT else group)
@@ -104,8 +104,8 @@ def score(arm: str, size: int, weights: str, small: bool, seed: int, rate: float
     held: Strategy = Prompting() if arm in PROMPTS else Freeze((), old_classes=True)
     model = Classifier(prompted if arm in PROMPTS else stack.requires_grad_(arm == FINE), head, "mean")
     if arm == LINEAR:
-        stream = [Experience(each.name, read_once(model, each.train), read_once(model, each.test), each.classes)
-                  for each in stream]
+        stream = [Experience(each.name, encode_features(model, each.train), encode_features(model, each.test),
+                             each.classes) for each in stream]
         model = Classifier(Features(), head)
     matrix = learn_stream(model, stream, held, ClassLoss("new"), rows=ROWS, epochs=epochs, rate=rate, seed=seed,
                           table_rate=rate if arm == LINEAR else HEAD_RATE, cooldown=1.0, measure=so_far)

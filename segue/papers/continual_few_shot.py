@@ -183,7 +183,7 @@ def answers(arm: str, model: Classifier, episode: Episode, tests: dict[str, Batc
         head = PrototypeHead(WIDTH, episode.classes)
         with torch.no_grad():
             for rows in episode.sets:
-                head.absorb(*asked(model, rows))
+                head.add_examples(*asked(model, rows))
             for name, test in tests.items():
                 features, labels = asked(model, test)
                 found[name] = head(features).argmax(-1) == labels

@@ -34,7 +34,7 @@ from segue.models import Stack, StackConfig
 from segue.objectives import Batch, generator_of
 from segue.papers.base import kept, restore
 from segue.tasks import TASKS
-from segue.training.learn import learn, windows
+from segue.training.learn import learn, random_windows
 
 # --- pictures ------------------------------------------------------------------------------------------------------
 
@@ -286,7 +286,7 @@ def pretrained(kind: str, folder: Path | None, small: bool, steps: int) -> dict[
     tokens = torch.from_numpy(np.concatenate(labelled_codec(kind, folder, small).encode_many(texts)))
 
     def rows(step: int) -> Batch:
-        row = windows(tokens, 32, CONTEXT, generator_of(0, step)).long()
+        row = random_windows(tokens, 32, CONTEXT, generator_of(0, step)).long()
         return Batch(row[:, :-1], row[:, 1:])
 
     torch.manual_seed(0)

@@ -18,7 +18,7 @@ import torch
 from segue.models import Stack, StackConfig
 from segue.models.automata import DFA, random_dfa
 from segue.models.construction import compile_dfa, compile_turing
-from segue.models.turing import palindromes, random_machine
+from segue.models.turing import palindrome_machine, random_machine
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.tasks import Scratchpad
 from segue.tasks.automata import A5_WORDS
@@ -57,10 +57,10 @@ def turing(machines: int, limit: int, precision: str) -> float:
     for seed in range(machines):
         draw = np.random.default_rng(seed)
         states, symbols, tapes = int(draw.integers(2, 7)), int(draw.integers(2, 5)), 1 + seed % 2
-        machine = random_machine(states, symbols, tapes, seed) if seed else palindromes()
+        machine = random_machine(states, symbols, tapes, seed) if seed else palindrome_machine()
         word = draw.integers(machine.symbols, size=draw.integers(20)).tolist() if seed else [1, 2, 2, 1] * 8
         model = compile_turing(machine, dtype=getattr(torch, precision))
-        wanted = model.written(*machine.run(word, limit))
+        wanted = model.expected_output(*machine.run(word, limit))
         row = torch.tensor([model.prompt(word) + wanted[:-1]])
         found = model(row).logits[0, len(word) :].argmax(-1)
         right, asked = right + int((found == torch.tensor(wanted)).sum()), asked + len(wanted)

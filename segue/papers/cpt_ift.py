@@ -27,7 +27,7 @@ from segue.objectives import Batch, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.papers.corpora import ASCII, FAMILIAR, WINDOWS, standard_library
 from segue.training import loop
-from segue.training.learn import learn, windows
+from segue.training.learn import learn, random_windows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,7 +73,7 @@ def text_of(name: str) -> tuple[Tensor, Tensor]:
 
 
 def rows_of(text: Tensor, rows: int, generator: torch.Generator) -> Batch:
-    found = windows(text, rows, CONTEXT, generator)
+    found = random_windows(text, rows, CONTEXT, generator)
     return Batch(found[:, :-1], found[:, 1:])
 
 

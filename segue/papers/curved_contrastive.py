@@ -27,7 +27,7 @@ from segue.analysis.turns import LateInteraction, TurnEncoder, chain_scores
 from segue.data.pairs import relative_distances
 from segue.kinds.codecs import BPECodec
 from segue.models import Stack, StackConfig
-from segue.models.base import padded, padding
+from segue.models.base import pad_rows, padding_starts
 from segue.objectives import Batch, CosineRegression, InBatch, generator_of
 from segue.objectives.contrastive import COSINE
 from segue.papers.base import Claim, Row, Run, Verdict
@@ -111,11 +111,11 @@ def encoder(system: str, mixer: str, given: Talk, seed: int, steps: int) -> Turn
         rows = [made.before_row(turns[before], odd) for before, _, odd, _ in chosen]
         rows += [made.after_row(turns[after]) for _, after, _, _ in chosen]
         lengths = torch.tensor([*map(len, rows)])
-        tokens = padded(rows)
+        tokens = pad_rows(rows)
         asked, cosine = torch.full(tokens.shape, -1), torch.zeros(tokens.shape)
         asked[torch.arange(len(rows)), lengths - 1] = 0
         cosine[:PAIRS, 0] = torch.tensor([wanted for *_, wanted in chosen])
-        return Batch(tokens, asked, padding(lengths, tokens.shape[1]), {COSINE: cosine})
+        return Batch(tokens, asked, padding_starts(lengths, tokens.shape[1]), {COSINE: cosine})
 
     learn(model, batch, steps, rate=RATE, seed=seed, cooldown=1.0, muon=True, decay=0.01,
           objective=InBatch(fill=0.0) if system == NEXT else CosineRegression())

@@ -24,7 +24,7 @@ from segue.decoding import generate
 from segue.models import Stack, StackConfig, expand_pattern
 from segue.objectives import Batch, DecayedRepetition, Mixed, NextElement, Objective, TokenUnlikelihood, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.training.learn import learn, windows
+from segue.training.learn import learn, random_windows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,7 +66,7 @@ def batches(text: Tensor, vocabulary: int, seed: int, pieces: int = 0, strings: 
     """Rows of the text, but for some that say a piece of it, or a random string, over and over."""
     def batch(step: int) -> Batch:
         generator = generator_of(seed, step)
-        rows = windows(text, ROWS - strings, CONTEXT, generator)
+        rows = random_windows(text, ROWS - strings, CONTEXT, generator)
         rows[:pieces] = again(rows[:pieces], generator)
         rows = torch.cat([rows, copies(vocabulary, strings, generator)])
         return Batch(rows[:, :-1], rows[:, 1:])
@@ -109,9 +109,9 @@ def look(model: Stack, text: Tensor, vocabulary: int, newline: int, count: int) 
     """What a model does on text that it has not learned."""
     model.eval()
     draw = torch.Generator().manual_seed(7)
-    rows = windows(text, 2 * count, CONTEXT, draw)
+    rows = random_windows(text, 2 * count, CONTEXT, draw)
     nats = NextElement()(model, Batch(rows[:, :-1], rows[:, 1:])).total / rows[:, 1:].numel()
-    prompts = [row[:PROMPT].tolist() for row in windows(text, count, CONTEXT, draw)]
+    prompts = [row[:PROMPT].tolist() for row in random_windows(text, count, CONTEXT, draw)]
     said = [answer.tokens for answer in generate(model, prompts, SAID, "greedy", batch=count)]
     curves = reinforcement(model, lines(text, newline, count), TIMES)
     copied = copies(vocabulary, count, draw)

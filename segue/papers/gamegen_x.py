@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from segue.analysis.distributions import frechet_distance
 from segue.decoding.flow import euler
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import ControlBranch, FilmAutoencoder, FilmAutoencoderConfig, SpaceTimeConfig, SpatioTemporalDiT
-from segue.models.control import SAID
-from segue.models.flow import EvenField, Field, Flow, Given
+from segue.models.control import INSTRUCTION
+from segue.models.flow import Conditions, EvenField, Field, Flow
 from segue.models.spacetime import TEXT
 from segue.objectives import Batch, FlowMatching, Reconstruction, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
@@ -76,7 +76,7 @@ class Studio:
     def told(self, films: Films) -> dict[str, Tensor]:
         """The captions of films, what is pressed at each element behind the first frame, and what is said."""
         keys = F.pad(films.keys, (1, 0), value=-1).repeat_interleave(self.grid[1] * self.grid[2], 1)
-        return {TEXT: films.captions, KEY: keys, SAID: films.instructions}
+        return {TEXT: films.captions, KEY: keys, INSTRUCTION: films.instructions}
 
     def batches(self, setting: Setting, seed: int, whole: float, names: tuple[str, ...]) -> Any:
         """Films to be made as a whole, so often, or else behind their first frame, by what the names tell."""
@@ -91,7 +91,7 @@ class Studio:
 
         return batch
 
-    def made(self, field: Field, given: Given, setting: Setting, seed: int, whole: bool = False) -> Tensor:
+    def made(self, field: Field, given: Conditions, setting: Setting, seed: int, whole: bool = False) -> Tensor:
         """The test films as a field makes them, as a whole or behind their first frame: pixels."""
         elements, grid = self.coder.encode(self.tests.pixels)
         asked = ~self.first(len(elements)) | whole
@@ -168,8 +168,8 @@ def taught(place: Studio, setting: Setting, seed: int, frozen: bool = True) -> C
     """A branch beside the foundation that stands still, or beside a copy of it that learns with it."""
     torch.manual_seed(seed)
     branch = ControlBranch(copy.deepcopy(place.base), {KEY: len(KEYS)}, len(SPOKEN), setting.depth, frozen=frozen)
-    learn(branch, place.batches(setting, seed + 1, 0.0, (TEXT, KEY, SAID)), setting.branch, rate=setting.rate,
-          seed=seed + 1, objective=FlowMatching(FLOW, {TEXT: 0.25, KEY: 0.3, SAID: 0.3}, blur=0.05), muon=True,
+    learn(branch, place.batches(setting, seed + 1, 0.0, (TEXT, KEY, INSTRUCTION)), setting.branch, rate=setting.rate,
+          seed=seed + 1, objective=FlowMatching(FLOW, {TEXT: 0.25, KEY: 0.3, INSTRUCTION: 0.3}, blur=0.05), muon=True,
           cooldown=1.0)
     return branch
 

@@ -24,7 +24,7 @@ from segue.decoding.healing import Healing, spelling_of
 from segue.kinds import BPECodec, Codec, KmerCodec, LetterCodec
 from segue.kinds.nucleotides import reverse_complement
 from segue.models import Stack, StackConfig
-from segue.models.base import padded
+from segue.models.base import pad_rows
 from segue.objectives import Batch
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.training.learn import learn
@@ -75,7 +75,7 @@ def codec_of(arm: str, text: str) -> Codec:
 
 def rows(codec: Codec, texts: list[str], context: int) -> Batch:
     """Rows that begin with the codec's begin, cut to one length."""
-    ids = padded([[codec.bos, *each.tolist()][: context + 1] for each in codec.encode_many(texts)])
+    ids = pad_rows([[codec.bos, *each.tolist()][: context + 1] for each in codec.encode_many(texts)])
     return Batch(ids[:, :-1], ids[:, 1:])
 
 

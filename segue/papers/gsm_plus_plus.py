@@ -20,7 +20,7 @@ import torch
 from segue.kinds.graph import Graph, Graphs
 from segue.models import Classifier, StackConfig
 from segue.models.classify import LinearHead
-from segue.models.graphs import GraphSequence, packed
+from segue.models.graphs import GraphSequence, pack_graphs
 from segue.objectives import Batch, ClassLoss
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.tasks.graphs import FEATURES, GRAPHS, last
@@ -112,7 +112,7 @@ def batch(graphs: list[Graph], atoms: list[str], classes: list[str], length: int
     edges = [torch.tensor([edge[:2] for edge in graph.edges]) for graph in graphs]
     answers = [np.pad(last(len(graph.nodes), classes.index(graph.label)), (0, length - len(graph.nodes)),
                       constant_values=-1) for graph in graphs]
-    return Batch(packed(features, edges, length), torch.from_numpy(np.stack(answers)))
+    return Batch(pack_graphs(features, edges, length), torch.from_numpy(np.stack(answers)))
 
 
 def fold(arm: Arm | None, folder: Path | None, number: int, seed: int, steps: int) -> float:

@@ -26,7 +26,7 @@ from segue.objectives import Batch, NextElement, Objective
 from segue.objectives.diffusion import MaskedDiffusion, ScoreEntropy, StepwiseDiffusion, any_order
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.training.learn import learn
-from segue.training.recipe import fast_bfloat16
+from segue.training.recipe import is_bfloat16_fast
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,7 +99,7 @@ def learned(folder: Path | None, arm: str, seed: int, width: int, steps: int, ro
     model = model_of(arm, width)
     draw = partial(batch, train, rows, seed, shifted=arm == LEFT_TO_RIGHT)
     learn(model, draw, steps, rate=0.02, seed=seed, objective=objective_of(arm), muon=True, cooldown=1.0,
-          precision="bfloat16" if fast_bfloat16(1) else "float32")
+          precision="bfloat16" if is_bfloat16_fast(1) else "float32")
     model.eval()
     begins = torch.linspace(0, len(test) - LENGTH, held).long()
     whole = test[begins[:, None] + torch.arange(LENGTH)]

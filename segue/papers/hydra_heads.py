@@ -17,12 +17,13 @@ from torch import Tensor
 
 from segue.decoding import generate
 from segue.decoding.draft.heads import HeadsDraft, default_tree
-from segue.mixers.state import Layout, State
+from segue.mixers.layout import Layout
+from segue.mixers.state import State
 from segue.models import Stack, StackConfig
 from segue.models.heads import DraftHeads
 from segue.objectives import Batch, DraftHeadsLoss, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.training.learn import learn, windows
+from segue.training.learn import learn, random_windows
 from segue.verbs.speed_up import count_hits
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ ARMS: dict[str, dict[str, Any]] = {
 class Unseeing(DraftHeads):
     """Heads that are shown the drafted tokens alone."""
 
-    def see(self, hidden: Tensor, layout: Layout | None = None, state: State | None = None) -> Tensor:
-        return torch.zeros_like(super().see(hidden, layout, state))
+    def condition(self, hidden: Tensor, layout: Layout | None = None, state: State | None = None) -> Tensor:
+        return torch.zeros_like(super().condition(hidden, layout, state))
 
 
 def made_up(count: int) -> Tensor:
@@ -72,7 +73,7 @@ def text(path: Path | None) -> tuple[Tensor, Tensor]:
 def batches(ids: Tensor, seed: int) -> Callable[[int], Batch]:
     """Rows of characters from anywhere, drawn anew for each step."""
     def draw(step: int) -> Batch:
-        rows = windows(ids, ROWS, CONTEXT, generator_of(seed, step))
+        rows = random_windows(ids, ROWS, CONTEXT, generator_of(seed, step))
         return Batch(rows[:, :-1], rows[:, 1:])
 
     return draw
@@ -93,7 +94,7 @@ def score(arm: str, path: Path | None, width: int, depth: int, base_steps: int, 
     base = learned_base(path, width, depth, base_steps, seed).float()
     train, held = text(path)
     torch.manual_seed(seed)
-    heads = (Unseeing if "unseen" in arm else DraftHeads).on(base, heads=HEADS, **ARMS[arm])
+    heads = (Unseeing if "unseen" in arm else DraftHeads).for_base(base, heads=HEADS, **ARMS[arm])
     learn(heads, batches(train, seed + 1), steps, rate=1e-3, seed=seed,
           objective=DraftHeadsLoss(base, distil=arm in ("hydra, distilled", "hydra++")))
     base, heads = base.double(), heads.double().eval()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from segue.mixers import MIXERS, LightNet, Mixer
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch, NextElement
 from segue.papers.base import Claim, Row, Run, Verdict

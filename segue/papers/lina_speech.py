@@ -21,7 +21,7 @@ from segue.continual import AdapterTuning, StateTuning, Strategy
 from segue.data import read
 from segue.decoding.continuation import as_text
 from segue.models import Stack, StackConfig
-from segue.models.base import padded
+from segue.models.base import pad_rows
 from segue.objectives import Batch
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.training.checkpoint import weights_of
@@ -77,13 +77,13 @@ class Tunes:
         for which in rng.choice(len(sizes), ROWS, p=sizes / sizes.sum()):
             at = int(rng.integers(sizes[which]))
             rows.append(self.streams[which][at : at + length + 1])
-        ids = padded(rows)
+        ids = pad_rows(rows)
         return Batch(ids[:, :-1], ids[:, 1:])
 
     def rows(self, some: list[str], front: str = "") -> Batch:
         """A tune a row, its first `LENGTH` characters; behind `front`, which is not asked for."""
         table = [self.ids(front + tune[: LENGTH + 1]) for tune in some]
-        ids = padded(table)
+        ids = pad_rows(table)
         live = torch.arange(ids.shape[1]) < torch.tensor([[len(row)] for row in table])
         targets = ids.masked_fill(~live, -1)[:, 1:]
         targets[:, : len(front)] = -1
@@ -112,7 +112,7 @@ def bits(model: Stack, batch: Batch) -> float:
 def by_place(model: Stack, data: Tunes) -> list[float]:
     """Bits per character of held-out jigs one after the other, from the beginning of each, by eighths of the row."""
     text = [data.ids("".join(data.test[first:] + data.test[:first])[: STREAM + 1]) for first in range(len(data.test))]
-    ids = padded(text)
+    ids = pad_rows(text)
     found = nats(model, Batch(ids[:, :-1], ids[:, 1:])).mean(0) / float(np.log(2))
     return [float(part.mean()) for part in found.tensor_split(8)]
 

@@ -22,7 +22,7 @@ from segue.decoding.search.tree import REPETITION_NGRAM
 from segue.models.stack import Stack, StackConfig
 from segue.objectives import Batch
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.training.learn import Until, learn
+from segue.training.learn import StopWhenAccurate, learn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -157,7 +157,7 @@ def seed_of(seed: int, scale: dict[str, int], budgets: tuple[int, ...]) -> list[
     torch.manual_seed(seed)
     stack = Stack(StackConfig(VOCABULARY, scale["width"], ["attention"] * scale["layers"]))
     learn(stack, partial(batches, scale["rows"], digits, seed), scale["steps"], rate=1e-3, seed=seed, cooldown=0.0,
-          strategy=Until(batches(200, digits, 10**6 + seed, 0), RIGHT))
+          strategy=StopWhenAccurate(batches(200, digits, 10**6 + seed, 0), RIGHT))
     model, random = stack.eval(), np.random.default_rng(10**6 + seed)  # no training step draws from it
     choosing, tests = sums(scale["choosing"], digits, random), sums(scale["held"], digits, random)
     return [{"choosing": adding(model, choosing, arm, budget, seed)["accuracy"],

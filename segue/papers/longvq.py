@@ -20,12 +20,13 @@ from torch import Tensor
 from segue.kernels.gla import gla
 from segue.mixers import LongVQ
 from segue.mixers.attention import attend
-from segue.mixers.state import Layout, Parts
+from segue.mixers.layout import Layout
+from segue.mixers.state import Parts
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch, generator_of
 from segue.papers import corpora
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.training.learn import accuracy, learn, windows
+from segue.training.learn import accuracy, learn, random_windows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -125,7 +126,7 @@ def music(arm: str, seed: int, steps: int, folder: Path | None) -> float:
     model = make(arm, PITCHES)
 
     def drawn(step: int) -> Batch:
-        line = windows(train, 8, BARS, generator_of(seed, step))
+        line = random_windows(train, 8, BARS, generator_of(seed, step))
         return Batch(line[:, :-1], line[:, 1:])
 
     learn(model, drawn, steps, rate=0.01, seed=seed, cooldown=1.0, muon=True)

@@ -22,7 +22,7 @@ from segue.objectives import Batch, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.papers.corpora import novels
 from segue.tasks import Task
-from segue.training.learn import Until, accuracy, learn, windows
+from segue.training.learn import StopWhenAccurate, accuracy, learn, random_windows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,7 +81,7 @@ def recall(arm: str, seed: int, steps: int, width: int, tests: int) -> dict[str,
     drawn = TASK.batches(32, (LENGTH, LENGTH), seed)
     rate, check = 2e-3, TASK.test(64, LENGTH, seed + 1000)
     model = build(ARMS["all full" if arm == CONVERTED else arm], width)
-    solved = Until(check, 1.0, every=25)
+    solved = StopWhenAccurate(check, 1.0, every=25)
     taken = learn(model, drawn, steps, rate=rate, seed=seed, strategy=solved, cooldown=0.5).step
     if arm == CONVERTED:  # the same weights under other masks, learning on
         full, before, model = model, taken, build(ARMS["2 full at the bottom"], width)
@@ -101,7 +101,7 @@ def reading(arm: str, folder: Path | None, seed: int, steps: int, width: int) ->
                               {"attention": {"taps": 2}, "attention:block": {"taps": 2, "block": TEXT_BLOCK}}))
 
     def rows(step: int) -> Batch:
-        piece = windows(text, 2, TEXT_LENGTH, generator_of(seed, step))
+        piece = random_windows(text, 2, TEXT_LENGTH, generator_of(seed, step))
         return Batch(piece[:, :-1], piece[:, 1:])
 
     learn(model, rows, steps, rate=0.01, muon=True, seed=seed, cooldown=0.5)

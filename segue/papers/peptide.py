@@ -20,7 +20,7 @@ from segue.analysis.blanks import PatternLookup, blank_scores
 from segue.data import Data, of, read
 from segue.kinds.codecs import LetterCodec
 from segue.models import Stack, StackConfig
-from segue.models.base import padded, padding, without
+from segue.models.base import mask_tokens, pad_rows, padding_starts
 from segue.models.stack import both_ways
 from segue.objectives import Batch, MaskedElements
 from segue.objectives.masked import LetterMask, mask_some
@@ -74,10 +74,10 @@ def batches(rows: Rows, known: Sequence[int], count: int, seed: int) -> Callable
 
 def batch_of(rows: Rows) -> Batch:
     """Whole rows, all asked for in place; X is not."""
-    ids = padded([row.tolist() for row in rows])
+    ids = pad_rows([row.tolist() for row in rows])
     lengths = torch.tensor([len(row) for row in rows])
     asked = (torch.arange(ids.shape[1]) < lengths[:, None]) & (ids != CODEC.letters.index("X"))
-    return Batch(ids, ids.masked_fill(~asked, -1), padding(lengths, ids.shape[1]))
+    return Batch(ids, ids.masked_fill(~asked, -1), padding_starts(lengths, ids.shape[1]))
 
 
 @torch.no_grad()
@@ -88,7 +88,7 @@ def guesses(model: Stack, rows: Rows, known: Sequence[int]) -> Rows:
     for at in range(0, len(rows), 16):
         part = rows[at : at + 16]
         batch = mask_some(batch_of(part), MASK, LetterMask(tuple(known)), unmasked=0.0)
-        best: Tensor = without(model(batch.tokens, batch.layout).logits, unsaid).argmax(-1)
+        best: Tensor = mask_tokens(model(batch.tokens, batch.layout).logits, unsaid).argmax(-1)
         filled = torch.where(batch.tokens == MASK, best, batch.tokens).numpy()
         answers += [each[: len(row)] for each, row in zip(filled, part)]
     return answers

@@ -32,7 +32,7 @@ from segue.objectives.events import EventLikelihood
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.training.learn import learn
 from segue.training.strategy import Strategy
-from segue.training.timed import event_rows, score_process
+from segue.training.timed import event_batch, score_process
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -122,7 +122,7 @@ def follow(stream: str, folder: Path | None, arm: str, seed: int, rows: int, ste
     has been; last: at the end. rmse, error: of predictions before."""
     pieces = made_up(seed, rows) if folder is None else cut(real(folder), rows, seed)
     types = 1 + max(int(kinds.max()) for parts in pieces for part in parts for kinds, _ in part)
-    train, test = ([event_rows([*part, (np.zeros(LENGTH, int), np.zeros(LENGTH))]).rows(slice(0, len(part)))
+    train, test = ([event_batch([*part, (np.zeros(LENGTH, int), np.zeros(LENGTH))]).rows(slice(0, len(part)))
                     for part in side] for side in zip(*pieces))
     gaps = train[0].channels["until"][train[0].targets >= 0]
     torch.manual_seed(seed)

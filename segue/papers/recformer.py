@@ -27,7 +27,7 @@ from segue.analysis.metrics import ranks
 from segue.analysis.ranking import rank_next, ranking
 from segue.kinds import BPECodec, TextItemCodec
 from segue.models import Stack, StackConfig
-from segue.models.base import padded, padding
+from segue.models.base import pad_rows, padding_starts
 from segue.models.predict import DecodablePredictor, SequencePredictor
 from segue.objectives import Batch, InBatch, NextElement, generator_of
 from segue.objectives.contrastive import MASKED, WANTED
@@ -165,16 +165,16 @@ class Texts:
         """Rows whose vector is asked for at their begin; masks: what draws some to be filled in besides."""
         both = [self.tokens(history) for history in histories]
         lengths = torch.tensor([len(rows) for rows, _ in both])
-        tokens = torch.stack([padded([rows[:, i].tolist() for rows, _ in both]) for i in range(3)], -1)
+        tokens = torch.stack([pad_rows([rows[:, i].tolist() for rows, _ in both]) for i in range(3)], -1)
         asked = torch.full(tokens.shape[:2], -1)
         asked[:, 0] = torch.tensor(targets)
-        starts = padding(lengths, tokens.shape[1])
+        starts = padding_starts(lengths, tokens.shape[1])
         if masks is None:
             return Batch(tokens, asked, starts)
         live = torch.arange(tokens.shape[1]) < lengths[:, None]
         live[:, 0] = False
         hidden = mask_some(Batch(tokens, tokens[..., 0].masked_fill(~live, -1), starts,
-                                 {WORD: padded([words.tolist() for _, words in both], -1)}),
+                                 {WORD: pad_rows([words.tolist() for _, words in both], -1)}),
                            self.codec.mask, RandomMask(0.15), masks)
         return Batch(tokens, asked, starts, {MASKED: hidden.tokens[..., 0], WANTED: hidden.targets})
 

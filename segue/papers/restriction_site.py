@@ -29,7 +29,7 @@ from segue.analysis.restriction import (
 )
 from segue.kinds import LetterCodec
 from segue.models.equivariant import Equivariant, mirror
-from segue.models.estimators import ESTIMATORS, informative
+from segue.models.estimators import ESTIMATORS, informative_columns
 from segue.models.motifs import ConvClassifier
 from segue.objectives import Batch
 from segue.papers.base import Claim, Row, Run, Verdict
@@ -108,7 +108,7 @@ def classical(name: str, inputs: str, folders: tuple[Path, Path] | None, each: i
     problem = problem_of(folders, each)
     x = [problem.features(part, INPUTS[inputs]) for part in range(4)]
     options: list[dict[str, Any]] = GRID if name == "svm" else [{"trees": trees}] if name == "forest" else [{}]
-    columns = informative(x[0], problem.labels[0], KEPT)
+    columns = informative_columns(x[0], problem.labels[0], KEPT)
     x = [part[:, columns] for part in x]
     made = [ESTIMATORS[name](seed, **chosen).fit(x[0], problem.labels[0]) for chosen in options]
     best = max(made, key=lambda model: roc_auc(problem.labels[1], model.scores(x[1])))

@@ -17,7 +17,7 @@ import torch
 
 from segue.continual import EWC, Experience, Freeze, Replay, Strategy, class_incremental, learn_stream
 from segue.continual.probing import Probing
-from segue.continual.stream import in_order, read_once
+from segue.continual.stream import encode_features, ordered_batches
 from segue.models import HEADS, Classifier, Features
 from segue.models.classify import CosineHead, LinearHead
 from segue.objectives import ClassLoss
@@ -94,14 +94,14 @@ def score(name: str, kind: str, folder: Path | None, small: bool, weights: str, 
         cost = len(train.targets)
         if arm.warm:
             first = stream[0].train
-            learn(model, in_order(first, 10, seed), epochs[1] * -(-len(first.targets) // 10), rate=rate, seed=seed,
-                  objective=ClassLoss("all" if arm.ahead else "seen"))
+            learn(model, ordered_batches(first, 10, seed), epochs[1] * -(-len(first.targets) // 10), rate=rate,
+                  seed=seed, objective=ClassLoss("all" if arm.ahead else "seen"))
             cost += 3 * epochs[1] * len(first.targets)
         torch.manual_seed(seed)
         head = Classifier(Features(), CosineHead(WIDTH, classes, 1.0) if arm.head == "cosine" else
                           LinearHead(WIDTH, classes))
-        known = [Experience(each.name, read_once(model, each.train), read_once(model, each.test), each.classes)
-                 for each in stream]
+        known = [Experience(each.name, encode_features(model, each.train), encode_features(model, each.test),
+                            each.classes) for each in stream]
         matrix = learn_stream(head, known, Freeze((), old_classes=True), ClassLoss("all" if arm.ahead else "seen"),
                               rows=50, epochs=epochs[2], rate=head_rate, seed=seed)
     seen = [float(row[: 1 + index].mean()) for index, row in enumerate(matrix.scores[1:])]

@@ -25,7 +25,7 @@ from segue.analysis.embedding import embed
 from segue.analysis.metrics import rank_correlation, ranks
 from segue.analysis.registry import METRICS
 from segue.models import Stack, StackConfig
-from segue.models.base import padded
+from segue.models.base import pad_rows
 from segue.models.counts import CountModel
 from segue.objectives import Batch
 from segue.papers.base import Claim, Row, Run, Verdict
@@ -155,7 +155,7 @@ class Reader:
         found = []
         for at in range(0, len(texts), 100):
             rows = [self.ids(text).tolist() for text in texts[at : at + 100]]
-            target = padded(rows, -1)
+            target = pad_rows(rows, -1)
             begun = torch.cat([torch.full((len(rows), 1), TOP), target[:, :-1].clamp(min=0)], 1)
             nats = -self.network(begun).logits.log_softmax(-1).gather(2, target.clamp(min=0)[..., None])[..., 0]
             found.append(nats[target >= 0].double().numpy())

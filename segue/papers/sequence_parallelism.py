@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from segue.analysis.memory import saved_memory
 from segue.errors import SegueError
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch, NextElement
 from segue.papers.base import Claim, Row, Run, Verdict

@@ -25,7 +25,7 @@ from segue.models import Stack, StackConfig
 from segue.models.compiled import CompiledModel, compile_model
 from segue.objectives import Batch, Mixed, NextElement, Objective, OccupancyMatching, RolloutUnlikelihood, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict, kept, restore
-from segue.training.learn import Until, learn
+from segue.training.learn import StopWhenAccurate, learn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -133,7 +133,8 @@ def base(seed: int, width: int, right: float, steps: int) -> dict[str, Any]:
     torch.manual_seed(seed)
     small = build(width, 2)
     held = sums(60, torch.Generator().manual_seed(-1 - seed))
-    first = learn(small, learned_from(seed), steps, rate=3e-3, seed=seed, strategy=Until(held, right), cooldown=0.0)
+    first = learn(small, learned_from(seed), steps, rate=3e-3, seed=seed, strategy=StopWhenAccurate(held, right),
+                  cooldown=0.0)
     return {"weights": kept(small), "steps": first.step}
 
 

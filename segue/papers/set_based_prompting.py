@@ -20,7 +20,7 @@ from segue.analysis.metrics import order_sensitivity
 from segue.decoding import SetPrompt
 from segue.decoding.prompt import set_placements
 from segue.models import Stack, StackConfig
-from segue.models.base import padded
+from segue.models.base import pad_rows
 from segue.objectives import Batch
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.training.learn import learn
@@ -67,7 +67,7 @@ def prompt(question: Question, order: tuple[int, ...]) -> SetPrompt:
 
 def batch(prompts: list[SetPrompt], arm: str, truth: list[int] | None = None) -> Batch:
     """Padded prompts, the parts placed as the arm has it, with their answers asked for at the end."""
-    tokens, places = padded(prompts, END), set_placements(prompts)
+    tokens, places = pad_rows(prompts, END), set_placements(prompts)
     targets = torch.full_like(tokens, -1)
     for row, each in enumerate(prompts):
         targets[row, len(each) - 1] = 0 if truth is None else truth[row]

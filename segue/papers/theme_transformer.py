@@ -18,11 +18,11 @@ from torch import Tensor
 from segue.analysis.repeats import distance_table, occurrences, pair_scores
 from segue.decoding import generate
 from segue.models import EncoderDecoder, EncoderDecoderConfig, Stack, StackConfig
-from segue.models.base import padded
+from segue.models.base import pad_rows
 from segue.objectives import Batch
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.training.learn import learn
-from segue.training.motifs import MotifRetriever, clustered, edited
+from segue.training.motifs import MotifRetriever, edit_randomly, find_clusters
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,7 +83,7 @@ def retrieve(seed: int, songs: int, steps: int) -> dict[str, Any]:
 
     def score(part: str, how: str, eps: float) -> float:
         true = [labels for _, labels in (tune if part == "tune" else test)]
-        both, found, real = np.sum([pair_scores(clustered(eps, each, metric[how]), labels)
+        both, found, real = np.sum([pair_scores(find_clusters(eps, each, metric[how]), labels)
                                     for each, labels in zip(points[part][how], true)], 0)
         return float(2 * both / max(1, found + real))
 
@@ -95,7 +95,7 @@ def piece(rng: np.random.Generator) -> tuple[Ids, Ids]:
     """A theme, and a piece in which it returns, varied, every three to six segments of a random walk over letters."""
     theme, told, letter = rng.integers(0, LETTERS, THEME), list[int](), int(rng.integers(LETTERS))
     while len(told) < LENGTH:
-        told += [OPEN, *(edited(theme, rng, VARIED, LETTERS) if told else theme).tolist(), CLOSE]
+        told += [OPEN, *(edit_randomly(theme, rng, VARIED, LETTERS) if told else theme).tolist(), CLOSE]
         for _ in range(int(rng.integers(3, 7)) * int(rng.integers(8, 13)) // 2):
             letter = int(letter + rng.integers(1, 4)) % LETTERS
             told.append(letter)
@@ -128,7 +128,7 @@ def front(arm: str, theme: Ids) -> list[int]:
 
 def batch_of(arm: str, some: list[tuple[Ids, Ids]]) -> Batch:
     """Rows of themes and pieces, of which the pieces are asked for."""
-    rows = padded([[*front(arm, theme), *ids.tolist()] for theme, ids in some])
+    rows = pad_rows([[*front(arm, theme), *ids.tolist()] for theme, ids in some])
     targets = F.pad(rows[:, 1:], (0, 1), value=-1)
     targets[:, : THEME + 2] = -1
     return Batch(rows, targets)

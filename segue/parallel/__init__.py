@@ -1,4 +1,4 @@
-"""Long sequences over several processes: attention in a ring, states handed on."""
+"""Context parallelism: long sequences over several processes, by ring attention and by passing on recurrent states."""
 
 from segue.parallel.blocks import BACKENDS, BlockAttention
 from segue.parallel.communicate import (

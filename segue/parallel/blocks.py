@@ -1,5 +1,5 @@
-"""Attention of a block of queries to a block of keys, one of many that are merged: forward it also tells the
-log-sum-exp of its scores, and backward it is given that of all blocks together."""
+"""Attention of one block of queries to one block of keys, to be merged with others: forward also returns the
+log-sum-exp of the scores, and backward takes the log-sum-exp over all blocks."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from segue.mixers.attention import attend
 
 
 class BlockAttention(Protocol):
-    """q: (B, H, Q, E). k, v: (B, G, K, E) with H a multiple of G. causal: query i sees keys 0 ... i (then Q = K). bias:
-    added to the scores, broadcastable to (B, H, Q, K), -inf where nothing is seen."""
+    """Attention of a block. q: (B, H, Q, E). k, v: (B, G, K, E) with H a multiple of G. causal: query i sees keys 0
+    ... i (then Q = K). bias: added to the scores, broadcastable to (B, H, Q, K), -inf where a query may not attend."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(B, H, Q, E) and (B, H, Q), float32 at least; a query that sees nothing gives 0 and -inf."""
+        """Output (B, H, Q, E) and log-sum-exp (B, H, Q), at least float32; 0 and -inf for a query that sees nothing."""
         ...
 
     def backward(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, delta: Tensor, causal: bool,
                  bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The block's part of the gradients of q, k and v. lse, delta: (B, H, Q), of the attention over all blocks: the
-        log-sum-exp of its scores, and the sum over features of its output times that output's gradient, `grad`."""
+        """The block's part of the gradients of q, k and v. grad: of the output. lse, delta: (B, H, Q), over all blocks:
+        the log-sum-exp of the scores, and the sum over features of output times gradient."""
         ...
 
 
-def _bias(q: Tensor, k: Tensor, causal: bool, bias: Tensor | None) -> Tensor | None:
+def _add_causal_mask(q: Tensor, k: Tensor, causal: bool, bias: Tensor | None) -> Tensor | None:
     if not causal:
         return bias
     later = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
@@ -37,16 +37,16 @@ def _bias(q: Tensor, k: Tensor, causal: bool, bias: Tensor | None) -> Tensor | N
 
 
 class Naive:
-    """Plain products, all scores of the block at once: the reference, on every device."""
+    """The reference, on every device: plain matrix products, with all scores of the block in memory."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        return attend(q, k, v, bias=_bias(q, k, causal, bias))
+        return attend(q, k, v, bias=_add_causal_mask(q, k, causal, bias))
 
     def backward(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, delta: Tensor, causal: bool,
                  bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         groups, scale = k.shape[1], q.shape[-1] ** -0.5
         keys, values = (x.repeat_interleave(q.shape[1] // groups, 1) for x in (k, v))
-        scores, bias = (q @ keys.mT) * scale, _bias(q, k, causal, bias)
+        scores, bias = (q @ keys.mT) * scale, _add_causal_mask(q, k, causal, bias)
         scores = scores if bias is None else scores + bias
         weights = (scores - lse.nan_to_num(neginf=0.0)[..., None]).exp().to(q.dtype)
         slope = weights * (grad @ values.mT - delta[..., None]).to(q.dtype) * scale
@@ -55,19 +55,19 @@ class Naive:
 
 
 class Flash:
-    """torch's fused attention for CPUs: no more than a tile of the scores exists at once."""
+    """torch's fused attention for CPUs, which holds only a tile of the scores at a time."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        if bias is not None:  # the kernel takes one of the two
-            bias, causal = self._whole(q, k, _bias(q, k, causal, bias)), False
+        if bias is not None:  # the kernel takes either a mask or causal
+            bias, causal = self._whole(q, k, _add_causal_mask(q, k, causal, bias)), False
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=bias)
-        if bias is not None:  # of a query that sees nothing the kernel says 0
+        if bias is not None:  # the kernel returns 0 for a query that sees nothing
             lse = lse.masked_fill((bias == -math.inf).all(-1), -math.inf)
         return out, lse
 
     @staticmethod
     def _whole(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor | None:
-        """The kernel wants four dimensions of the dtype of q, of which the first two may be 1."""
+        """The bias as the kernel wants it: four dimensions (the first two may be 1), in the dtype of q."""
         if bias is None:
             return None
         return bias.to(q.dtype).expand(*bias.shape[:2], q.shape[2], k.shape[2]).contiguous()
@@ -75,8 +75,8 @@ class Flash:
     def backward(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, delta: Tensor, causal: bool,
                  bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         if bias is not None:
-            bias, causal = self._whole(q, k, _bias(q, k, causal, bias)), False
-        # The kernel makes delta of an output: any whose product with the gradient is delta will do.
+            bias, causal = self._whole(q, k, _add_causal_mask(q, k, causal, bias)), False
+        # The kernel computes delta from an output: pass one whose product with the gradient is delta.
         most = grad.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(grad.dtype).tiny)
         unit = grad / most
         out = unit * (delta[..., None] / most / unit.square().sum(-1, keepdim=True).clamp(min=1.0)).to(grad.dtype)

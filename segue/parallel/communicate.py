@@ -1,5 +1,5 @@
-"""How ranks talk: one primitive, `exchange`, over real processes or over threads of this one; wrappers that count and
-that slow it down; and what is made of it, sums and gathers."""
+"""Communication between ranks: one primitive, `exchange`, over processes or over threads of this process; wrappers that
+count the traffic or slow it down; and the collectives made of it, sums and gathers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from segue.errors import SegueError
 Messages = Sequence[tuple[Tensor, int]]
 """Tensors with the rank that each goes to, or comes from."""
 T = TypeVar("T")
-PATIENCE = 120.0  # seconds that a rank of `simulate` waits for another
+RECEIVE_TIMEOUT = 120.0  # seconds that a rank of `simulate` waits for a message
 
 
 class Communicator(Protocol):
@@ -37,9 +37,11 @@ class Communicator(Protocol):
     def size(self) -> int: ...
 
     def exchange(self, sends: Messages, receives: Messages) -> Callable[[], None]:
-        """Begin to send these tensors and to fill those; the function that is returned waits for all of them, and until
-        then none may be written to. From one rank to another messages arrive in the order in which they are begun. No
-        rank sends to itself."""
+        """Start sending and receiving tensors without blocking.
+
+        The returned function waits for all of them; until then none of the tensors may be written to. Messages from one
+        rank to another arrive in the order in which they were started. No rank sends to itself.
+        """
         ...
 
 
@@ -70,13 +72,13 @@ class Processes:
         def wait() -> None:
             for work in works:
                 work.wait()
-            operations.clear()  # what is sent had to live until now
+            operations.clear()  # the tensors sent had to stay alive until now
 
         return wait
 
 
-class _Hub:
-    """The letter boxes of the ranks of `simulate`."""
+class _Mailboxes:
+    """The messages between the ranks of `simulate`, by (source, target, number)."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -91,7 +93,7 @@ class _Hub:
             return found
 
     def drop(self, source: int, target: int, number: int) -> None:
-        """What was in this box has arrived: a long run must not keep all that was ever sent."""
+        """Forget a message that has arrived, so that a long run does not keep all messages."""
         with self.lock:
             self.boxes.pop((source, target, number), None)
 
@@ -106,8 +108,8 @@ class _Hub:
 class Simulated:
     """A rank that is a thread of this process, see `simulate`."""
 
-    def __init__(self, rank: int, size: int, hub: _Hub) -> None:
-        self.rank, self.size, self.hub = rank, size, hub
+    def __init__(self, rank: int, size: int, hub: _Mailboxes) -> None:
+        self.rank, self.size, self.mailboxes = rank, size, hub
         self.counts = Counter[tuple[int, int]]()
 
     def _next(self, source: int, target: int) -> tuple[int, int, int]:
@@ -118,27 +120,27 @@ class Simulated:
 
     def exchange(self, sends: Messages, receives: Messages) -> Callable[[], None]:
         for tensor, peer in sends:
-            box = self.hub.box(*self._next(self.rank, peer))
+            box = self.mailboxes.box(*self._next(self.rank, peer))
             if not box.done():
                 box.set_result(tensor.detach().clone())
         coming = [(tensor, self._next(peer, self.rank)) for tensor, peer in receives]
 
         def wait() -> None:
             for tensor, place in coming:
-                tensor.copy_(self.hub.box(*place).result(PATIENCE))
-                self.hub.drop(*place)
+                tensor.copy_(self.mailboxes.box(*place).result(RECEIVE_TIMEOUT))
+                self.mailboxes.drop(*place)
             coming.clear()
 
         return wait
 
 
 def simulate(size: int, function: Callable[[Communicator], T]) -> list[T]:
-    """What `function` returns on each of `size` ranks, which are threads of this process.
+    """Run `function` on each of `size` ranks, which are threads of this process; returns their results.
 
-    For tests and for counting: on a CPU backward passes run in the thread that calls them, so gradients are exchanged
-    too; on a GPU torch runs them all in one thread, where ranks would wait for each other for ever.
+    For tests and for counting traffic. On a CPU, backward passes run in the thread that calls them, so gradients are
+    exchanged too; on a GPU torch runs them all in one thread, where ranks would deadlock.
     """
-    hub = _Hub()
+    hub = _Mailboxes()
     results: list[Any] = [None] * size
     grad = torch.is_grad_enabled()
 
@@ -159,7 +161,7 @@ def simulate(size: int, function: Callable[[Communicator], T]) -> list[T]:
     return results
 
 
-_WORK: list[Any] = []  # what a process of `launch` is to do
+_WORK: list[Any] = []  # in a process of `launch`: the arguments of `_work`
 
 
 def _prepare(*work: Any) -> None:
@@ -177,11 +179,11 @@ def _work(rank: int) -> Any:
 
 
 def launch(size: int, function: Callable[..., T], *args: Any) -> list[T]:
-    """What `function(communicator, *args)`, an importable function, returns on each of `size` new processes of one
-    thread each, joined by gloo. For tests and measurements; a user's own run is started by torchrun."""
+    """Run `function(communicator, *args)`, an importable function, on each of `size` new processes of one thread each,
+    connected by gloo; returns their results. For tests and measurements; real runs are started by torchrun."""
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
-    if method == "forkserver":  # which imports torch once for all of them
+    if method == "forkserver":  # imports torch once for all processes
         context.set_forkserver_preload([__name__, function.__module__])
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(
             size, context, _prepare, (size, f"{folder}/store", function, args)) as pool:
@@ -189,7 +191,7 @@ def launch(size: int, function: Callable[..., T], *args: Any) -> list[T]:
 
 
 class Counted:
-    """Counts the bytes that a communicator sends, `sent`, by the rank they go to."""
+    """A communicator that counts the bytes it sends, in `sent`, by target rank."""
 
     def __init__(self, inner: Communicator) -> None:
         self.inner, self.rank, self.size = inner, inner.rank, inner.size
@@ -206,12 +208,11 @@ Duplex = Literal["full", "half"]
 
 @dataclass
 class Links:
-    """What joins the ranks: a link between each two of them.
+    """A model of the network: a link between each pair of ranks.
 
-    bandwidth: bytes a second in each direction, or, where duplex is "half", in one direction at a time. latency:
-    seconds that a message takes besides, for each hop. ring: messages between ranks that are no neighbours take as many
-    hops as lie between them, instead of one. lock: makes the lock of a half-duplex link, a multiprocessing context's
-    where ranks are processes.
+    bandwidth: bytes per second in each direction, or with duplex "half" in one direction at a time. latency: additional
+    seconds of a message for each hop. ring: a message takes as many hops as ranks lie between, else one. lock: makes
+    the lock of a half-duplex link; that of a multiprocessing context where ranks are processes.
     """
 
     size: int
@@ -227,27 +228,27 @@ class Links:
             self.locks = {(a, b): self.lock() for b in range(self.size) for a in range(b)}
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"lock": threading.Lock}  # the locks go with it, what made them need not
+        return self.__dict__ | {"lock": threading.Lock}  # the locks are pickled, their factory need not be
 
     def key(self, source: int, target: int) -> tuple[int, int]:
-        """The link that a message holds: one each way, or one for both."""
+        """The link that a message occupies: one for each direction, or one for both."""
         return (source, target) if self.duplex == "full" else (min(source, target), max(source, target))
 
     def seconds(self, size: float, source: int, target: int) -> tuple[float, float]:
-        """How long a message of so many bytes holds its link, and how much later it arrives."""
-        away = abs(source - target)
-        return size / self.bandwidth, self.latency * (min(away, self.size - away) if self.ring else 1)
+        """Seconds that a message of `size` bytes occupies its link, and the latency after that."""
+        distance = abs(source - target)
+        return size / self.bandwidth, self.latency * (min(distance, self.size - distance) if self.ring else 1)
 
 
 class Throttled:
-    """A communicator over slow links: each message waits until its link is free, then holds it for its time. A thread
-    for each rank that is sent to does the waiting, so that this one can compute."""
+    """A communicator over slow links: each message waits until its link is free, then occupies it for its duration. One
+    thread per target rank does the waiting, so that the caller can compute."""
 
     def __init__(self, inner: Communicator, links: Links) -> None:
         self.inner, self.links, self.rank, self.size = inner, links, inner.rank, inner.size
         self.lanes = defaultdict[int, ThreadPoolExecutor](partial(ThreadPoolExecutor, 1))
 
-    def _carry(self, tensor: Tensor, peer: int) -> None:
+    def _send_slowly(self, tensor: Tensor, peer: int) -> None:
         holds, later = self.links.seconds(tensor.numel() * tensor.element_size(), self.rank, peer)
         with self.links.locks.get(self.links.key(self.rank, peer), nullcontext()):
             time.sleep(holds)
@@ -256,7 +257,7 @@ class Throttled:
 
     def exchange(self, sends: Messages, receives: Messages) -> Callable[[], None]:
         arrived = self.inner.exchange([], receives)
-        sent = [self.lanes[peer].submit(self._carry, tensor.contiguous(), peer) for tensor, peer in sends]
+        sent = [self.lanes[peer].submit(self._send_slowly, tensor.contiguous(), peer) for tensor, peer in sends]
 
         def wait() -> None:
             arrived()
@@ -267,7 +268,7 @@ class Throttled:
 
 
 def all_gather(comm: Communicator, x: Tensor) -> list[Tensor]:
-    """x of every rank, in their order."""
+    """The x of every rank, in rank order."""
     found = [x if rank == comm.rank else torch.empty_like(x, memory_format=torch.contiguous_format)
              for rank in range(comm.size)]
     others = [rank for rank in range(comm.size) if rank != comm.rank]
@@ -276,10 +277,9 @@ def all_gather(comm: Communicator, x: Tensor) -> list[Tensor]:
 
 
 def all_reduce(comm: Communicator, x: Tensor) -> Tensor:
-    """The sum of x over the ranks, a new tensor, alike on all of them to the last bit.
+    """The sum of x over all ranks, a new tensor, bitwise equal on all of them.
 
-    In a ring: each share of x is summed on its way round, and then goes round once more, so a rank sends 2 (N - 1) / N
-    times x.
+    Ring all-reduce: a reduce-scatter, then an all-gather, so a rank sends 2 (N - 1) / N times the size of x.
     """
     if comm.size == 1:
         return x.clone()
@@ -313,8 +313,8 @@ class _AllGather(torch.autograd.Function):
         return None, torch.stack([grad[comm.rank], *coming]).sum(0)
 
 
-def gathered(comm: Communicator, x: Tensor) -> Tensor:
-    """(N, ...): x of every rank; gradients flow back to where each came from."""
+def differentiable_gather(comm: Communicator, x: Tensor) -> Tensor:
+    """(N, ...): the x of every rank; gradients flow back to the ranks that they came from."""
     return x[None] if comm.size == 1 else _AllGather.apply(comm, x)
 
 
@@ -350,15 +350,15 @@ class _Send(torch.autograd.Function):
 
 
 def _anchor() -> Tensor:
-    """Makes a gradient flow back on every rank, whatever on it needs one."""
+    """An input that requires a gradient, so that backward runs on every rank whatever else requires one."""
     return torch.zeros((), requires_grad=True)
 
 
 def receive(comm: Communicator, peer: int, like: Tensor) -> Tensor:
-    """What `peer` sends with `send`, of the shape of `like`; its gradient goes back there."""
+    """Receive what `peer` sends with `send`, of the shape of `like`; its gradient is sent back."""
     return _Receive.apply(comm, peer, like, _anchor())
 
 
 def send(comm: Communicator, peer: int, x: Tensor, through: Tensor) -> Tensor:
-    """Send x to `peer`; gives `through` back, which must be used: with its gradient that of x comes back."""
+    """Send x to `peer`. Returns `through`, which must be used in the loss: its backward receives the gradient of x."""
     return _Send.apply(comm, peer, x, through, _anchor())

@@ -1,12 +1,12 @@
-"""A stack whose sequences are cut over ranks (context parallelism): every rank holds all weights and a share of the
-elements of each row. Attention goes round a ring; a recurrence is handed the state of the rank before it.
+"""Context parallelism: the sequences of a stack are split over ranks; every rank holds all weights and a share of the
+elements of each row. Attention runs as a ring; a recurrence receives the state of the rank before it.
 
     torch.distributed.init_process_group("gloo")              # under torchrun
     model = context_parallel(stack)                           # of all processes, or of a group or mesh dimension
-    batch = batch.map(model.share)                            # targets were made before
+    batch = batch.map(model.share)                            # after the targets were made
     loss = NextElement()(model, batch)                        # the sum over this rank's elements
     loss.total.backward()
-    sum_gradients(model.comm, list(stack.parameters()))       # now those of the whole batch
+    sum_gradients(model.comm, list(stack.parameters()))       # the gradients of the whole batch
 """
 
 from __future__ import annotations
@@ -21,21 +21,31 @@ from torch.utils.checkpoint import checkpoint
 
 from segue.errors import SegueError
 from segue.mixers import Attention, Mixer, rules
-from segue.mixers.state import Carry, Layout, Recurrence, State, Tensors
-from segue.models.stack import Forms, Stack
+from segue.mixers.layout import Layout
+from segue.mixers.state import Carry, Recurrence, State, Tensors
+from segue.models.stack import OnePassModel, Stack
 from segue.parallel.blocks import backend_for
-from segue.parallel.communicate import Communicator, Processes, all_gather, all_reduce, gathered, receive, send
+from segue.parallel.communicate import (
+    Communicator,
+    Processes,
+    all_gather,
+    all_reduce,
+    differentiable_gather,
+    receive,
+    send,
+)
 from segue.parallel.ring import ring_attention
 from segue.parallel.schedule import Block, Order, RingSchedule, Rotate, pick_rotation
 from segue.parallel.shard import ContextShard
 
 
-class Handed(Carry):
-    """The state that this rank's elements follow: what came before them is on other ranks.
+class DistributedCarry(Carry):
+    """The memory of a recurrence whose earlier elements are on other ranks: computes the state before this rank's.
 
-    Where a chain only multiplies its state by factors and adds to it (`Recurrence.kept`), every rank tells the others
-    both, and makes the states before its stretches of them: all work at once, on the chain twice. Any other recurrence
-    waits for the rank before it. `state`: the one at the beginning of the sequence, a row for each row and stretch.
+    Where a stretch of inputs only multiplies the state by factors and adds to it (`Recurrence.state_factors`), all
+    ranks gather each other's factors and sums and compute the states before their stretches from these: they work in
+    parallel, with two scans each. Any other recurrence waits for the state of the rank before. state: at the beginning
+    of the sequence, with a batch row for each row and stretch.
     """
 
     def __init__(self, recurrence: Recurrence, state: Tensors, comm: Communicator, shard: ContextShard) -> None:
@@ -45,30 +55,31 @@ class Handed(Carry):
     def previous_state(self, inputs: Tensors, starts: Tensor | None) -> Tensors:
         if self.comm.size == 1 and self.shard.chunks == 1:
             return self.state
-        kept = self.recurrence.state_factors(inputs)
-        if kept is None:
-            return self._chain(inputs, starts)
-        nothing = tuple(torch.zeros_like(state) for state in self.state)
-        added = self.recurrence.scan(inputs, nothing, starts)[1]
-        return tuple(self._prefix(*each, starts) for each in zip(self.state, kept, added))
+        factors = self.recurrence.state_factors(inputs)
+        if factors is None:
+            return self._receive_state(inputs, starts)
+        zeros = tuple(torch.zeros_like(state) for state in self.state)
+        sums = self.recurrence.scan(inputs, zeros, starts)[1]
+        return tuple(self._prefix_states(*each, starts) for each in zip(self.state, factors, sums))
 
-    def _prefix(self, state: Tensor, keeps: Tensor, adds: Tensor, starts: Tensor | None) -> Tensor:
-        """The states before this rank's stretches. keeps, adds: of each of them."""
-        adds, keeps = adds.to(state.dtype), keeps.to(state.dtype).expand_as(adds)
+    def _prefix_states(self, state: Tensor, factors: Tensor, sums: Tensor, starts: Tensor | None) -> Tensor:
+        """The states before this rank's stretches. factors, sums: what each of them does to the state before it."""
+        sums, factors = sums.to(state.dtype), factors.to(state.dtype).expand_as(sums)
         if starts is not None:
-            keeps = keeps.masked_fill(starts.any(1).view(-1, *[1] * (adds.dim() - 1)), 0.0)
+            factors = factors.masked_fill(starts.any(1).view(-1, *[1] * (sums.dim() - 1)), 0.0)
         chunks = self.shard.chunks
-        every = gathered(self.comm, torch.stack([keeps, adds])).unflatten(2, (-1, chunks))  # (N, 2, B, chunks, ...)
-        there = {at: (rank, index) for rank in range(self.comm.size)
-                 for index, at in enumerate(self.shard.stretches(rank))}
+        gathered = differentiable_gather(self.comm, torch.stack([factors, sums]))
+        gathered = gathered.unflatten(2, (-1, chunks))  # (N, 2, B, chunks, ...)
+        owners = {at: (rank, index) for rank in range(self.comm.size)
+                  for index, at in enumerate(self.shard.stretch_indices(rank))}
         befores = [state.unflatten(0, (-1, chunks))[:, 0]]
-        for at in range(len(there) - 1):
-            rank, index = there[at]
-            befores.append(every[rank, 0, :, index] * befores[-1] + every[rank, 1, :, index])
-        # All of them, also where few are wanted: a gradient must come back on every rank.
-        return torch.stack(befores, 1)[:, list(self.shard.stretches(self.comm.rank))].flatten(0, 1)
+        for at in range(len(owners) - 1):
+            rank, index = owners[at]
+            befores.append(gathered[rank, 0, :, index] * befores[-1] + gathered[rank, 1, :, index])
+        # All states are stacked, though few are used: backward must run the gather's exchange on every rank.
+        return torch.stack(befores, 1)[:, list(self.shard.stretch_indices(self.comm.rank))].flatten(0, 1)
 
-    def _chain(self, inputs: Tensors, starts: Tensor | None) -> Tensors:
+    def _receive_state(self, inputs: Tensors, starts: Tensor | None) -> Tensors:
         comm, state = self.comm, self.state
         if self.shard.chunks > 1:
             raise SegueError(f"{type(self.recurrence).__name__} hands its state from rank to rank, or its stretches "
@@ -81,11 +92,11 @@ class Handed(Carry):
         return state
 
 
-class ContextParallel(Forms, nn.Module):
-    """A stack of which this rank reads its share of every row; the weights are the stack's own.
+class ContextParallel(OnePassModel, nn.Module):
+    """A stack that reads this rank's share of every row; the weights are the stack's own.
 
-    `hidden` and `forward` take this rank's elements (B, N, ...) and give what the stack would give there. Where they
-    stand follows from the shard, so the positions of the layout are not read; documents may be packed (`starts`).
+    `hidden` and `forward` take this rank's elements (B, N, ...) and return what the stack would return for them. Their
+    positions follow from the shard, so the layout's are ignored; documents may be packed (`starts`).
     """
 
     def __init__(self, stack: Stack, comm: Communicator, shard: ContextShard, rotate: Rotate | None = None,
@@ -98,7 +109,7 @@ class ContextParallel(Forms, nn.Module):
         backend_for(torch.empty(0), backend)
         for name, block in zip(config.mixers, stack.blocks):
             mixer = block.mixer
-            if not (attends(mixer) if isinstance(mixer, Attention) else recurs(mixer)):
+            if not (has_ring_form(mixer) if isinstance(mixer, Attention) else is_recurrent(mixer)):
                 raise SegueError(f"mixer '{name}' has no form over several processes: attention with fixed masks and "
                                  "biases has, and what remembers by recurrences alone")
 
@@ -115,7 +126,7 @@ class ContextParallel(Forms, nn.Module):
         return self.shard.take(x, self.comm.rank)
 
     def join(self, x: Tensor) -> Tensor:
-        """Whole rows (B, T, ...) of the shares (B, N, ...) that all ranks give, on all of them; no gradient flows."""
+        """Whole rows (B, T, ...) of all ranks' shares (B, N, ...), on every rank; without gradients."""
         return self.shard.join(all_gather(self.comm, x.detach().contiguous()))
 
     def hidden(self, tokens: Tensor, layout: Layout, state: State | None = None) -> Tensor:
@@ -134,17 +145,18 @@ class ContextParallel(Forms, nn.Module):
         return self.stack.finish(x, layout)
 
     def layouts(self, x: Tensor, starts: Tensor | None = None) -> tuple[Layout, Layout]:
-        """How this rank's elements x (B, N, ...) stand, and those of whole rows. starts: (B, N) of its documents."""
+        """The layouts of this rank's elements x (B, N, ...) and of whole rows. starts: (B, N) bool, of its
+        documents."""
         every = None if starts is None else self.shard.join(all_gather(self.comm, starts.to(torch.uint8))).bool()
         rows = 1 if starts is None else len(x)
         whole = Layout.chain((rows, x.shape[1] * self.comm.size), starts=every, device=x.device)
         return Layout(self.share(whole.positions).expand(x.shape[:2]), starts=starts), whole
 
     def mix(self, mixer: Mixer, x: Tensor, layout: Layout, whole: Layout) -> Tensor:
-        """What a mixer of the stack makes of this rank's x (B, N, D), where these are its `layouts`."""
+        """Run a mixer of the stack on this rank's x (B, N, D), with its `layouts`."""
         mixer.check_layout(layout)
         return self._attend(mixer, x, layout, whole) if isinstance(mixer, Attention) else \
-            recur(mixer, x, layout, self.comm, self.shard)
+            run_recurrent(mixer, x, layout, self.comm, self.shard)
 
     def _attend(self, mixer: Attention, x: Tensor, layout: Layout, whole: Layout) -> Tensor:
         q, k, v = mixer.project(x, layout.positions)
@@ -154,51 +166,54 @@ class ContextParallel(Forms, nn.Module):
         n, size = x.shape[1], self.comm.size
         causal = mixer.causal and not mixer.needs_whole_prompt
         rotate = self.rotate or pick_rotation(mixer.heads, mixer.kv_heads, n, n, "full", mixer.head_width, size)
-        bare = whole.starts is None and mixer.rule in (rules.causal, rules.full) and mixer.positions != "alibi"
-        places = [self.shard.places(rank, n * size).to(x.device) for rank in range(size)]
+        needs_bias = whole.starts is not None or mixer.rule not in (rules.causal, rules.full) or \
+            mixer.positions == "alibi"
+        indices = [self.shard.positions(rank, n * size).to(x.device) for rank in range(size)]
 
         def bias(block: Block) -> Tensor:
-            """-inf where a query may not look, and what the mixer adds elsewhere."""
-            nodes, keys = places[block.queries], places[block.keys]
-            nodes = nodes[n // 2 :] if block.late else nodes
+            """The mixer's own bias, with -inf where a query may not attend."""
+            queries, keys = indices[block.queries], indices[block.keys]
+            queries = queries[n // 2 :] if block.late else queries
             keys = keys[: n // 2] if block.early else keys
-            pairs = rules.Pairs(whole.positions[:, nodes, None], whole.positions[:, None, keys],
-                                (keys <= nodes[:, None])[None])
-            seen = mixer.rule(pairs)
+            pairs = rules.Pairs(whole.positions[:, queries, None], whole.positions[:, None, keys],
+                                (keys <= queries[:, None])[None])
+            visible = mixer.rule(pairs)
             if whole.segments is not None:
-                seen = seen & (whole.segments[:, nodes, None] == whole.segments[:, None, keys])
+                visible = visible & (whole.segments[:, queries, None] == whole.segments[:, None, keys])
             added = mixer.bias(q, pairs)
-            seen = seen[:, None]
-            added = torch.zeros_like(seen, dtype=q.dtype) if added is None else added
-            return added.masked_fill(~seen, -torch.inf)
+            visible = visible[:, None]
+            added = torch.zeros_like(visible, dtype=q.dtype) if added is None else added
+            return added.masked_fill(~visible, -torch.inf)
 
         with torch.autocast(device, enabled=False):
             schedule = RingSchedule(size, rotate, causal, self.shard.order)
-            y, _ = ring_attention(q, k, v, self.comm, schedule, self.backend, None if bare else bias)
+            y, _ = ring_attention(q, k, v, self.comm, schedule, self.backend, bias if needs_bias else None)
         return mixer.output(y, x)
 
 
-def recur(mixer: Mixer, x: Tensor, layout: Layout, comm: Communicator, shard: ContextShard) -> Tensor:
-    """What a mixer makes of this rank's x (B, N, D), where it remembers by recurrences alone. Stretches are rows of
-    their own, that begin in the states they are handed. layout: of x, with the positions in whole rows."""
-    def apart(x: Tensor) -> Tensor:
+def run_recurrent(mixer: Mixer, x: Tensor, layout: Layout, comm: Communicator, shard: ContextShard) -> Tensor:
+    """Run a mixer whose memories are all recurrences on this rank's x (B, N, D). Each stretch becomes a batch row,
+    which begins in the state that it receives. layout: of x, with the positions in whole rows."""
+    def split_stretches(x: Tensor) -> Tensor:
         return x.unflatten(1, (shard.chunks, -1)).flatten(0, 1)
 
-    layout = Layout(apart(layout.positions), starts=None if layout.starts is None else apart(layout.starts))
-    x = apart(x)
-    parts = {name: Handed(part.recurrence, part.state, comm, shard)
+    starts = None if layout.starts is None else split_stretches(layout.starts)
+    layout = Layout(split_stretches(layout.positions), starts=starts)
+    x = split_stretches(x)
+    parts = {name: DistributedCarry(part.recurrence, part.state, comm, shard)
              for name, part in mixer.parts(len(x), x, 0).items() if isinstance(part, Carry)}
     return mixer.run(x, layout, dict(parts)).unflatten(0, (-1, shard.chunks)).flatten(1, 2)
 
 
-def recurs(mixer: Mixer) -> bool:
-    """Whether a mixer remembers by recurrences alone, and reads on from where it stopped."""
+def is_recurrent(mixer: Mixer) -> bool:
+    """Whether all memories of a mixer are recurrences, and it reads causally."""
     return mixer.causal and not mixer.needs_whole_prompt and all(
         isinstance(part, Carry) for part in mixer.parts(1, next(mixer.parameters()), 0).values())
 
 
-def attends(mixer: Attention) -> bool:
-    """Whether an attention's masks and biases depend on positions alone, and its keys on their own nodes."""
+def has_ring_form(mixer: Attention) -> bool:
+    """Whether an attention can run as a ring: its masks and biases depend on positions alone, its keys on single
+    nodes."""
     return mixer.distances is None and mixer.learned_span is None and mixer.qkv_global is None and \
         not mixer.traits and mixer.convolution is None and mixer.rule is not rules.prompted
 
@@ -206,31 +221,31 @@ def attends(mixer: Attention) -> bool:
 def context_parallel(stack: Stack, group: Communicator | dist.ProcessGroup | DeviceMesh | None = None,
                      order: Order | None = None, rotate: Rotate | None = None,
                      backend: str = "auto") -> ContextParallel:
-    """The stack, with every row cut over the ranks of a group.
+    """The stack, with every row split over the ranks of a group.
 
-    stack: alike on all ranks. group: processes of `torch.distributed`, one dimension of a device mesh, or any
-    communicator (default: all processes). order: of the shares, see `ContextShard` (default: zigzag where all layers
-    are causal attention, so that all ranks have as much to do, else contiguous). rotate: what goes round, "kv" or "q"
+    stack: the same weights on all ranks. group: processes of `torch.distributed`, one dimension of a device mesh, or
+    any communicator (default: all processes). order: of the shares, see `ContextShard` (default: zigzag if all layers
+    are causal attention, which balances their work, else contiguous). rotate: what goes round the ring, "kv" or "q"
     (default: for each layer what sends less, see `pick_rotation`). backend: of attention, see `segue.parallel.blocks`.
 
-    A row's length must be a multiple of the ranks, of twice as many in a zigzag (`ContextShard.padded`). Every rank
-    calls every forward and every backward pass. A SegueError names a mixer that has no such form.
+    A row's length must be a multiple of the number of ranks, in a zigzag of twice that (`ContextShard.padded`). Every
+    rank must run every forward and backward pass. A SegueError names a mixer that cannot be split.
     """
     comm = Processes(group) if group is None or isinstance(group, dist.ProcessGroup | DeviceMesh) else group
-    alone = all(isinstance(block.mixer, Attention) and block.mixer.causal for block in stack.blocks)
-    shard = ContextShard(comm.size, order or ("zigzag" if alone else "contiguous"))
+    only_causal_attention = all(isinstance(block.mixer, Attention) and block.mixer.causal for block in stack.blocks)
+    shard = ContextShard(comm.size, order or ("zigzag" if only_causal_attention else "contiguous"))
     return ContextParallel(stack, comm, shard, rotate, backend)
 
 
 def sum_gradients(comm: Communicator, parameters: list[nn.Parameter]) -> None:
-    """Sum `grad` over ranks, in one message. A parameter that has none on some rank counts as zero there."""
+    """Sum the parameters' gradients over ranks, in one message. A missing gradient counts as zero."""
     if comm.size == 1:
         return
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = torch.cat([part.flatten() for part in parts])
+    flat = torch.cat([part.flatten() for part in parts])  # of the widest type, where there are several
     if isinstance(comm, Processes):
         dist.all_reduce(flat, group=comm.group)
     else:
         flat = all_reduce(comm, flat)
     for parameter, part in zip(parameters, flat.split([part.numel() for part in parts])):
-        parameter.grad = part.view_as(parameter)
+        parameter.grad = part.view_as(parameter).to(parameter.dtype)

@@ -1,4 +1,4 @@
-"""Attention over a sequence that is cut over ranks, exact, forward and backward, by any `RingSchedule`."""
+"""Ring attention: exact attention over a sequence split over ranks, forward and backward, by any `RingSchedule`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from segue.parallel.communicate import Communicator, all_reduce
 from segue.parallel.schedule import Block, RingSchedule
 
 Bias = Callable[[Block], Tensor | None]
-"""What is added to the scores of a block, (B or 1, H or 1, Q, K); None: nothing."""
+"""A block -> what is added to its scores, (B or 1, H or 1, Q, K), or None."""
 
 
 def half_of(x: Tensor, late: bool) -> Tensor:
@@ -24,16 +24,16 @@ def half_of(x: Tensor, late: bool) -> Tensor:
     return x[:, :, half:] if late else x[:, :, :half]
 
 
-def rotate(comm: Communicator, schedule: RingSchedule, moving: Sequence[Tensor],
-           compute: Callable[[Block, list[Tensor]], list[Tensor]],
-           keep: Callable[[list[Tensor], bool], None] | None = None, results: Sequence[Tensor] = ()) -> None:
-    """Go through a schedule.
+def run_schedule(comm: Communicator, schedule: RingSchedule, moving: Sequence[Tensor],
+                 compute: Callable[[Block, list[Tensor]], list[Tensor]],
+                 keep: Callable[[list[Tensor], bool], None] | None = None, results: Sequence[Tensor] = ()) -> None:
+    """Run a schedule: move the shares, compute the blocks, return results to their owners.
 
-    moving: this rank's share of what moves, each (B, H, N, ...). compute: given a block and what it takes of what
-    moves, gives results for the owner of that. keep: takes results for this rank, and whether they are of half of its
-    share. results: tensors shaped as those of a whole share are; none where nothing goes home.
+    moving: this rank's tensors that go round, each (B, H, N, ...). compute: (block, the moving tensors it needs) ->
+    results for their owner. keep: called with results for this rank, and whether they are of half of its share.
+    results: tensors of the shape of a whole share's results; none where no results are returned.
     """
-    late = schedule.rotate == "q"  # which half of what moves is the one that is wanted
+    late = schedule.rotate == "q"  # of queries the later half may be enough, of keys the earlier
     held, done = list(moving), list[Tensor]()
 
     def cut(tensors: Sequence[Tensor], whole: Sequence[Tensor], half: bool) -> list[Tensor]:
@@ -70,10 +70,10 @@ def rotate(comm: Communicator, schedule: RingSchedule, moving: Sequence[Tensor],
 
 def forward(comm: Communicator, schedule: RingSchedule, q: Tensor, k: Tensor, v: Tensor, core: BlockAttention,
             bias: Bias | None = None) -> tuple[Tensor, Tensor]:
-    """What this rank's queries read of all keys, (B, H, N, E), and the log-sum-exp of their scores (B, H, N), both in
-    float32 at least."""
+    """The attention output of this rank's queries over all keys, (B, H, N, E), and the log-sum-exp of their scores
+    (B, H, N), both at least float32."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    # The features of all heads lie side by side, as a projection of them wants it: one tensor serves both.
+    # Laid out as (B, N, H, E), so that the output projection needs no copy.
     out = torch.zeros(len(q), q.shape[2], q.shape[1], v.shape[3], dtype=wide, device=q.device).transpose(1, 2)
     lse = torch.full(q.shape[:3], -torch.inf, dtype=wide, device=q.device)
 
@@ -91,16 +91,16 @@ def forward(comm: Communicator, schedule: RingSchedule, q: Tensor, k: Tensor, v:
         return found
 
     if schedule.rotate == "kv":
-        rotate(comm, schedule, (k, v), compute)
+        run_schedule(comm, schedule, (k, v), compute)
     else:
-        rotate(comm, schedule, (q,), compute, keep, (out.to(q.dtype), lse))
+        run_schedule(comm, schedule, (q,), compute, keep, (out.to(q.dtype), lse))
     return out, lse
 
 
 def backward(comm: Communicator, schedule: RingSchedule, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor,
              lse: Tensor, core: BlockAttention, bias: Bias | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v, given that of the output. The same goes round as forward (with queries, what their
-    gradient is made of: the output's gradient, the log-sum-exp and delta), and what is made for it goes home."""
+    """Gradients of q, k and v, given that of the output. The same tensors go round as in the forward pass (with queries
+    also the output's gradient, the log-sum-exp and delta), and their gradients are returned to their owners."""
     wide = torch.promote_types(q.dtype, torch.float32)
     delta = (grad.to(wide) * out.to(wide)).sum(-1)
     dq, dk, dv = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (q, k, v))
@@ -128,9 +128,9 @@ def backward(comm: Communicator, schedule: RingSchedule, grad: Tensor, q: Tensor
             add(into, x, half, schedule.rotate == "q")
 
     if schedule.rotate == "kv":
-        rotate(comm, schedule, (k, v), compute, keep, (k, v))
+        run_schedule(comm, schedule, (k, v), compute, keep, (k, v))
     else:
-        rotate(comm, schedule, (q, grad, lse, delta), compute, keep, (q,))
+        run_schedule(comm, schedule, (q, grad, lse, delta), compute, keep, (q,))
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
 
@@ -157,10 +157,10 @@ class _RingAttention(torch.autograd.Function):
 
 def ring_attention(q: Tensor, k: Tensor, v: Tensor, comm: Communicator, schedule: RingSchedule | None = None,
                    backend: str = "auto", bias: Bias | None = None) -> tuple[Tensor, Tensor]:
-    """softmax(q k^T / sqrt(E)) v over a sequence of which every rank holds a share, cut as the schedule says.
+    """softmax(q k^T / sqrt(E)) v over a sequence of which every rank holds a share, split as the schedule says.
 
-    q: (B, H, N, E); k, v: (B, G, N, E), H a multiple of G; N alike on all ranks. schedule: default a causal zigzag in
-    which keys and values go round. backend: see `segue.parallel.blocks`. bias: see `Bias`; no gradient flows into it.
+    q: (B, H, N, E); k, v: (B, G, N, E), H a multiple of G; N equal on all ranks. schedule: default a causal zigzag in
+    which keys and values go round. backend: see `segue.parallel.blocks`. bias: see `Bias`; it gets no gradient.
     Returns this rank's output (B, H, N, E), and the log-sum-exp of its scores (B, H, N), which has no gradient.
     """
     schedule = schedule or RingSchedule(comm.size)
@@ -205,7 +205,7 @@ class _StoredScores(torch.autograd.Function):
 
 
 def ring_pass(comm: Communicator, x: Tensor, use: Callable[[int, Tensor], object]) -> None:
-    """`use(owner, x)` with the x of every rank: they go once round the ring."""
+    """Send x once round the ring, and call `use(owner, x)` with the x of every rank."""
     held, after, before = x.contiguous(), (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
     for step in range(comm.size):
         coming = torch.empty_like(held)
@@ -217,8 +217,8 @@ def ring_pass(comm: Communicator, x: Tensor, use: Callable[[int, Tensor], object
 
 
 def stored_scores_attention(q: Tensor, k: Tensor, v: Tensor, comm: Communicator, causal: bool = False) -> Tensor:
-    """Ring self-attention as published (Li et al. 2021): keys go round once for the scores, which are kept, N times as
-    many as a rank has elements; values go round for the output. Backward both go round again, and the gradients of all
-    keys and values are summed on every rank. q, k, v: (B, H, N, E), contiguous shares. The reference for
-    `ring_attention`, which keeps nothing of the scores but their log-sum-exp."""
+    """Ring self-attention as published (Li et al. 2021), the reference for `ring_attention`. q, k, v: (B, H, N, E),
+    contiguous shares. Keys go round once for the scores, which are all stored (a rank's queries against the whole
+    sequence), then values for the output. In the backward pass both go round again, and the gradients of all keys and
+    values are summed over ranks. `ring_attention` stores only the scores' log-sum-exp."""
     return _StoredScores.apply(q, k, v, comm, causal)

@@ -1,8 +1,9 @@
-"""Who computes what when, and who sends what to whom, as pure functions of rank and step: nothing here computes.
+"""Schedules of ring attention: which block each rank computes at each step and which messages it sends, as pure
+functions of rank and step.
 
-A sequence is cut in one share for each of N ranks. Either keys and values go round the ring (`rotate="kv"`: Sequence
-Parallelism, Li et al. 2021, arXiv 2105.13120, and ring attention), or queries do, and what they read goes straight home
-(`rotate="q"`: TokenRing, 2024, arXiv 2412.20501).
+A sequence is split into one share for each of N ranks. Either keys and values go round the ring (`rotate="kv"`:
+Sequence Parallelism, Li et al. 2021, arXiv 2105.13120, and ring attention), or queries do, and their partial outputs
+are sent directly to their owners (`rotate="q"`: TokenRing, 2024, arXiv 2412.20501).
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ Order = Literal["contiguous", "zigzag"]
 
 @dataclass(frozen=True)
 class Block:
-    """Queries of one rank's share against keys of another's. late: only the later half of the queries. early: only the
-    earlier half of the keys. causal: both are of one place, and no query sees a later key; else all see all."""
+    """The queries of rank `queries` against the keys of rank `keys`. late: only the later half of the queries. early:
+    only the earlier half of the keys. causal: both are of the same rank, and masked causally; else unmasked."""
 
     queries: int
     keys: int
@@ -31,14 +32,14 @@ class Block:
 
     @property
     def work(self) -> float:
-        """How much of a whole block is computed."""
+        """The fraction of a full block that is computed."""
         return 0.5 if self.late or self.early or self.causal else 1.0
 
 
 @dataclass(frozen=True)
 class Message:
-    """moving: what goes round the ring, else results going home. owner: of the queries, or of the keys and values.
-    half: only half of the share."""
+    """A message. moving: a share that goes round the ring, else results for their owner. owner: the rank whose queries
+    or keys and values these are. half: only half of the share."""
 
     moving: bool
     owner: int
@@ -49,7 +50,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Step:
-    """What a rank does at a step: begin its messages, compute its block, wait for the messages."""
+    """One step of a rank: start its messages, compute its block, wait for the messages."""
 
     block: Block | None
     sends: tuple[Message, ...]
@@ -58,12 +59,14 @@ class Step:
 
 @dataclass(frozen=True)
 class RingSchedule:
-    """ranks: N. rotate: what moves. causal: no query sees a later key. order: see `ContextShard`.
+    """A schedule of ring attention. ranks: N. rotate: what moves, "kv" or "q". causal: attention is causal. order: see
+    `ContextShard`.
 
-    At step s = 0 ... N - 1 a rank holds what moves of the rank s places away. Results go home one step after they were
-    computed, directly, so a step N only brings the last of them; where keys and values move there are none, but on the
-    way back their gradients are (`returns`). In a causal zigzag only half of what has passed the end of the ring is
-    wanted any more, and in a causal contiguous split nothing: so no more is sent.
+    At step s = 0 ... N - 1 a rank holds the moving share of the rank s places away. Results are sent to their owners
+    one step after they were computed, so there is a step N for the last ones. Where keys and values move there are
+    none in the forward pass, but in the backward pass their gradients are (`returns`). After a share has passed the
+    end of the ring, a causal zigzag needs only half of it, and a causal contiguous split none: only what is needed is
+    sent.
     """
 
     ranks: int
@@ -77,12 +80,12 @@ class RingSchedule:
                              "least one rank, 'kv' or 'q' rotates, and the order is contiguous or zigzag")
 
     @property
-    def shift(self) -> int:
-        """Where to: of what is needed less behind the ring's end, the way there comes first."""
+    def direction(self) -> int:
+        """+1 or -1: the direction of rotation, so that the ranks that need whole shares come first."""
         return 1 if not self.causal or (self.rotate == "kv" and self.order == "contiguous") else -1
 
     def block(self, queries: int, keys: int) -> Block | None:
-        """What the queries of one rank see of the keys of another."""
+        """The block of one rank's queries and another's keys; None if they see none of them."""
         if not self.causal:
             return Block(queries, keys)
         if queries == keys:
@@ -91,50 +94,50 @@ class RingSchedule:
             return Block(queries, keys) if keys < queries else None
         return Block(queries, keys, early=True) if keys < queries else Block(queries, keys, late=True)
 
-    def held(self, rank: int, step: int) -> int:
-        """Whose share of what moves is at a rank."""
-        return (rank - self.shift * step) % self.ranks
+    def owner_held(self, rank: int, step: int) -> int:
+        """The owner of the moving share that a rank holds at a step."""
+        return (rank - self.direction * step) % self.ranks
 
-    def computed(self, rank: int, step: int) -> Block | None:
-        """What a rank computes at a step, None where nothing is left or seen."""
+    def block_at(self, rank: int, step: int) -> Block | None:
+        """The block that a rank computes at a step, None if there is none."""
         if step >= self.ranks:
             return None
-        owner = self.held(rank, step)
+        owner = self.owner_held(rank, step)
         return self.block(owner, rank) if self.rotate == "q" else self.block(rank, owner)
 
     def _halved(self, block: Block) -> bool:
-        """Of what moves, a block takes only half."""
+        """Whether a block needs only half of the moving share."""
         return block.late if self.rotate == "q" else block.early
 
     def messages(self, step: int, returns: bool) -> tuple[Message, ...]:
-        """All that is sent at a step, by all ranks: first what moves on, then the results of the step before."""
-        moving, home = [], []
+        """The messages of all ranks at a step: the moving shares, then the results of the step before."""
+        moving, results = [], []
         for rank in range(self.ranks):
-            ahead = [self.computed((rank + self.shift * (later - step)) % self.ranks, later)
+            ahead = [self.block_at((rank + self.direction * (later - step)) % self.ranks, later)
                      for later in range(step + 1, self.ranks)]
             wanted = [block for block in ahead if block is not None]
             if wanted:
-                target = (rank + self.shift) % self.ranks
-                moving.append(Message(True, self.held(rank, step), rank, target, all(map(self._halved, wanted))))
-            before = self.computed(rank, step - 1) if returns and step > 1 else None
+                target = (rank + self.direction) % self.ranks
+                moving.append(Message(True, self.owner_held(rank, step), rank, target, all(map(self._halved, wanted))))
+            before = self.block_at(rank, step - 1) if returns and step > 1 else None
             if before is not None:
-                owner = self.held(rank, step - 1)
-                home.append(Message(False, owner, rank, owner, self._halved(before)))
-        return (*moving, *home)
+                owner = self.owner_held(rank, step - 1)
+                results.append(Message(False, owner, rank, owner, self._halved(before)))
+        return (*moving, *results)
 
     def plan(self, rank: int, returns: bool | None = None) -> tuple[Step, ...]:
-        """The steps of a rank. returns: whether results go home (default: where queries move)."""
+        """The steps of a rank. returns: whether results are sent to their owners (default: where queries move)."""
         returns = self.rotate == "q" if returns is None else returns
         steps = []
         for step in range(self.ranks + (returns and self.ranks > 1)):
             messages = self.messages(step, returns)
-            steps.append(Step(self.computed(rank, step), tuple(m for m in messages if m.source == rank),
+            steps.append(Step(self.block_at(rank, step), tuple(m for m in messages if m.source == rank),
                               tuple(m for m in messages if m.target == rank)))
         return tuple(steps)
 
     def seconds(self, block: float, moving: float, result: float, links: Links, returns: bool | None = None) -> float:
-        """A model, not a measurement: when the last rank ends, where a whole block takes `block` seconds, and a share
-        of what moves, and of its results, has so many bytes. Messages of a link follow each other."""
+        """The modelled time until the last rank ends. block: seconds of a full block. moving, result: bytes of a moving
+        share and of its results. Messages on one link follow each other."""
         plans = [self.plan(rank, returns) for rank in range(self.ranks)]
         ready = [0.0] * self.ranks
         free: defaultdict[tuple[int, int], float] = defaultdict(float)
@@ -152,17 +155,17 @@ class RingSchedule:
         return max(ready)
 
     def __str__(self) -> str:
-        """A line for each step, a column for each rank: what it computes, and what it sends."""
-        def told(step: Step) -> str:
+        """A table with a line for each step and a column for each rank: what it computes and what it sends."""
+        def describe(step: Step) -> str:
             block = step.block
-            does = "-" if block is None else (f"Q{block.queries}{'b' if block.late else ''}"
+            computes = "-" if block is None else (f"Q{block.queries}{'b' if block.late else ''}"
                                               f"K{block.keys}{'a' if block.early else ''}{'/' if block.causal else ''}")
             sends = [f"{self.rotate if m.moving else 'result'}{m.owner}{'½' if m.half else ''}>{m.target}"
                      for m in step.sends]
-            return " ".join([does, *sends])
+            return " ".join([computes, *sends])
 
         plans = [self.plan(rank) for rank in range(self.ranks)]
-        rows = [[told(plan[index]) for plan in plans] for index in range(len(plans[0]))]
+        rows = [[describe(plan[index]) for plan in plans] for index in range(len(plans[0]))]
         widths = [max(map(len, column)) for column in zip(*rows)]
         lines = [f"{index:>2}  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
                  for index, row in enumerate(rows)]
@@ -172,11 +175,11 @@ class RingSchedule:
 
 def pick_rotation(heads: int, kv_heads: int, queries: int, keys: int, duplex: Duplex = "full", head_width: int = 64,
                   ranks: int = 4) -> Rotate:
-    """What should go round: whichever sends less in its busier direction, for queries and keys of such shares.
+    """What to rotate: whichever sends less in its busier direction, for shares of so many queries and keys.
 
-    Keys and values are 2 * keys * kv_heads * head_width numbers one way. Queries are queries * heads * head_width one
-    way and a little more (the log-sum-exp) the other, side by side only where links are full duplex, and where there
-    are more than two ranks.
+    Keys and values are 2 * keys * kv_heads * head_width numbers in one direction. Queries are queries * heads *
+    head_width numbers in one direction and a little more (the log-sum-exp) in the other; the two overlap only with full
+    duplex links and more than two ranks.
     """
     there, back = queries * heads * head_width, queries * heads * (head_width + 1)
     together = duplex == "full" and ranks > 2

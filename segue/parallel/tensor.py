@@ -1,6 +1,6 @@
-"""A stack whose heads and hidden features are cut over ranks (tensor parallelism: Megatron-LM, Shoeybi et al. 2019,
-arXiv 1909.08053): every rank reads all elements with its part of each layer, and their outputs are summed. The rival of
-cutting the sequence: weights are spread too, but what stands between the layers is held by all."""
+"""Tensor parallelism (Megatron-LM, Shoeybi et al. 2019, arXiv 1909.08053): heads and hidden features of a stack are
+split over ranks. Every rank reads all elements with its part of each layer, and the outputs are summed. Compared with
+splitting the sequence, the weights are split too, but every rank holds all activations between the layers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.mixers import Attention, Mixer
-from segue.mixers.state import Layout, State
-from segue.models.stack import ChannelMixer, Forms, Stack
+from segue.mixers.layout import Layout
+from segue.mixers.state import State
+from segue.models.stack import ChannelMixer, OnePassModel, Stack
 from segue.parallel.communicate import Communicator, all_reduce
 
 
-class _Enter(torch.autograd.Function):
-    """x itself; backward the sum over ranks."""
+class _CopyToRanks(torch.autograd.Function):
+    """Forward the identity, backward an all-reduce (Megatron's f)."""
 
     @staticmethod
     def forward(ctx: Any, comm: Communicator, x: Tensor) -> Tensor:
@@ -32,8 +33,8 @@ class _Enter(torch.autograd.Function):
         return None, all_reduce(ctx.comm, grads[0])
 
 
-class _Leave(torch.autograd.Function):
-    """The sum over ranks; backward the gradient itself."""
+class _SumOverRanks(torch.autograd.Function):
+    """Forward an all-reduce, backward the identity (Megatron's g)."""
 
     @staticmethod
     def forward(ctx: Any, comm: Communicator, x: Tensor) -> Tensor:
@@ -44,20 +45,21 @@ class _Leave(torch.autograd.Function):
         return None, grads[0]
 
 
-class _Summed(nn.Module):
-    """A channel mixer of which each rank has some hidden features."""
+class _ParallelChannelMixer(nn.Module):
+    """A channel mixer whose hidden features are split over ranks."""
 
     def __init__(self, comm: Communicator, channel: nn.Module) -> None:
         super().__init__()
         self.comm, self.channel = comm, channel
 
     def forward(self, x: Tensor) -> Tensor:
-        return _Leave.apply(self.comm, self.channel(_Enter.apply(self.comm, x)))
+        return _SumOverRanks.apply(self.comm, self.channel(_CopyToRanks.apply(self.comm, x)))
 
 
-class TensorParallel(Forms, nn.Module):
-    """A stack of attention of which this rank has some heads and hidden features, with weights of its own (copies of
-    its part of the stack's); embedding, norms and head are whole on every rank, and so are their gradients."""
+class TensorParallel(OnePassModel, nn.Module):
+    """A stack of attention layers of which this rank holds some heads and hidden features, as copies of its part of the
+    stack's weights. Embedding, norms and head are whole on every rank, and so are their gradients. With dropout, all
+    ranks need the same random state."""
 
     def __init__(self, stack: Stack, comm: Communicator) -> None:
         super().__init__()
@@ -82,11 +84,11 @@ class TensorParallel(Forms, nn.Module):
         for index, block in enumerate(stack.blocks):
             mixer = block.mixer
             assert isinstance(mixer, Attention)
-            kinds = [width * mixer.head_width for width in (mixer.heads, mixer.kv_heads, mixer.kv_heads)]
-            self._cut(weights, f"blocks.{index}.mixer.qkv", f"blocks.{index}.mixer.out", kinds)
+            sizes = [heads * mixer.head_width for heads in (mixer.heads, mixer.kv_heads, mixer.kv_heads)]
+            self._split(weights, f"blocks.{index}.mixer.qkv", f"blocks.{index}.mixer.out", sizes)
             if isinstance(block.channel, ChannelMixer):
-                self._cut(weights, f"blocks.{index}.channel.into", f"blocks.{index}.channel.out",
-                          [config.hidden_width] * (1 + block.channel.gated))
+                self._split(weights, f"blocks.{index}.channel.into", f"blocks.{index}.channel.out",
+                            [config.hidden_width] * (1 + block.channel.gated))
         own.load_state_dict(weights)
         for block in own.blocks:
             for part in (block.mixer, block.channel):
@@ -94,23 +96,25 @@ class TensorParallel(Forms, nn.Module):
                 if bias is not None and comm.rank:
                     bias.requires_grad_(False)
             for name, parameter in block.mixer.named_parameters():
-                if not name.startswith(("qkv.", "out.")):  # all heads have a say in it
+                if not name.startswith(("qkv.", "out.")):  # shared by all heads, so its gradient is a sum over ranks
                     parameter.register_hook(partial(all_reduce, comm))
             if block.channel is not None:
-                block.channel = _Summed(comm, block.channel)  # type: ignore[assignment]
+                block.channel = _ParallelChannelMixer(comm, block.channel)  # type: ignore[assignment]
         self.stack = own
+        self.train(stack.training)
 
-    def _cut(self, weights: dict[str, Tensor], into: str, out: str, sizes: list[int]) -> None:
-        """Keep this rank's rows of the first map, of each of its parts, and its columns of the second."""
-        def ours(x: Tensor, dim: int) -> Tensor:
+    def _split(self, weights: dict[str, Tensor], into: str, out: str, sizes: list[int]) -> None:
+        """Keep this rank's part of two linear maps: rows of the first (of each of its parts, which have these sizes)
+        and columns of the second."""
+        def own_part(x: Tensor, dim: int) -> Tensor:
             return x.chunk(self.comm.size, dim)[self.comm.rank]
 
         for name in (f"{into}.weight", f"{into}.bias"):
             if name in weights:
-                weights[name] = torch.cat([ours(x, 0) for x in weights[name].split(sizes)])
-        weights[f"{out}.weight"] = ours(weights[f"{out}.weight"], 1)
+                weights[name] = torch.cat([own_part(x, 0) for x in weights[name].split(sizes)])
+        weights[f"{out}.weight"] = own_part(weights[f"{out}.weight"], 1)
         if f"{out}.bias" in weights:
-            weights[f"{out}.bias"] *= self.comm.rank == 0  # it is added, and learned, once
+            weights[f"{out}.bias"] *= self.comm.rank == 0  # added, and learned, on one rank only
 
     @property
     def head(self) -> nn.Linear:
@@ -125,11 +129,11 @@ class TensorParallel(Forms, nn.Module):
         return self.stack.finish(x, layout)
 
     def mix(self, mixer: Mixer, x: Tensor, layout: Layout) -> Tensor:
-        """What a mixer of all ranks makes of x (B, T, D)."""
-        return _Leave.apply(self.comm, mixer.run(_Enter.apply(self.comm, x), layout, {}))
+        """Run a mixer that is split over ranks on x (B, T, D)."""
+        return _SumOverRanks.apply(self.comm, mixer.run(_CopyToRanks.apply(self.comm, x), layout, {}))
 
 
 def tensor_parallel(stack: Stack, comm: Communicator) -> TensorParallel:
-    """This rank's part of a stack, by heads and hidden features; every rank reads all elements of all rows. A
-    SegueError where there are more ranks than heads."""
+    """This rank's part of a stack split by heads and hidden features; every rank reads all elements of all rows. A
+    SegueError if there are more ranks than heads."""
     return TensorParallel(stack, comm)

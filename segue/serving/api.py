@@ -43,7 +43,7 @@ from segue.decoding.prompt import OpenPrompt
 from segue.decoding.sampling import LogitBias, Processor, Sampling
 from segue.errors import SegueError
 from segue.kinds import Codec, Kind
-from segue.models.base import begin_of
+from segue.models.base import begin_token
 from segue.serving.engine import AnswerUpdate, Closing, Engine, Overloaded, Request, Ticket
 
 MAX_BODY_BYTES = 1 << 24  # more than all the prompts that an engine holds
@@ -127,7 +127,7 @@ def add_error_handlers(app: FastAPI) -> None:
     async def elsewhere(http: HTTPRequest, error: HTTPException) -> JSONResponse:
         if error.status_code in (404, 405):
             return error_response(error.status_code, f"{http.method} {http.url.path} is not offered here: a model that "
-                           "continues sequences answers POST /v1/completions (there are no chats)")
+                                  "continues sequences answers POST /v1/completions (there are no chats)")
         return error_response(error.status_code, str(error.detail))
 
     @app.exception_handler(RequestValidationError)
@@ -220,11 +220,11 @@ class CompletionJob:
                 prime = one if self.kind is None else prime_object(self.kind, one, self.codec)
                 count_unknown(self.codec, prime)
                 ids = list(prime_tokens(self.codec, prime, model))
-                if begin_of(model) is None and not self.body.echo and self.body.logprobs is None:
+                if begin_token(model) is None and not self.body.echo and self.body.logprobs is None:
                     ids = open_prompt(self.codec, ids)  # not where the reply lists the prompt's tokens one by one
             else:
                 ids = list(one)
-            if (begin := begin_of(model)) is not None:
+            if (begin := begin_token(model)) is not None:
                 if self.body.echo:
                     raise Refused(400, "an encoder-decoder does not echo what it read", "echo")
                 if begin not in ids:

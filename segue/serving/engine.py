@@ -23,7 +23,7 @@ from segue.decoding.loop import Loop, Prefill, eval_mode
 from segue.decoding.sampling import Noise, Sampling
 from segue.decoding.verify import Row, top_tokens
 from segue.errors import SegueError
-from segue.models.base import Decodable, Decoding, begin_of, check_prompt, reads_whole
+from segue.models.base import Decodable, Decoding, begin_token, check_prompt, needs_whole_prompt
 
 MIN_PREFIX_TOKENS = 16  # shorter prefixes are faster to read again than to look up and copy
 
@@ -160,7 +160,8 @@ class Engine:
                              f"{piece}")
         self.model, self.rows, self.tokens, self.queue, self.piece = model, rows, tokens, queue, piece
         # No prefix cache where prompts are read bidirectionally or a drafter needs all their hidden states.
-        self.prefixes = PrefixCache(0 if reads_whole(model) or (draft is not None and draft.needs_hidden) else prefixes)
+        no_prefixes = needs_whole_prompt(model) or (draft is not None and draft.needs_hidden)
+        self.prefixes = PrefixCache(0 if no_prefixes else prefixes)
         self.loop = Loop(model, draft, self._walk_or_fail, make_cost(draft), keep=True)
         self.waiting: deque[Ticket] = deque()
         self.reading: list[tuple[Ticket, Prefill]] = []
@@ -195,7 +196,7 @@ class Engine:
     def warm(self) -> None:
         """Answer a dummy request, so that the first real one does not wait for compilation."""
         updates: SimpleQueue[AnswerUpdate] = SimpleQueue()
-        begin = begin_of(self.model)
+        begin = begin_token(self.model)
         self.submit(Request([0] if begin is None else [0, begin], 2), updates.put)
         while (update := updates.get()).finish is None:
             if update.error is not None:

@@ -10,7 +10,7 @@ from random import Random
 from segue.errors import SegueError
 from segue.kinds.codecs import ItemCodec
 from segue.models import Stack, StackConfig
-from segue.models.base import padded
+from segue.models.base import pad_rows
 from segue.objectives import Batch
 
 Pair = tuple[Sequence[str], Sequence[str]]
@@ -58,7 +58,7 @@ class Answers:
                 raise SegueError(f"words that the codec does not know: {' '.join(strange)}")
             tokens.append([begin, *asked, *said])
             targets.append([-1] * len(asked) + [*said, end])
-        return Batch(padded(tokens), padded(targets, -1))
+        return Batch(pad_rows(tokens), pad_rows(targets, -1))
 
     def batches(self, rows: int, seed: int = 0) -> Callable[[int], Batch]:
         """A pure function of the step, as training wants it."""

@@ -12,7 +12,16 @@ from dataclasses import dataclass
 import torch
 
 from segue.errors import SegueError
-from segue.models.automata import DFA, alternating, counter, generators, random_dfa, swaps, symmetric, word_problem
+from segue.models.automata import (
+    DFA,
+    alternating_group,
+    counter,
+    generators,
+    random_dfa,
+    symmetric_group,
+    transpositions,
+    word_problem,
+)
 from segue.objectives import Batch
 from segue.tasks.base import Task
 
@@ -99,17 +108,17 @@ class Scratchpad:
                     shortest=self.length(1))
 
 
-S5 = symmetric(5)
-A5 = alternating(5)
+S5 = symmetric_group(5)
+A5 = alternating_group(5)
 A5_WORDS = word_problem(A5, generators(A5, 6))
 
 AUTOMATA = (
     tracking("parity", counter(2)),
     tracking("modular-count", counter(3)),
     tracking("modular-sum", counter(3, 3)),
-    tracking("s3-words", word_problem(symmetric(3))),
+    tracking("s3-words", word_problem(symmetric_group(3))),
     tracking("s5-words", word_problem(S5, generators(S5, 6))),
-    tracking("s5-swaps", word_problem(S5, swaps(5))),
+    tracking("s5-swaps", word_problem(S5, transpositions(5))),
     tracking("a5-words", A5_WORDS, "arXiv 2310.07923"),
     tracking("random-dfa", random_dfa(6, 3)),
     dyck(),

@@ -1,5 +1,6 @@
 """Tasks about graphs, as batches for `segue.models.graphs.GraphSequence`: an element is a node, with its features and
-its row of the adjacency (`packed`). The length is the number of nodes. After Behrouz et al. 2024, arXiv 2411.15671.
+its row of the adjacency (`segue.models.graphs.pack_graphs`). The length is the number of nodes. After Behrouz et al.
+2024, arXiv 2411.15671.
 
 Answers about a whole graph are asked for at its last node. Where an answer is yes or no, both are drawn alike: graphs
 with as many edges each, of like degrees, so that only the structure tells.
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from segue.kernels import graphs as loops
-from segue.models.graphs import packed
+from segue.models.graphs import pack_graphs
 from segue.objectives import Batch
 from segue.tasks.base import Task
 
@@ -101,7 +102,8 @@ def path(n: int, draw: np.random.Generator) -> Drawn:
     a, b = draw.choice(n, size=2, replace=False)
     features = np.zeros((n, FEATURES))
     features[[a, b], COLOURS] = 1
-    far = loops.distances(*loops.neighbours(n, *np.ascontiguousarray(edges.T)), np.array([a]), np.array([b]), FARTHEST)
+    near = loops.adjacency(n, *np.ascontiguousarray(edges.T))
+    far = loops.shortest_distances(*near, np.array([a]), np.array([b]), FARTHEST)
     return features, edges, last(n, int(far[0]))
 
 
@@ -115,7 +117,7 @@ def task(name: str, vocabulary: int, one: Draw, chance: float, shortest: int) ->
     def draw(rows: int, length: int, generator: torch.Generator) -> Batch:
         numbers = np.random.default_rng(int(torch.randint(1 << 62, (), generator=generator)))
         drawn = [one(length, numbers) for _ in range(rows)]
-        tokens = packed([torch.from_numpy(features) for features, _, _ in drawn],
+        tokens = pack_graphs([torch.from_numpy(features) for features, _, _ in drawn],
                         [torch.from_numpy(edges) for _, edges, _ in drawn], length)
         targets = torch.full((rows, length), -1)
         for row, (_, _, answers) in zip(targets, drawn):

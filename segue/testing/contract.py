@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from segue.errors import SegueError, require
-from segue.models.base import Decoding, padded
+from segue.models.base import Decoding, pad_rows
 
 
 class ContractBroken(AssertionError):
@@ -322,7 +322,7 @@ def check_path(subject: Subject, what: str, state: Decoding, rows: list[Tensor],
                after: Tensor) -> None:
     """Commit of each row's path through the pending nodes x: what comes `after` sees it as if it had been there always.
     """
-    state.commit(padded(chosen, -1).to(x.device))
+    state.commit(pad_rows(chosen, -1).to(x.device))
     rows = [torch.cat([row, x[index, path]]) for index, (row, path) in enumerate(zip(rows, chosen))]
     at_positions(subject, f"after {what}", state, rows)
     expect(subject, f"extend after {what}", subject.extend(after, state), rows, after)
@@ -455,7 +455,7 @@ def check_life(subject: Subject, case: Case) -> None:
             expect(subject, lived, y, rows, x, trees)
             if step == "tree":
                 chosen = [paths_of(tree)[(pick + row) % len(tree)] for row, tree in enumerate(trees)]
-                state.commit(padded(chosen, -1).to(x.device))
+                state.commit(pad_rows(chosen, -1).to(x.device))
                 new = [x[row, path] for row, path in enumerate(chosen)]
         elif step == "rewind":
             back = [(pick + row) % (len(tokens) - floors[row] + 1) for row, tokens in enumerate(rows)]

@@ -133,7 +133,7 @@ class _Run(Run):
 
     stop: int | None = None
 
-    def gradients(self) -> float:
+    def compute_gradients(self) -> float:
         if self.step == self.stop:
             raise _Stop
         given = self.batches(self.step)
@@ -142,7 +142,7 @@ class _Run(Run):
               f"before_step made rows of {batch.tokens.shape[1]} elements from rows of {given.tokens.shape[1]}")
         _that(all(p.grad is None for p in self.model.parameters()), self.strategy.name,
               "there are gradients before the backward pass")
-        return super().gradients()
+        return super().compute_gradients()
 
 
 def _small() -> Stack:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from segue.mixers.base import Mixer
-from segue.mixers.state import Layout, State
+from segue.mixers.layout import Layout
+from segue.mixers.state import State
 from segue.models.base import Decoding
 from segue.parallel import Communicator, ContextShard, simulate
-from segue.parallel.context import recur, recurs
+from segue.parallel.context import is_recurrent, run_recurrent
 from segue.testing.contract import LIFE, Case, Checker, check_refused, draw_cases
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 8e-2}
@@ -118,7 +119,7 @@ class _MixerChecker:
             drawn |= {name: (lambda case, body=body: body(self, case)) for name, body in LIFE.items()}  # type: ignore[misc]
             drawn |= {"causality": self.causality, "forward from a state": self.forward_from_state,
                       "positions": self.positions, "initial state": self.initial_state}
-            if recurs(mixer):
+            if is_recurrent(mixer):
                 drawn["over ranks"] = self.over_ranks
             once |= {"causality by gradient": self.causality_by_gradient, "size of the state": self.size,
                      "gradients of decoding": self.gradients_of_decoding, "refused calls": lambda: check_refused(self)}
@@ -155,7 +156,7 @@ class _MixerChecker:
         self.check.agree("forward in chunks", torch.cat(outputs, 1), self.mixer(x), self.tolerance)
 
     def over_ranks(self, case: Case) -> None:
-        """Ranks that hand their states on to each other read as one (see `Recurrence.kept`)."""
+        """Ranks that hand their states on to each other read as one (see `Recurrence.state_factors`)."""
         length = case.longest - case.longest % 3
         x, shard = self.draw((case.batch, length), case.generator()), ContextShard(3, "contiguous")
         if not length:
@@ -166,7 +167,7 @@ class _MixerChecker:
         def body(comm: Communicator) -> Tensor:
             share, positions = (shard.take(y, comm.rank) for y in (x, whole.positions))
             own = Layout(positions, starts=None if starts is None else shard.take(starts, comm.rank))
-            return recur(self.mixer, share, own, comm, shard)
+            return run_recurrent(self.mixer, share, own, comm, shard)
 
         self.check.agree("forward over three ranks", shard.join(simulate(3, body)), self.mixer(x, whole),
                          self.tolerance)

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segue.mixers.state import Layout, State
-from segue.models.base import Decodable, Decoding, begin_of
+from segue.mixers.layout import Layout
+from segue.mixers.state import State
+from segue.models.base import Decodable, Decoding, begin_token
 from segue.models.seq2seq import EncoderDecoder
 from segue.models.stack import Stack
 from segue.testing.contract import LIFE, Case, Checker, check_refused, draw_cases, paths_of, prefill
@@ -51,7 +52,7 @@ class _ModelChecker:
     def __init__(self, model: Decodable, tolerance: float | None, seed: int, examples: int, prompt: int,
                  hidden: bool, device: str, shrink: bool) -> None:
         native = isinstance(model, NATIVE)
-        self.begin = begin_of(model)
+        self.begin = begin_token(model)
         self.model, self.hidden, self.device, self.least = model, hidden, device, prompt
         name = f"Stack {'+'.join(model.config.mixers)}" if isinstance(model, Stack) else type(model).__name__
         self.check = Checker(name, examples, seed, shrink)

@@ -43,7 +43,7 @@ class StateOptimiser:
             before = {name: x.detach().requires_grad_() for name, x in tensors.items()
                       if x.is_floating_point() or x.is_complex()}
             state.load({**tensors, **before})
-            nats = nats_of(self.model, tokens, targets, state)
+            nats = token_nats(self.model, tokens, targets, state)
             for index, layer in enumerate(state.layers):
                 for name, part in layer.items():
                     if type(part) is Cache and part.pending is not None:
@@ -107,13 +107,13 @@ def _unfrozen(model: Stack) -> Iterator[None]:
             parameter.requires_grad_(False)
 
 
-def nats_of(model: Stack, tokens: Tensor, targets: Tensor, state: State) -> Tensor:
+def token_nats(model: Stack, tokens: Tensor, targets: Tensor, state: State) -> Tensor:
     """(B, N) of the targets (-1: none) behind tokens, which are then pending in the state."""
     logits = model.extend(tokens, state).logits
     return F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-1, reduction="none")
 
 
-def _blocks(tokens: Tensor, block: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _split_blocks(tokens: Tensor, block: int) -> Iterator[tuple[Tensor, Tensor]]:
     if block < 1 or tokens.shape[1] < 2:
         raise SegueError(f"a text of {tokens.shape[1]} elements in blocks of {block}: give at least two elements, and "
                          "blocks of at least one")
@@ -126,15 +126,15 @@ def state_evaluation(model: Stack, tokens: Tensor, block: int, rate: float) -> T
     """(B, T - 1) nats of each element of streams (B, T) given those before it, by a model whose state learns from each
     block once that is scored. rate 0 is plain evaluation."""
     optimiser = StateOptimiser(model, model.init_state(len(tokens)), rate)
-    return torch.cat([optimiser.read(piece, targets) for piece, targets in _blocks(tokens, block)], 1)
+    return torch.cat([optimiser.read(piece, targets) for piece, targets in _split_blocks(tokens, block)], 1)
 
 
 def dynamic_evaluation(model: Stack, tokens: Tensor, block: int, rate: float) -> Tensor:
     """The same of a model whose weights learn, by gradient descent on the mean of each block; `model` itself stays."""
     model = copy.deepcopy(model).requires_grad_()
     state, parameters, told = model.init_state(len(tokens)), list(model.parameters()), []
-    for piece, targets in _blocks(tokens, block):
-        nats = nats_of(model, piece, targets, state)
+    for piece, targets in _split_blocks(tokens, block):
+        nats = token_nats(model, piece, targets, state)
         grads = torch.autograd.grad(nats.mean(), parameters, allow_unused=True)
         told.append(nats.detach())
         state.commit()

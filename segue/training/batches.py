@@ -1,8 +1,8 @@
-"""Rows to learn from, as a pure function of (seed, step): a resumed run needs no position of the loader but the step.
+"""Training batches as a pure function of (seed, step), so that a resumed run needs no loader state but the step.
 
-Documents longer than the context are cut in windows, from a new phase each epoch; shorter ones are packed several to
-a row, with their starts marked, so that none sees another. Batches are of one sort or the other: the first sort needs
-no mask.
+Documents longer than the context are cut into windows, at a new offset each epoch. Shorter ones are packed several to a
+row, with their starts marked so that none sees another. A batch holds rows of one type only, since windows need no
+mask.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from segue.objectives import Batch
 
 
 class Store(Protocol):
-    """What is read: flat token ids and where documents begin. `segue.data.TokenStore` is one."""
+    """Encoded documents: flat token ids and the offsets where documents begin, such as `segue.data.TokenStore`."""
 
     tokens: np.ndarray
     offsets: np.ndarray
@@ -29,7 +29,7 @@ class Store(Protocol):
 
 
 class Arrays:
-    """A store over sequences in memory."""
+    """A `Store` of sequences in memory."""
 
     def __init__(self, sequences: list[np.ndarray]) -> None:
         self.tokens = np.concatenate([np.asarray(s) for s in sequences]) if sequences else np.zeros(0, np.int32)
@@ -37,11 +37,11 @@ class Arrays:
         self.channels: dict[str, np.ndarray] = {}
 
 
-def pack(lengths: np.ndarray, room: int) -> list[list[int]]:
-    """Best fit: indices of documents, in rows of at most `room` elements. Each length is at most `room`."""
+def pack_documents(lengths: np.ndarray, room: int) -> list[list[int]]:
+    """Best-fit packing: rows of document indices with at most `room` elements each. No length may exceed `room`."""
     rows: list[list[int]] = []
-    spaces: list[int] = []  # the different free spaces there are, sorted
-    having: dict[int, list[int]] = {}
+    spaces: list[int] = []  # the different amounts of free space, sorted
+    rows_with: dict[int, list[int]] = {}  # rows by free space
     for index, length in enumerate(lengths.tolist()):
         at = bisect_left(spaces, length)
         if at == len(spaces):
@@ -49,21 +49,22 @@ def pack(lengths: np.ndarray, room: int) -> list[list[int]]:
             rows.append([])
         else:
             space = spaces[at]
-            row = having[space].pop()
-            if not having[space]:
+            row = rows_with[space].pop()
+            if not rows_with[space]:
                 spaces.pop(at)
         rows[row].append(index)
         left = space - length
         if left > 1:
-            if not having.get(left):
+            if not rows_with.get(left):
                 insort(spaces, left)
-            having.setdefault(left, []).append(row)
+            rows_with.setdefault(left, []).append(row)
     return rows
 
 
 @dataclass
 class Epoch:
-    """The rows of one pass over the data, and which of them make each batch (negative: a packed row, -1 the first)."""
+    """The rows of one pass over the data. windows: first element of each; packed: documents of each packed row.
+    batches: the rows of each batch, as indices of windows, or -1, -2, ... for the first, second, ... packed row."""
 
     windows: np.ndarray
     packed: list[np.ndarray]
@@ -74,10 +75,10 @@ class Batches:
     """Batches of `rows` rows of `context` elements from a store.
 
     `batches(step)` -> Batch, always the same for the same step and seed. One epoch shows every element once (a few
-    twice, where windows overlap at the end of a document). packing: several short documents to a row; False gives each
-    a row of its own, for models that cannot reset inside a sequence. vary: called with the ids of each window and each
-    short document, the last target included, and random numbers; gives as many ids to learn from in their place (see
-    `segue.kinds.nucleotides.variation`). Side channels stay as they are.
+    twice, where windows overlap at the end of a document). packing: put several short documents in a row; False gives
+    each a row of its own, for models that cannot reset their state within a row. vary: data augmentation; gets the ids
+    of each window or short document, including the last target, and a random generator, and returns as many ids (see
+    `segue.kinds.nucleotides.variation`). Side channels are not changed.
     """
 
     def __init__(self, store: Store, context: int, rows: int, seed: int = 0, packing: bool = True,
@@ -92,7 +93,7 @@ class Batches:
         self.short = np.flatnonzero((predicted > 0) & (predicted < context))
         self.offsets, self.predicted = offsets, predicted
         self._epochs: dict[int, Epoch] = {}
-        self._firsts = [0]  # the step with which each epoch begins; batches per epoch may differ by a few
+        self._firsts = [0]  # the first step of each epoch; the number of batches per epoch may vary a little
         self._ahead: tuple[int, Future[Batch]] | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="segue-batches")
 
@@ -106,7 +107,7 @@ class Batches:
         context, rows = self.context, self.rows
         first, last = self.offsets[self.long], self.predicted[self.long] - context
         phase = draw.integers(0, context, len(self.long))
-        # Windows end at phase, phase + context, ...; the first and the last are moved inside the document.
+        # Windows end at phase, phase + context, ...; the first and the last are shifted to lie inside the document.
         count = np.where(last == 0, 1, -(-(last + context - phase) // context) + (phase > 0))
         document = np.repeat(np.arange(len(self.long)), count)
         number = np.arange(len(document)) - np.repeat(np.cumsum(count) - count, count)
@@ -116,7 +117,9 @@ class Batches:
         packed: list[np.ndarray] = []
         for at in range(0, len(order), 1 << 14):
             group = order[at : at + (1 << 14)]
-            members = pack(self.predicted[group], context) if self.packing else [[i] for i in range(len(group))]
+            members = [[i] for i in range(len(group))]
+            if self.packing:
+                members = pack_documents(self.predicted[group], context)
             packed += [group[row] for row in members]
         plain = draw.permutation(len(windows))
         several = -1 - draw.permutation(len(packed))
@@ -129,15 +132,15 @@ class Batches:
             batches += [rest[at : at + rows] for at in range(0, len(rest), rows)]
         return Epoch(windows, packed, [batches[i] for i in draw.permutation(len(batches))])
 
-    def where(self, step: int) -> tuple[int, int]:
-        """Epoch, and batch within it."""
+    def locate(self, step: int) -> tuple[int, int]:
+        """The epoch of a step, and the number of its batch within it."""
         while self._firsts[-1] <= step:
             self._firsts.append(self._firsts[-1] + len(self.epoch(len(self._firsts) - 1).batches))
         number = int(np.searchsorted(self._firsts, step, side="right")) - 1
         return number, step - self._firsts[number]
 
     def __call__(self, step: int) -> Batch:
-        """The batch of this step; the next one is prepared meanwhile."""
+        """The batch of this step; starts preparing the next one in another thread."""
         ahead, self._ahead = self._ahead, None
         prepared = None if ahead is None else ahead[1].result()
         batch = prepared if prepared is not None and ahead is not None and ahead[0] == step else self.make(step)
@@ -145,8 +148,8 @@ class Batches:
         return batch
 
     def make(self, step: int) -> Batch:
-        """The batch of this step, made here and now."""
-        number, index = self.where(step)
+        """Make the batch of this step."""
+        number, index = self.locate(step)
         epoch = self.epoch(number)
         chosen = epoch.batches[index]
         at = np.zeros((len(chosen), self.context), dtype=np.int64)
@@ -178,5 +181,5 @@ class Batches:
                      torch.from_numpy(starts) if starts.any() else None, channels)
 
     def close(self) -> None:
-        """End the thread that prepares batches."""
+        """Stop the thread that prepares batches."""
         self._pool.shutdown(cancel_futures=True)

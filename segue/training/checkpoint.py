@@ -1,6 +1,6 @@
-"""Checkpoints: one safetensors file with a JSON header entry, replaced in one rename.
+"""Checkpoints: one safetensors file with JSON values in its header, written atomically.
 
-A kill leaves the old file or the new one; so does a full disk.
+After a kill or a full disk there is either the old file or the new one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from segue.files import atomic_write
 
 
 def save_tensors(path: str | Path, tensors: dict[str, Tensor], values: dict[str, Any] | None = None) -> None:
-    """Write tensors and plain values to one file, atomically. Views of one storage are written apart."""
+    """Write tensors and JSON values to one file, atomically. Tensors that share storage are written separately."""
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
@@ -41,7 +41,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise SegueError(f"{path} is missing: is this a folder that segue wrote?")
     try:
         with safe_open(str(path), framework="pt") as file:
-            # Cloned: the file is mapped, and its tensors are not aligned as torch's own are.
+            # Cloned because tensors of the mapped file are not aligned like torch's own.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             values = json.loads((file.metadata() or {}).get("values", "{}"))
     except (SafetensorError, OSError, ValueError) as error:
@@ -50,7 +50,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Temporary files of processes that were killed while writing."""
+    """Delete temporary files of processes that were killed while writing."""
     for left in folder.glob(".*.tmp"):
         if left.is_file():
             with suppress(OSError):
@@ -80,7 +80,7 @@ def load_into(model: torch.nn.Module, tensors: dict[str, Tensor], where: str | P
 
 
 def tied_names(model: torch.nn.Module) -> dict[str, str]:
-    """Names in the state dict that are the very tensor of an earlier name."""
+    """Tied tensors of the state dict: later name -> the first name of the same tensor."""
     first: dict[int, str] = {}
     tied = {}
     for name, tensor in model.state_dict(keep_vars=True).items():

@@ -1,4 +1,5 @@
-"""Several sorts of sequences in one vocabulary: DNA, proteins and prose for one model (arXiv 2502.06253)."""
+"""A mixed training corpus: several sorts of sequences in one vocabulary, as DNA, proteins and prose (arXiv
+2502.06253)."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from segue.errors import SegueError
 from segue.objectives import Batch
 from segue.training.batches import Arrays, Batches, Store
 
-GOLDEN = (5**0.5 - 1) / 2  # by its multiples rows are dealt out evenly
+GOLDEN = (5**0.5 - 1) / 2  # its multiples modulo 1 are spread evenly, which interleaves the sorts
 
 
 class MixedCorpus:
@@ -34,7 +35,7 @@ class MixedCorpus:
         self.size = size + len(parts) * tagged
 
     def tag(self, name: str) -> int:
-        """The id that says which sort a document is of, behind those of the codec."""
+        """The id of a sort's tag, after those of the codec."""
         if name not in self.names:
             raise SegueError(f"there is no sort '{name}' in this corpus: choose from {', '.join(self.names)}")
         return self.codec_size + self.names.index(name)
@@ -45,8 +46,8 @@ class MixedCorpus:
         tokens[offsets[:-1][np.diff(offsets) > 0]] = tag
         return Arrays([tokens[a:b] for a, b in zip(offsets[:-1], offsets[1:])])
 
-    def sorts(self, first: int, last: int) -> np.ndarray:
-        """Of which sort each row from `first` to `last` is: spread evenly, so that any run of rows has about the
+    def row_sorts(self, first: int, last: int) -> np.ndarray:
+        """The sort of each row from `first` to `last`, interleaved so that any run of rows has about the right
         shares."""
         return np.searchsorted(self.shares.cumsum()[:-1], np.arange(first, last) * GOLDEN % 1, "right")
 
@@ -63,7 +64,7 @@ class Mixture:
         self.parts = [Batches(store, context, rows, seed, packing) for store in corpus.stores.values()]
 
     def __call__(self, step: int) -> Batch:
-        sorts, first = self.corpus.sorts(0, (step + 1) * self.rows), step * self.rows
+        sorts, first = self.corpus.row_sorts(0, (step + 1) * self.rows), step * self.rows
         drawn = []
         for number, part in enumerate(self.parts):
             ranks = range(int((sorts[:first] == number).sum()), int((sorts == number).sum()))

@@ -1,5 +1,5 @@
-"""Several processes on one run (`torchrun --nproc-per-node N -m segue fit ...`): each takes a share of every batch's
-rows and the gradients are summed, so that the run is the one a single process would make, up to rounding."""
+"""Data-parallel training (`torchrun --nproc-per-node N -m segue fit ...`): each process takes a share of every batch's
+rows and gradients are summed, so that the result equals that of a single process up to rounding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from segue import parallel
 
 
-def join() -> None:
+def join_group() -> None:
     """Join the group that torchrun set up, if it did: gloo on CPUs, nccl on GPUs."""
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(minutes=30))
@@ -22,30 +22,30 @@ def join() -> None:
 
 
 def rank() -> int:
-    """Which process this is, 0 of a single one."""
+    """The rank of this process; 0 for a single one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world() -> int:
-    """How many processes there are."""
+def world_size() -> int:
+    """The number of processes; 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def barrier() -> None:
     """Wait for all processes."""
-    if world() > 1:
+    if world_size() > 1:
         dist.barrier()
 
 
 def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
-    """Sum `grad` over processes, in one message. A parameter that has none on some process counts as zero there."""
-    if world() > 1:
+    """Sum `grad` over processes in one message. A parameter without a gradient on some process counts as zero there."""
+    if world_size() > 1:
         parallel.sum_gradients(parallel.Processes(), parameters)
 
 
 def total(value: Tensor) -> Tensor:
     """The sum of a scalar over processes."""
-    if world() > 1:
+    if world_size() > 1:
         value = value.clone()
         dist.all_reduce(value)
     return value

@@ -1,4 +1,4 @@
-"""How well a model predicts: each position of each document scored once, beside baselines on the same positions."""
+"""Evaluation: scores every position of every document once, with baselines on the same positions."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from segue.analysis.metrics import ranks
 from segue.analysis.ranking import Ranking, ranking
 from segue.errors import SegueError
-from segue.mixers.state import Layout
+from segue.mixers.layout import Layout
 from segue.models import Stack
-from segue.models.base import Decodable, without
+from segue.models.base import Decodable, mask_tokens
 from segue.objectives.diffusion import questions
-from segue.objectives.masked import isin, padding
+from segue.objectives.masked import isin, padding_starts
 from segue.progress import Shown
 from segue.training.batches import Store
 
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
     from segue.models.advised import Advisor
     from segue.models.counts import CountModel
 
-BINS = 15  # of the calibration error
-TOPS = (1, 5, 10)
-DRAWS = 2000  # of the bootstrap
-AT_ONCE = 1 << 22  # scores that are ranked
-CELLS = 1 << 23  # probabilities held at once
-OURS = "this model"
-SHOWN = 9  # columns with forecasts, of those and their mean
+CALIBRATION_BINS = 15
+TOPS = (1, 5, 10)  # k of top-k accuracy
+BOOTSTRAP_DRAWS = 2000
+SCORES_AT_ONCE = 1 << 22  # that are ranked
+PROBABILITIES_AT_ONCE = 1 << 23  # of a baseline in memory
+OURS = "this model"  # its name in tables of methods
+SHOWN_COLUMNS = 9  # with forecast errors in a printed report, the mean included
 
 
 @dataclass
 class Scored:
-    """Sums over the positions of each document (D documents): nats (D,), counts (D,), hits (D, 3) among the TOPS most
-    probable; and over all of them, by confidence: how many, their confidence, how many right (BINS,) each."""
+    """Sums over the positions of each of D documents: nats (D,), counts (D,), top-k hits (D, 3) for k in TOPS. bins (3,
+    CALIBRATION_BINS): by confidence, the number of all positions, their summed confidence, and how many are right."""
 
     nats: np.ndarray
     counts: np.ndarray
@@ -62,7 +62,7 @@ class Evaluation(Shown):
     """unit: what a base unit is (byte, base, residue, event). bits_per_unit: with its 95% interval over documents.
     bits_per_element, perplexity: per token. top: share of elements among the k most probable. calibration_error:
     expected, between confidence and accuracy of the most probable element, over 15 bins. baselines: bits per unit.
-    ranking: where elements are items, accuracy, HR@10, NDCG@10 and MRR (see `Ranks`) of this model and of those
+    ranking: where elements are items, accuracy, HR@10, NDCG@10 and MRR (see `RankCollector`) of this model and of those
     baselines that rank items, by name. forecasts: of measured numbers, by column, method and measure, errors of
     forecasts."""
 
@@ -99,11 +99,11 @@ class Evaluation(Shown):
             ranked = self.ranking.get(name, {})
             table.add_row(Text(name, style="bold" if name == OURS else ""), f"{bits:.3f}{more}",
                           *(f"{ranked[measure]:.3f}" if ranked else "" for measure in measures))
-        shown = dict(list(self.forecasts.items())[-SHOWN:])
+        shown = dict(list(self.forecasts.items())[-SHOWN_COLUMNS:])
         errors = [Table(column, *next(iter(rows.values())), box=None) for column, rows in shown.items()]
         for each, methods in zip(errors, shown.values()):
-            for name, told in methods.items():
-                each.add_row(Text(name, style="bold" if name == OURS else ""), *(f"{v:.4g}" for v in told.values()))
+            for name, values in methods.items():
+                each.add_row(Text(name, style="bold" if name == OURS else ""), *(f"{v:.4g}" for v in values.values()))
         tops = ", ".join(f"{share:.1%} in the top {k}" for k, share in self.top.items())
         return Group(table, Text(
             f"{self.documents:,} documents, {self.units:,} {self.unit}s, {self.elements:,} elements: "
@@ -112,11 +112,11 @@ class Evaluation(Shown):
             Text(f"run by: {self.path}"), *map(Text, self.notes))
 
 
-class Ranks:
-    """Collects how high each item of the documents in `store` is ranked among all items (`segue.analysis.ranking`).
+class RankCollector:
+    """Collects the rank of each next item among all items (`segue.analysis.ranking`) on the documents in `store`.
 
-    items: the first so many ids are items; the one behind them stands for items that are unknown, and is a miss.
-    fresh: whether no document holds an item twice. If so, what a document held before is no candidate.
+    items: ids below are items; the id `items` stands for unknown items and counts as a miss. fresh: whether no document
+    contains an item twice; then earlier items of a document are not candidates.
     """
 
     def __init__(self, store: Store, items: int) -> None:
@@ -127,40 +127,40 @@ class Ranks:
         self.fresh = any(map(len, known)) and all(len(part) == len(np.unique(part)) for part in known)
 
     def add(self, scores: np.ndarray, targets: np.ndarray, documents: np.ndarray) -> None:
-        """scores (N, V), targets (N,), documents (N,): which one each is of."""
+        """Add predictions: scores (N, V), targets (N,), documents (N,) the document number of each."""
         found = np.full(len(targets), np.inf)
         known = np.flatnonzero(targets < self.items)
-        for some in np.array_split(known, -(-known.size * self.items // AT_ONCE)) if known.size else ():
+        for some in np.array_split(known, -(-known.size * self.items // SCORES_AT_ONCE)) if known.size else ():
             seen = None
-            if self.fresh:  # so a target says where in its document it stands
+            if self.fresh:  # then the target identifies its position in the document
                 of = [(self.documents[d], t) for d, t in zip(documents[some].tolist(), targets[some].tolist())]
                 before = [part[: np.flatnonzero(part == t)[0]] for part, t in of]
                 seen = [part[part < self.items] for part in before]
             found[some] = ranks(scores[some, : self.items], targets[some], seen=seen)
         self.found.append(found[targets <= self.items])  # the end of a sequence is no item
 
-    def another(self) -> Ranks:
-        """An empty one, for another model on the same documents."""
+    def empty_copy(self) -> RankCollector:
+        """A collector without ranks, for another model on the same documents."""
         other = copy.copy(self)
         other.found = []
         return other
 
-    def done(self) -> Ranking:
+    def result(self) -> Ranking:
         return ranking(np.concatenate([np.empty(0), *self.found]))
 
 
 class Tally:
-    """Collects scores of logits, document by document; and ranks, where it is given some to add to."""
+    """Accumulates scores of logits by document, and ranks in a `RankCollector` if there is one."""
 
-    def __init__(self, documents: int, ranks: Ranks | None = None) -> None:
+    def __init__(self, documents: int, ranks: RankCollector | None = None) -> None:
         self.ranks = ranks
         self.nats, self.counts = np.zeros(documents), np.zeros(documents, dtype=np.int64)
         self.hits = np.zeros((documents, len(TOPS)))
-        self.bins = np.zeros((3, BINS))
+        self.bins = np.zeros((3, CALIBRATION_BINS))
 
     def add(self, logits: Tensor, targets: Tensor, documents: Tensor, weights: Tensor | None = None) -> None:
-        """logits (N, V), targets (N,), documents (N,): which one each is of. weights: (N,) how often each counts; the
-        caller then knows the counts."""
+        """Add predictions: logits (N, V), targets (N,), documents (N,) the document number of each. weights: (N,) how
+        often each counts; the counts are then left to the caller."""
         logits = logits.float()
         size = len(self.nats)
         lse = logits.logsumexp(-1)
@@ -176,24 +176,23 @@ class Tally:
             self.counts += torch.bincount(documents, minlength=size).cpu().numpy()
         for i, k in enumerate(TOPS):
             self.hits[:, i] += torch.bincount(documents, times * (rank < k), size).cpu().numpy()
-        bucket = (confidence * BINS).long().clamp(max=BINS - 1)
+        bucket = (confidence * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
         right = (rank == 0).double()
         for i, weight in enumerate((torch.ones_like(confidence), confidence, right)):
-            self.bins[i] += torch.bincount(bucket, times * weight, BINS).cpu().numpy()
+            self.bins[i] += torch.bincount(bucket, times * weight, CALIBRATION_BINS).cpu().numpy()
 
-    def done(self) -> Scored:
+    def result(self) -> Scored:
         return Scored(self.nats, self.counts, self.hits, self.bins)
 
 
 @torch.no_grad()
 def score(model: Decodable, store: Store, context: int | None = None, rows: int = 16, limit: int | None = None,
-          overlap: float = 0.5, precision: str = "float32", ranks: Ranks | None = None) -> Scored:
+          overlap: float = 0.5, precision: str = "float32", ranks: RankCollector | None = None) -> Scored:
     """Score each predicted position of each document of `store` once.
 
-    context: elements the model was trained to see at once. None carries the state through whole documents (right for
-    states of constant size); otherwise windows of that length are used, of which all but the first score only what
-    has `overlap` x context before it. limit: about so many elements, spread evenly over the documents, and no more.
-    ranks: to add to, if given.
+    context: the length of windows to read; all but the first window of a document score only what has `overlap` x
+    context elements before it. None: carry the state through whole documents (for states of constant size). limit:
+    score only about so many elements, spread evenly over the documents. ranks: also collect ranks.
     """
     offsets = np.asarray(store.offsets)
     predicted = np.diff(offsets) - 1
@@ -204,37 +203,40 @@ def score(model: Decodable, store: Store, context: int | None = None, rows: int 
             _score_whole(model, store, offsets, predicted, rows, tally, device)
         else:
             _score_windows(model, store, offsets, predicted, context, rows, limit, overlap, tally, device)
-    return tally.done()
+    return tally.result()
 
 
 @torch.no_grad()
-def bound(model: Stack, store: Store, context: int, rows: int = 16, limit: int | None = None, overlap: float = 0.5,
-          precision: str = "float32", draws: int = 8, seed: int = 0, known: Sequence[int] = ()) -> Scored:
-    """As `score`, of a stack that fills in masks (`MaskedDiffusion`): nats are an upper bound, estimated without bias,
-    over random orders of the elements; hits and confidence are likewise those in random order. draws: passes. known:
-    ids that are given wherever they stand, and not scored."""
+def score_bound(model: Stack, store: Store, context: int, rows: int = 16, limit: int | None = None,
+                overlap: float = 0.5, precision: str = "float32", draws: int = 8, seed: int = 0,
+                known: Sequence[int] = ()) -> Scored:
+    """Like `score`, for a masked diffusion model (`MaskedDiffusion`): nats are an unbiased estimate of an upper bound,
+    over random orders of the elements, and so are hits and confidence. draws: passes. known: ids that are always
+    visible and not scored."""
     offsets = np.asarray(store.offsets)
     predicted = np.diff(offsets) - 1
-    table, tally = some_windows(offsets, predicted, context, overlap, limit), Tally(len(predicted))
+    table, tally = select_windows(offsets, predicted, context, overlap, limit), Tally(len(predicted))
     scored = np.zeros_like(predicted)
     mask, device, generator = model.vocabulary - 1, model.embedding.weight.device, torch.Generator().manual_seed(seed)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         for at in range(0, len(table), rows):
             part = table[at : at + rows]
-            ids, live = ids_of(store, part, device)
+            ids, live = window_ids(store, part, device)
             clean, documents = ids[:, 1:], torch.from_numpy(part[:, 0]).to(device)[:, None].expand(live.shape)
             live = live & ~isin(clean, known)
-            starts = padding(torch.from_numpy(part[:, 2]).to(device), clean.shape[1])
+            starts = padding_starts(torch.from_numpy(part[:, 2]).to(device), clean.shape[1])
             layout = Layout.chain((clean.shape[0], clean.shape[1]), starts=starts, device=device)
             scored += np.bincount(part[:, 0], live.sum(1).cpu().numpy(), len(scored)).astype(np.int64)
             for hidden, weights in questions(live, draws, generator):
-                logits = without(model(clean.masked_fill(hidden, mask), layout).logits[hidden][:, :mask], known)
+                logits = mask_tokens(model(clean.masked_fill(hidden, mask), layout).logits[hidden][:, :mask], known)
                 tally.add(logits, clean[hidden], documents[hidden], weights[:, None].expand(live.shape)[hidden])
-    return replace(tally.done(), counts=scored)
+    return replace(tally.result(), counts=scored)
 
 
-def windows(offsets: np.ndarray, predicted: np.ndarray, context: int, overlap: float) -> np.ndarray:
-    """(W, 4): document, first token, length, and how many leading positions are context only."""
+def scoring_windows(offsets: np.ndarray, predicted: np.ndarray, context: int, overlap: float) -> np.ndarray:
+    """(W, 4) the windows to score: document, first token, length, and number of leading positions that are context
+    only.
+    """
     step = max(1, context - int(overlap * context))
     found = []
     for document in np.flatnonzero(predicted > 0):
@@ -249,18 +251,18 @@ def windows(offsets: np.ndarray, predicted: np.ndarray, context: int, overlap: f
     return np.array(found, dtype=np.int64).reshape(-1, 4)
 
 
-def some_windows(offsets: np.ndarray, predicted: np.ndarray, context: int, overlap: float,
-                 limit: int | None) -> np.ndarray:
-    """The windows of about `limit` elements, evenly spread, or all of them; the longest first."""
-    table = windows(offsets, predicted, context, overlap)
+def select_windows(offsets: np.ndarray, predicted: np.ndarray, context: int, overlap: float,
+                   limit: int | None) -> np.ndarray:
+    """Evenly spread windows with about `limit` elements in all, or all windows; the longest first."""
+    table = scoring_windows(offsets, predicted, context, overlap)
     if limit is not None and table[:, 2].sum() > limit:
         keep = max(1, int(len(table) * limit / table[:, 2].sum()))
         table = table[np.linspace(0, len(table) - 1, keep).astype(np.int64)]
     return table[np.argsort(-table[:, 2], kind="stable")]
 
 
-def ids_of(store: Store, part: np.ndarray, device: Any) -> tuple[Tensor, Tensor]:
-    """The ids of some windows (B, N + 1), padded, and which of all but the first are scored (B, N)."""
+def window_ids(store: Store, part: np.ndarray, device: Any) -> tuple[Tensor, Tensor]:
+    """Ids of B windows, padded (B, N + 1), and a mask of the positions after the first that are scored (B, N)."""
     column = np.arange(int(part[:, 2].max()))
     index = np.minimum(part[:, 1, None] + np.arange(len(column) + 1), len(store.tokens) - 1)
     live = torch.from_numpy((column < part[:, 2, None]) & (column >= part[:, 3, None]))
@@ -269,10 +271,10 @@ def ids_of(store: Store, part: np.ndarray, device: Any) -> tuple[Tensor, Tensor]
 
 def _score_windows(model: Any, store: Store, offsets: np.ndarray, predicted: np.ndarray, context: int, rows: int,
                    limit: int | None, overlap: float, tally: Tally, device: Any) -> None:
-    table = some_windows(offsets, predicted, context, overlap, limit)
+    table = select_windows(offsets, predicted, context, overlap, limit)
     for at in range(0, len(table), rows):
         part = table[at : at + rows]
-        ids, live = ids_of(store, part, device)
+        ids, live = window_ids(store, part, device)
         n = live.shape[1]
         if isinstance(model, nn.Module):
             logits = model(ids[:, :-1]).logits
@@ -306,7 +308,7 @@ def _score_whole(model: Decodable, store: Store, offsets: np.ndarray, predicted:
 
 
 def bits_interval(nats: np.ndarray, units: np.ndarray) -> tuple[float, float]:
-    """95% of the bits per unit when documents are drawn again (bootstrap). One document has no interval: its value."""
+    """The 95% bootstrap interval over documents of the bits per unit; for one document, its value twice."""
     live = units > 0
     nats, units = nats[live], units[live]
     if len(units) < 2:
@@ -314,7 +316,7 @@ def bits_interval(nats: np.ndarray, units: np.ndarray) -> tuple[float, float]:
         return value, value
     draw = np.random.default_rng(0)
     ratios = []
-    for _ in range(DRAWS):
+    for _ in range(BOOTSTRAP_DRAWS):
         weight = np.bincount(draw.integers(0, len(units), len(units)), minlength=len(units))
         ratios.append((weight @ nats) / (weight @ units) / math.log(2))
     low, high = np.percentile(ratios, [2.5, 97.5])
@@ -328,8 +330,8 @@ def targets_of(store: Store) -> Iterator[np.ndarray]:
 
 
 def predicted_units(store: TokenStore, codec: Codec) -> np.ndarray:
-    """(D,) base units of what is predicted of each document: all, but for those of its first token where nothing stands
-    before it (a part cut out of a longer document has no begin)."""
+    """(D,) predicted base units of each document: all, except those of a first token without a begin token before it
+    (as in a part of a longer document)."""
     units = np.array(store.units)
     some = np.flatnonzero(np.diff(store.offsets) > 0)
     first = np.asarray(store.tokens[store.offsets[some]], dtype=np.int64)
@@ -339,35 +341,35 @@ def predicted_units(store: TokenStore, codec: Codec) -> np.ndarray:
 
 
 def unigram_nats(counts: np.ndarray, store: Store) -> float:
-    """Nats of all predicted tokens under frequencies with one half added to each count."""
+    """Nats of all predicted tokens by token frequencies, with one half added to each count."""
     counts = np.asarray(counts, dtype=np.float64) + 0.5
     cost = np.log(counts.sum()) - np.log(counts)
     return float(sum(cost[part].sum() for part in targets_of(store)))
 
 
 def uniform_bits(counts: np.ndarray, store: TokenStore, weights: np.ndarray) -> float:
-    """Bits of all predicted tokens but ends, if those that there are (of `counts`, or here) were all as likely: of DNA
-    that has no other bases than ACGT two for each. weights: (size,), 0 for specials."""
-    there = np.asarray(counts) + np.bincount(store.tokens, minlength=len(weights))
-    kinds = max(1, int(np.count_nonzero((there > 0) & (weights > 0))))
+    """Bits of all predicted tokens, special ones excluded, if all tokens that occur (in `counts` or here) were equally
+    likely: 2 per base for DNA that only has ACGT. weights: (size,), 0 for special tokens."""
+    occurring = np.asarray(counts) + np.bincount(store.tokens, minlength=len(weights))
+    kinds = max(1, int(np.count_nonzero((occurring > 0) & (weights > 0))))
     return math.log2(kinds) * sum(int(np.count_nonzero(weights[part])) for part in targets_of(store))
 
 
 def xz_bits(contents: bytes) -> int:
-    """Bits of what `xz -9e` makes of it."""
+    """The size in bits after compression with `xz -9e`."""
     return 8 * len(lzma.compress(contents, preset=9 | lzma.PRESET_EXTREME))
 
 
-def ranked_by(counts: CountModel, store: Store, ranks: Ranks) -> Ranking:
-    """How high a count model ranks the items of the documents."""
-    nats_by(counts, store, ranks)
-    return ranks.done()
+def count_model_ranks(counts: CountModel, store: Store, ranks: RankCollector) -> Ranking:
+    """The ranking metrics of a count model on the documents."""
+    sequence_nats(counts, store, ranks)
+    return ranks.result()
 
 
-def nats_by(model: CountModel | Advisor, store: Store, ranks: Ranks | None = None) -> float:
-    """Nats of all tokens of the documents but the first of each, by what predicts whole sequences. ranks: to add to, if
-    given."""
-    nats, piece = 0.0, min(1024, max(64, CELLS // model.vocabulary))
+def sequence_nats(model: CountModel | Advisor, store: Store, ranks: RankCollector | None = None) -> float:
+    """Nats of all tokens of the documents except the first of each, by a model with `predictions`. ranks: also collect
+    ranks."""
+    nats, piece = 0.0, min(1024, max(64, PROBABILITIES_AT_ONCE // model.vocabulary))
     for number, (begin, end) in enumerate(zip(store.offsets[:-1], store.offsets[1:])):
         ids = np.asarray(store.tokens[int(begin) : int(end)], np.int32)
         for at in range(1, len(ids), piece):
@@ -380,7 +382,7 @@ def nats_by(model: CountModel | Advisor, store: Store, ranks: Ranks | None = Non
 
 def summarise(scored: Scored, units: np.ndarray, unit: str, path: str, baselines: dict[str, float],
               notes: list[str] | None = None, ranked: dict[str, Ranking] | None = None) -> Evaluation:
-    """Sums -> the numbers of a report. units: (D,) base units of each document. ranked: by name, see `Evaluation`."""
+    """Make an `Evaluation` of the sums. units: (D,) base units of each document. ranked: ranking metrics by method."""
     elements = int(scored.counts.sum())
     if not elements or not units.sum():
         raise SegueError("there is nothing to score: every sequence has fewer than two elements")

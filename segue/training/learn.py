@@ -1,4 +1,4 @@
-"""Train any model on batches that are drawn, with the one loop: for tasks, claims and experiments."""
+"""Train any model on sampled batches with the training loop, for tasks, claims and experiments."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from segue.training.strategy import Strategy
 def learn(model: nn.Module, batches: Callable[[int], Batch], steps: int, *, rate: float = 3e-3, seed: int = 0,
           objective: Objective | None = None, strategy: Strategy | None = None, quiet: bool = True,
           held_out: Callable[[nn.Module], float] | None = None, **choices: Any) -> Run:
-    """Move the model `steps` steps by AdamW, on the device where it is; the finished `Run` has the learning curve.
+    """Train the model for `steps` steps of AdamW on its device. Returns the finished `Run`, with the learning curve.
 
-    batches: the rows of each step, a pure function of it (see `Task.batches`). rate: of all parameters but the mixers'
-    state parameters, which learn at most at 0.001. held_out: a score, lower is better, that `patience` (a choice) goes
-    by to end with the best weights. choices: any other entry of `Plan` (warmup, decay, clip ...).
+    batches: maps a step to its batch, as a pure function (see `Task.batches`). rate: the learning rate; the mixers'
+    state parameters learn at most at 0.001. held_out: a score of the model, lower is better, for early stopping with
+    the best weights (choose `patience`). choices: any other entry of `Plan` (warmup, decay, clip ...).
     """
     first = batches(0).targets
     plan = Plan(vocabulary=1, rows=first.shape[0], context=first.shape[1], steps=steps, seed=seed, muon=False,
@@ -34,21 +34,22 @@ def learn(model: nn.Module, batches: Callable[[int], Batch], steps: int, *, rate
 
 
 def minibatches(data: Batch, rows: int, seed: int = 0) -> Callable[[int], Batch]:
-    """Rows of a fixed set for `learn`, drawn anew for each step, with replacement."""
+    """Batches for `learn` of random rows of a fixed set, with replacement."""
     def batch(step: int) -> Batch:
         return data.rows(torch.randint(len(data.tokens), (rows,), generator=generator_of(seed, step)))
 
     return batch
 
 
-def windows(ids: Tensor, rows: int, length: int, generator: torch.Generator) -> Tensor:
-    """(rows, length + 1) pieces from anywhere in a long sequence (n,): `length` elements and what follows each."""
+def random_windows(ids: Tensor, rows: int, length: int, generator: torch.Generator) -> Tensor:
+    """(rows, length + 1) pieces from random places of a long sequence (n,): `length` inputs and the targets after them.
+    """
     begins = torch.randint(len(ids) - length - 1, (rows, 1), generator=generator)
     return ids[begins + torch.arange(length + 1)]
 
 
-class Until(Strategy):
-    """Ends the training once the model is right about so much of a batch, see `accuracy`; looks every few steps."""
+class StopWhenAccurate(Strategy):
+    """Stops training once the accuracy on a batch reaches `right`; checks every `every` steps."""
 
     def __init__(self, batch: Batch, right: float, every: int = 10) -> None:
         self.batch, self.right, self.every = batch, right, every
@@ -60,14 +61,14 @@ class Until(Strategy):
 
 
 def device_of(model: Any) -> torch.device:
-    """Where the weights are, if there are any."""
+    """The device of the model's parameters; the CPU if it has none."""
     parameters = model.parameters() if isinstance(model, nn.Module) else ()
     return next((p.device for p in parameters), torch.device("cpu"))
 
 
 @torch.no_grad()
 def accuracy(model: nn.Module, batch: Batch) -> float:
-    """The share of asked-for elements that the model names (greedy)."""
+    """The share of targets (-1: none) that are the model's most probable prediction."""
     model.eval()
     batch = batch.to(device_of(model))
     guess = model(batch.tokens, batch.layout).logits.argmax(-1)
@@ -77,8 +78,8 @@ def accuracy(model: nn.Module, batch: Batch) -> float:
 
 @torch.no_grad()
 def answer_accuracy(model: Any, batch: Batch) -> float:
-    """The share of rows whose last answer is right where the model reads what it said before (greedy), not what would
-    have been right. model: one that can continue. batch: asks for the elements of all rows from one position on."""
+    """The share of rows whose last answer is right when the model decodes greedily from its own earlier answers. model:
+    one that can be decoded. batch: has targets in all rows from the same position on."""
     model.eval()
     first = int((batch.targets[0] >= 0).nonzero()[0])
     batch = batch.to(device_of(model))

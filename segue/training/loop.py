@@ -1,11 +1,12 @@
-"""The one training loop. `fit` runs it once; continual learning runs it once per experience, with a strategy's hooks.
+"""The training loop. `fit` runs it once; continual learning runs it once per experience, with a strategy's hooks.
 
-Everything that happens at a step is a function of the weights, the optimiser's state, the plan, the seed and the step's
-number: no clock decides anything. So a run that is killed and resumed from any checkpoint ends with the same weights.
+Each step is a function of the weights, the optimiser state, the plan, the seed and the step number; it never depends on
+the clock. So a run that is killed and resumed from any checkpoint ends with the same weights.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import signal
@@ -14,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +36,18 @@ from segue.training.recipe import Plan
 from segue.training.strategy import Strategy
 
 CHECKPOINT = "checkpoint.safetensors"
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
 class Run:
-    """One experience being learned.
+    """One training run, on one experience.
 
-    model: moved in place. batches: the rows of a step, a pure function of it (`Batches`, or a task that draws them).
-    folder: where the checkpoint and the log go (None: nowhere). held_out: the held-out score, nats per element, lower
-    is better; measured `plan.measure` times. key: what the checkpoint must have been made for; another one is an error.
-    save_seconds: between checkpoints. past: for a model that learned before, batches of what it keeps of that, for
-    strategies that look back; None where the strategy was there from the beginning.
+    model: trained in place. batches: maps a step to its batch, as a pure function (`Batches`, or a task that samples).
+    folder: for the checkpoint and the log (None: no files). key: identifies the run; resuming from a checkpoint with
+    another key is an error. save_seconds: time between checkpoints. held_out: the held-out score of a model (lower is
+    better), measured `plan.measure` times.
+    past: for strategies that look back, batches of the data that the model keeps from earlier training; None if the
+    strategy has seen all training itself.
     """
 
     def __init__(self, model: nn.Module, batches: Callable[[int], Batch], plan: Plan, *,
@@ -59,13 +63,13 @@ class Run:
         if isinstance(model, Stack):
             model.checkpointing = plan.checkpointing
         self.device = next(model.parameters()).device
-        self.reader = reader_of(model, plan, self.objective, self.strategy)
+        self.reader = parallel_form(model, plan, self.objective, self.strategy)
         self.strategy.prepare(self)
         self.optimiser = self.make_optimiser()
         self.step = 0
-        self.loss = math.nan  # per element, of the last step
-        self.elapsed = 0.0  # seconds of training, over all sittings; for reports only
-        self.curve: list[dict[str, float]] = []  # step, loss (since the entry before), held_out
+        self.loss = math.nan  # per element, at the last step
+        self.elapsed = 0.0  # seconds of training, including the time before a resume; for reports only
+        self.curve: list[dict[str, float]] = []  # step, mean loss since the previous entry, held_out
         self.average: dict[str, Tensor] = {}
         self.best, self.since_best, self.stopped = math.inf, 0, False
         self.best_weights: dict[str, Tensor] = {}
@@ -80,17 +84,17 @@ class Run:
         return Optimiser(self.model, rates, plan.decay, plan.muon, dtype=dtype, sgd=plan.sgd)
 
     def generator(self) -> torch.Generator:
-        """A generator that depends on the seed and the step alone."""
+        """A random generator that depends only on the seed and the step."""
         return generator_of(self.plan.seed, self.step)
 
-    # One step, in the order a strategy sees it.
+    # One step, in the order of the strategy's hooks.
 
-    def gradients(self) -> float:
-        """Forward and backward for the batch of this step; returns the loss per element."""
+    def compute_gradients(self) -> float:
+        """Run forward and backward on this step's batch; returns the loss per element."""
         plan, batch = self.plan, self.strategy.before_step(self, self.batches(self.step))
         count = batch.count
-        rank, world = distributed.rank(), distributed.world()
-        portion = 1.0  # of what does not depend on the elements: each process counts it
+        rank, world = distributed.rank(), distributed.world_size()
+        portion = 1.0  # of penalties, which do not depend on the rows: every process adds its share
         if isinstance(self.reader, ContextParallel):
             batch, rank, world, portion = batch.map(self.reader.share), 0, 1, 1 / world
         total = torch.zeros((), device=self.device)
@@ -114,34 +118,36 @@ class Run:
         return float(distributed.total(total))
 
     def advance(self) -> float:
-        """One whole step."""
-        other = distributed.rank() if self.reader is not self.model else 0  # elements of its own, dropped on their own
+        """Take one optimiser step; returns the loss per element."""
+        # Processes that hold different parts of a row need different dropout masks.
+        other = distributed.rank() if self.reader is not self.model else 0
         torch.manual_seed(self.generator().initial_seed() + other)
-        self.loss = loss = self.gradients()
+        self.loss = loss = self.compute_gradients()
         if not math.isfinite(loss):
             raise SegueError(f"training diverged at step {self.step}: fit again with a lower rate "
                              f"(rate={self.plan.rate / 3:.2g}) or another seed")
         self.optimiser.step(self.plan.scale(self.step))
         self.optimiser.zero_grad()
         if self.plan.ema:
-            self._average()
+            self._update_average()
         self.strategy.after_step(self)
         self.step += 1
         return loss
 
-    def _average(self) -> None:
+    def _update_average(self) -> None:
         if not self.average:
             self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         decay = min(self.plan.ema, (self.step + 1) / (self.step + 10))
         for name, parameter in self.model.named_parameters():
             self.average[name].lerp_(parameter.detach(), 1 - decay)
 
-    # The whole run.
+    # The run.
 
     def train(self, title: str = "fit", quiet: bool = False) -> None:
-        """Take all remaining steps, from the checkpoint in `folder` if there is one."""
+        """Take all remaining steps, resuming from the checkpoint in `folder` if there is one."""
         plan = self.plan
-        with deterministic(plan.threads), catch_interrupt() as interrupted:
+        keep_freed_memory()
+        with isolated_torch(plan.threads), catch_interrupt() as interrupted:
             resumed = self.resume()
             self.strategy.before_experience(self)
             if not resumed:
@@ -154,7 +160,7 @@ class Run:
                 while self.step < plan.steps and not self.stopped:
                     self._recent.append(self.advance())
                     self._losses.append(self._recent[-1])
-                    if self.step in self._marks:
+                    if self.step in self._measured_steps:
                         self.measure()
                     now = time.monotonic()
                     self.elapsed = before + now - begin
@@ -173,7 +179,8 @@ class Run:
             self.finish()
 
     def finish(self) -> None:
-        """Leave in the model the weights to keep: the best ones where training stops early, else the averaged ones."""
+        """Put the final weights into the model: the best ones with early stopping, else averaged ones if there are any.
+        """
         kept = self.best_weights or self.average
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
@@ -183,8 +190,8 @@ class Run:
         self.strategy.after_experience(self)
 
     @property
-    def _marks(self) -> set[int]:
-        """The steps after which the held-out score is measured."""
+    def _measured_steps(self) -> set[int]:
+        """The step numbers after which the held-out score is measured."""
         n = min(self.plan.measure, self.plan.steps)
         return {round(self.plan.steps * (i + 1) / n) for i in range(n)}
 
@@ -205,7 +212,7 @@ class Run:
                 self.stopped = 0 < self.plan.patience <= self.since_best
         self.curve.append(entry)
 
-    # What survives a kill.
+    # Checkpoints.
 
     def save(self) -> None:
         if self.folder is None or distributed.rank() > 0:
@@ -222,14 +229,14 @@ class Run:
             "since_best": self.since_best, "stopped": self.stopped, "strategy": values})
 
     def resume(self) -> bool:
-        """Go back to the checkpoint in `folder`, if there is one."""
+        """Load the checkpoint in `folder`; returns False if there is none."""
         if self.folder is None or not (self.folder / CHECKPOINT).exists():
             return False
         if distributed.rank() == 0:
             remove_leftovers(self.folder)
         path = self.folder / CHECKPOINT
         tensors, values = load_tensors(path)
-        plan = json.loads(json.dumps(self.plan.to_dict()))  # entries that are newer than the checkpoint: their defaults
+        plan = json.loads(json.dumps(self.plan.to_dict()))  # older checkpoints lack newer entries: compare by defaults
         if values.get("key") != self.key or Plan(vocabulary=0).to_dict() | (values.get("plan") or {}) != plan:
             raise SegueError(f"{path} belongs to another run (other data or settings): choose another folder "
                              "or remove it")
@@ -264,7 +271,7 @@ class Run:
             handle.write(json.dumps(entry) + "\n")
 
     def _cut_log(self) -> None:
-        """Drop what was logged after the checkpoint: those steps are taken again."""
+        """Remove log entries after the checkpoint, since those steps are repeated."""
         path = None if self.folder is None else self.folder / "log.jsonl"
         if path is None or not path.exists() or distributed.rank() > 0:
             return
@@ -274,21 +281,23 @@ class Run:
                 if json.loads(line)["step"] <= self.step:
                     kept.append(line + "\n")
             except (ValueError, KeyError, TypeError):
-                continue  # a line that a kill cut short
+                continue  # a line truncated by a kill
         write_text(path, "".join(kept))
 
 
-def reader_of(model: nn.Module, plan: Plan, objective: Objective, strategy: Strategy | None = None) -> nn.Module:
-    """The model, or where rows are cut over processes, its form that reads this one's share of them. A SegueError where
-    there is none."""
-    if not plan.sequence_parallel or distributed.world() == 1:
+def parallel_form(model: nn.Module, plan: Plan, objective: Objective, strategy: Strategy | None = None) -> nn.Module:
+    """The model; or with sequence_parallel, its form in which each process reads a part of every row.
+
+    Raises SegueError if the model, objective or strategy has no such form.
+    """
+    if not plan.sequence_parallel or distributed.world_size() == 1:
         return model
     if not isinstance(model, Stack) or type(objective) is not NextElement or \
             (strategy is not None and type(strategy).loss_term is not Strategy.loss_term):
         raise SegueError("sequence_parallel cuts rows over processes for stacks that learn the next element, by no "
                          "strategy with a loss of its own: leave it out, and each process takes some of the rows")
     reader = context_parallel(model)
-    reader.shard.places(0, plan.context)
+    reader.shard.positions(0, plan.context)
     return reader
 
 
@@ -296,9 +305,20 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
+@cache
+def keep_freed_memory() -> None:
+    """Let the C library keep up to a gigabyte of what is freed, where it is glibc: each step asks for the same memory
+    again, and the pages of memory that is fresh from the system are cleared at their first use, which takes up to a
+    tenth of a step."""
+    with suppress(AttributeError, OSError, TypeError):  # another library, or another system
+        adjust = ctypes.CDLL(None).mallopt
+        adjust(M_MMAP_THRESHOLD, 32 << 20)  # larger blocks are still given back at once
+        adjust(M_TRIM_THRESHOLD, 1 << 30)
+
+
 @contextmanager
-def deterministic(threads: int) -> Iterator[None]:
-    """Fixed threads, and torch's global generator given back as it was found."""
+def isolated_torch(threads: int) -> Iterator[None]:
+    """Context with a fixed number of torch threads; afterwards torch's threads and global random state are restored."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -310,7 +330,8 @@ def deterministic(threads: int) -> Iterator[None]:
 
 @contextmanager
 def catch_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C during a step waits for its end (a second one does not); says whether it came."""
+    """Context in which Ctrl-C only sets a flag, so that the current step is finished; a second Ctrl-C interrupts at
+    once. Yields a function that returns the flag."""
     came = threading.Event()
 
     def note(number: int, frame: Any) -> None:

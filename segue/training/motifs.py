@@ -13,7 +13,7 @@ import torch
 from segue.analysis.embedding import embed
 from segue.errors import SegueError, require
 from segue.models import Stack, StackConfig
-from segue.models.base import padded
+from segue.models.base import pad_rows
 from segue.objectives import Batch, InBatch
 from segue.training.learn import learn
 
@@ -21,7 +21,7 @@ Ids = np.ndarray
 Alter = Callable[[Ids, np.random.Generator], Ids]
 
 
-def cut(ids: Ids, length: int, hop: int | None = None) -> list[Ids]:
+def cut_segments(ids: Ids, length: int, hop: int | None = None) -> list[Ids]:
     """Segments of `length` elements, one every `hop` (default: length); what is left at the end is a shorter one, if it
     is at least half as long."""
     hop = hop or length
@@ -31,7 +31,7 @@ def cut(ids: Ids, length: int, hop: int | None = None) -> list[Ids]:
             if at == 0 or len(ids) - at >= max(1, length // 2)]
 
 
-def edited(ids: Ids, rng: np.random.Generator, rate: float, letters: int) -> Ids:
+def edit_randomly(ids: Ids, rng: np.random.Generator, rate: float, letters: int) -> Ids:
     """An altered copy: each element is, at `rate`, replaced by any of `letters`, doubled by one, or left out. Never
     empty."""
     told: list[int] = []
@@ -44,7 +44,7 @@ def edited(ids: Ids, rng: np.random.Generator, rate: float, letters: int) -> Ids
     return np.array(told or ids[:1].tolist())
 
 
-def clustered(eps: float, points: np.ndarray, metric: str) -> np.ndarray:
+def find_clusters(eps: float, points: np.ndarray, metric: str) -> np.ndarray:
     """(N,) long: which cluster each point is of by DBSCAN (Ester et al. 1996), -1 of none. Two near ones are a cluster.
     metric: "cosine" of vectors (N, D), or "precomputed" distances (N, N)."""
     labels: np.ndarray = require("sklearn.cluster", "classical").DBSCAN(
@@ -52,7 +52,7 @@ def clustered(eps: float, points: np.ndarray, metric: str) -> np.ndarray:
     return labels
 
 
-def motif_of(labels: np.ndarray) -> np.ndarray:
+def largest_cluster(labels: np.ndarray) -> np.ndarray:
     """The segments of the largest cluster, in order (of equal ones the earliest); none where nothing comes twice."""
     known = labels[labels >= 0]
     return np.flatnonzero(labels == np.bincount(known).argmax()) if len(known) else np.zeros(0, np.int64)
@@ -61,8 +61,9 @@ def motif_of(labels: np.ndarray) -> np.ndarray:
 class MotifRetriever:
     """Finds, segment by segment, what in a sequence is a varied repetition.
 
-    letters: ids are below. alter: makes the copies that are to lie near (`edited`, or what varies motifs of the kind:
-    transposition, say). mixer, width, depth: of the network, whose vector of a segment is the mean of its hidden ones.
+    letters: ids are below. alter: makes the copies that are to lie near (`edit_randomly`, or what varies motifs of the
+    kind: transposition, say). mixer, width, depth: of the network, whose vector of a segment is the mean of its hidden
+    ones.
     temperature: of the contrastive loss (InfoNCE). eps: how near, in cosine distance, segments of one cluster lie: it
     decides everything, so choose it on sequences whose motifs are known.
     """
@@ -87,7 +88,7 @@ class MotifRetriever:
             chosen = [pieces[i] for i in rng.permutation(len(pieces))[:rows]]
             segments = [piece[rng.integers(len(piece))] for piece in chosen]
             table = [self.alter(each, rng).tolist() for _ in range(2) for each in segments]
-            ids = padded(table)
+            ids = pad_rows(table)
             targets = torch.full_like(ids, -1)
             targets[torch.arange(len(table)), torch.tensor(list(map(len, table))) - 1] = 0
             return Batch(ids, targets)
@@ -99,10 +100,11 @@ class MotifRetriever:
         return embed(self.model, list(segments), "last")
 
     def clusters(self, segments: Sequence[Ids]) -> np.ndarray:
-        """(N,) long: see `clustered`."""
-        return clustered(self.eps, self.vectors(segments), "cosine")
+        """(N,) long: see `find_clusters`."""
+        return find_clusters(self.eps, self.vectors(segments), "cosine")
 
     def motif(self, segments: Sequence[Ids]) -> np.ndarray:
-        """Which segments are the motif of a sequence: see `motif_of`. The first of them is the condition that returns.
+        """Which segments are the motif of a sequence: see `largest_cluster`. The first of them is the condition that
+        returns.
         """
-        return motif_of(self.clusters(segments))
+        return largest_cluster(self.clusters(segments))

@@ -1,4 +1,4 @@
-"""From one dial (minutes, or steps) to everything a run needs; every entry can be chosen instead."""
+"""The recipe: choose all hyperparameters of a run from the data and a budget of time or steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from segue.errors import SegueError
 
 @dataclass(frozen=True)
 class Plan:
-    """All that fixes a run: with the data and the seed it fixes every weight.
+    """All hyperparameters of a run, which together with the data determine every weight.
 
     mixer: pattern of sequence mixers, one block each or repeated to `depth`. width, depth, heads. hidden: width inside
     channel mixers. channel, activation, norm: see `StackConfig`; qk_norm: see `Attention`. context: elements a row.
@@ -90,7 +90,7 @@ class Plan:
         return cls(**values)
 
     def with_(self, **choices: Any) -> Plan:
-        """This plan with other entries; a SegueError where one has no such name, type or size."""
+        """A copy with these entries replaced; a SegueError for an unknown name or a value of the wrong type or size."""
         entries = [f.name for f in fields(self)]
         for name, value in choices.items():
             if name not in entries:
@@ -116,7 +116,7 @@ class Plan:
         return self.rows * self.context
 
     def scale(self, step: int) -> float:
-        """The part of the full rates at `step`: up linearly, and then by the schedule."""
+        """The factor on all learning rates at `step`: a linear warm-up, then the schedule."""
         rise = max(1.0, self.warmup * self.steps)
         fall = max(1.0, min(self.cooldown * self.steps, self.steps - rise))
         left = SCHEDULES[self.schedule](step + 1 - rise, self.steps - step, fall)
@@ -124,7 +124,7 @@ class Plan:
 
 
 def cosine(part: float) -> float:
-    """From 1 down to 0 while `part` goes from 0 to 1, and level before and behind."""
+    """Half a cosine, from 1 at part 0 (and before) to 0 at part 1 (and after)."""
     return 0.5 + 0.5 * math.cos(math.pi * max(0.0, min(1.0, part)))
 
 
@@ -133,11 +133,13 @@ SCHEDULES: dict[str, Callable[[float, float, float], float]] = {
     "cosine": lambda since, left, fall: cosine(1 - left / fall),
     "infinite": lambda since, left, fall: cosine(since / fall),
 }
-"""(steps since the warm-up, steps left with this one, steps in which the rates fall) -> what is left of the rates above
-their floor. "linear": level, then down to the last step. "cosine": the same by half a cosine; with a floor of 0.1 that
-is how continual pre-training re-warms and re-decays (Ibrahim et al. 2024, arXiv 2403.08763). "infinite" (there too):
-down by half a cosine at once, then level at the floor; later runs go on there, by "linear" at that rate with warmup 0
-and cooldown 0, and only the run before a release has a cooldown again."""
+"""Learning-rate schedules: (steps since the warm-up, steps left including this one, steps of the cool-down) -> the part
+of the rates above their floor.
+
+"linear": constant, then linearly down at the end. "cosine": the same with half a cosine; with a floor of 0.1 this is
+the re-warming and re-decaying of continual pre-training (Ibrahim et al. 2024, arXiv 2403.08763). "infinite" (same
+paper): down by half a cosine at first, then constant at the floor. Later runs continue with "linear" at that rate, with
+warmup 0 and cooldown 0; only the run before a release has a cool-down."""
 
 
 RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
@@ -148,29 +150,29 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("dropout", "ema", "prune"), lambda value: 0 <= value < 1, "a part of a whole, from 0 to below 1"),
     (("warmup", "cooldown", "distil", "floor"), lambda value: 0 <= value <= 1, "a part of a whole, from 0 to 1"),
 )
-"""Entries of a plan, what holds for them, and that in words."""
+"""Names of a plan's entries, the test that their values must pass, and the test in words."""
 
 
 def same_type(value: Any, example: Any) -> bool:
-    """Whether a value can take the place of the example: a whole number that of any number, but no bool."""
+    """Whether a value has the type of the example. An int can stand for a float; a bool only for a bool."""
     if isinstance(value, bool) or isinstance(example, bool):
         return isinstance(value, bool) and isinstance(example, bool)
     return isinstance(value, int | float if isinstance(example, float) else type(example))
 
 
-SIZE = 0.075  # parameters of the blocks, per root of the compute in floating-point operations (Chinchilla: 0.09)
-MOMENTS = 49  # of several columns that a row holds, where they fit in WIDEST tokens: two days of hours, and one more
-FEW = 3  # moments that a row holds besides a season
-WIDEST = 1024  # tokens a row, for moments of several columns or a season
-BATCH = 1.8  # tokens a step, per fourth root of the compute
+SIZE_FACTOR = 0.075  # parameters of the blocks per square root of the compute in FLOPs (Chinchilla: 0.09)
+BATCH_FACTOR = 1.8  # tokens per step, per fourth root of the compute
+MOMENTS_PER_ROW = 49  # of series with several columns: two days of hours, and one more
+MOMENTS_BESIDE_SEASON = 3  # moments in a row besides one season
+MOST_CONTEXT = 1024  # tokens per row, at most, to fit those moments
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the choice depends on. tokens: of the training data. longest: tokens of the longest sequence. seconds: to
-    train, or None where steps are given. flops: per second that training gets out of this machine. least: tokens a step
-    below which a step takes no less time. turn: tokens of a moment, of data of several columns. season: moments after
-    which measured numbers come again."""
+    """The facts that the choice depends on. tokens: of the training data. longest: tokens of the longest sequence.
+    seconds: of training, or None if steps are given. flops: per second that training achieves on this machine. least:
+    tokens per step below which a step gets no faster. turn: tokens per moment of series with several columns. season:
+    of measured numbers, in moments."""
 
     tokens: int
     longest: int
@@ -184,37 +186,37 @@ class Facts:
     season: int = 1
 
 
-def choose(facts: Facts, **choices: Any) -> tuple[Plan, str]:
-    """The plan for the data and the dial, and why, in one line. `choices` override it entry by entry.
+def choose_plan(facts: Facts, **choices: Any) -> tuple[Plan, str]:
+    """The plan for the data and the budget, and the reason in one line. `choices` override its entries.
 
-    steps is a guess where time is given: it is fixed after the speed is measured.
+    With a time budget, `steps` is an estimate, to be replaced once the speed has been measured.
     """
     longest = max(2, facts.longest - 1)
     context = choices.get("context")
     if not isinstance(context, int) or context < 1:
-        moments = MOMENTS * facts.turn
-        if (whole := (facts.season + FEW) * facts.turn) <= WIDEST:
+        moments = MOMENTS_PER_ROW * facts.turn
+        if (whole := (facts.season + MOMENTS_BESIDE_SEASON) * facts.turn) <= MOST_CONTEXT:
             moments = max(moments, whole)
-        most = max(256, min(WIDEST, 1 << (moments - 1).bit_length()))
+        most = max(256, min(MOST_CONTEXT, 1 << (moments - 1).bit_length()))
         context = max(8, min(most, 1 << (longest - 1).bit_length()))
     steps = choices.get("steps")
     given_steps = steps if isinstance(steps, int) and steps > 0 else 1000
-    # The compute of the dial; of a number of steps, what they take with the size that would be chosen for it.
-    compute = facts.flops * facts.seconds if facts.seconds is not None else (6 * SIZE * given_steps * 4096) ** 2
-    wanted = max(facts.least, 1 << min(16, round(math.log2(BATCH * compute**0.25))))
+    # FLOPs of the time budget; or those that the given steps take at the size that would be chosen for them.
+    compute = facts.flops * facts.seconds if facts.seconds is not None else (6 * SIZE_FACTOR * given_steps * 4096) ** 2
+    wanted = max(facts.least, 1 << min(16, round(math.log2(BATCH_FACTOR * compute**0.25))))
     rows = max(1, max(256, min(wanted, facts.tokens // 4)) // context)
-    size = max(20_000.0, min(SIZE * math.sqrt(compute), 40.0 * facts.tokens, 3e8))
+    size = max(20_000.0, min(SIZE_FACTOR * math.sqrt(compute), 40.0 * facts.tokens, 3e8))
     width = max(32, min(1024, round((64 * size / 12) ** (1 / 3) / 32) * 32))
     width = width if width < 128 else width // 64 * 64  # whole heads of 64
     depth = max(1, min(24, round(size / (12 * width * width))))
     steps = max(20, int(compute / (6 * (12 * width * width * depth + facts.vocabulary * width) * rows * context)))
     passes = (given_steps if "steps" in choices else steps) * rows * context / max(1, facts.tokens)
-    plan = Plan(facts.vocabulary, width=width, depth=depth, heads=heads_of(width), context=context, rows=rows,
+    plan = Plan(facts.vocabulary, width=width, depth=depth, heads=choose_heads(width), context=context, rows=rows,
                 steps=steps, threads=facts.threads, precision=facts.precision,
                 dropout=0.1 if facts.tokens < 200_000 else 0.0,
                 patience=3 if facts.tokens < 2_000_000 or passes > 10 else 0)
     if isinstance(choices.get("width"), int) and "heads" not in choices:
-        choices = {**choices, "heads": heads_of(choices["width"])}
+        choices = {**choices, "heads": choose_heads(choices["width"])}
     plan = plan.with_(**choices)
     passes = plan.steps * plan.tokens_per_step / max(1, facts.tokens)
     given = f"{facts.seconds:.0f} s" if facts.seconds is not None else f"{plan.steps:,} steps"
@@ -229,24 +231,24 @@ def choose(facts: Facts, **choices: Any) -> tuple[Plan, str]:
 
 
 def most_steps(tokens: int, plan: Plan) -> int:
-    """Beyond so many passes a few sequences are only learned by heart, however much time there is."""
+    """The limit of steps for this much data: 100 passes, beyond which few sequences are only memorised."""
     return max(500, 100 * tokens // plan.tokens_per_step)
 
 
-def heads_of(width: int) -> int:
-    """Heads of 64 features where they divide the width, or of 32, or the nearest that do."""
+def choose_heads(width: int) -> int:
+    """The number of attention heads: of 64 features if that divides the width, else 32, else the nearest that does."""
     return next((width // each for each in (64, 32, 48, 40, 24, 16) if width % each == 0), 1)
 
 
-def describe(plan: Plan, why: str) -> str:
-    """The one line that says what was chosen and why."""
+def describe_plan(plan: Plan, why: str) -> str:
+    """The plan and the reason for it in one line."""
     method = "SGD" if plan.sgd else "Muon" if plan.muon else "AdamW"
     return (f"{plan.depth} x {plan.mixer} of width {plan.width}, rows of {plan.context} x {plan.rows}, "
             f"{plan.steps:,} steps of {method} at {plan.rate:g}, because: {why}")
 
 
 def cores() -> int:
-    """Physical cores this process may use (torch's own default knows hyper-threads)."""
+    """The number of physical cores this process may use (torch's default thread count excludes hyper-threads)."""
     import torch
 
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -254,8 +256,8 @@ def cores() -> int:
 
 
 @cache
-def fast_bfloat16(threads: int) -> bool:
-    """Whether bfloat16 matrix products are measurably faster than float32 ones on this CPU (1.3 times at least)."""
+def is_bfloat16_fast(threads: int) -> bool:
+    """Whether bfloat16 matrix products measure at least 1.3 times as fast as float32 on this CPU."""
     import time
 
     import torch
@@ -279,12 +281,12 @@ def fast_bfloat16(threads: int) -> bool:
 
 
 def bfloat16_pays(device: Any) -> bool:
-    """Whether matrix products are to be in bfloat16 there, if nobody says: on a GPU, and on a CPU that is faster so."""
-    return device.type == "cuda" or fast_bfloat16(cores())
+    """Whether to use bfloat16 matrix products on the device by default: on GPUs, and on CPUs where it is faster."""
+    return device.type == "cuda" or is_bfloat16_fast(cores())
 
 
-def machine() -> str:
-    """The machine in words, for reports."""
+def describe_machine() -> str:
+    """Processor, cores, GPU and versions in words, for reports."""
     import torch
 
     name = platform.processor() or platform.machine()

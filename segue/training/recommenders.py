@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from segue.models import Stack, StackConfig
-from segue.models.base import padding
+from segue.models.base import padding_starts
 from segue.objectives import Batch, generator_of
 from segue.objectives.masked import MaskPolicy, mask_some
 
@@ -38,7 +38,7 @@ def item_batches(histories: Sequence[np.ndarray], items: int, length: int, rows:
         begin = (torch.rand(rows, generator=generator) * (sizes[users] - counts + 1)).long()
         alive = torch.arange(length) < counts[:, None]
         tokens = flat[torch.where(alive, (first[users] + begin)[:, None] + torch.arange(length), 0)]
-        targets, starts = tokens.masked_fill(~alive, -1), padding(counts, length)
+        targets, starts = tokens.masked_fill(~alive, -1), padding_starts(counts, length)
         if mask is None:
             return Batch(F.pad(tokens, (1, 0), value=items)[:, :-1], targets, starts)
         return mask_some(Batch(tokens, targets, starts), items, mask, generator, unmasked=0.0)

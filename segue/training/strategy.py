@@ -1,4 +1,5 @@
-"""Hooks around the training loop. The base class does nothing: it is plain fine-tuning."""
+"""The base class of continual-learning strategies: hooks around the training loop. By itself it is plain
+fine-tuning."""
 
 from __future__ import annotations
 
@@ -13,15 +14,15 @@ if TYPE_CHECKING:
 
 
 class Strategy:
-    """What to mix in, penalise, freeze, grow and keep. One object lives through all experiences of a stream.
+    """Hooks that decide what to replay, penalise, freeze, grow and remember. One object lives through all experiences.
 
-    Each hook gets the `Run`: its model, optimiser, loader, plan, step, and `run.generator()`, a random generator that
-    depends on seed and step only, so that a resumed run draws the same numbers. Whatever the hooks remember between
-    steps must be in `state()`, or a killed run would not end with the same weights.
+    Each hook gets the `Run`: its model, optimiser, batches, plan, step, and `run.generator()`, a random generator that
+    depends only on seed and step, so that a resumed run draws the same numbers. Everything that hooks remember between
+    steps must be in `state()`, or a resumed run would end with other weights.
 
-    about: what it holds on to or learns, where that matters to others: "weights", or an "adapter" beside them.
-    asks_next: it asks the model for the next element, which one that reads both ways does not say.
-    packs: whether it can learn from rows of several documents.
+    about: what it protects or trains, if strategies it is combined with must know: "weights", or an "adapter".
+    asks_next: it needs next-element predictions, which bidirectional models do not have.
+    packs: whether it can train on rows of several documents.
     """
 
     name = "naive"
@@ -30,32 +31,32 @@ class Strategy:
     packs: bool = True
 
     def prepare(self, run: Run) -> None:
-        """Once when the run is made, before its optimiser and before a checkpoint is read: what is to learn besides the
-        model's own parameters is put on the model here, and taken off in `after_experience`."""
+        """Called once when the run is made, before its optimiser and before a checkpoint is loaded: add trainable
+        modules to the model here, and remove them in `after_experience`."""
 
     def before_experience(self, run: Run) -> None:
-        """Once before the first step (again when a killed run is resumed, after `load_state`)."""
+        """Called once before the first step (and again when a run is resumed, after `load_state`)."""
 
     def before_step(self, run: Run, batch: Batch) -> Batch:
-        """The batch to learn from at this step: `batch`, or one with old rows mixed in (`Batch.join`)."""
+        """Return the batch to train on at this step: `batch`, or one with old rows added (`Batch.join`)."""
         return batch
 
     def loss_term(self, run: Run, batch: Batch) -> Tensor | None:
-        """A scalar added to the loss per element (a penalty), or None."""
+        """Return a scalar to add to the loss per element (a penalty), or None."""
         return None
 
     def after_backward(self, run: Run) -> None:
-        """Gradients are in `parameter.grad`, averaged over processes and not yet clipped: project or mask them."""
+        """Called with gradients in `parameter.grad`, not yet clipped, to project or mask them."""
 
     def after_step(self, run: Run) -> None:
-        """The weights have just moved."""
+        """Called after each optimiser step."""
 
     def after_experience(self, run: Run) -> None:
-        """Once after the last step: consolidate, keep examples, estimate importances."""
+        """Called once after the last step, to store examples, estimate importances and the like."""
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What must survive a kill: tensors, and plain JSON values."""
+        """Everything that must be in a checkpoint: tensors, and plain JSON values."""
         return {}, {}
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Take back what `state` gave."""
+        """Restore what `state` returned."""

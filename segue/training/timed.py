@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from segue.errors import SegueError
-from segue.models.hawkes import Hawkes, Timed
+from segue.models.hawkes import Hawkes, TimedEvents
 from segue.models.point_process import PointProcess
 from segue.objectives import Batch
 from segue.objectives.events import history_of
 from segue.training.batches import Store
-from segue.training.evaluate import windows
+from segue.training.evaluate import scoring_windows
 
 
 class EventStore:
@@ -63,10 +63,10 @@ class EventStore:
                 yield self.tokens[begin:end].astype(np.int64), self.channels["gap"][begin:end].cumsum()
 
 
-def event_rows(sequences: Iterable[tuple[np.ndarray, np.ndarray]]) -> Batch:
+def event_batch(sequences: Iterable[tuple[np.ndarray, np.ndarray]]) -> Batch:
     """One row for each sequence of types (n,) and times (n,), for a point process: the event before is read, the next
     one predicted; padded behind."""
-    data = Timed.of(sequences)
+    data = TimedEvents.of(sequences)
     gaps = np.diff(data.times, axis=1)
     gap = np.concatenate([np.zeros((len(gaps), 1)), gaps[:, :-1]], 1)
     return Batch(torch.from_numpy(np.maximum(data.types[:, :-1], 0)), torch.from_numpy(data.types[:, 1:]),
@@ -98,7 +98,7 @@ class EventScores:
         return asdict(self)
 
 
-def misfit(residuals: np.ndarray) -> float:
+def exponential_misfit(residuals: np.ndarray) -> float:
     """The greatest distance of the distribution of residuals (n,) from Exp(1)."""
     expected, n = -np.expm1(-np.sort(residuals)), len(residuals)
     return float(max((np.arange(1, n + 1) / n - expected).max(), (expected - np.arange(n) / n).max()))
@@ -131,12 +131,12 @@ def score_process(model: PointProcess, batches: Iterable[Batch], points: int = 2
     if not grid:
         return EventScores(events, time, kind_nats)
     return EventScores(events, time, kind_nats, math.sqrt(square / events), wrong / events,
-                       misfit(np.concatenate(residuals)))
+                       exponential_misfit(np.concatenate(residuals)))
 
 
-def score_hawkes(model: Hawkes, data: Timed, longest: float) -> EventScores:
+def score_hawkes(model: Hawkes, data: TimedEvents, longest: float) -> EventScores:
     """A classical process on whole sequences. longest: beyond which no prediction goes."""
-    live = data.live
+    live = data.has_predecessor
     time, kind = model.log_likelihood(data)
     mean, likely = model.predict(data, longest)
     following, gaps = live[:, 1:], np.diff(data.times, axis=1)
@@ -144,14 +144,14 @@ def score_hawkes(model: Hawkes, data: Timed, longest: float) -> EventScores:
     return EventScores(events, -float(time.sum()) / events, -float(kind.sum()) / events,
                        float(np.sqrt(np.square(mean[:, :-1] - gaps)[following].mean())),
                        float((likely[:, :-1] != data.types[:, 1:])[following].mean()),
-                       misfit(model.residuals(data)[live]))
+                       exponential_misfit(model.residuals(data)[live]))
 
 
-def windowed(store: EventStore, context: int, rows: int = 16, overlap: float = 0.5) -> Iterator[Batch]:
+def window_batches(store: EventStore, context: int, rows: int = 16, overlap: float = 0.5) -> Iterator[Batch]:
     """Batches that ask for each event but the first of each sequence once, with up to `context` events before it; see
-    `segue.training.evaluate.windows`."""
+    `segue.training.evaluate.scoring_windows`."""
     predicted = np.diff(store.offsets) - 1
-    table = windows(store.offsets, predicted, context, overlap)
+    table = scoring_windows(store.offsets, predicted, context, overlap)
     table = table[np.argsort(-table[:, 2], kind="stable")]
     for at in range(0, len(table), rows):
         part = table[at : at + rows]

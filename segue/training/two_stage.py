@@ -17,7 +17,7 @@ from segue.training.loop import Run
 from segue.training.strategy import Strategy
 
 
-class Reencode(Strategy):
+class ReencodeItems(Strategy):
     """Makes an index again before the first step, and every `every` steps."""
 
     name = "re-encode"
@@ -57,7 +57,7 @@ def two_stage(model: nn.Module, index: ItemIndex, batches: Callable[[int], Batch
 
     objective, look = AllItems(index), every * epoch
     index.refresh(model)
-    first = learn(model, batches, steps[0], seed=seed, objective=objective, strategy=Reencode(index, epoch),
+    first = learn(model, batches, steps[0], seed=seed, objective=objective, strategy=ReencodeItems(index, epoch),
                   held_out=looked, measure=max(1, steps[0] // look), patience=patience[0], **choices)
     index.different = best[0][1]
 

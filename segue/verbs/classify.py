@@ -18,9 +18,9 @@ import torch
 
 from segue.analysis.metrics import rank_correlation
 from segue.analysis.probes import content_groups, lengths_of
-from segue.analysis.told import TOGETHER, Learn, Told, told
+from segue.analysis.told import TOGETHER, Learn, ViewEnsemble, fit_ensemble
 from segue.analysis.views import PLACES, WINDOW, Near, Runs, Scaled, alike, course, spectrum
-from segue.data.options import named
+from segue.data.options import option_names
 from segue.errors import SegueError
 from segue.files import atomic_write
 from segue.kinds.base import Kind, class_in
@@ -194,7 +194,7 @@ def classify(model: Fitted, data: Data | None = None, new: Data | None = None, *
 
 
 def learn_and_evaluate(model: Fitted, data: Data, test: Data | None, label: str | None, pool: str, device: str | None,
-                       seed: int, quiet: bool) -> tuple[Classified | Valued, Told, ViewOptions]:
+                       seed: int, quiet: bool) -> tuple[Classified | Valued, ViewEnsemble, ViewOptions]:
     """Learn from `data`; returns the accuracy on `test` (None: by cross-validation), the heads and the view options."""
     labels = record_labels(data, label)
     notes = [f"read as {data.problems.told}"] if data.problems.told else []
@@ -210,7 +210,8 @@ def learn_and_evaluate(model: Fitted, data: Data, test: Data | None, label: str 
     views = ViewOptions.for_data(model, rows, pool, device)
     inputs, embeddings = views.inputs(model, data, rows, quiet)
     with progress("learning", 1.0, quiet=quiet) as meter:
-        learned, held = told(views.learners(len(names)), inputs, truth, len(names), content_groups(rows), seed, meter)
+        learned, held = fit_ensemble(views.learners(len(names)), inputs, truth, len(names), content_groups(rows), seed,
+                                     meter)
     scores, folds, truth = held.scores, held.parts, truth[held.rows]
     if test is not None:
         test_labels, folds, test_rows = record_labels(test, label), 0, element_rows(model, test)
@@ -374,7 +375,7 @@ def element_rows(model: Fitted, data: Data) -> list[np.ndarray]:
 def reading_options(kind: Kind, label: str | None) -> dict[str, Any]:
     """Options of the kind's `read` that put classes into the names of records: from the column `label` of tables, or
     (None) from a column with a usual name."""
-    return {"classes": label or ""} if "classes" in named(kind.read) else {}
+    return {"classes": label or ""} if "classes" in option_names(kind.read) else {}
 
 
 def record_labels(data: Data, label: str | None = None) -> list[str]:
@@ -416,7 +417,7 @@ def _abbreviate(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def save_classes(model: Fitted, result: Classified | Valued, learned: Told, options: ViewOptions) -> None:
+def save_classes(model: Fitted, result: Classified | Valued, learned: ViewEnsemble, options: ViewOptions) -> None:
     """Save the learned heads and their measured accuracy in the model's folder."""
     if model.folder is None:
         raise SegueError("this model is in no folder to keep the classes in: save it first")
@@ -426,7 +427,7 @@ def save_classes(model: Fitted, result: Classified | Valued, learned: Told, opti
         "weights": _weights_hash(model), "result": asdict(result)})
 
 
-def load_classes(model: Fitted, device: str | None) -> tuple[Classified | Valued, Told, ViewOptions]:
+def load_classes(model: Fitted, device: str | None) -> tuple[Classified | Valued, ViewEnsemble, ViewOptions]:
     """Load what `save_classes` wrote."""
     if model.folder is None or not (path := model.folder / CLASSES_FILE).exists():
         raise SegueError("no classes are kept with this model: give sequences with classes, and save=True to keep them")
@@ -435,7 +436,7 @@ def load_classes(model: Fitted, device: str | None) -> tuple[Classified | Valued
         if values["format"] != FORMAT:
             raise ValueError(f"format '{values['format']}'")
         result_class = Valued if "error" in values["result"] else Classified
-        result, learned = result_class(**values["result"]), Told.restored(tensors, values["views"])
+        result, learned = result_class(**values["result"]), ViewEnsemble.restored(tensors, values["views"])
         options = replace(ViewOptions(**values["looks"]), device=device)
         wide = len(result.classes) if isinstance(result, Classified) else 1
         if any(len(bias) != wide for _, bias in learned.heads.values()):

@@ -23,7 +23,7 @@ from segue.models.classical import HMM, Spectral, StateMerging, directly_follows
 from segue.models.counts import CountModel
 from segue.models.predict import DecodablePredictor, SequencePredictor
 from segue.progress import Shown, progress
-from segue.training.recipe import machine
+from segue.training.recipe import describe_machine
 from segue.verbs.fit import fit
 from segue.verbs.given import as_data
 from segue.verbs.scoreboard import Scoreboard, scoreboard
@@ -156,7 +156,8 @@ def compare_methods(data: Any, minutes: float, seed: int, quiet: bool, device: s
             results.append(Result(name, scores.bits * scores.predictions / units, scores.bits, scores.accuracy,
                                   scores.brier, seconds, chosen))
     results.sort(key=lambda result: result.bits)
-    return Comparison(results, data.kind.unit, codec.size, sum(map(len, test_pieces)), len(test_pieces), machine())
+    return Comparison(results, data.kind.unit, codec.size, sum(map(len, test_pieces)), len(test_pieces),
+                      describe_machine())
 
 
 def classical_methods(learn: list[np.ndarray], rest: list[np.ndarray], check: list[np.ndarray], size: int,

@@ -21,9 +21,10 @@ from segue.design.oracles import Encoder
 from segue.errors import SegueError
 from segue.files import write_text
 from segue.kinds.base import Problems
-from segue.kinds.biology import COLUMNS, Letters
+from segue.kinds.biology import Letters
 from segue.kinds.codecs import LetterCodec
 from segue.kinds.frame import Frame, load_table
+from segue.kinds.sequence_columns import COLUMNS
 from segue.models import Stack
 from segue.models.cloze import ClozeModel
 from segue.objectives import ANY_ORDER, generator_of

@@ -19,7 +19,7 @@ from segue.decoding.generate import Continuation
 from segue.errors import SegueError
 from segue.models import Stack
 from segue.objectives.masked import isin
-from segue.training.evaluate import Evaluation, Scored, bound
+from segue.training.evaluate import Evaluation, Scored, score_bound
 from segue.verbs.fitted import Fitted
 from segue.verbs.given import known_ids
 
@@ -54,7 +54,7 @@ class Diffused(Fitted):
         if weights != "float32":
             return self.decodable()
         given = f", given {self.describe_ids(self.known)}" if self.known else ""
-        return bound(self.model, store, self.context, known=self.known), f"{self.model.path}, upper bound{given}"
+        return score_bound(self.model, store, self.context, known=self.known), f"{self.model.path}, upper bound{given}"
 
     def describe_ids(self, ids: Sequence[int]) -> str:
         """The tokens of ids as text, without the end token."""

@@ -13,7 +13,7 @@ from segue.analysis.embedding import POOLS
 from segue.analysis.embedding import embed as vectors_of
 from segue.errors import SegueError
 from segue.files import atomic_write
-from segue.models.base import begin_of
+from segue.models.base import begin_token
 from segue.models.cloze import ClozeModel
 from segue.models.point_process import PointProcess
 from segue.objectives import ANY_ORDER
@@ -93,7 +93,7 @@ def embed(model: Fitted, data: Data, pool: str = "", quiet: bool = False) -> Emb
         store = EventStore(data.encode(model.codec, boundary=False))
         flat = np.stack([store.tokens, store.channels["gap"]], 1).astype(np.float64)
         rows, begin = np.split(flat, store.offsets[1:-1]), None
-    elif begin_of(network) is not None:  # an encoder-decoder: its encoder reads sequences as its codec frames them
+    elif begin_token(network) is not None:  # an encoder-decoder: its encoder reads sequences as its codec frames them
         rows, begin = [model.codec.surrounded(obj) for obj in data.objects()], None
     else:
         encoded = data.encode(model.codec, boundary=False)

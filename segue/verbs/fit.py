@@ -23,7 +23,7 @@ import torch
 
 from segue.continual import Memory
 from segue.data import Data, TokenStore
-from segue.data.options import named
+from segue.data.options import option_names
 from segue.errors import SegueError
 from segue.files import read_json, workspace, write_json, write_picture
 from segue.kinds import Codec, ItemCodec
@@ -35,10 +35,19 @@ from segue.models.stack import both_ways
 from segue.objectives import ANY_ORDER, BOTH_WAYS, Distillation, Objective, objective_named
 from segue.training import distributed
 from segue.training.batches import Batches, Store
-from segue.training.evaluate import bound, score
-from segue.training.loop import Run, deterministic, reader_of
+from segue.training.evaluate import score, score_bound
+from segue.training.loop import Run, isolated_torch, parallel_form
 from segue.training.pruning import Prune
-from segue.training.recipe import Facts, Plan, bfloat16_pays, choose, cores, describe, machine, most_steps
+from segue.training.recipe import (
+    Facts,
+    Plan,
+    bfloat16_pays,
+    choose_plan,
+    cores,
+    describe_machine,
+    describe_plan,
+    most_steps,
+)
 from segue.verbs import mixed
 from segue.verbs.devices import place
 from segue.verbs.fitted import Fitted, Report, fitted_class, load
@@ -86,17 +95,18 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
     """
     begin = time.monotonic()
     minutes = training_minutes(minutes, steps, MINUTES)
-    distributed.join()
-    if out is None and distributed.world() > 1:
+    distributed.join_group()
+    if out is None and distributed.world_size() > 1:
         raise SegueError("several processes need a folder they share: give out=")
-    if minutes is not None and distributed.world() > 1:
+    if minutes is not None and distributed.world_size() > 1:
         raise SegueError("several processes cannot tell how many steps some minutes are: give steps= (--steps)")
     data, folder = as_data(data, kind), None if out is None else Path(out)
     if mixer is not None:
         choices["mixer"] = mixer
     if held_out is not None and split is not None:
         raise SegueError("held_out is data to measure on, and split a way to hold some out: give one of them")
-    codec_options = {name: choices.pop(name) for name in {*CODEC_OPTIONS, *named(data.kind.codec)} & choices.keys()}
+    codec_names = {*CODEC_OPTIONS, *option_names(data.kind.codec)}
+    codec_options = {name: choices.pop(name) for name in codec_names & choices.keys()}
     arguments_class: type[FitArguments] = FitArguments
     if objective == "timed":
         from segue.verbs.timed import TimedArguments as arguments_class
@@ -117,8 +127,8 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
             plan, why = load_or_make_plan(work, job, begin, {**job.choices, "objective": objective, "seed": seed,
                                                              **({} if steps is None else {"steps": steps})}, where)
             model = job.build(plan).to(where)
-            reader_of(model, plan, job.objective)  # raises before the first step if it cannot
-        line = describe(plan, why)
+            parallel_form(model, plan, job.objective)  # raises before the first step if it cannot
+        line = describe_plan(plan, why)
         if not quiet and distributed.rank() == 0:
             print(line, file=sys.stderr)
         vary = variation(job.codec, bool(choices.get("strands")))
@@ -229,7 +239,7 @@ class FitArguments:
         objective = objective_named(self.objective, codec.eos, codec.spelling, known) if self.teacher is None else \
             Distillation(self.teacher.model, self.choices.get("distil", Plan.distil))
         counts_data = None
-        if self.mix and distributed.world() == 1:
+        if self.mix and distributed.world_size() == 1:
             counts_data = mixed.split_documents(train, codec.size, self.seed)
         advised = mixed.make_advisor(self.data.kind, codec, 2, []) is not None
         reserve = 0.0 if counts_data is None or self.minutes is None else \
@@ -341,7 +351,7 @@ def make_report(run: Run, plan: Plan, train: TokenStore, request: Mapping[str, A
     return Report({
         "request": request, "choice": choice, "plan": plan.to_dict(), "steps": run.step, "tokens": tokens,
         "seconds": round(run.elapsed, 2), "tokens_per_s": round(tokens / max(run.elapsed, 1e-9)),
-        "precision": plan.precision, "machine": machine(), "processes": distributed.world(),
+        "precision": plan.precision, "machine": describe_machine(), "processes": distributed.world_size(),
         "train_units": int(train.units.sum()), "train_documents": len(train), "curve": run.curve})
 
 
@@ -406,13 +416,13 @@ def load_or_make_plan(work: Path, job: FitJob, begin: float, choices: Mapping[st
     path, minutes = work / "plan.json", job.arguments.minutes
     if distributed.rank() == 0 and not path.exists():
         facts = gather_facts(job.train, job.codec, minutes, choices, device)
-        plan, why = choose(facts, **choices)
+        plan, why = choose_plan(facts, **choices)
         if minutes is not None:
             threads, seconds = measure_step_time(job.source, plan, device, minutes, job.objective,
                                                  fixed="threads" in choices, make=job.build)
             deadline = max(begin + 60 * minutes - job.reserve, time.monotonic() + 60 * LEAST_TRAINING_SHARE * minutes)
             steps = min(steps_before(deadline, seconds), most_steps(facts.tokens, plan))
-            plan, why = choose(facts, **{**choices, "threads": threads, "steps": steps})
+            plan, why = choose_plan(facts, **{**choices, "threads": threads, "steps": steps})
             why += f", {1000 * seconds:.3g} ms a step"
         write_json(path, {"plan": plan.to_dict(), "why": why})
     distributed.barrier()
@@ -474,14 +484,14 @@ def measure_step_time(store: Any, plan: Plan, device: torch.device, minutes: flo
     """
     budget = min(2.0, 0.025 * 60 * minutes)
     model = make(plan).to(device)
-    fixed = fixed or plan.threads == 1 or device.type != "cpu" or distributed.world() > 1
+    fixed = fixed or plan.threads == 1 or device.type != "cpu" or distributed.world_size() > 1
     found = []
     with closing(Batches(store, plan.context, plan.rows, plan.seed, model.resettable)) as batches:
         run = Run(model, batches, plan, objective=objective)
         run.model.train()
         for threads in (plan.threads,) if fixed else (plan.threads - 1, plan.threads):
             times: list[float] = []
-            with deterministic(threads):
+            with isolated_torch(threads):
                 begin = time.monotonic()
                 while (spent := time.monotonic() - begin) < budget or (len(times) < 5 and spent < 4 * budget):
                     start = time.monotonic()
@@ -498,7 +508,7 @@ def held_out_scorer(held: TokenStore, plan: Plan) -> Callable[[Any], float]:
     limit = int(max(2048, min(65536, budget)))
     if plan.objective == "cloze":  # reads one row per element
         limit //= 8
-    scoring = partial(bound, known=plan.known) if plan.objective in ANY_ORDER else score
+    scoring = partial(score_bound, known=plan.known) if plan.objective in ANY_ORDER else score
 
     def measure(model: Any) -> float:
         return scoring(model, held, plan.context, rows=plan.rows, limit=limit, overlap=0.0,

@@ -23,22 +23,22 @@ from segue.kinds.codecs import ItemCodec
 from segue.mixers import MIXERS
 from segue.models import Decodable, Stack, StackConfig
 from segue.models.adapters import Adapter, load_adapter
-from segue.models.bounded import bounded
+from segue.models.bounded import bound_attention
 from segue.models.cloze import ClozeModel
 from segue.models.depth import DepthSchedule, Scheduled
-from segue.models.stack import carries
+from segue.models.stack import has_constant_state
 from segue.objectives import ANY_ORDER
 from segue.progress import Shown
 from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
 from segue.training.evaluate import (
     OURS,
     Evaluation,
-    Ranks,
+    RankCollector,
     Scored,
-    nats_by,
+    count_model_ranks,
     predicted_units,
-    ranked_by,
     score,
+    sequence_nats,
     summarise,
     uniform_bits,
     unigram_nats,
@@ -154,11 +154,11 @@ class Fitted:
             network = self._engine[1]
         elif weights != "float32":
             raise SegueError(f"weights '{weights}' need a native model on the CPU: leave them out")
-        return network if self.mixture is None else self.mixture.over(network)
+        return network if self.mixture is None else self.mixture.with_network(network)
 
     def _bounded(self, stack: Stack) -> Stack:
         """The stack with attention limited to the context of training."""
-        return bounded(stack, self.context)
+        return bound_attention(stack, self.context)
 
     @staticmethod
     def _accelerated(stack: Stack, weights: str, where: str) -> Decodable:
@@ -268,7 +268,7 @@ class Fitted:
         if not isinstance(self.model, Stack):
             raise SegueError("depth is for native models, of which some layers can be left out: leave it out here")
         network = Scheduled(self._bounded(self.model), schedule)
-        return network if self.mixture is None else self.mixture.over(network)
+        return network if self.mixture is None else self.mixture.with_network(network)
 
     def continue_(self, prime: Any = "", n: int | None = None, decoder: str | None = None, **options: Any) -> Any:
         """Continue `prime` (an object of the kind, or a path to one). An option `state` names a learned initial state
@@ -365,7 +365,7 @@ class Fitted:
 
         data = self.read(data)
         self.check_kind(data)
-        if not carries(self.model):  # read no more before a variant than the context of training
+        if not has_constant_state(self.model):  # read no more before a variant than the context of training
             options.setdefault("before", min(1500, max(1, self.context // 2) * int(self.codec.weights().max())))
         where = {data.name(i).rpartition(":")[2]: i for i in range(len(data))}
         rows: list[dict[str, Any]] = []
@@ -388,7 +388,7 @@ class Fitted:
         """Like `evaluate`, for checked data. unknown: the share of its items that have no token."""
         store = data.encode(self.codec)
         notes = [describe_unknown(unknown, data)] if unknown else []
-        ranks = Ranks(store, len(self.codec.items)) \
+        ranks = RankCollector(store, len(self.codec.items)) \
             if isinstance(self.codec, ItemCodec) and self.kind.unit == "event" and \
             self.objective not in ANY_ORDER else None
         scored, path = self.score_store(store, weights, ranks)
@@ -401,7 +401,7 @@ class Fitted:
             baselines["unigram"] = unigram_nats(self.counts, store) / total / math.log(2)
         ngram = self.mixture.counts.classical() if self.mixture is not None else self.ngram
         ranks = ranks if ranks is not None and any(map(len, ranks.found)) else None
-        ranked = {} if ranks is None else {OURS: ranks.done()}
+        ranked = {} if ranks is None else {OURS: ranks.result()}
         if ngram is not None:
             nats = -sum(ngram.log_probabilities(sequence)[1:].sum() for sequence in store)
             baselines[f"Kneser-Ney of order {ngram.order}"] = float(nats) / total / math.log(2)
@@ -411,32 +411,32 @@ class Fitted:
             baselines["counts of order 1"] = float(nats) / total / math.log(2)
             for name, model in (("unigram", ngram.classical(0, "none")), ("counts of order 1", first),
                                 (f"Kneser-Ney of order {ngram.order}", ngram)):
-                ranked[name] = ranked_by(model, store, ranks.another())
+                ranked[name] = count_model_ranks(model, store, ranks.empty_copy())
             notes.append("ranks among all items" + (", but for those that a sequence had already" if ranks.fresh else
                                                     ", those that a sequence had already too"))
         if (advisor := getattr(None if self.mixture is None else self.mixture.counts, "advisor", None)) is not None:
-            nats = nats_by(advisor, store, None if ranks is None else (alone := ranks.another()))
+            nats = sequence_nats(advisor, store, None if ranks is None else (alone := ranks.empty_copy()))
             baselines[advisor.name] = nats / total / math.log(2)
             if ranks is not None:
-                ranked[advisor.name] = alone.done()
+                ranked[advisor.name] = alone.result()
         if self.kind.storage in ("bytes", "letters"):
             whole = b"".join(data.values(i).tobytes() for i in range(len(data)))
             baselines["xz -9e"] = xz_bits(whole) / int(store.units.sum())
         return summarise(scored, units, self.kind.unit, path, baselines, notes, ranked)
 
-    def score_store(self, store: TokenStore, weights: str, ranks: Ranks | None = None) -> tuple[Scored, str]:
+    def score_store(self, store: TokenStore, weights: str, ranks: RankCollector | None = None) -> tuple[Scored, str]:
         """Scores of encoded data, and the name of the code that ran. ranks: collects the ranks of the next items."""
         running: Any = (self.mixture or self.model) if weights == "float32" else self.decodable(weights)
         # A state carried through a long document would accumulate bfloat16 rounding errors; a window does not.
-        windows = isinstance(self.model, Stack) and weights == "float32" and not carries(self.model)
+        windows = isinstance(self.model, Stack) and weights == "float32" and not has_constant_state(self.model)
         precision = "bfloat16" if windows and bfloat16_pays(self.device) else "float32"
         if self.mixture is not None:
             from segue.verbs import mixed  # imports Numba, which is slow to load
 
             scored = mixed.score_mixture(running, store, self.context, precision, ranks)
         else:
-            scored = score(running, store, None if carries(self.model) else self.context, precision=precision,
-                           ranks=ranks)
+            context = None if has_constant_state(self.model) else self.context
+            scored = score(running, store, context, precision=precision, ranks=ranks)
         return scored, running.path + (", bfloat16 products" if precision == "bfloat16" else "")
 
     def read(self, data: Any, **options: Any) -> Data:

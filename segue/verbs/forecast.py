@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segue.analysis.forecast import SIMPLE, Combination, linear, scale, season, simple
+from segue.analysis.forecast import SIMPLE, Combination, find_season, linear_forecast, naive_forecast, naive_scale
 from segue.analysis.registry import METRICS
 from segue.decoding.forecast import sample_forecasts
 from segue.kinds.codecs import element, parted
@@ -52,8 +52,8 @@ def forecast_errors(fitted: Fitted, data: Data, weights: str = "float32", seed: 
     found: dict[str, dict[str, dict[str, float]]] = {}
     for c, column in enumerate(windows.columns):
         before, truth = [past[:, c] for past in pasts], windows.truth[..., c]
-        lag = season(max(before, key=len))
-        sizes = np.repeat(np.array([scale(past, min(lag, len(past) - 1)) for past in before])[:, None], steps, 1)
+        lag = find_season(max(before, key=len))
+        sizes = np.repeat(np.array([naive_scale(past, min(lag, len(past) - 1)) for past in before])[:, None], steps, 1)
         by_method = {OURS: (np.median(ours[..., c], 1), ours[..., c]), **_simple_forecasts(before, steps, lag)}
         known = np.isfinite(truth)
         if known.any():
@@ -69,7 +69,7 @@ def forecast_errors(fitted: Fitted, data: Data, weights: str = "float32", seed: 
 
 
 def combined_forecasts(fitted: Fitted, columns: Sequence[str], pasts: Sequence[np.ndarray], steps: int,
-                     samples: int = SAMPLES, weights: str = "float32", seed: int = 0) -> np.ndarray:
+                       samples: int = SAMPLES, weights: str = "float32", seed: int = 0) -> np.ndarray:
     """(P, K, steps, C): K samples of the moments that follow each of P pasts (T, C)."""
     prompts = [_prompt(fitted, columns, past) for past in pasts]
     draws = sample_forecasts(fitted.decodable(weights), fitted.codec, prompts, steps, samples, seed)
@@ -85,9 +85,9 @@ def choose_combination(fitted: Fitted, data: Data) -> Combination | None:
     if len(windows.pasts) < LEAST_WINDOWS:
         return None
     ours = np.median(combined_forecasts(fitted, windows.columns, windows.pasts, windows.steps, CHOICE_SAMPLES), 1)
-    sizes = np.array([[scale(column) for column in past.T] for past in windows.pasts])[:, None]
+    sizes = np.array([[naive_scale(column) for column in past.T] for past in windows.pasts])[:, None]
     sizes = np.where(sizes > 0, sizes, np.nan)
-    lags = tuple(season(column) for column in max(windows.pasts, key=len).T)
+    lags = tuple(find_season(column) for column in max(windows.pasts, key=len).T)
 
     def errors(points: np.ndarray) -> np.ndarray:
         """(P,) mean scaled error of each window; nan if none of its numbers is known."""
@@ -156,8 +156,8 @@ def _simple_forecasts(pasts: Sequence[np.ndarray], steps: int, lag: int) -> dict
     """By name, points (P, H) and samples (P, K, H) of the simple forecasts after each past; the linear one only if
     every past is long enough for it. lag: moments of a season, 1 for none."""
     lags = {"last value": 1} | ({f"{SEASON} ({lag})": lag} if lag > 1 else {})
-    found = {name: [simple(past, steps, each) for past in pasts] for name, each in lags.items()}
-    lines = [line for past in pasts if (line := linear(past, steps)) is not None]
+    found = {name: [naive_forecast(past, steps, each) for past in pasts] for name, each in lags.items()}
+    lines = [line for past in pasts if (line := linear_forecast(past, steps)) is not None]
     if len(lines) == len(pasts):
         found[LINE] = lines
     even = (np.arange(SAMPLES) + 0.5) / SAMPLES  # quantiles that turn any number of samples into SAMPLES

@@ -14,7 +14,7 @@ from segue.files import read_json
 from segue.kinds import KINDS, Codec
 from segue.kinds.codecs import IdCodec, TokenizerCodec
 from segue.models import Stack
-from segue.models.base import begin_of
+from segue.models.base import begin_token
 from segue.models.huggingface import Info, open_huggingface
 from segue.training.evaluate import Evaluation
 from segue.verbs.fitted import Fitted, Report
@@ -86,7 +86,7 @@ class Foreign(Fitted):
     def _default_length(self) -> int | None:
         """The length of answers according to the folder, if it has one. (`max_length` is used for encoder-decoders
         alone, since for other models it includes the prompt.)"""
-        longest = self.settings.get("max_length") if begin_of(self.model) is not None else None
+        longest = self.settings.get("max_length") if begin_token(self.model) is not None else None
         return self.settings.get("max_new_tokens", None if longest is None else max(longest - 1, 1))
 
     def evaluate(self, data: Any, weights: str = "float32", state: str | None = None,
@@ -113,7 +113,7 @@ class Foreign(Fitted):
         return super().save(folder)
 
     def _refuse_encoder_decoder(self, what: str) -> None:
-        if begin_of(self.model) is not None:
+        if begin_token(self.model) is not None:
             raise SegueError(f"an encoder-decoder cannot be {what} on single texts, only continued: the prime is what "
                              "it reads")
 
@@ -130,7 +130,7 @@ def load_huggingface(folder: str | Path) -> Foreign:
     settings, unused = read_generation_config(folder, info)
     ends = settings.get("eos_token_id", info.ends)
     ends = ends if isinstance(ends, list) else [ends]
-    begin = begin_of(model)
+    begin = begin_token(model)
     codec = load_codec(folder, model.vocabulary if begin is None else begin, ends[0] if ends else None)
     kind = KINDS["text" if isinstance(codec, TokenizerCodec) else "events"]
     context = min(info.positions or CONTEXT, CONTEXT)

@@ -17,7 +17,7 @@ from segue.decoding.continuation import as_text, prime_object, prime_tokens
 from segue.errors import SegueError
 from segue.files import write_picture
 from segue.models import Stack
-from segue.models.base import padded
+from segue.models.base import pad_rows
 from segue.verbs.fitted import Fitted
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Look:
 
 def measure_effects(network: Stack, rows: Sequence[Sequence[int]]) -> tuple[dict[str, float], int]:
     """The values of `Look.effects` and `Look.measured`, measured on rows of ids."""
-    tokens, targets = padded([row[:-1] for row in rows]), padded([row[1:] for row in rows], -1)
+    tokens, targets = pad_rows([row[:-1] for row in rows]), pad_rows([row[1:] for row in rows], -1)
     found = direct_effects(network, tokens, targets, heads=False) | direct_effects(network, tokens, targets)
     return {name: float(nats.mean()) / math.log(2) for name, nats in found.items()}, int((targets >= 0).sum())
 

@@ -11,7 +11,7 @@ import torch
 
 from segue.errors import SegueError
 from segue.models import Stack
-from segue.models.delta import Delta, movable, over, summed, ties
+from segue.models.delta import Delta, align_vocabulary, movable_parameters, sum_deltas, ties
 from segue.models.mixture import Mixture
 from segue.progress import Shown
 from segue.verbs.fitted import Fitted, Report, fitted_class
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 def merge_dare(deltas: Sequence[Delta], drop: float = 0.9) -> Delta:
     """The sum of the deltas, each after DARE with a seed of its own."""
-    return summed([delta.dropped(drop, seed) for seed, delta in enumerate(deltas)])
+    return sum_deltas([delta.drop(drop, seed) for seed, delta in enumerate(deltas)])
 
 
-METHODS: dict[str, Callable[..., Delta]] = {"sum": summed, "ties": ties, "dare": merge_dare}
+METHODS: dict[str, Callable[..., Delta]] = {"sum": sum_deltas, "ties": ties, "dare": merge_dare}
 
 
 @dataclass
@@ -79,7 +79,7 @@ def merge(model: Fitted, plus: Sequence[Fitted], minus: Fitted, scale: float = 1
     want = token_texts(plus[0])
 
     def weights(fitted: Fitted) -> dict[str, torch.Tensor]:
-        return over(movable(fitted.model), token_texts(fitted), want)
+        return align_vocabulary(movable_parameters(fitted.model), token_texts(fitted), want)
 
     base, before = weights(minus), weights(model)
     try:
@@ -91,7 +91,7 @@ def merge(model: Fitted, plus: Sequence[Fitted], minus: Fitted, scale: float = 1
     made = Stack(plus[0].model.config)
     made.load_state_dict(plus[0].model.state_dict())  # buffers, and the places of what is tied
     with torch.no_grad():
-        for name, parameter in movable(made).items():
+        for name, parameter in movable_parameters(made).items():
             parameter.copy_(before[name])
     added.apply(made)
     mixture, counts = _merge_counts(made, model, plus, minus, scale)
@@ -118,7 +118,7 @@ def _merge_counts(network: Stack, model: Fitted, plus: Sequence[Fitted], minus: 
     if len(found) < len(every) or any(each.codec != model.codec for each in every):
         return None, "the counts beside the networks are left out: not all models have some, of one codec"
     assert model.mixture is not None
-    joined = found[0] if scale <= 0 else found[0].joined(found[2:], found[1])
+    joined = found[0] if scale <= 0 else found[0].merged_with(found[2:], found[1])
     if joined is None:
         return None, "the counts beside the networks are left out: they do not go on from those of the base"
     return Mixture(network, joined, model.mixture.gate), \

@@ -8,21 +8,21 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from segue.analysis.forecast import filled, season
+from segue.analysis.forecast import fill_missing, find_season
 from segue.continual.memory import sequences
 from segue.kinds import Codec, Kind
 from segue.kinds.codecs import ItemCodec, LevelCodec, parted
 from segue.models import Stack
 from segue.models.advised import Advised, Advisor
 from segue.models.cloze import ClozeModel
-from segue.models.counts import FEW, TRUSTED, BlendedCounts, CountModel, hold_back
+from segue.models.counts import CROSS_FIT_BELOW, TRUST_POSITIONS, BlendedCounts, CountModel, split_held_out
 from segue.models.gate import Gate
-from segue.models.mixture import POSITIONS, Mixture
+from segue.models.mixture import GATE_POSITIONS, Mixture
 from segue.models.neighbours import Neighbours
 from segue.models.prediction import LinearPrediction
 from segue.models.regression import Regression
 from segue.training.batches import Arrays, Store
-from segue.training.evaluate import Ranks, Scored, Tally
+from segue.training.evaluate import RankCollector, Scored, Tally
 
 LEAST_ELEMENTS = 20  # of training data; fewer are not worth counting
 MOST_ELEMENTS = 100_000_000  # of training data; more would fill the memory
@@ -64,7 +64,8 @@ def split_documents(train: Store, vocabulary: int, seed: int) -> CountsData | No
         return None
     if size < LEAST_CALIBRATED:
         return CountsData(document_tokens(train), [])
-    return CountsData(*hold_back(document_tokens(train), float(np.clip(CALIBRATION_ELEMENTS / size, 0.08, 0.2)), seed))
+    share = float(np.clip(CALIBRATION_ELEMENTS / size, 0.08, 0.2))
+    return CountsData(*split_held_out(document_tokens(train), share, seed))
 
 
 def document_tokens(store: Store) -> list[np.ndarray]:
@@ -75,9 +76,9 @@ def document_tokens(store: Store) -> list[np.ndarray]:
 def calibration_sizes(vocabulary: int, minutes: float | None) -> tuple[int, int]:
     """How many elements to fit the counts' trust and the gate on, so that each takes at most a sixth of the budget."""
     if minutes is None:
-        return TRUSTED, POSITIONS
-    return (int(np.clip(40_000 * minutes, 12_000, TRUSTED)),
-            int(np.clip(10 * minutes / (GATE_SECONDS * vocabulary), 500, POSITIONS)))
+        return TRUST_POSITIONS, GATE_POSITIONS
+    return (int(np.clip(40_000 * minutes, 12_000, TRUST_POSITIONS)),
+            int(np.clip(10 * minutes / (GATE_SECONDS * vocabulary), 500, GATE_POSITIONS)))
 
 
 def elements_to_score(vocabulary: int, minutes: float | None) -> float:
@@ -109,8 +110,8 @@ def find_seasons(codec: Codec, documents: Sequence[np.ndarray]) -> list[int]:
 
 def _find_season(values: np.ndarray) -> int:
     """The season of a series, or 1 unless the value one season ago predicts clearly better than the last values do."""
-    values = filled(values)
-    lag = season(values)
+    values = fill_missing(values)
+    lag = find_season(values)
     if lag == 1 or len(values) <= HORIZON:
         return 1
     naive = [np.abs(values[ahead:] - values[:-ahead]).mean() for ahead in range(1, HORIZON + 1)]
@@ -127,7 +128,7 @@ def make_advisor(kind: Kind, codec: Codec, context: int, documents: Sequence[np.
     if kind.advisor == Regression.name and (turns := codec.turns()):
         numbers = [_token_values(codec, ids)[:-1].tolist() for ids in turns]
         moments = sum(map(len, documents)) // len(turns)
-        return Regression.over(codec.size, turns, numbers, context, moments, find_seasons(codec, documents))
+        return Regression.for_context(codec.size, turns, numbers, context, moments, find_seasons(codec, documents))
     if kind.advisor == LinearPrediction.name and (values := kind.numbers(codec)) is not None:
         return LinearPrediction(codec.size, values[:, 0])
     if kind.advisor == Neighbours.name and isinstance(codec, ItemCodec) and len(codec.items) >= LEAST_ITEMS:
@@ -148,16 +149,16 @@ def fit_mixture(model: Stack | ClozeModel, data: CountsData, context: int, seed:
         advisor = None  # there is no data to learn its gate on
     counts = BlendedCounts(model.vocabulary) if advisor is None else Advised(model.vocabulary, advisor)
     trusted, gated = calibration_sizes(model.vocabulary, minutes)
-    if size < FEW:
+    if size < CROSS_FIT_BELOW:
         counts.cross_fit(data.training, seed)
     else:
         counts.count(data.training)
         counts.learn_trust(data.calibration, seed, trusted)
     # With few numbers a regression predicts better than a network, and the gate's initial value says so.
-    mixture = Mixture(model, counts, None if data.calibration or advisor is not None else Gate.even())
+    mixture = Mixture(model, counts, None if data.calibration or advisor is not None else Gate.geometric_mean())
     if data.calibration:
         if isinstance(counts, Advised):
-            counts.heed(data.calibration, seed, gated)
+            counts.learn_gate(data.calibration, seed, gated)
         documents = data.calibration
         if isinstance(codec, LevelCodec):  # also learn how far to trust the network on shifted series
             draw = np.random.default_rng(seed)
@@ -166,15 +167,15 @@ def fit_mixture(model: Stack | ClozeModel, data: CountsData, context: int, seed:
         counts.count([*data.training, *data.calibration])
     first = counts.init_state(1)  # compile the kernels now, so that the first prompt does not wait for them
     counts.extend(torch.zeros(1, 1, dtype=torch.long), first)
-    counts.likeliest(first, 1, 0.0)
+    counts.draft_likeliest(first, 1, 0.0)
     return mixture
 
 
 def score_mixture(mixture: Mixture, store: Store, context: int, precision: str = "float32",
-                  ranks: Ranks | None = None) -> Scored:
+                  ranks: RankCollector | None = None) -> Scored:
     """Score a mixture like `segue.training.evaluate.score`: every position of every document but its first, once."""
     documents = document_tokens(store)
     tally = Tally(len(documents), ranks)
-    for numbers, scores, targets in mixture.walk(documents, context, precision):
+    for numbers, scores, targets in mixture.iterate_scores(documents, context, precision):
         tally.add(scores, targets, numbers)
-    return tally.done()
+    return tally.result()

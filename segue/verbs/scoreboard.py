@@ -25,8 +25,8 @@ from segue.mixers import MIXERS
 from segue.models import Stack, StackConfig
 from segue.progress import Shown, progress
 from segue.tasks import TASKS
-from segue.training.learn import Until, accuracy, learn
-from segue.training.recipe import cores, machine
+from segue.training.learn import StopWhenAccurate, accuracy, learn
+from segue.training.recipe import cores, describe_machine
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -200,8 +200,9 @@ def train_cell(mixer: str, task: str, length: int, steps: int, parameters: int, 
     config = config_of_size(mixer, TASKS[task].vocabulary, parameters)
     torch.manual_seed(seed)  # finding the size has built models, which uses random numbers
     model = Stack(config)
+    stop = StopWhenAccurate(TASKS[task].test(TEST_ROWS // 2, length, seed + 1), SOLVED, every=20)
     run = learn(model, TASKS[task].batches(rows, (TASKS[task].shortest, length), seed), steps, rate=RATE, muon=True,
-                seed=seed, strategy=Until(TASKS[task].test(TEST_ROWS // 2, length, seed + 1), SOLVED, every=20))
+                seed=seed, strategy=stop)
     return {"accuracy": accuracy(model, TASKS[task].test(TEST_ROWS, length, seed)),
             "longer": accuracy(model, TASKS[task].test(TEST_ROWS, 2 * length, seed)), "steps": run.step,
             "parameters": sum(p.numel() for p in model.parameters()), "width": config.width,
@@ -260,7 +261,8 @@ def scoreboard(tasks: str = "synthetic", minutes: float | None = None, steps: in
                   f"on {workers} core{'s' * (workers > 1)}", file=sys.stderr)
         done = cells.compute(jobs, workers)
     board = Scoreboard([Score(*pair, **each) for pair, each in zip(pairs, done.values())], lengths, most,
-                       {name: majority_accuracy(name, lengths[name], seed) for name in names}, rows, seed, machine())
+                       {name: majority_accuracy(name, lengths[name], seed) for name in names}, rows, seed,
+                       describe_machine())
     if folder is not None:
         picture = folder / "scoreboard.png"
         write_picture(picture, board.draw, (17, 3 + 0.28 * len(chosen)))

@@ -30,7 +30,7 @@ from segue.objectives.draft_heads import begin_linear
 from segue.progress import Shown
 from segue.training.batches import Batches
 from segue.training.learn import learn
-from segue.training.recipe import bfloat16_pays, cores, heads_of, machine
+from segue.training.recipe import bfloat16_pays, choose_heads, cores, describe_machine
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -134,10 +134,11 @@ def speed_up(fitted: Fitted, data: Any, minutes: float | None = None, *, steps: 
         raise SegueError("there is too little data to learn from and to measure on: give more")
     model = fitted.decodable()
     generate(model, sample_prompts(held, 1), 2)  # compile before anything is timed
-    result = SpeedUp("none", "", machine())
+    result = SpeedUp("none", "", describe_machine())
     makers, drafter = make_drafters(fitted, model), None
     try:
-        heads = DraftHeads.on(fitted.model, **HEAD_SORTS[sort], attention_heads=heads_of(fitted.model.config.width))
+        attention_heads = choose_heads(fitted.model.config.width)
+        heads = DraftHeads.for_base(fitted.model, **HEAD_SORTS[sort], attention_heads=attention_heads)
     except SegueError as error:
         result.without = f"no heads: {error}"
     else:

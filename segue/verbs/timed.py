@@ -16,14 +16,14 @@ from segue.files import read_json, write_json, write_text
 from segue.kinds import KINDS, Codec, Kind, Record
 from segue.kinds.times import shown
 from segue.models.counts import CountModel
-from segue.models.hawkes import Hawkes, Timed
+from segue.models.hawkes import Hawkes, TimedEvents
 from segue.models.point_process import PointProcess, PointProcessConfig
 from segue.objectives.events import EventLikelihood
 from segue.progress import Shown
 from segue.training import distributed
 from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
 from segue.training.recipe import Plan
-from segue.training.timed import EventScores, EventStore, score_hawkes, score_process, windowed
+from segue.training.timed import EventScores, EventStore, score_hawkes, score_process, window_batches
 from segue.verbs.fit import FitArguments, FitJob, check_choices
 from segue.verbs.fitted import FORMAT, Fitted, Report, check_config
 from segue.verbs.given import describe_unknown, unknown_share
@@ -155,11 +155,12 @@ class FittedProcess(Fitted):
         store = EventStore(data.encode(self.codec, boundary=False))
         longest = self.process.config.longest
         with self.on_device(device):
-            scores = {"this model": score_process(self.process, windowed(store, self.context))}
-        whole = Timed.of(store.sequences())
+            scores = {"this model": score_process(self.process, window_batches(store, self.context))}
+        whole = TimedEvents.of(store.sequences())
         for name, rival in self.rivals.items():
             blind = len(rival.base) == 1 < self.codec.size
-            found = score_hawkes(rival, Timed(np.minimum(whole.types, 0), whole.times) if blind else whole, longest)
+            events = TimedEvents(np.minimum(whole.types, 0), whole.times) if blind else whole
+            found = score_hawkes(rival, events, longest)
             if blind:
                 found = EventScores(found.events, found.time, None, found.rmse, None, found.misfit)
             scores[name] = found
@@ -187,7 +188,7 @@ class FittedProcess(Fitted):
         draw, count = torch.Generator().manual_seed(seed), 10 if n is None else n
         with torch.no_grad():
             past = self.process.observe(kinds.to(self.device), gaps.to(self.device), self.process.begin(1))
-            mean, kind = self.process.expect(past)
+            mean, kind = self.process.predict_next(past)
             drawn, found = self.process.sample(past, count, draw)
         coming = drawn[0].cpu().double().cumsum(0).numpy()
         live = np.isfinite(coming)
@@ -259,12 +260,12 @@ def read_prime(prime: Any, kind: Kind, reading: dict[str, Any]) -> Record:
 
 def fit_baselines(store: EventStore, types: int) -> dict[str, Hawkes]:
     """By name, classical processes fitted on the training data: Poisson, and Hawkes with kernels of three decays."""
-    data, mean = Timed.of(store.sequences()), float(store.gaps.mean())
+    data, mean = TimedEvents.of(store.sequences()), float(store.gaps.mean())
     decays = [decay / mean for decay in DECAYS]
     found = {"Poisson": Hawkes.fit(data, types)}
     if data.types.size * types * len(decays) <= MOST_HAWKES_NUMBERS:
         return found | {"Hawkes": Hawkes.fit(data, types, decays)}
-    return found | {"Hawkes (times alone)": Hawkes.fit(Timed(np.minimum(data.types, 0), data.times), 1, decays)}
+    return found | {"Hawkes (times alone)": Hawkes.fit(TimedEvents(np.minimum(data.types, 0), data.times), 1, decays)}
 
 
 @dataclass
@@ -278,7 +279,7 @@ class TimedArguments(FitArguments):
     def __post_init__(self) -> None:
         if self.known is not None or self.split is not None:
             raise SegueError("a model of times takes no known= and no split=: leave them out")
-        if distributed.world() > 1:
+        if distributed.world_size() > 1:
             raise SegueError("a model of times is fitted by one process: start it without torchrun")
         if self.data.kind.storage != "items" or not {"time", "gap"} & self.data.channels.keys():
             raise SegueError(f"no times to learn in this data of kind {self.data.kind.name}: name the column that says "
@@ -322,7 +323,7 @@ class TimedJob(FitJob):
 
     def held_out_scorer(self, plan: Plan) -> Callable[[Any], float]:
         """A function from the model to its nats per event on some of the held-out rows."""
-        batches = list(windowed(self.exam, plan.context, plan.rows, 0.0))
+        batches = list(window_batches(self.exam, plan.context, plan.rows, 0.0))
         batches = batches[:: -(-len(batches) // 8)]
         return lambda model: score_process(model, batches, 5, 0).nats
 

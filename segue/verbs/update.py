@@ -30,7 +30,7 @@ from segue.objectives import ANY_ORDER, BOTH_WAYS, Objective, objective_named
 from segue.progress import Shown
 from segue.training.batches import Arrays, Batches
 from segue.training.checkpoint import weights_of
-from segue.training.evaluate import bound, score
+from segue.training.evaluate import score, score_bound
 from segue.training.loop import Run
 from segue.training.recipe import Plan, bfloat16_pays, cores
 from segue.verbs import mixed
@@ -256,7 +256,7 @@ def bits_per_unit(fitted: Fitted, exams: dict[str, Reservoir]) -> list[float]:
                 scored = mixed.score_mixture(fitted.mixture, pieces, fitted.context)
             elif fitted.objective in ANY_ORDER:
                 assert isinstance(fitted.model, Stack)
-                scored = bound(fitted.model, pieces, fitted.context, known=fitted.report["plan"].get("known", ()))
+                scored = score_bound(fitted.model, pieces, fitted.context, known=fitted.report["plan"].get("known", ()))
             else:
                 scored = score(fitted.model, pieces, fitted.context)
         units = sum(fitted.codec.units(piece[1:]) for piece in exam.pieces)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from segue.decoding.draft.base import Tip, Tree, chain_tree
 from segue.decoding.draft.model import ModelDraft
-from segue.mixers.state import Layout, gather_nodes
-from segue.models.base import Decodable, padded
+from segue.mixers.layout import Layout, gather_nodes
+from segue.models.base import Decodable, pad_rows
 from segue.models.stack import Stack
-from segue.objectives.masked import padding
+from segue.objectives.masked import padding_starts
 
 
 class BlockDraft:
@@ -53,8 +53,8 @@ class BlockDraft:
         """The likeliest token at each of `length` masks after each text."""
         device = next(self.model.parameters()).device
         lengths = torch.tensor([len(text) for text in texts])
-        tokens = padded([[*text, *[self.mask] * self.length] for text in texts], self.mask)
-        starts = padding(lengths + self.length, tokens.shape[1])
+        tokens = pad_rows([[*text, *[self.mask] * self.length] for text in texts], self.mask)
+        starts = padding_starts(lengths + self.length, tokens.shape[1])
         layout = Layout.chain((tokens.shape[0], tokens.shape[1]), starts=None if starts is None else starts.to(device),
                               device=device)
         hidden = self.model.hidden(tokens.to(device), layout)

@@ -38,7 +38,9 @@ class CountDraft:
         drafts = []
         for tip in tips:
             state, length = self._states.get(tip.row), min(self.length, tip.nodes, tip.depth)
-            tokens = [] if state is None or length < 1 else self.counts.likeliest(state, length, self.min_probability)
+            tokens = []
+            if state is not None and length > 0:
+                tokens = self.counts.draft_likeliest(state, length, self.min_probability)
             drafts.append(chain_tree(tokens))
         return drafts
 

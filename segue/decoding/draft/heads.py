@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from segue.decoding.draft.base import NO_DRAFT, Tip, Tree
 from segue.errors import SegueError
-from segue.kernels.cpu.cache import warm
+from segue.kernels.cpu.cache import is_warm
 from segue.models.compiled_heads import CompiledHeads
-from segue.models.heads import DraftHeads, Looked
+from segue.models.heads import DraftHeads, TabulatedHeads
 from segue.objectives import Batch
 from segue.objectives.draft_heads import ahead
 from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
@@ -62,7 +62,7 @@ def count_ranks(heads: DraftHeads, base: nn.Module, batch: Batch) -> tuple[np.nd
     """How often the text's token has rank r for head k, (K, RANKS), and at how many positions head k was asked, (K,).
     Their quotient is what `build_tree` wants. Each head is given the text's own tokens before its own."""
     seen = base(batch.tokens, batch.layout)
-    shown = heads.see(seen.hidden, batch.layout)
+    shown = heads.condition(seen.hidden, batch.layout)
     ranks = min(RANKS, heads.config.vocabulary)
     hits, asked = np.zeros((heads.config.heads, ranks), np.int64), np.zeros(heads.config.heads, np.int64)
     for k in range(1, heads.config.heads + 1):
@@ -124,12 +124,12 @@ class HeadsDraft:
         self.measured = 0 if paths is None else self.nodes  # a measured tree is used from the first pass on
         # reader: computes the heads' input from hidden states. quick: precomputed or compiled first layers, if any.
         self.reader: Any = heads
-        self.quick: Looked | CompiledHeads | None = None
-        if heads.embedding.device.type == "cpu" and heads.embedding.dtype == torch.float32 and warm():
+        self.quick: TabulatedHeads | CompiledHeads | None = None
+        if heads.embedding.device.type == "cpu" and heads.embedding.dtype == torch.float32 and is_warm():
             self.reader = self.quick = CompiledHeads(heads)
-        elif Looked.fits(heads.config, heads.embedding.element_size()):
+        elif TabulatedHeads.is_worthwhile(heads.config, heads.embedding.element_size()):
             with torch.no_grad():
-                self.quick = Looked(heads)
+                self.quick = TabulatedHeads(heads)
         self._seen: dict[int, _RequestState] = {}
         self._plans: dict[tuple[int, int], list[_TreeLevel]] = {}
 
@@ -153,7 +153,7 @@ class HeadsDraft:
                 raise ValueError("sizes")
             if (shape.pop("vocabulary"), shape.pop("width")) != (base.config.vocabulary, base.config.width):
                 raise SegueError("they were made for a model of another shape")
-            heads = DraftHeads.on(base, **shape)
+            heads = DraftHeads.for_base(base, **shape)
             load_into(heads, tensors, path)
             return cls(heads, paths)
         except (KeyError, TypeError, ValueError) as error:
@@ -194,7 +194,7 @@ class HeadsDraft:
         if self.heads.config.window:
             seen.fresh.append(tip.hidden)
         else:
-            seen.shown = self.reader.see(tip.hidden[None, -1:])[0, 0]
+            seen.shown = self.reader.condition(tip.hidden[None, -1:])[0, 0]
 
     def _read(self, rows: list[int]) -> None:
         """Run the heads' attention layer over the fresh hidden states of all these rows at once."""
@@ -205,7 +205,7 @@ class HeadsDraft:
         counts = [len(hidden) for hidden in fresh]
         state = states[0].join(states[1:]) if len(rows) > 1 else states[0]
         device = self.heads.embedding.device
-        shown = self.reader.see(nn.utils.rnn.pad_sequence(fresh, batch_first=True), None, state)
+        shown = self.reader.condition(nn.utils.rnn.pad_sequence(fresh, batch_first=True), None, state)
         state.commit(None, torch.tensor(counts, device=device))
         for place, row in enumerate(rows):
             seen = self._seen[row]
@@ -219,7 +219,7 @@ class HeadsDraft:
         context = torch.tensor([self._seen[tip.row].last for tip in asked], device=device)[:, None, None]
         begun: Sequence[Tensor] = (shown,) * self.heads.config.heads
         if self.quick is not None:
-            begun = self.quick.begin(shown)
+            begun = self.quick.project_condition(shown)
         score = self.heads.logits if self.quick is None else self.quick.logits
         drafted = torch.zeros(len(asked), self.nodes, dtype=torch.long, device=device)
         for k, level in enumerate(self._plan(nodes, depth), 1):

@@ -11,7 +11,7 @@ import torch
 from segue.decoding.draft.base import Tip, Tree, chain_tree
 from segue.decoding.sampling import softmax
 from segue.errors import SegueError
-from segue.models.base import Decodable, Decoding, begin_of, padded, state_for
+from segue.models.base import Decodable, Decoding, begin_token, init_prompt_state, pad_rows
 from segue.models.depth import DepthSchedule, Scheduled
 from segue.models.stack import Stack
 
@@ -32,7 +32,7 @@ class ModelDraft:
 
     def observe(self, row: int, tokens: Sequence[int], prompt: bool = False) -> None:
         if row not in self._states:
-            self._states[row] = state_for(self.model, [tokens if prompt else []])
+            self._states[row] = init_prompt_state(self.model, [tokens if prompt else []])
         self._unread.setdefault(row, []).extend(tokens)
 
     def propose(self, tips: Sequence[Tip]) -> list[Tree]:
@@ -45,7 +45,7 @@ class ModelDraft:
 
     def _read(self, rows: Sequence[int]) -> Decoding:
         """Read all but the last token of each of these requests; returns their states joined."""
-        for row in rows if begin_of(self.model) is not None else []:
+        for row in rows if begin_token(self.model) is not None else []:
             if not bool(self._states[row].positions.any()):  # an encoder-decoder reads each prompt by itself
                 text = torch.tensor([self._unread[row][:-1]])
                 self.model.extend(text.to(self._states[row].positions.device), self._states[row])
@@ -55,7 +55,7 @@ class ModelDraft:
         state = states[0].join(states[1:])
         where, counts = state.positions.device, torch.tensor([len(self._unread[row]) - 1 for row in rows])
         if int(counts.max()):
-            new = padded([self._unread[row][:-1] for row in rows]).to(where)
+            new = pad_rows([self._unread[row][:-1] for row in rows]).to(where)
             self.model.extend(new, state, None, torch.empty(len(rows), 0, dtype=torch.long, device=where))
             state.commit(None, counts.to(where))
             for place, row in enumerate(rows):
@@ -96,7 +96,7 @@ def depth_draft(model: Decodable, schedule: DepthSchedule | None = None) -> Mode
     schedule: which layers (default: half of them at every position, the first one and those at the top). The prompt is
     read once more, by all layers. It drafts well if the model was trained to do without the others.
     """
-    stack = getattr(getattr(model, "network", model), "explicit", None)  # of a mixture, of what the engine runs
+    stack = getattr(getattr(model, "network", model), "layout_form", None)  # of a mixture, of what the engine runs
     if not isinstance(stack, Stack) or len(stack.blocks) < 2:
         raise SegueError("draft 'depth' leaves out some layers of a native model: for this one choose trie, lookup or "
                          "both")

@@ -19,7 +19,7 @@ from torch import Tensor
 from segue.decoding.prompt import layout_with_sets
 from segue.decoding.sampling import Prefix, Sampling, log_softmax
 from segue.errors import SegueError
-from segue.models.base import Decodable, Decoding, Output, padded, state_for
+from segue.models.base import Decodable, Decoding, Output, init_prompt_state, pad_rows
 
 
 @dataclass(frozen=True)
@@ -147,14 +147,14 @@ class Options(Protocol):
 
 def prefill(model: Decodable, prompts: Sequence[Sequence[int]], history: int = 0) -> tuple[Decoding, Output]:
     """Read prompts; returns the state, logits (B, 1, V) of what follows each, and hidden states (B, N, D)."""
-    state = state_for(model, prompts, history)
+    state = init_prompt_state(model, prompts, history)
     layout = layout_with_sets(prompts, state.positions.device)
     return state, _read_rows(model, state, prompts, **({} if layout is None else {"layout": layout}))
 
 
 def _read_rows(model: Decodable, state: Decoding, rows: Sequence[Sequence[int]], **options: Any) -> Output:
     """Extend a state by rows of tokens of any lengths, and commit. options: of `extend`."""
-    lengths, table = torch.tensor([len(tokens) for tokens in rows]), padded(rows)
+    lengths, table = torch.tensor([len(tokens) for tokens in rows]), pad_rows(rows)
     device, width = state.positions.device, table.shape[1]
     even = bool((lengths == width).all())
     lengths = lengths.to(device)

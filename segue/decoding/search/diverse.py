@@ -100,7 +100,7 @@ def embedding(options: DiverseBeam, living: Sequence[Hypothesis], earlier: Seque
 
 Similarity = Callable[[DiverseBeam, Sequence[Hypothesis], Sequence[Hypothesis], int], np.ndarray]
 SIMILARITIES: dict[str, Similarity] = {"hamming": hamming, "cumulative": cumulative, "ngram": ngram,
-                                          "embedding": embedding}
+                                       "embedding": embedding}
 """(options, hypotheses of this group, those of earlier groups, one token longer, V) -> (L, V) similarity, at least
 0."""
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from segue.decoding.search.base import Hypothesis
 from segue.errors import SegueError
 from segue.mixers.positions import sinusoids
-from segue.models.base import Decodable, padded, state_for
+from segue.models.base import Decodable, init_prompt_state, pad_rows
 
 POSITION_FEATURES = 16
 BATCH_TEXTS = 16  # read at once
@@ -105,9 +105,9 @@ def _prefixes(model: Decodable, texts: Sequence[Sequence[int]],
     hidden, tokens, owner = [], [], []
     for start in range(0, len(texts), BATCH_TEXTS):
         group = range(start, min(start + BATCH_TEXTS, len(texts)))
-        table = padded([texts[number] for number in group])
+        table = pad_rows([texts[number] for number in group])
         with torch.inference_mode():
-            state = state_for(model, [texts[number][: begins[number]] for number in group])
+            state = init_prompt_state(model, [texts[number][: begins[number]] for number in group])
             table = table.to(state.positions.device)
             last = torch.tensor([[len(texts[number]) - 1] for number in group], device=table.device)
             every = model.extend(table, state, None, last).hidden  # `last` only: the logits are not needed

@@ -78,7 +78,7 @@ class Tree(BatchedSearch):
             if value is not None and value < least:
                 raise SegueError(f"{name} of a tree search must be at least {least}, not {value}")
         for name, allowed in (("selection", ("puct", "best-first")), ("backup", ("mean", "max")),
-                            ("confidence", (*CONFIDENCES,))):
+                              ("confidence", (*CONFIDENCES,))):
             value = getattr(self, name)
             if not callable(value) and value not in allowed:
                 raise SegueError(f"{name} '{value}' is unknown: choose from {', '.join(allowed)}")

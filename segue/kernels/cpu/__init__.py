@@ -1,7 +1,6 @@
-"""What is compiled for CPUs: the decode engine, and the loops that training takes in place of torch.
+"""Code compiled for CPUs: the decoding engine, and loops for training that replace torch operations.
 
-The engine is a stack lowered to a small program that one compiled function runs, whole, per step. To be read in this
-order:
+The engine runs a stack lowered to a small program, one compiled call per decoding step. Read it in this order:
 
 - `program.py`  the program: a table of operations over registers, and the builder that mixers lower themselves to
 - `simd.py`     what Numba lacks: addresses, atomics, vector arithmetic, and the one register-blocked micro-kernel

@@ -1,5 +1,5 @@
-"""Products with block-diagonal matrices on the CPU, and with a few columns of a dense one beside them, forward and
-backward, in float32 and float64."""
+"""Products with block-diagonal matrices on the CPU, together with a few columns of a dense one, forward and backward,
+in float32 and float64."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Where compiled code is kept between runs: a folder of the user's, not beside the sources (they may be read-only).
+"""The on-disk cache of compiled code: a folder of the user's, not next to the sources (which may be read-only).
 
-Compiling the engine takes many seconds, loading it half of one. `prepare` has it compiled by another process, so that
-neither the first prompt nor the interpreter lock waits for it; `warm` says whether that is done.
+Compiling the engine takes many seconds, loading it half a second. `compile_in_background` compiles it in another
+process, so that neither the first prompt nor the interpreter lock waits for it; `is_warm` says whether that is done.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def folder() -> Path | None:
     for source in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(source.read_bytes())
     asked = os.environ.get("SEGUE_CACHE")
-    for find in (lambda: Path(asked),) if asked else (_users, _private):
+    for find in (lambda: Path(asked),) if asked else (_users, _private_folder):
         with suppress(OSError, RuntimeError):  # no home, or one that is read-only
             place = find() / f"kernels-{digest.hexdigest()[:12]}"
             place.mkdir(parents=True, exist_ok=True)
@@ -53,8 +53,8 @@ def _users() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "segue")
 
 
-def _private() -> Path:
-    """Where there is no home, as in containers: a folder for temporary files that no other user can write to, since
+def _private_folder() -> Path:
+    """A temporary folder for use without a home folder, as in containers; no other user may write to it, since the
     compiled code is run."""
     place = Path(gettempdir(), f"segue-{os.getuid()}")
     place.mkdir(mode=0o700, exist_ok=True)
@@ -64,8 +64,8 @@ def _private() -> Path:
     return place
 
 
-def compiled(function: Callable[..., Any], **options: Any) -> Any:
-    """`numba.njit` without the interpreter lock, cached on disk where that is possible."""
+def compile_cached(function: Callable[..., Any], **options: Any) -> Any:
+    """`numba.njit` without the interpreter lock, cached on disk where possible."""
     place, options = folder(), {"nogil": True, **options}
     if place is None:
         return numba.njit(**options)(function)
@@ -85,9 +85,9 @@ def _cached(place: Path) -> Iterator[None]:
 NAMED: dict[str, Any] = {}
 
 
-def named(name: str, function: Callable[..., None], count: int, **options: Any) -> Any:
-    """A function of `count` integers that is compiled here and now, and that other compiled code calls by its name:
-    whatever else it calls becomes part of it, and is compiled with it again each time."""
+def compile_named(name: str, function: Callable[..., None], count: int, **options: Any) -> Any:
+    """Compile a function of `count` integers now, and make it callable by name from other compiled code, which then
+    links to it; called in the usual way it would be inlined and compiled again with every caller."""
     signature, place = types.void(*[types.int64] * count), folder()
     with nullcontext() if place is None else _cached(place):
         NAMED[name] = numba.cfunc(signature, cache=place is not None, **options)(function)
@@ -95,28 +95,28 @@ def named(name: str, function: Callable[..., None], count: int, **options: Any) 
     return types.ExternalFunction(name, signature)
 
 
-def warm() -> bool:
-    """Whether the engine is loaded rather than compiled when it is first used."""
+def is_warm() -> bool:
+    """Whether the engine's first use loads it from the cache rather than compiling it."""
     place = folder()
     return place is not None and (place / "ready").exists()
 
 
-def mark() -> None:
-    """Say that the engine has been compiled here."""
+def mark_compiled() -> None:
+    """Record that the engine has been compiled."""
     place = folder()
     if place is not None:
         (place / "ready").touch()
 
 
-def prepare() -> bool:
-    """See that the engine gets compiled, by a process of its own that outlives this one; False where that cannot be.
+def compile_in_background() -> bool:
+    """Compile the engine in a separate process, which outlives this one; False where that is impossible.
 
     At most one such process runs at a time.
     """
     place = folder()
     if place is None:
         return False
-    if warm():
+    if is_warm():
         return True
     building = place / "building"
     try:
@@ -127,7 +127,7 @@ def prepare() -> bool:
         return True
     except OSError:
         return False
-    code = "import os; os.nice(5); from segue.kernels.cpu import engine; engine.ready()"
+    code = "import os; os.nice(5); from segue.kernels.cpu import engine; engine.load_engine()"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     try:
         subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True,

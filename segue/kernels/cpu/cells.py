@@ -1,4 +1,4 @@
-"""The cells of recurrences as vector code: a step of a few rows, forward and backward, each number read and written
+"""Recurrent cells as vector code: one step of a few rows, forward and backward, which reads and writes each number
 once.
 
 A cell is a formula over vectors in registers, for any vector width and for float32 and float64; `segue.kernels.rnn`

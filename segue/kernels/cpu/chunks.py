@@ -1,12 +1,12 @@
-"""Memories that are matrices, on the CPU, forward and backward, in float32 and float64: the mLSTM's and the delta
-rule's, chunk by chunk.
+"""The matrix memories of the mLSTM and the delta rule on the CPU, chunk by chunk, forward and backward, in float32 and
+float64.
 
-A task is one head of one row. It walks along the sequence with its memory, and all that a chunk needs (queries, keys,
-values, the pairs' weights) lies in the second-level cache; every product fills the registers, and what no pair can see
-is not computed. The memory before each chunk is kept for the backward pass, which makes the rest anew. A chunk ends
-where a document does, so that no pair of a chunk ever crosses one.
+A task is one head of one row. It goes along the sequence with its memory; all that a chunk needs (queries, keys,
+values, the pairs' weights) fits the second-level cache, every product is register-blocked, and masked pairs are not
+computed. The memory before each chunk is stored for the backward pass, which recomputes the rest. A chunk ends where a
+document does, so that no pair of a chunk crosses a document boundary.
 
-Buffers are filled up with zeros to whole vectors.
+Buffers are padded with zeros to whole vectors.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The short causal convolution on the CPU, forward and backward, in float32 and float64.
 
-A task is a span of nodes of one row, and as many channels as the nearest cache holds for all taps. Each node's number
-is made in registers; the gradient of an input is such a sum, too, over the gradients of the nodes that see it.
+A task is a span of nodes of one row, and as many channels as the first-level cache holds for all taps. Outputs are
+accumulated in registers; so is the gradient of an input, a sum over the gradients of the nodes that see it.
 """
 
 from __future__ import annotations

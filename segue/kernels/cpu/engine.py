@@ -1,7 +1,7 @@
-"""Running a program: the loop over its operations, and the team of threads that runs it together.
+"""The engine that runs a program: the loop over its operations, and the team of threads that runs them together.
 
-A team is made of the calling thread and of helpers that spin for a moment between calls and then sleep. A call takes
-whoever is awake: nobody is ever waited for who might not come, so a call cannot hang, however few cores there are.
+A team is the calling thread and helpers, which spin for a moment between calls and then sleep. A call uses the helpers
+that are awake and never waits for one that might not come, so it cannot hang, however few cores there are.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 import numpy as np
 from numba import njit
 
-from segue.kernels.cpu.cache import compiled, mark
+from segue.kernels.cpu.cache import compile_cached, mark_compiled
 from segue.kernels.cpu.ops import attention, base, channels, commits, linear, matrices, quantised, recall, recur, rows
 from segue.kernels.cpu.program import (
     ADD,
@@ -70,7 +70,7 @@ ALONE = 50  # calls that are made without helpers once their cores turned out to
 
 @njit(inline="always")  # into its one caller: all the operations are optimised again wherever they are linked in
 def run(job, me):
-    """Thread `me`'s part in all operations."""
+    """Run thread `me`'s share of all operations."""
     team = job[TEAM]
     for index in range(job[COUNT]):
         op = longs(job[OPERATIONS] + 8 * COLUMNS * index, 2 * COLUMNS)  # and the one behind it
@@ -142,8 +142,8 @@ def run(job, me):
         base.barrier(job, team)
 
 
-@compiled
-def enter(mail, helper, helpers, job):
+@compile_cached
+def run_or_help(mail, helper, helpers, job):
     """Lead a call (helper = 0) with up to `helpers` others, or help until there was nothing to do for a while.
 
     One function for both, so that the operations are compiled once. `mail`, `job`: addresses.
@@ -187,7 +187,7 @@ def enter(mail, helper, helpers, job):
 
 
 class Team:
-    """The threads of this process that run programs. Python threads, which hold no lock while they compute."""
+    """The threads of this process that run programs: Python threads, which release the lock while they compute."""
 
     def __init__(self) -> None:
         self.mail = aligned((HELPERS + 1, LINE // 8), np.int64)
@@ -206,7 +206,7 @@ class Team:
         of them gets the helpers, the others compute alone."""
         if threads == 1 or self.alone or not self.lock.acquire(blocking=False):
             self.alone = max(self.alone - 1, 0)
-            enter(self.address, 0, 0, address)
+            run_or_help(self.address, 0, 0, address)
             return
         try:
             helpers = min(threads - 1, HELPERS)
@@ -217,7 +217,7 @@ class Team:
                     self.state[helper] = WAKING
                     self.bells[helper - 1].release()
             job[BARRIER], self.stalls[0] = self.barrier.ctypes.data, 0
-            enter(self.address, 0, helpers, address)
+            run_or_help(self.address, 0, helpers, address)
             # A helper that was thrown off its core holds up everybody at every operation: better alone, for a while.
             if self.stalls[0] > job[COUNT] // 8 and job[NODES] <= 32:
                 self.alone = ALONE
@@ -233,11 +233,11 @@ class Team:
 
     def _help(self, helper: int) -> None:
         while not self.closing:
-            enter(self.address, helper, 0, 0)
+            run_or_help(self.address, helper, 0, 0)
             self.bells[helper - 1].acquire()
 
     def close(self) -> None:
-        """Let the helpers go, before the interpreter takes the compiled code from under them."""
+        """End the helpers, before the interpreter frees the compiled code that they run."""
         self.closing = True
         for bell in self.bells:
             bell.release()
@@ -253,16 +253,16 @@ def _forget() -> None:
     TEAM_OF_PROCESS = Team()  # threads do not survive a fork
 
 
-def team() -> Team:
+def get_team() -> Team:
     return TEAM_OF_PROCESS
 
 
-def ready() -> None:
-    """Load the compiled code from disk, or compile it: a call with nothing to do."""
+def load_engine() -> None:
+    """Load the compiled code from disk, or compile it, by a call with nothing to do."""
     job = aligned((JOB,), np.int64)
-    enter(team().address, 0, 0, job.ctypes.data)
-    mark()
+    run_or_help(get_team().address, 0, 0, job.ctypes.data)
+    mark_compiled()
 
 
-atexit.register(lambda: team().close())
+atexit.register(lambda: get_team().close())
 os.register_at_fork(after_in_child=_forget)

@@ -1,7 +1,6 @@
-"""How the loops over numbers are compiled, and what they share, in float32 and float64.
+"""How the compiled loops of training are compiled, and what they share, in float32 and float64.
 
-What need not be contiguous comes as `lines`: its numbers as they lie in memory, and how many it is from one to the next
-along each axis but the last."""
+Inputs that need not be contiguous come as `lines`: a flat array, and the strides of all axes but the last."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from numba import njit, types
 from numba.extending import overload
 
 from segue.kernels.cpu import simd
-from segue.kernels.cpu.cache import compiled
+from segue.kernels.cpu.cache import compile_cached
 
 FAST = {"reassoc", "contract", "nsz", "arcp"}  # reorder sums and fuse; infinities and NaN stay what they are
 OPTIONS: dict[str, Any] = {"fastmath": FAST, "error_model": "numpy"}
@@ -24,7 +23,7 @@ bare = njit(**OPTIONS, _nrt=False)
 
 def kernel(function: Callable[..., Any]) -> Any:
     """For what torch calls."""
-    return compiled(function, **OPTIONS)
+    return compile_cached(function, **OPTIONS)
 
 
 def exp(x: Any) -> Any:

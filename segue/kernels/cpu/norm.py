@@ -1,5 +1,5 @@
-"""Norms beside a gate on the CPU, forward and backward, in float32 and float64: one pass over the nodes, a group of
-features at a time, which stays in the nearest cache."""
+"""Gated norms on the CPU, forward and backward, in float32 and float64: one pass over the nodes, one group of features
+at a time, which stays in the first-level cache."""
 
 from __future__ import annotations
 

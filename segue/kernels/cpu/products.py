@@ -16,7 +16,7 @@ from numba.core import cgutils
 from numba.extending import overload
 
 from segue.kernels.cpu import simd
-from segue.kernels.cpu.cache import named
+from segue.kernels.cpu.cache import compile_named
 from segue.kernels.cpu.loops import OPTIONS, bare
 from segue.kernels.cpu.vectors import Numbers, Place, choice, number, over
 
@@ -118,7 +118,7 @@ def _rows(size, rows, panels, first, w, x, source, y, w_step, x_row, x_step, x_j
             source += part * source_row * size
 
 
-multiply = named("segue_multiply", _rows, 16, **OPTIONS)
+multiply = compile_named("segue_multiply", _rows, 16, **OPTIONS)
 """multiply(size, rows, panels, ...) as of `_tile` for any number of rows of numbers of `size` bytes; steps and rows in
 numbers instead of bytes."""
 
@@ -152,10 +152,10 @@ def _squares(size, source, row, target, line, rows, columns):
                 _turn64(here, row * size, there, line * size)
 
 
-blocked = named("segue_product", _blocks, 14, **OPTIONS)
+blocked = compile_named("segue_product", _blocks, 14, **OPTIONS)
 """blocked(size, y, x, w, y_row, x_row, x_step, w_step, rows, inner, columns, plus, shape, many): y (+)= x @ w, of whole
 vectors of columns; see `product`."""
-_turned = named("segue_turn", _squares, 7, **OPTIONS)
+_turned = compile_named("segue_turn", _squares, 7, **OPTIONS)
 
 
 def at(array):
@@ -260,9 +260,9 @@ def _dots(size, rows, wide, x, x_row, y, y_row, into):
     _some_dots(0, size, rows, wide, x, x_row * size, y, y_row * size, into)
 
 
-scaled = named("segue_scaled", _scales, 9, **OPTIONS)
+scaled = compile_named("segue_scaled", _scales, 9, **OPTIONS)
 """scaled(size, plus, rows, wide, x, x_row, by, y, y_row): y[r] (+)= by[r] * x[r]; rows in numbers."""
-dotted = named("segue_dotted", _dots, 8, **OPTIONS)
+dotted = compile_named("segue_dotted", _dots, 8, **OPTIONS)
 """dotted(size, rows, wide, x, x_row, y, y_row, into): into[r] = the sum of x[r] * y[r]."""
 
 

@@ -1,9 +1,9 @@
 """Head-wise nonlinear recurrences on the CPU, forward and backward, in float32 and float64: one call runs all steps.
 
 A task is one head of a few rows (a batch tile). Its states, its part of the recurrent weights and its gradient stay in
-the nearest caches; the products of a step run in a register tile, whose size `segue.kernels.tiles` gives; the gradient
-of the weights is gathered over a span of steps, so that it, too, is a product that fills the registers. Numbers of a
-step lie gate by gate, then row by row; what happens to them between the products is in `segue.kernels.cpu.cells`.
+cache; the products of a step run in a register tile, whose size `segue.kernels.tiles` gives; the gradient of the
+weights is accumulated over a span of steps, so that it, too, is a register-blocked product. Values of a step are laid
+out gate by gate, then row by row; the elementwise work between the products is in `segue.kernels.cpu.cells`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Linear, selective and diagonal scans on the CPU, forward and backward, in float32 and float64; linear ones of complex
 numbers, too.
 
-Channels lie side by side, so that one instruction moves many of them; the states of a selective scan, (B, T, I, S)
-numbers in the plain form, never leave the cache: one in SPAN is kept for the backward pass, which makes the rest anew.
+Vectors run over channels. The states of a selective scan, (B, T, I, S) numbers in the plain form, never leave the
+cache: one in SPAN is stored for the backward pass, which recomputes the rest.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What Numba lacks, as intrinsics over LLVM: raw addresses, atomics, vector loops, and the matrix micro-kernel.
+"""LLVM intrinsics that Numba lacks: raw addresses, atomics, vector loops, and the matrix micro-kernel.
 
-Everything here is target-independent vector IR, which LLVM turns into AVX-512, AVX2, NEON or plain scalar code, but for
-products of bytes, where the processor has an instruction for them.
+Everything here is target-independent vector IR, which LLVM turns into AVX-512, AVX2, NEON or plain scalar code, except
+for products of bytes on processors that have an instruction for them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """State space duality on the CPU, forward and backward, in float32 and float64: one pass over the sequence.
 
-A task is a few heads of one row that share keys and queries. Chunk by chunk, all it works on (the keys, queries and
-values of a chunk, how much each node reads of each, the states) stays in the second-level cache; only what lies on or
-below the diagonal is computed. The states before each chunk are kept for the backward pass, which makes the rest anew.
-Buffers are filled up with zeros to whole vectors.
+A task is a few heads of one row that share keys and queries. Chunk by chunk, all its data (keys, queries, values, the
+attention-like weights of the chunk, the states) stays in the second-level cache; only the lower triangle is computed.
+The states before each chunk are stored for the backward pass, which recomputes the rest. Buffers are padded with zeros
+to whole vectors.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Loops over rows on all cores: a function compiled without the interpreter lock, its range split between threads.
+"""Parallel loops: a function compiled without the interpreter lock, its range split between threads.
 
-The threads are those of torch's own OpenMP, where that can be called: after a parallel operation they wait by turning
-in circles for a while, and would take their cores from any others."""
+The threads are those of torch's own OpenMP, where it can be called: after a parallel operation these spin for a while,
+and would take the cores from any other threads."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def _pool() -> ThreadPoolExecutor:
 
 @cache
 def _team() -> Callable[..., None] | None:
-    """GNU OpenMP's call of a function by all of so many threads, if torch brought it; None in a forked process, where
-    its threads do not live on."""
+    """GNU OpenMP's function to run a callback on a number of threads, if torch brought it; None in a forked process,
+    which has none of its threads."""
     try:
         team = ctypes.CDLL(None).GOMP_parallel if os.getpid() == _PROCESS else None
     except (AttributeError, OSError, TypeError):
@@ -45,8 +45,9 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)  # threads do not live on in a child
 
 
-def share(function: Callable[..., None], count: int, *arguments: Any) -> None:
-    """Call `function(begin, end, *arguments)` so that 0..count is covered, on as many threads as torch uses."""
+def parallel_for(function: Callable[..., None], count: int, *arguments: Any) -> None:
+    """Call `function(begin, end, *arguments)` on parts that together cover 0..count, on as many threads as torch
+    uses."""
     parts = min(torch.get_num_threads(), count)
     edges = [count * part // parts for part in range(parts + 1)] if parts else [0]
     left, errors = iter(list(zip(edges, edges[1:]))), list[BaseException]()

@@ -1,5 +1,5 @@
-"""Code over vectors in registers, for any vector width and for float32 and float64: arithmetic that writes IR, and the
-loop over a row of numbers."""
+"""Vector code for any vector width, in float32 and float64: arithmetic that emits LLVM IR, and the loop over a row of
+numbers."""
 
 from __future__ import annotations
 

@@ -28,8 +28,9 @@ from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicLayer
 
 from segue.errors import SegueError
 from segue.mixers.cache import Cache
+from segue.mixers.layout import Layout, check_rows, gather_nodes
 from segue.mixers.rules import causal
-from segue.mixers.state import Layout, State, check_rows, gather_nodes
+from segue.mixers.state import State
 from segue.models.base import Decoding, Output
 from segue.models.huggingface.files import Weights, read_config
 
@@ -92,8 +93,8 @@ class HuggingFaceModel:
             f"{WAYS[self.way]}"
 
     @property
-    def explicit(self) -> HuggingFaceModel:
-        """See `segue.models.base.explicit`."""
+    def layout_form(self) -> HuggingFaceModel:
+        """See `segue.models.base.layout_form`."""
         return self
 
     def init_state(self, batch: int, history: int = 0) -> State:
@@ -179,7 +180,7 @@ class HuggingFaceModel:
     def _nothing_edited(self, tokens: Tensor, state: State, layout: Layout, at: Tensor | None) -> Output:
         for layer in state.layers:
             cache: Any = layer["cache"]
-            cache.put(*(x.new_zeros(len(tokens), x.shape[1], tokens.shape[1], x.shape[3])
+            cache.append(*(x.new_zeros(len(tokens), x.shape[1], tokens.shape[1], x.shape[3])
                         for x in (cache.k, cache.v)), layout)
         return self._nothing(tokens.shape[0], tokens.shape[1], at)
 

@@ -23,10 +23,11 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from segue.errors import SegueError
 from segue.mixers.cross import Source
-from segue.mixers.state import Layout, State, gather_nodes, length_mask
+from segue.mixers.layout import Layout, gather_nodes, length_mask
+from segue.mixers.state import State
 from segue.models.base import Decoding, Output
 from segue.models.huggingface.adapter import EDITED, REREAD, HuggingFaceModel, Layer
-from segue.models.seq2seq import Prompts, Reading, prompt_ends
+from segue.models.seq2seq import SourceState, SplitPrompts, prompt_ends
 
 
 class HuggingFaceEncoderDecoder(HuggingFaceModel):
@@ -54,7 +55,7 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
         self.start: int = starts[0]
         self.sources: list[tuple[int, int, int]] = []  # heads, key and value features of each layer's source
 
-    explicit: Any = None  # it reads its prompt in order
+    layout_form: Any = None  # it reads its prompt in order
 
     @property
     def vocabulary(self) -> int:
@@ -78,7 +79,7 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
         for layer, (heads, keys, values) in zip(state.layers, self.sources):
             k, v = (like.new_zeros(batch, heads, 0, width) for width in (keys, values))
             layer["source"] = Source(k, v, none)
-        return Reading(state.layers, state.positions)
+        return SourceState(state.layers, state.positions)
 
     def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None,
                at: Tensor | None = None, layout: Layout | None = None) -> Output:
@@ -95,15 +96,15 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
         """As of any model; without `encoder_outputs`, tokens are whole rows of source, begin and target."""
         if "encoder_outputs" in given:
             return super()._run(tokens, at, **given)
-        prompts = Prompts(self, tokens)
+        prompts = SplitPrompts(self, tokens)
         logits, hidden, out = super()._run(self._fed(prompts.target), input_ids=prompts.source,
                                            attention_mask=prompts.real.long(), **given)
-        logits = prompts.spread(logits)
-        return logits if at is None else gather_nodes(logits, at), prompts.spread(hidden), out
+        logits = prompts.scatter_to_rows(logits)
+        return logits if at is None else gather_nodes(logits, at), prompts.scatter_to_rows(hidden), out
 
     def _extend_edited(self, tokens: Tensor, state: State, layout: Layout, at: Tensor | None) -> tuple[Output, Layout]:
-        assert isinstance(state, Reading)
-        prompts = Prompts(self, tokens, prompt_ends(at)) if state.source.is_empty else None
+        assert isinstance(state, SourceState)
+        prompts = SplitPrompts(self, tokens, prompt_ends(at)) if state.source.is_empty else None
         if prompts is not None:
             lengths, real, target, nodes = prompts.lengths, prompts.real, prompts.target, Layout(prompts.node)
             encoded = self.encode(prompts.source, lengths)
@@ -125,7 +126,8 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
                 decoder_attention_mask=mask, use_cache=True, **{str(self.slot): cache})
         if prompts is None:
             return Output(logits, hidden), layout
-        return Output(prompts.spread(logits) if at is None else logits, prompts.spread(hidden)), prompts.layout
+        logits = prompts.scatter_to_rows(logits) if at is None else logits
+        return Output(logits, prompts.scatter_to_rows(hidden)), prompts.layout
 
     # Positions: the model counts them along its cache, here they are said.
 
@@ -140,7 +142,7 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
                 if getattr(module, "has_relative_attention_bias", False) and hasattr(module, "compute_bias")]
 
     @contextmanager
-    def _standing(self, state: Reading, nodes: Layout) -> Iterator[None]:
+    def _standing(self, state: SourceState, nodes: Layout) -> Iterator[None]:
         """While it runs, the decoder's nodes stand where the layout says."""
         held: Any = state.layers[0]["cache"]
         positions = nodes.positions.expand(state.batch, -1)

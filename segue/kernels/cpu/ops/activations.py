@@ -1,4 +1,4 @@
-"""Functions of a number, and of all numbers of a row."""
+"""Activation functions, of one number and of a row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention to all keys and values in the cache."""
+"""Attention over the key-value cache."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What the operations share: how they are compiled, where rows, states, keys and values lie, the barrier, and who does
-which part."""
+"""Shared by all operations: compilation, the addresses of rows, states, keys and values, the barrier, and the division
+of work between threads."""
 
 from __future__ import annotations
 
@@ -85,16 +85,16 @@ def row(job, op, at, node):
 
 
 @njit
-def before(job, offset, size, node, large=False):
-    """The address of the recurrent state that a node follows: its row's committed one, or its parent's."""
+def state_before(job, offset, size, node, large=False):
+    """The address of the recurrent state before a node: its row's committed one, or its parent's."""
     parent = longs(job[PARENT], job[NODES])[node]
     if parent >= 0:
-        return after(job, offset, size, parent, large)
+        return state_after(job, offset, size, parent, large)
     return job[BEFORE] + 4 * (offset * job[BATCH] + longs(job[ROW], job[NODES])[node] * size)
 
 
 @njit
-def after(job, offset, size, node, large=False):
+def state_after(job, offset, size, node, large=False):
     """The address of the state after a node: a slot for each node, or one for each row, moving along with it. On a
     chain `large` ones always move: to write one for each node may take longer than to read all weights."""
     slot = node if job[KEEP] and not (large and job[CHAIN]) else longs(job[ROW], job[NODES])[node]
@@ -102,14 +102,14 @@ def after(job, offset, size, node, large=False):
 
 
 @njit
-def around(job, offset, size, node, large=False):
-    """Both: the states before and after a node."""
-    return before(job, offset, size, node, large), after(job, offset, size, node, large)
+def states_around(job, offset, size, node, large=False):
+    """The addresses of the states before and after a node."""
+    return state_before(job, offset, size, node, large), state_after(job, offset, size, node, large)
 
 
 @njit
 def prompt_end(job, prefix, b):
-    """The position behind the prompt of row b."""
+    """The position after the prompt of row b."""
     return prefix if prefix else longs(job[PROMPT], job[BATCH])[b]
 
 
@@ -141,13 +141,13 @@ def put(source, target, count):
 
 @njit
 def zero(number):
-    """0, which Numba does not know beforehand: given a constant, it would compile the whole product again for that."""
+    """0, but not as a compile-time constant, for which Numba would compile the whole product once more."""
     return number - number
 
 
 @njit
 def fetch(address, count):
-    """Ask for `count` floats."""
+    """Prefetch `count` floats."""
     fetch_lines(address, LINE, (4 * count + LINE - 1) // LINE)
 
 

@@ -1,11 +1,11 @@
-"""Memories of each channel: convolutions, scans, modes, dense states, long filters."""
+"""Per-channel memories: convolutions, scans, modes, dense states, long filters."""
 
 from __future__ import annotations
 
 from numba import njit
 
 from segue.kernels.cpu.ops.activations import activate, sigmoid
-from segue.kernels.cpu.ops.base import ZERO, after, around, before, fast, keys_at, part, put, row
+from segue.kernels.cpu.ops.base import ZERO, fast, keys_at, part, put, row, state_after, state_before, states_around
 from segue.kernels.cpu.program import BATCH, CHAIN, FIRST, LENGTH, LOCAL, LOCAL_BYTES, NODES, PARENT, ROW
 from segue.kernels.cpu.simd import (
     LANES,
@@ -34,7 +34,7 @@ def convolve(job, op, me, team):
     begin, count = part(width, me, team)
     for node in range(job[NODES]):
         x, y = row(job, op, 1, node), row(job, op, 4, node)
-        old, new = around(job, offset, (taps - 1) * width, node)
+        old, new = states_around(job, offset, (taps - 1) * width, node)
         for start in range(begin, begin + count, LANES):
             at = 4 * start
             convolve_lanes(x + at, op[9] + at, op[10] + at, old + at, new + at, y + at, taps, 4 * width)
@@ -54,8 +54,8 @@ def scan(job, op, me, team):
             if rows[node] >= 0:  # else not among those to repeat
                 scan_lanes(row(job, op, 4, node) + at, row(job, op, 1, node) + at, op[22] + at, op[21] + states * at,
                            row(job, op, 7, node), row(job, op, 10, node),
-                           before(job, offset, states * width, node, True) + states * at,
-                           after(job, offset, states * width, node, True) + states * at,
+                           state_before(job, offset, states * width, node, True) + states * at,
+                           state_after(job, offset, states * width, node, True) + states * at,
                            row(job, op, 16, node) + at, states, op[24])
     for node in range(job[NODES]):
         y, gates = floats(row(job, op, 16, node) + 4 * begin, count), floats(row(job, op, 13, node) + 4 * begin, count)
@@ -72,7 +72,7 @@ def diagonal(job, op, me, team):
     local = job[LOCAL] + me * job[LOCAL_BYTES]
     for node in range(job[NODES]):
         a, x, into = row(job, op, 1, node), row(job, op, 4, node), row(job, op, 7, node)
-        old, new = around(job, offset, wide * (1 + whole), node)
+        old, new = states_around(job, offset, wide * (1 + whole), node)
         for start in range(begin, begin + count, LANES):
             at, rest = 4 * start, width - start
             y, beyond = (into + at, 4 * width) if rest >= LANES else (local, 4 * LANES)  # the next columns are others'
@@ -103,7 +103,7 @@ def of_modes(step, parts):
                 if rows[node] < 0:  # not among those to repeat
                     continue
                 u, into = row(job, op, 1, node), row(job, op, 4, node)
-                old, new = around(job, offset, size, node, True)
+                old, new = states_around(job, offset, size, node, True)
                 step(u + at, op[9] + parts * count * at, op[10] + at, old + 2 * count * at, new + 2 * count * at, y,
                      count)
                 put(y, into + at, min(LANES, width - start))
@@ -132,7 +132,7 @@ def dense(job, op, me, team):
             if rows[node] < 0:  # not among those to repeat
                 continue
             u, into = row(job, op, 1, node), row(job, op, 4, node)
-            old, new = around(job, offset, size, node, True)
+            old, new = states_around(job, offset, size, node, True)
             for first in range(0, room, MANY):  # each node fetches a part of the next channels' matrices
                 ahead = NEAR if nodes == 1 else 4 * LANES * room * states if first // MANY % nodes == node else 0
                 dense_lanes(u + at, op[10] + room * states * at + 4 * LANES * states * first,

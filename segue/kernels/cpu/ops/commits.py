@@ -1,4 +1,4 @@
-"""What commits do over all layers."""
+"""Commits: moving caches and states of all layers to the accepted nodes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Products of rows with matrices of weights, and what follows them at once."""
+"""Products of rows with weight matrices, with fused activations and additions."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Memories that are matrices, one for each head, with their normalisers and gates."""
+"""Matrix memories, one for each head, with their normalisers and gates."""
 
 from __future__ import annotations
 
 import numpy as np
 from numba import njit
 
-from segue.kernels.cpu.ops.base import ONE, after, before, dot, f32, fast, part, prompt_end, put, row
+from segue.kernels.cpu.ops.base import ONE, dot, f32, fast, part, prompt_end, put, row, state_after, state_before
 from segue.kernels.cpu.program import BATCH, CHAIN, FIRST, LOCAL, LOCAL_BYTES, NODES, POSITION, ROW
 from segue.kernels.cpu.simd import (
     LANES,
@@ -46,7 +46,8 @@ def matrix(job, op, me, team):
         for node in range(job[NODES]):
             if rows[node] < 0:  # not among those to repeat
                 continue
-            old, new = before(job, offset, size, node, True) + place, after(job, offset, size, node, True) + place
+            old = state_before(job, offset, size, node, True) + place
+            new = state_after(job, offset, size, node, True) + place
             q, k = row(job, op, 1, node) + 4 * column, row(job, op, 4, node) + 4 * column
             v, write = row(job, op, 7, node) + 4 * (head * value + chunk * LANES), row(job, op, 13, node) + 4 * head
             decay, hop = row(job, op, 10, node) + 4 * head * (key if featured else 1), 4 * featured
@@ -97,7 +98,8 @@ def prefixed(job, op, me, team):
             begin, stop = ahead(job, node, b)
             end = prompt_end(job, op[22], b)
             q, own = row(job, op, 1, node) + column, floats(row(job, op, 4, node) + column, key)
-            old, new = before(job, sums, short, node, True) + column, after(job, sums, short, node, True) + column
+            old = state_before(job, sums, short, node, True) + column
+            new = state_after(job, sums, short, node, True) + column
             put(old, new, key)
             norm = floats(new, key)
             for other in range(begin, stop):
@@ -119,8 +121,8 @@ def prefixed(job, op, me, team):
                 begin, stop = ahead(job, node, b)
                 end = prompt_end(job, op[22], b)
                 q, k, v = row(job, op, 1, node) + column, row(job, op, 4, node) + column, row(job, op, 7, node)
-                old = before(job, offset, size, node, True) + place
-                new = after(job, offset, size, node, True) + place
+                old = state_before(job, offset, size, node, True) + place
+                new = state_after(job, offset, size, node, True) + place
                 for other in range(begin, stop + 1):  # at last itself
                     if other < stop:
                         if positions[other] >= end:
@@ -149,8 +151,8 @@ def stabilise(job, op, me, team):
     for node in range(job[NODES]):
         f, i = floats(row(job, op, 1, node) + 4 * begin, count), floats(row(job, op, 4, node) + 4 * begin, count)
         least = floats(row(job, op, 7, node) + 4 * begin, count)
-        old = floats(before(job, offset, size, node) + 4 * begin, count)
-        new = floats(after(job, offset, size, node) + 4 * begin, count)
+        old = floats(state_before(job, offset, size, node) + 4 * begin, count)
+        new = floats(state_after(job, offset, size, node) + 4 * begin, count)
         for j in range(count):
             kept = f[j] + old[j]
             top = max(kept, i[j])
@@ -170,8 +172,8 @@ def normalise(job, op, me, team):
             q, k = row(job, op, 1, node) + column, floats(row(job, op, 4, node) + column, key)
             decay = floats(row(job, op, 7, node) + 4 * head * (key if featured else 1), key if featured else 1)
             write = floats(row(job, op, 10, node), heads)[head]
-            old = floats(before(job, offset, size, node) + 4 * head * key, key)
-            sums = after(job, offset, size, node) + 4 * head * key
+            old = floats(state_before(job, offset, size, node) + 4 * head * key, key)
+            sums = state_after(job, offset, size, node) + 4 * head * key
             new = floats(sums, key)
             for j in range(key):
                 new[j] = decay[j if featured else 0] * old[j] + write * k[j]

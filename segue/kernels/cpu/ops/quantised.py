@@ -1,10 +1,10 @@
-"""Attention to the codes of a window, one by one, and of what has left it, by code (LongVQ)."""
+"""Attention over quantised keys (LongVQ): codes within a window one by one, older ones summed by code."""
 
 from __future__ import annotations
 
 from numba import njit
 
-from segue.kernels.cpu.ops.base import ONE, ZERO, around, barrier, dot, f32, fast, keys_at, put, row
+from segue.kernels.cpu.ops.base import ONE, ZERO, barrier, dot, f32, fast, keys_at, put, row, states_around
 from segue.kernels.cpu.program import BATCH, FIRST, LENGTH, LOCAL, LOCAL_BYTES, NODES, PARENT, ROW
 from segue.kernels.cpu.simd import LANES, LOWEST, NEAR, TILE, UNROLL, exp, floats, longs, pair, quad, real
 
@@ -47,7 +47,7 @@ def quantised(job, op, me, team):
             job[FIRST], job[BATCH])[b]
         q, k, into = row(job, op, 1, node), row(job, op, 4, node), row(job, op, 10, node)
         here = cached + 4 * line * (past + node - first)
-        old, new = around(job, offset, size, node, True)
+        old, new = states_around(job, offset, size, node, True)
         put(row(job, op, 7, node) + 4 * begin, here + 4 * begin, mine)
         if old != new:
             for code in range(wide):

@@ -1,4 +1,4 @@
-"""A few vectors that are remembered from block to block (block-recurrent transformers)."""
+"""The recurrent vectors of block-recurrent transformers, carried from block to block."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ import math
 from segue.kernels.cpu.ops.base import (
     ONE,
     ZERO,
-    after,
-    around,
     barrier,
-    before,
     dot,
     f32,
     fast,
@@ -18,6 +15,9 @@ from segue.kernels.cpu.ops.base import (
     put,
     row,
     scaled,
+    state_after,
+    state_before,
+    states_around,
     zero,
 )
 from segue.kernels.cpu.ops.linear import product
@@ -96,19 +96,19 @@ def recall(job, op, me, team):
         first, nodes = levels[level], levels[level + 1] - levels[level]
         for item in range(me, nodes * heads, team):
             node, head = order[first + item // heads], 4 * (item % heads) * narrow
-            memory = op[28] if positions[node] < block else before(job, offset, size, node) + 4 * vectors * wide
+            memory = op[28] if positions[node] < block else state_before(job, offset, size, node) + 4 * vectors * wide
             look(row(job, op, 1, node) + head, memory + head, memory + 4 * width + head, 4 * both, vectors, narrow,
                  row(job, op, 4, node) + head, scores)
         for index in range(me, nodes, team):
             node = order[first + index]
-            old, new = around(job, offset, size, node)
+            old, new = states_around(job, offset, size, node)
             put(old, new, size)
         barrier(job, team)
         for index in range(nodes):
             node = order[first + index]
             if (positions[node] + 1) % block:
                 continue
-            memory = after(job, offset, size, node)
+            memory = state_after(job, offset, size, node)
             pairs = memory + 4 * vectors * wide
             looks = op[28] if positions[node] < block else pairs
             for i in range(me, vectors, team):

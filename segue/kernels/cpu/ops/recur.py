@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from segue.kernels.cpu.ops.activations import sigmoid, softplus, tanh
-from segue.kernels.cpu.ops.base import after, barrier, before, f32, fast, part, put, row, zero
+from segue.kernels.cpu.ops.base import barrier, f32, fast, part, put, row, state_after, state_before, zero
 from segue.kernels.cpu.ops.linear import some
 from segue.kernels.cpu.program import ELMAN, GRU, JORDAN, LEVEL, LEVELS, LSTM, NODES, NONE, ORDER, SLSTM
 from segue.kernels.cpu.simd import GROUP, INTEGER, TILE, exp, floats, longs, quantise, real
@@ -29,7 +29,7 @@ def recur(job, op, me, team):
     for level in range(job[LEVELS]):
         first, nodes = levels[level], levels[level + 1] - levels[level]
         for index in range(me, nodes, team):
-            put(before(job, offset, size, order[first + index]), row(job, op, 7, index), wide)
+            put(state_before(job, offset, size, order[first + index]), row(job, op, 7, index), wide)
             if INTEGER and scales:
                 for head in range(heads):
                     quantise(row(job, op, 7, index) + 4 * head * narrow, narrow,
@@ -40,15 +40,15 @@ def recur(job, op, me, team):
             if INTEGER and scales:
                 source, stride = row(job, op, 24, 0) + 4 * head * (k + 2), 4 * op[26]
             some(job, source, stride, nodes, row(job, op, 10, 0) + 4 * at, 4 * op[12],
-                     weights + at * k * (GROUP if scales else 4), scales + 4 * at if scales else 0,
-                     bias + 4 * at if bias else 0, k, tiles * me // team, tiles * (me + 1) // team, no, NONE + no, no,
-                     me)
+                 weights + at * k * (GROUP if scales else 4), scales + 4 * at if scales else 0,
+                 bias + 4 * at if bias else 0, k, tiles * me // team, tiles * (me + 1) // team, no, NONE + no, no,
+                 me)
         barrier(job, team)
         for item in range(nodes * heads):
             index, head = item // heads, item % heads
             node, place = order[first + index], 4 * (head * narrow + begin)
             x, s = row(job, op, 1, node) + place, row(job, op, 10, index) + 4 * (head * block + begin)
-            old, new = before(job, offset, size, node) + place, after(job, offset, size, node) + place
+            old, new = state_before(job, offset, size, node) + place, state_after(job, offset, size, node) + place
             y = floats(row(job, op, 4, node) + place, count)
             # The gates' shares of the input and of the state: stretches of all heads, and of one.
             xa, sa = floats(x, count), floats(s, count)
@@ -80,7 +80,7 @@ def recur(job, op, me, team):
             else:  # input, forget, cell, output; memories c, n and the maximum m
                 high = op[23]
                 past, norm = floats(old + 4 * wide, count), floats(old + 8 * wide, count)
-                top = floats(before(job, high, wide, node) + place, count)
+                top = floats(state_before(job, high, wide, node) + place, count)
                 for j in range(count):
                     kept, i = top[j] - softplus(-(xb[j] + sb[j])), xa[j] + sa[j]
                     m = max(kept, i)
@@ -91,6 +91,6 @@ def recur(job, op, me, team):
                     y[j] = sigmoid(xd[j] + sd[j]) * sa[j] / sb[j]
                 put(s, new + 4 * wide, count)
                 put(s + 4 * narrow, new + 8 * wide, count)
-                put(s + 8 * narrow, after(job, high, wide, node) + place, count)
+                put(s + 8 * narrow, state_after(job, high, wide, node) + place, count)
             put(row(job, op, 4, node) + place, new, count)
         barrier(job, team)

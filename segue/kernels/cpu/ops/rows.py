@@ -1,4 +1,4 @@
-"""What is done to each row by itself: embedding, norms, features, arithmetic."""
+"""Row-wise operations: embedding, norms, features, arithmetic."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Large buffers that are lent again: memory that is fresh from the system has each page cleared when it is first
-touched, which takes longer than computing what goes there."""
+"""A pool of large buffers for reuse: the system clears each page of fresh memory at its first use, which takes longer
+than computing what is written there."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 LINE = 64  # bytes of a line of the cache, where a buffer begins
-LEAST, MOST = 1 << 20, 1 << 30  # bytes of a buffer that is worth keeping, and of all that lie spare
+LEAST, MOST = 1 << 20, 1 << 30  # bytes: the smallest buffer worth keeping, and the limit of the pool
 KINDS = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 class _Loan:
-    """A block that goes back to those that lie spare when the last tensor over it is gone."""
+    """A block that returns to the pool when the last tensor over it is freed."""
 
     spare: ClassVar[dict[int, np.ndarray]] = {}  # the longest idle first
 
@@ -31,12 +31,12 @@ class _Loan:
                 self.spare.pop(next(iter(self.spare)))
 
 
-def room(like: Tensor, *shape: int) -> Tensor:
-    """An uninitialised tensor of this shape, of the dtype of `like` (float32 or float64)."""
+def pooled_empty(like: Tensor, *shape: int) -> Tensor:
+    """An uninitialised tensor of this shape from the pool, of the dtype of `like` (float32 or float64)."""
     size = math.prod(shape) * like.element_size()
     fitting = (key for key, block in list(_Loan.spare.items()) if size + LINE <= len(block) <= 2 * size)
-    memory = _Loan.spare.pop(next(fitting, -1), None)  # None, too, where another thread was quicker
+    memory = _Loan.spare.pop(next(fitting, -1), None)  # None also if another thread took it
     if memory is None:
-        memory = np.empty(size + LINE, np.uint8)  # NumPy asks for large pages
+        memory = np.empty(size + LINE, np.uint8)  # NumPy requests huge pages
     begin = -memory.ctypes.data % LINE
     return torch.from_numpy(np.asarray(_Loan(memory))[begin : begin + size].view(KINDS[like.dtype]).reshape(shape))

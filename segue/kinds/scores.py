@@ -1,0 +1,158 @@
+"""Scores in MusicXML and Humdrum **kern, as notes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from segue.errors import SegueError
+from segue.kinds.notes import GRID, LENGTHS, TEMPI, Note, nearest
+
+NAMES = ["C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B"]
+STEPS = {"c": 0, "d": 2, "e": 4, "f": 5, "g": 7, "a": 9, "b": 11}
+
+
+def is_musicxml(head: bytes) -> bool:
+    """Whether a file is MusicXML, by its beginning."""
+    return head.lstrip()[:1] == b"<" and b"<score-partwise" in head[:4096]
+
+
+def read_musicxml(path: Path, data: bytes) -> tuple[list[Note], list[tuple[int, int]]]:
+    """The notes of a score in MusicXML, and its tempi as (start, beats a minute). Repeats are played once, grace notes
+    are left out."""
+    from xml.etree import ElementTree
+
+    try:
+        score = ElementTree.fromstring(data)
+        programs = {part.get("id"): int(part.findtext(".//midi-program") or 1) - 1 for part in score.iter("score-part")}
+        drums = {part.get("id") for part in score.iter("score-part") if part.findtext(".//midi-channel") == "10"}
+        notes, tempi = list[Note](), list[tuple[int, int]]()
+        for part in score.iter("part"):
+            program = 128 if part.get("id") in drums else programs.get(part.get("id"), 0)
+            now, onset, beat, shift, tied = 0.0, 0.0, 1.0, 0, dict[int, Note]()
+            for element in (each for measure in part.iter("measure") for each in measure):
+                beat = float(element.findtext("divisions") or beat)
+                length = float(element.findtext("duration") or 0) / beat * GRID
+                tempi += [(round(now), nearest(TEMPI, float(sound.get("tempo", 0)))) for sound in element.iter("sound")
+                          if sound.get("tempo")]
+                if (moved := element.find("transpose")) is not None:
+                    shift = int(moved.findtext("chromatic") or 0) + 12 * int(moved.findtext("octave-change") or 0)
+                if element.tag in ("backup", "forward"):
+                    now += length if element.tag == "forward" else -length
+                if element.tag != "note" or element.find("grace") is not None:
+                    continue
+                onset = onset if element.find("chord") is not None else now
+                now = max(now, onset + length) if element.find("chord") is not None else onset + length
+                if (pitch := _sounding_pitch(element, shift)) is None:
+                    continue
+                steps = nearest(LENGTHS, max(length, 1))
+                ties = {tie.get("type") for tie in element.iter("tie")}
+                note = Note(round(onset), program, pitch, steps, 20)
+                if "stop" in ties and pitch in tied:
+                    begun = tied.pop(pitch)
+                    note = replace(begun, length=nearest(LENGTHS, begun.length + length))
+                if "start" in ties:
+                    tied[pitch] = note
+                else:
+                    notes.append(note)
+            notes += tied.values()
+    except (ElementTree.ParseError, ValueError, OverflowError, ZeroDivisionError) as error:
+        raise SegueError(f"{path}: no MusicXML that can be read ({error}); save it again") from error
+    return notes, tempi
+
+
+def _sounding_pitch(note: Any, shift: int) -> int | None:
+    """The pitch of a note of MusicXML, transposed by `shift` semitones; of percussion, its place on the staff; None for
+    a rest."""
+    for sort, step in (("pitch", "step"), ("unpitched", "display-step")):
+        if (place := note.find(sort)) is not None and place.findtext(step):
+            octave = int(place.findtext(step.replace("step", "octave")) or 4)
+            value = NAMES.index(place.findtext(step)) + 12 * (octave + 1) + round(float(place.findtext("alter") or 0))
+            return min(max(value + (shift if sort == "pitch" else 0), 0), 127)
+    return None
+
+
+def is_kern(head: bytes) -> bool:
+    """Whether a file is Humdrum with a **kern spine, by its beginning."""
+    text = head.decode("utf-8", "replace").lstrip("\ufeff")
+    return re.match(r"(!.*\n|\s*\n)*\*\*\w+(\t\*\*\w+)*\s*(\n|$)", text) is not None and "**kern" in text
+
+
+def read_kern(path: Path, data: bytes) -> tuple[list[Note], list[tuple[int, int]]]:
+    """The notes of all **kern spines, and the tempi as (start, beats a minute). Repeats are played once, grace notes
+    are left out."""
+    lines = [(number, line.rstrip("\r").split("\t")) for number, line in
+             enumerate(data.decode("utf-8", "replace").removeprefix("\ufeff").split("\n"), 1)
+             if line.strip() and line[0] != "!"]
+    spines = [cell == "**kern" for cell in lines[0][1]] if lines else []  # whether each spine holds notes
+    notes, tempi, tied = list[Note](), list[tuple[int, int]](), dict[int, Note]()
+    ends = [0.0] * len(spines)  # when the notes of each spine end
+    now = 0.0
+    for number, cells in lines[1:]:
+        if len(cells) != len(spines):
+            raise SegueError(f"{path}, line {number}: {len(cells)} spines where there are {len(spines)}; is a line "
+                             "missing, or a tab?")
+        if cells[0][:1] == "*":
+            tempi += [(round(now), nearest(TEMPI, float(cell[3:]))) for cell in cells
+                      if re.fullmatch(r"\*MM\d+(\.\d+)?", cell)]
+            spines, ends = _spines(cells, spines, ends)
+            continue
+        if cells[0][:1] == "=":
+            continue
+        started = [(at, cell) for at, cell in enumerate(cells) if spines[at] and cell[:1] not in (".", "!", "")]
+        now = max([now, *(ends[at] for at, cell in started if "q" not in cell)])
+        for at, cell in started:
+            longest = 0.0
+            for token in cell.split():
+                value = re.search(r"(\d+)(?:%(\d+))?(\.*)", token)
+                if "q" in token or value is None:
+                    continue
+                whole = 8.0 * GRID if set(value[1]) == {"0"} else 4.0 * GRID * int(value[2] or 1) / int(value[1])
+                length = whole * (2 - 0.5 ** len(value[3]))
+                longest = longest or length
+                if (pitch := _kern_pitch(token)) is None:
+                    continue
+                note = Note(round(now), 0, pitch, nearest(LENGTHS, max(length, 1)), 20)
+                if ("]" in token or "_" in token) and pitch in tied:
+                    begun = tied.pop(pitch)
+                    note = replace(begun, length=nearest(LENGTHS, begun.length + length))
+                if "[" in token or "_" in token:
+                    tied[pitch] = note
+                else:
+                    notes.append(note)
+            ends[at] = now + longest if longest else ends[at]
+    return [*notes, *tied.values()], tempi
+
+
+def _kern_pitch(token: str) -> int | None:
+    """The pitch of a note of **kern: c is middle C, cc above it, C below; None for a rest."""
+    found = re.search(r"(?<![a-gA-G])(([a-g])\2*|([A-G])\3*)([#-]*)", token)
+    if found is None or "r" in token:
+        return None
+    letters = found[1]
+    octave = 4 + len(letters) - 1 if letters.islower() else 4 - len(letters)
+    shift = found[4].count("#") - found[4].count("-")
+    return min(max(12 * (octave + 1) + STEPS[letters[0].lower()] + shift, 0), 127)
+
+
+def _spines(cells: Sequence[str], spines: Sequence[bool], ends: Sequence[float]) -> tuple[list[bool], list[float]]:
+    """Which spines hold notes, and when the notes of each end, after a line of interpretations, which may split, join,
+    end, add and exchange spines."""
+    kept: list[tuple[bool, float]] = []
+    joining = False
+    for cell, spine, end in zip(cells, spines, ends):
+        joins = cell == "*v"
+        if joins and joining:
+            kept[-1] = (kept[-1][0] or spine, max(kept[-1][1], end))
+        elif cell != "*-":
+            kept += [(cell == "**kern" if cell[:2] == "**" else spine, end)] * (2 if cell == "*^" else 1)
+            kept += [(False, end)] * (cell == "*+")
+        joining = joins
+    swapped = [at for at, cell in enumerate(cells) if cell == "*x"]
+    if len(swapped) == 2 and max(swapped) < len(kept):
+        a, b = swapped
+        kept[a], kept[b] = kept[b], kept[a]
+    return [spine for spine, _ in kept], [end for _, end in kept]

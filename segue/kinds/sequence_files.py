@@ -1,0 +1,368 @@
+"""Files of DNA, RNA and protein sequences: FASTA, FASTQ, SAM, alignments, tables of paired bases, letters alone.
+
+`format_of` recognises those that are not FASTA or FASTQ. The formats of databases are read by Biopython in
+`segue.kinds.biology`; `READERS` reads the others.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from segue.errors import SegueError
+from segue.kinds.base import MARK, Problems, bad, head_of, of_class
+
+BLOCK = 1 << 22
+PHRED = bytes(range(33, 127))
+BLANKS = b" \t\r\n\v\f"
+FORMATS = {  # what files of databases and aligners begin with, and the name of their format in Biopython
+    r"LOCUS +\S+ .*\d+ (bp|aa)\b": "genbank",
+    r"ID   \S+\s+(Reviewed|Unreviewed|STANDARD|PRELIMINARY);.* \d+ AA\.": "swiss",
+    r"ID   .* \d+ (BP|AA)\.": "embl",
+    r"# STOCKHOLM": "stockholm",
+    r"(CLUSTAL|MUSCLE|PROBCONS|MSAPROBS|Kalign)\b.*alignment|CLUSTAL( [WXO])?\s*\n": "clustal",
+    r">(P1|F1|D[LC]|R[LC]|N[13]|XX);": "pir",
+    r"(?i)#NEXUS\b": "nexus",
+    r"(HEADER    .{40}\d\d-[A-Z]{3}-\d\d|(ATOM|HETATM) +\d+ |CRYST1 |MODEL +\d+ *\n|REMARK +\d+ |TITLE {5}|"
+    r"(REMARK.*\n)+(ATOM|HETATM) +\d+ )": "pdb",
+    r"(#.*\n)*data_\S+\s(.|\n)*?_(entry\.id|atom_site\.(group_PDB|id))\s": "cif",
+    r"[ \t]*\d+[ \t].*\n[ \t]*1[ \t]+[A-Za-z][ \t]+0[ \t]+2[ \t]+\d+[ \t]+1\b": "ct",
+    r"(#.*\n)*1[ \t]+[A-Za-z][ \t]+\d+[ \t]*\r?\n2[ \t]+[A-Za-z][ \t]+\d+[ \t]*\r?\n": "bpseq",
+    r"(!!(NA|AA)_MULTIPLE_ALIGNMENT|PileUp\b)": "msf",
+    r"##maf version=": "maf",
+    r"(<\?xml[^>]*>\s*)?<uniprot\b": "uniprot-xml",
+    r"@(HD|SQ|RG|PG)\t[A-Z]{2}:": "sam",
+    r"[^\s@][^\t\n]*\t\d+\t\S+\t\d+\t\d+\t(\*|(\d+[MIDNSHPX=])+)\t\S+\t\d+\t-?\d+\t([A-Za-z=.]+|\*)(\t|$)": "sam",
+}
+SIZES = re.compile(r"\s*(\d+)[ \t]+(\d+)[ \t]*[A-Za-z]?[ \t]*")  # the first line of PHYLIP: sequences, letters of each
+PAIRED = re.compile(rb"[().,\[\]{}<>|:~_-]*[()][().,\[\]{}<>|:~_A-Za-z-]*([ \t]+\([ \d.-]+\))?\s*")  # who pairs
+REVERSED = bytes.maketrans(b"ACGTUacgtu", b"TGCAAtgcaa")
+Found = tuple[str, bytes, np.ndarray | None]  # name, letters as they stand in the file, qualities
+
+
+def format_of(head: bytes) -> str | None:
+    """The name of a file's format in `FORMATS`, or "phylip", by its first lines; None of others, FASTA among them."""
+    text = head.lstrip()[:4096].decode("utf-8", "replace")
+    form = next((form for begin, form in FORMATS.items() if re.match(begin, text)), None)
+    return form if form is not None or not SIZES.match(text) else _phylip_format(text)
+
+
+def _phylip_format(text: str) -> str | None:
+    """"phylip" if the first two rows, after their names, have the same number of letters, and no more than the first
+    line says; else None."""
+    first, *rows = [line for line in text.splitlines() if line.strip()]
+    said = SIZES.fullmatch(first)
+    if said is None or not rows or int(said[2]) < 1 or (int(said[1]) > 1 and len(rows) < 2):
+        return None
+    for ten in (False, True):
+        letters = [_split_row(row, ten)[1] for row in rows[:2]]
+        ways = [letters]
+        if len(letters) > 1 and (more := "".join(rows[1].split())).isalpha():  # or the first row goes on
+            ways.append([letters[0] + more])
+        if any(all(re.fullmatch(r"[A-Za-z?*.-]+", each) for each in way) and len({*map(len, way)}) == 1 and
+               len(way[0]) <= int(said[2]) for way in ways):
+            return "phylip"
+    return None
+
+
+def sample_letters(text: bytes, form: str) -> bytes:
+    """Some letters of the sequences in a file of this format, by which DNA and protein are told apart."""
+    lines = text.decode("utf-8", "replace").splitlines()
+    if form in ("pdb", "cif", "uniprot-xml"):
+        return b"PROTEIN"
+    if form in ("ct", "bpseq"):
+        return "".join(re.findall(r"(?m)^[ \t]*\d+[ \t]+([A-Za-z])[ \t]", "\n".join(lines))).upper().encode()
+    if form == "sam":
+        return "".join(cells[9] for line in lines if len(cells := line.split("\t")) > 10 and line[0] != "@").encode()
+    if form in ("genbank", "embl", "swiss"):
+        return b"PROTEIN" if re.search(r" (aa|AA)\b", lines[0]) else b"ACGT"
+    if form == "nexus":
+        if kind := re.search(rb"(?i)\bdatatype\s*=\s*(dna|rna|nucleotide|protein)", text):
+            return b"PROTEIN" if kind[1].lower() == b"protein" else b"ACGT"
+        lines = re.split(r"(?i)^\s*matrix\b", "\n".join(lines), maxsplit=1, flags=re.MULTILINE)[-1].splitlines()
+    if form == "maf":
+        words = [line.split()[-1] for line in lines if line.startswith("s ")]
+    elif form == "phylip":
+        words = [re.sub(r"^\S.{9}", "", line) for line in lines[1:]]
+    elif form == "msf":
+        words = [word for line in text.decode("utf-8", "replace").partition("//")[2].splitlines()
+                 for word in line.split()[1:]]
+    elif form == "pir":
+        words = [line for i, line in enumerate(lines) if line[:1] != ">" and lines[i - 1][:1] != ">"]
+    else:
+        words = [line.split()[1] for line in lines[1:] if line[:1] not in "# /" and len(line.split()) in (2, 3)]
+    return "".join("".join(words).split()).translate(str.maketrans("", "", "*.?~")).upper().encode("ascii", "replace")
+
+
+def with_warnings(path: Path, records: Iterator[Any], problems: Problems | None) -> Iterator[Any]:
+    """Biopython's records; its warnings become problems."""
+    while True:
+        with warnings.catch_warnings(record=True) as doubts:
+            warnings.simplefilter("always")
+            record = next(records, None)
+        if record is None:
+            return
+        for doubt in doubts if problems is not None else ():
+            said = " ".join(str(doubt.message).split())
+            bad(problems, path, record.id or record.name or "", None, f"doubtful: {said}")
+        yield record
+
+
+def _split_row(line: str, ten: bool) -> tuple[str, str]:
+    """The name and the letters of a row of PHYLIP. ten: names are ten characters; else they are a word."""
+    name, _, letters = (line[:10], "", line[10:]) if ten else line.strip().partition(" ") \
+        if "\t" not in line.strip() else line.strip().partition("\t")
+    return name.strip(), "".join(letters.split())
+
+
+def _read_phylip(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
+    """PHYLIP: alignments after a line with the number of sequences and of letters, sequential or interleaved, with
+    names of ten characters or a word, whichever fits."""
+    lines = [line for each in handle.read().decode("utf-8", "replace").splitlines() if (line := each.rstrip())]
+    at = 0
+    while at < len(lines):
+        said = SIZES.fullmatch(lines[at])
+        count, length = (int(said[1]), int(said[2])) if said else (0, 0)
+        ways = (way(lines[at + 1 :], count, length, ten) for ten in (False, True)
+                for way in (_interleaved, _sequential))
+        rows, used = next(filter(None, ways), ([], 0)) if 0 < count < len(lines) - at else ([], 0)
+        if not rows:
+            raise SegueError(f"{path}, line {at + 1}: no alignment of {count} sequences of {length} letters begins "
+                             "here; is the file cut short?")
+        at += 1 + used
+        yield from ((name, letters.replace("?", "-").encode("utf-8", "replace"), None) for name, letters in rows)
+
+
+def _interleaved(lines: list[str], count: int, length: int, ten: bool) -> tuple[list[tuple[str, str]], int] | None:
+    """The rows of an interleaved alignment, and the number of its lines; None if the lines do not fit."""
+    names, letters = zip(*(_split_row(line, ten) for line in lines[:count]))
+    rows, used = list(letters), count
+    while max(map(len, rows)) < length and used + count <= len(lines):
+        rows = [row + "".join(line.split()) for row, line in zip(rows, lines[used : used + count])]
+        used += count
+    return (list(zip(names, rows)), used) if {*map(len, rows)} == {length} else None
+
+
+def _sequential(lines: list[str], count: int, length: int, ten: bool) -> tuple[list[tuple[str, str]], int] | None:
+    """As `_interleaved`, for one sequence after the other."""
+    rows, used = list[tuple[str, str]](), 0
+    while len(rows) < count and used < len(lines):
+        name, letters = _split_row(lines[used], ten)
+        used += 1
+        while len(letters) < length and used < len(lines):
+            letters += "".join(lines[used].split())
+            used += 1
+        rows.append((name, letters))
+    return (rows, used) if len(rows) == count and {len(row) for _, row in rows} == {length} else None
+
+
+def _read_sam(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
+    """SAM: each read once, as it was sequenced (reverse-complemented if it was aligned to the other strand)."""
+    scored: bool | None = None
+    for number, line in enumerate(handle, 1):
+        cells = line.rstrip(b"\r\n").split(b"\t")
+        if line[:1] == b"@" or not line.strip():
+            continue
+        if len(cells) < 11 or not cells[1].isdigit():
+            bad(problems, path, str(number), None, "not the eleven columns of a read in SAM; is the file cut short?")
+            continue
+        flag, letters, quality = int(cells[1]), cells[9], cells[10]
+        if flag & 0x900 or letters == b"*":  # a secondary or supplementary alignment
+            continue
+        scored = quality != b"*" if scored is None else scored
+        if scored and len(quality) != len(letters):
+            bad(problems, path, _record_name(cells[0], number), None,
+                f"{len(letters)} letters but {len(quality)} qualities; mend or remove it")
+            continue
+        back = -1 if flag & 16 else 1
+        letters = letters.translate(REVERSED)[::-1] if flag & 16 else letters
+        scores = np.frombuffer(quality, np.uint8)[::back] - np.uint8(33) if scored else None
+        yield _record_name(cells[0], number), letters, scores
+
+
+def _read_clustal(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
+    """Clustal: an interleaved alignment, each row a name, letters, and perhaps their number so far."""
+    rows: dict[str, bytes] = {}
+    for number, line in enumerate(handle.read().splitlines(), 1):
+        cells = line.split()
+        if number == 1 or not line[:1].strip():
+            continue  # the title, a blank line, or marks below a block
+        if len(cells) not in (2, 3) or not (len(cells) == 2 or cells[2].isdigit()):
+            raise SegueError(f"{path}: line {number} is not a name and letters, as Clustal writes them; align again")
+        name = cells[0].decode("utf-8", "replace")
+        rows[name] = rows.get(name, b"") + cells[1]
+    if len(set(map(len, rows.values()))) > 1:
+        raise SegueError(f"{path}: its rows are not all of one length; is the alignment cut short?")
+    yield from ((name, letters, None) for name, letters in rows.items())
+
+
+def read_lines(handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
+    """Nothing but letters: a sequence in each line, or one sequence over lines of equal length and a shorter last."""
+    text = without_annotation(without_comments(handle.read()))
+    lines = [(str(number), line) for number, each in enumerate(text.splitlines(), 1) if (line := each.strip())]
+    lengths = {len(line) for _, line in lines[:-1]}
+    wrapped = len(lengths) == 1 and len(lines[-1][1]) < max(lengths)
+    if problems is not None and len(lines) > 1:
+        problems.note = "one sequence over all lines" if wrapped else "a sequence a line"
+    if wrapped:
+        lines = [("1", b"".join(line for _, line in lines))]
+    yield from ((name, line, None) for name, line in lines)
+
+
+def has_annotation_lines(head: bytes) -> bool:
+    """Whether each FASTA record at the beginning of a file is a line of letters and a line of annotation below it
+    (brackets, states, digits): characters that are no letters, or few different ones."""
+    records = [part.splitlines()[1:] for part in (b"\n" + head).split(b"\n>")[1:]]
+    whole = [[line.strip() for line in lines if line.strip()] for lines in (records[:-1] or records)]
+    if not whole or any(len(lines) != 2 or len(lines[0]) != len(lines[1].split()[0]) for lines in whole):
+        return False
+    above, below = ({*b"".join(lines[i].split()[0] for lines in whole)} for i in (0, 1))
+    strange = not bytes(below).isalpha() and not below & above
+    return strange or (len(whole) > 2 and 2 * len(below) <= len(above) > 14)
+
+
+def without_annotation(text: bytes) -> bytes:
+    """A text without the lines of annotation below letters, such as the brackets of base pairs."""
+    lines = text.splitlines(keepends=True)
+    if text[:1] == b">":
+        return b"".join(line for i, line in enumerate(lines) if i % 3 != 2) if has_annotation_lines(text) else text
+    for i, line in enumerate(lines[1:], 1):
+        if PAIRED.fullmatch(line) and len(line.split()[0]) == len(lines[i - 1].strip()):
+            return b"".join(lines[:i])
+    return text
+
+
+def without_comments(text: bytes) -> bytes:
+    """A text without the comment lines (; or #) at its beginning."""
+    while text[:1] in (b";", b"#") and b"\n" in text:
+        text = text.partition(b"\n")[2].lstrip()
+    return text
+
+
+def _read_ct(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
+    """CT, connectivity tables: a line with the number of bases and a name, then a line for each base; one or more."""
+    lines = [cells for each in handle.read().decode("utf-8", "replace").splitlines() if (cells := each.split())]
+    at = 0
+    while at < len(lines):
+        count = int(lines[at][0]) if lines[at][0].isdigit() else 0
+        rows = lines[at + 1 : at + 1 + count]
+        counted = [row[0] for row in rows if len(row) > 4]
+        if not count or counted != [*map(str, range(1, count + 1))]:
+            raise SegueError(f"{path}: no connectivity table of {count} bases begins at '{' '.join(lines[at])[:40]}'; "
+                             "is the file cut short?")
+        yield " ".join(lines[at][1:]) or str(at + 1), "".join(row[1] for row in rows).encode("utf-8", "replace"), None
+        at += 1 + count
+
+
+def _read_bpseq(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
+    """BPSEQ: a line for each base: its number, the base, and the number of its partner."""
+    lines = [line.split() for line in handle.read().decode("utf-8", "replace").splitlines()
+             if line.strip() and line[0] != "#"]
+    if any(len(cells) != 3 or cells[0] != str(number) for number, cells in enumerate(lines, 1)):
+        raise SegueError(f"{path}: not a line of number, base and partner for each base (BPSEQ); mend it")
+    yield path.stem, "".join(cells[1] for cells in lines).encode("utf-8", "replace"), None
+
+
+def read_fasta(path: Path, handle: BinaryIO, problems: Problems | None, marks: bool = False,
+           label: Callable[[str], str] | None = None) -> Iterator[Found]:
+    """FASTA. marks: each record is a line of letters and a line of annotation. label: gives the class of a header."""
+    notes = ["class=a part of the headers"] * (label is not None) + ["not read: the marks below the letters"] * marks
+    if problems is not None and notes:
+        problems.note = "; ".join(notes)
+    for number, (header, body) in enumerate(_fasta_records(handle), 1):
+        name, lines = _record_name(header, number), body.split() if marks else []
+        if marks and (len(lines) < 2 or len(lines[0]) != len(lines[1])):
+            bad(problems, path, name, None, "not as many marks below as letters; is the file cut short?")
+            continue
+        sequence = lines[0] if marks else body.translate(None, BLANKS)
+        if label is not None:
+            name = of_class(name, label(header.decode("utf-8", "replace").strip()))
+        if sequence:
+            yield name, sequence, None
+        else:
+            bad(problems, path, name, None, "the record has no sequence; remove its header or add the letters")
+
+
+def _fasta_records(handle: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+    """The header and the body of each FASTA record, read in blocks, since one may be a whole chromosome."""
+
+    def record() -> tuple[bytes, bytes]:
+        header, _, body = b"".join(parts).partition(b"\n")
+        return header, body
+
+    parts: list[bytes] = []  # the record being read, without its ">"
+    carry, begun = b"\n", False
+    while True:
+        block = handle.read(BLOCK)
+        text = carry + block
+        if b"\r" in text and b"\n" not in text.strip(b"\n"):
+            text = text.replace(b"\r", b"\n")  # line ends of old Macs
+        carry = b"\n" if block and text.endswith(b"\n") else b""
+        text = text[: len(text) - len(carry)]
+        first, *others = text.split(b"\n>")
+        parts.append(first)
+        for part in others:
+            if begun:
+                yield record()
+            parts, begun = [part], True
+        if not block:
+            break
+    if begun:
+        yield record()
+
+
+def _record_name(header: bytes, number: int) -> str:
+    """The first word of a header, or the number of the record if it is empty."""
+    return (header.split() or [str(number).encode()])[0].decode("utf-8", "replace")
+
+
+def is_fastq(path: Path) -> bool:
+    """Whether a file is FASTQ, by its first character."""
+    with suppress(SegueError):
+        return head_of(path).removeprefix(MARK).lstrip()[:1] == b"@"
+    return False
+
+
+def read_fastq(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
+    """FASTQ; letters and qualities may be wrapped over several lines."""
+    number = 0
+    while header := handle.readline():
+        if not header.strip():
+            continue
+        number += 1
+        name = _record_name(header[1:], number)
+        parts, plus = [], handle.readline()
+        while plus and plus[:1] not in b"+@":
+            parts.append(plus.strip(BLANKS))
+            plus = handle.readline()
+        if header[:1] != b"@" or plus[:1] != b"+":
+            raise SegueError(f"{path}, record {number}: a FASTQ record is @name, letters, + and as many qualities, "
+                             "this is not; is a line missing before it?")
+        sequence = b"".join(parts)
+        quality = handle.readline().rstrip(b"\r\n")
+        while len(parts) > 1 and len(quality) < len(sequence) and (line := handle.readline()):
+            quality += line.rstrip(b"\r\n")
+        if not sequence and not quality:
+            bad(problems, path, name, None, "the read has no letters (all trimmed away?); remove it")
+            continue
+        if not sequence or len(sequence) != len(quality):
+            bad(problems, path, name, min(len(sequence), len(quality)) + 1,
+                f"{len(sequence)} letters but {len(quality)} qualities; is the file cut short?")
+            continue
+        scores = np.frombuffer(quality, dtype=np.uint8)
+        if quality.translate(None, PHRED):
+            bad(problems, path, name, int(np.flatnonzero((scores < 33) | (scores > 126))[0]) + 1,
+                "the quality is not a sign between ! and ~; mend or remove the record")
+            continue
+        yield name, sequence, scores - np.uint8(33)
+
+
+READERS: dict[str, Callable[[Path, BinaryIO, Problems | None], Iterator[Found]]] = {
+    "clustal": _read_clustal, "phylip": _read_phylip, "sam": _read_sam, "ct": _read_ct, "bpseq": _read_bpseq,
+}  # formats of `FORMATS` that Biopython is not asked for
