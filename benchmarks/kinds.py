@@ -32,7 +32,7 @@ from segue.analysis.ranking import rank_next, ranking
 from segue.data import Data
 from segue.decoding import generate
 from segue.kinds.codecs import ItemCodec
-from segue.kinds.series import flat
+from segue.kinds.elements import as_elements
 from segue.models.counts import CountModel
 from segue.models.predict import DecodablePredictor
 from segue.training.evaluate import OURS
@@ -192,7 +192,7 @@ def series(minutes: float, grids: Sequence[np.ndarray], cuts: Sequence[int], col
            steps: int = AHEAD) -> Measured:
     """grids: (T, C) each, learned from up to `cuts`, forecast beyond."""
     def elements(grid: np.ndarray) -> list[str]:
-        return flat({name: grid[:, c] for c, name in enumerate(columns)})
+        return as_elements({name: grid[:, c] for c, name in enumerate(columns)})
 
     model = segue.fit(segue.data.of([elements(grid[:cut]) for grid, cut in zip(grids, cuts) if cut], kind="series"),
                       minutes=minutes, quiet=True)
@@ -237,9 +237,9 @@ def linear(learned: Sequence[np.ndarray], steps: int, lags: int) -> Callable[[np
 def table_of(path: Path, columns: Sequence[str], train: float, end: float = 1.0, **options: Any) -> Callable[..., Any]:
     """A table as one series, learned from up to a share of it."""
     def run(minutes: float) -> Measured:
-        from segue.kinds.series import table
+        from segue.kinds.elements import as_columns
 
-        columns_of = table(segue.read(path, kind="series", columns=list(columns))[0].object)
+        columns_of = as_columns(segue.read(path, kind="series", columns=list(columns))[0].object)
         grid = np.stack([columns_of[name] for name in columns_of], 1)
         return series(minutes, [grid[: int(end * len(grid))]], [int(train * len(grid))], list(columns_of), **options)
 
@@ -248,9 +248,10 @@ def table_of(path: Path, columns: Sequence[str], train: float, end: float = 1.0,
 
 def vowels(minutes: float, path: Path, test: Path) -> Measured:
     """Utterances of twelve numbers: the last five moments of others than were learned."""
-    from segue.kinds.series import table
+    from segue.kinds.elements import as_columns
 
-    parts = [[np.stack(list(table(record.object).values()), 1) for record in segue.read(each)] for each in (path, test)]
+    parts = [[np.stack(list(as_columns(record.object).values()), 1) for record in segue.read(each)]
+             for each in (path, test)]
     grids = [*parts[0], *parts[1]]
     return series(minutes, grids, [len(grid) for grid in parts[0]] + [0] * len(parts[1]),
                   [f"x{c + 1}" for c in range(grids[0].shape[1])], 5)

@@ -31,7 +31,7 @@ from segue.cli import main
 from segue.decoding.forecast import ColumnTurns, Forecast, sample_forecasts
 from segue.errors import SegueError
 from segue.kinds.codecs import LevelCodec
-from segue.kinds.series import table
+from segue.kinds.elements import as_columns
 from segue.kinds.times import Clock, steady
 from segue.training.recipe import Facts, choose_plan
 from segue.verbs import forecast as verb
@@ -131,13 +131,13 @@ def test_a_forecast_says_what_its_samples_say(waves: Path, tmp_path: Path) -> No
     ids = model.codec.encode(prime).tolist()[-model.context :]  # as much as a row has
     again = sample_forecasts(model.decodable(), model.codec, [ids], 5, 30, seed=3)[0]
     if model.combination is not None:
-        again = model.combination.moved(again, np.stack(list(table(prime).values()), 1))
+        again = model.combination.moved(again, np.stack(list(as_columns(prime).values()), 1))
     np.testing.assert_array_equal(told.draws, again)
     values = told.as_dict()["columns"]
     np.testing.assert_allclose(values["flow"]["median"], np.median(told.draws[..., 1], 0), rtol=1e-6)
     assert all(a <= b <= c for a, b, c in zip(*(values["load"]["quantiles"][q] for q in ("0.1", "0.5", "0.9"))))
     assert told.text.splitlines()[0].split() == ["step", "load", "flow"] and len(told.text.splitlines()) == 6
-    assert table(told.value)["load"].tolist() == values["load"]["median"]
+    assert as_columns(told.value)["load"].tolist() == values["load"]["median"]
     within = model.continue_(prime[:-1], n=3, samples=4)  # a moment that has begun is the first
     assert np.isnan(within.draws[:, 0, 0]).all() and np.isfinite(within.draws[:, 0, 1]).all()
     assert within.as_dict()["columns"]["load"]["median"][0] is None and len(within.value) == 5

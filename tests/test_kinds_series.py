@@ -18,8 +18,8 @@ import segue
 from segue.data import of, read
 from segue.errors import SegueError
 from segue.kinds import KINDS, LevelCodec
+from segue.kinds.elements import as_columns, as_elements, levels_of
 from segue.kinds.numbers import numbers_in
-from segue.kinds.series import flat, steps, table
 from segue.testing import check_codec, check_kind
 
 SERIES = KINDS["series"]
@@ -84,7 +84,7 @@ def test_what_says_when(tmp_path: Path) -> None:
     # The day of a month alone says no order: rows stay, and the columns that count them go.
     dates = [(month, day) for month in (1, 2) for day in range(1, 29)]
     rows = "".join(f"{i},2020,{day},{month + day / 100}\n" for i, (month, day) in enumerate(dates))
-    said = table(values("No,year,day,v\n" + rows))
+    said = as_columns(values("No,year,day,v\n" + rows))
     assert list(said) == ["year", "day", "v"]
     np.testing.assert_allclose(said["v"], [month + day / 100 for month, day in dates])
     # Days or months first: the user can say it.
@@ -222,8 +222,8 @@ numbers = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=400)
 @given(numbers, st.integers(2, 40))
 def test_levels_are_near_and_exact_where_there_are_few(values: list[float], levels: int) -> None:
     array = np.array(values)
-    codec = LevelCodec({"": steps(array, levels)})
-    obj = flat({"": array})
+    codec = LevelCodec({"": levels_of(array, levels)})
+    obj = as_elements({"": array})
     check_codec(codec, [obj])
     said = np.array(codec.decode(codec.encode(obj)), dtype=float)
     if len(np.unique(array)) <= 2 * levels:
@@ -234,7 +234,7 @@ def test_levels_are_near_and_exact_where_there_are_few(values: list[float], leve
 
 
 def test_columns_that_a_model_left_out_are_missing() -> None:
-    whole = table(["a=1", "b=2", "a=3", "a=4", "b=5", "b=6"])
+    whole = as_columns(["a=1", "b=2", "a=3", "a=4", "b=5", "b=6"])
     np.testing.assert_array_equal(whole["a"], [1, 3, 4, np.nan])
     np.testing.assert_array_equal(whole["b"], [2, np.nan, 5, 6])
 
@@ -244,9 +244,9 @@ def test_a_model_learns_a_wave_and_goes_on(tmp_path: Path) -> None:
     wave = np.stack([np.sin(time / 4), np.cos(time / 4)], 1).round(1)
     np.save(tmp_path / "wave.npy", wave)
     model = segue.fit(tmp_path / "wave.npy", steps=100, quiet=True, mixer="gru", width=48)
-    prime = flat({"x1": wave[:100, 0], "x2": wave[:100, 1]})
+    prime = as_elements({"x1": wave[:100, 0], "x2": wave[:100, 1]})
     answer = model.continue_(prime, n=40, decoder="greedy")
-    said = table(answer.value)
+    said = as_columns(answer.value)
     assert np.abs(said["x1"] - wave[100:120, 0]).mean() < 0.25
     answer.save(tmp_path / "more.csv")
     assert read(tmp_path / "more.csv")[0].object[:200] == prime

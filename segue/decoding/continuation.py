@@ -25,8 +25,8 @@ from segue.decoding.sampling import Processor
 from segue.errors import SegueError
 from segue.kinds.base import Problems, Record, head_of
 from segue.kinds.codecs import CellCodec, TokenizerCodec, as_bytes, parted
+from segue.kinds.elements import as_columns
 from segue.kinds.packed import is_archive
-from segue.kinds.series import table
 from segue.models.base import begin_token
 from segue.models.depth import DepthSchedule
 
@@ -486,7 +486,7 @@ def _forecast(fitted: FittedModel, model: Decodable, record: Record, n: int | No
     row_elements = max(1, fitted.context // len(columns)) * len(columns)  # of a training row, in whole moments
     first = -(-max(0, len(past) - row_elements) // len(columns)) * len(columns)
     ids = codec.prompt(past[first:]).tolist() if first else list(prime_tokens(codec, past, model))
-    before = table(past)
+    before = as_columns(past)
     length = max(map(len, before.values()), default=0)
     known = np.stack([before.get(column, np.full(length, np.nan)) for column in columns], 1)
     called = [column or getattr(codec, "column", "") or "value" for column in columns]

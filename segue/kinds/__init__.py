@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from segue.kinds.base import Kind, Problem, Problems, Record
 from segue.kinds.biology import DNA, Protein
+from segue.kinds.cases import Cases
 from segue.kinds.chemistry import Molecule
 from segue.kinds.codecs import (
     CODECS,
@@ -26,7 +27,7 @@ from segue.kinds.picture import Picture
 from segue.kinds.rows import Rows
 from segue.kinds.series import Series
 from segue.kinds.sound import Sound
-from segue.kinds.table import Cases, Events
+from segue.kinds.table import Events
 from segue.kinds.text import Code, Text
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (

@@ -1,7 +1,7 @@
 """Tables whose rows stand alone: flowers with their measures, people with their answers, each row a thing of its own.
 
 No column says when, neighbours are not alike, and nothing happens to anybody: else see `segue.kinds.series` and
-`segue.kinds.table`.
+`segue.kinds.table`. A table of which nothing else is known is read so too.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ from segue.kinds.base import Dataset, Kind, Problems, Record, looks_binary, of_c
 from segue.kinds.codecs import MISSING, CellCodec, Codec, decimal
 from segue.kinds.columns import class_column, class_of, look, says_few, told
 from segue.kinds.frame import DELIMITED, JSON, PARQUET, TABULAR, Frame, Look, glance, is_parquet, load_table
+from segue.kinds.frame import number as is_number
+from segue.kinds.moment_rows import counts_rows, numbers_of
 from segue.kinds.numbers import likeness, number_in
-from segue.kinds.series import counts_rows, numbers_of, says_class
-from segue.kinds.table import (
+from segue.kinds.roles import (
     WHAT,
     WHO,
     addresses,
     are_wordy,
-    in_blocks,
-    is_number,
+    column_called,
+    has_merged_cells,
     measured,
-    merged,
-    named_by,
     numbered,
-    timed,
+    time_column,
 )
+from segue.kinds.series import says_class
+from segue.kinds.table import in_blocks
 from segue.kinds.text_columns import text_columns
 from segue.kinds.times import timelike
 from segue.kinds.wide import wide
@@ -169,7 +170,7 @@ def note(order: Sequence[str], of: str | None, taken: bool, left: Sequence[str])
 
 def stand_alone(table: Look) -> bool:
     """Whether the rows of a table are things of their own, by its beginning."""
-    if not 2 <= len(table.names) <= MOST or len(table.rows) < 8 or merged(table):
+    if not 2 <= len(table.names) <= MOST or len(table.rows) < 8 or has_merged_cells(table):
         return False
     columns = {name: cells for name in table.names if (cells := table.column(name)) and not (
         table.headed and is_identifier(name, cells))}
@@ -187,11 +188,11 @@ def stand_alone(table: Look) -> bool:
                                                                         len(numbers) < 3):
         return False
     names = table.names if table.headed else []
-    when = timed(names, lambda name: columns.get(name, []))
+    when = time_column(names, lambda name: columns.get(name, []))
     if any(timelike(columns[name]) for name in columns) or (
             when is not None and _rises(list(map(number_in, columns[when])))):
         return False
-    if table.headed and named_by(names, WHO) and (named_by(names, WHAT) or sum(map(numbered, names)) > 1):
+    if table.headed and column_called(names, WHO) and (column_called(names, WHAT) or sum(map(numbered, names)) > 1):
         return False
     if not table.headed and (len(columns) < 4 or (_ids(columns, table) and len(columns) < 6)):
         return False  # who did what

@@ -9,7 +9,7 @@ import numpy as np
 
 from segue.kinds.frame import DAYS, Look
 from segue.kinds.numbers import are_numbers, likeness, number_in
-from segue.kinds.table import WHEN, named_by
+from segue.kinds.roles import WHEN, column_called
 from segue.kinds.times import DATE, timelike
 
 MONTH = re.compile(r"\d{4}[-/. ]?(0?[1-9]|1[0-2]|Q[1-4])|[A-Za-z]{3,9}[-. ]\d{1,2},? ?\d{4}", re.IGNORECASE)
@@ -40,7 +40,7 @@ def wide(table: Look, classes: Collection[str] = (), has_classes: bool = False) 
         return years
     moments = _numbered(table.names, others)
     beside = [name for name in table.names if name not in moments]
-    if len(moments) < FEW or named_by(others, WHEN) or any(timelike(table.column(name)) for name in others):
+    if len(moments) < FEW or column_called(others, WHEN) or any(timelike(table.column(name)) for name in others):
         return []
     if not all(name in others or name in classes for name in beside) or len(beside) > MOST_BESIDE:
         return []

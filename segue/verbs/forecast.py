@@ -13,7 +13,7 @@ from segue.analysis.forecast import SIMPLE, Combination, find_season, linear_for
 from segue.analysis.registry import METRICS
 from segue.decoding.forecast import sample_forecasts
 from segue.kinds.codecs import element, parted
-from segue.kinds.series import table
+from segue.kinds.elements import as_columns
 from segue.training.evaluate import OURS
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _select_windows(fitted: Fitted, data: Data, before: np.ndarray | None = None
     of each."""
     turns = fitted.codec.turns()
     columns = [parted(fitted.codec.token(int(turn[0])))[0] for turn in turns]
-    series = [table(obj) for obj in data.objects()]
+    series = [as_columns(obj) for obj in data.objects()]
     lengths = np.array([max(map(len, each.values()), default=0) for each in series])
     first = lengths // 2 if before is None else before // len(turns)
     usual = int(np.median(lengths if before is None else 2 * (lengths - first)))
