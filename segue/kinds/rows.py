@@ -173,7 +173,7 @@ def stand_alone(table: Look) -> bool:
     if not 2 <= len(table.names) <= MOST or len(table.rows) < 8 or has_merged_cells(table):
         return False
     columns = {name: cells for name in table.names if (cells := table.column(name)) and not (
-        table.headed and is_identifier(name, cells))}
+        table.headed and plain_id(name) and is_identifier(name, cells))}
     if len(columns) < 2 or any(
             isinstance(cell, list | dict) for cells in columns.values() for cell in cells):
         return False

@@ -37,7 +37,8 @@ PLAIN, LONGER = "maximum likelihood", "maximum likelihood, as long"
 CLONED, MATCHED, BOTH = "cloned backspaces", "matched", "matched, with backspaces"
 UNLIKELY = "unlikelihood of own errors"
 RATE = 3e-3  # of the arms
-LONG = 4  # times the steps: what maximum likelihood gets done while matching with backspaces rolls out
+LONG = 4  # times the steps: what maximum likelihood gets done while matching with backspaces rolls out by torch; by
+# the compiled engine that takes two to three times as long, so that maximum likelihood has more than its time
 
 
 def sums(rows: int, generator: torch.Generator, wrong: float = 0.0) -> Batch:
