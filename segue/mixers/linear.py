@@ -73,7 +73,7 @@ class Taylor(Features):
         i, j, share = self._pairs(x)
         # Products with ones and zeros: to index, and above all its gradient, takes several times as long.
         both = x.flatten(0, -2) @ F.one_hot(torch.cat([i, j]), self.width).to(x.dtype).T
-        first, second = both.view(*x.shape[:-1], -1).chunk(2, -1)
+        first, second = both.view(*x.shape[:-1], 2 * len(i)).chunk(2, -1)
         return torch.cat([torch.ones_like(x[..., :1]), x * self.width**-0.25, first * second * share], -1)
 
     def lower(self, program: Program, name: str, x: View, heads: int) -> View:
