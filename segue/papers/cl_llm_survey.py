@@ -19,7 +19,7 @@ from segue.continual import EWC, AdapterTuning, Experience, LwF, OLoRA, Replay, 
 from segue.continual.stream import bits_per_element, domain_incremental, ordered_batches
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch
-from segue.papers.base import Claim, Row, Run, Verdict, kept, restore
+from segue.papers.base import Claim, Row, Run, Verdict, dump_weights, load_weights
 from segue.papers.corpora import ASCII, WINDOWS, standard_library
 from segue.training.learn import learn
 
@@ -83,14 +83,14 @@ def pretrained(seed: int, steps: int, small: bool) -> str:
     """The weights of a model of the first domain."""
     model, first = stack(seed), experiences(seed, steps, small)[0]
     learn(model, ordered_batches(first.train, ROWS), steps, seed=seed, **REWARMED)
-    return kept(model)
+    return dump_weights(model)
 
 
 def once(arm: str, strength: float, weights: str, seed: int, steps: int, small: bool, tune: bool = False
          ) -> dict[str, Any]:
     """One arm on one seed: the matrix of bits per character."""
     made, stream, model = ARMS[arm], experiences(seed, steps, small, tune), stack(seed)
-    restore(model, weights)
+    load_weights(model, weights)
     strategy = made.strategy(strength)
     if not made.plain:  # what it is to remember of the first domain, at a rate of 0: no weight moves
         rows = stream[0].train.rows(slice(0, KEPT))
@@ -158,10 +158,11 @@ def measure(run: Run) -> list[Row]:
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
     row = {row["arm"]: row for row in table}
-    plain, kept, joint = row[PLAIN], row[KEEPING], row["joint"]
-    cut, cost = 1 - kept["forgetting"] / plain["forgetting"], kept["new"] / plain["new"] - 1
+    plain, keeping, joint = row[PLAIN], row[KEEPING], row["joint"]
+    cut, cost = 1 - keeping["forgetting"] / plain["forgetting"], keeping["new"] / plain["new"] - 1
     best = min(table, key=lambda row: row["final"])["arm"]
-    equal = [arm for arm in WITHOUT if row[arm]["forgetting"] <= kept["forgetting"] and row[arm]["new"] <= kept["new"]]
+    equal = [arm for arm in WITHOUT
+             if row[arm]["forgetting"] <= keeping["forgetting"] and row[arm]["new"] <= keeping["new"]]
     others = "; ".join(f"{arm} forgets {row[arm]['forgetting']:.3f}, new domains at {row[arm]['new']:.3f}"
                        for arm in (*WITHOUT, "LwF"))
     reason = (f"re-warming forgets {plain['forgetting']:.3f} bits, new domains at {plain['new']:.3f}; with 25% of "

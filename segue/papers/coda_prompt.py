@@ -28,11 +28,11 @@ from segue.papers.corpora import (
     PACKAGES,
     VOCABULARY,
     WIDTH,
-    backbone,
     labelled_codec,
     labelled_rows,
     labelled_texts,
-    pretrained,
+    load_backbone,
+    pretrain,
 )
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def score(arm: str, size: int, weights: str, small: bool, seed: int, rate: float
     """Accuracy over all classes at the end, and mean forgetting of all experiences but the last."""
     found = {part: rows.as_prompts() for part, rows in labelled_rows("code", None, small).items()}
     classes, group = labelled_texts("code", None, small).classes, labelled_texts("code", None, small).group
-    stack, rows = backbone(weights, seed).eval(), common(small)
+    stack, rows = load_backbone(weights, seed).eval(), common(small)
     prompted = Prompted(stack, source(arm, size))
     prompted.standardise_queries(rows.tokens, rows.layout)
     head = Standardised(classes, prompted.centre.clone(), prompted.spread.clone())
@@ -119,7 +119,7 @@ def so_far(model: torch.nn.Module, experience: Experience, seen: Sequence[int]) 
 
 def measure(run: Run) -> list[Row]:
     small = run.scale == "smoke"
-    base = run.cell("backbone", partial(pretrained, "code", None, small, run.pick(2, 500)))
+    base = run.cell("backbone", partial(pretrain, "code", None, small, run.pick(2, 500)))
     seeds = range(run.seed, run.seed + run.pick(1, 3))
 
     def job(arm: str, size: int, seed: int, rate: float, tuning: bool = False) -> tuple[str, Any]:

@@ -21,7 +21,7 @@ from segue.analysis.calls import numbered, sites_right
 from segue.continual import AGEM, EWC, SI, Experience, Replay, RWalk, ScoreMatrix, Strategy, learn_stream
 from segue.continual.stream import bits_per_element, cumulative, domain_incremental
 from segue.models import Stack, StackConfig
-from segue.papers.base import Claim, Row, Run, Verdict, kept, restore
+from segue.papers.base import Claim, Row, Run, Verdict, dump_weights, load_weights
 from segue.papers.corpora import ASCII, FAMILIAR, WINDOWS, standard_library
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def pretrained(seed: int, steps: int, small: bool) -> str:
     model = stack(seed)
     first = experiences({"familiar": FAMILIAR}, ROWS * steps, small, True, seed)
     learn_stream(model, first, Strategy(), rows=ROWS, rate=1e-3, seed=seed, measure=bits_per_element, cooldown=0.0)
-    return kept(model)
+    return dump_weights(model)
 
 
 def strategy(arm: str, strength: float, seed: int) -> Strategy:
@@ -98,7 +98,7 @@ def once(arm: str, strength: float, weights: str, seed: int, steps: int, small: 
          ) -> dict[str, Any]:
     """One arm on one seed. small: see `experiences`. tune: measured on the rows kept for choosing."""
     model = stack(seed)
-    restore(model, weights)
+    load_weights(model, weights)
     stream = experiences({name: (name,) for name in DOMAINS}, ROWS * steps, small, tune, seed)
     familiar = experiences({"familiar": FAMILIAR}, 1, small, tune)
     stop = {"patience": 2} if arm == "early stopping" else {}

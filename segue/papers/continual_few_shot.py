@@ -23,7 +23,7 @@ from segue.continual.inner import InnerLoop, tuned
 from segue.models import Classifier, SparseNetwork
 from segue.models.classify import LinearHead, PrototypeHead
 from segue.objectives import Batch, ClassLoss, asked, generator_of
-from segue.papers.base import Claim, Row, Run, Verdict, kept, restore
+from segue.papers.base import Claim, Row, Run, Verdict, dump_weights, load_weights
 from segue.training.learn import learn
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def pretrained(kind: str, folder: Path | None, steps: int) -> dict[str, Any]:
         return base.rows(torch.randint(len(base.targets), (64,), generator=generator_of(0, step)))
 
     run = learn(model, batch, steps, rate=5e-3, objective=ClassLoss("all"), cooldown=0.5)
-    return {"weights": kept(model.backbone), "loss": run.curve[-1]["loss"]}
+    return {"weights": dump_weights(model.backbone), "loss": run.curve[-1]["loss"]}
 
 
 def shape(task: str, kind: str) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def score(arm: str, task: str, kind: str, folder: Path | None, weights: str, epi
         episode = draw(number)
         torch.manual_seed(number)
         model = reader(kind, episode.classes).eval()  # whose head is the same for all arms
-        restore(model.backbone, weights)
+        load_weights(model.backbone, weights)
         tests = damaged(episode.test, number) if task == "instances" else {"clean": episode.test}
         for name, hits in answers(arm, model, episode, tests, steps, rate, number).items():
             right.setdefault(name, []).append(float(hits.float().mean()))

@@ -19,7 +19,7 @@ from segue.decoding import generate
 from segue.decoding.sampling import Prefix
 from segue.models.stack import Stack, StackConfig
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.papers.corpora import END, SEPARATOR, WORDS, Facts, restaurants, sentences
+from segue.papers.corpora import END, SEPARATOR, WORDS, Facts, restaurants, sample_sentences
 from segue.training.learn import learn
 
 if TYPE_CHECKING:
@@ -120,7 +120,8 @@ def measure(run: Run) -> list[Row]:
     def model() -> Stack:
         torch.manual_seed(run.seed)
         stack = Stack(StackConfig(vocabulary, run.pick(16, 128), ["attention"] * run.pick(1, 4)))
-        learn(stack, partial(sentences, train, run.pick(8, 32), run.seed), run.pick(10, 900), rate=2e-3, seed=run.seed)
+        learn(stack, partial(sample_sentences, train, run.pick(8, 32), run.seed), run.pick(10, 900), rate=2e-3,
+              seed=run.seed)
         return stack.eval()
 
     def scored(facts: Facts, options: Options) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from segue.objectives import Batch, MaskedDiffusion, generator_of
 from segue.objectives.diffusion import exact_law
 from segue.objectives.regression import SquaredError, scored
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.papers.corpora import binding, every_word, genome
+from segue.papers.corpora import all_words, binding_scores, genome
 from segue.training.learn import learn, minibatches
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def pretrained(folder: Path | None, length: int, seed: int, width: int, steps: i
 def oracles(table: Tensor, length: int, seed: int, width: int, steps: int, rows: int) -> tuple[OraclePair, float]:
     """To climb, a network that learns half of the table, a word and its other strand in one half; to judge, the table;
     and how much of the other half's variance the network explains."""
-    words = every_word(length)
+    words = all_words(length)
     strand = torch.minimum(numbers(words, LETTERS), numbers(LETTERS - 1 - words.flip(1), LETTERS))
     seen = torch.rand(len(words), generator=generator_of(seed, 1))[strand] < 0.5
     known, unknown = seen.nonzero()[:, 0], (~seen).nonzero()[:, 0]
@@ -96,10 +96,10 @@ def cell(data: tuple[Path | None, Path | None], length: int, arm: str, seed: int
          rows: int, runs: int) -> dict[str, Any]:
     """One arm: teach model and proxy, fine-tune or steer, and describe the exact law. For the pretrained model also
     what its law tilts to, and what particles on it come to."""
-    table = binding(data[1], FACTOR, length)
+    table = binding_scores(data[1], FACTOR, length)
     model = pretrained(data[0], length, seed, width, teach, rows)
     pair, explained = oracles(table, length, seed, width, teach, rows)
-    words, law = F.one_hot(every_word(length), LETTERS).float(), law_of(model)
+    words, law = F.one_hot(all_words(length), LETTERS).float(), law_of(model)
     guess = pair.train(words).double()
     target = (law.log() + guess / STRENGTH).softmax(0)
     describe = partial(described, true=pair.judge(words), guess=guess, target=target)

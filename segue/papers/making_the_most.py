@@ -25,7 +25,7 @@ from segue.models.windows import WindowRecurrence
 from segue.objectives import Batch, NextElement
 from segue.papers import corpora
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.papers.corpora import commonest
+from segue.papers.corpora import frequent_word_ids
 from segue.training.adapt import dynamic_evaluation, state_evaluation
 from segue.training.learn import learn
 
@@ -173,7 +173,7 @@ def captions(folder: Path | None, vocabulary: int) -> tuple[int, list[list[int]]
 
     learned, test = ([words for words in corpora.captions(folder, part, marks=".,\"") if len(words) > GIVEN + 1]
                      for part in ("train", "test_2016_flickr"))
-    ids = commonest((word for words in learned for word in words), vocabulary - WORDS, WORDS)
+    ids = frequent_word_ids((word for words in learned for word in words), vocabulary - WORDS, WORDS)
 
     def encode(texts: list[list[str]]) -> list[list[int]]:
         return [[ids.get(word, UNKNOWN) for word in words] for words in texts]

@@ -22,7 +22,7 @@ from segue.models import PointerConfig, PointerNetwork, SetConfig, Stack, StackC
 from segue.objectives import Batch, NextElement, OrderSearch
 from segue.objectives.order import Sets
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.papers.corpora import commonest
+from segue.papers.corpora import frequent_word_ids
 from segue.tasks import GEOMETRY
 from segue.training.learn import learn
 
@@ -113,7 +113,7 @@ def words(path: Path | None, size: int) -> tuple[int, np.ndarray, np.ndarray, np
         return size, walk[:2000], walk[2000:2500], walk[2500:]
     text = re.findall(r"[a-z']+|[^\sa-z']", gzip.decompress(path.read_bytes()).decode("utf-8").lower())
     first, second = (len(text) * share // 20 for share in (18, 19))
-    common = commonest(text[:first], size - 1, first=1)
+    common = frequent_word_ids(text[:first], size - 1, first=1)
     ids = np.array([common.get(word, 0) for word in text])
     return size, ids[:first], ids[first:second], ids[second:]
 

@@ -28,10 +28,10 @@ from segue.papers.corpora import (
     PACKAGES,
     VOCABULARY,
     WIDTH,
-    backbone,
     labelled_rows,
     labelled_texts,
-    pretrained,
+    load_backbone,
+    pretrain,
 )
 from segue.training.learn import learn
 
@@ -81,7 +81,7 @@ def score(name: str, kind: str, folder: Path | None, small: bool, weights: str, 
     groups = [part.tolist() for part in order.split(classes if arm.joint else group)]
     train = train.rows(torch.randperm(len(train.targets), generator=torch.Generator().manual_seed(seed)))
     stream = class_incremental(train, test, groups)
-    model = Classifier(backbone("" if arm.random else weights, seed), HEADS[arm.head](WIDTH, classes), "mean")
+    model = Classifier(load_backbone("" if arm.random else weights, seed), HEADS[arm.head](WIDTH, classes), "mean")
     # Costs, in forward passes over a row; a step of training is three.
     whole = 3 * epochs[0] * len(train.targets)
     cost = 2 * whole if arm.strategy == "replay" else whole
@@ -113,7 +113,7 @@ def measure(run: Run) -> list[Row]:
     folder = None if found[0] is None else found[0].parent
     small = run.pick(True, False)
     epochs = run.pick((1, 1, 1), (EPOCHS, WARM_UP, HEAD_EPOCHS))
-    bases = run.cells({f"backbone for {kind}": partial(pretrained, kind, folder, small, run.pick(2, steps))
+    bases = run.cells({f"backbone for {kind}": partial(pretrain, kind, folder, small, run.pick(2, steps))
                        for kind, steps in (("code", 500), ("queries", 300))})
 
     def job(name: str, kind: str, seed: int, rates: dict[str, float], tuning: bool = False) -> tuple[str, Any]:

@@ -24,7 +24,7 @@ from segue.decoding import generate
 from segue.models import Stack, StackConfig
 from segue.models.compiled import CompiledModel, compile_model
 from segue.objectives import Batch, Mixed, NextElement, Objective, OccupancyMatching, RolloutUnlikelihood, generator_of
-from segue.papers.base import Claim, Row, Run, Verdict, kept, restore
+from segue.papers.base import Claim, Row, Run, Verdict, dump_weights, load_weights
 from segue.training.learn import StopWhenAccurate, learn
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def base(seed: int, width: int, right: float, steps: int) -> dict[str, Any]:
     held = sums(60, torch.Generator().manual_seed(-1 - seed))
     first = learn(small, learned_from(seed), steps, rate=3e-3, seed=seed, strategy=StopWhenAccurate(held, right),
                   cooldown=0.0)
-    return {"weights": kept(small), "steps": first.step}
+    return {"weights": dump_weights(small), "steps": first.step}
 
 
 def tried(begun: dict[str, Any], arm: str, seed: int, width: int, steps: int, prompts: int, c: float, noise: float,
@@ -144,7 +144,7 @@ def tried(begun: dict[str, Any], arm: str, seed: int, width: int, steps: int, pr
     """The arm, from the base model on."""
     torch.manual_seed(seed)
     small = build(width, 2)
-    restore(small, begun["weights"])
+    load_weights(small, begun["weights"])
     model, batches = grown(small), learned_from(seed)
     learn(model, lambda step: batches(begun["steps"] + step), steps * (LONG if arm == LONGER else 1), rate=RATE,
           seed=seed, objective=objective(arm, c, noise))
