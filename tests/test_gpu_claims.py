@@ -119,7 +119,7 @@ def test_states_are_tracked_on_one_device(pretended: None, cell: str, monkeypatc
     for name, task in paper.TRACKED.items():
         monkeypatch.setitem(paper.TRACKED, name, type(task)(name, task.vocabulary, nothing(2), 0.5))
     arm = next(arm for arm in paper.ARMS | paper.SWAPS if arm[0] == cell)
-    paper.track(arm, 0, paper.Lesson(1, 4), 16, ELSEWHERE)
+    paper.train_tracker(arm, 0, paper.Lesson(1, 4), 16, ELSEWHERE)
 
 
 @pytest.mark.parametrize("mixer", ["attention", "gla", "mamba"])
