@@ -32,7 +32,7 @@ from segue.models.classify import Classifier, LinearHead
 from segue.models.perceptron import Flat
 from segue.models.stack import both_ways
 from segue.objectives import generator_of
-from segue.objectives.regression import SquaredError, scored
+from segue.objectives.regression import SquaredError, scored_batch
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.papers.corpora import WORD, binding, every_word
 from segue.training.learn import learn, minibatches
@@ -59,7 +59,7 @@ def encoder_of(folder: Path | None, features: str, seed: int, width: int, steps:
         scores = (scores - scores.mean(0)) / scores.std(0)
 
         learn(Classifier(backbone, LinearHead(width, len(OTHERS)), pool="mean"),
-              minibatches(scored(words, scores), rows, seed), steps, rate=2e-3, seed=seed,
+              minibatches(scored_batch(words, scores), rows, seed), steps, rate=2e-3, seed=seed,
               objective=SquaredError(), cooldown=0.5)
     return Encoder(backbone, LETTERS, range(LETTERS))
 
@@ -108,7 +108,7 @@ def by_network(folder: Path | None, seed: int, size: int, designs: int, width: i
     torch.manual_seed(seed)
     network = Flat(LETTERS, LENGTH, [2 * width] * 2, 1)
     standard = ((scores - scores.mean()) / scores.std()).float()
-    learn(network, minibatches(scored(words, standard), rows, seed), teach,
+    learn(network, minibatches(scored_batch(words, standard), rows, seed), teach,
           rate=1e-3, seed=seed, objective=SquaredError(), cooldown=0.5)
     design = begun(words, scores, designs, seed)
     return {START: judged(design, table), ASCENT: judged(ascend(NetworkOracle(network), design, steps), table)}
