@@ -156,7 +156,7 @@ def score_grams(arm: str, path: str | None, seed: int, steps: int, searched: int
         """(N, orders): log-probabilities of evenly spaced 5-grams of the text."""
         begins = np.linspace(0, len(text) - GRAM, tests, dtype=np.int64)
         parts = [Sets(make_gram_batch(text, some, size)) for some in np.array_split(begins, max(1, len(begins) // 250))]
-        return torch.cat([torch.stack([sets.scored(model, torch.tensor([order]).expand(len(sets.row), -1))
+        return torch.cat([torch.stack([sets.score_orders(model, torch.tensor([order]).expand(len(sets.row), -1))
                                        for order in orders], 1) for sets in parts])
 
     share = float((scores(validation)[:, 0] >= scores(validation)[:, -1]).float().mean())
