@@ -24,7 +24,7 @@ from segue.papers.curved_contrastive import (
     Vectors,
     evaluate,
     load_dailydialog,
-    summed_up,
+    load_dialogsum,
 )
 
 
@@ -63,7 +63,7 @@ def test_dialogues_are_read(tmp_path: Path) -> None:
     assert load_dailydialog(tmp_path / "a.gz") == [["Hi .", "Hello !"], ["Bye"]]
     rows = [{"dialogue": "#Person1#: Hi.\n#Person2#: Hello!"}]
     (tmp_path / "b.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
-    assert summed_up(tmp_path / "b.gz") == [["Hi.", "Hello!"]]
+    assert load_dialogsum(tmp_path / "b.gz") == [["Hi.", "Hello!"]]
 
 
 def systems(**change: Any) -> list[Row]:

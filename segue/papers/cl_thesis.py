@@ -104,7 +104,8 @@ def run_arm(arm: str, stream: str, size: int, folder: Path | None, seed: int, ra
     try:
         matrix = learn_stream(model, testing, make_strategy(arm, size, strength),
                               GroupedClasses(ORDERS) if tasks else None, rows=10, rate=rate, seed=seed,
-                              measure=measure, epochs=passes if tasks else 1, sgd=True, clip=0.0, warmup=0.0, cooldown=0.0)
+                              measure=measure, epochs=passes if tasks else 1, sgd=True, clip=0.0,
+                              warmup=0.0, cooldown=0.0)
     except SegueError as error:
         if "diverged" not in str(error):
             raise
