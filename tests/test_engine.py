@@ -797,7 +797,7 @@ def test_recurrent_memory_is_flat_over_100_000_tokens() -> None:
 
     def size() -> int:
         spaces = state.spaces.values()
-        return sum(m.array.nbytes for m in (state.cache, state.local, state.states)) + state.said.nbytes + sum(
+        return sum(m.array.nbytes for m in (state.cache, state.local, state.states)) + state.tokens.nbytes + sum(
             space.scratch.array.nbytes for space in spaces)
 
     token = np.zeros(1, np.int64)
