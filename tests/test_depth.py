@@ -311,7 +311,7 @@ def test_a_stack_that_drafts_for_itself_says_the_same(pattern: str, decoder: str
 def test_a_drafter_counts_from_the_prompt_too() -> None:
     """Under one schedule, model and drafter agree on every token."""
     model = Scheduled(stack("mamba+attention+gru+gla"), DepthSchedule((4, 3, 2, 2, 1)))
-    drafter = ModelDraft(Scheduled(model.stack, model.schedule), length=3, least=0.0)
+    drafter = ModelDraft(Scheduled(model.stack, model.schedule), length=3, min_probability=0.0)
     answers = generate(model, PROMPTS[:4], 17, draft=drafter, adaptive=False)
     assert all(answer.accepted == answer.drafted > 0 for answer in answers)
 

@@ -770,7 +770,7 @@ def test_it_reads_without_being_asked_for_scores(mixer: str) -> None:
         state.commit()
     torch.testing.assert_close(model.extend(ids, b).logits, stack.extend(ids, a).logits, atol=TOLERANCE, rtol=TOLERANCE)
     plain = generate(stack, ids.tolist(), 12)
-    drafted = generate(stack, ids.tolist(), 12, draft=ModelDraft(model, least=0.0), adaptive=False)
+    drafted = generate(stack, ids.tolist(), 12, draft=ModelDraft(model, min_probability=0.0), adaptive=False)
     assert [answer.tokens for answer in drafted] == [answer.tokens for answer in plain]
 
 
@@ -797,7 +797,7 @@ def test_recurrent_memory_is_flat_over_100_000_tokens() -> None:
 
     def size() -> int:
         spaces = state.spaces.values()
-        return sum(m.array.nbytes for m in (state.cache, state.local, state.states)) + state.said.nbytes + sum(
+        return sum(m.array.nbytes for m in (state.cache, state.local, state.states)) + state.tokens.nbytes + sum(
             space.scratch.array.nbytes for space in spaces)
 
     token = np.zeros(1, np.int64)
@@ -836,8 +836,8 @@ def test_mistakes_are_named(pairs: Any) -> None:
 def test_nobody_waits_for_the_compiler(pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     stack, _ = pairs["mixed"]
     is_warm = False
-    monkeypatch.setattr(compiled, "warm", lambda: is_warm)
-    monkeypatch.setattr(compiled, "prepare", lambda: True)
+    monkeypatch.setattr(compiled, "is_warm", lambda: is_warm)
+    monkeypatch.setattr(compiled, "compile_in_background", lambda: True)
     model = accelerate(stack)
     assert isinstance(model, Accelerated) and "torch" in model.path
     early, ids = model.init_state(2), draw(stack, 2, 5)
@@ -854,12 +854,12 @@ def test_nobody_waits_for_the_compiler(pairs: Any, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_engine_is_loaded_once_whatever_threads_ask_for_it(pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "warm", lambda: False)
-    monkeypatch.setattr(compiled, "prepare", lambda: True)
+    monkeypatch.setattr(compiled, "is_warm", lambda: False)
+    monkeypatch.setattr(compiled, "compile_in_background", lambda: True)
     model, loads = accelerate(pairs["mixed"][0]), []
     assert isinstance(model, Accelerated)
     monkeypatch.setattr(model.compiled, "load", lambda: (time.sleep(0.05), loads.append(1)))
-    monkeypatch.setattr(compiled, "warm", lambda: True)
+    monkeypatch.setattr(compiled, "is_warm", lambda: True)
     with ThreadPoolExecutor(4) as threads:
         assert set(threads.map(lambda _: model.path, range(4))) == {model.compiled.path}
     assert loads == [1]

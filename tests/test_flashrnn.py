@@ -267,7 +267,7 @@ def test_triton_kernels(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from segue.kernels.triton import rnn as kernels
 
     inputs, others = drawn(cell, (18, 7, 2, 16), torch.float64, 8), documents(18, 7, 8)
-    monkeypatch.setattr(rnn, "compiles", lambda x: True)
+    monkeypatch.setattr(rnn, "runs_compiled", lambda x: True)
     monkeypatch.setattr(rnn, "_kernels", lambda x: (kernels.forward, kernels.backward))
     for rest in ((), others):
         expected = with_gradients(recurrence_reference, cell, inputs, *rest)

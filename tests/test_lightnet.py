@@ -45,7 +45,7 @@ def by_loops(mixer: LightNet, x: Tensor, grid: tuple[int, ...], theta: float = 1
     x = averaged(mixer, x, grid)
     q, k, v = mixer.qkv(x).view(n, 3, heads, -1).unbind(1)
     width = q.shape[-1]
-    share = math.ceil(width / max(1, mixer.places))
+    share = math.ceil(width / max(1, mixer.rotated_axes))
     out = torch.zeros_like(v)
     for i in range(n):
         seen = range(i + 1) if mixer.causal else range(n)
@@ -55,7 +55,7 @@ def by_loops(mixer: LightNet, x: Tensor, grid: tuple[int, ...], theta: float = 1
                 score = 0.0
                 for c in range(width):
                     axis = c // share
-                    apart = places[i][axis] - places[j][axis] if mixer.places and axis < len(grid) else 0
+                    apart = places[i][axis] - places[j][axis] if mixer.rotated_axes and axis < len(grid) else 0
                     cosine = math.cos(apart * theta ** (-(c % share) / share))
                     score = score + F.silu(q[i, h, c]) * weights[row, c] * cosine
                 out[i, h] += score * v[j, h]

@@ -136,7 +136,7 @@ def test_every_decoder(name: str) -> None:
             drafted = generate(ours, PROMPTS, 24, draft=draft, adaptive=False, **options)
             assert [answer.tokens for answer in drafted] == [answer.tokens for answer in alone]
         assert sum(answer.drafted for answer in drafted)
-    small = ModelDraft(model("gru", encoder="gru").double(), least=0.0)
+    small = ModelDraft(model("gru", encoder="gru").double(), min_probability=0.0)
     assert [answer.tokens for answer in generate(ours, PROMPTS, 8, draft=small)] == [answer.tokens for answer in plain]
     for decoder, options in SEARCHES.items():
         together = generate(ours, PROMPTS, 5, decoder, eos=0, **options)

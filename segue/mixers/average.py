@@ -1,5 +1,5 @@
-"""Moving averages: the past through a sum of decaying exponentials per channel (the multi-dimensional damped average of
-Ma et al. 2022, Mega, arXiv 2209.10655; as positions on a grid, Qin et al. 2023, arXiv 2305.04749)."""
+"""Exponential moving averages, several per channel (the multi-dimensional damped average of Mega: Ma et al. 2022, arXiv
+2209.10655; as position encodings on a grid: Qin et al. 2023, arXiv 2305.04749)."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 class ExponentialAverage(Recurrence):
     """h_t = a h_{t-1} + (1 - a) x_t for each channel and each of its decays a; y_t is a weighted sum of a channel's h.
 
-    Inputs x (B, N, D); state (B, D, S), float32 at least: a slow decay does not survive bfloat16.
+    width: D. states: S decays per channel. Inputs: x (B, N, D). State: (B, D, S), float32 or wider: a slow decay does
+    not survive bfloat16.
     """
 
     def __init__(self, width: int, states: int = 4) -> None:
         super().__init__()
-        # Time constants begin spread over about 1.4 to 64 elements: those of each channel, or from channel to channel.
+        # Initial time constants spread over about 1.4 to 64 elements, within each channel or, if S = 1, over channels.
         spread = torch.linspace(0.0, 4.1, states).repeat(width, 1) if states > 1 else torch.linspace(0.0, 4.1, width)
         self.rate = nn.Parameter(spread.view(width, states))  # a = sigmoid(rate)
         self.weight = nn.Parameter(torch.randn(width, states) / states**0.5)
@@ -35,26 +36,26 @@ class ExponentialAverage(Recurrence):
         return (like.new_zeros(batch, *self.rate.shape, dtype=torch.promote_types(like.dtype, torch.float32)),)
 
     def average_along(self, x: Tensor, axis: int = 1) -> Tensor:
-        """Averages along one axis of x (B, ..., D), each line on its own and without a state: one convolution, or one
-        scan where a channel has a single decay."""
+        """Average along one axis of x (B, ..., D), each line independently and without a state, by one convolution, or
+        one scan where a channel has a single decay."""
         wide = torch.promote_types(x.dtype, torch.float32)
         rate, weight = self.rate.to(wide), self.weight.to(wide)
         if rate.shape[1] == 1 and x.numel():
-            lines = x.to(wide).flatten(0, axis - 1).flatten(2)  # (lines, N, all that lies side by side)
-            beside = lines.shape[2] // len(rate)
-            decay, given = (y[:, 0].repeat(beside) for y in (torch.sigmoid(rate), torch.sigmoid(-rate) * weight))
-            return linear_scan(decay[None, None], lines * given, torch.zeros_like(lines[:, 0])).view_as(x).to(x.dtype)
+            lines = x.to(wide).flatten(0, axis - 1).flatten(2)  # (lines, N, later axes and D)
+            repeats = lines.shape[2] // len(rate)
+            decay, gain = (y[:, 0].repeat(repeats) for y in (torch.sigmoid(rate), torch.sigmoid(-rate) * weight))
+            return linear_scan(decay[None, None], lines * gain, torch.zeros_like(lines[:, 0])).view_as(x).to(x.dtype)
         lines = x.movedim(axis, -2)
         kernel = (self._times_input_weight(self._powers(x.shape[axis], wide)) * weight).sum(-1)
         return long_convolution(lines.flatten(0, -3), kernel).view_as(lines).movedim(-2, axis)
 
     def _powers(self, n: int, dtype: torch.dtype) -> Tensor:
-        """(N, D, S): the decays to the power 0, 1, ... N - 1."""
+        """Return the decays to the powers 0, 1, ... N - 1: (N, D, S)."""
         steps = torch.arange(n, dtype=dtype, device=self.rate.device)
         return (F.logsigmoid(self.rate.to(dtype)) * steps[:, None, None]).exp()
 
     def _times_input_weight(self, power: Tensor) -> Tensor:
-        """Times 1 - a, what the average gives to each new input."""
+        """Return `power` times 1 - a, the weight of a new input in the average."""
         return power * torch.sigmoid(-self.rate.to(power.dtype))
 
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
@@ -63,7 +64,7 @@ class ExponentialAverage(Recurrence):
         n, rate, weight = x.shape[1], self.rate.to(h.dtype), self.weight.to(h.dtype)
         if not x.numel():
             return x, state
-        if n > 1 and starts is None and lengths is None:  # the same for all nodes: one convolution
+        if n > 1 and starts is None and lengths is None:  # the same decays at all nodes: one convolution
             power = self._powers(n + 1, h.dtype)
             before = torch.einsum("bds,nds->bnd", h, power[1:] * weight)
             gains = self._times_input_weight(power[:-1].flip(0))

@@ -1,5 +1,4 @@
-"""Two mixers, one reading each way (Schuster & Paliwal 1997): for scoring and tagging, where the whole
-input is there."""
+"""A bidirectional pair of mixers (Schuster & Paliwal 1997), for scoring and tagging, where the whole input is known."""
 
 from __future__ import annotations
 
@@ -15,9 +14,9 @@ from segue.mixers.state import Parts
 
 
 class Bidirectional(Mixer):
-    """A causal mixer and its mirror image, side by side, projected back to the model's width.
+    """A causal mixer reading forwards beside another reading backwards, projected back to the model's width.
 
-    mixer: name of the mixer that reads each way; options go to both.
+    width: model width D. mixer: name of the causal mixer for both directions; `options` go to both.
     """
 
     causal = False
@@ -27,13 +26,13 @@ class Bidirectional(Mixer):
         from segue.mixers import MIXERS  # here, because the table lists this class too
 
         if mixer not in MIXERS or not MIXERS[mixer].causal:
-            raise SegueError(f"mixer '{mixer}' cannot read one way: choose a causal one")
+            raise SegueError(f"mixer '{mixer}' is not causal: choose a causal one")
         self.ahead, self.back = MIXERS[mixer](width, **options), MIXERS[mixer](width, **options)
         self.resettable = self.ahead.resettable
         self.out = nn.Linear(2 * width, width, bias=False)
 
     def read_both_ways(self, x: Tensor, layout: Layout) -> Tensor:
-        """(B, N, 2 D): what was read forwards beside what was read backwards."""
+        """Return the outputs of the forward and the backward mixer side by side, (B, N, 2 D)."""
         back = self.back.run(x.flip(1), layout.mirrored(), {}).flip(1)
         return torch.cat([self.ahead.run(x, layout, {}), back], -1)
 

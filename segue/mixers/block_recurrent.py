@@ -1,5 +1,5 @@
-"""Block-recurrent attention (Hutchins et al. 2022, arXiv 2203.07852): attention inside blocks, and a few vectors that
-carry on from block to block."""
+"""Block-recurrent attention (Hutchins et al. 2022, arXiv 2203.07852): attention within blocks, and a few state vectors
+that are passed on from block to block."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 
 class BlockRecurrence(SteppedRecurrence):
-    """Inputs q, r, k, v (B, N, H, E): queries of blocks and of memory, keys and values. State: memory (B, S, D), then
-    keys and values of the block before and of this one so far (B, 2 W, H, E), and how many nodes there were (B,) long.
+    """Attention to the current block so far, the block before, and S memory vectors. When a block is full, the memory
+    attends to itself and to the block, and is updated through a learned gate.
 
-    When a block is full, the memory looks at itself and at the block, and moves by a learned gate.
+    Inputs: q, r, k, v (B, N, H, E): queries to blocks and to memory, keys and values. State: memory (B, S, D), keys and
+    values of the previous block and of the current one so far, each (B, 2 W, H, E), and the number of nodes (B,) long.
     """
 
     learnable_tensors = (0,)
@@ -30,7 +31,7 @@ class BlockRecurrence(SteppedRecurrence):
     def __init__(self, width: int, heads: int, memory: int, block: int) -> None:
         super().__init__()
         self.heads, self.block, self.shape = heads, block, (2 * block, heads, width // heads)
-        self.names = nn.Parameter(torch.randn(memory, width))  # what tells the memory's vectors apart
+        self.names = nn.Parameter(torch.randn(memory, width))  # identity embeddings of the memory vectors
         self.norm = nn.LayerNorm(width)
         self.project = nn.Linear(width, 4 * width, bias=False)
         self.update = nn.Linear(2 * width, width)
@@ -42,7 +43,7 @@ class BlockRecurrence(SteppedRecurrence):
         return like.new_zeros(batch, *self.names.shape), empty, empty, count
 
     def run_within_block(self, inputs: Tensors, state: Tensors) -> tuple[Tensor, Tensors]:
-        """Nodes (B, M, ...) that lie in one block; M is 1, or every row has seen as many nodes."""
+        """Process nodes (B, M, ...) that lie in one block; if M > 1, every row must have seen as many nodes."""
         (q, r, k, v), (memory, keys, values, count) = inputs, state
         block, slots = self.block, torch.arange(2 * self.block, device=count.device)
         index = block + (count % block)[:, None] + torch.arange(q.shape[1], device=count.device)
@@ -50,15 +51,15 @@ class BlockRecurrence(SteppedRecurrence):
         keys, values = keys.scatter(1, slot, k.to(keys.dtype)), values.scatter(1, slot, v.to(values.dtype))
         seen = (slots <= index[..., None]) & ((slots >= block) | (count >= block)[:, None, None])  # (B, M, 2 W)
         parts = self.project(self.norm(memory + self.names.to(memory.dtype)))
-        mine, theirs, memory_keys, memory_values = parts.unflatten(-1, (-1, keys.shape[-1])).chunk(4, -2)
+        self_queries, block_queries, memory_keys, memory_values = parts.unflatten(-1, (-1, keys.shape[-1])).chunk(4, -2)
         y = torch.cat([attend_heads(q, keys, values, seen), attend_heads(r, memory_keys, memory_values)], -1)
         count = count + q.shape[1]
         full = count % block == 0
         if bool(full.any()):
-            found = torch.cat([attend_heads(mine, memory_keys, memory_values),
-                               attend_heads(theirs, keys[:, block:], values[:, block:])], -1)
-            moved = torch.lerp(self.update(found), memory.to(found.dtype), self.gate.sigmoid().to(found.dtype))
-            memory = torch.where(full[:, None, None], moved.to(memory.dtype), memory)
+            read = torch.cat([attend_heads(self_queries, memory_keys, memory_values),
+                              attend_heads(block_queries, keys[:, block:], values[:, block:])], -1)
+            updated = torch.lerp(self.update(read), memory.to(read.dtype), self.gate.sigmoid().to(read.dtype))
+            memory = torch.where(full[:, None, None], updated.to(memory.dtype), memory)
             keys, values = (torch.where(full[:, None, None, None], x.roll(block, 1), x) for x in (keys, values))
         return y, (memory, keys, values, count)
 
@@ -74,24 +75,24 @@ class BlockRecurrence(SteppedRecurrence):
         outputs = []
         edges = [0, *range(self.block - int(count[0]) % self.block, n, self.block), n]
         sizes = [end - begin for begin, end in zip(edges, edges[1:])]
-        for piece in zip(*(x.split(sizes, 1) for x in inputs)):  # the gradient of a slice would be all of x, every time
+        for piece in zip(*(x.split(sizes, 1) for x in inputs)):  # split, since each slice has a full-size gradient
             y, state = self.run_within_block(piece, state)
             outputs.append(y)
         return torch.cat(outputs, 1), state
 
 
 def attend_heads(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
-    """Attention of (B, Q, H, E) to (B, K, H, E), heads side by side: (B, Q, H E)."""
+    """Attend from q (B, Q, H, E) to k, v (B, K, H, E) under a mask (B, Q, K), and concatenate heads: (B, Q, H E)."""
     q, k, v = (x.transpose(1, 2) for x in (q, k.to(q.dtype), v.to(q.dtype)))
     return attend(q, k, v, None if seen is None else seen[:, None])[0].transpose(1, 2).flatten(2)
 
 
 class BlockRecurrent(Mixer):
-    """Each node looks at its own block so far, at the block before, and at the memory that all those before left.
+    """Each node attends to its own block so far, to the block before, and to memory vectors that summarise the past.
 
-    width: model width D. heads. block: nodes in a block, counted from where a document begins. memory: vectors.
-    Training takes one step per block; rows with several documents take one per node. No positions: what is seen is a
-    set, but for what its elements were told before.
+    width: model width D. heads: number of heads, must divide `width`. block: nodes in a block, counted from the
+    beginning of a document. memory: number of memory vectors. Training takes one step per block; rows with several
+    documents take one per node. There are no position encodings.
     """
 
     def __init__(self, width: int, heads: int = 4, block: int = 64, memory: int = 16) -> None:

@@ -1,5 +1,5 @@
-"""Functions of a few neighbours: the causal convolution that recurrent mixers put before their state, products of the
-last inputs, and a convolution that looks both ways."""
+"""Functions of a few neighbouring nodes: the short causal convolution in front of recurrent mixers, products of the
+last inputs, and a centred convolution."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from segue.mixers.state import Recurrence, Tensors
 
 
 class WindowRecurrence(Recurrence):
-    """What is made of the last `taps` inputs of each node, channel by channel; its state is the last taps - 1 of them.
+    """A function of the last `taps` inputs of each channel, with the last taps - 1 inputs as its state.
 
-    Before the beginning, and before a document's, inputs are nought.
+    Inputs before the beginning of a document count as zero. A subclass implements `combine`.
     """
 
     learnable_tensors = ()
@@ -26,7 +26,7 @@ class WindowRecurrence(Recurrence):
     taps: int
 
     def combine(self, x: Tensor, window: Tensor, starts: Tensor | None) -> Tensor:
-        """The inputs (B, N, D), and those before them -> outputs (B, N, ...)."""
+        """Return the outputs (B, N, ...) of inputs x (B, N, D) that follow those in `window` (B, taps - 1, D)."""
         raise NotImplementedError
 
     def initial(self, batch: int, like: Tensor) -> Tensors:
@@ -41,9 +41,9 @@ class WindowRecurrence(Recurrence):
         return (inputs[0].new_zeros(()),) if inputs[0].shape[1] >= self.taps - 1 else None
 
     def _next_window(self, x: Tensor, window: Tensor, starts: Tensor | None, lengths: Tensor | None) -> Tensor:
-        """What the next node sees."""
+        """Return the last taps - 1 inputs, those of earlier documents zeroed: the window of the next node."""
         kept = self.taps - 1
-        if lengths is None:  # only the end counts
+        if lengths is None:  # only the end matters
             begin = max(x.shape[1] - kept, 0)
             x, starts = x[:, begin:], None if starts is None else starts[:, begin:]
             lengths = torch.full(x.shape[:1], x.shape[1], device=x.device)
@@ -57,9 +57,9 @@ class WindowRecurrence(Recurrence):
 
 
 class ShortConvolution(WindowRecurrence):
-    """Depthwise causal convolution over `taps` nodes, and the SiLU of it if `silu`.
+    """A depthwise causal convolution over `taps` nodes, followed by a SiLU if `silu`.
 
-    weight: (D, taps), the last tap weighs the node itself. bias: (D,).
+    weight: (D, taps), the last tap for the node itself. bias: (D,).
     """
 
     def __init__(self, width: int, taps: int = 4, silu: bool = False) -> None:
@@ -85,9 +85,9 @@ class InputProducts(WindowRecurrence):
 
 
 class CentredConvolution(nn.Module):
-    """Depthwise convolution over `taps` nodes of a document, `ahead` of them after the node itself (default: half).
+    """A depthwise convolution over `taps` nodes of a document, `ahead` of them after the node itself (default: half).
 
-    weight: (D, taps), from the node furthest back to the one furthest ahead. bias: (D,), if there is to be one.
+    weight: (D, taps), from the node furthest back to the one furthest ahead. bias: (D,), if `bias`.
     """
 
     def __init__(self, width: int, taps: int, ahead: int | None = None, bias: bool = False) -> None:

@@ -19,13 +19,14 @@ from segue.mixers.state import Parts, Recurrence, Tensors
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
 
-MIN_KEY_NORM = 1e-6  # a shorter key is not made one of length 1
+MIN_KEY_NORM = 1e-6  # shorter keys are not scaled to length 1
 
 
 class DeltaRecurrence(Recurrence):
-    """Inputs q (B, N, H, K), k (B, N, M, H, K), v (B, N, M, H, E), beta (B, N, M, H); state (B, H, K, E).
+    """The delta rule, S <- (I - beta k k^T) S + beta k v^T, applied M times per token.
 
-    Keys become exactly of length 1: a longer one under a beta near 2 would make the state explode.
+    Inputs: q (B, N, H, K), k (B, N, M, H, K), v (B, N, M, H, E), beta (B, N, M, H). State: (B, H, K, E), float32 or
+    wider. Keys are normalised to length 1: a longer one with a beta near 2 would make the state explode.
     """
 
     def __init__(self, heads: int, key_width: int, value_width: int) -> None:
@@ -43,7 +44,8 @@ class DeltaRecurrence(Recurrence):
 
 
 def min_eigenvalue(eigenvalues: tuple[float, float]) -> float:
-    """The lower end of the range of a transition's eigenvalues, which must be (0, 1) or reach below 0."""
+    """Return the lower end of a range of transition eigenvalues; raise SegueError unless it lies in [-1, 0] and the
+    upper end is 1."""
     low, high = eigenvalues
     if high != 1 or not -1 <= low <= 0:
         raise SegueError(f"eigenvalues from {low:g} to {high:g}: give (0, 1), or (-1, 1) to track states")
@@ -51,11 +53,13 @@ def min_eigenvalue(eigenvalues: tuple[float, float]) -> float:
 
 
 class DeltaNet(Mixer):
-    """Fast weights that overwrite what they knew of a key: S <- (I - beta k k^T) S + beta k v^T.
+    """Fast weights with the delta rule, which overwrites the value stored under a key: S <- (I - beta k k^T) S +
+    beta k v^T.
 
-    width: model width D. heads. expand_k, expand_v: widths of all keys and values, relative to D. eigenvalues: range of
-        1 - beta, (0, 1) or (-1, 1), where a reflection can track a state. householders: steps per token, each with its
-        own key, value and beta. taps: of the short convolution. gate: multiply the output by a SiLU gate.
+    width: model width D. heads: number of heads. expand_k, expand_v: total width of keys and values, relative to D.
+    eigenvalues: range of 1 - beta, (0, 1), or (-1, 1), whose reflections can track states. householders: steps per
+    token, each with its own key, value and beta. taps: of the short convolution. gate: multiply the output by a SiLU
+    gate. norm_eps: of the norm of each head.
     """
 
     linear_in_values = True
@@ -82,6 +86,7 @@ class DeltaNet(Mixer):
                 nn.init.xavier_uniform_(linear.weight, gain=2**-2.5)
 
     def _project(self, x: Tensor, layout: Layout, parts: Parts) -> Tensors:
+        """Return q, k, v and beta in the shapes of `DeltaRecurrence`."""
         mixed = self.convolution((self.into(x),), layout, parts.get("convolution"))
         q, k, v = mixed.split(self.widths, dim=-1)
         steps = (self.householders, self.heads, -1)
@@ -94,7 +99,7 @@ class DeltaNet(Mixer):
 
     def _gate_and_project(self, mixed: Tensor, x: Tensor) -> Tensor:
         if self.gate is None:
-            return self.out(self.norm(mixed.to(self.norm.weight.dtype)).flatten(2))  # which autocast may have left
+            return self.out(self.norm(mixed.to(self.norm.weight.dtype)).flatten(2))  # autocast may change it
         return self.out(gated_norm(mixed.flatten(2), self.gate(x), self.norm.weight.repeat(self.heads), self.heads,
                                    self.norm.eps or 0.0, late=True))
 
@@ -119,7 +124,7 @@ class DeltaNet(Mixer):
         program.linear(y, into, self.out.weight, add=True)
 
     def matrix(self, x: Tensor) -> Tensor:
-        """(B, H M, T, T), the M steps of a head beside each other."""
+        """(B, H M, T, T), with the M steps of a head next to each other."""
         q, k, _, beta = self._project(x, Layout.of(x), {})
         return delta_matrix(*normalise_qk(q, k, MIN_KEY_NORM), beta).flatten(1, 2)
 

@@ -1,4 +1,5 @@
-"""What linear state spaces with a complex diagonal share: the recurrence, and the mixer of many inputs and outputs."""
+"""What state spaces with a complex diagonal transition share: the recurrence, and a mixer with many inputs and outputs.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class DiagonalRecurrence(Recurrence):
-    """h_t = a h_{t-1} + u_t, with complex decays a of some shape S, the same at every node.
+    """h_t = a h_{t-1} + u_t, with complex decays a of any shape S, the same at every node.
 
-    Inputs and outputs (B, N, *S, 2) and the state (B, *S, 2) are pairs of real and imaginary part, float32 at least:
-    a state that decays slowly does not survive bfloat16.
+    Inputs and outputs (B, N, *S, 2) and the state (B, *S, 2) hold real and imaginary parts, float32 or wider: a state
+    that decays slowly does not survive bfloat16.
     """
 
     def decay(self) -> Tensor:
-        """(*S), complex."""
+        """Return the decays a, complex (*S)."""
         raise NotImplementedError
 
     def initial(self, batch: int, like: Tensor) -> Tensors:
@@ -43,9 +44,9 @@ class DiagonalRecurrence(Recurrence):
 
 
 class DiagonalMixer(Mixer):
-    """y_t = Re(C h_t) + D u_t with h_t = a h_{t-1} + B u_t: P complex states see all channels, and all see them.
+    """y_t = Re(C h_t) + D u_t with h_t = a h_{t-1} + B u_t: P complex states that read from and write to all channels.
 
-    C: (H, P, 2), real and imaginary parts. D: (H,). A subclass sets both, the recurrence, and says what B is.
+    C: (H, P, 2), real and imaginary parts. D: (H,). A subclass sets both and the recurrence, and implements `inputs`.
     """
 
     linear_in_values = True
@@ -54,11 +55,11 @@ class DiagonalMixer(Mixer):
     D: nn.Parameter
 
     def inputs(self) -> Tensor:
-        """B: (P, H), complex."""
+        """Return B, complex (P, H)."""
         raise NotImplementedError
 
     def _write(self, x: Tensor) -> Tensor:
-        """B u: (B, N, P, 2)."""
+        """Return B u, (B, N, P, 2)."""
         weight = torch.view_as_real(self.inputs()).transpose(1, 2).flatten(0, 1)  # real and imaginary rows in turn
         return upcast(F.linear(x, weight.to(x.dtype))).unflatten(-1, (-1, 2))
 
@@ -82,13 +83,13 @@ class DiagonalMixer(Mixer):
         program.add(source, into, self.D)
 
     def matrix(self, x: Tensor) -> Tensor:
-        """(B, 2P, T, T), the powers of each decay: the real parts of all, then the imaginary parts."""
+        """(B, 2P, T, T): the powers of each decay, first all real parts, then all imaginary parts."""
         lag = torch.arange(x.shape[1], device=x.device)
         powers = (self.recurrence.decay()[:, None, None] ** (lag[:, None] - lag).clamp(min=0)).tril()
         return torch.cat([powers.real, powers.imag]).to(x.dtype).expand(len(x), -1, -1, -1)
 
     def values(self, x: Tensor) -> Tensor:
-        """(B, 2P, T, 2): what is written into each state, real and imaginary part, for both halves of the heads."""
+        """(B, 2P, T, 2): the input of each state, real and imaginary part, once for each half of the heads."""
         return self._write(x).transpose(1, 2).repeat(1, 2, 1, 1)
 
     def output(self, mixed: Tensor, x: Tensor) -> Tensor:

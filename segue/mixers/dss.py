@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from segue.mixers.s4d import DiagonalStateSpace, Modes, real_and_imaginary
 from segue.mixers.ssm import StateSpaceMixer, upcast
 
-MAX_GROWTH = 20.0  # how many e-folds a mode may grow over the length: all that float32 can hold beside the others
+MAX_GROWTH = 20.0  # e-folds a mode may grow over the length, so that float32 can still hold the others beside it
 
 
 class SoftmaxModes(Modes):
     """Modes that decay or grow: Re sum_n w_n / lambda_n e^{l dt lambda_n} / sum_{r < length} e^{r dt lambda_n}.
 
-    A growing mode looks at the beginning rather than at the end. `decay` is the real part of lambda itself.
+    A growing mode weighs the beginning of the sequence rather than its end. Here `decay` is the real part of lambda
+    itself, not its logarithm.
     """
 
     def __init__(self, width: int, states: int, length: int, dt_min: float, dt_max: float) -> None:
@@ -34,11 +35,11 @@ class SoftmaxModes(Modes):
 
 
 class DSS(StateSpaceMixer):
-    """A diagonal state space on each feature, normalised by a softmax over `length` elements (the DSS of exponential
-    kernels is S4D with the rule "zoh").
+    """A diagonal state space on each feature, normalised by a softmax over `length` elements (DSS-softmax; DSS-exp is
+    S4D with the rule "zoh").
 
-    width: model width D. states: N, of which N/2 complex ones are held. length: of the sequences to come; longer ones
-        are read all the same, but what grows keeps growing. dt_min, dt_max: range of the step sizes.
+    width: model width D. states: N, stored as N/2 complex ones. length: expected length of the sequences; longer ones
+        can be read, but growing modes keep growing. dt_min, dt_max: initial range of the step sizes.
     """
 
     def __init__(self, width: int, states: int = 64, length: int = 1024, dt_min: float = 1e-3,

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 
 class GatedLinearRecurrence(Recurrence):
-    """Inputs q, k (B, N, H, K), v (B, N, H, E), log decays g (B, N, H, K); state (B, H, K, E)."""
+    """S <- diag(exp g) S + k v^T, y = S^T q.
+
+    Inputs: q, k (B, N, H, K), v (B, N, H, E), log decays g (B, N, H, K). State: (B, H, K, E).
+    """
 
     def __init__(self, heads: int, key_width: int, value_width: int) -> None:
         super().__init__()
@@ -42,13 +45,14 @@ class GatedLinearRecurrence(Recurrence):
 
 
 class GatedLinearAttention(Mixer):
-    """Linear attention whose state forgets by a data-dependent gate per key feature.
+    """Linear attention whose state decays by a data-dependent gate per key feature.
 
-    width: model width D. heads. expand_k, expand_v: widths of all keys and values, relative to D.
+    width: model width D. heads: number of heads. expand_k, expand_v: total width of keys and values, relative to D.
     gate_rank: rank of the gate's projection. temperature: log decays are log sigmoid(.) / temperature, so larger
-        remembers longer. remember: the gates' biases begin such that the features of each head fade over numbers of
-        nodes from temperature / log 2 to this one, evenly on a logarithmic scale (0: all over about the first).
+        remembers longer. remember: the gates' biases are initialised so that the features of each head have time
+        constants from temperature / log 2 to this many nodes, log-spaced (0: all about the former).
     taps: of a short causal convolution and SiLU on queries, keys and values (0: none; 4 in Lina-Speech).
+    norm_eps: of the norm of each head.
     """
 
     linear_in_values = True

@@ -1,5 +1,5 @@
-"""The gated state space: a narrow diagonal state space whose output, widened, a gate multiplies (Mehta et al. 2022,
-arXiv 2206.13947)."""
+"""Gated state space (GSS): a narrow diagonal state space whose output is widened and multiplied by a gate (Mehta et al.
+2022, arXiv 2206.13947)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class GSS(Mixer):
-    """out(widen(S gelu(W u)) * gelu(V u)), where the state space S begins with eigenvalues drawn at random.
+    """out(widen(S gelu(W u)) * gelu(V u)), where the state space S is initialised with random eigenvalues.
 
-    width: model width D. states: N of each narrow channel. narrow: channels of the state space (default: D / 4).
-    wide: channels of the gate (default: 4 D). bias: of the projections.
+    width: model width D. states: N per narrow channel. narrow: channels of the state space (default: D / 4).
+    wide: channels of the gate (default: 4 D). bias: whether the projections have one.
     """
 
     linear_in_values = True

@@ -1,15 +1,15 @@
-"""HiPPO: transition matrices of linear state spaces that remember, x' = A x + B u (Gu et al. 2020, arXiv 2008.07669).
+"""HiPPO: transition matrices of state spaces x' = A x + B u that memorise the past (Gu et al. 2020, arXiv 2008.07669).
 
-Each family keeps the coefficients of the past u(t - s) in an orthonormal basis, e^{As} B in closed form:
+The state of each family holds the coefficients of the past u(t - s) in an orthonormal basis, e^{As} B in closed form:
 
 - "legs": sqrt(2n + 1) P_n(2 e^-s - 1) e^-s, Legendre polynomials of an exponentially warped past: all time scales.
-  `compress_signal` lets it grow with the signal instead, so that nothing fades.
+  `compress_signal` uses the scaled version instead, whose window grows with the signal, so that nothing fades.
 - "legt": Legendre polynomials on a sliding window of one unit of time (approximately: N of them).
 - "lagt": Laguerre functions L_n(s) e^(-s/2).
 - "fourier": cosines and sines on a sliding window of one unit of time (Gu et al. 2022, arXiv 2206.12037).
 
-All are normal but for a low rank, A + sum P P^T = V Lambda V* (S4, arXiv 2111.00396), which is what makes long kernels
-cheap. Everything here is of float64 or complex128; of conjugate pairs one is kept, so a real output is 2 Re(C x).
+All are normal plus low rank, A + sum P P^T = V Lambda V* (S4, arXiv 2111.00396), which makes long kernels cheap.
+Everything here is float64 or complex128. One half of each conjugate pair is kept, so a real output is 2 Re(C x).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 def transition(family: str, states: int) -> Pair:
-    """A (N, N) and B (N,) of a family (see FAMILIES) for N `states`, an even number for "fourier"."""
+    """Return A (N, N) and B (N,) of a family (see FAMILIES) with N `states`, an even number for "fourier"."""
     n = torch.arange(states, dtype=torch.float64)
     root, lower = (2 * n + 1).sqrt(), torch.ones(states, states, dtype=torch.float64).tril()
     if family == "legs":
@@ -39,8 +39,8 @@ def transition(family: str, states: int) -> Pair:
         return torch.eye(states, dtype=torch.float64) / 2 - lower, torch.ones(states, dtype=torch.float64)
     if family == "fourier":
         _check_even(states)
-        # Pairs (cosine, sine) of frequency f, of which the first sine is nought. At the far end of the window the
-        # series gives the mean of u(t - 1) and u(t): that is how the state knows what leaves the window.
+        # Pairs (cosine, sine) of frequency f; the first sine is zero. At the far end of the window the series converges
+        # to the mean of u(t - 1) and u(t), from which the state knows what leaves the window.
         turn = torch.zeros(states - 1, dtype=torch.float64)
         turn[::2] = 2 * math.pi * torch.arange(states // 2)
         now = torch.zeros(states, dtype=torch.float64)
@@ -50,11 +50,12 @@ def transition(family: str, states: int) -> Pair:
 
 
 def compress_signal(u: Tensor, states: int) -> Tensor:
-    """Signals u (..., T) -> (..., T, N): after each element, all of the signal so far as `states` numbers, HiPPO-LegS
-    (Gu et al. 2020): the best approximation by polynomials of lower degree, whatever the length, without learning.
+    """Compress signals u (..., T) to HiPPO-LegS states (..., T, N): after each element, the whole signal so far.
 
-    In logarithmic time the measure stands still, so that from k to k + 1 elements the state moves by
-    exp(A log((k + 1) / k)) towards that of the element that is held. `reconstruct_signal` gives the signal back.
+    The `states` numbers are the coefficients of its best approximation by a polynomial of lower degree, whatever the
+    length; nothing is learnt (Gu et al. 2020). In logarithmic time the measure is stationary, so from k to k + 1
+    elements the state moves by exp(A log((k + 1) / k)) towards that of a constant signal of the new element.
+    `reconstruct_signal` inverts this.
     """
     a, held = transition("legs", states)[0], torch.eye(states, dtype=torch.float64)[0]
     steps = torch.arange(1, u.shape[-1], dtype=torch.float64)
@@ -67,14 +68,14 @@ def compress_signal(u: Tensor, states: int) -> Tensor:
 
 
 def reconstruct_signal(states: Tensor, places: Tensor) -> Tensor:
-    """What `compress_signal` kept, (..., N) -> (..., P): the signal at places (P,) from 0, its beginning, to 1, now."""
+    """Evaluate states (..., N) of `compress_signal` at places (P,) from 0, the beginning, to 1, now: (..., P)."""
     degrees = torch.arange(states.shape[-1])
     basis = torch.special.legendre_polynomial_p(2 * places.double()[:, None] - 1, degrees) * (2 * degrees + 1).sqrt()
     return states @ basis.T
 
 
 def low_rank_correction(family: str, states: int) -> Tensor:
-    """P (R, N), real: A + P^T P is normal (skew, or -1/2 plus skew). R is 2 for "legt", else 1."""
+    """Return P (R, N), real, such that A + P^T P is normal (skew, or -1/2 plus skew). R is 2 for "legt", else 1."""
     b = transition(family, states)[1]
     if family == "legt":
         even = torch.arange(states) % 2 == 0
@@ -83,15 +84,16 @@ def low_rank_correction(family: str, states: int) -> Tensor:
 
 
 def dplr(family: str, states: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Lambda (N/2,), P (R, N/2), B (N/2,), V (N, N/2): A = V (Lambda - P^T conj(P)) V* over whole pairs.
+    """Return the diagonal-plus-low-rank form: Lambda (N/2,), P (R, N/2), B (N/2,), V (N, N/2), where
+    A = V (Lambda - P^T conj(P)) V* over whole conjugate pairs.
 
-    Eigenvectors are turned so that B is real and not negative: the same numbers on every machine.
+    The phases of the eigenvectors are chosen so that B is real and not negative: the same numbers on every machine.
     """
     _check_even(states)
     a, b = transition(family, states)
     p = low_rank_correction(family, states)
     normal = a + p.T @ p
-    if family == "fourier":  # is in blocks already, and its frequency 0 is twofold
+    if family == "fourier":  # block-diagonal already, and its frequency 0 is a double eigenvalue
         eye = torch.eye(states, dtype=torch.complex128)
         v = (eye[:, ::2] - 1j * eye[:, 1::2]) / math.sqrt(2)
         turn = torch.diag(normal, -1)[::2]
@@ -105,10 +107,11 @@ def dplr(family: str, states: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def diagonal(init: str, states: int, generator: torch.Generator | None = None) -> Pair:
-    """Eigenvalues (N/2,) with negative real parts, and B (N/2,), of a diagonal state space (S4D, arXiv 2206.11893).
+    """Return initial eigenvalues (N/2,) with negative real parts, and B (N/2,), of a diagonal state space (S4D, arXiv
+    2206.11893).
 
     init: "legs", HiPPO-LegS without its low rank; "lin" and "inv", two approximations of it; "real", decays alone;
-        "random", log-normal decays and frequencies, which remember nothing in particular.
+        "random", log-normal decays and frequencies, with no particular memory.
     """
     _check_even(states)
     n = torch.arange(states // 2, dtype=torch.float64)
@@ -129,8 +132,8 @@ def diagonal(init: str, states: int, generator: torch.Generator | None = None) -
 
 
 def bilinear(a: Tensor, b: Tensor, dt: Tensor, alpha: float = 0.5) -> Pair:
-    """Dense A (..., N, N), B (..., N) and steps dt (...) -> those of x_k = A x_{k-1} + B u_k, by the generalised
-    bilinear rule: alpha 0 is Euler's, 1 the backward Euler, 1/2 the bilinear one."""
+    """Discretise dense A (..., N, N), B (..., N) with steps dt (...) to those of x_k = A x_{k-1} + B u_k, by the
+    generalised bilinear rule: alpha = 0 is forward Euler, 1 backward Euler, 1/2 bilinear."""
     eye, step = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device), dt[..., None, None]
     both = torch.cat([eye + (1 - alpha) * step * a, step * b[..., None].expand(*a.shape[:-1], 1)], -1)
     both = torch.linalg.solve(eye - alpha * step * a, both)
@@ -138,9 +141,9 @@ def bilinear(a: Tensor, b: Tensor, dt: Tensor, alpha: float = 0.5) -> Pair:
 
 
 def discretise(eigenvalues: Tensor, dt: Tensor, rule: str = "zoh") -> Pair:
-    """Of a diagonal state space: the factor of the state in one step, and that of B. dt broadcasts.
+    """Discretise a diagonal state space: return the factors of the state and of B in one step. dt broadcasts.
 
-    rule: "zoh", the input is held over the step; or "bilinear".
+    rule: "zoh" (zero-order hold: the input is constant over the step) or "bilinear".
     """
     z = eigenvalues * dt
     if rule == "zoh":
@@ -152,4 +155,4 @@ def discretise(eigenvalues: Tensor, dt: Tensor, rule: str = "zoh") -> Pair:
 
 def _check_even(states: int) -> None:
     if states < 2 or states % 2:
-        raise SegueError(f"{states} states cannot be of conjugate pairs: give an even number")
+        raise SegueError(f"{states} states cannot form conjugate pairs: give an even number")

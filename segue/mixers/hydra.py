@@ -1,4 +1,4 @@
-"""Hydra: a state space that reads both ways as one quasiseparable matrix (Hwang et al. 2024, arXiv 2407.09941)."""
+"""Hydra: a bidirectional state space as one quasiseparable matrix (Hwang et al. 2024, arXiv 2407.09941)."""
 
 from __future__ import annotations
 
@@ -20,27 +20,30 @@ MERGES = ("quasiseparable", "add", "multiply", "concatenate", "forward")
 
 
 def shift_to_next(y: Tensor, starts: Tensor | None) -> Tensor:
-    """(B, N, ...) moved one node on, with zeros where a document begins."""
+    """Shift y (B, N, ...) one node on, with zeros where a document begins."""
     moved = torch.cat([y.new_zeros(y.shape[0], 1, *y.shape[2:]), y], 1)[:, :-1]
     return moved if starts is None else moved.masked_fill(starts.view(*starts.shape, *[1] * (y.dim() - 2)), 0.0)
 
 
 def semiseparable(b: Tensor, c: Tensor, dt: Tensor, g: Tensor) -> Tensor:
-    """(B, H, T, T): entries c_i . b_j exp(g_{j+1} + ... + g_i) dt_j for i >= j. b, c: (B, T, S). dt, g: (B, T, H)."""
+    """Return the matrix (B, H, T, T) with entries c_i . b_j exp(g_{j+1} + ... + g_i) dt_j for i >= j, else 0.
+
+    b, c: (B, T, S). dt, g: (B, T, H), step sizes and log decays.
+    """
     decay = g.transpose(1, 2).cumsum(-1)
     between = (decay[..., :, None] - decay[..., None, :]).clamp(max=0).exp()
     return (torch.einsum("bis,bjs->bij", c, b)[:, None] * between * dt.transpose(1, 2)[:, :, None]).tril()
 
 
 class Hydra(Mixer):
-    """Two selective state spaces, one from each end, moved one node on so that neither counts the node itself, which
-    has a weight of its own: below, above and on the diagonal the matrix is free. Both ways run as one batch, and share
-    the projections in and out.
+    """Two selective state spaces, one from each end, each shifted by one node so that it excludes the node itself,
+    which has a separate weight: the matrix is free below, on and above the diagonal. Both directions run as one batch
+    and share the input and output projections.
 
-    width: model width D. heads: of the inner width. states: S per head. taps: of the convolution, which looks both
-    ways. expand: inner width relative to D.
-    merge: "quasiseparable", or how the ways are joined instead, unmoved: "add", "multiply", "concatenate" (and a
-        linear map), or "forward": one way alone, with a convolution that looks back.
+    width: model width D. heads: number of heads, must divide the inner width. states: S per head. taps: of the
+    convolution, centred on the node. expand: inner width relative to D. merge: "quasiseparable"; or another way to join
+    the directions, without the shift: "add", "multiply", "concatenate" (and a linear map), or "forward", one direction
+    with a causal convolution. norm_eps: of the output norm.
     """
 
     causal = False
@@ -59,7 +62,7 @@ class Hydra(Mixer):
         self.widths, self.inner = [inner, mixed, self.ways * heads], [inner, *[states] * (2 * self.ways)]
         self.into = nn.Linear(width, sum(self.widths), bias=False)
         self.convolution = CentredConvolution(mixed, taps, ahead=None if self.ways == 2 else 0)
-        # Step sizes begin spread log-uniformly over [0.001, 0.1]: the bias is their inverse softplus.
+        # Initial step sizes are log-uniform in [0.001, 0.1]: the bias is their inverse softplus.
         step = torch.exp(torch.rand(heads) * (math.log(0.1) - math.log(0.001)) + math.log(0.001))
         self.step = nn.Parameter(step + torch.log(-torch.expm1(-step)))
         self.A_log = nn.Parameter(torch.zeros(heads))
@@ -73,8 +76,8 @@ class Hydra(Mixer):
         return [self.A_log, self.step]
 
     def _inputs(self, x: Tensor, layout: Layout) -> tuple[Tensor, list[Tensors]]:
-        """Values (B, N, H, E), and for each way, in its own order of nodes, b and c (B, N, S), step sizes and log
-        decays (B, N, H)."""
+        """Return values (B, N, H, E) and, per direction and in its order of nodes, b and c (B, N, S), and step sizes
+        and log decays (B, N, H)."""
         _, mixed, dt = self.into(x).split(self.widths, -1)
         v, *bc = F.silu(self.convolution(mixed, layout)).split(self.inner, -1)
         ways: list[Tensors] = []
@@ -85,7 +88,7 @@ class Hydra(Mixer):
         return v.unflatten(-1, (self.heads, -1)), ways
 
     def _weights(self, v: Tensor) -> Tensor:
-        """(B, N, H): each node's weight of itself."""
+        """Return the diagonal of the matrix, each node's weight for itself: (B, N, H)."""
         return self.diagonal(v.flatten(2))
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:

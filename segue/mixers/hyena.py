@@ -1,4 +1,4 @@
-"""Hyena: gates and long convolutions in turn, whose filters are functions of the lag (Poli et al. 2023,
+"""Hyena: alternating gates and long convolutions, whose filters are learned functions of the lag (Poli et al. 2023,
 arXiv 2302.10866)."""
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ from segue.mixers.state import Part, Parts
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
 
-MAX_DIRECT_NODES = 8  # nodes up to which a sum over the past is cheaper than a transform of it
+MAX_DIRECT_NODES = 8  # up to this many nodes, a direct sum over the past is cheaper than an FFT
 
 
 class ImplicitFilters(nn.Module):
-    """(lags, width): decaying windows times a small network of sines, which reads the lag; any length, same weights.
+    """Filters (lags, width) of any length: a small network with sine activations reads the lag, and its output is
+    multiplied by an exponentially decaying window.
 
-    bands: waves of the lag that the network reads, beside the lag itself. hidden: its width. frequency: of its sines at
-    the beginning. horizon: the channels' windows are down to a hundredth at 0.3 to 1.5 times this lag.
+    width: number of filters. bands: sinusoids of the lag that the network reads beside the lag itself. hidden: its
+    width. frequency: initial frequency of its sines. horizon: the windows have decayed to 1/100 at between 0.3 and 1.5
+    times this lag, from channel to channel.
     """
 
     def __init__(self, width: int, bands: int = 2, hidden: int = 64, frequency: float = 10.0,
@@ -43,11 +45,11 @@ class ImplicitFilters(nn.Module):
 
     @property
     def max_lag(self) -> int:
-        """So many lags hold all that does not round away in float32: windows are below 2^-24 from there on."""
+        """The lag from which all windows are below 2^-24, so that the filter vanishes in float32."""
         return math.ceil(1.5 * self.horizon * math.log(2**24) / math.log(100)) + 1
 
     def forward(self, length: int) -> Tensor:
-        """The filters at lags 0 to length - 1, in float32 at least."""
+        """Return the filters at lags 0 to length - 1, (length, width), float32 or wider."""
         last = upcast(self.last.weight)
         linspace = partial(torch.linspace, dtype=last.dtype, device=last.device)
         with torch.autocast(last.device.type, enabled=False):
@@ -63,9 +65,9 @@ class ImplicitFilters(nn.Module):
 
 class Hyena(Mixer):
     """z = v; z = x_n * (h_n * z) for each of `order` gates x_n and filters h_n; v and x_n are short convolutions of the
-    input. No state of constant size exists: decoding keeps what was convolved, and costs O(T) a token.
+    input. There is no state of constant size: decoding caches the convolutions' inputs, at O(T) per token.
 
-    width: model width D. order: gates and filters. taps: of the short convolution. horizon, hidden: see
+    width: model width D. order: number of gates, and of filters. taps: of the short convolution. horizon, hidden: see
     `ImplicitFilters`.
     """
 
@@ -84,7 +86,7 @@ class Hyena(Mixer):
         self.out = nn.Linear(width, width)
 
     def state_parameters(self) -> list[nn.Parameter]:
-        """The network of the filters: its sines turn ten times as fast as its weights move."""
+        """The parameters of the filter network, which is sensitive: its sines multiply its weights by `frequency`."""
         return list(self.filters.parameters())
 
     def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
@@ -92,12 +94,12 @@ class Hyena(Mixer):
         return {**super().parts(batch, like, history), "past": Cache(past, past[..., :0], None, history)}
 
     def kernels(self, length: int) -> tuple[Tensor, ...]:
-        """`order` filters (L, D); the skip belongs to lag 0."""
+        """Return the `order` filters, each (L, D), with the skip connection added at lag 0."""
         taps = self.filters(length)
         return (taps + F.pad(self.skip.to(taps.dtype)[None], (0, 0, 0, length - 1))).chunk(self.order, 1)
 
     def _gates(self, x: Tensor, layout: Layout, parts: Parts) -> tuple[Tensor, ...]:
-        """The gates and, last, the values, each (B, N, D)."""
+        """Return the gates and, last, the values, each (B, N, D)."""
         u = self.convolution((self.into(x),), layout, parts.get("convolution"))
         return u.chunk(self.order + 1, -1)
 
@@ -135,7 +137,7 @@ class Hyena(Mixer):
         return self._gates(x, Layout.of(x), {})
 
     def matrix(self, x: Tensor) -> Tensor:
-        """(B, D, T, T), one head per channel: filters and gates in turn."""
+        """(B, D, T, T), one head per channel: the product of alternating filters and gates."""
         n = x.shape[1]
         *gates, _ = self._gates_of(x)
         matrix = torch.eye(n, dtype=x.dtype, device=x.device).expand(len(x), self.width, n, n)
@@ -151,7 +153,7 @@ class Hyena(Mixer):
 
 
 def convolve_call(z: Tensor, kernel: Tensor, layout: Layout) -> Tensor:
-    """z (B, N, D) along the paths of this call, by taps (L, D)."""
+    """Convolve the nodes of this call, z (B, N, D), with taps (L, D) along their paths: a chain or a draft's tree."""
     if layout.parents is None or not layout.parents.numel():
         return long_convolution(z, kernel)
     depth = layout.follows.sum(-1) - 1
@@ -160,10 +162,10 @@ def convolve_call(z: Tensor, kernel: Tensor, layout: Layout) -> Tensor:
 
 
 def convolve_past(cache: Cache, index: int, kernel: Tensor, layout: Layout) -> Tensor:
-    """What the committed nodes add to each node of this call, (B, N, D): by how deep it lies, not by which it is."""
+    """Return what the cached nodes contribute to each node of this call, (B, N, D); it depends on a node's depth."""
     before, depth = cache.longest, layout.follows.sum(-1) - 1
     past = cache.k[:, index, :before].to(kernel.dtype)
-    if not cache.uniform:  # let all rows end at the same place
+    if not cache.uniform:  # align the rows at their ends
         place = torch.arange(before, device=past.device) - (before - cache.lengths)[:, None]
         past = past.gather(1, place.clamp(min=0)[..., None].expand_as(past)) * (place >= 0)[..., None]
     deepest = int(depth.max()) + 1 if depth.numel() else 0

@@ -1,5 +1,5 @@
-"""Prefix linear attention, the recurrent model that reads its prompt both ways (Arora et al. 2024, JRT-RNN,
-arXiv 2407.05483), with the Taylor feature map of Based (Arora et al. 2024, arXiv 2402.18668)."""
+"""Prefix linear attention (JRT-RNN: Arora et al. 2024, arXiv 2407.05483): a recurrent model that reads its prompt in
+both directions, with the Taylor feature map of Based (Arora et al. 2024, arXiv 2402.18668)."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
 
 class PrefixLinearRecurrence(LinearRecurrence):
-    """The sum of key-value products so far, begun with those of the whole prompt by the encoder's projections.
+    """Linear attention whose state starts from the encoder's key-value products summed over the whole prompt.
 
-    Inputs features q, k (B, N, H, F), v (B, N, H, E), the encoder's keys and values alike, and prompt (B, N) bool: the
-    nodes that the encoder reads; or the first three alone where it reads none. State as of `LinearRecurrence`.
+    Inputs: features q, k (B, N, H, F) and v (B, N, H, E), the encoder's keys and values of the same shapes, and a mask
+    (B, N) bool of the nodes that the encoder reads; or the first three alone where it reads none. State: as of
+    `LinearRecurrence`.
     """
 
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
@@ -54,16 +55,16 @@ class PrefixLinearRecurrence(LinearRecurrence):
 
 
 class PrefixLinearAttention(Mixer):
-    """Linear attention whose state, before the first step, already holds the whole prompt: every node reads what stands
-    before it and, through keys and values of their own (the encoder's), all of the prompt.
+    """Linear attention in which every node attends to its past and, through the encoder's own keys and values, to the
+    whole prompt.
 
-    The prompt is the first `prefix` positions of each document, or, with a `prefix` of 0, what the layout says
-    (`Layout.prompt`, `State.prompt`); where it says nothing, nothing is read ahead. It must be given whole, and its
-    elements see each other: only what comes after it may be predicted from what comes before.
+    The prompt is the first `prefix` positions of each document or, if `prefix` is 0, what the layout marks
+    (`Layout.prompt`, `State.prompt`); if it marks nothing, this is causal linear attention. The prompt must be given in
+    one call, and its elements see each other: only elements after it may be predicted.
 
-    width: model width D. heads. features: "taylor", "elu", "favor" or "relu" (see `LinearAttention`). key_width: of
-    queries and keys per head, before the features. taps: of the short convolution before the projections (1: the node
-    alone). prefix: see above.
+    width: model width D. heads: number of heads, must divide `width`. features: "taylor", "elu", "favor" or "relu"
+    (see `LinearAttention`). key_width: of queries and keys per head, before the feature map. taps: of the short
+    convolution before the projections (1: the node alone). prefix: see above.
     """
 
     linear_in_values = True
@@ -84,7 +85,7 @@ class PrefixLinearAttention(Mixer):
         self.recurrence = PrefixLinearRecurrence(heads, self.features.size, width // heads)
 
     def _project(self, x: Tensor, layout: Layout, parts: Parts, ahead: bool = True) -> Tensors:
-        """The recurrence's inputs; without those of the encoder if nothing is read `ahead`."""
+        """Return the recurrence's inputs, without the encoder's if not `ahead`."""
         x = self.convolution((x,), layout, parts.get("convolution"))
         qk, vs = self.qk(x).unflatten(-1, (3, self.heads, -1)), self.v(x).unflatten(-1, (2, self.heads, -1))
         if not ahead:
@@ -114,7 +115,7 @@ class PrefixLinearAttention(Mixer):
         return self._project(x, Layout.of(x), {})
 
     def matrix(self, x: Tensor) -> Tensor:
-        """(B, 2 H, T, T): what each head reads of its own values, then what it reads of the encoder's."""
+        """(B, 2 H, T, T): the weights of each head on the decoder's values, then on the encoder's."""
         q, k, _, keys, _, read = self._project_alone(x)
         own = torch.einsum("bihk,bjhk->bhij", q, k).tril()
         ahead = torch.einsum("bihk,bjhk->bhij", q, keys) * read[:, None, None]

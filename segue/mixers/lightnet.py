@@ -1,5 +1,5 @@
-"""LightNet: linear attention normalised over the positions, in one scan over one or more axes (Qin et al. 2024,
-arXiv 2405.21022)."""
+"""LightNet: linear attention with keys normalised over the positions, in one scan over one or more axes (Qin et al.
+2024, arXiv 2405.21022)."""
 
 from __future__ import annotations
 
@@ -25,32 +25,34 @@ if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
 
 KEY_LIMIT = 30.0
-"""Keys are kept within +-LIMIT, so that sums of their exponentials are finite and exact in float32."""
+"""Keys are clamped to +-KEY_LIMIT, so that sums of their exponentials are finite and accurate in float32."""
 
 
 def divide_queries(q: Tensor, totals: Tensor) -> Tensor:
-    """Queries (B, N, H, F) over the sums of weights (B, N, H, E) of their features; F may be a multiple of E."""
+    """Divide queries (B, N, H, F) by the sums of weights (B, N, H, E) of their features; F may be a multiple of E."""
     return (q.unflatten(-1, (-1, totals.shape[-1])) / totals.clamp(min=1e-37)[..., None, :]).flatten(-2)
 
 
 class AdditiveRecurrence(Recurrence):
-    """Per key channel a softmax over the positions so far. The decay g_{t-1} / g_t of the additive recurrence, where
-    g_t sums all weights up to t, telescopes: so nothing decays, and queries are divided by g_t instead.
+    """Linear attention with a softmax over the positions so far, per key channel.
 
-    Inputs q, k (B, N, H, F), v (B, N, H, E), the keys' weights (B, N, H, K), of which k are F / K turned copies.
-    State (B, H, F, E) and g (B, H, K), float32 at least.
+    The decay g_{t-1} / g_t of the additive recurrence, where g_t is the sum of all weights up to t, telescopes; so the
+    state does not decay, and queries are divided by g_t instead.
+
+    Inputs: q, k (B, N, H, F), v (B, N, H, E) and the keys' weights (B, N, H, K), of which k holds F / K rotated copies.
+    State: (B, H, F, E) and g (B, H, K), float32 or wider.
     """
 
     learnable_tensors = (0,)
 
-    def __init__(self, heads: int, turned: int, key_width: int, value_width: int) -> None:
+    def __init__(self, heads: int, rotated_width: int, key_width: int, value_width: int) -> None:
         super().__init__()
-        self.shape = (heads, turned, key_width, value_width)
+        self.shape = (heads, rotated_width, key_width, value_width)
 
     def initial(self, batch: int, like: Tensor) -> Tensors:
-        heads, turned, key_width, value_width = self.shape
+        heads, rotated_width, key_width, value_width = self.shape
         wide = torch.promote_types(like.dtype, torch.float32)
-        return (like.new_zeros(batch, heads, turned, value_width, dtype=wide),
+        return (like.new_zeros(batch, heads, rotated_width, value_width, dtype=wide),
                 like.new_zeros(batch, heads, key_width, dtype=wide))
 
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
@@ -75,11 +77,13 @@ class AdditiveRecurrence(Recurrence):
 
 
 class LightNet(Mixer):
-    """width: model width D. heads. causal: False reads all of a document at once, and then also elements on a grid.
-    axes: of the grid (time, height, width ...), each of which has its share of the features to tell places apart by
-    (MD-LRPE); 0 tells none apart. toeplitz: decays per channel and axis of the moving averages that are added to the
-    input (MD-TPE, which the paper has once, in the first layer; 0: none). gate_rank: of the output gate. theta: base of
-    the angles. norm_eps: of the norm of each head.
+    """Linear attention whose keys are softmaxed over positions, with a norm per head and a low-rank output gate.
+
+    width: model width D. heads: number of heads, must divide `width`. causal: False sees the whole document, and also
+    accepts elements on a grid. axes: number of grid axes (time, height, width ...), each of which rotates its own share
+    of the features by position (MD-LRPE); 0: no positions. A causal LightNet has one axis. toeplitz: decays per channel
+    and axis of the moving averages that are added to the input (MD-TPE, which the paper uses in the first layer only;
+    0: none). gate_rank: rank of the output gate. theta: base of the rotation frequencies. norm_eps: of the head norm.
     """
 
     linear_in_values = True
@@ -91,7 +95,7 @@ class LightNet(Mixer):
             raise SegueError(f"width {width} is not divisible by {heads} heads: choose another number of heads")
         if causal and axes > 1:
             raise SegueError(f"a causal LightNet has one axis, not {axes}: choose causal=False")
-        self.heads, self.places = heads, axes
+        self.heads, self.rotated_axes = heads, axes
         self.causal, self.axes = causal, max(1, axes)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.gate = nn.Sequential(nn.Linear(width, gate_rank, bias=False), nn.Linear(gate_rank, width, bias=False))
@@ -117,7 +121,7 @@ class LightNet(Mixer):
         return {**super().parts(batch, like, history), **averages}
 
     def _add_averages(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
-        """x with moving averages along each axis added."""
+        """Return x with moving averages along each axis added."""
         if self.placed is None:
             return x
         if layout.grid is None:
@@ -129,22 +133,23 @@ class LightNet(Mixer):
         return x + self.placed(reduce(torch.add, along).flatten(1, -2))
 
     def _rotate(self, layout: Layout, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N, H, E) -> (B, N, H, 2 E): cosine and sine parts, whose inner products depend on how far positions are
-        apart only. Angles in float64, as those of rotary positions."""
-        if not self.places:
+        """Expand queries and keys (B, N, H, E) to cosine and sine parts (B, N, H, 2 E), whose inner products depend on
+        the distance of positions alone. Angles are in float64, as for rotary positions."""
+        if not self.rotated_axes:
             return q, k
         angle = layout.positions[..., None].double() * self._angles(q)
-        angle = F.pad(angle, (0, q.shape[-1] - angle.shape[-1]))[:, :, None]  # those of other axes tell none apart
+        angle = F.pad(angle, (0, q.shape[-1] - angle.shape[-1]))[:, :, None]  # features of other axes are not rotated
         circle = torch.stack([angle.cos(), angle.sin()], -2)
-        turned, keys = ((x[..., None, :] * circle.to(x.dtype)).flatten(-2) for x in (q, k))
-        return turned, keys
+        queries, keys = ((x[..., None, :] * circle.to(x.dtype)).flatten(-2) for x in (q, k))
+        return queries, keys
 
     def _angles(self, like: Tensor) -> Tensor:
+        """Return the rotation frequencies of one axis, (share,) radians per position, float64."""
         return self.theta ** -(torch.arange(self.share, dtype=torch.float64, device=like.device) / self.share)
 
     def _weights(self, k: Tensor, layout: Layout) -> Tensor:
-        """(B, N, H, E): the nodes' weights, which the recurrence divides by their sums; of a LightNet that looks ahead
-        their shares, whose sum over a document is one already."""
+        """Return the nodes' weights (B, N, H, E): unnormalised if causal, since the recurrence divides them by their
+        running sums, else normalised to sum to one over each document."""
         k = k.to(torch.promote_types(k.dtype, torch.float32))
         if not self.causal and layout.segments is None:
             return k.softmax(1)
@@ -157,14 +162,14 @@ class LightNet(Mixer):
         return weights / sums.gather(1, index)
 
     def _project(self, x: Tensor, layout: Layout) -> Tensors:
-        """Queries, the weights of the keys, values."""
+        """Return queries, key weights and values, each (B, N, H, E)."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
         return F.silu(q), self._weights(k, layout), v
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         x = self._add_averages(x, layout, parts)
         q, weights, v = self._project(x, layout)
-        if layout.grid is not None and self.places:
+        if layout.grid is not None and self.rotated_axes:
             y = linear_attention_on_grid(q, weights.to(v.dtype), v, layout.grid, self._angles(q))
             return self._gate_and_project(y, x)
         q, k = self._rotate(layout, q, weights)
@@ -197,11 +202,11 @@ class LightNet(Mixer):
         program.map(k, k, "exp", limit=KEY_LIMIT)
         program.diagonal(torch.ones(width), k, totals)
         program.multiply(q, totals, "reciprocal")
-        if self.places:
-            turned = [program.register(name, 2 * width) for name in ("turned q", "turned k")]
-            for part, into_part in zip((q, k), turned):
+        if self.rotated_axes:
+            rotated = [program.register(name, 2 * width) for name in ("rotated q", "rotated k")]
+            for part, into_part in zip((q, k), rotated):
                 program.turn(part, into_part, self._angles(self.out.weight), heads)
-            q, k = turned
+            q, k = rotated
         program.matrix(q, k, v, y, heads)
         program.norm(y, y, "rms", self.norm.weight, None, self.norm.eps or 0.0, heads)
         narrow = program.register("narrow", self.gate.get_parameter("0.weight").shape[0])

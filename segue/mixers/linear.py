@@ -1,5 +1,5 @@
-"""Linear attention (Katharopoulos et al. 2020, arXiv 2006.16236): softmax's exp(q . k) replaced by a product of
-features of the query and of the key, so that what was read is one sum of constant size."""
+"""Linear attention (Katharopoulos et al. 2020, arXiv 2006.16236): softmax's exp(q . k) is replaced by an inner product
+of features of the query and of the key, so that the past is summarised by one sum of constant size."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from segue.mixers.state import Parts, Recurrence, Tensors
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
 
-RELU_OFFSET = 1e-3  # what a feature has at least
+RELU_OFFSET = 1e-3  # the smallest value of a "relu" feature
 
 
 class Features(nn.Module):
-    """(..., K) queries and keys -> (..., size) features whose products are not negative."""
+    """A feature map of queries and keys, (..., K) -> (..., size), whose inner products are not negative."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = self.size = width
 
     def lower(self, program: Program, name: str, x: View, heads: int) -> View:
-        """Emit the features of the `heads` parts of x for the compiled CPU engine: in place, or in a register."""
+        """Emit the features of the `heads` heads of x for the compiled CPU engine, in place or in a register."""
         raise NotImplementedError
 
 
@@ -45,7 +45,7 @@ class Elu(Features):
 
 
 class Relu(Features):
-    """relu(x) + FAINT, so that there always is some weight (Choromanski et al. 2020)."""
+    """relu(x) + RELU_OFFSET, so that every weight is positive (Choromanski et al. 2020)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x) + RELU_OFFSET
@@ -57,9 +57,9 @@ class Relu(Features):
 
 
 class Taylor(Features):
-    """[1, x / K^1/4, x x^T / sqrt(2 K)]: products are 1 + s + s^2 / 2 of s = q . k / sqrt(K), the second-order Taylor
-    polynomial of exp s (Based: Arora et al. 2024, arXiv 2402.18668). They are at least 1/2. Of x x^T, what stands
-    twice is taken once, times sqrt(2)."""
+    """[1, x / K^1/4, x x^T / sqrt(2 K)]: inner products are 1 + s + s^2 / 2 with s = q . k / sqrt(K), the second-order
+    Taylor polynomial of exp s (Based: Arora et al. 2024, arXiv 2402.18668), which is at least 1/2. Of the symmetric
+    x x^T, only the upper triangle is kept, with off-diagonal entries times sqrt(2)."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width)
@@ -71,9 +71,9 @@ class Taylor(Features):
 
     def forward(self, x: Tensor) -> Tensor:
         i, j, share = self._pairs(x)
-        # Products with ones and zeros: to index, and above all its gradient, takes several times as long.
+        # A product with a one-hot matrix, because indexing, and above all its gradient, takes several times as long.
         both = x.flatten(0, -2) @ F.one_hot(torch.cat([i, j]), self.width).to(x.dtype).T
-        first, second = both.view(*x.shape[:-1], -1).chunk(2, -1)
+        first, second = both.view(*x.shape[:-1], 2 * len(i)).chunk(2, -1)
         return torch.cat([torch.ones_like(x[..., :1]), x * self.width**-0.25, first * second * share], -1)
 
     def lower(self, program: Program, name: str, x: View, heads: int) -> View:
@@ -84,8 +84,8 @@ class Taylor(Features):
 
 
 class Favor(Features):
-    """Positive random features whose products estimate exp(q . k / sqrt(K)) without bias, from orthogonal directions
-    (Performer: Choromanski et al. 2020, arXiv 2009.14794). As many features as K, times 2."""
+    """Positive orthogonal random features, 2 K of them, whose inner products are unbiased estimates of
+    exp(q . k / sqrt(K)) (Performer: Choromanski et al. 2020, arXiv 2009.14794)."""
 
     directions: Tensor
 
@@ -93,7 +93,7 @@ class Favor(Features):
         super().__init__(width)
         self.size = 2 * width
         q, r = torch.linalg.qr(torch.randn(self.size // width, width, width))
-        q = q * r.diagonal(dim1=1, dim2=2).sign()[:, None]  # without which the directions are not uniform
+        q = q * r.diagonal(dim1=1, dim2=2).sign()[:, None]  # makes the directions uniform
         lengths = torch.randn(self.size, width).norm(dim=1, keepdim=True)
         self.register_buffer("directions", q.flatten(0, 1) * lengths)
 
@@ -111,14 +111,14 @@ FEATURES: dict[str, type[Features]] = {"elu": Elu, "taylor": Taylor, "favor": Fa
 
 
 def divide_by_weight(sums: Tensor, weight: Tensor) -> Tensor:
-    """Sums divided by their weight, which random features can make too small for a float."""
+    """Return `sums / weight`, with the weight clamped to the smallest normal float: random features can underflow."""
     return sums / weight.clamp(min=torch.finfo(weight.dtype).tiny)
 
 
 class LinearRecurrence(Recurrence):
-    """Inputs features q, k (B, N, H, F) and v (B, N, H, E); state (B, H, F, E + 1): sums of k v^T, and of k."""
+    """Inputs: features q, k (B, N, H, F) and v (B, N, H, E). State: (B, H, F, E + 1), the sums of k v^T and of k."""
 
-    learnable_tensors = ()  # what the sums of k divide by must stay above 0
+    learnable_tensors = ()  # the sums of k are divided by, and must stay positive
 
     def __init__(self, heads: int, features: int, value_width: int) -> None:
         super().__init__()
@@ -139,10 +139,10 @@ class LinearRecurrence(Recurrence):
 
 
 class LinearAttention(Mixer):
-    """Attention with weights features(q) . features(k), divided by their sum; no positions.
+    """Attention with weights features(q) . features(k), normalised to sum to one; no positions.
 
-    width: model width D. heads. features: "elu", "taylor", "favor" or "relu". key_width: of each head (default: width /
-        heads, but at most 16 for "taylor", whose features are its square).
+    width: model width D. heads: number of heads, must divide `width`. features: "elu", "taylor", "favor" or "relu".
+    key_width: per head (default: width / heads, but at most 16 for "taylor", whose features grow with its square).
     """
 
     linear_in_values = True

@@ -14,11 +14,14 @@ from segue.mixers.state import Parts
 
 
 class Linformer(Mixer):
-    """Keys and values are projected along the sequence to `rank` rows: softmax(Q (E K)^T / sqrt(e)) (F V).
+    """Attention to keys and values projected along the sequence to `rank` rows: softmax(Q (E K)^T / sqrt(e)) (F V).
 
-    width: model width D. heads. rank: rows of E and F, which all heads share. length: positions that E and F know;
-        a shorter sequence uses the first columns. Every row of E K mixes all positions, so that nothing causal and no
-        document apart can be had, and a sequence in a padded batch is another one.
+    Every row of E K mixes all positions: so this can be neither causal nor separate documents, and padding a sequence
+    changes its result.
+
+    width: model width D. heads: number of heads, must divide `width`. rank: rows of E and F, shared by all heads.
+    length: columns of E and F, the longest sequence in elements; a shorter one uses the first columns. A longer one
+    raises SegueError.
     """
 
     causal = False
@@ -36,7 +39,7 @@ class Linformer(Mixer):
         self.out = nn.Linear(width, width, bias=False)
 
     def _mixing_columns(self, mix: Tensor, positions: Tensor) -> Tensor:
-        """(B or 1, 1, rank, N): what each position adds to each mixture."""
+        """Return the columns of E or F at these positions, (B or 1, 1, rank, N)."""
         if positions.numel() and can_check_values() and int(positions.max()) >= self.length:
             raise SegueError(f"position {int(positions.max())} is beyond the {self.length} that this Linformer was "
                              "made for: give shorter sequences or choose a larger length")

@@ -1,7 +1,7 @@
 """Liquid-S4: a state space whose transition depends on the input (Hasani et al. 2022, arXiv 2209.12951).
 
-x_k = (A + B u_k) x_{k-1} + B u_k, multiplied out and cut off: of the products of inputs, those of neighbours are kept,
-y = sum_p K_p * (u_k u_{k-1} ... u_{k-p+1}), so that it stays a convolution, over more inputs.
+x_k = (A + B u_k) x_{k-1} + B u_k is expanded and truncated: only products of consecutive inputs are kept, y = sum_p K_p
+* (u_k u_{k-1} ... u_{k-p+1}), so that it remains a convolution, over more inputs.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ if TYPE_CHECKING:
 
 
 class LiquidModes(Modes):
-    """Kernels of each order p of `degree`, side by side: K_p[l] = C A^l B^p with the rule "kb", and with "pb", which
-    drops A beyond the first order, C B^p at l = 0 alone."""
+    """Modes of the kernels of orders p = 1 .. `degree`, side by side.
+
+    liquid: "kb", K_p[l] = C A^l B^p; or "pb", which drops A beyond the first order: K_p is C B^p at l = 0 alone.
+    """
 
     def __init__(self, width: int, states: int, degree: int, liquid: str, init: str, dt_min: float,
                  dt_max: float) -> None:
         super().__init__(width, states, init, dt_min=dt_min, dt_max=dt_max)
         self.degree, self.keeps = degree, liquid == "kb"
-        nn.init.normal_(self.weight, std=0.5**0.5)  # C alone: here B has a place of its own
+        nn.init.normal_(self.weight, std=0.5**0.5)  # C alone: B is a parameter of its own
         b = hippo.diagonal(init, states)[1].to(torch.complex64)[:, None].expand(-1, width)
         self.b = nn.Parameter(real_and_imaginary(b).contiguous())
 
@@ -48,7 +50,7 @@ class LiquidModes(Modes):
 
 
 class LiquidDiagonal(DiagonalStateSpace):
-    """One recurrence for every order of products."""
+    """One diagonal recurrence per order of input products."""
 
     modes: LiquidModes
 
@@ -67,15 +69,15 @@ class LiquidDiagonal(DiagonalStateSpace):
             if self.modes.keeps:
                 program.modes(product, y, decays[lag], weights[lag])
                 program.add(y, into)
-            else:  # nothing of it is remembered
+            else:  # "pb": no state beyond the first order
                 program.add(product, into, weights[lag].real.sum(1))
 
 
 class LiquidS4(StateSpaceMixer):
     """A diagonal liquid state space on each feature.
 
-    width: model width D. states: N. degree: the highest order of products of inputs, 2 or more. liquid: "pb" or "kb",
-    see `LiquidModes`. init, dt_min, dt_max: as of S4D. `matrix` applies to the products, which are not linear in x.
+    width: model width D. states: N. degree: highest order of input products, 2 or more. liquid: "pb" or "kb", see
+    `LiquidModes`. init, dt_min, dt_max: as for S4D. `matrix` applies to the products, which are not linear in x.
     """
 
     def __init__(self, width: int, states: int = 64, degree: int = 2, liquid: str = "pb", init: str = "legs",

@@ -1,6 +1,6 @@
-"""LongVQ: gated attention over structured memory, whose keys are those of a codebook: node by node nearby, summed up by
-code beyond (Liu et al. 2024, arXiv 2404.11163), in the shape of Mega (Ma et al. 2022, arXiv 2209.10655) and
-Transformer-VQ (Lingle 2023, arXiv 2309.16354)."""
+"""LongVQ: gated attention with vector-quantised keys, node by node nearby and summed per code beyond (Liu et al. 2024,
+arXiv 2404.11163), built like Mega (Ma et al. 2022, arXiv 2209.10655) and Transformer-VQ (Lingle 2023, arXiv
+2309.16354)."""
 
 from __future__ import annotations
 
@@ -24,14 +24,18 @@ if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
 
 MIN_TRAINING_BLOCK = 256
-"""Nodes of a block in training, at least: gradients node by node are then cheaper than those of sums by code."""
+"""Smallest block in training, in nodes: up to this size, gradients node by node are cheaper than of sums per code."""
 
 
 class Codebook(nn.Module):
-    """S codes that follow the keys by k-means with moving averages of sums and counts, in training only. The first
-    batch seen in training gives the first codes: keys that are far from each other. A code that stands for less than
-    one key of a batch, on average, is dead, and moves to one of the keys that are furthest from their codes: keys move
-    as they learn, and would leave all codes but a few behind."""
+    """S codes that track the keys by online k-means: moving averages of sums and counts, updated in training only.
+
+    The first training batch initialises the codes with keys that are far from each other. A code that on average
+    stands for less than one key of a batch is dead and is moved to one of the keys furthest from their codes; without
+    this, keys that move as they learn would leave all but a few codes unused.
+
+    codes: S. width: Z, of keys. decay: of the moving averages, per training step.
+    """
 
     sums: Tensor
     counts: Tensor
@@ -46,52 +50,53 @@ class Codebook(nn.Module):
 
     @property
     def codes(self) -> Tensor:
-        """(S, Z)."""
+        """The codes (S, Z)."""
         return self.sums / self.counts.clamp(min=0.01)[:, None]
 
     def nearest(self, keys: Tensor) -> Tensor:
-        """(..., Z) -> (...) long, in float32 at least, since rounding would flip codes."""
+        """Return the index of the nearest code of keys (..., Z): (...) long. Computed in float32 or wider, because
+        rounding would flip codes."""
         codes = self.codes.to(torch.promote_types(self.sums.dtype, torch.float32))
         return (keys.to(codes.dtype) @ codes.mT - codes.square().sum(-1) / 2).argmax(-1)
 
     @torch.no_grad()
     def learn(self, keys: Tensor) -> None:
-        """Move towards keys (N, Z), those of all processes: one step of k-means."""
-        together = torch.distributed.is_available() and torch.distributed.is_initialized()
+        """Take one step of k-means towards keys (N, Z), in place; keys of all processes count."""
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if not bool(self.begun):
-            apart = torch.full_like(keys[:, 0], math.inf)
+            distance = torch.full_like(keys[:, 0], math.inf)
             for code in self.sums:
-                code.copy_(keys[apart.argmax()])
-                apart = torch.minimum(apart, (keys - code.to(keys.dtype)).square().sum(-1))
+                code.copy_(keys[distance.argmax()])
+                distance = torch.minimum(distance, (keys - code.to(keys.dtype)).square().sum(-1))
             self.begun.fill_(True)
-            if together:
+            if distributed:
                 torch.distributed.broadcast(self.sums, 0)
         nearest = self.nearest(keys)
-        missed = (keys - self.codes[nearest].to(keys.dtype)).square().sum(-1)
-        belongs = F.one_hot(nearest, len(self.sums)).to(self.sums.dtype)
-        new = torch.cat([belongs.T @ keys.to(self.sums.dtype), belongs.sum(0)[:, None]], 1)
-        if together:
+        error = (keys - self.codes[nearest].to(keys.dtype)).square().sum(-1)
+        assignment = F.one_hot(nearest, len(self.sums)).to(self.sums.dtype)
+        new = torch.cat([assignment.T @ keys.to(self.sums.dtype), assignment.sum(0)[:, None]], 1)
+        if distributed:
             torch.distributed.all_reduce(new)
         self.sums.lerp_(new[:, :-1], 1 - self.decay)
         self.counts.lerp_(new[:, -1], 1 - self.decay)
         dead = torch.nonzero(self.counts < 1)[: len(keys), 0]
-        self.sums[dead] = keys[missed.topk(len(dead)).indices].to(self.sums.dtype)
+        self.sums[dead] = keys[error.topk(len(dead)).indices].to(self.sums.dtype)
         self.counts[dead] = 1.0
-        if together:
+        if distributed:
             torch.distributed.broadcast(self.sums, 0)
 
 
 class QuantisedAttention(Recurrence):
-    """Softmax attention to the codes nearest to the keys; while a node is less than `window` back, a bias by distance
-    is added. Beyond, keys of one code weigh the same, so what has left the window is a count and a sum of values per
-    code: time is linear in the length, the state of constant size. In training each key has the gradient that its code
-    would have if no other key shared it (straight through).
+    """Softmax attention whose keys are replaced by their nearest codes; linear time, state of constant size.
 
-    Queries and keys are of norm sqrt(Z), so that exponentials are finite without subtracting a maximum.
+    Nodes less than `window` back are attended one by one, with a bias by distance. Beyond, keys of one code have equal
+    weight, so a count and a sum of values per code suffice. In training each key has the gradient that its code would
+    have if no other key shared it (straight-through). Queries and keys have norm sqrt(Z), so that exponentials are
+    finite without subtracting a maximum.
 
-    Inputs q, k (B, N, Z), v (B, N, E) and the keys' codes (B, N) long. State: of the last `window` nodes the values and
-    codes (-1: none), and of all before them the sums of values, and their count, by code (B, S, E + 1), float32 at
-    least; all of the document that goes on.
+    Inputs: q, k (B, N, Z), v (B, N, E) and the keys' codes (B, N) long. State: values (B, window, E) and codes
+    (B, window) of the last nodes (-1: none), and, for all nodes before them, sums of values and counts per code
+    (B, S, E + 1), float32 or wider; all of the current document.
     """
 
     learnable_tensors = ()
@@ -117,65 +122,67 @@ class QuantisedAttention(Recurrence):
         valued, code, document = self._prepend_state(inputs, state, starts)
         y = self._attend_in_blocks(inputs[0], inputs[1], valued, code, document, sums, self.bias)
 
-        taken = torch.full_like(code[:, 0], n) if lengths is None else lengths
-        owner = document.gather(1, (taken + w - 1)[:, None]).clamp(min=0)
+        count = torch.full_like(code[:, 0], n) if lengths is None else lengths
+        current = document.gather(1, (count + w - 1)[:, None]).clamp(min=0)
         index = torch.arange(n + w, device=code.device)
-        old = (index < taken[:, None]) & (document == owner)
-        sums = sums * (owner == 0)[..., None] + self._sum_by_code(code, valued, old)
-        recent = taken[:, None] + index[:w]
-        v, code = (gather_nodes(x, recent) for x in (valued[..., :-1], code.where(document == owner, -1)))
+        old = (index < count[:, None]) & (document == current)
+        sums = sums * (current == 0)[..., None] + self._sum_by_code(code, valued, old)
+        recent = count[:, None] + index[:w]
+        v, code = (gather_nodes(x, recent) for x in (valued[..., :-1], code.where(document == current, -1)))
         return (y[..., :-1] / y[..., -1:]).to(inputs[2].dtype), (v.to(state[0].dtype), code, sums)
 
     def attend_both_ways(self, inputs: Tensors, layout: Layout) -> Tensor:
-        """What is read where nodes see all of their document: what each way sums up, less the nodes themselves, which
-        both count."""
+        """Attend to the whole document: add the sums of both directions, and subtract each node's own term, which both
+        of them count. Inputs as of `scan`; returns (B, N, E)."""
         assert self.bias_ahead is not None
         if not inputs[0].shape[1]:
             return inputs[2]
         ways = []
-        for bias, side, turn in ((self.bias, layout, False), (self.bias_ahead, layout.mirrored(), True)):
-            turned = tuple(x.flip(1) for x in inputs) if turn else inputs
+        for bias, side, backwards in ((self.bias, layout, False), (self.bias_ahead, layout.mirrored(), True)):
+            ordered = tuple(x.flip(1) for x in inputs) if backwards else inputs
             fresh = self.initial(len(inputs[0]), inputs[0])
-            valued, code, document = self._prepend_state(turned, fresh, side.starts)
-            y = self._attend_in_blocks(turned[0], turned[1], valued, code, document, fresh[2], bias)
-            ways.append(y.flip(1) if turn else y)
+            valued, code, document = self._prepend_state(ordered, fresh, side.starts)
+            y = self._attend_in_blocks(ordered[0], ordered[1], valued, code, document, fresh[2], bias)
+            ways.append(y.flip(1) if backwards else y)
         q, k, v, codes = inputs
         scores = (q * self._quantise(k, codes)).sum(-1, keepdim=True) / math.sqrt(q.shape[-1]) + self.bias_ahead[0]
         own = scores.to(ways[0].dtype).exp()
         y = ways[0] + ways[1] - own * F.pad(v, (0, 1), value=1.0)
         return (y[..., :-1] / y[..., -1:]).to(v.dtype)
 
-    def distance_biases(self, apart: Tensor) -> Tensor:
-        """Of keys so far back, (...) long, or ahead where negative: 0 from the window on."""
-        index = apart.abs().clamp(max=self.window - 1)
+    def distance_biases(self, distance: Tensor) -> Tensor:
+        """Return the score biases (...) of keys `distance` nodes back, (...) long, or ahead where it is negative; they
+        are 0 outside the window."""
+        index = distance.abs().clamp(max=self.window - 1)
         bias = self.bias[index]
         if self.bias_ahead is not None:
-            bias = bias.where(apart >= 0, self.bias_ahead[index])
-        return bias.where(apart.abs() < self.window, 0.0)
+            bias = bias.where(distance >= 0, self.bias_ahead[index])
+        return bias.where(distance.abs() < self.window, 0.0)
 
     def _prepend_state(self, inputs: Tensors, state: Tensors, starts: Tensor | None) -> Tensors:
-        """Values and a one beside each, which sum up the weights, codes and documents (-1: none) of the line: the nodes
-        that the state keeps one by one, then those of the inputs."""
+        """Return values with a column of ones (which sums up the weights), codes and document numbers (-1: none) of the
+        nodes in the state's window followed by those of the inputs."""
         v, code = (torch.cat([old.to(new.dtype), new], 1) for old, new in zip(state, inputs[2:]))
         document = torch.zeros_like(inputs[3]) if starts is None else starts.long().cumsum(1)
         document = F.pad(document, (self.window, 0)).where(code >= 0, -1)
         return torch.cat([v, torch.ones_like(v[..., :1])], -1).to(state[2].dtype), code, document
 
     def _quantise(self, k: Tensor, code: Tensor) -> Tensor:
-        """The keys' codes, in training with the keys' own gradient."""
+        """Return the codes in place of the keys, in training with the keys' own gradient."""
         codes = self.codebook.codes.to(k.dtype)[code.clamp(min=0)]
         return straight_through(codes, k) if self.training else codes
 
     def _sum_by_code(self, code: Tensor, valued: Tensor, which: Tensor) -> Tensor:
-        """(..., N) codes and (..., N, E + 1) -> (..., S, E + 1), the sums over `which` nodes (..., N) of each code."""
+        """Sum values (..., N, E + 1) per code (..., N) over the nodes chosen by the mask `which` (..., N):
+        (..., S, E + 1)."""
         hot = F.one_hot(code.clamp(min=0), len(self.codebook.counts)).to(valued.dtype) * which[..., None]
         return hot.mT @ valued
 
     def _attend_in_blocks(self, q: Tensor, k: Tensor, valued: Tensor, code: Tensor, document: Tensor, sums: Tensor,
                 bias: Tensor) -> Tensor:
-        """Unnormalised outputs (B, N, E + 1) of queries and keys (B, N, Z), which are the line's nodes from `window`
-        on. Each block of them sees the line from `window` nodes before it to its end, node by node, with a bias
-        (window,) by distance, and what is before that by code."""
+        """Return unnormalised outputs (B, N, E + 1) for queries and keys (B, N, Z). `valued`, `code` and `document`
+        start with the state's window (see `_prepend_state`). Queries of a block attend node by node, with a bias
+        (window,) by distance, from `window` nodes before the block to its end, and by sums per code before that."""
         w, n = self.window, q.shape[1]
         k = F.pad(k, (0, 0, w, 0))
         size = min(n, max(w, MIN_TRAINING_BLOCK) if self.training else w)
@@ -185,23 +192,24 @@ class QuantisedAttention(Recurrence):
         code, document = (F.pad(x, (0, pad), value=-1) for x in (code, document))
         nodes = torch.arange(w + size, device=q.device)
         near = torch.arange(blocks, device=q.device)[:, None] * size + nodes
-        apart = w + nodes[:size, None] - nodes
-        mine, theirs = document[:, w:].unflatten(1, (blocks, size))[..., None], document[:, near][..., None, :]
-        seen = (mine == theirs) & (theirs >= 0) & (apart >= 0)
+        distance = w + nodes[:size, None] - nodes
+        q_document = document[:, w:].unflatten(1, (blocks, size))[..., None]
+        k_document = document[:, near][..., None, :]
+        seen = (q_document == k_document) & (k_document >= 0) & (distance >= 0)
         scores = (q @ self._quantise(k, code)[:, near].mT).to(sums.dtype)
-        scores = scores + torch.where(apart < w, bias[apart.clamp(0, w - 1)], 0.0).to(sums.dtype)
+        scores = scores + torch.where(distance < w, bias[distance.clamp(0, w - 1)], 0.0).to(sums.dtype)
         y = scores.masked_fill(~seen, -math.inf).exp() @ valued[:, near]
 
-        # Sums before each block, of the document of the last node that left.
-        k, code, valued, theirs = (x[:, : (blocks - 1) * size].unflatten(1, (blocks - 1, size))
-                                   for x in (k, code, valued, document))
-        owner = F.pad(theirs[..., -1], (1, 0)).cummax(1).values
-        left = theirs == owner[:, 1:, None]
+        # Sums per code before each block's window, over the document of the last node that left the window.
+        k, code, valued, document = (x[:, : (blocks - 1) * size].unflatten(1, (blocks - 1, size))
+                                     for x in (k, code, valued, document))
+        current = F.pad(document[..., -1], (1, 0)).cummax(1).values
+        left = document == current[:, 1:, None]
         adds = self._sum_by_code(code, valued, left)
-        keeps = (owner[:, 1:] == owner[:, :-1]).to(sums.dtype)[..., None, None].expand_as(adds)
+        keeps = (current[:, 1:] == current[:, :-1]).to(sums.dtype)[..., None, None].expand_as(adds)
         before = torch.cat([sums[:, None], linear_scan(keeps, adds, sums)], 1)
         weights = (q @ self.codebook.codes.to(k.dtype).mT).to(sums.dtype).exp()  # (B, blocks, size, S)
-        weights = weights * (mine == owner[..., None, None])
+        weights = weights * (q_document == current[..., None, None])
         y = y + weights @ before
         if self.training and blocks > 1:
             y = y + _StraightThrough.apply(k, q, weights, code.clamp(min=0), valued * left[..., None], keeps)
@@ -209,11 +217,12 @@ class QuantisedAttention(Recurrence):
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Zeros (B, blocks, C, E + 1) with the gradient for keys k (B, blocks - 1, C, Z) of sums by code: what each key's
-    own value, weighted by exp(q . code), would gain if the key's code moved. q (B, blocks, C, Z), weights exp(q . code)
-    (B, blocks, C, S), code (B, blocks - 1, C), valued (B, blocks - 1, C, E + 1), keeps (B, blocks - 1, S, E + 1).
+    """Return zeros (B, blocks, C, E + 1) whose backward pass gives keys k (B, blocks - 1, C, Z) their gradient through
+    the sums per code: how each key's own value, weighted by exp(q . code), would change if the key's code moved.
 
-    Slopes (B, S, Z, E + 1) of all later queries are summed up block by block, so that this too is linear in the length.
+    q (B, blocks, C, Z), weights exp(q . code) (B, blocks, C, S), code (B, blocks - 1, C), valued (B, blocks - 1, C,
+    E + 1), keeps (B, blocks - 1, S, E + 1). Slopes (B, S, Z, E + 1) over all later queries are accumulated block by
+    block, so the backward pass is linear in the length as well.
     """
 
     @staticmethod
@@ -237,17 +246,18 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class LongVQ(Mixer):
-    """u (H - x), with an update gate u and what x and the attention give together, H. The block adds x, which makes
-    u H + (1 - u) x of it, as Mega has it (of the normed x, where the norm stands in front).
+    """Vector-quantised attention in a Mega block: returns u (H - x), with an update gate u and a candidate H made from
+    x and the attention's output. The residual connection adds x, which gives Mega's u H + (1 - u) x (of the normalised
+    x, where a norm stands in front).
 
     width: model width D. keys: Z, width of queries and keys (default: D / 4). expand: width of values relative to D.
-    codes: S, of the codebook; window: nodes back that are seen one by one, with a bias. states: decays per channel of
-    the structured memory, a moving average that queries, keys and gates are read off. decay: of the codebook's
-    averages, per step of training; slower codes (0.99 in Transformer-VQ) stay behind keys that learn fast.
-    commitment: weight of a loss that draws keys to their codes, the mean square of what is between their numbers (1e-4
-    in Transformer-VQ). Keys are of one length and dead codes come back to them, so that it can be left out.
-    causal: False reads all of a document: the attention looks both ways, with biases of its own for what lies ahead,
-    and the structured memory is the sum of two averages, one from each end, as Mega's.
+    codes: S, size of the codebook. window: how many nodes back are attended one by one, with a bias. states: decays per
+    channel of the structured memory, the moving average from which queries, keys and gates are computed. decay: of the
+    codebook's averages, per training step; slower codes (0.99 in Transformer-VQ) lag behind keys that learn fast.
+    commitment: weight of a loss that pulls keys towards their codes, the mean squared difference (1e-4 in
+    Transformer-VQ); it can be left out, since keys have a fixed norm and dead codes are moved back to them.
+    causal: False sees the whole document: the attention looks both ways, with biases of its own for later nodes, and
+    the structured memory is the sum of two averages, one from each end, as in Mega.
     """
 
     linear_in_values = True
@@ -256,7 +266,7 @@ class LongVQ(Mixer):
                  states: int = 4, decay: float = 0.9, commitment: float = 0.0, causal: bool = True) -> None:
         super().__init__(width)
         self.causal, self.commitment = causal, commitment
-        self.commitment_error: Tensor | None = None  # of the latest training batch: mean square of keys less codes
+        self.commitment_error: Tensor | None = None  # of the latest training batch: mean square of keys minus codes
         if codes < 1 or window < 1:
             raise SegueError(f"LongVQ needs at least one code and a window of one node, not {codes} and {window}")
         keys, values = keys or max(1, width // 4), expand * width
@@ -275,18 +285,19 @@ class LongVQ(Mixer):
         return [average.rate for average in (self.average, self.average_ahead) if average is not None]
 
     def penalty(self) -> Tensor | None:
-        # Handed out once and dropped: a model that holds on to a graph cannot be deep-copied.
+        # Returned once and dropped: a model that holds on to an autograd graph cannot be deep-copied.
         error, self.commitment_error = self.commitment_error, None
         return None if error is None else self.commitment * error
 
     def _structured_memory(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
-        """The structured memory (B, N, D)."""
+        """Return the structured memory (B, N, D): SiLU of the moving average plus a skip connection."""
         average = self.average((x,), layout, parts.get("average"))
         if self.average_ahead is not None:
             average = average + self.average_ahead((x.flip(1),), layout.mirrored(), None).flip(1)
         return F.silu(average + self.skip * x)
 
     def _project(self, x: Tensor, memory: Tensor) -> Tensors:
+        """Return queries, keys, values and the keys' codes."""
         both = F.silu(self.shared(memory))[..., None, :] * self.scale + self.shift
         q, k = F.rms_norm(both, both.shape[-1:], eps=1e-6).unbind(-2)
         return q, k, F.silu(self.v(x)), self.attention.codebook.nearest(k)
@@ -338,10 +349,10 @@ class LongVQ(Mixer):
     def matrix(self, x: Tensor) -> Tensor:
         q, _, _, code = self._project(x, self._memory_of(x))
         index = torch.arange(x.shape[1], device=x.device)
-        apart = index[:, None] - index
+        distance = index[:, None] - index
         scores = q @ self.attention.codebook.codes[code].mT / math.sqrt(q.shape[-1])
-        scores = scores + self.attention.distance_biases(apart)
-        return (scores.masked_fill(apart < 0, -math.inf) if self.causal else scores).softmax(-1)[:, None]
+        scores = scores + self.attention.distance_biases(distance)
+        return (scores.masked_fill(distance < 0, -math.inf) if self.causal else scores).softmax(-1)[:, None]
 
     def values(self, x: Tensor) -> Tensor:
         return F.silu(self.v(x))[:, None]

@@ -12,7 +12,7 @@ from segue.mixers.ssm import upcast
 
 
 class RingDecays(DiagonalRecurrence):
-    """Decays exp(-exp(nu) + i exp(theta)), drawn evenly from the ring between two radii, up to a phase."""
+    """Decays exp(-exp(nu) + i exp(theta)), initialised uniformly on the ring between two radii, up to a phase."""
 
     def __init__(self, states: int, radii: tuple[float, float], phase: float) -> None:
         super().__init__()
@@ -27,10 +27,10 @@ class RingDecays(DiagonalRecurrence):
 
 
 class LRU(DiagonalMixer):
-    """h_t = a h_{t-1} + gamma B u_t, y_t = Re(C h_t) + D u_t; gamma makes all states of one size, whatever their decay.
+    """h_t = a h_{t-1} + gamma B u_t, y_t = Re(C h_t) + D u_t; gamma normalises the states whatever their decay.
 
-    width: model width H. states: P (default: width). radii: between which |a| begins; nearer to one remembers longer.
-    phase: largest angle of a at the beginning, radians.
+    width: model width H. states: P (default: width). radii: initial range of |a|; nearer to one remembers longer.
+    phase: largest initial angle of a, radians.
     """
 
     def __init__(self, width: int, states: int | None = None, radii: tuple[float, float] = (0.0, 1.0),

@@ -1,7 +1,7 @@
 """LSSL: a dense linear state space, as a recurrence, a convolution and an ODE (Gu et al. 2021, arXiv 2110.13985).
 
-O(N^2 L) time and O(N L) memory a feature: the reference that faster state spaces are held against. Take it with few
-states; S4 computes the same kernels. One step of the recurrence is two tridiagonal solves where A learns.
+O(N^2 L) time and O(N L) memory per feature: the reference for faster state spaces. Use it with few states; S4 computes
+the same kernels. Where A is trained, one step of the recurrence is two tridiagonal solves.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from segue.mixers.state import Tensors
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
 
-CHUNK_NODES = 64  # nodes that decoding takes at once
+CHUNK_NODES = 64  # nodes per step of the recurrent form
 Advance = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def krylov(a: Tensor, b: Tensor, length: int) -> Tensor:
-    """a (..., N, N), b (..., N) -> (..., N, L): a^l b, by squaring a."""
+    """Return a^l b for l = 0 .. length - 1, by repeated squaring: a (..., N, N), b (..., N) -> (..., N, length)."""
     x = b[..., None]
     while x.shape[-1] < length:
         x, a = torch.cat([x, a @ x], -1), a @ a
@@ -37,17 +37,17 @@ def krylov(a: Tensor, b: Tensor, length: int) -> Tensor:
 
 
 def shift(x: Tensor, by: int, fill: float = 0.0) -> Tensor:
-    """x_(i - by) at i, `fill` where there is none; by < 0: from behind."""
+    """Shift x along its last axis: element i of the result is x_(i - by), or `fill` where that does not exist."""
     n = x.shape[-1]
     return F.pad(x[..., max(0, -by) : n - max(0, by)], (max(0, by), max(0, -by)), value=fill)
 
 
 def tridiagonal(below: Tensor, on: Tensor, above: Tensor, y: Tensor) -> Tensor:
-    """x (..., N) with below_i x_(i-1) + on_i x_i + above_i x_(i+1) = y_i, without pivots, by cyclic reduction of all
-    rows at once: log N rounds of O(N). below_0 and above_(N-1) are not read."""
+    """Solve below_i x_(i-1) + on_i x_i + above_i x_(i+1) = y_i for x (..., N), without pivoting, by parallel cyclic
+    reduction: log N rounds of O(N). below_0 and above_(N-1) are ignored."""
     n, span = on.shape[-1], 1
     below, above = F.pad(below[..., 1:], (1, 0)), F.pad(above[..., :-1], (0, 1))
-    while span < n:  # each equation rids itself of its neighbours `span` away by theirs
+    while span < n:  # eliminate the neighbours `span` away
         left, right = -below / shift(on, span, 1.0), -above / shift(on, -span, 1.0)
         y = y + left * shift(y, span) + right * shift(y, -span)
         on = on + left * shift(above, span) + right * shift(below, -span)
@@ -56,13 +56,13 @@ def tridiagonal(below: Tensor, on: Tensor, above: Tensor, y: Tensor) -> Tensor:
 
 
 class DenseStateSpace(StateSpace):
-    """x_k = A x_{k-1} + B u_k, y_k = C x_k for any A. State (B, H, N), in float32 at least."""
+    """x_k = A x_{k-1} + B u_k, y_k = C x_k for any A. State: (B, H, N), float32 or wider."""
 
     states: int
     features: int
 
     def discrete(self) -> Tensors:
-        """A (H, N, N), B (H, N) and C (channels, H, N), in float32 at least."""
+        """Return the discretised A (H, N, N), B (H, N) and C (channels, H, N), float32 or wider."""
         raise NotImplementedError
 
     def initial(self, batch: int, like: Tensor) -> Tensors:
@@ -74,18 +74,18 @@ class DenseStateSpace(StateSpace):
             return torch.einsum("mhn,hnl->lmh", c, krylov(a, b, length)).flatten(1)
 
     def full_precision(self) -> torch.autocast:
-        """No lower precision inside: powers of A would not survive it."""
+        """Return a context without autocast: powers of A do not survive lower precision."""
         return torch.autocast(next(self.parameters()).device.type, enabled=False)
 
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
         (u,), (x,) = inputs, state
         n = u.shape[1]
-        # Cut where a chunk, a document or a row ends.
+        # Cut at the end of every chunk, document and row.
         ends = {*range(CHUNK_NODES, n, CHUNK_NODES), n, *([] if lengths is None else lengths.tolist()),
                 *([] if starts is None else torch.nonzero(starts.any(0))[:, 0].tolist())}
         edges = [0, *sorted(ends - {0})]
-        outputs, wanted = [u[:, :0].repeat(1, 1, self.channels)], x
+        outputs, final = [u[:, :0].repeat(1, 1, self.channels)], x
         with self.full_precision():
             advance = self.advance(max((b - a for a, b in pairwise(edges)), default=0))
             for begin, end in pairwise(edges):
@@ -93,11 +93,11 @@ class DenseStateSpace(StateSpace):
                     x = x.masked_fill(starts[:, begin, None, None], 0.0)
                 y, x = advance(upcast(u[:, begin:end]), upcast(x))
                 outputs.append(y.to(u.dtype))
-                wanted = x if lengths is None else torch.where((lengths >= end)[:, None, None], x, wanted)
-        return torch.cat(outputs, 1), (wanted.to(state[0].dtype),)
+                final = x if lengths is None else torch.where((lengths >= end)[:, None, None], x, final)
+        return torch.cat(outputs, 1), (final.to(state[0].dtype),)
 
     def advance(self, size: int) -> Advance:
-        """The function (u (B, n, H), x) -> (y, x after them) for any n <= size."""
+        """Return a function (u (B, n, H), state x) -> (outputs, next state) for any n <= size."""
         a, b, c = self.discrete()
         drive, recall = krylov(a, b, size), krylov(a.mT, torch.einsum("mhn,hnk->mhk", c, a), size)  # A^l B, C A^(l+1)
         kernel = torch.einsum("mhn,hnl->lmh", c, drive).flatten(1)
@@ -117,7 +117,7 @@ class DenseStateSpace(StateSpace):
 
 
 class LearnedDenseStateSpace(DenseStateSpace):
-    """A and B the same for all features; see `LSSL`."""
+    """A dense state space with A and B shared by all features; for the options see `LSSL`."""
 
     a: Tensor
     b: Tensor
@@ -133,15 +133,15 @@ class LearnedDenseStateSpace(DenseStateSpace):
             self.register_buffer("b", b.float())
             return
         if init != "legs":
-            raise SegueError(f"a learning transition matrix begins as 'legs', not '{init}': set learn_a to false")
-        # -A = P (D + T^-1) Q with diagonal P, D and Q and a tridiagonal T, here the one whose inverse sums.
+            raise SegueError(f"a trained transition matrix starts as 'legs', not '{init}': set learn_a to false")
+        # -A = P (D + T^-1) Q with diagonal P, D and Q and a tridiagonal T, initially the inverse of the cumulative sum.
         self.p, self.q, self.b = (nn.Parameter(b.float()) for _ in range(3))
         n = torch.arange(states)
         self.d = nn.Parameter(-n / (2 * n + 1))
         self.t = nn.Parameter(torch.tensor([[-1.0], [1.0], [0.0]]).repeat(1, states))  # below, on, above the diagonal
 
     def transition(self) -> Tensor:
-        """A (N, N)."""
+        """Return the continuous-time A (N, N)."""
         if not self.learns:
             return upcast(self.a)
         below, on, above = upcast(self.t)
@@ -153,12 +153,12 @@ class LearnedDenseStateSpace(DenseStateSpace):
         return *hippo.bilinear(a, b, self.steps()), upcast(self.weight)
 
     def multiply_forward(self, x: Tensor, dt: Tensor) -> Tensor:
-        """(I + dt A) x, of x (..., N) and dt (...), in O(N log N)."""
+        """Return (I + dt A) x for x (..., N) and dt (...), in O(N log N)."""
         p, q, d, (below, on, above) = (upcast(each) for each in (self.p, self.q, self.d, self.t))
         return x - dt[..., None] * p * (d * q * x + tridiagonal(below, on, above, q * x))
 
     def solve_backward(self, x: Tensor, dt: Tensor) -> Tensor:
-        """(I - dt A)^-1 x = Q^-1 (T (P^-1 Q^-1 + dt D) + dt)^-1 T P^-1 x, in O(N log N)."""
+        """Return (I - dt A)^-1 x = Q^-1 (T (P^-1 Q^-1 + dt D) + dt)^-1 T P^-1 x, in O(N log N)."""
         p, q, d, (below, on, above) = (upcast(each) for each in (self.p, self.q, self.d, self.t))
         x, inner = x / p, 1 / (p * q) + dt[..., None] * d
         x = on * x + below * shift(x, 1) + above * shift(x, -1)
@@ -183,8 +183,9 @@ class LearnedDenseStateSpace(DenseStateSpace):
 class LSSL(StateSpaceMixer):
     """A dense state space on each feature.
 
-    width: model width D. states: N. channels: outputs of each feature. init: HiPPO family of A, see `hippo.FAMILIES`.
-    learn_a, learn_dt: whether A and B, and the step sizes, are trained. dt_min, dt_max: range of the step sizes.
+    width: model width D. states: N. channels: outputs per feature. init: HiPPO family of A, see `hippo.FAMILIES`; only
+    "legs" can be trained. learn_a, learn_dt: whether A and B, and the step sizes, are trained. dt_min, dt_max: initial
+    range of the step sizes.
     """
 
     def __init__(self, width: int, states: int = 64, channels: int = 1, init: str = "legs", learn_a: bool = True,

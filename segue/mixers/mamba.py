@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
 
 class SelectiveScan(Recurrence):
-    """h = a h + dt u B; y = C h + D u, with a = low + (1 - low) exp(dt A). Inputs u, dt (B, N, I), B and C (B, N, S);
-    state (B, I, S)."""
+    """h = a h + dt u B; y = C h + D u, with a = low + (1 - low) exp(dt A).
+
+    inner: I channels. states: S per channel. low: smallest factor of the state, 0 for Mamba, down to -1.
+    Inputs: u, dt (B, N, I), B and C (B, N, S). State: (B, I, S).
+    """
 
     def __init__(self, inner: int, states: int, low: float = 0.0) -> None:
         super().__init__()
@@ -49,9 +52,13 @@ class SelectiveScan(Recurrence):
 
 
 class Mamba(Mixer):
-    """width: model width D. states: S per channel. taps: of the convolution. expand: inner width relative to D.
-    rank: of the step-size projection (default: D / 16, rounded up). bias: of the projections in and out. eigenvalues:
-    range of the state's factors, (0, 1), or (-1, 1) to track states (Grazzi et al. 2024, arXiv 2411.12537)."""
+    """The Mamba mixer: a projection, a short convolution, a selective scan, and a SiLU gate.
+
+    width: model width D. states: S per channel. taps: of the convolution. expand: inner width relative to D.
+    rank: of the step-size projection (default: D / 16, rounded up). bias: whether the input and output projections have
+    one. eigenvalues: range of the state's factors, (0, 1), or (-1, 1) to track states (Grazzi et al. 2024, arXiv
+    2411.12537).
+    """
 
     linear_in_values = True
 
@@ -65,7 +72,7 @@ class Mamba(Mixer):
         self.step = nn.Linear(self.rank, inner)
         self.scan = SelectiveScan(inner, states, min_eigenvalue(eigenvalues))
         self.out = nn.Linear(inner, width, bias=bias)
-        # Step sizes begin spread log-uniformly over [0.001, 0.1]: the bias is their inverse softplus.
+        # Initial step sizes are log-uniform in [0.001, 0.1]: the bias is their inverse softplus.
         step = torch.exp(torch.rand(inner) * (math.log(0.1) - math.log(0.001)) + math.log(0.001))
         self.step.bias.data = step + torch.log(-torch.expm1(-step))
         nn.init.uniform_(self.step.weight, -(self.rank**-0.5), self.rank**-0.5)
@@ -74,6 +81,7 @@ class Mamba(Mixer):
         return [self.scan.A_log, self.scan.D, self.step.bias]
 
     def _inputs(self, x: Tensor, layout: Layout, parts: Parts) -> tuple[Tensors, Tensor]:
+        """Return the scan's inputs (u, dt, B, C) and the gate."""
         u, gate = self.into(x).chunk(2, -1)
         u = self.convolution((u,), layout, parts.get("convolution"))
         rank, B, C = self.select(u).split([self.rank, self.states, self.states], dim=-1)
@@ -98,11 +106,11 @@ class Mamba(Mixer):
         program.linear(y, into, self.out.weight, self.out.bias, add=True)
 
     def matrix(self, x: Tensor) -> Tensor:
-        """(B, I, T, T), one head per inner channel, the skip D on the diagonal (Ali et al. 2024, arXiv 2403.01590)."""
+        """(B, I, T, T), one head per inner channel, with D on the diagonal (Ali et al. 2024, arXiv 2403.01590)."""
         (_, dt, B, C), _ = self._inputs(x, Layout.of(x), {})
         factor = self.scan.low + (1 - self.scan.low) * (dt[..., None] * -self.scan.A_log.exp()).exp()  # (B, T, I, S)
         later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril(-1)[..., None, None]
-        between = torch.where(later, factor[:, :, None], 1.0).cumprod(1)  # not by logarithms: factors may be negative
+        between = torch.where(later, factor[:, :, None], 1.0).cumprod(1)  # no logarithms: factors may be negative
         matrix = torch.einsum("bis,bijcs,bjs,bjc->bcij", C, between, B, dt).tril()
         return matrix + torch.diag_embed(self.scan.D[:, None].expand(-1, x.shape[1]))
 

@@ -1,4 +1,4 @@
-"""Mamba-2: a selective state space whose decay is one number per head (Dao & Gu 2024, arXiv 2405.21060)."""
+"""Mamba-2: a selective state space with one scalar decay per head (Dao & Gu 2024, arXiv 2405.21060)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class StateSpaceDual(Recurrence):
     """h = exp(dt A) h + dt B x^T; y = h^T C + D x, with one A and D per head.
 
-    Inputs x, B and C side by side, (B, N, H E + 2 G S), B and C each for H / G heads, and dt (B, N, H); state
-    (B, H, S, E).
+    Inputs: x, B and C side by side, (B, N, H E + 2 G S), with B and C shared by the H / G heads of a group, and dt
+    (B, N, H). State: (B, H, S, E).
     """
 
     def __init__(self, heads: int, states: int, head_width: int) -> None:
@@ -49,9 +49,12 @@ class StateSpaceDual(Recurrence):
 
 
 class Mamba2(Mixer):
-    """width: model width D. states: S per head and channel. head_width: channels that share a decay (default: 64, or
-    what divides the inner width). groups: of heads, each with its own B and C. taps: of the convolution. expand: inner
-    width relative to D. bias: of the projections in and out."""
+    """The Mamba-2 mixer: a projection, a short convolution, a state-space dual scan, and a gated norm.
+
+    width: model width D. states: S per head and channel. head_width: channels that share a decay (default: the greatest
+    common divisor of 64 and the inner width). groups: of heads, each with its own B and C. taps: of the convolution.
+    expand: inner width relative to D. bias: whether the input and output projections have one. norm_eps: of the norm.
+    """
 
     linear_in_values = True
 
@@ -64,14 +67,14 @@ class Mamba2(Mixer):
             raise SegueError(f"an inner width of {inner} is not {groups} groups of heads of {head_width} channels: "
                              "choose head_width and groups that divide it")
         self.heads, self.groups = inner // head_width, groups
-        self.widths = (inner, inner + 2 * groups * states, self.heads)  # gate, what is convolved, step sizes
+        self.widths = (inner, inner + 2 * groups * states, self.heads)  # gate, convolved channels, step sizes
         self.into = nn.Linear(width, sum(self.widths), bias=bias)
         self.convolution = ShortConvolution(self.widths[1], taps, silu=True)
         self.scan = StateSpaceDual(self.heads, states, head_width)
         self.norm = nn.RMSNorm(inner // groups, eps=norm_eps, elementwise_affine=False)
         self.scale = nn.Parameter(torch.ones(inner))
         self.out = nn.Linear(inner, width, bias=bias)
-        # Step sizes begin spread log-uniformly over [0.001, 0.1]: the bias is their inverse softplus.
+        # Initial step sizes are log-uniform in [0.001, 0.1]: the bias is their inverse softplus.
         step = torch.exp(torch.rand(self.heads) * (math.log(0.1) - math.log(0.001)) + math.log(0.001))
         self.step_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))
 
@@ -79,7 +82,7 @@ class Mamba2(Mixer):
         return [self.scan.A_log, self.scan.D, self.step_bias]
 
     def _inputs(self, x: Tensor, layout: Layout, parts: Parts) -> tuple[Tensors, Tensor]:
-        """What is scanned, and the gate."""
+        """Return the scan's inputs and the gate."""
         gate, u, dt = self.into(x).split(self.widths, -1)
         u = self.convolution((u,), layout, parts.get("convolution"))
         return (u, F.softplus(dt + self.step_bias)), gate
@@ -109,12 +112,12 @@ class Mamba2(Mixer):
         program.linear(y, into, self.out.weight, self.out.bias, add=True)
 
     def _split_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Values, keys and queries, step sizes, and the gate."""
+        """Return values, keys (B), queries (C), step sizes and the gate."""
         (u, dt), gate = self._inputs(x, Layout.of(x), {})
         return *split_projection(u, self.scan.initial(0, u)[0]), dt, gate
 
     def matrix(self, x: Tensor) -> Tensor:
-        """(B, H, T, T), the skip D on the diagonal."""
+        """(B, H, T, T), with the skip connection D on the diagonal."""
         _, B, C, dt, _ = self._split_inputs(x)
         B, C = (y.repeat_interleave(self.heads // self.groups, 2) for y in (B, C))
         decay = (dt * -self.scan.A_log.exp()).cumsum(1).transpose(1, 2)  # (B, H, T)

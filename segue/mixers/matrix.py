@@ -1,4 +1,4 @@
-"""Sequence mixers as what they are, a matrix per head: the classes of structured matrices that the Hydra paper compares
+"""Sequence mixers written as one matrix per head: the classes of structured matrices that the Hydra paper compares
 (Hwang et al. 2024, arXiv 2407.09941)."""
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from segue.mixers.convolution import CentredConvolution
 from segue.mixers.layout import Layout
 from segue.mixers.state import Parts
 
-ANGLE_SPEED = 1e-3  # how fast the angles of a Vandermonde matrix turn
+ANGLE_SPEED = 1e-3  # turns per node and unit of frequency, of a Vandermonde matrix
 TEMPERATURE = 16.0  # of the decays of semiseparable matrices: larger remembers longer
 
 
 @dataclass(frozen=True)
 class MatrixInputs:
-    """What the entries of a matrix are made of. p: (B, H, T, P), the numbers of each node. index: (B, T), its place in
-    its document. same: (B, 1, T, T) bool, whether two nodes share a document. features: d. shift: (H,), of Cauchy."""
+    """What the entries of a matrix are computed from.
+
+    p: (B, H, T, P), parameters of each node. index: (B, T), its place in its document. same: (B, 1, T, T) bool, whether
+    two nodes share a document. features: d. shift: (H,), for "cauchy" alone.
+    """
 
     p: Tensor
     index: Tensor
@@ -36,27 +39,28 @@ class MatrixInputs:
         return self.p.split(self.features, -1)
 
     def scale(self, by: float = 1.0) -> Tensor:
-        """(B, 1, T, 1): 1 / sqrt(by * length of the node's document)."""
+        """Return 1 / sqrt(by * length of the node's document), (B, 1, T, 1)."""
         return (by * self.same.sum(-1, keepdim=True)).to(self.p.dtype).rsqrt()
 
 
 def dense(e: MatrixInputs) -> Tensor:
-    """Free numbers: those of a node are its row."""
+    """An unstructured matrix: the parameters of a node are its row."""
     return e.p.gather(-1, e.index[:, None, None].expand(*e.p.shape[:3], -1)) * e.scale()
 
 
 def toeplitz(e: MatrixInputs) -> Tensor:
-    """A document's node t gives the weight of all that is t nodes behind, and of all that is t nodes ahead."""
+    """A Toeplitz matrix: node t of a document holds the weights of distance t, behind and ahead."""
     n = e.p.shape[2]
-    apart = e.index[:, :, None] - e.index[:, None]
+    distance = e.index[:, :, None] - e.index[:, None]
     begin = torch.arange(n, device=e.p.device) - e.index
-    source = (apart.abs() + begin[:, :, None]).clamp(max=n - 1)[:, None].expand(-1, e.p.shape[1], -1, -1).flatten(2)
+    source = (distance.abs() + begin[:, :, None]).clamp(max=n - 1)[:, None].expand(-1, e.p.shape[1], -1, -1).flatten(2)
     behind, ahead = (y.gather(-1, source).unflatten(-1, (n, n)) for y in e.p.unbind(-1))
-    return torch.where(apart[:, None] >= 0, behind, ahead) * e.scale(4.0)
+    return torch.where(distance[:, None] >= 0, behind, ahead) * e.scale(4.0)
 
 
 def vandermonde(e: MatrixInputs) -> Tensor:
-    """Cosines: the numbers of the one node are frequencies at the place of the other, those of rows less of columns."""
+    """A Vandermonde matrix: sums of cosines whose frequencies are one node's parameters and whose time is the other
+    node's index; those of the row's node minus those of the column's."""
     q, k = e.split()
     angle = 2 * math.pi * ANGLE_SPEED * e.index.to(q.dtype)[:, None]
     rows = (q[..., :, None, :] * angle[..., None, :, None]).cos()
@@ -65,7 +69,7 @@ def vandermonde(e: MatrixInputs) -> Tensor:
 
 
 def cauchy(e: MatrixInputs) -> Tensor:
-    """Reciprocals of sums of positive numbers, one of each node, and a shift."""
+    """A Cauchy matrix: reciprocals of sums of positive numbers, one of each node, and a shift."""
     assert e.shift is not None
     q, k = (y.exp() for y in e.split())
     total = q[..., :, None, :] + k[..., None, :, :] + 2 * e.shift.view(-1, 1, 1, 1) + 1e-8
@@ -73,19 +77,19 @@ def cauchy(e: MatrixInputs) -> Tensor:
 
 
 def low_rank(e: MatrixInputs) -> Tensor:
-    """Products of features: linear attention, both ways."""
+    """Inner products of features: bidirectional linear attention."""
     q, k = e.split()
     return q @ k.mT * e.scale(e.features)
 
 
 def attention(e: MatrixInputs) -> Tensor:
-    """Softmax attention, both ways."""
+    """Bidirectional softmax attention."""
     q, k = e.split()
     return (q @ k.mT / math.sqrt(e.features)).masked_fill(~e.same, -math.inf).softmax(-1)
 
 
 def semiseparable(e: MatrixInputs) -> Tensor:
-    """One way: products of features, decayed by all that lies between."""
+    """Causal: inner products of features, decayed by all nodes in between."""
     q, k, decay = e.split()
     total = F.logsigmoid(decay[..., 0]).cumsum(-1) / TEMPERATURE
     between = (total[..., :, None] - total[..., None, :]).clamp(max=0).exp()
@@ -93,13 +97,13 @@ def semiseparable(e: MatrixInputs) -> Tensor:
 
 
 def quasiseparable(e: MatrixInputs) -> Tensor:
-    """Both ways, each with its own features and decays, and a diagonal of its own."""
+    """Both directions, each with its own features and decays, and a separate diagonal."""
     below, above, own = e.p.split([2 * e.features + 1, 2 * e.features + 1, 1], -1)
     above = semiseparable(replace(e, p=above.flip(2), same=e.same.flip(2, 3))).flip(2, 3)
     return semiseparable(replace(e, p=below)).tril(-1) + above.triu(1) + torch.diag_embed(own[..., 0])
 
 
-STRUCTURES: dict[str, tuple[Callable[..., Tensor], Callable[[int], int]]] = {  # the matrix; how many numbers of a node
+STRUCTURES: dict[str, tuple[Callable[..., Tensor], Callable[[int], int]]] = {  # matrix; parameters per node
     "dense": (dense, lambda d: 0),
     "toeplitz": (toeplitz, lambda d: 2),
     "vandermonde": (vandermonde, lambda d: 2 * d),
@@ -109,18 +113,18 @@ STRUCTURES: dict[str, tuple[Callable[..., Tensor], Callable[[int], int]]] = {  #
     "semiseparable": (semiseparable, lambda d: 2 * d + 1),
     "quasiseparable": (quasiseparable, lambda d: 4 * d + 3),
 }
-SILU_STRUCTURES = ("toeplitz", "low-rank")  # whose aligned numbers are the SiLU of what the convolution finds
+SILU_STRUCTURES = ("toeplitz", "low-rank")  # whose aligned parameters pass a SiLU after the convolution
 
 
 class MatrixMixer(Mixer):
-    """A matrix of the chosen class per head, written out and applied (plus the identity): time and memory are quadratic
-    in the length, for every class alike. It is for comparing classes; `hydra`, `attention` and `gla` are fast ones.
-    What it mixes is normed and gated, as in `hydra`.
+    """One matrix of the chosen class per head, plus the identity, built explicitly: time and memory are quadratic in
+    the length for every class. It serves to compare classes; `hydra`, `attention` and `gla` are the fast mixers. The
+    result is normalised and gated, as in `hydra`.
 
-    width: model width D. structure: one of STRUCTURES. aligned: each node's numbers are read off that node (the matrix
-    is sequence-aligned: it depends on the data, and extends to any length); otherwise they are free parameters for
-    documents of at most `length`. heads. features: d per head. expand: width of the values relative to D. taps: of the
-    convolution, which looks both ways, that values and aligned numbers pass.
+    width: model width D. structure: one of STRUCTURES. aligned: the parameters of each node are computed from that node
+    (the matrix is sequence-aligned: it depends on the data, and extends to any length); otherwise they are learned for
+    documents of at most `length` elements. heads: number of heads. features: d per head. expand: width of the values
+    relative to D. taps: of the centred convolution applied to values and aligned parameters. norm_eps: of the norm.
     """
 
     causal = False
@@ -149,13 +153,13 @@ class MatrixMixer(Mixer):
         self.out = nn.Linear(inner, width, bias=False)
 
     def _project(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """The values (B, T, I) and the aligned numbers (B, T, H P)."""
+        """Return the values (B, T, I) and the aligned parameters (B, T, H P)."""
         read = self.convolution(F.linear(x, self.into.weight[self.widths[0] :]), layout)
         v, numbers = read.split(self.widths[1:], -1)
         return F.silu(v), F.silu(numbers) if self.activated else numbers
 
     def _matrix(self, numbers: Tensor, layout: Layout) -> Tensor:
-        """The matrix (B, H, T, T), of those numbers or of the free ones."""
+        """Return the matrix (B, H, T, T) of these aligned parameters, or of the learned ones where there are any."""
         batch, n = numbers.shape[:2]
         index = torch.arange(n, device=numbers.device).expand(batch, n)
         same = torch.ones(batch, 1, n, n, dtype=torch.bool, device=numbers.device)

@@ -1,5 +1,5 @@
-"""Partial attention (2023, arXiv 2304.04052): a language model that, besides what it said, always attends to its whole
-prompt, as the decoder of an encoder-decoder does."""
+"""Partial attention (PALM, 2023, arXiv 2304.04052): a decoder-only language model with a second attention to its prompt
+alone, like the cross-attention of an encoder-decoder."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ LOCAL_OPTIONS = {"window", "block", "look_back", "global_tokens", "random_blocks
 
 
 class PartialAttention(Mixer):
-    """Self-attention, and behind it a second attention whose keys and values are those of the prompt alone.
+    """Self-attention, followed by a second attention whose keys and values come from the prompt alone.
 
-    One softmax over prompt and answer together gives the prompt ever less as the answer grows (of m and i nodes about
-    m / (m + i)); the second one gives it all. Its output projection begins at zero, so that a trained language model is
-    at first what it was. Four parts make a prompt differ from what follows it, and each can be left out; without any
-    this is `Attention`. The prompt is the first `prefix` positions of each document, or, with a `prefix` of 0, what the
-    layout says (`Layout.prompt`, `State.prompt`). It must be given whole, and a state holds one document.
+    In one softmax over prompt and answer, the prompt's share of the weight shrinks as the answer grows (about
+    m / (m + i) for m and i nodes); the second attention gives it all. Its output projection starts at zero, so that a
+    trained language model is initially unchanged. Four mechanisms, each optional, set the prompt apart from the rest;
+    without any, this is `Attention`. The prompt is the first `prefix` positions of each document or, if `prefix` is 0,
+    what the layout marks (`Layout.prompt`, `State.prompt`). It must be given in one call, and a state holds one
+    document.
 
-    width: model width D. heads. partial: the second attention. bidirectional: nodes of the prompt see all of it, in
-    both attentions. restart: positions begin at 0 again behind the prompt. segments: a learned vector is added to the
-    nodes of the prompt, another one to all others. options: of both attentions (see `Attention`); what is near is said
-    to the first one alone.
+    width: model width D. heads: number of heads. partial: whether there is the second attention. bidirectional: nodes
+    of the prompt see all of it, in both attentions. restart: positions restart at 0 after the prompt. segments: one
+    learned vector is added to the nodes of the prompt, another to all others. options: of both attentions (see
+    `Attention`), except that LOCAL_OPTIONS apply to the first alone.
     """
 
     constant_state = False
@@ -51,20 +52,20 @@ class PartialAttention(Mixer):
         self.bidirectional, self.restart, self.prefix = bidirectional, restart, prefix
         self.attention = Attention(width, heads, prompt=bidirectional, **options)
         self.constant_state = self.attention.constant_state
-        self.kinds = nn.Embedding(2, width) if segments else None  # of the answer, of the prompt
+        self.kinds = nn.Embedding(2, width) if segments else None  # row 0: answer, row 1: prompt
         if self.kinds is not None:
             nn.init.zeros_(self.kinds.weight)
         self.norm, self.source = None, None
         if partial:
             self.norm = nn.RMSNorm(width)
-            anywhere = {name: value for name, value in options.items() if name not in LOCAL_OPTIONS}
-            self.source = Attention(width, heads, **anywhere)
+            global_options = {name: value for name, value in options.items() if name not in LOCAL_OPTIONS}
+            self.source = Attention(width, heads, **global_options)
             for parameter in self.source.out.parameters():
                 nn.init.zeros_(parameter)
 
     @property
     def out(self) -> nn.Linear:
-        """What writes to the residual stream when training begins."""
+        """The output projection that is not zero at initialisation."""
         return self.attention.out
 
     def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
@@ -75,7 +76,8 @@ class PartialAttention(Mixer):
         return parts
 
     def mark_prompt(self, x: Tensor, layout: Layout) -> tuple[Tensor, Layout]:
-        """What self-attention reads, and from where: with the vectors of segments, and positions that restart."""
+        """Return the inputs with segment vectors added, and the layout with its prompt marked and positions restarted
+        after it, as far as these are switched on."""
         if self.prefix:
             end = torch.full_like(layout.positions[:, :1], self.prefix)
             layout = replace(layout, prompt=layout.positions < self.prefix, prompt_end=end)
@@ -86,7 +88,7 @@ class PartialAttention(Mixer):
         return x, layout.restarted_after_prompt if self.restart else layout
 
     def weights(self, x: Tensor, layout: Layout) -> Tensor:
-        """(B, H, T, T): how much each node reads of each in the first attention."""
+        """Return the attention weights (B, H, T, T) of the first attention."""
         return self.attention.weights(*self.mark_prompt(x, layout))
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
@@ -107,23 +109,23 @@ class PartialAttention(Mixer):
         assert pairs.prompt is not None
         mask = pairs.prompt.expand(-1, x.shape[1], -1) if self.bidirectional else pairs.prompt & pairs.follows
         mask = mask if valid is None else mask & valid
-        any_seen = mask.any(-1, keepdim=True)  # else there is no prompt, and nothing is added
+        any_seen = mask.any(-1, keepdim=True)  # where there is no prompt, nothing is added
         y = self.source.mix(q, k, v, pairs, lambda _: mask | ~any_seen, None)
         return self.source.out(y.transpose(1, 2).flatten(2) * any_seen)
 
     def lower(self, program: Program, source: View, into: View) -> None:
         x, width = source, self.width
-        told = {"prefix": self.prefix, "ahead": self.bidirectional, "restart": self.restart}
+        prompt_options = {"prefix": self.prefix, "ahead": self.bidirectional, "restart": self.restart}
         if self.kinds is not None:
             x = program.register("of a kind", width)
             program.tell(source, x, self.kinds.weight, self.prefix)
         if self.source is None or self.norm is None:
-            self.attention.lower(program, x, into, **told)
+            self.attention.lower(program, x, into, **prompt_options)
             return
         y = program.register("attended", width)
         program.map(x, y)
-        self.attention.lower(program, x, y, **told)
+        self.attention.lower(program, x, y, **prompt_options)
         program.add(y, into)
         program.add(x, into, -torch.ones(width))
         program.norm(y, y, "rms", self.norm.weight, None, self.norm.eps or torch.finfo(torch.float32).eps)
-        self.source.lower(program, y, into, **told, alone=True)
+        self.source.lower(program, y, into, **prompt_options, alone=True)

@@ -1,4 +1,4 @@
-"""Reformer (Kitaev, Kaiser & Levskaya 2020, arXiv 2001.04451): attention among the elements of one hash bucket."""
+"""Reformer (Kitaev, Kaiser & Levskaya 2020, arXiv 2001.04451): attention within locality-sensitive hash buckets."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from segue.mixers.layout import Layout
 from segue.mixers.positions import rotary_frequencies, rotate
 from segue.mixers.state import Parts
 
-MAX_SINGLE_HASH = 32  # rotations of one hash; more buckets are pairs of two, else hashing were quadratic in T
+MAX_SINGLE_HASH = 32  # rotations of one hash; more buckets take two hashes, or hashing would be quadratic in T
 
 
 class Reformer(Mixer):
-    """Queries, scaled to length one, are the keys; random rotations put near ones into a bucket; nodes sorted by bucket
-    are cut into chunks, and each sees those of its bucket in its own chunk and the one before. Several rounds are
-    merged by their log-sum-exps, a pair that several find counting once. A node sees itself only when alone.
+    """Attention with shared queries and keys, restricted to hash buckets.
 
-    width: model width D. heads. chunk: nodes in a chunk, and the mean size of a bucket. rounds: of hashing.
-    positions: "rotary" or "none". seed: of the rotations, which are alike in every call. Where a chunk ends depends on
-        all that is hashed, later elements and other documents included: so this neither continues nor resets.
+    Keys are the queries scaled to length one. Random rotations put similar ones into the same bucket; nodes sorted by
+    bucket are cut into chunks, and each attends to the nodes of its bucket in its own chunk and the one before. Several
+    rounds of hashing are merged by their log-sum-exps, each pair counting once. A node attends to itself only if it
+    would attend to no other. Chunk boundaries depend on everything that is hashed, later elements and other documents
+    included: so this can neither continue from a state nor reset at documents.
+
+    width: model width D. heads: number of heads, must divide `width`. chunk: nodes in a chunk, and the mean size of a
+    bucket. rounds: of hashing. positions: "rotary" or "none". seed: of the rotations, the same in every call.
     """
 
     causal = False
@@ -42,22 +45,21 @@ class Reformer(Mixer):
 
     @torch.no_grad()
     def hash_buckets(self, x: Tensor) -> Tensor:
-        """(rounds, B, H, N) long: buckets of about `chunk` nodes, argmax([q R; -q R]) for random R, or a pair of such.
-        Queries are made in float32 at least, since a node that changes its bucket by rounding is another node's
-        neighbour."""
+        """Return bucket numbers (rounds, B, H, N) long, about `chunk` nodes per bucket: argmax([q R; -q R]) with random
+        R, or a pair of these. Queries are computed in float32 or wider, because rounding would change buckets."""
         wide = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             q = F.linear(x.to(wide), self.qv.weight[: self.width].to(wide))
             q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             buckets = torch.zeros(self.rounds, *q.shape[:-1], dtype=torch.long, device=q.device)
-            if q.shape[2] <= self.chunk:  # one chunk holds all there is: one bucket, then
+            if q.shape[2] <= self.chunk:  # everything fits in one chunk: a single bucket
                 return buckets
             half, generator = max(1, q.shape[2] // (2 * self.chunk)), torch.Generator().manual_seed(self.seed)
             for many in [half] if half <= MAX_SINGLE_HASH else 2 * [round((half / 2) ** 0.5)]:
                 rotations = torch.randn(self.rounds, q.shape[-1], many, generator=generator, dtype=torch.float64)
-                turned = torch.einsum("bhne,rek->rbhnk", q, rotations.to(q))
-                largest = turned.abs().argmax(-1, keepdim=True)
-                buckets = 2 * many * buckets + (largest + many * (turned.gather(-1, largest) < 0))[..., 0]
+                rotated = torch.einsum("bhne,rek->rbhnk", q, rotations.to(q))
+                largest = rotated.abs().argmax(-1, keepdim=True)
+                buckets = 2 * many * buckets + (largest + many * (rotated.gather(-1, largest) < 0))[..., 0]
         return buckets
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,7 +93,7 @@ class Reformer(Mixer):
         for at, (ours, theirs, seen, itself, found) in enumerate(rounds):
             mask = seen | (itself & _gather_nodes(alone, ours)[..., None])
             y, lse = attend(_gather_nodes(q, ours), _gather_nodes(keys, theirs), _gather_nodes(v, theirs), mask,
-                            -found.clamp(min=1).to(q.dtype).log())  # a pair that several rounds find counts once
+                            -found.clamp(min=1).to(q.dtype).log())  # a pair found by several rounds counts once
             parts.append((_unsort(y, place[at]), _unsort(lse, place[at])))
         return merge(parts)[0]
 
@@ -111,19 +113,20 @@ class Reformer(Mixer):
 
 
 def _gather_nodes(x: Tensor, index: Tensor) -> Tensor:
-    """Nodes of x (B, H, N, ...) at index (B, H, C, S); where that is -1, those of node 0."""
+    """Gather nodes of x (B, H, N, ...) at index (B, H, C, S), -1 standing for any: (B, H, C, S, ...)."""
     flat = index.clamp(min=0).flatten(2)
     flat = flat.view(*flat.shape, *[1] * (x.dim() - 3)).expand(-1, -1, -1, *x.shape[3:])
     return x.gather(2, flat).unflatten(2, index.shape[2:])
 
 
 def _unsort(x: Tensor, place: Tensor) -> Tensor:
-    """From sorted chunks (B, H, C, S, ...) to the nodes' own order (B, H, N, ...): node i lies at place[i]."""
+    """Reorder sorted chunks (B, H, C, S, ...) to the nodes' own order (B, H, N, ...): node i lies at place[i]."""
     return _gather_nodes(x.flatten(2, 3), place[..., None])[:, :, :, 0]
 
 
 def _same_bucket(bucket: Tensor, chunk: Tensor, ours: Tensor, theirs: Tensor) -> Tensor:
-    """(B, H, C, S, 2 S) bool: of one bucket, the key in the query's own chunk or in the one before."""
+    """Return (B, H, C, S, 2 S) bool: query and key share a bucket, and the key is in the query's chunk or the one
+    before."""
     later = _gather_nodes(chunk, ours)[..., None] - _gather_nodes(chunk, theirs)[..., None, :]
     same = _gather_nodes(bucket, ours)[..., None] == _gather_nodes(bucket, theirs)[..., None, :]
     return same & (later >= 0) & (later <= 1)

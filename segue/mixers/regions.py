@@ -1,5 +1,5 @@
-"""Regions of a sequence, between an element that opens one and one that closes it: where each element stands in its
-region (Theme Transformer, 2021, arXiv 2111.04093)."""
+"""Regions of a sequence, from an opening to a closing element: the place of each element within its region (Theme
+Transformer, 2021, arXiv 2111.04093)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from segue.mixers.state import Carry, Recurrence, Tensors
 
 
 class RegionLabels(Recurrence):
-    """Labels m_t: 0 outside of regions, 1 at the element that opens one, then 2, 3, ...; the one that closes it has 0.
-    One that opens while another region is open begins anew. opens, closes: ids.
+    """Labels m_t: 0 outside regions and at the closing element, 1 at the opening element, then 2, 3, ...; an opening
+    element inside a region starts a new one.
 
-    Inputs what each node is, (B, N) long: 1 opens, -1 closes, 0 neither; outputs the labels (B, N) long; state the last
-    label (B,) long. So labels go along in decoding, in drafts and back again, as any recurrence does.
+    opens, closes: ids of the opening and closing elements. Inputs: (B, N) long, 1 opens, -1 closes, 0 neither. Outputs:
+    the labels (B, N) long. State: the last label (B,) long. As a recurrence, labels follow decoding, drafts and
+    rollbacks.
     """
 
     learnable_tensors = ()
@@ -26,9 +27,9 @@ class RegionLabels(Recurrence):
         self.opens, self.closes = opens, closes
 
     def label(self, tokens: Tensor, layout: Layout, carry: Carry | None = None) -> Tensor:
-        """The labels (B, N) of ids (B, N)."""
+        """Return the labels (B, N) of ids (B, N)."""
         if tokens.dim() != 2:
-            raise SegueError("regions are between ids: rows of weights of ids have none")
+            raise SegueError("regions need ids, not rows of weights over ids")
         return self(((tokens == self.opens).long() - (tokens == self.closes).long(),), layout, carry)
 
     def initial(self, batch: int, like: Tensor) -> Tensors:
@@ -42,10 +43,10 @@ class RegionLabels(Recurrence):
         index = torch.arange(events.shape[1], device=events.device).expand_as(events)
         shut = events < 0 if starts is None else (events < 0) | starts
 
-        def latest(happened: Tensor) -> Tensor:
-            return torch.where(happened, index, -1).cummax(1).values
+        def latest_index(mask: Tensor) -> Tensor:
+            return torch.where(mask, index, -1).cummax(1).values
 
-        opened, closed = latest(events > 0), latest(shut & (events <= 0))
+        opened, closed = latest_index(events > 0), latest_index(shut & (events <= 0))
         carried = torch.where((last[:, None] > 0) & (closed < 0), last[:, None] + index + 1, 0)
         labels = torch.where(opened > closed, index - opened + 1, torch.where(opened < 0, carried, 0))
         if lengths is None:

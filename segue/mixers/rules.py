@@ -1,7 +1,7 @@
-"""Mask rules: which nodes a node may look at. New attention structures are new rules, not new attention code.
+"""Mask rules: which nodes a node may attend to. New attention structures are new rules, not new attention code.
 
-A rule sees a `Pairs` of queries and keys and answers with a boolean tensor that broadcasts to (B, Q, K). Rules
-combine with `&` and `|` on their answers. The tree of a draft is no rule of its own: `follows` already knows it.
+A rule takes a `Pairs` of queries and keys and returns a boolean tensor that broadcasts to (B, Q, K). Rules combine by
+`&` and `|` on their results. Draft trees need no rule of their own: `follows` already encodes them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Pairs:
-    """All pairs of a query and a key.
+    """All pairs of a query and a key, as mask rules see them.
 
     query: (B, Q, 1) long, positions. key: (B, 1, K) long, positions.
-    follows: (B or 1, Q, K) bool, the key is the query itself, one of its ancestors in this call, or committed before.
-    prompt: (B or 1, 1, K) bool, or None: the key is of the prompt, or was committed before.
-    trait_differences: (B, Q, K, R) long, or None: the query's trait less the key's, for each trait that is compared.
+    follows: (B or 1, Q, K) bool, the key is the query itself, one of its ancestors in this call, or in the cache.
+    prompt: (B or 1, 1, K) bool, or None: the key belongs to the prompt, or is in the cache.
+    trait_differences: (B, Q, K, R) long, or None: the query's trait minus the key's, for each compared trait.
     """
 
     query: Tensor
@@ -35,34 +35,34 @@ Rule = Callable[[Pairs], Tensor]
 
 
 def causal(pairs: Pairs) -> Tensor:
-    """What came before, along the node's own path."""
+    """A node sees its past, along its own path, and itself."""
     return pairs.follows
 
 
 def full(pairs: Pairs) -> Tensor:
-    """Everything, both ways."""
+    """A node sees everything, before and after it."""
     return pairs.follows | True
 
 
 def prefix(length: int) -> Rule:
-    """The first `length` positions are seen by all, both ways; after them, causal."""
+    """All nodes see the first `length` positions, also those before them; the rest is causal."""
     return lambda pairs: pairs.follows | (pairs.key < length)
 
 
 def prompted(pairs: Pairs) -> Tensor:
-    """The prompt is seen by all, both ways; after it, causal."""
+    """All nodes see the whole prompt, also from within it; the rest is causal."""
     return pairs.follows if pairs.prompt is None else pairs.follows | pairs.prompt
 
 
 @dataclass(frozen=True)
 class Sparse:
-    """Neighbours, the first positions, and blocks picked at random: a rule whose cost is linear in the length.
+    """Sparse attention to neighbours, the first positions, and random blocks: its cost is linear in the length.
 
-    window: neighbours are fewer than so many positions away. Or block, back: they are in the same block of positions
-    (position // block), or in one of `back` blocks before. first: so many first positions are seen by all, and (both
-    ways) see all. random: so many more blocks are seen by all positions of a block, picked among those before it by its
-    number alone. causal: only what came before is seen; else all of this goes both ways, and the blocks are picked
-    among twice as many, of which some may not be there.
+    window: a node sees positions less than this far away. Or block, back: it sees its own block of positions
+    (position // block) and the `back` blocks before. first: this many first positions are seen by all and, unless
+    causal, see all. random: all positions of a block also see this many random blocks, chosen among those before it by
+    a hash of its number. causal: only the past is seen; else all of this applies in both directions, and random blocks
+    are chosen among twice as many, some of which may lie beyond the end.
 
     Sliding windows are `window`; Longformer's (Beltagy et al. 2020, arXiv 2004.05150) add `first`; the blocks of
     MASFormer (2023, arXiv 2310.12442) are `block`, segment recurrence is a block with `back=1`; BigBird (Zaheer et al.
@@ -93,7 +93,8 @@ class Sparse:
         return seen & pairs.follows if self.causal else seen | (pairs.follows & False)
 
     def random_block(self, block: Tensor, pick: int) -> Tensor:
-        """The number of the block that is picked for each block, -1 for none; a hash, alike on every machine."""
+        """Return the number of the random block that each block sees, -1 for none; a hash, the same on every machine.
+        """
         limit = block if self.causal else 2 * block + 2
         x = block * 2_654_435_761 + (pick + 1) * 40_503
         for _ in range(2):
@@ -102,21 +103,22 @@ class Sparse:
 
     @property
     def reach(self) -> int:
-        """So many positions, the node itself included, hold all neighbours that came before."""
+        """How many positions back, the node itself included, contain all neighbours in its past."""
         return self.window if self.window is not None else (self.block or 1) * (self.back + 1)
 
     @property
     def tile(self) -> int:
-        """How many nodes are done together: their neighbours are found in whole tiles."""
+        """Number of nodes that are computed together, against whole tiles of keys."""
         return self.block if self.block is not None else max(16, min(128, self.reach))
 
 
 @lru_cache(maxsize=64)
 def key_tiles(rule: Sparse, count: int, aligned: bool) -> Tensor:
-    """(count, K) long: the tiles in which a chain's tiles of queries find all that `rule` lets them see, -1 for none.
+    """Return, for each of `count` query tiles of a chain, the key tiles that contain all `rule` lets it see: (count, K)
+    long, -1 for none.
 
-    aligned: node i stands at position i. Otherwise positions only go up by one, and there must be no `first` nor
-    `random`. First positions that see everything are left to the caller.
+    aligned: node i is at position i. Otherwise positions only go up by one, and `first` and `random` must be 0. First
+    positions, which see everything unless causal, are left to the caller.
     """
     own = torch.arange(count)[:, None]
     back = -(-(rule.reach - 1) // rule.tile)
@@ -129,5 +131,5 @@ def key_tiles(rule: Sparse, count: int, aligned: bool) -> Tensor:
     found += [rule.random_block(own, pick) for pick in range(rule.random)]
     index = torch.cat(found, 1)
     index = index.masked_fill((index < 0) | (index > (own if rule.causal else count - 1)), -1).sort(1).values
-    again = torch.cat([torch.zeros_like(own, dtype=torch.bool), index[:, 1:] == index[:, :-1]], 1)
-    return index.masked_fill(again, -1)
+    repeated = torch.cat([torch.zeros_like(own, dtype=torch.bool), index[:, 1:] == index[:, :-1]], 1)
+    return index.masked_fill(repeated, -1)

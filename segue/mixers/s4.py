@@ -1,7 +1,7 @@
-"""S4: a state space whose matrix is diagonal plus a low rank (Gu et al. 2021, arXiv 2111.00396).
+"""S4: a state space whose transition matrix is diagonal plus low rank (Gu et al. 2021, arXiv 2111.00396).
 
-Of an L-long kernel the generating function is known in closed form at L places: Cauchy sums over the eigenvalues,
-joined by Woodbury's identity; an inverse Fourier transform gives the kernel, without one power of A.
+The generating function of a kernel of length L has a closed form at the L roots of unity: Cauchy sums over the
+eigenvalues, combined by the Woodbury identity. An inverse FFT of it gives the kernel without computing powers of A.
 """
 
 from __future__ import annotations
@@ -22,40 +22,42 @@ from segue.mixers.state import Tensors
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
 
-MAX_STEPPED_NODES = 16  # up to so many nodes the O(N) step is ahead of products with dense matrices
+MAX_STEPPED_NODES = 16  # up to this many nodes, the O(N) step is faster than products with dense matrices
 
 
 def to_real_coordinates(x: Tensor) -> Tensor:
-    """Half of a vector of conjugate pairs, complex (..., N/2) -> the vector in real coordinates (..., N)."""
+    """Map one half of each conjugate pair, complex (..., N/2), to the vector in real coordinates (..., N)."""
     return math.sqrt(2) * torch.cat([x.real, x.imag], -1)
 
 
 def from_real_coordinates(x: Tensor) -> Tensor:
-    """The inverse of `to_real_coordinates`."""
+    """Invert `to_real_coordinates`: real (..., N) -> complex (..., N/2)."""
     return torch.complex(*x.chunk(2, -1)) / math.sqrt(2)
 
 
 def dot_pairs(a: Tensor, x: Tensor) -> Tensor:
-    """Over both halves of every pair: complex (..., N/2) -> real (..., 1)."""
+    """Return the inner product over both halves of every conjugate pair: complex (..., N/2) -> real (..., 1)."""
     return 2 * (a * x).real.sum(-1, keepdim=True)
 
 
 class LowRankStateSpace(DenseStateSpace):
-    """x' = (Lambda - P P*) x + B u, y = C x by the bilinear rule, of each pair one half; starts as HiPPO-LegS.
+    """x' = (Lambda - P P*) x + B u, y = C x, discretised by the bilinear rule and initialised as HiPPO-LegS.
 
-    The state is kept in real coordinates, where A is blocks of two by two less a dyad.
+    Parameters hold one half of each conjugate pair. The state is kept in real coordinates, where A is block-diagonal
+    (2 x 2 blocks) minus a rank-one matrix.
     """
 
     def __init__(self, width: int, states: int, steps: StepSizes) -> None:
         super().__init__()
         self.features, self.states, self.steps = width, states, steps
         eigenvalues, p, b, _ = hippo.dplr("legs", states)
-        self.decay = nn.Parameter((-eigenvalues.real).log().float().repeat(width, 1))  # its logarithm: it stays a decay
+        self.decay = nn.Parameter((-eigenvalues.real).log().float().repeat(width, 1))  # a logarithm: it stays a decay
         self.frequency = nn.Parameter(eigenvalues.imag.float().repeat(width, 1))
         self.p, self.b = (nn.Parameter(real_and_imaginary(x).float()[:, None].repeat(1, width, 1)) for x in (p[0], b))
         self.weight = nn.Parameter(torch.randn(2, width, states // 2) / math.sqrt(2))  # C
 
     def eigenvalues(self) -> Tensor:
+        """Lambda, complex (H, N/2)."""
         return torch.complex(-upcast(self.decay).exp(), upcast(self.frequency))
 
     def vectors(self) -> Tensors:
@@ -76,7 +78,7 @@ class LowRankStateSpace(DenseStateSpace):
             return self.decay.new_zeros(0, self.features)
         with self.full_precision():
             (p, b, _), (a, _, c) = self.vectors(), self.discrete()
-            # C (I - A^L): what lets L terms stand for the infinite sum.
+            # C (I - A^L) truncates the infinite generating function to its first L terms.
             c = from_real_coordinates(c[0] - (c[0][:, None] @ torch.linalg.matrix_power(a, length))[:, 0]).conj()
             angle = 2 * math.pi / length * torch.arange(length // 2 + 1, device=p.device, dtype=a.dtype)
             turn = torch.polar(torch.ones_like(angle), -angle)
@@ -99,8 +101,8 @@ class LowRankStateSpace(DenseStateSpace):
         return run
 
     def step_coefficients(self) -> Tensors:
-        """a, away, seen, b, complex (H, N/2): x_k = a x_{k-1} - away dot(seen, x_{k-1}) + b u_k. The bilinear rule
-        keeps what is diagonal but for a dyad."""
+        """Return the O(N) step: a, away, seen, b, complex (H, N/2), with x_k = a x_{k-1} - away dot(seen, x_{k-1}) +
+        b u_k. The bilinear rule maps diagonal plus rank one to diagonal plus rank one."""
         eigenvalues, (p, b, _), rate = self.eigenvalues(), self.vectors(), 2 / self.steps()[:, None]
         inverse = 1 / (rate - eigenvalues)
         back = p.conj() * inverse / (1 + dot_pairs(p.conj() * inverse, p))
@@ -116,11 +118,11 @@ class LowRankStateSpace(DenseStateSpace):
 
 
 def kernel_spectrum(eigenvalues: Tensor, products: Tensor, turn: Tensor, dt: Tensor) -> Tensor:
-    """The spectrum (H, F) of a bilinear kernel of Lambda - P P* at the points `turn` (F,) of the unit circle.
+    """Return the spectrum (H, F) of the bilinear kernel of Lambda - P P* at the points `turn` (F,) of the unit circle.
 
-    products: (H, 4, N/2), C B, C P, P* B and P* P, of each conjugate pair one. With g = 2 / dt (1 - w) / (1 + w), the
-    two Cauchy terms of a pair are one fraction with real coefficients; all is multiplied out by 1 + w, so that w = -1
-    is not special.
+    products: (H, 4, N/2), C B, C P, P* B and P* P, for one half of each conjugate pair. With g = 2 / dt (1 - w) /
+    (1 + w), the two Cauchy terms of a pair combine into one fraction with real coefficients; everything is multiplied
+    by 1 + w, so that w = -1 needs no special case.
     """
     far, near = 2 / dt[:, None, None] * (1 - turn), 1 + turn
     poles = eigenvalues[..., None]
@@ -132,8 +134,10 @@ def kernel_spectrum(eigenvalues: Tensor, products: Tensor, turn: Tensor, dt: Ten
 
 
 class S4(StateSpaceMixer):
-    """A state space of diagonal plus low rank on each feature. width: model width D. states: N, of which N/2 complex
-    ones are held. dt_min, dt_max: range of the step sizes."""
+    """A diagonal-plus-low-rank state space on each feature.
+
+    width: model width D. states: N, stored as N/2 complex ones. dt_min, dt_max: initial range of the step sizes.
+    """
 
     def __init__(self, width: int, states: int = 64, dt_min: float = 1e-3, dt_max: float = 0.1) -> None:
         super().__init__(width, LowRankStateSpace(width, states, StepSizes(width, dt_min, dt_max)))

@@ -18,31 +18,33 @@ if TYPE_CHECKING:
 
 
 class Modes(nn.Module):
-    """N/2 conjugate pairs of decaying oscillations for each of H features: y = 2 Re(C x), x' = Lambda x + u.
+    """The parameters of N/2 conjugate pairs of damped oscillations per feature: y = 2 Re(C x), x' = Lambda x + u.
 
-    width: H. states: N. init: of Lambda, see `hippo.diagonal`. rule: of discretisation, "zoh" or "bilinear".
-    dt_min, dt_max: range of the step sizes. bandlimit: leave out modes above this share of the sampling rate / 2, so
-        that what was learnt at one rate holds at another (S4ND, arXiv 2210.06583); 0 keeps all.
+    width: H features. states: N. init: how Lambda starts, see `hippo.diagonal`. rule: discretisation, "zoh" or
+    "bilinear". dt_min, dt_max: initial range of the step sizes. bandlimit: drop modes above this fraction of the
+    Nyquist frequency, so that what was learnt at one sampling rate holds at another (S4ND, arXiv 2210.06583); 0 keeps
+    all.
     """
 
     def __init__(self, width: int, states: int = 64, init: str = "legs", rule: str = "zoh", dt_min: float = 1e-3,
                  dt_max: float = 0.1, bandlimit: float = 0.0) -> None:
         super().__init__()
-        drawn = [hippo.diagonal(init, states) for _ in range(width if init == "random" else 1)]
-        eigenvalues, b = (torch.stack(x, 1).to(torch.complex64).expand(-1, width) for x in zip(*drawn))
+        columns = [hippo.diagonal(init, states) for _ in range(width if init == "random" else 1)]
+        eigenvalues, b = (torch.stack(x, 1).to(torch.complex64).expand(-1, width) for x in zip(*columns))
         self.rule, self.bandlimit = rule, bandlimit
         self.steps = StepSizes(width, dt_min, dt_max)
-        self.decay = nn.Parameter((-eigenvalues.real).log().contiguous())  # its logarithm: it stays a decay
+        self.decay = nn.Parameter((-eigenvalues.real).log().contiguous())  # as a logarithm, so that it stays a decay
         self.frequency = nn.Parameter(eigenvalues.imag.contiguous())
         # Only the product of C and B matters: it is one parameter, as (real, imaginary).
         product = b * torch.randn(states // 2, width, dtype=torch.complex64)
         self.weight = nn.Parameter(torch.view_as_real(product).movedim(-1, 0).contiguous())
 
     def eigenvalues(self) -> Tensor:
+        """Lambda, complex (N/2, H)."""
         return torch.complex(-upcast(self.decay).exp(), upcast(self.frequency))
 
     def discrete(self) -> tuple[Tensor, Tensor]:
-        """Decays and weights (2, N/2, H) of `diagonal_scan`."""
+        """Return the discretised decays and output weights, each (2, N/2, H), as `diagonal_scan` takes them."""
         eigenvalues, dt = self.eigenvalues(), self.steps()
         decay, gain = hippo.discretise(eigenvalues, dt, self.rule)
         weights = 2 * torch.complex(*upcast(self.weight)) * gain
@@ -55,12 +57,12 @@ class Modes(nn.Module):
 
 
 def real_and_imaginary(x: Tensor) -> Tensor:
-    """Complex (...) -> real (2, ...): real and imaginary parts."""
+    """Stack the real and imaginary parts: complex (...) -> real (2, ...)."""
     return torch.stack([x.real, x.imag])
 
 
 class DiagonalStateSpace(StateSpace):
-    """The recurrence of `modes`; state (B, 2, N/2, H), real and imaginary parts, in float32 at least."""
+    """The recurrence of `modes`. State: (B, 2, N/2, H), real and imaginary parts, float32 or wider."""
 
     def __init__(self, modes: Modes) -> None:
         super().__init__()
@@ -86,7 +88,7 @@ class DiagonalStateSpace(StateSpace):
 
 
 class S4D(StateSpaceMixer):
-    """A diagonal state space on each feature. width: model width D. Other options: see `Modes`."""
+    """A diagonal state space on each feature. width: model width D. For the other options see `Modes`."""
 
     def __init__(self, width: int, states: int = 64, init: str = "legs", rule: str = "zoh", dt_min: float = 1e-3,
                  dt_max: float = 0.1, bandlimit: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""S4ND: diagonal state spaces over images and films, one along each axis (Nguyen et al. 2022, arXiv 2210.06583)."""
+"""S4ND: diagonal state spaces over images and video, one along each axis (Nguyen et al. 2022, arXiv 2210.06583)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from segue.mixers.state import Carry, Tensors
 
 
 class SeparableStateSpace(StateSpace):
-    """The outer product of one kernel an axis, each of them two-sided: the sum of one that looks back and one ahead."""
+    """The outer product of one two-sided kernel per axis; each is the sum of a causal and an anti-causal kernel.
+
+    pairs: per axis, the modes of the kernel that looks back and of the one that looks ahead.
+    """
 
     def __init__(self, pairs: list[tuple[Modes, Modes]]) -> None:
         super().__init__()
         self.modes = nn.ModuleList(nn.ModuleList(pair) for pair in pairs)
 
     def kernels(self, axis: int, length: int) -> list[Tensor]:
-        """Two of (L, H): for the elements before, and after."""
+        """Return the two kernels (L, H) along an axis: over the elements before, and after."""
         pair = self.modes[axis]
         assert isinstance(pair, nn.ModuleList)
         return [diagonal_kernel(*modes.discrete(), length) for modes in pair if isinstance(modes, Modes)]
@@ -41,10 +44,10 @@ class SeparableStateSpace(StateSpace):
 
 
 class S4ND(StateSpaceMixer):
-    """A diagonal state space on each feature along each axis of the grid, both ways, by fast Fourier transforms.
+    """A bidirectional diagonal state space on each feature along each axis of a grid, computed by FFTs.
 
-    width: model width D. axes: how many axes a grid may have; to one of fewer, axes of length one are put before (a
-        picture is a film of one frame). Other options: see `Modes`.
+    width: model width D. axes: the most axes a grid may have, 1 or more; a grid with fewer is given leading axes of
+        length one (an image is a video of one frame). For the other options see `Modes`.
     """
 
     causal = False
@@ -60,7 +63,7 @@ class S4ND(StateSpaceMixer):
         self.axes = axes
 
     def matrix(self, x: Tensor) -> Tensor:
-        """(B, D, T, T) along the last axis, the elements being on no other."""
+        """(B, D, T, T) for elements that lie along the last axis alone."""
         *others, (ahead, back) = [self.recurrence.kernels(axis, length)  # type: ignore[operator]
                                   for axis, length in enumerate([1] * (self.axes - 1) + [x.shape[1]])]
         matrix = toeplitz(ahead) + toeplitz(back).mT

@@ -1,5 +1,5 @@
-"""S5: one state space of many inputs and outputs, run by a scan (Smith et al. 2022, arXiv 2208.04933), which resets
-where an episode starts (Lu et al. 2023, arXiv 2303.03982)."""
+"""S5: one state space with many inputs and outputs, run by a parallel scan (Smith et al. 2022, arXiv 2208.04933) that
+resets where an episode starts (Lu et al. 2023, arXiv 2303.03982)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from segue.mixers.ssm import upcast
 
 
 class SampledDecays(DiagonalRecurrence):
-    """Decays exp(Lambda dt), from Lambda = -exp(rate) + i frequency, which cannot grow, and one dt per state."""
+    """Decays exp(Lambda dt) with one dt per state; Lambda = -exp(rate) + i frequency, so that no state can grow."""
 
     def __init__(self, eigenvalues: Tensor, steps: tuple[float, float]) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class SampledDecays(DiagonalRecurrence):
         self.step = nn.Parameter(torch.rand(len(eigenvalues)) * (high - low) + low)
 
     def discrete(self) -> hippo.Pair:
-        """(P,) decays and the factor of what is written, for an input that is held over a step."""
+        """Return the decays (P,) and the input gains (P,) of a zero-order hold."""
         rate, frequency, step = map(upcast, (self.rate, self.frequency, self.step))
         return hippo.discretise(torch.complex(-rate.exp(), frequency), step.exp())
 
@@ -34,8 +34,12 @@ class SampledDecays(DiagonalRecurrence):
 
 
 class S5(DiagonalMixer):
-    """width: model width H. states: P complex ones, each standing for a conjugate pair (default: half the width).
-    blocks: in how many blocks of its own the HiPPO-N matrix begins. steps: range of the step sizes at the beginning."""
+    """One diagonal state space over all features, initialised from the HiPPO-N matrix.
+
+    width: model width H. states: P complex ones, each standing for a conjugate pair (default: half the width).
+    blocks: number of diagonal blocks, each initialised as a smaller HiPPO-N matrix; must divide `states`.
+    steps: initial range of the step sizes.
+    """
 
     recurrence: SampledDecays
 
@@ -51,7 +55,7 @@ class S5(DiagonalMixer):
         b = torch.randn(2 * states, width, dtype=torch.float64) / math.sqrt(width)
         c = torch.randn(width, 2 * states, dtype=torch.complex128) / math.sqrt(states)
         self.B = nn.Parameter(torch.view_as_real(v.mH @ b.to(v.dtype)).float())
-        self.C = nn.Parameter(2 * torch.view_as_real(c @ v).float())  # twice: the other of each pair is not computed
+        self.C = nn.Parameter(2 * torch.view_as_real(c @ v).float())  # twice: the conjugate half is not computed
         self.D = nn.Parameter(torch.randn(width))
 
     def inputs(self) -> Tensor:

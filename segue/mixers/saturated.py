@@ -1,4 +1,4 @@
-"""Average-hard ("saturated") attention (Merrill & Sabharwal 2023, arXiv 2310.07923): for weights set by hand."""
+"""Average-hard ("saturated") attention (Merrill & Sabharwal 2023, arXiv 2310.07923), for hand-set weights."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from segue.mixers.state import Part, Parts
 
 
 class SaturatedAttention(Mixer):
-    """Each head weighs evenly the keys of its largest score, all others not at all; no positions.
+    """Each head attends uniformly to the keys with the largest score and ignores all others; no positions.
 
     Queries and keys are projected to `head_width` features and then layer-normalised (the paper's projected pre-norm),
-    so that (x, y, -x, -y) becomes a hash that all multiples of (x, y) share; `groups` of these features each by
-    themselves (its multi-pre-norm). Choosing has no gradient: no part of MIXERS, which learn.
+    in `groups` groups separately (its multi-pre-norm); so (x, y, -x, -y) becomes a hash that all positive multiples of
+    (x, y) share. The choice has no gradient, so this cannot be trained and is not in MIXERS.
     """
 
     constant_state = False

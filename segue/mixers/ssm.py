@@ -1,6 +1,6 @@
-"""Linear time-invariant state spaces, x' = A x + B u and y = C x + D u for each feature: what all of them share.
+"""What linear time-invariant state spaces share: x' = A x + B u and y = C x + D u on each feature.
 
-Sampled every dt, such a system is a recurrence, which decoding follows, and a long convolution, which training takes.
+Sampled every dt, such a system is both a recurrence, used for decoding, and a long convolution, used for training.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 
 class StepSizes(nn.Module):
-    """One step size dt a feature, log-uniform in [dt_min, dt_max]; 1 / dt is how many elements a feature looks back.
+    """One step size dt per feature, initialised log-uniformly in [dt_min, dt_max]; a feature looks back about 1 / dt
+    elements.
 
     learn: whether dt is trained.
     """
@@ -39,30 +40,33 @@ class StepSizes(nn.Module):
             self.register_buffer("log", log)
 
     def forward(self) -> Tensor:
-        """dt (H,), in float32 at least."""
+        """Return dt (H,), float32 or wider."""
         return upcast(self.log).exp()
 
 
 @torch.no_grad()
 def scale_step_sizes(model: nn.Module, rate: float) -> None:
-    """From now on `model` reads signals with `rate` times fewer samples a second: all its step sizes grow by it."""
+    """Adapt `model`, in place, to signals with `rate` times fewer samples per second: multiply its step sizes by it."""
     for module in model.modules():
         if isinstance(module, StepSizes):
             module.log.add_(math.log(rate))
 
 
 def upcast(x: Tensor) -> Tensor:
-    """In float32 at least: decays near one do not survive bfloat16."""
+    """Return x in float32, or as it is where it is wider: decays near one do not survive bfloat16."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class StateSpace(Recurrence):
-    """Inputs u (B, N, H); outputs (B, N, H), or channels * H. A subclass gives `initial`, `kernel` and `scan`."""
+    """A recurrence that is also a convolution. Inputs u (B, N, H); outputs (B, N, channels * H).
 
-    channels = 1  # outputs of each feature
+    A subclass implements `initial`, `kernel` and `scan`.
+    """
+
+    channels = 1  # outputs per feature
 
     def kernel(self, length: int) -> Tensor:
-        """(L, channels * H): what a single one leads to, for `length` nodes."""
+        """Return the impulse response over `length` nodes: (L, channels * H)."""
         raise NotImplementedError
 
     def forward(self, inputs: tuple[Tensor, ...], layout: Layout, carry: Carry | None = None) -> Tensor:
@@ -74,7 +78,8 @@ class StateSpace(Recurrence):
         return long_convolution(u, self.kernel(u.shape[1]))
 
     def _forward_documents(self, u: Tensor, starts: Tensor) -> Tensor:
-        """A convolution cannot forget half-way: documents become rows, those of about one length together."""
+        """Convolve each document by itself. A convolution cannot reset within a row, so documents become rows of their
+        own, batched with others of similar length (up to a factor of two)."""
         index = torch.arange(u.shape[1], device=u.device)
         begins = starts | (index == 0)
         place = (index - torch.where(begins, index, 0).cummax(1).values).flatten()  # of an element in its document
@@ -92,7 +97,7 @@ class StateSpace(Recurrence):
         return y
 
     def state_parameters(self) -> list[nn.Parameter]:
-        """Those of A, B and dt; C learns like any other weight."""
+        """Return the parameters of A, B and dt; C is trained like any other weight."""
         raise NotImplementedError
 
     def lower(self, program: Program, source: View, into: View, skip: Tensor) -> None:
@@ -101,9 +106,9 @@ class StateSpace(Recurrence):
 
 
 class StateSpaceMixer(Mixer):
-    """A state space on each feature, D u added, a GELU, and a linear map that mixes the features.
+    """A state space on each feature, a skip connection D u, a GELU, and a linear map that mixes the features.
 
-    recurrence: the state space. gated: the linear map is followed by a gated linear unit.
+    recurrence: the state space. gated: whether the linear map ends in a gated linear unit.
     """
 
     linear_in_values = True
@@ -118,7 +123,7 @@ class StateSpaceMixer(Mixer):
         return self.recurrence.state_parameters()
 
     def inputs(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
-        """What the state space reads, (B, N, F)."""
+        """Return the input of the state space, (B, N, F)."""
         return x
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
@@ -139,7 +144,7 @@ class StateSpaceMixer(Mixer):
         program.add(mixed, into)
 
     def matrix(self, x: Tensor) -> Tensor:
-        """(B, F, T, T), one head a feature: the Toeplitz matrix of its kernel, which no input changes."""
+        """(B, F, T, T), one head per feature: the Toeplitz matrix of its kernel, the same for every input."""
         return toeplitz(self.recurrence.kernel(x.shape[1])).to(x.dtype).expand(x.shape[0], -1, -1, -1)
 
     def values(self, x: Tensor) -> Tensor:
@@ -151,6 +156,6 @@ class StateSpaceMixer(Mixer):
 
 
 def toeplitz(kernel: Tensor) -> Tensor:
-    """(L, H) -> (H, L, L), whose entry (i, j) is kernel[i - j], nought above the diagonal."""
+    """Turn kernels (L, H) into matrices (H, L, L) with kernel[i - j] at (i, j) and zeros above the diagonal."""
     index = torch.arange(kernel.shape[0], device=kernel.device)
     return kernel.T[:, (index[:, None] - index).clamp(min=0)].tril()

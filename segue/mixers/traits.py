@@ -1,5 +1,5 @@
-"""What elements are besides where they stand, their time and their pitch say, for attention that compares it pair by
-pair (Music Transformer: Huang et al. 2018, arXiv 1809.04281)."""
+"""Traits of elements, such as time or pitch, for attention relative in more than position (Music Transformer: Huang et
+al. 2018, arXiv 1809.04281)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from segue.mixers.state import Carry, Recurrence, Tensors
 
 
 class Traits(Recurrence):
-    """Whole numbers of each element, looked up by its id, as they are (its pitch) or summed up from the beginning of
-    its document, its own included (the time: how far each id moves the clock).
+    """Integers looked up by each element's id, either used directly (pitch) or summed from the beginning of the
+    document up to and including the element (time: how far each id advances the clock).
 
-    tables: by name {"of": for each id a whole number, or None where it has none, "sum": True or (default) False}.
+    tables: by trait name, {"of": an integer per id, or None where it has none, "sum": True or (default) False}.
+    vocabulary: number of ids.
 
-    Inputs what each node brings, (B, N, R) long; outputs its traits (B, N, R) long, NONE where it has none; state the
-    sums (B, R) long. So traits go along in decoding, in drafts and back again, as any recurrence does.
+    Inputs: looked-up values (B, N, R) long. Outputs: traits (B, N, R) long, ABSENT where there is none. State: the sums
+    (B, R) long. As a recurrence, traits follow decoding, drafts and rollbacks.
     """
 
     learnable_tensors = ()
@@ -38,16 +39,16 @@ class Traits(Recurrence):
             if set(table) - {"of", "sum"} or len(of) != vocabulary:
                 raise SegueError(f"trait '{name}' is to be {{'of': a whole number or null for each of the {vocabulary} "
                                  f"ids, 'sum': true or false}}, not {len(of)} of {sorted(table)}")
-            # The id behind the vocabulary, with which texts begin, has no trait.
+            # The start-of-text id, which follows the vocabulary, has no trait.
             columns.append([ABSENT if each is None else each for each in of] + [ABSENT])
         self.register_buffer("values", torch.tensor(columns).T.contiguous(), persistent=False)
         summed = torch.tensor([bool(table.get("sum")) for table in tables.values()])
         self.register_buffer("summed", summed, persistent=False)
 
     def look_up(self, tokens: Tensor, layout: Layout, carry: Carry | None = None) -> dict[str, Tensor]:
-        """By name (B, N) long, of ids (B, N)."""
+        """Return the traits of ids (B, N): by name (B, N) long."""
         if tokens.dim() != 2:
-            raise SegueError("ids have traits: rows of weights of ids have none")
+            raise SegueError("traits need ids, not rows of weights over ids")
         return dict(zip(self.names, self((self.values[tokens],), layout, carry).unbind(-1)))
 
     def initial(self, batch: int, like: Tensor) -> Tensors:
@@ -60,7 +61,7 @@ class Traits(Recurrence):
             return values, state
         steps = torch.where(self.summed & (values != ABSENT), values, 0)
         sums = before[:, None] + steps.cumsum(1)
-        if starts is not None:  # less what was summed before the document began
+        if starts is not None:  # subtract the sum before the document began
             begin = torch.where(starts, torch.arange(starts.shape[1], device=starts.device), -1).cummax(1).values
             outside = (sums - steps).gather(1, begin.clamp(min=0)[..., None].expand_as(sums))
             sums = sums - torch.where(begin[..., None] < 0, 0, outside)
@@ -72,7 +73,6 @@ class Traits(Recurrence):
 
 
 def trait_differences(query: Tensor, key: Tensor) -> Tensor:
-    """(B, Q, R) and (B, K, R) traits -> (B, Q, K, R) long: by how much the query's is more than the key's, NONE where
-    one of them has none."""
+    """Return the query's traits (B, Q, R) minus the key's (B, K, R): (B, Q, K, R) long, ABSENT where either is."""
     query, key = query[:, :, None], key[:, None]
     return torch.where((query == ABSENT) | (key == ABSENT), ABSENT, query - key)

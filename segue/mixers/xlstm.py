@@ -1,5 +1,5 @@
-"""The two cells of the xLSTM (Beck et al. 2024, arXiv 2405.04517) in their blocks, as Bio-xLSTM uses them
-(Schmidinger et al. 2024, arXiv 2411.04165): the sLSTM, which tracks states, and the mLSTM, which stores pairs."""
+"""The two cells of xLSTM (Beck et al. 2024, arXiv 2405.04517) in their blocks, as Bio-xLSTM uses them (Schmidinger et
+al. 2024, arXiv 2411.04165): the sLSTM, which can track states, and the mLSTM, which stores key-value pairs."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from segue.mixers.state import Parts, Recurrence, Tensors
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
 
-EPSILON = 1e-6  # of the matrix memory's normaliser
+EPSILON = 1e-6  # added to the matrix memory's normaliser
 NORM_EPSILON = 1e-5
 
 
 class BlockLinear(nn.Module):
-    """`outputs` block-diagonal linear maps of D = blocks * d: (B, N, D) -> (B, N, outputs, D)."""
+    """`outputs` block-diagonal linear maps (B, N, D) -> (B, N, outputs, D). width: D, divisible by `blocks`."""
 
     def __init__(self, width: int, blocks: int, outputs: int = 1) -> None:
         super().__init__()
@@ -42,17 +42,17 @@ class BlockLinear(nn.Module):
         return block_product(x, self.weight)
 
     def compose(self, weight: Tensor) -> Tensor:
-        """(M, D), what a map `weight` (M, outputs, D) of the outputs is of x."""
+        """Return the map (M, D) of x that equals the map `weight` (M, outputs, D) of the outputs."""
         blocks = weight.unflatten(2, (len(self.weight), -1))
         return torch.einsum("monj,noji->mni", blocks, self.weight).flatten(1)
 
     def dense(self) -> Tensor:
-        """The same map as one matrix: (outputs D, D), output by output."""
+        """Return the same map as one matrix, (outputs * D, D), output by output."""
         return torch.cat([torch.block_diag(*blocks) for blocks in self.weight.unbind(1)])
 
 
 class HeadNorm(nn.Module):
-    """Layer norm of each head by itself, with one weight per channel: (B, N, H, d) -> (B, N, H d)."""
+    """Layer norm over each head separately, with one weight per channel: (B, N, H, d) -> (B, N, H d)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -67,10 +67,11 @@ class HeadNorm(nn.Module):
 
 
 class SLSTM(Mixer):
-    """Exponential gates, a stabiliser and block-diagonal recurrent weights, which begin at zero.
+    """A scalar-memory LSTM with exponential gates, a stabiliser and block-diagonal recurrent weights, initially zero.
 
-    heads: that do not see each other's states. taps: of the convolution before the input and the forget gate.
-    depth: of the layer in its stack, 0 to 1; forget biases begin at 5 - 12 (j / (d - 1))^(0.3 + 1.3 depth) for unit j.
+    width: model width D. heads: blocks of units that do not see each other's states. taps: of the convolution before
+    the input and the forget gate. depth: relative depth of the layer in its stack, 0 to 1; forget biases start at
+    5 - 12 (j / (d - 1))^(0.3 + 1.3 depth) for unit j.
     """
 
     def __init__(self, width: int, heads: int = 4, taps: int = 4, depth: float = 0.0) -> None:
@@ -99,7 +100,10 @@ class SLSTM(Mixer):
 
 
 class MatrixMemory(Recurrence):
-    """Inputs q, k (B, N, H, K), v (B, N, H, E), gates i, f (B, N, H); state [C n] (B, H, K, E + 1) and m (B, H)."""
+    """The mLSTM's matrix memory C with normaliser n and stabiliser m.
+
+    Inputs: q, k (B, N, H, K), v (B, N, H, E) and gates i, f (B, N, H). State: [C n] (B, H, K, E + 1) and m (B, H).
+    """
 
     learnable_tensors = (0,)
 
@@ -111,7 +115,7 @@ class MatrixMemory(Recurrence):
         return like.new_zeros(batch, *self.shape), like.new_full((batch, self.shape[0]), EMPTY)
 
     def learnable_initial(self, batch: int, like: Tensor) -> Tensors:
-        # m = 0: the memory is stored in units of exp m, which an empty state has as 0.
+        # With m = 0, not the exp m = 0 of an empty state: the memory is stored in units of exp m.
         return like.new_zeros(batch, *self.shape), like.new_zeros(batch, self.shape[0])
 
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
@@ -123,11 +127,12 @@ class MatrixMemory(Recurrence):
 
 
 class MLSTM(Mixer):
-    """A matrix memory behind a short convolution, between projections up and down.
+    """A matrix memory behind a short convolution, between an up- and a down-projection.
 
-    heads. expand: inner width relative to D. taps: of the convolution before queries and keys. block: channels of one
-    block of the block-diagonal maps to queries, keys and values. positions: "none", or "rotary": queries and keys are
-    turned by position (Bio-xLSTM's models of DNA and proteins). theta: base of the angles.
+    width: model width D. heads: number of heads. expand: inner width relative to D. taps: of the convolution before
+    queries and keys. block: channels per block of the block-diagonal maps to queries, keys and values.
+    positions: "none", or "rotary" position embeddings (Bio-xLSTM's models of DNA and proteins). theta: base of the
+    rotary frequencies.
     """
 
     linear_in_values = True
@@ -140,7 +145,7 @@ class MLSTM(Mixer):
             raise SegueError(f"inner width {inner} must be divisible by {heads} heads and by blocks of {block}")
         if positions not in ("none", "rotary"):
             raise SegueError(f"positions '{positions}' are unknown to an mLSTM: choose none or rotary")
-        self.turns = rotary_frequencies(inner // heads // 2 * 2, theta) if positions == "rotary" else None
+        self.frequencies = rotary_frequencies(inner // heads // 2 * 2, theta) if positions == "rotary" else None
         self.into = nn.Linear(width, 2 * inner, bias=False)
         self.convolution = ShortConvolution(inner, taps, silu=True)
         self.qk, self.v = BlockLinear(inner, inner // block, 2), BlockLinear(inner, inner // block)
@@ -152,14 +157,14 @@ class MLSTM(Mixer):
         nn.init.normal_(self.into.weight, std=math.sqrt(2 / (5 * width)))
         nn.init.zeros_(self.gates.weight)
         nn.init.normal_(self.gates.bias[:heads], std=0.1)
-        self.gates.bias.data[heads:] = torch.linspace(3, 6, heads)  # heads that remember for tens to hundreds of nodes
+        self.gates.bias.data[heads:] = torch.linspace(3, 6, heads)  # memories of tens to hundreds of nodes
 
     def _project(self, x: Tensor, layout: Layout, parts: Parts) -> tuple[Tensors, Tensor, Tensor]:
-        """What the memory takes, the convolved input, and the output gate."""
+        """Return the memory's inputs (q, k, v, i, f), the convolved input, and the output gate."""
         u, gate = self.into(x).chunk(2, -1)
         near = self.convolution((u,), layout, parts.get("convolution"))
         scale = (u.shape[2] // self.heads) ** -0.5  # of the keys
-        # The gates see q, k and v, which are linear maps of what is here: two small products instead of a wide one.
+        # The gates read q, k and v, which are linear in `near` and `u`: compose the maps, which is cheaper.
         weight = self.gates.weight.unflatten(1, (3, -1))
         queries, keys = self.qk.weight.unbind(-3)
         qk, gates = block_products(near, torch.stack([queries, keys * scale], -3),
@@ -167,8 +172,8 @@ class MLSTM(Mixer):
         v, others = block_products(u, self.v.weight, self.v.compose(weight[:, 2:]))
         i, f = (gates + others + self.gates.bias).chunk(2, -1)
         q, k, v = (y.unflatten(2, (self.heads, -1)) for y in (*qk.unbind(2), v.flatten(2)))
-        if self.turns is not None:
-            q, k = (rotate(y.transpose(1, 2), layout.positions, self.turns).transpose(1, 2) for y in (q, k))
+        if self.frequencies is not None:
+            q, k = (rotate(y.transpose(1, 2), layout.positions, self.frequencies).transpose(1, 2) for y in (q, k))
         return (q, k, v, i, f), near, gate
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
@@ -181,7 +186,7 @@ class MLSTM(Mixer):
                                    (near, self.skip)))
 
     def lower(self, program: Program, source: View, into: View) -> None:
-        if self.turns is not None:
+        if self.frequencies is not None:
             raise SegueError("an mLSTM with rotary positions has no form for the compiled CPU engine")
         inner, heads = self.norm.weight.shape[0], self.heads
         both, near, qkv = (program.register(name, n * inner) for name, n in (("both", 2), ("near", 1), ("qkv", 3)))
@@ -210,7 +215,7 @@ class MLSTM(Mixer):
         weights = decay[..., :, None] - decay[..., None, :] + i.transpose(1, 2)[..., None, :]
         weights = weights.masked_fill(torch.ones(weights.shape[-2:], dtype=torch.bool, device=x.device).triu(1),
                                       -torch.inf)
-        m = (decay + (i.transpose(1, 2) - decay).cummax(-1).values)[..., None]  # the largest of each row
+        m = (decay + (i.transpose(1, 2) - decay).cummax(-1).values)[..., None]  # the maximum of each row
         scores = torch.einsum("bthk,bshk->bhts", q, k) * (weights - m).exp()
         return scores / (torch.maximum(scores.sum(-1, keepdim=True).abs(), (-m).exp()) + EPSILON)
 

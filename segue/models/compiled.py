@@ -1,6 +1,6 @@
-"""A stack behind the compiled CPU engine: the same `extend`, `commit`, `select` and `rewind`, many times faster.
+"""A stack run by the compiled CPU engine: the same `extend`, `commit`, `select` and `rewind`, many times faster.
 
-`compile_model` lowers a stack to a program once; `accelerate` wraps it so that nobody waits for the compiler.
+`compile_model` lowers a stack to a program; `accelerate` does so without waiting for the compiler.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from segue.mixers.layout import Layout, check_counts, check_node_indices, check_
 from segue.models.base import Decoding, Output, needs_whole_prompt
 from segue.models.stack import Block, Stack, StackConfig
 
-CHUNK = 256  # nodes (of all rows) that a long prompt is cut into: bounds the scratch memory
-MAX_NODE_STATES = 16  # a chain of at most so many nodes keeps its (small) recurrent states after each of them
+CHUNK = 256  # nodes (over all rows) per pass of a long prompt: bounds the scratch memory
+MAX_NODE_STATES = 16  # a chain of at most this many nodes keeps its (small) recurrent states after each node
 
 
 def lower(stack: Stack, weights: str = "float32") -> p.Program:
-    """The program of a stack, its weights still to be packed; a SegueError says what has no compiled form."""
+    """Return the program of a stack, with weights not yet packed; a SegueError says what has no compiled form."""
     if not isinstance(stack, Stack):
         raise SegueError(f"a {type(stack).__name__} has no form for the compiled CPU engine: only native stacks have")
     config = stack.config
@@ -54,14 +54,15 @@ def lower(stack: Stack, weights: str = "float32") -> p.Program:
 
 
 def lower_norm(program: p.Program, module: Any, config: StackConfig, source: p.View, into: p.View) -> None:
+    """Emit a norm of the register `source` into `into`."""
     program.norm(source, into, config.norm, module.weight, getattr(module, "bias", None), config.norm_eps)
 
 
 def lower_block(program: p.Program, block: Block, config: StackConfig, x: p.View) -> None:
-    """A block that moves the register x."""
+    """Emit a block that updates the register x in place."""
     if len(block.begins):
         raise SegueError("a learned initial state has no form for the compiled CPU engine")
-    h, h2 = program.register("h", config.width), program.register("h2", config.width)  # new ones where they are kept
+    h, h2 = program.register("h", config.width), program.register("h2", config.width)  # new registers on each call
     lower_norm(program, block.mixer_norm, config, x, h)
     channel = block.channel
     if channel is not None and block.parallel:
@@ -78,9 +79,12 @@ def lower_block(program: p.Program, block: Block, config: StackConfig, x: p.View
 
 @dataclass
 class Pending:
-    """What an extend left behind: tokens (B, N), `parents` (B, N) or None for a chain, and the recurrent states `after`
-    the nodes (kept: after each of them, of a chain's large ones after the last; else after the last of each row, with
-    the states `before` each chunk of the prompt)."""
+    """The nodes of an extend that are not committed yet.
+
+    tokens: (B, N). parents: (B, N), or None for a chain. after: recurrent states after the nodes. kept: whether `after`
+    holds the states after each node (of a chain, large states only after the last); else it holds those after the last
+    node of each row. before: if not kept, the states before each chunk of the prompt, with its first node.
+    """
 
     tokens: np.ndarray
     parents: np.ndarray | None
@@ -90,7 +94,7 @@ class Pending:
 
 
 class Memory:
-    """A float32 array and its address, which ctypes is slow to tell."""
+    """An aligned float32 array and its address, cached because ctypes is slow to look it up."""
 
     def __init__(self, size: int, copy: Memory | None = None) -> None:
         self.whole = self.array = p.aligned((size,), np.float32)
@@ -99,7 +103,7 @@ class Memory:
             self.array[:] = copy.array
 
     def resized(self, size: int) -> Memory:
-        """This memory, of another size, or a larger one in its place. What lies there is lost."""
+        """Return this memory resized, or a new, larger one. Its contents are lost."""
         if size > self.whole.size:
             return Memory(size)
         self.array = self.whole[:size]
@@ -107,7 +111,8 @@ class Memory:
 
 
 class Space:
-    """The job and the arrays that one run needs: `counts` (B,) nodes per row, chains unless a tree is filled in."""
+    """The job description and index arrays of a run with `counts` (B,) nodes per row: chains, unless `tree` is called.
+    """
 
     def __init__(self, program: p.Program, counts: np.ndarray) -> None:
         batch, nodes = len(counts), int(counts.sum())
@@ -135,14 +140,14 @@ class Space:
         self.address = self.job.ctypes.data
 
     def _level(self, depth: np.ndarray) -> None:
-        """Nodes ordered by depth, and where each depth begins."""
+        """Order the nodes by depth, and record where each depth begins."""
         self.order = depth.argsort(kind="stable")
         self.levels = np.concatenate([[0], np.bincount(depth).cumsum()]).astype(np.int64)
         self.job[p.ORDER], self.job[p.LEVEL] = self.order.ctypes.data, self.levels.ctypes.data
         self.job[p.LEVELS] = len(self.levels) - 1
 
     def tree(self, parents: np.ndarray) -> None:
-        """Parents (B, N) within each row, -1 for the state's end."""
+        """Arrange the nodes as trees: parents (B, N) within each row, -1 for a child of the state's last token."""
         batch, n = parents.shape
         depth = np.zeros((batch, n), np.int64)
         for node in range(1, n):
@@ -155,31 +160,31 @@ class Space:
 
 
 class CompiledState:
-    """The memory of a compiled model for a batch of rows; see `segue.mixers.state.State` for what the verbs mean.
+    """The decoding state of a compiled model for a batch of rows; its methods are those of `segue.mixers.state.State`.
 
-    Keys and values of pending nodes lie behind the committed ones, and the cursor of each row (`lengths`) says where
-    those end: to commit a chain is to move the cursor. Where all attention has a window, positions beyond it and `back`
-    (how far the state must be able to rewind) are dropped. `prompt` is as of `segue.mixers.state.State`.
+    In the cache, pending nodes follow the committed ones, which end at `lengths` in each row: committing a chain just
+    advances `lengths`. If all attention has a window, positions out of its reach are dropped, less `back`, how far the
+    state must be able to rewind. `prompt` is as in `segue.mixers.state.State`.
     """
 
     def __init__(self, model: CompiledModel, batch: int, history: int = 0) -> None:
         self.model, self.program = model, model.program
         self.lengths = np.zeros(batch, np.int64)
         self.history = history if self.program.states else 0
-        self.back = history
+        self.back = max(history, self.program.reach or 0)  # prompts that share a beginning go back to it
         self.prompt: Tensor | None = None
-        self.capacity = 0  # positions that the caches have room for,
-        self.dropped = 0  # behind the first so many, a multiple of TILE
+        self.capacity = 0  # positions that the caches have room for
+        self.dropped = 0  # first positions that the caches no longer hold, a multiple of TILE
         self.cache, self.local = Memory(0), Memory(0)
         self.states = Memory(batch * self.program.floats_per_state)
         for rows, initial in zip(self._rows(self.states), self.program.initial):
             rows[:] = initial
-        self.spare: Memory | None = None  # for states of one slot per row
-        self.draft = Memory(0)  # for those after each node of a draft
+        self.spare: Memory | None = None  # buffer for states with one slot per row
+        self.draft = Memory(0)  # buffer for the states after each node of a draft
         self.pending: Pending | None = None
         self.spaces: dict[tuple[int, bool], Space] = {}
-        self.said = np.zeros((batch, 0), np.int64)  # with a history: all tokens, to replay them from a mark
-        self.marks: list[tuple[np.ndarray, Memory]] = []  # lengths (B,) and the states there
+        self.tokens = np.zeros((batch, 0), np.int64)  # with a history: all committed tokens, for replay from a mark
+        self.marks: list[tuple[np.ndarray, Memory]] = []  # checkpoints: lengths (B,) and the recurrent states there
         if self.history:
             self._mark()
 
@@ -189,7 +194,7 @@ class CompiledState:
 
     @property
     def lengths(self) -> np.ndarray:
-        """(B,) how many tokens are committed."""
+        """Number of committed tokens per row, (B,)."""
         return self._lengths
 
     @lengths.setter
@@ -197,17 +202,17 @@ class CompiledState:
         self._lengths, self.longest = lengths, int(lengths.max(initial=0))
 
     def advance(self) -> None:
-        """One more token in every row."""
+        """Count one more token in every row."""
         self._lengths += 1
         self.longest += 1
 
     @property
     def positions(self) -> Tensor:
-        """(B,) long: the position of the next token of each row."""
+        """The position of each row's next token, (B,) long."""
         return torch.from_numpy(self.lengths.copy())
 
     def commit(self, path: Tensor | None = None, counts: Tensor | None = None) -> None:
-        """Make pending nodes real: a `path` (B, P) padded with -1, or the first `counts` (B,) of a chain (all)."""
+        """Commit pending nodes: a `path` (B, P) padded with -1, or the first `counts` (B,) of a chain (None: all)."""
         pending = self.pending
         if pending is None:
             raise SegueError("nothing is pending: call extend before commit")
@@ -237,10 +242,10 @@ class CompiledState:
             self._mark()
 
     def _settle(self, pending: Pending, taken: np.ndarray, last: np.ndarray, steps: np.ndarray | None) -> None:
-        """The recurrent states after the last node taken of each row."""
+        """Set the recurrent states to those after the last committed node of each row."""
         batch, n = pending.tokens.shape
         if steps is None and (taken == n).all() and (n == 1 or not pending.kept):
-            self.states, self.spare = pending.after, self.states  # one slot per row: exactly what is wanted
+            self.states, self.spare = pending.after, self.states  # one slot per row, after its last node
         elif pending.kept:
             chosen = np.where(last >= 0, last + n * np.arange(batch), -1)[:, None]
             chain = pending.parents is None
@@ -261,7 +266,7 @@ class CompiledState:
             self.states = self.model.replay(self, after, self.lengths + taken - left, tokens)
 
     def _repeat(self, n: int, taken: np.ndarray) -> None:
-        """The large states after the first `taken` (B,) nodes of each row of a chain: the operations on them again."""
+        """Recompute the large states after the first `taken` (B,) nodes of a chain, by repeating their operations."""
         space, table = self.spaces[n, False], self.program.repeats
         rows, job = np.where(space.index < taken[space.row], space.row, -1), space.job.copy()
         job[p.OPERATIONS], job[p.COUNT], job[p.ROW] = table.ctypes.data, len(table), rows.ctypes.data
@@ -270,7 +275,7 @@ class CompiledState:
         engine.get_team().run(job, job.ctypes.data, self.model.threads)
 
     def _job(self, table: np.ndarray, path: np.ndarray, after: Memory | None = None) -> None:
-        """Run operations of bookkeeping over all layers."""
+        """Run bookkeeping operations (moves in caches, picks of states) over all layers."""
         job = p.aligned((p.JOB,), np.int64)
         path = np.ascontiguousarray(path)
         job[p.OPERATIONS], job[p.COUNT], job[p.BATCH] = table.ctypes.data, len(table), self.batch
@@ -283,12 +288,12 @@ class CompiledState:
         engine.get_team().run(job, job.ctypes.data, 1)
 
     def _rows(self, memory: Memory) -> list[np.ndarray]:
-        """The recurrent states of all layers, each (B, size)."""
+        """Return views of the recurrent states of all layers, each (B, size)."""
         b = self.batch
         return [memory.array[b * at : b * (at + size)].reshape(b, size) for at, size in self.program.states]
 
     def _layers(self, memory: Memory, capacity: int) -> list[np.ndarray]:
-        """Keys and values of all layers, each (B, heads, capacity / TILE, TILE * width)."""
+        """Return views of the keys and values of all layers, each (B, heads, capacity / TILE, TILE * width)."""
         b, views = self.batch, []
         for at, heads, key, value in self.program.caches:
             layer = memory.array[b * capacity * at : b * capacity * (at + heads * (key + value))]
@@ -298,7 +303,7 @@ class CompiledState:
         return views
 
     def reserve(self, nodes: int) -> None:
-        """Room for so many more nodes in each row; grows by doubling, so that n tokens cost O(n) copying."""
+        """Make room for `nodes` more nodes in each row, doubling the capacity, so that n tokens cost O(n) copying."""
         full = bool(self.program.caches) and self.longest - self.dropped + nodes > self.capacity
         if full:
             self._drop()
@@ -315,7 +320,7 @@ class CompiledState:
             self.local = Memory(p.padded(2 * local, 2 * TILE) * self.model.threads)
 
     def _out_of_reach(self) -> int:
-        """How many first positions nothing can look at any more, a multiple of TILE."""
+        """Return how many first positions no later node can attend to, a multiple of TILE."""
         reach = self.program.reach
         if reach is None or self.prompt is not None or not self.batch:
             return self.dropped
@@ -323,7 +328,7 @@ class CompiledState:
         return max(self.dropped, (oldest - reach) // TILE * TILE)
 
     def _drop(self) -> None:
-        """Forget what is out of reach, if that is half of the cache or more."""
+        """Drop positions out of reach, if they are half of the cache or more."""
         dropped = self._out_of_reach()
         tiles = (dropped - self.dropped) // TILE
         if tiles and 2 * tiles * TILE >= self.capacity > 0:
@@ -332,16 +337,16 @@ class CompiledState:
             self.dropped = dropped
 
     def reclaim(self) -> None:
-        """Keep the memory of states that are pending for the next run: nobody will commit them."""
+        """Reuse the buffer of pending states in the next run, since they will not be committed."""
         unused = None if self.pending is None else self.pending.after
         if unused is not None and unused is not self.states and unused.array.size == self.states.array.size:
             self.spare = unused
 
     def select(self, rows: Tensor) -> CompiledState:
-        """A new state with these rows (long (R,), repeats allowed): fork, reorder or drop."""
+        """Return a new state with these rows (long (R,), repeats allowed): fork, reorder or drop."""
         index = rows.numpy()
         new = CompiledState(self.model, len(index))
-        new.lengths, new.history, new.said = self.lengths[index], self.history, self.said[index]
+        new.lengths, new.history, new.tokens = self.lengths[index], self.history, self.tokens[index]
         new.prompt = None if self.prompt is None else self.prompt[rows]
         new.marks = [(lengths[index], self._chosen(states, index, new)) for lengths, states in self.marks]
         new.dropped, new.back = self.dropped, self.back
@@ -355,7 +360,7 @@ class CompiledState:
         return new
 
     def join(self, others: Sequence[CompiledState]) -> CompiledState:
-        """A new state with the rows of this one and of others below them."""
+        """Return a new state with the rows of this one followed by those of others."""
         parts = [self, *others]
         new = CompiledState(self.model, sum(part.batch for part in parts))
         new.lengths, new.history = np.concatenate([part.lengths for part in parts]), self.history
@@ -363,8 +368,9 @@ class CompiledState:
         if any(part.prompt is not None for part in parts):
             new.prompt = torch.cat([torch.zeros(part.batch, dtype=torch.long) if part.prompt is None else part.prompt
                                     for part in parts])
-        width = max(part.said.shape[1] for part in parts)
-        new.said = np.concatenate([np.pad(part.said, ((0, 0), (0, width - part.said.shape[1]))) for part in parts])
+        width = max(part.tokens.shape[1] for part in parts)
+        new.tokens = np.concatenate([np.pad(part.tokens, ((0, 0), (0, width - part.tokens.shape[1])))
+                                     for part in parts])
         new.reserve(p.padded(1, TILE))
         ends = np.cumsum([part.batch for part in parts])
         rows = [slice(end - part.batch, end) for part, end in zip(parts, ends)]
@@ -382,7 +388,7 @@ class CompiledState:
             return joined
 
         new.states = stacked([part.states for part in parts])
-        if self.history:  # paired from the latest; a part with fewer marks has its oldest one twice
+        if self.history:  # pair marks from the latest back; a part with fewer marks repeats its oldest
             for age in range(max(len(part.marks) for part in parts), 0, -1):
                 marks = [part.marks[max(-age, -len(part.marks))] for part in parts]
                 new.marks.append((np.concatenate([lengths for lengths, _ in marks]), stacked([m for _, m in marks])))
@@ -395,7 +401,7 @@ class CompiledState:
         return chosen
 
     def rewind(self, n: int | Tensor) -> None:
-        """Forget the last `n` (int or (B,)) committed tokens; recurrent states go back `history` tokens at most."""
+        """Undo the last `n` (int or (B,)) committed tokens; recurrent states can go back at most `history` tokens."""
         back = np.broadcast_to(np.asarray(n), (self.batch,))
         if (back < 0).any() or (back > self.lengths).any():
             raise SegueError(f"cannot rewind {back.tolist()} tokens at positions {self.lengths.tolist()}")
@@ -413,7 +419,7 @@ class CompiledState:
 
     def _replay_to(self, target: np.ndarray) -> None:
         start, base = np.full(self.batch, -1), Memory(self.states.array.size)
-        for lengths, states in self.marks:  # of each row the latest mark that is not beyond the target
+        for lengths, states in self.marks:  # start each row from its latest mark that is not beyond the target
             better = (lengths <= target) & (lengths > start)
             start = np.where(better, lengths, start)
             for old, new in zip(self._rows(states), self._rows(base)):
@@ -421,29 +427,30 @@ class CompiledState:
         if (start < 0).any():
             raise SegueError(f"a recurrent state cannot go back that far: create it with init_state(batch, history=N) "
                              f"for a larger N than {self.history}")
-        tokens = [said[a:b] for said, a, b in zip(self.said, start, target)]
+        tokens = [row[a:b] for row, a, b in zip(self.tokens, start, target)]
         self.states = self.model.replay(self, base, start, tokens)
-        for lengths, states in self.marks:  # what comes next will differ from what was marked
+        for lengths, states in self.marks:  # marks beyond the target are no longer valid
             undone = lengths > target
             lengths[undone] = start[undone]
             for old, new in zip(self._rows(base), self._rows(states)):
                 new[undone] = old[undone]
 
     def _remember(self, tokens: np.ndarray, taken: np.ndarray, steps: np.ndarray | None) -> None:
+        """Append committed tokens to the history."""
         need = int((self.lengths + taken).max(initial=0))
-        if need > self.said.shape[1]:
-            self.said = np.pad(self.said, ((0, 0), (0, need)))
+        if need > self.tokens.shape[1]:
+            self.tokens = np.pad(self.tokens, ((0, 0), (0, need)))
         for row in range(self.batch):
             new = tokens[row] if steps is None else tokens[row, steps[row]]
             start, count = self.lengths[row], taken[row]
-            self.said[row, start : start + count] = new[:count]
+            self.tokens[row, start : start + count] = new[:count]
 
     def _mark(self) -> None:
-        """Two marks, `history` or more tokens apart: the older one is always far enough back."""
+        """Add a mark. Marks are `history` or more tokens apart, so that an older one is always far enough back."""
         self.marks = [*self.marks[-2:], (self.lengths.copy(), Memory(self.states.array.size, self.states))]
 
     def snapshot(self) -> CompiledState:
-        """An independent copy of what is committed."""
+        """Return an independent copy of the committed state."""
         return self.select(torch.arange(self.batch))
 
     def restore(self, snapshot: CompiledState) -> None:
@@ -452,18 +459,18 @@ class CompiledState:
 
 
 def wanted_in_chunk(at: np.ndarray, start: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the nodes `at` (B, M) whose logits are wanted those of the chunk start .. end - 1: row and column of each in
-    `at`, and its number among the chunk's nodes of all rows."""
+    """Select, from the nodes `at` (B, M) whose logits are wanted, those in the chunk start .. end - 1. Return their
+    rows and columns in `at`, and their indices among the chunk's nodes of all rows."""
     row, column = np.nonzero((at >= start) & (at < end))
     return row, column, row * (end - start) + at[row, column] - start
 
 
 class CompiledModel:
-    """A stack whose decoding runs in the compiled CPU engine. Satisfies `segue.models.base.Decodable`.
+    """A stack decoded by the compiled CPU engine. Satisfies `segue.models.base.Decodable`.
 
-    weights: "float32", or "int8": matrices of signed bytes with one scale per output. Where the processor multiplies
-    bytes (VNNI), a matrix's inputs become bytes too, with one scale per node; elsewhere they stay float32.
-    threads: how many may work on a call (default: as many as torch uses). Safe to call from several Python threads.
+    weights: "float32", or "int8": matrices of signed bytes with one scale per output. On processors with VNNI, inputs
+    are quantised to bytes as well, with one scale per node; elsewhere they stay float32. threads: per call (default: as
+    many as torch uses). Safe to call from several Python threads.
     """
 
     def __init__(self, stack: Stack, weights: str = "float32", threads: int | None = None) -> None:
@@ -476,7 +483,7 @@ class CompiledModel:
             self.program = lower(stack, weights)
 
     def load(self) -> CompiledModel:
-        """Pack the weights, and load or compile the engine."""
+        """Pack the weights, load or compile the engine, and return self."""
         with torch.no_grad():
             self.program.finish()
         engine.load_engine()
@@ -508,7 +515,7 @@ class CompiledModel:
         logits = np.empty((batch, wanted, program.logit_stride), np.float32)
         hidden = np.empty((batch, n, self.config.width), np.float32)
         kept = bool(program.states) and (parents is not None or n <= MAX_NODE_STATES)
-        if parents is None and state.prompt is not None:  # what a node of the prompt leaves, all of it has a say in
+        if parents is None and state.prompt is not None:  # states within a prompt depend on the whole prompt
             kept = kept and bool((state.lengths >= state.prompt.numpy()).all())
         chunk = n if kept or parents is not None or self.needs_whole_prompt else max(1, CHUNK // max(batch, 1))
         before, chain = state.states, []
@@ -529,7 +536,7 @@ class CompiledModel:
                     logits[:, start:end] = out
             else:
                 row, column, want = wanted_in_chunk(at.numpy(), start, end)
-                every = len(want) > space.nodes  # there is room to gather each node once
+                every = len(want) > space.nodes  # nodes are repeated: compute each once, then gather
                 out = np.empty((space.nodes if every else len(want), program.logit_stride), np.float32)
                 self._run(state, space, state.lengths + start, before, after, kept, None if every else want, out)
                 logits[row, column] = out[want] if every else out
@@ -540,8 +547,8 @@ class CompiledModel:
         return Output(torch.from_numpy(logits[:, :, : self.vocabulary]), torch.from_numpy(hidden))
 
     def step(self, tokens: np.ndarray, state: CompiledState) -> np.ndarray:
-        """One token (B,) int64 per row, made real at once: `extend` and `commit` in one, for loops that count in
-        microseconds. Returns the scores (B, V) of what follows."""
+        """Extend by one token (B,) int64 per row and commit it, with little overhead, for tight decoding loops. Return
+        the logits (B, V) of the next token."""
         if state.history or not len(tokens):
             logits = self.extend(torch.from_numpy(tokens)[:, None], state).logits[:, 0].numpy()
             state.commit()
@@ -559,29 +566,29 @@ class CompiledModel:
         return logits[:, : self.vocabulary]
 
     def _check_nodes(self, ids: np.ndarray, state: CompiledState, parents: Tensor | None) -> None:
-        """What the kernels could not: ids (B, N), a chain or a tree, and how deep they reach."""
+        """Check ids (B, N), parents and positions, since the kernels do not."""
         batch, n = ids.shape
-        deep = n
+        depth = n
         if parents is not None:
             check_parents(parents, batch, n)
             if self.config.learned_positions:
-                deep = int(Layout.tree(parents, torch.zeros(batch)).positions.max()) + 1
+                depth = int(Layout.tree(parents, torch.zeros(batch)).positions.max()) + 1
         flat = ids.ravel().tolist()
-        self._check(min(flat), max(flat), state, deep)
+        self._check(min(flat), max(flat), state, depth)
 
-    def _check(self, low: int, high: int, state: CompiledState, deep: int) -> None:
-        """What the kernels could not: that ids and positions lie within their tables."""
+    def _check(self, low: int, high: int, state: CompiledState, depth: int) -> None:
+        """Check that ids from low to high, and `depth` further positions, lie within their tables."""
         if low < 0 or high >= self.vocabulary:
             raise SegueError(f"token ids must lie in 0..{self.vocabulary - 1}, these reach from {low} to {high}: "
                              "was another codec used?")
         limit = self.config.learned_positions
-        if limit and (over := state.longest + deep) > limit:
+        if limit and (over := state.longest + depth) > limit:
             raise SegueError(f"position {over - 1} is beyond the {limit} learned positions of this model: "
                              "give a shorter prompt or ask for fewer tokens")
 
     def _room(self, state: CompiledState, slots: int) -> Memory:
-        """Memory for the states after a run, where there is some that of an earlier one: to touch fresh pages would
-        take as long as the run."""
+        """Return memory for the states after a run, reusing an earlier run's if there is any: touching fresh pages
+        would take as long as the run itself."""
         size = slots * self.program.floats_per_state
         if slots > state.batch:
             state.draft = state.draft.resized(size)
@@ -602,7 +609,7 @@ class CompiledModel:
 
     def _run(self, state: CompiledState, space: Space, lengths: np.ndarray, before: Memory, after: Memory, kept: bool,
              want: np.ndarray | None, logits: np.ndarray) -> None:
-        """Run the program. want: indices of the nodes whose logits are wanted (None: all)."""
+        """Run the program. want: indices of the nodes whose logits are written to `logits` (None: all)."""
         space.length[:] = lengths - state.dropped
         if state.prompt is not None:
             space.prompt[:] = state.prompt.numpy()
@@ -620,8 +627,8 @@ class CompiledModel:
         engine.get_team().run(job, space.address, self.threads)
 
     def replay(self, state: CompiledState, states: Memory, lengths: np.ndarray, tokens: list[np.ndarray]) -> Memory:
-        """The recurrent states of each row after these tokens, from `states` at `lengths`. (Keys and values are
-        written again as they were.)"""
+        """Return the recurrent states of each row after these tokens, starting from `states` at `lengths`. Keys and
+        values are rewritten with the same contents."""
         left = np.array([len(row) for row in tokens])
         done, nothing = np.zeros_like(left), np.empty((0, self.program.logit_stride), np.float32)
         while left.any():
@@ -638,9 +645,9 @@ LOADING = threading.Lock()
 
 
 class Accelerated:
-    """A stack that is decoded by the compiled engine from the moment that is there, and by torch until then.
+    """A stack decoded by torch until the engine is compiled, and by the compiled engine from then on.
 
-    Each state stays with the code that made it; `path` says which code a new one would get.
+    Each state stays with the implementation that created it; `path` names the one that a new state would get.
     """
 
     def __init__(self, stack: Stack, compiled: CompiledModel) -> None:
@@ -648,13 +655,13 @@ class Accelerated:
         self.vocabulary, self.layout_form = stack.vocabulary, stack
         self.needs_whole_prompt = compiled.needs_whole_prompt
         self._builder: threading.Thread | None = None
-        if not compile_in_background():  # nothing can be kept on disk: compile here, beside the torch path
+        if not compile_in_background():  # no cache on disk: compile in this process, in a thread
             self._builder = threading.Thread(target=engine.load_engine, daemon=True)
             self._builder.start()
 
     @property
     def model(self) -> Stack | CompiledModel:
-        """What new states are made by."""
+        """The implementation that creates new states."""
         if not self.loaded and (is_warm() if self._builder is None else not self._builder.is_alive()):
             with LOADING:
                 if not self.loaded:
@@ -689,10 +696,10 @@ class Accelerated:
 
 
 def accelerate(stack: Stack, weights: str = "float32") -> CompiledModel | Accelerated:
-    """The stack behind the compiled engine, without ever waiting for a compiler.
+    """Return the stack run by the compiled engine, without waiting for a compiler.
 
-    Where the engine has been compiled before on this machine, it is loaded, in about half a second. Else another
-    process compiles it, once, and until that is done torch decodes. A SegueError says what has no compiled form.
+    If the engine has been compiled on this machine before, it is loaded, in about half a second. Otherwise another
+    process compiles it, once, and torch decodes until that is done. A SegueError says what has no compiled form.
     """
     model = CompiledModel(stack, weights)
     return model.load() if is_warm() else Accelerated(stack, model)

@@ -1,6 +1,6 @@
-"""Draft heads in the compiled CPU engine: what a draft costs is the reading of their weights, and those are bytes here.
+"""Draft heads in the compiled CPU engine, by default with int8 weights, since the cost of a draft is reading them.
 
-A draft may be wrong, so nothing is lost by rounding them; the model that checks it is not rounded.
+Quantisation is harmless: a draft may be wrong, and the model that verifies it is not quantised.
 """
 
 from __future__ import annotations
@@ -29,36 +29,37 @@ from segue.models.heads import DraftHeads, TabulatedHeads
 
 
 class CompiledHeads:
-    """`init_state` and `condition` of `DraftHeads`, `project_condition` and `logits` of `TabulatedHeads`, for float32
-    heads on the CPU. The weights are those of the moment of making. threads: that may work on a call (default: as many
-    as torch uses)."""
+    """Compiled float32 `DraftHeads` on the CPU: their `init_state` and `condition`, and the `project_condition` and
+    `logits` of `TabulatedHeads`. Weights are copied when this is created. weights: "int8" or "float32". threads: per
+    call (default: as many as torch uses)."""
 
     @torch.no_grad()
     def __init__(self, heads: DraftHeads, weights: str = "int8", threads: int | None = None) -> None:
         config, self.weights, self.threads = heads.config, weights, threads or torch.get_num_threads()
         self.config, self.embedding = config, heads.embedding
-        self.seeing = AttentionProgram(heads, weights, self.threads) if config.window else None
-        self.looked = TabulatedHeads(heads) if config.sequential else None
+        self.attention = AttentionProgram(heads, weights, self.threads) if config.window else None
+        self.tabulated = TabulatedHeads(heads) if config.sequential else None
         self.tables = TabulatedHeads.is_worthwhile(config, heads.embedding.element_size())
-        if self.looked is not None:
-            first = p.Program(weights)
-            shown, begun = first.register("shown", config.width), first.register("begun", len(self.looked.product))
-            first.linear(shown, begun, self.looked.product, self.looked.bias)
-            self.first = StatelessProgram(first, shown, begun, self.threads)
+        if self.tabulated is not None:
+            first, product = p.Program(weights), self.tabulated.product
+            condition, sums = first.register("condition", config.width), first.register("sums", len(product))
+            first.linear(condition, sums, product, self.tabulated.bias)
+            self.first = StatelessProgram(first, condition, sums, self.threads)
         self.levels = [self._level(k, head) for k, head in enumerate(heads.heads, 1)]
         if not self.tables:
-            self.looked = None
+            self.tabulated = None
         engine.load_engine()
 
     def _level(self, k: int, head: Any) -> StatelessProgram:
-        """Head k, from its first block's sums on (with the drafted tokens behind them, unless those were looked up)."""
+        """Compile head k from its first block's pre-activations on, with the drafted tokens' embeddings concatenated
+        unless they were added from tables."""
         width, program, blocks = self.config.width, p.Program(self.weights), head.blocks
         source = u = program.register("u", width)
         if self.config.sequential:
-            said = 0 if self.tables else k * width
-            source = program.register("z", 2 * width + said)
+            drafted = 0 if self.tables else k * width
+            source = program.register("z", 2 * width + drafted)
             u, inner, blocks = source[:width], source[width : 2 * width], blocks[1:]
-            if said:
+            if drafted:
                 slots = torch.cat([head.skip.weight, head.blocks[0].weight])[:, width:]
                 program.linear(source[2 * width :], source[: 2 * width], slots, add=True)
             program.map(inner, inner, "silu")
@@ -72,34 +73,34 @@ class CompiledHeads:
 
     def init_state(self, batch: int) -> CompiledState:
         """See `DraftHeads.init_state`."""
-        assert self.seeing is not None
-        return self.seeing.init_state(batch)
+        assert self.attention is not None
+        return self.attention.init_state(batch)
 
     def condition(self, hidden: Tensor, layout: None = None, state: CompiledState | None = None) -> Tensor:
         """See `DraftHeads.condition`."""
-        if self.seeing is None:
+        if self.attention is None:
             return hidden.float()
-        return self.seeing.attend(hidden.float(), self.init_state(len(hidden)) if state is None else state)
+        return self.attention.attend(hidden.float(), self.init_state(len(hidden)) if state is None else state)
 
     def project_condition(self, shown: Tensor) -> tuple[Tensor, ...]:
-        """See `TabulatedHeads.project_condition`; heads that are not sequential begin with what they are shown."""
+        """See `TabulatedHeads.project_condition`; heads that are not sequential take the condition itself."""
         if not self.config.sequential:
             return (shown,) * self.config.heads
         return self.first(shown.flatten(0, -2)).view(*shown.shape[:-1], -1).chunk(self.config.heads, -1)
 
     def logits(self, k: int, begun: Tensor, tokens: Tensor) -> Tensor:
-        """See `DraftHeads.logits`. begun: the head's own from `project_condition`."""
+        """See `DraftHeads.logits`. begun: the entry of head k in the result of `project_condition`."""
         z = begun
-        if self.looked is not None:
-            z = begun + F.embedding(tokens + self.looked.offsets[:k], self.looked.tables[k - 1]).sum(-2)
+        if self.tabulated is not None:
+            z = begun + F.embedding(tokens + self.tabulated.offsets[:k], self.tabulated.tables[k - 1]).sum(-2)
         elif self.config.sequential:
-            said = F.embedding(tokens, self.embedding).flatten(-2)
-            z = torch.cat([begun.expand(*said.shape[:-1], -1), said], -1)
+            drafted = F.embedding(tokens, self.embedding).flatten(-2)
+            z = torch.cat([begun.expand(*drafted.shape[:-1], -1), drafted], -1)
         return self.levels[k - 1](z.flatten(0, -2)).view(*z.shape[:-1], -1)
 
 
 class StatelessProgram:
-    """A program without memory: rows of the register `source` (n, width) in, rows of `into` out."""
+    """A program without state: maps rows (n, width) of the register `source` to rows of `into`."""
 
     def __init__(self, program: p.Program, source: p.View, into: p.View, threads: int) -> None:
         program.finish()
@@ -119,7 +120,7 @@ class StatelessProgram:
 
 
 class AttentionProgram(CompiledModel):
-    """The attention layer of Hydra++, which reads hidden states in place of tokens."""
+    """The attention layer of Hydra++, which reads hidden states instead of tokens."""
 
     def __init__(self, heads: DraftHeads, weights: str, threads: int) -> None:
         self.weights, self.threads, self.needs_whole_prompt = weights, threads, False
@@ -129,16 +130,16 @@ class AttentionProgram(CompiledModel):
         self.program.finish()
 
     def attend(self, hidden: Tensor, state: CompiledState) -> Tensor:
-        """(B, N, D) hidden states that follow `state`, which are left pending in it."""
+        """Run the layer on hidden states (B, N, D) that follow `state`, and leave them pending there."""
         batch, n, width = hidden.shape
         state.reserve(n)
-        shown, chunk = np.empty((batch, n, width), np.float32), max(1, CHUNK // batch)
+        output, chunk = np.empty((batch, n, width), np.float32), max(1, CHUNK // batch)
         for start in range(0, n, chunk):
             end = min(start + chunk, n)
             space = self._space(state, end - start, None)
             x = self.program.read(self.source, space.scratch.array, space.nodes)
             x[:] = hidden[:, start:end].reshape(-1, width).numpy()
-            self._run(state, space, state.lengths + start, state.states, state.states, False, None, shown)
-            shown[:, start:end] = x.reshape(batch, -1, width)
+            self._run(state, space, state.lengths + start, state.states, state.states, False, None, output)
+            output[:, start:end] = x.reshape(batch, -1, width)
         state.pending = Pending(np.zeros((batch, n), np.int64), None, state.states, False, [])
-        return torch.from_numpy(shown)
+        return torch.from_numpy(output)

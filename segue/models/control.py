@@ -1,6 +1,6 @@
-"""Control of a field that is ready: a branch beside it writes to its blocks (ControlNet: Zhang et al. 2023, arXiv
-2302.05543), by what a player presses, says and shows (InstructNet of GameGen-X: Che et al. 2024, arXiv
-2411.00769)."""
+"""Control of a trained field by a branch that adds to its blocks (ControlNet: Zhang et al. 2023, arXiv 2302.05543),
+conditioned on a player's keys, instructions and guides (InstructNet of GameGen-X: Che et al. 2024, arXiv 2411.00769).
+"""
 
 from __future__ import annotations
 
@@ -18,20 +18,23 @@ from segue.mixers.layout import Layout
 from segue.models.flow import NOTHING, Conditions, LayeredField, one_hot
 from segue.models.spacetime import Words, unscaled_norm, zero_init
 
-INSTRUCTION = "instruction"  # what a branch is told in words: ids (B, S) long, -1 behind the last
-GUIDE = "guide"  # what it is shown: elements (B, T, C) of a film of edges or motions, zeros where nothing is shown
+INSTRUCTION = "instruction"  # condition: a text, ids (B, S) long, padded with -1
+GUIDE = "guide"  # condition: elements (B, T, C) of a video of edges or motions, zeros where there is none
 
 
 def make_network(*sizes: int) -> nn.Sequential:
-    """Linear maps with SiLUs between them."""
+    """Return linear maps of these sizes with SiLUs between them."""
     parts = [part for into, out in zip(sizes, sizes[1:]) for part in (nn.SiLU(), nn.Linear(into, out))]
     return nn.Sequential(*parts[1:])
 
 
 class Experts(nn.Module):
-    """What a branch does in one block. Operations: FiLM, the vectors scaled and shifted by a network of the keys.
-    Instructions: cross-attention to the words, then a network. Each is added to what the branch had; then what it
-    writes to the field, nothing at first."""
+    """The control layers of one block of a branch, each added to the branch's vectors.
+
+    Keys act by FiLM: vectors are scaled and shifted by a network of the keys. Instructions act by cross-attention to
+    the words. A network follows; `write` projects the result to the field, initially to zero. keys: number of key
+    choices in all, 0 for none. words: 0 for no instructions.
+    """
 
     def __init__(self, width: int, keys: int, words: int, heads: int) -> None:
         super().__init__()
@@ -41,25 +44,26 @@ class Experts(nn.Module):
         self.write = nn.Linear(width, width)
         zero_init(self.write)
 
-    def forward(self, z: Tensor, pressed: Tensor | None, said: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, z: Tensor, keys: Tensor | None, words: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Update z (B, N, D). keys: (B, N, choices), one-hot. words: encoded instruction and its lengths."""
         if self.film is not None:
-            scale, shift = self.film(pressed).chunk(2, -1)
+            scale, shift = self.film(keys).chunk(2, -1)
             z = z + unscaled_norm(z) * scale + shift
         if self.cross is not None:
             positions = torch.arange(z.shape[1], device=z.device)[None]
-            z = z + self.cross.run(unscaled_norm(z), Layout(positions, source=said), {})
+            z = z + self.cross.run(unscaled_norm(z), Layout(positions, source=words), {})
         return z + self.channel(unscaled_norm(z))
 
 
 class ControlBranch(nn.Module):
-    """A field under control: `base` with a branch. Where a row is told nothing, it is the base bit by bit.
+    """A controlled field: `base` plus a branch. For a row without conditions it equals the base, bit by bit.
 
-    base: any field of layers, whose first `depth` blocks are written to (default: all); the branch's blocks begin as
-        copies of these. frozen: the base does not learn, and never trains (no dropout); False: both learn together.
-    keys: names of what is pressed and how many choices each has, ids for each row (B,) or element (B, T).
-    words: how many ids there are in instructions (`INSTRUCTION`), 0 for none. heads: of the cross-attention to them.
-    shown: numbers of an element of a guide (`GUIDE`), 0 for none; it lies as the elements that are made, is made of its
-        film by the same codec, and is added to what the branch begins with.
+    base: any `LayeredField`; the branch adds to its first `depth` blocks (default: all), and its blocks start as copies
+        of these. frozen: the base is not trained and stays in evaluation mode (no dropout); False: both are trained.
+    keys: number of choices per key name; conditions are ids per row (B,) or per element (B, T).
+    words: vocabulary of instructions (`INSTRUCTION`), 0 for none. heads: of the cross-attention to them.
+    shown: numbers per element of a guide (`GUIDE`), 0 for none; a guide has the shape of the generated elements, comes
+        from its video by the same codec, and is added to the branch's input.
     """
 
     def __init__(self, base: LayeredField, keys: Mapping[str, int] | None = None, words: int = 0,
@@ -91,33 +95,34 @@ class ControlBranch(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Conditions = NOTHING) -> Tensor:
         hidden, at = self.base.begin(x, t, asked, layout, given)
-        z, pressed, said, told = self.read_controls(hidden, given, x)
+        z, keys, words, controlled = self.read_controls(hidden, given, x)
         for index, block in enumerate(self.base.layers):
             hidden = self.base.run(block, hidden, at)
-            if index < len(self.copies) and bool(told.any()):
+            if index < len(self.copies) and bool(controlled.any()):
                 expert = self.experts[index]
-                z = expert(self.base.run(self.copies[index], z, at), pressed, said)
-                hidden = torch.where(told, hidden + expert.write(z), hidden)
+                z = expert(self.base.run(self.copies[index], z, at), keys, words)
+                hidden = torch.where(controlled, hidden + expert.write(z), hidden)
         return self.base.end(hidden, at)
 
     def read_controls(self, hidden: Tensor, given: Conditions,
-              x: Tensor) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None, Tensor]:
-        """What the branch begins with: the base's vectors and what was shown; keys (B, T, choices), zeros where none is
-        known; what was said; and whether anything was told, (B, 1, 1)."""
-        told = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        pressed: list[Tensor] = []
+                      x: Tensor) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None, Tensor]:
+        """Return the branch's inputs: the base's vectors plus the guide (B, N, D); one-hot keys (B, T, choices), zeros
+        where none is given, or None; the encoded instruction or None; and whether a row has any condition, (B, 1, 1).
+        """
+        controlled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        keys: list[Tensor] = []
         for name, choices in self.keys.items():
             ids = given.get(name, torch.full(x.shape[:1], -1, device=x.device))
             ids = ids[:, None].expand(x.shape[:2]) if ids.dim() == 1 else ids
-            pressed.append(one_hot(ids, choices).to(x))
-            told = told | (ids >= 0).any(1)
-        said = None
+            keys.append(one_hot(ids, choices).to(x))
+            controlled = controlled | (ids >= 0).any(1)
+        words = None
         if self.words is not None:
             ids = given.get(INSTRUCTION, torch.full((len(x), 0), -1, device=x.device))
-            said, told = self.words(ids), told | (ids >= 0).any(1)
-        if self.guide is not None and (shown := given.get(GUIDE)) is not None:
-            if shown.shape != (*x.shape[:2], self.guide.in_features):
-                raise SegueError(f"a guide of shape {tuple(shown.shape)} beside elements of shape {tuple(x.shape)}: "
+            words, controlled = self.words(ids), controlled | (ids >= 0).any(1)
+        if self.guide is not None and (guide := given.get(GUIDE)) is not None:
+            if guide.shape != (*x.shape[:2], self.guide.in_features):
+                raise SegueError(f"a guide of shape {tuple(guide.shape)} beside elements of shape {tuple(x.shape)}: "
                                  f"give {self.guide.in_features} numbers for each element")
-            hidden, told = hidden + self.guide(shown.to(x)), told | (shown != 0).flatten(1).any(1)
-        return hidden, torch.cat(pressed, -1) if pressed else None, said, told[:, None, None]
+            hidden, controlled = hidden + self.guide(guide.to(x)), controlled | (guide != 0).flatten(1).any(1)
+        return hidden, torch.cat(keys, -1) if keys else None, words, controlled[:, None, None]

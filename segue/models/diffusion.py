@@ -1,8 +1,8 @@
-"""Discrete diffusion: how sequences become noise, and how a model that reads both ways says what they were.
+"""Discrete diffusion: noise processes on sequences of ids, and denoising by a bidirectional model.
 
-Both processes exchange each element, apart from all others, for a draw from a resting distribution: the mask
-("absorbing") or all elements alike ("uniform"). What D3PM (Austin et al. 2021, arXiv 2107.03006), SEDD (Lou et al.
-2024, arXiv 2310.16834) and MDLM (Sahoo et al. 2024, arXiv 2406.07524) compute is then one sum, `Process.log_mixture`.
+Both processes replace each element, independently of all others, by a sample from a resting distribution: the mask
+("absorbing") or a uniform element ("uniform"). What D3PM (Austin et al. 2021, arXiv 2107.03006), SEDD (Lou et al. 2024,
+arXiv 2310.16834) and MDLM (Sahoo et al. 2024, arXiv 2406.07524) compute is then one sum, `Process.log_mixture`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ NOISES = ("log-linear", "cosine", "linear", "geometric")
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """How much is noise at time t, from 0 to 1: an element is still as it was with chance exp(-sigma(t)).
+    """The amount of noise at time t in [0, 1]: an element is unchanged with probability exp(-sigma(t)).
 
-    name: "log-linear" (the chance is 1 - (1 - least) t), "cosine" (least + (1 - least) cos(pi t / 2)), "linear" (sigma
-        is most t) or "geometric" (sigma is least^(1-t) most^t).
+    name: "log-linear" (the probability is 1 - (1 - least) t), "cosine" (least + (1 - least) cos(pi t / 2)), "linear"
+        (sigma is most t) or "geometric" (sigma is least^(1-t) most^t). least: in (0, 1). most: 1 or more.
     """
 
     name: str = "log-linear"
@@ -39,7 +39,7 @@ class NoiseSchedule:
                              f"{', '.join(NOISES)}, least between 0 and 1, and most 1 or more")
 
     def sigma(self, t: Tensor) -> Tensor:
-        """The total noise at t."""
+        """Return the total noise sigma at times t."""
         if self.name == "log-linear":
             return -torch.log1p(-(1 - self.least) * t)
         if self.name == "cosine":
@@ -47,7 +47,7 @@ class NoiseSchedule:
         return self.most * t if self.name == "linear" else self.least ** (1 - t) * self.most**t
 
     def rate(self, t: Tensor) -> Tensor:
-        """The derivative of sigma at t."""
+        """Return the derivative of sigma at times t."""
         sigma, span = self.sigma(t), 1 - self.least
         if self.name == "log-linear":
             return span * sigma.exp()
@@ -56,15 +56,16 @@ class NoiseSchedule:
         return torch.full_like(t, self.most) if self.name == "linear" else sigma * math.log(self.most / self.least)
 
     def keep_probability(self, t: Tensor) -> Tensor:
-        """The chance that an element is still as it was at t."""
+        """Return the probability that an element is unchanged at times t."""
         return (-self.sigma(t)).exp()
 
     def weight(self, t: Tensor) -> Tensor:
-        """What a masked element's nats count at t: how fast elements are masked, over how many are."""
+        """Return the weight of a masked element's loss at times t: rate / (exp(sigma) - 1), the rate of masking
+        over the odds of being masked already."""
         return self.rate(t) / torch.expm1(self.sigma(t))
 
     def grid(self, steps: int) -> Tensor:
-        """(steps + 1,) float64, what is kept at 0, 1/steps, ..., 1; all at first, and nothing in the end."""
+        """Return the keep probabilities at 0, 1/steps, ..., 1, (steps + 1,) float64; exactly 1 first and 0 last."""
         if steps < 1:
             raise SegueError(f"a chain of noise has at least one step, not {steps}")
         kept = self.keep_probability(torch.linspace(0, 1, steps + 1, dtype=torch.float64))
@@ -73,10 +74,10 @@ class NoiseSchedule:
 
 
 class Process:
-    """Noise on sequences of the ids 0 ... elements - 1; see `AbsorbingProcess` and `UniformProcess`.
+    """A noise process on sequences of the ids 0 ... elements - 1; see `AbsorbingProcess` and `UniformProcess`.
 
-    states: how many ids noisy sequences are made of. Below, `now` and `before` are chances that an element is still as
-    it was, one for all elements or one each: at the time of a noisy sequence, and at an earlier time (hence larger).
+    elements: V. states: S, number of ids in noisy sequences. Below, `now` and `before` are keep probabilities, one for
+    all elements or one each: at the time of a noisy sequence, and at an earlier time (hence larger).
     """
 
     def __init__(self, elements: int, states: int) -> None:
@@ -86,55 +87,57 @@ class Process:
 
     @property
     def resting_distribution(self) -> Tensor:
-        """(S,) float64, the distribution that all ends in."""
+        """The distribution at time 1, (S,) float64."""
         raise NotImplementedError
 
     def sample_resting(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Ids in the shape of `like`, drawn from the resting distribution."""
+        """Sample ids from the resting distribution, in the shape of `like`."""
         raise NotImplementedError
 
     def can_be_noise(self, x: Tensor) -> Tensor:
-        """Whether ids x may be noise."""
+        """Return which of the ids x have positive probability under the resting distribution, bool."""
         return self.resting_distribution.to(x.device)[x] > 0
 
     def corrupt(self, x: Tensor, now: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Noise on elements x (B, L) long, of which each is kept with chance `now`."""
+        """Add noise to elements x (B, L) long: each is kept with probability `now`, else resampled."""
         kept = torch.rand(x.shape, generator=generator, dtype=torch.float64, device=x.device) < now
         return torch.where(kept, x, self.sample_resting(x, generator))
 
     def predict(self, logits: Tensor, x: Tensor) -> Tensor:
-        """What a model says, (..., at least V) -> log-probabilities (..., V) of what the noisy ids x were."""
+        """Turn logits (..., V or more) into log-probabilities (..., V) of the clean elements behind noisy ids x."""
         return logits[..., : self.elements].log_softmax(-1)
 
     def log_mixture(self, log_p: Tensor, x: Tensor, now: Tensor, before: Tensor) -> Tensor:
-        """For every state y, the logarithm (..., S) of the sum over x_0 of p(x_0) q_before(y | x_0) / q_now(x | x_0).
+        """Return, for every state y, the logarithm (..., S) of the sum over x_0 of p(x_0) q_before(y | x_0) /
+        q_now(x | x_0).
 
-        log_p: (..., V) log-probabilities of x_0; x: (...) noisy ids. Where both times are one it is the log score of y,
-        the mean ratio of its chance to that of x (the link of SEDD); times q(x | y) it is the posterior.
+        log_p: (..., V) log-probabilities of x_0. x: (...) noisy ids. If both times are equal, this is the log of
+        SEDD's concrete score, the ratio of the probabilities of y and x; times q(x | y) it is the posterior.
         """
         rest = self.resting_distribution.to(x.device)
         now, before = now[..., None], before[..., None]
-        given = now * F.one_hot(x, self.states)[..., : self.elements] + (1 - now) * rest[x][..., None]
-        weight = torch.where(log_p.isneginf(), log_p, log_p - given.log().to(log_p))
+        likelihood = now * F.one_hot(x, self.states)[..., : self.elements] + (1 - now) * rest[x][..., None]
+        weight = torch.where(log_p.isneginf(), log_p, log_p - likelihood.log().to(log_p))
         stays = F.pad(weight + before.log().to(log_p), (0, self.states - self.elements), value=-math.inf)
         return torch.logaddexp(stays, weight.logsumexp(-1, keepdim=True) + ((1 - before) * rest).log().to(log_p))
 
     def posterior(self, log_p: Tensor, x: Tensor, now: Tensor, before: Tensor) -> Tensor:
-        """Log-probabilities (..., S) of what the noisy ids x were at an earlier time, q(x_before | x_now, x_0) in the
-        mean over x_0 (exact, D3PM); arguments as of `log_mixture`."""
+        """Return log-probabilities (..., S) of the states at an earlier time, given the noisy ids x: the exact
+        posterior q(x_before | x_now, x_0), averaged over x_0 (D3PM). Arguments as of `log_mixture`."""
         step = (now / before)[..., None]
-        came = step * F.one_hot(x, self.states) + (1 - step) * self.resting_distribution.to(x.device)[x][..., None]
-        return self.log_mixture(log_p, x, now, before) + came.log().to(log_p)
+        transition = step * F.one_hot(x, self.states) \
+            + (1 - step) * self.resting_distribution.to(x.device)[x][..., None]
+        return self.log_mixture(log_p, x, now, before) + transition.log().to(log_p)
 
     def ratios(self, x: Tensor, clean: Tensor, now: Tensor) -> Tensor:
-        """(..., V) float64: how likely the noise on elements `clean` makes each element, relative to x."""
+        """Return q_now(y | clean) / q_now(x | clean) for every element y: (..., V) float64."""
         rest, now = self.resting_distribution.to(x.device), now[..., None]
-        made = now * F.one_hot(clean, self.states) + (1 - now) * rest
-        return made[..., : self.elements] / made.gather(-1, x[..., None])
+        likelihood = now * F.one_hot(clean, self.states) + (1 - now) * rest
+        return likelihood[..., : self.elements] / likelihood.gather(-1, x[..., None])
 
 
 class AbsorbingProcess(Process):
-    """Elements become a mask, the id behind them, and stay so."""
+    """Elements turn into the mask, the id `elements`, and stay masked."""
 
     def __init__(self, elements: int) -> None:
         super().__init__(elements, elements + 1)
@@ -152,12 +155,12 @@ class AbsorbingProcess(Process):
     def posterior(self, log_p: Tensor, x: Tensor, now: Tensor, before: Tensor) -> Tensor:
         if not bool((x == self.elements).all()):
             return super().posterior(log_p, x, now, before)
-        lifted, stays = ((before - now) / (1 - now)).log(), ((1 - before) / (1 - now)).log()
-        return torch.cat([log_p + lifted[..., None].to(log_p), stays.expand(x.shape)[..., None].to(log_p)], -1)
+        unmask, stay = ((before - now) / (1 - now)).log(), ((1 - before) / (1 - now)).log()
+        return torch.cat([log_p + unmask[..., None].to(log_p), stay.expand(x.shape)[..., None].to(log_p)], -1)
 
 
 class UniformProcess(Process):
-    """Elements become any element."""
+    """Elements turn into uniformly random elements."""
 
     def __init__(self, elements: int) -> None:
         super().__init__(elements, elements)
@@ -171,11 +174,11 @@ class UniformProcess(Process):
 
 
 def subs_log_probabilities(logits: Tensor, x: Tensor, mask: int) -> Tensor:
-    """MDLM's parameterisation: what is no mask was itself, and nothing was a mask. (..., at least `mask`) scores ->
-    (..., mask) log-probabilities.
+    """Return log-probabilities (..., mask) of clean elements in MDLM's parameterisation (SUBS): an unmasked element is
+    itself, and no element is the mask.
 
-    x: (...) long, or soft rows (..., mask + 1 or more), which count as their likeliest id. Nothing is changed in place,
-    so gradients reach the logits wherever a mask is.
+    logits: (..., mask or more). x: (...) long, or soft rows (..., mask + 1 or more), which count as their most likely
+    id. mask: its id, the number of elements. Gradients reach the logits at masked positions.
     """
     x = x.argmax(-1) if x.is_floating_point() else x
     itself = F.one_hot(x.clamp(max=mask - 1), mask).to(logits.dtype).log()
@@ -183,10 +186,10 @@ def subs_log_probabilities(logits: Tensor, x: Tensor, mask: int) -> Tensor:
 
 
 def add_time(x: Tensor, t: Tensor, process: Process, model: Any) -> Tensor:
-    """Noisy ids x (B, L), or soft rows of them (B, L, S), as the model is to read them at times t (B,).
+    """Return the model's input for noisy ids x (B, L), or soft rows of them (B, L, S), at times t (B,).
 
-    Ids of the model behind the process's states are knots from time 0 to 1: each element is then a soft row, its own
-    id and the time between two knots. A model without such ids is not told the time.
+    If the model has more ids than the process has states, the others are knots of a linear interpolation of time from 0
+    to 1: each element becomes a soft row with weights on its own id and on two knots. Otherwise the model gets no time.
     """
     knots = model.vocabulary - process.states
     if knots == 0:
@@ -203,11 +206,11 @@ def add_time(x: Tensor, t: Tensor, process: Process, model: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A model's log-probabilities of what noisy ids were: (x (B, L) long, t (B,)) -> (B, L, V), float32 at least.
+    """Maps noisy ids x (B, L) long and times t (B,) to log-probabilities of the clean elements, (B, L, V), float32 or
+    wider. For the absorbing process x may be soft rows (B, L, S), with gradients.
 
-    Of the absorbing process x may be soft rows (B, L, S), with gradients.
-    model: one that reads both ways. layout: as of the model. temperature: divides the scores; 0: the likeliest alone.
-    allowed: (V,), (L, V) or (B, L, V) bool, what may stand at each place; None: all.
+    model: a bidirectional one. layout: the model's. temperature: divides the logits; 0: argmax.
+    allowed: (V,), (L, V) or (B, L, V) bool, the elements allowed at each position; None: all.
     """
 
     model: Any

@@ -1,5 +1,5 @@
-"""Models that treat an element and its mirror image alike: DNA read from either strand (the parameter sharing of
-Caduceus, Schiff et al. 2024, arXiv 2403.03234, and of DNA-xLSTM, Schmidinger et al. 2024, arXiv 2411.04165)."""
+"""Models equivariant to the reverse complement, as for DNA read from either strand (as in Caduceus, Schiff et al. 2024,
+arXiv 2403.03234, and DNA-xLSTM, Schmidinger et al. 2024, arXiv 2411.04165)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from segue.models.base import Output
 
 
 def mirror(tokens: Tensor, partner: Tensor) -> Tensor:
-    """The same rows read from their other end, each element as its partner: the reverse complement of DNA, where
-    partner (V,) long takes A to T and C to G."""
+    """Reverse rows (B, T) and replace each id by its partner (V,) long: the reverse complement of DNA, where A is the
+    partner of T, and C of G."""
     return partner[tokens.flip(1)]
 
 
 class Equivariant(nn.Module):
-    """Runs one model on the rows and on their mirror images and takes the mean of both answers, so that
-    f(mirror(x)) = mirror(f(x)) whatever the weights.
+    """Runs one model on the rows and on their mirror images and averages both outputs, so that f(mirror(x)) =
+    mirror(f(x)) whatever the weights.
 
-    partner: (V,) long, an involution of the element ids. classes: the outputs are the class of a whole row (the same
-    for both strands) and not elements; they are then given at the last element.
+    model: maps tokens to `Output`. partner: (V,) long, an involution of the element ids. classes: the outputs are
+    logits of a whole row's class (invariant, read at the last element) instead of logits of elements.
     """
 
     partner: Tensor

@@ -1,8 +1,8 @@
-"""Flow matching: straight ways from noise to real vectors, and models that say how to go along them (Lipman et al.
-2023, arXiv 2210.02747; rectified flow: Liu et al. 2022, arXiv 2209.03003).
+"""Flow matching: straight paths from noise to real vectors, and models of the velocity along them (Lipman et al. 2023,
+arXiv 2210.02747; rectified flow: Liu et al. 2022, arXiv 2209.03003).
 
-Element x at time t is (1 - t) x + t noise, noise at 1 and data at 0, and its velocity towards the data is x - noise.
-Elements that are given stay as they are, at time 0. It is what `segue.models.diffusion` is for ids.
+At time t an element x is (1 - t) x + t noise, so noise at 1 and data at 0, and its velocity towards the data is
+x - noise. Known elements stay as they are, at time 0. For ids, see `segue.models.diffusion`.
 """
 
 from __future__ import annotations
@@ -22,24 +22,27 @@ from segue.mixers.layout import Layout
 from segue.models.stack import Stack, StackConfig
 
 Conditions = Mapping[str, Tensor]
-"""What a field is told, by name: ids (B, ...) long, -1 where nothing is told; or real vectors, zeros there."""
+"""Conditions of a field by name: ids (B, ...) long, -1 where there is none; or real vectors, zeros where there is none.
+"""
 NOTHING: Conditions = {}
-TIME_FEATURES = 16  # numbers that tell a stack the time
+TIME_FEATURES = 16  # size of a stack's time embedding
 
 
 class Field(Protocol):
-    """Velocities of elements x (B, T, C): at time t (B,) where they are asked for, asked (B, T) bool, and elsewhere
-    given and at time 0. -> (B, T, C), of which those asked for count."""
+    """Returns velocities (B, T, C) of elements x (B, T, C), which are meaningful where asked (B, T) bool is True.
+
+    Elements asked for are noisy, at times t (B,); all others are known, at time 0. given: conditions.
+    """
 
     def __call__(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Conditions = NOTHING) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Flow:
-    """The times of a flow, the same in training and in sampling.
+    """The time schedule of a flow, the same in training and in sampling.
 
-    shift: s > 1 spends more of them near the noise, s t / (1 + (s - 1) t), as sequences of many elements need, whose
-        sum tells more than each of them (Esser et al. 2024, arXiv 2403.03206).
+    shift: s > 1 puts more times near the noise, s t / (1 + (s - 1) t), as long sequences need, in which many elements
+        together reveal more than each alone (Esser et al. 2024, arXiv 2403.03206).
     """
 
     shift: float = 1.0
@@ -49,35 +52,35 @@ class Flow:
             raise SegueError(f"a flow's times are shifted by a number above 0, not {self.shift}")
 
     def shift_times(self, t: Tensor) -> Tensor:
-        """Times in [0, 1], as they are spent."""
+        """Shift times t in [0, 1]."""
         return self.shift * t / (1 + (self.shift - 1) * t)
 
     def times(self, steps: int) -> Tensor:
-        """(steps + 1,) float64, from 1 to 0."""
+        """Return the shifted times of `steps` sampling steps, from 1 to 0: (steps + 1,) float64."""
         if steps < 1:
             raise SegueError(f"a flow goes at least one step, not {steps}")
         return self.shift_times(torch.linspace(1, 0, steps + 1, dtype=torch.float64))
 
     @staticmethod
     def add_noise(clean: Tensor, noise: Tensor, t: Tensor, asked: Tensor) -> Tensor:
-        """Elements clean (B, T, C) at times t (B,), those not asked for as they are."""
+        """Add noise to elements clean (B, T, C) at times t (B,), leaving those not asked for as they are."""
         part = t.to(clean)[:, None, None]
         return torch.where(asked[..., None], (1 - part) * clean + part * noise, clean)
 
 
 def time_features(t: Tensor, size: int) -> Tensor:
-    """(...) times in [0, 1] -> (..., size): cosines, then sines, of 1000 t at frequencies from 1 to 1/10000."""
+    """Embed times (...) in [0, 1] as (..., size): cosines, then sines, of 1000 t at frequencies from 1 to 1/10000."""
     frequencies = torch.exp(-math.log(10_000) * torch.arange(size // 2, device=t.device) / (size // 2))
     angles = 1000 * t[..., None].float() * frequencies
     return torch.cat([angles.cos(), angles.sin()], -1)
 
 
 class LayeredField(nn.Module):
-    """A field made of `blocks` that change vectors (B, N, D) of width D one after the other: so another model may write
-    to them in between (`segue.models.control`).
+    """A field made of blocks (`layers`) that update vectors (B, N, D) in turn, so that another model can add to them in
+    between (`segue.models.control`).
 
-    `begin` makes the vectors, and whatever else the blocks need to know; `run` applies one block, or a copy of it;
-    `end` reads the velocities off.
+    `begin` returns the vectors and whatever else the blocks need; `run` applies one block, or a copy of it; `end`
+    returns the velocities. width: D.
     """
 
     width: int
@@ -107,11 +110,11 @@ class LayeredField(nn.Module):
 
 
 class StackField(LayeredField):
-    """A stack of any mixers as a field: of each element it reads the values, the element's own time, and what is told.
+    """A stack of any mixers as a field: it reads each element's values, time and conditions.
 
-    config: of the stack; its vocabulary, inputs and head are set here. A field of more than one unknown element must
-        read both ways to have the right law (`segue.models.stack.both_ways`). size: C. told: names of conditions,
-        classes for each row (B,) or element (B, T), and how many classes each has.
+    config: of the stack; its vocabulary, inputs and head are set here. A field for more than one unknown element must
+        be bidirectional to model their joint distribution (`segue.models.stack.both_ways`). size: C. told: number of
+        classes per condition name; conditions are ids per row (B,) or per element (B, T).
     """
 
     def __init__(self, config: StackConfig, size: int, told: Mapping[str, int] | None = None) -> None:
@@ -141,11 +144,12 @@ class StackField(LayeredField):
 
 
 class EvenField(LayeredField):
-    """A field whose network is left what no straight guess knows, of deviation one at every time (Karras et al. 2022,
-    arXiv 2206.00364). Where numbers are of deviation one, that guess of the velocity is (1 - 2 t) x / d with d = (1 -
-    t)² + t², and the network, over the root of d, is added to it: at time 1 it says where an element ends, and towards
-    0 ever more of the noise. No time then outweighs the others, as small times do if the network says the element
-    itself, over t. Learns and samples as any field.
+    """A preconditioned field: the network predicts the residual of the best linear guess, which has unit variance at
+    every time (Karras et al. 2022, arXiv 2206.00364).
+
+    For data of unit variance, the linear guess of the velocity is (1 - 2 t) x / d with d = (1 - t)² + t²; the output of
+    `inner`, divided by the root of d, is added to it. So no time dominates the loss, as small times do if a network
+    predicts the element itself and is divided by t. Trains and samples as any field.
     """
 
     def __init__(self, inner: LayeredField) -> None:
@@ -165,12 +169,12 @@ class EvenField(LayeredField):
 
     def end(self, hidden: Tensor, at: Any) -> Tensor:
         inner, x, t = at
-        spread = (1 - t).square() + t.square()
-        return (1 - 2 * t) / spread * x + self.inner.end(hidden, inner) / spread.sqrt()
+        variance = (1 - t).square() + t.square()
+        return (1 - 2 * t) / variance * x + self.inner.end(hidden, inner) / variance.sqrt()
 
 
 def one_hot(ids: Tensor, classes: int) -> Tensor:
-    """(...) long -> (..., classes), zeros where the id is -1; a SegueError where it is no class."""
+    """Return one-hot rows (..., classes) of ids (...) long, zeros where an id is -1; a SegueError if out of range."""
     if ids.numel() and (int(ids.max()) >= classes or int(ids.min()) < -1):
         raise SegueError(f"a condition has ids from {int(ids.min())} to {int(ids.max())}, and {classes} classes: ids "
                          "lie below, or are -1 where nothing is told")
@@ -179,11 +183,11 @@ def one_hot(ids: Tensor, classes: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Guided:
-    """A field that goes further the way that what it is told makes it go (classifier-free guidance: Ho & Salimans 2022,
-    arXiv 2207.12598): v(untold) + weight (v(told) - v(untold)). It reads everything twice, unless weight is 1.
+    """A field with classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): v(without) + weight (v(with) -
+    v(without)), with and without conditions. It runs the field twice, unless weight is 1.
 
-    weight: 1 is the field itself. names: what it is not told the other time (default: everything). The field must have
-    learned to do without (`FlowMatching.drop`).
+    weight: 1 is the field itself. names: conditions dropped in the second run (default: all). The field must have been
+    trained with dropped conditions (`FlowMatching.drop`).
     """
 
     field: Field
@@ -191,9 +195,9 @@ class Guided:
     names: tuple[str, ...] | None = None
 
     def __call__(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Conditions = NOTHING) -> Tensor:
-        told = self.field(x, t, asked, layout, given)
+        conditional = self.field(x, t, asked, layout, given)
         if self.weight == 1:
-            return told
+            return conditional
         left = {name: ids for name, ids in given.items() if self.names is not None and name not in self.names}
-        untold = self.field(x, t, asked, layout, left)
-        return untold + self.weight * (told - untold)
+        unconditional = self.field(x, t, asked, layout, left)
+        return unconditional + self.weight * (conditional - unconditional)

@@ -1,10 +1,11 @@
 """Graphs read by sequence models: GSM and GSM++ (Behrouz et al. 2024, arXiv 2411.15671).
 
-A graph becomes sequences of sets of its nodes (a tokenisation), a message-passing network makes a vector of each set,
-and a `Stack` of any mixers reads the sequences; every node gets the vector of its own token back. So `GraphSequence` is
-a backbone like any other: `Classifier(GraphSequence(...), LinearHead(...), "mean")` classifies graphs, or nodes.
+A tokenisation turns a graph into sequences of tokens, each a set of nodes; a message-passing network encodes each token
+as a vector, and a `Stack` of any mixers reads the sequences. Every node gets the output of its own token. So
+`GraphSequence` is a backbone like any other: `Classifier(GraphSequence(...), LinearHead(...), "mean")` classifies
+graphs or nodes.
 
-A batch holds graphs as rows of nodes: an element is its features and its row of the adjacency, see `pack_graphs`.
+A batch holds graphs as rows of nodes; an element is a node's features and its row of the adjacency, see `pack_graphs`.
 """
 
 from __future__ import annotations
@@ -23,13 +24,16 @@ from segue.kernels import graphs as loops
 from segue.mixers.layout import Layout
 from segue.models.stack import Stack, StackConfig
 
-MAX_DISTANCE = 8  # distances are told up to here
+MAX_DISTANCE = 8  # in edges; larger distances count as this plus one
 
 
 def pack_graphs(features: Sequence[Tensor], edges: Sequence[Tensor], length: int | None = None) -> Tensor:
-    """(B, T, 1 + C + T): graphs as rows of nodes, padded behind. An element is 1 (0: padding), the C features of the
-    node, and its row of the symmetric adjacency. features: (n, C) of each graph. edges: (m, 2) long, places of nodes.
-    length: T, at least the nodes of the largest graph (the default)."""
+    """Pack graphs as padded rows of nodes, (B, T, 1 + C + T). An element is a 1 (0: padding), the C features of a node,
+    and its row of the symmetric adjacency.
+
+    features: (n, C) per graph. edges: (m, 2) long per graph, node indices. length: T, at least the size of the largest
+    graph (the default).
+    """
     length = max(map(len, features)) if length is None else length
     width = features[0].shape[1]
     out = torch.zeros(len(features), length, 1 + width + length)
@@ -44,10 +48,12 @@ def pack_graphs(features: Sequence[Tensor], edges: Sequence[Tensor], length: int
 
 @dataclass(frozen=True)
 class ClusterTree:
-    """Hierarchical affinity clustering (Bateni et al. 2017). clusters: (R + 2, N) the number of each node's cluster,
-    from the node itself over R rounds to its graph, which is the root of what may be a forest; clusters are numbered
-    along `order`, the (N,) nodes by a walk through the tree. taken: (M,) bool, the edges that joined clusters: a
-    maximum spanning forest by the weights."""
+    """Hierarchical affinity clustering (Bateni et al. 2017).
+
+    clusters: (R + 2, N) number of each node's cluster per level, from the node itself over R rounds to its graph, the
+    root even of a disconnected graph; numbered in the order of `order`. order: (N,) nodes, in depth-first order of the
+    tree. taken: (M,) bool, the edges that merged clusters: a maximum spanning forest.
+    """
 
     clusters: np.ndarray
     order: np.ndarray
@@ -55,25 +61,29 @@ class ClusterTree:
 
     @property
     def counts(self) -> np.ndarray:
-        """(R + 2,) how many clusters each level has."""
+        """Number of clusters per level, (R + 2,)."""
         return self.clusters.max(1, initial=-1) + 1
 
     @property
     def numbers(self) -> np.ndarray:
-        """(R + 2, N) the clusters, numbered through all levels."""
+        """The clusters (R + 2, N), numbered consecutively over all levels."""
         return self.clusters + (np.cumsum(self.counts) - self.counts)[:, None]
 
     @property
     def new(self) -> np.ndarray:
-        """(R + 2, N) bool: the cluster is not the one of the round before. Nodes and whole graphs always are."""
+        """(R + 2, N) bool: the cluster differs from that of the round before; always True for nodes and whole graphs.
+        """
         size = np.stack([np.bincount(level)[level] for level in self.clusters])
         return np.concatenate([size[:1] > 0, size[1:-1] > size[:-2], size[:1] > 0])
 
 
 @dataclass(frozen=True)
 class GraphBatch:
-    """Graphs of a batch as one graph of parts. graph: (N,) which one each node is of, in order. ends: (M, 2), each edge
-    once. weights: (M,) how strong an edge is, for clusters; of equal ones the first is the stronger."""
+    """The graphs of a batch as one disconnected graph.
+
+    graph: (N,) ascending, the graph of each node. ends: (M, 2) node indices, each edge once. weights: (M,) edge weights
+    for clustering; of equal ones the first counts as larger.
+    """
 
     graph: np.ndarray
     ends: np.ndarray
@@ -81,11 +91,13 @@ class GraphBatch:
 
     @property
     def neighbours(self) -> tuple[np.ndarray, np.ndarray]:
+        """The adjacency lists, see `segue.kernels.graphs.adjacency`."""
         return loops.adjacency(len(self.graph), *self.ends.T)
 
     def tree(self) -> ClusterTree:
+        """Cluster the nodes by their edges' weights."""
         n, every, graph = len(self.graph), np.arange(len(self.ends)), self.graph[self.ends[:, 0]]
-        rank = np.empty(len(self.ends), np.int64)  # within each graph, so that others beside it have no say
+        rank = np.empty(len(self.ends), np.int64)  # within each graph, independent of the rest of the batch
         rank[np.lexsort((every, -self.weights, graph))] = every - np.searchsorted(np.sort(graph), np.sort(graph))
         rounds, taken, order = loops.boruvka(n, *np.ascontiguousarray(self.ends.T), rank)
         order = order[np.argsort(self.graph[order], kind="stable")]
@@ -99,9 +111,12 @@ class GraphBatch:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Sequences of sets of nodes. sets: (P, 2) token and node, for each node of each token. rows: (S, L) tokens, -1
-    behind the end. own: (N,) where each node's own token stands in `rows`, flat. level: (K,) of each token, for its
-    position. scales: (K, Z) see `TreePosition`, or None."""
+    """Sequences of tokens, each a set of nodes.
+
+    sets: (P, 2) pairs of a token and one of its nodes. rows: (S, L) token numbers, -1: padding. own: (N,) flat index
+    into `rows` of each node's own token. level: (K,) level of each token, for its position. scales: (K, Z) distances,
+    see `TreePosition`, or None.
+    """
 
     sets: np.ndarray
     rows: np.ndarray
@@ -111,7 +126,7 @@ class Tokens:
 
 
 def order_tokens(graphs: GraphBatch, order: np.ndarray) -> Tokens:
-    """A sequence for each graph: its nodes in an order (in which graphs stay together)."""
+    """Make one sequence per graph: its nodes in the given order, which must keep graphs together."""
     n = len(order)
     count = np.bincount(graphs.graph)
     place = np.arange(n) - np.repeat(np.cumsum(count) - count, count)
@@ -124,12 +139,13 @@ def order_tokens(graphs: GraphBatch, order: np.ndarray) -> Tokens:
 
 
 def nodes(graphs: GraphBatch, draw: np.random.Generator) -> Tokens:
-    """The nodes as they are given."""
+    """Make one sequence per graph: its nodes in their given order."""
     return order_tokens(graphs, np.arange(len(graphs.graph)))
 
 
 def khop(graphs: GraphBatch, draw: np.random.Generator, k: int = 2) -> Tokens:
-    """A sequence for each node: all that is at most k, k - 1, ... 0 edges away (as NAGphormer, arXiv 2206.04910)."""
+    """Make one sequence per node: the sets of nodes at most k, k - 1, ... 0 edges away (NAGphormer, arXiv 2206.04910).
+    """
     n = len(graphs.graph)
     found = loops.k_hop_neighbourhoods(*graphs.neighbours, k)
     sets = np.stack([found[:, 0] * (k + 1) + found[:, 1], found[:, 2]], 1)
@@ -138,7 +154,7 @@ def khop(graphs: GraphBatch, draw: np.random.Generator, k: int = 2) -> Tokens:
 
 
 def walk(graphs: GraphBatch, draw: np.random.Generator, length: int = 8) -> Tokens:
-    """A sequence for each node: a random walk to it (as DeepWalk, arXiv 1403.6652), drawn anew each time."""
+    """Make one sequence per node: a random walk that ends at it (DeepWalk, arXiv 1403.6652), resampled in each call."""
     n = len(graphs.graph)
     rows = loops.random_walks(*graphs.neighbours, draw.random((n, length)))[:, ::-1].copy()
     every = np.arange(n)
@@ -146,13 +162,13 @@ def walk(graphs: GraphBatch, draw: np.random.Generator, length: int = 8) -> Toke
 
 
 def leaves(graphs: GraphBatch, draw: np.random.Generator) -> Tokens:
-    """A sequence for each graph: its nodes in the order of the cluster tree."""
+    """Make one sequence per graph: its nodes in the order of the cluster tree's leaves."""
     tree = graphs.tree()
     return replace(order_tokens(graphs, tree.order), scales=ancestor_distances(graphs, tree)[tree.clusters[0]])
 
 
 def dfs(graphs: GraphBatch, draw: np.random.Generator) -> Tokens:
-    """A sequence for each node: its clusters, from the whole graph down to itself."""
+    """Make one sequence per node: its clusters, from the whole graph down to itself."""
     tree = graphs.tree()
     sets, level = cluster_tokens(tree)
     down, keep = np.flip(tree.numbers, 0).T, np.flip(tree.new, 0).T
@@ -164,7 +180,7 @@ def dfs(graphs: GraphBatch, draw: np.random.Generator) -> Tokens:
 
 
 def bfs(graphs: GraphBatch, draw: np.random.Generator) -> Tokens:
-    """A sequence for each graph: all clusters of each level, from the whole graph down to its nodes."""
+    """Make one sequence per graph: all clusters level by level, from the whole graph down to its nodes."""
     tree = graphs.tree()
     sets, level = cluster_tokens(tree)
     used, where = np.unique(sets[:, 0], return_index=True)
@@ -184,8 +200,8 @@ TOKENISERS: dict[str, Callable[..., Tokens]] = {
 
 
 def cluster_tokens(tree: ClusterTree) -> tuple[np.ndarray, np.ndarray]:
-    """Clusters as tokens: the nodes (P, 2) of those that are new, and the level of each of all: 0 for whole graphs,
-    then 1 for nodes and up."""
+    """Return clusters as tokens: pairs of cluster and node (P, 2), for new clusters, and the level of every cluster
+    (K,): 0 for whole graphs, 1 for nodes, 2 and up for the rounds."""
     node = np.broadcast_to(np.arange(len(tree.order)), tree.clusters.shape)
     level = np.repeat(np.arange(len(tree.counts)) + 1, tree.counts)
     level[tree.numbers[-1]] = 0
@@ -193,9 +209,9 @@ def cluster_tokens(tree: ClusterTree) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ancestor_distances(graphs: GraphBatch, tree: ClusterTree) -> np.ndarray:
-    """(K, R + 1) for each cluster and each of its ancestors from itself up to the graph, how far it is from the cluster
-    before it in the tree's order, in the graph of the clusters of that level. 1 is added to distances; 0: there is none
-    in this graph, or the cluster is an old one."""
+    """Return distances between neighbours in the cluster tree, (K, R + 1): for each cluster and each of its ancestors,
+    from itself up to the graph, 1 plus its distance to the preceding cluster in the graph of that level's clusters. 0
+    where there is no preceding one in the same graph, or the cluster is not new."""
     steps = len(tree.counts) - 1
     out = np.zeros((tree.counts.sum(), steps), np.int64)
     for level, (own, new) in enumerate(zip(tree.clusters[:-1], tree.new)):
@@ -203,21 +219,21 @@ def ancestor_distances(graphs: GraphBatch, tree: ClusterTree) -> np.ndarray:
         u, v = own[graphs.ends].T
         pairs = np.unique(np.stack([u, v], 1)[u != v], axis=0).reshape(-1, 2)
         here = np.arange(1, count)
-        far = np.zeros(count, np.int64)
-        near = loops.adjacency(count, *np.ascontiguousarray(pairs.T))
-        far[1:] = 1 + loops.shortest_distances(*near, here, here - 1, MAX_DISTANCE)
+        distance = np.zeros(count, np.int64)
+        lists = loops.adjacency(count, *np.ascontiguousarray(pairs.T))
+        distance[1:] = 1 + loops.shortest_distances(*lists, here, here - 1, MAX_DISTANCE)
         graph = np.zeros(count, np.int64)
         graph[own] = graphs.graph
-        far[1:][graph[1:] != graph[:-1]] = 0
-        told = np.where(new, far[own], 0)  # of each node's cluster
+        distance[1:][graph[1:] != graph[:-1]] = 0
+        by_node = np.where(new, distance[own], 0)
         for lower in tree.numbers[: level + 1]:
-            out[lower, level] = told
+            out[lower, level] = by_node
     return out
 
 
 def randomise_edges(graphs: GraphBatch, draw: np.random.Generator) -> GraphBatch:
-    """In place of the edges of each graph those of a random tree on its nodes: what clusters of a graph are when they
-    know nothing of it."""
+    """Replace the edges of each graph by a random tree with random weights, so that clusters do not depend on the
+    graph: a control."""
     count = np.bincount(graphs.graph)
     first = np.repeat(np.cumsum(count) - count, count)
     here = np.flatnonzero(np.arange(len(first)) > first)
@@ -227,8 +243,7 @@ def randomise_edges(graphs: GraphBatch, draw: np.random.Generator) -> GraphBatch
 
 class GatedGCN(nn.Module):
     """A layer of the gated graph network (Bresson & Laurent 2017, arXiv 1711.07553): h_i + relu(norm(U h_i + sum over
-    neighbours of g_ij V h_j)), with gates g = sigmoid(A h_i + B h_j), divided by their sum. width: D. Adds are
-    scattered, so no library of sparse matrices is needed."""
+    neighbours of g_ij V h_j)), with gates g = sigmoid(A h_i + B h_j) normalised by their sum. width: D."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -236,18 +251,20 @@ class GatedGCN(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, h: Tensor, ends: Tensor) -> Tensor:
-        """(P, D) and edges (E, 2) long, each of which brings something from the second node to the first."""
+        """Update node vectors h (P, D); each edge in `ends` (E, 2) long sends a message from its second node to its
+        first."""
         here, there = ends.T
         gates = torch.sigmoid(self.gate_own(h)[here] + self.gate_other(h)[there])
         total = torch.zeros_like(h).index_add(0, here, gates)
-        heard = torch.zeros_like(h).index_add(0, here, gates * self.other(h)[there]) / (total + 1e-6)
-        return h + torch.relu(self.norm(self.own(h) + heard))
+        message = torch.zeros_like(h).index_add(0, here, gates * self.other(h)[there]) / (total + 1e-6)
+        return h + torch.relu(self.norm(self.own(h) + message))
 
 
 class TreePosition(nn.Module):
-    """Where a cluster stands: a vector for its level, plus one for each scale, by how far it and its ancestors are from
-    the clusters before them (`ancestor_distances`). The paper compares all pairs of an attention; relative to the one
-    before, every mixer can read it. width: D. levels: of a tree, at most."""
+    """Position embedding of a cluster: a vector for its level, plus one per scale for the distances of it and its
+    ancestors to the clusters before them (`ancestor_distances`). The paper compares all pairs within attention;
+    relative to the preceding cluster, any mixer can use it. width: D. levels: the most levels of a tree; higher ones
+    share one vector."""
 
     def __init__(self, width: int, levels: int = 16) -> None:
         super().__init__()
@@ -258,16 +275,17 @@ class TreePosition(nn.Module):
         nn.init.normal_(self.far.weight, std=0.02)
 
     def forward(self, level: Tensor, scales: Tensor | None) -> Tensor:
-        """(K,) and (K, Z) or None -> (K, D)."""
-        found = self.level(level.clamp(max=self.levels - 1))
+        """Return vectors (K, D) for levels (K,) and distances (K, Z) or None."""
+        vectors = self.level(level.clamp(max=self.levels - 1))
         if scales is None:
-            return found
-        shelf = torch.arange(scales.shape[1], device=level.device).clamp(max=self.levels - 1) * (MAX_DISTANCE + 2)
-        return found + (self.far(shelf + scales) * (scales > 0)[..., None]).sum(1)
+            return vectors
+        offset = torch.arange(scales.shape[1], device=level.device).clamp(max=self.levels - 1) * (MAX_DISTANCE + 2)
+        return vectors + (self.far(offset + scales) * (scales > 0)[..., None]).sum(1)
 
 
 def induced_edges(sets: Tensor, ends: Tensor, count: int) -> Tensor:
-    """(E, 2) places in `sets`: the edges of the graph, both ways, within each token. ends: (M, 2). count: of nodes."""
+    """Return the edges within each token, in both directions, as indices into `sets`: (E, 2). ends: (M, 2), the edges
+    of the graph. count: number of nodes."""
     key = sets[:, 0] * count + sets[:, 1]
     sorted_key, order = key.sort()
     both = torch.cat([ends, ends.flip(1)])
@@ -283,28 +301,29 @@ def induced_edges(sets: Tensor, ends: Tensor, count: int) -> Tensor:
 
 
 def laplacian_eigenvectors(adjacency: Tensor, real: Tensor, count: int) -> Tensor:
-    """(B, T, count): eigenvectors of the smallest eigenvalues of the normalised Laplacian, padding 0. (Dwivedi &
-    Bresson 2020, arXiv 2012.09699.) Signs are arbitrary."""
+    """Return the eigenvectors of the `count` smallest eigenvalues of the normalised Laplacian, (B, T, count), zero at
+    padding; signs are arbitrary (Dwivedi & Bresson 2020, arXiv 2012.09699). adjacency: (B, T, T). real: (B, T) bool,
+    False at padding."""
     degree = adjacency.sum(-1)
     root = degree.clamp(min=1).rsqrt()
     laplacian = torch.diag_embed((degree > 0).to(adjacency)) - root[..., None] * adjacency * root[..., None, :]
-    laplacian = laplacian + torch.diag_embed(3.0 * ~real)  # padding behind all eigenvalues, which are at most 2
+    laplacian = laplacian + torch.diag_embed(3.0 * ~real)  # sorts padding after the eigenvalues, which are at most 2
     vectors = torch.linalg.eigh(laplacian).eigenvectors[..., :count] * real[..., None]
     return F.pad(vectors, (0, count - vectors.shape[-1])) * real.sum(-1)[:, None, None].sqrt()
 
 
 class GraphSequence(nn.Module):
-    """A backbone of graphs: (B, T, 1 + features + T), see `pack_graphs` -> (B, T, width), a vector for each node.
+    """A backbone for graphs: (B, T, 1 + features + T), see `pack_graphs` -> (B, T, width), a vector per node.
 
-    features: C of each node. config: the `Stack` that reads the sequences, of any mixers (its `vocabulary` and `inputs`
-    do not matter); mixers that only read one way do so.
-    tokens: one of `TOKENISERS`, or several: a router then takes for each node the two that its softmax likes best, each
-    weighted with what the router gives it, side by side through a linear map (mixture of tokenisations).
-    options: keyword arguments of tokenisers, by name. local: layers of `GatedGCN` on the nodes of each token, whose
-    mean, with a term for the logarithm of their number, is its vector. spectral: eigenvectors of the Laplacian as
-    further features, with random signs in training. positions: `TreePosition` at each token.
-    randomly: a control, sets of nodes that are those of another, random graph (`randomise_edges`); messages are passed
-    along the edges there are. seed: of walks and random graphs where it does not train. The clusters take no gradients.
+    features: C per node. config: the `Stack` that reads the sequences, of any mixers (its `vocabulary` and `inputs` are
+    ignored); causal mixers read in one direction only.
+    tokens: one of `TOKENISERS`, or several (mixture of tokenisations): a router then chooses two per node, by its
+    softmax; their outputs, weighted by it, are concatenated and go through a linear map.
+    options: keyword arguments of tokenisers, by name. local: number of `GatedGCN` layers on the nodes of each token; a
+    token's vector is their mean plus a term for the logarithm of their number. spectral: number of Laplacian
+    eigenvectors added as features, with random signs in training. positions: whether to add `TreePosition`.
+    randomly: a control, tokens from another, random graph (`randomise_edges`); messages still pass along the real
+    edges. seed: of walks and random graphs in evaluation mode. No gradients flow through the clustering.
     """
 
     def __init__(self, features: int, config: StackConfig, tokens: str | Sequence[str] = "dfs",
@@ -316,7 +335,7 @@ class GraphSequence(nn.Module):
             raise SegueError(f"tokenisations {sorted(unknown) if names else '(none)'} are unknown: choose from "
                              f"{', '.join(TOKENISERS)}")
         if min(features, local, spectral) < 0:
-            raise SegueError("features, local and spectral count something: give none or more")
+            raise SegueError("features, local and spectral are counts: give 0 or more")
         self.features, self.spectral, self.randomly, self.seed = features, spectral, randomly, seed
         self.config = replace(config, vocabulary=1, inputs=config.width, tied=False)
         self.tokenise = [partial(TOKENISERS[name], **(options or {}).get(name, {})) for name in names]
@@ -333,7 +352,7 @@ class GraphSequence(nn.Module):
         real = tokens[..., 0] > 0
         if tokens.shape[2] != 1 + self.features + tokens.shape[1]:
             raise SegueError(f"elements of {tokens.shape[2]} numbers are no nodes of {self.features} features in rows "
-                             f"of {tokens.shape[1]}: pack graphs with segue.models.graphs.packed")
+                             f"of {tokens.shape[1]}: pack graphs with segue.models.graphs.pack_graphs")
         own, adjacency = tokens[..., : 1 + self.features], tokens[..., 1 + self.features :]
         if self.spectral:
             vectors = laplacian_eigenvectors(adjacency, real, self.spectral)
@@ -347,23 +366,23 @@ class GraphSequence(nn.Module):
         ends = torch.from_numpy(graphs.ends).to(x.device)
         if self.randomly:
             graphs = randomise_edges(graphs, draw)
-        found = [self.read(x, ends, tokenise(graphs, draw)) for tokenise in self.tokenise]
+        outputs = [self.read(x, ends, tokenise(graphs, draw)) for tokenise in self.tokenise]
         return torch.zeros(*real.shape, x.shape[1], dtype=x.dtype, device=x.device).masked_scatter(
-            real[..., None], self.mixed(x, found))
+            real[..., None], self.mix_tokenisations(x, outputs))
 
-    def mixed(self, x: Tensor, found: Sequence[Tensor]) -> Tensor:
-        """(N, D) from the vectors that each tokenisation gave."""
+    def mix_tokenisations(self, x: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+        """Combine the outputs (N, D) of all tokenisations by the router, which reads x (N, D)."""
         if self.router is None or self.merge is None:
-            return found[0]
+            return outputs[0]
         weights, which = torch.softmax(self.router(x), -1).topk(2)
-        each = torch.stack(list(found), 1)  # (N, tokenisations, D)
+        each = torch.stack(list(outputs), 1)  # (N, tokenisations, D)
         best = each.gather(1, which[..., None].expand(-1, -1, x.shape[1])) * weights[..., None]
         return self.merge(best.flatten(1))
 
     @torch.no_grad()
     def graphs(self, features: Tensor, adjacency: Tensor, real: Tensor) -> GraphBatch:
-        """The batch as one graph of parts. Two neighbours are the more alike the nearer their features, their degrees,
-        and the means of what is around them are to each other."""
+        """Return the batch as one graph. An edge's weight is minus the squared distance of its ends' features, degrees,
+        and means of these over neighbourhoods."""
         degree = adjacency.sum(-1, keepdim=True)
         z = torch.cat([features, degree.log1p()], -1).double()
         around = adjacency.double() / degree.clamp(min=1)
@@ -377,7 +396,8 @@ class GraphSequence(nn.Module):
         return GraphBatch(real.nonzero()[:, 0].cpu().numpy(), ends.cpu().numpy(), weights.cpu().numpy().round(9))
 
     def read(self, x: Tensor, ends: Tensor, tokens: Tokens) -> Tensor:
-        """(N, D) vectors of nodes, from the sequences of one tokenisation."""
+        """Return vectors of nodes (N, D) from the sequences of one tokenisation. x: (N, D), embedded nodes. ends:
+        (M, 2), edges."""
         sets, rows = torch.from_numpy(tokens.sets).to(x.device), torch.from_numpy(tokens.rows).to(x.device)
         h = x[sets[:, 1]]
         if len(self.local):
@@ -394,7 +414,7 @@ class GraphSequence(nn.Module):
         sequence = vectors[rows.clamp(min=0)] * filled[..., None]
         layout = Layout.of(sequence)
         if not bool(filled.all()) and not all(block.mixer.causal for block in self.stack.blocks):
-            starts = torch.zeros_like(filled)  # padding is a document of its own, which what looks ahead does not see
+            starts = torch.zeros_like(filled)  # padding becomes a document of its own
             starts[:, 1:] = filled[:, :-1] & ~filled[:, 1:]
             layout = Layout.chain((rows.shape[0], rows.shape[1]), starts=starts)
         return self.stack.hidden(sequence, layout).flatten(0, 1)[torch.from_numpy(tokens.own).to(x.device)]

@@ -1,4 +1,4 @@
-"""Small convolutional networks of pictures: one that tells them in codes, one that says what is in them."""
+"""Small convolutional networks for images: a tokenizer (VQ-VAE), and a classifier of things and their places."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from segue.mixers.longvq import Codebook
 
 
 class ResidualConvolution(nn.Conv2d):
-    """x + a convolution of x: at first each place is mostly what it was."""
+    """x plus a 3 x 3 convolution of x, (B, width, H, W)."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, width, 3, padding=1)
@@ -24,15 +24,16 @@ class ResidualConvolution(nn.Conv2d):
 
 
 def patch_network(width: int, factor: int, channels: int = 3) -> nn.Sequential:
-    """(B, channels, H, W) -> (B, width, H / factor, W / factor), each patch in the light of those around it."""
+    """Return a network (B, channels, H, W) -> (B, width, H / factor, W / factor): patch embedding, then a residual
+    convolution over neighbouring patches."""
     return nn.Sequential(nn.Conv2d(channels, width, factor, factor), nn.GELU(), ResidualConvolution(width), nn.GELU(),
                          nn.Conv2d(width, width, 1))
 
 
 @dataclass
 class CodedPicture:
-    """picture: (B, 3, H, W), what the codes say. codes: (B, h, w) long. apart: scalar, the mean squared distance of the
-    vectors from their codes."""
+    """An image through the tokenizer. picture: (B, 3, H, W), decoded from the codes. codes: (B, h, w) long. apart:
+    scalar, mean squared difference between encoder vectors and their codes."""
 
     picture: Tensor
     codes: Tensor
@@ -40,11 +41,12 @@ class CodedPicture:
 
 
 class ImageTokenizer(nn.Module):
-    """A VQ-VAE (van den Oord et al. 2017, arXiv 1711.00937): pictures as codes of their patches, and back. The codes
-    follow the encoder by moving averages (`segue.mixers.longvq.Codebook`); its vectors are normed over batches, so that
-    what all patches have in common takes up no codes.
+    """A VQ-VAE (van den Oord et al. 2017, arXiv 1711.00937), which maps images to codes of their patches and back.
 
-    codes: how many there are. width: of the networks; code_width: of a code. factor: side of a patch, in pixels.
+    The codes track the encoder by moving averages (`segue.mixers.longvq.Codebook`). The encoder's vectors are
+    batch-normalised, so that no code is spent on what all patches have in common.
+
+    codes: size of the codebook. width: of the networks. code_width: of a code. factor: side of a patch, in pixels.
     """
 
     def __init__(self, codes: int = 128, width: int = 64, code_width: int = 16, factor: int = 4) -> None:
@@ -57,7 +59,8 @@ class ImageTokenizer(nn.Module):
                                      nn.GELU(), nn.ConvTranspose2d(width, 3, factor, factor))
 
     def forward(self, pictures: Tensor) -> CodedPicture:
-        """(B, 3, H, W) from 0 to 1; gradients pass the codes straight through."""
+        """Encode and decode pictures (B, 3, H, W) in [0, 1], with straight-through gradients; in training mode, the
+        codebook is updated."""
         self.check(pictures)
         vectors = self.encoder(pictures).movedim(1, -1)
         if self.training:
@@ -68,26 +71,31 @@ class ImageTokenizer(nn.Module):
         return CodedPicture(picture, codes, (vectors - near.detach()).square().mean())
 
     def check(self, pictures: Tensor) -> None:
+        """Raise a SegueError unless pictures are (B, 3, H, W) with sides divisible by `factor`."""
         if pictures.ndim != 4 or pictures.shape[1] != 3 or any(n % self.factor for n in pictures.shape[2:]):
             raise SegueError(f"pictures of shape {tuple(pictures.shape)} are not (B, 3, H, W) with sides divisible by "
                              f"{self.factor}: resize them")
 
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, h w) long, in raster order; of a model in evaluation mode, each picture by itself."""
+        """Encode pictures (B, 3, H, W) as codes (B, h w) long in raster order; use evaluation mode, in which pictures
+        do not influence each other."""
         self.check(pictures)
         return self.codebook.nearest(self.encoder(pictures).movedim(1, -1)).flatten(1)
 
     @torch.no_grad()
     def decode(self, codes: Tensor, height: int | None = None) -> Tensor:
-        """(B, h w) long -> (B, 3, H, W) from 0 to 1. height: h (default: pictures are square)."""
+        """Decode codes (B, h w) long to pictures (B, 3, H, W) in [0, 1]. height: h (default: square pictures)."""
         height = height or round(codes.shape[1] ** 0.5)
         vectors = self.codebook.codes[codes.unflatten(1, (height, -1))]
         return self.decoder(vectors.movedim(-1, 1)).clamp(0, 1)
 
 
 class FrameClassifier(nn.Module):
-    """Which of `things` are in a picture, and in which of `places` it is. side: of the pictures, in pixels."""
+    """Classifies which of `things` are in a picture, and which of `places` it shows.
+
+    side: of the pictures, in pixels. width, factor: of the patch network. size: of the feature vector.
+    """
 
     def __init__(self, things: int, places: int, side: int, width: int = 32, factor: int = 4, size: int = 64) -> None:
         super().__init__()
@@ -97,10 +105,10 @@ class FrameClassifier(nn.Module):
         self.head = nn.Linear(size, things + places)
 
     def features(self, pictures: Tensor) -> Tensor:
-        """(B, size), what the answers are read off."""
+        """Return the feature vectors (B, size) of pictures (B, 3, side, side)."""
         return F.gelu(self.narrow(F.gelu(self.encoder(pictures)).flatten(1)))
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (B, things) of each thing's being there, and (B, places)."""
-        scores = self.head(self.features(pictures))
-        return scores[:, : self.things], scores[:, self.things :]
+        """Return logits (B, things) that each thing is present, and logits (B, places) of the place."""
+        logits = self.head(self.features(pictures))
+        return logits[:, : self.things], logits[:, self.things :]

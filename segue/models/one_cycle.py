@@ -1,5 +1,5 @@
-"""Fit a handful of parameters to a table of cases: minibatch AdamW with one cycle of the learning rate (Smith & Topin
-2018, arXiv 1708.07120). For what is smaller than a model, such as the gate between two of them."""
+"""Fit a few parameters to a table of cases: minibatch AdamW with a one-cycle learning rate (Smith & Topin 2018, arXiv
+1708.07120). For things smaller than a model, such as the gate between two models."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch import Tensor
 
 def one_cycle(parameters: Iterable[Tensor], cost: Callable[[Tensor], Tensor], cases: int, steps: int, batch: int,
               draw: torch.Generator, rate: float = 5e-3, decay: float = 0.01) -> None:
-    """Lower the mean of `cost`, which gives that of each case (B,) at an index (B,) of `cases`, in place.
+    """Minimise the mean of `cost` over `cases` by training `parameters` in place.
 
-    Every pass over the cases has an order of its own, by `draw`. rate: the highest. decay: weight decay.
+    cost: maps indices (B,) of cases to their costs (B,). steps: number of updates. batch: cases per update. draw:
+    shuffles every pass over the cases. rate: peak learning rate. decay: weight decay.
     """
     optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps)

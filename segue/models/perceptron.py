@@ -1,4 +1,4 @@
-"""Perceptrons: on each element by itself (the backbone of classifiers of vectors), or on whole short rows."""
+"""Multilayer perceptrons: on each element independently (a backbone for classifiers of vectors), or on whole rows."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from segue.models.base import Output
 
 
 class Perceptron(nn.Module):
-    """Linear layers, a ReLU behind each: (B, T, C) real vectors -> (B, T, D), every element alone.
+    """Linear layers, each followed by a ReLU, on every element independently: (B, T, C) -> (B, T, D).
 
-    inputs: C. widths: of the layers, the last one D. Give it a head with `Classifier`.
+    inputs: C. widths: of the layers, the last one D. `Classifier` adds a head.
     """
 
     def __init__(self, inputs: int, widths: Sequence[int]) -> None:
@@ -32,10 +32,10 @@ class Perceptron(nn.Module):
 
 
 class Flat(nn.Module):
-    """A `Perceptron` that reads a whole row as one vector, and has scores at each of its places: for short rows of one
-    length, whose every place has a weight for every other.
+    """A `Perceptron` that reads a whole row as one vector and outputs logits at each position: for short rows of fixed
+    length.
 
-    vocabulary: V. length: L of the rows. widths: of the layers. classes: scores at a place (default: V).
+    vocabulary: V. length: L of the rows. widths: of the layers. classes: logits per position (default: V).
     """
 
     def __init__(self, vocabulary: int, length: int, widths: Sequence[int], classes: int | None = None) -> None:
@@ -45,7 +45,7 @@ class Flat(nn.Module):
         self.out = nn.Linear(widths[-1], length * self.classes)
 
     def forward(self, tokens: Tensor, layout: Layout | None = None) -> Output:
-        """Tokens (B, L) long, or (B, L, V) rows of weights of ids -> scores (B, L, classes)."""
+        """Return logits (B, L, classes) for tokens (B, L) long, or rows of weights over ids (B, L, V)."""
         if tokens.shape[1] != self.length:
             raise SegueError(f"this network reads rows of {self.length} elements, not of {tokens.shape[1]}")
         rows = tokens if tokens.is_floating_point() else F.one_hot(tokens, self.vocabulary)

@@ -1,17 +1,17 @@
-"""Neural temporal point processes: when the next event comes, and of which type, given all events before it.
+"""Neural temporal point processes: the time and type of the next event, given all events before it.
 
-Any stack of mixers reads the events (type and time). Between two events one of three heads goes on from there:
+Any stack of mixers reads the events (type and time). Between two events, one of three heads predicts from its output:
 
 - "decay": the hidden state relaxes towards a target, h(t) = o tanh(rest + (now - rest) exp(-rate (t - t_i))), and type
   k has the intensity softplus(w_k h(t) + b_k) (the neural Hawkes process, Mei & Eisner 2017, arXiv 1612.09328; there
-  the recurrence itself decays, here any mixer hands over its state).
-- "query": a node without a type, of any time, reads the past as an event would, and no other query; the same
-  intensity is read off it (attentive NHP, Yang et al. 2022, arXiv 2201.00044). A query is a leaf in the tree of nodes,
-  so every mixer that verifies drafts answers it.
+  the recurrence itself decays, here it starts from the output of any mixer).
+- "query": a node with a time but no type attends to the past as an event would, and to no other query; its output gives
+  the same intensity (attentive NHP, Yang et al. 2022, arXiv 2201.00044). A query is a leaf in the tree of nodes, so
+  every mixer that supports draft trees supports it.
 - "mixture": no intensity; the time to the next event is a mixture of log-normals and its type a softmax given that
-  time (Shchur et al. 2020, arXiv 1909.12127). The likelihood is exact and drawing needs no rejection.
+  time (Shchur et al. 2020, arXiv 1909.12127). The likelihood is exact, and sampling needs no rejection.
 
-Times are divided by `scale`, once for all data that the model ever sees.
+Times are divided by the config's `scale`, a constant of the model.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from segue.models.prompts import LayerPrompts
 from segue.models.stack import Stack, StackConfig
 
 HEADS = ("decay", "query", "mixture")
-MIN_GAP = 1e-6  # of a gap, in units of the scale, where a logarithm is taken: events at one moment are so far apart
-NODES_AT_ONCE = 1024  # that are read at a time where nothing is learned
-MAX_PROPOSALS = 32  # of the sampler at a time
+MIN_GAP = 1e-6  # smallest gap in a logarithm, in units of the scale: for simultaneous events
+NODES_AT_ONCE = 1024  # nodes per pass where no gradient is needed
+MAX_PROPOSALS = 32  # proposals of the thinning sampler per round
 
 
 @dataclass(frozen=True)
 class PointProcessConfig:
-    """Everything that makes a point process, as plain values.
+    """The config of a point process, as plain values.
 
-    stack: of the backbone, whose vocabulary is the number of types K (its own head is not used: leave it tied).
-    head: "decay", "query" or "mixture". scale: what the model calls 1, in the unit of the data (their mean gap, say).
-    longest: the gap beyond which no prediction goes, in the unit of the data (the longest seen, say). features: of a
-    time. components: of the mixture. prompts: keyword arguments of `LayerPrompts`, or None for none.
+    stack: config of the backbone, whose vocabulary is the number of types K (its head is not used: leave it tied).
+    head: "decay", "query" or "mixture". scale: the model's unit of time, in the data's unit (say the mean gap).
+    longest: upper limit of predicted gaps, in the data's unit (say the longest gap seen). features: sinusoids of the
+    time embedding. components: of the mixture. prompts: keyword arguments of `LayerPrompts`, or None for none.
     """
 
     stack: StackConfig
@@ -67,8 +67,11 @@ class PointProcessConfig:
 
 
 class Clock(nn.Module):
-    """(B, N) times and gaps, in units of the scale -> (B, N, D): waves of the time since the sequence began, from 2 pi
-    / 1000 of one per unit up to 10, and how long the gap is, by its logarithm and bounded."""
+    """A time embedding: times and gaps (B, N), in units of the scale -> (B, N, D).
+
+    A linear map of `features` sines and cosines of the time since the sequence began, at frequencies from 2 pi / 1000
+    to 10 radians per unit, and of the gap's logarithm and gap / (1 + gap). width: D.
+    """
 
     frequencies: Tensor
 
@@ -86,8 +89,8 @@ class Clock(nn.Module):
 
 @dataclass(frozen=True)
 class History:
-    """Events as they were. types: (B, T) long. gaps: (B, T), since the event before, in the unit of the data; what the
-    first of a sequence has is not looked at. starts: (B, T) bool, or None: where a new sequence begins in a row."""
+    """A batch of event sequences. types: (B, T) long. gaps: (B, T), time since the event before, in the data's unit,
+    ignored for the first of a sequence. starts: (B, T) bool, or None: where a new sequence begins within a row."""
 
     types: Tensor
     gaps: Tensor
@@ -101,9 +104,11 @@ class History:
 
 @dataclass
 class Past:
-    """What a process knows of the events so far, a row each. hidden (B, D): after the last event. time (B,): of the
-    last event since the first, in units of the scale. begun (B, D): the sum of what the prefix is to the model, and
-    count: how many events of it were read, for prompts."""
+    """The decoding state of a point process, per row.
+
+    hidden: (B, D), after the last event. time: (B,), of the last event since the first, in units of the scale.
+    begun: (B, D), the sum of the embedded events of the prompts' prefix so far. count: number of events read.
+    """
 
     state: State
     hidden: Tensor
@@ -136,8 +141,8 @@ class PointProcess(nn.Module):
         self.ahead = Clock(config.features, width) if config.head == "mixture" else None
         self.prompts = None if config.prompts is None else \
             LayerPrompts(len(config.stack.mixers), width, **config.prompts)
-        with torch.no_grad():  # begin as the process that has one event a unit of time, of any type
-            nn.init.normal_(self.stack.embedding.weight, std=0.5)  # types weigh as much as times
+        with torch.no_grad():  # initially a process with one event per unit of time, of any type
+            nn.init.normal_(self.stack.embedding.weight, std=0.5)  # of about the scale of the time embedding
             self.head.weight *= 0.1
             self.head.bias.fill_(0.0 if config.head == "mixture" else math.log(math.expm1(1 / types)))
 
@@ -152,7 +157,7 @@ class PointProcess(nn.Module):
     # Reading events.
 
     def _events(self, history: History) -> tuple[Tensor, Tensor]:
-        """What the events are to the model (B, T, D), and when they were (B, T), in units of the scale."""
+        """Return the embedded events (B, T, D) and their times (B, T), in units of the scale."""
         first = torch.zeros_like(history.types, dtype=torch.bool) if history.starts is None else history.starts.clone()
         first[:, 0] = True
         gaps = self._to_scale(history.gaps).masked_fill(first, 0.0)
@@ -162,24 +167,24 @@ class PointProcess(nn.Module):
         return self.stack.embed(history.types, history.layout.positions) + self.clock(time, gaps), time
 
     def _to_scale(self, times: Tensor) -> Tensor:
-        """Times in units of the scale."""
+        """Convert times from the data's unit to units of the scale."""
         return (times / self.config.scale).to(self.head.weight.dtype)
 
     def _embed_queries(self, time: Tensor, elapsed: Tensor) -> Tensor:
-        """What queries are to the model. time (B, ...): of the event before; elapsed: since then."""
+        """Return embedded queries (B, ..., D). time: (B, ...), of the event before. elapsed: (B, ...), since then."""
         assert self.query is not None
         return self.query + self.clock(time + elapsed, elapsed)
 
     def _layer_prompts(self, prefix: Tensor, time: Tensor) -> list[Tensor]:
-        """A prompt for each layer. prefix (B, D): the mean over the first events. time (B,): the last of them; the next
-        is expected after as long as it took on average between those."""
+        """Return a prompt per layer. prefix: (B, D), mean of the first events' embeddings. time: (B,), of the last one;
+        the prompts carry the time at which the next is expected, after the mean gap between them."""
         assert self.prompts is not None
         gap = time / max(1, self.prompts.prefix - 1)
         expected = self.clock((time + gap)[:, None], gap[:, None])
         return [rows + expected for rows in self.prompts(prefix).values()]
 
     def _read(self, history: History, elapsed: Tensor | None = None) -> Tensor:
-        """Hidden vectors (B, T, D) after each event, or (B, T, S, D) at queries `elapsed` (B, T, S) after each."""
+        """Return hidden vectors (B, T, D) after each event, or (B, T, S, D) of queries `elapsed` (B, T, S) after it."""
         if history.starts is not None and not self.resettable and bool(history.starts[:, 1:].any()):
             raise SegueError("prompts and queries take one sequence a row: pack none together")
         x, time = self._events(history)
@@ -210,25 +215,25 @@ class PointProcess(nn.Module):
 
     @torch.no_grad()
     def hidden_after(self, history: History) -> Tensor:
-        """(B, T, D): what the process knows after each event."""
+        """Return the hidden vectors after each event, (B, T, D)."""
         return self._read(history)
 
     # Between events.
 
     def _decay(self, hidden: Tensor, elapsed: Tensor) -> tuple[Tensor, Tensor]:
-        """hidden (..., D), elapsed (..., S) -> the state after so long, and after for ever, (..., S, D)."""
+        """Return the state `elapsed` (..., S) after an event with `hidden` (..., D), and its limit: (..., S, D)."""
         assert self.cell is not None
         now, rest, rate, out = self.cell(hidden)[..., None, :].chunk(4, -1)
         gate = torch.sigmoid(out)
-        faded = rest + (now - rest) * torch.exp(-F.softplus(rate) * elapsed[..., None])
-        return gate * torch.tanh(faded), gate * torch.tanh(rest)
+        decayed = rest + (now - rest) * torch.exp(-F.softplus(rate) * elapsed[..., None])
+        return gate * torch.tanh(decayed), gate * torch.tanh(rest)
 
     def _rates(self, state: Tensor) -> Tensor:
         return F.softplus(self.head(state))
 
     def intensities(self, history: History, elapsed: Tensor) -> Tensor:
-        """(B, T, S, K): the intensity of each type, per unit of the scale, `elapsed` (B, T, S) of those units after
-        each event and before the next. Only of the heads that have one."""
+        """Return the intensity of each type, (B, T, S, K) events per unit of the scale, `elapsed` (B, T, S) of those
+        units after each event and before the next. A "mixture" head has none and raises SegueError."""
         if self.config.head == "mixture":
             raise SegueError("a mixture of log-normals has no intensity: choose head decay or query")
         if self.config.head == "decay":
@@ -238,25 +243,25 @@ class PointProcess(nn.Module):
         return torch.cat([self._rates(self._read(history, part)) for part in parts], 2)
 
     def _components(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log weights, means and deviations of the logarithm of the time to the next event, (..., C) each."""
+        """Return log weights, means and deviations of the log time to the next event, (..., C) each."""
         assert self.mixture is not None
         weights, means, deviations = self.mixture(hidden).chunk(3, -1)
         spread = torch.linspace(-4, 2, self.config.components, device=hidden.device, dtype=hidden.dtype)
         return weights.log_softmax(-1), means + spread, 0.05 + F.softplus(deviations)
 
     def _type_log_probabilities(self, hidden: Tensor, elapsed: Tensor) -> Tensor:
-        """Log probabilities of the types (..., K) where the next event comes `elapsed` (...) after the last."""
+        """Return log-probabilities of the next event's type, (..., K), given that it comes `elapsed` (...) later."""
         assert self.ahead is not None
         return self.head(hidden + self.ahead(elapsed, elapsed)).log_softmax(-1)
 
     def terms(self, history: History, until: Tensor, types: Tensor, points: int = 5,
               rule: str = "uniform") -> tuple[Tensor, Tensor]:
-        """Log-likelihood of the event that follows each one, `until` (B, T) later in the unit of the data and of the
-        type `types` (B, T) long (-1: not asked for): (B, T) of when it comes, per unit of the data's time, and (B, T)
-        of its type given when. 0 where it is not asked for.
+        """Return the log-likelihood of the event after each one: (B, T) of its time, a density per unit of the data's
+        time, and (B, T) of its type given the time; 0 where it is masked.
 
-        points, rule: how the intensity is integrated over a gap: "uniform", one point drawn in each of `points` equal
-        parts, which is right on average; or "trapezoid", on `points` even ones with both ends, which is not.
+        until: (B, T), gap to the next event, in the data's unit. types: (B, T) long, its type; -1 masks it.
+        points, rule: how the intensity is integrated over a gap: "uniform", a random point in each of `points` equal
+        parts, which is unbiased; or "trapezoid", on `points` equidistant ones with both ends, which is biased.
         """
         if points < 1 or (rule == "trapezoid" and points < 2) or rule not in ("uniform", "trapezoid"):
             raise SegueError(f"{points} points by '{rule}' is no rule: uniform (1 or more) or trapezoid (2 or more)")
@@ -285,32 +290,33 @@ class PointProcess(nn.Module):
         return torch.where(asked, time - math.log(self.config.scale), zero), torch.where(asked, kind, zero)
 
     def compensators(self, history: History, elapsed: Tensor) -> Tensor:
-        """(B, T, S): how many events are expected within `elapsed` (B, T, S), ascending, in units of the scale, after
-        each event while none comes: minus the logarithm of the chance that none does. By the trapezoid rule, from 0 on,
-        for the heads with an intensity."""
+        """Return the integrated intensity from each event to `elapsed` after it, (B, T, S): minus the log-probability
+        that no event comes in between. By the trapezoid rule from 0, for the heads with an intensity.
+
+        elapsed: (B, T, S), ascending, in units of the scale."""
         if self.config.head == "mixture":
             return self._mixture_compensator(self._read(history), elapsed)
         grid = F.pad(elapsed, (1, 0))
         return cumulative_trapezoid(self.intensities(history, grid).sum(-1), grid)
 
     def _mixture_compensator(self, hidden: Tensor, elapsed: Tensor) -> Tensor:
-        """The compensators (..., S) of a mixture `elapsed` (..., S) after the event with `hidden` (..., D)."""
+        """Return the compensators (..., S) of a mixture `elapsed` (..., S) after an event with `hidden` (..., D)."""
         weights, means, deviations = (part[..., None, :] for part in self._components(hidden))
         away = (elapsed.clamp(min=MIN_GAP).log()[..., None] - means) / deviations
         return -(weights + torch.special.log_ndtr(-away)).logsumexp(-1)
 
     @torch.no_grad()
     def residuals(self, history: History, until: Tensor, points: int = 32) -> Tensor:
-        """(B, T): the events that were expected in each gap `until` (B, T). Of the right model they are Exp(1) and
-        independent (time rescaling, Brown et al. 2002)."""
+        """Return the compensator over each gap `until` (B, T), in the data's unit: (B, T). Under the true model, they
+        are independent and Exp(1)-distributed (time rescaling, Brown et al. 2002)."""
         until = self._to_scale(until)
-        places = torch.linspace(0, 1, points + 1)[1:].to(until).square()  # closer together where most happens
+        places = torch.linspace(0, 1, points + 1)[1:].to(until).square()  # denser near the event
         return self.compensators(history, places * until[..., None])[..., -1]
 
     @torch.no_grad()
     def predict(self, history: History, points: int = 48) -> tuple[Tensor, Tensor]:
-        """For each event the expected time to the next, at most `longest`, (B, T) in the unit of the data, and the most
-        likely type (B, T) then."""
+        """Predict the event after each one: the expected time until it, at most `longest`, (B, T) in the data's unit,
+        and the most likely type at that time (B, T). points: of the time grid."""
         grid = self._grid(points, history.types.shape)
         mean = mean_wait(grid, self.compensators(history, grid))
         if self.config.head == "mixture":
@@ -320,20 +326,20 @@ class PointProcess(nn.Module):
         return mean * self.config.scale, kinds.argmax(-1)
 
     def _grid(self, points: int, shape: Sequence[int]) -> Tensor:
-        """(*shape, points) times after an event, in units of the scale, ever further apart, up to `longest`."""
+        """Return log-spaced times after an event, up to `longest`, in units of the scale: (*shape, points)."""
         longest = self.config.longest / self.config.scale
         return (torch.logspace(-3, 0, points).to(self.head.weight) * longest).expand(*shape, points)
 
     # Event by event.
 
     def begin(self, batch: int) -> Past:
-        """Before the first event of `batch` sequences."""
+        """Return the state before the first event of `batch` sequences."""
         nothing = self.head.weight.new_zeros(batch, self.config.stack.width)
         return Past(self.stack.init_state(batch), nothing, nothing[:, 0], nothing)
 
     def observe(self, types: Tensor, gaps: Tensor, past: Past) -> Past:
-        """What is known after more events (B, N): their types, and gaps in the unit of the data (of the first event of
-        all, 0). `past` is moved along."""
+        """Return the state after N more events: types (B, N), and gaps (B, N) in the data's unit (0 for the first event
+        of a sequence). `past` must not be used afterwards."""
         if self.prompts is not None and past.count < (edge := self.prompts.prefix) < past.count + types.shape[1]:
             edge -= past.count
             return self.observe(types[:, edge:], gaps[:, edge:], self.observe(types[:, :edge], gaps[:, :edge], past))
@@ -353,7 +359,7 @@ class PointProcess(nn.Module):
         return Past(past.state, hidden, time[:, -1], begun, count)
 
     def _extend(self, rows: list[Tensor], layout: Layout, state: State) -> Tensor:
-        """Nodes that follow a state, left pending there: what goes in, or what goes into each layer."""
+        """Run nodes after a state and leave them pending there: one tensor (B, N, D), or one per layer."""
         x = rows[0]
         for block, _ in enumerate(self.stack.blocks):
             x = self.stack.run_block(block, rows[block] if len(rows) > 1 else x, layout, state)
@@ -361,7 +367,7 @@ class PointProcess(nn.Module):
         return self.stack.finish(x, layout)
 
     def intensities_after(self, past: Past, elapsed: Tensor) -> Tensor:
-        """(B, S, K): as `intensities`, `elapsed` (B, S) units of the scale after the last event."""
+        """As `intensities`, `elapsed` (B, S) units of the scale after the last event: (B, S, K)."""
         if self.config.head == "decay":
             return self._rates(self._decay(past.hidden, elapsed)[0])
         asked = self._embed_queries(past.time[:, None].expand_as(elapsed), elapsed)
@@ -370,7 +376,7 @@ class PointProcess(nn.Module):
 
     @torch.no_grad()
     def predict_next(self, past: Past, points: int = 48) -> tuple[Tensor, Tensor]:
-        """As `predict`, of the event that comes next: (B,) and (B,)."""
+        """As `predict`, for the event after the last one: (B,) and (B,)."""
         grid = self._grid(points, past.time.shape)
         if self.config.head == "mixture":
             mean = mean_wait(grid, self._mixture_compensator(past.hidden, grid))
@@ -380,9 +386,9 @@ class PointProcess(nn.Module):
         return mean * self.config.scale, self.intensities_after(past, mean[:, None])[:, 0].argmax(-1)
 
     def bound_intensity(self, past: Past, elapsed: Tensor) -> Tensor:
-        """(B,): what the total intensity never exceeds from `elapsed` (B,) after the last event on, until the next. A
-        decaying state moves between where it is and where it goes, feature by feature; a query ends in a norm, which
-        bounds its length."""
+        """Return an upper bound (B,) of the total intensity from `elapsed` (B,) after the last event until the next. A
+        decaying state stays, feature by feature, between its current value and its limit; a query's output ends in a
+        norm, which bounds its length."""
         weight, bias = self.head.weight, self.head.bias
         if self.config.head == "decay":
             here, there = self._decay(past.hidden, elapsed[:, None])
@@ -395,43 +401,43 @@ class PointProcess(nn.Module):
 
     @torch.no_grad()
     def sample_next(self, past: Past, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """The next event of each row: the gap (B,) in the unit of the data, and the type (B,). Intensities are drawn
-        from by thinning (Lewis & Shedler 1979; Ogata 1981): exact, whatever the bound. A row with no event within 100
-        times `longest` has an infinite gap."""
+        """Sample the next event of each row: the gap (B,) in the data's unit, and the type (B,). Intensities are
+        sampled exactly by thinning (Lewis & Shedler 1979; Ogata 1981). A row with no event within 100 times `longest`
+        has an infinite gap."""
         rows, scale = len(past.hidden), self.config.scale
 
         def uniform(*shape: int) -> Tensor:
             return torch.rand(shape, generator=generator).to(past.hidden)
 
-        def typed(chances: Tensor) -> Tensor:
-            return torch.multinomial(chances.cpu(), 1, generator=generator)[:, 0].to(chances.device)
+        def categorical(weights: Tensor) -> Tensor:
+            return torch.multinomial(weights.cpu(), 1, generator=generator)[:, 0].to(weights.device)
 
         if self.config.head == "mixture":
             weights, means, deviations = self._components(past.hidden)
-            part = typed(weights.exp())[:, None]
+            part = categorical(weights.exp())[:, None]
             noise = torch.randn(rows, 1, generator=generator).to(past.hidden)
             gap = (means.gather(1, part) + deviations.gather(1, part) * noise).exp()[:, 0]
-            return gap * scale, typed(self._type_log_probabilities(past.hidden, gap).exp())
+            return gap * scale, categorical(self._type_log_probabilities(past.hidden, gap).exp())
         gap, kind = past.hidden.new_zeros(rows), torch.zeros(rows, dtype=torch.long, device=past.hidden.device)
         left = torch.ones_like(kind, dtype=torch.bool)
         while bool(left.any()):
             bound = self.bound_intensity(past, gap)
-            tries = gap[:, None] + (-torch.log1p(-uniform(rows, MAX_PROPOSALS)) / bound[:, None]).cumsum(1)
-            rates = self.intensities_after(past, tries)
-            taken = uniform(rows, MAX_PROPOSALS) * bound[:, None] < rates.sum(-1)
-            some, first = taken.any(1), taken.long().argmax(1)[:, None]
-            found = rates.gather(1, first[..., None].expand(-1, -1, rates.shape[2]))[:, 0]
-            now = left & some
-            gap = torch.where(now, tries.gather(1, first)[:, 0], torch.where(left, tries[:, -1], gap))
-            kind = torch.where(now, typed(found), kind)
+            proposals = gap[:, None] + (-torch.log1p(-uniform(rows, MAX_PROPOSALS)) / bound[:, None]).cumsum(1)
+            rates = self.intensities_after(past, proposals)
+            accepted = uniform(rows, MAX_PROPOSALS) * bound[:, None] < rates.sum(-1)
+            any_accepted, first = accepted.any(1), accepted.long().argmax(1)[:, None]
+            first_rates = rates.gather(1, first[..., None].expand(-1, -1, rates.shape[2]))[:, 0]
+            done = left & any_accepted
+            gap = torch.where(done, proposals.gather(1, first)[:, 0], torch.where(left, proposals[:, -1], gap))
+            kind = torch.where(done, categorical(first_rates), kind)
             gap = gap.masked_fill(gap * scale > 100 * self.config.longest, math.inf)
-            left = left & ~some & gap.isfinite()
+            left = left & ~any_accepted & gap.isfinite()
         past.state.pending = None
         return gap * scale, kind
 
     @torch.no_grad()
     def sample(self, past: Past, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """The next `n` events of each row: gaps and types, (B, n) each; behind an infinite gap nothing counts."""
+        """Sample the next `n` events of each row: gaps and types, (B, n) each; ignore what follows an infinite gap."""
         gaps, kinds = [], []
         for _ in range(n):
             gap, kind = self.sample_next(past, generator)
@@ -442,22 +448,22 @@ class PointProcess(nn.Module):
 
 
 def attach_leaves(rows: int, chain: int, follow: Tensor) -> Layout:
-    """A chain of so many nodes, then leaves: leaf i follows node `follow[i]` (Q,) of the chain. Nothing follows it."""
+    """Return the layout of a chain of `chain` nodes followed by leaves: leaf i is a child of node `follow[i]` (Q,)."""
     index = torch.arange(chain + len(follow), device=follow.device)
     parents = torch.cat([index[:chain] - 1, follow])
     layout = Layout((parents + 1).expand(rows, -1), parents.expand(rows, -1))
     upto = torch.where(index < chain, index, F.pad(follow, (chain, 0)))
     seen = (index < chain) & (index <= upto[:, None]) | torch.eye(len(index), dtype=torch.bool, device=index.device)
-    layout.follows = seen.expand(rows, -1, -1)  # known without closing the relation
+    layout.follows = seen.expand(rows, -1, -1)  # set directly, which saves the transitive closure
     return layout
 
 
 def cumulative_trapezoid(values: Tensor, places: Tensor) -> Tensor:
-    """(..., S): by trapezoids from the first of S + 1 ascending places to each other one."""
+    """Integrate values (..., S + 1) over ascending places (..., S + 1), from the first to each other: (..., S)."""
     return ((values[..., 1:] + values[..., :-1]) / 2 * places.diff(dim=-1)).cumsum(-1)
 
 
 def mean_wait(grid: Tensor, compensators: Tensor) -> Tensor:
-    """(...): the mean of a time, cut off at the last of `grid` (..., S), that is later than each with the chance
-    exp(-compensator)."""
+    """Return the mean (...) of a time with survival probabilities exp(-compensators) (..., S) at the times `grid`
+    (..., S), truncated at the last of these."""
     return cumulative_trapezoid(F.pad(torch.exp(-compensators), (1, 0), value=1.0), F.pad(grid, (1, 0)))[..., -1]

@@ -1,9 +1,9 @@
-"""Models whose answers are positions of their input: pointer networks (Vinyals et al. 2015, arXiv 1506.03134), and sets
-as input (Vinyals et al. 2015, arXiv 1511.06391).
+"""Models whose outputs are positions in their input: pointer networks (Vinyals et al. 2015, arXiv 1506.03134), and
+sets as input (Vinyals et al. 2015, arXiv 1511.06391).
 
-An encoder makes a memory of the elements 1 ... n; slot 0, a learned vector, is the end. A decoder points at slots, one
-after the other, until it points at the end, and reads what it pointed at. Id 0 frames an answer: read it begins one,
-said it ends one. So the ids of an answer mean the same for sets of any size, and `eos=0` for every decoder.
+An encoder turns the elements 1 ... n into a memory; slot 0, a learned vector, stands for the end. A decoder points at
+one slot after another, and is fed the slot it pointed at, until it points at the end. Id 0 delimits an answer: as input
+it starts one, as output it ends one. So output ids mean the same for sets of any size, and every decoder takes `eos=0`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from segue.models.stack import Stack, StackConfig
 
 @dataclass(frozen=True)
 class SetConfig:
-    """An encoder that the order of the elements has no say in. inputs: C real numbers an element. width: model width D.
-    steps: P, how often it reads all elements (0: it sums up nothing, a control)."""
+    """Config of an encoder that is invariant to the order of the elements. inputs: C real numbers per element.
+    width: model width D. steps: P, number of reads of all elements (0: no summary, a control)."""
 
     inputs: int
     width: int
@@ -36,11 +36,13 @@ class SetConfig:
 
 @dataclass(frozen=True)
 class PointerConfig:
-    """encoder: a stack of any mixers (`inputs` real numbers an element, or ids of its vocabulary), or a set encoder.
-    decoder: a stack of causal mixers. Its vocabulary is 1, the frame: all else that it says and reads are elements. One
-    of 1 + N says indices 1 ... N from a fixed dictionary instead, as models did before pointers.
-    glimpses: reads of the memory, each added to what the decoder knows, behind its first block; further blocks, where
-    there are any, carry what was read on to the next steps.
+    """Config of a pointer network.
+
+    encoder: a stack of any mixers (`inputs` real numbers per element, or ids of its vocabulary), or a set encoder.
+    decoder: a stack of causal mixers. Its vocabulary is 1, the delimiter: all its other inputs and outputs are
+    elements. With a vocabulary of 1 + N it outputs indices 1 ... N from a fixed dictionary instead of pointers.
+    glimpses: number of attention reads of the memory after the decoder's first block, each added to its hidden vector;
+    later blocks, where there are any, carry what was read on to the next steps.
     """
 
     encoder: StackConfig | SetConfig
@@ -61,8 +63,8 @@ class PointerConfig:
 
 
 class SetEncoder(nn.Module):
-    """Read and Process of "Order Matters": a memory of each element by itself, and a summary of them all by an LSTM
-    that has no input but its own state and what it reads (the pooling called Set2Set in graph networks)."""
+    """The Read and Process blocks of "Order Matters": a memory slot per element, independent of the others, and a
+    summary of all of them by an LSTM whose only input is what it attends to (called Set2Set in graph networks)."""
 
     def __init__(self, config: SetConfig) -> None:
         super().__init__()
@@ -72,7 +74,7 @@ class SetEncoder(nn.Module):
         self.cell = nn.LSTMCell(2 * config.width, config.width) if config.steps else None
 
     def process(self, memory: Tensor, real: Tensor) -> Tensor:
-        """memory (B, S, D), of which the elements `real` (B, S) bool are there -> the summary q* (B, 2 D)."""
+        """Return the summary q* (B, 2 D) of a memory (B, S, D); real: (B, S) bool, False at padding."""
         h = c = memory.new_zeros(len(memory), self.width)
         q = torch.cat([h, h], -1)
         for _ in range(self.steps):
@@ -83,13 +85,13 @@ class SetEncoder(nn.Module):
         return q
 
     def forward(self, elements: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """elements (B, S, C), of which the first `lengths` (B,) are real -> memory (B, S, D), summary (B, 2 D)."""
+        """Encode elements (B, S, C), of which the first `lengths` (B,) are real: memory (B, S, D), summary (B, 2 D)."""
         memory = self.read(elements)
         return memory, self.process(memory, length_mask(lengths, elements.shape[1]))
 
 
 class PointerHead(nn.Module):
-    """Additive scores over a memory, u_j = v . tanh(W1 e_j + W2 d); a slot that is masked has probability exactly 0."""
+    """Additive attention scores over a memory, u_j = v . tanh(W1 e_j + W2 d); masked slots have probability 0."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -97,25 +99,25 @@ class PointerHead(nn.Module):
         self.v = nn.Linear(width, 1, bias=False)
 
     def keys(self, memory: Tensor) -> Tensor:
-        """(..., S, D), what `forward` wants of the memory: the same for all queries."""
+        """Return the projected memory (..., S, D) for `forward`, shared by all queries."""
         return self.memory(memory)
 
     def forward(self, query: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
-        """query (B, N, D); keys (B, N or 1, S, D) and mask (B, N or 1, S) bool, True at slots that are there ->
-        logits (B, N, S)."""
+        """Return logits (B, N, S) of queries (B, N, D) over keys (B, N or 1, S, D); mask: (B, N or 1, S) bool, True at
+        slots that exist."""
         scores = self.v(torch.tanh(keys + self.query(query)[..., None, :]))[..., 0]
         return scores.masked_fill(~mask, -torch.inf)
 
 
 class InputAttention(PointerHead):
-    """The same scores, by which the memory is blended: d' = sum of softmax(u)_j e_j."""
+    """Additive attention that returns the weighted memory: d' = sum of softmax(u)_j e_j."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width)
         self.out = nn.Linear(width, width, bias=False)
 
     def blend(self, query: Tensor, keys: Tensor, mask: Tensor, memory: Tensor) -> Tensor:
-        """As `forward`; memory (B, N or 1, S, D) -> what is read, projected (B, N, D)."""
+        """Return the attended memory, projected (B, N, D). memory: (B, N or 1, S, D); else as `forward`."""
         weights = self(query, keys, mask).softmax(-1)
         if memory.shape[1] == 1:
             return self.out(weights @ memory[:, 0])
@@ -124,10 +126,10 @@ class InputAttention(PointerHead):
 
 @dataclass
 class Memory:
-    """What was read of R sets of at most S elements, and which of them the nodes of a call look at.
+    """The encoded form of R sets of at most S elements, and which of them each node of a call attends to.
 
-    values: (R, 1 + S, D), slot 0 the end, zero behind the last element. mask: (R, 1 + S) bool. summary: (R, D). keys:
-    (R, 1 + S, D) of each scorer. which: (B, N) long, the set of each node; None: row b looks at set b.
+    values: (R, 1 + S, D), slot 0 is the end, padding is zero. mask: (R, 1 + S) bool. summary: (R, D). keys:
+    (R, 1 + S, D) for each scorer. which: (B, N) long, the set of each node; None: row b uses set b.
     """
 
     values: Tensor
@@ -137,16 +139,17 @@ class Memory:
     which: Tensor | None = None
 
     def of(self, x: Tensor) -> Tensor:
-        """Something (R, ...) of the sets as the nodes want it, (B, N or 1, ...)."""
+        """Select a tensor of the sets (R, ...) for the nodes: (B, N or 1, ...)."""
         return x[:, None] if self.which is None else x[self.which]
 
     def at(self, slots: Tensor) -> Tensor:
-        """(B, N) long -> the values there, (B, N, D)."""
+        """Return the values (B, N, D) at slots (B, N) long."""
         return gather_nodes(self.values, slots) if self.which is None else self.values[self.which, slots]
 
 
 class LastNamedSet(Recurrence):
-    """Which set is looked at: the one that was named last. State: (B,) long, -1 while none was."""
+    """Tracks the set that each row answers, the one named last. Inputs: (B, N) long, -1 where none is named. State:
+    (B,) long, -1 before any."""
 
     def initial(self, batch: int, like: Tensor) -> Tensors:
         return (torch.full((batch,), -1, device=like.device),)
@@ -154,19 +157,19 @@ class LastNamedSet(Recurrence):
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
         every = torch.cat([state[0][:, None], inputs[0]], 1)
-        news = every >= 0 if starts is None else (every >= 0) | F.pad(starts, (1, 0))
-        latest = torch.where(news, torch.arange(every.shape[1], device=every.device), 0).cummax(1).values
+        changes = every >= 0 if starts is None else (every >= 0) | F.pad(starts, (1, 0))
+        latest = torch.where(changes, torch.arange(every.shape[1], device=every.device), 0).cummax(1).values
         every = every.gather(1, latest)
         final = every[:, -1] if lengths is None else every.gather(1, lengths[:, None])[:, 0]
         return every[:, 1:], (final,)
 
 
 class PointerNetwork(SavedModel):
-    """An encoder, a decoder, and what the decoder says: pointers, or indices of a fixed dictionary.
+    """An encoder, and a decoder that outputs pointers, or indices of a fixed dictionary.
 
-    The training form reads rows of elements, the frame and what was pointed at (`Batch.pointing`), so that objectives
-    and strategies for any model are for this one too. `read` gives the decoding form. The decoder begins with the
-    summary of the elements: of a stack what it knows at the last one, of a set encoder q*.
+    `forward`, for training, reads rows of elements, the delimiter and the target slots (`Batch.pointing`), so that
+    objectives and strategies for any model apply. `read` returns the decoding form. The decoder starts from a summary
+    of the elements: a stack's hidden vector at the last one, or a set encoder's q*.
     """
 
     format = "segue pointer network 1"
@@ -190,7 +193,7 @@ class PointerNetwork(SavedModel):
             self.encoder: Stack | SetEncoder = SetEncoder(encoder)
         else:
             self.encoder = Stack(encoder)
-            self.encoder.register_module("head", None)  # it says nothing
+            self.encoder.register_module("head", None)  # its outputs are not used
         self.summary = nn.Linear(width * (2 if isinstance(encoder, SetConfig) else 1), width, bias=False)
         self.stop = nn.Parameter(torch.randn(width))
         self.glimpses = nn.ModuleList(InputAttention(width) for _ in range(config.glimpses))
@@ -198,11 +201,11 @@ class PointerNetwork(SavedModel):
 
     @property
     def inputs(self) -> int:
-        """Real numbers of an element; 0 where elements are ids."""
+        """Real numbers per element; 0 where elements are ids."""
         return self.config.encoder.inputs
 
     def slots(self, elements: int) -> int:
-        """How many indices it can say of sets padded to so many elements."""
+        """Return how many indices it can output for sets padded to this many elements."""
         return elements if self.pointer is not None else self.config.decoder.vocabulary - 1
 
     def state_parameters(self) -> list[nn.Parameter]:
@@ -210,7 +213,7 @@ class PointerNetwork(SavedModel):
         return encoder + self.decoder.state_parameters()
 
     def encode(self, elements: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """elements (B, S, C), of which the first `lengths` (B,) are real -> memory (B, S, D), summary (B, D)."""
+        """Encode elements (B, S, C), of which the first `lengths` (B,) are real: memory (B, S, D), summary (B, D)."""
         if isinstance(self.encoder, SetEncoder):
             memory, summary = self.encoder(elements, lengths)
         else:
@@ -219,7 +222,7 @@ class PointerNetwork(SavedModel):
         return memory, self.summary(summary)
 
     def memory(self, elements: Tensor, lengths: Tensor) -> Memory:
-        """See `encode`."""
+        """Encode elements, see `encode`, and prepare them for `decode`."""
         values, summary = self.encode(elements.to(self.stop.dtype) if self.inputs else elements.long(), lengths)
         values = torch.cat([self.stop.expand(len(values), 1, -1), values], 1)
         mask = torch.arange(values.shape[1], device=values.device) <= lengths[:, None]
@@ -230,7 +233,8 @@ class PointerNetwork(SavedModel):
         return Memory(values, mask, summary, tuple(scorer.keys(values) for scorer in scorers))
 
     def decode(self, tokens: Tensor, memory: Memory, layout: Layout, state: State | None = None) -> Output:
-        """tokens (B, N) long, 0 or the slots that were pointed at -> logits (B, N, 1 + S), or of the dictionary."""
+        """Return logits (B, N, 1 + S), or over the dictionary, after tokens (B, N) long: 0, or the slots chosen before.
+        """
         x = memory.at(tokens) if self.pointer is not None else self.decoder.embedding(tokens)
         begin = self.decoder.embedding.weight[0] + memory.of(memory.summary)
         x = self.decoder.drop(torch.where((tokens == 0)[..., None], begin, x))
@@ -246,29 +250,29 @@ class PointerNetwork(SavedModel):
         return Output(self.pointer(hidden, memory.of(memory.keys[-1]), mask), hidden)
 
     def forward(self, tokens: Tensor, layout: Layout | None = None) -> Output:
-        """The training form: rows (B, N, 1 + C) of `Batch.pointing` -> logits (B, N, 1 + S), which mean nothing at the
-        elements; S: elements of the largest set, or the dictionary's."""
+        """Return logits (B, N, 1 + S) for training rows (B, N, 1 + C) of `Batch.pointing`, zero at the elements. S:
+        size of the largest set, or of the dictionary."""
         if layout is not None and layout.starts is not None:
             raise SegueError("a pointer network cannot reset inside a sequence: give it one set and answer per row")
         batch, n = tokens.shape[:2]
-        said, device = tokens[..., 0].long(), tokens.device
-        lengths = (said >= 0).long().argmax(1)
+        slots, device = tokens[..., 0].long(), tokens.device
+        lengths = (slots >= 0).long().argmax(1)
         if bool((lengths == 0).any()):
-            raise SegueError("a row has no elements before its frame, or no frame: make it with Batch.pointing")
+            raise SegueError("a row has no elements before its delimiter, or no delimiter: make it with Batch.pointing")
         longest, count = int(lengths.max()), n - int(lengths.min())
         real = length_mask(lengths, longest)
         elements = tokens[:, :longest, 1:].masked_fill(~real[..., None], 0)
         node = torch.arange(count, device=device)
-        said = said.gather(1, (node + lengths[:, None]).clamp(max=n - 1))
-        check_tokens(said.cpu(), 1 + self.slots(longest))
-        output = self.decode(said, self.memory(elements, lengths), Layout.chain((batch, count), device=device))
+        slots = slots.gather(1, (node + lengths[:, None]).clamp(max=n - 1))
+        check_tokens(slots.cpu(), 1 + self.slots(longest))
+        output = self.decode(slots, self.memory(elements, lengths), Layout.chain((batch, count), device=device))
         place = torch.arange(n, device=device) - lengths[:, None]
         there = ((place >= 0) & (place < count))[..., None]
         return Output(*(gather_nodes(x, place.clamp(max=count - 1)).masked_fill(~there, 0.0)
                         for x in (output.logits, output.hidden)))
 
     def read(self, sets: Sequence[Any]) -> Pointing:
-        """Read sets (each n_i elements of C real numbers, or n_i ids), to point at them with any decoder."""
+        """Encode sets (each n_i elements of C real numbers, or n_i ids), for decoding with any decoder."""
         if not len(sets) or any(not len(one) for one in sets):
             raise SegueError("there is nothing to point at: give sets of at least one element")
         rows = [torch.as_tensor(one).reshape(len(one), -1) for one in sets]
@@ -285,19 +289,18 @@ class PointerNetwork(SavedModel):
 
 
 class Pointing(nn.Module):
-    """Sets that a pointer network has read, to be answered. Satisfies `segue.models.base.Decodable`.
+    """Sets encoded by a pointer network, ready for decoding. Satisfies `segue.models.base.Decodable`.
 
-    Ids: 0 the frame, 1 ... S the elements, and behind them one for each set, which names it and begins its answer:
-    `prompts` are these, one a set. An answer is `generate(read, read.prompts, n, decoder, eos=0)`. A row that has named
-    no set has nothing to point at but the end. What each row looks at is a part of its state, so that beams over many
-    sets share passes.
+    Ids: 0 the delimiter, 1 ... S the elements, and after them one per set, which names the set and starts its answer:
+    `prompts` are these. Decode by `generate(read, read.prompts, n, decoder, eos=0)`. A row that has named no set can
+    only point at the end. Which set a row answers is part of its state, so that beams over many sets share passes.
     """
 
     def __init__(self, model: PointerNetwork, memory: Memory) -> None:
         super().__init__()
         self.model, self.named = model, LastNamedSet()
         self.sets, self.elements = len(memory.values), memory.values.shape[1] - 1
-        # Behind the last set an empty one, at -1: for rows that have named none.
+        # An empty set follows the last one, at -1, for rows that have named none.
         values, summary = F.pad(memory.values, (0, 0, 0, 0, 0, 1)), F.pad(memory.summary, (0, 0, 0, 1))
         values[-1, 0] = model.stop.detach()
         mask = F.pad(memory.mask, (0, 0, 0, 1))
@@ -319,12 +322,12 @@ class Pointing(nn.Module):
         return self.model.decoder.path
 
     def prompt(self, index: int, prefix: Sequence[int] = ()) -> list[int]:
-        """The prompt for the answer about set `index` that begins with `prefix`."""
+        """Return the prompt for an answer about set `index` that starts with `prefix`."""
         return [self.first + index, *prefix]
 
     @property
     def prompts(self) -> list[list[int]]:
-        """One for each set."""
+        """The prompts, one per set."""
         return [self.prompt(index) for index in range(self.sets)]
 
     def init_state(self, batch: int, history: int = 0) -> State:

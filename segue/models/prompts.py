@@ -1,18 +1,18 @@
-"""Learned prompts: rows that stand for no element, learned while the model beneath them stays as it is.
+"""Learned prompts: rows that stand for no element, trained while the model they steer stays frozen.
 
-A source of prompts (`PromptSource`) gives some layers of a stack a prompt each, a few rows of the model's width, from a
-query that says what the sequence is like. Four are here:
+A source of prompts (`PromptSource`) maps a query that summarises the sequence to a prompt, a few rows of the model's
+width, for some layers of a stack. Four are here:
 
 - `Prefix`: the same rows for every sequence (prefix tuning, Li & Liang 2021, arXiv 2101.00190);
-- `Pools`: rows of the slots whose keys lie nearest to the query (L2P, Wang et al. 2022, arXiv 2112.08654);
-- `DualPrompts`: rows for all, and an expert for each experience (DualPrompt, Wang et al. 2022, arXiv 2204.04799);
-- `CodaPrompts`: a sum of components, each weighted by how it attends to the query (CODA-Prompt, Smith et al. 2023,
+- `Pools`: rows of the slots whose keys are nearest to the query (L2P, Wang et al. 2022, arXiv 2112.08654);
+- `DualPrompts`: general rows, and an expert prompt per experience (DualPrompt, Wang et al. 2022, arXiv 2204.04799);
+- `CodaPrompts`: a sum of components, weighted by attention to the query (CODA-Prompt, Smith et al. 2023,
   arXiv 2211.13218).
 
-`Prompted` puts one on a stack. A prompt is then where reading begins: attention has its rows as keys and values that
-came with no token, and a recurrence the state that its layer's reading of them leaves. So every mixer can be prompted,
-and what continues under a prompt is an ordinary state. A point process (PromptTPP, Xue et al. 2023, arXiv 2310.04993)
-puts its prompts between the beginning that chose them and what follows.
+`Prompted` applies one to a stack by setting its initial state: attention gets the rows as keys and values without
+tokens, a recurrence the state that its layer has after reading them. So every mixer can be prompted, and continuing
+under a prompt uses an ordinary state. A point process (PromptTPP, Xue et al. 2023, arXiv 2310.04993) inserts its
+prompts between the prefix that chose them and the events after it.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ from segue.models.stack import Stack
 
 
 class PromptSource(nn.Module):
-    """Base of all sources: a query (B, D) -> for some layers, by number, a prompt (B, L, D).
+    """Base of all sources: maps queries (B, D) to prompts (B, L, D) by layer number.
 
-    asks: whether the query has any say. match: (B,) how well the last queries fitted the keys that they chose, summed
-    over layers, or None; an objective or a strategy adds it, since nothing else trains those keys.
-    begin, end: of an experience. What belongs to one is trained in it and frozen at its end.
+    asks: whether the prompts depend on the query. match: (B,) similarity of the last queries to the keys they chose,
+    summed over layers, or None; an objective or a strategy adds it, since nothing else trains those keys.
+    begin, end: called at the start and the end of an experience. Parameters of an experience are trained in it and
+    frozen at its end.
     """
 
     asks = True
@@ -49,18 +50,18 @@ class PromptSource(nn.Module):
         raise NotImplementedError
 
     def begin(self) -> None:
-        """A new experience is about to be learned."""
+        """Start a new experience."""
 
     def end(self) -> None:
-        """It has been learned."""
+        """End the experience and freeze its parameters."""
 
     def penalty(self) -> Tensor | None:
-        """A scalar that holds components apart, or None."""
+        """Return a scalar to add to the loss, which keeps components apart, or None."""
         return None
 
 
 class Prefix(PromptSource):
-    """The same `length` rows of `width` features for every sequence, in each of `layers`. Drawn from U(-1, 1)."""
+    """The same `length` rows of `width` features for every sequence, in each of `layers`. Initialised from U(-1, 1)."""
 
     asks = False
 
@@ -74,9 +75,9 @@ class Prefix(PromptSource):
 
 
 class PromptTuning(nn.Module):
-    """`length` rows of `width` features that all layers read in front of every sequence (Lester et al. 2021,
-    arXiv 2104.08691), made from an embedding by a small network (Li & Liang 2021): linear, tanh, linear; `dropout` on
-    the embedding, in training."""
+    """`length` rows of `width` features in front of every sequence, read by all layers (Lester et al. 2021,
+    arXiv 2104.08691), computed from an embedding by a small network (Li & Liang 2021): linear, tanh, linear, with
+    `dropout` on the embedding in training."""
 
     def __init__(self, width: int, length: int = 32, dropout: float = 0.2) -> None:
         super().__init__()
@@ -84,14 +85,14 @@ class PromptTuning(nn.Module):
         self.network = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width))
 
     def forward(self, batch: int) -> Tensor:
-        """(B, L, D)."""
+        """Return the rows for a batch, (B, L, D)."""
         return self.network(self.embedding).expand(batch, -1, -1)
 
 
 class PromptPool(nn.Module):
-    """Slots, each a key of `width` features and a prompt of `length` rows of them. All are drawn from U(-1, 1).
+    """Slots, each a key of `width` features and a prompt of `length` rows. All are initialised from U(-1, 1).
 
-    top: slots chosen for a sequence; as many as there are slots: always all of them, in their own order.
+    top: slots chosen per sequence; if equal to `slots`, always all of them, in their own order.
     """
 
     def __init__(self, width: int, slots: int = 10, length: int = 5, top: int = 5) -> None:
@@ -103,8 +104,8 @@ class PromptPool(nn.Module):
         self.top = top
 
     def choose(self, query: Tensor) -> tuple[Tensor, Tensor]:
-        """query (B, D) -> the slots of the nearest keys (B, top) long, nearest first, and the sum of their cosines
-        (B,). Each row chooses for itself: what else is in the batch has no say."""
+        """Return the slots with the nearest keys to query (B, D), (B, top) long, nearest first, and the sum of their
+        cosine similarities (B,). Each row chooses independently of the rest of the batch."""
         cosines = F.normalize(query, dim=-1) @ F.normalize(self.keys, dim=-1).T
         if self.top == len(self.keys):
             return torch.arange(self.top, device=query.device).expand(len(query), -1), cosines.sum(-1)
@@ -112,12 +113,12 @@ class PromptPool(nn.Module):
         return chosen, near.sum(-1)
 
     def rows(self, chosen: Tensor) -> Tensor:
-        """The prompts of slots (B, top), one after the other: (B, top * length, D)."""
+        """Return the prompts of slots (B, top), concatenated: (B, top * length, D)."""
         return self.prompts[chosen].flatten(1, 2)
 
 
 class Pools(PromptSource):
-    """A `PromptPool` for each of `layers`. slots, length, top: of each."""
+    """A `PromptPool` for each of `layers`. For slots, length and top see there."""
 
     match: Tensor
 
@@ -134,13 +135,13 @@ class Pools(PromptSource):
 
 
 class LayerPrompts(Pools):
-    """A pool for each of `depth` layers of a point process.
+    """A prompt pool for each of `depth` layers of a point process.
 
-    prefix: so many first elements of a sequence choose its prompts, which nothing but what comes after them sees; so
-    no prompt knows of what it helps to predict. slots, length, top: of each pool.
-    centre, seen: the mean of all queries in training, and how many; keys are compared with what a query is beyond it,
-    since all queries point nearly the same way. The queries themselves are not moved by the match
-    (`segue.objectives.EventLikelihood` adds it).
+    prefix: the number of first events that choose the prompts, 1 or more. Only events after them see the prompts, so
+    none is chosen by what it helps to predict. slots, length, top: of each pool, see `PromptPool`.
+    centre, seen: running mean and number of all training queries. The mean is subtracted before queries are compared
+    with keys, since all queries point in nearly the same direction. The match (added to the loss by
+    `segue.objectives.EventLikelihood`) sends no gradient to the queries.
     """
 
     centre: Tensor
@@ -163,10 +164,10 @@ class LayerPrompts(Pools):
 
 
 class ExpandingSource(PromptSource):
-    """Base of sources with a slice of parameters for each experience.
+    """Base of sources with one slice of parameters per experience.
 
-    There is one more slice than experiences that were learned, made when the last of them ended, so that nothing grows
-    while an optimiser holds it. used: how many slices have a say; the last of them is the one in training.
+    There is one slice more than finished experiences; it is created when an experience ends, so that no parameter is
+    added while an optimiser is running. used: number of slices in use, the last of which is being trained.
     """
 
     used: Tensor
@@ -177,10 +178,11 @@ class ExpandingSource(PromptSource):
         self.register_buffer("used", torch.ones((), dtype=torch.long))
 
     def fresh(self) -> dict[str, Tensor]:
-        """The next slice."""
+        """Return the initial tensors of the next slice, by name."""
         raise NotImplementedError
 
     def grow(self) -> None:
+        """Append a new slice."""
         like = next(iter(self.parameters()), torch.empty(0)).detach()
         self.slices.append(nn.ParameterDict({name: nn.Parameter(x.to(like)) for name, x in self.fresh().items()}))
 
@@ -193,14 +195,17 @@ class ExpandingSource(PromptSource):
         self.grow()
 
     def rows(self, name: str, used: int | None = None) -> Tensor:
-        """(layers, M, ...): a tensor of all slices that have a say (or of the first `used`), one after the other."""
+        """Return the tensor `name` of all slices in use (or of the first `used`), concatenated: (layers, M, ...)."""
         return torch.cat([part[name] for part in itertools.islice(self.slices, used or int(self.used))], 1)
 
 
 class DualPrompts(ExpandingSource):
-    """`general` rows for all sequences in the layers `shared`, and in the layers `own` an expert of `length` rows for
-    each experience: in training that of the experience, else the one whose key lies nearest to the query. Drawn from
-    U(-1, 1). The general rows learn in every experience."""
+    """General rows for all sequences, and an expert prompt per experience.
+
+    shared: layers that read the `general` rows, which are trained in every experience. own: layers that read the
+    expert, `length` rows: in training that of the current experience, else the one whose key is nearest to the query.
+    All are initialised from U(-1, 1).
+    """
 
     def __init__(self, shared: Sequence[int], own: Sequence[int], width: int, general: int = 6,
                  length: int = 20) -> None:
@@ -223,12 +228,12 @@ class DualPrompts(ExpandingSource):
 
 
 class CodaPrompts(ExpandingSource):
-    """In each of `layers` the sum over components of alpha_m P_m, with alpha_m = cos(query * A_m, K_m), of any sign.
+    """The sum of components alpha_m P_m in each of `layers`, with alpha_m = cos(query * A_m, K_m), of either sign.
 
-    components: that each experience adds; those of earlier ones are frozen and go on being summed. length: of P_m.
-    New components are drawn at right angles to all earlier ones and to each other, with length 1, so `width` is the
-    most that there can be. Everything is trained by the loss of the task alone; `penalty` is the mean of the squared
-    entries of P P' - 1, K K' - 1 and A A' - 1, summed over these and over layers.
+    components: number that each experience adds; earlier ones are frozen and still summed. length: rows of P_m. New
+    components are initialised orthonormal to each other and orthogonal to all earlier ones, so there can be at most
+    `width`. Everything is trained by the task's loss; `penalty` is the mean of the squared entries of P P' - I, K K' -
+    I and A A' - I, summed over these three and over layers.
     """
 
     def __init__(self, layers: Sequence[int], width: int, components: int = 10, length: int = 8) -> None:
@@ -240,15 +245,15 @@ class CodaPrompts(ExpandingSource):
 
     def fresh(self) -> dict[str, Tensor]:
         shapes = {"prompt": (self.length, self.width), "key": (self.width,), "attention": (self.width,)}
-        made = {}
+        tensors = {}
         for name, shape in shapes.items():
             earlier = [self.rows(name, len(self.slices))[layer].flatten(1).detach() if self.slices else None
                        for layer in range(len(self.layers))]
-            made[name] = torch.stack([orthonormal_rows(self.components, shape, held) for held in earlier])
-        return made
+            tensors[name] = torch.stack([orthonormal_rows(self.components, shape, rows) for rows in earlier])
+        return tensors
 
     def alphas(self, query: Tensor) -> Tensor:
-        """(layers, B, M) for queries (B, D)."""
+        """Return the weights alpha, (layers, B, M), for queries (B, D)."""
         return F.cosine_similarity(query[:, None] * self.rows("attention")[:, None], self.rows("key")[:, None], dim=-1)
 
     def forward(self, query: Tensor) -> dict[int, Tensor]:
@@ -263,22 +268,22 @@ class CodaPrompts(ExpandingSource):
         return torch.stack(total).sum()
 
 
-def orthonormal_rows(count: int, shape: Sequence[int], held: Tensor | None = None) -> Tensor:
-    """(count, *shape): random rows of length 1, at right angles to each other and to the rows of `held` (M, N)."""
-    drawn = torch.randn(count, *shape).flatten(1)
-    held = drawn[:0] if held is None else held.to(drawn)
-    if (total := count + len(held)) > drawn.shape[1]:
-        raise SegueError(f"{total} components of {drawn.shape[1]} numbers cannot all stand at right angles: give fewer "
+def orthonormal_rows(count: int, shape: Sequence[int], earlier: Tensor | None = None) -> Tensor:
+    """Return random orthonormal rows (count, *shape), orthogonal to the rows of `earlier` (M, N) as well."""
+    noise = torch.randn(count, *shape).flatten(1)
+    earlier = noise[:0] if earlier is None else earlier.to(noise)
+    if (total := count + len(earlier)) > noise.shape[1]:
+        raise SegueError(f"{total} components of {noise.shape[1]} numbers cannot all be orthogonal: give fewer "
                          "components an experience, or a wider model")
-    basis = torch.linalg.qr(torch.cat([held, drawn]).double().T).Q.T[len(held) :]
-    return basis.to(drawn).view(count, *shape)
+    basis = torch.linalg.qr(torch.cat([earlier, noise]).double().T).Q.T[len(earlier) :]
+    return basis.to(noise).view(count, *shape)
 
 
 SOURCES: dict[str, type[PromptSource]] = {"prefix": Prefix, "pools": Pools, "dual": DualPrompts, "coda": CodaPrompts}
 
 
 def keys_and_values(mixer: Attention, rows: Tensor) -> Source:
-    """Rows (B, L, D) as what an attention looks at: they take turns in being a key and a value, as they are."""
+    """Use prompt rows (B, L, D), without projections, as alternating keys and values of an attention."""
     used = mixer.kv_heads * mixer.head_width
     if rows.shape[1] % 2 or rows.shape[2] < used:
         raise SegueError(f"a prompt of {rows.shape[1]} rows of {rows.shape[2]} features does not fit an attention of "
@@ -288,8 +293,8 @@ def keys_and_values(mixer: Attention, rows: Tensor) -> Source:
 
 
 def init_prompted_state(stack: Stack, prompts: dict[int, Tensor], batch: int, history: int | None = None) -> State:
-    """The state of `batch` rows in which nothing was read but prompts, by layer. history: as of `init_state`; None: for
-    one pass over whole sequences, where only what a prompt sets is remembered."""
+    """Return the initial state of `batch` rows under prompts, given by layer. history: as of `init_state`; None: for
+    one pass over whole sequences, a state that holds only what the prompts set."""
     like = stack.embedding.weight.detach()
     positions = torch.zeros(batch, dtype=torch.long, device=like.device)
     state = State([{} for _ in stack.blocks], positions) if history is None else stack.init_state(batch, history)
@@ -308,24 +313,24 @@ def init_prompted_state(stack: Stack, prompts: dict[int, Tensor], batch: int, hi
 
 
 def positions_in_front(rows: Tensor) -> Layout:
-    """Where the rows of a prompt stand: before position 0."""
+    """Return the layout of a prompt's rows, which end right before position 0."""
     return Layout.chain((rows.shape[0], rows.shape[1]),
                         torch.full((len(rows),), -rows.shape[1], device=rows.device))
 
 
 class Prompted(nn.Module):
-    """A stack that is frozen, under prompts that learn.
+    """A frozen stack steered by learned prompts.
 
-    backbone: any stack; of mixers that read both ways other than attention, each layer reads its prompt in front of the
-    sequence. prompts: see `SOURCES`.
-    The query is the mean of the hidden vectors that the backbone itself gives, without a prompt: over the elements that
-    the layout marks as prompt (`Batch.prompt`, `Batch.as_prompts`), where it marks any, else over the whole row.
+    backbone: any stack; bidirectional mixers other than attention read their prompt as rows in front of the sequence.
+    prompts: see `SOURCES`.
+    The query is the mean of the backbone's hidden vectors without a prompt, over the elements that the layout marks as
+    prompt (`Batch.prompt`, `Batch.as_prompts`) if it marks any, else over the whole row.
 
-    As the backbone of a `Classifier` (`hidden`) the whole row may have its say, since what is asked stands at its end.
-    As a language model (calling it) only a marked beginning chooses; it is itself read without a prompt up to its last
-    element, so that no element is predicted by what it had a part in choosing. `primed` continues one.
+    As the backbone of a `Classifier` (`hidden`) the whole row may form the query, since the label comes after it. As a
+    language model (`forward`) only a marked prefix does; the prefix itself is read without a prompt up to its last
+    element, so that no element is predicted under a prompt that it helped to choose. `primed` continues a prefix.
 
-    centre, spread: (D,) what queries are taken less and over; `standardise_queries` measures them.
+    centre, spread: (D,) mean and deviation by which queries are standardised; see `standardise_queries`.
     """
 
     centre: Tensor
@@ -349,19 +354,20 @@ class Prompted(nn.Module):
 
     @torch.no_grad()
     def hidden_without_prompt(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """(B, T, D): what the backbone makes of it without a prompt."""
+        """Return the backbone's hidden vectors without a prompt, (B, T, D)."""
         return self.backbone.hidden(tokens, layout)
 
     def query(self, plain: Tensor, layout: Layout) -> Tensor:
-        """(B, D), see above."""
+        """Return the standardised query (B, D) from hidden vectors without a prompt (B, T, D)."""
         marked = plain.new_ones(plain.shape[1], 1) if layout.prompt is None else layout.prompt[..., None].to(plain)
         return ((plain * marked).sum(-2) / marked.sum(-2).clamp(min=1) - self.centre) / self.spread
 
     @torch.no_grad()
     def standardise_queries(self, tokens: Tensor, layout: Layout) -> None:
-        """Take queries, from now on, less the mean of those of these rows and over their deviation. Mean hidden vectors
-        all point nearly the same way, and keys could not tell them apart; what a model was pre-trained on is known
-        before any experience, so that no query of an old one moves."""
+        """Standardise all later queries by the mean and deviation of those of these rows, say of pre-training data.
+
+        Mean hidden vectors all point in nearly the same direction, and keys could not tell them apart. Call this before
+        the first experience, so that queries of old ones do not move."""
         self.centre.zero_()
         self.spread.fill_(1)
         spread, centre = torch.std_mean(self.query(self.hidden_without_prompt(tokens, layout), layout), 0)
@@ -369,8 +375,8 @@ class Prompted(nn.Module):
         self.spread.copy_(spread.clamp(min=1e-6))
 
     def hidden(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """(B, T) ids or (B, T, C) vectors -> (B, T, D), all under the prompt. Elements see what the query saw, later
-        ones included."""
+        """Return hidden vectors (B, T, D) of ids (B, T) or vectors (B, T, C) under the prompt. Through the query, every
+        element depends on the whole row, later elements included."""
         if self.prompts.asks:
             query = self.query(self.hidden_without_prompt(tokens, layout), layout)
         else:
@@ -378,7 +384,7 @@ class Prompted(nn.Module):
         return self.hidden_under(self.prompts(query), tokens, layout)
 
     def hidden_under(self, prompts: dict[int, Tensor], tokens: Tensor, layout: Layout) -> Tensor:
-        """(B, T, D), under given prompts."""
+        """Return hidden vectors (B, T, D) under given prompts, by layer (B, L, D)."""
         stack = self.backbone
         state = init_prompted_state(stack, prompts, len(tokens))
         x = stack.embed(tokens, layout.positions)
@@ -395,7 +401,7 @@ class Prompted(nn.Module):
         return stack.finish(x, layout)
 
     def forward(self, tokens: Tensor, layout: Layout | None = None) -> Output:
-        """A language model's scores (B, T, V); `layout` marks the beginning that chooses."""
+        """Return a language model's logits (B, T, V); `layout` marks the prefix that chooses the prompts."""
         layout = Layout.of(tokens) if layout is None else layout
         if not self.prompts.asks:
             hidden = self.hidden(tokens, layout)
@@ -405,13 +411,14 @@ class Prompted(nn.Module):
         else:
             plain = self.hidden_without_prompt(tokens, layout)
             hidden = self.hidden_under(self.prompts(self.query(plain, layout)), tokens, layout)
-            last = F.pad(layout.prompt[:, 1:], (0, 1))  # is the next one still within the beginning?
+            last = F.pad(layout.prompt[:, 1:], (0, 1))  # whether the next element is still in the prefix
             hidden = torch.where((layout.prompt & last)[..., None], plain, hidden)
         return Output(self.backbone.head(hidden), hidden)
 
     @torch.no_grad()
     def primed(self, prime: Sequence[int]) -> FixedPromptModel:
-        """The language model under the prompts that `prime` chooses, fixed from then on. It reads the prime first."""
+        """Return the language model with the prompts that the ids `prime` choose, fixed; read the prime with it first.
+        """
         if not len(prime):
             raise SegueError("a prime without elements chooses no prompts: give one or more")
         tokens = torch.tensor([list(prime)], device=self.backbone.embedding.weight.device)
@@ -423,7 +430,7 @@ class Prompted(nn.Module):
 
 
 class FixedPromptModel:
-    """A stack whose every state begins with the same prompts, by layer (1, L, D) each. Decodable."""
+    """A stack whose states all start from the same prompts, by layer (1, L, D). Decodable."""
 
     def __init__(self, stack: Stack, prompts: dict[int, Tensor]) -> None:
         self.stack, self.prompts = stack, prompts
@@ -447,7 +454,7 @@ class FixedPromptModel:
 
 
 def layout_with_prompt(rows: Tensor, layout: Layout) -> Layout:
-    """Of a prompt's rows (B, L, D) and then the nodes of `layout`, as one chain."""
+    """Return the layout of a prompt's rows (B, L, D) followed by the nodes of `layout`, as one chain."""
     if layout.grid is not None:
         raise SegueError("elements on a grid have no front where a prompt could stand: give them as one sequence")
     size = rows.shape[1]

@@ -1,5 +1,5 @@
-"""Layers of which only chosen connections exist, and of which units can stand still for good (NISPA, Gurbuz & Dovrolis
-2022, arXiv 2206.09117; SHARP, 2023, arXiv 2305.18563); a network of them that can be entered half-way."""
+"""Sparse layers with a mask of connections and units that can be frozen (NISPA, Gurbuz & Dovrolis 2022, arXiv
+2206.09117; SHARP, 2023, arXiv 2305.18563), and a network of them that can be run from an intermediate layer."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers.layout import Layout
 
-FIXED_TYPE = 1 << 30  # the type of what never changes: inputs and a trunk
+FIXED_TYPE = 1 << 30  # the type of units that never change: inputs and the trunk's outputs
 
 
 class Masked(nn.Module):
-    """Base of layers with a choice of connections: a linear map, or a causal convolution, of vectors.
+    """A linear map, or a causal convolution, with a mask of connections.
 
-    inputs: C. units: D. kernel: elements that a convolution reads, its own the last (0: a linear map); a connection is
-    then a whole kernel. density: the part of the connections that exists, chosen at random; biases all do.
+    inputs: C. units: D. kernel: elements that a convolution reads, the current one last (0: a linear map); a connection
+    is then a whole kernel. density: fraction of the connections that exist, chosen at random; all biases exist.
 
-    weight: (D, C) or (D, C, kernel). connections: (D, C) bool. types: (D,) long, how long a unit has been at work: 0 it
-    is free, 1 since this experience, and one more for every experience that ended since. frozen: (D,) bool; those units
-    compute with `kept` and `kept_bias` instead of the parameters, so that no momentum or decay can move them.
+    weight: (D, C) or (D, C, kernel). connections: (D, C) bool. types: (D,) long, the age of a unit: 0 if free, 1 if in
+    use since this experience, plus one for every experience that ended since. frozen: (D,) bool; these units compute
+    with `kept` and `kept_bias` instead of the parameters, so that neither momentum nor weight decay can move them.
     """
 
     connections: Tensor
@@ -51,7 +51,7 @@ class Masked(nn.Module):
         self.renew(torch.ones(units, dtype=torch.bool))
 
     def effective(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias as they count: zero where there is no connection."""
+        """Return the effective weight and bias: frozen units' own, zero where there is no connection."""
         tail = (1,) * (self.weight.dim() - 2)
         weight = torch.where(self.frozen.view(-1, 1, *tail), self.kept, self.weight)
         return weight * self.connections.view(self.units, self.inputs, *tail), \
@@ -66,21 +66,21 @@ class Masked(nn.Module):
 
     @torch.no_grad()
     def freeze(self, units: Tensor) -> None:
-        """(D,) bool: these units compute the same from now on, whatever happens to the parameters."""
+        """Freeze units (D,) bool: whatever happens to the parameters, their weights stay as they are now."""
         new = units & ~self.frozen
         self.kept[new], self.kept_bias[new] = self.weight[new], self.bias[new]
         self.frozen |= new
 
     @torch.no_grad()
     def drop(self, edges: Tensor) -> int:
-        """(D, C) bool: these connections are no more; how many there were."""
-        gone = edges & self.connections
-        self.connections &= ~gone
-        return int(gone.sum())
+        """Remove connections (D, C) bool, and return how many of them existed."""
+        removed = edges & self.connections
+        self.connections &= ~removed
+        return int(removed.sum())
 
     @torch.no_grad()
     def grow(self, count: int, targets: Tensor, generator: torch.Generator | None = None) -> int:
-        """Up to `count` new connections, at random, from any source into these units (D,) bool, with weight zero; how
+        """Add up to `count` random connections into the units `targets` (D,) bool, with weight zero, and return how
         many there was room for."""
         room = (~self.connections & targets[:, None]).flatten().nonzero()[:, 0]
         chosen = room[torch.randperm(len(room), generator=generator)[:count].to(room.device)]
@@ -90,22 +90,22 @@ class Masked(nn.Module):
 
     @torch.no_grad()
     def renew(self, units: Tensor, generator: torch.Generator | None = None) -> None:
-        """(D,) bool: fresh weights (He et al. 2015, by the fan out) and no bias for these units."""
+        """Reinitialise units (D,) bool: He weights (He et al. 2015, fan-out mode) and zero biases."""
         fresh = nn.init.kaiming_normal_(torch.empty(self.weight.shape), mode="fan_out", nonlinearity="relu",
                                         generator=generator)
         self.weight[units], self.bias[units] = fresh[units.cpu()].to(self.weight), 0.0
 
 
 class SparseNetwork(nn.Module):
-    """Masked layers, a ReLU behind each, that stand on a fixed trunk: a backbone for `Classifier`.
+    """Masked layers, each followed by a ReLU, on top of a frozen trunk: a backbone for `Classifier`.
 
-    inputs: C, of the trunk's hidden vectors, or of the rows themselves; how many ids there are, where rows are ids.
+    inputs: C, width of the trunk's hidden vectors, or of the rows themselves; for rows of ids, the number of ids.
     widths: units of the layers, the last one D.
-    early: how many layers lie below E, where activations are kept and brought back (`features`, `forward_from`).
+    early: number of layers below the point where activations are stored and replayed (`features`, `forward_from`).
     density: of each layer's connections, one for all or one each. kernels: of each layer, see `Masked` (default: 0).
-    trunk: anything with `hidden(tokens, layout)`, which is never trained (default: none).
+    trunk: anything with `hidden(tokens, layout)`; it is never trained (default: none).
 
-    Free units of the last layer (type 0) give zero.
+    Free units of the last layer (type 0) output zero.
     """
 
     def __init__(self, inputs: int, widths: Sequence[int], early: int = 1, density: float | Sequence[float] = 0.4,
@@ -122,10 +122,11 @@ class SparseNetwork(nn.Module):
 
     @property
     def masked(self) -> list[Masked]:
+        """The layers, typed."""
         return [layer for layer in self.layers if isinstance(layer, Masked)]
 
     def pointwise(self, first: int = 0) -> bool:
-        """Whether the layers from that one on look at each element by itself."""
+        """Whether the layers from number `first` on treat each element independently."""
         return all(layer.kernel <= 1 for layer in self.masked[first:])
 
     def train(self, mode: bool = True) -> SparseNetwork:
@@ -135,8 +136,8 @@ class SparseNetwork(nn.Module):
         return self
 
     def features(self, tokens: Tensor, layout: Layout, upto: int | None = None) -> Tensor:
-        """(B, T) ids or (B, T, C) vectors -> (B, T, .): what the first `upto` layers make of them (default: `early`; 0:
-        the trunk alone)."""
+        """Run the trunk and the first `upto` layers (default: `early`; 0: the trunk alone) on ids (B, T) or vectors
+        (B, T, C): (B, T, units)."""
         if layout.starts is not None and any(layer.kernel > 1 for layer in self.masked):
             raise SegueError("a convolution reads across the documents of a packed row: give each document a row")
         h = tokens if tokens.dim() == 3 else F.one_hot(tokens, self.masked[0].inputs).to(self.masked[0].weight)
@@ -148,7 +149,7 @@ class SparseNetwork(nn.Module):
         return h
 
     def forward_from(self, h: Tensor, upto: int | None = None) -> Tensor:
-        """(B, T, .): what `features` gave -> (B, T, D)."""
+        """Run the remaining layers on the output of `features`, with the same `upto`: (B, T, D)."""
         for layer in self.masked[self.early if upto is None else upto :]:
             h = F.relu(layer(h))
         return h * (self.masked[-1].types > 0)
@@ -158,33 +159,33 @@ class SparseNetwork(nn.Module):
 
     @torch.no_grad()
     def activity(self, tokens: Tensor, layout: Layout, live: Tensor) -> list[Tensor]:
-        """Of each layer (D,): every unit's activation, summed over the elements where live (B, T) is True."""
-        found, h = [], self.features(tokens, layout, 0)
+        """Return each layer's activations (D,), summed over the elements where live (B, T) is True."""
+        sums, h = [], self.features(tokens, layout, 0)
         for layer in self.masked:
             h = F.relu(layer(h))
-            found.append(h[live].sum(0))
-        return found
+            sums.append(h[live].sum(0))
+        return sums
 
     def source_types(self) -> list[Tensor]:
-        """Of each layer (C,): the types of what it reads."""
+        """Return, for each layer, the types (C,) of its inputs."""
         first = torch.full_like(self.masked[0].connections[0], FIXED_TYPE, dtype=torch.long)
         return [first, *(layer.types for layer in self.masked[:-1])]
 
     @torch.no_grad()
     def choose(self, activity: Sequence[Tensor], share: float) -> None:
-        """Units that were never promoted are at work (type 1) where they belong to the smallest set of their layer's
-        units that makes the part `share` of its activity, and free (type 0) else."""
-        for layer, made in zip(self.masked, activity):
-            order = made.argsort(descending=True, stable=True)
-            before = made[order].cumsum(0) - made[order]
+        """Mark units that were never promoted as in use (type 1) if they belong to the smallest set of units that
+        accounts for the fraction `share` of their layer's activity, else as free (type 0)."""
+        for layer, activations in zip(self.masked, activity):
+            order = activations.argsort(descending=True, stable=True)
+            before = activations[order].cumsum(0) - activations[order]
             chosen = torch.zeros_like(layer.frozen)
-            chosen[order] = (before < share * made.sum()) & (made[order] > 0)
+            chosen[order] = (before < share * activations.sum()) & (activations[order] > 0)
             layer.types = torch.where(layer.types > 1, layer.types, chosen.long())
 
     @torch.no_grad()
     def rewire(self, generator: torch.Generator | None = None) -> int:
-        """Connections from free units into units at work go, and as many grow elsewhere, into free units. So what a
-        unit reads is never younger than itself. Returns how many found no room: capacity is spent."""
+        """Remove connections from free units into units in use, and add as many into free units, so that a unit never
+        reads a younger one. Return how many could not be added, because capacity is exhausted."""
         missing = 0
         for layer, source in zip(self.masked, self.source_types()):
             count = layer.drop((layer.types > 0)[:, None] & (source == 0))
@@ -193,8 +194,8 @@ class SparseNetwork(nn.Module):
 
     @torch.no_grad()
     def promote(self, early: int = 1, late: int = 2) -> None:
-        """An experience is over: units at work grow older. early, late: units of those layers freeze once their type is
-        above that."""
+        """End an experience: units in use grow older by one. early, late: type above which units of the early and of
+        the late layers are frozen."""
         for index, layer in enumerate(self.masked):
             layer.types = layer.types + (layer.types > 0)
             layer.freeze(layer.types > (early if index < self.early else late))

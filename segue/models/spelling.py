@@ -1,7 +1,8 @@
-"""What a model over words says about the letters in them (GENERator, arXiv 2502.07272: bases from a head over 6-mers).
+"""Letter probabilities from a model over multi-letter tokens (GENERator, arXiv 2502.07272: bases from a head over
+6-mers).
 
-The probability that place j of the next token holds a letter is the sum over all tokens with this letter there. This is
-one product with a table, for every codec: k-mers of bases, merges of bytes, single letters.
+The probability that place j of the next token is a letter is the sum over all tokens with this letter at j: one matrix
+product, for every codec (k-mers of bases, merges of bytes, single letters).
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from segue.errors import SegueError
 
 
 class Marginals(nn.Module):
-    """Scores of tokens (..., V) -> log-probabilities (..., L, U) of what each place of the next token holds.
+    """Maps logits of tokens (..., V) to log-probabilities (..., L, U) of the letter at each place of the next token.
 
-    spelling: (V, L), the letters' codes of each token, -1 behind its end (`Codec.spelling`).
-    letters: (U,) the codes of the columns, in order; the first is -1: the token ends before that place.
-    places: (V, L) long, for each token and place the column that is true of it.
+    spelling: (V, L), letter codes of each token, padded with -1 (`Codec.spelling`).
+    letters: (U,) codes of the columns, ascending; the first is -1, meaning that the token ends before that place.
+    places: (V, L) long, the column of each token's letter at each place.
     """
 
     letters: Tensor

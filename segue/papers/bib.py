@@ -37,7 +37,7 @@ from segue.models.classify import Classifier, LinearHead
 from segue.models.perceptron import Flat
 from segue.models.stack import both_ways
 from segue.objectives import generator_of
-from segue.objectives.regression import SquaredError, scored
+from segue.objectives.regression import SquaredError, scored_batch
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.papers.corpora import WORD, all_words, binding_scores
 from segue.training.learn import learn, minibatches
@@ -64,7 +64,7 @@ def make_encoder(folder: Path | None, features: str, seed: int, width: int, step
         scores = (scores - scores.mean(0)) / scores.std(0)
 
         learn(Classifier(backbone, LinearHead(width, len(OTHERS)), pool="mean"),
-              minibatches(scored(words, scores), rows, seed), steps, rate=2e-3, seed=seed,
+              minibatches(scored_batch(words, scores), rows, seed), steps, rate=2e-3, seed=seed,
               objective=SquaredError(), cooldown=0.5)
     return Encoder(backbone, LETTERS, range(LETTERS))
 
@@ -115,7 +115,7 @@ def design_by_network(folder: Path | None, seed: int, size: int, designs: int, w
     torch.manual_seed(seed)
     network = Flat(LETTERS, LENGTH, [2 * width] * 2, 1)
     standardised = ((scores - scores.mean()) / scores.std()).float()
-    learn(network, minibatches(scored(words, standardised), rows, seed), teach,
+    learn(network, minibatches(scored_batch(words, standardised), rows, seed), teach,
           rate=1e-3, seed=seed, objective=SquaredError(), cooldown=0.5)
     design = start_designs(words, scores, designs, seed)
     return {START: evaluate(design, table), ASCENT: evaluate(ascend(NetworkOracle(network), design, steps), table)}

@@ -27,7 +27,7 @@ from segue.continual.episodes import CORRUPTIONS, Episode, Episodes, mean_interv
 from segue.continual.inner import InnerLoop, tuned
 from segue.models import Classifier, SparseNetwork
 from segue.models.classify import LinearHead, PrototypeHead
-from segue.objectives import Batch, ClassLoss, asked, generator_of
+from segue.objectives import Batch, ClassLoss, generator_of, target_features
 from segue.papers.base import Claim, Row, Run, Verdict, dump_weights, load_weights
 from segue.training.learn import learn
 
@@ -190,9 +190,9 @@ def evaluate_arm(arm: str, model: Classifier, episode: Episode, tests: dict[str,
         head = PrototypeHead(WIDTH, episode.classes)
         with torch.no_grad():
             for rows in episode.sets:
-                head.add_examples(*asked(model, rows))
+                head.add_examples(*target_features(model, rows))
             for name, test in tests.items():
-                features, labels = asked(model, test)
+                features, labels = target_features(model, test)
                 found[name] = head(features).argmax(-1) == labels
         return found
     if arm == JOINT:

@@ -36,8 +36,8 @@ from segue.kinds.codecs import BASES
 from segue.models.diffusion import AbsorbingProcess, Denoiser
 from segue.models.perceptron import Flat
 from segue.objectives import Batch, MaskedDiffusion, generator_of
-from segue.objectives.diffusion import exact_law
-from segue.objectives.regression import SquaredError, scored
+from segue.objectives.diffusion import exact_distribution
+from segue.objectives.regression import SquaredError, scored_batch
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.papers.corpora import all_words, binding_scores, genome
 from segue.training.learn import learn, minibatches
@@ -85,7 +85,7 @@ def make_oracles(table: Tensor, length: int, seed: int, width: int, steps: int, 
     known, unknown = seen.nonzero()[:, 0], (~seen).nonzero()[:, 0]
     torch.manual_seed(seed)
     network = Flat(LETTERS, length, [width] * 2, 1)
-    learn(network, minibatches(scored(words[known], table[known]), rows, seed), steps,
+    learn(network, minibatches(scored_batch(words[known], table[known]), rows, seed), steps,
           rate=2e-3, seed=seed, objective=SquaredError(), cooldown=0.5)
     pair, unseen = OraclePair(NetworkOracle(network), TableOracle(table, LETTERS)), F.one_hot(words[unknown], LETTERS)
     error = (pair.train(unseen.float()) - pair.judge(unseen)).square().mean()
@@ -122,7 +122,7 @@ def run_arm(data: tuple[Path | None, Path | None], length: int, arm: str, seed: 
 
 def exact_law_of(model: Flat) -> Tensor:
     """The exact distribution of what the model writes, (4^L,)."""
-    return exact_law(Denoiser(model, PROCESS), LETTERS, model.length, LETTERS).flatten()
+    return exact_distribution(Denoiser(model, PROCESS), LETTERS, model.length, LETTERS).flatten()
 
 
 def sample_by_smc(model: Flat, oracle: Oracle, runs: int, seed: int) -> Tensor:

@@ -223,8 +223,8 @@ def draw(figure: Figure, table: list[Row]) -> None:
         values = [row["value"] for row in table if row["part"] == task]
         accuracies.bar([i + 0.4 * offset for i in range(len(ARMS))], values, 0.4, label=task)
     accuracies.set_xticks([i + 0.2 for i in range(len(ARMS))], [arm.partition(" (")[0] for arm in ARMS], fontsize=7)
-    accuracies.set(title="Accuracy")
-    accuracies.legend(fontsize="x-small")
+    accuracies.set(title="Accuracy", ylim=(0, 1.2))
+    accuracies.legend(fontsize="x-small", loc="upper right")
     for axes, measure, title in ((seconds, "seconds", "Seconds, forward and backward"), (memory, "MiB", "Peak MiB")):
         for arm in ("full, unfused", *ARMS):
             points = [(row["length"], row["value"]) for row in table

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face world: converted to native stacks where the family is known, adapted where not."""
+"""Hugging Face models: converted to native stacks where the family is known, otherwise run by transformers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ __all__ = ["FAMILIES", "Info", "adapt", "from_huggingface", "open_huggingface", 
 
 
 def adapt(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
-    """The folder's model run by transformers (extra `hf`): a `segue.models.huggingface.adapter.HuggingFaceModel`, or
+    """Load a folder's model to be run by transformers (extra `hf`): a
+    `segue.models.huggingface.adapter.HuggingFaceModel`, or a
     `segue.models.huggingface.seq2seq.HuggingFaceEncoderDecoder`."""
     transformers = require("transformers", extra="hf")
     from segue.models.huggingface.adapter import HuggingFaceModel
@@ -24,12 +25,13 @@ def adapt(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = 
 
     known = transformers.models.auto.modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
     values = read_config(folder)
-    both = values["model_type"] in known and values.get("is_encoder_decoder", True)
-    return (HuggingFaceEncoderDecoder if both else HuggingFaceModel)(folder, dtype, device)
+    seq2seq = values["model_type"] in known and values.get("is_encoder_decoder", True)
+    return (HuggingFaceEncoderDecoder if seq2seq else HuggingFaceModel)(folder, dtype, device)
 
 
 def open_huggingface(folder: str | Path) -> tuple[Decodable, Info]:
-    """The folder's model in the best form there is: native where its family is known, else run by transformers."""
+    """Load a folder's model natively if its family is known, else to be run by transformers; a SegueError says why
+    neither works."""
     values = read_config(folder)
     try:
         return from_huggingface(folder)

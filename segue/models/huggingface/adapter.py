@@ -1,14 +1,14 @@
-"""Any causal language model of transformers, behind the same `extend`, `commit`, `select` and `rewind` as our own.
+"""Any causal language model of transformers, with the same `extend`, `commit`, `select` and `rewind` as native models.
 
-What a model can do is measured when it is loaded, not looked up by its name: the same ragged rows and draft trees are
-run in each of the ways below and compared with the model's plain forward, and the first way that agrees is taken.
+How a model can be run is tested when it is loaded, not looked up by its name: the same ragged rows and draft trees are
+run in each of the ways below and compared with the model's plain forward, and the first way that agrees is used.
 
-1. EDITED: keys and values lie in our own cache; trees and ragged rows run in one pass, by explicit positions and a
-   mask of four axes. This is most attention models.
+1. EDITED: keys and values are kept in our own cache; trees and ragged rows run in one pass, with explicit positions and
+   a 4D mask. This works for most attention models.
 2. COPIED: the model's own cache, of whatever kind (a recurrent state, a sliding window), is never edited, only copied
-   and fed. Rows of one length run together; others, and each path of a tree, in passes of their own: slower, and exact.
-3. STEPPED: the same, where a cache takes only one token at a time.
-4. REREAD: no cache; every pass begins at the first token.
+   and extended. Rows of one length run together; others, and each path of a tree, in separate passes: slower, exact.
+3. STEPPED: the same, for caches that take only one token at a time.
+4. REREAD: no cache; every pass starts from the first token.
 """
 
 from __future__ import annotations
@@ -37,55 +37,55 @@ from segue.models.huggingface.files import Weights, read_config
 EDITED, COPIED, STEPPED, REREAD = "edited", "copied", "stepped", "reread"
 WAYS = {EDITED: "one pass over an edited cache", COPIED: "path by path over copied caches",
         STEPPED: "token by token over copied caches", REREAD: "path by path without a cache"}
-CACHES = ("cache", "past_key_values", "cache_params", "state")  # what models call what they remember, new names first
-CLOSE = 1e-4  # how far ways may differ, relative to the largest logit: float32 rounding of deep models
+CACHES = ("cache", "past_key_values", "cache_params", "state")  # models' argument for their cache, new names first
+TOLERANCE = 1e-4  # allowed difference between ways, relative to the largest logit: float32 rounding of deep models
 
 
 class HuggingFaceModel:
-    """A causal language model of a local Hugging Face folder. Satisfies `segue.models.base.Decodable`.
+    """A causal language model from a local Hugging Face folder. Satisfies `segue.models.base.Decodable`.
 
-    folder: holds config.json and safetensors. Its architecture must be one that transformers itself ships: code in
-        the folder is never run, and nothing is fetched. dtype: of the weights. device: where they go.
-    way: how it is run (see WAYS), measured while loading.
+    folder: with config.json and safetensors. Its architecture must be one that transformers itself ships: code in the
+        folder is never run, and nothing is downloaded. dtype, device: of the weights.
+    way: how it is run (see WAYS), found by tests while loading.
     """
 
     auto: ClassVar[Any] = transformers.AutoModelForCausalLM
     what: ClassVar[str] = "a causal language model"
     ways: ClassVar[list[tuple[str, bool]]] = [(EDITED, True), (COPIED, True), (COPIED, False), (STEPPED, True),
-                                              (STEPPED, False), (REREAD, True)]  # and whether like rows run together
-    tokens: ClassVar[str] = "input_ids"  # what the model calls the tokens that it goes on from
+                                              (STEPPED, False), (REREAD, True)]  # (way, batch equal rows)
+    tokens: ClassVar[str] = "input_ids"  # the model's argument for the tokens to extend
 
     def __init__(self, folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
         values = read_config(folder)
-        Weights(folder)  # says clearly what is wrong with the files
+        Weights(folder)  # a clear error where files are missing or broken
         self.model = _load(Path(folder), values, self.auto, self.what)
         self.model.requires_grad_(False)
         self.name = type(self.model).__name__
         self.head = self.model.get_output_embeddings()
-        self.size = self.model.get_input_embeddings().weight.shape[0]  # ids that it reads
+        self.size = self.model.get_input_embeddings().weight.shape[0]  # ids that it accepts
         parameters = inspect.signature(self.model.forward).parameters
         self.slot = next((name for name in CACHES if name in parameters), None)
-        self.placed = "position_ids" in parameters
+        self.takes_positions = "position_ids" in parameters
         self.layers: list[tuple[int, int, int]] = []  # heads, key and value features of each layer's cache
         self.hooked, self.together, self.way = True, True, REREAD
-        self.said = 0  # ids that the model has logits for
+        self.output_size = 0  # ids that the model has logits for
         self._prepare()
         self.way = self._measure()
         self.model.to(device=device, dtype=dtype)
         self.dtype, self.device = dtype, torch.device(device)
 
     def to(self, device: torch.device) -> HuggingFaceModel:
-        """Move the weights there."""
+        """Move the weights to a device, and return self."""
         self.model.to(device)
         self.device = device
         return self
 
     def _prepare(self) -> None:
-        """Whatever else must be known before the model can be run."""
+        """Hook for subclasses: set what is needed before the model can be run."""
 
     @property
     def vocabulary(self) -> int:
-        return self.said
+        return self.output_size
 
     @property
     def path(self) -> str:
@@ -111,7 +111,7 @@ class HuggingFaceModel:
     @torch.no_grad()
     def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None, at: Tensor | None = None,
                layout: Layout | None = None) -> Output:
-        """See `Decodable.extend`. layout: in place of parents, where the nodes stand and what they see."""
+        """See `Decodable.extend`. layout: replaces `parents`, with the nodes' positions and what they attend to."""
         assert isinstance(state, State)
         check_rows(tokens.shape[0], state)
         if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.size:
@@ -141,33 +141,34 @@ class HuggingFaceModel:
         return self.model.get_input_embeddings().weight
 
     def _run(self, tokens: Tensor, at: Tensor | None = None, **given: Any) -> tuple[Tensor, Tensor, Any]:
-        """Logits (B, N or M, V), hidden states (B, N, D) and whatever else the model says about tokens (B, N).
+        """Run the model on tokens (B, N): logits (B, N or M, V), hidden states (B, N, D) and the model's own output.
 
-        The head's input is the hidden states, and the head runs only where logits are wanted.
+        Hidden states are the head's input, captured by a hook, which also restricts the head to the nodes `at` (B, M).
         """
-        seen: list[Tensor] = []
+        captured: list[Tensor] = []
 
-        def look(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            seen.append(args[0])
+        def capture(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            captured.append(args[0])
             return None if at is None else (gather_nodes(args[0], at), *args[1:])
 
-        handle = self.head.register_forward_pre_hook(look) if self.hooked else None
+        handle = self.head.register_forward_pre_hook(capture) if self.hooked else None
         try:
             out = self.model(**{self.tokens: tokens}, return_dict=True, output_hidden_states=not self.hooked, **given)
         finally:
             if handle is not None:
                 handle.remove()
         if self.hooked:
-            return out.logits, seen[-1], out
+            return out.logits, captured[-1], out
         return out.logits if at is None else gather_nodes(out.logits, at), out.hidden_states[-1], out
 
     def _nothing(self, batch: int, n: int, at: Tensor | None) -> Output:
+        """Return the output of an empty call."""
         weight = self._weight
-        return Output(weight.new_zeros(batch, n if at is None else at.shape[1], self.said),
+        return Output(weight.new_zeros(batch, n if at is None else at.shape[1], self.output_size),
                       weight.new_zeros(batch, n, self.width))
 
     def _extend_edited(self, tokens: Tensor, state: State, layout: Layout, at: Tensor | None) -> tuple[Output, Layout]:
-        """What is given, and the layout of the nodes that are pending."""
+        """Extend in the way EDITED; return the output and the layout of the pending nodes."""
         if not tokens.numel():
             return self._nothing_edited(tokens, state, layout, at), layout
         layers: list[Any] = state.layers
@@ -185,7 +186,8 @@ class HuggingFaceModel:
         return self._nothing(tokens.shape[0], tokens.shape[1], at)
 
     def _mask(self, state: State, layout: Layout, batch: int) -> Tensor | None:
-        """(B, 1, N, L + N) to be added to the scores, or None where the nodes are a chain behind rows of one length."""
+        """Return a mask (B, 1, N, L + N) to add to the scores, or None if the nodes are a chain after rows of equal
+        length."""
         first: Any = state.layers[0]["cache"]
         valid = first.valid(layout)
         if valid is None and layout.sees_whole_past:
@@ -196,54 +198,56 @@ class HuggingFaceModel:
         return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
     def _extend_copied(self, tokens: Tensor, state: State, layout: Layout, at: Tensor | None) -> Output:
+        """Extend in the ways COPIED, STEPPED and REREAD."""
         memory = state.layers[0]["memory"]
         assert isinstance(memory, Memory)
         memory.pending = [{} for _ in memory.rows]
         memory.tokens = tokens
         if not tokens.numel():
             return self._nothing(tokens.shape[0], tokens.shape[1], at)
-        logits = tokens.new_zeros(len(tokens), tokens.shape[1] if at is None else at.shape[1], self.said,
+        logits = tokens.new_zeros(len(tokens), tokens.shape[1] if at is None else at.shape[1], self.output_size,
                                   dtype=self._weight.dtype)
         hidden = tokens.new_zeros(*tokens.shape, self.width, dtype=self._weight.dtype)
         if layout.parents is not None:
             for index, (row, parents) in enumerate(zip(memory.rows, layout.parents.tolist())):
-                found, hidden[index] = self._extend_tree(row, tokens[index], parents, memory.pending[index])
-                logits[index] = found if at is None else found[at[index]]
+                row_logits, hidden[index] = self._extend_tree(row, tokens[index], parents, memory.pending[index])
+                logits[index] = row_logits if at is None else row_logits[at[index]]
             return Output(logits, hidden)
-        groups: dict[Any, list[int]] = {}  # rows that stand alike run together
+        groups: dict[Any, list[int]] = {}  # rows in the same cache at the same length run as one batch
         for index, row in enumerate(memory.rows):
-            alike = (id(row.cache), row.seen, len(row.tokens))
-            groups.setdefault(alike if self.together else index, []).append(index)
+            place = (id(row.cache), row.seen, len(row.tokens))
+            groups.setdefault(place if self.together else index, []).append(index)
         for group in groups.values():
-            found, seen, after = self._feed([memory.rows[index] for index in group], tokens[group],
-                                            None if at is None else at[group])
-            logits[group], hidden[group] = found.to(logits), seen.to(hidden)  # some give float32 whatever they are
+            group_logits, group_hidden, after = self._feed([memory.rows[index] for index in group], tokens[group],
+                                                           None if at is None else at[group])
+            logits[group] = group_logits.to(logits)  # some models return float32 whatever their dtype
+            hidden[group] = group_hidden.to(hidden)
             for index, row in zip(group, after):
                 memory.pending[index][tokens.shape[1] - 1] = row
         return Output(logits, hidden)
 
     def _extend_tree(self, row: Row, tokens: Tensor, parents: list[int],
                      after: dict[int, Row]) -> tuple[Tensor, Tensor]:
-        """Logits (N, V) and hidden (N, D) of one row's nodes. `after` takes the row as it is behind each leaf."""
+        """Return logits (N, V) and hidden (N, D) of one row's nodes. `after` receives the row after each leaf."""
         n = len(tokens)
         leaves = [node for node in range(n) if node not in parents]
-        if len(leaves) > 1 and row.stale and self.way != REREAD:  # what all paths share is read once
+        if len(leaves) > 1 and row.stale and self.way != REREAD:  # read the paths' shared prefix once
             new = self._feed([row], tokens[None, :0], None)[2][0]
             row.cache, row.place, row.seen, row.marks = new.cache, new.place, new.seen, new.marks
-        logits = tokens.new_zeros(n, self.said, dtype=self._weight.dtype)
+        logits = tokens.new_zeros(n, self.output_size, dtype=self._weight.dtype)
         hidden = tokens.new_zeros(n, self.width, dtype=self._weight.dtype)
         for leaf in leaves:
             path = [leaf]
             while (above := parents[path[-1]]) >= 0:
                 path.append(above)
             path.reverse()
-            found, seen, (after[leaf],) = self._feed([row], tokens[path][None], None)
-            logits[path], hidden[path] = found[0].to(logits), seen[0].to(hidden)
+            path_logits, path_hidden, (after[leaf],) = self._feed([row], tokens[path][None], None)
+            logits[path], hidden[path] = path_logits[0].to(logits), path_hidden[0].to(hidden)
         return logits, hidden
 
     def _feed(self, rows: list[Row], tokens: Tensor, at: Tensor | None) -> tuple[Tensor, Tensor, list[Row]]:
-        """Run what the rows' cache has not seen yet, the same number of tokens each, then `tokens` (R, N): logits and
-        hidden of these, and the rows after."""
+        """Run the tokens that the rows' cache has not seen yet, the same number in each row, then `tokens` (R, N).
+        Return logits and hidden states of the latter, and the rows after them."""
         first = rows[0]
         behind = torch.tensor([row.tokens[row.seen :] for row in rows], dtype=torch.long, device=tokens.device)
         line, skip = torch.cat([behind, tokens], 1), behind.shape[1]
@@ -254,67 +258,69 @@ class HuggingFaceModel:
             return logits, hidden[:, skip:], [row.after(new, None, 0) for row, new in zip(rows, tokens)]
         cache = None if first.cache is None else first.cache.pick([row.place for row in rows])
         if self.way == COPIED or cache is None or n == 1:
-            logits, hidden, cache = self._remember(line, wanted, cache)
+            logits, hidden, cache = self._run_with_cache(line, wanted, cache)
         else:
-            found = []
+            outputs = []
             for piece in line.split(1, 1):
-                *one, cache = self._remember(piece, None, cache)
-                found.append(one)
-            logits, hidden = (torch.cat(x, 1) for x in zip(*found))
+                *one, cache = self._run_with_cache(piece, None, cache)
+                outputs.append(one)
+            logits, hidden = (torch.cat(x, 1) for x in zip(*outputs))
             logits = gather_nodes(logits, wanted)
         kept = Kept(cache, len(rows))
         return logits, hidden[:, skip:], [row.after(new, kept, place)
                                           for place, (row, new) in enumerate(zip(rows, tokens))]
 
-    def _remember(self, line: Tensor, wanted: Tensor | None, cache: Any) -> tuple[Tensor, Tensor, Any]:
+    def _run_with_cache(self, line: Tensor, wanted: Tensor | None, cache: Any) -> tuple[Tensor, Tensor, Any]:
+        """Run the model on tokens after its own cache (None: none yet); also return the new cache."""
         assert self.slot is not None
         given = {} if cache is None else {self.slot: cache}
         logits, hidden, out = self._run(line, wanted, use_cache=True, **given)
         cache = getattr(out, self.slot, None)
         if cache is None:
-            raise LookupError("the model keeps its cache to itself")
+            raise LookupError("the model does not return its cache")
         return logits, hidden, cache
 
-    # Measuring.
+    # Finding the way to run a model.
 
     @torch.no_grad()
     def _measure(self) -> str:
-        """The first way that agrees with the plain forward."""
+        """Return the first way that agrees with the plain forward."""
         generator = torch.Generator().manual_seed(0)
-        line = self._begun(self._draw(1, 4, generator=generator))
+        line = self._as_prompts(self._draw(1, 4, generator=generator))
         try:
             try:
                 logits, hidden, _ = self._run(line, use_cache=False)
                 self.hooked = hidden.shape[:2] == line.shape
-            except (IndexError, AttributeError):  # the head is no module that is called
+            except (IndexError, AttributeError):  # the head is not called as a module
                 self.hooked = False
             if not self.hooked:
                 logits, hidden, _ = self._run(line, use_cache=False)
         except Exception as error:
             raise SegueError(f"transformers loads this {self.name} but cannot run it "
                              f"({type(error).__name__}: {error})") from error
-        self.said, self.width = logits.shape[-1], hidden.shape[-1]
+        self.output_size, self.width = logits.shape[-1], hidden.shape[-1]
         truths: dict[tuple[int, ...], Tensor] = {}
         for way, together in self.ways:
             self.way, self.together = way, together
             try:
                 if (way != EDITED or self._editable(line)) and self._agrees(truths):
                     return way
-            except Exception:  # whatever a model throws that cannot be run this way
+            except Exception:  # models raise anything when run in a way they do not support
                 continue
-        self.together = False  # each row alone and from its beginning is the plain forward itself
+        self.together = False  # row by row from the first token, which is the plain forward itself
         return REREAD
 
     def _draw(self, *shape: int, generator: torch.Generator) -> Tensor:
+        """Return random tokens."""
         return torch.randint(self.size, shape, generator=generator)
 
-    def _begun(self, x: Tensor) -> Tensor:
-        """Random tokens (B, N) as prompts that the model can read."""
+    def _as_prompts(self, x: Tensor) -> Tensor:
+        """Turn random tokens (B, N) into valid prompts of the model."""
         return x
 
     def _editable(self, line: Tensor) -> bool:
-        """Is all that the model remembers keys and values, one of each per token and layer?"""
-        if self.slot is None or not self.placed:
+        """Whether the model's cache holds nothing but keys and values, one of each per token and layer."""
+        if self.slot is None or not self.takes_positions:
             return False
         cache = getattr(self._run(line, use_cache=True)[2], self.slot, None)
         if not isinstance(cache, DynamicCache) or not cache.layers:
@@ -328,7 +334,8 @@ class HuggingFaceModel:
         return True
 
     def _agrees(self, truths: dict[tuple[int, ...], Tensor]) -> bool:
-        """Ragged rows, a tree, paths of different lengths and a chain after them, against the plain forward."""
+        """Whether ragged rows, a tree, paths of different lengths and a chain after them agree with the plain forward;
+        `truths` caches the latter."""
         generator = torch.Generator().manual_seed(1)
 
         def draw(*shape: int) -> Tensor:
@@ -348,8 +355,8 @@ class HuggingFaceModel:
             scale = max(scale, float(expected.abs().max()))
             worst = max(worst, float((found - expected[-len(found) :]).abs().nan_to_num(nan=1e9).max()))
 
-        state, x = self.init_state(2), self._begun(draw(2, 5))
-        y = self.extend(x, state).logits[..., : self.said]
+        state, x = self.init_state(2), self._as_prompts(draw(2, 5))
+        y = self.extend(x, state).logits[..., : self.output_size]
         counts = [5, 2]
         state.commit(counts=torch.tensor(counts))
         rows = [x[row, :count].tolist() for row, count in enumerate(counts)]
@@ -357,7 +364,7 @@ class HuggingFaceModel:
             compare(y[row, : counts[row]], rows[row])
         parents, paths = [-1, 0, 0, 1], ([0], [0, 1], [0, 2], [0, 1, 3])
         x = draw(2, 4)
-        y = self.extend(x, state, torch.tensor([parents, parents])).logits[..., : self.said]
+        y = self.extend(x, state, torch.tensor([parents, parents])).logits[..., : self.output_size]
         for row in range(2):
             for path in paths[2:]:
                 compare(y[row, path], rows[row] + x[row, path].tolist())
@@ -367,16 +374,16 @@ class HuggingFaceModel:
             if step == 2:
                 state, rows = state.select(torch.tensor([1, 1])), [rows[1]] * 2  # of one length, from the same cache
             x = draw(2, n)
-            y = self.extend(x, state).logits[..., : self.said]
+            y = self.extend(x, state).logits[..., : self.output_size]
             state.commit()
             rows = [row + new for row, new in zip(rows, x.tolist())]
             for row in range(2):
                 compare(y[row], rows[row])
-        return worst <= CLOSE * scale
+        return worst <= TOLERANCE * scale
 
 
 class Layer(CacheLayerMixin):
-    """One layer of our cache where transformers looks for one of its own. Lives for one call."""
+    """One layer of our cache behind transformers' interface, for one call."""
 
     is_sliding = False
 
@@ -401,13 +408,13 @@ class Layer(CacheLayerMixin):
 
 
 class Kept:
-    """A cache of the model's own for a number of rows, never written to once it is here."""
+    """One of the model's own caches for a number of rows; it is copied, never modified."""
 
     def __init__(self, cache: Any, rows: int) -> None:
         self.cache, self.rows = cache, rows
 
     def pick(self, places: list[int]) -> Any:
-        """A copy that holds these rows."""
+        """Return a copy that holds these rows."""
         twin = copy.deepcopy(self.cache)
         if places == list(range(self.rows)):
             return twin
@@ -418,10 +425,10 @@ class Kept:
 
 
 class Row:
-    """One row of a model that is not edited: its tokens, and its place in a cache that has seen the first `seen`.
+    """One row of a model with its own cache: its tokens, and its index `place` in a cache of the first `seen` tokens.
 
-    marks: older caches, (seen, cache, place) from old to new, for going back up to `history` tokens without reading
-    everything again.
+    marks: older caches, (seen, cache, place) from old to new, for rewinding up to `history` tokens without rereading
+    everything.
     """
 
     def __init__(self, history: int = 0) -> None:
@@ -433,6 +440,7 @@ class Row:
 
     @property
     def stale(self) -> bool:
+        """Whether there are tokens that the cache has not seen."""
         return self.seen < len(self.tokens)
 
     def copy(self) -> Row:
@@ -442,7 +450,7 @@ class Row:
         return twin
 
     def after(self, tokens: Tensor, cache: Kept | None, place: int) -> Row:
-        """The row with these tokens more, all of them seen by `cache` (None: no cache)."""
+        """Return the row extended by these tokens, all of which `cache` has seen (None: keep the old cache)."""
         twin = self.copy()
         twin.tokens += tokens.tolist()
         if cache is not None:
@@ -455,7 +463,7 @@ class Row:
         return twin
 
     def back(self, n: int) -> Row:
-        """The row without its last n tokens."""
+        """Return the row without its last n tokens."""
         twin = self.copy()
         if n:
             del twin.tokens[-n:]
@@ -465,12 +473,12 @@ class Row:
 
 
 class Memory:
-    """The rows of a model that is not edited, as one part of a `State`."""
+    """The rows of a model with its own cache, as one part of a `State`."""
 
     def __init__(self, rows: list[Row]) -> None:
         self.rows = rows
         self.tokens: Tensor | None = None
-        self.pending: list[dict[int, Row]] = []  # for each row, the row as it is behind some of the pending nodes
+        self.pending: list[dict[int, Row]] = []  # per row, the row after some of the pending nodes
 
     def commit(self, path: Tensor | None, counts: Tensor | None) -> None:
         assert self.tokens is not None, "extend first"
@@ -489,7 +497,7 @@ class Memory:
     def join(self, others: Sequence[Memory]) -> Memory:
         return Memory([row.copy() for part in (self, *others) for row in part.rows])
 
-    def reach(self) -> Tensor:
+    def max_rewind(self) -> Tensor:
         return torch.tensor([len(row.tokens) for row in self.rows], dtype=torch.long)
 
     def rewind(self, n: Tensor) -> None:
@@ -503,7 +511,7 @@ class Memory:
         pass
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"lengths": self.reach()}
+        return {"lengths": self.max_rewind()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         raise SegueError("the memory of this Hugging Face model is its own: it cannot be loaded from tensors")
@@ -511,7 +519,7 @@ class Memory:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars and no advice from transformers while a folder is loaded."""
+    """Silence transformers' progress bars and warnings within this context."""
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
@@ -525,6 +533,7 @@ def quiet() -> Iterator[None]:
 
 
 def _load(folder: Path, values: dict[str, Any], auto: Any, what: str) -> Any:
+    """Load a folder's model by a transformers auto class, without running its code; a SegueError if that fails."""
     if values.get("auto_map"):
         kind = values["model_type"]
         if kind not in transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES:
@@ -536,9 +545,9 @@ def _load(folder: Path, values: dict[str, Any], auto: Any, what: str) -> Any:
                 folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True,
                 output_loading_info=True)
     except Exception as error:  # transformers raises anything
-        said = " ".join(str(error).split())
+        message = " ".join(str(error).split())
         raise SegueError(f"transformers cannot load {folder} as {what} "
-                         f"({type(error).__name__}: {said[:200]})") from error
+                         f"({type(error).__name__}: {message[:200]})") from error
     for wrong in ("missing_keys", "mismatched_keys"):
         if left := list(notes.get(wrong) or []):
             raise SegueError(f"the weights in {folder} do not fit its config.json: {len(left)} {wrong.split('_')[0]} "

@@ -1,4 +1,4 @@
-"""Reading a Hugging Face model folder as plain files: config.json and safetensors. Nothing is executed, ever."""
+"""Read a Hugging Face model folder as plain files, config.json and safetensors; no code in it is ever executed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WHOLE = "model.safetensors"
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The folder's config.json; a SegueError where it is none that transformers wrote."""
+    """Return the folder's config.json; a SegueError if it does not name a model type."""
     folder = Path(folder)
     if not folder.is_dir():
         raise SegueError(f"{folder} is not a folder: give the folder that holds config.json and model.safetensors")
@@ -26,7 +26,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 class Weights:
-    """The tensors of a folder by name, read one at a time from one file or from shards."""
+    """The tensors of a folder by name, loaded one at a time from one file or from shards; a SegueError if files are
+    missing or broken."""
 
     def __init__(self, folder: str | Path) -> None:
         from safetensors import SafetensorError, safe_open

@@ -1,8 +1,8 @@
-"""Encoder-decoders of transformers (T5, BART, Marian and their kin) behind the interface of our own, see
-`segue.models.seq2seq`: `begin` is fed as the token that the model begins its target with.
+"""Encoder-decoders of transformers (T5, BART, Marian, ...) with the interface of native ones, see
+`segue.models.seq2seq`: the separator `begin` is fed as the model's decoder start token.
 
-As with other models, what can be done is measured when one is loaded. Where the decoder tells positions by one table or
-one bias, trees and ragged rows run in one pass over our own cache; anything else is read again path by path.
+As for other models, how one can be run is tested when it is loaded. If the decoder encodes positions by one table or
+one relative bias, trees and ragged rows run in one pass over our own cache; otherwise each path is reread.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from segue.models.seq2seq import SourceState, SplitPrompts, prompt_ends
 
 
 class HuggingFaceEncoderDecoder(HuggingFaceModel):
-    """An encoder-decoder of a local Hugging Face folder. Satisfies `segue.models.base.Decodable`.
+    """An encoder-decoder from a local Hugging Face folder. Satisfies `segue.models.base.Decodable`.
 
-    begin: the id between source and target. start: what the decoder reads in its place.
+    begin: the separator id between source and target. start: the decoder start token that the model is fed instead.
     """
 
     needs_whole_prompt: ClassVar[bool] = True
@@ -43,8 +43,8 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
     tokens: ClassVar[str] = "decoder_input_ids"
 
     def _prepare(self) -> None:
-        scored = self.head.weight.shape[0]
-        self.drawn, self.begin = min(self.size, scored), max(self.size, scored)
+        outputs = self.head.weight.shape[0]
+        self.common, self.begin = min(self.size, outputs), max(self.size, outputs)  # ids that it reads and writes
         self.size = self.begin + 1
         starts = [start for name in ("decoder_start_token_id", "bos_token_id")
                   for settings in (self.model.generation_config, self.model.config)
@@ -62,11 +62,11 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
         return self.begin + 1
 
     def prompt(self, source: Sequence[int], prefix: Sequence[int] = ()) -> list[int]:
-        """The prompt for the target of `source` that begins with `prefix`."""
+        """Return the prompt for a target of `source` that starts with `prefix`."""
         return [*source, self.begin, *prefix]
 
     def encode(self, source: Tensor, lengths: Tensor) -> Tensor:
-        """(B, S) long, of which the first `lengths` (B,) of each row are real -> (B, S, D)."""
+        """Encode sources (B, S) long, of which the first `lengths` (B,) elements are real: (B, S, D)."""
         real = length_mask(lengths, source.shape[1])
         output = self.model.get_encoder()(input_ids=source, attention_mask=real.long(), return_dict=True)
         return output.last_hidden_state
@@ -87,17 +87,18 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
         if layout is not None:
             raise SegueError("an encoder-decoder of transformers reads its prompt in order: give no layout")
         output = super().extend(tokens, state, parents, at)
-        return Output(F.pad(output.logits, (0, self.vocabulary - self.said), value=-torch.inf), output.hidden)
+        return Output(F.pad(output.logits, (0, self.vocabulary - self.output_size), value=-torch.inf), output.hidden)
 
-    def _fed(self, target: Tensor) -> Tensor:
+    def _replace_begin(self, target: Tensor) -> Tensor:
+        """Replace the separator by the decoder start token."""
         return target.masked_fill(target == self.begin, self.start)
 
     def _run(self, tokens: Tensor, at: Tensor | None = None, **given: Any) -> tuple[Tensor, Tensor, Any]:
-        """As of any model; without `encoder_outputs`, tokens are whole rows of source, begin and target."""
+        """See the base class; without `encoder_outputs`, tokens are whole rows of source, separator and target."""
         if "encoder_outputs" in given:
             return super()._run(tokens, at, **given)
         prompts = SplitPrompts(self, tokens)
-        logits, hidden, out = super()._run(self._fed(prompts.target), input_ids=prompts.source,
+        logits, hidden, out = super()._run(self._replace_begin(prompts.target), input_ids=prompts.source,
                                            attention_mask=prompts.real.long(), **given)
         logits = prompts.scatter_to_rows(logits)
         return logits if at is None else gather_nodes(logits, at), prompts.scatter_to_rows(hidden), out
@@ -115,47 +116,47 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
             if not tokens.numel():
                 return self._nothing_edited(tokens, state, nodes, at), layout
             real = length_mask(lengths, state.source.k.shape[2])
-            encoded = self._weight.new_zeros(1, 1, 1).expand(*real.shape, self.width)  # only its shape is looked at
+            encoded = self._weight.new_zeros(1, 1, 1).expand(*real.shape, self.width)  # only its shape is used
         layers: list[Any] = state.layers
         cache = EncoderDecoderCache(TheirCache(layers=[Layer(layer["cache"], nodes) for layer in layers]),
                                     TheirCache(layers=[SourceLayer(layer["source"], lengths) for layer in layers]))
         mask = self._mask(state, nodes, len(tokens))
-        with self._standing(state, nodes):
+        with self._override_positions(state, nodes):
             logits, hidden, _ = self._run(
-                self._fed(target), wanted, encoder_outputs=BaseModelOutput(encoded), attention_mask=real.long(),
-                decoder_attention_mask=mask, use_cache=True, **{str(self.slot): cache})
+                self._replace_begin(target), wanted, encoder_outputs=BaseModelOutput(encoded),
+                attention_mask=real.long(), decoder_attention_mask=mask, use_cache=True, **{str(self.slot): cache})
         if prompts is None:
             return Output(logits, hidden), layout
         logits = prompts.scatter_to_rows(logits) if at is None else logits
         return Output(logits, prompts.scatter_to_rows(hidden)), prompts.layout
 
-    # Positions: the model counts them along its cache, here they are said.
+    # Positions: the model counts them along its cache; here they are overridden.
 
     def _tables(self) -> list[nn.Module]:
-        """Modules of the decoder that give each position a vector."""
+        """Return the decoder's position embedding, if it has one that takes position ids."""
         table = getattr(self.model.get_decoder(), "embed_positions", None)
         return [] if table is None or "position_ids" not in signature(table.forward).parameters else [table]
 
     def _biases(self) -> list[nn.Module]:
-        """Modules of the decoder that add to the scores what the distance of query and key says (T5)."""
+        """Return the decoder's modules with a relative position bias (T5)."""
         return [module for module in self.model.get_decoder().modules()
                 if getattr(module, "has_relative_attention_bias", False) and hasattr(module, "compute_bias")]
 
     @contextmanager
-    def _standing(self, state: SourceState, nodes: Layout) -> Iterator[None]:
-        """While it runs, the decoder's nodes stand where the layout says."""
-        held: Any = state.layers[0]["cache"]
+    def _override_positions(self, state: SourceState, nodes: Layout) -> Iterator[None]:
+        """Make the decoder use the layout's positions within this context."""
+        cache: Any = state.layers[0]["cache"]
         positions = nodes.positions.expand(state.batch, -1)
-        pairs = held.pairs(nodes)
+        pairs = cache.pairs(nodes)
         distance = (pairs.query - pairs.key).clamp(min=0)
 
-        def looked_up(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-            def place(shape: Any, *_: Any, **__: Any) -> Tensor:
+        def override_embedding(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+            def embed(shape: Any, *_: Any, **__: Any) -> Tensor:
                 return forward(shape, 0, position_ids=positions.flatten()).view(*positions.shape, -1)
 
-            return place
+            return embed
 
-        def compared(compute_bias: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def override_bias(compute_bias: Callable[..., Tensor]) -> Callable[..., Tensor]:
             def bias(*_: Any, device: Any = None, **__: Any) -> Tensor:
                 far = int(distance.max()) + 1
                 row = compute_bias(1, far, device=device, past_seen_tokens=far - 1)[0, :, 0]  # (H, far), farthest first
@@ -164,19 +165,19 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
             return bias
 
         with ExitStack() as stack:
-            for modules, name, change in ((self._tables(), "forward", looked_up),
-                                          (self._biases(), "compute_bias", compared)):
+            for modules, name, override in ((self._tables(), "forward", override_embedding),
+                                            (self._biases(), "compute_bias", override_bias)):
                 for module in modules:
-                    setattr(module, name, change(getattr(module, name)))
+                    setattr(module, name, override(getattr(module, name)))
                     stack.callback(delattr, module, name)
             yield
 
-    # Measuring.
+    # Finding the way to run a model.
 
     def _draw(self, *shape: int, generator: torch.Generator) -> Tensor:
-        return torch.randint(self.drawn, shape, generator=generator)
+        return torch.randint(self.common, shape, generator=generator)
 
-    def _begun(self, x: Tensor) -> Tensor:
+    def _as_prompts(self, x: Tensor) -> Tensor:
         place = 2 - torch.arange(len(x))[:, None] % 2
         return x.scatter(1, place, self.begin)
 
@@ -193,7 +194,7 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
 
 
 class SourceLayer(CacheLayerMixin):
-    """One layer of our memory of the source where transformers looks for one of its own. Lives for one call."""
+    """One layer of our cache of the source behind transformers' interface, for one call."""
 
     is_sliding = False
 
