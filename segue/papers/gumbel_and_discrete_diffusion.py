@@ -1,8 +1,13 @@
 """Masked discrete diffusion and Gumbel draws: D3PM (Austin et al. 2021, arXiv 2107.03006), SEDD (Lou et al. 2024,
 arXiv 2310.16834) and MDLM (Sahoo et al. 2024, arXiv 2406.07524).
 
-Three models of one shape learn the same characters: from left to right, from masks, and from uniform noise. Then the
-middle of a text is scored by the model that sees both sides of it. And a sampler of many steps draws in float32.
+Three transformers of the same size learn the characters of Shakespeare's plays: left to right, by masked diffusion and
+by uniform diffusion. Compared are bits per character of held-out text (exact, or the diffusion bound), and of the
+middle third, where masked diffusion sees both sides. A toy with a known Zipf distribution then shows what float32
+Gumbel noise does to a sampler of many steps.
+
+The claim holds if masked diffusion lies between the other two and near left-to-right, infills better, and float32 draws
+tokens of measurably too low surprisal; it is refuted if uniform noise is no worse than masks.
 """
 
 from __future__ import annotations
@@ -32,18 +37,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LETTERS = " abcdefghijklmnopqrstuvwxyz"
-SYMBOLS, BEYOND = len(LETTERS), len(LETTERS)  # the id behind the symbols: the mask, or what begins a text
+SYMBOLS, BEYOND = len(LETTERS), len(LETTERS)  # the id after the symbols: the mask, or the start token
 LENGTH, KNOTS = 64, 8
 SCHEDULE = NoiseSchedule("cosine")
 ATTENTION = {"heads": 4, "theta": 50.0, "qk_norm": True}
 MIDDLE = slice(LENGTH // 3, LENGTH - LENGTH // 3)
 LEFT_TO_RIGHT, MASKED, UNIFORM = "left to right", "masked diffusion", "uniform diffusion"
 BITS, INFILLED, ENTROPY = "bits per character", "bits per character of the middle third", "nats per drawn token"
-WORDS, CHAIN, PART = 4096, 2000, 10  # the toy: words, steps, and which part of the steps is run
+WORDS, CHAIN, PART = 4096, 2000, 10  # the toy: words, steps; the first 1/PART of the steps is run
 
 
-def texts(folder: Path | None) -> tuple[Tensor, Tensor]:
-    """Symbols to learn from (nine tenths) and to be tested on (the last twentieth); without a folder made-up ones."""
+def load_text(folder: Path | None) -> tuple[Tensor, Tensor]:
+    """Training symbols (the first nine tenths) and test symbols (the last twentieth). folder None: synthetic ones."""
     text = "now is the winter of our discontent " * 200 if folder is None else \
         (folder / "input.txt").read_text(encoding="utf-8")
     plain = re.sub(r"[^a-z]+", " ", text.lower().replace("'", ""))
@@ -51,54 +56,55 @@ def texts(folder: Path | None) -> tuple[Tensor, Tensor]:
     return ids[: int(0.9 * len(ids))], ids[int(0.95 * len(ids)) :]
 
 
-def batch(text: Tensor, rows: int, seed: int, step: int, shifted: bool) -> Batch:
+def sample_batch(text: Tensor, rows: int, seed: int, step: int, shifted: bool) -> Batch:
     begins = torch.from_numpy(np.random.default_rng((seed, step)).integers(0, len(text) - LENGTH, (rows, 1)))
-    return asked(text[begins + torch.arange(LENGTH)], shifted)
+    return make_batch(text[begins + torch.arange(LENGTH)], shifted)
 
 
-def asked(rows: Tensor, shifted: bool) -> Batch:
-    """Rows in place; or shifted, behind the id that begins a text."""
+def make_batch(rows: Tensor, shifted: bool) -> Batch:
+    """Rows as inputs and targets; `shifted`: inputs are moved right behind the start token."""
     begin = torch.full_like(rows[:, :1], BEYOND)
     return Batch(torch.cat([begin, rows[:, :-1]], 1) if shifted else rows, rows)
 
 
-def model_of(arm: str, width: int) -> Stack:
+def make_model(arm: str, width: int) -> Stack:
     size = SYMBOLS + (KNOTS if arm == UNIFORM else 1)
     config = StackConfig(size, width, ["attention"] * 4, {"attention": ATTENTION})
     return Stack(config if arm == LEFT_TO_RIGHT else both_ways(config))
 
 
-def objective_of(arm: str) -> Objective:
+def make_objective(arm: str) -> Objective:
     if arm == LEFT_TO_RIGHT:
         return NextElement()
     return MaskedDiffusion(SCHEDULE) if arm == MASKED else ScoreEntropy(UniformProcess(SYMBOLS), SCHEDULE)
 
 
 @torch.no_grad()
-def bits(arm: str, model: Stack, rows: Tensor, draws: int, hidden: slice = slice(None)) -> Tensor:
-    """(B,) bits per symbol of the hidden part of each row. Left to right: exact, behind what is on its left. The
-    others: bounds; masked: over random orders, beside what is known on both sides."""
+def bits_per_symbol(arm: str, model: Stack, rows: Tensor, draws: int, hidden: slice = slice(None)) -> Tensor:
+    """Bits per symbol of the hidden part of each row, (B,). Left to right: exact, given what is on its left. Diffusion:
+    upper bounds; for masks over random orders, given what is known on both sides."""
     where = torch.zeros_like(rows, dtype=torch.bool)
     where[:, hidden] = True
     if arm == LEFT_TO_RIGHT:
-        logs = model(asked(rows, True).tokens).logits.log_softmax(-1).gather(2, rows[..., None])[..., 0]
+        logs = model(make_batch(rows, True).tokens).logits.log_softmax(-1).gather(2, rows[..., None])[..., 0]
         nats = -(logs * where).sum(1)
     elif arm == MASKED:
         nats = any_order_nll(Denoiser(model, AbsorbingProcess(SYMBOLS)), rows, where, BEYOND, draws)
     else:
         bound, times = StepwiseDiffusion(UniformProcess(SYMBOLS), SCHEDULE), rows.repeat_interleave(draws, 0)
-        nats = torch.stack([bound(model, asked(each, False)).total for each in times.split(draws)]) / draws
+        nats = torch.stack([bound(model, make_batch(each, False)).total for each in times.split(draws)]) / draws
     return nats.double() / where.sum(1) / math.log(2)
 
 
-def learned(folder: Path | None, arm: str, seed: int, width: int, steps: int, rows: int, held: int, draws: int,
+def run_arm(folder: Path | None, arm: str, seed: int, width: int, steps: int, rows: int, held: int, draws: int,
             ) -> dict[str, Any]:
-    """Bits per character of test rows, and of their middle thirds, with standard errors; and one of them filled in."""
-    train, test = texts(folder)
+    """Train one arm; bits per character of test rows and of their middle thirds with standard errors, and one
+    infilling."""
+    train, test = load_text(folder)
     torch.manual_seed(seed)
-    model = model_of(arm, width)
-    draw = partial(batch, train, rows, seed, shifted=arm == LEFT_TO_RIGHT)
-    learn(model, draw, steps, rate=0.02, seed=seed, objective=objective_of(arm), muon=True, cooldown=1.0,
+    model = make_model(arm, width)
+    draw = partial(sample_batch, train, rows, seed, shifted=arm == LEFT_TO_RIGHT)
+    learn(model, draw, steps, rate=0.02, seed=seed, objective=make_objective(arm), muon=True, cooldown=1.0,
           precision="bfloat16" if is_bfloat16_fast(1) else "float32")
     model.eval()
     begins = torch.linspace(0, len(test) - LENGTH, held).long()
@@ -107,7 +113,7 @@ def learned(folder: Path | None, arm: str, seed: int, width: int, steps: int, ro
     found: dict[str, Any] = {}
     for what, hidden in ((BITS, slice(None)), (INFILLED, MIDDLE)):
         if what == BITS or arm != UNIFORM:
-            each = torch.cat([bits(arm, model, part, draws, hidden) for part in whole.split(64)])
+            each = torch.cat([bits_per_symbol(arm, model, part, draws, hidden) for part in whole.split(64)])
             found[what], found[f"{what}, error"] = float(each.mean()), float(each.std()) / math.sqrt(len(each))
     if arm == MASKED:
         gap = whole[held // 2].clone()
@@ -117,8 +123,8 @@ def learned(folder: Path | None, arm: str, seed: int, width: int, steps: int, ro
     return found
 
 
-def zipf(double: bool, seed: int, positions: int) -> dict[str, float]:
-    """The surprisal of words drawn with their exact chances, 1 / rank, in the first part of a chain of many steps."""
+def sample_surprisal(double: bool, seed: int, positions: int) -> dict[str, float]:
+    """Sample words by their exact Zipf probabilities in the first steps of a long chain; sums of their surprisal."""
     dtype = torch.float64 if double else torch.float32
     process, kept = AbsorbingProcess(WORDS), NoiseSchedule().grid(CHAIN)
     chances = 1 / torch.arange(1, WORDS + 1, dtype=torch.float64)
@@ -135,8 +141,8 @@ def zipf(double: bool, seed: int, positions: int) -> dict[str, float]:
     return {"sum": float(surprisal.sum()), "squares": float(surprisal.square().sum()), "count": len(surprisal)}
 
 
-def together(parts: list[dict[str, float]]) -> tuple[float, float]:
-    """Mean and standard error over the words of several cells."""
+def pool_surprisals(parts: list[dict[str, float]]) -> tuple[float, float]:
+    """Mean and standard error of the surprisal over the words of several cells."""
     total, squares, count = (sum(part[name] for part in parts) for name in ("sum", "squares", "count"))
     mean = total / count
     return mean, math.sqrt((squares / count - mean**2) / count)
@@ -146,11 +152,11 @@ def measure(run: Run) -> list[Row]:
     folder = run.dataset("tiny-shakespeare")
     width, steps, rows, held, draws, positions, parts = run.pick((16, 3, 4, 4, 2, 64, 1),
                                                                  (128, 600, 32, 512, 8, 7000, 2))
-    cells: dict[str, Any] = {arm: partial(learned, folder, arm, run.seed, width, steps, rows, held, draws)
+    cells: dict[str, Any] = {arm: partial(run_arm, folder, arm, run.seed, width, steps, rows, held, draws)
                              for arm in (LEFT_TO_RIGHT, MASKED, UNIFORM)}
     precisions = {"float64": True, "float32": False}
     for part in range(parts):
-        cells |= {f"{name} {part}": partial(zipf, double, 1000 * run.seed + part, positions)
+        cells |= {f"{name} {part}": partial(sample_surprisal, double, 1000 * run.seed + part, positions)
                   for name, double in precisions.items()}
     done = run.cells(cells)
     table: list[Row] = []
@@ -158,7 +164,7 @@ def measure(run: Run) -> list[Row]:
         table += [{"arm": arm, "measure": what, "value": done[arm][what], "standard error": done[arm][f"{what}, error"]}
                   for what in (BITS, INFILLED) if what in done[arm]]
     for name in precisions:
-        mean, error = together([done[f"{name} {part}"] for part in range(parts)])
+        mean, error = pool_surprisals([done[f"{name} {part}"] for part in range(parts)])
         table.append({"arm": name, "measure": ENTROPY, "value": mean, "standard error": error})
     run.note(f"Shakespeare's plays in {SYMBOLS} symbols (real text), rows of {LENGTH}: {steps} steps of {rows} rows "
              f"for each of three stacks of 4 layers of attention, width {width}, by Muon at 0.02; about a minute each")

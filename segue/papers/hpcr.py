@@ -1,8 +1,13 @@
 """HPCR: Holistic Proxy-based Contrastive Replay for Online Continual Learning (Lin et al. 2023, arXiv 2309.15038;
 extends PCR, CVPR 2023, arXiv 2304.04408).
 
-A stream of classes is read once, ten rows at a time, beside ten old ones. PCR compares a row with the proxies of the
-classes in its batch only. HPCR adds a scale of the loss that goes up and down, and the answers stored with old rows.
+A stream of classes is read once, ten rows at a time together with ten replayed ones. PCR contrasts a row only with the
+proxies of the classes in its batch; HPCR adds a periodic scale of the loss and distillation from answers stored with
+old rows.
+
+Compared on scikit-learn's digits, by final accuracy and forgetting: replay with a linear and a cosine head, PCR, PCR
+with each component of HPCR, HPCR as published and HPCR tuned; other backbones and CLINC150's intents are reported
+beside. The claim holds if PCR clearly beats replay with the same head and forgets less, and tuned HPCR beats PCR.
 """
 
 from __future__ import annotations
@@ -31,16 +36,16 @@ if TYPE_CHECKING:
 
 WIDTH = 64
 SETTINGS = {"alpha": 0.1, "beta": 0.5, "period": 500, "rows": 0}
-"""What the paper publishes. rows: from so many on the rows of a batch are compared with one another too (0: never)."""
+"""The published settings. rows: the batch size from which rows are also contrasted with each other (0: never)."""
 RATES = (0.03, 0.1, 0.3)
 GRID = [SETTINGS, *(dict(zip(SETTINGS, values)) for values in product((0.001, 0.01), (0.02, 0.1), (50, 500), (0, 2)))]
-TUNING = (1000, 1001)  # seeds of class orders and starts that no result comes from
+TUNING = (1000, 1001)  # seeds on which settings are chosen; no result comes from them
 
 
 @dataclass(frozen=True)
 class Arm:
-    """head. objective: "softmax" over the classes seen so far, or "proxies" of the batch's. rows: these too are always
-    compared. scale: the loss's goes up and down. alpha, beta: which distillation there is."""
+    """objective: "softmax" over the classes seen so far, or "proxies" of the classes in the batch. rows: always
+    contrast rows with each other too. scale: the periodic loss scale. alpha, beta: the two distillation terms."""
 
     head: str = "cosine"
     objective: str = "proxies"
@@ -61,8 +66,8 @@ READERS = ("attention", "lstm", "mamba")  # beside the GRU of all arms
 
 @dataclass(frozen=True)
 class Data:
-    """train, tune and test: rows with a class each. classes: how many. group: of an experience. capacity: of the
-    buffer. vocabulary: of ids, or 0 for rows of eight real numbers."""
+    """A stream's data. classes: their number. group: classes per experience. capacity: rows in the replay buffer.
+    vocabulary: number of ids, or 0 for rows of eight real numbers per step."""
 
     train: Batch
     tune: Batch
@@ -74,9 +79,9 @@ class Data:
 
 
 @cache
-def digits(small: bool) -> Data:
-    """Handwritten digits (scikit-learn), read line by line: 8 steps of 8 pixels. Each fifth one is to test, and the one
-    behind it to tune on."""
+def load_digits(small: bool) -> Data:
+    """Handwritten digits (scikit-learn), read line by line: 8 steps of 8 pixels. Of every five digits the first is for
+    testing and the second for tuning."""
     if small:
         pixels, names = torch.rand(50, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(50) // 5
     else:
@@ -88,8 +93,8 @@ def digits(small: bool) -> Data:
 
 
 @cache
-def intents(folder: Path | None) -> Data:
-    """Queries to an assistant (CLINC150), word by word: 60 intents, 40 queries of each to learn from."""
+def load_intents(folder: Path | None) -> Data:
+    """Queries to an assistant (CLINC150) as words: 60 intents with 40 training queries each."""
     if folder is None:
         made = [(f"word{c} to {i}", f"intent {c}") for c in range(10) for i in range(4)]
         parts = {name: made for name in ("train", "val", "test")}
@@ -98,23 +103,23 @@ def intents(folder: Path | None) -> Data:
     every = sorted({kind for _, kind in parts["train"]})
     count = min(60, len(every))
     kinds = [every[i * len(every) // count] for i in range(count)]
-    known = {word: 1 + i for i, word in enumerate(sorted({w for text, _ in parts["train"] for w in words(text)}))}
+    known = {word: 1 + i for i, word in enumerate(sorted({w for text, _ in parts["train"] for w in split_words(text)}))}
 
     def table(part: str, most: int) -> Batch:
         chosen = [(text, kind) for kind in kinds
                   for text in [text for text, each in parts[part] if each == kind][:most]]
-        return Batch.labelled([[known.get(word, 0) for word in words(text)] for text, _ in chosen],
+        return Batch.labelled([[known.get(word, 0) for word in split_words(text)] for text, _ in chosen],
                               [kinds.index(kind) for _, kind in chosen], length=20)
 
     return Data(table("train", 40), table("val", 10), table("test", 20), count, 5, 300, 1 + len(known))
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-def strategy_of(arm: Arm, capacity: int, seed: int, settings: dict[str, Any]) -> Strategy:
-    """Replay with what the arm puts around it."""
+def make_strategy(arm: Arm, capacity: int, seed: int, settings: dict[str, Any]) -> Strategy:
+    """Replay with the components of the arm."""
     replay: Strategy = Replay(capacity, seed=seed)
     if arm.alpha or arm.beta:
         replay = ProxyDistillation(settings["alpha"] * arm.alpha, settings["beta"] * arm.beta, capacity=capacity,
@@ -122,9 +127,9 @@ def strategy_of(arm: Arm, capacity: int, seed: int, settings: dict[str, Any]) ->
     return Combined(replay, LossScale(period=settings["period"])) if arm.scale else replay
 
 
-def learned(arm: Arm, data: Data, test: Batch, mixer: str, seed: int, rate: float,
-            settings: dict[str, Any]) -> ScoreMatrix:
-    """Read the stream of a seed's class order once."""
+def learn_classes(arm: Arm, data: Data, test: Batch, mixer: str, seed: int, rate: float,
+                  settings: dict[str, Any]) -> ScoreMatrix:
+    """Train on the stream once, in the seed's class order."""
     draw = torch.Generator().manual_seed(seed)
     order = torch.randperm(data.classes, generator=draw).split(data.group)
     train = data.train.rows(torch.randperm(len(data.train.targets), generator=draw))
@@ -134,17 +139,17 @@ def learned(arm: Arm, data: Data, test: Batch, mixer: str, seed: int, rate: floa
     model = Classifier(backbone, HEADS[arm.head](WIDTH, data.classes), "mean" if data.vocabulary else "")
     objective = ClassLoss("seen") if arm.objective == "softmax" else ProxyReplay(2 if arm.rows else settings["rows"])
     stream = class_incremental(train, test, [group.tolist() for group in order])
-    return learn_stream(model, stream, strategy_of(arm, data.capacity, seed, settings), objective, rate=rate,
+    return learn_stream(model, stream, make_strategy(arm, data.capacity, seed, settings), objective, rate=rate,
                         state_rate=rate, seed=seed, sgd=True, warmup=0.0, cooldown=0.0, clip=0.0)
 
 
 def score(arm: str, kind: str, folder: Path | None, mixer: str, seed: int, rate: float, settings: dict[str, Any],
           tuning: bool = False) -> list[float]:
-    """Accuracy over all classes at the end, and mean forgetting of all experiences but the last. A run whose weights
-    leave all bounds is right about nothing."""
-    data = intents(folder) if kind == "intents" else digits(kind == "noise")
+    """Accuracy over all classes at the end, and mean forgetting of all experiences but the last. A run that diverges
+    has an accuracy of 0."""
+    data = load_intents(folder) if kind == "intents" else load_digits(kind == "noise")
     try:
-        matrix = learned(ARMS[arm], data, data.tune if tuning else data.test, mixer, seed, rate, settings)
+        matrix = learn_classes(ARMS[arm], data, data.tune if tuning else data.test, mixer, seed, rate, settings)
     except SegueError as error:
         if "diverged" not in str(error):
             raise

@@ -1,8 +1,12 @@
 """Hydra: Bidirectional State Space Models Through Generalized Matrix Mixers (Hwang et al. 2024, arXiv 2407.09941).
 
-Characters are hidden in the text of Python's own documentation and must be named from both sides. Two comparisons, each
-of models that differ in the mixer alone: how a state space is made to read both ways; and, for three classes of
-matrices, free parameters against numbers that each element gives (sequence alignment).
+Characters of Python's documentation are masked and must be predicted from both sides. Two comparisons of models that
+differ only in the mixer: five ways to read with a state space (one way, added, multiplied, concatenated and
+quasiseparable); and, for low-rank, Toeplitz and attention matrices, free parameters against entries computed from the
+elements (sequence alignment).
+
+The claim holds if reading both ways is far better than one way and alignment helps every class of matrices beyond the
+noise of the seeds; it is refuted if adding beats quasiseparable, or free parameters beat alignment, beyond that noise.
 """
 
 from __future__ import annotations
@@ -36,8 +40,8 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def hidden(text: torch.Tensor, rows: int, symbols: int, generator: torch.Generator) -> Batch:
-    """Pieces of text, some characters replaced by one more symbol; those are to be named, in place."""
+def mask_batch(text: torch.Tensor, rows: int, symbols: int, generator: torch.Generator) -> Batch:
+    """Random windows of the text with a share HIDDEN of the characters masked; the targets are the masked ones."""
     begin = torch.randint(len(text) - LENGTH, (rows, 1), generator=generator)
     whole = text[begin + torch.arange(LENGTH)]
     mask = torch.rand(whole.shape, generator=generator) < HIDDEN
@@ -45,18 +49,18 @@ def hidden(text: torch.Tensor, rows: int, symbols: int, generator: torch.Generat
 
 
 def batches(text: torch.Tensor, symbols: int, seed: int) -> Callable[[int], Batch]:
-    return lambda step: hidden(text, 16, symbols, generator_of(seed, step))
+    return lambda step: mask_batch(text, 16, symbols, generator_of(seed, step))
 
 
 def train(arm: str, seed: int, steps: int, rows: int) -> dict[str, float]:
-    """Nats per hidden character of `rows` pieces of the held-out text, the same for all arms and seeds: pieces differ
-    from each other far more than models do."""
+    """Train an arm; nats per masked character on `rows` held-out windows. The windows are the same for all arms and
+    seeds, since windows differ from each other far more than models do."""
     text, test, symbols = documentation()
     torch.manual_seed(seed)
     name, options = ARMS[arm]
     model = Stack(StackConfig(symbols + 1, WIDTH, [name] * 2, {name: options}, channel="none"))
     learn(model, batches(text, symbols, seed), steps, rate=0.01, seed=seed, cooldown=1.0, muon=True)
-    batch = hidden(test, rows, symbols, torch.Generator().manual_seed(-1))
+    batch = mask_batch(test, rows, symbols, torch.Generator().manual_seed(-1))
     with torch.no_grad():
         logits = model(batch.tokens).logits
     nats = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-1).item()
@@ -92,7 +96,7 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     row = {row["mixer"]: row for row in table}
 
     def gap(worse: str, better: str) -> tuple[float, float]:
-        """By how much `better` is ahead, and twice the standard error of that."""
+        """The lead of `better` over `worse` in nats, and twice its standard error."""
         return (row[worse]["nats"] - row[better]["nats"],
                 2 * sqrt(row[worse]["error"] ** 2 + row[better]["error"] ** 2))
 

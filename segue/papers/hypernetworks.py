@@ -1,8 +1,13 @@
 """Continual Learning with Dependency Preserving Hypernetworks (2022, arXiv 2209.07712), beside the chunked hypernetwork
 that it goes on from (von Oswald et al. 2020, arXiv 1906.00695).
 
-One small network makes the weights of another from a vector of the task, chunk by chunk, and is held at what it made
-for old tasks. The claim is that a recurrent network, whose chunks depend on those before, needs fewer weights for that.
+A hypernetwork generates the weights of a target network from a task embedding, chunk by chunk, and is regularised to
+keep generating the same weights for old tasks. The paper's claim is that a recurrent hypernetwork, whose chunks depend
+on those before, needs fewer weights for that. The tasks are five pixel permutations of scikit-learn's digits.
+
+Compared by final accuracy: an LSTM, an MLP and an LSTM whose state is not carried between chunks, at chunks of 64; both
+kinds at chunks of 256, the MLP also without regularisation; and one network for all tasks. The claim holds if the LSTM
+beats the MLP with no more weights, owes that to the carried state, and the regularisation prevents forgetting.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TASKS, ROWS, STEPS = 5, 64, 250
-TUNING = 1000  # the seed of permutations and start that rates and penalties are chosen by
+TUNING = 1000  # the seed on which rates and penalties are chosen
 RATES, BETAS = (1e-3, 3e-3, 1e-2), (0.001, 0.01, 0.1, 1.0)
 
 
@@ -51,8 +56,8 @@ FREE = "MLP, chunks of 256, beta 0"
 
 
 @cache
-def digits(made_up: bool) -> dict[str, Batch]:
-    """Handwritten digits (scikit-learn), 64 pixels each; of five one is to test and one to tune on."""
+def load_digits(made_up: bool) -> dict[str, Batch]:
+    """Handwritten digits (scikit-learn), 64 pixels each; one of five is for testing and one for tuning."""
     if made_up:
         pixels, names = torch.rand(100, 64, generator=torch.Generator().manual_seed(0)), torch.arange(100) % 10
     else:
@@ -62,9 +67,9 @@ def digits(made_up: bool) -> dict[str, Batch]:
     return {"train": whole.rows(part > 1), "tune": whole.rows(part == 1), "test": whole.rows(part == 0)}
 
 
-def stream(made_up: bool, seed: int, part: str) -> list[Experience]:
-    """The same digits in each task, their pixels in another order."""
-    draw, found = torch.Generator().manual_seed(seed), digits(made_up)
+def make_stream(made_up: bool, seed: int, part: str) -> list[Experience]:
+    """One experience per task: all digits, under the task's own permutation of the pixels."""
+    draw, found = torch.Generator().manual_seed(seed), load_digits(made_up)
     made = []
     for number in range(TASKS):
         order = torch.randperm(64, generator=draw)
@@ -75,9 +80,9 @@ def stream(made_up: bool, seed: int, part: str) -> list[Experience]:
 
 def score(name: str, made_up: bool, seed: int, rate: float, beta: float, steps: int,
           tuning: bool = False) -> dict[str, float]:
-    """final: accuracy over all tasks at the end, the task told. new: of each right after it was learned. inferred: at
-    the end, the task not told."""
-    arm, tasks = ARMS[name], stream(made_up, seed, "tune" if tuning else "test")
+    """Train one arm. final: mean accuracy over all tasks at the end, with the task given. new: of each task right after
+    it was learned. inferred: at the end, the task being inferred."""
+    arm, tasks = ARMS[name], make_stream(made_up, seed, "tune" if tuning else "test")
     torch.manual_seed(seed)
     target = Classifier(Perceptron(64, (32,)), HEADS["linear"](32, 10))
     epochs = max(1, round(steps / -(-len(tasks[0].train.targets) // ROWS)))
@@ -85,20 +90,20 @@ def score(name: str, made_up: bool, seed: int, rate: float, beta: float, steps: 
     if arm.kind == "none":
         matrix = learn_stream(target, tasks, Strategy(), NextElement(), measure=class_accuracy,
                               **choices)
-        return {"final": matrix.average, "new": diagonal(matrix.scores), "inferred": matrix.average,
+        return {"final": matrix.average, "new": accuracy_when_learned(matrix.scores), "inferred": matrix.average,
                 "weights": sum(p.numel() for p in target.parameters()), "ratio": 1 / TASKS}
     generator = ChunkedMLP(target, TASKS, arm.chunk, (arm.units, arm.units)) if arm.kind == "mlp" else \
         ChunkedLSTM(target, TASKS, arm.chunk, arm.units, carry=arm.carry)
     model = Generated(target, generator)
     matrix = learn_stream(model, tasks, OutputMatching(beta), NextElement(), measure=told_task_accuracy(tasks),
                           **choices)
-    return {"final": matrix.average, "new": diagonal(matrix.scores), "ratio": generator.parameter_ratio,
+    return {"final": matrix.average, "new": accuracy_when_learned(matrix.scores), "ratio": generator.parameter_ratio,
             "inferred": mean(inferred_accuracy(model, each.test, TASKS) for each in tasks),
             "weights": sum(p.numel() for p in generator.parameters())}
 
 
-def diagonal(scores: Any) -> float:
-    """How right each task was right after it was learned, the mean."""
+def accuracy_when_learned(scores: Any) -> float:
+    """Mean accuracy of each task right after it was learned."""
     return mean(float(scores[1 + index, index]) for index in range(TASKS))
 
 
@@ -111,7 +116,7 @@ def measure(run: Run) -> list[Row]:
             score, name, made_up, seed, rate, beta, steps, tuning)
 
     def best(tried: dict[str, list[tuple[float, float]]]) -> dict[str, tuple[float, float]]:
-        """Of each arm the rate and beta that end best."""
+        """The (rate, beta) of each arm with the best final accuracy on the tuning seed."""
         found = run.cells(dict(job(name, TUNING, rate, beta, True)
                                for name, some in tried.items() for rate, beta in some))
         return {name: max(some, key=lambda each: found[job(name, TUNING, each[0], each[1], True)[0]]["final"])

@@ -1,8 +1,12 @@
 """Can Transformers Learn Sequential Function Classes In Context? (2023, arXiv 2312.12655).
 
-A model reads examples of a function that it has never seen, whose labels depend on a sliding window of inputs, and
-predicts the next label. Here: does it use the windows (its prompt's pairs shuffled, there are none), what do wrong
-labels do to it, and does a mixer without attention learn it too?
+A model reads examples of an unseen linear function of a sliding window of inputs and predicts the next label. Compared
+by squared error over the last examples: the prompt as it is, with its pairs shuffled (which destroys the windows), and
+with 25, 50 and 100% wrong labels; for a transformer and for gated linear attention, beside oracles such as least
+squares with and without knowledge of the window.
+
+The claim holds if the transformer's error is near that of the window-aware oracle, shuffling ruins it, and it grows
+with the share of wrong labels. At scale gpu also the steps needed must grow with the window.
 """
 
 from __future__ import annotations
@@ -31,8 +35,8 @@ SHARES = (0.0, 0.25, 0.5, 1.0)
 ARMS: dict[str, dict[str, Any]] = {"attention": {"heads": 2, "positions": "none"}, "gla": {"heads": 2},
                                    "mamba": {"states": 4}}
 STEPS = {"attention": 6000, "gla": 3000}
-PLACES: dict[str, dict[str, Any]] = {"attention": {"positions": "rotary"}, "gla": {}}  # at scale cpu
-# At scale gpu: how many examples, what counts as learned, steps (looked at every 100), and the windows of each mixer.
+PLACES: dict[str, dict[str, Any]] = {"attention": {"positions": "rotary"}, "gla": {}}  # options at scale cpu
+# At scale gpu: examples of a prompt, the error that counts as learned, windows of each mixer, and its training steps.
 LONG, LEARNED = 32, 0.3
 WINDOWS = {"attention": (1, 2, WINDOW, 4, 8), "gla": (1, WINDOW), "mamba": (1, WINDOW)}
 MOST = {"attention": 3000, "gla": 2000, "mamba": 800}
@@ -50,40 +54,40 @@ def build(mixer: str, points: int, width: int = 64, **options: Any) -> Stack:
                              tied=False))
 
 
-def growing(steps: int, window: int, points: int) -> tuple[Curriculum, Curriculum]:
-    """What is learned grows, after Garg et al.: windows from one input, by one every tenth of the steps; half of the
-    examples in the first two thirds, then all."""
+def make_curricula(steps: int, window: int, points: int) -> tuple[Curriculum, Curriculum]:
+    """Curricula after Garg et al.: the window grows from 1 by 1 every tenth of the steps; prompts have half of the
+    examples in the first two thirds of the steps, then all."""
     return (Curriculum(1, window, max(1, steps // 10)),
             Curriculum(points // 2, points, max(1, 2 * steps // 3), by=points - points // 2))
 
 
 def conditions(task: FunctionTask, points: int, seed: int, rows: int) -> dict[str, Prompts]:
-    """The same test prompts as they are, with pairs shuffled, with wrong labels."""
+    """The test prompts by condition: as they are, with their pairs shuffled, and with wrong labels."""
     prompts, generator = task.test(rows, points, seed), torch.Generator().manual_seed(seed)
     return {"prompt": prompts, "shuffled": prompts.shuffled(generator)} | \
         {f"{share:.0%} wrong": prompts.corrupted(share, generator) for share in SHARES[1:]}
 
 
-def told(errors: torch.Tensor) -> dict[str, Any]:
-    """The curve of squared errors (N, T) and, of the last places, the mean with its interval."""
+def summarise_errors(errors: torch.Tensor) -> dict[str, Any]:
+    """From squared errors (N, T): the mean at every place, and over the LAST places with its interval."""
     curve, last = per_position_curve(errors), per_position_curve(errors[:, -LAST:].mean(1, keepdim=True))
     return {"curve": curve.mean.tolist(), "last": float(last.mean), "low": float(last.low), "high": float(last.high)}
 
 
-def learned(mixer: str, seed: int, steps: int, tested: int, window: int = WINDOW, points: int = POINTS, rows: int = 64,
+def run_arm(mixer: str, seed: int, steps: int, tested: int, window: int = WINDOW, points: int = POINTS, rows: int = 64,
             looks: int = 1, device: str = "cpu", rate: float = 3e-3, grows: bool = False, **options: Any,
             ) -> dict[str, dict[str, Any]]:
-    """The errors of a model under all conditions; by its prompts as they are also how many steps it took until LEARNED,
-    looked at so many times on prompts of their own (None: not reached). grows: by a curriculum. options: of the mixer,
-    besides those of ARMS."""
+    """Train one model; its errors under all conditions, and under "prompt" also the steps until its error was LEARNED,
+    evaluated `looks` times on separate prompts (None: never). grows: use the curricula. options: of the mixer, added
+    to those of ARMS."""
     torch.manual_seed(seed)
     model, task = build(mixer, points, **options).to(device), FunctionTask(inputs=1, window=window)
     fresh = task.test(min(256, 4 * rows), points, seed + 1000)
-    windows, counts = growing(steps, window, points) if grows else (window, points)
+    windows, counts = make_curricula(steps, window, points) if grows else (window, points)
     run = learn(model, task.batches(rows, counts, seed, window=windows), steps, rate=rate, seed=seed,
                 warmup=min(1.0, 200 / steps), objective=SquaredError(), measure=looks,
                 held_out=lambda model: last_error(model, fresh))
-    found = {name: told(squared_errors(model, prompts.batch)[:, ::2].cpu()) for name, prompts in
+    found = {name: summarise_errors(squared_errors(model, prompts.batch)[:, ::2].cpu()) for name, prompts in
              conditions(task, points, seed, tested).items()}
     found["prompt"]["steps"] = next((entry["step"] for entry in run.curve if entry["held_out"] <= LEARNED), None)
     return found
@@ -93,9 +97,9 @@ def last_error(model: torch.nn.Module, prompts: Prompts) -> float:
     return float(squared_errors(model, prompts.batch)[:, ::2][:, -LAST:].mean())
 
 
-def floors(seed: int, rows: int, window: int = WINDOW, points: int = POINTS) -> dict[str, dict[str, Any]]:
+def oracle_errors(seed: int, rows: int, window: int = WINDOW, points: int = POINTS) -> dict[str, dict[str, Any]]:
     prompts = FunctionTask(inputs=1, window=window).test(rows, points, seed)
-    return {name: told((oracle(prompts) - prompts.y).square()) for name, oracle in ORACLES.items()}
+    return {name: summarise_errors((oracle(prompts) - prompts.y).square()) for name, oracle in ORACLES.items()}
 
 
 def as_row(what: str, name: str, cell: dict[str, Any]) -> Row:
@@ -105,9 +109,9 @@ def as_row(what: str, name: str, cell: dict[str, Any]) -> Row:
 
 def measure(run: Run) -> list[Row]:
     rows = run.pick(32, 1280)
-    arms = {mixer: partial(learned, mixer, run.seed, run.pick(2, steps), rows, rate=1e-3, grows=True, **PLACES[mixer])
+    arms = {mixer: partial(run_arm, mixer, run.seed, run.pick(2, steps), rows, rate=1e-3, grows=True, **PLACES[mixer])
             for mixer, steps in STEPS.items()}
-    cells = run.cells(arms | {"floors": partial(floors, run.seed, rows)})
+    cells = run.cells(arms | {"floors": partial(oracle_errors, run.seed, rows)})
     table = [as_row(what, name, cell) for what in (*STEPS, "floors") for name, cell in cells[what].items()]
     run.note(f"windows of {WINDOW}, one number as input, {POINTS} examples; 3 layers of width 64, 2 heads, learned "
              f"positions, and rotary ones in attention, {STEPS['attention']} steps of 64 rows ({STEPS['gla']} of gated "
@@ -127,10 +131,10 @@ def measure(run: Run) -> list[Row]:
 
 def measure_windows(run: Run) -> list[Row]:
     tested, rows = run.pick(32, 1280), run.pick(8, 256)
-    jobs = {f"{mixer} {window}": partial(learned, mixer, run.seed, run.pick(2, MOST[mixer]), tested, window, LONG, rows,
+    jobs = {f"{mixer} {window}": partial(run_arm, mixer, run.seed, run.pick(2, MOST[mixer]), tested, window, LONG, rows,
                                          run.pick(2, MOST[mixer] // 100), run.device)
             for mixer in reversed(WINDOWS) for window in WINDOWS[mixer]}  # the slow ones first
-    cells = run.cells(jobs | {"floors": partial(floors, run.seed, tested, WINDOW, LONG)})
+    cells = run.cells(jobs | {"floors": partial(oracle_errors, run.seed, tested, WINDOW, LONG)})
     table = [{**as_row(mixer, name, cell), "window": window, "steps": cell.get("steps")}
              for mixer, windows in WINDOWS.items() for window in windows
              for name, cell in cells[f"{mixer} {window}"].items() if window == WINDOW or name == "prompt"]

@@ -1,8 +1,10 @@
 """You Only Scan Once: Efficient Multi-dimension Sequential Modeling with LightNet (Qin et al. 2024, arXiv 2405.21022).
 
-Pictures of digits, read as grids of real numbers: one scan whose weights are normalised over all positions, against a
-gated recurrence that must scan from both ends; and against linear attention with the same positions, which tells what
-the additive recurrence itself is worth.
+Digits are classified as grids of pixels. Compared by accuracy and time per step: LightNet, one scan whose weights are
+normalised over all positions; GLA, a gated recurrence, in two scans and in one; linear attention with LightNet's
+positions, which shows what the additive recurrence itself contributes; LightNet without positions; softmax attention.
+
+The claim holds if LightNet is about as accurate as GLA in two scans, clearly faster, and needs its positions.
 """
 
 from __future__ import annotations
@@ -61,23 +63,24 @@ def classifier(arm: str) -> Stack:
 
 
 def batch(arm: str, pictures: Tensor, labels: Tensor, side: int = SIDE) -> Batch:
-    """Pictures (B, side * side) with the label asked for at the last pixel."""
+    """Pictures (B, side * side) with the label as the target of the last pixel."""
     targets = torch.full(pictures.shape, -1)
     targets[:, -1] = labels
     grid = (side, side) if issubclass(ARMS[arm][0], LightNet) and arm != BARE else None
     return Batch(pictures[..., None], targets, grid=grid)
 
 
-def digits() -> tuple[Tensor, Tensor]:
-    """The 1,797 pictures that scikit-learn brings along, zero mean, and their labels, shuffled once and for all."""
+def load_digits() -> tuple[Tensor, Tensor]:
+    """The 1,797 pictures that ship with scikit-learn, scaled to -1 .. 1, and their labels, in one fixed random
+    order."""
     pictures, labels = handwritten_digits()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     return 2 * pictures.flatten(1)[order] - 1, labels[order]
 
 
 def train(arm: str, seed: int, steps: int, tests: int) -> float:
-    """Accuracy on the last pictures of a model of the first 1,297."""
-    pictures, labels = digits()
+    """Train on the first 1,297 pictures; accuracy on the last `tests`."""
+    pictures, labels = load_digits()
     torch.manual_seed(seed)
     model = classifier(arm)
     learned = batch(arm, pictures[:1297], labels[:1297])

@@ -1,7 +1,12 @@
 """LongVQ: Long Sequence Modeling with Vector Quantization on Structured Memory (Liu et al. 2024, arXiv 2404.11163).
 
-One gated block over a moving average, with other attentions in it: over all keys, over a codebook, nearby only, linear,
-or none. Which of them recall what lies far back, what does that cost, and what is lost on real music?
+The same gated block over a moving average, with different attentions in it: over all keys, over a codebook of 32 or 4
+keys, within a window, linear, or none. Compared are recall of key-value pairs from beyond the window, how time grows
+with length, and nats per note on Bach's chorales.
+
+The claim holds if the codebook of 32 recalls almost as well as all keys and clearly better than the others, costs
+nearly linear time, and loses little on the chorales; it is refuted if linear attention does as well or nothing is
+saved.
 """
 
 from __future__ import annotations
@@ -79,7 +84,7 @@ ARMS: dict[str, tuple[type[LongVQ], dict[str, Any]]] = {
 }
 
 
-def make(arm: str, vocabulary: int) -> Stack:
+def make_model(arm: str, vocabulary: int) -> Stack:
     stack = Stack(StackConfig(vocabulary, 64, ["longvq"] * 2))
     kind, options = ARMS[arm]
     for block in stack.blocks:
@@ -99,16 +104,16 @@ def recall(rows: int, generator: torch.Generator) -> Batch:
     return Batch(tokens.scatter(1, places, keys), targets.scatter(1, places, values))
 
 
-def far(arm: str, seed: int, steps: int, tests: int) -> float:
+def score_recall(arm: str, seed: int, steps: int, tests: int) -> float:
     """Accuracy at recall, on fresh rows."""
     torch.manual_seed(seed)
-    model = make(arm, BLANK + 1)
+    model = make_model(arm, BLANK + 1)
     learn(model, lambda step: recall(32, generator_of(seed, step)), steps, rate=0.01,
           seed=seed, cooldown=1.0, muon=True)
     return accuracy(model, recall(tests, torch.Generator().manual_seed(-1 - seed)))
 
 
-def chorales(folder: Path | None) -> tuple[Tensor, Tensor]:
+def load_chorales(folder: Path | None) -> tuple[Tensor, Tensor]:
     """Training and validation pieces, the four voices in turn, one step a quarter note; without a folder, noise."""
     if folder is None:
         noise = np.random.default_rng(0).integers(40, 80, (2, 4, 300))
@@ -119,17 +124,17 @@ def chorales(folder: Path | None) -> tuple[Tensor, Tensor]:
     return torch.cat(train), torch.cat(valid)
 
 
-def music(arm: str, seed: int, steps: int, folder: Path | None) -> float:
+def score_music(arm: str, seed: int, steps: int, folder: Path | None) -> float:
     """Nats per note of the validation pieces, in rows of 256."""
-    train, valid = chorales(folder)
+    train, valid = load_chorales(folder)
     torch.manual_seed(seed)
-    model = make(arm, PITCHES)
+    model = make_model(arm, PITCHES)
 
-    def drawn(step: int) -> Batch:
+    def batch(step: int) -> Batch:
         line = random_windows(train, 8, BARS, generator_of(seed, step))
         return Batch(line[:, :-1], line[:, 1:])
 
-    learn(model, drawn, steps, rate=0.01, seed=seed, cooldown=1.0, muon=True)
+    learn(model, batch, steps, rate=0.01, seed=seed, cooldown=1.0, muon=True)
     rows = valid[: (len(valid) - 1) // BARS * BARS + 1]
     with torch.no_grad():
         logits = model(rows[:-1].view(-1, BARS)).logits
@@ -155,8 +160,8 @@ def measure(run: Run) -> list[Row]:
     steps = run.pick(2, 400)
     folder = run.dataset("jsb-chorales")
     singers = range(run.seed, run.seed + run.pick(1, 3))
-    jobs = {f"far {arm}": partial(far, arm, run.seed, steps, run.pick(8, 512)) for arm in ARMS}
-    jobs |= {f"music {arm} {seed}": partial(music, arm, seed, run.pick(2, 300), folder)
+    jobs = {f"far {arm}": partial(score_recall, arm, run.seed, steps, run.pick(8, 512)) for arm in ARMS}
+    jobs |= {f"music {arm} {seed}": partial(score_music, arm, seed, run.pick(2, 300), folder)
              for arm in (FULL, CODES) for seed in singers}
     done = run.cells(jobs)
     nats = {arm: mean(done[f"music {arm} {seed}"] for seed in singers) for arm in (FULL, CODES)}
