@@ -15,7 +15,7 @@ from segue.decoding.flow import ClipRollout
 from segue.files import atomic_write
 from segue.models.control import INSTRUCTION
 from segue.models.spacetime import TEXT
-from segue.papers.gamegen_x import FLOW, KEY, Setting, studio, taught
+from segue.papers.gamegen_x import FLOW, KEY, Setting, studio, train_branch
 from segue.tasks.sprites import EVENTS, KEYS, SPOKEN_IDS
 
 CLIPS = (("right", "nothing"), ("down", "nothing"), ("left", "night"))  # a key that is held, and an event
@@ -25,7 +25,7 @@ def main(path: str, setting: Setting | None = None) -> Tensor:
     """Returns the film, (frames, height, width, 3) in [0, 1]: a frame of the world, and three clips behind it."""
     setting = setting or Setting()
     place = studio(setting, 0)
-    branch = taught(place, setting, 0)
+    branch = train_branch(place, setting, 0)
     start = place.tests.rows(slice(0, 1))
 
     def told(clip: int, grid: tuple[int, ...]) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from segue.mixers.layout import Layout
 from segue.models import EncoderDecoder, EncoderDecoderConfig, Stack, StackConfig
 from segue.models.base import Decoding, Output
 from segue.objectives import Batch, MaskedElements
-from segue.objectives.masked import glance, in_place, mask_block, masked_blocks, padding_starts, reveal_order
+from segue.objectives.masked import glance, mask_block, masked_blocks, padding_starts, reveal_order, targets_in_place
 from segue.testing import ContractBroken, check_acceptor, check_drafter
 from segue.testing.decoding import TableModel
 
@@ -349,7 +349,7 @@ def pairs(seed: int, rows: int = 5) -> list[tuple[list[int], list[int]]]:
 
 def answers(seed: int) -> Batch:
     """Source, separator, answer and its end, padded to one length; the answer named in place."""
-    return in_place(Batch.pairs(pairs(seed), BEGIN))
+    return targets_in_place(Batch.pairs(pairs(seed), BEGIN))
 
 
 def test_answers_are_named_where_they_stand() -> None:

@@ -23,9 +23,9 @@ from segue.models import Stack, StackConfig
 from segue.models.base import Output
 from segue.models.compiled import compile_model
 from segue.objectives import Batch, NextElement, OccupancyMatching, RolloutUnlikelihood
-from segue.objectives.base import drawn
+from segue.objectives.base import content_rng
 from segue.objectives.occupancy import Noise as Wrong
-from segue.objectives.occupancy import Walk, matching, read, rollouts, stacks, walks_of
+from segue.objectives.occupancy import Walk, build_stacks, document_walks, evaluate_walks, matching_terms, rollouts
 from segue.testing import check_objective
 from segue.testing.decoding import Reread, TableModel, WildDraft
 
@@ -161,7 +161,7 @@ def test_what_cannot_be_taken_back_is_told() -> None:
         generate(stack, PROMPTS, 5, eos=BACK, backspace=BACK)
     with pytest.raises(SegueError, match="vocabulary"):
         generate(stack, PROMPTS, 5, backspace=V)
-    with pytest.raises(SegueError, match="piece by piece"):
+    with pytest.raises(SegueError, match="cannot be streamed"):
         next(stream_objects(stack, Codec(), PROMPTS, 5, backspace=BACK))  # type: ignore[arg-type]
 
     class Heads(PromptLookup):
@@ -184,7 +184,7 @@ def test_one_pass_reads_every_stack(many: list[list[int]], mixers: str, seed: in
     stack = model(mixers, seed)
     walks = [Walk([3, 4, 1][: 1 + number], actions, [True] * len(actions)) for number, actions in enumerate(many)]
     with torch.no_grad():
-        found, known = stacks(walks, EOS, BACK), read(stack, walks, EOS, BACK, torch.device("cpu"))
+        found, known = build_stacks(walks, EOS, BACK), evaluate_walks(stack, walks, EOS, BACK, torch.device("cpu"))
         logits = stack(found.tokens, Layout.tree(found.parents, torch.zeros(len(walks), dtype=torch.long))).logits
     at = 0
     for number, walk in enumerate(walks):
@@ -298,7 +298,7 @@ def batch() -> Batch:
 
 def test_prompts_and_walks() -> None:
     given = Batch(torch.tensor([[1, 2, 3, 4]]), torch.tensor([[-1, 3, -1, EOS]]))
-    assert walks_of(given) == [Walk([1, 2], [3, 4, EOS], [True, False, True])]
+    assert document_walks(given) == [Walk([1, 2], [3, 4, EOS], [True, False, True])]
 
 
 @pytest.mark.parametrize("mixers", ["attention", "gru"])
@@ -316,8 +316,8 @@ def test_the_right_action_after_noise_is_the_backspace() -> None:
     torch.manual_seed(3)
     loss = objective(stack, given).total.detach()
     expected = 0.0
-    for walk in walks_of(given):
-        noisy = Wrong(0.5, V, BACK, EOS).insert(walk, drawn(*walk.prompt, *walk.actions, BACK))
+    for walk in document_walks(given):
+        noisy = Wrong(0.5, V, BACK, EOS).insert(walk, content_rng(*walk.prompt, *walk.actions, BACK))
         left = list(walk.prompt)
         for action, counted in zip(noisy.actions, noisy.counted):
             with torch.no_grad():
@@ -358,7 +358,7 @@ def test_exact_occupancies_are_matched(c: float, low: float, high: float) -> Non
     for _ in range(500):
         optimiser.zero_grad()
         own = exact(scores.detach().softmax(-1), gamma)[0]
-        sum(matching(*terms(scores, gamma), occupancy, own, gamma, c)).backward()  # type: ignore[union-attr]
+        sum(matching_terms(*terms(scores, gamma), occupancy, own, gamma, c)).backward()  # type: ignore[union-attr]
         optimiser.step()
         schedule.step()
     found = exact(scores.detach().softmax(-1), gamma)[1]
@@ -380,7 +380,7 @@ def test_the_same_states_cancel() -> None:
     """Parity check 5: where the model's states are those of the data, values have no gradient."""
     value, after = (torch.randn(20, dtype=torch.float64, requires_grad=True) for _ in range(2))
     weights = torch.rand(20, dtype=torch.float64)
-    gap = matching(torch.randn(20), value, after, weights, weights, 0.9, 0.1)[1]
+    gap = matching_terms(torch.randn(20), value, after, weights, weights, 0.9, 0.1)[1]
     for gradient in torch.autograd.grad(gap, (value, after)):
         assert not gradient.any()
 
@@ -406,7 +406,7 @@ def test_the_loss_by_hand() -> None:
     objective = OccupancyMatching(gamma=0.9, c=0.04, eos=EOS)
     torch.manual_seed(5)
     loss = objective(stack, given)
-    own, = rollouts(stack, [[1, 2]], [drawn(1, 2, 3, EOS).random(2)], EOS)
+    own, = rollouts(stack, [[1, 2]], [content_rng(1, 2, 3, EOS).random(2)], EOS)
 
     def along(actions: list[int]) -> list[tuple[float, float, float]]:
         found, left = [], [1, 2]

@@ -88,7 +88,7 @@ def test_a_cloze_by_letters(backbone: str) -> None:
     model = ClozeModel(stack(backbone), 13)
     ids = torch.randint(0, 8, (4, 12), generator=torch.Generator().manual_seed(2))
     batch = Batch(ids[:, :-1], ids[:, 1:])
-    masked = Cloze(LetterMask((0, 1, 2)), ahead=0.0).masked(batch, 8)
+    masked = Cloze(LetterMask((0, 1, 2)), ahead=0.0).mask_documents(batch, 8)
     assert torch.equal(masked.targets >= 0, (masked.tokens == 8))
     assert not torch.isin(masked.targets, torch.tensor([0, 1, 2])).any()
     assert torch.isfinite(Cloze(LetterMask(tuple(range(8))), ahead=0.0)(model, batch).total)  # nothing is hidden

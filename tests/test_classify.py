@@ -38,10 +38,10 @@ from segue.objectives import (
     NextElement,
     ProxyReplay,
     SupCon,
-    asked,
     relation_distillation,
     score_distillation,
     supcon,
+    target_features,
 )
 from segue.testing import check_strategy
 from segue.training.learn import learn
@@ -78,8 +78,8 @@ def test_rows_with_classes_are_padded_behind() -> None:
 def test_padding_changes_nothing(mixer: str, pool: str) -> None:
     model = Classifier(backbone(mixer), LinearHead(8, 3), pool).eval().double()
     rows = [[3, 1, 4], [1, 5, 9, 2, 6], [5]]
-    together = asked(model, Batch.labelled(rows, [0, 1, 2], length=9))[0]
-    alone = torch.cat([asked(model, Batch.labelled([row], [0]))[0] for row in rows])
+    together = target_features(model, Batch.labelled(rows, [0, 1, 2], length=9))[0]
+    alone = torch.cat([target_features(model, Batch.labelled([row], [0]))[0] for row in rows])
     torch.testing.assert_close(together, alone, atol=1e-12, rtol=0)
     if pool:
         hidden = model.backbone.hidden(torch.tensor([rows[1]]), Batch.labelled([rows[1]], [0]).layout)  # type: ignore
@@ -367,7 +367,7 @@ def test_probes_read_frozen_features(mixer: str) -> None:
     def read(batch: Batch, pool: str = "") -> tuple[Tensor, Tensor]:
         return features_of(model, batch.tokens, batch.targets.argmax(1), pool, rows=7), batch.targets.amax(1)
 
-    torch.testing.assert_close(read(train)[0], asked(model, train)[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(read(train)[0], target_features(model, train)[0], atol=1e-5, rtol=0)
     for kind in PROBES:
         found = probe(kind, read(train, "mean"), read(test, "mean"), rate=0.05, epochs=30)
         assert found > 0.6, kind

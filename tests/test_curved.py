@@ -13,18 +13,18 @@ import torch
 
 from segue.papers import claim
 from segue.papers.base import Row
-from segue.papers.cpt_ift import BARE, CONTEXT, DIRECT, REPLAY, RESTORED, requests
+from segue.papers.cpt_ift import BARE, CONTEXT, DIRECT, REPLAY, RESTORED, sample_requests
 from segue.papers.curved_contrastive import (
     BLIND,
+    BM25,
     CURVED,
     LEXICAL,
     NEXT,
     OTHER,
     Vectors,
-    Words,
-    daily,
-    looked,
-    summed_up,
+    evaluate,
+    load_dailydialog,
+    load_dialogsum,
 )
 
 
@@ -40,10 +40,10 @@ class Told:
 
 def test_a_system_that_knows_is_praised_and_one_that_knows_nothing_is_at_chance() -> None:
     test = [[[i * 20 + j] for j in range(12)] for i in range(6)]
-    found = looked(Told(), test, 0)  # type: ignore[arg-type]
+    found = evaluate(Told(), test, 0)  # type: ignore[arg-type]
     assert found["spearman"] == pytest.approx(1) and found["forward"] == found["top order"] == 1
     assert found["cosines"] == sorted(found["cosines"], reverse=True) and found["rank, 1 ahead"] <= 0.6
-    nothing = looked(Words(test), test, 0)  # no word is said twice
+    nothing = evaluate(BM25(test), test, 0)  # no word is said twice
     assert nothing["forward"] == 0.5 and nothing["top order"] == pytest.approx(1 / 6)
     assert nothing["rank, 8 turns"] == pytest.approx((6 + 1) / 2 / 6)
 
@@ -54,16 +54,16 @@ def test_a_system_that_knows_is_praised_and_one_that_knows_nothing_is_at_chance(
         def after(self, rows: list[list[int]]) -> torch.Tensor:
             return self.before(rows, True)
 
-    blind = looked(Vectors(Flat(), test), test, 0)  # type: ignore[arg-type]
+    blind = evaluate(Vectors(Flat(), test), test, 0)  # type: ignore[arg-type]
     assert blind["forward"] == 0.5  # the same both ways
 
 
 def test_dialogues_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.gz").write_bytes(gzip.compress(b"Hi . __eou__ Hello ! __eou__\nBye __eou__\n"))
-    assert daily(tmp_path / "a.gz") == [["Hi .", "Hello !"], ["Bye"]]
+    assert load_dailydialog(tmp_path / "a.gz") == [["Hi .", "Hello !"], ["Bye"]]
     rows = [{"dialogue": "#Person1#: Hi.\n#Person2#: Hello!"}]
     (tmp_path / "b.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
-    assert summed_up(tmp_path / "b.gz") == [["Hi.", "Hello!"]]
+    assert load_dialogsum(tmp_path / "b.gz") == [["Hi.", "Hello!"]]
 
 
 def systems(**change: Any) -> list[Row]:
@@ -86,7 +86,7 @@ def test_the_rule_of_curved_contrastive(change: dict[str, Any], verdict: str) ->
 
 
 def test_requests_are_asked_and_answered() -> None:
-    batch = requests(3, 1, np.random.default_rng(0))
+    batch = sample_requests(3, 1, np.random.default_rng(0))
     assert batch.tokens.shape == batch.targets.shape == (3, CONTEXT)
     for row, answers in zip(batch.tokens.tolist(), batch.targets.tolist()):
         text = bytes([*row, max(answers[-1], 10)]).decode()
@@ -95,7 +95,7 @@ def test_requests_are_asked_and_answered() -> None:
             asked, _, said = line.partition("=")
             word = asked.partition("(")[2].rstrip(")")
             assert said == answer and (word.upper() if asked.startswith("large") else word * 2).startswith(said)
-    alone = requests(5, 1, np.random.default_rng(0), most=1)
+    alone = sample_requests(5, 1, np.random.default_rng(0), most=1)
     assert all(bytes(a for a in row if a >= 0).count(b"\n") == 1 for row in alone.targets.tolist())
 
 

@@ -25,7 +25,7 @@ from segue.papers.cycle_prompt import (
     SHUFFLED,
     TOLD_APART,
     difference,
-    maps,
+    make_cycle,
     right,
     skills,
 )
@@ -157,7 +157,7 @@ def test_any_model_goes_round(mixer: str) -> None:
     torch.manual_seed(0)
     local = Local(Stack(StackConfig(CODEC.size, 16, [mixer])).eval().requires_grad_(False), CODEC)
     specs = [specification(drawn(Random(i)), Random(i)) for i in range(3)]
-    state = maps(local, 0).run(specs)
+    state = make_cycle(local, 0).run(specs)
     assert all(len(each.drafts) <= 3 and each.calls == 3 * len(each.drafts) + (each.answer is not None)
                for each in state)
     for skill in skills().values():

@@ -620,7 +620,7 @@ def test_a_continued_record_keeps_its_name(tmp_path: Path) -> None:
     codec = ItemCodec(["browse", "buy"])
     model = CountModel(codec.size, order=1).fit([[0, 1] * 9])
     fitted = SimpleNamespace(decodable=lambda weights: model, codec=codec, kind=KINDS["events"], mixture=None,
-                             heads=None, best_draft=None, reading={}, once=False)
+                             heads=None, best_draft=None, reading={}, rarely_repeats=False)
     (tmp_path / "log.csv").write_text("user,item\nanna,browse\nanna,buy\nbo,browse\n")
     one = continue_(fitted, tmp_path / "log.csv", 2)
     one.save(tmp_path / "out.csv")
@@ -639,7 +639,7 @@ def test_the_unknown_item_is_never_said(options: dict[str, Any]) -> None:
 def test_continue_takes_one_prime_or_many(tmp_path: Path) -> None:
     model = TableModel(257, sharpness=1.0)
     fitted = SimpleNamespace(decodable=lambda weights: model, codec=ByteCodec(), kind=KINDS["text"], mixture=None,
-                             heads=None, best_draft=None, reading={}, once=False)
+                             heads=None, best_draft=None, reading={}, rarely_repeats=False)
     one = continue_(fitted, "héllo", 20, seed=1)
     many = continue_(fitted, ["héllo", "b"], 20, seed=1)
     assert many[0].tokens == one.tokens and one.draft == "both"

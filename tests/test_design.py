@@ -49,8 +49,8 @@ from segue.models.diffusion import AbsorbingProcess, Denoiser, NoiseSchedule
 from segue.models.perceptron import Flat
 from segue.models.stack import both_ways
 from segue.objectives import Batch
-from segue.objectives.diffusion import exact_law
-from segue.objectives.regression import SquaredError, scored
+from segue.objectives.diffusion import exact_distribution
+from segue.objectives.regression import SquaredError, scored_batch
 from segue.training.learn import learn
 
 V, L = 3, 3
@@ -213,7 +213,7 @@ class Smooth(nn.Module):
 
 
 def law_of(model: nn.Module) -> Tensor:
-    return exact_law(Denoiser(model, PROCESS), V, L, V).flatten()
+    return exact_distribution(Denoiser(model, PROCESS), V, L, V).flatten()
 
 
 def test_fine_tuning_comes_to_the_tilted_law() -> None:
@@ -245,7 +245,7 @@ def test_the_exact_law_by_all_orders() -> None:
             chance = chance * log_p[:, place].gather(1, EVERY[:, place, None])[:, 0].exp()
             x[:, place] = EVERY[:, place]
         law += chance / math.factorial(L)
-    torch.testing.assert_close(exact_law(predict, V, L, V).flatten(), law)
+    torch.testing.assert_close(exact_distribution(predict, V, L, V).flatten(), law)
 
 
 # Steering.
@@ -381,7 +381,7 @@ def test_a_network_learns_to_score(network: str) -> None:
     model: nn.Module = Flat(V, L, [32], 1) if network == "flat" else \
         Classifier(stack(network, V, two=False).float(), LinearHead(16, 1), pool="mean")
     scores = SCORES.float()
-    batch = scored(EVERY, scores)
+    batch = scored_batch(EVERY, scores)
     learn(model, lambda step: batch, 60, rate=0.03, objective=SquaredError())
     oracle = NetworkOracle(model)
     found = oracle(F.one_hot(EVERY, V).float())

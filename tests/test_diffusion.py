@@ -45,7 +45,7 @@ from segue.models.diffusion import (
 )
 from segue.models.stack import both_ways
 from segue.objectives import Batch
-from segue.objectives.diffusion import MaskedDiffusion, ScoreEntropy, StepwiseDiffusion, any_order, score_entropy
+from segue.objectives.diffusion import MaskedDiffusion, ScoreEntropy, StepwiseDiffusion, any_order_nll, score_entropy
 from segue.training.batches import Arrays
 from segue.training.evaluate import score_bound
 from segue.training.learn import learn
@@ -198,12 +198,12 @@ def test_the_bound_is_the_entropy_by_chance(name: str) -> None:
 def test_random_orders() -> None:
     batch, process = drawn(2000, 5), AbsorbingProcess(V)
     predict, asked = Denoiser(Exact(process), process), torch.ones(2000, L, dtype=torch.bool)
-    assert within(any_order(predict, batch.tokens, asked, V, draws=4), ENTROPY)
+    assert within(any_order_nll(predict, batch.tokens, asked, V, draws=4), ENTROPY)
     known = asked.clone()
     known[:, :2] = False  # of the last two, given the first two
     first = torch.zeros(V, V, dtype=torch.float64).index_put((EVERY[:, 0], EVERY[:, 1]), JOINT, accumulate=True)
     given_two = ENTROPY + float((first * first.log()).sum())
-    assert within(any_order(predict, batch.tokens, known, V, draws=2, seed=1), given_two)
+    assert within(any_order_nll(predict, batch.tokens, known, V, draws=2, seed=1), given_two)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -503,6 +503,6 @@ def test_the_bound_of_a_store() -> None:
     assert found.counts.tolist() == [4, 8, 1, 29]
     for document, nats in zip(documents[:3], found.nats):
         clean = torch.from_numpy(document[1:].astype(np.int64))[None]
-        expected = any_order(Denoiser(model, AbsorbingProcess(7)), clean, clean >= 0, 7, draws=300, seed=9)
+        expected = any_order_nll(Denoiser(model, AbsorbingProcess(7)), clean, clean >= 0, 7, draws=300, seed=9)
         assert nats == pytest.approx(float(expected), rel=0.03)
     assert score_bound(model, Arrays(documents), 12, limit=12).counts.sum() < 42

@@ -23,7 +23,7 @@ from segue.models.compiled_heads import CompiledHeads
 from segue.models.heads import DraftHeads, HeadsConfig, TabulatedHeads
 from segue.models.stack import Stack, StackConfig
 from segue.objectives import Batch, DraftHeadsLoss
-from segue.objectives.draft_heads import ahead, begin_linear
+from segue.objectives.draft_heads import initialise_linear, lookahead_targets
 from segue.serving.engine import AnswerUpdate, Engine, Request
 from segue.testing.decoding import check_tree
 from segue.testing.learning import check_objective
@@ -118,8 +118,8 @@ def test_heads_begin_as_the_nearest_linear_map(kind: str, many: bool) -> None:
     text = torch.randint(VOCABULARY, (40, 21)) if many else torch.randint(4, (2, 9))
     batch = Batch(text[:, :-1], text[:, 1:], None, {"hidden": model(text[:, :-1]).hidden.detach()})
     heads = DraftHeads.for_base(model, heads=3, **KINDS[kind])
-    begin_linear(heads, batch, ridge=1e-6)
-    known, said, _ = ahead(batch, 3)
+    initialise_linear(heads, batch, ridge=1e-6)
+    known, said, _ = lookahead_targets(batch, 3)
     hidden = batch.channels["hidden"]
     length = known.shape[1]
     for k in (1, 2, 3):
@@ -131,7 +131,7 @@ def test_heads_begin_as_the_nearest_linear_map(kind: str, many: bool) -> None:
         scores = heads.logits(k, heads.condition(hidden[:, :length]), said[:, :, :k]).flatten(0, 1)
         torch.testing.assert_close(scores, model.head(z.flatten(0, 1) @ nearest), atol=0.01, rtol=0.01)
     before = {name: tensor.clone() for name, tensor in heads.state_dict().items()}
-    begin_linear(heads, Batch(text[:, :3], text[:, 1:4], None, {"hidden": hidden[:, :3]}))  # none is so long
+    initialise_linear(heads, Batch(text[:, :3], text[:, 1:4], None, {"hidden": hidden[:, :3]}))  # none is so long
     assert all(torch.equal(tensor, before[name]) for name, tensor in heads.state_dict().items())
 
 

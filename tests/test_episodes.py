@@ -17,7 +17,7 @@ from segue.continual.episodes import live_mask
 from segue.errors import SegueError
 from segue.models import Classifier, Features, Perceptron, SparseNetwork, Stack, StackConfig
 from segue.models.classify import LinearHead, NeighbourHead, PrototypeHead
-from segue.objectives import Batch, ClassLoss, asked
+from segue.objectives import Batch, ClassLoss, target_features
 
 quick = settings(max_examples=25, deadline=None, derandomize=True)
 
@@ -119,8 +119,8 @@ def test_clean_instances_are_their_own_nearest_neighbours() -> None:
         episode = draw(number)
         model = Classifier(Features(), NeighbourHead(4, episode.classes, nearest=1))
         for one in episode.sets:
-            model.head.add_examples(*asked(model, one))
-        features, labels = asked(model, episode.test)
+            model.head.add_examples(*target_features(model, one))
+        features, labels = target_features(model, episode.test)
         assert torch.equal(model.head(features).argmax(-1), labels)
 
 
@@ -131,9 +131,9 @@ def test_prototypes_do_not_mind_the_order_of_sets(seed: int) -> None:
     model = Classifier(Features(), PrototypeHead(4, episode.classes).double())
     order = torch.randperm(6, generator=torch.Generator().manual_seed(seed)).tolist()
     for index in order:
-        model.head.add_examples(*asked(model, episode.sets[index]))
+        model.head.add_examples(*target_features(model, episode.sets[index]))
     whole = Batch.join(episode.sets)
-    features, labels = asked(model, whole)
+    features, labels = target_features(model, whole)
     means = torch.stack([features[labels == label].mean(0) for label in range(episode.classes)])
     torch.testing.assert_close(model.head.means, means, atol=1e-6, rtol=0)  # type: ignore[union-attr]
 
@@ -186,7 +186,7 @@ def test_replay_of_nothing_is_plain_tuning_and_of_all_is_joint() -> None:
     found = tuned(inner, episode.sets, recall=99, queue=6, seed=3)
     for name in joint:
         torch.testing.assert_close(found[name], joint[name], atol=1e-6, rtol=1e-5)
-    rows = asked(inner.model, whole)[1]
+    rows = target_features(inner.model, whole)[1]
     losses = [float(F.cross_entropy(inner.scores(w, whole), rows)) for w in (plain, found)]
     assert losses[1] < 0.8 * losses[0]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from segue.papers.base import Row
-from segue.papers.gamegen_x import BASE, CODED, FROZEN, JOINT, REAL, SHUFFLED, SMALL, judge, studio, taught
+from segue.papers.gamegen_x import BASE, CODED, FROZEN, JOINT, REAL, SHUFFLED, SMALL, judge, studio, train_branch
 
 
 def table(**other: Any) -> list[Row]:
@@ -25,7 +25,7 @@ def test_the_foundation_of_all_arms_stays_as_it_was() -> None:
     place = studio(SMALL, 3)
     before = {name: tensor.clone() for name, tensor in place.base.state_dict().items()}
     for frozen in (False, True):
-        taught(place, SMALL, 3, frozen)
+        train_branch(place, SMALL, 3, frozen)
         assert all(torch.equal(before[name], tensor) for name, tensor in place.base.state_dict().items())
         assert all(p.requires_grad for p in place.base.parameters())
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segue.errors import SegueError
-from segue.papers.pointer_networks import ATTENTION, CLAIM, FIXED, FREE, HALF, NEAREST, POINTER, VALID, row
+from segue.papers.pointer_networks import ATTENTION, CLAIM, FIXED, FREE, HALF, NEAREST, POINTER, VALID, make_row
 from segue.tasks import GEOMETRY
 from segue.tasks.geometry import (
     area,
@@ -154,8 +154,8 @@ def test_rows(name: str) -> None:
     (0.6, 0.3, 0.2, 0.97, 1.06, "inconclusive")])
 def test_the_rule_of_pointer_networks(pointer: float, attention: float, fixed: float, cover: float, ratio: float,
                                       verdict: str) -> None:
-    rows = [row("hull", POINTER, n, pointer, 0.99 if n < 20 else cover, 0.0) for n in (5, 10, 15, 20)]
-    rows += [row("hull", ATTENTION, 10, attention, 0.9, 0.0), row("hull", FIXED, 10, fixed, 0.9, 0.0),
-             row("hull", HALF, 20, 0.0, 0.7, 0.0), row("tour", VALID, "5-8", 0.5, ratio, 0.0),
-             row("tour", FREE, "5-8", 0.5, 1.0, 0.3), row("tour", NEAREST, "5-8", 0.3, 1.08, 0.0)]
+    rows = [make_row("hull", POINTER, n, pointer, 0.99 if n < 20 else cover, 0.0) for n in (5, 10, 15, 20)]
+    rows += [make_row("hull", ATTENTION, 10, attention, 0.9, 0.0), make_row("hull", FIXED, 10, fixed, 0.9, 0.0),
+             make_row("hull", HALF, 20, 0.0, 0.7, 0.0), make_row("tour", VALID, "5-8", 0.5, ratio, 0.0),
+             make_row("tour", FREE, "5-8", 0.5, 1.0, 0.3), make_row("tour", NEAREST, "5-8", 0.3, 1.08, 0.0)]
     assert CLAIM.judge(rows)[0] == verdict

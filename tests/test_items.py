@@ -25,7 +25,7 @@ from segue.models import Stack, StackConfig
 from segue.models.base import padding_starts
 from segue.models.compiled import compile_model
 from segue.models.stack import both_ways
-from segue.objectives import AllItems, Batch, InBatch, MaskedElements, in_batch
+from segue.objectives import AllItems, Batch, InBatch, MaskedElements, info_nce
 from segue.objectives.masked import RandomMask, mask_some, whole_words
 from segue.testing import check_mixer
 from segue.training.learn import learn
@@ -244,8 +244,8 @@ def test_in_batch_is_cross_entropy(seed: int, n: int, temperature: float) -> Non
     cosines = torch.tensor([[float(F.cosine_similarity(q, k, dim=0)) for k in keys] for q in queries],
                            dtype=torch.double)
     wanted = F.cross_entropy(cosines / temperature, torch.arange(n)) * n
-    torch.testing.assert_close(in_batch(queries, keys, temperature), wanted)
-    torch.testing.assert_close(in_batch(queries, keys[:1].expand(n, -1), temperature) / n,
+    torch.testing.assert_close(info_nce(queries, keys, temperature), wanted)
+    torch.testing.assert_close(info_nce(queries, keys[:1].expand(n, -1), temperature) / n,
                                torch.tensor(math.log(n), dtype=torch.double))
 
 
@@ -256,7 +256,7 @@ def test_pairs_of_a_history_and_its_next(mixer: str) -> None:
     batch = batch_of([*map(read, queries), *(read([i]) for i in keys)], [0, 1, 2] * 2)
     loss = InBatch(0.2)(model, batch)
     vectors = torch.from_numpy(embed(model, [*map(read, queries), *(read([i]) for i in keys)], "first")).double()
-    torch.testing.assert_close(loss.total, in_batch(vectors[:3], vectors[3:], 0.2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(loss.total, info_nce(vectors[:3], vectors[3:], 0.2), atol=1e-5, rtol=0)
     tokens = batch.tokens.clone()
     wanted = torch.full_like(batch.targets, -1)
     wanted[:, 3], tokens[:, 3, 0] = tokens[:, 3, 0], CODEC.mask

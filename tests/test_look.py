@@ -37,7 +37,7 @@ def test_the_matrices_are_those_the_layers_apply(tmp_path: Path) -> None:
 
 def test_what_parts_carry_is_the_direct_effect_of_their_writes(tmp_path: Path) -> None:
     """Of the only layer of a stack of recurrences, which has no matrix, on the sequences of a file."""
-    model = segue.fit([f"{i} dogs ran\n" * 9 for i in range(30)], steps=30, mixer="gru", quiet=True, mix=False, depth=1)
+    model = segue.fit([f"{i} dogs ran\n" * 9 for i in range(30)], steps=60, mixer="gru", quiet=True, mix=False, depth=1)
     (tmp_path / "held.txt").write_text("the dogs ran away\n" * 3)
     seen = look(model, tmp_path / "held.txt", out=tmp_path / "look.png")
     ids = model.codec.encode("the dogs ran away\n" * 3).tolist()
@@ -47,7 +47,7 @@ def test_what_parts_carry_is_the_direct_effect_of_their_writes(tmp_path: Path) -
     assert seen.measured == tokens.shape[1] and seen.effects.keys() == effects.keys()
     for name, nats in effects.items():
         assert seen.effects[name] == pytest.approx(float(nats.mean()) / np.log(2), abs=1e-5)
-    assert seen.effects["layer 1 gru"] > 0.005 and "the mixer" in str(seen) and "no matrix" in str(seen)
+    assert seen.effects["layer 1 gru"] > 0.05 and "the mixer" in str(seen) and "no matrix" in str(seen)
     assert (tmp_path / "look.png").stat().st_size > 5000
 
 

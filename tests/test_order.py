@@ -59,7 +59,7 @@ def test_drawn_orders_are_distributed_as_the_model_says(mixer: str) -> None:
     ours, elements, draws = model(mixer), [4, 1, 6, 3], 4000
     sets = Sets(batch_of(*[elements] * draws))
     noise = torch.rand(draws, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = sets.elements.gather(1, sets.sampled(ours, noise))
+    found = sets.elements.gather(1, sets.sample_order(ours, noise))
     orders = list(itertools.permutations(elements))
     counts = torch.tensor([float((found == torch.tensor(order)).all(1).sum()) for order in orders])
     expected = draws * torch.tensor([stepwise(ours, list(order)) for order in orders])
@@ -72,7 +72,7 @@ def test_equal_elements_are_one_choice() -> None:
     ours, draws = model(), 4000
     sets = Sets(batch_of(*[[2, 5, 2]] * draws))
     noise = torch.rand(draws, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    order = sets.sampled(ours, noise)
+    order = sets.sample_order(ours, noise)
     assert bool((order.sort(1).values == torch.arange(3)).all())
     found = sets.elements.gather(1, order)
     for wanted in ([2, 2, 5], [2, 5, 2], [5, 2, 2]):
@@ -99,7 +99,7 @@ def said(objective: OrderSearch, ours: Any, batch: Batch, draws: int) -> list[tu
     for step in range(draws):
         torch.manual_seed(step)
         sets = Sets(batch, objective.eos)
-        arranged = sets.arranged(objective.order(ours, sets))
+        arranged = sets.arrange(objective.order(ours, sets))
         assert torch.equal(arranged.tokens[0, 1:], arranged.targets[0, :-1])
         found.append(tuple(arranged.targets[0].tolist()))
     return found

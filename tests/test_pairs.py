@@ -25,7 +25,7 @@ from segue.kinds.codons import CODES, CODONS, codons_of, translate
 from segue.models import Classifier, Stack, StackConfig
 from segue.models.classify import LinearHead
 from segue.objectives import Batch, ClassLoss
-from segue.papers.central_dogma import examples
+from segue.papers.central_dogma import label_pairs
 from segue.training.corpus import MixedCorpus
 from segue.training.learn import learn
 
@@ -142,7 +142,7 @@ def test_negatives_that_cannot_be() -> None:
 @pytest.mark.parametrize("how, least, most", [("other", 0.75, 1.0), ("length", 0.4, 0.62), ("composition", 0.4, 0.6)])
 def test_what_lengths_alone_tell(how: str, least: float, most: float) -> None:
     """The floor of each sort of negatives: length tells other pairs, and nothing where it is matched."""
-    parts = [examples(made_up(400, seed), (how,), seed) for seed in (0, 1)]
+    parts = [label_pairs(made_up(400, seed), (how,), seed) for seed in (0, 1)]
     train, test = ((torch.from_numpy(length_features(pairs, 3.0)) / 20, torch.tensor(labels))
                    for pairs, labels in parts)
     assert least <= probe("linear", train, test, epochs=30, rate=0.1) <= most

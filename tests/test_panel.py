@@ -7,7 +7,7 @@ import pytest
 
 from segue.papers import claim
 from segue.papers.base import Row
-from segue.papers.sequence_generation_metrics import CLAIMS, CORRUPTIONS, LEVELS, NOISE, SHARP, WORDS, damages, seen
+from segue.papers.sequence_generation_metrics import CLAIMS, CORRUPTIONS, LEVELS, NOISE, SHARP, WORDS, damages, detect
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
@@ -25,9 +25,10 @@ def test_damages_grow_with_their_level_and_begin_at_nothing(name: str) -> None:
 
 def test_directions_are_those_of_the_table() -> None:
     rising = [1.0, 2.0, 3.0, 4.0, 5.0]
-    assert [seen("Brier", rising), -seen("BLEU", rising), seen("MAUVE (GRU)", rising[::-1])] == pytest.approx([1, 1, 1])
-    assert seen("novelty", [3.0, 2.0, 5.0, 0.0, 9.0]) == pytest.approx(1)  # how far from the undamaged
-    assert seen("BLEU", [1.0] * 5) == 0
+    found = [detect("Brier", rising), -detect("BLEU", rising), detect("MAUVE (GRU)", rising[::-1])]
+    assert found == pytest.approx([1, 1, 1])
+    assert detect("novelty", [3.0, 2.0, 5.0, 0.0, 9.0]) == pytest.approx(1)  # how far from the undamaged
+    assert detect("BLEU", [1.0] * 5) == 0
 
 
 def table(**change: float) -> list[Row]:

@@ -32,9 +32,9 @@ from segue.objectives.masked import (
     LastMask,
     RandomMask,
     TailMask,
-    in_place,
     mask_some,
-    masked_some,
+    masked_batches,
+    targets_in_place,
 )
 from segue.papers import claim
 from segue.papers.bert4rec import CAUSAL, CLOZE, FEW, FILMS, MANY, ONE, ORDER, POPULAR
@@ -106,10 +106,10 @@ def test_a_cloze_shows_nothing_but_masks() -> None:
 
 def test_rows_are_masked_anew_and_padding_is_apart() -> None:
     rows = Batch(torch.tensor([[5, 1, 2, 3], [5, 4, 0, 0]]), torch.tensor([[1, 2, 3, 5], [4, 5, -1, -1]]))
-    placed = in_place(rows)
+    placed = targets_in_place(rows)
     assert placed.tokens.tolist() == [[5, 1, 2, 3, 5], [5, 4, 5, 0, 0]]
     assert placed.starts is not None and placed.starts.nonzero().tolist() == [[1, 3]]
-    draw = masked_some(lambda step: rows, MASK, RandomMask(0.5), unmasked=0.0)
+    draw = masked_batches(lambda step: rows, MASK, RandomMask(0.5), unmasked=0.0)
     assert torch.equal(draw(1).tokens, draw(1).tokens)
     assert len({str(draw(step).tokens.tolist()) for step in range(9)}) > 3
 
@@ -274,7 +274,7 @@ def test_a_cloze_masks_each_document_of_a_batch(seed: int, ahead: float) -> None
     starts[0, at] = True
     torch.manual_seed(seed)
     batch = Batch(torch.from_numpy(tokens), torch.from_numpy(targets), starts)
-    found = Cloze(RandomMask(0.5), ahead).masked(batch, MASK)
+    found = Cloze(RandomMask(0.5), ahead).mask_documents(batch, MASK)
     lengths = [int((row >= 0).nonzero().max()) + 1 if ahead == 1 else n + 1 for row, n in zip(found.targets, sizes)]
     for row, (whole, length) in enumerate(zip(ids, lengths)):
         hidden = found.targets[row] >= 0

@@ -25,9 +25,9 @@ from segue.papers.recurrent_gpt import (
     LAST,
     ROLLING,
     WRITER,
-    edited,
+    follow_edits,
     judge,
-    told_on,
+    write_stories,
 )
 from segue.programs import Counted, Local, Scripted
 from segue.programs.memory import Hashing, LongTerm, ShortTerm, of_model
@@ -324,17 +324,17 @@ def oracle(prompt: str) -> str:
 def test_both_memories_make_a_perfect_writer_consistent() -> None:
     shares = {}
     for arm in ARMS:
-        found = told_on(Scripted(oracle), arm, seed=0, stories=3, steps=60)  # type: ignore[arg-type]
+        found = write_stories(Scripted(oracle), arm, seed=0, stories=3, steps=60)  # type: ignore[arg-type]
         far = [right for away, right in found["returns"] if away in BUCKETS[LAST]]
         shares[arm] = sum(far) / len(far)
         assert found["words"][3] <= found["words"][1]
     assert shares[FULL] == shares["no short-term memory"] == 1 and shares["no long-term memory"] < 0.9
-    assert edited(Scripted(oracle), seed=0, stories=3) == 1  # type: ignore[arg-type]
+    assert follow_edits(Scripted(oracle), seed=0, stories=3) == 1  # type: ignore[arg-type]
 
 
 def test_whatever_a_writer_says_its_prompts_are_no_longer_than_those_of_a_perfect_one() -> None:
     draw, words = Random(0), [*HEADINGS.values(), *["fox", "at", "leaves", "mill"] * 8, "."]
-    found = [told_on(Scripted(reply), FULL, seed=0, stories=3, steps=30)["words"]  # type: ignore[arg-type]
+    found = [write_stories(Scripted(reply), FULL, seed=0, stories=3, steps=30)["words"]  # type: ignore[arg-type]
              for reply in (oracle, lambda prompt: " ".join(draw.choices(words, k=48)))]
     assert max(found[1]) <= max(found[0]) == 47
 

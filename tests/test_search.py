@@ -503,7 +503,7 @@ def test_the_claim_of_diverse_beams_reads_its_data_and_judges_by_its_rule(tmp_pa
     (tmp_path / "some.csv.gz").write_bytes(gzip.compress("\n".join(rows).encode()))
     assert corpora.restaurant_texts(tmp_path / "some.csv.gz") == {
         ("name", "name", "area", "city", "centre", "near", "near"): [["by", "near", "is", "name", ",", "cheap", "."]]}
-    assert diverse_beam_search.modes({"decoder": "beam"}, 0) + 3 <= diverse_beam_search.modes(
+    assert diverse_beam_search.count_modes({"decoder": "beam"}, 0) + 3 <= diverse_beam_search.count_modes(
         {"decoder": "diverse-beam", "diversity_penalty": 0.8}, 0)
     table: list[dict[str, Any]] = [
         {"arm": arm, "chosen": 0.5, "chosen by": by, "oracle@1": 30.0, "oracle@6": best, "distinct-4": variety,

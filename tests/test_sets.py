@@ -401,11 +401,11 @@ def test_the_claims_ways_are_those_of_prompts() -> None:
     model = Stack(StackConfig(set_based_prompting.VOCABULARY, 32, ["attention"] * 2)).eval().requires_grad_(False)
     for parameter in model.parameters():
         parameter *= 2.5
-    asked = set_based_prompting.questions(6, np.random.default_rng(0))
+    asked = set_based_prompting.sample_questions(6, np.random.default_rng(0))
     orders = [(0, 1, 2, 3), (3, 1, 0, 2)]
     for arm in ("ordered", "sets"):
-        said, ahead, apart = set_based_prompting.answers(model, asked, orders, arm)
-        prompts = [set_based_prompting.prompt(question, order) for question in asked for order in orders]
+        said, ahead, apart = set_based_prompting.answer_orders(model, asked, orders, arm)
+        prompts = [set_based_prompting.make_prompt(question, order) for question in asked for order in orders]
         found = generate(model, [list(each) if arm == "ordered" else each for each in prompts], 1)
         assert said.flatten().tolist() == [answer.tokens[0] for answer in found]
         assert ahead.min() > 0 and (apart < 1e-4) == (arm == "sets")

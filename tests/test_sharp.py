@@ -21,7 +21,7 @@ from segue.continual.stream import Experience
 from segue.errors import SegueError
 from segue.models import Classifier, Masked, Output, Perceptron, SparseNetwork, Stack, StackConfig
 from segue.models.classify import LinearHead, NeighbourHead
-from segue.objectives import Batch, ClassLoss, SupCon, asked, generator_of
+from segue.objectives import Batch, ClassLoss, SupCon, generator_of, target_features
 from segue.objectives.contrastive import ACTIVATIONS, RECALLED
 from segue.testing import check_strategy
 from segue.training.learn import learn
@@ -154,8 +154,8 @@ def test_a_network_goes_on_from_its_features(trunk: str, early: int) -> None:
     old = torch.arange(len(h)) % 3 == 0
     channels = {RECALLED: old[:, None].expand(h.shape[:2]), ACTIVATIONS: torch.where(old[:, None, None], h, 7.0)}
     blank = torch.where(old.view(-1, *[1] * (rows.tokens.dim() - 1)), 0, rows.tokens)
-    features, labels = asked(classifier(net), Batch(blank, rows.targets, channels=channels))
-    want, names = asked(classifier(net), rows)
+    features, labels = target_features(classifier(net), Batch(blank, rows.targets, channels=channels))
+    want, names = target_features(classifier(net), rows)
     torch.testing.assert_close(features, want)
     assert torch.equal(labels, names)
     assert all(not p.requires_grad for p in (net.trunk.parameters() if net.trunk else []))
@@ -253,7 +253,7 @@ class Watched(Sharp):
         super().after_experience(run)
         model, net, head = self.parts(run)
         with torch.no_grad():
-            made = asked(model, self.rows)[0]
+            made = target_features(model, self.rows)[0]
         self.seen.append({
             "types": [(source.clone(), layer.types.clone()) for source, layer in zip(net.source_types(), net.masked)],
             "edges": [layer.connections.clone() for layer in net.masked], "made": made, "units": head.units.clone(),
@@ -356,9 +356,9 @@ def test_without_its_parts_it_is_supcon_replay_with_neighbours() -> None:
     other, replay = Classifier(plain, NeighbourHead(16, 8, cosine=True)), Plain()
     learn_stream(other, data, replay, SupCon(), measure=lambda *_: 0.0, **PLAN)
     test = Batch.join([each.test for each in data])
-    torch.testing.assert_close(asked(model, test)[0], asked(other, test)[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(target_features(model, test)[0], target_features(other, test)[0], atol=1e-5, rtol=1e-4)
     with torch.no_grad():
-        other.head.add_examples(*asked(other, replay.memory.batch))  # type: ignore[arg-type]
+        other.head.add_examples(*target_features(other, replay.memory.batch))  # type: ignore[arg-type]
         assert torch.equal(model(test.tokens).logits[:, -1].argmax(-1), other(test.tokens).logits[:, -1].argmax(-1))
 
 

@@ -16,7 +16,7 @@ from segue.decoding.denoise import denoise
 from segue.errors import SegueError
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch, MaskedElements, Sundae
-from segue.objectives.masked import RandomMask, in_place, mask_some, masked_some
+from segue.objectives.masked import RandomMask, mask_some, masked_batches, targets_in_place
 from segue.training.learn import learn
 
 
@@ -116,7 +116,7 @@ def continued(rows: int, seed: int) -> Batch:
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 999), st.sampled_from([0.0, 0.15, 0.6, 1.0]))
 def test_what_is_masked_is_asked_for(seed: int, share: float) -> None:
-    whole = in_place(counting(4, seed))
+    whole = targets_in_place(counting(4, seed))
     batch = mask_some(whole, 7, RandomMask(share), torch.Generator().manual_seed(seed))
     hidden = batch.targets >= 0
     assert bool(hidden.any(1).all()) and not bool(hidden[:, 0].any())  # the first element is given
@@ -145,7 +145,7 @@ def test_a_masked_language_model_goes_on_as_sundae(mixer: str, options: dict[str
         return Stack(StackConfig(8, 32, [mixer] * 2, {mixer: options}))
 
     masked, fresh = build(), build()
-    learn(masked, masked_some(lambda step: counting(32, step), mask=7, policy=RandomMask(0.4)), 60, rate=0.02,
+    learn(masked, masked_batches(lambda step: counting(32, step), mask=7, policy=RandomMask(0.4)), 60, rate=0.02,
           objective=MaskedElements(), muon=True)
     nats = {}
     for name, model in (("masked", masked), ("fresh", fresh)):

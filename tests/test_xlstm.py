@@ -20,7 +20,7 @@ from segue.mixers import MLSTM, SLSTM, Layout
 from segue.mixers.xlstm import BlockLinear
 from segue.models import Stack, StackConfig
 from segue.models.equivariant import Equivariant, mirror
-from segue.objectives.infill import draw_spans, fill_in_middle, filled_in
+from segue.objectives.infill import draw_spans, fill_in_middle, restore_gaps
 
 EXAMPLES = settings(max_examples=15, deadline=None, derandomize=True, database=None)
 with_gradients = partial(gradients.with_gradients, given=2)  # what is third, a maximum, has none
@@ -167,7 +167,7 @@ def test_gaps_are_filled_in_behind_the_rest(length: int, seed: int) -> None:
     assert len(spans) <= 5 and all(0 <= a < b <= length for a, b in spans)
     assert all(b <= c for (_, b), (c, _) in zip(spans, spans[1:]))
     tokens, positions = fill_in_middle(ids, spans, masks, end)
-    assert filled_in(tokens, masks, end) == ids
+    assert restore_gaps(tokens, masks, end) == ids
     assert sorted(each for each in tokens if each < end) == ids
     assert all(token == place for token, place in zip(tokens, positions) if token < end)
     assert tokens[tokens.index(end) + 1 :][:1] == masks[: min(1, len(spans))]
@@ -180,7 +180,7 @@ def test_what_is_no_filling_is_refused() -> None:
             fill_in_middle([5, 6, 7, 8], spans, [9, 10], 4)
     for tokens in ([5, 9, 8], [5, 9, 8, 4], [5, 9, 8, 4, 6, 9, 7], [5, 8, 4, 9, 7]):
         with pytest.raises(SegueError, match="each mask in order"):
-            filled_in(tokens, [9], 4)
+            restore_gaps(tokens, [9], 4)
 
 
 def test_gates_begin_as_the_paper_has_them() -> None:

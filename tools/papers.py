@@ -60,7 +60,8 @@ def verdict_of(report: dict[str, Any]) -> str:
 def measured(report: dict[str, Any]) -> str:
     """What a run found, and what it took."""
     computing = f" ({report['processor']:,.0f} s of processor time)" if report.get("processor") else ""
-    return (f"{verdict_of(report).capitalize()} ([picture]({files(report)}.png), [report]({files(report)}.json)): "
+    links = f"[picture]({files(report)}.png), [report]({files(report)}.json)"
+    return (f"{report['verdict'].capitalize()}{where(report)} ({links}): "
             f"{cell(report['reason'])}. Took {report['seconds']:,.0f} s{computing} on {cell(report['machine'])}.")
 
 

@@ -19,7 +19,7 @@ from segue.errors import SegueError
 from segue.models.classify import Classifier, NeighbourHead
 from segue.models.sparse import SparseNetwork
 from segue.objectives import Batch, generator_of
-from segue.objectives.contrastive import ACTIVATIONS, RECALLED, asked
+from segue.objectives.contrastive import ACTIVATIONS, RECALLED, target_features
 from segue.training.loop import Run
 from segue.training.strategy import Strategy
 
@@ -157,7 +157,7 @@ class Sharp(Strategy):
         """The head's examples of these rows' classes, learned `age` experiences ago, and the units that count."""
         _, network, head = self.parts(run)
         chosen = torch.tensor(first_of_class(Buffer(len(rows.targets)), rows.to("cpu"), None, self.examples)) >= 0
-        features, labels = asked(network, rows.rows(chosen.to(rows.targets.device)))
+        features, labels = target_features(network, rows.rows(chosen.to(rows.targets.device)))
         head.forget(labels.unique())
         head.add_examples(features, labels)
         head.units[labels.unique()] = network.masked[-1].types >= 2 + age

@@ -21,7 +21,7 @@ from segue.errors import SegueError
 from segue.kernels.gumbel import exponential_noise, straight_through
 from segue.models.diffusion import AbsorbingProcess, Denoiser, NoiseSchedule
 from segue.objectives import Batch, Loss
-from segue.objectives.diffusion import Predict, whole
+from segue.objectives.diffusion import Predict, clean_tokens
 
 KL_FORMS = ("path", "released")
 
@@ -131,7 +131,7 @@ class RewardFineTuning:
         elements: Any = self.elements or model.vocabulary - 1  # type: ignore[operator]
         process, layout = AbsorbingProcess(elements), batch.layout
         predict, before = (Denoiser(each, process, layout, allowed=self.allowed) for each in (model, self.reference))
-        designs, kl = self.rollout(predict, whole(batch), batch.targets >= 0, process,
+        designs, kl = self.rollout(predict, clean_tokens(batch), batch.targets >= 0, process,
                                    before if self.strength else None)
         reward = self.oracle(designs)
         share = batch.count / len(batch.targets)

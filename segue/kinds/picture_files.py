@@ -138,7 +138,7 @@ def _read_table(path: Path, problems: Problems | None) -> Iterator[ImageRecord]:
     of = class_column(path, seen, "") if frame.headed else next(iter(rest), None)
     of = of if of in rest else next((name for name in rest if name.lower().endswith("label")), None)
     labels = [] if of is None else frame.columns[of].to_pylist()
-    if not frame.headed and len(rest) > 1 and rest == [*frame.columns][len(columns) :]:  # see `one_of`
+    if not frame.headed and len(rest) > 1 and rest == [*frame.columns][len(columns) :]:  # see `one_hot_columns`
         labels = np.stack([_brightness(frame.columns[name]) for name in rest], 1).argmax(1).tolist()
         of = f"{rest[0]} to {rest[-1]}"
         rest = [of]

@@ -274,7 +274,7 @@ def _untold(frame: Frame, who: str | None, what: str | None, when: str | None, n
 
 
 def has_merged_cells(table: Look) -> bool:
-    """Whether the first column of a table is so (see `_is_merged`)."""
+    """Whether the first column of a table is so (see `are_merged`)."""
     return table.headed and len(table.names) > 1 and are_merged([row[0] or None for row in table.rows if row])
 
 
@@ -309,7 +309,7 @@ def find_time_column(frame: Frame, names: list[str]) -> str | None:
 
 
 def with_joined_times(table: Look) -> Look:
-    """The beginning of a table, as `when_of` makes it."""
+    """The beginning of a table, with the times that several columns say joined (see `find_time_column`)."""
     parts = _parts(table.names, table.column) if table.headed else {}
     if not parts:
         return table

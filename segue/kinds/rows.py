@@ -219,8 +219,10 @@ def fallback_score(table: Look, called: bool) -> float:
     again = [name for name, cells in columns.items() if name not in numbers and 1 < len(set(cells)) < len(cells)]
     if len(numbers) + len(again) < (2 if table.headed else 4):
         return 0.0
-    if not called:  # more surely than a text by its name, less than times speak for a series
-        return 0.805 if table.headed and len(numbers) > 1 and table.delimiter != " " else 0.0
+    if not called and table.headed:  # more surely than a text by its name, less than times speak for a series
+        return 0.805 if len(numbers) > 1 and table.delimiter != " " else 0.0
+    if not called and (table.delimiter == " " or len(numbers) < 3):
+        return 0.0
     return 0.55 if table.headed and len(numbers) > 1 else 0.42
 
 

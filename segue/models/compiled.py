@@ -171,7 +171,7 @@ class CompiledState:
         self.model, self.program = model, model.program
         self.lengths = np.zeros(batch, np.int64)
         self.history = history if self.program.states else 0
-        self.back = history
+        self.back = max(history, self.program.reach or 0)  # prompts that share a beginning go back to it
         self.prompt: Tensor | None = None
         self.capacity = 0  # positions that the caches have room for
         self.dropped = 0  # first positions that the caches no longer hold, a multiple of TILE

@@ -11,7 +11,7 @@ import numpy as np
 from segue.errors import SegueError
 from segue.objectives.base import Batch, Loss, Objective, generator_of
 from segue.objectives.classes import ClassLoss, ProxyReplay
-from segue.objectives.contrastive import AllItems, CosineRegression, InBatch, SupCon, asked, in_batch, supcon
+from segue.objectives.contrastive import AllItems, CosineRegression, InBatch, SupCon, info_nce, supcon, target_features
 from segue.objectives.diffusion import MaskedDiffusion, ScoreEntropy, StepwiseDiffusion
 from segue.objectives.distillation import Distillation, relation_distillation, score_distillation
 from segue.objectives.draft_heads import DraftHeadsLoss
@@ -30,11 +30,10 @@ from segue.objectives.regression import SquaredError
 from segue.objectives.repetition import DecayedRepetition, TokenUnlikelihood
 from segue.objectives.sundae import Sundae
 
-# Those whose rows add up (`segue.testing.check_objective`), for any model. Not here: Sundae and diffusion, whose chance
-# is that of a whole batch, ProxyReplay, SupCon, InBatch, CosineRegression and Preference, which compare its rows,
-# PrefixAndNext, of two means, and
-# AllItems, DraftHeadsLoss, ClassLoss and EventLikelihood, which teach draft heads, classifiers and point processes
-# alone, and SquaredError, FlowMatching and Reconstruction, of numbers.
+# Objectives for any model whose loss is a sum over rows (`segue.testing.check_objective`). Not here: Sundae and
+# diffusion, whose random draws depend on the whole batch; ProxyReplay, SupCon, InBatch, CosineRegression and
+# Preference, which compare rows with each other; PrefixAndNext, a sum of two means; AllItems, DraftHeadsLoss, ClassLoss
+# and EventLikelihood, which need special models; SquaredError, FlowMatching and Reconstruction, for real numbers.
 OBJECTIVES: dict[str, type[Objective]] = {
     "next": NextElement,
     "distillation": Distillation,
@@ -49,16 +48,16 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "marginal": MarginalLetters,
 }
 
-# Those that teach a stack which reads both ways from sequences alone, with the chance of a whole batch.
+# Objectives that train a bidirectional model on plain sequences, with random draws that depend on the whole batch.
 ANY_ORDER: dict[str, type[Objective]] = {"diffusion": MaskedDiffusion}
-BOTH_WAYS = ("cloze", *ANY_ORDER)  # all that do, by names for `fit`: cloze goes on, by a mask at the end
+BOTH_WAYS = ("cloze", *ANY_ORDER)  # names in `fit` of all objectives for bidirectional models; cloze can also continue
 
 
 def objective_named(name: str, eos: int | None = None, spelling: Callable[[], np.ndarray] | None = None,
                     known: Sequence[int] = ()) -> Objective:
-    """An objective that needs nothing but sequences, to teach a model that continues them, or one that writes in any
-    order. eos: the id that ends one, for objectives that look at ends. spelling: gives the letters of the tokens
-    (`Codec.spelling`), for those that look at letters. known: ids that are never hidden, for those in any order."""
+    """Make an objective that needs nothing but sequences, by its name in `OBJECTIVES` or `ANY_ORDER`; SegueError if it
+    is unknown or needs more. eos: the end id, for objectives that treat ends specially. spelling: returns the letters
+    of the tokens (`Codec.spelling`), for per-letter objectives. known: ids never hidden, for any-order objectives."""
     if name in ANY_ORDER:
         return ANY_ORDER[name](known=known)  # type: ignore[call-arg]
     if known:
@@ -79,10 +78,50 @@ def objective_named(name: str, eos: int | None = None, spelling: Callable[[], np
     return kind(**given)
 
 
-__all__ = ["ANY_ORDER", "BOTH_WAYS", "OBJECTIVES", "AllItems", "Batch", "ClassLoss", "Cloze", "CosineRegression",
-           "DecayedRepetition", "Distillation", "DraftHeadsLoss", "EachStream", "EventLikelihood", "FlowMatching",
-           "GroupedClasses", "InBatch", "Loss", "MarginalLetters", "MaskedDiffusion", "MaskedElements", "Mixed",
-           "NextElement", "Objective", "OccupancyMatching", "OrderSearch", "Preference", "PrefixAndNext",
-           "ProxyReplay", "Reconstruction", "RolloutUnlikelihood", "ScoreEntropy", "SquaredError", "StepwiseDiffusion",
-           "Sundae", "SupCon", "TokenUnlikelihood", "asked", "generator_of", "in_batch", "objective_named",
-           "preference_batch", "preference_loss", "relation_distillation", "score_distillation", "supcon"]
+__all__ = [
+    "ANY_ORDER",
+    "BOTH_WAYS",
+    "OBJECTIVES",
+    "AllItems",
+    "Batch",
+    "ClassLoss",
+    "Cloze",
+    "CosineRegression",
+    "DecayedRepetition",
+    "Distillation",
+    "DraftHeadsLoss",
+    "EachStream",
+    "EventLikelihood",
+    "FlowMatching",
+    "GroupedClasses",
+    "InBatch",
+    "Loss",
+    "MarginalLetters",
+    "MaskedDiffusion",
+    "MaskedElements",
+    "Mixed",
+    "NextElement",
+    "Objective",
+    "OccupancyMatching",
+    "OrderSearch",
+    "Preference",
+    "PrefixAndNext",
+    "ProxyReplay",
+    "Reconstruction",
+    "RolloutUnlikelihood",
+    "ScoreEntropy",
+    "SquaredError",
+    "StepwiseDiffusion",
+    "Sundae",
+    "SupCon",
+    "TokenUnlikelihood",
+    "generator_of",
+    "info_nce",
+    "objective_named",
+    "preference_batch",
+    "preference_loss",
+    "relation_distillation",
+    "score_distillation",
+    "supcon",
+    "target_features",
+]

@@ -1,4 +1,4 @@
-"""What an objective is given and what it gives back."""
+"""The types that every objective shares: `Batch`, `Loss` and the `Objective` protocol."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from segue.models.base import pad_rows
 
 
 def generator_of(seed: int, step: int) -> torch.Generator:
-    """The random numbers of one step of a run, a function of its seed and the step alone."""
+    """A random generator for one training step, determined by the run's seed and the step number alone."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of elements and what is to be predicted from them.
+    """Rows of elements and the targets to predict from them.
 
     tokens: (B, T) long, or (B, T, C) real vectors. targets: (B, T) long, -1 where nothing is predicted.
     starts: (B, T) bool, True where a new document begins in a packed row, or None where each row is of one document.
@@ -48,7 +48,7 @@ class Batch:
 
     @property
     def layout(self) -> Layout:
-        """How the elements stand to each other, for the model."""
+        """The layout (positions, document starts, grid, prompt, sets) that the model reads the tokens with."""
         if self.sets is not None:
             return Layout(self.sets[..., 0], None, self.starts, self.grid, self.prompt, sets=self.sets[..., 1:])
         shape = (self.tokens.shape[0], self.tokens.shape[1])
@@ -95,7 +95,7 @@ class Batch:
 
     @staticmethod
     def labelled(rows: Sequence[Sequence[int]], labels: Sequence[int], length: int | None = None) -> Batch:
-        """Rows of ids with one class each, asked for at their last element, and padded behind.
+        """Rows of ids with one class label each, predicted at the last element; rows are right-padded.
 
         length: T of the batch, to which longer rows are cut (default: the longest row's)."""
         rows = [list(row[:length]) for row in rows]
@@ -107,10 +107,10 @@ class Batch:
     @staticmethod
     def labelled_pairs(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], labels: Sequence[int],
                        length: int | None = None, between: Sequence[int] = ()) -> Batch:
-        """As `labelled`, of two sequences of ids one behind the other, `between` between them (GPT: Radford 2018).
+        """As `labelled`, for pairs of sequences concatenated with `between` as separator (GPT: Radford 2018).
 
-        length: of a row. Where both are longer together, of each so large a part is kept that their shares stay as they
-        were: a row cut at its end would lose the second one, and its label would say nothing."""
+        length: maximum row length. A pair that is too long is cut in proportion to the lengths of its two sequences:
+        cutting the row at its end would drop the second sequence, on which the label depends."""
         rows = []
         for first, second in pairs:
             total = len(first) + len(second)
@@ -123,12 +123,12 @@ class Batch:
 
     @staticmethod
     def pointing(pairs: Sequence[tuple[Any, Sequence[int]]]) -> Batch:
-        """Rows of elements, the frame and what is pointed at for a pointer network (`segue.models.pointer`), padded
-        behind: tokens (B, T, 1 + C), of which the first number is -1 at an element, 0 at the frame, and a position
-        from 1 on where one was pointed at; the others are an element's own.
+        """Rows for a pointer network (`segue.models.pointer`), right-padded: the elements, a frame (which marks the end
+        of elements and of answers), and the answer. Tokens are (B, T, 1 + C): the first number is -1 at an element, 0
+        at the frame and the 1-based position pointed at in the answer; the others are the element's own features.
 
-        pairs: of elements, (n, C) real numbers or n ids, and answer, positions from 1 on. Only the answer, and the
-        frame that ends it, are predicted.
+        pairs: (elements, answer), where elements are (n, C) real numbers or n ids, and the answer is 1-based positions.
+        Only the answer and the frame that ends it are predicted.
         """
         sets = [np.asarray(elements).reshape(len(elements), -1) for elements, _ in pairs]
         longest = max(len(one) + 1 + len(answer) for one, (_, answer) in zip(sets, pairs))
@@ -143,7 +143,7 @@ class Batch:
 
     @staticmethod
     def join(batches: list[Batch]) -> Batch:
-        """Rows of several batches of the same length under one another (a strategy that mixes in old rows)."""
+        """Concatenate the rows of several batches of equal length (used by strategies that replay old rows)."""
         def mask(name: str) -> Tensor | None:
             masks = [getattr(batch, name) for batch in batches]
             if all(mask is None for mask in masks):
@@ -162,21 +162,22 @@ class Batch:
 
 @dataclass
 class Loss:
-    """total: scalar, the sum over predicted elements in nats plus whatever is added; divided by `count` for the step.
-    terms: its named parts, detached, likewise sums. count: how many elements are predicted."""
+    """The result of an objective. total: scalar, the sum over predicted elements in nats plus any further terms; the
+    training step divides it by `count`. terms: its named parts, detached, also sums. count: number of predicted
+    elements."""
 
     total: Tensor
     terms: dict[str, Tensor]
     count: int
 
 
-def drawn(*tokens: int) -> np.random.Generator:
-    """Random numbers that belong to these tokens and to the step (by the seed that the training loop gives torch): the
-    same for a document alone, in any batch, in any process, and in a resumed run."""
+def content_rng(*tokens: int) -> np.random.Generator:
+    """A random generator seeded by these tokens and the training step (through the seed that the training loop sets in
+    torch), so a document gets the same draws alone, in any batch, in any process and in a resumed run."""
     return np.random.default_rng([torch.initial_seed() % 2**64, *tokens])
 
 
 class Objective(Protocol):
-    """What a model learns by: its loss on a batch."""
+    """A training objective: computes the loss of a model on a batch."""
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss: ...

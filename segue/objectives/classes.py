@@ -1,4 +1,4 @@
-"""Which class a row is of: cross-entropy among all classes, those seen, or those of the batch."""
+"""Classification losses: cross-entropy over all classes, the classes seen so far, or those of the batch."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.objectives.base import Batch, Loss
-from segue.objectives.contrastive import asked, similarities
+from segue.objectives.contrastive import similarities, target_features
 
 AMONG = ("all", "seen", "new", "batch")
 
 
-def see(model: nn.Module, labels: Tensor) -> None:
-    """In training, tell a classifier which classes it was shown."""
+def mark_seen_classes(model: nn.Module, labels: Tensor) -> None:
+    """In training mode, record the classes of these labels in a classifier that tracks seen classes."""
     if model.training and hasattr(model, "mark_seen"):
         model.mark_seen(labels)  # type: ignore[operator]
 
 
 class ClassLoss:
-    """Cross-entropy of the asked places' classes, nats.
+    """Cross-entropy of the class at each position with a target, nats.
 
-    among: the classes that the softmax is over. "all": all that are allocated, so that those still to come are pushed
-    away from the first step on (pre-allocated heads, SEQ*). "seen" (default): those that training has shown so far.
-    "new": those seen so far whose rows of the head are not frozen, so that what is learned now does not push away
-    what was learned before (masked past logits; `Prompting` and `Freeze` freeze the rows of an experience at its end).
-    "batch": those of the batch alone, so that new rows do not push old classes away (ER-ACE, Caccia et al. 2022, for
-    new and old rows alike); rows then do not add up.
+    among: the classes that the softmax runs over. "all": every allocated class, so that future classes are pushed down
+    from the first step on (pre-allocated heads, SEQ*). "seen" (default): the classes shown in training so far.
+    "new": the seen classes whose head rows are not frozen, so that learning new classes does not push down the scores
+    of old ones (masked past logits; `Prompting` and `Freeze` freeze the rows of an experience at its end).
+    "batch": only the classes of the batch, with the same effect (ER-ACE, Caccia et al. 2022, here for new and old rows
+    alike); the loss is then not a sum over rows.
     model: a classifier, or for "all" and "batch" any model with `hidden` and `head`.
     """
 
@@ -40,8 +40,8 @@ class ClassLoss:
         self.among = among
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
-        features, labels = asked(model, batch)
-        see(model, labels)
+        features, labels = target_features(model, batch)
+        mark_seen_classes(model, labels)
         scores = model.head(features)  # type: ignore[operator]
         if self.among != "all":
             allowed: Any = log_counts(labels, scores).isfinite() if self.among == "batch" else model.seen
@@ -54,22 +54,22 @@ class ClassLoss:
 
 
 def log_counts(labels: Tensor, scores: Tensor) -> Tensor:
-    """(C,) for scores (M, C): the logarithm of how many labels are of each class, -inf where none is."""
+    """(C,) log of the number of labels in each class, -inf for a class with none. scores: (M, C), for C and dtype."""
     return torch.bincount(labels, minlength=scores.shape[-1]).to(scores).log()
 
 
 class ProxyReplay:
     """Proxy-based contrastive replay: PCR (Lin et al. 2023, arXiv 2304.04408) and HPCR (arXiv 2309.15038).
 
-    Every row is an anchor, and what it is compared with are the proxies of all rows' labels: -log of e^s(z, y) over the
-    sum over rows j of e^s(z, y_j), which is a softmax over the classes of the batch, each weighted by its count. (Its
-    gradient is that of cross-entropy with scores adjusted by log counts.) Meant for a `CosineHead`.
+    Every row is an anchor, compared with the class proxies (head rows) of all rows' labels: -log of e^s(z, y) over the
+    sum over rows j of e^s(z, y_j). This is a softmax over the classes of the batch, each weighted by its count; its
+    gradient is that of cross-entropy with scores adjusted by log counts. Meant for a `CosineHead`.
 
-    samples: in batches of so many rows at least, the other rows too stand among what an anchor is compared with, those
-        of its class among the positives, over which the logarithm is averaged (0: never, as published commands have it;
-        2 or more).
-    temperature: of the similarities of rows; that of the proxies is the head's.
-    Rows do not add up: each is compared with the whole batch.
+    samples: in batches of at least this many rows, an anchor is also compared with the other rows; those of its class
+        are further positives, and the log-probability is averaged over all positives (0: never, as in the published
+        commands; otherwise 2 or more).
+    temperature: for row similarities; the head has its own for the proxies.
+    The loss is not a sum over rows: each row is compared with the whole batch.
     """
 
     def __init__(self, samples: int = 0, temperature: float = 0.09) -> None:
@@ -79,15 +79,15 @@ class ProxyReplay:
         self.samples, self.temperature = samples, temperature
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
-        features, labels = asked(model, batch)
-        see(model, labels)
+        features, labels = target_features(model, batch)
+        mark_seen_classes(model, labels)
         scores = model.head(features)  # type: ignore[operator]
         own = scores.gather(1, labels[:, None])[:, 0]
         compared, positives = scores + log_counts(labels, scores), own
         if 0 < self.samples <= len(labels):
             others = similarities(features, self.temperature)
             same = (labels[:, None] == labels).fill_diagonal_(False)
-            proxies = same.sum(1) + 1  # of the rows of its class, itself included
+            proxies = same.sum(1) + 1  # one for each row of the anchor's class, itself included
             positives = (proxies * own + others.masked_fill(~same, 0.0).sum(1)) / (2 * proxies - 1)
             compared = torch.cat([compared, others], 1)
         total = (compared.logsumexp(1) - positives).sum()

@@ -1,6 +1,5 @@
-"""Pull together what belongs together and push the rest away: rows of one class (SupCon, Khosla et al. 2020, arXiv
-2004.11362), a history and what came next (in-batch and over all items; Recformer, Li et al. 2023, arXiv
-2305.13731)."""
+"""Contrastive losses: between rows of one class (SupCon, Khosla et al. 2020, arXiv 2004.11362), and between a history
+and the next item, with in-batch negatives or over all items (Recformer, Li et al. 2023, arXiv 2305.13731)."""
 
 from __future__ import annotations
 
@@ -17,12 +16,12 @@ from segue.objectives.base import Batch, Loss
 from segue.objectives.masked import MaskedElements
 
 RECALLED, ACTIVATIONS = "recalled", "activations"
-"""Side channels of a batch with old rows of which only activations are kept: where it has them, (B, T) bool, and what
-they are, (B, T, .), at the layer where the model is entered (`forward_from`)."""
+"""Side channels for replaying stored activations: which rows are replayed, (B, T) bool, and their activations,
+(B, T, .), at the layer from which the model continues (`forward_from`)."""
 
 
-def asked(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The hidden vectors at the asked places, (M, D) in float32 at least, and their targets (M,)."""
+def target_features(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The hidden states at all positions with a target, (M, D) in float32 at least, and these targets, (M,)."""
     where = batch.targets >= 0
     if RECALLED in batch.channels:
         inside: Any = getattr(model, "backbone", model)
@@ -39,25 +38,27 @@ def asked(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def similarities(features: Tensor, temperature: float) -> Tensor:
-    """(M, M): cosines of the rows over the temperature, -inf of each row with itself."""
+    """(M, M) cosine similarities of all pairs of rows, divided by the temperature; -inf on the diagonal."""
     unit = F.normalize(features, dim=-1)
     return (unit @ unit.mT / temperature).fill_diagonal_(-math.inf)
 
 
 def supcon(features: Tensor, labels: Tensor, temperature: float = 0.1) -> Tensor:
-    """Scalar: the sum over rows of -mean over the other rows p of its class of log softmax(similarities)[p], nats.
+    """Supervised contrastive loss, nats: the sum over rows of -mean over the other rows p of the same class of
+    log softmax(similarities)[p].
 
-    features: (M, D). labels: (M,). A row that is the only one of its class counts nothing.
+    features: (M, D). labels: (M,). A row that is the only one of its class contributes 0.
     """
     same = (labels[:, None] == labels).fill_diagonal_(False)
     if not bool(same.any()):
         return features.sum() * 0
-    apart = similarities(features, temperature).log_softmax(-1)
-    return -(apart.masked_fill(~same, 0.0).sum(-1) / same.sum(-1).clamp(min=1)).sum()
+    log_probs = similarities(features, temperature).log_softmax(-1)
+    return -(log_probs.masked_fill(~same, 0.0).sum(-1) / same.sum(-1).clamp(min=1)).sum()
 
 
 class SupCon:
-    """`supcon` of the vectors at the asked places. Rows do not add up: each is compared with the whole batch."""
+    """`supcon` of the hidden states at all positions with a target. Not a sum over rows: each is compared with the
+    whole batch."""
 
     def __init__(self, temperature: float = 0.1) -> None:
         if temperature <= 0:
@@ -65,28 +66,27 @@ class SupCon:
         self.temperature = temperature
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
-        features, labels = asked(model, batch)
+        features, labels = target_features(model, batch)
         total = supcon(features, labels, self.temperature)
         return Loss(total, {"nats": total.detach()}, batch.count)
 
 
-MASKED, WANTED = "masked", "wanted"  # channels: ids with masks among them, and what stands there
+MASKED, WANTED = "masked", "wanted"  # channels: ids with some of them masked, and the ids to predict there
 
 
-def in_batch(queries: Tensor, keys: Tensor, temperature: float = 0.05) -> Tensor:
-    """Scalar: the sum over rows of -log softmax of the cosines of each query (B, D) with all keys (B, D) over the
-    temperature, at its own key, nats (InfoNCE: van den Oord et al. 2018)."""
+def info_nce(queries: Tensor, keys: Tensor, temperature: float = 0.05) -> Tensor:
+    """InfoNCE with in-batch negatives (van den Oord et al. 2018), nats: the sum over queries (B, D) of -log softmax, at
+    the query's own key, of its cosines with all keys (B, D) divided by the temperature."""
     scores = F.normalize(queries, dim=-1) @ F.normalize(keys, dim=-1).mT / temperature
     return F.cross_entropy(scores, torch.arange(len(scores), device=scores.device), reduction="sum")
 
 
 class InBatch:
-    """`in_batch` of the vectors at the asked places: those of the first half of the rows are queries, those of the
-    second half their keys, each row's among the others'.
+    """`info_nce` of the hidden states at positions with a target: the first half of the rows are queries, the second
+    half their keys; the keys of other rows are the negatives.
 
-    fill: how much it counts, per element, that masked elements are filled in, where the batch has the channels "masked"
-    (B, T), the ids with masks among them, and "wanted" (B, T), what stands there (-1: nothing is asked), in a pass of
-    its own.
+    fill: weight of a masked-element loss, per element, computed in a second pass if the batch has the channels "masked"
+    (B, T), the partly masked ids, and "wanted" (B, T), the ids to predict (-1: none).
     """
 
     def __init__(self, temperature: float = 0.05, fill: float = 0.1) -> None:
@@ -95,11 +95,11 @@ class InBatch:
         self.temperature, self.fill, self.masked = temperature, fill, MaskedElements()
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
-        features, _ = asked(model, batch)
+        features, _ = target_features(model, batch)
         if len(features) % 2:
             raise SegueError(f"{len(features)} rows are no pairs: give queries and then as many keys")
         queries, keys = features.chunk(2)
-        total = in_batch(queries, keys, self.temperature)
+        total = info_nce(queries, keys, self.temperature)
         terms = {"nats": total.detach()}
         if MASKED in batch.channels and self.fill:
             ids = batch.channels[MASKED]
@@ -110,16 +110,17 @@ class InBatch:
         return Loss(total, terms, batch.count)
 
 
-COSINE = "cosine"  # channel: the cosine that is wanted of each pair, at the first element of its first row
+COSINE = "cosine"  # channel: the target cosine of each pair, at the first element of its first row
 
 
 class CosineRegression:
-    """Squared errors of the cosines between the vectors at the asked places, of the first half of the rows and of the
-    second, against the batch's channel "cosine" (B, T); the mean over elements is that over pairs, which is
-    sentence-transformers' CosineSimilarityLoss (curved contrastive learning, arXiv 2211.07591)."""
+    """Squared error between the cosine of each pair of vectors and its target cosine in the batch's channel "cosine"
+    (B, T). Row i of the first half is paired with row i of the second half; each row has one target position. The mean
+    over elements equals the mean over pairs, as in sentence-transformers' CosineSimilarityLoss (curved contrastive
+    learning, arXiv 2211.07591)."""
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
-        features, _ = asked(model, batch)
+        features, _ = target_features(model, batch)
         wanted = batch.channels[COSINE][: len(features) // 2, 0].to(features)
         if len(features) != len(batch.tokens) or len(features) % 2:
             raise SegueError(f"{len(features)} vectors of {len(batch.tokens)} rows are no pairs: ask for one of each "
@@ -137,13 +138,13 @@ class Scorer(Protocol):
 
 
 class AllItems:
-    """Cross-entropy of the items that `targets` names, over all that an index holds, by the vectors at the asked places
-    (`segue.analysis.items.ItemIndex`). The index does not learn."""
+    """Cross-entropy of the target items over all items of an index (`segue.analysis.items.ItemIndex`), scored with the
+    hidden states at the target positions. The index is not trained."""
 
     def __init__(self, index: Scorer) -> None:
         self.index = index
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
-        features, items = asked(model, batch)
+        features, items = target_features(model, batch)
         total = F.cross_entropy(self.index.scores(features), items, reduction="sum")
         return Loss(total, {"nats": total.detach()}, batch.count)

@@ -1,9 +1,9 @@
-"""Learning to undo noise (see `segue.models.diffusion`): the losses of MDLM, SEDD and D3PM, and bounds on likelihoods.
+"""Losses for discrete diffusion (see `segue.models.diffusion`): MDLM, SEDD and D3PM, and bounds on likelihoods.
 
-Targets stand in the places where they are to be predicted, and only those places become noise; where there is no target
-the element is read as it is (a source, a prompt). In a batch for the next element that asks for all elements, targets
-are the documents without their first element. Each row of a batch has its own time, and the times are spread evenly, so
-random numbers belong to the whole batch.
+Targets are aligned with the positions at which they are predicted, and only those positions are corrupted; elements
+without a target are read as they are (a source, a prompt). In a next-element batch that predicts every element, the
+targets are the documents without their first element. Each row of a batch has its own time; the times are stratified
+over the batch, so the random draws depend on the whole batch.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from segue.objectives.masked import isin, logits_at
 Predict = Callable[[Tensor, Tensor], Tensor]  # noisy ids (B, L) and times (B,) -> log-probabilities (B, L, V)
 
 
-def spread(rows: int, device: Any = None, generator: torch.Generator | None = None) -> Tensor:
-    """(rows,) float64 in [0, 1): one draw, and the others evenly behind it (antithetic)."""
+def stratified_times(rows: int, device: Any = None, generator: torch.Generator | None = None) -> Tensor:
+    """(rows,) float64 times in [0, 1): one uniform draw, shifted by 1 / rows from row to row (antithetic sampling)."""
     first = torch.rand(1, generator=generator, dtype=torch.float64, device=device)
     return (first + torch.arange(rows, device=device)) / rows % 1
 
 
-def whole(batch: Batch) -> Tensor:
-    """(B, T) the batch's sequences without noise."""
+def clean_tokens(batch: Batch) -> Tensor:
+    """(B, T) the uncorrupted sequences of a batch: targets where there are any, tokens elsewhere."""
     return torch.where(batch.targets >= 0, batch.targets, batch.tokens)
 
 
 class MaskedDiffusion:
-    """The continuous-time bound of masked diffusion (MDLM), in nats over all targets: cross-entropy where masks stand,
-    weighted by how fast they come, about 1/t. Padding is neither masked nor counted.
+    """The continuous-time bound of masked diffusion (MDLM), in nats over all targets: cross-entropy at the masked
+    elements, weighted by the rate of masking, about 1/t. Padding is neither masked nor counted.
 
-    model: one that reads both ways, its ids the elements, the mask, and if it is to be told the time two or more knots
-        (see `segue.models.diffusion.add_time`). elements: how many (default: the mask is the last id). earliest: times
-        are drawn from there to 1.
-    schedule: default cosine. All have the same bound; with this one a row of L elements says as much as L / 4 that are
-        asked for alike, with the log-linear one of the paper L / 7, since few elements with large weights say less.
-    known: ids that are never noise, as the readable residues of arXiv 2408.00892 (see `LetterMask`): what else there is
-    is learned given them, none of them counts as an answer, and losses are for each of the others.
+    model: bidirectional; its ids are the elements, then the mask, then two or more time knots if it is conditioned on
+        the time (see `segue.models.diffusion.add_time`). elements: how many ids are elements (default: all but the
+        last, which is the mask). earliest: times are drawn between this and 1.
+    schedule: default cosine. The bound is the same for all schedules, but not its variance: with cosine a row of L
+        elements is worth L / 4 equally weighted ones, with the paper's log-linear schedule L / 7.
+    known: ids that are never masked, as the readable residues of arXiv 2408.00892 (see `LetterMask`): the others are
+        predicted given them, they get no probability, and the loss is averaged over the others.
     """
 
     def __init__(self, schedule: NoiseSchedule | None = None, elements: int | None = None,
@@ -54,11 +54,11 @@ class MaskedDiffusion:
         self.known = list(known)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
-        clean = whole(batch)
+        clean = clean_tokens(batch)
         asked = (batch.targets >= 0) & ~isin(clean, self.known)
         elements: Any = self.elements or model.vocabulary - 1  # type: ignore[operator]
         process = AbsorbingProcess(elements)
-        t = self.earliest + (1 - self.earliest) * spread(len(clean), clean.device)
+        t = self.earliest + (1 - self.earliest) * stratified_times(len(clean), clean.device)
         hidden = asked & (process.corrupt(clean, self.schedule.keep_probability(t)[:, None]) == elements)
         noisy = add_time(clean.masked_fill(hidden, elements), t, process, model)
         logits = logits_at(model, replace(batch, tokens=noisy), hidden)[:, :elements]
@@ -70,10 +70,9 @@ class MaskedDiffusion:
 
 
 def score_entropy(process: Process, scores: Tensor, x: Tensor, clean: Tensor, now: Tensor) -> Tensor:
-    """(N,) the score entropy at noisy ids x (N,) of elements `clean` (N,), relative to the rate of the noise.
+    """(N,) score entropy at noisy ids x (N,) of clean elements (N,), per unit of noise rate; 0 at the true ratios.
 
-    scores: (N, at least V) log scores of each element. now: (N,) float64, the chance that one is kept. At the true
-    ratios of chances it is nought.
+    scores: (N, at least V) log scores of each element. now: (N,) float64, the probability that an element is kept.
     """
     ratios = process.ratios(x, clean, now).to(scores)
     each = scores[:, : process.elements].exp() - ratios * scores[:, : process.elements] + \
@@ -83,10 +82,10 @@ def score_entropy(process: Process, scores: Tensor, x: Tensor, clean: Tensor, no
 
 
 class ScoreEntropy:
-    """Denoising score entropy (SEDD) in continuous time, in nats over all targets; of the absorbing process it is
-    `MaskedDiffusion`. Scores are read off what the model says each element was, `Process.mixed`.
+    """Denoising score entropy (SEDD) in continuous time, in nats over all targets; for the absorbing process it equals
+    `MaskedDiffusion`. Scores are derived from the model's prediction of the clean elements (`Process.log_mixture`).
 
-    model: its ids are the process's states, and two or more knots if it is to be told the time (see
+    model: its ids are the process's states, then two or more time knots if it is conditioned on the time (see
         `segue.models.diffusion.add_time`).
     """
 
@@ -94,8 +93,8 @@ class ScoreEntropy:
         self.process, self.schedule, self.earliest = process, schedule or NoiseSchedule(), earliest
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
-        clean, asked, process = whole(batch), batch.targets >= 0, self.process
-        t = self.earliest + (1 - self.earliest) * spread(len(clean), clean.device)
+        clean, asked, process = clean_tokens(batch), batch.targets >= 0, self.process
+        t = self.earliest + (1 - self.earliest) * stratified_times(len(clean), clean.device)
         now = self.schedule.keep_probability(t)[:, None].expand_as(clean)
         x = torch.where(asked, process.corrupt(clean, now), clean)
         free = asked & process.can_be_noise(x)
@@ -108,11 +107,11 @@ class ScoreEntropy:
 
 
 class StepwiseDiffusion:
-    """The bound of a chain of `steps` steps (D3PM), in nats over all targets: at a step drawn for each row, how far
-    what the model takes for the state before is from the exact posterior, by Kullback and Leibler. As
-    `NoiseSchedule.grid` ends in the resting distribution, nothing is left out, and the mean over many draws is a bound.
+    """The discrete-time bound of D3PM with `steps` steps, in nats over all targets: at one step drawn for each row, the
+    KL divergence from the exact posterior of the previous state to the model's. Because `NoiseSchedule.grid` ends
+    exactly in the resting distribution, there is no prior term, and the mean over many draws is a true bound.
 
-    auxiliary: weight of the cross-entropy at what may be noise, which is added to it (D3PM: 0.001 for text).
+    auxiliary: weight of an added cross-entropy at the elements that may be noise (D3PM: 0.001 for text).
     """
 
     def __init__(self, process: Process, schedule: NoiseSchedule | None = None, steps: int = 1000,
@@ -121,26 +120,27 @@ class StepwiseDiffusion:
         self.kept = (schedule or NoiseSchedule()).grid(steps)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
-        clean, asked, process = whole(batch), batch.targets >= 0, self.process
-        step = 1 + (self.steps * spread(len(clean), clean.device)).long()
+        clean, asked, process = clean_tokens(batch), batch.targets >= 0, self.process
+        step = 1 + (self.steps * stratified_times(len(clean), clean.device)).long()
         now, before = (self.kept.to(clean.device)[at][:, None].expand_as(clean) for at in (step, step - 1))
         x = torch.where(asked, process.corrupt(clean, now), clean)
         free = asked & process.can_be_noise(x)
         noisy = add_time(x, step.double() / self.steps, process, model)
         logits = logits_at(model, replace(batch, tokens=noisy), free)
         x, clean, now, before = x[free], clean[free], now[free], before[free]
-        said = process.predict(logits, x)
-        true = process.posterior(F.one_hot(clean, process.elements).to(said).log(), x, now, before)
-        guess = process.posterior(said, x, now, before)
+        predicted = process.predict(logits, x)
+        true = process.posterior(F.one_hot(clean, process.elements).to(predicted).log(), x, now, before)
+        guess = process.posterior(predicted, x, now, before)
         nats = self.steps * torch.where(true.isneginf(), 0.0, true.exp() * (true - guess)).sum()
-        plain = -said.gather(1, clean[:, None]).sum()
+        plain = -predicted.gather(1, clean[:, None]).sum()
         return Loss(nats + self.auxiliary * plain if self.auxiliary else nats, {"nats": nats.detach()}, batch.count)
 
 
-def questions(asked: Tensor, draws: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """What to hide of rows, (B, L) bool, and what the nats of each hidden element count, (B,) float64, so that in the
-    mean all add up to the negative log-likelihood over random orders. That is what the bound of masked diffusion comes
-    to with any schedule: of n elements a set of size s is asked for with weight n / s, all sizes alike.
+def draw_masks(asked: Tensor, draws: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Draw masks: for each of `draws`, which elements to hide, (B, L) bool, and the weight of each row's hidden
+    elements, (B,) float64, such that the weighted nats sum in expectation to the negative log-likelihood over random
+    orders. The bound of masked diffusion equals this for any schedule: of n elements a set of size s is hidden with
+    weight n / s, all sizes equally likely.
     """
     count = asked.sum(1)
     for draw in range(draws):
@@ -152,13 +152,13 @@ def questions(asked: Tensor, draws: int, generator: torch.Generator) -> Iterator
 
 
 @torch.no_grad()
-def any_order(predict: Predict, clean: Tensor, asked: Tensor, mask: int, draws: int = 16, seed: int = 0) -> Tensor:
-    """(B,) nats: an estimate, from so many draws and without bias, of each row's negative log-likelihood over random
-    orders, a bound on what masked diffusion and any-order models give it. asked: (B, L) bool, of which elements; the
-    others are known. mask: the id behind the elements."""
+def any_order_nll(predict: Predict, clean: Tensor, asked: Tensor, mask: int, draws: int = 16, seed: int = 0) -> Tensor:
+    """(B,) nats: an unbiased estimate, from `draws` masks, of each row's negative log-likelihood averaged over random
+    orders, which bounds that of masked diffusion and any-order models. asked: (B, L) bool, the elements to predict; the
+    others are given. mask: id of the mask, the first after the elements."""
     total = torch.zeros(len(clean), dtype=torch.float64, device=clean.device)
     t = torch.ones_like(total)
-    for hidden, weight in questions(asked, draws, generator_of(seed, 0)):
+    for hidden, weight in draw_masks(asked, draws, generator_of(seed, 0)):
         logs = predict(clean.masked_fill(hidden, mask), t * hidden.sum(1) / clean.shape[1])
         nats = -logs.gather(2, clean.clamp(max=mask - 1)[..., None])[..., 0].double()
         total += weight * torch.where(hidden, nats, 0.0).sum(1)
@@ -166,10 +166,10 @@ def any_order(predict: Predict, clean: Tensor, asked: Tensor, mask: int, draws: 
 
 
 @torch.no_grad()
-def exact_law(predict: Predict, elements: int, length: int, mask: int, rows: int = 1 << 14) -> Tensor:
-    """(elements,) * length float64: the chance of every sequence so long, if masks are lifted one by one in any order:
-    the law of masked diffusion in the limit of many steps (see `first_hitting`). For short sequences: the model reads
-    all (elements + 1)^length that are partly masked, so many `rows` at a time."""
+def exact_distribution(predict: Predict, elements: int, length: int, mask: int, rows: int = 1 << 14) -> Tensor:
+    """(elements,) * length float64: the exact probability of every sequence when elements are unmasked one by one in
+    uniformly random order, the limit of masked diffusion with many steps (see `first_hitting`). Only for short
+    sequences: the model reads all (elements + 1)^length partly masked ones, `rows` at a time."""
     states = torch.cartesian_prod(*[torch.arange(elements + 1)] * length).view(-1, length)
     ids = torch.where(states == elements, mask, states)
     masked = (states == elements).sum(1)

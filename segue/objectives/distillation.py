@@ -14,8 +14,8 @@ from segue.objectives.contrastive import similarities
 class Distillation:
     """(1 - part) * cross-entropy + part * T^2 * KL(teacher at temperature T, model at temperature T), sums in nats.
 
-    teacher: a model over the same elements; it is not moved. part: from 0 (the data alone) to 1 (the teacher alone).
-    temperature: T; the larger, the more the teacher's unlikely elements count. T^2 keeps the gradient's size.
+    teacher: a model over the same elements; it is not trained. part: from 0 (the data alone) to 1 (the teacher alone).
+    temperature: T; the larger, the more the teacher's unlikely elements count. T^2 keeps the gradient's scale.
     """
 
     def __init__(self, teacher: nn.Module, part: float = 0.5, temperature: float = 2.0) -> None:
@@ -37,16 +37,17 @@ class Distillation:
 
 
 def score_distillation(scores: Tensor, stored: Tensor, labels: Tensor) -> Tensor:
-    """Scalar: the mean square by which scores (R, C) differ from those stored with the same rows (R, C' <= C), over
-    rows and the labels (M,) of the whole batch: a class counts as often as the batch has it (PCD, arXiv 2309.15038)."""
-    apart = (scores[:, : stored.shape[1]] - stored.to(scores)).square().mean(0)
-    counts = torch.bincount(labels, minlength=len(apart))[: len(apart)].to(apart)
-    return (counts * apart).sum() / len(labels)
+    """Scalar: the mean squared difference between scores (R, C) and those stored with the same rows (R, C' <= C), each
+    class weighted by its share of the labels (M,) of the whole batch (PCD, arXiv 2309.15038)."""
+    errors = (scores[:, : stored.shape[1]] - stored.to(scores)).square().mean(0)
+    counts = torch.bincount(labels, minlength=len(errors))[: len(errors)].to(errors)
+    return (counts * errors).sum() / len(labels)
 
 
 def relation_distillation(features: Tensor, stored: Tensor, temperature: float = 0.09) -> Tensor:
-    """Scalar: the mean over rows of the cross-entropy, in nats, of whom each is near to now, given whom it was near to:
-    softmax over the other rows of cosines over the temperature (SCD, arXiv 2309.15038). features, stored: (R, D).
+    """Scalar: keep the similarities between rows as they were (SCD, arXiv 2309.15038): the mean over rows of the
+    cross-entropy, in nats, between the old and the new softmax over the other rows of cosine / temperature.
+    features, stored: (R, D), new and old vectors of the same rows.
     """
     if len(features) < 2:
         return features.sum() * 0

@@ -1,4 +1,4 @@
-"""Teach draft heads, which guess several tokens ahead, on a frozen base (Medusa, Hydra and Hydra++)."""
+"""Train draft heads, which predict several tokens ahead, on a frozen base model (Medusa, Hydra and Hydra++)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from segue.models.heads import DraftHeads, TabulatedHeads
 from segue.objectives.base import Batch, Loss
 
 
-def ahead(batch: Batch, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the k tokens behind the next one's place are known: at all places t but the last k of each row,
-
-    whether x_{t+1} .. x_{t+1+k} are all of t's own document (B, T - k), the first k of them (B, T - k, k), and the
-    last one (B, T - k).
+def lookahead_targets(batch: Batch, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The inputs and the target of head k at all positions t but the last k of each row: whether x_{t+1} .. x_{t+1+k}
+    all belong to t's document, (B, T - k) bool; the first k of them, (B, T - k, k); and the last, head k's target,
+    (B, T - k).
     """
     targets, length = batch.targets, max(batch.targets.shape[1] - k, 0)
     known = targets[:, :length] >= 0
@@ -25,29 +24,29 @@ def ahead(batch: Batch, k: int) -> tuple[Tensor, Tensor, Tensor]:
         known = known & (targets[:, j : j + length] >= 0)
         if batch.starts is not None:
             known = known & ~batch.starts[:, j : j + length]
-    said = torch.stack([targets[:, j : j + length] for j in range(k)], -1)
-    return known, said.clamp(min=0), targets[:, k : k + length]
+    given = torch.stack([targets[:, j : j + length] for j in range(k)], -1)
+    return known, given.clamp(min=0), targets[:, k : k + length]
 
 
 @torch.no_grad()
-def begin_linear(heads: DraftHeads, batch: Batch, ridge: float = 0.1) -> None:
-    """Let each head begin as the linear map of what it is shown that comes nearest to the base's hidden state k tokens
-    on, by least squares: its output layer, which is the base's, then says about what the base would say there. Takes
-    seconds, and leaves to training by steps what is not linear.
+def initialise_linear(heads: DraftHeads, batch: Batch, ridge: float = 0.1) -> None:
+    """Initialise each head as the linear map of its inputs that best predicts, by least squares, the base's hidden
+    state k tokens ahead: its output layer, shared with the base, then predicts roughly what the base would. This takes
+    seconds and leaves only the nonlinear part to gradient training.
 
-    heads: fresh ones. batch: with the base's hidden states, in the channel "hidden" (B, T, D); it should have several
-    times as many tokens as the last head has inputs. ridge: of each input's sum of squares is added so much, times
-    inputs per token. Nothing changes where no text goes on for so long as the last head looks ahead.
+    heads: freshly made. batch: has the base's hidden states in the channel "hidden" (B, T, D), and should hold several
+    times as many tokens as the last head has inputs. ridge: regularisation, this fraction of each input's sum of
+    squares, times inputs per token. If no document is as long as the last head looks ahead, nothing changes.
     """
     count, width = heads.config.heads, heads.config.width
-    known, said, _ = ahead(batch, count)
+    known, given, _ = lookahead_targets(batch, count)
     if not known.any():
         return
     hidden = batch.channels["hidden"].to(heads.embedding)
     steps = [hidden[:, k : k + known.shape[1]][known] for k in range(count + 1)]
     shown, basis = steps[0], heads.embedding[:0].mT
     if heads.config.sequential:  # few tokens span a part of the width: they are written in a basis of that
-        kinds, numbers = said[known].unique(return_inverse=True)
+        kinds, numbers = given[known].unique(return_inverse=True)
         basis = torch.linalg.qr(heads.embedding[kinds].mT).Q  # (D, R)
         shown = torch.cat([shown, (heads.embedding[kinds] @ basis)[numbers].flatten(1)], -1)
     gram, seen = shown.mT @ shown, shown.mT @ torch.cat(steps[1:], -1)
@@ -65,11 +64,11 @@ def begin_linear(heads: DraftHeads, batch: Batch, ridge: float = 0.1) -> None:
 
 
 class DraftHeadsLoss:
-    """The sum over heads k of fade^k times the cross-entropy of head k, in nats; tokens before its own are true ones.
+    """The sum over heads k of fade^k times the cross-entropy of head k, in nats, with teacher forcing.
 
-    base: the frozen model; it is not moved. fade: later heads count less (0.8 in both papers). distil: learn the
-    base's own distribution k tokens on (Hydra++) instead of the text's token. A batch may bring the base's hidden
-    states, in the channel "hidden" (B, T, D): they are then not computed again.
+    base: the frozen model. fade: discount of later heads (0.8 in both papers). distil: learn the base's own
+    distribution k tokens ahead (Hydra++) instead of the text's token. If a batch has the base's hidden states in the
+    channel "hidden" (B, T, D), they are not computed again.
     """
 
     def __init__(self, base: nn.Module, fade: float = 0.8, distil: bool = False) -> None:
@@ -86,16 +85,16 @@ class DraftHeadsLoss:
         shown = model.condition(hidden, batch.layout)
         begun: Sequence[Tensor] = (shown,) * model.config.heads
         looked, kinds = None, batch.targets.clamp(min=0).unique()
-        if model.config.sequential:  # the share of each kind of token once, not wherever it is said
+        if model.config.sequential:  # project each distinct token once, not at each of its occurrences
             looked = TabulatedHeads(model, model.embedding[kinds])
             begun = looked.project_condition(shown)
         total = torch.zeros((), device=shown.device)
         for k, part in enumerate(begun, 1):
-            known, said, label = ahead(batch, k)
-            # Scored at all places, since to gather the known ones takes longer on the way back.
+            known, given, label = lookahead_targets(batch, k)
+            # Scored at all positions: gathering the known ones would make the backward pass slower.
             part = part[:, : known.shape[1]]
-            logits = model.logits(k, part, said) if looked is None else \
-                looked.logits(k, part, torch.searchsorted(kinds, said))
+            logits = model.logits(k, part, given) if looked is None else \
+                looked.logits(k, part, torch.searchsorted(kinds, given))
             target = (label.clamp(min=0) if wanted is None else wanted[:, k:]).flatten(0, 1)
             nats = F.cross_entropy(logits.float().flatten(0, 1), target, reduction="none")
             total = total + self.fade**k * (nats * known.flatten()).sum()

@@ -9,16 +9,17 @@ from segue.objectives.base import Batch, Loss
 
 
 def history_of(batch: Batch) -> History:
-    """The events of a batch whose channel `gap` (B, T) is the time since the event before."""
+    """The history of events in a batch, whose channel `gap` (B, T) is the time since the previous event."""
     return History(batch.tokens, batch.channels["gap"], batch.starts)
 
 
 class EventLikelihood:
-    """Maximum likelihood of a point process (`segue.models.point_process`), in nats per event; terms "time" and "type".
+    """Negative log-likelihood of a point process (`segue.models.point_process`), nats; terms "time" and "type".
 
-    Batches have the channels `gap` (B, T), since the event before, and `until` (B, T), to the next one, whose type is
-    the target. points, rule: how the intensity is integrated, see `PointProcess.terms`. match: how much it counts that
-    the chosen keys of a prompt pool point where their queries do (Xue et al. 2023, arXiv 2310.04993: alpha).
+    Batches have the channels `gap` (B, T), the time since the previous event, and `until` (B, T), the time to the next
+    one, whose type is the target. points, rule: how the intensity is integrated, see `PointProcess.terms`. match:
+    weight of the similarity between queries and chosen keys of a prompt pool (alpha of Xue et al. 2023, arXiv
+    2310.04993).
     """
 
     def __init__(self, points: int = 5, rule: str = "uniform", match: float = 0.1) -> None:

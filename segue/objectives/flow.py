@@ -1,4 +1,4 @@
-"""Learning to go from noise to real vectors (see `segue.models.flow`), and to make such vectors of something larger."""
+"""Flow matching for real vectors (see `segue.models.flow`), and the autoencoder loss that gives latent vectors."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor, nn
 
 from segue.models.flow import Flow
 from segue.objectives.base import Batch, Loss
-from segue.objectives.diffusion import spread
+from segue.objectives.diffusion import stratified_times
 
 
 class FlowMatching:
-    """The mean squared error of an element's numbers, between velocity and what a `Field` says; summed over the asked
-    elements, those whose target is not -1, which only says where: the others are given, clean and at time 0.
+    """Squared error between the true velocity and a `Field`'s prediction, averaged over an element's numbers and summed
+    over the elements whose target is not -1; the others are given: clean and at time 0.
 
-    tokens: (B, T, C) real vectors, of deviation about one. What the field is told are the batch's channels. Times are
-    spread evenly over the rows of a batch: chance is that of a whole batch.
+    tokens: (B, T, C) real vectors with standard deviation about 1. The batch's channels are the field's conditions.
+    Times are stratified over the rows, so the random draws depend on the whole batch.
 
-    flow: its times, the same as in sampling. drop: how often each of what is told is left out, row by row and each by
-        itself, so that the field can do without it (`Guided`); default: never. blur: the deviation of noise on given
-        elements, which makes a model that reads its own answers drift less.
+    flow: its times, the same as in sampling. drop: how often each condition is dropped, independently for each row and
+        condition, for classifier-free guidance (`Guided`); default: never. blur: standard deviation of noise added to
+        given elements, which reduces drift when a model reads its own output.
     """
 
     def __init__(self, flow: Flow | None = None, drop: Mapping[str, float] | None = None, blur: float = 0.0) -> None:
@@ -30,23 +30,23 @@ class FlowMatching:
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
         clean, asked = batch.tokens, batch.targets >= 0
-        # Of a stream of its own: data that are drawn with the step's seed must not be what noise is drawn from.
+        # A separate generator: data drawn with the step's seed must not share a random stream with the noise.
         own = torch.Generator(clean.device).manual_seed(int(torch.randint(2**62, ())))
 
         def normal() -> Tensor:
             return torch.randn(clean.shape, generator=own, dtype=clean.dtype, device=clean.device)
 
-        noise, t = normal(), self.flow.shift_times(spread(len(clean), clean.device, own))
+        noise, t = normal(), self.flow.shift_times(stratified_times(len(clean), clean.device, own))
         x = self.flow.add_noise(clean, noise, t, asked)
         if self.blur:
             x = torch.where(asked[..., None], x, x + self.blur * normal())
-        told = {name: self.told(name, ids, own) for name, ids in batch.channels.items()}
-        said = model(x, t, asked, batch.layout, told)
-        total = (said - (clean - noise))[asked].square().mean(-1).sum()
+        conditions = {name: self.drop_condition(name, ids, own) for name, ids in batch.channels.items()}
+        velocity = model(x, t, asked, batch.layout, conditions)
+        total = (velocity - (clean - noise))[asked].square().mean(-1).sum()
         return Loss(total, {"nats": total.detach()}, batch.count)
 
-    def told(self, name: str, ids: Tensor, generator: torch.Generator) -> Tensor:
-        """The ids or vectors (B, ...) of a condition, without those of the rows in which it is left out."""
+    def drop_condition(self, name: str, ids: Tensor, generator: torch.Generator) -> Tensor:
+        """The ids or vectors (B, ...) of a condition, dropped in randomly chosen rows (id -1, or a zero vector)."""
         if name not in self.drop:
             return ids
         left = torch.rand(len(ids), generator=generator, device=ids.device) < self.drop[name]
@@ -54,11 +54,11 @@ class FlowMatching:
 
 
 class Reconstruction:
-    """The bound of a variational autoencoder (Kingma & Welling 2014, arXiv 1312.6114), scaled: the mean squared error
-    of the elements' numbers, and `weight` times the mean nats by which a latent number differs from noise.
+    """The scaled bound of a variational autoencoder (Kingma & Welling 2014, arXiv 1312.6114): the mean squared
+    reconstruction error plus `weight` times the KL divergence, in nats per latent number, from the normal prior.
 
-    model: has `posterior` (inputs -> mean and log variance of latents) and `decoded` (latents -> inputs). The elements,
-    (B, T, ...) real, are all asked for.
+    model: has `posterior` (inputs -> mean and log variance of latents) and `decode_latents` (latents -> inputs). All
+    elements, (B, T, ...) real, are reconstructed.
     """
 
     def __init__(self, weight: float = 1e-4) -> None:

@@ -1,4 +1,4 @@
-"""Classes in groups, where the right group is told: task-incremental learning, a head for each task."""
+"""Task-incremental classification: the task of each row is known, and the softmax runs over that task's classes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from segue.objectives.base import Batch, Loss
 class GroupedClasses:
     """Cross-entropy of each target among the classes of its own group, sums in nats.
 
-    groups: the classes of each task, none of them in two. Old rows that are replayed are of their own group too.
+    groups: the classes of each task; no class belongs to two. Replayed old rows use their own group as well.
     """
 
     def __init__(self, groups: Sequence[Sequence[int]]) -> None:

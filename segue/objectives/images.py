@@ -1,4 +1,4 @@
-"""Losses for models of pictures, and of text before pictures."""
+"""Losses for image models, and for models of text followed by image tokens."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from segue.objectives.base import Batch, Loss
 
 
 class CodedReconstruction:
-    """Squared error of a tokenizer's pictures, and `commitment` times how far its vectors lie from their codes.
-    Batch: tokens (B, 3, H, W) from 0 to 1."""
+    """The loss of a vector-quantised image tokenizer: mean squared error of its reconstructions plus `commitment` times
+    the distance of its vectors from their codes. Batch: tokens (B, 3, H, W) from 0 to 1."""
 
     def __init__(self, commitment: float = 0.25) -> None:
         self.commitment = commitment
@@ -26,8 +26,9 @@ class CodedReconstruction:
 
 
 class FrameLabels:
-    """Cross-entropy of what is in a picture and of where it is (`segue.models.images.FrameClassifier`). Batch: tokens
-    (B, 3, H, W); targets (B, things + 1), 1 or 0 for each thing and then the place."""
+    """Cross-entropy of the things shown in an image (binary, one for each) and of its place
+    (`segue.models.images.FrameClassifier`). Batch: tokens (B, 3, H, W); targets (B, things + 1), 1 or 0 for each thing,
+    then the place's index."""
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
         things, places = model(batch.tokens)
@@ -37,9 +38,9 @@ class FrameLabels:
 
 
 class SegmentCrossEntropy:
-    """The next element, each segment with a weight of its own however long it is: the sum over segments of weight times
-    the mean nats of its elements. owner: (V,) long, the segment of each id (`segue.models.segments`). weights: of the
-    segments, by default 1."""
+    """Next-element loss with one weight for each segment, whatever its length: the sum over segments of weight times
+    the mean nats of its elements. owner: (V,) long, the segment of each id (`segue.models.segments`). weights: by
+    segment, default 1."""
 
     def __init__(self, owner: Tensor, weights: Mapping[int, float] | None = None) -> None:
         self.owner, self.weights = owner, dict(weights or {})

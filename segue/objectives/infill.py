@@ -1,6 +1,5 @@
-"""Filling in several gaps by going on (fill-in-the-middle as of ProtMamba and Prot-xLSTM: Schmidinger et al. 2024,
-arXiv 2411.04165): what is missing is said behind the rest, gap by gap, so that a model that looks back alone knows both
-sides of each."""
+"""Fill-in-the-middle with several gaps (ProtMamba and Prot-xLSTM: Schmidinger et al. 2024, arXiv 2411.04165): the
+contents of the gaps are moved to the end, gap by gap, so that a causal model has both sides of each gap as context."""
 
 from __future__ import annotations
 
@@ -14,8 +13,8 @@ Span = tuple[int, int]  # from the first element to behind the last
 
 
 def draw_spans(length: int, draw: np.random.Generator, most: int = 5, share: float = 0.2) -> list[Span]:
-    """Gaps of a sequence: as many as a Poisson draw of mean 1 says, at most so many; their beginnings lie anywhere, and
-    each is 1 to `share` of the way to the next one (or the end) long. They neither overlap nor are empty."""
+    """Draw gaps of a sequence: their number is Poisson with mean 1, at most `most`; they begin anywhere, and each is
+    from 1 element to `share` of the distance to the next gap (or the end) long. They do not overlap."""
     begins = np.sort(draw.choice(length, min(int(draw.poisson(1.0)), most, length), replace=False)).tolist()
     return [(begin, begin + int(draw.integers(1, max(2, int(share * (end - begin))))))
             for begin, end in zip(begins, [*begins[1:], length])]
@@ -23,27 +22,27 @@ def draw_spans(length: int, draw: np.random.Generator, most: int = 5, share: flo
 
 def fill_in_middle(ids: Sequence[int], spans: Sequence[Span], masks: Sequence[int], end: int,
                    ) -> tuple[list[int], list[int]]:
-    """The sequence with mask after mask in place of its gaps, `end`, and behind that each mask with what its gap holds;
-    and the position of each of these ids in the sequence, for `Layout.chain` (of a mask that of its gap, of `end` the
-    sequence's length).
+    """Move the gaps of a sequence to its end: the sequence with one mask for each gap, then `end`, then each mask
+    followed by the contents of its gap. Also returns the position of each id in the original sequence, for
+    `Layout.chain` (a mask has its gap's position, `end` the sequence's length).
 
-    masks: their ids, as many as there are gaps at least; neither they nor `end` are ids of a sequence.
+    masks: mask ids, at least as many as there are gaps; neither they nor `end` may occur in a sequence.
     """
     if len(spans) > len(masks):
         raise SegueError(f"{len(spans)} gaps and {len(masks)} masks: give a mask for each")
-    shown, said, at = list[tuple[int, int]](), list[tuple[int, int]](), 0  # ids with their positions
+    shown, filled, at = list[tuple[int, int]](), list[tuple[int, int]](), 0  # ids with their positions
     for mask, (begin, behind) in zip(masks, spans):
         if not at <= begin < behind <= len(ids):
             raise SegueError(f"gaps {list(spans)} of {len(ids)} elements: they lie in order, apart, and are not empty")
         shown += [*((ids[i], i) for i in range(at, begin)), (mask, begin)]
-        said += [(mask, begin), *((ids[i], i) for i in range(begin, behind))]
+        filled += [(mask, begin), *((ids[i], i) for i in range(begin, behind))]
         at = behind
-    whole = [*shown, *((ids[i], i) for i in range(at, len(ids))), (end, len(ids)), *said]
+    whole = [*shown, *((ids[i], i) for i in range(at, len(ids))), (end, len(ids)), *filled]
     return [token for token, _ in whole], [position for _, position in whole]
 
 
-def filled_in(tokens: Sequence[int], masks: Sequence[int], end: int) -> list[int]:
-    """The sequence that such ids stand for, whoever said what is behind `end`: the inverse of `fill_in_middle`."""
+def restore_gaps(tokens: Sequence[int], masks: Sequence[int], end: int) -> list[int]:
+    """Put the gap contents after `end` back in place of their masks: the inverse of `fill_in_middle`."""
     where = tokens.index(end) if end in tokens else -1
     gaps: dict[int, list[int]] = {}
     for token in tokens[where + 1 :] if where >= 0 else ():

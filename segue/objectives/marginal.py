@@ -1,4 +1,4 @@
-"""Words learned by their letters: each place of the next token by its own marginal (GENERator v2, arXiv 2502.07272)."""
+"""Per-letter loss for tokens of several letters, by each letter's marginal (GENERator v2, arXiv 2502.07272)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from segue.objectives.next_element import NextElement
 
 
 class MarginalLetters:
-    """The mean over the L places of the next token of -log P(what is there), nats. A word that is nearly right costs
-    little, unlike in cross-entropy, to which this is equal where tokens are single letters. A token without letters
-    (the end) costs its -log P, over L.
+    """The mean over the L letters of the next token of -log P(letter), nats, P being the marginal over all tokens.
+    Unlike with cross-entropy, a token that is wrong in one letter costs little; for single-letter tokens the two are
+    equal. A token without letters (the end token) costs -log P(token) / L.
 
     spelling: (V, L), see `Marginals`. None: every token is one letter.
     """

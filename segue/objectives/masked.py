@@ -1,8 +1,8 @@
-"""Predict hidden elements in place: masks, what is shown of them after a glance, and the loss at the rest.
+"""Masked-element losses: masking policies, glancing, and the cross-entropy of hidden elements in place.
 
-Which elements are hidden (a `MaskPolicy`), what stands in their place (`mask_some`, as of masked language models, and
-`mask_block`), glancing (`glance`, Qian et al. 2021, arXiv 2008.07905) and the loss are apart: batches are masked as
-they are drawn, a pure function of the step; all chance is in the batch, none in the objective.
+The parts are separate: which elements are hidden (`MaskPolicy`), what replaces them (`mask_some`, as in masked language
+models, and `mask_block`), glancing (`glance`, Qian et al. 2021, arXiv 2008.07905) and the loss. Batches are masked when
+they are drawn, as a pure function of the step: the objective itself is deterministic.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.models.base import mask_tokens, pad_rows, padding_starts
-from segue.objectives.base import Batch, Loss, drawn, generator_of
+from segue.objectives.base import Batch, Loss, content_rng, generator_of
 
-REVEAL = "reveal"  # the channel that `glance` reads
+REVEAL = "reveal"  # the channel with the order in which `glance` reveals hidden elements
 
 
-def in_place(batch: Batch) -> Batch:
-    """A batch that asks for each element one place before it (B, T), one document a row -> (B, T + 1), asked for where
-    it stands; what lies behind its last target is a document of its own (see `segue.models.base.padding_starts`)."""
+def targets_in_place(batch: Batch) -> Batch:
+    """Convert a next-element batch (B, T), one document a row, to one (B, T + 1) whose targets are aligned with the
+    elements themselves. Padding after the last target becomes a separate document (see
+    `segue.models.base.padding_starts`)."""
     targets = F.pad(batch.targets, (1, 0), value=-1)
     asked = targets >= 0
     starts = padding_starts(torch.where(asked, torch.arange(1, asked.shape[1] + 1, device=asked.device), 0).amax(1),
@@ -33,30 +34,31 @@ def in_place(batch: Batch) -> Batch:
 
 
 def isin(elements: Tensor, ids: Sequence[int]) -> Tensor:
-    """Which elements are among these ids."""
+    """Bool, of the shape of `elements`: which of them are among these ids."""
     return torch.isin(elements, torch.tensor(list(ids), dtype=elements.dtype, device=elements.device))
 
 
 class MaskPolicy(Protocol):
-    """Chooses what is hidden: of the elements (B, T) bool that may be, at least one in each row that has any.
+    """Chooses the elements to hide, (B, T) bool, among the candidates `asked` (B, T) bool: at least one in each row
+    that has candidates.
 
-    elements: (B, T) long, what they are, for policies that go by that (`LetterMask`).
+    elements: (B, T) long, their ids, for policies that depend on them (`LetterMask`).
     """
 
     def __call__(self, asked: Tensor, generator: torch.Generator | None = None,
                  elements: Tensor | None = None) -> Tensor: ...
 
 
-def shuffled(asked: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """(B, T): the place of each asked element in a random order of those of its row, from 0; others stand behind."""
+def random_ranks(asked: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """(B, T): the rank, from 0, of each element of `asked` in a random order of its row; the others come last."""
     chance = torch.rand(asked.shape, generator=generator, dtype=torch.float64).to(asked.device)
     return chance.masked_fill(~asked, 2.0).argsort(1).argsort(1)
 
 
 @dataclass(frozen=True)
 class RandomMask:
-    """So large a `share` of a row's elements, rounded, at least one and at most `most`, anywhere (BERT: Devlin et al.
-    2019; BERT4Rec: Sun et al. 2019, arXiv 1904.06690)."""
+    """A random `share` of a row's elements, rounded, at least one and at most `most` (BERT: Devlin et al. 2019;
+    BERT4Rec: Sun et al. 2019, arXiv 1904.06690)."""
 
     share: float = 0.15
     most: int | None = None
@@ -64,12 +66,12 @@ class RandomMask:
     def __call__(self, asked: Tensor, generator: torch.Generator | None = None,
                  elements: Tensor | None = None) -> Tensor:
         count = (self.share * asked.sum(1).double()).round().clamp(1, self.most)
-        return asked & (shuffled(asked, generator) < count[:, None])
+        return asked & (random_ranks(asked, generator) < count[:, None])
 
 
 @dataclass(frozen=True)
 class LastMask:
-    """A row's last element alone: what a model that goes on by a mask behind the end is asked for."""
+    """Only a row's last element, as when a masked model continues a sequence with a mask at its end."""
 
     def __call__(self, asked: Tensor, generator: torch.Generator | None = None,
                  elements: Tensor | None = None) -> Tensor:
@@ -78,7 +80,7 @@ class LastMask:
 
 @dataclass(frozen=True)
 class TailMask:
-    """All from some element on: of n the first n - 1 - floor(n u) are kept, u uniform in [0, 1)."""
+    """A random suffix: of n elements the first n - 1 - floor(n u) stay visible, u uniform in [0, 1)."""
 
     def __call__(self, asked: Tensor, generator: torch.Generator | None = None,
                  elements: Tensor | None = None) -> Tensor:
@@ -89,9 +91,9 @@ class TailMask:
 
 @dataclass(frozen=True)
 class LetterMask:
-    """All elements but those of a `known` set of ids, which stay: no chance is in it. So a blank also says what is not
-    there (peptides of which only some residues can be read, arXiv 2408.00892). A row of known ones alone hides
-    nothing."""
+    """All elements except those of a `known` set of ids; deterministic. A mask then also tells the model what the
+    element is not (peptides of which only some residues can be read, arXiv 2408.00892). A row of known elements alone
+    hides nothing."""
 
     known: tuple[int, ...]
 
@@ -104,25 +106,25 @@ class LetterMask:
 
 @dataclass(frozen=True)
 class EitherMask:
-    """Each row by one of several policies, drawn with these chances (which sum to 1)."""
+    """One of several policies for each row, drawn with these probabilities (which sum to 1)."""
 
     policies: tuple[MaskPolicy, ...]
     chances: tuple[float, ...]
 
     def __call__(self, asked: Tensor, generator: torch.Generator | None = None,
                  elements: Tensor | None = None) -> Tensor:
-        drawn = torch.multinomial(torch.tensor(self.chances), len(asked), replacement=True, generator=generator)
-        found = torch.stack([policy(asked, generator, elements) for policy in self.policies])
-        return found[drawn.to(asked.device), torch.arange(len(asked), device=asked.device)]
+        choice = torch.multinomial(torch.tensor(self.chances), len(asked), replacement=True, generator=generator)
+        hidden = torch.stack([policy(asked, generator, elements) for policy in self.policies])
+        return hidden[choice.to(asked.device), torch.arange(len(asked), device=asked.device)]
 
 
-WORD = "word"  # the channel that numbers the words of which elements are pieces
+WORD = "word"  # the channel with the number of the word that each element is a piece of
 
 
 def whole_words(policy: MaskPolicy, asked: Tensor, words: Tensor, generator: torch.Generator | None = None,
                 elements: Tensor | None = None) -> Tensor:
-    """What a policy hides of words (B, T), numbers that stay the same along a word, with all pieces of each: it chooses
-    among their first pieces."""
+    """Apply a policy to whole words: it chooses among the first pieces of words, and all pieces of a chosen word are
+    hidden. words: (B, T), the number of each element's word."""
     before = F.pad(asked & True, (1, 0))[:, :-1] & (F.pad(words, (1, 0))[:, :-1] == words)
     first = asked & ~before
     hidden = policy(first, generator, elements)
@@ -132,13 +134,14 @@ def whole_words(policy: MaskPolicy, asked: Tensor, words: Tensor, generator: tor
 
 def mask_some(batch: Batch, mask: int, policy: MaskPolicy = RandomMask(), generator: torch.Generator | None = None,
               unmasked: float = 0.2) -> Batch:
-    """Hide some of the elements that `targets` names in place, (B, T), and ask for those (BERT: Devlin et al. 2019).
+    """Hide some of the target elements (in place, (B, T)); only those stay targets (BERT: Devlin et al. 2019).
 
-    Where the batch has a channel "word" (B, T), whole words are hidden (`whole_words`). Of elements (B, T, 1 + tables)
-    the id is masked, and nothing else.
+    If the batch has a channel "word" (B, T), whole words are hidden (`whole_words`). For tokens (B, T, 1 + tables) only
+    the id is masked.
 
-    mask: the id of a mask, behind all others. policy: which are hidden. unmasked: so large a share of them, each by
-    chance, has no mask in its place, but one half a random element, and one half itself (0: always a mask, BERT4Rec).
+    mask: id of the mask, greater than all others. policy: which elements are hidden. unmasked: this share of the hidden
+    ones is not replaced by the mask: half of them by a random element, half stay themselves (0: always the mask, as in
+    BERT4Rec).
     """
     asked = batch.targets >= 0
     words = batch.channels.get(WORD)
@@ -154,23 +157,23 @@ def mask_some(batch: Batch, mask: int, policy: MaskPolicy = RandomMask(), genera
                    targets=batch.targets.masked_fill(~hidden, -1))
 
 
-def masked_some(batches: Callable[[int], Batch], mask: int, policy: MaskPolicy = RandomMask(), seed: int = 0,
+def masked_batches(batches: Callable[[int], Batch], mask: int, policy: MaskPolicy = RandomMask(), seed: int = 0,
                 unmasked: float = 0.2) -> Callable[[int], Batch]:
-    """Batches as for the next element -> batches for a masked language model (`mask_some`), masked anew each time."""
+    """Turn next-element batches into batches for a masked language model (`mask_some`), with a new mask each step."""
     def draw(step: int) -> Batch:
-        generator = generator_of(seed + 1, step)  # not that of the rows
-        return mask_some(in_place(batches(step)), mask, policy, generator, unmasked)
+        generator = generator_of(seed + 1, step)  # independent of the draws that chose the rows
+        return mask_some(targets_in_place(batches(step)), mask, policy, generator, unmasked)
 
     return draw
 
 
 def mask_block(batch: Batch, length: int, mask: int, generator: torch.Generator | None = None) -> Batch:
-    """Of each row's answer a first part, of random length, is kept, and behind it stand `length` masks.
+    """Keep a prefix of each row's answer, of random length (`TailMask`), followed by `length` masks.
 
-    batch: tokens (B, T), one document a row; targets name the answer in place, (B, T), -1 elsewhere (an unbroken run,
-    at least one element; its end token belongs to it). mask: the id of a mask. What is kept: see `TailMask`. The masks
-    may go beyond the answer's end; nothing is asked for there, and nothing of the row stands behind them. Rows are
-    padded to one length (see `segue.models.base.padding_starts`).
+    batch: tokens (B, T), one document a row; targets (B, T) hold the answer in place, -1 elsewhere (one contiguous run
+    of at least one element, including its end token). mask: id of the mask. The masks may extend beyond the answer's
+    end, where there are no targets; the rest of the row is dropped. Rows are padded to one length (see
+    `segue.models.base.padding_starts`).
     """
     begin = TailMask()(batch.targets >= 0, generator).long().argmax(1)
     end = begin + length
@@ -187,31 +190,31 @@ def mask_block(batch: Batch, length: int, mask: int, generator: torch.Generator 
 
 
 def reveal_order(batch: Batch, ratio: float, generator: torch.Generator | None = None) -> Batch:
-    """Draw the order in which `glance` shows what is hidden: of a row of which the model gets c elements wrong, the
-    first floor(ratio * c).
+    """Draw the order in which `glance` reveals hidden elements: if the model gets c elements of a row wrong, the first
+    floor(ratio * c) are revealed.
 
-    The channel "reveal" (B, T) float64 holds for each hidden element how many must be wrong for it to be shown.
+    The channel "reveal" (B, T) float64 holds, for each hidden element, how many must be wrong for it to be revealed.
     """
     hidden = batch.targets >= 0
-    rank = 1.0 + shuffled(hidden, generator).double()
+    rank = 1.0 + random_ranks(hidden, generator).double()
     needed = rank / ratio if ratio > 0 else torch.full_like(rank, torch.inf)
     return replace(batch, channels={**batch.channels, REVEAL: needed})
 
 
 def masked_blocks(batches: Callable[[int], Batch], length: int, mask: int, steps: int, seed: int = 0,
                   ratios: tuple[float, float] = (0.5, 0.3)) -> Callable[[int], Batch]:
-    """Batches of whole answers, as for the next element (`Batch.pairs`) -> batches of masked blocks (`mask_block`) and
-    what to show of them (`reveal_order`), the ratio going from the first of `ratios` to the second in `steps` steps."""
+    """Turn next-element batches of whole answers (`Batch.pairs`) into batches of masked blocks (`mask_block`) with a
+    `reveal_order`, whose ratio goes linearly from the first of `ratios` to the second over `steps` steps."""
     def draw(step: int) -> Batch:
         generator = generator_of(seed + 1, step)
         ratio = ratios[0] + (ratios[1] - ratios[0]) * min(1.0, step / max(1, steps - 1))
-        return reveal_order(mask_block(in_place(batches(step)), length, mask, generator), ratio, generator)
+        return reveal_order(mask_block(targets_in_place(batches(step)), length, mask, generator), ratio, generator)
 
     return draw
 
 
 def logits_at(model: nn.Module, batch: Batch, asked: Tensor) -> Tensor:
-    """(count, V) float32 or float64 scores of the elements where `asked` (B, T) is True."""
+    """(count, V) float32 or float64 logits at the positions where `asked` (B, T) is True."""
     head = getattr(model, "head", None)
     if isinstance(head, nn.Linear):
         logits = head(model.hidden(batch.tokens, batch.layout)[asked])  # type: ignore[operator]
@@ -222,9 +225,9 @@ def logits_at(model: nn.Module, batch: Batch, asked: Tensor) -> Tensor:
 
 @torch.no_grad()
 def glance(model: nn.Module, batch: Batch) -> Batch:
-    """The batch with some of what is hidden shown, the more the worse the model guesses it; see `reveal_order`.
+    """Reveal some of the hidden elements, the more the worse the model predicts them; see `reveal_order`.
 
-    Chance (dropout) is left as it was found: what the model draws next is what it drew here.
+    The random state is restored afterwards, so the next forward pass uses the same dropout masks as this one.
     """
     hidden = batch.targets >= 0
     device = batch.tokens.device
@@ -238,13 +241,13 @@ def glance(model: nn.Module, batch: Batch) -> Batch:
 
 
 class MaskedElements:
-    """Cross-entropy of the elements that `targets` names, in place, after a glance if the batch has an order for it.
+    """Cross-entropy of the targets at their own positions, after `glance` if the batch has a reveal order.
 
-    smoothing: so much of each label is spread evenly over all elements (Szegedy et al. 2016). impossible: ids that
-    nothing hidden can be, as the known ones of a `LetterMask`: left out of the softmax.
+    smoothing: label smoothing, the share spread evenly over all elements (Szegedy et al. 2016). impossible: ids that no
+    hidden element can have, such as the known ids of a `LetterMask`; they are left out of the softmax.
     """
 
-    in_place: ClassVar[bool] = True  # targets are asked for where they stand
+    in_place: ClassVar[bool] = True  # targets are aligned with the elements, not with those before them
 
     def __init__(self, smoothing: float = 0.0, impossible: Sequence[int] = ()) -> None:
         if smoothing and impossible:
@@ -262,22 +265,22 @@ class MaskedElements:
 
 
 class Cloze:
-    """Cross-entropy of masked elements of each document, for a model that goes on by a mask behind the end
-    (`segue.models.cloze`; BERT4Rec: Sun et al. 2019, arXiv 1904.06690). Batches are those of the next element.
+    """Cross-entropy of masked elements of each document, for a model that continues a sequence with a mask at its end
+    (`segue.models.cloze`; BERT4Rec: Sun et al. 2019, arXiv 1904.06690). Takes next-element batches.
 
-    policy: what is masked in a document. ahead: the chance that instead it ends behind some element, and that one alone
-    is masked, as when it is to be continued. All chance belongs to the document and the step.
+    policy: which elements of a document are masked. ahead: the probability that instead the document is cut at a random
+    element and only its last element is masked, as in continuation. The draws depend on the document and the step.
     """
 
     def __init__(self, policy: MaskPolicy = RandomMask(0.2, 40), ahead: float = 0.5) -> None:
         self.policy, self.ahead, self.loss = policy, ahead, MaskedElements()
 
-    def masked(self, batch: Batch, mask: int) -> Batch:
-        """A row for each document, masked, and what is asked for there."""
+    def mask_documents(self, batch: Batch, mask: int) -> Batch:
+        """A batch with one row for each document, masked, and the hidden elements as targets."""
         rows, wanted = list[list[int]](), list[list[int]]()
         for row, span in batch.documents():
-            whole = in_place(Batch(batch.tokens[row, span].cpu()[None], batch.targets[row, span].cpu()[None]))
-            asked, draw = whole.targets >= 0, drawn(*whole.tokens[0].tolist())
+            whole = targets_in_place(Batch(batch.tokens[row, span].cpu()[None], batch.targets[row, span].cpu()[None]))
+            asked, draw = whole.targets >= 0, content_rng(*whole.tokens[0].tolist())
             generator = torch.Generator().manual_seed(int(draw.integers(1 << 62)))
             if draw.random() < self.ahead:
                 end = int(draw.choice(asked[0].nonzero()[:, 0].numpy())) + 1
@@ -293,6 +296,6 @@ class Cloze:
         mask = getattr(model, "mask", None)
         if not isinstance(mask, int):
             raise SegueError(f"a {type(model).__name__} has no mask: the cloze is for a ClozeModel")
-        masked = self.masked(batch, mask)
+        masked = self.mask_documents(batch, mask)
         loss = self.loss(model, masked)
         return Loss(loss.total, {"nats": loss.terms["nats"] * (batch.count / max(1, masked.count))}, batch.count)

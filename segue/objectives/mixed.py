@@ -1,4 +1,4 @@
-"""One of several objectives at each step, by a coin."""
+"""Draw one of several objectives at each training step."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 from torch import nn
 
 from segue.errors import SegueError
-from segue.objectives.base import Batch, Loss, Objective, drawn
+from segue.objectives.base import Batch, Loss, Objective, content_rng
 
 
 class Mixed:
-    """Each step learns by one of these objectives, drawn with its share (of the shares' sum).
+    """At each step one of these objectives is drawn, with probability proportional to its share.
 
-    The coin depends on the training loop's seed and on the step alone, so all parts of a step, all processes and a
-    resumed run see the same side.
+    The draw depends only on the training loop's seed and the step, so all micro-batches of a step, all processes and a
+    resumed run draw the same one.
     """
 
     def __init__(self, parts: Sequence[tuple[Objective, float]]) -> None:
@@ -26,5 +26,5 @@ class Mixed:
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
         ends = np.cumsum([share for _, share in self.parts])
-        side = int(np.searchsorted(ends, drawn().random() * ends[-1], side="right"))
+        side = int(np.searchsorted(ends, content_rng().random() * ends[-1], side="right"))
         return self.parts[side][0](model, batch)

@@ -10,24 +10,24 @@ from torch import Tensor, nn
 
 from segue.objectives.base import Batch, Loss
 
-CHUNK = 1024  # rows of logits held at a time: all of them at once would not stay in any cache
-LOGITS, LEAST = 1 << 18, 128  # on a CPU as few rows as make so many logits, but not fewer than products need
+CHUNK = 1024  # rows of logits computed at a time: a whole batch of them would not fit in any cache
+CPU_LOGITS, CPU_MIN_ROWS = 1 << 18, 128  # on a CPU: about so many logits at a time, but at least so many rows
 
 
 class _HeadCrossEntropy(torch.autograd.Function):
-    """Sum of the cross-entropies of hidden @ weight.T, chunk by chunk, with the gradients made on the way.
+    """Fused output projection and cross-entropy: computes the loss chunk by chunk, with gradients in the forward pass.
 
-    The logits of a whole batch are the largest thing in training a small model; here only a chunk of them lives, and
-    becomes, in place, what the gradients are made of.
+    The logits of a whole batch are the largest tensor in training a small model; here only one chunk exists at a time,
+    and is overwritten with its own gradient.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, wanted: bool) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, needs_grad: bool) -> Tensor:
         weight_used = weight.to(hidden.dtype)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden) if wanted else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted else None
-        chunk = min(CHUNK, max(LEAST, LOGITS // len(weight))) if hidden.device.type == "cpu" else CHUNK
+        grad_hidden = torch.empty_like(hidden) if needs_grad else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None
+        chunk = min(CHUNK, max(CPU_MIN_ROWS, CPU_LOGITS // len(weight))) if hidden.device.type == "cpu" else CHUNK
         for begin in range(0, hidden.shape[0], chunk):
             rows = slice(begin, begin + chunk)
             live, index = (targets[rows] >= 0)[:, None], targets[rows].clamp(min=0)[:, None]
@@ -43,7 +43,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
                 grad_weight.addmm_(slope.T, hidden[rows])
             else:
                 grad_weight += slope.T @ hidden[rows]
-        if wanted:
+        if needs_grad:
             ctx.save_for_backward(grad_hidden, grad_weight)
             ctx.weight_dtype = weight.dtype
         return total
@@ -55,20 +55,20 @@ class _HeadCrossEntropy(torch.autograd.Function):
 
 
 def head_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Scalar: the sum over rows of -log softmax(hidden @ weight.T)[target], nats; rows with target < 0 count nothing.
+    """Scalar: the sum over rows of -log softmax(hidden @ weight.T)[target], nats; rows with target < 0 are ignored.
 
     hidden: (N, D). weight: (V, D). targets: (N,) long. Matrix products run in bfloat16 under autocast.
     """
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         hidden = hidden.to(torch.get_autocast_dtype(device))
-    wanted = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     with torch.autocast(device, enabled=False):
-        return _HeadCrossEntropy.apply(hidden, weight, targets, wanted)
+        return _HeadCrossEntropy.apply(hidden, weight, targets, needs_grad)
 
 
 class NextElement:
-    """Maximum likelihood of each element given those before it."""
+    """Cross-entropy of each element given all those before it."""
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
         layout = batch.layout
@@ -83,7 +83,7 @@ class NextElement:
 
 
 class EachStream:
-    """Maximum likelihood of the next id of each level, for a `segue.models.streams.MultiStream`: tokens and targets
+    """Cross-entropy of the next id of every stream of a `segue.models.streams.MultiStream`: tokens and targets
     (B, T, Q), see `segue.models.streams.next_targets`."""
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:

@@ -1,9 +1,8 @@
-"""Learning from what the model itself does, with an action that takes the last token back (SequenceMatch: Cundy & Ermon
-2023, arXiv 2306.05426).
+"""Training on the model's own rollouts, with a backspace action (SequenceMatch: Cundy & Ermon 2023, arXiv 2306.05426).
 
-A state is a stack of tokens; an action puts a token on it, or takes the last one off (backspace). The model's raw score
+A state is a stack of tokens; an action pushes a token or removes the last one (backspace). The model's raw score
 l(a | s) of an action implies a reward r = l(a | s) - gamma V(s'), where V(s) is the log-sum-exp of the scores in s and
-nought behind the end. Matching the states that the model comes through with those of the data is then one loss.
+0 after the end. Matching the occupancy of states in rollouts to that in the data then becomes a single loss.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers.layout import Layout
 from segue.models.base import Decodable, pad_rows
-from segue.objectives.base import Batch, Loss, drawn
+from segue.objectives.base import Batch, Loss, content_rng
 
 
 @dataclass
 class Walk:
-    """Actions behind a prompt. counted: which of them the walker chose; noise and what the data leave open count
-    nowhere."""
+    """A trajectory: the actions taken after a prompt. counted: which of them enter the loss; injected noise and
+    positions without a target do not."""
 
     prompt: list[int]
     actions: list[int]
@@ -33,11 +32,11 @@ class Walk:
 
 
 class Stacks(NamedTuple):
-    """All states of walks as one tree of nodes, which a model reads at once: a node is a token on top of the stack, and
-    follows the token below it. What was taken off has no successors; after a backspace the old node is the top again.
+    """All states of some walks as one tree for each, so that a model can read them in one pass: a node is the token on
+    top of a stack, its parent the token below. After a backspace the parent is the top again.
 
-    tokens, parents: (B, N) long, see `Layout`. Of the A actions of all walks, (A,) long each: row, the walk; action;
-    before and after, the nodes on top before and after it, -1 behind the end.
+    tokens, parents: (B, N) long, see `Layout`. For the A actions of all walks, (A,) long each: row, the walk's number;
+    action; before and after, the top nodes before and after the action, -1 after the end.
     """
 
     tokens: Tensor
@@ -48,9 +47,10 @@ class Stacks(NamedTuple):
     after: Tensor
 
 
-def stacks(walks: Sequence[Walk], eos: int | None = None, backspace: int | None = None,
+def build_stacks(walks: Sequence[Walk], eos: int | None = None, backspace: int | None = None,
            device: torch.device | None = None) -> Stacks:
-    """The tree of all states of some walks. A backspace does nothing at a prompt's end; `eos` ends a walk."""
+    """Build the trees of all states of these walks. A backspace at the end of the prompt does nothing; `eos` ends a
+    walk."""
     every: list[tuple[list[int], list[int]]] = []
     steps: list[tuple[int, int, int, int]] = []
     for number, walk in enumerate(walks):
@@ -75,10 +75,10 @@ def stacks(walks: Sequence[Walk], eos: int | None = None, backspace: int | None 
 
 @dataclass(frozen=True)
 class Noise:
-    """Wrong tokens that come between: with probability `rate` a random one is there before an action is taken. It is
-    taken back, the action is taken, and only then may the next one come.
+    """Injected errors: with probability `rate` a random wrong token precedes an action. It is then removed by a
+    backspace and the action taken, before another error can follow.
 
-    vocabulary: of the model; neither `backspace` nor `eos` is ever noise.
+    vocabulary: number of tokens; `backspace` and `eos` are never drawn.
     """
 
     rate: float
@@ -86,8 +86,8 @@ class Noise:
     backspace: int
     eos: int | None
 
-    def wrong(self, action: int, draw: np.random.Generator) -> int | None:
-        """The token that comes before `action`, if one does: any other."""
+    def draw_wrong(self, action: int, draw: np.random.Generator) -> int | None:
+        """Draw the wrong token that precedes `action`, or None."""
         spared = {action, self.backspace, self.eos}
         if action == self.backspace or draw.random() >= self.rate or len(spared - {None}) >= self.vocabulary:
             return None
@@ -96,10 +96,10 @@ class Noise:
         return token
 
     def insert(self, walk: Walk, draw: np.random.Generator) -> Walk:
-        """The walk with noise, which does not count, and the backspaces that take it off, which do."""
+        """The walk with noise, which is not counted, and the backspaces that remove it, which are."""
         noisy = Walk(walk.prompt, [], [])
         for action, counted in zip(walk.actions, walk.counted):
-            wrong = self.wrong(action, draw)
+            wrong = self.draw_wrong(action, draw)
             if wrong is not None:
                 noisy.actions += [wrong, self.backspace]
                 noisy.counted += [False, True]
@@ -112,14 +112,14 @@ class Noise:
 def rollouts(model: Decodable, prompts: Sequence[Sequence[int]], chances: Sequence[np.ndarray], eos: int | None = None,
              backspace: int | None = None, noise: Noise | None = None,
              draws: Sequence[np.random.Generator] = ()) -> list[Walk]:
-    """What the model does behind each prompt, drawn from its own distribution.
+    """Sample actions from the model after each prompt.
 
-    chances: for each prompt, uniform numbers in [0, 1), one for each action that it may take. noise: comes between as
-    in `Noise.insert`, by one of `draws` for each prompt: with the same draws, a model that does what the data do walks
-    as they do.
+    chances: for each prompt, uniform numbers in [0, 1), one for each action; they fix the samples. noise: injected
+    as in `Noise.insert`, with one generator of `draws` for each prompt: given the same draws, a model that acts like
+    the data gets the same noise.
     """
     counts = [len(numbers) for numbers in chances]
-    calm = [0] * len(prompts)  # the step from which noise may come again
+    quiet_until = [0] * len(prompts)  # the first step at which noise may be injected again
     walks = [Walk(list(prompt), [], []) for prompt in prompts]
     answers: list[list[int]] = [list(prompt) for prompt in prompts]
     lengths = torch.tensor([len(prompt) for prompt in prompts])
@@ -139,14 +139,14 @@ def rollouts(model: Decodable, prompts: Sequence[Sequence[int]], chances: Sequen
         for row, (walk, action) in enumerate(zip(walks, actions)):
             if step >= counts[row] or (walk.actions and walk.actions[-1] == eos):
                 continue
-            wrong = None if noise is None or step < calm[row] else noise.wrong(action, draws[row])
+            wrong = None if noise is None or step < quiet_until[row] else noise.draw_wrong(action, draws[row])
             if wrong is not None:
-                action, calm[row] = wrong, step + 3
+                action, quiet_until[row] = wrong, step + 3
             walk.actions.append(action)
             walk.counted.append(wrong is None)
             if action == backspace and len(answers[row]) > len(walk.prompt):
                 answers[row].pop()
-                back[row] = 2  # the token below is read again
+                back[row] = 2  # also rewind the token below, which is read again
             elif action == backspace:
                 back[row] = 1
             else:
@@ -161,30 +161,31 @@ def rollouts(model: Decodable, prompts: Sequence[Sequence[int]], chances: Sequen
     return walks
 
 
-def walks_of(batch: Batch) -> list[Walk]:
-    """The documents of a batch as walks: the prompt is what stands before the first prediction."""
+def document_walks(batch: Batch) -> list[Walk]:
+    """The documents of a batch as walks; the prompt is everything before the first predicted element."""
     found = []
     for row, span in batch.documents():
         tokens, targets = batch.tokens[row, span].tolist(), batch.targets[row, span].tolist()
         first = next(place for place, target in enumerate(targets) if target >= 0)
-        said = [target if target >= 0 else tokens[place + 1] for place, target in enumerate(targets)]
-        found.append(Walk(tokens[: first + 1], said[first:], [target >= 0 for target in targets[first:]]))
+        actions = [target if target >= 0 else tokens[place + 1] for place, target in enumerate(targets)]
+        found.append(Walk(tokens[: first + 1], actions[first:], [target >= 0 for target in targets[first:]]))
     return found
 
 
 @dataclass
-class Read:
-    """What a model thinks of the actions of walks, (A,) each: its scores, and the values of the states before and after
-    (nought behind the end)."""
+class ActionValues:
+    """A model's evaluation of the actions of walks, (A,) each: their scores, and the values of the states before and
+    after them (0 after the end)."""
 
     score: Tensor
     value: Tensor
     after: Tensor
 
 
-def read(model: nn.Module, walks: Sequence[Walk], eos: int | None, backspace: int | None, device: torch.device) -> Read:
-    """One pass over all states of the walks."""
-    found = stacks(walks, eos, backspace, device)
+def evaluate_walks(model: nn.Module, walks: Sequence[Walk], eos: int | None, backspace: int | None,
+                   device: torch.device) -> ActionValues:
+    """Score all actions of the walks in one forward pass."""
+    found = build_stacks(walks, eos, backspace, device)
     shape = (found.tokens.shape[0], found.tokens.shape[1])
     layout = Layout.chain(shape, device=device) if backspace is None else \
         Layout.tree(found.parents, torch.zeros(shape[0], dtype=torch.long, device=device))
@@ -192,15 +193,16 @@ def read(model: nn.Module, walks: Sequence[Walk], eos: int | None, backspace: in
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     values = logits.logsumexp(-1)
     after = torch.where(found.after >= 0, values[found.row, found.after.clamp(min=0)], 0.0)
-    return Read(logits[found.row, found.before, found.action], values[found.row, found.before], after)
+    return ActionValues(logits[found.row, found.before, found.action], values[found.row, found.before], after)
 
 
-def matching(score: Tensor, value: Tensor, after: Tensor, data: Tensor, own: Tensor, gamma: float, c: float,
+def matching_terms(score: Tensor, value: Tensor, after: Tensor, data: Tensor, own: Tensor, gamma: float, c: float,
              ) -> tuple[Tensor, Tensor, Tensor]:
     """The three terms of the loss, each a sum over transitions: -log pi on data, half the difference between the
     model's and the data's V(s) - gamma V(s'), and c / 2 times the squared rewards of both.
 
-    score, value, after: of each transition l(a | s), V(s), V(s'). data, own: how much it counts in either occupancy.
+    score, value, after: l(a | s), V(s) and V(s') of each transition. data, own: its weight in the data's and in the
+    model's occupancy.
     """
     reward, drift = score - gamma * after, value - gamma * after
     return -(data * (score - value)).sum(), ((own - data) * drift).sum() / 2, \
@@ -208,18 +210,18 @@ def matching(score: Tensor, value: Tensor, after: Tensor, data: Tensor, own: Ten
 
 
 class OccupancyMatching:
-    """SequenceMatch: the states of the model's own rollouts are to be those of the data.
+    """SequenceMatch: match the occupancy of states in the model's own rollouts to that in the data.
 
     divergence: "chi2", the chi-square divergence to the mixture of both, or "none", maximum likelihood (with noise,
-        cloning of backspaces), which needs no rollouts. gamma: discount of the value of what follows. c: weight of the
-        squared rewards, 1 / (4 alpha) of the paper; it buys entropy too, so keep it at most 0.05.
-    eos: the token that ends an answer, behind which all values are nought. backspace: the token that takes the last one
-        back; noise: how often a random wrong token comes before an action. It comes to the model's rollouts as to the
-        data: were it in the data alone, a model could come through those states only by errors of its own.
-    Prompts are what stands before a document's first prediction. Rollouts are fresh at every step, as long as the
-    document's own walk; actions of the data count as one each, those of a rollout as many in all.
-    decode: makes of the model, at each step, what writes the rollouts (None: the model itself). On a CPU
-        `segue.models.compiled.compile_model` takes a few milliseconds, and then writes five times as fast.
+        behaviour cloning of backspaces), which needs no rollouts. gamma: discount of the next state's value. c: weight
+        of the squared rewards, the paper's 1 / (4 alpha); it also raises entropy, so keep it at most 0.05.
+    eos: the token that ends an answer, after which all values are 0. backspace: the token that removes the last one.
+        noise: how often a random wrong token precedes an action. It is injected into the model's rollouts as well as
+        the data: with noise in the data alone, a model could reach those states only through errors of its own.
+    A prompt is everything before a document's first prediction. Rollouts are fresh at every step and as long as the
+    document's own walk; each action of the data has weight 1, and a rollout has the same total weight as its document.
+    decode: turns the model, at each step, into the one that samples the rollouts (None: the model itself). On a CPU
+        `segue.models.compiled.compile_model` takes a few milliseconds and then samples five times as fast.
     """
 
     def __init__(self, divergence: str = "chi2", gamma: float = 0.99, c: float = 0.01, eos: int | None = None,
@@ -231,29 +233,29 @@ class OccupancyMatching:
         if not 0 <= noise < 1 or (noise and backspace is None):
             raise SegueError(f"noise of {noise} must lie between 0 and 1, and needs a backspace")
         self.divergence, self.gamma, self.c = divergence, gamma, c
-        self.eos, self.backspace, self.noise, self.decode = eos, backspace, noise, decode or decodable
+        self.eos, self.backspace, self.noise, self.decode = eos, backspace, noise, decode or require_decodable
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
-        walks, decoder = walks_of(batch), decodable(model)
+        walks, decoder = document_walks(batch), require_decodable(model)
         seeds, noise = [(*walk.prompt, *walk.actions) for walk in walks], None
         if self.noise and self.backspace is not None:
             noise = Noise(self.noise, decoder.vocabulary, self.backspace, self.eos)
-            walks = [noise.insert(walk, drawn(*seed, self.backspace)) for walk, seed in zip(walks, seeds)]
+            walks = [noise.insert(walk, content_rng(*seed, self.backspace)) for walk, seed in zip(walks, seeds)]
         mine: list[Walk] = []
         if self.divergence == "chi2":
             with full_precision(batch):
-                mine = rollouts(self.decode(model), [walk.prompt for walk in walks],
-                                [drawn(*seed).random(len(walk.actions)) for walk, seed in zip(walks, seeds)], self.eos,
-                                self.backspace, noise, [drawn(*seed, self.backspace or 0) for seed in seeds])
+                chances = [content_rng(*seed).random(len(walk.actions)) for walk, seed in zip(walks, seeds)]
+                mine = rollouts(self.decode(model), [walk.prompt for walk in walks], chances, self.eos, self.backspace,
+                                noise, [content_rng(*seed, self.backspace or 0) for seed in seeds])
         shares = [sum(walk.counted) / max(sum(own.counted), 1) for walk, own in zip(walks, mine)]
         device = batch.tokens.device
-        found = read(model, walks + mine, self.eos, self.backspace, device)
+        found = evaluate_walks(model, walks + mine, self.eos, self.backspace, device)
         data = torch.tensor([float(counted) for walk in walks for counted in walk.counted] +
                             [0.0 for walk in mine for _ in walk.actions], device=device)
         own = torch.tensor([0.0 for walk in walks for _ in walk.actions] +
                            [share * counted for walk, share in zip(mine, shares) for counted in walk.counted],
                            device=device)
-        nats, gap, squares = matching(found.score, found.value, found.after, data, own, self.gamma, self.c)
+        nats, gap, squares = matching_terms(found.score, found.value, found.after, data, own, self.gamma, self.c)
         if self.divergence == "none":
             return Loss(nats, {"nats": nats.detach()}, batch.count)
         return Loss(nats + gap + squares, {"nats": nats.detach(), "values": gap.detach(), "rewards": squares.detach()},
@@ -261,20 +263,20 @@ class OccupancyMatching:
 
 
 class RolloutUnlikelihood:
-    """Maximum likelihood, and weight * -log(1 - p) for each token of the model's own rollouts that is not the data's at
-    that place: the plain way to learn from one's own errors (after Welleck et al. 2019, arXiv 1908.04319). decode: see
-    `OccupancyMatching`."""
+    """Maximum likelihood plus weight * -log(1 - p) for each token of the model's own rollouts that differs from the
+    data at the same position: a simple baseline for learning from the model's own errors (after Welleck et al. 2019,
+    arXiv 1908.04319). decode: see `OccupancyMatching`."""
 
     def __init__(self, weight: float = 1.0, eos: int | None = None,
                  decode: Callable[[Any], Decodable] | None = None) -> None:
-        self.weight, self.eos, self.decode = weight, eos, decode or decodable
+        self.weight, self.eos, self.decode = weight, eos, decode or require_decodable
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
-        walks, device = walks_of(batch), batch.tokens.device
-        chances = [drawn(*walk.prompt, *walk.actions).random(len(walk.actions)) for walk in walks]
+        walks, device = document_walks(batch), batch.tokens.device
+        chances = [content_rng(*walk.prompt, *walk.actions).random(len(walk.actions)) for walk in walks]
         with full_precision(batch):
             mine = rollouts(self.decode(model), [walk.prompt for walk in walks], chances, self.eos)
-        found = read(model, walks + mine, self.eos, None, device)
+        found = evaluate_walks(model, walks + mine, self.eos, None, device)
         data = torch.tensor([counted for walk in walks for counted in walk.counted] +
                             [False for walk in mine for _ in walk.actions], device=device)
         wrong = torch.tensor([False for walk in walks for _ in walk.actions] +
@@ -288,12 +290,12 @@ class RolloutUnlikelihood:
 
 
 def full_precision(batch: Batch) -> torch.autocast:
-    """A state is kept as the model's weights are, also where training rounds products."""
+    """Turn autocast off while decoding: decoding states have the dtype of the model's weights."""
     return torch.autocast(batch.tokens.device.type, enabled=False)
 
 
-def decodable(model: Any) -> Decodable:
-    """The model itself; a SegueError where it cannot continue a prompt."""
+def require_decodable(model: Any) -> Decodable:
+    """The model itself; raises SegueError if it cannot continue a prompt."""
     if not isinstance(model, Decodable):
         raise SegueError(f"a {type(model).__name__} cannot continue a prompt: rollouts need a model that can")
     return model

@@ -1,5 +1,5 @@
-"""Learn from pairs which of two answers is better: direct preference optimisation (DPO; Rafailov et al. 2023, arXiv
-2305.18290) with a little maximum likelihood of the better one, which keeps a small model from making both less likely
+"""Direct preference optimisation from pairs of a better and a worse answer (DPO; Rafailov et al. 2023, arXiv
+2305.18290), with a maximum-likelihood term on the better one, which keeps a small model from making both less likely
 (SPaR: Cheng et al. 2024, arXiv 2412.11605)."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Ids = Sequence[int]
 
 
 def answer_likelihoods(model: nn.Module, batch: Batch) -> Tensor:
-    """(B,): of each row the sum of log p over what is asked for, in nats."""
+    """(B,) log-likelihood of each row's targets, in nats."""
     scores = model(batch.tokens, batch.layout).logits
     scores = (scores if scores.dtype == torch.float64 else scores.float()).log_softmax(-1)
     each = scores.gather(-1, batch.targets.clamp(min=0)[..., None])[..., 0]
@@ -26,16 +26,16 @@ def answer_likelihoods(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def preference_loss(better: Tensor, worse: Tensor, beta: float = 0.1) -> Tensor:
-    """(P,): -log sigmoid(beta (better - worse)), nats. better, worse: (P,) by how much likelier an answer is than by
-    the reference, log p - log p_reference, summed over its elements."""
+    """(P,): -log sigmoid(beta (better - worse)), nats. better, worse: (P,) log-ratios of each answer to the reference
+    model, log p - log p_reference, summed over its elements."""
     return -F.logsigmoid(beta * (better - worse))
 
 
 def preference_batch(pairs: Sequence[tuple[Ids, Ids, Ids]]) -> Batch:
-    """Rows for `Preference`: first prompt and better answer of each pair, then prompt and worse answer, padded behind.
+    """Rows for `Preference`: prompt and better answer of each pair, then prompt and worse answer of each, right-padded.
 
-    pairs: ids of prompt (not empty: a begin token at least), better answer and worse answer, ends included where there
-    are any. Only answers are asked for.
+    pairs: ids of prompt (not empty: at least a begin token), better answer and worse answer, including end tokens where
+    there are any. Only the answers are targets.
     """
     if not all(len(prompt) for prompt, _, _ in pairs):
         raise SegueError("an empty prompt asks for nothing: begin it with the codec's begin token")
@@ -48,12 +48,12 @@ def preference_batch(pairs: Sequence[tuple[Ids, Ids, Ids]]) -> Batch:
 class Preference:
     """The mean over pairs of `preference_loss` + likelihood * (nats per element of the better answer).
 
-    Of a batch the first half of the rows are better answers, the second half the worse ones of the same prompts, in the
-    same order (`preference_batch`); targets are asked for in the answers alone. The total is that mean times the number
-    of elements asked for, so that a step goes by the mean. Rows do not add up: they are compared in pairs.
+    The first half of a batch's rows holds the better answers, the second half the worse ones to the same prompts in the
+    same order (`preference_batch`); only answers are targets. The total is that mean times the number of targets, so
+    that a training step minimises the mean. Not a sum over rows: they are compared in pairs.
 
-    reference: the model as it was before; it is not moved. beta: how far the model may go from it, in 1/nats: the
-    smaller, the farther. likelihood: share of maximum likelihood (0: plain DPO).
+    reference: the model before training; it is frozen. beta: in 1/nats, the smaller, the farther the model may move
+    from the reference. likelihood: weight of the maximum-likelihood term (0: plain DPO).
     terms: "preference" and "nats" as they enter the total; "agree": the share of pairs with the better answer ahead.
     """
 

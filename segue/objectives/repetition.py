@@ -1,5 +1,5 @@
-"""Against texts that turn in circles: repetitions that a model learns to believe in less each time (DITTO: Xu et al.
-2022, arXiv 2206.02369), and unlikelihood of what was said already (Welleck et al. 2019, arXiv 1908.04319)."""
+"""Losses against repetition: decaying probabilities of repeated sentences (DITTO: Xu et al. 2022, arXiv 2206.02369),
+and unlikelihood of tokens that already occurred (Welleck et al. 2019, arXiv 1908.04319)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.objectives.base import Batch, Loss, drawn
+from segue.objectives.base import Batch, Loss, content_rng
 
 
 class Repeated(NamedTuple):
-    """A text that says one sentence over and over.
+    """A text that repeats one sentence to its end.
 
-    places: (n + 1,) long, which element of the row stands at each place. begin: where the sentence stands first.
-    period: its length, so that places i and i + period hold the same element from there on.
+    places: (n + 1,) long, which element of the original row stands at each position. begin: where the sentence first
+    begins. period: its length; from `begin` on, positions i and i + period hold the same element.
     """
 
     places: Tensor
@@ -29,11 +29,12 @@ class Repeated(NamedTuple):
 
 def repeat_sentence(row: Tensor, separator: int | Sequence[int], draw: np.random.Generator,
                     together: int = 1) -> Repeated | None:
-    """A sentence of the row with the one before it in front, then that sentence over and over.
+    """Draw a sentence of the row and repeat it, preceded once by the sentence before it, to the row's length.
 
-    row: (n,) long. separator: the ids that end sentences. A sentence here begins with the separator that ended the one
-    before and stops ahead of its own, so each copy has exactly one. It is drawn among those of which two copies fit
-    into n elements, empty ones apart; None where there is none. together: up to so many sentences in a row are one.
+    row: (n,) long. separator: the ids that end sentences. A sentence here begins with the separator of the previous one
+    and stops before its own, so each copy has exactly one. It is drawn among the non-empty sentences of which two
+    copies fit into n elements; None if there is none. together: up to this many consecutive sentences are repeated as
+    one.
     """
     ends = torch.isin(row, torch.as_tensor(separator, device=row.device)).nonzero()[:, 0].tolist()
     fit = [(first + 1, begin, end) for place, (first, begin) in enumerate(zip(ends, ends[1:]), 2)
@@ -48,14 +49,14 @@ def repeat_sentence(row: Tensor, separator: int | Sequence[int], draw: np.random
 
 
 class DecayedRepetition:
-    """Of each document a sentence is said over and over; from its second time on, the probability p of each element is
-    to be gamma times p*, what it was one time earlier: -log(1 - |p - gamma p*|), where p* is not moved.
+    """DITTO: one sentence of each document is repeated; from its second copy on, the probability p of each element is
+    trained towards gamma times p*, its probability one copy earlier: -log(1 - |p - gamma p*|), no gradient through p*.
 
-    separator: ids that end sentences (or bars, lines, words). together: up to so many of them are repeated as one; a
-        model is kept only from circles of a length that it is shown. gamma: between 0 and 1. excess: punish only what
-        is above gamma p* (with gamma 0, unlikelihood of the repeated elements).
-    A document counts as many nats as it has predictions, at their mean, so that this and maximum likelihood weigh alike
-    (`Mixed` takes them in turns); documents without a sentence to repeat are learned by maximum likelihood.
+    separator: ids that end sentences (or bars, lines, words). together: up to this many consecutive sentences are
+        repeated as one; a model only unlearns loops of the lengths it is shown. gamma: between 0 and 1. excess: only
+        penalise p above gamma p* (with gamma 0, unlikelihood of the repeated elements).
+    A document has the weight of its number of predictions, so that this and maximum likelihood have the same scale
+    (`Mixed` alternates between them); documents without a sentence to repeat use maximum likelihood.
     """
 
     FLOOR = 1e-20
@@ -67,15 +68,15 @@ class DecayedRepetition:
         self.separator, self.gamma, self.excess, self.together = separator, gamma, excess, together
 
     def repeat(self, batch: Batch) -> tuple[Batch, Tensor, Tensor]:
-        """The batch with its documents repeating themselves; (B, T) long, how many places earlier the same prediction
-        stands (0: it is not punished); (B, T), what each prediction counts."""
+        """The batch with a sentence of each document repeated; (B, T) long, how many positions earlier the same
+        prediction was made (0: not penalised); (B, T), the weight of each prediction."""
         places = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
         index = places.repeat(batch.tokens.shape[0], 1)
         targets, period = batch.targets.clone(), torch.zeros_like(batch.targets)
         weight = (batch.targets >= 0).float()
         for row, span in batch.documents():
             text = batch.tokens[row, span]
-            found = repeat_sentence(text, self.separator, drawn(*text.tolist()), self.together)
+            found = repeat_sentence(text, self.separator, content_rng(*text.tolist()), self.together)
             if found is None:
                 continue
             asked = int(weight[row, span].sum())
@@ -93,15 +94,16 @@ class DecayedRepetition:
         again, period, weight = self.repeat(batch)
         logits = model(again.tokens, again.layout).logits
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        said = logits.log_softmax(-1).gather(2, again.targets.clamp(min=0)[..., None])[..., 0]
-        decay = self.penalty(said.exp(), period)
+        log_probs = logits.log_softmax(-1).gather(2, again.targets.clamp(min=0)[..., None])[..., 0]
+        decay = self.penalty(log_probs.exp(), period)
         punished = period > 0
-        total = (weight * torch.where(punished, decay, -said)).sum()
+        total = (weight * torch.where(punished, decay, -log_probs)).sum()
         return Loss(total, {"nats": total.detach(), "repetition": (weight * decay * punished).sum().detach()},
                     batch.count)
 
     def penalty(self, chance: Tensor, period: Tensor) -> Tensor:
-        """(B, T) nats, from the probability of each target and how many places earlier the same one stands."""
+        """(B, T) nats, from the probability of each target and how many positions earlier the same one was predicted.
+        """
         places = torch.arange(chance.shape[1], device=chance.device)
         before = chance.detach().gather(1, (places - period).clamp(min=0))
         apart = chance - self.gamma * before
@@ -110,8 +112,8 @@ class DecayedRepetition:
 
 
 class TokenUnlikelihood:
-    """Maximum likelihood, and weight * -log(1 - p) for every element that the document holds up to here, the right one
-    apart; each counts once, however often it stands there."""
+    """Maximum likelihood plus weight * -log(1 - p) for every distinct element that the document contains so far, except
+    the target."""
 
     def __init__(self, weight: float = 1.0) -> None:
         self.weight = weight
@@ -119,14 +121,14 @@ class TokenUnlikelihood:
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
         asked, targets = batch.targets >= 0, batch.targets.clamp(min=0)[..., None]
         logits = model(batch.tokens, batch.layout).logits
-        said = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-        times = torch.zeros_like(said).scatter(2, batch.tokens[..., None], 1.0)
+        log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        times = torch.zeros_like(log_probs).scatter(2, batch.tokens[..., None], 1.0)
         seen = times.cumsum(1)
-        if batch.starts is not None:  # less what stood in the row before the document
+        if batch.starts is not None:  # subtract the counts of the row's earlier documents
             places = torch.arange(seen.shape[1], device=seen.device)
             begin = torch.where(batch.starts, places, 0).cummax(1).values[..., None].expand_as(seen)
             seen = seen - (seen - times).gather(1, begin)
         wrong = (seen > 0).scatter(2, targets, False)
-        nats = -(said.gather(2, targets)[..., 0] * asked).sum()
-        again = -((1 - said.exp()).clamp(min=DecayedRepetition.FLOOR).log() * (wrong & asked[..., None])).sum()
+        nats = -(log_probs.gather(2, targets)[..., 0] * asked).sum()
+        again = -((1 - log_probs.exp()).clamp(min=DecayedRepetition.FLOOR).log() * (wrong & asked[..., None])).sum()
         return Loss(nats + self.weight * again, {"nats": nats.detach(), "unlikelihood": again.detach()}, batch.count)

@@ -1,5 +1,5 @@
-"""Step-unrolled denoising (SUNDAE; Savinov et al. 2022, arXiv 2112.06749): a model that reads both ways learns to make
-a text better from any state it may be in, its own drafts included, and so to write in no order at all."""
+"""Step-unrolled denoising autoencoder (SUNDAE; Savinov et al. 2022, arXiv 2112.06749): a bidirectional model learns to
+improve any corrupted text, including its own drafts, and so to generate in parallel, in no fixed order."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from segue.objectives.base import Batch, Loss
 
 class Sundae:
     """The mean over `steps` of the cross-entropy of all targets in nats. The first step reads the targets with some of
-    them replaced by elements drawn evenly from all, each other what the model drew the step before, without gradient.
+    them replaced by uniformly random elements; each further step reads the model's own samples from the step before,
+    without gradient through them.
 
-    Targets stand where they are to be said. Where there is none the element is read as it is (a source, a prompt).
-    model: one that reads both ways. rate: the part of a row that is replaced (default: drawn from 0 to 1 for each row).
-    elements: how many first ids of the model texts are made of (default: all). A masked language model goes on learning
-        so with its mask, the last id, left out (RUM-SUNDAE: Yoshida 2024, arXiv 2408.16241).
+    Targets are aligned with the positions at which they are predicted; other elements are read as they are (a source, a
+    prompt). model: bidirectional. rate: the fraction of a row that is replaced (default: uniform in 0 to 1, drawn for
+    each row). elements: texts consist of the first so many ids (default: all); leave out the mask, the last id, to
+        continue training a masked language model (RUM-SUNDAE: Yoshida 2024, arXiv 2408.16241).
     """
 
     def __init__(self, steps: int = 2, rate: float | None = None, elements: int | None = None) -> None:
@@ -36,9 +37,9 @@ class Sundae:
         elements: Any = self.elements or model.vocabulary
         noise = torch.randint(elements, (len(wanted),), device=tokens.device)
         replaced = (torch.rand(tokens.shape, device=tokens.device) < rate)[asked]
-        said = torch.where(replaced, noise, wanted)
+        draft = torch.where(replaced, noise, wanted)
         for _ in range(self.steps):
-            logits = model(tokens.masked_scatter(asked, said), layout).logits[asked][:, :elements].float()
+            logits = model(tokens.masked_scatter(asked, draft), layout).logits[asked][:, :elements].float()
             total = total + F.cross_entropy(logits, wanted, reduction="sum") / self.steps
-            said = torch.multinomial(logits.detach().softmax(-1), 1)[:, 0]
+            draft = torch.multinomial(logits.detach().softmax(-1), 1)[:, 0]
         return Loss(total, {"nats": total.detach()}, batch.count)

@@ -101,7 +101,7 @@ PAPERS: dict[str, Paper] = {
     "drakes": Paper(
         "Fine-Tuning Discrete Diffusion Models via Reward Optimization (DRAKES)",
         "2024, arXiv 2410.13643", "drakes",
-        ("design.rewards", "design.steering", "design.oracles", "objectives.diffusion.exact_law")),
+        ("design.rewards", "design.steering", "design.oracles", "objectives.diffusion.exact_distribution")),
     "faster-lighter": Paper(
         "A Practical Survey on Faster and Lighter Transformers", "2021, arXiv 2103.14636", "faster_lighter",
         ("mixers.rules.Sparse", "mixers.attention (span)", "mixers.linformer", "mixers.reformer",

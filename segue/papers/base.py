@@ -1,9 +1,9 @@
 """Claims: a paper's headline claim as an experiment that anyone can run.
 
-A paper's file defines one `Claim`. Its rule is written down before any run; `measure` fills a table from library
-parts; `judge` is a pure function of the table; `draw` makes the picture. Long claims compute their table cell by cell
-(`Run.cell`): a cell that is done is kept in the output folder, so a run that was interrupted goes on where it stopped
-and ends with the same table.
+A paper's file defines one `Claim`. Its decision rule is written down before the first run. `measure` runs the
+experiment and returns a table, `judge` is a pure function from that table to a verdict, and `draw` plots the table.
+Long experiments compute their table cell by cell (`Run.cell`): finished cells are saved in the output folder, so an
+interrupted run resumes where it stopped and ends with the same table.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ Scale = Literal["smoke", "cpu", "gpu"]
 SCALES: tuple[Scale, ...] = ("smoke", "cpu", "gpu")
 Verdict = Literal["confirmed", "refuted", "inconclusive"]
 Row = dict[str, Any]
-SHARING = 10  # processes that train small models on one GPU: each of them alone leaves it idle between two kernels
+PROCESSES_PER_GPU = 10  # one process that trains a small model leaves the GPU idle between two kernels
 
 
 @dataclass(frozen=True)
 class Claim:
     """A paper's headline claim.
 
-    statement: what the paper says, in one sentence. rule: how the verdict is reached, in words, written before running.
-    measure: fills the table (a list of rows with the same columns). judge: table -> verdict and reason, by the rule.
-    draw: draws the table into a figure. paper: the paper's own figures, by what they measure.
-    scales: those at which it runs. gpu: the claim as it is tried at scale gpu, where rule, table or picture differ.
+    statement: what the paper claims, in one sentence. rule: how the table decides the verdict, written before running.
+    measure: runs the experiment and returns its table (a list of rows). judge: table -> verdict and reason, by the
+    rule. draw: plots the table into a figure. paper: the paper's own numbers, by what they measure.
+    scales: those at which it runs. gpu: the claim to run at scale gpu instead, where rule, table or picture differ.
     """
 
     slug: str
@@ -55,13 +55,13 @@ class Claim:
     gpu: Claim | None = None
 
     def at(self, scale: str) -> Claim:
-        """The claim as it is tried at this scale."""
+        """The claim to run at this scale: `gpu` at scale "gpu" where there is one, else this one."""
         return self.gpu if scale == "gpu" and self.gpu is not None else self
 
 
 @dataclass
 class Report(Shown):
-    """What a run found. `verdict` is None at smoke scale, which only shows that everything is wired."""
+    """The result of a run. `verdict` is None at smoke scale, which only shows that the experiment runs end to end."""
 
     slug: str
     scale: Scale
@@ -82,7 +82,7 @@ class Report(Shown):
         return asdict(self)
 
     def __rich__(self) -> RenderableType:
-        """The claim, the table beside the paper's own figures, the verdict by its rule."""
+        """The report on a terminal: the statement, our table, the paper's own numbers, the rule and the verdict."""
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
@@ -103,8 +103,7 @@ class Report(Shown):
 
 
 class Run:
-    """One run of a claim: its scale, its seed, the device that its cells compute on, and the cells that are already
-    done."""
+    """One run of a claim, as `measure` sees it: scale, seed, device, data folder, and the cells computed so far."""
 
     def __init__(self, claim: Claim, scale: Scale, seed: int, out: Path | None, data: Path | None) -> None:
         self.scale, self.seed, self.data = scale, seed, data
@@ -113,26 +112,29 @@ class Run:
         self.done = Cells(None if out is None else out / f"{claim.slug}-{scale}-{seed}.cells.json")
 
     def pick(self, smoke: Any, cpu: Any, gpu: Any = None) -> Any:
-        """The value for this scale (gpu: as cpu where not given)."""
+        """The value for this scale; `gpu` defaults to the value for cpu."""
         return {"smoke": smoke, "cpu": cpu, "gpu": cpu if gpu is None else gpu}[self.scale]
 
     def cell(self, name: str, compute: Callable[[], Any]) -> Any:
-        """`compute()`, a JSON value, done once and kept under `name`."""
+        """The JSON value that `compute()` returns; it is computed once and saved under `name`."""
         return self.cells({name: compute}, workers=1)[name]
 
     def cells(self, wanted: Mapping[str, Callable[[], Any]], workers: int | None = None) -> dict[str, Any]:
-        """Many cells by name, side by side in processes of one thread each (default: as many as there are cores, or
-        SHARING on a GPU; the functions must then be importable ones, or `functools.partial` of such)."""
-        most = SHARING if self.device == "cuda" else cores()
+        """Compute many cells by name, in parallel processes of one thread each, and return their values by name.
+
+        workers: number of processes (default: one per core, or PROCESSES_PER_GPU on a GPU). With more than one the
+        functions must be picklable: module-level functions, or `functools.partial` of those."""
+        most = PROCESSES_PER_GPU if self.device == "cuda" else cores()
         return self.done.compute(wanted, 1 if self.scale == "smoke" else workers or most)
 
     def note(self, text: str) -> None:
-        """Something the reader of the report must know (what was scaled down, what stood in for what)."""
+        """Add to the report what its reader must know, e.g. what was scaled down or replaced by a substitute."""
         self.notes.append(text)
 
     def dataset(self, name: str) -> Path | None:
-        """The folder of a real data set (`--data DIR`), or a SegueError that says what is missing; at smoke scale None:
-        the claim makes something up."""
+        """The folder of a data set below `--data DIR`; None at smoke scale, where the claim generates synthetic data.
+
+        Raises SegueError where the folder is missing."""
         if self.scale == "smoke":
             return None
         path = None if self.data is None else self.data / name
@@ -144,7 +146,10 @@ class Run:
 
 def run_claim(claim: Claim, scale: Scale = "cpu", seed: int = 0, out: str | Path | None = None,
               data: str | Path | None = None, quiet: bool = False) -> Report:
-    """Run a claim; with `out`, save the report, the picture and the cells there."""
+    """Run a claim and return its report; with `out`, also save the report, the picture and the cells there.
+
+    Raises SegueError for a scale at which the claim does not run, and for "gpu" without a CUDA GPU.
+    """
     if scale not in claim.scales:
         raise SegueError(f"'{claim.slug}' runs at scale {' or '.join(claim.scales)}, not {scale}")
     if scale == "gpu":
@@ -168,21 +173,21 @@ def run_claim(claim: Claim, scale: Scale = "cpu", seed: int = 0, out: str | Path
         picture = folder / f"{claim.slug}-{scale}.png"
         save_picture(claim, table, picture)
         report.picture = str(picture)
-        # The picture lies beside the saved report, wherever the folder goes.
+        # By name alone: the picture lies beside the report, and the folder may be moved.
         write_json(folder / f"{claim.slug}-{scale}.json", report.to_dict() | {"picture": picture.name})
     return report
 
 
-def kept(model: nn.Module) -> str:
-    """The weights of a model as text, for a cell to keep; of tied ones the first."""
+def dump_weights(model: nn.Module) -> str:
+    """The weights of a model as base64 text, so that a cell's JSON value can hold them; tied ones are saved once."""
     first = {tensor.data_ptr(): name for name, tensor in reversed(model.state_dict().items())}
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()
                if first[tensor.data_ptr()] == name}
     return base64.b64encode(save(tensors)).decode()
 
 
-def restore(model: nn.Module, weights: str) -> None:
-    """Put back into a model of the same form what `kept` gave."""
+def load_weights(model: nn.Module, weights: str) -> None:
+    """Load into a model of the same architecture what `dump_weights` returned."""
     unknown = model.load_state_dict(load(base64.b64decode(weights)), strict=False).unexpected_keys
     assert not unknown, f"weights of another model: {', '.join(unknown)}"
 

@@ -1,7 +1,12 @@
 """Bidirectional Learning for Offline Model-based Biological Sequence Design, BIB (Chen et al. 2023, arXiv 2301.02931).
 
-From the 5,000 weakest of all 65,536 words of eight bases, by how strongly the factor SIX6 binds them, stronger ones are
-to be designed (TFBind8(r)). All words are measured, so every design is judged by its true score.
+The task is TFBind8(r): from the 5,000 words of eight bases that the transcription factor SIX6 binds most weakly, design
+words that it binds strongly. The binding of all 65,536 words was measured, so every design gets its true score.
+Compared are mixes of the forward and the backward loss (forward alone, backward alone, half each, adaptive), each on
+features of a pre-trained and of a random encoder, and gradient ascent on an MLP.
+
+The claim holds if the adaptive mix with pre-trained features beats the same with random features and half each, and is
+near or above the best fixed mix.
 """
 
 from __future__ import annotations
@@ -32,16 +37,16 @@ from segue.models.classify import Classifier, LinearHead
 from segue.models.perceptron import Flat
 from segue.models.stack import both_ways
 from segue.objectives import generator_of
-from segue.objectives.regression import SquaredError, scored
+from segue.objectives.regression import SquaredError, scored_batch
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.papers.corpora import WORD, binding, every_word
+from segue.papers.corpora import WORD, all_words, binding_scores
 from segue.training.learn import learn, minibatches
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LETTERS, LENGTH = len(BASES), WORD
-TASK, OTHERS = "SIX6", ("EGR2", "PAX4", "POU6F2")  # whose domains that bind DNA are of other families than SIX6's
+TASK, OTHERS = "SIX6", ("EGR2", "PAX4", "POU6F2")  # OTHERS: DNA-binding domains of other families than SIX6's
 RANDOM, PRETRAINED = "random", "pretrained"
 FORWARD, BACKWARD, BOTH, ADAPTIVE = "forward alone", "backward alone", "both, half each", "both, adaptive"
 MIXES: dict[str, float | str] = {FORWARD: 1.0, BACKWARD: 0.0, BOTH: 0.5, ADAPTIVE: "adaptive"}
@@ -49,69 +54,71 @@ ASCENT, START = "gradient ascent on an MLP", "the best of the table"
 SEEDS = 5
 
 
-def encoder_of(folder: Path | None, features: str, seed: int, width: int, steps: int, rows: int) -> Encoder:
-    """A transformer of two layers, as it was drawn or taught how strongly three other factors bind the words."""
+def make_encoder(folder: Path | None, features: str, seed: int, width: int, steps: int, rows: int) -> Encoder:
+    """A two-layer transformer, randomly initialised or pre-trained to predict how strongly three other factors bind."""
     torch.manual_seed(seed)
     backbone = Stack(both_ways(StackConfig(LETTERS, width, ["attention"] * 2, {"attention": {"heads": 4}},
                                            channel="mlp", hidden=2 * width)))
     if features == PRETRAINED:
-        words, scores = every_word(), torch.stack([binding(folder, other) for other in OTHERS], 1).float()
+        words, scores = all_words(), torch.stack([binding_scores(folder, other) for other in OTHERS], 1).float()
         scores = (scores - scores.mean(0)) / scores.std(0)
 
         learn(Classifier(backbone, LinearHead(width, len(OTHERS)), pool="mean"),
-              minibatches(scored(words, scores), rows, seed), steps, rate=2e-3, seed=seed,
+              minibatches(scored_batch(words, scores), rows, seed), steps, rate=2e-3, seed=seed,
               objective=SquaredError(), cooldown=0.5)
     return Encoder(backbone, LETTERS, range(LETTERS))
 
 
-def offline(folder: Path | None, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """All words' scores, and words and scores of the weakest."""
-    table = binding(folder, TASK)
+def offline_table(folder: Path | None, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The true scores of all words, and the offline data: words and scores of the `size` weakest."""
+    table = binding_scores(folder, TASK)
     weakest = table.argsort(stable=True)[:size]
-    return table, every_word()[weakest], table[weakest]
+    return table, all_words()[weakest], table[weakest]
 
 
-def begun(words: Tensor, scores: Tensor, designs: int, seed: int) -> SoftDesign:
-    """A design from each of the best of the table."""
+def start_designs(words: Tensor, scores: Tensor, designs: int, seed: int) -> SoftDesign:
+    """Designs that start from the best words of the offline data."""
     best = scores.argsort(descending=True, stable=True)[:designs]
     return SoftDesign(words[best], LETTERS, generator=generator_of(seed, 1))
 
 
-def judged(design: SoftDesign, table: Tensor) -> dict[str, Any]:
+def evaluate(design: SoftDesign, table: Tensor) -> dict[str, Any]:
+    """The true scores of the designs: best, median and variance, and how many designs are distinct."""
     scores = table[numbers(design.ids(), LETTERS)]
     report = percentile_report(scores, 0.0, 1.0)
     return {"best": report.best, "median": report.median, "variance": float(scores.var()),
             "distinct": len(design.ids().unique(dim=0))}
 
 
-def by_ridge(folder: Path | None, features: str, seed: int, size: int, designs: int, width: int, teach: int, rows: int,
-             steps: int) -> dict[str, Any]:
-    """Designs by each mix of the two losses, and how much of the table's variance a ridge on the features explains."""
-    table, words, scores = offline(folder, size)
-    encoder = encoder_of(folder, features, seed, width, teach, rows)
+def design_by_ridge(folder: Path | None, features: str, seed: int, size: int, designs: int, width: int, teach: int,
+                    rows: int, steps: int) -> dict[str, Any]:
+    """Design with each mix of the two losses; also how much of the offline scores' variance a ridge on the features
+    explains."""
+    table, words, scores = offline_table(folder, size)
+    encoder = make_encoder(folder, features, seed, width, teach, rows)
     with torch.no_grad():
         found = torch.cat([encoder(F.one_hot(part, LETTERS).float()) for part in words.split(500)]).double()
     head = RidgeHead.fit(found, scores)
-    standard = (scores - head.mean) / head.scale
+    standardised = (scores - head.mean) / head.scale
     auxiliary = RidgeHead.bagged(found, scores, generator=generator_of(seed, 2))
-    done: dict[str, Any] = {"explained": 1 - float((head.standard(found) - standard).square().mean())}
+    done: dict[str, Any] = {"explained": 1 - float((head.standard(found) - standardised).square().mean())}
     for arm, mix in MIXES.items():
-        search = OfflineDesign(Bidirectional.of(found, standard), encoder, mix, auxiliary, steps=steps)
-        done[arm] = judged(search(begun(words, scores, designs, seed)), table)
+        search = OfflineDesign(Bidirectional.of(found, standardised), encoder, mix, auxiliary, steps=steps)
+        done[arm] = evaluate(search(start_designs(words, scores, designs, seed)), table)
     return done
 
 
-def by_network(folder: Path | None, seed: int, size: int, designs: int, width: int, teach: int, rows: int,
-               steps: int) -> dict[str, Any]:
-    """Designs that climb a plain network which has learned the table, with nothing to hold them back."""
-    table, words, scores = offline(folder, size)
+def design_by_network(folder: Path | None, seed: int, size: int, designs: int, width: int, teach: int, rows: int,
+                      steps: int) -> dict[str, Any]:
+    """The rival: gradient ascent on an MLP fitted to the offline data, without any regularisation."""
+    table, words, scores = offline_table(folder, size)
     torch.manual_seed(seed)
     network = Flat(LETTERS, LENGTH, [2 * width] * 2, 1)
-    standard = ((scores - scores.mean()) / scores.std()).float()
-    learn(network, minibatches(scored(words, standard), rows, seed), teach,
+    standardised = ((scores - scores.mean()) / scores.std()).float()
+    learn(network, minibatches(scored_batch(words, standardised), rows, seed), teach,
           rate=1e-3, seed=seed, objective=SquaredError(), cooldown=0.5)
-    design = begun(words, scores, designs, seed)
-    return {START: judged(design, table), ASCENT: judged(ascend(NetworkOracle(network), design, steps), table)}
+    design = start_designs(words, scores, designs, seed)
+    return {START: evaluate(design, table), ASCENT: evaluate(ascend(NetworkOracle(network), design, steps), table)}
 
 
 def measure(run: Run) -> list[Row]:
@@ -121,9 +128,9 @@ def measure(run: Run) -> list[Row]:
     cells: dict[str, Any] = {}
     for seed in seeds:
         for features in (PRETRAINED, RANDOM):
-            cells[f"{features} {seed}"] = partial(by_ridge, folder, features, seed, size, designs, width, teach, rows,
-                                                  steps)
-        cells[f"network {seed}"] = partial(by_network, folder, seed, size, designs, width, teach, rows, steps)
+            cells[f"{features} {seed}"] = partial(design_by_ridge, folder, features, seed, size, designs, width, teach,
+                                                  rows, steps)
+        cells[f"network {seed}"] = partial(design_by_network, folder, seed, size, designs, width, teach, rows, steps)
     done = run.cells(cells)
     table: list[Row] = []
     for seed in seeds:
@@ -147,17 +154,17 @@ def measure(run: Run) -> list[Row]:
     return table
 
 
-def over_seeds(table: list[Row], arm: str, features: str, what: str = "median") -> float:
+def median_over_seeds(table: list[Row], arm: str, features: str, what: str = "median") -> float:
     return float(np.median([row[what] for row in table if (row["arm"], row["features"]) == (arm, features)]))
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
-    arms = {arm: over_seeds(table, arm, PRETRAINED) for arm in MIXES}
-    random, ascent = over_seeds(table, ADAPTIVE, RANDOM), over_seeds(table, ASCENT, "")
+    arms = {arm: median_over_seeds(table, arm, PRETRAINED) for arm in MIXES}
+    random, ascent = median_over_seeds(table, ADAPTIVE, RANDOM), median_over_seeds(table, ASCENT, "")
     each = {arm: [row["median"] for row in table if (row["arm"], row["features"]) == (arm, PRETRAINED)]
             for arm in (ADAPTIVE, BOTH)}
     lost = sum(adaptive < both for adaptive, both in zip(each[ADAPTIVE], each[BOTH]))
-    spread = {arm: over_seeds(table, arm, PRETRAINED, "variance") for arm in (BOTH, FORWARD)}
+    spread = {arm: median_over_seeds(table, arm, PRETRAINED, "variance") for arm in (BOTH, FORWARD)}
     reason = ("median true score of the designs, median over seeds, pretrained features: " + ", ".join(
         f"{arm} {value:.3f}" for arm, value in arms.items()) + f"; adaptive with random features {random:.3f}; "
         f"{ASCENT} {ascent:.3f}; adaptive below half each in {lost} of {len(each[BOTH])} seeds; variance of the "

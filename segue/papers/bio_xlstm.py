@@ -1,8 +1,15 @@
 """Bio-xLSTM: generative modelling, representation and in-context learning of biological and chemical sequences
 (Schmidinger et al. 2024, arXiv 2411.04165).
 
-Two of its statements: an mLSTM conditions on molecules of a domain that it never saw, without any update of weights;
-and sharing parameters between both strands of DNA is worth more than training on one.
+Two of its statements are tested. First, an mLSTM uses molecules of an unseen domain as context without any update of
+its weights: on domains of ChEMBL molecules held out from training, the loss of a molecule behind 0 to 8 molecules of
+its own domain is compared with that behind as many of another unseen domain; a Transformer and Mamba are reported
+beside. Second, sharing parameters between both strands of DNA beats training on one: a motif is hidden on either
+strand of E. coli DNA, and the accuracy of finding it is compared without sharing, with reverse-complement
+augmentation and with an equivariant model.
+
+The claim holds if the gap between own and foreign context is large enough and grows with the number of molecules, and
+parameter sharing beats none and gives both strands the same answer.
 """
 
 from __future__ import annotations
@@ -29,7 +36,7 @@ from segue.training.learn import accuracy, learn
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MODELS: dict[str, dict[str, Any]] = {  # of about the same size
+MODELS: dict[str, dict[str, Any]] = {  # with about the same number of parameters
     "mLSTM": {"mixers": ["mlstm"] * 3, "channel": "none"},
     "Transformer": {"mixers": ["attention"] * 2, "channel": "glu"},
     "Mamba": {"mixers": ["mamba"] * 3, "channel": "none"},
@@ -37,17 +44,18 @@ MODELS: dict[str, dict[str, Any]] = {  # of about the same size
 WIDTH = 96
 LEARNING: dict[str, Any] = {"muon": True, "rate": 0.01, "table_rate": 0.01, "vector_rate": 0.01, "cooldown": 1.0,
                             "clip": 1.0}  # the same for every arm
-GIVEN = (0, 1, 4, 8)  # molecules of context before the one that is scored
-NEAR, LIKE, OFTEN, RUNS = 1500, 24, 0.7, 1024  # domains of neighbours, molecules of one, their share of rows, features
+GIVEN = (0, 1, 4, 8)  # molecules of context before the scored one
+# Further training domains of similar molecules: how many, molecules of each, their share of rows, hashed features.
+NEAR, LIKE, OFTEN, RUNS = 1500, 24, 0.7, 1024
 
 # --- molecules of one domain as context --------------------------------------------------------------------------
 
-Domain = list[np.ndarray]  # its molecules, each as ids that end with the dot which joins them
+Domain = list[np.ndarray]  # molecules as ids, each ending with the dot that separates them
 
 
-def domains(path: Path | None) -> tuple[list[Domain], dict[str, int]]:
-    """Domains of molecules and the ids of symbols, 0 being the dot. Lines that share molecules are one domain:
-    the file holds many domains twice or in part, which would let training lines into the test. None: made up."""
+def load_domains(path: Path | None) -> tuple[list[Domain], dict[str, int]]:
+    """Domains of molecules, and symbol -> id (the dot is 0). Lines that share molecules are merged into one domain: the
+    file holds many domains twice or in part, which would leak training molecules into the test. None: synthetic."""
     if path is None:
         rng = np.random.default_rng(0)
         lines = [".".join("".join(rng.choice(list(letters), 12)) for _ in range(30))
@@ -68,9 +76,9 @@ def domains(path: Path | None) -> tuple[list[Domain], dict[str, int]]:
             for group in groups], ids
 
 
-def neighbours(path: Path | None, symbols: dict[str, int], held: list[Domain], count: int) -> list[Domain]:
-    """Further domains, of ChEMBL's molecules: some of them, each with those most like it, by the cosine of which runs
-    of four characters they hold, rare ones counting more. None of the held-out molecules is among them."""
+def similar_domains(path: Path | None, symbols: dict[str, int], held: list[Domain], count: int) -> list[Domain]:
+    """Further training domains from ChEMBL: `count` random molecules, each with those most similar to it by cosine of
+    idf-weighted 4-grams (hashed). Held-out molecules are left out. path None: no domains."""
     if path is None:
         return []
     with zipfile.ZipFile(path / "chembl31-mini-train.zip") as archive:
@@ -89,8 +97,8 @@ def neighbours(path: Path | None, symbols: dict[str, int], held: list[Domain], c
             for near in np.argpartition(-(runs[part] @ runs.T), LIKE, axis=1)[:, :LIKE]]
 
 
-def shuffled(domain: Domain, rng: np.random.Generator, length: int) -> np.ndarray:
-    """A dot, then molecules of the domain in random order, cut at `length`."""
+def sample_context(domain: Domain, rng: np.random.Generator, length: int) -> np.ndarray:
+    """A training row: a dot, then molecules of the domain in random order, cut at `length`."""
     parts, total = [np.zeros(1, np.int64)], 1
     while total < length:
         for index in rng.permutation(len(domain)):
@@ -101,8 +109,8 @@ def shuffled(domain: Domain, rng: np.random.Generator, length: int) -> np.ndarra
     return np.concatenate(parts)[:length]
 
 
-def scores(model: nn.Module, prompts: list[np.ndarray], counts: list[int]) -> float:
-    """Nats per element of the last `counts` elements of each prompt."""
+def nats_per_element(model: nn.Module, prompts: list[np.ndarray], counts: list[int]) -> float:
+    """Mean loss in nats per element over the last `counts[i]` elements of each prompt."""
     nats = 0.0
     order = np.argsort([len(p) for p in prompts])
     with torch.no_grad():
@@ -115,14 +123,14 @@ def scores(model: nn.Module, prompts: list[np.ndarray], counts: list[int]) -> fl
     return nats / sum(counts)
 
 
-def in_context(name: str, path: Path | None, steps: int, context: int, queries: int, seed: int) -> dict[str, float]:
-    """Train on 3 in 4 domains and on neighbours; score molecules of the others behind 0 to 8 of their own domain, or of
-    another."""
-    found, symbols = domains(path)
+def score_contexts(name: str, path: Path | None, steps: int, context: int, queries: int, seed: int) -> dict[str, float]:
+    """Train on 3 of 4 domains and on `similar_domains`; score held-out molecules behind 0 to 8 molecules of their own
+    domain and of another held-out one."""
+    found, symbols = load_domains(path)
     found.sort(key=len)
-    held = found[1::4]  # every fourth by size, so that the test has small domains and large
+    held = found[1::4]  # every fourth by size: small domains as well as large ones are tested
     known = [domain for domain in found if not any(domain is h for h in held)]
-    near = neighbours(path, symbols, held, NEAR)
+    near = similar_domains(path, symbols, held, NEAR)
     torch.manual_seed(seed)
     model = Stack(StackConfig(len(symbols), WIDTH, **MODELS[name]))
     share = np.sqrt([len(domain) for domain in known])
@@ -130,7 +138,7 @@ def in_context(name: str, path: Path | None, steps: int, context: int, queries: 
     def row(rng: np.random.Generator) -> np.ndarray:
         among = near[rng.integers(len(near))] if near and rng.random() < OFTEN else \
             known[rng.choice(len(known), p=share / share.sum())]
-        return shuffled(among, rng, context + 1)
+        return sample_context(among, rng, context + 1)
 
     def batches(step: int) -> Batch:
         rng = np.random.default_rng((seed, step))
@@ -141,16 +149,16 @@ def in_context(name: str, path: Path | None, steps: int, context: int, queries: 
     run = learn(model, batches, steps, seed=seed, **LEARNING)
     model.eval()
     result = {"parameters": float(sum(p.numel() for p in model.parameters())), "training loss": run.curve[-1]["loss"]}
-    rng, drawn = np.random.default_rng(seed + 1), []  # the same molecules behind either context
+    rng, queries_drawn = np.random.default_rng(seed + 1), []  # the same queries for both contexts
     for index, domain in enumerate(held):
         for _ in range(queries):
             query, *own = (domain[i] for i in rng.permutation(len(domain))[: max(GIVEN) + 1])
             other = held[(index + int(rng.integers(1, len(held)))) % len(held)]
-            drawn.append((query, own, [other[i] for i in rng.permutation(len(other))[: max(GIVEN)]]))
+            queries_drawn.append((query, own, [other[i] for i in rng.permutation(len(other))[: max(GIVEN)]]))
     for side, kind in enumerate(("own", "foreign"), 1):
         for given in GIVEN:
-            prompts = [np.concatenate([np.zeros(1, np.int64), *each[side][:given], each[0]]) for each in drawn]
-            result[f"{kind} {given}"] = scores(model, prompts, [len(each[0]) for each in drawn])
+            prompts = [np.concatenate([np.zeros(1, np.int64), *each[side][:given], each[0]]) for each in queries_drawn]
+            result[f"{kind} {given}"] = nats_per_element(model, prompts, [len(each[0]) for each in queries_drawn])
     return result
 
 
@@ -162,9 +170,9 @@ LENGTH = 64
 SHARING = ("none", "augmentation", "parameter sharing")
 
 
-def strands(bases: Tensor, rows: int, generator: torch.Generator) -> Batch:
-    """Stretches of the genome; in half of them the motif is written over, each copy on either strand; asked for at the
-    end."""
+def motif_batch(bases: Tensor, rows: int, generator: torch.Generator) -> Batch:
+    """Windows of the genome; half of them get copies of the motif, each on a random strand. The target, at the last
+    base, is whether the motif is there."""
     begin = torch.randint(len(bases) - LENGTH, (rows, 1), generator=generator)
     tokens = bases[begin + torch.arange(LENGTH)]
     label = torch.randint(2, (rows,), generator=generator)
@@ -177,12 +185,13 @@ def strands(bases: Tensor, rows: int, generator: torch.Generator) -> Batch:
     return Batch(tokens, targets)
 
 
-def both_strands(sharing: str, path: Path | None, rows: int, steps: int, seed: int) -> dict[str, float]:
-    """Accuracy on fresh stretches of another part of the genome, and how far f(x) and f(mirror x) differ."""
+def score_strands(sharing: str, path: Path | None, rows: int, steps: int, seed: int) -> dict[str, float]:
+    """Accuracy on windows of the other half of the genome, and how far f(x) and f(reverse complement of x) differ,
+    relative to f(x)."""
     bases = genome(path)
     half = len(bases) // 2
-    train = strands(bases[:half], rows, torch.Generator().manual_seed(seed))
-    test = strands(bases[half:], 1000, torch.Generator().manual_seed(seed + 1000))
+    train = motif_batch(bases[:half], rows, torch.Generator().manual_seed(seed))
+    test = motif_batch(bases[half:], 1000, torch.Generator().manual_seed(seed + 1000))
     torch.manual_seed(seed)
     stack = Stack(StackConfig(4, 32, ["slstm", "mlstm"], {"slstm": {"taps": 8}, "mlstm": {"taps": 8}}, pool="mean",
                               channel="none", tied=False))
@@ -210,9 +219,9 @@ def measure(run: Run) -> list[Row]:
     dna = run.dataset("ecoli-k12")
     steps, context, queries = run.pick(3, 300), run.pick(64, 512), run.pick(2, 16)
     seeds, sizes, shots = run.pick(1, 3), run.pick((32,), (200,)), run.pick(2, 400)
-    jobs: dict[str, Any] = {f"molecules {name}": partial(in_context, name, molecules, steps, context, queries, run.seed)
-                            for name in MODELS}
-    jobs |= {f"strands {sharing} {size} {seed}": partial(both_strands, sharing, dna, size, shots, seed)
+    jobs: dict[str, Any] = {f"molecules {name}": partial(score_contexts, name, molecules, steps, context, queries,
+                                                         run.seed) for name in MODELS}
+    jobs |= {f"strands {sharing} {size} {seed}": partial(score_strands, sharing, dna, size, shots, seed)
              for size in sizes for sharing in SHARING for seed in range(run.seed, run.seed + seeds)}
     done = run.cells(jobs)
     table: list[Row] = []

@@ -1,7 +1,12 @@
 """Continual Learning of Large Language Models: A Comprehensive Survey (Shi et al. 2024, arXiv 2404.16789).
 
-A review has no table of its own. What its sources agree on is run here: a language model that goes on to new domains
-forgets the old ones when its learning rate is warmed up again, and a share of old data in every batch keeps them.
+A review has no experiments of its own; this tests what its sources agree on. A character-level language model is
+pre-trained on one package of Python's standard library and then on three more, one after the other. Re-warming the
+learning rate makes it forget the earlier domains, and replaying a share of old data in every batch prevents that.
+
+Compared by bits per character: re-warming alone, a low constant rate, replay of 1, 5 and 25%, EWC, LwF, LoRA, O-LoRA,
+and joint training as the bound. The claim holds if replay of 25% at least halves the forgetting at almost no cost to
+the new domains, joint training is best, and no method without old data matches replay on both.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from segue.continual import EWC, AdapterTuning, Experience, LwF, OLoRA, Replay, 
 from segue.continual.stream import bits_per_element, domain_incremental, ordered_batches
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch
-from segue.papers.base import Claim, Row, Run, Verdict, kept, restore
+from segue.papers.base import Claim, Row, Run, Verdict, dump_weights, load_weights
 from segue.papers.corpora import ASCII, WINDOWS, standard_library
 from segue.training.learn import learn
 
@@ -27,8 +32,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DOMAINS = ("asyncio", "email", WINDOWS, "xml")
-WIDTH, CONTEXT, ROWS, PRETRAIN, STEPS, KEPT = 64, 48, 12, 1000, 250, 1200  # kept: rows of the first domain
-TUNING = 1000  # the seed by which strengths and rates are chosen, on rows kept for that
+WIDTH, CONTEXT, ROWS, PRETRAIN, STEPS, KEPT = 64, 48, 12, 1000, 250, 1200  # KEPT: rows of the first domain to replay
+TUNING = 1000  # the seed on which strengths and rates are chosen, by validation rows
 RATE, FLOOR = 3e-3, 0.1
 REWARMED: dict[str, Any] = {"rate": RATE, "schedule": "cosine", "warmup": 0.05, "cooldown": 1.0, "floor": FLOOR}
 LEVEL: dict[str, Any] = {"rate": FLOOR * RATE, "warmup": 0.0, "cooldown": 0.0}
@@ -36,8 +41,12 @@ LEVEL: dict[str, Any] = {"rate": FLOOR * RATE, "warmup": 0.0, "cooldown": 0.0}
 
 @dataclass(frozen=True)
 class Arm:
-    """strategy: of a strength or rate (`tried`, the best is taken). schedule: after the first domain. plain: it
-    remembers nothing of that. joint: the domains to come are learned at once, with the old."""
+    """A method under comparison.
+
+    strategy: makes the strategy for a strength or rate; of those in `tried` the best is used. schedule: learning-rate
+    schedule after the first domain (default: REWARMED). plain: the strategy does not see the first domain, and what is
+    tried are rates. joint: all domains are learned at once after the first.
+    """
 
     strategy: Callable[[float], Strategy]
     tried: tuple[float, ...] = (0.0,)
@@ -55,7 +64,7 @@ def naive(strength: float) -> Strategy:
 
 
 PLAIN, KEEPING = "re-warmed", "re-warmed, replay 25%"
-WITHOUT = ("EWC", "LoRA", "O-LoRA")  # old data
+WITHOUT = ("EWC", "LoRA", "O-LoRA")  # methods without old data
 ARMS = {
     "low, level": Arm(naive, schedule=LEVEL), PLAIN: Arm(naive),
     "re-warmed, replay 1%": Arm(replay(0.01)), "re-warmed, replay 5%": Arm(replay(0.05)), KEEPING: Arm(replay(0.25)),
@@ -68,45 +77,45 @@ ARMS = {
 
 
 def experiences(seed: int, steps: int, small: bool, tune: bool = False) -> list[Experience]:
-    """small: of the first 4,000 characters of each domain. tune: tested on the rows kept for choosing."""
+    """The domains as a stream. small: only 4,000 characters of each domain. tune: evaluate on the validation rows."""
     texts = {name: standard_library(name)[: 4000 if small else None] for name in DOMAINS}
     return [replace(each, test=each.check if tune and each.check else each.test.rows(slice(None, None, 4)))
             for each in domain_incremental(texts, CONTEXT, ROWS * steps, check=0.05, seed=seed)]
 
 
-def stack(seed: int) -> Stack:
+def make_stack(seed: int) -> Stack:
     torch.manual_seed(seed)
     return Stack(StackConfig(ASCII, WIDTH, ["attention"] * 2, {"attention": {"heads": 4}}))
 
 
-def pretrained(seed: int, steps: int, small: bool) -> str:
-    """The weights of a model of the first domain."""
-    model, first = stack(seed), experiences(seed, steps, small)[0]
+def pretrain(seed: int, steps: int, small: bool) -> str:
+    """Train on the first domain; its weights as text."""
+    model, first = make_stack(seed), experiences(seed, steps, small)[0]
     learn(model, ordered_batches(first.train, ROWS), steps, seed=seed, **REWARMED)
-    return kept(model)
+    return dump_weights(model)
 
 
-def once(arm: str, strength: float, weights: str, seed: int, steps: int, small: bool, tune: bool = False
-         ) -> dict[str, Any]:
-    """One arm on one seed: the matrix of bits per character."""
-    made, stream, model = ARMS[arm], experiences(seed, steps, small, tune), stack(seed)
-    restore(model, weights)
-    strategy = made.strategy(strength)
-    if not made.plain:  # what it is to remember of the first domain, at a rate of 0: no weight moves
+def run_arm(arm: str, strength: float, weights: str, seed: int, steps: int, small: bool, tune: bool = False
+            ) -> dict[str, Any]:
+    """Train one arm on one seed; the summary of its matrix of bits per character (domains learned x domains tested)."""
+    spec, stream, model = ARMS[arm], experiences(seed, steps, small, tune), make_stack(seed)
+    load_weights(model, weights)
+    strategy = spec.strategy(strength)
+    if not spec.plain:  # show the strategy the first domain, at a rate of 0: no weight moves
         rows = stream[0].train.rows(slice(0, KEPT))
         learn(model, ordered_batches(rows, 120), -(-len(rows.targets) // 120), rate=0.0, seed=seed, strategy=strategy)
-    go_on: Callable[..., ScoreMatrix] = partial(learn_stream, rows=ROWS, seed=seed, measure=bits_per_element,
-                                                named="bits per character", higher_is_better=False)
-    schedule = (made.schedule or REWARMED) | ({"rate": strength} if made.plain else {})
-    if made.joint:
+    continue_on: Callable[..., ScoreMatrix] = partial(learn_stream, rows=ROWS, seed=seed, measure=bits_per_element,
+                                                      named="bits per character", higher_is_better=False)
+    schedule = (spec.schedule or REWARMED) | ({"rate": strength} if spec.plain else {})
+    if spec.joint:
         size = ROWS * steps * (len(stream) - 1)
         all_rows = Batch.join([each.train for each in stream])
         order = torch.from_numpy(np.random.default_rng(seed).permutation(len(all_rows.targets))[:size])
         whole = [Experience("the others at once", all_rows.rows(order), stream[-1].test)]
-        bits = go_on(model, whole, strategy, learned=stream, **schedule).scores[:, : len(stream)]
+        bits = continue_on(model, whole, strategy, learned=stream, **schedule).scores[:, : len(stream)]
         return {"final": float(bits[-1].mean()), "forgetting": None, "transfer": None, "new": None,
                 "first": bits[:, 0].tolist()}
-    matrix = go_on(model, stream[1:], strategy, learned=stream[:1], **schedule)
+    matrix = continue_on(model, stream[1:], strategy, learned=stream[:1], **schedule)
     bits = matrix.scores
     return {"final": matrix.average, "forgetting": matrix.mean_forgetting, "transfer": matrix.backward_transfer,
             "new": float(np.mean([bits[i, i] for i in range(1, len(stream))])), "first": bits[:, 0].tolist()}
@@ -116,23 +125,23 @@ def measure(run: Run) -> list[Row]:
     steps, small = run.pick(2, STEPS), run.scale == "smoke"
     seeds = [run.seed + i for i in range(run.pick(1, 3))]
     wanted = seeds if small else [TUNING, *seeds]
-    bases = run.cells({f"first domain, seed {seed}": partial(pretrained, seed, run.pick(2, PRETRAIN), small)
+    bases = run.cells({f"first domain, seed {seed}": partial(pretrain, seed, run.pick(2, PRETRAIN), small)
                        for seed in wanted})
     weights = {seed: bases[f"first domain, seed {seed}"] for seed in wanted}
-    chosen = {arm: made.tried[0] for arm, made in ARMS.items()}
+    chosen = {arm: spec.tried[0] for arm, spec in ARMS.items()}
     if not small:
-        names = {(arm, strength): f"{arm} {strength:g}, tuning" for arm, made in ARMS.items()
-                 for strength in made.tried if len(made.tried) > 1}
-        tuned = run.cells({name: partial(once, arm, strength, weights[TUNING], TUNING, steps, small, True)
+        names = {(arm, strength): f"{arm} {strength:g}, tuning" for arm, spec in ARMS.items()
+                 for strength in spec.tried if len(spec.tried) > 1}
+        tuned = run.cells({name: partial(run_arm, arm, strength, weights[TUNING], TUNING, steps, small, True)
                            for (arm, strength), name in names.items()})
-        chosen |= {arm: min(made.tried, key=lambda strength: tuned[names[arm, strength]]["final"])
-                   for arm, made in ARMS.items() if len(made.tried) > 1}
-    cells = run.cells({f"{arm}, seed {seed}": partial(once, arm, chosen[arm], weights[seed], seed, steps, small)
+        chosen |= {arm: min(spec.tried, key=lambda strength: tuned[names[arm, strength]]["final"])
+                   for arm, spec in ARMS.items() if len(spec.tried) > 1}
+    cells = run.cells({f"{arm}, seed {seed}": partial(run_arm, arm, chosen[arm], weights[seed], seed, steps, small)
                        for arm in ARMS for seed in seeds})
     table: list[Row] = []
-    for arm, made in ARMS.items():
+    for arm, spec in ARMS.items():
         each = [cells[f"{arm}, seed {seed}"] for seed in seeds]
-        row: Row = {"arm": arm, "strength or rate": chosen[arm] if len(made.tried) > 1 else None}
+        row: Row = {"arm": arm, "strength or rate": chosen[arm] if len(spec.tried) > 1 else None}
         for what in ("final", "new", "forgetting", "transfer"):
             row[what] = None if each[0][what] is None else mean(one[what] for one in each)
         table.append({**row, "final by seed": [one["final"] for one in each],
@@ -145,7 +154,7 @@ def measure(run: Run) -> list[Row]:
              f"in 5% of the steps, and by a cosine down to {FLOOR:g} of it; low, level: {FLOOR * RATE:g} all the time")
     run.note(f"replay from all rows of the earlier domains, {KEPT:,} of the first; joint: after the first domain all "
              "four at once, in as many steps")
-    tried = {arm: made.tried for arm, made in ARMS.items() if len(made.tried) > 1}
+    tried = {arm: spec.tried for arm, spec in ARMS.items() if len(spec.tried) > 1}
     run.note(f"strengths (EWC, LwF) and rates (LoRA, O-LoRA, of rank 8 in all linear layers but the head) of {tried} "
              "by the final bits on the rows kept for that, another seed")
     run.note("before any seed that counts one arm was run with 250 steps of the first domain: re-warming forgot 0.03 "
@@ -158,10 +167,11 @@ def measure(run: Run) -> list[Row]:
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
     row = {row["arm"]: row for row in table}
-    plain, kept, joint = row[PLAIN], row[KEEPING], row["joint"]
-    cut, cost = 1 - kept["forgetting"] / plain["forgetting"], kept["new"] / plain["new"] - 1
+    plain, keeping, joint = row[PLAIN], row[KEEPING], row["joint"]
+    cut, cost = 1 - keeping["forgetting"] / plain["forgetting"], keeping["new"] / plain["new"] - 1
     best = min(table, key=lambda row: row["final"])["arm"]
-    equal = [arm for arm in WITHOUT if row[arm]["forgetting"] <= kept["forgetting"] and row[arm]["new"] <= kept["new"]]
+    equal = [arm for arm in WITHOUT
+             if row[arm]["forgetting"] <= keeping["forgetting"] and row[arm]["new"] <= keeping["new"]]
     others = "; ".join(f"{arm} forgets {row[arm]['forgetting']:.3f}, new domains at {row[arm]['new']:.3f}"
                        for arm in (*WITHOUT, "LwF"))
     reason = (f"re-warming forgets {plain['forgetting']:.3f} bits, new domains at {plain['new']:.3f}; with 25% of "

@@ -1,9 +1,13 @@
 """Continual Learning in Neural Networks (Aljundi 2019, arXiv 1910.02718).
 
-Three of the thesis's methods, each on handwritten digits: memory-aware synapses (MAS) against forgetting without old
-data, over tasks that are told; and, where two classes at a time come only once, a buffer chosen by gradients (GSS)
-where one part of the stream is much longer than the others, and replay of the rows that the new ones would harm most
-(MIR).
+Three methods of the thesis are tested on MNIST digits, with a small MLP. Memory-aware synapses (MAS), without old data,
+against fine-tuning and EWC over five permutations of the pixels, where the task is given at test time. On a stream of
+two classes at a time, read once: a buffer selected by gradients (GSS) against a reservoir, also where one part of the
+stream is eight times as long as the others; and replay of the rows that the new ones interfere with most (MIR) against
+random replay.
+
+The claim holds if GSS wins on the imbalanced stream (and loses little on the balanced one), MIR beats random replay at
+some buffer size, and MAS is far above fine-tuning and not far below EWC.
 """
 
 from __future__ import annotations
@@ -31,36 +35,38 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GROUPS = [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)]
-ROWS = 1000  # of an experience
+ROWS = 1000  # rows of an experience
 LONG = [1 / 8, 1 / 8, 1.0, 1 / 8, 1 / 8]  # the third experience is eight times as long as the others
 RATES = [0.1, 0.3]
 STRENGTHS = {"EWC": [10.0, 30.0, 100.0], "MAS": [0.03, 0.1, 0.3]}
 SIZES = [50, 100, 200]
-OLD, HARMED = "old at random", "MIR"  # replay of rows of earlier experiences alone, as in MIR's released code
-ORDERS = [tuple(range(10 * k, 10 * k + 10)) for k in range(5)]  # the classes of each task that is told
-TOLD_RATE, PASSES = 0.05, 8  # the rate there, and how often its rows are seen
-TUNING = (1000, 1001)  # seeds that rates and strengths are chosen by, and no result comes from
+OLD, HARMED = "old at random", "MIR"  # replay only rows of earlier experiences, as MIR's released code does
+ORDERS = [tuple(range(10 * k, 10 * k + 10)) for k in range(5)]  # the classes of each permutation task
+TOLD_RATE, PASSES = 0.05, 8  # learning rate and epochs of the permutation tasks
+TUNING = (1000, 1001)  # seeds on which rates and strengths are chosen; no result comes from them
 
 
-def parts(folder: Path | None, seed: int) -> tuple[Batch, Batch, Batch]:
-    """MNIST's digits at 14 x 14: rows to learn from, to choose settings on and to test, dealt out anew."""
+def split_digits(folder: Path | None, seed: int) -> tuple[Batch, Batch, Batch]:
+    """MNIST at 14 x 14 in training, validation and test rows, split at random by the seed."""
     pixels, classes = mnist(folder)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(classes)))
     rows, test, choose = Batch(pixels[order, None], classes[order, None]), len(order) // 5, len(order) // 10
     return rows.rows(slice(test + choose, None)), rows.rows(slice(test, test + choose)), rows.rows(slice(0, test))
 
 
-def classes_in_turn(folder: Path | None, seed: int, share: list[float]) -> tuple[list[Experience], list[Experience]]:
-    """Two classes at a time, that part of ROWS rows each, with the rows to choose settings on and with the test."""
-    train, *measured = parts(folder, seed)
+def class_stream(folder: Path | None, seed: int, share: list[float]) -> tuple[list[Experience], list[Experience]]:
+    """Two classes at a time, `share[i]` * ROWS rows in experience i: the stream evaluated on validation rows, and the
+    same stream evaluated on test rows."""
+    train, *measured = split_digits(folder, seed)
     choosing, testing = ([replace(each, train=each.train.rows(slice(0, round(ROWS * part))))
                           for each, part in zip(class_incremental(train, rows, GROUPS), share)] for rows in measured)
     return choosing, testing
 
 
-def orders_in_turn(folder: Path | None, seed: int) -> tuple[list[Experience], list[Experience]]:
-    """All digits in each task, their pixels in another order, and ten classes of its own, likewise."""
-    train, *measured = parts(folder, seed)
+def permutation_stream(folder: Path | None, seed: int) -> tuple[list[Experience], list[Experience]]:
+    """Permuted MNIST: each task is all digits under its own permutation of the pixels, with ten classes of its own;
+    evaluated on validation rows and on test rows, as in the class stream."""
+    train, *measured = split_digits(folder, seed)
     draw = np.random.default_rng([seed, 1])
     made: tuple[list[Experience], list[Experience]] = ([], [])
     for number, classes in enumerate(ORDERS):
@@ -76,7 +82,7 @@ def orders_in_turn(folder: Path | None, seed: int) -> tuple[list[Experience], li
     return made
 
 
-def strategy(arm: str, size: int, strength: float) -> Strategy:
+def make_strategy(arm: str, size: int, strength: float) -> Strategy:
     made: dict[str, Any] = {
         "naive": Strategy, "reservoir": partial(Replay, size), "GSS": partial(GSS, size),
         OLD: partial(Replay, size, retrieve="earlier"), HARMED: partial(MIR, size, among="earlier"),
@@ -84,21 +90,22 @@ def strategy(arm: str, size: int, strength: float) -> Strategy:
     return made[arm]()
 
 
-def once(arm: str, stream: str, size: int, folder: Path | None, seed: int, rate: float, strength: float,
-         passes: int) -> dict[str, float]:
-    """How right it is at the end: on the rows to choose settings by ("chosen"), on the test, and what was forgotten. A
-    run whose weights leave all bounds is right about nothing."""
+def run_arm(arm: str, stream: str, size: int, folder: Path | None, seed: int, rate: float, strength: float,
+            passes: int) -> dict[str, float]:
+    """Final accuracy on validation rows ("chosen") and on the test, and forgetting. A run that diverges has an accuracy
+    of 0."""
     tasks = stream == "tasks"
-    choosing, testing = orders_in_turn(folder, seed) if tasks else \
-        classes_in_turn(folder, seed, LONG if stream == "imbalanced" else [1.0] * len(GROUPS))
+    choosing, testing = permutation_stream(folder, seed) if tasks else \
+        class_stream(folder, seed, LONG if stream == "imbalanced" else [1.0] * len(GROUPS))
     measure = task_accuracy if tasks else class_accuracy
     torch.manual_seed(seed)
     model = Classifier(Perceptron(testing[0].train.tokens.shape[-1], [100, 100]),
                        LinearHead(100, 10 * len(ORDERS) if tasks else 10))
     try:
-        matrix = learn_stream(model, testing, strategy(arm, size, strength), GroupedClasses(ORDERS) if tasks else None,
-                              rows=10, rate=rate, seed=seed, measure=measure, epochs=passes if tasks else 1,
-                              sgd=True, clip=0.0, warmup=0.0, cooldown=0.0)
+        matrix = learn_stream(model, testing, make_strategy(arm, size, strength),
+                              GroupedClasses(ORDERS) if tasks else None, rows=10, rate=rate, seed=seed,
+                              measure=measure, epochs=passes if tasks else 1, sgd=True, clip=0.0,
+                              warmup=0.0, cooldown=0.0)
     except SegueError as error:
         if "diverged" not in str(error):
             raise
@@ -118,10 +125,10 @@ def measure(run: Run) -> list[Row]:
     def job(line: tuple[str, str, int], setting: Setting, seed: int) -> tuple[str, Any]:
         stream, arm, size = line
         return f"{stream}, {arm}, {size} rows, {setting}, {seed}", partial(
-            once, arm, stream, max(size, 1), folder, seed, *setting, passes)
+            run_arm, arm, stream, max(size, 1), folder, seed, *setting, passes)
 
     def tried(line: tuple[str, str, int]) -> dict[Setting, Sequence[int]]:
-        """Rates and strengths, and the seeds that they are compared by: none where there is nothing to choose."""
+        """(rate, strength) pairs to choose from, and the seeds on which they are compared."""
         stream, arm, _ = line
         if stream == "tasks":
             return {(TOLD_RATE, strength): tuning[:1] for strength in run.pick([1.0], STRENGTHS.get(arm, [0.0]))}

@@ -1,7 +1,7 @@
-"""The data that several claims read, each set by one function.
+"""Loaders of the data that several claims share, one function per data set.
 
-`folder` is that of a data set (`Run.dataset`). Where a reader takes None in its place, it makes something up, for runs
-at smoke scale, which only show that a claim is wired.
+`folder` is the folder of a data set (`Run.dataset`). Where it may be None, the loader generates synthetic data of the
+same form instead, for runs at smoke scale, which only show that a claim runs end to end.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from segue.kinds.biology import DNA
 from segue.kinds.codecs import BASES, BPECodec, LetterCodec
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch, generator_of
-from segue.papers.base import kept, restore
+from segue.papers.base import dump_weights, load_weights
 from segue.tasks import TASKS
 from segue.training.learn import learn, random_windows
 
@@ -40,15 +40,15 @@ from segue.training.learn import learn, random_windows
 
 
 def handwritten_digits() -> tuple[Tensor, Tensor]:
-    """Pixels (1797, 8, 8) from 0 to 1 and classes (1797,): the digits that scikit-learn brings along."""
+    """Pixels (1797, 8, 8) from 0 to 1 and classes (1797,): the digits that ship with scikit-learn."""
     found = require("sklearn.datasets", "classical").load_digits()
     return torch.tensor(found.images, dtype=torch.float32) / 16, torch.tensor(found.target).long()
 
 
 @cache
 def pixel_rows(side: int) -> tuple[Batch, Batch]:
-    """The same digits, enlarged to side x side and read pixel by pixel, asked for their class at the end: to learn, and
-    (every fifth one) to test."""
+    """The same digits resized to side x side and flattened to one pixel per step, with the class as the target of the
+    last step: the training set, and the test set (every fifth digit)."""
     pixels, classes = handwritten_digits()
     images = F.interpolate(pixels[:, None], (side, side), mode="bilinear")
     targets = torch.full((len(images), side * side), -1)
@@ -61,8 +61,8 @@ MNIST_SIDE = 14
 
 
 def mnist(folder: Path | None) -> tuple[Tensor, Tensor]:
-    """Pixels (M, 14 * 14) from 0 to 1, row by row, and classes (M,): MNIST's test digits, each pixel the mean of 2 x 2.
-    None: noisy waves."""
+    """Pixels (M, 14 * 14) from 0 to 1, row by row, and classes (M,): MNIST's test digits, average-pooled
+    2 x 2. None: noisy sine waves."""
     if folder is None:
         pixels, classes = MNIST_SIDE**2, torch.arange(64) % 10
         waves = (torch.arange(pixels) * (0.02 + 0.02 * classes[:, None])).sin() / 2 + 0.5
@@ -76,11 +76,11 @@ def mnist(folder: Path | None) -> tuple[Tensor, Tensor]:
 
 # --- DNA -----------------------------------------------------------------------------------------------------------
 
-WORD = 8  # bases of a word whose binding was measured
+WORD = 8  # length in bases of the words whose binding was measured
 
 
 def genome(folder: Path | None) -> Tensor:
-    """Base ids of a chromosome, (n,). None: random ones."""
+    """Base ids of a chromosome, (n,), unknown bases left out. None: random ids."""
     if folder is None:
         return torch.randint(len(BASES), (5000,), generator=generator_of(0, 0))
     path = next(folder.glob("*_genomic.fna.gz"))
@@ -89,17 +89,17 @@ def genome(folder: Path | None) -> Tensor:
     return torch.from_numpy(ids[ids >= 0].astype(np.int64))
 
 
-def every_word(length: int = WORD) -> Tensor:
-    """(4^length, length) all words of bases, in order."""
+def all_words(length: int = WORD) -> Tensor:
+    """All words of that many bases in lexicographic order, (4^length, length)."""
     return torch.cartesian_prod(*[torch.arange(len(BASES))] * length)
 
 
-def binding(folder: Path | None, factor: str, length: int = WORD) -> Tensor:
-    """(4^length,) how strongly a transcription factor binds each word, from 0 to 1. None: a made-up landscape; measured
-    are words of 8."""
+def binding_scores(folder: Path | None, factor: str, length: int = WORD) -> Tensor:
+    """How strongly a transcription factor binds each word, scaled to 0 .. 1, (4^length,), in the order of `all_words`.
+    The measurements are of words of 8 bases. None: a synthetic landscape, a product of one factor per position."""
     if folder is None:
         each = torch.rand(length, len(BASES), generator=generator_of(len(factor), ord(factor[0])))
-        words = every_word(length)
+        words = all_words(length)
         scores = torch.stack([each[place, words[:, place]] for place in range(length)]).prod(0).double()
     else:
         scores = torch.full((len(BASES)**WORD,), torch.nan, dtype=torch.float64)
@@ -112,17 +112,17 @@ def binding(folder: Path | None, factor: str, length: int = WORD) -> Tensor:
     return (scores - scores.min()) / (scores.max() - scores.min())
 
 
-# --- what is on every machine with Python ----------------------------------------------------------------------------
+# --- texts that come with every Python ----------------------------------------------------------------------------
 
 ASCII = 128
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
-WINDOWS = "tkinter" if (STDLIB / "tkinter").is_dir() else "multiprocessing"  # Debian has the first in a package apart
-FAMILIAR = ("logging", "argparse", "unittest", "json")  # packages that a model is pre-trained on
+WINDOWS = "tkinter" if (STDLIB / "tkinter").is_dir() else "multiprocessing"  # Debian packages tkinter separately
+FAMILIAR = ("logging", "argparse", "unittest", "json")  # packages that models are pre-trained on
 
 
 @cache
 def standard_library(*names: str) -> np.ndarray:
-    """(n,) the ASCII characters of these packages and modules of the standard library, tests left out."""
+    """The source of these packages and modules of the standard library as ASCII codes, (n,), without their tests."""
     found = []
     for name in names:
         files = [STDLIB / f"{name}.py"] if (STDLIB / f"{name}.py").exists() else \
@@ -132,7 +132,7 @@ def standard_library(*names: str) -> np.ndarray:
 
 
 def documentation() -> tuple[Tensor, Tensor, int]:
-    """Characters of the interpreter's documentation topics, see `characters`."""
+    """Python's built-in help topics as character ids: training part, test part, alphabet size (see `characters`)."""
     from pydoc_data.topics import topics
 
     return characters("\n".join(topics[name] for name in sorted(topics)))
@@ -142,7 +142,7 @@ def documentation() -> tuple[Tensor, Tensor, int]:
 
 
 def characters(text: str) -> tuple[Tensor, Tensor, int]:
-    """A text's characters as ids: the first 90% to learn, the rest to test; and how many different ones there are."""
+    """A text as character ids: the first 90% for training, the rest for testing, and the size of the alphabet."""
     alphabet = {character: index for index, character in enumerate(sorted(set(text)))}
     ids = torch.tensor([alphabet[character] for character in text])
     cut = len(ids) * 9 // 10
@@ -153,7 +153,7 @@ NOVELS = ("great-expectations", "bleak-house", "middlemarch", "david-copperfield
 
 
 def novels(folder: Path | None) -> tuple[Tensor, Tensor, int]:
-    """Characters of four novels, see `characters`. None: some of the documentation's."""
+    """Four novels as character ids: training part, test part, alphabet size. None: 5,000 of the documentation's."""
     if folder is None:
         learn, test, symbols = documentation()
         return learn[:5000], test[:5000], symbols
@@ -163,46 +163,47 @@ def novels(folder: Path | None) -> tuple[Tensor, Tensor, int]:
 
 
 def captions(folder: Path, part: str, language: str = "en", marks: str = ".,!?;:\"()") -> list[list[str]]:
-    """The captions of a part of Multi30k ("train", "test_2016_flickr") in lower-case words; `marks` are words too."""
+    """The captions of a part of Multi30k ("train", "test_2016_flickr") as lower-case words; `marks` become
+    words of their own."""
     text = gzip.decompress((folder / f"{part}.{language}.gz").read_bytes()).decode("utf-8")
     for mark in marks:
         text = text.replace(mark, f" {mark} ")
     return [line.lower().split() for line in text.splitlines()]
 
 
-def commonest(words: Iterable[str], count: int, first: int = 0) -> dict[str, int]:
-    """Ids of the commonest words, from `first` on."""
+def frequent_word_ids(words: Iterable[str], count: int, first: int = 0) -> dict[str, int]:
+    """The `count` most frequent words -> ids `first`, `first` + 1, ..., in the order of their frequency."""
     return {word: first + rank for rank, (word, _) in enumerate(Counter(words).most_common(count))}
 
 
 def clinc150(folder: Path) -> dict[str, list[tuple[str, str]]]:
-    """Queries to an assistant and their intents, by part: "train", "val", "test"."""
+    """CLINC150: (query to an assistant, its intent) by part, "train", "val" and "test"."""
     parts: dict[str, list[tuple[str, str]]] = json.loads(gzip.decompress((folder / "data_full.json.gz").read_bytes()))
     return parts
 
 
 def chorales(folder: Path, part: str) -> list[list[list[int]]]:
-    """Bach's chorales ("train", "valid", "test"): for each its steps, sixteenth notes of
-    four pitches, -1 for silence."""
+    """Bach's chorales of a part ("train", "valid", "test"): chorale -> sixteenth-note steps -> four pitches, -1 being
+    silence."""
     with gzip.open(folder / "Jsb16thSeparated.json.gz", "rt", encoding="utf-8") as handle:
         parts: dict[str, list[list[list[int]]]] = json.load(handle)
     return parts[part]
 
 
 def rated_films(folder: Path, least: int = 5) -> tuple[list[np.ndarray], list[dict[str, str]]]:
-    """MovieLens: for each person the films rated, as ids in the order of time, of films with at least so many ratings;
-    and what is told of these (movieId, title, genres), by id."""
+    """MovieLens: each user's rated films as ids in order of time, and (movieId, title, genres) of each id.
+    Films with fewer than `least` ratings are left out."""
     data = segue.read(folder / "ratings.csv.gz")
     known = {film: i for i, film in enumerate(film for film, n in data.vocabulary.items() if n >= least)}
     rows = [np.array([known[film] for film in record.object if film in known], np.int64) for record in data]
     table = csv.DictReader(io.StringIO(gzip.decompress((folder / "movies.csv.gz").read_bytes()).decode()))
-    told = {film["movieId"]: film for film in table if film["movieId"] in known}
-    return rows, [told[film] for film in known]
+    details = {film["movieId"]: film for film in table if film["movieId"] in known}
+    return rows, [details[film] for film in known]
 
 
-# --- texts, pieces of others to classify, and a model that was pre-trained on the texts -----------------------------
+# --- a model pre-trained on texts, and labelled pieces of other texts to classify -----------------------------
 
-CHARACTERS, BLOCK = 64, 1024  # of a piece of code, and of the blocks that pieces are cut from
+CHARACTERS, BLOCK = 64, 1024  # characters of a piece of code, and of the blocks that pieces are cut from
 PACKAGES = ("PIL", "fontTools", "fsspec", "jinja2", "matplotlib", "mpmath", "networkx", "numba", "numpy", "pydantic",
             "pygments", "pyparsing", "rich", "sympy", "torch")
 WIDTH, DEPTH, VOCABULARY, CONTEXT = 96, 3, 512, 64  # of the model
@@ -210,8 +211,8 @@ WIDTH, DEPTH, VOCABULARY, CONTEXT = 96, 3, 512, 64  # of the model
 
 @dataclass(frozen=True)
 class Labelled:
-    """text: to pre-train on. rows: (part, text, class) to classify, parts being train, tune and test. group: classes of
-    an experience."""
+    """A classification task. text: files to pre-train on. rows: (part, text, class) with the parts "train", "tune" and
+    "test". group: classes per experience."""
 
     text: list[str]
     rows: list[tuple[str, str, int]]
@@ -223,7 +224,7 @@ class Labelled:
 
 
 def longest_files(root: Path, most: int) -> list[str]:
-    """The longest Python files below a folder, tests left out."""
+    """The text of the `most` longest Python files below a folder, without tests and installed packages."""
     every = [path for path in root.rglob("*.py")
              if not {"test", "tests", "site-packages", "dist-packages"} & set(path.relative_to(root).parts)]
     every.sort(key=lambda path: (-path.stat().st_size, path.as_posix()))
@@ -232,21 +233,24 @@ def longest_files(root: Path, most: int) -> list[str]:
 
 @cache
 def labelled_texts(kind: str, folder: Path | None, small: bool) -> Labelled:
-    """"code": the standard library, and pieces of other packages' longest files, a piece's class being its package;
-    blocks of a file take turns in being to learn from, to tune and to test. "queries": dialogues (DailyDialog), and
-    the intents of queries (CLINC150)."""
+    """A `Labelled` task by its kind.
+
+    "code": pre-training on the standard library; pieces of other packages' longest files, whose class is the package.
+        The blocks of a file go to train, tune and test in turn, so that no piece overlaps one of another part.
+    "queries": pre-training on dialogues (DailyDialog); queries to an assistant, whose class is the intent (CLINC150).
+    """
     rows: list[tuple[str, str, int]] = []
     if kind == "code":
         text = longest_files(STDLIB, 5 if small else 400)
-        draw = np.random.default_rng(0)
+        rng = np.random.default_rng(0)
         for number, name in enumerate(PACKAGES[:6] if small else PACKAGES):
             found = importlib.util.find_spec(name)
             assert found is not None and found.origin is not None
             file = longest_files(Path(found.origin).parent, 1)[0]
             for turn, (part, count) in enumerate((("train", 30), ("tune", 25), ("test", 25))):
                 for _ in range(2 if small else count):
-                    block = int(draw.integers(max(1, len(file) // BLOCK // 3))) * 3 + turn
-                    at = block * BLOCK + int(draw.integers(BLOCK - CHARACTERS))
+                    block = int(rng.integers(max(1, len(file) // BLOCK // 3))) * 3 + turn
+                    at = block * BLOCK + int(rng.integers(BLOCK - CHARACTERS))
                     rows.append((part, file[at : at + CHARACTERS], number))
         return Labelled(text, rows, 3)
     if folder is None:
@@ -266,12 +270,13 @@ def labelled_texts(kind: str, folder: Path | None, small: bool) -> Labelled:
 
 @cache
 def labelled_codec(kind: str, folder: Path | None, small: bool) -> BPECodec:
+    """A byte-pair codec trained on the task's pre-training text."""
     return BPECodec.train((text[:20_000] for text in labelled_texts(kind, folder, small).text), VOCABULARY)
 
 
 @cache
 def labelled_rows(kind: str, folder: Path | None, small: bool) -> dict[str, Batch]:
-    """The rows of each part, encoded."""
+    """The encoded rows of each part, at most 40 tokens each."""
     found = labelled_texts(kind, folder, small)
     ids = labelled_codec(kind, folder, small).encode_many([text for _, text, _ in found.rows])
     length = 40
@@ -280,8 +285,8 @@ def labelled_rows(kind: str, folder: Path | None, small: bool) -> dict[str, Batc
             for part in ("train", "tune", "test")}
 
 
-def pretrained(kind: str, folder: Path | None, small: bool, steps: int) -> dict[str, Any]:
-    """A causal language model of the texts: its weights, and its last loss in bits per token."""
+def pretrain(kind: str, folder: Path | None, small: bool, steps: int) -> dict[str, Any]:
+    """Pre-train a causal language model on the texts: its weights as text, and its last loss in bits per token."""
     texts = labelled_texts(kind, folder, small).text
     tokens = torch.from_numpy(np.concatenate(labelled_codec(kind, folder, small).encode_many(texts)))
 
@@ -292,15 +297,15 @@ def pretrained(kind: str, folder: Path | None, small: bool, steps: int) -> dict[
     torch.manual_seed(0)
     model = Stack(StackConfig(VOCABULARY, WIDTH, ["attention"] * DEPTH))
     run = learn(model, rows, steps, muon=True, rate=0.01, table_rate=0.01, vector_rate=0.01, cooldown=1.0)
-    return {"weights": kept(model), "bits": run.curve[-1]["loss"] / np.log(2)}
+    return {"weights": dump_weights(model), "bits": run.curve[-1]["loss"] / np.log(2)}
 
 
-def backbone(weights: str, seed: int) -> Stack:
-    """The pre-trained one, or, of no weights, a fresh one."""
+def load_backbone(weights: str, seed: int) -> Stack:
+    """The model that `pretrain` made with these weights; with "" a freshly initialised one."""
     torch.manual_seed(seed)
     model = Stack(StackConfig(VOCABULARY, WIDTH, ["attention"] * DEPTH))
     if weights:
-        restore(model, weights)
+        load_weights(model, weights)
     return model
 
 
@@ -309,7 +314,7 @@ def backbone(weights: str, seed: int) -> Stack:
 
 @cache
 def expressions(rows: int, room: int, seed: int) -> Batch:
-    """ListOps expressions of up to `room` elements, short ones as often as long ones."""
+    """ListOps expressions of 8 to `room` elements, lengths uniform, padded on the left; the target is at the end."""
     task, generator = TASKS["listops"], torch.Generator().manual_seed(seed)
     tokens, targets = torch.full((rows, room), task.vocabulary - 1), torch.full((rows, room), -1)
     for row, length in enumerate(torch.randint(8, room + 1, (rows,), generator=generator).tolist()):
@@ -318,22 +323,22 @@ def expressions(rows: int, room: int, seed: int) -> Batch:
     return Batch(tokens, targets)
 
 
-# --- restaurants: facts, and the sentences that were written about them -------------------------------------------
+# --- restaurants: facts, and sentences that crowd workers wrote about them -------------------------------------------
 
 SEPARATOR, END, UNKNOWN, WORDS = 0, 1, 2, 3  # ids; words begin at WORDS
-Facts = dict[tuple[int, ...], list[list[int]]]  # facts -> their sentences
+Facts = dict[tuple[int, ...], list[list[int]]]  # facts as ids -> the reference sentences for them
 
 
-def restaurants(folder: Path | None, held: int, choosing: int, random: np.random.Generator
+def restaurants(folder: Path | None, held: int, choosing: int, rng: np.random.Generator
                 ) -> tuple[int, Facts, Facts, Facts]:
-    """E2E: the size of the vocabulary; facts to learn from, `choosing` ones to choose options by, and `held` ones to
-    test on. None: a few sentences that say three facts in any order."""
+    """The E2E data: vocabulary size, training facts, `choosing` facts to choose options on, and `held` test facts.
+    None: a few synthetic sentences, which name their three facts in any order."""
     if folder is None:
-        def made_up(count: int) -> Facts:
-            return {(*said,): [random.permutation(said).tolist() for _ in range(3)]
-                    for said in random.integers(WORDS, 20, (count, 3)).tolist()}
+        def synthesise(count: int) -> Facts:
+            return {(*values,): [rng.permutation(values).tolist() for _ in range(3)]
+                    for values in rng.integers(WORDS, 20, (count, 3)).tolist()}
 
-        return 20, made_up(12), made_up(2), made_up(3)
+        return 20, synthesise(12), synthesise(2), synthesise(3)
     dev, test = (restaurant_texts(folder / name) for name in ("devset.csv.gz", "testset_w_refs.csv.gz"))
     counts = Counter(word for facts, texts in dev.items() for words in (facts, *texts) for word in words)
     ids = {word: WORDS + rank for rank, (word, count) in enumerate(counts.most_common()) if count > 1}
@@ -344,14 +349,14 @@ def restaurants(folder: Path | None, held: int, choosing: int, random: np.random
     def facts(source: dict[tuple[str, ...], list[list[str]]], keys: list[tuple[str, ...]]) -> Facts:
         return {tuple(encode(key)): [encode(text) for text in source[key]] for key in keys}
 
-    keys = [list(dev)[i] for i in random.permutation(len(dev))]
+    keys = [list(dev)[i] for i in rng.permutation(len(dev))]
     several = [key for key, texts in test.items() if len(texts) > 1]
-    chosen = [several[i] for i in random.permutation(len(several))[:held]]
+    chosen = [several[i] for i in rng.permutation(len(several))[:held]]
     return WORDS + len(ids), facts(dev, keys[choosing:]), facts(dev, keys[:choosing]), facts(test, chosen)
 
 
 def restaurant_texts(path: Path) -> dict[tuple[str, ...], list[list[str]]]:
-    """Facts and their sentences in words; the names of the restaurant and of its neighbour are left open."""
+    """Facts and their sentences as words; the names of the restaurant and of its neighbour become placeholders."""
     found: dict[tuple[str, ...], list[list[str]]] = {}
     with gzip.open(path, "rt", encoding="utf-8") as handle:
         for row in csv.DictReader(handle):
@@ -365,16 +370,16 @@ def restaurant_texts(path: Path) -> dict[tuple[str, ...], list[list[str]]]:
     return found
 
 
-def sentences(facts: Facts, rows: int, seed: int, step: int) -> Batch:
-    """Facts and sentences that are drawn, see `said_of`."""
-    random, keys = np.random.default_rng((seed, step)), list(facts)
+def sample_sentences(facts: Facts, rows: int, seed: int, step: int) -> Batch:
+    """A batch of random facts, each with one of its sentences (see `sentence_batch`)."""
+    rng, keys = np.random.default_rng((seed, step)), list(facts)
     pairs = []
-    for number in random.integers(0, len(keys), rows):
+    for number in rng.integers(0, len(keys), rows):
         texts = facts[keys[number]]
-        pairs.append((keys[number], texts[random.integers(len(texts))]))
-    return said_of(pairs)
+        pairs.append((keys[number], texts[rng.integers(len(texts))]))
+    return sentence_batch(pairs)
 
 
-def said_of(pairs: Sequence[tuple[tuple[int, ...], list[int]]]) -> Batch:
-    """Facts, separator, sentence, end; only the sentence is asked for."""
+def sentence_batch(pairs: Sequence[tuple[tuple[int, ...], list[int]]]) -> Batch:
+    """Rows of facts, separator, sentence, end; only the sentence and the end are targets."""
     return Batch.pairs([(source, [*text, END]) for source, text in pairs], SEPARATOR)

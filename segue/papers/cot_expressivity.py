@@ -1,8 +1,13 @@
 """The Expressive Power of Transformers with Chain of Thought (Merrill & Sabharwal 2023, arXiv 2310.07923).
 
-The paper proves; here its constructions are run, and the learnable counterpart is tried: an automaton compiled to
-weights is exact with one state written per symbol, a Turing machine with one token per step, and a transformer trained
-on words of a non-solvable group (A5) learns them with a scratchpad of linear length only.
+The paper proves theorems; here its constructions are run, and the learnable counterpart is trained. Random automata are
+compiled to transformer weights that write one state per symbol, random Turing machines to weights that write one token
+per step, and both must be exact in float64. Transformers are then trained on words of the non-solvable group A5 with
+scratchpads of linear, logarithmic and no length, with meaningless (dummy) tokens, and on a star-free language as the
+control.
+
+The claim holds if the compiled automata are exact, only the linear scratchpad learns A5, and the control is learned
+without one. At scale gpu lengths, depths and DeltaNet are varied as well.
 """
 
 from __future__ import annotations
@@ -32,12 +37,12 @@ OPTIONS: dict[str, dict[str, Any]] = {"attention": {}, "deltanet": {"eigenvalues
 EXPRESSIBLE = ("what is expressible need not be learned, nor what is not learned inexpressible: the trained arms are "
                "consistent with the theorems, they cannot prove them")
 CONTROL = "contains ab, none"
-# Reads six letters; has seen nothing, has just seen an a, has seen an a followed by a b.
+# Over six letters. States: nothing seen yet; the last letter was an a; "ab" was seen.
 CONTAINS_AB = DFA(torch.tensor([[1, 0, 0, 0, 0, 0], [1, 2, 0, 0, 0, 0], [2, 2, 2, 2, 2, 2]]))
 
 
-def compiled(automata: int, length: int, precision: str) -> float:
-    """The share of right tokens (states and answer) over all prefixes of random words, as random automata compiled."""
+def check_automata(automata: int, length: int, precision: str) -> float:
+    """The share of tokens (states and answers) that compiled random automata get right on random words."""
     right, asked = 0, 0
     for seed in range(automata):
         generator = torch.Generator().manual_seed(seed)
@@ -51,8 +56,8 @@ def compiled(automata: int, length: int, precision: str) -> float:
     return right / asked
 
 
-def turing(machines: int, limit: int, precision: str) -> float:
-    """The same of what random machines of one and two tapes do, and what the one does that looks for palindromes."""
+def check_machines(machines: int, limit: int, precision: str) -> float:
+    """The same for compiled Turing machines: one that recognises palindromes, and random ones of one and two tapes."""
     right, asked = 0, 0
     for seed in range(machines):
         draw = np.random.default_rng(seed)
@@ -67,9 +72,9 @@ def turing(machines: int, limit: int, precision: str) -> float:
     return right / asked
 
 
-def trained(policy: str, steps: int, rows: int, seed: int, symbols: int = SYMBOLS, depth: int = 2,
-            mixer: str = "attention", device: str = "cpu") -> float:
-    """Share of right answers, the model reading its own scratchpad."""
+def train(policy: str, steps: int, rows: int, seed: int, symbols: int = SYMBOLS, depth: int = 2,
+          mixer: str = "attention", device: str = "cpu") -> float:
+    """Train a model with a scratchpad; the share of right answers when it reads the scratchpad that it wrote itself."""
     pad, dfa = (Scratchpad("none"), CONTAINS_AB) if policy == CONTROL else (Scratchpad(policy), A5_WORDS)
     task, length = pad.task(policy, dfa), pad.length(symbols)
     torch.manual_seed(seed)
@@ -79,14 +84,14 @@ def trained(policy: str, steps: int, rows: int, seed: int, symbols: int = SYMBOL
     return answer_accuracy(model, task.test(min(512, 8 * rows), length, seed))
 
 
-def compiled_cells(run: Run) -> dict[str, Any]:
+def automata_cells(run: Run) -> dict[str, Any]:
     automata, length = run.pick(2, 50), run.pick(20, 512)
-    return {f"compiled {precision}": partial(compiled, automata, length, precision)
+    return {f"compiled {precision}": partial(check_automata, automata, length, precision)
             for precision in ("float64", "float32")}
 
 
-def written(policy: str, symbols: int = SYMBOLS) -> int:
-    """How many states stand between a word and its answer."""
+def count_written_states(policy: str, symbols: int = SYMBOLS) -> int:
+    """The number of states written between a word and its answer."""
     return len(Scratchpad(policy).steps(symbols)) - 1
 
 
@@ -94,12 +99,13 @@ def measure(run: Run) -> list[Row]:
     steps, rows = run.pick(2, 1000), run.pick(8, 64)
     automata, length = run.pick(2, 50), run.pick(20, 512)
     names = ("linear", "dummy", "log", "none", CONTROL)  # the slow ones first
-    jobs = {f"trained {name}": partial(trained, name, steps, rows, run.seed) for name in names}
+    jobs = {f"trained {name}": partial(train, name, steps, rows, run.seed) for name in names}
     machines, limit = run.pick(2, 50), run.pick(20, 500)
-    jobs |= {f"Turing {precision}": partial(turing, machines, limit, precision) for precision in ("float64", "float32")}
-    done = run.cells(jobs | compiled_cells(run))
+    jobs |= {f"Turing {precision}": partial(check_machines, machines, limit, precision)
+             for precision in ("float64", "float32")}
+    done = run.cells(jobs | automata_cells(run))
     table: list[Row] = [{"what": f"trained on words of A5, {SYMBOLS} symbols", "scratchpad": policy,
-                         "written": written(policy), "right": done[f"trained {policy}"]}
+                         "written": count_written_states(policy), "right": done[f"trained {policy}"]}
                         for policy in ("none", "dummy", "log", "linear")]
     table.append({"what": "trained on 'contains ab', the control", "scratchpad": "none", "written": 0,
                   "right": done[f"trained {CONTROL}"]})
@@ -116,7 +122,7 @@ def measure(run: Run) -> list[Row]:
 
 
 def grid() -> list[tuple[str, int, int, str]]:
-    """Scratchpad, symbols, layers and mixer of what is trained at scale gpu, the slow ones first."""
+    """(scratchpad, symbols, layers, mixer) of each training run at scale gpu, the slow ones first."""
     arms = [(policy, symbols, 2, "attention") for symbols in (64, 32, 16, 8)
             for policy in ("linear", "root", "log", "none")]
     deep = [(policy, symbols, 4, "attention") for symbols in (32, 16) for policy in ("log", "none")]
@@ -126,12 +132,12 @@ def grid() -> list[tuple[str, int, int, str]]:
 
 def measure_grid(run: Run) -> list[Row]:
     steps, longer, rows = run.pick(2, 1000), run.pick(2, 1500), run.pick(8, 256)
-    jobs = {" ".join(map(str, arm)): partial(trained, arm[0], longer if arm[1] > SYMBOLS else steps, rows, run.seed,
+    jobs = {" ".join(map(str, arm)): partial(train, arm[0], longer if arm[1] > SYMBOLS else steps, rows, run.seed,
                                              *arm[1:], device=run.device) for arm in grid()}
-    done = run.cells(jobs | compiled_cells(run))
+    done = run.cells(jobs | automata_cells(run))
     table: list[Row] = [{"what": "control" if policy == CONTROL else "words of A5", "mixer": mixer, "symbols": symbols,
                          "layers": layers, "scratchpad": "none" if policy == CONTROL else policy,
-                         "written": 0 if policy == CONTROL else written(policy, symbols),
+                         "written": 0 if policy == CONTROL else count_written_states(policy, symbols),
                          "right": done[f"{policy} {symbols} {layers} {mixer}"]}
                         for policy, symbols, layers, mixer in sorted(grid(), key=lambda arm: (arm[3], arm[1:3]))]
     length = run.pick(20, 512)
@@ -164,7 +170,8 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     return "inconclusive", reason
 
 
-def percent(rows: Iterable[Row]) -> str:
+def format_shares(rows: Iterable[Row]) -> str:
+    """E.g. "98% of 16, 97% of 32": right answers by number of symbols."""
     return ", ".join(f"{row['right']:.0%} of {row['symbols']}" for row in rows)
 
 
@@ -178,10 +185,10 @@ def judge_grid(table: list[Row]) -> tuple[Verdict, str]:
     best = {policy: max(row["right"] for row in rows) for policy, rows in by.items()}
     without = max(best["none"], best["dummy"])
     recurrent = [row for row in table if row["mixer"] != "attention"]
-    reason = (f"answers right with a linear scratchpad: {percent(by['linear'])} symbols; with sqrt n states "
-              f"{percent(by['root'])}; at best {best['log']:.1%} with log n and {without:.1%} with none or dummy "
-              f"tokens, to 8 layers; DeltaNet without any {percent(recurrent)}; the control {control:.1%}; compiled "
-              f"automata {exact:.2%} in float64, {rough:.2%} in float32")
+    reason = (f"answers right with a linear scratchpad: {format_shares(by['linear'])} symbols; with sqrt n states "
+              f"{format_shares(by['root'])}; at best {best['log']:.1%} with log n and {without:.1%} with none or dummy "
+              f"tokens, to 8 layers; DeltaNet without any {format_shares(recurrent)}; the control {control:.1%}; "
+              f"compiled automata {exact:.2%} in float64, {rough:.2%} in float32")
     first = next(row["right"] for row in by["linear"] if row["symbols"] == SYMBOLS)
     if exact < 1 or without >= 0.6 or first < 0.6:
         return "refuted", reason

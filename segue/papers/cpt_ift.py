@@ -1,9 +1,15 @@
 """Balancing Continuous Pre-Training and Instruction Fine-Tuning: Optimizing Instruction-Following in LLMs (2024, arXiv
 2410.10739).
 
-A model that is to learn new data after it was taught to follow instructions forgets those. The paper's way: let its
-base learn the data, and add what the instructions had changed, instruct - base, weight by weight
-(`segue.models.delta`).
+An instruction-tuned model that is pre-trained further on new data forgets its instructions. The paper's remedy:
+continue pre-training its base model instead, and then add the instruction residual, instruct - base, weight by weight
+(`segue.models.delta`). Here characters of Python's standard library are the text, a package the new data, and two
+string functions in a new notation the instructions.
+
+Compared at three lengths of continued training: the base plus residual, the tuned model trained further, the same with
+5% replay of instruction rows, the base alone, and the base tuned again; by the share of requests answered exactly and
+bits per character. The claim holds if the residual answers clearly more requests than the tuned model trained further
+and keeps at least half of what the base learned; it is refuted if it does not, or if 5% replay is better on both.
 """
 
 from __future__ import annotations
@@ -32,11 +38,11 @@ from segue.training.learn import learn, random_windows
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NEW = WINDOWS  # the package that is learned on
+NEW = WINDOWS  # the package of the new data
 CONTEXT, ROWS, WIDTH, LETTERS = 32, 20, 64, 3
 BASE, TUNE, LENGTHS = 900, 200, (60, 200, 500)
-RATE, GENTLE = 3e-3, 5e-4  # of the base, and of all that comes later
-SKILLS: tuple[tuple[tuple[str, str], Callable[[str], str]], ...] = (  # as the base knew it, and by instruction
+RATE, GENTLE = 3e-3, 5e-4  # learning rates: of the base, and of all later training
+SKILLS: tuple[tuple[tuple[str, str], Callable[[str], str]], ...] = (  # notations in pre-training and as instruction
     (("U({})=", "large({})="), str.upper), (("T({})=", "double({})="), lambda word: word * 2))
 DIRECT, RESTORED, REPLAY, BARE, AGAIN = ("instruct, learned on", "base, learned on, + residual",
                                          "instruct, learned on with 5% replay", "base, learned on",
@@ -44,20 +50,20 @@ DIRECT, RESTORED, REPLAY, BARE, AGAIN = ("instruct, learned on", "base, learned 
 OTHER = "gru"
 
 
-def request(form: int, draw: np.random.Generator) -> tuple[str, str]:
-    """What is asked in a form (0: as the base knew it, 1: by instruction), and the answer."""
+def sample_request(form: int, draw: np.random.Generator) -> tuple[str, str]:
+    """A random prompt and its answer. form: 0 for the notation of pre-training, 1 for that of the instructions."""
     forms, function = SKILLS[draw.integers(len(SKILLS))]
     word = "".join(draw.choice(list(string.ascii_lowercase), LETTERS))
     return forms[form].format(word), function(word) + "\n"
 
 
-def requests(rows: int, form: int, draw: np.random.Generator, most: int = CONTEXT) -> Batch:
-    """Rows of at most so many requests, one behind the other, of which the answers are asked for."""
+def sample_requests(rows: int, form: int, draw: np.random.Generator, most: int = CONTEXT) -> Batch:
+    """Rows of up to `most` requests each, one after the other; only the answers are targets."""
     tokens, answers = np.full((rows, CONTEXT + 1), ord("\n")), np.zeros((rows, CONTEXT + 1), bool)
     for row, mark in zip(tokens, answers):
         at = 1
         for _ in range(most):
-            asked, answer = request(form, draw)
+            asked, answer = sample_request(form, draw)
             line = np.frombuffer((asked + answer).encode(), np.uint8)[: CONTEXT + 1 - at]
             row[at : at + len(line)] = line
             mark[at + len(asked) : at + len(line)] = True
@@ -65,95 +71,97 @@ def requests(rows: int, form: int, draw: np.random.Generator, most: int = CONTEX
     return Batch(torch.from_numpy(tokens)[:, :-1], torch.from_numpy(np.where(answers, tokens, -1))[:, 1:])
 
 
-def text_of(name: str) -> tuple[Tensor, Tensor]:
-    """The characters of a package: to learn from, and the last tenth."""
+def load_text(name: str) -> tuple[Tensor, Tensor]:
+    """The characters of a package ("familiar": those of pre-training): training part, and the last tenth for
+    testing."""
     text = torch.from_numpy(standard_library(*(FAMILIAR if name == "familiar" else (name,))).astype(np.int64))
     cut = len(text) * 9 // 10
     return text[:cut], text[cut:]
 
 
-def rows_of(text: Tensor, rows: int, generator: torch.Generator) -> Batch:
+def sample_rows(text: Tensor, rows: int, generator: torch.Generator) -> Batch:
     found = random_windows(text, rows, CONTEXT, generator)
     return Batch(found[:, :-1], found[:, 1:])
 
 
 def batches(text: Tensor, form: int, asked: int, seed: int) -> Callable[[int], Batch]:
-    """Rows of a text, of which some are requests."""
+    """Step -> a batch of ROWS rows of a text, `asked` of which are requests instead."""
     def batch(step: int) -> Batch:
-        rows = rows_of(text, ROWS - asked, generator_of(seed, step))
+        rows = sample_rows(text, ROWS - asked, generator_of(seed, step))
         if not asked:
             return rows
-        return Batch.join([rows, requests(asked, form, np.random.default_rng([5, seed, step]))])
+        return Batch.join([rows, sample_requests(asked, form, np.random.default_rng([5, seed, step]))])
 
     return batch
 
 
 class Snapshots(Strategy):
-    """The weights after some numbers of steps."""
+    """Saves the weights after the given numbers of steps."""
 
     def __init__(self, at: tuple[int, ...]) -> None:
-        self.at, self.kept = at, dict[int, dict[str, Tensor]]()
+        self.at, self.weights = at, dict[int, dict[str, Tensor]]()
 
     def after_step(self, run: loop.Run) -> None:
         if run.step + 1 in self.at:
-            self.kept[run.step + 1] = {name: t.clone() for name, t in run.model.state_dict().items()}
+            self.weights[run.step + 1] = {name: t.clone() for name, t in run.model.state_dict().items()}
 
 
 @torch.no_grad()
 def scores(model: Stack, fresh: Tensor, known: Tensor, asked: Batch, rows: int) -> dict[str, float]:
-    """right: of requests, the share that is answered exactly, greedily; new, old: bits per character of so many
-    rows."""
+    """right: the share of requests that greedy decoding answers exactly; new, old: bits per character of the new and
+    the familiar text, over `rows` rows each."""
     model.eval()
     guess = model(asked.tokens).logits.argmax(-1)
     right = ((guess == asked.targets) | (asked.targets < 0)).all(1).float().mean()
-    bits = {name: element_nats(model, rows_of(text, rows, torch.Generator().manual_seed(11))) / math.log(2)
+    bits = {name: element_nats(model, sample_rows(text, rows, torch.Generator().manual_seed(11))) / math.log(2)
             for name, text in (("new", fresh), ("old", known))}
     return {"right": float(right), **bits}
 
 
-def whole(mixer: str, seed: int, lengths: tuple[int, ...], base_steps: int, tune: int, rows: int) -> list[Row]:
-    """All arms of one seed, at every length, measured on so many rows."""
-    (familiar, old), (fresh, new) = text_of("familiar"), text_of(NEW)
-    asked = requests(rows, 1, np.random.default_rng([7, seed]), most=1)
+def run_seed(mixer: str, seed: int, lengths: tuple[int, ...], base_steps: int, tune: int, rows: int) -> list[Row]:
+    """Train all arms of one seed; their rows of the table at every length, each measured on `rows` rows."""
+    (familiar, old), (fresh, new) = load_text("familiar"), load_text(NEW)
+    asked = sample_requests(rows, 1, np.random.default_rng([7, seed]), most=1)
 
-    def made(weights: dict[str, Tensor] | None = None) -> Stack:
+    def make_model(weights: dict[str, Tensor] | None = None) -> Stack:
         torch.manual_seed(seed)
         model = Stack(StackConfig(ASCII, WIDTH, [mixer] * 2))
         if weights is not None:
             model.load_state_dict(weights)
         return model
 
-    def taught(start: dict[str, Tensor] | None, draw: Callable[[int], Batch], steps: int, rate: float,
-               at: tuple[int, ...] = ()) -> dict[int, dict[str, Tensor]]:
-        """Weights after so many steps, the rate warmed up anew and then level."""
-        kept = Snapshots(at or (steps,))
-        learn(made(start), draw, steps, rate=rate, seed=seed, strategy=kept, warmup=min(0.5, 20 / steps), cooldown=0.0)
-        return kept.kept
+    def train(start: dict[str, Tensor] | None, draw: Callable[[int], Batch], steps: int, rate: float,
+              at: tuple[int, ...] = ()) -> dict[int, dict[str, Tensor]]:
+        """Weights by the number of steps (`at`, else only the last), at a constant rate after a new warm-up."""
+        snapshots = Snapshots(at or (steps,))
+        learn(make_model(start), draw, steps, rate=rate, seed=seed, strategy=snapshots, warmup=min(0.5, 20 / steps),
+              cooldown=0.0)
+        return snapshots.weights
 
-    def look(weights: dict[str, Tensor]) -> dict[str, float]:
-        return scores(made(weights), new, old, asked, rows)
+    def evaluate(weights: dict[str, Tensor]) -> dict[str, float]:
+        return scores(make_model(weights), new, old, asked, rows)
 
-    base = taught(None, batches(familiar, 0, ROWS // 2, seed), base_steps, RATE)[base_steps]
-    instruct = taught(base, batches(familiar, 1, ROWS // 2, seed + 1), tune, GENTLE)[tune]
-    residual = Delta.between(made(instruct), made(base))
+    base = train(None, batches(familiar, 0, ROWS // 2, seed), base_steps, RATE)[base_steps]
+    instruct = train(base, batches(familiar, 1, ROWS // 2, seed + 1), tune, GENTLE)[tune]
+    residual = Delta.between(make_model(instruct), make_model(base))
     last = lengths[-1]
-    learned = {BARE: taught(base, batches(fresh, 1, 0, seed + 2), last, GENTLE, lengths),
-               DIRECT: taught(instruct, batches(fresh, 1, 0, seed + 2), last, GENTLE, lengths),
-               REPLAY: taught(instruct, batches(fresh, 1, ROWS // 20, seed + 2), last, GENTLE, lengths)}
-    table: list[Row] = [{"arm": name, "steps": 0, "scale": None, **look(weights), "length": None, "cosine": None}
+    learned = {BARE: train(base, batches(fresh, 1, 0, seed + 2), last, GENTLE, lengths),
+               DIRECT: train(instruct, batches(fresh, 1, 0, seed + 2), last, GENTLE, lengths),
+               REPLAY: train(instruct, batches(fresh, 1, ROWS // 20, seed + 2), last, GENTLE, lengths)}
+    table: list[Row] = [{"arm": name, "steps": 0, "scale": None, **evaluate(weights), "length": None, "cosine": None}
                         for name, weights in (("base", base), ("instruct", instruct))]
     for steps in lengths:
         for arm, kept in learned.items():
-            table.append({"arm": arm, "steps": steps, "scale": None, **look(kept[steps]), "length": None,
+            table.append({"arm": arm, "steps": steps, "scale": None, **evaluate(kept[steps]), "length": None,
                           "cosine": None})
-        moved = Delta.between(made(learned[BARE][steps]), made(base))
+        moved = Delta.between(make_model(learned[BARE][steps]), make_model(base))
         for scale in (0.5, 1.0, 1.5):
-            model = made(learned[BARE][steps])
+            model = make_model(learned[BARE][steps])
             (residual * scale).apply(model)
-            table.append({"arm": RESTORED, "steps": steps, "scale": scale, **look(model.state_dict()),
+            table.append({"arm": RESTORED, "steps": steps, "scale": scale, **evaluate(model.state_dict()),
                           "length": moved.norm / residual.norm, "cosine": moved.cosine(residual)})
-        tuned = taught(learned[BARE][steps], batches(familiar, 1, ROWS // 2, seed + 1), tune, GENTLE)[tune]
-        table.append({"arm": AGAIN, "steps": steps, "scale": None, **look(tuned), "length": None, "cosine": None})
+        tuned = train(learned[BARE][steps], batches(familiar, 1, ROWS // 2, seed + 1), tune, GENTLE)[tune]
+        table.append({"arm": AGAIN, "steps": steps, "scale": None, **evaluate(tuned), "length": None, "cosine": None})
     return table
 
 
@@ -161,7 +169,7 @@ def measure(run: Run) -> list[Row]:
     lengths, base_steps, tune, rows = run.pick(((2,), 2, 2, 20), (LENGTHS, BASE, TUNE, 200))
     seeds = [run.seed + i for i in range(run.pick(1, 3))]
     wanted = [*(("attention", seed) for seed in seeds), (OTHER, seeds[0])]
-    jobs = {f"{mixer}, seed {seed}": partial(whole, mixer, seed, lengths, base_steps, tune, rows)
+    jobs = {f"{mixer}, seed {seed}": partial(run_seed, mixer, seed, lengths, base_steps, tune, rows)
             for mixer, seed in wanted}
     cells = run.cells(jobs)
     table: list[Row] = []
@@ -190,7 +198,7 @@ def measure(run: Run) -> list[Row]:
 def judge(table: list[Row]) -> tuple[Verdict, str]:
     rows = {(row["arm"], row["steps"]): row for row in table
             if row["mixer"] == "attention" and row["scale"] in (None, 1)}
-    before, told = rows["base", 0]["new"], []
+    before, reasons = rows["base", 0]["new"], []
     restores, keeps, beaten = [], [], []
     for steps in sorted({steps for _, steps in rows} - {0}):
         direct, restored, replay, bare = (rows[arm, steps] for arm in (DIRECT, RESTORED, REPLAY, BARE))
@@ -198,10 +206,10 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
         restores.append(restored["right"] - direct["right"] >= 0.15)
         keeps.append(restores[-1] and before > bare["new"] and part >= 0.5)
         beaten.append(replay["right"] >= restored["right"] and replay["new"] <= restored["new"])
-        told.append(f"after {steps} steps the residual has {restored['right']:.0%} right at {restored['new']:.2f} bits "
-                    f"({part:.0%} of what the base gained), learning on directly {direct['right']:.0%} at "
-                    f"{direct['new']:.2f}, with replay {replay['right']:.0%} at {replay['new']:.2f}")
-    reason = "; ".join(told)
+        reasons.append(f"after {steps} steps the residual has {restored['right']:.0%} right at {restored['new']:.2f} "
+                       f"bits ({part:.0%} of what the base gained), learning on directly {direct['right']:.0%} at "
+                       f"{direct['new']:.2f}, with replay {replay['right']:.0%} at {replay['new']:.2f}")
+    reason = "; ".join(reasons)
     if not any(restores):
         return "refuted", f"the residual restores too little: {reason}"
     if all(beaten):

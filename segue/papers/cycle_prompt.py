@@ -1,8 +1,14 @@
 """Learning How To Ask: Cycle-Consistency Refines Prompts in Multimodal Foundation Models (CyclePrompt; 2024, arXiv
 2402.08756).
 
-A frozen model writes a program for a specification; a frozen model says what the program does; where that differs from
-what was asked, the difference goes into the prompt. No labels, no tests, no training, and no execution but for scoring.
+A frozen model writes a program for a specification and translates the program back into a specification; where the two
+differ, the difference goes into the prompt for the next round. There are no labels, no tests and no training, and
+programs are executed only to score them. The tasks are small list programs, the model a small decoder.
+
+Compared by the share of right programs: zero-shot, the cycle, the cycle with another task's translation, with empty
+hints and with noisy translations, revision without translation, and the best of 10 samples by likelihood, consistency
+and majority. The claim holds if the cycle beats zero-shot and another's translation, spoils hardly any right program,
+and gains less as more translations are noisy.
 """
 
 from __future__ import annotations
@@ -44,16 +50,16 @@ WRITE, MEND, SAY, DRAFT, HINT, MISSING, EXTRA, GO = ("<write>", "<mend>", "<say>
                                                      "extra", "<go>")
 CODEC = ItemCodec([*WORDS, WRITE, MEND, SAY, DRAFT, HINT, MISSING, EXTRA, GO])
 ROUNDS, CALLS, STEPS = 3, 10, 200
-TOLD = 2  # clauses of a hint that the prompt has room for
+TOLD = 2  # most missing, and most extra, clauses in a hint
 PLAIN, CYCLE, BEST, SHUFFLED = "zero-shot", "cycle", "cycle, most consistent", "cycle, another's translation"
 TOLD_APART, ALONE = "cycle, told only that something differs", "mended without translation"
 LIKELY, CONSISTENT, MAJORITY = "likeliest of 10", "most consistent of 10", "majority of 10"
 NOISE = (0.2, 0.5)
 
 
-def difference(asked: Sequence[str], back: Sequence[str]) -> Difference:
-    """Clauses of a specification that its translation misses, and those that it adds."""
-    want, have = read(asked), read(back)
+def difference(sample_tasks: Sequence[str], back: Sequence[str]) -> Difference:
+    """The clauses of a specification that its back-translation misses, and those that it adds."""
+    want, have = read(sample_tasks), read(back)
     missing, extra = [each for each in want if each not in have], [each for each in have if each not in want]
     words = [word for name, found in ((MISSING, missing[:TOLD]), (EXTRA, extra[:TOLD]))
              for place, step in found for word in (name, *clause(place, step))]
@@ -62,14 +68,15 @@ def difference(asked: Sequence[str], back: Sequence[str]) -> Difference:
 
 def writing(spec: Sequence[str], so_far: Draft[list[str], list[str]] | None = None,
             hint: str | None = None) -> list[str]:
-    """The prompt: a specification, and the last draft with its hint."""
+    """The prompt to write a program or, given the last draft, to revise it by its hint."""
     if so_far is None:
         return [WRITE, *spec, GO]
     return [MEND, *spec, DRAFT, *so_far.answer, HINT, *(so_far.difference.hint if hint is None else hint).split(), GO]
 
 
 def skills() -> dict[str, Callable[[Random], tuple[list[str], list[str]]]]:
-    """Write a program; mend one that is wrong, by a hint or (one in five) without; say what a program does."""
+    """What the model is trained to do: write a program; revise a wrong one, in one case of five without a hint; say
+    what a program does. Skill -> sampler of (prompt, answer)."""
     def write(random: Random) -> tuple[list[str], list[str]]:
         steps = drawn(random)
         return writing(specification(steps, random)), program(steps)
@@ -100,7 +107,7 @@ def model(steps: int, seed: int) -> Local:
 Texts = Sequence[Sequence[str]]
 
 
-def said(local: Local, prompts: Texts, most: int = 12, **options: Any) -> list[Reply]:
+def complete(local: Local, prompts: Texts, most: int = 12, **options: Any) -> list[Reply]:
     return local.write([" ".join(prompt) for prompt in prompts], most=most, **options)
 
 
@@ -108,17 +115,18 @@ def words(replies: Sequence[Reply]) -> list[list[str]]:
     return [reply.text.split() for reply in replies]
 
 
-def maps(local: Local, seed: int, noise: float = 0.0, shuffled: bool = False, blind: bool = False) -> CycleProgram:
-    """noise: the share of translations of which a clause is exchanged. shuffled: each answer gets another's
-    translation. blind: hints are empty, so that the translation says only whether to mend."""
+def make_cycle(local: Local, seed: int, noise: float = 0.0, shuffled: bool = False, blind: bool = False
+               ) -> CycleProgram:
+    """The cycle program. noise: share of translations that get a wrong clause. shuffled: each answer gets another's
+    translation. blind: hints are empty, so that the translation only decides whether to revise."""
     random = Random(f"noise {seed}")
 
     def f(specs: Texts, state: Sequence[Cycled[list[str], list[str]]]) -> list[list[str]]:
-        return words(said(local, [writing(spec, each.drafts[-1] if each.drafts else None, "" if blind else None)
-                                  for spec, each in zip(specs, state)]))
+        return words(complete(local, [writing(spec, each.drafts[-1] if each.drafts else None, "" if blind else None)
+                                      for spec, each in zip(specs, state)]))
 
     def g(answers: Texts) -> list[list[str]]:
-        found = words(said(local, [[SAY, *answer, GO] for answer in answers], most=40))
+        found = words(complete(local, [[SAY, *answer, GO] for answer in answers], most=40))
         if shuffled:
             found = found[1:] + found[:1]
         for i, each in enumerate(found):
@@ -131,7 +139,7 @@ def maps(local: Local, seed: int, noise: float = 0.0, shuffled: bool = False, bl
 
 
 def right(programs: Texts, tasks: Sequence[Sequence[Step]], seed: int, lists: int = 10) -> list[bool]:
-    """Whether each program gives on random lists what its task does; both run in the sandbox."""
+    """Whether each program agrees with its task's own program on random lists; both run in the sandbox."""
     random = Random(f"lists {seed}")
     numbers = [[random.randint(0, 20) for _ in range(random.randint(8, 16))] for _ in range(lists)]
     calls = [[list(each), row] for each in (*programs, *map(program, tasks)) for row in numbers]
@@ -141,52 +149,53 @@ def right(programs: Texts, tasks: Sequence[Sequence[Step]], seed: int, lists: in
     return [all(same[i * lists : (i + 1) * lists]) for i in range(len(programs))]
 
 
-def asked(count: int, seed: int, least: int = 2) -> tuple[list[list[Step]], list[list[str]]]:
+def sample_tasks(count: int, seed: int, least: int = 2) -> tuple[list[list[Step]], list[list[str]]]:
     random = Random(f"tasks {seed}")
     tasks = [drawn(random, least) for _ in range(count)]
     return tasks, [specification(steps, random) for steps in tasks]
 
 
-def scored(programs: Texts, first: Sequence[bool], tasks: Sequence[Sequence[Step]], seed: int, calls: float,
-           ) -> dict[str, float]:
+def score(programs: Texts, first: Sequence[bool], tasks: Sequence[Sequence[Step]], seed: int, calls: float,
+          ) -> dict[str, float]:
     good = right(programs, tasks, seed)
     return {"pass@1": mean(good), "wrong to right": mean(b and not a for a, b in zip(first, good)),
             "right to wrong": mean(a and not b for a, b in zip(first, good)), "calls": calls}
 
 
-def cycles(seed: int, steps: int, count: int) -> dict[str, dict[str, float]]:
-    """The cycle with its controls, on the same tasks."""
-    local, (tasks, specs) = model(steps, seed), asked(count, seed)
-    plain = words(said(local, [writing(spec) for spec in specs]))
+def run_cycles(seed: int, steps: int, count: int) -> dict[str, dict[str, float]]:
+    """The cycle and its controls, on the same tasks."""
+    local, (tasks, specs) = model(steps, seed), sample_tasks(count, seed)
+    plain = words(complete(local, [writing(spec) for spec in specs]))
     first = right(plain, tasks, seed)
-    back = words(said(local, [[SAY, *program(steps), GO] for steps in tasks], most=40))
-    found = {PLAIN: scored(plain, first, tasks, seed, 1) | {
+    back = words(complete(local, [[SAY, *program(steps), GO] for steps in tasks], most=40))
+    found = {PLAIN: score(plain, first, tasks, seed, 1) | {
         "translations right": mean(read(words) == clauses(steps) for words, steps in zip(back, tasks))}}
-    for name, program_ in {CYCLE: maps(local, seed), SHUFFLED: maps(local, seed, shuffled=True),
-                           TOLD_APART: maps(local, seed, blind=True),
-                           **{f"cycle, {noise:.0%} noise": maps(local, seed, noise) for noise in NOISE}}.items():
+    for name, program_ in {CYCLE: make_cycle(local, seed), SHUFFLED: make_cycle(local, seed, shuffled=True),
+                           TOLD_APART: make_cycle(local, seed, blind=True),
+                           **{f"cycle, {noise:.0%} noise": make_cycle(local, seed, noise) for noise in NOISE}}.items():
         state = program_.run(specs)
         calls = mean(each.calls for each in state)
-        found[name] = scored([each.last for each in state], first, tasks, seed, calls)
+        found[name] = score([each.last for each in state], first, tasks, seed, calls)
         if name == CYCLE:
-            found[BEST] = scored([each.best for each in state], first, tasks, seed, calls)
+            found[BEST] = score([each.best for each in state], first, tasks, seed, calls)
             sure = [i for i, each in enumerate(state) if each.consistent]
             good = right([state[i].last for i in sure], [tasks[i] for i in sure], seed)
             found[CYCLE]["consistent but wrong"] = 1 - mean(good) if sure else 0.0
     alone = plain
     for _ in range(ROUNDS):
-        alone = words(said(local, [writing(spec, Draft(answer, [], Difference("", 0.0)))
-                                   for spec, answer in zip(specs, alone)]))
-    found[ALONE] = scored(alone, first, tasks, seed, 1 + ROUNDS)
+        alone = words(complete(local, [writing(spec, Draft(answer, [], Difference("", 0.0)))
+                                       for spec, answer in zip(specs, alone)]))
+    found[ALONE] = score(alone, first, tasks, seed, 1 + ROUNDS)
     return found
 
 
-def several(seed: int, steps: int, count: int) -> dict[str, dict[str, float]]:
-    """As many calls spent on drawn programs: the likeliest, the one whose translation differs least, the commonest."""
-    local, (tasks, specs) = model(steps, seed), asked(count, seed)
-    first = right(words(said(local, [writing(spec) for spec in specs])), tasks, seed)
-    tries = said(local, [writing(spec) for spec in specs for _ in range(CALLS)], temperature=0.7, seed=seed)
-    backs = words(said(local, [[SAY, *reply.text.split(), GO] for reply in tries], most=40))
+def run_samples(seed: int, steps: int, count: int) -> dict[str, dict[str, float]]:
+    """The rivals: of CALLS sampled programs the likeliest, the most consistent with its translation, and the
+    majority."""
+    local, (tasks, specs) = model(steps, seed), sample_tasks(count, seed)
+    first = right(words(complete(local, [writing(spec) for spec in specs])), tasks, seed)
+    tries = complete(local, [writing(spec) for spec in specs for _ in range(CALLS)], temperature=0.7, seed=seed)
+    backs = words(complete(local, [[SAY, *reply.text.split(), GO] for reply in tries], most=40))
     chosen: dict[str, list[list[str]]] = {LIKELY: [], CONSISTENT: [], MAJORITY: []}
     for i, spec in enumerate(specs):
         own = tries[i * CALLS : (i + 1) * CALLS]
@@ -194,13 +203,14 @@ def several(seed: int, steps: int, count: int) -> dict[str, dict[str, float]]:
         chosen[LIKELY].append(max(own, key=lambda reply: reply.logprob or 0.0).text.split())
         chosen[CONSISTENT].append(own[fits.index(max(fits))].text.split())
         chosen[MAJORITY].append(Counter(reply.text for reply in own).most_common(1)[0][0].split())
-    return {name: scored(programs, first, tasks, seed, CALLS * (2 if name == CONSISTENT else 1))
+    return {name: score(programs, first, tasks, seed, CALLS * (2 if name == CONSISTENT else 1))
             for name, programs in chosen.items()}
 
 
 def measure(run: Run) -> list[Row]:
     setting = run.pick({"steps": 3, "count": 6}, {"steps": STEPS, "count": 500})
-    done = run.cells({"cycles": partial(cycles, run.seed, **setting), "several": partial(several, run.seed, **setting)})
+    done = run.cells({"cycles": partial(run_cycles, run.seed, **setting),
+                      "several": partial(run_samples, run.seed, **setting)})
     table: list[Row] = [{"arm": name} | dict.fromkeys(("translations right", "consistent but wrong")) | values
                         for values_ in done.values() for name, values in values_.items()]
     run.note(f"programs of 2 to 4 operations on lists and an end, said in clauses of two wordings in any order; a "

@@ -1,10 +1,14 @@
 """Learning to Break the Loop: Analyzing and Mitigating Repetitions for Neural Text Generation (Xu et al. 2022, arXiv
 2206.02369).
 
-DITTO: a model that is shown sentences said over and over, and told to believe in each a little less than the time
-before, stops turning in circles. Here: characters of TinyShakespeare, and a small model that was taught to copy, since
-one that cannot copy has no reason to repeat itself. It turns in circles of some words, which never come to the end of a
-line; so what is said over and over in learning is one to eight words, as long as those circles and as lines.
+DITTO trains a model on sentences repeated many times, with the target that each repetition is a little less likely than
+the one before; the model then stops repeating itself. Here: a small character model of TinyShakespeare that is first
+trained to copy, since a model that cannot copy has no reason to loop. Its loops are a few words long and never reach
+the end of a line, so the repeated units in training are one to eight words.
+
+From one base model, three arms train on: maximum likelihood (the control), DITTO and token unlikelihood. Compared are
+repetition in greedy text (rep-12), perplexity, and how the probability of a line grows as it is repeated (TP). The
+claim holds if the base reinforces repetition, and DITTO removes that, halves rep-12 and hardly changes perplexity.
 """
 
 from __future__ import annotations
@@ -30,12 +34,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CONTEXT, ROWS, TIMES = 128, 16, 5
-FAR = 20  # per cent of perplexity, as far as the picture goes
+FAR = 20  # limit of the picture's axis: per cent of perplexity above the control
 NGRAM, PROMPT, SAID = 12, 50, 200
 START, CONTROL = "before", "maximum likelihood"
 DITTO = "decayed repetition"
 UNLIKELY = "unlikelihood"
-WORDS = 8  # that are said over and over together, at most
+WORDS = 8  # longest repeated unit
 CLIP = 0.1  # of the gradient's norm, as in the official runs: else steps of maximum likelihood, whose gradients are
 # larger, outweigh the others
 CONTROLS = [{"rate": rate} for rate in (5e-4, 1e-3)]
@@ -44,7 +48,7 @@ UNLIKELIHOODS = [{"weight": weight, "rate": 1e-3} for weight in (1.0, 3.0)]
 
 
 def characters(path: Path | None) -> tuple[Tensor, int, tuple[int, int]]:
-    """The text as ids, the id of a line's end, and those of words' ends."""
+    """The text as ids, the id of the newline, and the ids that end a word. path None: synthetic text."""
     made = "".join(f"the {a} of {b}\nand then {b}\n" for a in "abcdefgh" * 9 for b in "mnopqrstu")
     text = made if path is None else (path / "input.txt").read_text(encoding="utf-8")
     alphabet = sorted(set(text))
@@ -52,23 +56,23 @@ def characters(path: Path | None) -> tuple[Tensor, int, tuple[int, int]]:
     return torch.tensor([alphabet.index(letter) for letter in text]), newline, (newline, space)
 
 
-def again(rows: Tensor, generator: torch.Generator) -> Tensor:
-    """Rows that say their first 8 to 39 elements over and over."""
+def repeat_rows(rows: Tensor, generator: torch.Generator) -> Tensor:
+    """Rows that repeat their first 8 to 39 elements to the end."""
     period = torch.randint(8, 40, (len(rows), 1), generator=generator)
     return rows.gather(1, torch.arange(rows.shape[1]) % period)
 
 
-def copies(vocabulary: int, rows: int, generator: torch.Generator) -> Tensor:
-    return again(torch.randint(vocabulary, (rows, CONTEXT + 1), generator=generator), generator)
+def sample_copies(vocabulary: int, rows: int, generator: torch.Generator) -> Tensor:
+    return repeat_rows(torch.randint(vocabulary, (rows, CONTEXT + 1), generator=generator), generator)
 
 
 def batches(text: Tensor, vocabulary: int, seed: int, pieces: int = 0, strings: int = 0) -> Callable[[int], Batch]:
-    """Rows of the text, but for some that say a piece of it, or a random string, over and over."""
+    """Step -> a batch of text, of which `pieces` rows repeat a piece of it and `strings` rows a random string."""
     def batch(step: int) -> Batch:
         generator = generator_of(seed, step)
         rows = random_windows(text, ROWS - strings, CONTEXT, generator)
-        rows[:pieces] = again(rows[:pieces], generator)
-        rows = torch.cat([rows, copies(vocabulary, strings, generator)])
+        rows[:pieces] = repeat_rows(rows[:pieces], generator)
+        rows = torch.cat([rows, sample_copies(vocabulary, strings, generator)])
         return Batch(rows[:, :-1], rows[:, 1:])
 
     return batch
@@ -80,8 +84,8 @@ def build(vocabulary: int, width: int, seed: int) -> Stack:
                              {"attention": {"positions": "none"}}))
 
 
-def base(text: Tensor, vocabulary: int, seed: int, width: int, steps: tuple[int, int]) -> Stack:
-    """A model that was taught to copy, then to speak."""
+def train_base(text: Tensor, vocabulary: int, seed: int, width: int, steps: tuple[int, int]) -> Stack:
+    """Train a model to copy, then on the text."""
     model = build(vocabulary, width, seed)
     learn(model, batches(text, vocabulary, seed, strings=ROWS), steps[0], rate=3e-3, seed=seed)
     learn(model, batches(text, vocabulary, seed + 500, pieces=ROWS // 5), steps[1], rate=3e-3, seed=seed)
@@ -95,8 +99,8 @@ def objective(arm: str, ends: tuple[int, int], setting: dict[str, float]) -> Obj
     return TokenUnlikelihood(setting["weight"]) if arm == UNLIKELY else NextElement()
 
 
-def lines(text: Tensor, newline: int, count: int) -> list[tuple[list[int], list[int]]]:
-    """Lines with the one before them, of which TIMES copies fit into the context."""
+def sample_lines(text: Tensor, newline: int, count: int) -> list[tuple[list[int], list[int]]]:
+    """(the line before, a line) of which TIMES copies fit into the context."""
     ends = (text == newline).nonzero()[:, 0].tolist()
     found = [(text[a + 1 : b].tolist(), text[b:c].tolist()) for a, b, c in zip(ends, ends[1:], ends[2:])]
     fit = [(before, line) for before, line in found if before and len(line) >= 8
@@ -105,40 +109,40 @@ def lines(text: Tensor, newline: int, count: int) -> list[tuple[list[int], list[
 
 
 @torch.no_grad()
-def look(model: Stack, text: Tensor, vocabulary: int, newline: int, count: int) -> dict[str, Any]:
-    """What a model does on text that it has not learned."""
+def evaluate(model: Stack, text: Tensor, vocabulary: int, newline: int, count: int) -> dict[str, Any]:
+    """Perplexity, repetition, reinforcement and copying accuracy on held-out text."""
     model.eval()
     draw = torch.Generator().manual_seed(7)
     rows = random_windows(text, 2 * count, CONTEXT, draw)
     nats = NextElement()(model, Batch(rows[:, :-1], rows[:, 1:])).total / rows[:, 1:].numel()
     prompts = [row[:PROMPT].tolist() for row in random_windows(text, count, CONTEXT, draw)]
     said = [answer.tokens for answer in generate(model, prompts, SAID, "greedy", batch=count)]
-    curves = reinforcement(model, lines(text, newline, count), TIMES)
-    copied = copies(vocabulary, count, draw)
+    curves = reinforcement(model, sample_lines(text, newline, count), TIMES)
+    copied = sample_copies(vocabulary, count, draw)
     right = (model(copied[:, :-1]).logits.argmax(-1) == copied[:, 1:])[:, CONTEXT // 2 :]
     return {"perplexity": math.exp(float(nats)), "rep-12": float(np.mean([repetition(each, NGRAM) for each in said])),
             "TP": curves.chance, "IP": curves.risen, "WR": curves.chosen, "copied": float(right.float().mean())}
 
 
-def arms(data: Path | None, seed: int, width: int, steps: tuple[int, int, int], count: int, piece: str,
-         wanted: list[tuple[str, dict[str, float]]]) -> list[dict[str, Any]]:
-    """One base model, then every wanted arm from it, looked at on a piece of the text ("tune" or "test")."""
+def run_arms(data: Path | None, seed: int, width: int, steps: tuple[int, int, int], count: int, piece: str,
+             wanted: list[tuple[str, dict[str, float]]]) -> list[dict[str, Any]]:
+    """Train one base model, then every wanted arm from it; evaluate each on a part of the text, "tune" or "test"."""
     text, newline, ends = characters(data)
     vocabulary = int(text.max()) + 1
     train, tune, test = text.tensor_split([len(text) * 90 // 100, len(text) * 95 // 100])
-    model, found = base(train, vocabulary, seed, width, steps[:2]), []
+    model, found = train_base(train, vocabulary, seed, width, steps[:2]), []
     begin = {name: weight.clone() for name, weight in model.state_dict().items()}
     for arm, setting in wanted:
         model.load_state_dict(begin)
         if arm != START:
             learn(model, batches(train, vocabulary, seed + 1000), steps[2], rate=setting["rate"], seed=seed,
                   objective=objective(arm, ends, setting), clip=CLIP)
-        found.append(look(model, tune if piece == "tune" else test, vocabulary, newline, count))
+        found.append(evaluate(model, tune if piece == "tune" else test, vocabulary, newline, count))
     return found
 
 
 def choose(tried: list[tuple[dict[str, float], dict[str, Any]]], control: dict[str, Any]) -> dict[str, float]:
-    """The setting of the lowest perplexity among those that halve rep-12; where none does, of the lowest rep-12."""
+    """The setting with the lowest perplexity among those that halve rep-12; if none does, with the lowest rep-12."""
     halved = [(each["perplexity"], place) for place, (_, each) in enumerate(tried)
               if each["rep-12"] <= 0.5 * control["rep-12"]]
     fallback = [(each["rep-12"], place) for place, (_, each) in enumerate(tried)]
@@ -153,15 +157,15 @@ def measure(run: Run) -> list[Row]:
     grid = [(arm, setting) for arm, settings in ((CONTROL, CONTROLS), (DITTO, DECAYS), (UNLIKELY, UNLIKELIHOODS))
             for setting in settings[:some]]
     halves = [grid[0::2], grid[1::2]]
-    tried = run.cells({f"tuning, part {part}": partial(arms, data, run.seed + 100, width, steps, count, "tune", half)
-                       for part, half in enumerate(halves)}).values()
+    tried = run.cells({f"tuning, part {part}": partial(run_arms, data, run.seed + 100, width, steps, count, "tune",
+                                                       half) for part, half in enumerate(halves)}).values()
     looks = [(arm, setting, each) for half, cell in zip(halves, tried) for (arm, setting), each in zip(half, cell)]
     plain, control = min(((setting, each) for arm, setting, each in looks if arm == CONTROL),
                          key=lambda pair: pair[1]["perplexity"])
     chosen = {arm: choose([(setting, each) for name, setting, each in looks if name == arm], control)
               for arm in (DITTO, UNLIKELY)}
     final: list[tuple[str, dict[str, float]]] = [(START, {}), (CONTROL, plain), *chosen.items()]
-    cells = run.cells({f"seed {seed}, {chosen}": partial(arms, data, seed, width, steps, count, "test", final)
+    cells = run.cells({f"seed {seed}, {chosen}": partial(run_arms, data, seed, width, steps, count, "test", final)
                        for seed in seeds}).values()
     run.note("a GRU, which knows what came before, and a layer of attention without positions, which finds it again, "
              f"width {width}: {steps[0]} steps on repeated random strings, so that it can copy, {steps[1]} on text, "

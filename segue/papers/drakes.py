@@ -1,7 +1,13 @@
 """Fine-Tuning Discrete Diffusion Models via Reward Optimization, DRAKES (Wang et al. 2024, arXiv 2410.13643).
 
-A diffusion model of the words of eight bases in a genome learns to write words that the factor SIX6 binds, by a network
-that has seen half of the measurements. The world is so small that every law in it is exact: 65,536 words, all measured.
+A masked diffusion model of the eight-base words of a genome (E. coli) is fine-tuned to write words that the
+transcription factor SIX6 binds (TFBind8). The reward is a network fitted to half of the measurements; the true score is
+the measurement itself. There are only 65,536 words, so every distribution is computed exactly.
+
+Compared by true score, entropy and total variation to the exactly tilted distribution: the pre-trained model, DRAKES,
+variants of its soft sampling and of its divergence penalty, no penalty, and SMC on the pre-trained model. The claim
+holds if DRAKES raises the true score, keeps its entropy and comes closer to the tilted distribution, while without the
+penalty the entropy collapses; it is refuted if SMC does as well, or only the proxy's score rises.
 """
 
 from __future__ import annotations
@@ -30,10 +36,10 @@ from segue.kinds.codecs import BASES
 from segue.models.diffusion import AbsorbingProcess, Denoiser
 from segue.models.perceptron import Flat
 from segue.objectives import Batch, MaskedDiffusion, generator_of
-from segue.objectives.diffusion import exact_law
-from segue.objectives.regression import SquaredError, scored
+from segue.objectives.diffusion import exact_distribution
+from segue.objectives.regression import SquaredError, scored_batch
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.papers.corpora import binding, every_word, genome
+from segue.papers.corpora import all_words, binding_scores, genome
 from segue.training.learn import learn, minibatches
 
 if TYPE_CHECKING:
@@ -52,80 +58,82 @@ ARMS: dict[str, tuple[float, GumbelRollout]] = {
     EACH: (STRENGTH, GumbelRollout(8, 8, 0.3, hard=True)),
     RELEASED: (0.03, GumbelRollout(16, 16, 0.3, kl="released")),
 }
-REPEATED = (BEFORE, TUNED)  # with several seeds
+REPEATED = (BEFORE, TUNED)  # arms that run on all seeds
 
 
-def pretrained(folder: Path | None, length: int, seed: int, width: int, steps: int, rows: int) -> Flat:
-    """A denoiser of the genome's words."""
+def pretrain(folder: Path | None, length: int, seed: int, width: int, steps: int, rows: int) -> Flat:
+    """Train a denoiser of the genome's words."""
     text, offsets = genome(folder), torch.arange(length)
     torch.manual_seed(seed)
     model = Flat(LETTERS + 1, length, [width] * 2)
 
-    def draw(step: int) -> Batch:
+    def batch(step: int) -> Batch:
         begins = torch.randint(len(text) - length, (rows, 1), generator=generator_of(seed, step))
         words = text[begins + offsets]
         return Batch(words, words)
 
-    learn(model, draw, steps, rate=1e-3, seed=seed, objective=MaskedDiffusion(), cooldown=0.5)
+    learn(model, batch, steps, rate=1e-3, seed=seed, objective=MaskedDiffusion(), cooldown=0.5)
     return model
 
 
-def oracles(table: Tensor, length: int, seed: int, width: int, steps: int, rows: int) -> tuple[OraclePair, float]:
-    """To climb, a network that learns half of the table, a word and its other strand in one half; to judge, the table;
-    and how much of the other half's variance the network explains."""
-    words = every_word(length)
+def make_oracles(table: Tensor, length: int, seed: int, width: int, steps: int, rows: int) -> tuple[OraclePair, float]:
+    """The proxy reward (a network fitted to half of the table; a word and its reverse complement are in the same half)
+    and the true score (the table); and the share of the other half's variance that the proxy explains."""
+    words = all_words(length)
     strand = torch.minimum(numbers(words, LETTERS), numbers(LETTERS - 1 - words.flip(1), LETTERS))
     seen = torch.rand(len(words), generator=generator_of(seed, 1))[strand] < 0.5
     known, unknown = seen.nonzero()[:, 0], (~seen).nonzero()[:, 0]
     torch.manual_seed(seed)
     network = Flat(LETTERS, length, [width] * 2, 1)
-    learn(network, minibatches(scored(words[known], table[known]), rows, seed), steps,
+    learn(network, minibatches(scored_batch(words[known], table[known]), rows, seed), steps,
           rate=2e-3, seed=seed, objective=SquaredError(), cooldown=0.5)
     pair, unseen = OraclePair(NetworkOracle(network), TableOracle(table, LETTERS)), F.one_hot(words[unknown], LETTERS)
     error = (pair.train(unseen.float()) - pair.judge(unseen)).square().mean()
     return pair, 1 - float(error / table[unknown].var())
 
 
-def described(law: Tensor, true: Tensor, guess: Tensor, target: Tensor) -> dict[str, float]:
-    """A law (4^L,) of words: mean true score and proxy's score, entropy in nats, total variation to the target."""
+def describe_law(law: Tensor, true: Tensor, guess: Tensor, target: Tensor) -> dict[str, float]:
+    """Of a distribution over words (4^L,): mean true and proxy score, entropy in nats, total variation to the
+    target."""
     return {"true score": float(law @ true), "proxy": float(law @ guess),
             "entropy": float(torch.special.entr(law).sum()), "distance": float((law - target).abs().sum()) / 2}
 
 
-def cell(data: tuple[Path | None, Path | None], length: int, arm: str, seed: int, width: int, teach: int, steps: int,
-         rows: int, runs: int) -> dict[str, Any]:
-    """One arm: teach model and proxy, fine-tune or steer, and describe the exact law. For the pretrained model also
-    what its law tilts to, and what particles on it come to."""
-    table = binding(data[1], FACTOR, length)
-    model = pretrained(data[0], length, seed, width, teach, rows)
-    pair, explained = oracles(table, length, seed, width, teach, rows)
-    words, law = F.one_hot(every_word(length), LETTERS).float(), law_of(model)
+def run_arm(data: tuple[Path | None, Path | None], length: int, arm: str, seed: int, width: int, teach: int, steps: int,
+            rows: int, runs: int) -> dict[str, Any]:
+    """Train model and proxy, fine-tune by the arm and describe the exact distribution. For the pre-trained model also
+    its exact tilt and what SMC on it samples."""
+    table = binding_scores(data[1], FACTOR, length)
+    model = pretrain(data[0], length, seed, width, teach, rows)
+    pair, explained = make_oracles(table, length, seed, width, teach, rows)
+    words, law = F.one_hot(all_words(length), LETTERS).float(), exact_law_of(model)
     guess = pair.train(words).double()
     target = (law.log() + guess / STRENGTH).softmax(0)
-    describe = partial(described, true=pair.judge(words), guess=guess, target=target)
+    describe = partial(describe_law, true=pair.judge(words), guess=guess, target=target)
     if arm == BEFORE:
-        drawn = particles(model, pair.train, runs, seed)
+        drawn = sample_by_smc(model, pair.train, runs, seed)
         return {BEFORE: describe(law), TARGET: describe(target), SMC: describe(drawn), "explained": explained}
     strength, rollout = ARMS[arm]
     gaps = torch.zeros(rows, length, dtype=torch.long)
     objective = RewardFineTuning(pair.train, copy.deepcopy(model), strength, rollout)
     learn(model, lambda step: Batch(gaps, gaps), steps, rate=1e-3, seed=seed, objective=objective, cooldown=0.0)
-    return {arm: describe(law_of(model))}
+    return {arm: describe(exact_law_of(model))}
 
 
-def law_of(model: Flat) -> Tensor:
-    return exact_law(Denoiser(model, PROCESS), LETTERS, model.length, LETTERS).flatten()
+def exact_law_of(model: Flat) -> Tensor:
+    """The exact distribution of what the model writes, (4^L,)."""
+    return exact_distribution(Denoiser(model, PROCESS), LETTERS, model.length, LETTERS).flatten()
 
 
-def particles(model: Flat, oracle: Oracle, runs: int, seed: int) -> Tensor:
-    """(4^L,) how often each word came out of many runs of so many particles."""
+def sample_by_smc(model: Flat, oracle: Oracle, runs: int, seed: int) -> Tensor:
+    """The distribution of words, (4^L,), over `runs` runs of SMC with PARTICLES particles each."""
     total = torch.zeros(LETTERS**model.length, dtype=torch.float64)
     generator = generator_of(seed, 3)
     for some in torch.ones(runs).split(16):
         x = torch.zeros(len(some) * PARTICLES, model.length, dtype=torch.long)
         with torch.no_grad():
             drawn, _ = STEERED["smc"](Denoiser(model, PROCESS), x, x == 0, PROCESS, oracle, STRENGTH, steps=8,
-                                      particles=PARTICLES, generator=generator)
+                                      sample_by_smc=PARTICLES, generator=generator)
         total += numbers(drawn, LETTERS).bincount(minlength=len(total))
     return total / total.sum()
 
@@ -136,7 +144,7 @@ def measure(run: Run) -> list[Row]:
     seeds = [run.seed + number for number in range(run.pick(1, 3))]
     wanted = [(arm, seed) for seed in seeds for arm in (BEFORE, *ARMS)
               if seed == run.seed or arm in REPEATED]
-    done = run.cells({f"{arm} {seed}": partial(cell, data, length, arm, seed, width, teach, steps, rows, runs)
+    done = run.cells({f"{arm} {seed}": partial(run_arm, data, length, arm, seed, width, teach, steps, rows, runs)
                       for arm, seed in wanted})
     table: list[Row] = []
     for arm, seed in wanted:

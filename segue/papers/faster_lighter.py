@@ -1,8 +1,13 @@
 """A Practical Survey on Faster and Lighter Transformers (Fournier, Caron & Aloise 2021, arXiv 2103.14636).
 
-The survey's closing comparison, on small tasks: of the lighter attentions the sparse one is the most accurate, the
-kernel or the low-rank one the fastest, the low-rank one the leanest. And three general methods: recomputing blocks,
-distillation, pruning.
+The survey's closing comparison, on small tasks (digits read by pixels, ListOps): of the efficient attentions the sparse
+one is the most accurate, the kernel or the low-rank one the fastest, and the low-rank one needs the least memory. Three
+general methods are tried as well, on digits: recomputing activations, distillation and pruning.
+
+Compared by accuracy after equal training, and by time and peak memory of one layer at growing lengths: full (fused and
+unfused), sparse, low-rank (Linformer) and kernel (Performer) attention. The claim holds if the survey's ranking comes
+out, the fastest takes at most half the time of unfused full attention, and the general methods save what they promise
+at a small price.
 """
 
 from __future__ import annotations
@@ -45,8 +50,8 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 # --- accuracy ------------------------------------------------------------------------------------------------------
 
 
-def drawn(task: str, seed: int) -> tuple[Callable[[int], Batch], Batch]:
-    """Rows for each step, and rows to test on."""
+def load_task(task: str, seed: int) -> tuple[Callable[[int], Batch], Batch]:
+    """Step -> training batch, and the test rows, of "digits" or "ListOps"."""
     known, new = pixel_rows(8) if task == "digits" else (expressions(2048, LENGTH, 1), expressions(512, LENGTH, 2))
     return minibatches(known, ROWS, seed), new
 
@@ -57,38 +62,38 @@ def classifier(arm: str, task: str, seed: int, width: int = WIDTH, layers: int =
     vocabulary, inputs = (TASKS["listops"].vocabulary, 0) if task == "ListOps" else (10, 1)
     model = Stack(StackConfig(vocabulary, width, [name] * layers, {name: options}, pool="mean", tied=False,
                               learned_positions=LENGTH, inputs=inputs))
-    if inputs and model.position_embedding is not None:  # as large as the pixels beside them, or nobody sees them
+    if inputs and model.position_embedding is not None:  # at the scale of the pixels, which would drown them
         nn.init.normal_(model.position_embedding.weight, std=0.5)
     return model
 
 
-def trained(arm: str, task: str, seed: int, steps: int, width: int = WIDTH, objective: Objective | None = None,
-            **choices: Any) -> tuple[Stack, float]:
-    batches, test = drawn(task, seed)
+def train(arm: str, task: str, seed: int, steps: int, width: int = WIDTH, objective: Objective | None = None,
+          **choices: Any) -> tuple[Stack, float]:
+    batches, test = load_task(task, seed)
     model = classifier(arm, task, seed, width)
     learn(model, batches, steps, seed=seed, objective=objective, **LEARNING, **choices)
     return model, accuracy(model, test)
 
 
 def right(arm: str, task: str, seed: int, steps: int) -> float:
-    return trained(arm, task, seed, steps)[1]
+    return train(arm, task, seed, steps)[1]
 
 
 # --- cost ----------------------------------------------------------------------------------------------------------
 
 
-def unfused(x: Tensor, mixer: Attention) -> Tensor:
-    """Full attention with its matrix of weights written out, as before fused kernels."""
+def attend_unfused(x: Tensor, mixer: Attention) -> Tensor:
+    """Full attention that materialises its attention matrix, as before fused kernels."""
     q, k, v = mixer.project(x, Layout.of(x).positions)
     return mixer.output((q @ k.mT * mixer.head_width**-0.5).softmax(-1) @ v, x)
 
 
 def cost(arm: str, length: int) -> dict[str, float]:
-    """Median seconds of three, and bytes at the peak, of one layer forward and backward over one sequence."""
+    """Median seconds of three runs, and peak bytes, of one layer forward and backward over one sequence."""
     torch.manual_seed(0)
     name, options = ARMS[FULL if arm == "full, unfused" else arm]
     mixer = MIXERS[name](WIDTH, **options, **({"length": length} if arm == LOW else {}))
-    forward = partial(unfused, mixer=mixer) if arm == "full, unfused" and isinstance(mixer, Attention) else mixer
+    forward = partial(attend_unfused, mixer=mixer) if arm == "full, unfused" and isinstance(mixer, Attention) else mixer
     x = torch.randn(1, length, WIDTH, requires_grad=True)
 
     def step() -> None:
@@ -105,9 +110,9 @@ def cost(arm: str, length: int) -> dict[str, float]:
 # --- general methods -----------------------------------------------------------------------------------------------
 
 
-def recomputed(layers: int, turns: int) -> dict[str, float]:
-    """Bytes at the peak and seconds of a training step with blocks recomputed, as parts of without."""
-    batches, _ = drawn("digits", 0)
+def measure_recompute(layers: int, turns: int) -> dict[str, float]:
+    """Peak memory and time of a training step with activation checkpointing, relative to one without."""
+    batches, _ = load_task("digits", 0)
     batch, steps = batches(0), []
     for checkpointing in (False, True):
         model = classifier(FULL, "digits", 0, layers=layers)
@@ -119,7 +124,7 @@ def recomputed(layers: int, turns: int) -> dict[str, float]:
 
         steps.append(step)
     taken: list[list[float]] = [[], []]
-    for turn in range(turns):  # one after the other, so that what else the machine does meets both; the first warms up
+    for turn in range(turns):  # alternate, so that other load meets both; the first turn warms up
         for step, seconds in zip(steps, taken):
             begin = time.perf_counter()
             step()
@@ -130,11 +135,11 @@ def recomputed(layers: int, turns: int) -> dict[str, float]:
 
 
 def general(seed: int, steps: int) -> dict[str, float]:
-    """Accuracy on digits of the full model, half of it pruned, a student of half its width, and the same taught."""
-    teacher, full = trained(FULL, "digits", seed, steps)
-    _, pruned = trained(FULL, "digits", seed, steps, strategy=Prune(0.5))
-    _, alone = trained(FULL, "digits", seed, steps, WIDTH // 2)
-    _, taught = trained(FULL, "digits", seed, steps, WIDTH // 2, Distillation(teacher, 0.7))
+    """Accuracy on digits: the full model, half its weights pruned, a model of half its width, and that distilled."""
+    teacher, full = train(FULL, "digits", seed, steps)
+    _, pruned = train(FULL, "digits", seed, steps, strategy=Prune(0.5))
+    _, alone = train(FULL, "digits", seed, steps, WIDTH // 2)
+    _, taught = train(FULL, "digits", seed, steps, WIDTH // 2, Distillation(teacher, 0.7))
     return {"full": full, "half the weights pruned": pruned, "half the width": alone, "half the width, taught": taught}
 
 
@@ -160,7 +165,7 @@ def measure(run: Run) -> list[Row]:
             found = run.cell(f"cost {arm} {length}", partial(cost, arm, length))
             add("cost", arm, "seconds", found["seconds"], length)
             add("cost", arm, "MiB", found["bytes"] / 2**20, length)
-    ratios = run.cell("recomputed", partial(recomputed, *run.pick((2, 2), (8, 9))))
+    ratios = run.cell("recomputed", partial(measure_recompute, *run.pick((2, 2), (8, 9))))
     for measure in ("memory", "seconds"):
         add("general", "blocks recomputed", measure, ratios[measure])
     for seed in pupils:
@@ -218,8 +223,8 @@ def draw(figure: Figure, table: list[Row]) -> None:
         values = [row["value"] for row in table if row["part"] == task]
         accuracies.bar([i + 0.4 * offset for i in range(len(ARMS))], values, 0.4, label=task)
     accuracies.set_xticks([i + 0.2 for i in range(len(ARMS))], [arm.partition(" (")[0] for arm in ARMS], fontsize=7)
-    accuracies.set(title="Accuracy")
-    accuracies.legend(fontsize="x-small")
+    accuracies.set(title="Accuracy", ylim=(0, 1.2))
+    accuracies.legend(fontsize="x-small", loc="upper right")
     for axes, measure, title in ((seconds, "seconds", "Seconds, forward and backward"), (memory, "MiB", "Peak MiB")):
         for arm in ("full, unfused", *ARMS):
             points = [(row["length"], row["value"]) for row in table

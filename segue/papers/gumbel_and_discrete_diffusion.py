@@ -23,7 +23,7 @@ from segue.models import Stack, StackConfig
 from segue.models.diffusion import AbsorbingProcess, Denoiser, NoiseSchedule, UniformProcess
 from segue.models.stack import both_ways
 from segue.objectives import Batch, NextElement, Objective
-from segue.objectives.diffusion import MaskedDiffusion, ScoreEntropy, StepwiseDiffusion, any_order
+from segue.objectives.diffusion import MaskedDiffusion, ScoreEntropy, StepwiseDiffusion, any_order_nll
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.training.learn import learn
 from segue.training.recipe import is_bfloat16_fast
@@ -84,7 +84,7 @@ def bits(arm: str, model: Stack, rows: Tensor, draws: int, hidden: slice = slice
         logs = model(asked(rows, True).tokens).logits.log_softmax(-1).gather(2, rows[..., None])[..., 0]
         nats = -(logs * where).sum(1)
     elif arm == MASKED:
-        nats = any_order(Denoiser(model, AbsorbingProcess(SYMBOLS)), rows, where, BEYOND, draws)
+        nats = any_order_nll(Denoiser(model, AbsorbingProcess(SYMBOLS)), rows, where, BEYOND, draws)
     else:
         bound, times = StepwiseDiffusion(UniformProcess(SYMBOLS), SCHEDULE), rows.repeat_interleave(draws, 0)
         nats = torch.stack([bound(model, asked(each, False)).total for each in times.split(draws)]) / draws

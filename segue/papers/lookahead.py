@@ -23,7 +23,7 @@ from segue.decoding.draft import Tree, TrieDraft
 from segue.models.stack import Stack, StackConfig
 from segue.objectives import Batch
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.papers.corpora import captions, commonest
+from segue.papers.corpora import captions, frequent_word_ids
 from segue.training.learn import learn
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def real(jfleg: Path, multi30k: Path, vocabulary: int, train: int, held: int,
 
     clean, clean_held = captions(multi30k, "train")[:train], captions(multi30k, "test_2016_flickr")
     every = (word for texts in (*dev, clean) for words in texts for word in words)
-    ids = commonest(every, vocabulary - WORDS, WORDS)
+    ids = frequent_word_ids(every, vocabulary - WORDS, WORDS)
 
     def encode(words: list[str]) -> list[int]:
         return [ids.get(word, UNKNOWN) for word in words]

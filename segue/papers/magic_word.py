@@ -1,9 +1,11 @@
 """What's the Magic Word? A Control Theory of LLM Prompting (Bhargava et al. 2023, arXiv 2310.04444).
 
-Which next elements can a short prompt force a fixed model to say? Here a small model of sequences from ten Markov
-chains, whose predictions depend on which chain it believes to read, with every prompt of two elements tried, and the
-searches of the paper measured against that.
-"""
+Which next elements can a short prompt make a fixed model predict? The model here is small and is trained on sequences
+of ten Markov chains, so that what it predicts depends on which chain the context seems to come from. The truth is known
+by brute force: every prompt of up to two elements is tried on every tested state. The verdict needs the paper's order
+(the true next element is reached more often than likely ones, and these more often than a uniformly drawn one) and
+needs greedy search and GCG to find most of what brute force finds. Controls: the same model trained on contexts that
+belong to other sequences (must reach almost nothing), and a GRU (reported only). """
 
 from __future__ import annotations
 
@@ -27,16 +29,16 @@ RANKS, DEEP = (2, 6, 10), 8
 ARMS = {"attention": "chains", "attention, shuffled": "shuffled", "gru": "chains"}
 
 
-def chains(seed: int) -> Tensor:
-    """(CHAINS, V, V) transition probabilities, few next elements likely after each."""
+def sample_chains(seed: int) -> Tensor:
+    """(CHAINS, V, V) transition probabilities, drawn so that each element has few likely successors."""
     import numpy as np
 
     rows = np.random.default_rng(seed).dirichlet([0.05] * V, (CHAINS, V))
     return torch.from_numpy(0.97 * rows + 0.03 / V)
 
 
-def sequences(table: Tensor, rows: int, generator: torch.Generator) -> Tensor:
-    """(rows, LENGTH + 1), each from one chain, from any element on."""
+def sample_sequences(table: Tensor, rows: int, generator: torch.Generator) -> Tensor:
+    """(rows, LENGTH + 1) elements, each row from one chain and with a uniformly drawn first element."""
     chain = torch.randint(CHAINS, (rows,), generator=generator)
     said = [torch.randint(V, (rows,), generator=generator)]
     for _ in range(LENGTH):
@@ -44,33 +46,39 @@ def sequences(table: Tensor, rows: int, generator: torch.Generator) -> Tensor:
     return torch.stack(said, 1)
 
 
-def batches(seed: int, shuffled: bool, step: int) -> Batch:
-    """shuffled: contexts and what comes next are of different rows, so that a context says nothing of it."""
-    tokens = sequences(chains(seed), 64, generator_of(seed, step))
+def sample_batch(seed: int, shuffled: bool, step: int) -> Batch:
+    """A training batch. shuffled: contexts are paired with another row's targets, so that they carry no information
+    about them."""
+    tokens = sample_sequences(sample_chains(seed), 64, generator_of(seed, step))
     return Batch(tokens.roll(1, 0)[:, :-1] if shuffled else tokens[:, :-1], tokens[:, 1:].clone())
 
 
-def states(seed: int, count: int) -> list[tuple[list[int], int]]:
-    """Beginnings of 1 to 4 elements, each with the element that came next."""
+def sample_states(seed: int, count: int) -> list[tuple[list[int], int]]:
+    """Contexts of 1 to 4 elements, each with its true next element."""
     generator = torch.Generator().manual_seed(-1 - seed)
-    said = sequences(chains(seed), count, generator).tolist()
+    said = sample_sequences(sample_chains(seed), count, generator).tolist()
     return [(row[: 1 + i % 4], row[1 + i % 4]) for i, row in enumerate(said)]
 
 
-def controlled(arm: str, seed: int, steps: int, count: int, k: int, tries: int, swaps: int) -> dict[str, Any]:
-    """Learn a model, then find by brute force what prompts of up to k elements reach, and what the searches find."""
+def measure_control(arm: str, seed: int, steps: int, count: int, k: int, tries: int, swaps: int) -> dict[str, Any]:
+    """Train a model, find by brute force what prompts of up to k elements reach, and count what the searches find of
+    it.
+
+    Per kind of target `reached` holds the share of states in which it is the most likely next element after a prompt
+    of at most 0..k elements."""
     torch.manual_seed(seed)
     mixer, _, _ = arm.partition(",")
     options = {"attention": {"positions": "none"}} if mixer == "attention" else {}
     model = Stack(StackConfig(V, WIDTH, [mixer] * 2, options, channel="mlp", activation="gelu", norm="layer", bias=True,
                               learned_positions=40))
-    loss = learn(model, partial(batches, seed, ARMS[arm] == "shuffled"), steps, rate=1e-3, seed=seed).curve[-1]["loss"]
+    batches = partial(sample_batch, seed, ARMS[arm] == "shuffled")
+    loss = learn(model, batches, steps, rate=1e-3, seed=seed).curve[-1]["loss"]
     generator = torch.Generator().manual_seed(seed)
     kinds = ("true", *(f"rank {rank}" for rank in RANKS), "uniform")
     lengths: dict[str, list[int | None]] = {kind: [] for kind in kinds}
     tally: dict[str, Any] = {"loss": loss, "sizes": [0.0] * (k + 1), "greedy": [0, 0], "gcg": [0, 0], "false": 0,
                              "low": 0, "deep": 0}
-    for x, true in states(seed, count):
+    for x, true in sample_states(seed, count):
         task = Control(model, x)
         exact = brute_force(task, k)
         least = {target: len(control) for target, control in exact.items()}
@@ -97,7 +105,7 @@ def controlled(arm: str, seed: int, steps: int, count: int, k: int, tries: int, 
 
 def measure(run: Run) -> list[Row]:
     steps, count, k, tries, swaps = run.pick((2, 1, 1, 1, 1), (1500, 60, 2, 3, 34))
-    cells = run.cells({arm: partial(controlled, arm, run.seed, steps * 2 // 3 if arm == "gru" else steps, count, k,
+    cells = run.cells({arm: partial(measure_control, arm, run.seed, steps * 2 // 3 if arm == "gru" else steps, count, k,
                                     tries, swaps) for arm in ARMS})
     table: list[Row] = []
     for arm, cell in cells.items():

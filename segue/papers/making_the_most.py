@@ -1,9 +1,11 @@
 """Making the Most of your Model: Methods for Finetuning and Applying Pretrained Transformers (2024, arXiv 2408.16241).
 
-Three ways to get more from a trained language model: its state learns from the text that it scores, also where that is
-of another sort; windows that are told what the one before was about; and answers that are likely, but not the
-degenerate ones that are likeliest of all.
-"""
+Three ways to get more out of a trained language model, each with its own baselines; the verdict needs all three. (1)
+Adaptation while a text is scored: optimising the hidden state against optimising the weights (dynamic evaluation) and
+no adaptation, by perplexity on the plays that the model was trained on (Tiny Shakespeare) and on Python source. (2)
+Window recurrence: vectors that summarise the previous window of 32 bytes, against windows alone, overlapping windows
+and the whole context of 128. (3) Degenerate modes: on captions of which one in twenty is broken off, likelier search
+finds more empty answers; beam search conditioned on the answer's length must not, at no loss of likelihood. """
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ from segue.models.windows import WindowRecurrence
 from segue.objectives import Batch, NextElement
 from segue.papers import corpora
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.papers.corpora import commonest
+from segue.papers.corpora import frequent_word_ids
 from segue.training.adapt import dynamic_evaluation, state_evaluation
 from segue.training.learn import learn
 
@@ -49,49 +51,50 @@ FILTERED, CONDITIONAL = "beam 5, answers of the length", "conditional beam 5"
 
 @cache
 def shakespeare(folder: Path | None) -> Tensor:
-    """Bytes; without a folder, for wiring, some that are made up."""
+    """The plays as byte ids; without a folder (smoke scale) a repeated made-up line."""
     text = b"the king is dead, long live the king\n" * 200 if folder is None else (folder / "input.txt").read_bytes()
     return torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
 
 
 def python_source(name: str) -> Tensor:
-    """Bytes of a module of the standard library."""
+    """Byte ids of a module of the standard library."""
     return torch.frombuffer(bytearray((Path(json.__file__).parents[1] / name).read_bytes()), dtype=torch.uint8).long()
 
 
-def rows_of(text: Tensor, rows: int, length: int) -> Tensor:
-    """(rows, length): pieces of the text, evenly spread."""
+def cut_rows(text: Tensor, rows: int, length: int) -> Tensor:
+    """(rows, length): pieces of the text at evenly spaced positions."""
     begins = torch.linspace(0, len(text) - length, rows).long()
     return text[begins[:, None] + torch.arange(length)]
 
 
-def batches(text: Tensor, rows: int, length: int, seed: int, step: int) -> Batch:
+def sample_windows(text: Tensor, rows: int, length: int, seed: int, step: int) -> Batch:
     begins = torch.from_numpy(np.random.default_rng((seed, step)).integers(0, len(text) - length, (rows, 1)))
     whole = text[begins + torch.arange(length + 1)]
     return Batch(whole[:, :-1], whole[:, 1:])
 
 
-def reader(width: int, **attention: Any) -> Stack:
+def build_reader(width: int, **attention: Any) -> Stack:
     return Stack(StackConfig(256, width, ["attention"] * 4, {"attention": {"heads": 4, **attention}}))
 
 
-# --- (1) what learns while a text is scored --------------------------------------------------------------------------
+# --- (1) adaptation while a text is scored --------------------------------------------------------------------------
 
 
-def adapted(folder: Path | None, seed: int, width: int, steps: int, length: int) -> dict[str, float]:
-    """Nats per byte in the domain and out of it, each with the rate that is best on another text of that domain."""
+def compare_adaptation(folder: Path | None, seed: int, width: int, steps: int, length: int) -> dict[str, float]:
+    """Nats per byte in and out of the training domain, each at the learning rate that is best on another text of it."""
     text = shakespeare(folder)
     learned, choosing, testing = (text[int(a * len(text)) : int(b * len(text))] for a, b in ((0, 0.9), (0.9, 0.95),
                                                                                             (0.95, 1)))
     torch.manual_seed(seed)
-    model = reader(width, window=64)
-    learn(model, partial(batches, learned, 16, min(CONTEXT, length), seed), steps, rate=0.02, seed=seed, muon=True)
+    model = build_reader(width, window=64)
+    batches = partial(sample_windows, learned, 16, min(CONTEXT, length), seed)
+    learn(model, batches, steps, rate=0.02, seed=seed, muon=True)
     model.requires_grad_(False)
     found: dict[str, float] = {}
     evaluations = {STATE: state_evaluation, WEIGHTS: dynamic_evaluation}
     for domain, (choose, test) in {"Shakespeare": (choosing, testing), "Python": (
             python_source("argparse.py"), python_source("dataclasses.py"))}.items():
-        choose, test = rows_of(choose, 4, length), rows_of(test, 4, length)
+        choose, test = cut_rows(choose, 4, length), cut_rows(test, 4, length)
         found[f"{domain}, {NONE}"] = float(state_evaluation(model, test, BLOCK, 0.0).mean())
         for arm, evaluate in evaluations.items():
             scores = {rate: float(evaluate(model, choose, BLOCK, rate).mean()) for rate in RATES[arm]}
@@ -105,7 +108,7 @@ def adapted(folder: Path | None, seed: int, width: int, steps: int, length: int)
 
 
 class Windows(nn.Module):
-    """A stack that reads a row window by window, each alone."""
+    """A stack that reads each window of WINDOW elements without any context before it."""
 
     def __init__(self, stack: Stack) -> None:
         super().__init__()
@@ -120,52 +123,53 @@ class Windows(nn.Module):
         return self.stack(pieces).hidden.unflatten(0, (len(tokens), -1)).flatten(1, 2)
 
 
-def score(model: nn.Module, text: Tensor) -> float:
-    """Nats per byte of rows of the context."""
+def nats_per_byte(model: nn.Module, text: Tensor) -> float:
+    """Nats per byte of `text` (rows, length + 1), each row read as one context."""
     batch = Batch(text[:, :-1], text[:, 1:])
     with torch.no_grad():
         return float(NextElement()(model, batch).total) / batch.count
 
 
-def windowed(folder: Path | None, seed: int, width: int, steps: int, more: int, rows: int) -> dict[str, float]:
-    """A model of the whole context, trained on as it is, in windows alone, and in windows told by the last one."""
+def compare_windows(folder: Path | None, seed: int, width: int, steps: int, more: int, rows: int) -> dict[str, float]:
+    """Nats per byte of one pretrained model, trained further with the whole context, with isolated windows, and with
+    vectors of the window before; and of the isolated-window model on overlapping windows."""
     text = shakespeare(folder)
-    learned, testing = text[: int(0.9 * len(text))], rows_of(text[int(0.95 * len(text)) :], rows, CONTEXT + 1)
+    learned, testing = text[: int(0.9 * len(text))], cut_rows(text[int(0.95 * len(text)) :], rows, CONTEXT + 1)
     torch.manual_seed(seed)
-    base = reader(width)
-    learn(base, partial(batches, learned, 16, CONTEXT, seed), steps, rate=0.02, seed=seed, muon=True)
+    base = build_reader(width)
+    learn(base, partial(sample_windows, learned, 16, CONTEXT, seed), steps, rate=0.02, seed=seed, muon=True)
     weights = {name: value.clone() for name, value in base.state_dict().items()}
     found = {}
     for arm, wrap in ((WHOLE, lambda stack: stack), (ALONE, Windows),
                       (TOLD, lambda stack: WindowRecurrence(stack, WINDOW, vectors=VECTORS))):
         torch.manual_seed(seed)
-        stack = reader(width)
+        stack = build_reader(width)
         stack.load_state_dict(weights)
         model = wrap(stack)
-        learn(model, partial(batches, learned, 16, CONTEXT, seed + 1), more, rate=0.01, seed=seed, muon=True)
-        found[arm] = score(model, testing)
+        learn(model, partial(sample_windows, learned, 16, CONTEXT, seed + 1), more, rate=0.01, seed=seed, muon=True)
+        found[arm] = nats_per_byte(model, testing)
         if arm == ALONE:
-            found[SLIDING] = sliding(stack, testing)
+            found[SLIDING] = nats_per_byte_overlapping(stack, testing)
     return found
 
 
 @torch.no_grad()
-def sliding(stack: Stack, text: Tensor) -> float:
-    """Windows that overlap by half: of all but the first only the later half is scored."""
+def nats_per_byte_overlapping(stack: Stack, text: Tensor) -> float:
+    """Nats per byte by windows that overlap by half; of all but the first only the second half is scored."""
     tokens, targets, nats = text[:, :-1], text[:, 1:].clone(), 0.0
     for begin in range(0, tokens.shape[1] - WINDOW + 1, WINDOW // 2):
-        asked = targets[:, begin : begin + WINDOW].clone()
-        asked[:, : WINDOW // 2 if begin else 0] = -1
-        nats += float(NextElement()(stack, Batch(tokens[:, begin : begin + WINDOW], asked)).total)
+        scored = targets[:, begin : begin + WINDOW].clone()
+        scored[:, : WINDOW // 2 if begin else 0] = -1
+        nats += float(NextElement()(stack, Batch(tokens[:, begin : begin + WINDOW], scored)).total)
     return nats / targets.numel()
 
 
-# --- (3) likely and degenerate ---------------------------------------------------------------------------------------
+# --- (3) degenerate answers -------------------------------------------------------------------------------------------
 
 
 @cache
 def captions(folder: Path | None, vocabulary: int) -> tuple[int, list[list[int]], list[list[int]]]:
-    """Size of the vocabulary, captions to learn from and test captions."""
+    """The vocabulary's size, training captions and test captions."""
     if folder is None:
         random = np.random.default_rng(0)
         made = [random.integers(WORDS, 12, random.integers(5, 9)).tolist() for _ in range(80)]
@@ -173,7 +177,7 @@ def captions(folder: Path | None, vocabulary: int) -> tuple[int, list[list[int]]
 
     learned, test = ([words for words in corpora.captions(folder, part, marks=".,\"") if len(words) > GIVEN + 1]
                      for part in ("train", "test_2016_flickr"))
-    ids = commonest((word for words in learned for word in words), vocabulary - WORDS, WORDS)
+    ids = frequent_word_ids((word for words in learned for word in words), vocabulary - WORDS, WORDS)
 
     def encode(texts: list[list[str]]) -> list[list[int]]:
         return [[ids.get(word, UNKNOWN) for word in words] for words in texts]
@@ -181,14 +185,14 @@ def captions(folder: Path | None, vocabulary: int) -> tuple[int, list[list[int]]
     return vocabulary, encode(learned), encode(test)
 
 
-def drawn(learned: list[list[int]], rows: int, random: np.random.Generator) -> list[list[int]]:
-    """Captions, one in twenty of them broken off behind its first words."""
+def sample_captions(learned: list[list[int]], rows: int, random: np.random.Generator) -> list[list[int]]:
+    """Random captions, one in twenty of them broken off after its first GIVEN words."""
     chosen = [learned[i] for i in random.integers(0, len(learned), rows)]
     return [[*(words[:GIVEN] if broken else words), END] for words, broken in zip(chosen, random.random(rows) < 0.05)]
 
 
-def batch_of(learned: list[list[int]], rows: int, seed: int, step: int) -> Batch:
-    texts = drawn(learned, rows, np.random.default_rng((seed, step)))
+def sample_caption_batch(learned: list[list[int]], rows: int, seed: int, step: int) -> Batch:
+    texts = sample_captions(learned, rows, np.random.default_rng((seed, step)))
     longest = max(map(len, texts)) - 1
     tokens, targets = torch.full((rows, longest), END), torch.full((rows, longest), -1)
     for row, text in enumerate(texts):
@@ -197,19 +201,20 @@ def batch_of(learned: list[list[int]], rows: int, seed: int, step: int) -> Batch
     return Batch(tokens, targets)
 
 
-def degenerate(folder: Path | None, seed: int, width: int, steps: int, held: int) -> dict[str, float]:
-    """How often the answer is empty, by search; and how likely the answers of one length are that searches find."""
+def compare_searches(folder: Path | None, seed: int, width: int, steps: int, held: int) -> dict[str, float]:
+    """How often each search returns an empty answer, and how likely the answers of one given length are that plain and
+    conditional beam search find."""
     vocabulary, learned, test = captions(folder, 2500)
     torch.manual_seed(seed)
     model = Stack(StackConfig(vocabulary, width, ["attention"] * 4, {"attention": {"heads": 4}}))
-    learn(model, partial(batch_of, learned, 64, seed), steps, rate=0.02, seed=seed, muon=True)
+    learn(model, partial(sample_caption_batch, learned, 64, seed), steps, rate=0.02, seed=seed, muon=True)
     prompts = [list(prompt) for prompt in dict.fromkeys(tuple(words[:GIVEN]) for words in test)][:held]
     length = int(np.median([len(words) for words in learned])) - GIVEN
 
-    def answers(**options: Any) -> list[Continuation]:
+    def search_answers(**options: Any) -> list[Continuation]:
         return generate(model, prompts, 2 * length, eos=END, batch=64, **options)
 
-    def finished(answer: Continuation) -> bool:
+    def has_length(answer: Continuation) -> bool:
         return len(answer.tokens) == length and answer.finish == "stop"
 
     found: dict[str, float] = {}
@@ -217,17 +222,17 @@ def degenerate(folder: Path | None, seed: int, width: int, steps: int, held: int
     for name, options in {"greedy": {}, "beam 2": {"decoder": "beam", "num_beams": 2, "length_penalty": 0.0},
                           f"beam {WIDE}": {"decoder": "beam", "num_beams": WIDE, "length_penalty": 0.0},
                           "exact": {"decoder": "exact", "budget": 500}}.items():
-        found[f"empty, {name}"] = mean(not answer.tokens for answer in answers(**options))
-    texts = drawn(learned, 1500, np.random.default_rng((seed, 0, 1)))
+        found[f"empty, {name}"] = mean(not answer.tokens for answer in search_answers(**options))
+    texts = sample_captions(learned, 1500, np.random.default_rng((seed, 0, 1)))
     foresight = foresee(model, texts, [len(text) == GIVEN + length + 1 for text in texts], prompts=GIVEN, seed=seed)
-    lists = {FILTERED: answers(decoder="beam", **plain),
-             CONDITIONAL: answers(decoder="conditional-beam", attribute=foresight.attribute, attribute_weight=WEIGHT,
-                                  holds=lambda tokens: len(tokens) == length, **plain)}
-    best = {arm: [max((each.score or 0.0 for each in (answer, *answer.others) if finished(each)), default=-math.inf)
+    lists = {FILTERED: search_answers(decoder="beam", **plain),
+             CONDITIONAL: search_answers(decoder="conditional-beam", attribute=foresight.attribute,
+                                         attribute_weight=WEIGHT, holds=lambda tokens: len(tokens) == length, **plain)}
+    best = {arm: [max((each.score or 0.0 for each in (answer, *answer.others) if has_length(each)), default=-math.inf)
                   for answer in every] for arm, every in lists.items()}
     for arm, every in lists.items():
         found[f"empty, {arm}"] = mean(not answer.tokens for answer in every) if arm == CONDITIONAL else 0.0
-        found[f"found, {arm}"] = mean(score > -math.inf for score in best[arm])
+        found[f"found, {arm}"] = mean(nats_per_byte > -math.inf for nats_per_byte in best[arm])
         found[f"tokens read, {arm}"] = mean(answer.nodes for answer in every)
     pairs = [(a, b) for a, b in zip(best[CONDITIONAL], best[FILTERED]) if max(a, b) > -math.inf]
     both = [a - b for a, b in pairs if min(a, b) > -math.inf]
@@ -244,9 +249,9 @@ def measure(run: Run) -> list[Row]:
     width = run.pick(16, 128)
     shakespeare_folder, multi30k = run.dataset("tiny-shakespeare"), run.dataset("multi30k-en-de")
     steps, more, words = run.pick((2, 2, 2), (STEPS, MORE, WORD_STEPS))
-    jobs = {"adapted": partial(adapted, shakespeare_folder, run.seed, width, steps, run.pick(40, 2048)),
-            "windowed": partial(windowed, shakespeare_folder, run.seed, width, steps, more, run.pick(2, 256)),
-            "degenerate": partial(degenerate, multi30k, run.seed, width, words, run.pick(2, 60))}
+    jobs = {"adapted": partial(compare_adaptation, shakespeare_folder, run.seed, width, steps, run.pick(40, 2048)),
+            "windowed": partial(compare_windows, shakespeare_folder, run.seed, width, steps, more, run.pick(2, 256)),
+            "degenerate": partial(compare_searches, multi30k, run.seed, width, words, run.pick(2, 60))}
     state, windows, search = run.cells(jobs).values()
     rates = [f"{name.removesuffix(', rate')} {value:g}" for name, value in state.items() if name.endswith("rate")]
     run.note(f"rates chosen: {'; '.join(rates)}")

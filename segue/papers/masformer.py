@@ -1,10 +1,11 @@
 """Efficient Long-Range Transformers: You Need to Attend More, but Not Necessarily at Every Layer (Zhang et al. 2023,
 arXiv 2310.12442).
 
-MASFormer: a few layers at the bottom of the stack attend to everything, all others to their own block of positions.
-Here: recall of pairs that were read many blocks before, by equal stacks that differ in their layers' spans alone;
-what happens when a trained full model is given local layers; and the same stacks on the text of novels.
-"""
+MASFormer: a few layers at the bottom of the stack have full attention, all others attend within blocks of positions.
+Equal stacks that differ only in the span of their layers recall key-value pairs read many blocks earlier; a trained
+full model is also converted to local layers and trained on. The verdict compares two full layers of four with all full
+and all local, by accuracy and by the share of query-key pairs that attention computes. The same stacks on the text of
+novels are reported beside it. """
 
 from __future__ import annotations
 
@@ -42,18 +43,18 @@ TEXT_BLOCK, TEXT_LENGTH = 128, 1024  # an eighth, as in the paper
 ON_TEXT = ("all full", "2 full at the bottom", "all local")
 
 
-def pairs(rows: int, length: int, generator: torch.Generator) -> Batch:
-    """Pairs of a key and its value in the first quarter, filler, and the keys once more, one by one and in any order,
-    in the last quarter, where each asks for its value. An element comes as two marks, for itself and for the one before
-    it, so that every stack, whatever its spans, knows which value stands behind which key."""
+def sample_recall(rows: int, length: int, generator: torch.Generator) -> Batch:
+    """Key-value pairs in the first quarter, filler, and in the last quarter each key once more, in random order, with
+    its value as the target. Inputs are two one-hot vectors (of the element and of the one before it), so that every
+    stack, whatever its spans, can tell which value follows which key."""
     tokens = KEYS + VALUES + torch.randint(FILLER, (rows, length), generator=generator)
     targets = torch.full_like(tokens, -1)
 
-    def some(of: int, count: int) -> torch.Tensor:
+    def choose(of: int, count: int) -> torch.Tensor:
         return torch.rand(rows, of, generator=generator).argsort(1)[:, :count]
 
-    keys, values = some(KEYS, PAIRS), KEYS + torch.randint(VALUES, (rows, PAIRS), generator=generator)
-    where, asked = 2 * some(length // 8, PAIRS), 3 * length // 4 + some(length // 4, PAIRS)
+    keys, values = choose(KEYS, PAIRS), KEYS + torch.randint(VALUES, (rows, PAIRS), generator=generator)
+    where, asked = 2 * choose(length // 8, PAIRS), 3 * length // 4 + choose(length // 4, PAIRS)
     for at, element in ((where, keys), (where + 1, values), (asked, keys)):
         tokens.scatter_(1, at, element)
     marks = F.one_hot(torch.stack([tokens, tokens.roll(1, 1)], 2), ELEMENTS).float()
@@ -61,7 +62,7 @@ def pairs(rows: int, length: int, generator: torch.Generator) -> Batch:
     return Batch(marks.flatten(2), targets.scatter(1, asked, values))
 
 
-TASK = Task("far pairs", ELEMENTS, pairs, 1 / VALUES, "arXiv 2310.12442", shortest=32)
+TASK = Task("far pairs", ELEMENTS, sample_recall, 1 / VALUES, "arXiv 2310.12442", shortest=32)
 
 
 def build(pattern: str, width: int) -> Stack:
@@ -69,34 +70,36 @@ def build(pattern: str, width: int) -> Stack:
                              inputs=2 * ELEMENTS, tied=False))
 
 
-def looked_at(model: Stack, length: int) -> int:
-    """Pairs of positions that the layers' rules let see each other, all layers together."""
+def count_attended_pairs(model: Stack, length: int) -> int:
+    """The number of query-key pairs that the layers' attention masks allow, summed over layers."""
     layout = Layout.chain((1, length))
     seen = Pairs(layout.positions[:, :, None], layout.positions[:, None], layout.follows)
     return sum(int(block.mixer.rule(seen).sum()) for block in model.blocks if isinstance(block.mixer, Attention))
 
 
-def recall(arm: str, seed: int, steps: int, width: int, tests: int) -> dict[str, float]:
+def score_recall(arm: str, seed: int, steps: int, width: int, tests: int) -> dict[str, float]:
+    """Test accuracy, steps until solved and attended pairs. CONVERTED trains all full layers first."""
     torch.manual_seed(seed)
-    drawn = TASK.batches(32, (LENGTH, LENGTH), seed)
+    batches = TASK.batches(32, (LENGTH, LENGTH), seed)
     rate, check = 2e-3, TASK.test(64, LENGTH, seed + 1000)
     model = build(ARMS["all full" if arm == CONVERTED else arm], width)
     solved = StopWhenAccurate(check, 1.0, every=25)
-    taken = learn(model, drawn, steps, rate=rate, seed=seed, strategy=solved, cooldown=0.5).step
-    if arm == CONVERTED:  # the same weights under other masks, learning on
+    taken = learn(model, batches, steps, rate=rate, seed=seed, strategy=solved, cooldown=0.5).step
+    if arm == CONVERTED:  # the same weights under local masks, trained further
         full, before, model = model, taken, build(ARMS["2 full at the bottom"], width)
         model.load_state_dict(full.state_dict())
-        taken = learn(model, lambda step: drawn(before + step), steps, rate=rate, seed=seed, strategy=solved,
+        taken = learn(model, lambda step: batches(before + step), steps, rate=rate, seed=seed, strategy=solved,
                       cooldown=0.5).step
     return {"accuracy": accuracy(model, TASK.test(tests, LENGTH, seed)), "steps": taken,
-            "pairs": looked_at(model, LENGTH)}
+            "pairs": count_attended_pairs(model, LENGTH)}
 
 
-def reading(arm: str, folder: Path | None, seed: int, steps: int, width: int) -> dict[str, float]:
-    """Nats per character of the rest of the novels, in windows that do not overlap, and in their last quarter."""
+def score_novels(arm: str, folder: Path | None, seed: int, steps: int, width: int) -> dict[str, float]:
+    """Nats per character of the held-out text in disjoint windows, over all of a window and over its last quarter
+    (late)."""
     text, rest, symbols = novels(folder)
     torch.manual_seed(seed)
-    # Keys and queries see the element before theirs, as above; all arms alike.
+    # Two taps: queries, keys and values also see the element before theirs, as in the recall task; in every arm.
     model = Stack(StackConfig(symbols, width, expand_pattern(ARMS[arm]),
                               {"attention": {"taps": 2}, "attention:block": {"taps": 2, "block": TEXT_BLOCK}}))
 
@@ -111,14 +114,14 @@ def reading(arm: str, folder: Path | None, seed: int, steps: int, width: int) ->
         nats = torch.cat([F.cross_entropy(model(some[:, :-1]).logits.transpose(1, 2), some[:, 1:], reduction="none")
                           for some in pieces.split(8)])
     return {"nats": float(nats.mean()), "late": float(nats[:, -TEXT_LENGTH // 4 :].mean()),
-            "pairs": looked_at(model, TEXT_LENGTH)}
+            "pairs": count_attended_pairs(model, TEXT_LENGTH)}
 
 
 def measure(run: Run) -> list[Row]:
     steps, width, tests, reads = run.pick((2, 16, 16, 2), (400, 64, 512, 200))
     arms, folder = [*ARMS, CONVERTED], run.dataset("gutenberg-novels")
-    jobs = {f"{arm}, seed {run.seed}": partial(recall, arm, run.seed, steps, width, tests) for arm in arms}
-    jobs |= {f"{arm}, novels": partial(reading, arm, folder, run.seed, reads, width) for arm in ON_TEXT}
+    jobs = {f"{arm}, seed {run.seed}": partial(score_recall, arm, run.seed, steps, width, tests) for arm in arms}
+    jobs |= {f"{arm}, novels": partial(score_novels, arm, folder, run.seed, reads, width) for arm in ON_TEXT}
     cells = run.cells(jobs)
     found, text = ({arm: cells[f"{arm}, {of}"] for arm in some}
                    for some, of in ((arms, f"seed {run.seed}"), (ON_TEXT, "novels")))

@@ -1,9 +1,9 @@
 """Music Transformer (Huang et al. 2018, arXiv 1809.04281).
 
-Two statements: attention that knows relative distances is the better model of music, here of Bach's chorales (per note,
-on the grid of sixteenths; also with how far apart notes are in time and in pitch) and of folk tunes (per character of
-their ABC notation); and skewing q E^T needs one vector per distance, where the way before needed one per pair of
-positions.
+Two statements. (1) Attention with relative positions models music better than absolute sinusoids alone: nats per note
+of Bach's chorales (on the grid of sixteenths; a third arm also has relative time and pitch) and nats per character of
+folk tunes in ABC notation (reported beside). (2) Skewing q E^T needs one vector per distance, where the formulation of
+Shaw et al. needs one per pair of positions: the memory beyond the scores themselves, by length. The verdict needs both.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
 LOW, PITCHES = 30, 60  # MIDI pitches of the table, with room to transpose; one more element is silence
 CONTEXT, ROWS = 256, 8
-HEAD = 64  # features of a head where memory is measured
+HEAD = 64  # features of the head whose memory is measured
 RELATIVE = {"positions": "sinusoidal", "relative": CONTEXT // 2}  # half the length, as in the paper
-NOTES = "sinusoids + relative + time and pitch"  # of notes, which the characters of tunes are not
+NOTES = "sinusoids + relative + time and pitch"  # for chorales only: characters of ABC have neither
 ARMS: dict[str, dict[str, Any]] = {
     "sinusoids": {"positions": "sinusoidal"},
     "sinusoids + relative": RELATIVE,
     NOTES: {**RELATIVE, "traits": {"time": CONTEXT // 4, "pitch": 4 * 12}},
 }
-# What `chorales` makes ids of: a step is over with the next soprano, and silence has no pitch.
+# Traits of the ids that `load_chorales` makes: time advances with each soprano note, and silence has no pitch.
 TRAITS: dict[str, dict[str, Any]] = {
     "time": {"of": [int(voice == 0) for voice in range(4) for _ in range(PITCHES + 1)], "sum": True},
     "pitch": {"of": [*range(LOW, LOW + PITCHES), None] * 4},
@@ -49,9 +49,9 @@ TRAITS: dict[str, dict[str, Any]] = {
 # --- the pieces ----------------------------------------------------------------------------------------------------
 
 
-def chorales(folder: Path | None, part: str) -> list[Tensor]:
-    """Pieces as (T,) element ids, soprano, alto, tenor, bass of a step in turn: the voice and the pitch in one id.
-    Without a folder, made-up ones whose voices hold and repeat."""
+def load_chorales(folder: Path | None, part: str) -> list[Tensor]:
+    """Pieces as (T,) ids, each of a voice and a pitch, with soprano, alto, tenor and bass of a step in turn. Without a
+    folder, made-up pieces whose voices hold their notes."""
     if folder is None:
         generator = torch.Generator().manual_seed(len(part))
         moves = torch.randint(-2, 3, (6, 20, 4), generator=generator).cumsum(1)
@@ -66,13 +66,13 @@ def chorales(folder: Path | None, part: str) -> list[Tensor]:
     return pieces
 
 
-def transposed(piece: Tensor, semitones: int) -> Tensor:
-    """All notes higher by so many semitones; silence stays silence."""
+def transpose_piece(piece: Tensor, semitones: int) -> Tensor:
+    """The piece with its notes raised by so many semitones; silence stays silence."""
     return torch.where(piece % (PITCHES + 1) == PITCHES, piece, piece + semitones)
 
 
-def tunes(folder: Path, part: str) -> list[Tensor]:
-    """Folk tunes as (T,) characters; every tenth tune is for testing."""
+def load_tunes(folder: Path, part: str) -> list[Tensor]:
+    """Folk tunes as (T,) character ids; every tenth tune is a test tune."""
     with zipfile.ZipFile(folder / "nottingham-abc-cleaned.zip") as archive:
         text = "\n".join(archive.read(name).decode("utf-8", "replace") for name in sorted(archive.namelist())
                          if name.endswith(".abc"))
@@ -81,16 +81,17 @@ def tunes(folder: Path, part: str) -> list[Tensor]:
     return [torch.tensor([min(ord(letter), 127) for letter in tune]) for tune in chosen]
 
 
-def crop(piece: Tensor, begin: int) -> tuple[Tensor, Tensor]:
-    """CONTEXT elements from `begin` and what follows each, -1 beyond the end of the piece."""
+def crop_piece(piece: Tensor, begin: int) -> tuple[Tensor, Tensor]:
+    """CONTEXT elements from `begin` and their next elements, which are -1 (not scored) beyond the end of the piece."""
     window = piece[begin : begin + CONTEXT + 1]
     tokens, targets = torch.zeros(CONTEXT, dtype=torch.long), torch.full((CONTEXT,), -1)
     tokens[: len(window) - 1], targets[: len(window) - 1] = window[:-1], window[1:]
     return tokens, targets
 
 
-def training(pieces: list[Tensor], unit: int, transpose: bool, seed: int, step: int) -> Batch:
-    """Random pieces from a random multiple of `unit`, each transposed by -3 to 3 semitones."""
+def sample_batch(pieces: list[Tensor], unit: int, transpose: bool, seed: int, step: int) -> Batch:
+    """ROWS crops of random pieces, each beginning at a multiple of `unit`; with `transpose` moved by -3 to 3
+    semitones."""
     generator = generator_of(seed, step)
     rows = []
     for _ in range(ROWS):
@@ -98,16 +99,16 @@ def training(pieces: list[Tensor], unit: int, transpose: bool, seed: int, step: 
         starts = max(0, len(piece) - CONTEXT - 1) // unit + 1
         begin = unit * int(torch.randint(starts, (), generator=generator))
         shift = int(torch.randint(-3, 4, (), generator=generator)) if transpose else 0
-        rows.append(crop(transposed(piece, shift) if shift else piece, begin))
+        rows.append(crop_piece(transpose_piece(piece, shift) if shift else piece, begin))
     tokens, targets = (torch.stack(x) for x in zip(*rows))
     return Batch(tokens, targets)
 
 
 @torch.no_grad()
-def nats(model: Stack, pieces: list[Tensor]) -> float:
-    """Nats per element in windows that do not overlap; the first element of each is given."""
+def nats_per_element(model: Stack, pieces: list[Tensor]) -> float:
+    """Nats per element in disjoint windows, of which the first element is given."""
     model.eval()
-    windows = [crop(piece, begin) for piece in pieces for begin in range(0, len(piece) - 1, CONTEXT)]
+    windows = [crop_piece(piece, begin) for piece in pieces for begin in range(0, len(piece) - 1, CONTEXT)]
     total, count = 0.0, 0
     for at in range(0, len(windows), 16):
         tokens, targets = (torch.stack(x) for x in zip(*windows[at : at + 16]))
@@ -116,24 +117,26 @@ def nats(model: Stack, pieces: list[Tensor]) -> float:
     return total / count
 
 
-def fitted(arm: str, data: str, folder: Path | None, seed: int, steps: int, width: int) -> float:
-    """Train on one kind of music; nats per element of the pieces kept for testing."""
-    read, unit = (chorales, 4) if data == "chorales" else (tunes, 1)
+def train_and_score(arm: str, data: str, folder: Path | None, seed: int, steps: int, width: int) -> float:
+    """Train on one kind of music; nats per element of the test pieces."""
+    read, unit = (load_chorales, 4) if data == "chorales" else (load_tunes, 1)
     assert folder is not None or data == "chorales"
     learned, test = (read(folder, part) for part in ("train", "test"))  # type: ignore[arg-type]
     torch.manual_seed(seed)
     vocabulary = 4 * (PITCHES + 1) if data == "chorales" else 128
     model = Stack(StackConfig(vocabulary, width, ["attention"] * 3, {"attention": ARMS[arm]}, norm="layer", tied=False,
                               traits=TRAITS if arm == NOTES else {}))
-    learn(model, partial(training, learned, unit, data == "chorales", seed), steps, rate=1e-3, seed=seed)
-    return nats(model, test)
+    learn(model, partial(sample_batch, learned, unit, data == "chorales", seed), steps, rate=1e-3, seed=seed)
+    return nats_per_element(model, test)
 
 
 # --- memory --------------------------------------------------------------------------------------------------------
 
 
-def scores(how: str, length: int) -> dict[str, float]:
-    """Seconds, and bytes beyond the scores themselves, of the relative scores of one head, both ways."""
+def measure_scores(how: str, length: int) -> dict[str, float]:
+    """Seconds, and bytes beyond the scores themselves, to compute the relative scores of one head.
+
+    how: "skewed", or "looked up" with a vector per pair of positions."""
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(1, 1, length, HEAD, generator=generator)
     table = torch.randn(1, length, HEAD, generator=generator)
@@ -160,13 +163,14 @@ def measure(run: Run) -> list[Row]:
     jobs = {(arm, "chorales", seed): steps for seed in range(run.seed, run.seed + seeds) for arm in ARMS}
     if run.scale != "smoke":  # there are no made-up tunes
         jobs |= {(arm, "tunes", run.seed): steps // 2 for arm in ARMS if arm != NOTES}
-    done = run.cells({f"{arm}, {data}, seed {seed}": partial(fitted, arm, data, folders[data], seed, count, width)
+    done = run.cells({f"{arm}, {data}, seed {seed}":
+                      partial(train_and_score, arm, data, folders[data], seed, count, width)
                       for (arm, data, seed), count in jobs.items()})
     table: list[Row] = [{"part": data, "arm": arm, "seed": seed, "length": CONTEXT, "nats": value, "MiB": None,
                          "seconds": None} for (arm, data, seed), value in zip(jobs, done.values())]
     for length in run.pick([64, 128], [256, 512, 1024, 2048]):
         for how in ("skewed", "looked up"):
-            found = run.cell(f"scores {how} {length}", partial(scores, how, length))
+            found = run.cell(f"scores {how} {length}", partial(measure_scores, how, length))
             table.append({"part": "memory", "arm": how, "seed": run.seed, "length": length, "nats": None,
                           "MiB": found["bytes"] / 2**20, "seconds": found["seconds"]})
     run.note(f"3 layers of width {width}, 4 heads, rows of {CONTEXT} x {ROWS}, AdamW at 1e-3 with linear decay, "

@@ -1,7 +1,10 @@
 """Unlocking State-Tracking in Linear RNNs Through Negative Eigenvalues (Grazzi et al. 2024, arXiv 2411.12537).
 
-Two of its statements, each with its arms: a diagonal linear recurrence learns parity once its factors may be negative;
-counting modulo three needs more than that, products of reflections.
+Two of its statements: a diagonal linear recurrence learns parity once its eigenvalues may be negative, and sums modulo
+three take more than that, products of (generalised) Householder reflections. One layer of Mamba or DeltaNet with
+eigenvalues in [0, 1] or [-1, 1], trained on up to 40 symbols and tested at 40 and to 256, with three seeds. The verdict
+needs each winner near perfect and each of the other arms clearly not; scale gpu adds the paper's own lengths and swaps
+of five elements (S5).
 """
 
 from __future__ import annotations
@@ -25,8 +28,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TRAINED, FAR, SHORT = 40, 256, 16
-PAPER = {"parity": 1.0, "sum mod 3": 0.971}  # scaled, of the winners
-FRESH = 1000  # the stream of tests from which no choice was made
+PAPER = {"parity": 1.0, "sum mod 3": 0.971}  # the paper's scaled accuracies (0 is chance) of the winning arms
+FRESH = 1000  # offset of the seeds of test rows on which nothing was chosen
 SEEDS = 3
 TRACKED = {"parity": tracking("parity", counter(2, 2)), "sum mod 3": tracking("sum mod 3", counter(3, 3)),
            "S5 swaps": TASKS["s5-swaps"]}
@@ -37,7 +40,7 @@ ARMS: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
     ("sum mod 3", "DeltaNet, 2 steps, [0, 1]"): ("deltanet", {"eigenvalues": (0, 1), "householders": 2}),
     ("sum mod 3", "Mamba, [-1, 1]"): ("mamba", {"eigenvalues": (-1, 1), "states": 4}),
 }
-SWAPS: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {  # at scale gpu, too
+SWAPS: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {  # only at scale gpu
     ("S5 swaps", "DeltaNet, [-1, 1]"): ("deltanet", {"eigenvalues": (-1, 1), "heads": 8}),
     ("S5 swaps", "DeltaNet, [0, 1]"): ("deltanet", {"eigenvalues": (0, 1), "heads": 8}),
 }
@@ -45,9 +48,9 @@ SWAPS: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {  # at scale gpu, to
 
 @dataclass(frozen=True)
 class Lesson:
-    """How a task is learned. steps of `rows` rows, by AdamW at `rate`, which falls to zero in the last `cooldown` of
-    the steps; the first `short` of them have up to 16 symbols, the others up to 40. test: which stream is tested on.
-    channel: the channel mixer behind the one layer."""
+    """How a task is trained: `steps` of `rows` rows by AdamW at `rate`, which falls to zero over the last `cooldown`
+    (share of the steps); the first `short` (share) have up to 16 symbols, the others up to 40. test: offset of the test
+    rows' seed. channel: the channel mixer after the one layer."""
 
     steps: int
     rows: int
@@ -58,8 +61,9 @@ class Lesson:
     channel: str = "none"
 
 
-def track(arm: tuple[str, str], seed: int, lesson: Lesson, width: int, device: str) -> dict[str, float]:
-    """One layer, every prefix asked for, rows of 3 to 40 symbols behind a start token."""
+def train_tracker(arm: tuple[str, str], seed: int, lesson: Lesson, width: int, device: str) -> dict[str, float]:
+    """Train one layer on the state after every prefix (rows of 3 to 40 symbols after a start token); its test accuracy
+    at the last position of TRAINED symbols (near) and over all positions of FAR symbols (far)."""
     (mixer, options), task = (ARMS | SWAPS)[arm], TRACKED[arm[0]]
     torch.manual_seed(seed)
     model = Stack(StackConfig(task.vocabulary, width, [mixer], {mixer: options}, channel=lesson.channel)).to(device)
@@ -67,7 +71,7 @@ def track(arm: tuple[str, str], seed: int, lesson: Lesson, width: int, device: s
     learn(model, lambda step: (short if step < lesson.short * lesson.steps else long)(step), lesson.steps,
           rate=lesson.rate, state_rate=5e-3, cooldown=lesson.cooldown, seed=seed)
     near, far = (task.test(256, 1 + length, lesson.test + seed) for length in (TRAINED, FAR))
-    near.targets[:, :-1] = -1  # its last position
+    near.targets[:, :-1] = -1  # score the last position alone
     return {"near": accuracy(model, near), "far": accuracy(model, far)}
 
 
@@ -78,8 +82,8 @@ def measure(run: Run, arms: Mapping[tuple[str, str], Any] = ARMS) -> list[Row]:
         training["S5 swaps"] = replace(sums, channel="mlp")
     width = run.pick(16, 32, 64)
     seeds = range(run.seed, run.seed + run.pick(1, SEEDS))
-    jobs = {f"{' '.join(arm)} {seed}": partial(track, arm, seed, training[arm[0]], width, run.device)
-            for arm in reversed(list(arms)) for seed in seeds}  # the slow ones first
+    jobs = {f"{' '.join(arm)} {seed}": partial(train_tracker, arm, seed, training[arm[0]], width, run.device)
+            for arm in reversed(list(arms)) for seed in seeds}  # the slowest arms first, so that processes end together
     done = run.cells(jobs)
     table: list[Row] = []
     for arm in arms:
@@ -116,11 +120,11 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
 
 
 def judge_far(table: list[Row]) -> tuple[Verdict, str]:
-    """The rule of scale gpu: that of scale cpu, the lengths beyond, and swaps."""
+    """The rule of scale gpu: that of scale cpu, accuracy at the longer lengths, and swaps of S5."""
     verdict, reason = judge([row for row in table if row["task"] != "S5 swaps"])
     rows = {(row["task"], row["model"]): row for row in table}
     best = f"best at {TRAINED}"
-    parity, sums = (scaled(rows[arm][f"best to {FAR}"], chance) for arm, chance in
+    parity, sums = (rescale(rows[arm][f"best to {FAR}"], chance) for arm, chance in
                     ((("parity", "Mamba, [-1, 1]"), 1 / 2), (("sum mod 3", "DeltaNet, 2 steps, [-1, 1]"), 1 / 3)))
     signed, plain = (rows[arm][best] for arm in SWAPS)
     reason += (f"; scaled, best of the seeds, over all positions to {FAR}: parity {parity:.3f}, sums {sums:.3f}; swaps "
@@ -131,8 +135,8 @@ def judge_far(table: list[Row]) -> tuple[Verdict, str]:
     return ("confirmed" if verdict == "confirmed" and far and signed >= 0.95 else "inconclusive"), reason
 
 
-def scaled(accuracy: float, chance: float) -> float:
-    """0 is chance, 1 all right."""
+def rescale(accuracy: float, chance: float) -> float:
+    """Accuracy rescaled so that 0 is chance and 1 perfect."""
     return (accuracy - chance) / (1 - chance)
 
 

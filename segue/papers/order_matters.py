@@ -1,9 +1,11 @@
 """Order Matters: Sequence to sequence for sets (Vinyals, Bengio & Kudlur 2015, arXiv 1511.06391).
 
-Three of its experiments: numbers are sorted by pointing, read in order or as a set; variables that hang on one of them
-are learned with that one first or last; and words that know their position are learned in the order that a search
-finds.
-"""
+Three of its experiments; the verdict needs all three, by means over three seeds. (1) Sorting five numbers with a
+pointer network whose encoder is an LSTM or a set encoder of 0, 1 or 5 processing steps, without and with a glimpse:
+more steps must sort better. (2) A star-shaped graphical model whose leaves depend on one head variable, learned with
+the head first or last: from few samples the head-first order must be easier. (3) 5-grams of a novel, as words with
+their positions, in two fixed orders and with a search over both during training: the search must settle on the better
+one. """
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from segue.models import PointerConfig, PointerNetwork, SetConfig, Stack, StackC
 from segue.objectives import Batch, NextElement, OrderSearch
 from segue.objectives.order import Sets
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.papers.corpora import commonest
+from segue.papers.corpora import frequent_word_ids
 from segue.tasks import GEOMETRY
 from segue.training.learn import learn
 
@@ -34,15 +36,15 @@ SORT, STAR, GRAMS = "sorting", "star", "5-grams"
 READS: dict[str, int | None] = {"LSTM": None, "P = 0": 0, "P = 1": 1, "P = 5": 5}
 NUMBERS = 5  # to sort
 VARIABLES, SYMBOLS, FEW, MANY = 15, 10, 500, 20_000
-GRAM, HARD = 5, [4, 0, 2, 3, 1]  # words, and the order 5 1 3 4 2
+GRAM, HARD = 5, [4, 0, 2, 3, 1]  # words of a 5-gram; the order 5 1 3 4 2
 NATURAL, OTHER, SEARCH, SETTLED = "in order", "as 5 1 3 4 2", "search over both", "sets easier in order"
 
 
 # --- sorting -------------------------------------------------------------------------------------------------------
 
 
-def sort(reads: str, glimpses: int, seed: int, steps: int, rows: int, width: int, tests: int) -> float:
-    """The share of sets of numbers that are sorted without a fault. Nothing keeps a number from being said twice."""
+def score_sorting(reads: str, glimpses: int, seed: int, steps: int, rows: int, width: int, tests: int) -> float:
+    """The share of sets that are sorted without a fault. Nothing forbids pointing at a number twice."""
     torch.manual_seed(seed)
     process = READS[reads]
     encoder: Any = StackConfig(1, width, ["lstm"], channel="none", inputs=1, tied=False) if process is None else \
@@ -51,7 +53,7 @@ def sort(reads: str, glimpses: int, seed: int, steps: int, rows: int, width: int
     learn(model, GEOMETRY["sorting"].batches(rows, (NUMBERS, NUMBERS), seed), steps, rate=1e-3, seed=seed, cooldown=0.3)
     batch = GEOMETRY["sorting"].test(tests, NUMBERS, seed)
     with torch.no_grad():
-        guess = model(batch.tokens).logits.argmax(-1)  # all are right if, and only if, they are when decoding
+        guess = model(batch.tokens).logits.argmax(-1)  # all right under teacher forcing if, and only if, greedily
     return float(((guess == batch.targets) | (batch.targets < 0)).all(1).float().mean())
 
 
@@ -59,7 +61,7 @@ def sort(reads: str, glimpses: int, seed: int, steps: int, rows: int, width: int
 
 
 class Star:
-    """A head and variables that depend on it alone, each by a table of its own, drawn."""
+    """A graphical model of a head and leaves that depend on it alone, each by its own random conditional table."""
 
     def __init__(self, seed: int) -> None:
         self.random = np.random.default_rng((seed, 1 << 40))
@@ -67,76 +69,78 @@ class Star:
         self.head = np.full(SYMBOLS, 1 / SYMBOLS)
 
     def draw(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows (rows, 15), the head first, and their log-probabilities."""
+        """Samples (rows, 15), the head first, and their log-probabilities (rows,)."""
         head = self.random.choice(SYMBOLS, rows, p=self.head)
         chances = self.tables[:, head]  # (14, rows, 10)
         leaves = (self.random.random((*chances.shape[:2], 1)) > chances.cumsum(-1)).sum(-1).clip(max=SYMBOLS - 1)
-        said = np.take_along_axis(chances, leaves[..., None], -1)[..., 0]
-        return np.concatenate([head[:, None], leaves.T], 1), np.log(self.head[head]) + np.log(said).sum(0)
+        probability = np.take_along_axis(chances, leaves[..., None], -1)[..., 0]
+        return np.concatenate([head[:, None], leaves.T], 1), np.log(self.head[head]) + np.log(probability).sum(0)
 
 
-def sequences(values: np.ndarray) -> Batch:
-    """Begin, then the values, of which all are asked for."""
+def make_batch(values: np.ndarray) -> Batch:
+    """A begin symbol, then the values (rows, T), all of which are targets."""
     targets = torch.from_numpy(values).long()
     return Batch(F.pad(targets[:, :-1], (1, 0), value=int(SYMBOLS)), targets)
 
 
-def star(head_first: bool, samples: int, seed: int, steps: int, rows: int, width: int, tests: int) -> float:
-    """Nats a row above those of the true distribution."""
+def score_star(head_first: bool, samples: int, seed: int, steps: int, rows: int, width: int, tests: int) -> float:
+    """Nats per row above the entropy estimate of the true distribution, on test rows."""
     graph = Star(seed)
-    (learned, _), (held, _), (tested, truth) = (graph.draw(count) for count in (samples, tests, tests))
+    (learned, _), (validation, _), (tested, truth) = (graph.draw(count) for count in (samples, tests, tests))
     if not head_first:
-        learned, held, tested = (np.roll(values, -1, 1) for values in (learned, held, tested))
+        learned, validation, tested = (np.roll(values, -1, 1) for values in (learned, validation, tested))
     torch.manual_seed(seed)
     model = Stack(StackConfig(SYMBOLS + 1, width, ["lstm"], channel="none", learned_positions=VARIABLES, tied=False))
 
     def batches(step: int) -> Batch:
-        return sequences(learned[np.random.default_rng((seed, step)).integers(0, samples, rows)])
+        return make_batch(learned[np.random.default_rng((seed, step)).integers(0, samples, rows)])
 
     @torch.no_grad()
-    def nats(net: nn.Module, values: np.ndarray) -> float:
-        return float(NextElement()(net, sequences(values)).total) / len(values)
+    def nats_per_row(net: nn.Module, values: np.ndarray) -> float:
+        return float(NextElement()(net, make_batch(values)).total) / len(values)
 
     learn(model, batches, steps, rate=3e-3, seed=seed, cooldown=0.3, measure=20, patience=20,
-          held_out=lambda net: nats(net, held))
-    return nats(model, tested) + float(truth.mean())
+          held_out=lambda net: nats_per_row(net, validation))
+    return nats_per_row(model, tested) + float(truth.mean())
 
 
 # --- words with their positions ------------------------------------------------------------------------------------
 
 
-def words(path: Path | None, size: int) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
-    """How many words there are (0 for all others), and parts of a novel to learn from (nine tenths), to look at and to
-    test on; made up where there is no data: a walk."""
+def load_words(path: Path | None, size: int) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+    """The vocabulary's size (id 0 is any other word), and the training (nine tenths), validation and test parts of a
+    novel as ids; a random walk where there is no data."""
     if path is None:
         walk = np.random.default_rng(0).integers(1, 4, 3000).cumsum() % size
         return size, walk[:2000], walk[2000:2500], walk[2500:]
     text = re.findall(r"[a-z']+|[^\sa-z']", gzip.decompress(path.read_bytes()).decode("utf-8").lower())
     first, second = (len(text) * share // 20 for share in (18, 19))
-    common = commonest(text[:first], size - 1, first=1)
+    common = frequent_word_ids(text[:first], size - 1, first=1)
     ids = np.array([common.get(word, 0) for word in text])
     return size, ids[:first], ids[first:second], ids[second:]
 
 
-def grams(text: np.ndarray, begins: np.ndarray, size: int) -> Batch:
-    """Begin, then the words from each place on as elements that know their position."""
+def make_gram_batch(text: np.ndarray, begins: np.ndarray, size: int) -> Batch:
+    """A begin symbol, then the GRAM words from each of `begins` on, as ids of a word at its position in the 5-gram."""
     places = np.arange(GRAM)
     targets = torch.from_numpy(text[begins[:, None] + places] + size * places)
     return Batch(F.pad(targets[:, :-1], (1, 0), value=size * GRAM), targets)
 
 
-def ngrams(arm: str, path: str | None, seed: int, steps: int, searched: int, rows: int, width: int, size: int,
-           tests: int) -> dict[str, float]:
-    """The perplexity of a word, its position told too, in the order of the arm; of a search in the order in which most
-    held-out sets are likelier, and how many these are. searched: the steps with orders at random that a search begins
-    with; then it draws them, and after a quarter of the steps takes the likelier one."""
-    size, learned, held, tested = words(None if path is None else Path(path), size)
+def score_grams(arm: str, path: str | None, seed: int, steps: int, searched: int, rows: int, width: int, size: int,
+                tests: int) -> dict[str, float]:
+    """Perplexity per word (with its position) in the arm's order, which for the search is the one that makes most
+    validation 5-grams likelier, and the share of these that prefer the natural order.
+
+    searched: the steps for which the search draws orders uniformly; then it samples them by their likelihood, and after
+    a quarter of all steps takes the likelier one."""
+    size, learned, validation, tested = load_words(None if path is None else Path(path), size)
     torch.manual_seed(seed)
     model = Stack(StackConfig(size * GRAM + 1, width, ["lstm"], channel="none"))
 
     def batches(first: int, step: int) -> Batch:
         begins = np.random.default_rng((seed, first + step)).integers(0, len(learned) - GRAM, rows)
-        return grams(learned, begins, size)
+        return make_gram_batch(learned, begins, size)
 
     orders = {NATURAL: [list(range(GRAM))], OTHER: [HARD]}.get(arm, [list(range(GRAM)), HARD])
     if arm == SEARCH:
@@ -149,13 +153,13 @@ def ngrams(arm: str, path: str | None, seed: int, steps: int, searched: int, row
               objective=OrderSearch("fixed", orders))
 
     def scores(text: np.ndarray) -> Tensor:
-        """(N, orders), log-probabilities of 5-grams from all over the text."""
+        """(N, orders): log-probabilities of evenly spaced 5-grams of the text."""
         begins = np.linspace(0, len(text) - GRAM, tests, dtype=np.int64)
-        parts = [Sets(grams(text, some, size)) for some in np.array_split(begins, max(1, len(begins) // 250))]
-        return torch.cat([torch.stack([sets.scored(model, torch.tensor([order]).expand(len(sets.row), -1))
+        parts = [Sets(make_gram_batch(text, some, size)) for some in np.array_split(begins, max(1, len(begins) // 250))]
+        return torch.cat([torch.stack([sets.score_orders(model, torch.tensor([order]).expand(len(sets.row), -1))
                                        for order in orders], 1) for sets in parts])
 
-    share = float((scores(held)[:, 0] >= scores(held)[:, -1]).float().mean())
+    share = float((scores(validation)[:, 0] >= scores(validation)[:, -1]).float().mean())
     chosen = scores(tested)[:, 0 if share >= 0.5 else -1]
     return {"perplexity": float(torch.exp(-chosen.mean() / GRAM)), "share": share}
 
@@ -191,16 +195,16 @@ def measure(run: Run) -> list[Row]:
     wanted: dict[str, Any] = {}
     for seed in seeds:
         for arm in (SEARCH, NATURAL, OTHER):
-            wanted[f"{GRAMS} {arm} {seed}"] = partial(ngrams, arm, place, seed, cut["grams"], searched,
+            wanted[f"{GRAMS} {arm} {seed}"] = partial(score_grams, arm, place, seed, cut["grams"], searched,
                                                       rows // 2, width, size, tests)
         for reads in READS:
             for glimpses in (0, 1):
-                wanted[f"{SORT} {reads} {glimpses} {seed}"] = partial(sort, reads, glimpses, seed, cut["sort"], rows,
-                                                                      width, tests)
+                wanted[f"{SORT} {reads} {glimpses} {seed}"] = partial(score_sorting, reads, glimpses, seed, cut["sort"],
+                                                                      rows, width, tests)
         for samples in (MANY, FEW):
             for first in (True, False):
-                wanted[f"{STAR} {first} {samples} {seed}"] = partial(star, first, samples, seed, cut[samples], rows,
-                                                                     width, tests)
+                wanted[f"{STAR} {first} {samples} {seed}"] = partial(score_star, first, samples, seed, cut[samples],
+                                                                     rows, width, tests)
     found = run.cells(wanted)
 
     def row(part: str, system: str, what: str, values: list[float]) -> Row:
@@ -229,7 +233,7 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
 
     blind, seeing, glimpsing = (mean(SORT, f"{reads}, {glimpses} glimpses")
                                 for reads, glimpses in (("P = 0", 0), ("P = 5", 0), ("P = 0", 1)))
-    behind = sum(max(one, five) <= none for none, one, five in zip(
+    no_gain = sum(max(one, five) <= none for none, one, five in zip(
         *(by_seed(SORT, f"P = {steps}, 0 glimpses") for steps in (0, 1, 5))))
     few = [mean(STAR, f"head {side}, {FEW:,} samples") for side in ("first", "last")]
     many = [mean(STAR, f"head {side}, {MANY:,} samples") for side in ("first", "last")]
@@ -240,7 +244,7 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
               f"star: {few[0]:.2f} nats above the truth head first, {few[1]:.2f} last by {FEW} samples, {many[0]:.2f} "
               f"and {many[1]:.2f} by {MANY:,}; 5-grams: perplexity {natural:.0f} in order, {other:.0f} as 5 1 3 4 2, "
               f"{search:.0f} by search, which settled on the better order in {sum(settled)} of {SEEDS} seeds")
-    if behind >= 2 or settled.count(False) >= 2:
+    if no_gain >= 2 or settled.count(False) >= 2:
         return "refuted", reason
     sorting = seeing - blind >= 0.1 and glimpsing - blind >= 0.1
     graph = few[1] >= 1.15 * few[0] and many[1] - many[0] <= (few[1] - few[0]) / 2

@@ -1,11 +1,12 @@
 """Decoder-Only or Encoder-Decoder? Interpreting Language Model as a Regularized Encoder-Decoder (2023,
 arXiv 2304.04052).
 
-A language model on a source and a target has one softmax over both, so that the source gets less of it the longer the
-target grows. Partial attention gives the source one of its own. Here: a source that must be gone through four times,
-each time for another feature of its symbols, and sentences from restaurant facts; by the same stack with its parts
-switched on and off.
-"""
+A decoder-only model has one softmax over source and target, so the source gets less attention as the target grows;
+partial attention (PALM) gives the source a softmax of its own. Language model, prefix language model and PALM, with its
+parts switched off one by one, are the same stack at equal parameters; a 2 + 2 layer encoder-decoder stands beside.
+Data: a synthetic task that passes through the source four times, and sentences from restaurant facts (E2E). The verdict
+needs the language model's attention to the source to fall, PALM's sensitivity to it to last, and gains on both data
+sets that the prefix language model does not explain. """
 
 from __future__ import annotations
 
@@ -42,34 +43,34 @@ SYMBOLS = VALUES**TIMES
 Pair = tuple[list[int], list[int]]
 
 
-def together(pairs: list[Pair], begin: int) -> Batch:
-    """Source, `begin`, target, of which only the target is asked for; the first two are the prompt."""
+def make_batch(pairs: list[Pair], begin: int) -> Batch:
+    """Rows of source, `begin`, target; the first two are the prompt, and only the target is scored."""
     batch = Batch.pairs(pairs, begin)
     ends = torch.tensor([len(source) for source, _ in pairs])[:, None]
     return replace(batch, prompt=torch.arange(batch.tokens.shape[1]) <= ends)
 
 
-def repeats(rows: int, random: np.random.Generator) -> Batch:
-    """Random symbols, and then four times through them, each time another of their four features: what was said before
-    does not tell it, so that the last step needs the source as much as the first."""
+def sample_passes(rows: int, random: np.random.Generator) -> Batch:
+    """Random symbols as sources; targets pass through them four times, each time with another of their four features.
+    Earlier passes do not reveal later ones, so that the last step needs the source as much as the first."""
     sources = random.integers(0, SYMBOLS, (rows, SOURCE))
     number = np.arange(TIMES)[:, None]
-    said = SYMBOLS + number * VALUES + sources[:, None] // VALUES**number % VALUES
-    return together(list(zip(sources.tolist(), said.reshape(rows, -1).tolist())), SYMBOLS + TIMES * VALUES)
+    features = SYMBOLS + number * VALUES + sources[:, None] // VALUES**number % VALUES
+    return make_batch(list(zip(sources.tolist(), features.reshape(rows, -1).tolist())), SYMBOLS + TIMES * VALUES)
 
 
-def sentences(facts: Facts, begin: int, rows: int, random: np.random.Generator) -> Batch:
-    """Facts, and one of the sentences that were written about them."""
+def sample_sentences(facts: Facts, begin: int, rows: int, random: np.random.Generator) -> Batch:
+    """Random facts, each with one of the sentences that were written about them."""
     keys, pairs = list(facts), list[Pair]()
     for number in random.integers(0, len(keys), rows):
         texts = facts[keys[number]]
         pairs.append((list(keys[number]), [*texts[random.integers(len(texts))], END]))
-    return together(pairs, begin)
+    return make_batch(pairs, begin)
 
 
 def build(ids: int, width: int, arm: str) -> Stack | EncoderDecoder:
-    """Models of one size over so many ids and one more, the mark between source and target: what partial and
-    cross-attention and positions add is taken from the channel mixers."""
+    """The arm's model over `ids` and one more, the separator of source and target. All arms have the same size: what
+    partial attention, cross-attention and positions add is taken from the channel mixers."""
     if arm == BOTH:
         encoder, decoder = (StackConfig(ids, width, ["attention"] * 2, {"attention": {"causal": causal}},
                                         hidden=2 * width - 22, learned_positions=128) for causal in (False, True))
@@ -79,7 +80,8 @@ def build(ids: int, width: int, arm: str) -> Stack | EncoderDecoder:
     return Stack(StackConfig(ids + 1, width, ["palm"] * 4, {"palm": {"heads": 4, **parts}}, hidden=hidden))
 
 
-def trained(arm: str, seed: int, ids: int, width: int, batches: Any, steps: int) -> Stack | EncoderDecoder:
+def train_arm(arm: str, seed: int, ids: int, width: int, batches: Any, steps: int) -> Stack | EncoderDecoder:
+    """Build the arm's model and train it."""
     torch.manual_seed(seed)
     model = build(ids, width, arm)
     learn(model, batches, steps, rate=RATE, seed=seed, muon=True, cooldown=0.7)
@@ -89,39 +91,43 @@ def trained(arm: str, seed: int, ids: int, width: int, batches: Any, steps: int)
 RATE, ROWS, STEPS, REAL_STEPS = 0.01, 16, 120, 150
 
 
-def copied(arm: str, seed: int, width: int, steps: int, rows: int) -> dict[str, Any]:
-    """By step of the target: the share that is right, attention to the source, and sensitivity to it."""
-    model = trained(arm, seed, SYMBOLS + TIMES * VALUES, width,
-                    lambda step: repeats(ROWS, np.random.default_rng((seed, step))), steps)
-    batch = repeats(rows, np.random.default_rng((seed, 0, 1)))
-    asked, layout = batch.targets >= 0, batch.layout
+def score_passes(arm: str, seed: int, width: int, steps: int, rows: int) -> dict[str, Any]:
+    """By step of the target: accuracy (right), attention to the source (mass) and sensitivity to it; also the share of
+    whole targets that are right (exact)."""
+    model = train_arm(arm, seed, SYMBOLS + TIMES * VALUES, width,
+                      lambda step: sample_passes(ROWS, np.random.default_rng((seed, step))), steps)
+    batch = sample_passes(rows, np.random.default_rng((seed, 0, 1)))
+    scored, layout = batch.targets >= 0, batch.layout
     with torch.no_grad():
         right = model(batch.tokens, layout).logits.argmax(-1) == batch.targets
-    mass = prompt_mass(model, batch.tokens, layout, asked) if isinstance(model, Stack) else torch.ones(TIMES * SOURCE)
-    moved = prompt_sensitivity(model, batch.tokens, layout, asked, layout.prompt & (batch.tokens < SYMBOLS))
-    return {"right": by_step(right.float(), asked).tolist(), "mass": mass.tolist(), "sensitivity": moved.tolist(),
-            "exact": float((right | ~asked).all(1).float().mean()),
+    mass = prompt_mass(model, batch.tokens, layout, scored) if isinstance(model, Stack) else torch.ones(TIMES * SOURCE)
+    moved = prompt_sensitivity(model, batch.tokens, layout, scored, layout.prompt & (batch.tokens < SYMBOLS))
+    return {"right": by_step(right.float(), scored).tolist(), "mass": mass.tolist(), "sensitivity": moved.tolist(),
+            "exact": float((right | ~scored).all(1).float().mean()),
             "parameters": sum(p.numel() for p in model.parameters())}
 
 
 @cache
-def task(folder: Path | None) -> tuple[int, Facts, Facts]:
-    """Vocabulary, facts to learn from and facts of the test set."""
+def load_restaurants(folder: Path | None) -> tuple[int, Facts, Facts]:
+    """The vocabulary's size, training facts and test facts, each with its sentences."""
     random = np.random.default_rng(0)
     vocabulary, train, _, test = restaurants(folder, 10_000, 1, random)
     return vocabulary, train, test
 
 
-def told(arm: str, seed: int, folder: Path | None, width: int, steps: int, held: int) -> dict[str, Any]:
-    """Nats per word of every test sentence, and BLEU of greedy ones against all references."""
-    vocabulary, train, test = task(folder)
-    model = trained(arm, seed, vocabulary, width,
-                    lambda step: sentences(train, vocabulary, ROWS, np.random.default_rng((seed, step))), steps)
+def score_sentences(arm: str, seed: int, folder: Path | None, width: int, steps: int, held: int) -> dict[str, Any]:
+    """Cross-entropy per word of all test sentences, and BLEU of `held` greedy sentences against all references."""
+    vocabulary, train, test = load_restaurants(folder)
+
+    def batches(step: int) -> Batch:
+        return sample_sentences(train, vocabulary, ROWS, np.random.default_rng((seed, step)))
+
+    model = train_arm(arm, seed, vocabulary, width, batches, steps)
     pairs = [(list(facts), [*text, END]) for facts, texts in test.items() for text in texts]
     nats = count = 0.0
     with torch.no_grad():
         for begin in range(0, len(pairs), 64):
-            loss = NextElement()(model, together(pairs[begin : begin + 64], vocabulary))
+            loss = NextElement()(model, make_batch(pairs[begin : begin + 64], vocabulary))
             nats, count = nats + float(loss.total), count + loss.count
     chosen = list(test)[:held]
     answers = generate(model, [[*facts, vocabulary] for facts in chosen], 50, eos=END, batch=64)
@@ -136,11 +142,13 @@ def measure(run: Run) -> list[Row]:
     jobs: dict[str, Any] = {}
     for seed in seeds:
         for arm in ARMS:
-            jobs[f"copy, {arm}, {seed}"] = partial(copied, arm, seed, width, steps, run.pick(8, 256))
-            jobs[f"told, {arm}, {seed}"] = partial(told, arm, seed, folder, width, real_steps, run.pick(2, 150))
+            jobs[f"copy, {arm}, {seed}"] = partial(score_passes, arm, seed, width, steps, run.pick(8, 256))
+            jobs[f"told, {arm}, {seed}"] = partial(score_sentences, arm, seed, folder, width, real_steps,
+                                                   run.pick(2, 150))
     for arm in (BOTH, *LESS):
-        jobs[f"copy, {arm}, {run.seed}"] = partial(copied, arm, run.seed, width, steps, run.pick(8, 256))
-    jobs[f"told, {BOTH}, {run.seed}"] = partial(told, BOTH, run.seed, folder, width, real_steps, run.pick(2, 150))
+        jobs[f"copy, {arm}, {run.seed}"] = partial(score_passes, arm, run.seed, width, steps, run.pick(8, 256))
+    jobs[f"told, {BOTH}, {run.seed}"] = partial(score_sentences, BOTH, run.seed, folder, width, real_steps,
+                                                run.pick(2, 150))
     done = run.cells(jobs)
     table: list[Row] = []
     for arm in (*ARMS, BOTH, *LESS):
@@ -148,14 +156,14 @@ def measure(run: Run) -> list[Row]:
                  for name in ("copy", "told")}
         cells = found["copy"]
 
-        def steps_of(what: str, cells: list[Any] = cells) -> np.ndarray:
+        def mean_by_step(what: str, cells: list[Any] = cells) -> np.ndarray:
             return np.mean([cell[what] for cell in cells], 0)
 
-        mass = steps_of("mass")
+        mass = mean_by_step("mass")
         row: Row = {"model": arm, "seeds": len(cells), "parameters": cells[0]["parameters"]}
         for number in range(TIMES):
             where = slice(number * SOURCE, (number + 1) * SOURCE)
-            row |= {f"{what}, time {number + 1}": float(steps_of(what)[where].mean())
+            row |= {f"{what}, time {number + 1}": float(mean_by_step(what)[where].mean())
                     for what in ("right", "mass", "sensitivity")}
         row |= {"mass, step 40 to step 4": float(mass[40] / mass[4]), "exact": mean(cell["exact"] for cell in cells)}
         row |= {what: mean(cell[what] for cell in found["told"]) if found["told"] else None

@@ -1,8 +1,10 @@
 """Peptide Sequencing Via Protein Language Models (2024, arXiv 2408.00892).
 
-Only some amino acids of a protein can be read where they stand; a language model that reads both ways fills in the
-rest. Here on resistance proteins, of which many are alleles of one gene: split at random and split by family, beside
-the commonest residue and a lookup of the most similar protein.
+Only some amino acids of a protein can be read where they stand; a bidirectional language model fills in the rest. On
+resistance proteins, many of which are alleles of one gene: held out at random or by family (clusters of similar
+proteins), with four (K1) or nine (K2) readable residues, beside the commonest residue and a lookup of the most similar
+training protein. The verdict asks whether the split makes the result (random far above family), and whether the network
+learns anything beyond retrieval.
 """
 
 from __future__ import annotations
@@ -30,13 +32,13 @@ from segue.training.learn import learn
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LETTERS = "ACDEFGHIKLMNPQRSTVWYX"  # what U, O, B, Z and J stand for is X
+LETTERS = "ACDEFGHIKLMNPQRSTVWYX"  # U, O, B, Z and J are read as X (unknown)
 CODEC = LetterCodec(LETTERS)
-MASK = CODEC.size - 1  # no protein has an end here
+MASK = CODEC.size - 1  # the codec's end-of-sequence id, which is not used here
 KNOWN = {"K1": "KCYM", "K2": "KCYMRHWST"}
 ARMS = {"random, K1": ("content", "K1"), "family, K1": ("cluster", "K1"), "random, K2": ("content", "K2")}
 TESTED = 0.1
-HIT = 0.5  # a lookup has found something where half of all letters that can be read in either are the same in both
+HIT = 0.5  # least agreement of a lookup that counts as a hit: share equal of the positions readable in either protein
 SHORTEST, LONGEST = 30, 300  # residues
 STEPS = 370
 COMMONEST, LOOKUP, NETWORK = "commonest residue", "lookup", "network"
@@ -44,8 +46,8 @@ COMMONEST, LOOKUP, NETWORK = "commonest residue", "lookup", "network"
 Rows = list[np.ndarray]
 
 
-def proteins(path: Path | None, seed: int = 0) -> Data:
-    """Different proteins of 30 to 300 residues; where there is no path made up, alleles of a few genes."""
+def load_proteins(path: Path | None, seed: int = 0) -> Data:
+    """Distinct proteins of 30 to 300 residues; without a path made-up alleles of a few genes."""
     if path is None:
         draw = np.random.default_rng(seed)
         genes = draw.integers(0, 20, (24, 40))
@@ -56,70 +58,72 @@ def proteins(path: Path | None, seed: int = 0) -> Data:
     return of(sorted(letters for letters in found if SHORTEST <= len(letters) <= LONGEST), kind="protein")
 
 
-def divided(path: Path | None, by: str, seed: int) -> tuple[Rows, Rows]:
-    """Ids to learn from and to be tested on."""
-    train, test = proteins(path, seed).split(TESTED, by=by, seed=seed)
+def split_proteins(path: Path | None, by: str, seed: int) -> tuple[Rows, Rows]:
+    """Training and test proteins as ids; by: how they are held out (`Data.split`)."""
+    train, test = load_proteins(path, seed).split(TESTED, by=by, seed=seed)
     return [CODEC.encode(each) for each in train.objects()], [CODEC.encode(each) for each in test.objects()]
 
 
-def batches(rows: Rows, known: Sequence[int], count: int, seed: int) -> Callable[[int], Batch]:
-    """So many proteins a step, in a new order each epoch, all but the known residues masked and asked for."""
+def masked_batches(rows: Rows, known: Sequence[int], count: int, seed: int) -> Callable[[int], Batch]:
+    """A function of the step: `count` proteins, reshuffled each epoch, with all but the known residues masked and
+    scored."""
     def draw(step: int) -> Batch:
         epoch, at = divmod(step, max(1, len(rows) // count))
         order = np.random.default_rng((seed, epoch)).permutation(len(rows))[at * count : (at + 1) * count]
-        return mask_some(batch_of([rows[i] for i in order]), MASK, LetterMask(tuple(known)), unmasked=0.0)
+        return mask_some(make_batch([rows[i] for i in order]), MASK, LetterMask(tuple(known)), unmasked=0.0)
 
     return draw
 
 
-def batch_of(rows: Rows) -> Batch:
-    """Whole rows, all asked for in place; X is not."""
+def make_batch(rows: Rows) -> Batch:
+    """Padded rows whose targets are their own elements; X and padding are not scored."""
     ids = pad_rows([row.tolist() for row in rows])
     lengths = torch.tensor([len(row) for row in rows])
-    asked = (torch.arange(ids.shape[1]) < lengths[:, None]) & (ids != CODEC.letters.index("X"))
-    return Batch(ids, ids.masked_fill(~asked, -1), padding_starts(lengths, ids.shape[1]))
+    scored = (torch.arange(ids.shape[1]) < lengths[:, None]) & (ids != CODEC.letters.index("X"))
+    return Batch(ids, ids.masked_fill(~scored, -1), padding_starts(lengths, ids.shape[1]))
 
 
 @torch.no_grad()
-def guesses(model: Stack, rows: Rows, known: Sequence[int]) -> Rows:
-    """Rows with their blanks filled in by the likeliest residues, in one pass."""
+def fill_blanks(model: Stack, rows: Rows, known: Sequence[int]) -> Rows:
+    """The rows with each blank filled in by its likeliest residue, in one pass."""
     answers = []
-    unsaid = [*known, CODEC.letters.index("X"), MASK]
+    excluded = [*known, CODEC.letters.index("X"), MASK]
     for at in range(0, len(rows), 16):
         part = rows[at : at + 16]
-        batch = mask_some(batch_of(part), MASK, LetterMask(tuple(known)), unmasked=0.0)
-        best: Tensor = mask_tokens(model(batch.tokens, batch.layout).logits, unsaid).argmax(-1)
+        batch = mask_some(make_batch(part), MASK, LetterMask(tuple(known)), unmasked=0.0)
+        best: Tensor = mask_tokens(model(batch.tokens, batch.layout).logits, excluded).argmax(-1)
         filled = torch.where(batch.tokens == MASK, best, batch.tokens).numpy()
         answers += [each[: len(row)] for each, row in zip(filled, part)]
     return answers
 
 
-def network(width: int, depth: int) -> Stack:
-    """Blocks of attention that see both ways, with learned positions as in ProtBert beside rotary ones."""
+def build_network(width: int, depth: int) -> Stack:
+    """A bidirectional attention stack, with learned positions as in ProtBert beside rotary ones."""
     return Stack(both_ways(StackConfig(MASK + 1, width, ["attention"] * depth, {"attention": {"heads": 4}},
                                        norm="layer", learned_positions=LONGEST)))
 
 
-def arm(path: Path | None, by: str, known: str, seed: int, steps: int, count: int, width: int, depth: int,
-        ) -> dict[str, dict[str, float]]:
-    """What is right of the blanks by each method, in per cent; also of the proteins for which a lookup finds nothing.
-    """
-    train, test = divided(path, by, seed)
+def score_arm(path: Path | None, by: str, known: str, seed: int, steps: int, count: int, width: int, depth: int,
+              ) -> dict[str, dict[str, float]]:
+    """Scores of each method's filled blanks, in per cent; "no hit": only of proteins for which the lookup finds
+    nothing. """
+    train, test = split_proteins(path, by, seed)
     ids = CODEC.encode(KNOWN[known]).tolist()
     torch.manual_seed(seed)
-    model = network(width, depth)
-    learn(model, batches(train, ids, count, seed), steps, rate=0.01, seed=seed, muon=True, cooldown=0.5,
+    model = build_network(width, depth)
+    learn(model, masked_batches(train, ids, count, seed), steps, rate=0.01, seed=seed, muon=True, cooldown=0.5,
           objective=MaskedElements(impossible=ids))
     lookup = PatternLookup(train, ids)
-    lost = [i for i, row in enumerate(test) if lookup.find(row)[1] < HIT]
+    missed = [i for i, row in enumerate(test) if lookup.find(row)[1] < HIT]
     answers = {COMMONEST: [np.where(np.isin(row, ids), row, lookup.commonest) for row in test],
-               LOOKUP: [lookup.fill(row) for row in test], NETWORK: guesses(model.eval(), test, ids)}
+               LOOKUP: [lookup.fill(row) for row in test], NETWORK: fill_blanks(model.eval(), test, ids)}
     found = {}
     for name, rows in answers.items():
         scores = blank_scores(rows, test, ids)
-        alone = blank_scores([rows[i] for i in lost], [test[i] for i in lost], ids)
+        alone = blank_scores([rows[i] for i in missed], [test[i] for i in missed], ids)
         found[name] = {"blanks": 100 * scores.mean, "pooled": 100 * scores.pooled, "identity": 100 * scores.identity,
-                       "no hit": 100 * alone.pooled if lost else 0.0, "proteins": len(test), "without hit": len(lost)}
+                       "no hit": 100 * alone.pooled if missed else 0.0, "proteins": len(test),
+                       "without hit": len(missed)}
     return found
 
 
@@ -128,7 +132,8 @@ def measure(run: Run) -> list[Row]:
     path = None if folder is None else folder / "bacteria-amr.faa.gz"
     setting = run.pick({"steps": 2, "count": 8, "width": 16, "depth": 1},
                        {"steps": STEPS, "count": 16, "width": 128, "depth": 2})
-    done = run.cells({name: partial(arm, path, by, known, run.seed, **setting) for name, (by, known) in ARMS.items()})
+    done = run.cells({name: partial(score_arm, path, by, known, run.seed, **setting)
+                      for name, (by, known) in ARMS.items()})
     what = "made-up alleles" if path is None else "NCBI resistance proteins as carried by Prokka"
     run.note(f"data: {what}, different proteins of {SHORTEST} to {LONGEST} residues; a tenth is held out, at random or "
              "by clusters (single linkage at 40% shared words of 4 residues)")
@@ -143,12 +148,13 @@ def measure(run: Run) -> list[Row]:
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
-    def of_(arm: str, method: str, what: str = "blanks") -> float:
-        return next(row[what] for row in table if (row["arm"], row["method"]) == (arm, method))
+    def value(score_arm: str, method: str, what: str = "blanks") -> float:
+        return next(row[what] for row in table if (row["arm"], row["method"]) == (score_arm, method))
 
-    random, family, more = (of_(name, NETWORK) for name in ARMS)
-    common, alone, looked_up = of_("family, K1", COMMONEST), of_("random, K1", COMMONEST), of_("random, K1", LOOKUP)
-    beyond = of_("random, K1", NETWORK, "no hit") - of_("random, K1", COMMONEST, "no hit")
+    random, family, more = (value(name, NETWORK) for name in ARMS)
+    common, alone = value("family, K1", COMMONEST), value("random, K1", COMMONEST)
+    looked_up = value("random, K1", LOOKUP)
+    beyond = value("random, K1", NETWORK, "no hit") - value("random, K1", COMMONEST, "no hit")
     reason = (f"the network fills in {random:.1f}% of the blanks with a random split, {family:.1f}% with families "
               f"apart (commonest residue {common:.1f}%), {more:.1f}% with K2 known; lookup has {looked_up:.1f}% with a "
               f"random split; where it finds nothing the network is {beyond:+.1f} points above the commonest residue")

@@ -1,9 +1,11 @@
 """Representation, Exploration and Recommendation of Music Playlists (Papreja, Venkateswara & Panchanathan 2019, arXiv
 1907.01098).
 
-One vector for a playlist, by a weighted bag of its songs (SIF) or by a sequence autoencoder: one way, both ways, and
-with attention, through which a decoder can copy. What does each vector know: length, order, genre, songs? On playlists
-that are made up, whose genre and order are known, and on what people listened to at Last.fm and rated at MovieLens.
+One vector for a playlist: a weighted bag of its songs (SIF), or the code of a sequence autoencoder (unidirectional,
+bidirectional, or with attention, through which a decoder can copy past the vector). Probes (logistic regression) ask
+each vector for the list's length, order, genre and songs. The verdict is reached on made-up playlists, whose genre and
+order are known: the autoencoder must win on length and order, the bag on genre and songs. Listening histories (Last.fm)
+and rated films (MovieLens) are reported beside it.
 """
 
 from __future__ import annotations
@@ -43,16 +45,18 @@ SHARES = (0.2, 0.6, 1.0)
 SEEDS = 2
 
 
-def shuffled(share: float) -> str:
+def order_question_name(share: float) -> str:
+    """The name of the question that tells a list from one with this share of its songs shuffled."""
     return f"order, {share:.0%} shuffled"
 
 
-ORDER = shuffled(1.0)
+ORDER = order_question_name(1.0)
 
 
 @dataclass(frozen=True)
 class Lists:
-    """rows: playlists of ids. labels: the genre of each, -1 for none. groups: whose they are. size: songs there are."""
+    """Playlists. rows: song ids of each. labels: their genres, -1 for none. groups: their owners. size: number of
+    songs."""
 
     rows: list[np.ndarray]
     labels: np.ndarray
@@ -60,9 +64,9 @@ class Lists:
     size: int
 
 
-def made_up(count: int, seed: int) -> Lists:
-    """A list is of one genre, from which 85% of its songs are drawn, the popular ones most often; the others are from
-    any. It is sorted by the songs' energy, with some noise. Genres and energies are always the same."""
+def make_up_lists(count: int, seed: int) -> Lists:
+    """`count` made-up playlists. Each has one genre, from which 85% of its songs are drawn by Zipf's law, the others
+    from a random genre; it is sorted by the songs' energy plus noise. Genres and energies do not depend on the seed."""
     law, draw = np.random.default_rng(0), np.random.default_rng([1, seed])
     energy, zipf = law.normal(size=GENRES * EACH), 1 / np.arange(1.0, EACH + 1)
     rows, labels = list[np.ndarray](), draw.integers(GENRES, size=count)
@@ -74,8 +78,8 @@ def made_up(count: int, seed: int) -> Lists:
     return Lists(rows, labels, np.arange(count), GENRES * EACH)
 
 
-def cut(rows: list[np.ndarray], seed: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """Consecutive pieces of lengths drawn as those of made-up lists, and the row that each is of."""
+def cut_pieces(rows: list[np.ndarray], seed: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Consecutive pieces of the rows, with lengths drawn as for made-up lists, and the index of each piece's row."""
     draw, pieces, of = np.random.default_rng([2, seed]), list[np.ndarray](), list[int]()
     for number, row in enumerate(rows):
         at = 0
@@ -86,20 +90,20 @@ def cut(rows: list[np.ndarray], seed: int) -> tuple[list[np.ndarray], np.ndarray
     return pieces, np.array(of)
 
 
-def listened(folder: Path, seed: int) -> Lists:
-    """Pieces of what people listened to."""
+def load_lastfm(folder: Path, seed: int) -> Lists:
+    """Pieces of Last.fm listening histories, grouped by listener."""
     rows = [np.array(record.object) for part in ("train", "test")
             for record in read(folder / f"event-{part}.txt.gz", kind="cases", elements="words", timed=False)]
     names, ids = np.unique(np.concatenate(rows), return_inverse=True)
-    rows, of = cut(np.split(ids, np.cumsum([len(row) for row in rows])[:-1]), seed)
+    rows, of = cut_pieces(np.split(ids, np.cumsum([len(row) for row in rows])[:-1]), seed)
     return Lists(rows, np.full(len(rows), -1), of, len(names))
 
 
-def rated(folder: Path, seed: int, least: int = 5) -> Lists:
-    """Pieces of what people rated, of films with so many ratings; a piece is of the genre that most of its films have,
-    if no other has as many, and if one in thirty pieces is of it."""
+def load_movielens(folder: Path, seed: int, least: int = 5) -> Lists:
+    """Pieces of MovieLens ratings, of films with at least `least` ratings, grouped by user. A piece's genre is the one
+    that most of its films have, if there is no tie and at least one piece in thirty has this genre."""
     people, films = rated_films(folder, least)
-    rows, of = cut(people, seed)
+    rows, of = cut_pieces(people, seed)
     genres = [film["genres"].split("|") for film in films]
     most = [Counter(genre for film in row.tolist() for genre in genres[film]).most_common(2) for row in rows]
     named = ["" if len(two) > 1 and two[0][1] == two[1][1] else two[0][0] for two in most]
@@ -107,26 +111,28 @@ def rated(folder: Path, seed: int, least: int = 5) -> Lists:
     return Lists(rows, np.array([often.index(genre) if genre in often else -1 for genre in named]), of, len(films))
 
 
-def lists(data: str, folder: Path | None, count: int, seed: int) -> Lists:
+def load_lists(data: str, folder: Path | None, count: int, seed: int) -> Lists:
+    """The playlists of a data set, made up where there is no folder."""
     if folder is None:
-        return made_up(count, seed)
-    return listened(folder, seed) if data == LASTFM else rated(folder, seed)
+        return make_up_lists(count, seed)
+    return load_lastfm(folder, seed) if data == LASTFM else load_movielens(folder, seed)
 
 
-def autoencoder(arm: str, size: int, width: int, dropout: float) -> SequenceAutoencoder:
-    """A GRU on each side, with a vector as wide as they are between them."""
+def build_autoencoder(arm: str, size: int, width: int, dropout: float) -> SequenceAutoencoder:
+    """A GRU encoder and decoder, with a vector of their width between them."""
     side = StackConfig(size + 1, width, ["gru"], channel="mlp", dropout=dropout)
     return SequenceAutoencoder(SequenceAutoencoderConfig(
         both_ways(side) if arm == BOTH else side, side, pool="ends" if arm == BOTH else "last",
         attention=None if arm == COPIES else 0))
 
 
-def encoder(arm: str, rows: list[np.ndarray], size: int, seed: int, setting: dict[str, Any], steps: int) -> nn.Module:
-    """What makes a vector of a list, learned from these."""
+def train_encoder(arm: str, rows: list[np.ndarray], size: int, seed: int, setting: dict[str, Any], steps: int,
+                  ) -> nn.Module:
+    """The arm's encoder of a list into a vector, trained on `rows`."""
     torch.manual_seed(seed)
     if arm == BAG:
         return SIFEmbedding.fit(rows, cooccurrence_vectors(rows, size, setting["width"], seed=seed))
-    model = autoencoder(arm, size, setting["width"], setting["dropout"])
+    model = build_autoencoder(arm, size, setting["width"], setting["dropout"])
     way = -1 if setting["reversed"] else 1
 
     def batches(step: int) -> Batch:
@@ -137,14 +143,14 @@ def encoder(arm: str, rows: list[np.ndarray], size: int, seed: int, setting: dic
     return model
 
 
-def listed(rows: list[np.ndarray], count: int = LISTED) -> list[int]:
-    """The songs of which about one list in twenty holds each."""
+def choose_songs(rows: list[np.ndarray], count: int = LISTED) -> list[int]:
+    """The `count` songs whose share of the lists that hold them is nearest to one in twenty."""
     often = Counter(song for row in rows for song in np.unique(row).tolist())
     return sorted(often, key=lambda song: (abs(often[song] - len(rows) / 20), song))[:count]
 
 
-def searched(vectors: np.ndarray, labels: np.ndarray, seed: int, queries: int = 100) -> list[float]:
-    """Precision at recalls 0 and 0.2 of the nearest lists that share the label, of so many lists that have one."""
+def search_precision(vectors: np.ndarray, labels: np.ndarray, seed: int, queries: int = 100) -> list[float]:
+    """Precision at recalls 0 and 0.2 of a search for lists with the query's label, over random labelled queries."""
     vectors, labels = vectors[labels >= 0], labels[labels >= 0]
     own = np.random.default_rng(seed).permutation(len(vectors))[:queries]
     places = VectorIndex(vectors).search(vectors[own], len(vectors), without=own.tolist(), below=1 - 1e-6)[1].numpy()
@@ -152,30 +158,32 @@ def searched(vectors: np.ndarray, labels: np.ndarray, seed: int, queries: int = 
     return precision_at_recall(right, right.sum(1), [0.0, 0.2]).tolist()
 
 
-def asked(arm: str, data: str, folder: Path | None, seed: int, count: int, learned: float, setting: dict[str, Any],
-          steps: int) -> dict[str, Any]:
-    """What the vectors of lists that an arm did not learn from know of them, by question."""
-    all_of = lists(data, folder, count, seed)
+def probe_arm(arm: str, data: str, folder: Path | None, seed: int, count: int, learned: float, setting: dict[str, Any],
+              steps: int) -> dict[str, Any]:
+    """Train an arm on a share (`learned`) of the owners, then probe its vectors of the other lists; scores by
+    question."""
+    all_of = load_lists(data, folder, count, seed)
     owners = np.random.default_rng([3, seed]).permutation(all_of.groups.max() + 1)
     known = np.isin(all_of.groups, owners[: int(learned * len(owners))])
     rows = [all_of.rows[i] for i in np.flatnonzero(~known)]
     groups, labels = all_of.groups[~known], all_of.labels[~known]
-    model = encoder(arm, [all_of.rows[i] for i in np.flatnonzero(known)], all_of.size, seed, setting, steps)
-    read_by: Encoder = partial(embed, model)
-    questions = {LENGTH: length_question(rows, BINS, groups), CONTENT: content_question(rows, listed(rows), groups),
+    model = train_encoder(arm, [all_of.rows[i] for i in np.flatnonzero(known)], all_of.size, seed, setting, steps)
+    encode: Encoder = partial(embed, model)
+    questions = {LENGTH: length_question(rows, BINS, groups),
+                 CONTENT: content_question(rows, choose_songs(rows), groups),
                  REVERSED: order_question(rows, way="reverse", seed=seed, groups=groups)}
-    questions |= {shuffled(share): order_question(rows, share, seed=seed, groups=groups) for share in SHARES}
+    questions |= {order_question_name(share): order_question(rows, share, seed=seed, groups=groups) for share in SHARES}
     if (labels >= 0).any():
         questions[GENRE] = question(GENRE, rows, labels, groups)
     found: dict[str, Any] = {}
     for name, each in questions.items():
-        answer = answered(read_by, each, 0.3, seed)
+        answer = answered(encode, each, 0.3, seed)
         found[name] = {"accuracy": answer.accuracy, "balanced": answer.balanced, "majority": answer.by_majority,
                        "by length": answer.by_length, "tested": answer.tested}
     vectors = embed(model, rows)
     for name, classes in ((LENGTH, questions[LENGTH].labels), (GENRE, labels)):
         if (classes >= 0).any():
-            found[name]["precision at 0"], found[name]["precision at 0.2"] = searched(vectors, classes, seed)
+            found[name]["precision at 0"], found[name]["precision at 0.2"] = search_precision(vectors, classes, seed)
     return found
 
 
@@ -193,7 +201,8 @@ def measure(run: Run) -> list[Row]:
         judged = data == MADE_UP and arm in (BAG, BASE)
         return [run.seed + i for i in range(run.pick(1, SEEDS) if judged else 1)]
 
-    jobs = {f"{data} {arm} {seed}": partial(asked, arm, data, folders[data], seed, count, 0.625, setting, steps[data])
+    jobs = {f"{data} {arm} {seed}": partial(probe_arm, arm, data, folders[data], seed, count, 0.625, setting,
+                                                    steps[data])
             for data in ARMS for arm in ARMS[data] for seed in seeds(data, arm)}
     done = run.cells(jobs)
     table: list[Row] = []
@@ -243,7 +252,7 @@ def draw(figure: Figure, table: list[Row]) -> None:
     colours = {BAG: "tab:grey", BASE: "tab:blue", BOTH: "tab:green", COPIES: "tab:orange"}
     panels = figure.subplots(1, 3, width_ratios=(4, 2, 1), sharey=True)
     for axes, data in zip(panels, ARMS):
-        names = [name for name in (LENGTH, GENRE, CONTENT, *map(shuffled, SHARES), REVERSED)
+        names = [name for name in (LENGTH, GENRE, CONTENT, *map(order_question_name, SHARES), REVERSED)
                  if any(row["data"] == data and row["question"] == name for row in table)]
         names = [GENRE] if data == FILMS else names if data == MADE_UP else [LENGTH, CONTENT, ORDER, REVERSED]
         for index, arm in enumerate(ARMS[data]):

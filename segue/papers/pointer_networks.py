@@ -1,7 +1,9 @@
 """Pointer Networks (Vinyals, Fortunato & Jaitly 2015, arXiv 1506.03134).
 
-Convex hulls and round trips of points in the plane, learned from examples: a decoder that points at its input, beside
-one that says indices from a fixed dictionary, with and without attention to the input.
+Convex hulls and round trips of points in the plane, learned from examples. Arms: a decoder that points at its input, a
+decoder over a fixed dictionary of indices with attention, and one without; beside them the hull of a random half of the
+points and the nearest neighbour tour. The verdict needs pointers well ahead of the dictionary at 10 points, hulls that
+cover nearly the whole area also at twice the sizes trained on, and short tours. Tours of TSPLIB cities are reported.
 """
 
 from __future__ import annotations
@@ -39,15 +41,15 @@ if TYPE_CHECKING:
 
 POINTER, ATTENTION, FIXED = "pointers", "dictionary, attention", "dictionary"
 HALF, VALID, FREE, NEAREST = "hull of a random half", "pointers, only tours", "pointers, free", "nearest neighbour"
-SIZES, TRAINED, LARGEST = (5, 10, 15, 20), (5, 10), 20  # points of a hull: tested, learned from
+SIZES, TRAINED, LARGEST = (5, 10, 15, 20), (5, 10), 20  # points of a hull: tested sizes, training sizes
 TOURS, CITIES, UNIFORM, REAL = (5, 8), 8, "tour", "tour of TSPLIB cities"
-LONG = {"muon": True, "rate": 0.01, "cooldown": 1.0}  # by which many steps learn
+LONG = {"muon": True, "rate": 0.01, "cooldown": 1.0}  # training options at scale gpu, where there are many steps
 Sizes = tuple[int, int]
 
 
-def network(model: str, width: int) -> PointerNetwork:
-    """Encoder and decoder are LSTMs. The dictionary's decoder has two layers, between which it reads the input where
-    it has attention: so what was read goes on to the next step, as in the paper."""
+def build_network(model: str, width: int) -> PointerNetwork:
+    """LSTM encoder and decoder. The dictionary's decoder has two layers, with attention to the input between them, so
+    that what was read reaches the next step's state, as in the paper."""
     def stack(layers: int, vocabulary: int = 1, **more: Any) -> StackConfig:
         return StackConfig(vocabulary, width, ["lstm"] * layers, channel="none", tied=False, **more)
 
@@ -57,20 +59,20 @@ def network(model: str, width: int) -> PointerNetwork:
     return PointerNetwork(PointerConfig(reader, stack(2, 1 + TRAINED[1]), int(model == ATTENTION)))
 
 
-def row(task: str, model: str, n: int | str, exact: float, ratio: float, invalid: float) -> Row:
-    """exact: share of answers that are the best one. to the best: area covered, or length, in parts of the best one's,
-    over valid answers. invalid: share of answers that are no simple polygon, or no tour."""
+def make_row(task: str, model: str, n: int | str, exact: float, ratio: float, invalid: float) -> Row:
+    """A table row. exact: share of optimal answers. ratio ("to the best"): area covered, or length, relative to the
+    optimum, over valid answers. invalid: share of answers that are no simple polygon, or no tour."""
     return {"task": task, "model": model, "n": str(n), "exact": exact, "to the best": ratio, "invalid": invalid}
 
 
-def uniform(tests: int, n: int, seed: int) -> np.ndarray:
-    """Test sets of the unit square, float32 as the model reads them."""
+def sample_uniform(tests: int, n: int, seed: int) -> np.ndarray:
+    """(tests, n, 2) points of the unit square, at the float32 precision that the model reads."""
     return np.random.default_rng((seed, n, 1 << 40)).random((tests, n, 2), np.float32).astype(np.float64)
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """steps of so many rows (sets); width: of the model; how: choices of the training; device: where it is trained."""
+    """How a model is trained. rows: point sets a step. how: options of `learn`."""
 
     steps: int
     rows: int = 64
@@ -79,47 +81,48 @@ class Lesson:
     device: str = "cpu"
 
 
-def train(task: str, model: str, sizes: Sizes, seed: int, lesson: Lesson) -> PointerNetwork:
-    """Answers are sought on the processor, wherever it was trained."""
+def train_network(task: str, model: str, sizes: Sizes, seed: int, lesson: Lesson) -> PointerNetwork:
+    """Train a model; it comes back on the CPU, where beam search runs."""
     torch.manual_seed(seed)
-    net = network(model, lesson.width).to(lesson.device)
+    net = build_network(model, lesson.width).to(lesson.device)
     learn(net, GEOMETRY[task].batches(lesson.rows, sizes, seed), lesson.steps, seed=seed, **lesson.how)
     return net.eval().to("cpu")
 
 
-def answers(model: PointerNetwork, points: np.ndarray, **options: Any) -> list[list[int]]:
-    """By a beam of three. points: (B, n, 2)."""
+def search_answers(model: PointerNetwork, points: np.ndarray, **options: Any) -> list[list[int]]:
+    """Answers by beam search (3 beams), as indices from 1. points: (B, n, 2)."""
     read = model.read(list(torch.from_numpy(points.astype(np.float32))))
     found = generate(read, read.prompts, 2 * points.shape[1], "beam", eos=0, num_beams=3, length_penalty=0.0, batch=96,
                      **options)
     return [answer.tokens for answer in found]
 
 
-def hulls(model: str, sizes: Sizes, tested: tuple[int, ...], tests: int, seed: int, lesson: Lesson) -> list[Row]:
-    net, table = train("hull", model, sizes, seed, lesson), []
+def score_hulls(model: str, sizes: Sizes, tested: tuple[int, ...], tests: int, seed: int, lesson: Lesson) -> list[Row]:
+    """Train a model on hulls of `sizes` points; a row for each of the `tested` sizes."""
+    net, table = train_network("hull", model, sizes, seed, lesson), []
     for n in tested:
-        points = uniform(tests, n, seed)
-        said, truths = answers(net, points), [convex_hull(one) for one in points]
-        coverage, bad = area_coverage(points, said, truths)
-        right = [corners(answer) == corners(truth) for answer, truth in zip(said, truths)]
-        table.append(row("hull", model, n, float(np.mean(right)), coverage, bad))
+        points = sample_uniform(tests, n, seed)
+        found, truths = search_answers(net, points), [convex_hull(one) for one in points]
+        coverage, bad = area_coverage(points, found, truths)
+        right = [corners(answer) == corners(truth) for answer, truth in zip(found, truths)]
+        table.append(make_row("hull", model, n, float(np.mean(right)), coverage, bad))
     return table
 
 
-def halves(tests: int, seed: int) -> list[Row]:
-    """The hull of a random half of the points, as an answer: what little knowledge covers."""
-    points, random = uniform(tests, LARGEST, seed), np.random.default_rng(seed)
-    said = []
+def score_half_hulls(tests: int, seed: int) -> list[Row]:
+    """Baseline: the hull of a random half of the points as the answer."""
+    points, random = sample_uniform(tests, LARGEST, seed), np.random.default_rng(seed)
+    found = []
     for one in points:
         half = random.permutation(LARGEST)[: LARGEST // 2]
-        said.append([1 + int(half[i - 1]) for i in convex_hull(one[half])])
+        found.append([1 + int(half[i - 1]) for i in convex_hull(one[half])])
     truths = [convex_hull(one) for one in points]
-    right = [corners(answer) == corners(truth) for answer, truth in zip(said, truths)]
-    return [row("hull", HALF, LARGEST, float(np.mean(right)), *area_coverage(points, said, truths))]
+    right = [corners(answer) == corners(truth) for answer, truth in zip(found, truths)]
+    return [make_row("hull", HALF, LARGEST, float(np.mean(right)), *area_coverage(points, found, truths))]
 
 
-def cities(path: Path | None, tests: int, seed: int) -> np.ndarray:
-    """Some cities of an instance of TSPLIB, drawn, scaled to the unit square; made up where there is no data: places on
+def sample_cities(path: Path | None, tests: int, seed: int) -> np.ndarray:
+    """(tests, CITIES, 2): random cities of random TSPLIB instances, scaled to the unit square; without a path cities on
     a grid."""
     random = np.random.default_rng((seed, 1 << 41))
     if path is None:
@@ -128,32 +131,33 @@ def cities(path: Path | None, tests: int, seed: int) -> np.ndarray:
         with zipfile.ZipFile(path / "tsplib.zip") as archive:
             names = sorted(name for name in archive.namelist() if name.endswith(".tsp"))
             maps = [read_tsplib(archive.read(name).decode()) for name in names]
-    drawn = []
+    sampled = []
     for _ in range(tests):
         places = np.unique(maps[random.integers(len(maps))], axis=0)
-        drawn.append(places[random.permutation(len(places))[:CITIES]])
-    return unit_square(np.stack(drawn).astype(np.float32).astype(np.float64))
+        sampled.append(places[random.permutation(len(places))[:CITIES]])
+    return unit_square(np.stack(sampled).astype(np.float32).astype(np.float64))
 
 
-def tours(path: str | None, tests: int, seed: int, lesson: Lesson) -> list[Row]:
-    net, table = train("tour", POINTER, TOURS, seed, lesson), []
+def score_tours(path: str | None, tests: int, seed: int, lesson: Lesson) -> list[Row]:
+    """Train pointers on tours; rows of a free beam, a beam that only makes tours, and the nearest neighbour."""
+    net, table = train_network("tour", POINTER, TOURS, seed, lesson), []
     sizes = range(TOURS[0], TOURS[1] + 1)
-    drawn = {UNIFORM: [uniform(tests // len(sizes), n, seed) for n in sizes],
-             REAL: [cities(None if path is None else Path(path), tests, seed)]}
-    for task, groups in drawn.items():
+    sampled = {UNIFORM: [sample_uniform(tests // len(sizes), n, seed) for n in sizes],
+               REAL: [sample_cities(None if path is None else Path(path), tests, seed)]}
+    for task, groups in sampled.items():
         sets = [one for points in groups for one in points]
         best = [tour_length(one, tour) for points in groups for one, tour in zip(points, shortest_tours(points))]
-        arms = {VALID: [tour for points in groups for tour in answers(net, points, processors=[EachOnce()])],
-                FREE: [tour for points in groups for tour in answers(net, points)],
+        arms = {VALID: [tour for points in groups for tour in search_answers(net, points, processors=[EachOnce()])],
+                FREE: [tour for points in groups for tour in search_answers(net, points)],
                 NEAREST: [nearest_neighbours(one) for one in sets]}
-        for arm, said in arms.items():
-            lengths = [(tour_length(one, tour), length) for one, tour, length in zip(sets, said, best)
+        for arm, tried in arms.items():
+            lengths = [(tour_length(one, tour), length) for one, tour, length in zip(sets, tried, best)
                        if is_tour(tour, len(one))]
             found, least = np.array(lengths).reshape(-1, 2).T
-            table.append(row(task, arm, f"{TOURS[0]}-{TOURS[1]}" if task == UNIFORM else CITIES,
-                             float((found < least * (1 + 1e-6)).sum()) / len(sets),
-                             float(found.sum() / least.sum()) if len(lengths) else 0.0,
-                             (len(sets) - len(lengths)) / len(sets)))
+            table.append(make_row(task, arm, f"{TOURS[0]}-{TOURS[1]}" if task == UNIFORM else CITIES,
+                                  float((found < least * (1 + 1e-6)).sum()) / len(sets),
+                                  float(found.sum() / least.sum()) if len(lengths) else 0.0,
+                                  (len(sets) - len(lengths)) / len(sets)))
     return table
 
 
@@ -175,11 +179,11 @@ def measure(run: Run) -> list[Row]:
              if path else "cities: made up, on a grid")
     one_number = (TRAINED[1],) * 2
     found = run.cells({
-        ATTENTION: partial(hulls, ATTENTION, one_number, (TRAINED[1],), tests, seed, hull),
-        POINTER: partial(hulls, POINTER, TRAINED, SIZES, tests, seed, hull),
-        FIXED: partial(hulls, FIXED, one_number, (TRAINED[1],), tests, seed, hull),
-        "tours": partial(tours, None if path is None else str(path), tests, seed, tour),
-        HALF: partial(halves, tests, seed)})
+        ATTENTION: partial(score_hulls, ATTENTION, one_number, (TRAINED[1],), tests, seed, hull),
+        POINTER: partial(score_hulls, POINTER, TRAINED, SIZES, tests, seed, hull),
+        FIXED: partial(score_hulls, FIXED, one_number, (TRAINED[1],), tests, seed, hull),
+        "tours": partial(score_tours, None if path is None else str(path), tests, seed, tour),
+        HALF: partial(score_half_hulls, tests, seed)})
     return [each for name in (POINTER, ATTENTION, FIXED, HALF, "tours") for each in found[name]]
 
 

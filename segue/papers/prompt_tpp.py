@@ -1,17 +1,21 @@
 """Prompt-augmented Temporal Point Process for Streaming Event Sequence (Xue et al. 2023, arXiv 2310.04993).
 
-A point process is learned on one window of a stream of events after the other, and keeps nothing of the old ones. Its
-prompts, which each sequence looks up by how it begins, are to keep what the windows had of their own. Here they are
-looked up by the first events of a sequence alone, and only what follows sees them (in the released code the future
-leaks into both); and by what sets its beginning apart from all others, since the means of embeddings that are compared
-with the keys all point nearly one way, so that every sequence would choose the same prompts.
+A point process is trained on the successive windows of a stream of events and keeps no old data; a pool of prompts,
+from which each sequence retrieves a few by how it begins, is to keep it from forgetting. Arms: frozen after the first
+window, online, replay of 5%, all data so far, prompts (alone, or with the base model), and as a control all prompts
+always, which has the parameters but no retrieval. The verdict compares forgetting and nats on new windows of online
+training, prompts with base, and the control, per stream.
 
-One stream is made up: five types that excite each other, in other ways in each of six windows, of which the fifth is
-the first again; its model is attentive (queries between events). Two are real, cut into six successive windows by their
-clocks: categories that Taobao's users click on (calendar time), and badges of MathOverflow's users (the logarithm of
-the time since they began, as it is stored); their model is attention whose state decays between events, as that of the
+Streams: one is made up, of five types of events that excite each other, differently in each of six windows, the fifth
+of which is the first again (its model is attentive, with queries between events). Two are real, cut into six windows by
+their clocks: categories clicked on by Taobao's users (calendar time) and badges of MathOverflow's users (the logarithm
+of the time since they began, as it is stored); their model's attention state decays between events, as that of the
 neural Hawkes process.
-"""
+
+Two differences from the released code, in which the future leaks into retrieval and scores: prompts are retrieved by
+the first events of a sequence alone, and only later events see them. And queries are centred (their mean over all
+sequences is taken off), since embeddings all point nearly one way, so that every sequence would choose the same
+prompts. """
 
 from __future__ import annotations
 
@@ -45,18 +49,18 @@ FROZEN, ONLINE, JOINT, REPLAY = "frozen after window 1", "online", "all data so 
 ALONE, PROMPTS, ALWAYS = "prompts alone", "prompts and base", "all prompts, always"
 ARMS = (FROZEN, ONLINE, JOINT, REPLAY, ALONE, PROMPTS, ALWAYS)
 MADE, REAL = "Hawkes, made up", {"Taobao": "tpp-taobao", "MathOverflow": "tpp-mathoverflow"}
-LEAST = 0.02  # nats an event: a stream on which online tuning forgets less says nothing
+LEAST = 0.02  # nats an event: a stream on which online training forgets less is void
 
 Sequences = list[tuple[np.ndarray, np.ndarray]]  # types and times of each
 
 
-def made_up(seed: int, rows: int) -> list[tuple[Sequences, Sequences]]:
-    """For each window its sequences to learn from and to be scored on; the fifth window is the first again."""
+def make_up_stream(seed: int, rows: int) -> list[tuple[Sequences, Sequences]]:
+    """For each window its training and test sequences, of Hawkes processes; the fifth window's is the first's again."""
     stream = []
     for window in range(WINDOWS):
         draw = np.random.default_rng([seed, 0 if window == AGAIN else window])
         base = draw.dirichlet(np.full(5, 0.5)) + 0.05
-        excite = draw.dirichlet(np.full(5, 0.3), 5).T[..., None] * 0.7  # each event brings about 0.7, of few types
+        excite = draw.dirichlet(np.full(5, 0.3), 5).T[..., None] * 0.7  # each event triggers about 0.7, of few types
         process = Hawkes(base, excite, draw.uniform(1.0, 4.0, 1))
         generator = np.random.default_rng([seed, window, 1])
         stream.append(tuple(list(zip(data.types, data.times)) for data in
@@ -64,9 +68,10 @@ def made_up(seed: int, rows: int) -> list[tuple[Sequences, Sequences]]:
     return stream  # type: ignore[return-value]
 
 
-def cut(sequences: Sequences, rows: int, seed: int) -> list[tuple[Sequences, Sequences]]:
-    """Windows of the clock with equally many events; of each sequence what lies in a window, if that is enough, and of
-    that the first events. A quarter of the sequences is for scores, in every window the same ones."""
+def cut_windows(sequences: Sequences, rows: int, seed: int) -> list[tuple[Sequences, Sequences]]:
+    """Windows of the clock with equally many events each: training and test sequences of each window, which are the
+    first LENGTH events in it, where there are at least FEWEST. A quarter of the sequences, always the same, is for
+    testing."""
     edges = np.quantile(np.concatenate([times for _, times in sequences]), np.linspace(0, 1, WINDOWS + 1))
     edges[-1] = np.inf
     order = np.random.default_rng(seed).permutation(len(sequences))
@@ -82,16 +87,17 @@ def cut(sequences: Sequences, rows: int, seed: int) -> list[tuple[Sequences, Seq
     return stream
 
 
-def real(folder: Path) -> Sequences:
+def load_stream(folder: Path) -> Sequences:
+    """All sequences of a real stream."""
     from segue.data import read
 
     return [(np.array([int(item) for item in record.object]), record.channels["time"])
             for record in read(*(folder / f"{part}.jsonl.gz" for part in ("train", "dev", "test")))]
 
 
-def drawn(windows: list[Batch], chosen: list[int], seed: int, old: int = 0) -> Any:
-    """Batches of rows of the last of the `chosen` windows, or with `old` 0 of all of them; `old` rows are of a
-    twentieth of each window before it."""
+def window_batches(windows: list[Batch], chosen: list[int], seed: int, old: int = 0) -> Any:
+    """A function of the step: a batch of rows of all `chosen` windows or, with `old` > 0, of the last one but for `old`
+    rows, which replay the first twentieth of the windows before it."""
     def batch(step: int) -> Batch:
         generator, picked = generator_of(seed, step), []
         for number in range(ROWS):
@@ -100,13 +106,14 @@ def drawn(windows: list[Batch], chosen: list[int], seed: int, old: int = 0) -> A
             many = len(windows[of].targets)
             many = many if number >= old else max(1, many // 20)
             picked.append((of, int(torch.randint(many, (), generator=generator))))
-        return Batch.join([windows[of].rows(torch.tensor([row])) for of, row in picked])
+        return Batch.join([windows[of].rows(torch.tensor([make_row])) for of, make_row in picked])
 
     return batch
 
 
-def learned(arm: str, window: int) -> tuple[Strategy, list[int], int]:
-    """How an arm learns a window: the strategy, the windows it sees, how many rows a step are old ones."""
+def choose_training(arm: str, window: int) -> tuple[Strategy, list[int], int]:
+    """How an arm trains on a window: the strategy, the windows whose data it sees, and how many rows a step are
+    replayed."""
     refresh = Alternate("prompts", 1, 0) if arm == ALONE and window else Alternate("prompts", 2)
     strategy = refresh if arm in (ALONE, PROMPTS, ALWAYS) else Strategy()
     if arm == JOINT:
@@ -116,11 +123,11 @@ def learned(arm: str, window: int) -> tuple[Strategy, list[int], int]:
     return strategy, [window], 0
 
 
-def follow(stream: str, folder: Path | None, arm: str, seed: int, rows: int, steps: int,
-           rate: float = 2e-3) -> dict[str, Any]:
-    """One arm along a stream. before: nats an event of each window but the first before it is learned; after: when it
-    has been; last: at the end. rmse, error: of predictions before."""
-    pieces = made_up(seed, rows) if folder is None else cut(real(folder), rows, seed)
+def run_arm(stream: str, folder: Path | None, arm: str, seed: int, rows: int, steps: int,
+            rate: float = 2e-3) -> dict[str, Any]:
+    """Train one arm along a stream. Nats per event of each window but the first before it is trained on (before), after
+    it (after), and at the end of the stream (last); rmse and error are of predictions before."""
+    pieces = make_up_stream(seed, rows) if folder is None else cut_windows(load_stream(folder), rows, seed)
     types = 1 + max(int(kinds.max()) for parts in pieces for part in parts for kinds, _ in part)
     train, test = ([event_batch([*part, (np.zeros(LENGTH, int), np.zeros(LENGTH))]).rows(slice(0, len(part)))
                     for part in side] for side in zip(*pieces))
@@ -131,7 +138,7 @@ def follow(stream: str, folder: Path | None, arm: str, seed: int, rows: int, ste
     model = PointProcess(PointProcessConfig(stack, "query" if folder is None else "decay", float(gaps.mean()),
                                             float(gaps.max()), prompts=pool))
     objective = EventLikelihood(1 if folder is None else 5, match=0.0 if arm == ALWAYS else 0.1)
-    shift = math.log(float(gaps.mean()))  # so that a time is told in the stream's own unit, its first mean gap
+    shift = math.log(float(gaps.mean()))  # nats are for times in units of the first window's mean gap
 
     def nats(window: int) -> float:
         return score_process(model, [test[window]], 4 if folder is None else 20, 0).nats - shift
@@ -144,9 +151,9 @@ def follow(stream: str, folder: Path | None, arm: str, seed: int, rows: int, ste
             found["rmse"].append(some.rmse)
             found["error"].append(some.error)
         if window == 0 or arm != FROZEN:
-            strategy, seen, old = learned(arm, window)
-            learn(model, drawn(train, seen, seed + 100 * window, old), steps * (1 + 2 * (window == 0)), rate=rate,
-                  seed=seed + window, objective=objective, strategy=strategy)
+            strategy, seen, old = choose_training(arm, window)
+            learn(model, window_batches(train, seen, seed + 100 * window, old), steps * (1 + 2 * (window == 0)),
+                  rate=rate, seed=seed + window, objective=objective, strategy=strategy)
         found["after"].append(nats(window))
     found["last"] = [nats(window) for window in range(WINDOWS)]
     return found
@@ -171,7 +178,7 @@ def measure(run: Run) -> list[Row]:
              "sequences choose different prompts, 0.155 with prompts")
     run.note("the rule's words, the streams (Amazon's was left out: too few sequences a window), rates and steps were "
              "settled on that seed too, before any that is judged")
-    wanted = {f"{stream} {arm} {seed}": partial(follow, stream, folders[stream], arm, run.seed + seed, rows, steps)
+    wanted = {f"{stream} {arm} {seed}": partial(run_arm, stream, folders[stream], arm, run.seed + seed, rows, steps)
               for stream in folders for arm in (ARMS if stream == MADE else (REPLAY, *judged))
               for seed in range(seeds[stream] if stream != MADE or arm in judged else min(2, seeds[stream]))}
     found = run.cells(wanted)
@@ -180,17 +187,19 @@ def measure(run: Run) -> list[Row]:
         for arm in ARMS:
             cells = [found[name] for seed in range(seeds[stream]) if (name := f"{stream} {arm} {seed}") in found]
             if cells:
-                table.append(row(stream, arm, cells))
+                table.append(make_row(stream, arm, cells))
     return table
 
 
-def row(stream: str, arm: str, cells: list[dict[str, Any]]) -> Row:
-    def each(name: str) -> list[float]:
+def make_row(stream: str, arm: str, cells: list[dict[str, Any]]) -> Row:
+    """The table row of an arm on a stream; cells: one of `run_arm` a seed."""
+    def by_seed(name: str) -> list[float]:
         return [round(float(np.mean(cell[name])), 4) for cell in cells]
 
     forgotten = [float(np.mean(np.subtract(cell["last"][:-1], cell["after"][:-1]))) for cell in cells]
     return {"stream": stream, "arm": arm, "forgetting": [round(value, 4) for value in forgotten],
-            "new window": each("before"), "all windows": each("last"), "rmse": each("rmse"), "error": each("error"),
+            "new window": by_seed("before"), "all windows": by_seed("last"), "rmse": by_seed("rmse"),
+            "error": by_seed("error"),
             "curve": np.round(np.mean([[*cell["after"][:1], *cell["before"]] for cell in cells], 0), 4).tolist(),
             "end": np.round(np.mean([cell["last"] for cell in cells], 0), 4).tolist()}
 
@@ -209,22 +218,22 @@ RULE = (
 def judge(table: list[Row]) -> tuple[Verdict, str]:
     arms = {(each["stream"], each["arm"]): each for each in table}
     helped: dict[str, bool] = {}
-    told = []
+    reasons = []
     for stream in dict.fromkeys(each["stream"] for each in table):
         online, prompts, always = (arms[stream, arm] for arm in (ONLINE, PROMPTS, ALWAYS))
-        lost, kept = np.array(online["forgetting"]), np.array(prompts["forgetting"])
+        forgotten, left = np.array(online["forgetting"]), np.array(prompts["forgetting"])
         close = np.array(prompts["new window"]) <= np.array(online["new window"]) + 0.02 * np.maximum(
             1.0, np.abs(online["new window"]))
-        good = int((close & (kept <= 0.7 * lost)).sum())
-        void = lost.mean() < LEAST
+        good = int((close & (left <= 0.7 * forgotten)).sum())
+        void = forgotten.mean() < LEAST
         if not void:
-            helped[stream] = good >= (4 if stream == MADE else len(lost))
-        told.append(f"{stream}: forgetting {lost.mean():.3f} online, {kept.mean():.3f} with prompts, "
+            helped[stream] = good >= (4 if stream == MADE else len(forgotten))
+        reasons.append(f"{stream}: forgetting {forgotten.mean():.3f} online, {left.mean():.3f} with prompts, "
                     f"{np.mean(always['forgetting']):.3f} with all prompts always; new windows "
                     f"{np.mean(online['new window']):.3f}, {np.mean(prompts['new window']):.3f}, "
                     f"{np.mean(always['new window']):.3f}; " +
-                    ("void" if void else f"prompts help in {good} of {len(lost)} seeds"))
-    reason = "; ".join(told)
+                    ("void" if void else f"prompts help in {good} of {len(forgotten)} seeds"))
+    reason = "; ".join(reasons)
     if MADE not in helped:
         return "inconclusive", reason
     online, prompts, always = (arms[MADE, arm] for arm in (ONLINE, PROMPTS, ALWAYS))

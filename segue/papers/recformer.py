@@ -1,10 +1,11 @@
 """Text Is All You Need: Learning Language Representations for Sequential Recommendation (Recformer; Li et al. 2023,
 arXiv 2305.13731).
 
-Items are dictionaries of text, and a history is read as one text, the newest item first; so an item that nobody chose
-yet can be recommended. Against the same sort of stack over numbers of items (SASRec), on items that training has seen
-(warm) and on items that it has not (cold).
-"""
+Items are described by key-value text, and a history is encoded as one text, the newest item first; so an item that
+nobody chose yet can be recommended. Arms: Recformer, Recformer without item positions, and SASRec, which embeds item
+ids; baselines: chance, popularity, and popularity of genres. Data: MovieLens with a fifth of the films cold (absent
+from training), which decides the verdict, and Amazon Scientific beside it. The verdict needs text well above chance and
+above genre popularity on cold targets, where ids are at chance, and near SASRec on warm ones. """
 
 from __future__ import annotations
 
@@ -52,9 +53,9 @@ Histories = list[np.ndarray]
 
 @dataclass(frozen=True)
 class Shop:
-    """items: N dictionaries of text, of which the first `warm` were there in training. learned: histories of those,
-    oldest first. checked, asked: pairs of a history of warm items and what came next, for validation (a warm one) and
-    for the test. genres: of each item (empty: nothing is known)."""
+    """A data set. items: N dictionaries of text, of which the first `warm` were there in training. learned: training
+    histories of warm items, oldest first. checked, asked: pairs of a history of warm items and its next item, for
+    validation (warm ones only) and for the test. genres: of each item (empty: unknown)."""
 
     items: list[dict[str, str]]
     warm: int
@@ -64,73 +65,77 @@ class Shop:
     genres: list[frozenset[str]]
 
 
-def shop(items: list[dict[str, str]], learned: Histories, asked: list[tuple[np.ndarray, int]],
-         genres: list[frozenset[str]], seed: int) -> Shop:
-    """Deal items out anew, warm ones first; histories lose what is cold. The last of each is for validation."""
+def split_items(items: list[dict[str, str]], learned: Histories, asked: list[tuple[np.ndarray, int]],
+                genres: list[frozenset[str]], seed: int) -> Shop:
+    """Renumber the items at random, warm ones first, and drop cold items from histories, whose last item is for
+    validation."""
     order = np.random.default_rng([4, seed]).permutation(len(items))
     warm = len(items) - round(COLD * len(items))
     number = order.argsort()
 
-    def seen(row: np.ndarray) -> np.ndarray:
+    def keep_warm(row: np.ndarray) -> np.ndarray:
         row = number[row]
         return row[row < warm]
 
-    rows = [kept for row in learned if len(kept := seen(row)) > 2]
+    rows = [kept for row in learned if len(kept := keep_warm(row)) > 2]
     return Shop([items[i] for i in order], warm, [row[:-1] for row in rows], [(row[:-1], int(row[-1])) for row in rows],
-                [(kept, int(number[item])) for row, item in asked if len(kept := seen(row))],
+                [(kept, int(number[item])) for row, item in asked if len(kept := keep_warm(row))],
                 [genres[i] for i in order] if genres else [])
 
 
-def films(folder: Path, seed: int, least: int = 5) -> Shop:
-    """What people rated, of films with so many ratings; the last three of each are asked for."""
-    rows, told = rated_films(folder, least)
+def load_movielens(folder: Path, seed: int, least: int = 5) -> Shop:
+    """MovieLens: films with at least `least` ratings; the last LAST of each user are test targets."""
+    rows, known = rated_films(folder, least)
     rows = [row for row in rows if len(row) > LAST + 2]
     items, genres = list[dict[str, str]](), list[frozenset[str]]()
-    for film in told:
-        said = re.fullmatch(r"(.*?)\s*(?:\((\d{4})[^)]*\))?\s*", film["title"])
-        title, year = said.groups() if said is not None else (film["title"], None)
+    for film in known:
+        match = re.fullmatch(r"(.*?)\s*(?:\((\d{4})[^)]*\))?\s*", film["title"])
+        title, year = match.groups() if match is not None else (film["title"], None)
         items.append({"title": title, "year": year or "", "genres": film["genres"].replace("|", " ")})
         genres.append(frozenset(film["genres"].split("|")))
     asked = [(row[:at], int(row[at])) for row in rows for at in range(len(row) - LAST, len(row))]
-    return shop(items, [row[:-LAST] for row in rows], asked, genres, seed)
+    return split_items(items, [row[:-LAST] for row in rows], asked, genres, seed)
 
 
-def science(folder: Path, seed: int, least: int = 2_000) -> Shop:
-    """What people bought of industry and science, up to the last items; those are asked for, of so many of them."""
-    def lines(name: str) -> list[dict[str, Any]]:
+def load_scientific(folder: Path, seed: int, most: int = 2_000) -> Shop:
+    """Amazon Scientific: the last item of each buyer is the test target, of `most` random buyers."""
+    def read_lines(name: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in gzip.decompress((folder / f"{name}.jsonl.gz").read_bytes()).splitlines()]
 
-    told = {each["item"]: {name: str(each[name]) for name in ("title", "brand", "description")}
-            for each in lines("items")}
-    known = {item: i for i, item in enumerate(told)}
+    items = {each["item"]: {name: str(each[name]) for name in ("title", "brand", "description")}
+             for each in read_lines("items")}
+    known = {item: i for i, item in enumerate(items)}
 
     def row(each: dict[str, Any]) -> np.ndarray:
         return np.array([known[item] for item in each["history"]], np.int64)
 
-    learned = [np.append(row(each), known[each["item"]]) for each in lines("valid")]
-    asked = [(row(each), known[each["item"]]) for each in lines("test")]
-    chosen = np.random.default_rng([5, seed]).permutation(len(asked))[:least]
-    return shop(list(told.values()), learned, [asked[i] for i in chosen], [], seed)
+    learned = [np.append(row(each), known[each["item"]]) for each in read_lines("valid")]
+    asked = [(row(each), known[each["item"]]) for each in read_lines("test")]
+    chosen = np.random.default_rng([5, seed]).permutation(len(asked))[:most]
+    return split_items(list(items.values()), learned, [asked[i] for i in chosen], [], seed)
 
 
-def made_up(seed: int) -> Shop:
-    """Items of a colour and a thing, each colour followed by itself."""
+def make_up_shop(seed: int) -> Shop:
+    """Made-up items of three colours, whose histories are each of one colour."""
     draw = np.random.default_rng([6, seed])
     items = [{"title": f"{colour} thing {i}", "genres": colour}
              for colour in ("red", "blue", "green") for i in range(20)]
     rows = [draw.integers(20, size=8) + 20 * draw.integers(3) for _ in range(40)]
-    return shop(items, [row[:-1] for row in rows], [(row[:-1], int(row[-1])) for row in rows],
-                [frozenset([item["genres"]]) for item in items], seed)
+    return split_items(items, [row[:-1] for row in rows], [(row[:-1], int(row[-1])) for row in rows],
+                       [frozenset([item["genres"]]) for item in items], seed)
 
 
-def opened(data: str, folder: Path | None, seed: int) -> Shop:
-    return made_up(seed) if folder is None else films(folder, seed) if data == FILMS else science(folder, seed)
+def load_shop(data: str, folder: Path | None, seed: int) -> Shop:
+    """The data set, made up where there is no folder."""
+    if folder is None:
+        return make_up_shop(seed)
+    return load_movielens(folder, seed) if data == FILMS else load_scientific(folder, seed)
 
 
-def chosen_at(histories: Histories, rows: int, seed: int, step: int, late: bool = False
-              ) -> list[tuple[np.ndarray, int]]:
-    """Users drawn by how much they did, and a place in each history, in its second half where `late`: what came before,
-    and what came there."""
+def sample_pairs(histories: Histories, rows: int, seed: int, step: int, late: bool = False
+                 ) -> list[tuple[np.ndarray, int]]:
+    """`rows` random pairs of a history's prefix and its next item; users are drawn in proportion to their history's
+    length, places uniformly, with `late` from the history's second half."""
     draw = np.random.default_rng([seed, step])
     sizes = np.array([len(row) - 1 for row in histories], float)
     found = []
@@ -142,7 +147,7 @@ def chosen_at(histories: Histories, rows: int, seed: int, step: int, late: bool 
 
 
 class Texts:
-    """What a stack reads of histories, and of single items. placed: whether tokens know the place of their item."""
+    """Turns histories and single items into tokens. placed: whether tokens have their item's position."""
 
     def __init__(self, items: list[dict[str, str]], vocabulary: int, placed: bool, setting: dict[str, Any]) -> None:
         words = BPECodec.train([f" {text}" for item in items for pair in item.items() for text in pair], vocabulary)
@@ -150,7 +155,7 @@ class Texts:
         self.told, self.placed = [self.codec.item(item) for item in items], placed
 
     def tokens(self, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(n, 3) and (n,): what is read, and which words the tokens are of."""
+        """(n, 3) ids of the tokens (token, type, item position), and (n,) the word that each token is of."""
         kept = history[-self.codec.items :]
         tokens = self.codec.history([self.told[item] for item in kept.tolist()])
         rows = self.codec.rows(tokens)
@@ -159,10 +164,12 @@ class Texts:
         return rows, tokens.channels["word"]
 
     def read(self, history: np.ndarray) -> np.ndarray:
+        """(n, 3) ids of the tokens."""
         return self.tokens(history)[0]
 
     def batch(self, histories: Histories, targets: list[int], masks: torch.Generator | None = None) -> Batch:
-        """Rows whose vector is asked for at their begin; masks: what draws some to be filled in besides."""
+        """Rows with their target at the first token, whose vector stands for the row; masks: the generator of masked
+        tokens, which are to be filled in besides."""
         both = [self.tokens(history) for history in histories]
         lengths = torch.tensor([len(rows) for rows, _ in both])
         tokens = torch.stack([pad_rows([rows[:, i].tolist() for rows, _ in both]) for i in range(3)], -1)
@@ -179,8 +186,8 @@ class Texts:
         return Batch(tokens, asked, starts, {MASKED: hidden.tokens[..., 0], WANTED: hidden.targets})
 
 
-def reader(codec: TextItemCodec, width: int, dropout: float) -> Stack:
-    """Two blocks of windowed attention, whose begin sees all and is seen by all by projections of its own."""
+def build_reader(codec: TextItemCodec, width: int, dropout: float) -> Stack:
+    """Two blocks of windowed attention with a global first token, which has projections of its own (Longformer)."""
     attention = {"heads": 2, "causal": False, "positions": "none", "window": 33, "global_tokens": 1,
                  "global_projections": True}
     return Stack(StackConfig(codec.size, width, ["attention"] * 2, {"attention": attention}, channel="mlp",
@@ -189,91 +196,95 @@ def reader(codec: TextItemCodec, width: int, dropout: float) -> Stack:
 
 
 def ndcg(model: SequencePredictor, pairs: list[tuple[np.ndarray, int]], items: int) -> float:
-    """NDCG@10 of what came next among all items that a history does not hold; ties at their middle."""
+    """NDCG@10 of the next item among all items that are not in the history; ties get their middle rank."""
     found = rank_next(model, [history for history, _ in pairs], [item for _, item in pairs], items=items,
                       drop_seen=True)
     return ranking(found, (TOP,)).ndcg[TOP]
 
 
-def by_text(place: Shop, arm: str, seed: int, setting: dict[str, Any]) -> SequencePredictor:
-    """Contrast with what came next in the batch, filling in masks beside it; then two stages against all warm items."""
+def train_recformer(data_set: Shop, score_arm: str, seed: int, setting: dict[str, Any]) -> SequencePredictor:
+    """Train Recformer: in-batch contrast with the next item and masked language modelling, then two-stage finetuning
+    against an index of all warm items."""
     torch.manual_seed(seed)
-    texts = Texts(place.items, setting["vocabulary"], arm == TEXT, setting)
-    model = reader(texts.codec, setting["width"], setting["dropout"])
+    texts = Texts(data_set.items, setting["vocabulary"], score_arm == TEXT, setting)
+    model = build_reader(texts.codec, setting["width"], setting["dropout"])
     pretrained, first, second = setting["steps"]
 
     def pairs(step: int) -> Batch:
-        drawn = chosen_at(place.learned, setting["rows"], seed, step, late=True)
-        rows = [history for history, _ in drawn] + [np.array([item]) for _, item in drawn]
-        return texts.batch(rows, [*range(len(drawn))] * 2, generator_of(seed, step))
+        chosen = sample_pairs(data_set.learned, setting["rows"], seed, step, late=True)
+        rows = [history for history, _ in chosen] + [np.array([item]) for _, item in chosen]
+        return texts.batch(rows, [*range(len(chosen))] * 2, generator_of(seed, step))
 
     def batches(step: int) -> Batch:
-        drawn = chosen_at(place.learned, setting["rows"], seed, pretrained + step)
-        return texts.batch([history for history, _ in drawn], [item for _, item in drawn])
+        chosen = sample_pairs(data_set.learned, setting["rows"], seed, pretrained + step)
+        return texts.batch([history for history, _ in chosen], [item for _, item in chosen])
 
     learn(model, pairs, pretrained, rate=setting["rate"], seed=seed, objective=InBatch(setting["temperature"]))
-    warm = ItemIndex([texts.read(np.array([item])) for item in range(place.warm)], setting["temperature"])
-    looked = place.checked[:: max(1, len(place.checked) // setting["looks"])]
+    warm = ItemIndex([texts.read(np.array([item])) for item in range(data_set.warm)], setting["temperature"])
+    validation = data_set.checked[:: max(1, len(data_set.checked) // setting["looks"])]
 
     def score(net: nn.Module) -> float:
-        return -ndcg(ItemRecommender(net, warm, texts.read), looked, place.warm)
+        return -ndcg(ItemRecommender(net, warm, texts.read), validation, data_set.warm)
 
     two_stage(model, warm, batches, (first, second), max(1, first // 6), score, seed=seed, rate=setting["rate"],
               cooldown=0.3)
-    whole = ItemIndex([texts.read(np.array([item])) for item in range(len(place.items))], setting["temperature"])
+    whole = ItemIndex([texts.read(np.array([item])) for item in range(len(data_set.items))], setting["temperature"])
     whole.refresh(model)
     return ItemRecommender(model, whole, texts.read)
 
 
-def by_number(place: Shop, seed: int, setting: dict[str, Any]) -> SequencePredictor:
-    """The same sort of stack over numbers of warm items; vectors of cold items stay as they were drawn."""
+def train_sasrec(data_set: Shop, seed: int, setting: dict[str, Any]) -> SequencePredictor:
+    """Train SASRec on ids of warm items; the embeddings of cold items stay at their random initialisation."""
     torch.manual_seed(seed)
     length, width = setting["context"], setting["width"]
-    model = item_stack(place.warm, length, width, setting["dropout"], causal=True)
-    learn(model, item_batches(place.learned, place.warm, length, setting["rows"], seed), sum(setting["steps"]),
+    model = item_stack(data_set.warm, length, width, setting["dropout"], causal=True)
+    learn(model, item_batches(data_set.learned, data_set.warm, length, setting["rows"], seed), sum(setting["steps"]),
           seed=seed, objective=NextElement(), decay=0.01, rate=0.01, muon=True, cooldown=1.0)
-    items = len(place.items)
+    items = len(data_set.items)
     whole = item_stack(items, length, width, causal=True)
     vectors = whole.embedding.weight.detach().clone()
-    vectors[[*range(place.warm), items]] = model.embedding.weight.detach()
+    vectors[[*range(data_set.warm), items]] = model.embedding.weight.detach()
     whole.load_state_dict(model.state_dict() | {"embedding.weight": vectors, "head.weight": vectors})
     return DecodablePredictor(whole.eval(), items, items, length - 1)
 
 
-def told(place: Shop, scored: Callable[[list[tuple[np.ndarray, int]]], float]) -> dict[str, float]:
-    warm = [pair for pair in place.asked if pair[1] < place.warm]
-    cold = [pair for pair in place.asked if pair[1] >= place.warm]
-    return {"warm": scored(warm), "cold": scored(cold), "cold targets": len(cold), "items": len(place.items)}
+def score_warm_and_cold(data_set: Shop, score_pairs: Callable[[list[tuple[np.ndarray, int]]], float],
+                        ) -> dict[str, float]:
+    """The score (a function of pairs) of warm and of cold test targets."""
+    warm = [pair for pair in data_set.asked if pair[1] < data_set.warm]
+    cold = [pair for pair in data_set.asked if pair[1] >= data_set.warm]
+    return {"warm": score_pairs(warm), "cold": score_pairs(cold), "cold targets": len(cold),
+            "items": len(data_set.items)}
 
 
-def arm(name: str, data: str, folder: Path | None, seed: int, setting: dict[str, Any]) -> dict[str, float]:
-    """NDCG@10 of warm and of cold targets."""
-    place = opened(data, folder, seed)
-    model = by_number(place, seed, setting) if name == NUMBERS else by_text(place, name, seed, setting)
-    return told(place, lambda pairs: ndcg(model, pairs, len(place.items)))
+def score_arm(name: str, data: str, folder: Path | None, seed: int, setting: dict[str, Any]) -> dict[str, float]:
+    """Train the arm; its NDCG@10 of warm and of cold targets."""
+    data_set = load_shop(data, folder, seed)
+    model = train_sasrec(data_set, seed, setting) if name == NUMBERS else train_recformer(data_set, name, seed, setting)
+    return score_warm_and_cold(data_set, lambda pairs: ndcg(model, pairs, len(data_set.items)))
 
 
-def baselines(data: str, folder: Path | None, seed: int) -> dict[str, dict[str, float]]:
-    """How often items were chosen in training, and how often those that share a genre were on average."""
-    place = opened(data, folder, seed)
-    items = len(place.items)
-    often = np.bincount(np.concatenate(place.learned), minlength=items).astype(float)
+def score_baselines(data: str, folder: Path | None, seed: int) -> dict[str, dict[str, float]]:
+    """NDCG@10 of popularity in training, and of the mean popularity of the warm items that share a genre."""
+    data_set = load_shop(data, folder, seed)
+    items = len(data_set.items)
+    often = np.bincount(np.concatenate(data_set.learned), minlength=items).astype(float)
     scores = {POPULAR: often}
-    if place.genres:
-        names = sorted(frozenset().union(*place.genres))
-        has = np.array([[name in genres for name in names] for genres in place.genres], float)
-        shares = (has @ has.T[:, : place.warm] > 0).astype(float)
-        scores[GENRES] = shares @ often[: place.warm] / np.maximum(shares.sum(1), 1)
+    if data_set.genres:
+        names = sorted(frozenset().union(*data_set.genres))
+        has = np.array([[name in genres for name in names] for genres in data_set.genres], float)
+        shares = (has @ has.T[:, : data_set.warm] > 0).astype(float)
+        scores[GENRES] = shares @ often[: data_set.warm] / np.maximum(shares.sum(1), 1)
 
     def ranked(score: np.ndarray, pairs: list[tuple[np.ndarray, int]]) -> float:
         found = [ranks(score[None], np.array([item]), seen=[history])[0] for history, item in pairs]
         return ranking(np.array(found), (TOP,)).ndcg[TOP]
 
-    return {name: told(place, partial(ranked, score)) for name, score in scores.items()}
+    return {name: score_warm_and_cold(data_set, partial(ranked, score)) for name, score in scores.items()}
 
 
-def by_chance(items: int) -> tuple[float, float]:
-    """Mean and deviation of NDCG@10 of one target at a random rank."""
+def chance_ndcg(items: int) -> tuple[float, float]:
+    """Mean and standard deviation of the NDCG@10 of one target at a random rank."""
     gain = 1 / np.log2(np.arange(TOP) + 2)
     first, second = gain.sum() / items, np.square(gain).sum() / items
     return float(first), float((second - first**2) ** 0.5)
@@ -291,8 +302,9 @@ def measure(run: Run) -> list[Row]:
     jobs: dict[str, Any] = {}
     for data, arms in ARMS.items():
         for seed in range(run.seed, run.seed + seeds[data]):
-            jobs |= {f"{data} {name} {seed}": partial(arm, name, data, folders[data], seed, setting) for name in arms}
-            jobs[f"{data} baselines {seed}"] = partial(baselines, data, folders[data], seed)
+            jobs |= {f"{data} {name} {seed}": partial(score_arm, name, data, folders[data], seed, setting)
+                     for name in arms}
+            jobs[f"{data} baselines {seed}"] = partial(score_baselines, data, folders[data], seed)
     done = run.cells(jobs)
     table: list[Row] = []
     for data, arms in ARMS.items():
@@ -306,7 +318,7 @@ def measure(run: Run) -> list[Row]:
                           "cold": mean(one["cold"] for one in each), "cold targets": sum(
                               one["cold targets"] for one in each), "items": items,
                           "warm by seed": [one["warm"] for one in each], "cold by seed": [one["cold"] for one in each]})
-        chance = by_chance(items)[0]
+        chance = chance_ndcg(items)[0]
         table.append({"data": data, "arm": RANDOM, "warm": chance, "cold": chance, "cold targets": None, "items": items,
                       "warm by seed": [], "cold by seed": []})
     run.note(f"NDCG@{TOP} of what came next among all items that a history does not hold, those alike in all they say "
@@ -327,10 +339,10 @@ def measure(run: Run) -> list[Row]:
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
-    films = {row["arm"]: row for row in table if row["data"] == FILMS}
+    load_movielens = {row["arm"]: row for row in table if row["data"] == FILMS}
     other = {row["arm"]: row for row in table if row["data"] == SCIENCE}
-    text, numbers, placeless, genres = (films[name] for name in (TEXT, NUMBERS, PLACELESS, GENRES))
-    chance, deviation = by_chance(text["items"])
+    text, numbers, placeless, genres = (load_movielens[name] for name in (TEXT, NUMBERS, PLACELESS, GENRES))
+    chance, deviation = chance_ndcg(text["items"])
     luck = chance + 2 * deviation / numbers["cold targets"] ** 0.5
     noise = 2 * (sum(stdev(row["warm by seed"]) ** 2 for row in (text, placeless)) / SEEDS) ** 0.5
     reason = (f"on cold films text has {text['cold']:.4f}, numbers {numbers['cold']:.4f}, chance {chance:.4f} (up to "
@@ -353,8 +365,8 @@ def draw(figure: Figure, table: list[Row]) -> None:
         for index, row in enumerate(rows):
             at = np.arange(2) + (index - (len(rows) - 1) / 2) * 0.8 / len(rows)
             axes.bar(at, [row["warm"], row["cold"]], 0.8 / len(rows), color=colours[row["arm"]], label=row["arm"])
-            for place, values in zip(at, (row["warm by seed"], row["cold by seed"])):
-                axes.plot([place] * len(values), values, ".", color="black", markersize=3)
+            for data_set, values in zip(at, (row["warm by seed"], row["cold by seed"])):
+                axes.plot([data_set] * len(values), values, ".", color="black", markersize=3)
         axes.set_xticks([0, 1], ["warm targets", "cold targets"])
         axes.set(title=data, ylabel=f"NDCG@{TOP}")
     figure.axes[0].legend(fontsize="x-small")

@@ -1,4 +1,11 @@
-"""RecurrentGPT: Interactive Generation of (Arbitrarily) Long Text (2023, arXiv 2305.13304)."""
+"""RecurrentGPT: Interactive Generation of (Arbitrarily) Long Text (2023, arXiv 2305.13304).
+
+A writer keeps a short-term memory in words, which it rewrites at every paragraph, and a long-term memory of its
+paragraphs, of which related ones are retrieved. Arms: both memories, each left out, no recency in retrieval, and a
+rolling window of the last two paragraphs. The writer is a small decoder trained on single steps of the loop, in a world
+of beings that move between places, so that whether a being leaves the place where the story last put it can be checked.
+The verdict needs both memories right at long distances where the window is not, prompts of constant length, and edits
+of the memory by hand that are followed. """
 
 from __future__ import annotations
 
@@ -23,7 +30,7 @@ if TYPE_CHECKING:
 ROWS, RATE = 32, 3e-3
 HEADINGS = {"paragraph": "paragraph", "memory": "memory", "plan1": "first", "plan2": "second", "plan3": "third"}
 WORDS = {"paragraph": 8, "memory": 4 * FACTS, "plan1": 2, "plan2": 2, "plan3": 2}
-"""Of each section at most, which is what a reply that says what it should has: the paper's limits, in this world."""
+"""Most words of each section of a reply, which are those of a correct one: the paper's limits, in this world."""
 WRITER = SectionedPrompt(PROMPT, tuple(Section(name, heading, WORDS[name], needed=False)
                                        for name, heading in HEADINGS.items()), tries=1)
 FULL, ROLLING = "both memories", "rolling window"
@@ -39,8 +46,8 @@ LAST = "16-40"
 
 
 class Reader:
-    """Who is to move next in each of some stories, and how far back they were told of; knows where they truly are, by
-    what the stories say."""
+    """Chooses who moves next in each story, tracks where the stories last put everybody, and checks new paragraphs
+    against that."""
 
     def __init__(self, stories: Sequence[Story], seed: int) -> None:
         self.stories, self.draws = stories, [Random(f"{seed} {index}") for index in range(len(stories))]
@@ -48,11 +55,13 @@ class Reader:
         self.at: list[dict[str, str]] = [{} for _ in stories]
 
     def turn(self, stories: Sequence[Story]) -> list[Mapping[str, Any]]:
+        """The plan of each story's next paragraph, as the loop asks for it."""
         return [{"plan": f"move {next_being(draws, last, story.step)}"}
                 for draws, last, story in zip(self.draws, self.last, stories)]
 
-    def heard(self) -> list[tuple[int, bool]]:
-        """Of stories that told of somebody again: how many paragraphs later, and whether they left where they were."""
+    def check_moves(self) -> list[tuple[int, bool]]:
+        """(paragraphs since, right) of each story whose new paragraph moves somebody that it has moved before; right:
+        they left the place where they were."""
         found = []
         for story, last, at in zip(self.stories, self.last, self.at):
             who, move = story.log[-1]["plan"].removeprefix("move "), told(story.paragraph)
@@ -65,8 +74,8 @@ class Reader:
         return found
 
 
-def trained(seed: int, steps: int) -> Local:
-    """A decoder that learned single steps of the loop, first of all where somebody is."""
+def train_writer(seed: int, steps: int) -> Local:
+    """A decoder trained on single steps of the loop, at first mostly on where somebody is."""
     rest = {"echo": 0.05, "place": 0.3, "step": 0.65}
     task = Answers(CODEC, SKILLS, {0: {"echo": 0.3, "place": 0.7}, 5 * steps // 12: rest})
     torch.manual_seed(seed)
@@ -75,61 +84,64 @@ def trained(seed: int, steps: int) -> Local:
     return Local(compile_model(model.eval().requires_grad_(False), threads=1), CODEC, batch=64)
 
 
-def program(model: Local, arm: str) -> RecurrentProgram:
+def build_loop(model: Local, arm: str) -> RecurrentProgram:
+    """The arm's loop."""
     settings = {"embed": Hashing(), "memory": FACTS, **ARMS[arm]}
     return RecurrentProgram(model, writer=WRITER, archive="paragraph", temperature=0.5, most=48, **settings)
 
 
-def told_on(model: Local, arm: str, seed: int, stories: int, steps: int) -> dict[str, Any]:
-    """(paragraphs between, right) of every return, and the words of the longest prompt of each quarter."""
-    loop = program(model, arm)
-    told_of = [loop.blank() for _ in range(stories)]
-    reader, found, longest = Reader(told_of, seed), list[tuple[int, bool]](), [0] * 4
+def write_stories(model: Local, arm: str, seed: int, stories: int, steps: int) -> dict[str, Any]:
+    """Write stories with an arm: (paragraphs since, right) of every return of a being, and the words of the longest
+    prompt in each quarter of the stories."""
+    loop = build_loop(model, arm)
+    written = [loop.blank() for _ in range(stories)]
+    reader, found, longest = Reader(written, seed), list[tuple[int, bool]](), [0] * 4
     for step in range(steps):
-        loop.step(told_of, reader.turn)
-        found += reader.heard()
+        loop.step(written, reader.turn)
+        found += reader.check_moves()
         quarter = 4 * step // steps
-        longest[quarter] = max(longest[quarter], *(story.log[-1]["words"] for story in told_of))
+        longest[quarter] = max(longest[quarter], *(story.log[-1]["words"] for story in written))
     return {"returns": found, "words": longest}
 
 
-def newest(story: Story) -> str:
-    """The being that the memory names first (one at all, where it names none)."""
+def first_in_memory(story: Story) -> str:
+    """The being that the memory names first (BEINGS[0] where it names none)."""
     return next((being for word in story.memory.text.split() for being in BEINGS if being == word), BEINGS[0])
 
 
-def edited(model: Local, seed: int, stories: int) -> float:
-    """How often somebody whose place was changed by hand in the memory leaves, the next time, the place that was
-    written there; two others move before."""
-    loop = program(model, FULL)
+def follow_edits(model: Local, seed: int, stories: int) -> float:
+    """The share of stories in which a being whose place was edited in the memory leaves, two moves later, the place
+    that was written there."""
+    loop = build_loop(model, FULL)
     changed = [loop.blank() for _ in range(stories)]
     reader = Reader(changed, seed)
     for _ in range(20):
         loop.step(changed, reader.turn)
-        reader.heard()
+        reader.check_moves()
     wanted = list[tuple[str, str]]()
     for story, draws in zip(changed, reader.draws):
-        who = newest(story)
+        who = first_in_memory(story)
         rest = [fact for fact in story.memory.sentences if not fact.startswith(who)]
         other = draws.choice([each for each in PLACES if f"{who} at {each} ." not in story.memory.sentences])
         story.edit({"memory": " ".join([*rest, f"{who} at {other} ."])})
         wanted.append((who, other))
     for _ in range(2):
-        loop.step(changed, lambda those: [{"plan": f"move {newest(story)}"} for story in those])
+        loop.step(changed, lambda those: [{"plan": f"move {first_in_memory(story)}"} for story in those])
     loop.step(changed, lambda those: [{"plan": f"move {who}"} for who, _ in wanted])
     return mean(float((told(story.paragraph) or ("", "", ""))[:2] == want) for story, want in zip(changed, wanted))
 
 
-def score(seed: int, steps: int, stories: int, length: int) -> dict[str, Any]:
-    model = trained(seed, steps)
-    arms = {arm: told_on(model, arm, seed, stories, length) for arm in ARMS}
-    return {**arms, "edited": edited(model, seed, stories)}
+def score_arms(seed: int, steps: int, stories: int, length: int) -> dict[str, Any]:
+    """Train one decoder and measure all arms with it."""
+    model = train_writer(seed, steps)
+    arms = {arm: write_stories(model, arm, seed, stories, length) for arm in ARMS}
+    return {**arms, "edited": follow_edits(model, seed, stories)}
 
 
 def measure(run: Run) -> list[Row]:
     steps, stories, length = run.pick(4, 800), run.pick(2, 40), run.pick(8, 60)
     seeds = range(run.seed, run.seed + run.pick(1, 2))
-    cells = run.cells({f"seed {seed}": partial(score, seed, steps, stories, length) for seed in seeds})
+    cells = run.cells({f"seed {seed}": partial(score_arms, seed, steps, stories, length) for seed in seeds})
     followed, table = mean(cell["edited"] for cell in cells.values()), list[Row]()
     for arm in ARMS:
         returns = [pair for seed in seeds for pair in cells[f"seed {seed}"][arm]["returns"]]

@@ -1,8 +1,10 @@
 """A Critical Review of Recurrent Neural Networks for Sequence Learning (Lipton, Berkowitz & Elkan 2015,
 arXiv 1506.00019).
 
-Three of the review's statements, each with its own arm: gates carry information over long lags where the simple
-recurrent network forgets; context from both sides helps; and on text the LSTM is the better language model.
+Three of the review's statements, each an experiment; the verdict needs all three. (1) Gated networks (three LSTMs, GRU)
+carry a cue over lags of 10 to 200 steps, where Elman networks forget; taken at lag 100. (2) A bidirectional LSTM names
+hidden characters of Python's documentation better than an LSTM of equal size. (3) The LSTM is a better character model
+of novels than an Elman network of equal size; a Kneser-Ney 5-gram stands beside.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class Reader(nn.Module):
-    """Embed, one mixer, one linear read-out: nothing that could help a recurrence to remember."""
+    """An embedding, one mixer and a linear read-out, so that nothing helps the recurrence to remember."""
 
     def __init__(self, symbols: int, classes: int, width: int, mixer: str, options: dict[str, Any]) -> None:
         super().__init__()
@@ -54,10 +56,10 @@ class Reader(nn.Module):
         return self.read(self.mixer(self.embedding(tokens)))
 
 
-def train(model: nn.Module, losses: Iterator[Tensor], rate: float = 3e-3, steps: int | None = None) -> None:
-    """Adam on a stream of losses, gradients clipped to norm 1. steps: over which the rate falls to zero (None: it
-    stays). A loop of its own, since the batches of `segue.training.learn` are a function of the step alone, and these
-    losses go on from the state that the step before left."""
+def train_model(model: nn.Module, losses: Iterator[Tensor], rate: float = 3e-3, steps: int | None = None) -> None:
+    """Adam on a stream of losses, gradients clipped to norm 1. steps: over which the rate falls linearly to zero (None:
+    it stays). Not `segue.training.learn`, whose batches depend on the step alone: here a loss may continue from the
+    hidden state that the step before left."""
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     falls = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps if steps else 1.0)
     for loss in losses:
@@ -72,14 +74,15 @@ def train(model: nn.Module, losses: Iterator[Tensor], rate: float = 3e-3, steps:
 
 
 def lag_accuracy(model: nn.Module, lag: int, generator: torch.Generator, batch: int = 256) -> float:
+    """Accuracy of the cue on fresh sequences of this lag."""
     asked = LAG.draw(batch, lag, generator)
     with torch.no_grad():
         return (model(asked.tokens)[:, -1].argmax(-1) == asked.targets[:, -1]).float().mean().item()
 
 
-def reach(model: Reader, lag: int, generator: torch.Generator) -> float:
-    """How much the state at the end still depends on the state after the cue: |d h_T / d h_0|, root mean square over
-    random directions, by one backward pass each."""
+def gradient_reach(model: Reader, lag: int, generator: torch.Generator) -> float:
+    """How much the final state depends on the state after the cue: |d h_T / d h_0|, root mean square over random
+    directions, by one backward pass each."""
     tokens = LAG.draw(8, lag, generator).tokens
     state = model.mixer.init_state(8)
     carry: Any = state.layers[0]["recurrence"]
@@ -96,8 +99,9 @@ def reach(model: Reader, lag: int, generator: torch.Generator) -> float:
     return math.sqrt(total / sum(s.shape[1] for s in before))
 
 
-def long_lag(arm: str, lag: int, seed: int, steps: int) -> dict[str, float]:
-    """Train for `steps`, or until the task is solved on fresh sequences; accuracy on other fresh sequences."""
+def train_at_lag(arm: str, lag: int, seed: int, steps: int) -> dict[str, float]:
+    """Train for `steps`, or until the task is solved on fresh sequences; accuracy on other fresh sequences, steps taken
+    and the gradient's reach."""
     torch.manual_seed(seed)
     train_on, check_on, test_on = (torch.Generator().manual_seed(1000 * seed + i) for i in range(3))
     mixer, options = ARMS[arm]
@@ -112,29 +116,30 @@ def long_lag(arm: str, lag: int, seed: int, steps: int) -> dict[str, float]:
             if taken % 50 == 0 and lag_accuracy(model, lag, check_on) == 1.0:
                 return
 
-    train(model, losses())
-    return {"accuracy": lag_accuracy(model, lag, test_on, 512), "steps": taken, "reach": reach(model, lag, test_on)}
+    train_model(model, losses())
+    return {"accuracy": lag_accuracy(model, lag, test_on, 512), "steps": taken,
+            "reach": gradient_reach(model, lag, test_on)}
 
 
-# --- context from both sides, on the text of Python's own documentation; a character model, on novels ------------
+# --- hidden characters of Python's documentation, from one side or both; character models of novels --------------
 
 
-def parameters(model: nn.Module) -> int:
+def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def equal_size(make: Callable[[int], Reader], target: int) -> Reader:
+def build_equal_size(make: Callable[[int], Reader], target: int) -> Reader:
     """The model `make(inner)` whose number of parameters is nearest to `target`."""
-    return min((make(inner) for inner in range(32, 257, 4)), key=lambda model: abs(parameters(model) - target))
+    return min((make(inner) for inner in range(32, 257, 4)), key=lambda model: abs(count_parameters(model) - target))
 
 
-def hidden_characters(both: bool, seed: int, steps: int) -> dict[str, float]:
-    """Accuracy on characters that were hidden from the input (15% of them), from the left or from both sides."""
+def score_hidden_characters(both: bool, seed: int, steps: int) -> dict[str, float]:
+    """Accuracy on characters that are masked in the input (15%), with context from the left or from both sides."""
     learn, test, symbols = documentation()
     torch.manual_seed(seed)
     two = Reader(symbols + 1, symbols, 64, "bidirectional", {"mixer": "lstm"})
-    model = two if both else equal_size(lambda n: Reader(symbols + 1, symbols, 64, "lstm", {"inner": n}),
-                                        parameters(two))
+    model = two if both else build_equal_size(lambda n: Reader(symbols + 1, symbols, 64, "lstm", {"inner": n}),
+                                              count_parameters(two))
     generator = torch.Generator().manual_seed(seed)
 
     def batch(text: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,19 +153,19 @@ def hidden_characters(both: bool, seed: int, steps: int) -> dict[str, float]:
             seen, whole, hidden = batch(learn, 32)
             yield F.cross_entropy(model(seen)[hidden], whole[hidden])
 
-    train(model, losses())
+    train_model(model, losses())
     with torch.no_grad():
         seen, whole, hidden = batch(test, 512)
         accuracy = (model(seen)[hidden].argmax(-1) == whole[hidden]).float().mean().item()
-    return {"accuracy": accuracy, "parameters": parameters(model)}
+    return {"accuracy": accuracy, "parameters": count_parameters(model)}
 
 
-def language_model(mixer: str, path: Path | None, seed: int, rows: int = 8) -> dict[str, float]:
-    """Bits per held-out character of a model of about 100,000 parameters that read each novel once, as contiguous
-    streams, each row carrying its state, with gradients through 64 characters."""
+def score_language_model(mixer: str, path: Path | None, seed: int, rows: int = 8) -> dict[str, float]:
+    """Bits per held-out character of a model of about 100,000 parameters, trained on each novel once by truncated
+    backpropagation through 64 characters, in rows that carry their state."""
     learn, test, symbols = novels(path)
     torch.manual_seed(seed)
-    model = equal_size(lambda n: Reader(symbols, symbols, 64, mixer, {"inner": n}), 100_000)
+    model = build_equal_size(lambda n: Reader(symbols, symbols, 64, mixer, {"inner": n}), 100_000)
     assert isinstance(model, Reader)
     stream = learn[: len(learn) // rows * rows].view(rows, -1)
 
@@ -171,15 +176,15 @@ def language_model(mixer: str, path: Path | None, seed: int, rows: int = 8) -> d
         for where, logits in truncated_bptt(run, model.mixer.init_state(rows), stream[:, :-1], 64):
             yield F.cross_entropy(logits.flatten(0, 1), stream[:, 1:][:, where].flatten())
 
-    train(model, losses(), rate=0.01, steps=stream.shape[1] // 64 + 1)
+    train_model(model, losses(), rate=0.01, steps=stream.shape[1] // 64 + 1)
     nats = 0.0
     with torch.no_grad():
         for where, logits in truncated_bptt(run, model.mixer.init_state(1), test[None, :-1], 512):
             nats += F.cross_entropy(logits[0], test[1:][where], reduction="sum").item()
-    return {"bits": nats / (len(test) - 1) / math.log(2), "parameters": parameters(model)}
+    return {"bits": nats / (len(test) - 1) / math.log(2), "parameters": count_parameters(model)}
 
 
-def kneser_ney(path: Path | None) -> dict[str, float]:
+def score_kneser_ney(path: Path | None) -> dict[str, float]:
     """Bits per held-out character of an interpolated Kneser-Ney 5-gram on the same text."""
     from segue.models.counts import CountModel
 
@@ -198,13 +203,13 @@ def measure(run: Run) -> list[Row]:
     steps = run.pick(10, 1000)
     seeds = run.pick({10: 1, 25: 1}, {10: 1, 25: 1, 50: 1, 100: 3, 200: 1})  # the verdict is taken at lag 100
     path = run.dataset("gutenberg-novels")
-    jobs: dict[str, Any] = {f"text {name}": partial(language_model, name.lower(), path, run.seed)
+    jobs: dict[str, Any] = {f"text {name}": partial(score_language_model, name.lower(), path, run.seed)
                             for name in ("LSTM", "Elman")}
-    jobs |= {f"lag {arm} {lag} {seed}": partial(long_lag, arm, lag, seed, steps)
+    jobs |= {f"lag {arm} {lag} {seed}": partial(train_at_lag, arm, lag, seed, steps)
              for lag in sorted(seeds, reverse=True) for arm in ARMS for seed in range(run.seed, run.seed + seeds[lag])}
-    jobs |= {f"hidden {name}": partial(hidden_characters, name == "BLSTM", run.seed, run.pick(5, 800))
+    jobs |= {f"hidden {name}": partial(score_hidden_characters, name == "BLSTM", run.seed, run.pick(5, 800))
              for name in ("BLSTM", "LSTM")}
-    jobs["text Kneser-Ney 5-gram"] = partial(kneser_ney, path)
+    jobs["text Kneser-Ney 5-gram"] = partial(score_kneser_ney, path)
     done = run.cells(jobs)
     for arm in ARMS:
         for lag in sorted(seeds):

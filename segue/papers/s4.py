@@ -1,8 +1,10 @@
 """Efficiently Modeling Long Sequences with Structured State Spaces (Gu, Goel & Re 2021, arXiv 2111.00396).
 
-Two of its statements: the matrix that a state space begins with decides what it can learn, HiPPO's being the one that
-remembers; and what it has learnt runs as a recurrence, at the same cost for every token.
-"""
+Two of its statements. (1) The initial state matrix decides what a state space learns: S4D with HiPPO-LegS, with the
+linear approximation (Lin), with random initial values, and a GRU of equal size classify pictures read pixel by pixel
+(MNIST, at scale gpu CIFAR in grey). (2) It runs as a recurrence at constant cost per token: the time of one more token
+after 1k to 16k, of S4 and of attention. The verdict needs the better HiPPO start well above random and no growth of
+S4's cost with length. """
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ MORE = "one token more"
 HIPPO, RANDOM = ("S4D, HiPPO-LegS", "S4D, Lin"), "S4D, random"
 
 
-def cifar(folder: Path) -> tuple[Tensor, Tensor]:
+def load_cifar(folder: Path) -> tuple[Tensor, Tensor]:
     """As `mnist`: pictures of CIFAR-10 in grey, 32 x 32; first the archive's train/CLASS/N.jpg, then a quarter that is
     test/CLASS/N.jpg."""
     images = require("PIL.Image", "picture")
@@ -55,17 +57,18 @@ def cifar(folder: Path) -> tuple[Tensor, Tensor]:
     return pixels.float() / 255, classes
 
 
-def asked_at_the_end(pixels: Tensor, classes: Tensor) -> Batch:
+def make_batch(pixels: Tensor, classes: Tensor) -> Batch:
+    """Pixels (B, T) as inputs, with the class as the target of the last one."""
     targets = torch.full(pixels.shape, -1)
     targets[:, -1] = classes
     return Batch(pixels[..., None], targets)
 
 
-def size(model: Stack) -> int:
+def count_parameters(model: Stack) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def classifier(arm: str, width: int) -> Stack:
+def build_classifier(arm: str, width: int) -> Stack:
     mixer, options = ARMS[arm]
     return Stack(StackConfig(CLASSES, width, [mixer] * 2, {mixer: options}, channel="none", norm="layer", tied=False,
                              inputs=1, pool="mean"))
@@ -73,7 +76,8 @@ def classifier(arm: str, width: int) -> Stack:
 
 @dataclass(frozen=True)
 class Lesson:
-    """steps of `rows` rows, of all but the last of so many equal `parts`; width: of the two layers of a state space."""
+    """How a classifier is trained: `steps` of `rows` rows. The last of `parts` equal parts of the pictures is held out.
+    width: of the state spaces' two layers."""
 
     steps: int
     rows: int
@@ -81,27 +85,28 @@ class Lesson:
     width: int = 64
 
 
-def classify(arm: str, seed: int, lesson: Lesson, read: Callable[[], tuple[Tensor, Tensor]], device: str,
-             ) -> dict[str, float]:
-    """Two layers read a picture pixel by pixel; accuracy on the last pictures, which no step has seen."""
+def score_classifier(arm: str, seed: int, lesson: Lesson, read: Callable[[], tuple[Tensor, Tensor]], device: str,
+                     ) -> dict[str, float]:
+    """Train two layers on pictures read pixel by pixel; accuracy on the held-out ones. The GRU has as many parameters
+    as a state space."""
     torch.manual_seed(seed)
-    width, goal = lesson.width, size(classifier("S4D, HiPPO-LegS", lesson.width))
+    width, goal = lesson.width, count_parameters(build_classifier("S4D, HiPPO-LegS", lesson.width))
     if arm == "GRU":
-        width = min(range(16, 2 * width, 4), key=lambda w: abs(size(classifier(arm, w)) - goal))
+        width = min(range(16, 2 * width, 4), key=lambda w: abs(count_parameters(build_classifier(arm, w)) - goal))
     pixels, classes = read()
     cut = len(pixels) - len(pixels) // lesson.parts
-    batches = minibatches(asked_at_the_end(pixels[:cut], classes[:cut]), lesson.rows, seed)
+    batches = minibatches(make_batch(pixels[:cut], classes[:cut]), lesson.rows, seed)
     torch.manual_seed(seed)
-    model = classifier(arm, width).to(device)
+    model = build_classifier(arm, width).to(device)
     run = learn(model, batches, lesson.steps, rate=5e-3, seed=seed, decay=0.01)
-    pieces = [asked_at_the_end(*piece) for piece in zip(pixels[cut:].split(250), classes[cut:].split(250))]
+    pieces = [make_batch(*piece) for piece in zip(pixels[cut:].split(250), classes[cut:].split(250))]
     held_out = mean(accuracy(model, piece) for piece in pieces)
-    return {"accuracy": held_out, "loss": run.curve[-1]["loss"], "parameters": size(model)}
+    return {"accuracy": held_out, "loss": run.curve[-1]["loss"], "parameters": count_parameters(model)}
 
 
 @torch.no_grad()
-def cost_of_a_token(mixer: str, length: int, tokens: int, device: str) -> float:
-    """Milliseconds (median) for one token more, after `length` of them, in a model of two layers of width 64."""
+def time_per_token(mixer: str, length: int, tokens: int, device: str) -> float:
+    """Milliseconds (median) of one more token after `length` of them, in a model of two layers of width 64."""
     torch.manual_seed(0)
     model = Stack(StackConfig(256, 64, [mixer] * 2)).eval().to(device)
     state = model.init_state(1)
@@ -121,19 +126,19 @@ def cost_of_a_token(mixer: str, length: int, tokens: int, device: str) -> float:
     return median(taken)
 
 
-def exponent(points: list[tuple[float, float]]) -> float:
-    """The slope of a straight line through points in logarithms."""
+def fit_exponent(points: list[tuple[float, float]]) -> float:
+    """The exponent of a power law fitted to the points: the slope of a line through their logarithms."""
     x, y = (torch.tensor(values, dtype=torch.float64).log() for values in zip(*points))
     return float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
 
 
 def measure(run: Run) -> list[Row]:
     small = ("digits", "mnist-t10k", mnist)
-    task, data, reader = run.pick(small, small, ("CIFAR", "cifar10-sample", cifar))
+    task, data, reader = run.pick(small, small, ("CIFAR", "cifar10-sample", load_cifar))
     read = partial(reader, run.dataset(data))
     lesson = run.pick(Lesson(2, 4), Lesson(400, 16), Lesson(600, 48, 4, 128))
     seeds = {arm: range(run.seed, run.seed + run.pick(1, 1 if arm == "GRU" else 3)) for arm in ARMS}
-    jobs = {f"{arm} {seed}": partial(classify, arm, seed, lesson, read, run.device)
+    jobs = {f"{arm} {seed}": partial(score_classifier, arm, seed, lesson, read, run.device)
             for arm in ARMS for seed in seeds[arm]}
     done = run.cells(jobs)
     table: list[Row] = []
@@ -146,7 +151,7 @@ def measure(run: Run) -> list[Row]:
     for mixer, name in (("s4", "S4"), ("attention", "attention")):
         for length in run.pick((64, 128), (1024, 4096, 16384)):
             cost = run.cell(f"{mixer} {length}",
-                            partial(cost_of_a_token, mixer, length, run.pick(3, 60), run.device))
+                            partial(time_per_token, mixer, length, run.pick(3, 60), run.device))
             table.append({"task": MORE, "model": name, "length": length, "milliseconds": cost})
     what = "sequential CIFAR in grey, from 8,000 of its 60,000 pictures: 6,000 to learn from" if task == "CIFAR" else \
         "sequential MNIST at 14 x 14 pixels, from the 10,000 test digits alone: 8,000 to learn from"
@@ -164,7 +169,7 @@ def judge(table: list[Row], wanted: float = 0.05, most: float | None = None) -> 
     for row in table:
         if row["task"] == MORE:
             lines[row["model"]].append((row["length"], row["milliseconds"]))
-    growth = {model: exponent(points) for model, points in lines.items()}
+    growth = {model: fit_exponent(points) for model, points in lines.items()}
     what = "digits" if table[0]["task"] == "digits" else "pictures"
     reason = (f"{best} names {right[best]:.1%} of the held-out {what}, a random start {right[RANDOM]:.1%}, the GRU "
               f"{right['GRU']:.1%}; the cost of a token grows with exponent {growth['S4']:.2f} for S4 and "

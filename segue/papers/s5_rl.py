@@ -1,9 +1,10 @@
 """Structured State Space Models for In-Context Reinforcement Learning (Lu et al. 2023, arXiv 2303.03982).
 
-A rollout packs many episodes into one sequence. A state space that resets inside its scan remembers within each and
-leaks nothing into the next, and trains in parallel. First without any learning from rewards, so that what fails is the
-memory; then an agent with a memory against one without, by proximal policy optimisation.
-"""
+A rollout packs many episodes into one sequence; a state space that resets inside its scan remembers within each,
+carries nothing into the next, and trains in parallel. Three experiments: supervised recall within episodes (S5 with and
+without resets, GRU, masked attention), which tests the memory without reinforcement learning; the time of a training
+step by length, beside a GRU looped in Python; and a game (repeat the suit of four cards ago) played by an agent with
+the memory and one without, by proximal policy optimisation. """
 
 from __future__ import annotations
 
@@ -34,10 +35,10 @@ CUES, NOISE = 2, 4
 START, ASK = CUES + NOISE, CUES + NOISE + 1
 
 
-def episodes(rows: int, length: int, generator: torch.Generator) -> Batch:
-    """Episodes of 20 to 60 steps without a gap, the last one may be cut: a start that all can see, noise with an odd
-    number of cues in it, and the question which of the two cues came more often. What an episode before showed counts
-    as much as what this one does, unless it is forgotten."""
+def sample_episodes(rows: int, length: int, generator: torch.Generator) -> Batch:
+    """Rows packed with episodes of 20 to 60 steps (the last one may be cut): a start token, noise with an odd number of
+    cues in it, and the question which of the two cues came more often. A model that does not forget the episode before
+    counts its cues too, and is wrong."""
     tokens = torch.randint(CUES, CUES + NOISE, (rows, length), generator=generator)
     targets, starts = torch.full_like(tokens, -1), torch.zeros(rows, length, dtype=torch.bool)
     for row in range(rows):
@@ -56,30 +57,30 @@ def episodes(rows: int, length: int, generator: torch.Generator) -> Batch:
     return Batch(tokens, targets, starts)
 
 
-def unmarked(rows: int, length: int, generator: torch.Generator) -> Batch:
-    """The same, with nothing reset where an episode begins."""
-    batch = episodes(rows, length, generator)
+def sample_unmarked(rows: int, length: int, generator: torch.Generator) -> Batch:
+    """The same without `starts`, so that no state is reset where an episode begins."""
+    batch = sample_episodes(rows, length, generator)
     return Batch(batch.tokens, batch.targets)
 
 
 RESET, NO_RESET = "S5, resetting", "S5, no reset"
 ARMS: dict[str, tuple[str, dict[str, Any], Callable[..., Batch]]] = {
-    RESET: ("s5", {"states": 32}, episodes),
-    NO_RESET: ("s5", {"states": 32}, unmarked),
-    "GRU, resetting": ("gru", {}, episodes),
-    "attention, masked": ("attention", {}, episodes),
+    RESET: ("s5", {"states": 32}, sample_episodes),
+    NO_RESET: ("s5", {"states": 32}, sample_unmarked),
+    "GRU, resetting": ("gru", {}, sample_episodes),
+    "attention, masked": ("attention", {}, sample_episodes),
 }
 
 
-def stack(mixer: str, options: dict[str, Any], vocabulary: int) -> Stack:
+def build_stack(mixer: str, options: dict[str, Any], vocabulary: int) -> Stack:
     return Stack(StackConfig(vocabulary, 32, [mixer] * 2, {mixer: options}, norm="layer", tied=False))
 
 
-def remember(arm: str, seed: int, steps: int, length: int) -> dict[str, float]:
-    """Accuracy on fresh rows after so many steps of training."""
+def score_recall(arm: str, seed: int, steps: int, length: int) -> dict[str, float]:
+    """Test accuracy after so many steps of training."""
     mixer, options, draw = ARMS[arm]
     torch.manual_seed(seed)
-    model, task = stack(mixer, options, ASK + 1), Task("episodes", ASK + 1, draw, 0.5)
+    model, task = build_stack(mixer, options, ASK + 1), Task("episodes", ASK + 1, draw, 0.5)
     learn(model, task.batches(8, (length, length), seed), steps, seed=seed)
     return {"value": accuracy(model, task.test(64, length, seed))}
 
@@ -102,10 +103,10 @@ class LoopedGRU(nn.Module):
         return torch.stack(outputs, 1)
 
 
-def step_seconds(length: int, rounds: int) -> dict[str, float]:
-    """Median seconds of the processor, forward and backward through one layer of width 32, 8 rows of episodes, by arm:
-    with one thread those of the clock, but for what other programs take."""
-    starts = episodes(8, length, torch.Generator().manual_seed(0)).starts
+def time_step(length: int, rounds: int) -> dict[str, float]:
+    """Median CPU seconds of forward and backward through one layer of width 32, on 8 rows of episodes, by arm. CPU and
+    not wall-clock time, so that other programs on the machine do not count (one thread)."""
+    starts = sample_episodes(8, length, torch.Generator().manual_seed(0)).starts
     assert starts is not None
     layout, x = Layout.chain((8, length), starts=starts), torch.randn(8, length, 32)
     mixers: dict[str, Mixer] = {"S5, resetting": S5(32, states=32), "GRU, resetting": GRU(32),
@@ -126,44 +127,45 @@ def step_seconds(length: int, rounds: int) -> dict[str, float]:
 # --- reinforcement learning: repeat the suit of four cards ago ---------------------------------------------------
 
 SUITS, CARDS, BACK = 4, 52, 4
-SEES = SUITS * (SUITS + 1)  # the suit, and what was said before (or that nothing was)
+OBSERVATIONS = SUITS * (SUITS + 1)  # the suit, and the action before (or none)
 
 
 class RepeatPrevious:
-    """`rows` decks of 52 cards, one card a step; the reward is for naming the suit of four cards ago, 1 in all."""
+    """The game Repeat Previous on `rows` decks of 52 cards, one card a step: reward for naming the suit of four cards
+    ago, which sums to 1 over a perfect episode."""
 
     def __init__(self, rows: int, generator: torch.Generator) -> None:
         self.rows, self.generator = rows, generator
-        self.decks = torch.stack([self._shuffled() for _ in range(rows)])
+        self.decks = torch.stack([self._shuffle_deck() for _ in range(rows)])
         self.at = torch.randint(CARDS, (rows,), generator=generator)  # not all decks end at once
-        self.said = torch.full((rows,), SUITS)
+        self.last_action = torch.full((rows,), SUITS)
         self.first = torch.ones(rows, dtype=torch.bool)
 
-    def _shuffled(self) -> Tensor:
+    def _shuffle_deck(self) -> Tensor:
         return torch.randperm(CARDS, generator=self.generator) % SUITS
 
-    def see(self) -> tuple[Tensor, Tensor]:
-        """Element ids (B,), and whether they are the first of an episode (B,)."""
+    def observe(self) -> tuple[Tensor, Tensor]:
+        """Observation ids (B,), and whether they are the first of an episode (B,)."""
         card = self.decks.gather(1, self.at[:, None])[:, 0]
-        return card * (SUITS + 1) + self.said, self.first
+        return card * (SUITS + 1) + self.last_action, self.first
 
     def act(self, action: Tensor) -> Tensor:
-        """Say suits (B,); rewards (B,)."""
+        """Take actions, the named suits (B,); returns rewards (B,)."""
         then = self.decks.gather(1, (self.at - BACK).clamp(min=0)[:, None])[:, 0]
         reward = torch.where(self.at >= BACK, (action == then) * 2.0 - 1.0, 0.0) / (CARDS - BACK)
-        self.at, self.said = self.at + 1, action.clone()
+        self.at, self.last_action = self.at + 1, action.clone()
         self.first = self.at == CARDS
         for row in torch.nonzero(self.first)[:, 0].tolist():
-            self.decks[row], self.at[row], self.said[row] = self._shuffled(), 0, SUITS
+            self.decks[row], self.at[row], self.last_action[row] = self._shuffle_deck(), 0, SUITS
         return reward
 
 
 class Agent(nn.Module):
-    """A stack with a head for what to do and one for what that will bring."""
+    """A stack with a policy head (actor) and a value head (critic)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stack = stack("s5", {"states": 32}, SEES)
+        self.stack = build_stack("s5", {"states": 32}, OBSERVATIONS)
         self.actor, self.critic = nn.Linear(32, SUITS), nn.Linear(32, 1)
 
     def heads(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,39 +173,41 @@ class Agent(nn.Module):
         return self.actor(hidden).log_softmax(-1), self.critic(hidden)[..., 0]
 
 
-def play(memory: bool, seed: int, rollouts: int, rows: int = 64, length: int = CARDS) -> dict[str, float]:
-    """Return per episode after learning for so many rollouts. Without `memory` the state resets at every step."""
+def train_agent(memory: bool, seed: int, rollouts: int, rows: int = 64, length: int = CARDS) -> dict[str, float]:
+    """Train by PPO for so many rollouts; the mean return per episode over the last tenth of them, and of the first.
+    Without `memory` the state resets at every step."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     agent, game = Agent(), RepeatPrevious(rows, generator)
     optimizer = torch.optim.Adam(agent.parameters(), lr=3e-3)
     state = agent.stack.init_state(rows)
-    brought: list[float] = []
+    returns: list[float] = []
     for _ in range(rollouts):
         before: State = state.snapshot()
-        seen, firsts, said, told, rewards, values = (list[Tensor]() for _ in range(6))
+        seen, firsts, actions, log_probabilities, rewards, values = (list[Tensor]() for _ in range(6))
         with torch.no_grad():
             for _ in range(length):
-                tokens, first = game.see()
+                tokens, first = game.observe()
                 hidden = agent.stack.extend(tokens[:, None], state, starts=first[:, None] | (not memory)).hidden
                 state.commit()
                 assert hidden is not None
                 logs, value = agent.heads(hidden[:, 0])
                 action = torch.multinomial(logs.exp(), 1, generator=generator)[:, 0]
-                for line, x in ((seen, tokens), (firsts, first), (said, action), (values, value),
-                                (rewards, game.act(action)), (told, logs.gather(1, action[:, None])[:, 0])):
+                for line, x in ((seen, tokens), (firsts, first), (actions, action), (values, value),
+                                (rewards, game.act(action)),
+                                (log_probabilities, logs.gather(1, action[:, None])[:, 0])):
                     line.append(x)
-            tokens, first = game.see()  # what the step after the rollout is worth; its state is not kept
+            tokens, first = game.observe()  # the value of the step after the rollout; its state is not kept
             hidden = agent.stack.extend(tokens[:, None], state, starts=first[:, None] | (not memory)).hidden
             assert hidden is not None
             values.append(agent.heads(hidden[:, 0])[1])
-        brought.append(float(torch.stack(rewards).sum()) / (rows * length / CARDS))
+        returns.append(float(torch.stack(rewards).sum()) / (rows * length / CARDS))
         ends = torch.stack([*firsts[1:], first], 1)
         gain = advantages(torch.stack(rewards, 1), torch.stack(values, 1), ends, 0.9, 0.9)
-        rollout = [torch.stack(line, 1) for line in (seen, firsts, said, told)]
+        rollout = [torch.stack(line, 1) for line in (seen, firsts, actions, log_probabilities)]
         aim = gain + torch.stack(values[:-1], 1)
         for _ in range(3):
-            for part in torch.randperm(rows, generator=generator).chunk(4):  # whole sequences: over rows, never time
+            for part in torch.randperm(rows, generator=generator).chunk(4):  # whole rows: time stays in order
                 tokens, begun, action, old = (x[part] for x in rollout)
                 here = before.select(part)
                 layout = here.layout(length, starts=begun | (not memory))
@@ -216,7 +220,7 @@ def play(memory: bool, seed: int, rollouts: int, rows: int = 64, length: int = C
                 nn.utils.clip_grad_norm_(agent.parameters(), 0.5)
                 optimizer.step()
     last = max(1, rollouts // 10)
-    return {"value": mean(brought[-last:]), "first": brought[0]}
+    return {"value": mean(returns[-last:]), "first": returns[0]}
 
 
 # --- the claim ---------------------------------------------------------------------------------------------------
@@ -226,11 +230,11 @@ def measure(run: Run) -> list[Row]:
     steps, length, seeds = run.pick(3, 200), run.pick(128, 512), range(run.seed, run.seed + run.pick(1, 2))
     players = range(run.seed, run.seed + run.pick(1, 3))
     jobs: dict[str, Callable[[], Any]] = {
-        f"recall {arm} {seed}": partial(remember, arm, seed, steps, length) for arm in ARMS for seed in seeds}
-    jobs |= {f"play {memory} {seed}": partial(play, memory, seed, run.pick(2, 80), run.pick(4, 64))
+        f"recall {arm} {seed}": partial(score_recall, arm, seed, steps, length) for arm in ARMS for seed in seeds}
+    jobs |= {f"play {memory} {seed}": partial(train_agent, memory, seed, run.pick(2, 80), run.pick(4, 64))
              for memory in (True, False) for seed in players}
     spans = run.pick([64], [128, 512, 1024, 2048, 4096])
-    jobs |= {f"time {span}": partial(step_seconds, span, run.pick(1, 3)) for span in spans}
+    jobs |= {f"time {span}": partial(time_step, span, run.pick(1, 3)) for span in spans}
     done = run.cells(jobs)
     table: list[Row] = []
 

@@ -1,9 +1,10 @@
-"""Sequence generation metrics: no paper of its own, but the table of metrics that all the others are measured by
-(`segue.analysis.registry`), with a panel of known answers.
+"""Sequence generation metrics: not a paper's experiment, but a test of the metrics that all other claims report
+(`segue.analysis.registry`).
 
-Real text is made worse on purpose, a little more at each level, and so are predictions of it. A metric must say so,
-level by level, of every damage that it claims to see; what it does not see is told as well.
-"""
+Real text (Wikipedia, Shakespeare) is damaged on purpose in seven ways, at five levels each: words dropped, exchanged or
+shuffled, texts cut, looping, copied from the training set or all the same; predictions of it are made over-confident or
+noisy. CLAIMS says which damages each metric should detect, and the verdict needs each metric to follow their level
+(rank correlation). What a metric does not detect is reported too. """
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ Texts = list[list[str]]
 Corruption = Callable[[Texts, float, Texts, np.random.Generator], Texts]
 
 WORDS, TOP, REPEATED, WIDTH = 40, 2000, 4, 64
-EACH, SEEDS = 5, 3  # of texts one, for metrics that need fewer; of MAUVE's groups
+EACH, SEEDS = 5, 3  # every fifth text goes to metrics that need fewer; seeds of MAUVE's clusters
 LEVELS = (0.0, 0.1, 0.2, 0.4, 0.8)
 BOUND = 0.9
 FILES = {"Wikipedia": ("wikitext-2-valtest", "wiki.test.tokens.gz"), "Shakespeare": ("tiny-shakespeare", "input.txt")}
@@ -51,13 +52,13 @@ def drop(texts: Texts, level: float, learned: Texts, draw: np.random.Generator) 
 
 
 def loop(texts: Texts, level: float, learned: Texts, draw: np.random.Generator) -> Texts:
-    """The end of each text says the words before it over and over."""
+    """The end of each text repeats the REPEATED words before it."""
     kept = WORDS - round(level * WORDS)
     return [[*text[:kept], *(text[kept - REPEATED : kept] * WORDS)[: WORDS - kept]] for text in texts]
 
 
 def shuffle(texts: Texts, level: float, learned: Texts, draw: np.random.Generator) -> Texts:
-    """So many words of each text trade places."""
+    """A share of each text's words trade places."""
     found = []
     for text in texts:
         some = draw.permutation(len(text))[: round(level * len(text))]
@@ -73,18 +74,18 @@ def cut(texts: Texts, level: float, learned: Texts, draw: np.random.Generator) -
 
 
 def exchange(texts: Texts, level: float, learned: Texts, draw: np.random.Generator) -> Texts:
-    """Words give way to words drawn by their frequency."""
+    """A share of the words is replaced by random training words."""
     words = [word for text in learned for word in text]
     return [[words[draw.integers(len(words))] if draw.random() < level else word for word in text] for text in texts]
 
 
 def copy(texts: Texts, level: float, learned: Texts, draw: np.random.Generator) -> Texts:
-    """So many texts give way to texts that were learned from."""
+    """A share of the texts is replaced by training texts."""
     return [learned[i] if i < level * len(texts) else text for i, text in enumerate(texts)]
 
 
 def same(texts: Texts, level: float, learned: Texts, draw: np.random.Generator) -> Texts:
-    """So many texts give way to one and the same."""
+    """A share of the texts is replaced by one and the same text."""
     return [texts[-1] if i < level * len(texts) else text for i, text in enumerate(texts)]
 
 
@@ -108,7 +109,8 @@ CLAIMS = {
 PREDICTIONS = ("perplexity", "log-loss", "Brier", "calibration error", "accuracy", "top-5", "HR@10", "NDCG@10", "MRR")
 
 
-def words_of(name: str, folder: Path | None) -> list[str]:
+def load_words(name: str, folder: Path | None) -> list[str]:
+    """The words of a text; made-up ones where there is no folder."""
     if folder is None:
         draw = np.random.default_rng(5)
         return [f"{'abcdefgh'[i % 8]}{i}" for i in np.minimum(draw.zipf(1.5, size=8_000), 300).tolist()]
@@ -117,10 +119,10 @@ def words_of(name: str, folder: Path | None) -> list[str]:
 
 
 @cache
-def parts(name: str, folder: Path | None, count: int, seed: int) -> dict[str, Texts]:
-    """Windows of words: `made`, which are damaged, `real` ones to compare with, and `learned` ones that were learned
-    from."""
-    words = words_of(name, folder)
+def split_windows(name: str, folder: Path | None, count: int, seed: int) -> dict[str, Texts]:
+    """Disjoint windows of words, at random: `made` ones, which are damaged, `real` ones to compare with, and `learned`
+    ones for training."""
+    words = load_words(name, folder)
     windows = [words[at : at + WORDS] for at in range(0, len(words) - WORDS + 1, WORDS)]
     order = np.random.default_rng(seed).permutation(len(windows)).tolist()
     mixed = [windows[i] for i in order]
@@ -128,7 +130,8 @@ def parts(name: str, folder: Path | None, count: int, seed: int) -> dict[str, Te
 
 
 class Reader:
-    """What reads words: a count model and a GRU over the commonest ones, fitted on the learned texts."""
+    """The language models behind perplexity and features: a trigram model and a GRU over the commonest words, fitted on
+    the training texts."""
 
     def __init__(self, learned: Texts, steps: int, seed: int) -> None:
         common = Counter(word for text in learned for word in text).most_common(TOP - 1)
@@ -146,12 +149,13 @@ class Reader:
     def ids(self, text: list[str]) -> np.ndarray:
         return np.array([self.number.get(word, 0) for word in text], np.int64)
 
-    def counted(self, texts: Texts) -> np.ndarray:
-        """-log p of every word, in nats."""
+    def trigram_nats(self, texts: Texts) -> np.ndarray:
+        """-log p of every word by the trigram model."""
         return np.concatenate([-self.counts.log_probabilities(self.ids(text)) for text in texts])
 
     @torch.no_grad()
-    def judged(self, texts: Texts) -> np.ndarray:
+    def network_nats(self, texts: Texts) -> np.ndarray:
+        """-log p of every word by the GRU."""
         found = []
         for at in range(0, len(texts), 100):
             rows = [self.ids(text).tolist() for text in texts[at : at + 100]]
@@ -162,18 +166,19 @@ class Reader:
         return np.concatenate(found)
 
     def vectors(self, texts: Sequence[list[str]]) -> np.ndarray:
+        """(N, WIDTH) feature vectors of texts, by the GRU."""
         return embed(self.network, [self.ids(text) for text in texts]).astype(float)
 
 
-reader = cache(lambda name, folder, count, seed, steps: Reader(parts(name, folder, count, seed)["learned"], steps,
-                                                              seed))
+reader = cache(lambda name, folder, count, seed, steps: Reader(split_windows(name, folder, count, seed)["learned"],
+                                                              steps, seed))
 
 
-def panel(name: str, corruption: str, folder: Path | None, count: int, steps: int, seed: int
-          ) -> dict[str, list[float]]:
-    """Every metric of texts at every level of one damage; those of sets of features of all, the others of every
-    fifth."""
-    given = parts(name, folder, count, seed)
+def score_texts(name: str, corruption: str, folder: Path | None, count: int, steps: int, seed: int
+                ) -> dict[str, list[float]]:
+    """Every metric of texts at every level of one damage; metrics of sets of features are of all texts, the others of
+    every fifth."""
+    given = split_windows(name, folder, count, seed)
     read = reader(name, folder, count, seed, steps)
     features: dict[str, FeatureExtractor] = {"n-grams": HashedNgrams(), "GRU": read.vectors}
     real = {kind: extract(given["real"]) for kind, extract in features.items()}
@@ -184,8 +189,8 @@ def panel(name: str, corruption: str, folder: Path | None, count: int, steps: in
         rows = {"samples": texts, "references": given["made"][::EACH], "learned": given["learned"]}
         values = {metric: METRICS[metric].compute(*(rows[need] for need in METRICS[metric].needs))
                   for metric in CLAIMS if metric in METRICS and metric not in PREDICTIONS}
-        values |= {TRIGRAMS: METRICS["perplexity"].compute(read.counted(texts)),
-                   NETWORK: METRICS["perplexity"].compute(read.judged(texts))}
+        values |= {TRIGRAMS: METRICS["perplexity"].compute(read.trigram_nats(texts)),
+                   NETWORK: METRICS["perplexity"].compute(read.network_nats(texts))}
         for kind, extract in features.items():
             made = extract(whole)
             values |= {f"MAUVE ({kind})": fmean(mauve(made, real[kind], seed=i) for i in range(SEEDS)),
@@ -195,9 +200,9 @@ def panel(name: str, corruption: str, folder: Path | None, count: int, steps: in
     return found
 
 
-def predictions(name: str, corruption: str, folder: Path | None, count: int, seed: int) -> dict[str, list[float]]:
-    """Every metric of predictions, of a model of four letters' past, at every level."""
-    given = parts(name, folder, count, seed)
+def score_predictions(name: str, corruption: str, folder: Path | None, count: int, seed: int) -> dict[str, list[float]]:
+    """Every metric of the predictions of a five-gram model of letters, at every level of one damage."""
+    given = split_windows(name, folder, count, seed)
     joined = {part: " ".join(word for text in given[part] for word in text) for part in ("learned", "real")}
     alphabet = sorted(set(joined["learned"] + joined["real"]))
     text = {part: np.array([alphabet.index(letter) for letter in letters]) for part, letters in joined.items()}
@@ -205,23 +210,23 @@ def predictions(name: str, corruption: str, folder: Path | None, count: int, see
     chances = model.predictions(targets)
     found: dict[str, list[float]] = {}
     for level in LEVELS:
-        draw, said = np.random.default_rng([seed, 2]), chances
+        draw, changed = np.random.default_rng([seed, 2]), chances
         if corruption == SHARP:
-            said = chances ** (1 / (1 - level))
-            said = said / said.sum(1, keepdims=True)
-        else:  # so many predictions are of other places
-            said = np.where(draw.random((len(said), 1)) < level, draw.permutation(said), said)
-        rows = {"chances": said, "scores": said, "targets": targets, "ranks": ranks(said, targets),
-                "nats": -np.log(np.maximum(said[np.arange(len(said)), targets], 1e-12))}
+            changed = chances ** (1 / (1 - level))
+            changed = changed / changed.sum(1, keepdims=True)
+        else:  # a share of the predictions comes from other positions
+            changed = np.where(draw.random((len(changed), 1)) < level, draw.permutation(changed), changed)
+        rows = {"chances": changed, "scores": changed, "targets": targets, "ranks": ranks(changed, targets),
+                "nats": -np.log(np.maximum(changed[np.arange(len(changed)), targets], 1e-12))}
         for metric in PREDICTIONS:
             one = METRICS[metric]
             found.setdefault(metric, []).append(one.compute(*(rows[need] for need in one.needs)))
     return found
 
 
-def seen(metric: str, values: list[float]) -> float:
-    """Spearman's correlation of the level with how much worse the metric finds the text (where what is real decides:
-    how far it is from the undamaged); 0 where it says the same of all."""
+def detect(metric: str, values: list[float]) -> float:
+    """Spearman's correlation between the level and how much worse the metric rates the text (for metrics that are best
+    at the value of real text: how far it moves from the undamaged value); 0 where it is constant."""
     higher = METRICS[metric.partition(" (")[0]].higher
     worse = np.round(np.array(values) * {True: -1, False: 1, None: 1}[higher], 12)
     found = rank_correlation(np.array(LEVELS), np.abs(worse - worse[0]) if higher is None else worse)
@@ -232,9 +237,9 @@ def measure(run: Run) -> list[Row]:
     count, steps = run.pick(20, 1000), run.pick(2, 250)
     folders = {name: run.dataset(data) for name, (data, _) in FILES.items()}
     wanted: dict[str, Any] = {
-        f"{name} {corruption} {count}": partial(panel, name, corruption, folder, count, steps, run.seed)
+        f"{name} {corruption} {count}": partial(score_texts, name, corruption, folder, count, steps, run.seed)
         for name, folder in folders.items() for corruption in CORRUPTIONS}
-    wanted |= {f"{name} {corruption} {count}": partial(predictions, name, corruption, folder, count, run.seed)
+    wanted |= {f"{name} {corruption} {count}": partial(score_predictions, name, corruption, folder, count, run.seed)
                for name, folder in folders.items() for corruption in (SHARP, NOISE)}
     cells = run.cells(wanted)
     table: list[Row] = []
@@ -244,7 +249,7 @@ def measure(run: Run) -> list[Row]:
             values = {corruption: cells[f"{name} {corruption} {count}"][metric] for corruption in shown}
             table.append({"text": name, "metric": metric, "claims to see": claims,
                           "undamaged": values[shown[0]][0],
-                          **{each: round(seen(metric, values[each]), 3) if each in values else None
+                          **{each: round(detect(metric, values[each]), 3) if each in values else None
                              for each in (*CORRUPTIONS, SHARP, NOISE)},
                           "values": {each: [float(f"{value:.4g}") for value in row] for each, row in values.items()}})
     run.note(f"{count:,} windows of {WORDS} words of each text for MAUVE (means of {SEEDS} groupings) and Frechet "

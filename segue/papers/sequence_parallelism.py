@@ -1,7 +1,9 @@
 """Sequence Parallelism: Long Sequence Training from System Perspective (Li et al. 2021, arXiv 2105.13120).
 
-Every rank holds all weights and a share of the elements, and attention goes round a ring; beside tensor parallelism, in
-which every rank holds all elements and a share of the heads and hidden features.
+Sequence parallelism (every rank holds all weights and a share of the elements; ring self-attention) against tensor
+parallelism (all elements, a share of the heads and hidden features), for two layers of BERT on 1, 2 and 4 ranks: bytes
+held on a rank by batch size, bytes sent for a layer, the ranks that each can use, and the loss of masked language
+modelling on Wikipedia, which must not depend on the number of ranks; a ring that loses its last hop is the control.
 """
 
 from __future__ import annotations
@@ -40,25 +42,25 @@ if TYPE_CHECKING:
 WIDTH, HEADS, LAYERS, VOCABULARY, MASK = 128, 4, 2, 257, 256
 COPIES = 4 * 4  # bytes of a weight, its gradient, and the two averages of Adam
 LENGTH = 512
-TIMES = (8, 16, 32, 64, 128)  # elements of a batch, in widths
+TIMES = (8, 16, 32, 64, 128)  # elements of a batch, in multiples of the width
 STEPS, ROWS, RATE = 10, 2, 1e-3
 LAYER, MLP, ATTENTION, SAVED = "all bytes, model", "all bytes, MLPs", "all bytes, attentions", "saved bytes, model"
 SENT, APART, LOST, MOST = "bytes sent, one layer", "loss difference", "loss difference, a hop lost", "most ranks"
 
 
-def bert(width: int, seed: int = 0) -> Stack:
-    """Two layers of BERT: attention both ways, learned positions, norms behind the sums, biases."""
+def build_bert(width: int, seed: int = 0) -> Stack:
+    """Two layers of BERT: bidirectional attention, learned positions, post-norm, biases."""
     torch.manual_seed(seed)
     options = {"attention": {"heads": HEADS, "causal": False, "positions": "none", "qkv_bias": True, "out_bias": True}}
     return Stack(StackConfig(VOCABULARY, width, ["attention"] * LAYERS, options, "mlp", activation="gelu", norm="layer",
                              bias=True, learned_positions=LENGTH, post_norm=True, embed_norm=True, transform=True))
 
 
-def holds(scheme: str, ranks: int, width: int, times: int) -> dict[str, int]:
-    """Bytes on the first rank while a batch of `times` widths of elements goes through: of the hidden vectors of the
-    whole model (no head), of its MLPs alone, of its attentions alone."""
+def measure_memory(scheme: str, ranks: int, width: int, times: int) -> dict[str, int]:
+    """Bytes on the first rank in a forward pass over `times` * width elements: activations saved for backward by the
+    whole model (no head), and these with weights and optimiser state, of the model, its MLPs and its attentions."""
     length = min(LENGTH, times * width)
-    rows, whole = times * width // length, bert(width)
+    rows, whole = times * width // length, build_bert(width)
 
     def body(comm: Communicator) -> dict[str, int]:
         stack = copy.deepcopy(whole)
@@ -75,7 +77,7 @@ def holds(scheme: str, ranks: int, width: int, times: int) -> dict[str, int]:
             return saved_memory(run, weights), COPIES * sum(p.numel() for p in weights)
 
         saved, held = bytes_of([model.stack], lambda: model.hidden(tokens, layout))
-        mlps = bytes_of(channels, lambda: [channel(x + 0) for channel in channels])  # each its own input
+        mlps = bytes_of(channels, lambda: [channel(x + 0) for channel in channels])  # x + 0: each has its own
         attentions = bytes_of(mixers, lambda: [mix(mixer, x + 0) for mixer in mixers])
         return {SAVED: saved, LAYER: saved + held, MLP: sum(mlps), ATTENTION: sum(attentions)}
 
@@ -83,17 +85,18 @@ def holds(scheme: str, ranks: int, width: int, times: int) -> dict[str, int]:
 
 
 @cache
-def text(folder: Path | None) -> Tensor:
-    """Wikipedia, as bytes."""
+def load_text(folder: Path | None) -> Tensor:
+    """Wikipedia as byte ids; a repeated made-up line where there is no folder."""
     raw = b"the cat sat on the mat. " * 400
     if folder is not None:
         raw = gzip.decompress((folder / "wiki.valid.tokens.gz").read_bytes())
     return torch.frombuffer(bytearray(raw), dtype=torch.uint8).long()
 
 
-def learns(comm: Communicator, stack: Stack, folder: Path | None, steps: int, broken: bool, seed: int) -> list[float]:
-    """The loss of each step of masked language modelling, nats an element; alike on all ranks."""
-    stack, data = copy.deepcopy(stack), text(folder)
+def train_on_rank(comm: Communicator, stack: Stack, folder: Path | None, steps: int, broken: bool, seed: int,
+                  ) -> list[float]:
+    """Train masked language modelling on this rank; the loss of each step, nats an element, the same on all ranks."""
+    stack, data = copy.deepcopy(stack), load_text(folder)
     model = context_parallel(stack, Lossy(comm) if broken else comm, "contiguous")
     optimiser = torch.optim.AdamW(stack.parameters(), RATE)
     draw, losses = torch.Generator().manual_seed(seed), []
@@ -113,26 +116,26 @@ def learns(comm: Communicator, stack: Stack, folder: Path | None, steps: int, br
 
 
 class Lossy:
-    """A communicator that loses what arrives at the last hop of each ring: the control that must fail."""
+    """A communicator that zeroes what arrives at the last hop of each ring: the control that must fail."""
 
     def __init__(self, inner: Communicator) -> None:
         self.inner, self.rank, self.size, self.hops = inner, inner.rank, inner.size, 0
 
-    def exchange(self, sends: Any, receives: Any) -> Callable[[], None]:
-        wait, self.hops = self.inner.exchange(sends, receives), self.hops + bool(receives)
+    def exchange(self, measure_traffic: Any, receives: Any) -> Callable[[], None]:
+        wait, self.hops = self.inner.exchange(measure_traffic, receives), self.hops + bool(receives)
         lost = self.hops % (self.size - 1) == 0
 
-        def lose() -> None:
+        def drop_last_hop() -> None:
             wait()
             for tensor, _ in receives if lost else ():
                 tensor.zero_()
 
-        return lose
+        return drop_last_hop
 
 
-def sends(scheme: str, ranks: int, width: int) -> float:
-    """Bytes that a rank sends for one layer, forward and backward, over one row."""
-    whole = bert(width)
+def measure_traffic(scheme: str, ranks: int, width: int) -> float:
+    """Mean bytes that a rank sends for one layer, forward and backward, over one row."""
+    whole = build_bert(width)
 
     def body(comm: Communicator) -> float:
         counted, stack = Counted(comm), copy.deepcopy(whole)
@@ -149,25 +152,27 @@ def sends(scheme: str, ranks: int, width: int) -> float:
     return sum(simulate(ranks, body)) / ranks
 
 
-def runs(ranks: int, width: int) -> dict[str, bool]:
-    """Which schemes take so many ranks."""
-    stack = bert(width)
+def check_ranks(ranks: int, width: int) -> dict[str, bool]:
+    """Whether each scheme can split the model over so many ranks."""
+    stack = build_bert(width)
 
-    def takes(make: Callable[[Stack, Communicator], object]) -> bool:
+    def can_split(make: Callable[[Stack, Communicator], object]) -> bool:
         try:
             simulate(ranks, lambda comm: make(stack, comm))
         except SegueError:
             return False
         return True
 
-    return {"sequence": takes(context_parallel), "tensor": takes(tensor_parallel)}
+    return {"sequence": can_split(context_parallel), "tensor": can_split(tensor_parallel)}
 
 
-def curve(ranks: int, folder: Path | None, width: int, steps: int, broken: bool, real: bool, seed: int) -> list[float]:
-    stack = bert(width, seed)
+def loss_curve(ranks: int, folder: Path | None, width: int, steps: int, broken: bool, real: bool, seed: int,
+               ) -> list[float]:
+    """The loss of each step on so many ranks; real: processes, otherwise threads of this one."""
+    stack = build_bert(width, seed)
     if real:
-        return launch(ranks, learns, stack, folder, steps, broken, seed)[0]
-    return simulate(ranks, lambda comm: learns(comm, stack, folder, steps, broken, seed))[0]
+        return launch(ranks, train_on_rank, stack, folder, steps, broken, seed)[0]
+    return simulate(ranks, lambda comm: train_on_rank(comm, stack, folder, steps, broken, seed))[0]
 
 
 def measure(run: Run) -> list[Row]:
@@ -177,14 +182,14 @@ def measure(run: Run) -> list[Row]:
     for ranks in (1, 2, 4):
         for scheme in ("sequence", "tensor"):
             for at in times:
-                jobs[f"{scheme} {ranks} {at}"] = partial(holds, scheme, ranks, width, at)
+                jobs[f"{scheme} {ranks} {at}"] = partial(measure_memory, scheme, ranks, width, at)
     for scheme in ("sequence", "sequence, as published", "tensor"):
-        jobs[f"{scheme} sends"] = partial(sends, scheme, 4, width)
+        jobs[f"{scheme} sends"] = partial(measure_traffic, scheme, 4, width)
     for ranks in (1, 2, 4, 8):
-        jobs[f"curve {ranks}"] = partial(curve, ranks, folder, width, steps, False, ranks == 4 and run.scale != "smoke",
-                                         run.seed)
-        jobs[f"runs {ranks}"] = partial(runs, ranks, width)
-    jobs["curve broken"] = partial(curve, 4, folder, width, steps, True, False, run.seed)
+        jobs[f"curve {ranks}"] = partial(loss_curve, ranks, folder, width, steps, False,
+                                         ranks == 4 and run.scale != "smoke", run.seed)
+        jobs[f"runs {ranks}"] = partial(check_ranks, ranks, width)
+    jobs["curve broken"] = partial(loss_curve, 4, folder, width, steps, True, False, run.seed)
     found = run.cells(jobs)
     table: list[Row] = []
 

@@ -1,14 +1,15 @@
 """SequenceMatch: Imitation Learning for Autoregressive Sequence Modelling with Backtracking (Cundy & Ermon 2023, arXiv
 2306.05426).
 
-Errors of a model that writes by itself compound. Here: running sums, x_t = (x_{t-1} + a_t) mod 10, of digits that the
-prompt gives. One sum in twenty of those to learn from is wrong, so that however long a model learns by maximum
-likelihood, it is right about most digits and seldom about all. From a model that knows most sums it is learned on in
-different ways, some of which may take a digit back.
+Errors of a model that generates by itself compound. The task: running sums, x_t = (x_{t-1} + a_t) mod 10, of digits
+that the prompt gives. One sum in twenty of the training data is wrong, so that however long a model is trained by
+maximum likelihood, most digits are right and few whole answers. From one base model that knows most sums, six arms
+train on: maximum likelihood (also four times as long), behaviour cloning with backspaces, occupancy matching without
+and with backspaces, and unlikelihood of the model's own errors. The verdict compares the share of whole right answers.
 
-Cloning and matching have one optimum, what the data do, wrong sums and all: they can differ only in what a model cannot
-say or has not learned yet. Of matching's terms those with V cancel in the mean, but for noise and walks that are cut
-short, so that what it adds to maximum likelihood is above all the squared rewards.
+Cloning and matching have one optimum, the data distribution, wrong sums and all: they can differ only where the model
+cannot represent it or is not trained out. Of matching's terms those with V cancel in the mean, but for noise and
+truncated rollouts, so that what it adds to maximum likelihood is above all the squared rewards.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from segue.decoding import generate
 from segue.models import Stack, StackConfig
 from segue.models.compiled import CompiledModel, compile_model
 from segue.objectives import Batch, Mixed, NextElement, Objective, OccupancyMatching, RolloutUnlikelihood, generator_of
-from segue.papers.base import Claim, Row, Run, Verdict, kept, restore
+from segue.papers.base import Claim, Row, Run, Verdict, dump_weights, load_weights
 from segue.training.learn import StopWhenAccurate, learn
 
 if TYPE_CHECKING:
@@ -37,13 +38,15 @@ PLAIN, LONGER = "maximum likelihood", "maximum likelihood, as long"
 CLONED, MATCHED, BOTH = "cloned backspaces", "matched", "matched, with backspaces"
 UNLIKELY = "unlikelihood of own errors"
 RATE = 3e-3  # of the arms
-LONG = 4  # times the steps: what maximum likelihood gets done while matching with backspaces rolls out by torch; by
-# the compiled engine that takes two to three times as long, so that maximum likelihood has more than its time
+# Steps of LONGER, relative to the others: what maximum likelihood does in the time of matching with backspaces where
+# torch generates the rollouts. The compiled engine is faster (two to three times the time of maximum likelihood), so
+# that LONGER has more than equal time.
+LONG = 4
 
 
-def sums(rows: int, generator: torch.Generator, wrong: float = 0.0) -> Batch:
-    """The digits a_t, a mark, x_0; then the sums x_t, and the end. Only those are asked for. wrong: the share of sums
-    that are wrong; what follows goes on from them."""
+def sample_sums(rows: int, generator: torch.Generator, wrong: float = 0.0) -> Batch:
+    """Rows of the digits a_t, a mark, x_0, the sums x_t and EOS; only sums and EOS are targets. wrong: the share of
+    sums that are wrong; later sums continue from them."""
     given = torch.randint(10, (rows, SUMS), generator=generator)
     first = torch.randint(10, (rows, 1), generator=generator)
     slips = torch.randint(1, 10, (rows, SUMS), generator=generator) * \
@@ -56,8 +59,8 @@ def sums(rows: int, generator: torch.Generator, wrong: float = 0.0) -> Batch:
 
 
 def build(width: int, layers: int) -> Stack:
-    """Layers of attention, of which those above the second see two elements: what the model meant to say, and what it
-    said. Embeddings begin large, or digits five apart fall into one before their sums are learned."""
+    """Layers of attention, of which those above the second see two positions: what the model was to predict, and what
+    was generated. Embeddings begin large, or digits five apart collapse before their sums are learned."""
     stack = Stack(StackConfig(VOCABULARY, width, ["attention", "attention", "attention:near"][:layers],
                               {"attention:near": {"window": 2}} if layers > 2 else {}, tied=False))
     with torch.no_grad():
@@ -65,8 +68,8 @@ def build(width: int, layers: int) -> Stack:
     return stack
 
 
-def grown(small: Stack) -> Stack:
-    """With a third layer, which adds nothing yet."""
+def add_layer(small: Stack) -> Stack:
+    """The model with a third layer, whose output begins at zero."""
     stack = build(small.config.width, 3)
     stack.load_state_dict(small.state_dict(), strict=False)
     with torch.no_grad():
@@ -76,28 +79,32 @@ def grown(small: Stack) -> Stack:
     return stack
 
 
-def compiled(model: Stack) -> CompiledModel:
-    """What writes: the model as it is now, by the compiled engine."""
+def compile_now(model: Stack) -> CompiledModel:
+    """The model with its weights as they are now, for generation by the compiled engine."""
     return compile_model(model, threads=1)
 
 
-def objective(arm: str, c: float, noise: float) -> Objective:
-    """Of matching every other step, by a coin: rollouts take most of the time."""
+def make_objective(arm: str, c: float, noise: float) -> Objective:
+    """The arm's objective. Those of matching alternate at random with one without rollouts, which take most of the
+    time."""
     cloned = OccupancyMatching("none", eos=EOS, backspace=BACK, noise=noise)
-    both = OccupancyMatching(c=c, eos=EOS, backspace=BACK, noise=noise, decode=compiled)
+    both = OccupancyMatching(c=c, eos=EOS, backspace=BACK, noise=noise, decode=compile_now)
     table: dict[str, Objective] = {
-        PLAIN: NextElement(), LONGER: NextElement(), UNLIKELY: RolloutUnlikelihood(eos=EOS, decode=compiled),
-        CLONED: cloned, MATCHED: Mixed([(OccupancyMatching(c=c, eos=EOS, decode=compiled), 1.0), (NextElement(), 1.0)]),
+        PLAIN: NextElement(), LONGER: NextElement(), UNLIKELY: RolloutUnlikelihood(eos=EOS, decode=compile_now),
+        CLONED: cloned,
+        MATCHED: Mixed([(OccupancyMatching(c=c, eos=EOS, decode=compile_now), 1.0), (NextElement(), 1.0)]),
         BOTH: Mixed([(both, 1.0), (cloned, 1.0)])}
     return table[arm]
 
 
-def look(model: Stack, rows: Batch, seed: int) -> dict[str, float]:
-    """Answers drawn at temperature 1, with at most twice as many actions as needed."""
+def score_answers(model: Stack, rows: Batch, seed: int) -> dict[str, float]:
+    """Generate answers at temperature 1, with at most twice as many actions as needed, and score them: the share of
+    whole right answers, the right digits before the first error (valid), the share of wrong digits, and backspaces an
+    answer (taken back), also those that took back an error (well taken)."""
     prompts, truth = rows.tokens[:, : 2 + SUMS].tolist(), rows.targets[:, 1 + SUMS : -1].tolist()
-    answers = generate(compiled(model), prompts, 2 * (SUMS + 1), "sample", "none", eos=EOS, backspace=BACK, seed=seed,
-                       batch=250)
-    whole, valid, taken, well, wrong, said = 0, 0, 0, 0, 0, 0
+    answers = generate(compile_now(model), prompts, 2 * (SUMS + 1), "sample", "none", eos=EOS, backspace=BACK,
+                       seed=seed, batch=250)
+    whole, valid, taken, well, wrong, written = 0, 0, 0, 0, 0, 0
     for answer, prompt, right in zip(answers, prompts, truth):
         whole += answer.tokens == right and answer.finish == "stop"
         valid += next((i for i, (a, b) in enumerate(zip(answer.tokens, right)) if a != b),
@@ -106,49 +113,50 @@ def look(model: Stack, rows: Batch, seed: int) -> dict[str, float]:
         for action in answer.actions or []:
             if action == BACK and left:
                 taken += 1
-                well += not follows(prompt, left)
+                well += not is_right_sum(prompt, left)
                 left.pop()
             elif action not in (BACK, EOS):
                 left.append(action)
-                said += 1
-                wrong += not follows(prompt, left)
+                written += 1
+                wrong += not is_right_sum(prompt, left)
     count = len(answers)
-    return {"whole": whole / count, "valid": valid / count, "wrong": wrong / max(said, 1), "taken back": taken / count,
-            "well taken": well / max(taken, 1), "actions": sum(answer.produced for answer in answers) / count}
+    return {"whole": whole / count, "valid": valid / count, "wrong": wrong / max(written, 1),
+            "taken back": taken / count, "well taken": well / max(taken, 1),
+            "actions": sum(answer.produced for answer in answers) / count}
 
 
-def follows(prompt: list[int], answer: list[int]) -> bool:
+def is_right_sum(prompt: list[int], answer: list[int]) -> bool:
     """Whether the answer's last digit is the sum of the one before and the given one."""
     before = [prompt[-1], *answer][-2]
     return len(answer) <= SUMS and answer[-1] == (before + prompt[len(answer) - 1]) % 10
 
 
-def learned_from(seed: int) -> Callable[[int], Batch]:
-    """The rows of each step."""
-    rows = sums(20_000, torch.Generator().manual_seed(seed), WRONG)
+def training_batches(seed: int) -> Callable[[int], Batch]:
+    """A function of the step: training rows with wrong sums."""
+    rows = sample_sums(20_000, torch.Generator().manual_seed(seed), WRONG)
     return lambda step: rows.rows(torch.randint(20_000, (ROWS,), generator=generator_of(seed, step)))
 
 
-def base(seed: int, width: int, right: float, steps: int) -> dict[str, Any]:
-    """A model of two layers, stopped while it still errs: its weights and its steps."""
+def train_base(seed: int, width: int, right: float, steps: int) -> dict[str, Any]:
+    """Train the base model of two layers until the share `right` of digits is right; its weights and steps."""
     torch.manual_seed(seed)
     small = build(width, 2)
-    held = sums(60, torch.Generator().manual_seed(-1 - seed))
-    first = learn(small, learned_from(seed), steps, rate=3e-3, seed=seed, strategy=StopWhenAccurate(held, right),
+    held = sample_sums(60, torch.Generator().manual_seed(-1 - seed))
+    first = learn(small, training_batches(seed), steps, rate=3e-3, seed=seed, strategy=StopWhenAccurate(held, right),
                   cooldown=0.0)
-    return {"weights": kept(small), "steps": first.step}
+    return {"weights": dump_weights(small), "steps": first.step}
 
 
-def tried(begun: dict[str, Any], arm: str, seed: int, width: int, steps: int, prompts: int, c: float, noise: float,
-          test: int) -> dict[str, float]:
-    """The arm, from the base model on."""
+def train_arm(base: dict[str, Any], arm: str, seed: int, width: int, steps: int, prompts: int, c: float, noise: float,
+              test: int) -> dict[str, float]:
+    """Train an arm from the base model on and score its answers."""
     torch.manual_seed(seed)
     small = build(width, 2)
-    restore(small, begun["weights"])
-    model, batches = grown(small), learned_from(seed)
-    learn(model, lambda step: batches(begun["steps"] + step), steps * (LONG if arm == LONGER else 1), rate=RATE,
-          seed=seed, objective=objective(arm, c, noise))
-    return look(model, sums(prompts, torch.Generator().manual_seed(test)), seed)
+    load_weights(small, base["weights"])
+    model, batches = add_layer(small), training_batches(seed)
+    learn(model, lambda step: batches(base["steps"] + step), steps * (LONG if arm == LONGER else 1), rate=RATE,
+          seed=seed, objective=make_objective(arm, c, noise))
+    return score_answers(model, sample_sums(prompts, torch.Generator().manual_seed(test)), seed)
 
 
 def measure(run: Run) -> list[Row]:
@@ -156,12 +164,12 @@ def measure(run: Run) -> list[Row]:
     prompts, noise = run.pick(4, 1000), 0.2
     weights = run.pick((0.01,), (0.003, 0.03))
     seeds, tuned = [run.seed + i for i in range(run.pick(1, 3))], run.seed + 100
-    begun = run.cells({f"base {seed}": partial(base, seed, width, right, steps[0]) for seed in (tuned, *seeds)})
-    pilots = run.cells({f"tuning, c {weight:g}": partial(tried, begun[f"base {tuned}"], BOTH, tuned, width, steps[1],
+    base = run.cells({f"base {seed}": partial(train_base, seed, width, right, steps[0]) for seed in (tuned, *seeds)})
+    pilots = run.cells({f"tuning, c {weight:g}": partial(train_arm, base[f"base {tuned}"], BOTH, tuned, width, steps[1],
                                                          prompts // 4, weight, noise, 99) for weight in weights})
     c = max((cell["whole"], -weight) for cell, weight in zip(pilots.values(), weights))[1] * -1
     slow_first = (LONGER, UNLIKELY, BOTH, MATCHED, CLONED, PLAIN)
-    cells = run.cells({f"{arm} {seed}, c {c:g}": partial(tried, begun[f"base {seed}"], arm, seed, width, steps[1],
+    cells = run.cells({f"{arm} {seed}, c {c:g}": partial(train_arm, base[f"base {seed}"], arm, seed, width, steps[1],
                                                          prompts, c, noise, 98)
                        for arm in slow_first for seed in seeds})
     run.note(f"{SUMS} running sums of digits, 20,000 rows with {WRONG:.0%} of the sums wrong, each row going on from "

@@ -1,10 +1,11 @@
 """Order-Independence Without Fine Tuning (McIlroy-Young et al. 2024, arXiv 2406.06581): Set-Based Prompting.
 
-Here a small model learns which values belong to which keys, and is asked for the one among four options that belongs to
-a key. One question in five cannot be read, and in training the answer stood first more often than not: where it does
-not know, the model goes by the order. It learns from ordered questions alone, as pretrained models have; sets are new
-to it.
-"""
+A small model learns which values belong to which keys, and answers multiple-choice questions: which of four options
+belongs to the key. One key in five is unreadable, and in training the answer stood first more often than not, so that
+the model goes by the order where it does not know. It is trained on ordered questions alone, as pretrained models are;
+at test time every question is asked in all 24 orders, as an ordered prompt, as a set (mask and positions), with the
+mask or the positions alone, and as a set after some tuning on sets. The verdict needs sets to give one answer to all
+orders, ordered prompts and each half of the method not to, and little loss of accuracy. """
 
 from __future__ import annotations
 
@@ -36,18 +37,19 @@ ASK, UNKNOWN, END, ANSWER = range(WORD + WORDS, WORD + WORDS + 4)
 VOCABULARY = WORD + WORDS + 4
 OPTIONS, FIRST, UNREADABLE = 4, 0.55, 0.2
 ROUNDING = 1e-3
-"""An answer that changes between two tokens whose scores are nearer than this has met a tie, not an order."""
+"""A changed answer whose two best scores are nearer than this counts as a tie, not as an effect of the order."""
 POSITIONS: dict[str, dict[str, Any]] = {
     "rotary": {},
     "learned": {"options": {"attention": {"positions": "none"}}, "learned_positions": 32},
 }
 ORDERED, SETS, MASK, PLACES, TUNED = "ordered", "sets", "mask alone", "positions alone", "sets, tuned"
 ARMS = (ORDERED, SETS, MASK, PLACES, TUNED)
-Question = tuple[list[int], list[list[int]], int]  # what is asked, the options, the right one
+Question = tuple[list[int], list[list[int]], int]  # key part, options, index of the right option
 
 
-def questions(rows: int, random: np.random.Generator, first: float = 1 / OPTIONS) -> list[Question]:
-    """first: how often the right option is the first one. An option is a value and one or two words."""
+def sample_questions(rows: int, random: np.random.Generator, first: float = 1 / OPTIONS) -> list[Question]:
+    """Random questions. first: how often the right option is the first one. An option is a value and one or two
+    words."""
     found: list[Question] = []
     for _ in range(rows):
         classes = random.permutation(CLASSES)[:OPTIONS]
@@ -60,13 +62,14 @@ def questions(rows: int, random: np.random.Generator, first: float = 1 / OPTIONS
     return found
 
 
-def prompt(question: Question, order: tuple[int, ...]) -> SetPrompt:
+def make_prompt(question: Question, order: tuple[int, ...]) -> SetPrompt:
+    """The question with its options in this order."""
     asked, options, _ = question
     return SetPrompt([asked, [options[place] for place in order], [ANSWER]], canonical=False)
 
 
-def batch(prompts: list[SetPrompt], arm: str, truth: list[int] | None = None) -> Batch:
-    """Padded prompts, the parts placed as the arm has it, with their answers asked for at the end."""
+def make_batch(prompts: list[SetPrompt], arm: str, truth: list[int] | None = None) -> Batch:
+    """Padded prompts, masked and placed as the arm has it, with their answers as targets of the last elements."""
     tokens, places = pad_rows(prompts, END), set_placements(prompts)
     targets = torch.full_like(tokens, -1)
     for row, each in enumerate(prompts):
@@ -78,47 +81,49 @@ def batch(prompts: list[SetPrompt], arm: str, truth: list[int] | None = None) ->
     return Batch(tokens, targets, sets=None if arm == ORDERED else places)
 
 
-def drawn(rows: int, seed: int, arm: str, step: int) -> Batch:
-    asked = questions(rows, np.random.default_rng((seed, step)), FIRST)
-    return batch([prompt(question, tuple(range(OPTIONS))) for question in asked], arm,
-                 [options[right][0] for _, options, right in asked])
+def sample_batch(rows: int, seed: int, arm: str, step: int) -> Batch:
+    """A training batch."""
+    asked = sample_questions(rows, np.random.default_rng((seed, step)), FIRST)
+    return make_batch([make_prompt(question, tuple(range(OPTIONS))) for question in asked], arm,
+                      [options[right][0] for _, options, right in asked])
 
 
 @torch.no_grad()
-def answers(model: Stack, asked: list[Question], orders: list[tuple[int, ...]], arm: str,
-            ) -> tuple[np.ndarray, np.ndarray, float]:
-    """What is said to each question in each order, how far that is ahead of the next best, both (N, orders), and how
-    much a score differs at most between orders."""
+def answer_orders(model: Stack, asked: list[Question], orders: list[tuple[int, ...]], arm: str,
+                  ) -> tuple[np.ndarray, np.ndarray, float]:
+    """The answer to each question in each order and its lead over the next best, both (N, orders), and the largest
+    difference of any score between orders."""
     model.eval()
-    said, ahead, apart = [], [], 0.0
+    answered, ahead, apart = [], [], 0.0
     for start in range(0, len(asked), 64):
         some = asked[start : start + 64]
-        prompts = [prompt(question, order) for question in some for order in orders]
-        data = batch(prompts, arm)
+        prompts = [make_prompt(question, order) for question in some for order in orders]
+        data = make_batch(prompts, arm)
         last = torch.tensor([len(each) - 1 for each in prompts])
         hidden = model.hidden(data.tokens, data.layout)[torch.arange(len(prompts)), last]
         scores: Tensor = model.head(hidden).unflatten(0, (len(some), len(orders)))
         best = scores.topk(2, -1)
-        said.append(best.indices[..., 0].numpy())
+        answered.append(best.indices[..., 0].numpy())
         ahead.append((best.values[..., 0] - best.values[..., 1]).numpy())
         apart = max(apart, float((scores.amax(1) - scores.amin(1)).max()))
-    return np.concatenate(said), np.concatenate(ahead), apart
+    return np.concatenate(answered), np.concatenate(ahead), apart
 
 
-def trial(positions: str, seed: int, steps: int, tuning: int, rows: int, tests: int, width: int) -> list[Row]:
+def score_arms(positions: str, seed: int, steps: int, tuning: int, rows: int, tests: int, width: int) -> list[Row]:
+    """Train one model with these positions; the rows of all arms."""
     torch.manual_seed(seed)
     model = Stack(StackConfig(VOCABULARY, width, ["attention"] * 4, **POSITIONS[positions]))
-    asked = questions(tests, np.random.default_rng((seed, 1 << 40)))
+    asked = sample_questions(tests, np.random.default_rng((seed, 1 << 40)))
     truth = np.array([options[right][0] for _, options, right in asked])
     orders = list(itertools.permutations(range(OPTIONS)))
-    learn(model, partial(drawn, rows, seed, ORDERED), steps, rate=1e-3, seed=seed, cooldown=0.5)
+    learn(model, partial(sample_batch, rows, seed, ORDERED), steps, rate=1e-3, seed=seed, cooldown=0.5)
     table = []
     for arm in ARMS:
         if arm == TUNED:
-            learn(model, partial(drawn, rows, seed + 1, SETS), tuning, rate=3e-4, seed=seed, cooldown=0.5)
-        said, ahead, apart = answers(model, asked, orders, SETS if arm == TUNED else arm)
-        found = order_sensitivity(said, truth)
-        moved = said != said[:, :1]
+            learn(model, partial(sample_batch, rows, seed + 1, SETS), tuning, rate=3e-4, seed=seed, cooldown=0.5)
+        answered, ahead, apart = answer_orders(model, asked, orders, SETS if arm == TUNED else arm)
+        found = order_sensitivity(answered, truth)
+        moved = answered != answered[:, :1]
         ties = moved & (np.minimum(ahead, ahead[:, :1]) < ROUNDING)
         table.append({"positions": positions, "arm": arm, "mean": found.mean, "best": found.best,
                       "worst": found.worst, "changed": float((moved & ~ties).any(1).mean()),
@@ -131,7 +136,7 @@ def measure(run: Run) -> list[Row]:
              f"{FIRST:.0%} of the training rows; best and worst: right in some order, right in every order; the "
              "paper's data (CSQA, MMLU) need a pretrained model")
     steps, tuning, rows, tests, width = run.pick((3, 2, 8, 4, 16), (1000, 200, 64, 1000, 128))
-    found = run.cells({positions: partial(trial, positions, run.seed, steps, tuning, rows, tests, width)
+    found = run.cells({positions: partial(score_arms, positions, run.seed, steps, tuning, rows, tests, width)
                        for positions in POSITIONS})
     return [row for table in found.values() for row in table]
 

@@ -1,9 +1,11 @@
 """SHARP: Sparsity and Hidden Activation RePlay for Neuro-Inspired Continual Learning (Gurbuz et al. 2023, arXiv
 2305.18563).
 
-A sparse network learns classes experience by experience. It replays activations of the last experience alone; what it
-learned before that stands still, since units freeze and only read what is older than they are.
-"""
+A sparse network learns classes experience by experience. It replays hidden activations of the last experience alone;
+its older units are frozen and read only units that are at least as old. Arms: SHARP, SHARP without freezing, without
+replay, fine-tuning, and replay of raw inputs of all classes in as many bytes as SHARP keeps. Data: digits (MNIST) in
+five experiences of two classes, read by a fixed random trunk (a convolution; a GRU beside). Settings are chosen on a
+class order and rows of their own; the verdict compares accuracy and forgetting of the arms at equal memory. """
 
 from __future__ import annotations
 
@@ -38,8 +40,8 @@ TUNING = 1000  # the seed of the class order and start that rates are chosen by
 
 @dataclass(frozen=True)
 class Arm:
-    """sparse: 60% of the connections are pruned and wired anew in phases. recent: experiences that are replayed.
-    freeze: see `Sharp`. raw: the replayed rows are inputs, at as many bytes as SHARP keeps in all."""
+    """sparse: 60% of the connections are pruned and regrown in phases. recent: experiences that are replayed. freeze:
+    see `Sharp`. raw: inputs are replayed, not activations, in as many bytes as SHARP keeps in all."""
 
     sparse: bool = True
     recent: int = 1
@@ -54,18 +56,17 @@ ARMS = {BARE: Arm(False, 0, False), RAW: Arm(False, CLASSES, False, True), SHARP
 OTHER = "gru"  # a trunk beside the convolution
 
 
-def budget() -> int:
-    """Bytes that SHARP keeps at the end: activations of an experience's rows with their ranges, the head's examples in
-    32 bits, and which units count for each class."""
+def memory_bytes() -> int:
+    """Bytes that SHARP keeps at the end: quantised activations of an experience's rows with their ranges, the head's
+    examples in 32 bits, and a bit for each unit and class."""
     activations, examples = GROUP * KEPT * (WIDTHS[0] + 8), CLASSES * EXAMPLES * WIDTHS[-1] * 4
     return activations + examples + CLASSES * WIDTHS[-1] // 8
 
 
 @cache
-def rows(folder: Path | None, trunk: str) -> dict[str, Batch]:
-    """Digits (the 10,000 of MNIST's test), read line by line by a random trunk that never learns: its last hidden
-    vector is the row. The first 4,000 are to learn from, 1,000 of the second half to choose settings on, and the last
-    2,000 to measure on."""
+def load_features(folder: Path | None, trunk: str) -> dict[str, Batch]:
+    """Features of digits (the 10,000 of MNIST's test) by a random fixed trunk that reads them line by line: 4,000 for
+    training, 1,000 of the second half to choose settings on (tune), and the last 2,000 for the test."""
     pixels, classes = mnist(folder)
     torch.manual_seed(0)
     fixed = SparseNetwork(SIDE, [TRUNK], early=0, density=1.0, kernels=[SIDE]) if trunk == "convolution" else \
@@ -77,15 +78,15 @@ def rows(folder: Path | None, trunk: str) -> dict[str, Batch]:
     return {name: whole.rows(part) for name, part in parts.items()}
 
 
-def score(name: str, folder: Path | None, trunk: str, seed: int, rate: float, least: float, epochs: int,
-          part: str) -> dict[str, Any]:
-    """Learn the stream of a seed's class order."""
-    arm, found = ARMS[name], rows(folder, trunk)
+def score_arm(name: str, folder: Path | None, trunk: str, seed: int, rate: float, least: float, epochs: int,
+              part: str) -> dict[str, Any]:
+    """Train an arm on the stream of a seed's class order and score it on `part`. rate, least: its settings."""
+    arm, found = ARMS[name], load_features(folder, trunk)
     order = torch.randperm(CLASSES, generator=torch.Generator().manual_seed(seed)).split(GROUP)
     stream = class_incremental(found["train"], found[part], [group.tolist() for group in order])
     torch.manual_seed(seed)
     network = SparseNetwork(TRUNK, WIDTHS, 0 if arm.raw else 1, 0.4 if arm.sparse else 1.0)
-    inputs = budget() // (CLASSES * SIDE**2)
+    inputs = memory_bytes() // (CLASSES * SIDE**2)
     kept, examples = (inputs, inputs) if arm.raw else (KEPT, EXAMPLES)
     model = Classifier(network, NeighbourHead(WIDTHS[-1], CLASSES, 5, CLASSES * examples, cosine=True))
     strategy = Sharp(PHASES, arm.recent, kept, examples, PERIOD, least, arm.freeze, seed=seed) if arm.sparse else \
@@ -105,7 +106,8 @@ def measure(run: Run) -> list[Row]:
     seeds = range(run.seed, run.seed + run.pick(1, 3))
 
     def job(arm: str, trunk: str, seed: int, choice: tuple[float, float], part: str) -> tuple[str, Any]:
-        return f"{part} {trunk} {arm} {choice} {seed}", partial(score, arm, folder, trunk, seed, *choice, epochs, part)
+        return f"{part} {trunk} {arm} {choice} {seed}", partial(
+            score_arm, arm, folder, trunk, seed, *choice, epochs, part)
 
     tried = {arm: [(rate, least) for rate in rates for least in (leasts if ARMS[arm].sparse else (1.0,))]
              for arm in (BARE, RAW, SHARP)}
@@ -119,7 +121,7 @@ def measure(run: Run) -> list[Row]:
     for trunk, arm, used in lines:
         each = [cells[job(arm, trunk, seed, chosen[arm], "test")[0]] for seed in used]
         examples = CLASSES * EXAMPLES * WIDTHS[-1] * 4
-        size = budget() if ARMS[arm].recent else examples + ARMS[arm].sparse * CLASSES * WIDTHS[-1] // 8
+        size = memory_bytes() if ARMS[arm].recent else examples + ARMS[arm].sparse * CLASSES * WIDTHS[-1] // 8
         table.append({"trunk": trunk, "arm": arm, "accuracy": mean(one["accuracy"] for one in each),
                       "forgetting": mean(one["forgetting"] for one in each), "bytes": size,
                       "units in use": mean(one["units"] for one in each), "rate": chosen[arm][0],
@@ -135,9 +137,9 @@ def measure(run: Run) -> list[Row]:
     run.note("on the tuning slice SHARP was tried with some ten settings, replay of inputs with two, fine-tuning with "
              "one")
     run.note(f"SHARP keeps {KEPT} rows of each class of the last experience as {WIDTHS[0]} bytes and {EXAMPLES} "
-             f"examples of every class as {WIDTHS[-1]} numbers: {budget():,} bytes in all, for which replay of "
-             f"inputs keeps {budget() // (CLASSES * SIDE**2)} rows of every class as pixels, and makes its examples "
-             "of them anew")
+             f"examples of every class as {WIDTHS[-1]} numbers: {memory_bytes():,} bytes in all, for which replay of "
+             f"inputs keeps {memory_bytes() // (CLASSES * SIDE**2)} rows of every class as pixels, and makes its "
+             "examples of them anew")
     return table
 
 

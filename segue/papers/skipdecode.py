@@ -27,7 +27,7 @@ from segue.models.depth import DepthSchedule, Scheduled
 from segue.models.stack import Stack, StackConfig
 from segue.objectives import Batch, NextElement
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.papers.corpora import END, SEPARATOR, Facts, restaurants, said_of, sentences
+from segue.papers.corpora import END, SEPARATOR, Facts, restaurants, sample_sentences, sentence_batch
 from segue.training.learn import learn
 
 if TYPE_CHECKING:
@@ -65,14 +65,14 @@ def prompted(batch: Batch) -> Batch:
 
 
 def drawn(facts: Facts, rows: int, seed: int, step: int) -> Batch:
-    return prompted(sentences(facts, rows, seed, step))
+    return prompted(sample_sentences(facts, rows, seed, step))
 
 
 def texts_of(facts: Facts, each: int) -> list[Batch]:
     """At most `each` sentences about the same facts, in rows of like length."""
     pairs = sorted(((source, text) for source, texts in facts.items() for text in texts[:each]),
                    key=lambda pair: len(pair[0]) + len(pair[1]))
-    return [prompted(said_of(pairs[at : at + 64])) for at in range(0, len(pairs), 64)]
+    return [prompted(sentence_batch(pairs[at : at + 64])) for at in range(0, len(pairs), 64)]
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from segue.analysis.probes import shuffled_probe
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.papers.corpora import commonest
+from segue.papers.corpora import frequent_word_ids
 from segue.training.learn import learn
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def words(folder: str | None) -> np.ndarray:
         return np.random.default_rng(0).integers(FILLER, size=4096)
     text = gzip.decompress((Path(folder) / "wiki.test.tokens.gz").read_bytes()).decode()
     named = re.findall(r"[a-z]{2,}", text.lower())
-    common = commonest(named, FILLER)
+    common = frequent_word_ids(named, FILLER)
     return np.array([common[word] for word in named if word in common])
 
 

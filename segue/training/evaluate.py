@@ -19,7 +19,7 @@ from segue.errors import SegueError
 from segue.mixers.layout import Layout
 from segue.models import Stack
 from segue.models.base import Decodable, mask_tokens
-from segue.objectives.diffusion import questions
+from segue.objectives.diffusion import draw_masks
 from segue.objectives.masked import isin, padding_starts
 from segue.progress import Shown
 from segue.training.batches import Store
@@ -227,7 +227,7 @@ def score_bound(model: Stack, store: Store, context: int, rows: int = 16, limit:
             starts = padding_starts(torch.from_numpy(part[:, 2]).to(device), clean.shape[1])
             layout = Layout.chain((clean.shape[0], clean.shape[1]), starts=starts, device=device)
             scored += np.bincount(part[:, 0], live.sum(1).cpu().numpy(), len(scored)).astype(np.int64)
-            for hidden, weights in questions(live, draws, generator):
+            for hidden, weights in draw_masks(live, draws, generator):
                 logits = mask_tokens(model(clean.masked_fill(hidden, mask), layout).logits[hidden][:, :mask], known)
                 tally.add(logits, clean[hidden], documents[hidden], weights[:, None].expand(live.shape)[hidden])
     return replace(tally.result(), counts=scored)

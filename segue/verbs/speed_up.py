@@ -26,7 +26,7 @@ from segue.errors import SegueError
 from segue.models import Decodable, Stack
 from segue.models.heads import DraftHeads
 from segue.objectives import Batch, DraftHeadsLoss, generator_of
-from segue.objectives.draft_heads import begin_linear
+from segue.objectives.draft_heads import initialise_linear
 from segue.progress import Shown
 from segue.training.batches import Batches
 from segue.training.learn import learn
@@ -260,7 +260,7 @@ def train_heads(heads: DraftHeads, fitted: Fitted, data: HeadsTrainingData, seco
     threads, rows, deadline = cores(), data.data, time.monotonic() + seconds
     inputs = heads.config.width * (heads.config.heads + 1)
     some = torch.randperm(len(rows.tokens), generator=generator_of(seed, 0))[: 1 + 4 * inputs // rows.tokens.shape[1]]
-    begin_linear(heads, rows.rows(some).to(heads.embedding.device))
+    initialise_linear(heads, rows.rows(some).to(heads.embedding.device))
     choices: dict[str, Any] = {"rate": RATE, "seed": seed, "objective": DraftHeadsLoss(fitted.model, distil=True),
                                "decay": 0.1, "threads": threads,
                                "precision": "bfloat16" if bfloat16_pays(heads.embedding.device) else "float32"}

@@ -22,7 +22,7 @@ from segue.kernels.cpu.cache import is_warm
 from segue.models.compiled_heads import CompiledHeads
 from segue.models.heads import DraftHeads, TabulatedHeads
 from segue.objectives import Batch
-from segue.objectives.draft_heads import ahead
+from segue.objectives.draft_heads import lookahead_targets
 from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
 
 RANKS = 10  # children of a node of a draft tree, at most
@@ -66,7 +66,7 @@ def count_ranks(heads: DraftHeads, base: nn.Module, batch: Batch) -> tuple[np.nd
     ranks = min(RANKS, heads.config.vocabulary)
     hits, asked = np.zeros((heads.config.heads, ranks), np.int64), np.zeros(heads.config.heads, np.int64)
     for k in range(1, heads.config.heads + 1):
-        known, context, label = ahead(batch, k)
+        known, context, label = lookahead_targets(batch, k)
         best = heads.logits(k, shown[:, : known.shape[1]][known], context[known]).topk(ranks, -1).indices
         hits[k - 1] = (best == label[known][:, None]).sum(0).cpu().numpy()
         asked[k - 1] = int(known.sum())

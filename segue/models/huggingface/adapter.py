@@ -497,7 +497,7 @@ class Memory:
     def join(self, others: Sequence[Memory]) -> Memory:
         return Memory([row.copy() for part in (self, *others) for row in part.rows])
 
-    def reach(self) -> Tensor:
+    def max_rewind(self) -> Tensor:
         return torch.tensor([len(row.tokens) for row in self.rows], dtype=torch.long)
 
     def rewind(self, n: Tensor) -> None:
@@ -511,7 +511,7 @@ class Memory:
         pass
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"lengths": self.reach()}
+        return {"lengths": self.max_rewind()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         raise SegueError("the memory of this Hugging Face model is its own: it cannot be loaded from tensors")
