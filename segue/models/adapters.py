@@ -1,7 +1,7 @@
-"""Adapters: a few new numbers beside a model, which learn while all of its own stand still.
+"""Adapters: a few new parameters that are trained while all of a model's own stay frozen.
 
-`LoRA` adds a matrix of low rank to the weight of each linear layer; `InitialState` moves where recurrences begin. What
-an adapter changes is its own business; what all of them promise is `Adapter`.
+`LoRA` adds a low-rank matrix to the weight of each linear layer; `InitialState` trains the initial recurrent state.
+Their common contract is `Adapter`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from segue.models.stack import Block, LearnedState
 
 
 class Adapter(ABC):
-    """Parameters that a model can wear. From `attach` to `detach` the model computes with them, they are among its
-    parameters, and only they learn; before and after, the model is what it was, bit for bit.
+    """Base of adapters. From `attach` to `detach`, the model computes with the adapter's parameters, which are among
+    its parameters and the only ones that are trained; before and after, the model is bit for bit what it was.
 
-    A second one can be attached on top: it adds to the first, which then stands still. The last one comes off first.
+    Adapters stack: a second one adds to the first, which is then frozen, and must be detached first.
 
-    kind: the name in `ADAPTERS`. settings: plain values by which the adapter is made again.
+    kind: the name in `ADAPTERS`. settings: plain values to recreate the adapter from.
     """
 
     kind: ClassVar[str]
@@ -37,11 +37,11 @@ class Adapter(ABC):
         self.settings = settings
         self.model: nn.Module | None = None
         self.held: list[nn.Parameter] = []
-        self.loaded: dict[str, Tensor] = {}  # parameters from a file, for `put_on` to begin with
+        self.loaded: dict[str, Tensor] = {}  # parameters from a file, used by the next `put_on`
 
     @abstractmethod
     def put_on(self, model: nn.Module) -> None:
-        """Have the model compute with the parameters, which are made now where there are none yet."""
+        """Make the model compute with the parameters, which are created if there are none yet."""
 
     @abstractmethod
     def take_off(self, model: nn.Module) -> None:
@@ -49,10 +49,10 @@ class Adapter(ABC):
 
     @abstractmethod
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The adapter's own, by names that do not depend on what else the model wears."""
+        """Yield the adapter's parameters, by names that do not depend on other adapters of the model."""
 
     def attach(self, model: nn.Module) -> None:
-        """Put it on, and hold everything else still."""
+        """Attach to a model, and freeze all its other parameters."""
         if self.model is not None:
             raise SegueError("this adapter is attached to a model: detach it first")
         held = [p for p in model.parameters() if p.requires_grad]
@@ -62,13 +62,13 @@ class Adapter(ABC):
             parameter.requires_grad_(False)
 
     def to(self, device: torch.device) -> None:
-        """Move the parameters of an adapter that no model wears."""
+        """Move the parameters of an adapter that is not attached."""
         self.loaded = {name: tensor.to(device) for name, tensor in self.loaded.items()}
         for _, parameter in self.named_parameters():
             parameter.data = parameter.data.to(device)
 
     def detach(self) -> nn.Module:
-        """Take it off, and let what it held learn again. Returns the model."""
+        """Detach, unfreeze the parameters that `attach` froze, and return the model."""
         if self.model is None:
             raise SegueError("this adapter is not attached to a model: attach it first")
         if not all(p.requires_grad for _, p in self.named_parameters()):
@@ -90,7 +90,7 @@ class Adapter(ABC):
 
 
 class LowRank(nn.Module):
-    """What is added to one weight: scale * B A. a: (rank, in). b: (out, rank). transposed: the weight is (in, out)."""
+    """A low-rank term of a weight, scale * B A. a: (rank, in). b: (out, rank). transposed: the weight is (in, out)."""
 
     def __init__(self, a: Tensor, b: Tensor, scale: float, transposed: bool) -> None:
         super().__init__()
@@ -107,8 +107,8 @@ class LowRank(nn.Module):
 
 
 def linear_layers(model: nn.Module, targets: Sequence[str] = ()) -> dict[str, Any]:
-    """By name, the layers that multiply by a matrix of their own: linear ones, and GPT-2's in transformers, whose
-    matrix is transposed. targets: parts of names, one of which must occur (none: all but the head)."""
+    """Return, by name, the linear layers whose weight is not tied to another, including transformers' transposed
+    `Conv1D`. targets: substrings of names, one of which must occur (none: all but the head)."""
     owners: dict[int, int] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -118,21 +118,21 @@ def linear_layers(model: nn.Module, targets: Sequence[str] = ()) -> dict[str, An
         if not isinstance(module, nn.Linear) and type(module).__name__ != "Conv1D":
             continue
         wanted = any(target in name for target in targets) if targets else not name.endswith("head")
-        if wanted and owners.get(id(module.weight), 1) == 1:  # 1: worn already, so the weight is a new tensor each time
+        if wanted and owners.get(id(module.weight), 1) == 1:  # 1: adapted, the weight is a new tensor
             found[name] = module
     return found
 
 
 class LoRA(Adapter):
     """Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685): W + (alpha / rank) B A for the weight W of every linear
-    layer. A is drawn as a linear layer's weight is, and B is zero: the model begins as it was.
+    layer. A is initialised as a linear layer's weight, and B is zero, so the model is initially unchanged.
 
-    The sum is formed where a weight is read, by whomever, so that mixers which use slices of their weights, heads in
-    chunks and compiled forms need not know of it. A pass costs the product B A more, which is little beside a batch;
-    before decoding, `merge`.
+    The sum is computed whenever a weight is read, so it works for mixers that use slices of their weights, chunked
+    heads and compiled forms alike. A pass costs the extra product B A, which is little for a batch; call `merge` before
+    decoding.
 
-    rank, alpha: of B A, and of the factor in front of it. targets: parts of the names of the layers that get one (none:
-    all but the head). Layers whose weight is tied to another get none. seed: of A.
+    rank: of B A. alpha: numerator of its scale. targets: substrings of the names of the layers to adapt (none: all but
+    the head). Layers whose weight is tied to another are not adapted. seed: of A.
     """
 
     kind = "lora"
@@ -173,7 +173,7 @@ class LoRA(Adapter):
             below = list(layer.parametrizations["weight"])[:-1]
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
             for other, parameter in list(layer.named_parameters(recurse=False)):
-                if other != "weight":  # which comes first again, so that no order tells what was worn
+                if other != "weight":  # keep "weight" first, so that the order of parameters is restored
                     delattr(layer, other)
                     setattr(layer, other, parameter)
             for part in below:
@@ -186,8 +186,8 @@ class LoRA(Adapter):
 
     @torch.no_grad()
     def merge(self) -> nn.Module:
-        """Add it to the weights for good and take it off. Returns the model, whose weights are the very numbers that it
-        computed with, where it wore nothing else."""
+        """Add the low-rank terms to the weights, detach, and return the model. If there was no other adapter, its
+        weights are exactly the numbers that it computed with."""
         model = self.detach()
         for name, part in self.layers.items():
             own = dict(model.get_submodule(name).named_parameters())
@@ -196,12 +196,13 @@ class LoRA(Adapter):
 
 
 class InitialState(Adapter):
-    """Initial-state tuning (Lina-Speech, 2024, arXiv 2410.23320): no weight moves, only the state that recurrences
-    begin with. For every mixer with a state of constant size, one inside of a cross-attention too; short convolutions,
-    and tensors that are counts or scales, begin as ever (`Recurrence.learnable_tensors`).
+    """Initial-state tuning (Lina-Speech, 2024, arXiv 2410.23320): only the initial state of recurrences is trained.
 
-    rank, scale, seed: see `LearnedState`; so small a scale wants a high rate, 0.1 as published. The model then begins
-    there in training and in `init_state` alike. Documents cannot be packed into one row: `Stack.resettable` is False.
+    It applies to every mixer with a state of constant size, including one inside a cross-attention; not to short
+    convolutions, nor to tensors that are counts or scales (see `Recurrence.learnable_tensors`). Training and
+    `init_state` both start from it. Documents cannot be packed into one row: `Stack.resettable` is False.
+
+    rank, scale, seed: see `LearnedState`; with so small a scale use a high learning rate, 0.1 as published.
     """
 
     kind = "state"
@@ -256,7 +257,8 @@ ADAPTERS: dict[str, type[Adapter]] = {"lora": LoRA, "state": InitialState}
 
 
 def load_adapter(path: str | Path) -> Adapter:
-    """What `Adapter.save` wrote, to be attached to a model of the same layers."""
+    """Load an adapter that `Adapter.save` wrote, to be attached to a model with the same layers; a SegueError if the
+    file is none or damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:

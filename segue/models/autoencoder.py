@@ -1,9 +1,9 @@
-"""Sequence autoencoders: a sequence becomes one vector, and that vector the sequence again (Dai & Le 2015; of
-playlists: Papreja, Venkateswara & Panchanathan 2019, arXiv 1907.01098).
+"""Sequence autoencoders, which encode a sequence as one vector and decode it again (Dai & Le 2015; for playlists:
+Papreja, Venkateswara & Panchanathan 2019, arXiv 1907.01098).
 
-An encoder-decoder whose decoder looks at the vector instead of at the elements: cross-attention to a single slot is a
-linear map of it in each block. So any mixers can stand on both sides, and whatever decodes, decodes it. Attention to
-the elements lets a decoder copy, and the vector be empty; how much of it there is, is one number.
+They are encoder-decoders whose decoder attends to the vector instead of the elements: cross-attention to a single slot
+is a linear map of it in each block. So they take any mixers on both sides, and any decoder. Attention to the elements
+would let the decoder copy and leave the vector empty; the config's `attention` says how much of it is allowed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ POOLS = ("mean", "first", "last", "ends")
 
 
 def pool_hidden(hidden: Tensor, lengths: Tensor, pool: str) -> Tensor:
-    """(B, D) or, of both ends, (B, 2 D): one vector of the first `lengths` (B,) of hidden vectors (B, N, D)."""
+    """Pool the first `lengths` (B,) of hidden vectors (B, N, D) to one vector: (B, D), or (B, 2 D) for "ends"."""
     if pool == "mean":
         live = length_mask(lengths, hidden.shape[1])[..., None]
         return torch.where(live, hidden, 0.0).sum(1) / lengths[:, None]
@@ -34,13 +34,13 @@ def pool_hidden(hidden: Tensor, lengths: Tensor, pool: str) -> Tensor:
 
 @dataclass(frozen=True)
 class SequenceAutoencoderConfig(EncoderDecoderConfig):
-    """An `EncoderDecoderConfig`, and how narrow it is between the two.
+    """An `EncoderDecoderConfig` with a bottleneck.
 
-    size: numbers of the vector (default: the width). pool: what it is a linear map of, the hidden vector of the "last"
-        element, those at both "ends" (for encoders that read both ways, `both_ways`), the "first" one, or their "mean".
-    attention: what else the decoder may look at: 0 (default) nothing, so that all of the sequence is in the vector;
-        k slots, each a mean of the hidden vectors weighted by a learned query; None all hidden vectors. The vector is
-        added to each.
+    size: of the vector (default: the width). pool: which hidden vectors it is a linear map of: that of the "last"
+        element, of both "ends" (for bidirectional encoders, `both_ways`), of the "first" one, or their "mean".
+    attention: what else the decoder may attend to: 0 (default), nothing, so that the vector holds everything; k, as
+        many slots, each a mean of the hidden vectors weighted by a learned query; None, all hidden vectors. The vector
+        is added to each.
     """
 
     size: int | None = None
@@ -49,8 +49,9 @@ class SequenceAutoencoderConfig(EncoderDecoderConfig):
 
 
 class SequenceAutoencoder(EncoderDecoder):
-    """Learns from pairs of a sequence and itself (`Batch.pairs`), in order or turned round. Satisfies `Decodable`;
-    `segue.analysis.embedding.embed` gives the vectors of many sequences."""
+    """An encoder-decoder with a single-vector bottleneck. Train it on pairs of a sequence and itself (`Batch.pairs`),
+    in order or reversed. Satisfies `Decodable`; `segue.analysis.embedding.embed` returns the vectors of many sequences.
+    """
 
     format = "segue autoencoder 1"
     config_class = SequenceAutoencoderConfig
@@ -68,7 +69,7 @@ class SequenceAutoencoder(EncoderDecoder):
         self.queries = nn.Parameter(torch.randn(slots, width) / math.sqrt(width)) if slots else None
 
     def vectors(self, source: Tensor, lengths: Tensor) -> Tensor:
-        """(B, size): the vector of each row (B, S) of ids, of which the first `lengths` (B,) are real."""
+        """Return the vector (B, size) of each row of ids (B, S), of which the first `lengths` (B,) are real."""
         return self.narrow(pool_hidden(self.encode(source, lengths), lengths, self.config.pool))
 
     def memory(self, source: Tensor, lengths: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Finite automata: tables of transitions, the common ones, and the words of permutation groups."""
+"""Finite automata as transition tables: common ones, random ones, and word problems of permutation groups."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Permutation = tuple[int, ...]
 
 @dataclass(frozen=True)
 class DFA:
-    """A deterministic automaton that begins in state 0.
+    """A deterministic finite automaton with initial state 0.
 
-    delta: (Q, S) long; the state after reading a symbol in a state. accepting: (Q,) bool, or None where none is asked.
+    delta: (Q, S) long, the next state for each state and symbol. accepting: (Q,) bool, or None if not needed.
     """
 
     delta: Tensor
@@ -39,7 +39,7 @@ class DFA:
         return self.delta.shape[1]
 
     def run(self, word: Tensor) -> Tensor:
-        """(B, T) long symbols -> (B, T) the state after each of them."""
+        """Return the state after each symbol of words (B, T) long: (B, T)."""
         state, found = torch.zeros(word.shape[0], dtype=torch.long), []
         for t in range(word.shape[1]):
             state = self.delta[state, word[:, t]]
@@ -48,12 +48,12 @@ class DFA:
 
 
 def counter(modulus: int, symbols: int = 2) -> DFA:
-    """Adds each symbol 0 ... symbols - 1 to a sum modulo `modulus`: parity (2, 2), counting (m, 2), sums (m, m)."""
+    """Return the automaton that sums its symbols 0 ... symbols - 1 modulo `modulus`: parity (2, 2), counting (m, 2)."""
     return DFA((torch.arange(modulus)[:, None] + torch.arange(symbols)) % modulus)
 
 
 def random_dfa(states: int, symbols: int, seed: int = 0) -> DFA:
-    """Random transitions among states that can all be reached, with a random half of them accepting."""
+    """Return a random automaton whose states are all reachable, each accepting with probability 1/2."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         delta = torch.randint(states, (states, symbols), generator=generator)
@@ -66,32 +66,33 @@ def random_dfa(states: int, symbols: int, seed: int = 0) -> DFA:
 
 
 def compose(first: Permutation, then: Permutation) -> Permutation:
-    """What doing `first` and `then` after it does to each place."""
+    """Return the permutation that applies `first`, then `then`."""
     return tuple(then[i] for i in first)
 
 
 def is_even(permutation: Permutation) -> bool:
+    """Return whether the number of inversions is even."""
     n = len(permutation)
     return sum(permutation[i] > permutation[j] for i in range(n) for j in range(i + 1, n)) % 2 == 0
 
 
 def symmetric_group(n: int) -> list[Permutation]:
-    """All permutations of n places, the identity first."""
+    """Return all permutations of n places, the identity first."""
     return list(permutations(range(n)))
 
 
 def alternating_group(n: int) -> list[Permutation]:
-    """The even ones, the identity first."""
+    """Return the even permutations of n places, the identity first."""
     return [p for p in symmetric_group(n) if is_even(p)]
 
 
 def transpositions(n: int) -> list[Permutation]:
-    """The identity and every exchange of two places."""
+    """Return the identity and all exchanges of two places."""
     return [p for p in symmetric_group(n) if sum(i != j for i, j in enumerate(p)) <= 2]
 
 
 def generators(group: Sequence[Permutation], count: int) -> list[Permutation]:
-    """`count` elements, drawn until their products are the whole group; the same every time."""
+    """Return `count` random elements that generate the whole group; the same in every call."""
     generator = torch.Generator().manual_seed(0)
     while True:
         chosen = [group[i] for i in torch.randperm(len(group), generator=generator)[:count].tolist()]
@@ -104,6 +105,7 @@ def generators(group: Sequence[Permutation], count: int) -> list[Permutation]:
 
 
 def word_problem(group: Sequence[Permutation], alphabet: Sequence[Permutation] | None = None) -> DFA:
-    """State i is the product `group[i]` of the elements read so far, each one of the `alphabet` (default: any)."""
+    """Return the automaton of a group's word problem: state i means that the product of the elements read so far is
+    `group[i]`; symbols are elements of `alphabet` (default: the group)."""
     index = {p: i for i, p in enumerate(group)}
     return DFA(torch.tensor([[index[compose(p, a)] for a in alphabet or group] for p in group]))

@@ -1,8 +1,8 @@
-"""Heads that guess several tokens ahead from the last hidden state of a frozen base, to draft for it.
+"""Draft heads for speculative decoding, which predict several tokens ahead from a frozen base's last hidden state.
 
 Medusa (Cai et al. 2024, arXiv 2401.10774): each head sees that hidden state alone. Hydra (Ankner et al. 2024, arXiv
-2402.05109): head k also sees the tokens drafted before its own. Hydra++ puts a causal attention layer over all hidden
-states so far in front of them; what it adds is nothing at first, so that it begins as Hydra.
+2402.05109): head k also sees the tokens drafted before its own. Hydra++ first runs a causal attention layer over all
+hidden states so far, whose output is initially zero, so that it starts as Hydra.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ from segue.models.stack import Block, Stack, StackConfig
 
 __all__ = ["DraftHeads", "HeadsConfig", "TabulatedHeads"]
 
-MAX_TABLE_BYTES = 1 << 26  # bytes of tables that are quicker than the products they stand for
+MAX_TABLE_BYTES = 1 << 26  # size up to which table look-ups are faster than the products they replace
 
 
 @dataclass(frozen=True)
 class HeadsConfig:
-    """vocabulary, width: of the base. heads: K, so many tokens are drafted behind the one that the base itself gives.
-    layers: residual blocks of each head. sequential: head k sees the k tokens before its own (Hydra), or none (Medusa).
-    window: where above 0, an attention layer that sees so many positions comes first (Hydra++); attention_heads: of it.
+    """Config of draft heads.
+
+    vocabulary, width: of the base. heads: K, tokens drafted after the one that the base itself predicts. layers:
+    residual blocks per head. sequential: head k sees the k tokens before its own (Hydra), or none (Medusa). window: if
+    above 0, an attention layer over this many positions comes first (Hydra++). attention_heads: of that layer.
     """
 
     vocabulary: int
@@ -51,8 +53,8 @@ class HeadsConfig:
 class Head(nn.Module):
     """u = R z + SiLU(L z), then u + SiLU(L u) block by block, then the output layer: (..., inputs) -> (..., V).
 
-    L is zero at first. R is the identity where the width does not change (Medusa), else it begins as that of the first
-    `width` inputs: all heads begin as their output layer on the hidden state.
+    L is initially zero. R is the identity if the width does not change (Medusa), else it initially selects the first
+    `width` inputs: so all heads start as their output layer on the hidden state.
     """
 
     def __init__(self, inputs: int, width: int, vocabulary: int, layers: int) -> None:
@@ -70,7 +72,7 @@ class Head(nn.Module):
         return self.rest((z if self.skip is None else self.skip(z)) + F.silu(self.blocks[0](z)))
 
     def rest(self, u: Tensor) -> Tensor:
-        """From the first block's output on."""
+        """Run the remaining blocks and the output layer on the first block's output u."""
         for block in self.blocks[1:]:
             u = u + F.silu(block(u))
         return self.out(u)
@@ -80,8 +82,8 @@ class DraftHeads(nn.Module):
     """Head k = 1 .. K predicts token x_{t+1+k} from the base's hidden state h_t (after its last norm, so its own head
     predicts x_{t+1} from it) and, if `sequential`, from x_{t+1} .. x_{t+k}.
 
-    embedding, output: (V, D), the base's own tables. The first is used as it is and never moved, the second is where
-    the heads' output layers begin: an untrained head says what the base's own head says.
+    embedding, output: (V, D), the base's own tables. The first is used and never trained, the second initialises the
+    heads' output layers: an untrained head predicts what the base's own head does.
     """
 
     embedding: Tensor
@@ -111,14 +113,14 @@ class DraftHeads(nn.Module):
 
     @classmethod
     def for_base(cls, base: Any, **choices: Any) -> DraftHeads:
-        """Fresh heads for a base, which must be a `Stack` over ids. choices: entries of `HeadsConfig`."""
+        """Create untrained heads for a base, which must be a `Stack` over ids. choices: fields of `HeadsConfig`."""
         if not isinstance(base, Stack) or base.config.inputs or base.config.pool:
             raise SegueError(f"a {type(base).__name__} cannot have draft heads: a native model of ids can")
         config = HeadsConfig(base.config.vocabulary, base.config.width, **choices)
         return cls(config, base.embedding.weight, base.head.weight)
 
     def init_state(self, batch: int) -> State:
-        """The memory of the attention layer, for `condition`."""
+        """Return the initial state of the attention layer, for `condition`."""
         mixer = self.attention.mixer
         return State([mixer.parts(batch, self.embedding, 0)],
                      torch.zeros(batch, dtype=torch.long, device=self.embedding.device))
@@ -131,9 +133,9 @@ class DraftHeads(nn.Module):
         return self.block
 
     def condition(self, hidden: Tensor, layout: Layout | None = None, state: State | None = None) -> Tensor:
-        """Of the base's hidden states (B, N, D) what the heads are shown: these, or the attention over them.
+        """Return the heads' input (B, N, D) from the base's hidden states (B, N, D): these, or the attention over them.
 
-        layout: of training rows. state: hidden then follows it, and is left pending in it.
+        layout: of training rows. state: in decoding, `hidden` follows it and is left pending in it.
         """
         hidden = hidden.to(self.embedding)  # its device and type
         if self.block is None:
@@ -150,26 +152,25 @@ class DraftHeads(nn.Module):
         return self.block(hidden, mix)
 
     def logits(self, k: int, shown: Tensor, tokens: Tensor) -> Tensor:
-        """Head k's scores (..., V). shown: (..., D), see `condition`. tokens: (..., k) long, those before the one
-        guessed; the leading sizes of both are broadcast. Where the heads are not `sequential` tokens are not looked
-        at."""
+        """Return head k's logits (..., V). shown: (..., D), from `condition`. tokens: (..., k) long, those before the
+        predicted one, ignored unless `sequential`; the leading axes of both are broadcast."""
         if not self.config.sequential:
             return self.heads[k - 1](shown)
-        said = F.embedding(tokens, self.embedding).flatten(-2)
-        return self.heads[k - 1](torch.cat([shown.expand(*said.shape[:-1], -1), said], -1))
+        drafted = F.embedding(tokens, self.embedding).flatten(-2)
+        return self.heads[k - 1](torch.cat([shown.expand(*drafted.shape[:-1], -1), drafted], -1))
 
 
 class TabulatedHeads:
-    """`DraftHeads.logits` of sequential heads, quicker: what the first layers make of a token is looked up in a table,
-    and what they make of the hidden state is one product for all heads. The weights are those of the moment of making,
-    with their gradients. embedding: the table's rows (default: of the whole vocabulary), tokens are numbers of them.
+    """A faster `DraftHeads.logits` of sequential heads: the first layers' product with each token's embedding is looked
+    up in a table, and their product with the hidden state is one for all heads. Weights are read when this is created,
+    and gradients flow to them. embedding: rows of the table (default: the whole vocabulary); tokens index them.
     """
 
     def __init__(self, heads: DraftHeads, embedding: Tensor | None = None) -> None:
         width, embedding = heads.config.width, heads.embedding if embedding is None else embedding
         self.heads, self.tables = heads, list[Tensor]()
         self.offsets = len(embedding) * torch.arange(heads.config.heads, device=embedding.device)
-        device = embedding.device.type  # rounded before they are copied, where products are
+        device = embedding.device.type  # under autocast, weights are cast before they are concatenated
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else embedding.dtype
         products, biases = [], []
         for head in heads.heads:
@@ -184,16 +185,16 @@ class TabulatedHeads:
 
     @staticmethod
     def is_worthwhile(config: HeadsConfig, size: int) -> bool:
-        """Whether the tables, of numbers of `size` bytes, are small enough to be quicker than products."""
+        """Return whether the tables, at `size` bytes per number, are small enough to be faster than products."""
         held = config.heads * (config.heads + 1) * config.vocabulary * config.width * size
         return config.sequential and held <= MAX_TABLE_BYTES
 
     def project_condition(self, shown: Tensor) -> tuple[Tensor, ...]:
-        """Of what the heads are shown (..., D), their part of each head's first layers (..., 2 D)."""
+        """Return, per head, the condition's (..., D) contribution to its first layers (..., 2 D)."""
         return F.linear(shown, self.product, self.bias).chunk(self.heads.config.heads, -1)
 
     def logits(self, k: int, begun: Tensor, tokens: Tensor) -> Tensor:
-        """See `DraftHeads.logits`. begun: (..., 2 D), the head's own from `project_condition`."""
-        said = F.embedding_bag((tokens + self.offsets[:k]).flatten(0, -2), self.tables[k - 1], mode="sum")
-        kept, inner = (begun + said.view(*tokens.shape[:-1], -1)).chunk(2, -1)
-        return self.heads.heads[k - 1].rest(kept + F.silu(inner))  # type: ignore[operator]
+        """See `DraftHeads.logits`. begun: (..., 2 D), the entry of head k in the result of `project_condition`."""
+        drafted = F.embedding_bag((tokens + self.offsets[:k]).flatten(0, -2), self.tables[k - 1], mode="sum")
+        skip, inner = (begun + drafted.view(*tokens.shape[:-1], -1)).chunk(2, -1)
+        return self.heads.heads[k - 1].rest(skip + F.silu(inner))  # type: ignore[operator]

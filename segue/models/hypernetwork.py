@@ -1,9 +1,9 @@
-"""Hypernetworks: all weights of a network made by a smaller one from what is remembered of a task, one vector.
+"""Hypernetworks: a smaller network generates all weights of a target network from one embedding per task.
 
-The weights of the target are cut into chunks of equally many numbers, and every chunk has a learned vector of its own.
-`ChunkedMLP` makes each chunk from the task's vector and its own (von Oswald et al. 2020, arXiv 1906.00695), chunks
-independent of each other; `ChunkedLSTM` reads the chunks' vectors in order, so that a chunk depends on those before it
-(Hemati et al. 2022, arXiv 2209.07712). `Generated` is any module with such weights.
+The target's weights are cut into chunks of equal size, each with a learned embedding. `ChunkedMLP` generates each chunk
+independently from the task's and its own embedding (von Oswald et al. 2020, arXiv 1906.00695); `ChunkedLSTM` reads the
+chunks' embeddings in order, so that a chunk depends on those before it (Hemati et al. 2022, arXiv 2209.07712).
+`Generated` is any module with such weights.
 """
 
 from __future__ import annotations
@@ -19,17 +19,16 @@ from segue.errors import SegueError
 from segue.mixers.layout import Layout
 from segue.models.base import Output
 
-CONSTANT_INIT_STD = 0.1  # the deviation of what is generated in place of a tensor whose numbers begin all equal
+CONSTANT_INIT_STD = 0.1  # standard deviation generated for a tensor that the target initialises to a constant
 
 
 class WeightGenerator(nn.Module):
-    """Base of all: vectors of tasks and of chunks -> the weights of a target.
+    """Base of hypernetworks: embeddings of tasks and chunks -> the weights of a target.
 
-    target: any module; its shapes, and where its parameters begin, are looked at. tasks: how many there can be.
-    chunk: numbers made at once; the last chunk is cut off. task_width, chunk_width: of the vectors, drawn from N(0, 1).
-    What is generated begins with the mean and the deviation that each tensor of the target itself begins with (a
-    hyperfan initialisation: Chang et al. 2020, for each tensor by itself also where a chunk crosses from one to the
-    next).
+    target: any module; only the shapes and initial values of its parameters are used. tasks: the most there can be.
+    chunk: weights per chunk; the last one is truncated. task_width, chunk_width: of the embeddings, initialised from
+    N(0, 1). Generated weights initially have the mean and standard deviation of each of the target's own tensors
+    (hyperfan initialisation: Chang et al. 2020), also where a chunk spans several tensors.
     """
 
     offset: Tensor
@@ -52,24 +51,24 @@ class WeightGenerator(nn.Module):
         self.register_buffer("scale", torch.cat(scales))
 
     def generate_chunks(self, x: Tensor) -> Tensor:
-        """Vectors of task and chunk (N, K, E) -> numbers (N, K, C), before offset and scale."""
+        """Generate chunks (N, K, C), before offset and scale, from task and chunk embeddings (N, K, E)."""
         raise NotImplementedError
 
     def generate_flat(self, tasks: Tensor) -> Tensor:
-        """(N,) long -> all weights of the target for each of these tasks, (N, size)."""
+        """Return all weights of the target, flat (N, size), for tasks (N,) long."""
         count = len(self.chunks)
         x = torch.cat([self.tasks[tasks][:, None].expand(-1, count, -1), self.chunks.expand(len(tasks), -1, -1)], -1)
         return self.offset + self.scale * self.generate_chunks(x).flatten(1)[:, : self.size]
 
     def forward(self, task: int) -> dict[str, Tensor]:
-        """The target's weights for a task, by name."""
+        """Return the target's weights for a task, by name."""
         numbers = self.generate_flat(torch.tensor([task], device=self.tasks.device))[0]
         parts = numbers.split([shape.numel() for shape in self.shapes.values()])
         return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts)}
 
     @torch.no_grad()
     def normalise_output(self, out: nn.Linear) -> None:
-        """Scale the last layer so that what is made begins with deviation 1, over all tasks and chunks."""
+        """Scale the last layer so that its outputs over all tasks and chunks initially have standard deviation 1."""
         nn.init.zeros_(out.bias)
         every = torch.arange(len(self.tasks))
         made = (self.generate_flat(every) - self.offset) / self.scale

@@ -1,4 +1,4 @@
-"""Convolutions that read short patterns in sequences of few letters, and may know some of them from the start."""
+"""Convolutional classifiers of sequences over small alphabets, with filters that can be initialised to known motifs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from segue.models.base import Output
 
 
 def motif_convolution(allowed: np.ndarray, width: int | None = None, extra: int = 0) -> nn.Conv1d:
-    """A convolution over one-hot letters whose filters fire where a pattern begins: its output is 0.5 there, and at
-    most -0.5 elsewhere.
+    """Return a convolution over one-hot letters whose filters detect patterns: the output is 0.5 where a pattern
+    begins, and at most -0.5 elsewhere.
 
-    allowed: (F, width, V) bool, the letters that each pattern allows at each place, none behind its end (see
-    `segue.analysis.restriction.site_filters`). width: of the filters, if wider. extra: filters that begin at random.
+    allowed: (F, width, V) bool, the letters that each pattern allows at each place, none after its end (see
+    `segue.analysis.restriction.site_filters`). width: of the filters, if wider. extra: randomly initialised filters.
     """
     count, longest, letters = allowed.shape
     width = longest if width is None else width
@@ -32,12 +32,12 @@ def motif_convolution(allowed: np.ndarray, width: int | None = None, extra: int 
 
 
 class ConvClassifier(nn.Module):
-    """Classes of whole rows: two convolutions, the greatest and the mean answer of each filter, and a hidden layer.
+    """Classifies whole rows: two convolutions, max and mean pooling of each filter's output, and a hidden layer.
 
-    letters: V, ids beyond are read as none. classes: C. filters, width: of the first convolution; the second has as
-    many as `hidden`. motifs: patterns that the first filters begin with (see `motif_convolution`), at most so many as
-    there are filters. dropout: of the hidden layer.
-    All rows of a batch are of one length. The scores (B, T, C) are the same at every place.
+    letters: V; larger ids count as no letter. classes: C. filters, width: of the first convolution; the second has
+    `hidden` filters. motifs: patterns that initialise the first filters (see `motif_convolution`), at most `filters`.
+    dropout: of the hidden layer. All rows of a batch must have one length. The logits (B, T, C) are the same at every
+    position.
     """
 
     def __init__(self, letters: int, classes: int = 2, filters: int = 64, width: int = 8, hidden: int = 64,
@@ -55,13 +55,13 @@ class ConvClassifier(nn.Module):
         self.head = nn.Linear(hidden, classes)
 
     def hidden(self, tokens: Tensor, layout: Layout | None = None) -> Tensor:
-        """(B, T) ids -> (B, T, hidden), the same at every place."""
+        """Return hidden vectors (B, T, hidden) of ids (B, T), the same at every position."""
         one_hot = F.one_hot(tokens.clamp(max=self.letters), self.letters + 1)[..., : self.letters]
         x = one_hot.to(self.first.weight.dtype).transpose(1, 2)
-        behind = (0, self.width - 1)  # a pattern is found where it begins
-        found = F.relu(self.first(F.pad(x, behind)))
-        around = F.relu(self.second(F.pad(found, behind)))
-        pooled = torch.cat([each for y in (found, around) for each in (y.amax(2), y.mean(2))], 1)
+        padding = (0, self.width - 1)  # on the right, so that a pattern is detected where it begins
+        first = F.relu(self.first(F.pad(x, padding)))
+        second = F.relu(self.second(F.pad(first, padding)))
+        pooled = torch.cat([each for y in (first, second) for each in (y.amax(2), y.mean(2))], 1)
         return self.dense(pooled)[:, None].expand(-1, tokens.shape[1], -1)
 
     def forward(self, tokens: Tensor, layout: Layout | None = None) -> Output:

@@ -1,5 +1,4 @@
-"""Items by their neighbours: what was chosen by those who chose what somebody has (item-based nearest neighbours,
-Sarwar et al. 2001), as a proper distribution of the next item."""
+"""Item-based nearest-neighbour recommendation (Sarwar et al. 2001) as a proper distribution of the next item."""
 
 from __future__ import annotations
 
@@ -10,19 +9,20 @@ import numpy as np
 
 from segue.models.advised import Advisor, histories_before
 
-MAX_PAIRS = 8_000_000  # of neighbouring tokens that are counted at most
-NEIGHBOUR_TOKENS = 64  # tokens on either side that are neighbours, where they are not too many
-DECAYS = (1.0, 0.8, 0.0)  # how fast a history fades, by item: all of it, the latest ones, the last one
-HISTORY_LENGTHS = (0, 1, 2, 4, 8, 16, 32)  # lengths of a history from which on it is believed otherwise
-TUNING_POSITIONS = 4_000  # positions that the parts are settled on
+MAX_PAIRS = 8_000_000  # the most pairs of neighbouring tokens to count
+NEIGHBOUR_TOKENS = 64  # largest distance of neighbouring tokens, reduced if there would be too many pairs
+DECAYS = (1.0, 0.8, 0.0)  # weight of a history's items per step back: all equal, recent ones, the last one alone
+HISTORY_LENGTHS = (0, 1, 2, 4, 8, 16, 32)  # lower bounds of the classes of history length with their own weights
+TUNING_POSITIONS = 4_000  # positions on which `tune` fits the mixture weights
 
 
 class Neighbours(Advisor):
-    """Of `vocabulary` tokens the first `items` are items. Two are as near as the cosine of who chose them, within
-    `NEIGHBOUR_TOKENS` tokens; each item has its `most` nearest ones, made to sum to 1. A history says their mean,
-    fading as by each of FADES; these, how often tokens are chosen at all, and all alike are parts of one sum, whose
-    weights are settled by length of history. Items that the history holds already count so much more, or less, as they
-    come again.
+    """Item-based nearest neighbours over the first `items` of `vocabulary` tokens.
+
+    Items are similar by the cosine of their co-occurrence within `NEIGHBOUR_TOKENS` tokens; each keeps its `most`
+    nearest neighbours, normalised to sum to 1. The prediction is a mixture of the means of the history's neighbours,
+    under each of DECAYS, of the tokens' frequencies and of a uniform distribution, with weights per class of history
+    length. Items already in the history are then scaled by how often items recur.
     """
 
     name = "neighbours of items"
@@ -63,7 +63,7 @@ class Neighbours(Advisor):
         self.weight /= np.maximum(self.weight.sum(1, keepdims=True), 1e-12)
 
     def tune(self, documents: Sequence[np.ndarray]) -> None:
-        """The weights of the parts by expectation maximisation, and how much likelier what was had already is."""
+        """Fit the mixture weights by expectation-maximisation, and the factor for items already in the history."""
         at = [(number, place) for number, ids in enumerate(documents) for place in range(1, len(ids))
               if ids[place] < self.items]
         evenly = np.unique(np.linspace(0, len(at) - 1, TUNING_POSITIONS).astype(int)) if at else np.empty(0, int)
@@ -91,9 +91,9 @@ class Neighbours(Advisor):
         for part in np.array_split(behind, -(-len(behind) // 256)):
             each = self.predict(part)[np.arange(len(part))[:, None], np.maximum(part, 0)]
             repeats.append(each.sum(1, where=_is_first_occurrence(part, self.items)))
-        said = np.concatenate(repeats).mean()
+        predicted = np.concatenate(repeats).mean()
         comes = float(np.clip(comes, 1e-6, 1 - 1e-6))
-        self.again = float(np.clip(comes / (1 - comes) * (1 - said) / max(said, 1e-9), 1e-4, 1e2))
+        self.again = float(np.clip(comes / (1 - comes) * (1 - predicted) / max(predicted, 1e-9), 1e-4, 1e2))
 
     def predict(self, behind: np.ndarray) -> np.ndarray:
         n = len(behind)
@@ -116,8 +116,8 @@ class Neighbours(Advisor):
         return (behind >= 0) & (behind < self.items)
 
     def _history_weights(self, behind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(3, N, reach): the weight of each item of a history by each of FADES, which sum to 1 or to 0; (N,) which of
-        AGES its length is."""
+        """Return the weight of each item of a history under each of DECAYS, (3, N, reach), summing to 1 or, without
+        items, to 0; and the class of its length in HISTORY_LENGTHS, (N,)."""
         there = self._items(behind)
         age = np.cumsum(there[:, ::-1], 1)[:, ::-1] - 1
         found = np.stack([np.where(there, fade ** np.maximum(age, 0).astype(float), 0.0) for fade in DECAYS])
@@ -138,7 +138,7 @@ class Neighbours(Advisor):
 
 
 def _is_first_occurrence(behind: np.ndarray, items: int) -> np.ndarray:
-    """(N, reach): which tokens of a tail are items that stand nowhere before in it."""
+    """Return which tokens of histories (N, reach) are items at their first occurrence, bool."""
     order = np.argsort(behind, 1, kind="stable")
     ranked = np.take_along_axis(behind, order, 1)
     fresh = np.ones(behind.shape, bool)

@@ -1,5 +1,5 @@
-"""Weighted means of element vectors, without their common direction (SIF: Arora, Liang & Ma 2017), over vectors made
-of what occurs together."""
+"""Smooth inverse frequency embeddings (SIF: Arora, Liang & Ma 2017): weighted means of element vectors without their
+common direction; and element vectors from co-occurrence."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from segue.mixers.layout import length_mask
 
 def cooccurrence_vectors(rows: Sequence[np.ndarray], vocabulary: int, width: int = 64, window: int = 10,
                          seed: int = 0) -> Tensor:
-    """(V, width) float32: elements that stand within `window` of the same others are alike. Zero for what never occurs.
+    """Return element vectors (V, width) float32, similar for elements with similar neighbours within `window`, zero for
+    elements that never occur.
 
-    The positive pointwise mutual information of pairs, factored by a truncated singular value decomposition, which is
-    what skip-gram with negative sampling comes to (Levy & Goldberg 2014): left vectors times roots of singular values.
-    rows: ids (n,). seed: of the randomised decomposition (Halko et al. 2011).
+    The positive pointwise mutual information of pairs is factored by a truncated SVD, which skip-gram with negative
+    sampling does implicitly (Levy & Goldberg 2014): left singular vectors times roots of singular values.
+    rows: ids (n,). seed: of the randomised SVD (Halko et al. 2011).
     """
     if not 0 < width <= vocabulary or window < 1:
         raise SegueError(f"{width} features of {vocabulary} elements, window {window}: give from 1 to as many features "
@@ -51,11 +52,11 @@ def cooccurrence_vectors(rows: Sequence[np.ndarray], vocabulary: int, width: int
 
 
 class SIFEmbedding(nn.Module):
-    """The vector of a sequence: the mean of its elements' vectors, each weighted by a / (a + p), less its part along
-    the first right singular vector of those of the sequences it was fitted to. Exactly blind to order.
+    """The vector of a sequence: the mean of its elements' vectors weighted by a / (a + p), minus its projection on the
+    common direction, the first right singular vector of the training sequences' vectors. Exactly invariant to order.
 
-    elements: (V, D). frequency: (V,), p, how large a share of all elements each is. common: (D,), the unit vector that
-    is taken away, zero for none.
+    elements: (V, D). frequency: (V,), p, each element's relative frequency. common: (D,), the unit vector to remove,
+    zero for none.
     """
 
     elements: Tensor
@@ -74,7 +75,7 @@ class SIFEmbedding(nn.Module):
 
     @classmethod
     def fit(cls, rows: Sequence[np.ndarray], elements: Tensor, a: float = 1e-3) -> Self:
-        """Frequencies and the common direction of these rows of ids (the training data, and no other)."""
+        """Estimate frequencies and the common direction from rows of ids, which should be the training data alone."""
         counts = torch.bincount(torch.from_numpy(np.concatenate(rows).astype(np.int64)), minlength=len(elements))
         model = cls(elements, counts / counts.sum(), a)
         plain = torch.cat([model.vectors(torch.from_numpy(np.asarray(row, np.int64))[None], torch.tensor([len(row)]))
@@ -83,9 +84,9 @@ class SIFEmbedding(nn.Module):
         return model
 
     def vectors(self, source: Tensor, lengths: Tensor) -> Tensor:
-        """(B, D): the vector of each row (B, S) of ids, of which the first `lengths` (B,) are real."""
+        """Return the vector (B, D) of each row of ids (B, S), of which the first `lengths` (B,) are real."""
         live = length_mask(lengths, source.shape[1])
-        source = torch.where(live, source, len(self.elements)).sort(1).values  # rounding must not tell an order either
+        source = torch.where(live, source, len(self.elements)).sort(1).values  # so that rounding is blind to order
         source = torch.where(live, source, 0)
         weights = self.a / (self.a + self.frequency[source]) * live
         mean = (weights[..., None] * self.elements[source]).sum(1) / lengths[:, None]

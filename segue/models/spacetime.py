@@ -1,7 +1,7 @@
-"""Fields over films: diffusion transformers whose blocks mix within frames and over time in turn (DiT: Peebles & Xie
-2023, arXiv 2212.09748; Open-Sora, and GameGen-X: Che et al. 2024, arXiv 2411.00769), of any mixer on either axis.
+"""Fields over video: diffusion transformers whose blocks alternate between mixing within frames and over time (DiT:
+Peebles & Xie 2023, arXiv 2212.09748; Open-Sora, and GameGen-X: Che et al. 2024, arXiv 2411.00769), with any mixers.
 
-A picture is a film of one frame, and a series of real vectors a film of one place.
+An image is a video of one frame, and a series of real vectors a video of one place per frame.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ from segue.mixers.positions import sinusoids
 from segue.models.flow import NOTHING, Conditions, LayeredField, time_features
 from segue.models.stack import ChannelMixer, StackConfig, both_ways
 
-TEXT = "text"  # what a field is told in words: ids (B, S) long, -1 behind the last
+TEXT = "text"  # condition: a text, ids (B, S) long, padded with -1
 
 
 @dataclass(frozen=True)
 class SpaceTimeConfig:
-    """size: C, numbers of an element. width: D. pairs: blocks over space, each with one over time behind it.
-    space, time: mixers of each, read both ways (see `both_ways`), with their options. A mixer of several axes is given
-        each frame as it lies, another one line by line. Places have sinusoids added at the bottom.
-    text: how many ids there are in what the field is told in words, 0 for no words. heads: of the cross-attention to
-        them. hidden: width inside the channel mixers (default: 4 D).
+    """Config of a `SpatioTemporalDiT`.
+
+    size: C, numbers per element. width: D. pairs: blocks over space, each followed by one over time.
+    space, time: their mixers, made bidirectional (see `both_ways`), and options. A mixer with several axes gets each
+        frame as a grid, any other a frame's places as one sequence. Sinusoids of the places are added to the input.
+    text: vocabulary of the text condition, 0 for none. heads: of the cross-attention to it. hidden: width inside the
+        channel mixers (default: 4 D).
     """
 
     size: int
@@ -54,7 +56,7 @@ class SpaceTimeConfig:
 
     @property
     def stack(self) -> StackConfig:
-        """Space, time, space ... as layers that read both ways."""
+        """The layers (space, time, space, ...) as the config of a bidirectional stack."""
         names = [f"{self.space}:space", f"{self.time}:time"]
         options = dict(zip(names, (self.space_options, self.time_options)))
         return both_ways(StackConfig(self.size, self.width, names * self.pairs, options, channel="mlp", bias=True,
@@ -63,8 +65,12 @@ class SpaceTimeConfig:
 
 @dataclass
 class BlockInputs:
-    """What blocks know besides the vectors: how these lie, what is given, what the time does (2, B, 6, D), at the time
-    of what is asked for and at 0, and what is told in words."""
+    """What blocks need besides the vectors.
+
+    grid: frames, and the axes of a frame. asked: (B, N) bool, the elements to be generated. clock: (2, B, 6, D), scale
+    and shift parameters of the time, for elements asked for and for known ones (time 0). words: encoded text and its
+    lengths, or None.
+    """
 
     grid: tuple[int, ...]
     asked: Tensor
@@ -72,19 +78,20 @@ class BlockInputs:
     words: tuple[Tensor, Tensor] | None
 
     def fold(self, x: Tensor, over_time: bool) -> Tensor:
-        """(B, N, D) -> each frame, or each place over time, as a row of its own."""
+        """Reshape (B, N, D) so that each frame, or each place over time, is a row of its own."""
         x = x.unflatten(1, (self.grid[0], -1))
         return (x.transpose(1, 2) if over_time else x).flatten(0, 1)
 
     def unfold(self, x: Tensor, over_time: bool) -> Tensor:
+        """Invert `fold`."""
         x = x.unflatten(0, (len(self.asked), -1))
         return (x.transpose(1, 2) if over_time else x).flatten(1, 2)
 
 
 class SpaceTimeBlock(nn.Module):
-    """x + gate * mixer(norm x), x + cross-attention(x) to the words, x + gate * channel(norm x), each norm scaled and
-    shifted by the time: by one small network for all blocks, and a table of the block (adaLN-single: Chen et al. 2023,
-    arXiv 2310.00426). Over time everything written is zero at first."""
+    """x + gate * mixer(norm x), x + cross-attention(x) to the words, x + gate * channel(norm x), with each norm scaled
+    and shifted by the time: by one small network for all blocks, plus a table per block (adaLN-single: Chen et al.
+    2023, arXiv 2310.00426). Blocks over time have outputs initialised to zero."""
 
     def __init__(self, config: SpaceTimeConfig, index: int) -> None:
         super().__init__()
@@ -116,19 +123,20 @@ class SpaceTimeBlock(nn.Module):
 
 
 def unscaled_norm(x: Tensor) -> Tensor:
+    """Layer norm over the last axis without learned scale and shift."""
     return F.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
 def zero_init(linear: Any) -> None:
-    """Makes a linear map write nothing, until it learns to."""
+    """Initialise a linear map to zero."""
     nn.init.zeros_(linear.weight)
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)
 
 
 class Words(nn.Module):
-    """Ids (B, S) long, -1 behind the last -> what cross-attention reads (`Layout.source`): a vector that is always
-    there, then one of each word and its place."""
+    """Embeds text for cross-attention (`Layout.source`): ids (B, S) long, padded with -1 -> vectors (B, 1 + S, D) and
+    lengths (B,). The first vector is there even for empty text; the others are embeddings plus sinusoids."""
 
     def __init__(self, words: int, width: int) -> None:
         super().__init__()
@@ -146,9 +154,9 @@ class Words(nn.Module):
 
 
 class SpatioTemporalDiT(LayeredField):
-    """A `Field` over films: elements (B, frames * places, C) on the grid of their layout, whose first axis is time.
+    """A `Field` over video: elements (B, frames * places, C) on the grid of their layout, whose first axis is time.
 
-    What it is told: "text", see `TEXT`. At the start it is a model of pictures, frame by frame.
+    Condition: "text", see `TEXT`. At initialisation it treats each frame independently, as an image.
     """
 
     def __init__(self, config: SpaceTimeConfig) -> None:
@@ -180,7 +188,7 @@ class SpatioTemporalDiT(LayeredField):
         return hidden, BlockInputs(grid, asked, clock.unflatten(-1, (6, -1)), words)
 
     def places(self, frame: tuple[int, ...], like: Tensor) -> Tensor:
-        """(places, D): sinusoids of each axis of a frame, each on its share of the features."""
+        """Return sinusoids of the places of a frame, (places, D), each axis on its own share of the features."""
         if not frame:
             return like.new_zeros(1, self.width)
         share = self.width // len(frame)
