@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from segue.analysis.drop import best_matching, drop_f1, drop_scores, normalised
 from segue.errors import SegueError
-from segue.papers.successive_prompting import SIZES, judge, lowest
+from segue.papers.successive_prompting import SIZES, bootstrap_lower, judge
 from segue.programs import Scripted
 from segue.programs.memory import Hashing
 from segue.programs.successive import Demo, DemoIndex, Step, SuccessivePrompting, Trace, decompositions, solutions
@@ -273,4 +273,4 @@ def test_both_verdicts_can_be_reached() -> None:
 
     assert judge(table(0.06, 0.10))[0] == "confirmed" and judge(table(0.06, 0.10, -0.01))[0] == "refuted"
     assert judge(table(0.04, 0.10))[0] == judge(table(0.06, 0.07))[0] == "refuted"
-    assert lowest(np.array([1.0] * 50 + [0.0] * 50)) == pytest.approx(0.4, abs=0.03)
+    assert bootstrap_lower(np.array([1.0] * 50 + [0.0] * 50)) == pytest.approx(0.4, abs=0.03)

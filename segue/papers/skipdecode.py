@@ -1,9 +1,10 @@
 """SkipDecode: Autoregressive Skip Decoding with Batching and Caching for Efficient LLM Inference
 (Del Corro et al. 2023, arXiv 2307.02628).
 
-Sentences from restaurant facts (E2E) by one trained model of eight layers, and by that model after some more steps
-under schedules of its depth: falling along the sentence or constant, the layers at the top or at the bottom, with and
-without one that always runs.
+Sentences from restaurant facts (E2E) by one trained model of eight layers, trained further under schedules of how many
+layers each position runs: full depth, 2x and 3x fewer layers that fall along the sentence, without the warm-up layer,
+with the bottom instead of the top layers, and constant depth. The verdict compares nats on test sentences, layer calls
+and tokens per second in batches of eight.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 LAYERS, SEEDS, TOGETHER = 8, 2, 8
 FULL, OURS, BARE, BOTTOM, CONSTANT = "full", "2x", "2x, no warm-up", "2x, bottom layers", "2x, constant depth"
-ARMS: dict[str, tuple[float, Callable[[int], DepthSchedule]]] = {  # times faster; the schedule, by its length
+ARMS: dict[str, tuple[float, Callable[[int], DepthSchedule]]] = {  # speed-up in layers; the schedule by its length
     FULL: (1, lambda length: DepthSchedule((LAYERS,))),
     OURS: (2, lambda length: DepthSchedule.times(2, LAYERS, length)),
     BARE: (2, lambda length: DepthSchedule.times(2, LAYERS, length, warmup=0)),
@@ -45,47 +46,48 @@ ARMS: dict[str, tuple[float, Callable[[int], DepthSchedule]]] = {  # times faste
 }
 
 
-def planned(arm: str, facts: Facts) -> int:
-    """Of the arm's schedule, the length at which the sentences are read by as many layers on average as it is meant to
-    have; an even one, so that rounding takes nothing."""
+def schedule_length(arm: str, facts: Facts) -> int:
+    """The length of the arm's schedule at which training sentences run the intended number of layers on average; even,
+    so that rounding takes nothing."""
     lengths = np.array([len(text) for texts in facts.values() for text in texts])
     faster, make = ARMS[arm]
 
-    def off(length: int) -> float:
+    def error(length: int) -> float:
         schedule = make(length)
         layers = np.cumsum([schedule.depth(t) for t in range(lengths.max())])
         return abs(float(layers[lengths - 1].sum() / lengths.sum()) - LAYERS / faster)
 
-    return min(range(2, 2 * int(lengths.max()), 2), key=off)
+    return min(range(2, 2 * int(lengths.max()), 2), key=error)
 
 
-def prompted(batch: Batch) -> Batch:
-    """All up to the first element that is asked for is the prompt."""
+def mark_prompt(batch: Batch) -> Batch:
+    """The batch with everything up to the first target as its prompt."""
     return replace(batch, prompt=(batch.targets >= 0).cumsum(1) <= 1)
 
 
-def drawn(facts: Facts, rows: int, seed: int, step: int) -> Batch:
-    return prompted(sample_sentences(facts, rows, seed, step))
+def sample_batch(facts: Facts, rows: int, seed: int, step: int) -> Batch:
+    """A training batch of facts and sentences."""
+    return mark_prompt(sample_sentences(facts, rows, seed, step))
 
 
-def texts_of(facts: Facts, each: int) -> list[Batch]:
-    """At most `each` sentences about the same facts, in rows of like length."""
+def make_batches(facts: Facts, each: int) -> list[Batch]:
+    """Batches of at most `each` sentences about the same facts, sorted by length."""
     pairs = sorted(((source, text) for source, texts in facts.items() for text in texts[:each]),
                    key=lambda pair: len(pair[0]) + len(pair[1]))
-    return [prompted(sentence_batch(pairs[at : at + 64])) for at in range(0, len(pairs), 64)]
+    return [mark_prompt(sentence_batch(pairs[at : at + 64])) for at in range(0, len(pairs), 64)]
 
 
 @torch.no_grad()
-def nats(model: nn.Module, texts: list[Batch]) -> float:
-    """Per element of the sentences."""
+def score_nats(model: nn.Module, texts: list[Batch]) -> float:
+    """Nats per element of the sentences."""
     model.eval()
     losses = [NextElement()(model, batch) for batch in texts]
     return sum(float(loss.total) for loss in losses) / sum(loss.count for loss in losses)
 
 
 @contextmanager
-def counting(stack: Stack) -> Iterator[list[int]]:
-    """Collects how many nodes a layer runs on, call by call."""
+def count_calls(stack: Stack) -> Iterator[list[int]]:
+    """Collects how many positions a layer runs on, call by call."""
     calls: list[int] = []
 
     def count(block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -102,7 +104,7 @@ def counting(stack: Stack) -> Iterator[list[int]]:
 # --- the measurement -----------------------------------------------------------------------------------------------
 
 
-def task(folder: Path | None, seed: int) -> tuple[int, Facts, Facts, Facts]:
+def load_restaurants(folder: Path | None, seed: int) -> tuple[int, Facts, Facts, Facts]:
     random = np.random.default_rng(seed)
     return restaurants(folder, 200, 50, random)
 
@@ -111,34 +113,35 @@ def build(vocabulary: int, width: int) -> Stack:
     return Stack(StackConfig(vocabulary, width, ["attention"] * LAYERS, {"attention": {"heads": max(width // 32, 1)}}))
 
 
-def train(folder: Path | None, seed: int, width: int, rows: int, steps: int, more: int) -> dict[str, Any]:
-    """One model, and each arm from there: nats before and after, mean layers per element of the sentences, BLEU."""
-    vocabulary, facts, _, test = task(folder, seed)
+def train_arms(folder: Path | None, seed: int, width: int, rows: int, steps: int, more: int) -> dict[str, Any]:
+    """Train one model and, from there, each arm: nats before and after, mean layers per element of the sentences,
+    BLEU."""
+    vocabulary, facts, _, test = load_restaurants(folder, seed)
     torch.manual_seed(seed)
     trained = build(vocabulary, width)
-    learn(trained, partial(drawn, facts, rows, seed), steps, rate=1e-2, muon=True, seed=seed)
-    texts, asked = texts_of(test, 3), list(test.items())[:100]
+    learn(trained, partial(sample_batch, facts, rows, seed), steps, rate=1e-2, muon=True, seed=seed)
+    texts, asked = make_batches(test, 3), list(test.items())[:100]
     lengths = [len(text) for texts in test.values() for text in texts[:3]]
     found = {}
     for arm, (_, make) in ARMS.items():
-        model = Scheduled(copy.deepcopy(trained), make(planned(arm, facts)))
-        before = nats(model, texts)
-        learn(model.train(), partial(drawn, facts, rows, seed + 1000), more, rate=1e-2, muon=True, seed=seed)
+        model = Scheduled(copy.deepcopy(trained), make(schedule_length(arm, facts)))
+        before = score_nats(model, texts)
+        learn(model.train(), partial(sample_batch, facts, rows, seed + 1000), more, rate=1e-2, muon=True, seed=seed)
         said = generate(model.eval(), [[*source, SEPARATOR] for source, _ in asked], 60, eos=END, batch=100)
         layers = sum(model.schedule.depth(t) for length in lengths for t in range(length)) / sum(lengths)
-        found[arm] = {"before": before, "nats": nats(model, texts), "layers": layers,
+        found[arm] = {"before": before, "nats": score_nats(model, texts), "layers": layers,
                       "bleu": mean(sentence_bleu(answer.tokens, references)
                                    for answer, (_, references) in zip(said, asked))}
     return found
 
 
-def speed(folder: Path | None, seed: int, width: int, repeats: int) -> dict[str, Any]:
-    """Of every arm, over the length it is planned for, of eight rows: layer calls behind the prompt, and tokens per
-    second in each of some rounds, in which all take their turn. The weights do not matter."""
-    vocabulary, facts, _, _ = task(folder, seed)
+def measure_speed(folder: Path | None, seed: int, width: int, repeats: int) -> dict[str, Any]:
+    """Decode eight rows with every arm over the length of the 2x schedule: layer calls after the prompt, and tokens per
+    second in each of `repeats` alternating rounds. The weights are untrained, which does not matter."""
+    vocabulary, facts, _, _ = load_restaurants(folder, seed)
     torch.manual_seed(seed)
     stack = build(vocabulary, width).eval()
-    length = planned(OURS, facts)
+    length = schedule_length(OURS, facts)
     prompts = torch.randint(3, vocabulary, (TOGETHER, 16)).tolist()
     found: dict[str, Any] = {arm: {"rates": []} for arm in ARMS}
     threads = torch.get_num_threads()
@@ -150,7 +153,7 @@ def speed(folder: Path | None, seed: int, width: int, repeats: int) -> dict[str,
                 spent = generate(model, prompts, length + 1)[0].seconds  # the first token comes with the prompt
                 found[arm]["rates"].append(TOGETHER * length / (spent["total"] - spent["prefill"]))
             else:
-                with counting(stack) as calls:
+                with count_calls(stack) as calls:
                     generate(model, prompts, length + 1)
                 found[arm]["calls"] = sum(calls[LAYERS:])
     torch.set_num_threads(threads)
@@ -162,16 +165,16 @@ def measure(run: Run) -> list[Row]:
     width = run.pick(32, 96)
     shape = (width, run.pick(4, 16), run.pick(6, 400), run.pick(3, 240))
     seeds = [run.seed + number for number in range(run.pick(1, SEEDS))]
-    found = run.cells({f"seed {seed}": partial(train, folder, seed, *shape) for seed in seeds}).values()
-    quick = run.cell("speed", partial(speed, folder, run.seed, width, run.pick(1, 7)))
+    found = run.cells({f"seed {seed}": partial(train_arms, folder, seed, *shape) for seed in seeds}).values()
+    quick = run.cell("speed", partial(measure_speed, folder, run.seed, width, run.pick(1, 7)))
     if folder is not None:
-        facts = task(folder, run.seed)[1]
+        facts = load_restaurants(folder, run.seed)[1]
         run.note(f"real data, words in lower case, names left open; {LAYERS} layers of width {width}, {shape[2]} steps "
                  f"of Muon on {shape[1]} rows, then {shape[3]} under each schedule; three sentences for each of 200 "
                  f"test inputs, BLEU of the greedy answers to 100; seeds {' and '.join(map(str, seeds))}")
         run.note("schedules fall from one and a half times their mean depth to half of it, over "
-                 f"{planned(OURS, facts)} (2x) and {planned('3x', facts)} (3x) elements, so that the sentences learned "
-                 "from are read at that mean; prompts are read by all layers")
+                 f"{schedule_length(OURS, facts)} (2x) and {schedule_length('3x', facts)} (3x) elements, so "
+                 "that the sentences learned from are read at that mean; prompts are read by all layers")
         run.note("how long a schedule is learned was chosen with seed 7, on facts kept for choosing and on test inputs "
                  "of neither seed; nats of 2x against the best of the full model on these two: 400 steps, then 120 at "
                  "half the rate +5.1% and +3.7%; 160, then 240 +2.1% and +3.4% (from 5 layers to 3: +1.9% and +3.7%); "

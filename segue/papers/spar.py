@@ -1,10 +1,11 @@
 """SPaR: Self-Play with Tree-Search Refinement to Improve Instruction-Following in Large Language Models (Cheng et al.
 2024, arXiv 2412.11605).
 
-A model's faulty answer, and what a tree of refinements makes of it, differ only in the fault: preferences between such
-pairs teach what was asked. Pairs of a faulty and an independent good answer differ in other things as well. In Lilt, a
-language of instructions that programs check, with a judge that errs.
-"""
+A faulty answer and its refinement by tree search differ only in the fault, so that preferences between them teach the
+instruction; pairs of a faulty and an independent good answer also differ in what does not matter (interfering). Arms:
+base, refined pairs (one and two iterations), interfering pairs, and fine-tuning on the better answers alone. The task
+is Lilt, a language of instructions that programs can verify; the judge of the tree search errs, the verdict's verifier
+does not. """
 
 from __future__ import annotations
 
@@ -38,11 +39,13 @@ ANSWER = "Answer:"
 
 
 def asked(count: int, name: str) -> list[Instruction]:
+    """Random instructions; the same for the same name."""
     return [Instruction.drawn(Random(f"{name} {i}")) for i in range(count)]
 
 
 def critic(random: Random, flip: float = FLIP) -> Scripted:
-    """Reads a prompt and an answer in two lines; names a fault, and says yes or no. It errs so often."""
+    """A programmed judge of a prompt and an answer (two lines): names a fault and replies yes or no, wrong with
+    probability `flip`."""
     def reply(text: str) -> str:
         prompt, answer = (line.split() for line in text.split("\n"))
         asked = Instruction.read(prompt)
@@ -54,7 +57,7 @@ def critic(random: Random, flip: float = FLIP) -> Scripted:
 
 
 def editor(random: Random) -> Callable[[str, str, str, int], list[str]]:
-    """Refinements that change as few words as the fault named in the critique asks for; they may break what was well.
+    """A programmed refiner: changes as few words as the fault named in the critique needs; may break other constraints.
     """
     def refine(prompt: str, answer: str, critique: str, count: int) -> list[str]:
         asked, fault = Instruction.read(prompt.split()), critique.partition(ANSWER)[0].split()
@@ -64,8 +67,8 @@ def editor(random: Random) -> Callable[[str, str, str, int], list[str]]:
     return refine
 
 
-def found(model: Stack, prompts: int, seed: int, turn: int = 0) -> list[Preferred]:
-    """One answer to each of so many instructions, judged, and the faulty ones refined."""
+def collect_pairs(model: Stack, prompts: int, seed: int, turn: int = 0) -> list[Preferred]:
+    """Generate an answer to each of `prompts` instructions, judge them and refine the faulty ones."""
     random = Random(f"refine {seed} {turn}")
     judge = Judge(critic(random), "{}\n{}".format, partial(yes_or_no, header=ANSWER), votes=VOTES)
     texts = [" ".join(each.prompt) for each in asked(prompts, f"play {seed} {turn}")]
@@ -74,7 +77,7 @@ def found(model: Stack, prompts: int, seed: int, turn: int = 0) -> list[Preferre
 
 
 def interfering(pairs: Sequence[Preferred], seed: int) -> list[Preferred]:
-    """The better answers exchanged for good ones of their own, in the other case where none is asked for."""
+    """The pairs with independent good answers as the better ones, in the other letter case where none is required."""
     random, others = Random(f"interfere {seed}"), []
     for pair in pairs:
         asked, words = Instruction.read(pair.prompt.split()), body(pair.worse.split())
@@ -83,17 +86,17 @@ def interfering(pairs: Sequence[Preferred], seed: int) -> list[Preferred]:
     return others
 
 
-def ids(pair: Preferred) -> tuple[list[int], list[int], list[int]]:
+def encode_pair(pair: Preferred) -> tuple[list[int], list[int], list[int]]:
     begin, end = CODEC.bos, CODEC.eos
     assert begin is not None and end is not None
     prompt, better, worse = (CODEC.encode(text.split()).tolist() for text in (pair.prompt, pair.better, pair.worse))
     return [begin, *prompt], [*better, end], [*worse, end]
 
 
-def tuned(model: Stack, pairs: Sequence[Preferred], arm: str, epochs: int, rate: float, seed: int) -> Stack:
-    """A copy of the model after some epochs of the pairs: by preference against the model as it was, or by the better
-    answers alone (rejection fine-tuning)."""
-    rows = list(map(ids, pairs))
+def train_on_pairs(model: Stack, pairs: Sequence[Preferred], arm: str, epochs: int, rate: float, seed: int) -> Stack:
+    """A copy of the model trained on the pairs: by preference optimisation with the model as reference, or on the
+    better answers alone (rejection fine-tuning)."""
+    rows = list(map(encode_pair, pairs))
     steps = max(1, len(rows) // ROWS)
 
     def batch(step: int) -> Batch:
@@ -107,8 +110,8 @@ def tuned(model: Stack, pairs: Sequence[Preferred], arm: str, epochs: int, rate:
     return student.eval()
 
 
-def told(model: Stack, tests: Sequence[Instruction], seed: int) -> dict[str, float]:
-    """The share of instructions followed, by the true verifier: likeliest answer, drawn answer; and of constraints."""
+def score(model: Stack, tests: Sequence[Instruction], seed: int) -> dict[str, float]:
+    """Shares of instructions and of constraints that greedy and sampled answers follow, by the true verifier."""
     local, values = Local(model.eval(), CODEC, batch=300), dict[str, float]()
     for name, temperature in (("greedy", 0.0), ("drawn", 1.0)):
         replies = local.write([" ".join(each.prompt) for each in tests], most=LONGEST, temperature=temperature,
@@ -119,32 +122,33 @@ def told(model: Stack, tests: Sequence[Instruction], seed: int) -> dict[str, flo
     return values
 
 
-def actor(steps: int, seed: int) -> Stack:
+def train_base(steps: int, seed: int) -> Stack:
+    """Train the base model."""
     torch.manual_seed(seed)
     model = small_decoder(CODEC.size)
     learn(model, lilt(steps // 2).batches(96, seed), steps, rate=0.01, seed=seed, muon=True, cooldown=0.3)
     return model.eval()
 
 
-def play(seed: int, steps: int, prompts: int, tests: int, epochs: int) -> dict[str, Any]:
-    """All arms of a seed."""
-    base, tests_ = actor(steps, seed), asked(tests, f"test {seed}")
-    pairs = found(base, prompts, seed)
+def run_seed(seed: int, steps: int, prompts: int, tests: int, epochs: int) -> dict[str, Any]:
+    """Train and score all arms of a seed."""
+    base, tests_ = train_base(steps, seed), asked(tests, f"test {seed}")
+    pairs = collect_pairs(base, prompts, seed)
     sets = {REFINED: pairs, INTERFERING: interfering(pairs, seed), TUNED: pairs}
-    models = {BASE: base} | {arm: tuned(base, sets[arm], arm, epochs, RATES[arm], seed) for arm in sets}
-    models[AGAIN] = tuned(models[REFINED], found(models[REFINED], prompts, seed, 1), AGAIN, epochs, RATES[REFINED],
-                          seed)
+    models = {BASE: base} | {arm: train_on_pairs(base, sets[arm], arm, epochs, RATES[arm], seed) for arm in sets}
+    models[AGAIN] = train_on_pairs(models[REFINED], collect_pairs(models[REFINED], prompts, seed, 1), AGAIN,
+                                   epochs, RATES[REFINED], seed)
     right = [not Instruction.read(pair.prompt.split()).failed(pair.better.split()) for pair in pairs]
     return {"pairs": len(pairs), "right pairs": mean(right), "depth": mean(pair.tree.best.depth for pair in pairs),
             "judged": mean(pair.tree.judged for pair in pairs)} | {
-                arm: told(model, tests_, seed) for arm, model in models.items()}
+                arm: score(model, tests_, seed) for arm, model in models.items()}
 
 
 def measure(run: Run) -> list[Row]:
     setting = run.pick({"steps": 4, "prompts": 12, "tests": 6, "epochs": 1},
                        {"steps": 200, "prompts": 2200, "tests": 600, "epochs": 2})
     seeds = range(run.seed, run.seed + run.pick(1, 3))
-    done = run.cells({f"seed {seed}": partial(play, seed, **setting) for seed in seeds})
+    done = run.cells({f"seed {seed}": partial(run_seed, seed, **setting) for seed in seeds})
     each = [done[f"seed {seed}"] for seed in seeds]
     run.note(f"Lilt, a decoder of 0.35 million parameters after {setting['steps']} steps of 96 rows; one drawn answer "
              f"to each of {setting['prompts']} prompts, of which those that the judge finds fault with are refined; "

@@ -1,8 +1,11 @@
 """StoryDALL-E: Adapting Pretrained Text-to-Image Transformers for Story Continuation (Maharana et al. 2022, arXiv
 2209.06192).
 
-A model of single captioned pictures is fitted with cross-attention to a source frame and a token for the story so far,
-and then goes on with stories: in all its weights, or by prompts while it stays as it is.
+A model of single captioned frames is retrofitted with cross-attention to a source frame and a story token (an embedding
+of all captions), and trained to continue stories: in all its weights, or by prompt tuning. Arms: full, without source,
+without story token, prompts; the full one is also given another story's source. On made-up stories the verdict needs
+the source for what only it shows (scarves), the story token for who a pronoun means, and full below prompts in FID;
+gates check the image tokenizer and the judge of frames first.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
 CODES, TOKENS = 64, (SIDE // 4) ** 2
 WIDTH, DEPTH, CROSS = 64, 4, (1, 3)
 ROWS, RATE, TOP = 32, 0.01, 16
-CAPTIONS = 0.1  # weight of the words in an adaptation: what they say is chance, and would drown what the codes tell
+CAPTIONS = 0.1  # weight of captions in an adaptation: mostly chance, they would drown the codes' gradient
 FULL, BLIND, PLAIN, PROMPT, SHUFFLED = ("full", "full, no source", "full, no story token", "prompts",
                                         "full, sources shuffled")
 ARMS = (FULL, BLIND, PLAIN, PROMPT)
@@ -49,7 +52,7 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Size:
-    """Stories to learn from and to measure on, and steps of training of each part."""
+    """Numbers of training and test stories, and training steps of each part."""
 
     train: int
     test: int
@@ -63,21 +66,23 @@ SMOKE, CPU = Size(20, 2, 1, 1, 1, 1), Size(3000, 125, 600, 2000, 500, 1000)
 
 
 @cache
-def told(count: int, seed: int) -> Stories:
+def sample_stories(count: int, seed: int) -> Stories:
+    """Random stories, made once in each process."""
     return stories.draw(count, seed)
 
 
-def frames(told: Stories) -> Tensor:
+def frame_pixels(batch: Stories) -> Tensor:
     """(N F, 3, H, W) from 0 to 1."""
-    return torch.from_numpy(told.pictures.reshape(-1, SIDE, SIDE, 3)).movedim(-1, 1).float() / 255
+    return torch.from_numpy(batch.pictures.reshape(-1, SIDE, SIDE, 3)).movedim(-1, 1).float() / 255
 
 
-def drawn(count: int, seed: int, step: int) -> Tensor:
+def sample_indices(count: int, seed: int, step: int) -> Tensor:
+    """(ROWS,) random indices below `count`."""
     return torch.randint(count, (ROWS,), generator=generator_of(seed, step))
 
 
-def kept(path: Path, model: M, train: Callable[[M], Any]) -> M:
-    """The model that lies there, or was trained now and put there."""
+def load_or_train(path: Path, model: M, train: Callable[[M], Any]) -> M:
+    """The model with the weights saved at `path`; trained and saved there first if there are none."""
     if path.exists():
         load_into(model, load_tensors(path)[0], path)
     else:
@@ -86,101 +91,103 @@ def kept(path: Path, model: M, train: Callable[[M], Any]) -> M:
     return model.eval()
 
 
-def tokenizer_of(folder: Path, size: Size, seed: int) -> ImageTokenizer:
+def get_tokenizer(folder: Path, size: Size, seed: int) -> ImageTokenizer:
     def train(model: ImageTokenizer) -> None:
-        pictures = frames(told(size.train, seed))
-        learn(model, lambda step: Batch(pictures[drawn(len(pictures), seed, step)], torch.zeros(ROWS, 1).long()),
+        pictures = frame_pixels(sample_stories(size.train, seed))
+        learn(model, lambda step: Batch(pictures[sample_indices(len(pictures), seed, step)],
+                                        torch.zeros(ROWS, 1).long()),
               size.tokenizer, rate=1e-2, seed=seed, objective=CodedReconstruction(), cooldown=0.5)
 
     torch.manual_seed(seed)
-    return kept(folder / "tokenizer.safetensors", ImageTokenizer(CODES), train)
+    return load_or_train(folder / "tokenizer.safetensors", ImageTokenizer(CODES), train)
 
 
-def judge_of(folder: Path, size: Size, seed: int) -> FrameClassifier:
+def get_judge(folder: Path, size: Size, seed: int) -> FrameClassifier:
     def train(model: FrameClassifier) -> None:
-        known = told(size.train, seed)
+        known = sample_stories(size.train, seed)
         labels = np.concatenate([known.present.reshape(-1, len(NAMES)), np.repeat(known.place, FRAMES)[:, None]], 1)
-        whole = Batch(frames(known), torch.from_numpy(labels.astype(np.int64)))
-        learn(model, lambda step: whole.rows(drawn(len(labels), seed, step)), size.judge, seed=seed,
+        whole = Batch(frame_pixels(known), torch.from_numpy(labels.astype(np.int64)))
+        learn(model, lambda step: whole.rows(sample_indices(len(labels), seed, step)), size.judge, seed=seed,
               objective=FrameLabels(), cooldown=0.5)
 
     torch.manual_seed(seed)
-    return kept(folder / "judge.safetensors", FrameClassifier(len(NAMES), len(PLACES), SIDE), train)
+    return load_or_train(folder / "judge.safetensors", FrameClassifier(len(NAMES), len(PLACES), SIDE), train)
 
 
-def coded(tokenizer: ImageTokenizer, told: Stories) -> Tensor:
+def encode_stories(tokenizer: ImageTokenizer, batch: Stories) -> Tensor:
     """(N, F, TEXT + TOKENS) long: rows of captions and the ids of the frames' codes."""
-    codes = torch.cat([tokenizer.encode(part) for part in frames(told).split(1000)]) + len(WORDS)
-    words = torch.from_numpy(told.words)
+    codes = torch.cat([tokenizer.encode(part) for part in frame_pixels(batch).split(1000)]) + len(WORDS)
+    words = torch.from_numpy(batch.words)
     return torch.cat([words, codes.view(*words.shape[:2], TOKENS)], -1)
 
 
-def asked(rows: Tensor, said: int) -> Batch:
-    """Next elements of rows, from the `said`-th on; captions' padding is not asked for."""
+def make_batch(rows: Tensor, given: int) -> Batch:
+    """Next-element targets after the first `given` elements of the rows; padding of captions is no target."""
     targets = rows[:, 1:].clone()
-    targets[:, :said] = -1
+    targets[:, :given] = -1
     return Batch(rows[:, :-1], targets.masked_fill(targets == PAD, -1))
 
 
-def base_of(folder: Path, size: Size, seed: int) -> MultiSegmentLM:
-    """A model of single frames with their captions, in no order."""
+def get_base(folder: Path, size: Size, seed: int) -> MultiSegmentLM:
+    """The pretrained model, of single captioned frames without their stories."""
     def train(model: MultiSegmentLM) -> None:
-        rows = coded(tokenizer_of(folder, size, seed), told(size.train, seed)).flatten(0, 1)
-        learn(model, lambda step: asked(rows[drawn(len(rows), seed, step)], 0), size.base, rate=RATE, muon=True,
-              seed=seed, objective=SegmentCrossEntropy(model.owner), cooldown=0.5)
+        rows = encode_stories(get_tokenizer(folder, size, seed), sample_stories(size.train, seed)).flatten(0, 1)
+        learn(model, lambda step: make_batch(rows[sample_indices(len(rows), seed, step)], 0), size.base, rate=RATE,
+              muon=True, seed=seed, objective=SegmentCrossEntropy(model.owner), cooldown=0.5)
 
     torch.manual_seed(seed)
     config = StackConfig(0, WIDTH, ["attention"] * DEPTH, norm="layer", channel="mlp", activation="gelu")
-    return kept(folder / "base.safetensors", MultiSegmentLM(config, [(len(WORDS), TEXT), (CODES, TOKENS)]), train)
+    return load_or_train(folder / "base.safetensors", MultiSegmentLM(config, [(len(WORDS), TEXT), (CODES, TOKENS)]),
+                         train)
 
 
-def continued(rows: Tensor, frame: int, begin: int) -> Tensor:
-    """(N, ...) whole rows for a frame of stories (N, F, TEXT + TOKENS): the first frame's codes, the captions so far,
-    `begin` and what follows."""
+def make_rows(rows: Tensor, frame: int, begin: int) -> Tensor:
+    """(N, ...) rows to continue stories (N, F, TEXT + TOKENS) with a frame: the first frame's codes, the captions so
+    far, `begin`, then the frame's caption and codes."""
     source, texts = rows[:, 0, TEXT:], rows[:, : frame + 1, :TEXT].flatten(1)
     return torch.cat([source, texts, torch.full((len(rows), 1), begin), rows[:, frame, 1:]], 1)
 
 
-def adapted(arm: str, folder: Path, size: Size, seed: int) -> Retrofitted:
-    """The base model, fitted with what the arm has, after its training on stories."""
-    lm = base_of(folder, size, seed)
+def train_arm(arm: str, folder: Path, size: Size, seed: int) -> Retrofitted:
+    """The arm's model: the base model, retrofitted and trained on stories."""
+    lm = get_base(folder, size, seed)
     torch.manual_seed(seed + 1)
     model = Retrofitted(lm, CROSS, story=None if arm == PLAIN else SequenceConditioner(WIDTH, WIDTH),
                         prompts=PromptTuning(WIDTH) if arm == PROMPT else None, looks=arm != BLIND)
     if arm == PROMPT:
         model.freeze()
-    rows = coded(tokenizer_of(folder, size, seed), told(size.train, seed))
+    rows = encode_stories(get_tokenizer(folder, size, seed), sample_stories(size.train, seed))
 
     def batch(step: int) -> Batch:
-        which = rows[drawn(len(rows), seed + 1, step)]
+        which = rows[sample_indices(len(rows), seed + 1, step)]
         frame = 1 + step % (FRAMES - 1)
-        return asked(continued(which, frame, model.begin), TOKENS + (frame + 1) * TEXT)
+        return make_batch(make_rows(which, frame, model.begin), TOKENS + (frame + 1) * TEXT)
 
     learn(model, batch, size.adapt, rate=RATE, muon=True, seed=seed,
           objective=SegmentCrossEntropy(lm.owner, {0: CAPTIONS}), cooldown=0.5)
     return model.eval()
 
 
-def make(model: Retrofitted, rows: Tensor, seed: int) -> Tensor:
-    """(N (F - 1), TOKENS) long: the codes of the later frames of stories, drawn."""
+def generate_frames(model: Retrofitted, rows: Tensor, seed: int) -> Tensor:
+    """(N (F - 1), TOKENS) long: sampled codes of all frames of the stories but the first."""
     made = []
     for frame in range(1, FRAMES):
-        prompts = continued(rows, frame, model.begin)[:, :-TOKENS].tolist()
+        prompts = make_rows(rows, frame, model.begin)[:, :-TOKENS].tolist()
         answers = generate(model, prompts, TOKENS, "sample", seed=seed + frame, top_k=TOP, batch=len(prompts))
         made.append([answer.tokens for answer in answers])
     return torch.tensor(made).transpose(0, 1).flatten(0, 1) - len(WORDS)
 
 
 @torch.no_grad()
-def scored(pictures: Tensor, test: Stories, judge: FrameClassifier) -> dict[str, float]:
-    """What is in the later frames of stories, as the judge sees it."""
+def frame_scores(pictures: Tensor, test: Stories, judge: FrameClassifier) -> dict[str, float]:
+    """Metrics of pictures of all frames but the first, by what the judge sees in them."""
     meant = test.present[:, 1:].reshape(-1, len(NAMES))
     things, places = judge(pictures)
     seen, shown = (things > 0).numpy(), meant.sum(1)
     pronoun, scarf = test.pronoun[:, 1:].reshape(-1), np.repeat(test.scarf, FRAMES - 1, 0)
     dressed = meant & (scarf >= 0)
     colours = stories.scarves_seen((pictures.movedim(1, -1) * 255).round().to(torch.uint8).numpy())
-    real = judge.features(frames(test).unflatten(0, (-1, FRAMES))[:, 1:].flatten(0, 1)).numpy()
+    real = judge.features(frame_pixels(test).unflatten(0, (-1, FRAMES))[:, 1:].flatten(0, 1)).numpy()
     where = places.argmax(1).numpy() == np.repeat(test.place, FRAMES - 1)
     return {"scarf": float((colours == scarf)[dressed].mean()), "pronoun F1": frame_metrics(
         seen[pronoun], meant[pronoun])["F1"], **frame_metrics(seen, meant), **{
@@ -188,28 +195,28 @@ def scored(pictures: Tensor, test: Stories, judge: FrameClassifier) -> dict[str,
         "place": float(where.mean()), "FID": frechet_distance(judge.features(pictures).numpy(), real)}
 
 
-def score(arm: str, folder: Path, size: Size, seed: int, test_seed: int) -> dict[str, dict[str, float]]:
-    """The rows of an arm; the full one's is also measured under sources of other stories."""
-    model, tokenizer, judge = adapted(arm, folder, size, seed), tokenizer_of(folder, size, seed), judge_of(
+def score_arm(arm: str, folder: Path, size: Size, seed: int, test_seed: int) -> dict[str, dict[str, float]]:
+    """Metrics of an arm; of the full one also with the sources of other stories."""
+    model, tokenizer, judge = train_arm(arm, folder, size, seed), get_tokenizer(folder, size, seed), get_judge(
         folder, size, seed)
-    test = told(size.test, test_seed)
-    rows = coded(tokenizer, test)
-    found = {arm: scored(tokenizer.decode(make(model, rows, seed)), test, judge)}
+    test = sample_stories(size.test, test_seed)
+    rows = encode_stories(tokenizer, test)
+    found = {arm: frame_scores(tokenizer.decode(generate_frames(model, rows, seed)), test, judge)}
     if arm == FULL:
         other = rows.clone()
         other[:, 0, TEXT:] = rows.roll(1, 0)[:, 0, TEXT:]
-        found[SHUFFLED] = scored(tokenizer.decode(make(model, other, seed)), test, judge)
+        found[SHUFFLED] = frame_scores(tokenizer.decode(generate_frames(model, other, seed)), test, judge)
     return found
 
 
-def prepare(part: str, folder: Path, size: Size, seed: int, test_seed: int) -> dict[str, Any]:
-    """Train a part, and measure it on test frames: gates of what follows."""
-    test = told(size.test, test_seed)
-    later = frames(test).unflatten(0, (-1, FRAMES))[:, 1:].flatten(0, 1)
+def train_part(part: str, folder: Path, size: Size, seed: int, test_seed: int) -> dict[str, Any]:
+    """Train the judge, or the tokenizer and base model, and measure it on real test frames: the verdict's gates."""
+    test = sample_stories(size.test, test_seed)
+    later = frame_pixels(test).unflatten(0, (-1, FRAMES))[:, 1:].flatten(0, 1)
     if part == "judge":
-        return scored(later, test, judge_of(folder, size, seed))
-    tokenizer = tokenizer_of(folder, size, seed)
-    base_of(folder, size, seed)
+        return frame_scores(later, test, get_judge(folder, size, seed))
+    tokenizer = get_tokenizer(folder, size, seed)
+    get_base(folder, size, seed)
     codes = tokenizer.encode(later)
     again = tokenizer.decode(codes)
     return {"PSNR": -10 * float((again - later).square().mean().log10()),
@@ -221,8 +228,9 @@ def measure(run: Run) -> list[Row]:
     test_seed = 1_000_000 + seed
     with TemporaryDirectory(prefix="segue-") as temporary:
         folder = Path(temporary)
-        ready = run.cells({part: partial(prepare, part, folder, size, seed, test_seed) for part in ("base", "judge")})
-        cells = run.cells({arm: partial(score, arm, folder, size, seed, test_seed) for arm in ARMS})
+        ready = run.cells({part: partial(train_part, part, folder, size, seed, test_seed)
+                           for part in ("base", "judge")})
+        cells = run.cells({arm: partial(score_arm, arm, folder, size, seed, test_seed) for arm in ARMS})
     empty = dict.fromkeys(("PSNR", "same codes"), "")
     table = [{"model": arm, **values, **empty} for found in cells.values() for arm, values in found.items()]
     table.append({"model": "real frames", **ready["judge"], **ready["base"]})

@@ -1,4 +1,9 @@
-"""Successive Prompting for Decomposing Complex Questions (2022, arXiv 2212.04092; EMNLP 2022)."""
+"""Successive Prompting for Decomposing Complex Questions (2022, arXiv 2212.04092; EMNLP 2022).
+
+Complex questions about passages are answered directly, by a chain of thought, or successively: the model asks itself
+one simple question at a time and answers it, by itself or with symbolic tools. One small decoder is trained on all of
+these, with few complex problems and any number of simple ones, in the made-up language Ledger. The verdict needs
+successive prompting ahead of the chain of thought, and more so with tools, by paired bootstrap intervals. """
 
 from __future__ import annotations
 
@@ -25,8 +30,9 @@ DIRECTLY, IN_CHAIN, STEPS, TOOLS = "direct", "chain of thought", "successive", "
 SIZES = {"3 to 5 events": (3, 5), "6 to 8 events": (6, 8)}
 
 
-def trained(seed: int, steps: int) -> Local:
-    """One decoder of all modes: complex questions from a pool of POOL problems, simple ones without end."""
+def train_solver(seed: int, steps: int) -> Local:
+    """Train one decoder in all modes: complex questions from a pool of POOL problems, fresh simple ones at every
+    step."""
     pool = [problem(Random(f"pool {seed} {index}")) for index in range(POOL)]
     begin, rest = steps // 5, {"echo": 0.1, "solve": 0.45, "direct": 0.15, "chain": 0.15, "decompose": 0.15}
     first = {"echo": 0.4, "solve": 0.3, "direct": 0.1, "chain": 0.1, "decompose": 0.1}
@@ -37,37 +43,38 @@ def trained(seed: int, steps: int) -> Local:
     return Local(compile_model(model.eval().requires_grad_(False), threads=1), CODEC, batch=128)
 
 
-def answered(model: Local, problems: list[Problem]) -> dict[str, list[str]]:
-    """What each way of asking gets as answers; and, as "lists", the solver's answers to the first step."""
-    def told(template: str, most: int) -> list[str]:
+def answer_problems(model: Local, problems: list[Problem]) -> dict[str, list[str]]:
+    """The answers of each way of prompting; and, as "lists", the solver's answers to the first simple question."""
+    def answer(template: str, most: int) -> list[str]:
         prompts = [template.format(passage=each.passage, question=each.question) for each in problems]
         return [reply.text for reply in model.write(prompts, most=most)]
 
-    def stepwise(tools: SymbolicTools | None) -> list[str]:
+    def answer_stepwise(tools: SymbolicTools | None) -> list[str]:
         program = SuccessivePrompting(model, tools=tools, decompose=DECOMPOSE, solve=SOLVE, step=STEP, done=DONE,
                                       limit=6, most=24)
         return [trace.answer for trace in program.run([Trace(each.passage, each.question) for each in problems])]
 
     first = [SOLVE.format(passage=each.passage, question=each.chain[0][0]) for each in problems]
-    return {DIRECTLY: told(DIRECT, 3), IN_CHAIN: [text.rpartition("|")[2].strip() for text in told(CHAIN, 64)],
-            STEPS: stepwise(None), TOOLS: stepwise(SymbolicTools()),
+    return {DIRECTLY: answer(DIRECT, 3), IN_CHAIN: [text.rpartition("|")[2].strip() for text in answer(CHAIN, 64)],
+            STEPS: answer_stepwise(None), TOOLS: answer_stepwise(SymbolicTools()),
             "lists": [reply.text for reply in model.write(first, most=16)]}
 
 
-def score(seed: int, steps: int, counts: dict[str, int]) -> dict[str, Any]:
-    """By size of passage and way of asking, which problems were answered rightly (1) or not (0)."""
-    model, found = trained(seed, steps), dict[str, Any]()
+def score_seed(seed: int, steps: int, counts: dict[str, int]) -> dict[str, Any]:
+    """Train a model; by size of passage and way of prompting, whether each problem was answered rightly (1) or not
+    (0)."""
+    model, found = train_solver(seed, steps), dict[str, Any]()
     for size, count in counts.items():
         problems = [problem(Random(f"asked {seed} {size} {index}"), *SIZES[size]) for index in range(count)]
-        answers = answered(model, problems)
+        answers = answer_problems(model, problems)
         lists = answers.pop("lists")
-        found[size] = {arm: [int(told == each.answer) for told, each in zip(texts, problems)]
+        found[size] = {arm: [int(given == each.answer) for given, each in zip(texts, problems)]
                        for arm, texts in answers.items()}
-        found[size]["lists"] = [int(told == each.chain[0][1]) for told, each in zip(lists, problems)]
+        found[size]["lists"] = [int(given == each.chain[0][1]) for given, each in zip(lists, problems)]
     return found
 
 
-def lowest(gains: np.ndarray) -> float:
+def bootstrap_lower(gains: np.ndarray) -> float:
     """The lower end of the 95% interval of a mean, by the bootstrap over paired differences (N,)."""
     draws = np.random.default_rng(0).integers(0, len(gains), (2000, len(gains)))
     return float(np.quantile(gains[draws].mean(1), 0.025))
@@ -76,14 +83,14 @@ def lowest(gains: np.ndarray) -> float:
 def measure(run: Run) -> list[Row]:
     steps, counts = run.pick(4, 1200), dict(zip(SIZES, run.pick((6, 4), (200, 100))))
     seeds = range(run.seed, run.seed + run.pick(1, 2))
-    cells = run.cells({f"seed {seed}": partial(score, seed, steps, counts) for seed in seeds})
+    cells = run.cells({f"seed {seed}": partial(score_seed, seed, steps, counts) for seed in seeds})
     table: list[Row] = []
     for size in SIZES:
         for arm in (DIRECTLY, IN_CHAIN, STEPS, TOOLS):
             right, chain = (np.array([cells[f"seed {seed}"][size][way] for seed in seeds]) for way in (arm, IN_CHAIN))
             gains = (right - chain).ravel()
             table.append({"passages": size, "asked": arm, "right": float(right.mean()),
-                          "above the chain": float(gains.mean()), "at least": lowest(gains),
+                          "above the chain": float(gains.mean()), "at least": bootstrap_lower(gains),
                           "by seed": right.mean(1).tolist()})
         lists = mean(mean(cells[f"seed {seed}"][size]["lists"]) for seed in seeds)
         run.note(f"{size}: the list of a first step is right {lists:.1%} of the time, which bounds the steps behind it")

@@ -1,9 +1,10 @@
 """TokenRing: An Efficient Parallelism Framework for Infinite-Context LLMs via Bidirectional Communication (2024, arXiv
 2412.20501).
 
-Ring attention sends keys and values one way. Here they stay, queries go one way round and what they read comes back the
-other, so that each direction of a link carries half as much.
-"""
+Ring attention sends keys and values one way round the ring. TokenRing keeps them, sends queries one way and partial
+results the other, so that each direction of a link carries half as much. Both, and gathering all keys and values first,
+are timed on four processes with throttled links: full duplex, half duplex, with grouped queries, and causal. The
+verdict needs exact outputs, TokenRing faster on full-duplex links only, and slower where queries outnumber keys. """
 
 from __future__ import annotations
 
@@ -68,18 +69,18 @@ class Paced(Flash):
 
 
 def slowest(comm: Communicator, seconds: float) -> float:
-    """The most of all ranks."""
+    """The largest of all ranks' seconds."""
     return max(float(x) for x in all_gather(comm, torch.tensor([seconds], dtype=torch.float64)))
 
 
 def gather_attention(comm: Communicator, q: Tensor, k: Tensor, v: Tensor, core: BlockAttention) -> Tensor:
-    """Everything to everyone first, then one block: the reference that needs all keys and values on every rank."""
+    """Attention after an all-gather of keys and values: the reference, which needs all of them on every rank."""
     keys, values = (torch.cat(all_gather(comm, x), 2) for x in (k, v))
     return core.forward(q, keys, values, False, None)[0]
 
 
-def trial(comm: Communicator, kv_heads: int, links: Links, causal: bool, length: int, repeats: int, seed: int,
-          ) -> dict[str, dict[str, Any]]:
+def time_methods(comm: Communicator, kv_heads: int, links: Links, causal: bool, length: int, repeats: int, seed: int,
+                 ) -> dict[str, dict[str, Any]]:
     """Median seconds of each method on these links, whose bandwidth is set by what a block takes here, and how far the
     output is off."""
     shard = ContextShard(comm.size, "zigzag" if causal else "contiguous")
@@ -89,13 +90,13 @@ def trial(comm: Communicator, kv_heads: int, links: Links, causal: bool, length:
     wanted = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
     q, k, v, wanted = (shard.take(x, comm.rank, 2) for x in (q, k, v, wanted))
 
-    def timed(work: Callable[[], object]) -> float:
+    def time_work(work: Callable[[], object]) -> float:
         all_reduce(comm, torch.zeros(1))  # all begin together
         begin = time.perf_counter()
         work()
         return slowest(comm, time.perf_counter() - begin)
 
-    times = [timed(lambda: [Flash().forward(q, k, v, False, None) for _ in range(comm.size)]) for _ in range(4)]
+    times = [time_work(lambda: [Flash().forward(q, k, v, False, None) for _ in range(comm.size)]) for _ in range(4)]
     block = SLACK * median(times[1:]) / comm.size
     core = Paced(block, q.shape[2])
     size = 2 * k.numel() * k.element_size()
@@ -118,25 +119,25 @@ def trial(comm: Communicator, kv_heads: int, links: Links, causal: bool, length:
                        "model": model[name], "each": []}
     for _ in range(repeats):  # in turn, so that a machine that grows slower does so for all
         for name, method in methods.items():
-            found[name]["each"].append(timed(partial(method, slow)))
+            found[name]["each"].append(time_work(partial(method, slow)))
     for values in found.values():
         values["seconds"] = median(values["each"])
     return found
 
 
-def case(name: str, real: bool, length: int, repeats: int, seed: int) -> dict[str, dict[str, Any]]:
-    """A trial on processes, or on threads of this one."""
+def run_case(name: str, real: bool, length: int, repeats: int, seed: int) -> dict[str, dict[str, Any]]:
+    """Time all methods in one case, on processes (real) or on threads of this one."""
     kv_heads, duplex, causal = CASES[name]
     if not real:
         links = Links(RANKS, 1.0, duplex)
-        return simulate(RANKS, lambda comm: trial(comm, kv_heads, links, causal, length, repeats, seed))[0]
+        return simulate(RANKS, lambda comm: time_methods(comm, kv_heads, links, causal, length, repeats, seed))[0]
     links = Links(RANKS, 1.0, duplex, lock=multiprocessing.get_context("spawn").Lock)
-    return launch(RANKS, trial, kv_heads, links, causal, length, repeats, seed)[0]
+    return launch(RANKS, time_methods, kv_heads, links, causal, length, repeats, seed)[0]
 
 
 def measure(run: Run) -> list[Row]:
     length, repeats = run.pick(256, LENGTH), run.pick(1, REPEATS)
-    jobs = {name: partial(case, name, run.scale != "smoke", length, repeats, run.seed) for name in CASES}
+    jobs = {name: partial(run_case, name, run.scale != "smoke", length, repeats, run.seed) for name in CASES}
     found = run.cells(jobs, workers=1)  # four processes each
     table: list[Row] = []
     for name, methods in found.items():

@@ -1,8 +1,11 @@
 """Toward General Instruction-Following Alignment for Retrieval-Augmented Generation (VIF-RAG: Dong et al. 2024, arXiv
 2410.09584).
 
-Verifiers that a model wrote are held against each other and keep the answers that follow; a model learns from those to
-answer from passages and to follow instructions at once. In Lilt, beside questions about passages.
+Verifier functions written by a model are cross-validated against test cases, and keep only training answers that follow
+their instruction. Part one: how well the surviving functions agree with the true verifier (the paper's rule, and a
+majority). Part two: models trained to answer from passages alone, with unverified instructions too, or with verified
+ones, by instructions followed without and with passages, and answers. In Lilt, a language of verifiable instructions;
+the verdict needs good functions to survive, always-true ones not, and verified data ahead without loss of answers.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from segue.training.learn import learn
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What a supervisor writes: ways to say each check, and its way to be off by one.
+# What the supervisor model is made to write: for each check two right forms and one that is off by one.
 SOURCE = """def evaluate(response, argument):
     words = response.split()
     quoted = len(words) > 2 and words[0] == words[-1] == '"'
@@ -61,8 +64,8 @@ PAPER, MAJORITY = "one function keeps a case", "most functions keep a case"
 RULES = {PAPER: 0.0, MAJORITY: 0.5}
 
 
-def sources(family: str, random: Random) -> list[str]:
-    """Functions of which half are wrong."""
+def write_functions(family: str, random: Random) -> list[str]:
+    """Candidate verifier functions of a family, of which half are wrong."""
     *good, near = CHECKS[family]
     right = [SOURCE.format(check) for check in good]
     wrong = [SOURCE.format(near), SOURCE.format(TRUE), SOURCE.format(CRASH),
@@ -70,8 +73,8 @@ def sources(family: str, random: Random) -> list[str]:
     return [random.choice(right if random.random() < 0.5 else wrong) for _ in range(FUNCTIONS)]
 
 
-def drawn(family: str, random: Random) -> tuple[str, Constraint]:
-    """A constraint of the family, and an answer that was meant to keep to it or, as often, to others."""
+def sample_case(family: str, random: Random) -> tuple[str, Constraint]:
+    """A constraint of the family, and an answer written for it or, as often, for none."""
     while True:
         asked = Instruction.drawn(random)
         if family in dict(asked.constraints):
@@ -80,18 +83,19 @@ def drawn(family: str, random: Random) -> tuple[str, Constraint]:
 
 
 def labelled(family: str, count: int, random: Random, wrong: float = 0.0) -> list[Case]:
-    found = [drawn(family, random) for _ in range(count)]
+    found = [sample_case(family, random) for _ in range(count)]
     return [([answer, constraint[1]], holds(constraint, answer.split()) != (random.random() < wrong))
             for answer, constraint in found]
 
 
-def checkers(seed: int, tests: int, support: float, families: Sequence[str],
-             ) -> tuple[dict[str, list[str]], dict[str, float]]:
-    """The functions that survive for each family, and how they agree with the true verifier, before and after."""
+def survivors(seed: int, tests: int, support: float, families: Sequence[str],
+              ) -> tuple[dict[str, list[str]], dict[str, float]]:
+    """The functions of each family that survive cross-validation, and their agreement with the true verifier, before
+    and after."""
     random, sandbox, kept = Random(f"functions {seed}"), Sandbox(seconds=2.0, needs=()), dict[str, list[str]]()
     before, after, good, always = list[float](), list[float](), list[bool](), 0
     for family in families:
-        written = sources(family, random)
+        written = write_functions(family, random)
         cases = labelled(family, CASES, random, WRONG)
         kept[family] = cross_validate(written, cases, sandbox, support=support).functions
         truth = labelled(family, tests, random)
@@ -106,12 +110,12 @@ def checkers(seed: int, tests: int, support: float, families: Sequence[str],
                   "always true": always, "families": sum(map(bool, kept.values()))}
 
 
-def filtered(seed: int, tests: int, support: float, families: Sequence[str]) -> dict[str, float]:
-    return checkers(seed, tests, support, families)[1]
+def score_functions(seed: int, tests: int, support: float, families: Sequence[str]) -> dict[str, float]:
+    return survivors(seed, tests, support, families)[1]
 
 
-def instructed(values: Sequence[Value], seed: int, families: Sequence[str]) -> list[list[dict[str, Any]]]:
-    """An answer to each instruction, which often forgets one of its constraints."""
+def write_answers(values: Sequence[Value], seed: int, families: Sequence[str]) -> list[list[dict[str, Any]]]:
+    """Instructions with answers, which often violate one of the constraints."""
     rows = []
     for value in values:
         random = Random(f"answer {seed} {value['number']}")
@@ -123,8 +127,9 @@ def instructed(values: Sequence[Value], seed: int, families: Sequence[str]) -> l
     return rows
 
 
-def broken(values: Sequence[Value], kept: dict[str, list[str]]) -> list[str]:
-    """For each answer, a constraint that at least half of its functions find broken, or that has none."""
+def find_violations(values: Sequence[Value], kept: dict[str, list[str]]) -> list[str]:
+    """For each answer the family of a constraint that at least half of its functions reject (or that has none); else
+    ""."""
     sandbox, why = Sandbox(seconds=2.0, needs=()), [""] * len(values)
     asked = [(i, *constraint) for i, value in enumerate(values)
              for constraint in Instruction.read(value["prompt"]).constraints]
@@ -138,12 +143,12 @@ def broken(values: Sequence[Value], kept: dict[str, list[str]]) -> list[str]:
     return why
 
 
-def made(kept: dict[str, list[str]], count: int, seed: int) -> Produced:
-    return (Pipeline().write("answer", partial(instructed, seed=seed, families=tuple(kept)))
-            .keep("verify", partial(broken, kept=kept)).run({"number": number} for number in range(count)))
+def verify_answers(kept: dict[str, list[str]], count: int, seed: int) -> Produced:
+    return (Pipeline().write("answer", partial(write_answers, seed=seed, families=tuple(kept)))
+            .keep("verify", partial(find_violations, kept=kept)).run({"number": number} for number in range(count)))
 
 
-def passages(random: Random) -> tuple[list[str], list[str], list[str]]:
+def sample_passages(random: Random) -> tuple[list[str], list[str], list[str]]:
     """Three facts, a question about one of them, and its answer."""
     about = random.sample(PLACES, 3)
     colours = [random.choice(COLOURS) for _ in about]
@@ -152,23 +157,23 @@ def passages(random: Random) -> tuple[list[str], list[str], list[str]]:
     return facts, ["colour", "of", about[which]], [colours[which]]
 
 
-def behind(facts: Sequence[str], prompt: Sequence[str]) -> list[str]:
+def after_passages(facts: Sequence[str], prompt: Sequence[str]) -> list[str]:
     return [USER, *facts, *prompt[1:]]
 
 
-def learner(arm: str, rows: Sequence[tuple[list[str], list[str]]], steps: int, seed: int) -> Local:
-    """A model that learns to answer from passages, and then goes on with that and with instructions, half of them
-    behind passages."""
+def train_learner(score_arm: str, rows: Sequence[tuple[list[str], list[str]]], steps: int, seed: int) -> Local:
+    """Train a model to answer from passages, then on that and on the arm's instructions, half of them after
+    passages."""
     def ask(random: Random) -> tuple[list[str], list[str]]:
-        facts, question, answer = passages(random)
+        facts, question, answer = sample_passages(random)
         return [USER, *facts, *question, BOT], answer
 
     def follow(random: Random) -> tuple[list[str], list[str]]:
         prompt, answer = random.choice(rows)
-        return (behind(passages(random)[0], prompt) if random.random() < 0.5 else prompt), answer
+        return (after_passages(sample_passages(random)[0], prompt) if random.random() < 0.5 else prompt), answer
 
     again = echo([*NOUNS, *map(str.upper, NOUNS)], 8, before=(USER, "echo"), behind=(BOT,))
-    later = {"ask": 0.9, "echo": 0.1} if arm == RAG else {"ask": 0.35, "follow": 0.6, "echo": 0.05}
+    later = {"ask": 0.9, "echo": 0.1} if score_arm == RAG else {"ask": 0.35, "follow": 0.6, "echo": 0.05}
     phases = {0: {"ask": 0.6, "echo": 0.4}, 3 * steps // 8: later}
     task = Answers(BOTH, {"ask": ask, "follow": follow, "echo": again}, phases)
     torch.manual_seed(seed)
@@ -177,13 +182,14 @@ def learner(arm: str, rows: Sequence[tuple[list[str], list[str]]], steps: int, s
     return Local(model.eval(), BOTH, batch=300)
 
 
-def told(model: Local, tests: int, seed: int) -> dict[str, float]:
-    """Instructions followed by the true verifier, without and with passages, and questions answered right."""
+def score_model(model: Local, tests: int, seed: int) -> dict[str, float]:
+    """Shares of instructions followed (true verifier), without and with passages, and of questions answered right."""
     asked = [Instruction.drawn(Random(f"test {seed} {i}")) for i in range(tests)]
-    found = [passages(Random(f"facts {seed} {i}")) for i in range(tests)]
+    found = [sample_passages(Random(f"facts {seed} {i}")) for i in range(tests)]
     values = dict[str, float]()
     for place, prompts in (("", [each.prompt for each in asked]),
-                           (" with passages", [behind(facts, each.prompt) for each, (facts, *_) in zip(asked, found)])):
+                           (" with passages", [after_passages(facts, each.prompt)
+                                               for each, (facts, *_) in zip(asked, found)])):
         for way, temperature in (("greedy", 0.0), ("drawn", 1.0)):
             replies = model.write([" ".join(prompt) for prompt in prompts], most=16, temperature=temperature, seed=seed)
             values[way + place] = mean(not each.failed(reply.text.split()) for each, reply in zip(asked, replies))
@@ -192,27 +198,27 @@ def told(model: Local, tests: int, seed: int) -> dict[str, float]:
 
 
 @cache
-def data(seed: int, count: int, families: Sequence[str]) -> dict[str, list[tuple[list[str], list[str]]]]:
-    kept, _ = checkers(seed, 20, RULES[MAJORITY], families)
-    through = [(item.value["prompt"], item.value["answer"]) for item in made(kept, count, seed).items]
+def load_data(seed: int, count: int, families: Sequence[str]) -> dict[str, list[tuple[list[str], list[str]]]]:
+    kept, _ = survivors(seed, 20, RULES[MAJORITY], families)
+    through = [(item.value["prompt"], item.value["answer"]) for item in verify_answers(kept, count, seed).items]
     everything = [(row["prompt"], row["answer"]) for row, in
-                  instructed([{"number": i} for i in range(count)], seed, families)]
+                  write_answers([{"number": i} for i in range(count)], seed, families)]
     return {RAG: [], UNVERIFIED: everything, VERIFIED: through}
 
 
-def arm(name: str, seed: int, steps: int, count: int, tests: int, families: Sequence[str]) -> dict[str, float]:
-    rows = data(seed, count, families)[name]
+def score_arm(name: str, seed: int, steps: int, count: int, tests: int, families: Sequence[str]) -> dict[str, float]:
+    rows = load_data(seed, count, families)[name]
     right = mean(not Instruction.read(prompt).failed(answer) for prompt, answer in rows) if rows else 0.0
-    return told(learner(name, rows, steps, seed), tests, seed) | {"rows": len(rows), "right rows": right}
+    return score_model(train_learner(name, rows, steps, seed), tests, seed) | {"rows": len(rows), "right rows": right}
 
 
 def measure(run: Run) -> list[Row]:
     families = FAMILIES[: run.pick(2, len(FAMILIES))]
     setting = run.pick({"steps": 3, "count": 60, "tests": 6}, {"steps": 320, "count": 5000, "tests": 500})
     seeds, agree = range(run.seed, run.seed + run.pick(1, 2)), run.pick(10, 1000)
-    done = run.cells({f"{name} {seed}": partial(arm, name, seed, **setting, families=families) for seed in seeds
+    done = run.cells({f"{name} {seed}": partial(score_arm, name, seed, **setting, families=families) for seed in seeds
                       for name in (VERIFIED, UNVERIFIED, RAG)}
-                     | {f"{rule} {seed}": partial(filtered, seed, agree, RULES[rule], families) for rule in RULES
+                     | {f"{rule} {seed}": partial(score_functions, seed, agree, RULES[rule], families) for rule in RULES
                         for seed in range(run.seed, run.seed + run.pick(1, 3))})
     table: list[Row] = []
     for name in (RAG, UNVERIFIED, VERIFIED, *RULES):
