@@ -144,8 +144,8 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     least = min(base - value["as it is", "lssl", "", rate] for rate in (2, 4))
     ridges = ", ".join(f"{ridge:g}" for ridge in RIDGES)
     reason = (f"400 steps back the worse of LegS and LegT recalls, and the best random matrix (R2, ridges {ridges}): "
-              f"{recalls}; right {base:.1%} at the rate of training, at lower rates up to {100 * scaled:.1f} points less "
-              f"with dt rescaled and {100 * least:.1f} to {100 * plain:.1f} less without")
+              f"{recalls}; right {base:.1%} at the rate of training, at lower rates up to {100 * scaled:.1f} points "
+              f"less with dt rescaled and {100 * least:.1f} to {100 * plain:.1f} less without")
     if not any(holds) or scaled >= plain:
         return "refuted", reason
     return ("confirmed" if all(holds) and scaled <= 0.05 and least >= 0.4 else "inconclusive"), reason
