@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from stacks import HERE, cell
 
-from segue.cli import settings
+from segue.cli import parse_settings
 from segue.training import recipe
 
 RECORD = HERE / "recipe.jsonl"
@@ -33,7 +33,7 @@ def attempt(path: str, seconds: float, changes: str, seed: int) -> dict[str, Any
         if sign:
             times[name] = float(value)
         else:
-            own |= settings([change])
+            own |= parse_settings([change])
     size = recipe.SIZE_FACTOR
     recipe.SIZE_FACTOR = size * times.pop("size", 1.0)
     try:

@@ -44,7 +44,7 @@ def command(name: str, example: str) -> Callable[[Callable[..., None]], Callable
             except (KeyboardInterrupt, typer.Abort) as stop:  # Abort: Ctrl-C, or no more input, at a question
                 raise Interrupted(*stop.args) from stop
             except BrokenPipeError:  # the parser would make a failure of it
-                enough()
+                exit_quietly()
 
         app.command(name, epilog=f"Example: {example}")(run)
         return function
@@ -65,28 +65,28 @@ def show(thing: Any) -> None:
 def show_json(value: Any, file: Path | None = None) -> None:
     """Data only: to stdout, or to a file."""
     if file is None:
-        print(json.dumps(finite(value), indent=2, ensure_ascii=False))
+        print(json.dumps(replace_nonfinite(value), indent=2, ensure_ascii=False))
     else:
         from segue.files import write_json
 
-        write_json(file, finite(value))
+        write_json(file, replace_nonfinite(value))
 
 
-def finite(value: Any) -> Any:
+def replace_nonfinite(value: Any) -> Any:
     """The same, with null for numbers that JSON does not know (not a number, infinite)."""
     if isinstance(value, dict):
-        return {name: finite(each) for name, each in value.items()}
+        return {name: replace_nonfinite(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(each) for each in value]
+        return [replace_nonfinite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def given(**options: Any) -> dict[str, Any]:
+def drop_unset(**options: Any) -> dict[str, Any]:
     """The options that were given: the library's own defaults stand for the others."""
     return {name: value for name, value in options.items() if value not in (None, [])}
 
 
-def settings(pairs: list[str] | None) -> dict[str, Any]:
+def parse_settings(pairs: list[str] | None) -> dict[str, Any]:
     """['width=256', 'who=user'] -> {'width': 256, 'who': 'user'}: values are JSON where they can be, else text."""
     values: dict[str, Any] = {}
     for text in pairs or []:
@@ -106,7 +106,7 @@ def read_files(paths: list[Path], kind: str | None = None, how: list[str] | None
     more: options of the kind that stand where --read says nothing else."""
     options = more if fitted is None else fitted.reading | more
     try:
-        return segue.read(*map(str, paths), **given(kind=kind), **options | settings(how))
+        return segue.read(*map(str, paths), **drop_unset(kind=kind), **options | parse_settings(how))
     except SegueError as error:
         if asked := re.findall(r"\b([a-z_]+)=(?!=)", str(error)):
             typed = " and ".join("--kind" if name == "kind" else f"--read {name}=..." for name in dict.fromkeys(asked))
@@ -180,8 +180,9 @@ def fit(paths: Paths,
                                                       "rollout-unlikelihood.")] = None,
         kind: Kind = None, seed: Seed = None, how: How = None, choices: Choices = None, device: Bulk = None) -> None:
     """Learn a model of the files. An interrupted or killed run goes on when the same command is run again."""
-    one_dial(minutes, steps)
-    options = settings(choices) | given(minutes=minutes, steps=steps, mixer=mixer, seed=seed, objective=objective,
+    check_duration(minutes, steps)
+    options = parse_settings(choices) | drop_unset(minutes=minutes, steps=steps, mixer=mixer, seed=seed,
+                                                   objective=objective,
                                         device=device)
     if twice := {"data", "out"} & options.keys():
         raise SegueError(f"{' and '.join(sorted(twice))} cannot be --set: give PATH and --out")
@@ -230,10 +231,10 @@ def continue_(model: Model,
     if out is not None and out.suffix.lower() not in (".png", ".svg", ".pdf"):  # a forecast may be a picture
         fitted.kind.check_name(out)
     try:
-        answer = fitted.continue_(begin, **settings(choices) | given(
+        answer = fitted.continue_(begin, **parse_settings(choices) | drop_unset(
             n=n, decoder=decoder, draft=draft, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
             repetition_penalty=repetition_penalty, stop=stop, weights=weights, seed=seed, depth=depth,
-            state=state, samples=samples, reading=settings(how) or None))
+            state=state, samples=samples, reading=parse_settings(how) or None))
     except SegueError as error:
         if prime is None or not os.path.exists(prime):
             raise
@@ -276,7 +277,7 @@ def write(story: Annotated[Path, typer.Argument(metavar="STORY", show_default=Fa
         said = typer.prompt("A number, or what is to happen").strip()
         return told.plans[int(said) - 1] if said in map(str, range(1, len(told.plans) + 1)) else said
 
-    told = go_on(story, text_model(model, endpoint), ask=ask, **given(premise=premise, steps=steps, plans=plans))
+    told = go_on(story, text_model(model, endpoint), ask=ask, **drop_unset(premise=premise, steps=steps, plans=plans))
     if text is not None:
         write_text(text, told.text + "\n")
     else:
@@ -294,13 +295,13 @@ def update(model: Model, paths: Paths,
            minutes: Minutes = None, steps: Steps = None, how: How = None, choices: Choices = None,
            device: Bulk = None) -> None:
     """Learn new files on top of a model, and measure what was gained and what was forgotten."""
-    one_dial(minutes, steps)
+    check_duration(minutes, steps)
     fitted = segue.load(model)
     data = read_files(paths, fitted.kind.name, how, fitted)
-    options = settings(choices)
+    options = parse_settings(choices)
     if "data" in options:
         raise SegueError("data cannot be --set: give PATH")
-    report = fitted.update(data, **options | given(strategy=strategy, minutes=minutes, steps=steps, device=device))
+    report = fitted.update(data, **options | drop_unset(strategy=strategy, minutes=minutes, steps=steps, device=device))
     show(report)
 
 
@@ -317,7 +318,7 @@ def merge(model: Model,
     """Add what a model learned to another of the same base, as a difference of weights; nothing is trained."""
     from segue.verbs.merge import merge as run
 
-    options = settings(choices) | given(scale=scale, how=how)
+    options = parse_settings(choices) | drop_unset(scale=scale, how=how)
     made, report = run(segue.load(model), [segue.load(each) for each in plus], segue.load(minus), **options)
     made.save(out)
     show(report)
@@ -334,8 +335,8 @@ def prefer(model: Model,
                                                       "small values let it change more.")] = None,
            seed: Seed = None, json_file: JsonFile = None, device: Bulk = None) -> None:
     """Learn from pairs which of two continuations is better (DPO), and measure what that changed."""
-    one_dial(None, steps)
-    report = segue.load(model).prefer(pairs, **given(steps=steps, rate=rate, beta=beta, seed=seed,
+    check_duration(None, steps)
+    report = segue.load(model).prefer(pairs, **drop_unset(steps=steps, rate=rate, beta=beta, seed=seed,
                                                            device=device))
     show(report)
     if json_file is not None:
@@ -347,9 +348,9 @@ def speed_up(model: Model, paths: Paths,
              minutes: Annotated[float | None, typer.Option(metavar="M", help="How long it may take.")] = None,
              json_file: JsonFile = None, how: How = None, device: Single = None) -> None:
     """Train draft heads, measure every drafter, keep the fastest: continue uses it from then on. No text changes."""
-    one_dial(minutes, None)
+    check_duration(minutes, None)
     fitted = segue.load(model, device)
-    report = fitted.speed_up(read_files(paths, fitted.kind.name, how, fitted), **given(minutes=minutes))
+    report = fitted.speed_up(read_files(paths, fitted.kind.name, how, fitted), **drop_unset(minutes=minutes))
     show(report)
     if json_file is not None:
         show_json(report.to_dict(), json_file)
@@ -374,7 +375,7 @@ def evaluate(model: Model, paths: Paths, json_file: JsonFile = None, weights: We
         if json_file is not None:
             show_json(rows, json_file)
         return
-    report = fitted.evaluate(data, **given(weights=weights, state=state, device=device))
+    report = fitted.evaluate(data, **drop_unset(weights=weights, state=state, device=device))
     show(report)
     if (fitted.report.get("request") or {}).get("data") == data.fingerprint:
         print("the model was fitted on these very files: this is how well it remembers them", file=sys.stderr)
@@ -395,7 +396,7 @@ def embed(model: Model, paths: Paths,
     if out.suffix.lower() not in WRITERS:
         raise SegueError(f"{out}: vectors are written as {' or '.join(WRITERS)}; give --out one of these endings")
     fitted = segue.load(model)
-    found = fitted.embed(read_files(paths, fitted.kind.name, how, fitted), **given(pool=pool, device=device))
+    found = fitted.embed(read_files(paths, fitted.kind.name, how, fitted), **drop_unset(pool=pool, device=device))
     found.save(out)
     show(str(found))
     print(f"written to {out}", file=sys.stderr)
@@ -430,7 +431,7 @@ def classify(model: Model,
     others = read_files(new, fitted.kind.name, how, fitted) if new else None
     try:
         found = fitted.classify(data, others, test=held, label=label, save=save,
-                                **given(pool=pool, seed=seed, device=device))
+                                **drop_unset(pool=pool, seed=seed, device=device))
     except SegueError as error:
         raise SegueError(re.sub(r"\b(label|save)=(True)?", r"--\1", str(error))) from error
     show(found)
@@ -463,7 +464,7 @@ def score(paths: Paths,
     real = read_files(reference, kind, how)
     made, old = (read_files(each, real.kind.name, how) if each else None for each in (paths, learned))
     fitted = None if model is None else segue.load(model)
-    report = run(made, real, old, model=fitted, pairs=pairs, **given(most=most, seed=seed))
+    report = run(made, real, old, model=fitted, pairs=pairs, **drop_unset(most=most, seed=seed))
     show(report)
     if json_file is not None:
         show_json(report.to_dict(), json_file)
@@ -481,7 +482,8 @@ def compare(paths: Annotated[list[Path] | None, typer.Argument(metavar="PATH", s
             seed: Seed = None, choices: Choices = None, device: Bulk = None) -> None:
     """Which method predicts these sequences best? Classical and neural, on one split. Or: which mixer learns what?"""
     data = read_files(paths, kind, how) if paths else None
-    report = segue.compare(data, **settings(choices) | given(minutes=minutes, tasks=tasks, out=out, seed=seed,
+    report = segue.compare(data, **parse_settings(choices) | drop_unset(minutes=minutes, tasks=tasks, out=out,
+                                                                       seed=seed,
                                                          device=device))
     show(report)
     if json_file is not None:
@@ -547,8 +549,8 @@ def design(model: Model,
            out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all of them as a CSV.")] = None,
            ) -> None:
     """Propose new DNA or protein sequences that are predicted to score high, from a table of measured ones."""
-    one_dial(None, steps)
-    choices = given(n=n, by=by, sequence=sequence, score=score, lower=lower or None, positions=positions,
+    check_duration(None, steps)
+    choices = drop_unset(n=n, by=by, sequence=sequence, score=score, lower=lower or None, positions=positions,
                     changes=changes, steps=steps, seed=seed)
     try:
         found = segue.load(model, device).design(scores, **choices)
@@ -609,7 +611,7 @@ def reproduce(slug: Annotated[str, typer.Argument(metavar="SLUG", show_default=F
               data: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder that holds the data sets a claim "
                                                         "reads, by name (or set SEGUE_DATA).")] = None) -> None:
     """Run a paper's headline claim: the table beside the paper's own figures, the verdict, the picture."""
-    report = segue.reproduce(slug, **given(scale=scale, out=out, seed=seed, data=data))
+    report = segue.reproduce(slug, **drop_unset(scale=scale, out=out, seed=seed, data=data))
     show(report)
     if json_file is not None:
         show_json(report.to_dict(), json_file)
@@ -622,7 +624,7 @@ def demo(out: Annotated[Path, typer.Option(metavar="DIR", help="Where the models
     """Learn the Python standard library, continue a function, learn the manual; ends with a report to look at."""
     from segue.demo import demo as tour
 
-    one_dial(minutes, None)
+    check_duration(minutes, None)
     tour(out, minutes)
 
 
@@ -636,7 +638,7 @@ def top(context: typer.Context,
         print(context.get_help())
 
 
-def one_dial(minutes: float | None, steps: int | None) -> None:
+def check_duration(minutes: float | None, steps: int | None) -> None:
     """Refuse both together, and what is not positive, before anything is loaded."""
     if minutes is not None and steps is not None:
         raise SegueError("give --minutes or --steps, not both")
@@ -645,7 +647,7 @@ def one_dial(minutes: float | None, steps: int | None) -> None:
             raise SegueError(f"--{name} must be more than 0, not {value:g}")
 
 
-def enough() -> NoReturn:
+def exit_quietly() -> NoReturn:
     """The reader of our output (head, less) has seen enough."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise SystemExit(0)
@@ -657,7 +659,7 @@ def fail(code: int, message: str) -> NoReturn:
     raise SystemExit(code)
 
 
-def usage(error: Any) -> str:
+def format_usage_error(error: Any) -> str:
     """What was wrong on the command line, in one line, with the choices there are."""
     message, context = " ".join(error.format_message().split()).rstrip("."), error.ctx
     if context is None:
@@ -679,13 +681,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         sys.stdout.flush()
         raise SystemExit(code if isinstance(code, int) else 0)
     except UsageError as error:
-        fail(2, usage(error))
+        fail(2, format_usage_error(error))
     except SegueError as error:
         fail(2, str(error))
     except (Interrupted, KeyboardInterrupt) as stop:
         fail(130, f"interrupted; {stop.args[0] if stop.args else LEFT}")
     except BrokenPipeError:
-        enough()
+        exit_quietly()
     except Exception as error:
         if os.environ.get("SEGUE_TRACEBACK"):
             traceback.print_exc()

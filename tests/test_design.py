@@ -40,7 +40,7 @@ from segue.design import (
     soft_words,
 )
 from segue.design.offline import AdamDirection
-from segue.design.steering import again
+from segue.design.steering import resample_particles
 from segue.errors import SegueError
 from segue.kernels.gumbel import exponential_noise
 from segue.models import Stack, StackConfig
@@ -298,7 +298,7 @@ def test_what_is_told_counts_for_more(backbone: str) -> None:
 def test_drawing_again(groups: int, particles: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     log_weights = 3 * torch.randn(groups, particles, generator=generator, dtype=torch.float64)
-    rows = again(log_weights, generator).view(groups, particles)
+    rows = resample_particles(log_weights, generator).view(groups, particles)
     share = particles * log_weights.softmax(1)
     for group in range(groups):
         times = torch.bincount(rows[group] - group * particles, minlength=particles)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from segue import cli
-from segue.design.measured import BY, Measured, gaps_of
+from segue.design.measured import BY, Measured, draw_gaps
 from segue.errors import SegueError
 from segue.kinds import KINDS
 from segue.kinds.codecs import NUCLEOTIDES, RESIDUES, LetterCodec
@@ -224,9 +224,9 @@ def test_a_seed_fixes_all() -> None:
 
 def test_few_gaps_are_free_ones() -> None:
     free = torch.tensor([[True, False, True, True], [True, True, False, False]])
-    gaps = gaps_of(free, 2, torch.Generator().manual_seed(0))
+    gaps = draw_gaps(free, 2, torch.Generator().manual_seed(0))
     assert gaps.sum(1).tolist() == [2, 2] and not bool((gaps & ~free).any())
-    assert gaps_of(free, None, torch.Generator()) is free
+    assert draw_gaps(free, None, torch.Generator()) is free
 
 
 def test_long_sequences_are_shown_by_their_changes() -> None:

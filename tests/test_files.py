@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from segue.cli import finite
+from segue.cli import replace_nonfinite
 from segue.errors import SegueError
 from segue.files import atomic_folder, atomic_write, held, read_json, write_json, write_text
 
@@ -94,7 +94,7 @@ def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
 
 
 def test_what_json_cannot_say_is_null(tmp_path: Path) -> None:
-    write_json(tmp_path / "a.json", finite({"a": [float("nan"), 1.5], "b": (float("-inf"), "x", True)}))
+    write_json(tmp_path / "a.json", replace_nonfinite({"a": [float("nan"), 1.5], "b": (float("-inf"), "x", True)}))
     assert "NaN" not in (tmp_path / "a.json").read_text()
     assert read_json(tmp_path / "a.json") == {"a": [None, 1.5], "b": [None, "x", True]}
 

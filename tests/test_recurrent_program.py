@@ -32,7 +32,7 @@ from segue.papers.recurrent_gpt import (
 from segue.programs import Counted, Local, Scripted
 from segue.programs.memory import Hashing, LongTerm, ShortTerm, of_model
 from segue.programs.recurrent import PLANS, RecurrentProgram, Simulated, Story, by_hand, first_plan
-from segue.programs.sections import Section, SectionedPrompt, sentences, shortened
+from segue.programs.sections import Section, SectionedPrompt, shorten, split_sentences
 from segue.tasks.journeys import CODEC, FACTS, next_being, paragraph, reply, step, told
 
 TWO = SectionedPrompt("{ask}", (Section("text", "Text:"), Section("plan", "Plan 1:", words=5)))
@@ -81,9 +81,10 @@ def test_any_reply_is_parsed(reply: str) -> None:
 
 
 def test_sentences_and_bounds() -> None:
-    assert sentences("One. Two? 3.5 is three!\n- four\n2) five") == ["One.", "Two?", "3.5 is three!", "four", "five"]
-    assert sentences('He said "Go!" Then\nnothing') == ['He said "Go!"', "Then", "nothing"]
-    assert shortened("One two. Three four. Five.", 4) == "One two. Three four." and shortened("a b c", 2) == "a b"
+    assert split_sentences("One. Two? 3.5 is three!\n- four\n2) five") == \
+        ["One.", "Two?", "3.5 is three!", "four", "five"]
+    assert split_sentences('He said "Go!" Then\nnothing') == ['He said "Go!"', "Then", "nothing"]
+    assert shorten("One two. Three four. Five.", 4) == "One two. Three four." and shorten("a b c", 2) == "a b"
     with pytest.raises(SegueError, match="its fields are other"):
         TWO.fill(other="x")
 
@@ -291,7 +292,7 @@ def test_the_world_knows_what_is_true() -> None:
         assert asked.endswith(f"move {who} write") and origin != goal
         found = WRITER.parse(answer)
         assert not found.problem and found.texts["memory"].startswith(f"{who} at {goal} .")
-        assert len(sentences(found.texts["memory"])) <= FACTS
+        assert len(split_sentences(found.texts["memory"])) <= FACTS
         if f" {who} at " in asked:  # the memory knows better than all passages
             assert f" {who} at {origin} ." in asked
     assert all(CODEC.unk not in CODEC.encode([*shown, *said]) for shown, said in pairs)
@@ -312,7 +313,7 @@ def oracle(prompt: str) -> str:
     newest, rest = rest.split("related", 1)
     related, plan = rest.split("plan ")
     who = plan.split()[1]
-    facts = {fact.split()[0]: fact.split()[2] for fact in sentences(memory)}
+    facts = {fact.split()[0]: fact.split()[2] for fact in split_sentences(memory)}
     passages = [newest, *re.findall(r"\w+ leaves \w+ \. \w+ enters \w+ \.", related)]
     moves = [move for text in passages if (move := told(text))]
     at = facts.get(who) or next((move[2] for move in moves if move[0] == who), "cave")

@@ -20,10 +20,10 @@ from segue.errors import SegueError
 from segue.papers import claim
 from segue.papers.base import Row
 from segue.papers.vif_rag import CHECKS, MAJORITY, PAPER, RAG, SOURCE, UNVERIFIED, VERIFIED, labelled
-from segue.programs.crosscheck import cross_validate, plain, same
+from segue.programs.crosscheck import cross_validate, normalise, same
 from segue.programs.pipeline import Pipeline
 from segue.programs.sandbox import Sandbox
-from segue.programs.verifiers import FOLLOWRAG, VERIFIERS, following, sentences, variants, verify
+from segue.programs.verifiers import FOLLOWRAG, VERIFIERS, count_sentences, following, variants, verify
 from segue.tasks.lilt import FAMILIES
 from segue.verbs.verify import verify as verify_files
 
@@ -99,7 +99,7 @@ def test_languages() -> None:
     ("", 0), ("One", 1), ("One. Two.", 2), ("Dr. No came. He left!", 2), ("Wait... what? Yes.", 2), ("Really?! Yes", 2),
     ("e.g. this. And that", 2), ('"Is it?" It is.', 2), ("J. K. Rowling wrote it.", 1), ("It is 3.5 m. long.", 1)])
 def test_sentences(text: str, count: int) -> None:
-    assert sentences(text) == count
+    assert count_sentences(text) == count
 
 
 @quick
@@ -269,7 +269,7 @@ def test_a_function_that_says_the_same_of_all_is_dropped() -> None:
     (3, 3.0, True), (True, 1, False), ("Yes", "yes", True), ([1, "a"], '[1, "a"]', True), (False, None, False),
     ("[" * 200_000, "[" * 200_000 + " ", True)], ids=lambda value: repr(value)[:20])
 def test_values_that_mean_the_same(one_: Any, other: Any, alike: bool) -> None:
-    assert same(one_, other) is alike and plain(one_) == plain(plain(one_))
+    assert same(one_, other) is alike and normalise(one_) == normalise(normalise(one_))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

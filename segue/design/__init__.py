@@ -15,9 +15,9 @@ from segue.design.oracles import (
 )
 from segue.design.reports import Percentiles, diversity, percentile_report
 from segue.design.rewards import KL_FORMS, GumbelRollout, RewardFineTuning, path_kl
-from segue.design.steering import STEERED, classifier_free, steered
+from segue.design.steering import STEERED, classifier_free, sample_steered
 
 __all__ = ["KL_FORMS", "STEERED", "Bidirectional", "BilevelScalar", "Encoder", "GumbelRollout", "NetworkOracle",
            "OfflineDesign", "Oracle", "OraclePair", "Percentiles", "RewardFineTuning", "RidgeHead", "RidgeOracle",
            "SoftDesign", "TableOracle", "ascend", "classifier_free", "diversity", "numbers", "path_kl",
-           "percentile_report", "ridge", "soft_words", "steered"]
+           "percentile_report", "ridge", "sample_steered", "soft_words"]

@@ -178,7 +178,8 @@ class Found:
     ends: int
 
 
-def bidirectional(measured: Measured, predictor: Predictor, starts: Tensor, free: Tensor, most: int | None, steps: int,
+def search_bidirectional(measured: Measured, predictor: Predictor, starts: Tensor, free: Tensor,
+                         most: int | None, steps: int,
                   seed: int, told: Told) -> Found:
     """From each start the way of a soft design by both losses, with the mix that adapts (BIB); and from each step of it
     also what it is with fewer changes, which is closer to what was measured."""
@@ -200,7 +201,7 @@ def bidirectional(measured: Measured, predictor: Predictor, starts: Tensor, free
     return Found(torch.cat(way[::-1]), starts.repeat(len(way)), len(starts))
 
 
-def gaps_of(free: Tensor, most: int | None, generator: torch.Generator) -> Tensor:
+def draw_gaps(free: Tensor, most: int | None, generator: torch.Generator) -> Tensor:
     """(B, L) bool: which places are written anew, all that are free or `most` of them by chance."""
     if most is None:
         return free
@@ -208,7 +209,7 @@ def gaps_of(free: Tensor, most: int | None, generator: torch.Generator) -> Tenso
     return free & (chance.argsort(1).argsort(1) < most)
 
 
-def by_diffusion(model: Stack, by: str, measured: Measured, predictor: Predictor, starts: Tensor, free: Tensor,
+def search_by_diffusion(model: Stack, by: str, measured: Measured, predictor: Predictor, starts: Tensor, free: Tensor,
                  most: int | None, steps: int, seed: int, strength: float, told: Told) -> Found:
     """From each start a group of samples of a diffusion model, its free places written anew: by one that is fine-tuned
     (DRAKES), or steered."""
@@ -218,7 +219,7 @@ def by_diffusion(model: Stack, by: str, measured: Measured, predictor: Predictor
     rows = starts.repeat_interleave(PARTICLES)
     lengths, generator = measured.lengths[rows], generator_of(seed, 1)
     layout = Layout.chain((len(rows), measured.ids.shape[1]), starts=padding_starts(lengths, measured.ids.shape[1]))
-    gaps = gaps_of(free.repeat_interleave(PARTICLES, 0), most, generator)
+    gaps = draw_gaps(free.repeat_interleave(PARTICLES, 0), most, generator)
     x = letters[measured.ids[rows]]
 
     def oracle_of(lengths: Tensor) -> Oracle:
@@ -282,11 +283,11 @@ def propose(measured: Measured, predictor: Predictor, n: int, by: str = BY[0], m
     real = torch.arange(measured.ids.shape[1]) < measured.lengths[begin][:, None]
     free = real & (measured.varying if free is None else free)
     if by == BY[0]:
-        found = bidirectional(measured, predictor, begin, free, most, steps, seed, told)
+        found = search_bidirectional(measured, predictor, begin, free, most, steps, seed, told)
     elif model is None:
         raise SegueError(f"'{by}' writes with a diffusion model: fit one with objective diffusion, or choose {BY[0]}")
     else:
-        found = by_diffusion(model, by, measured, predictor, begin, free, most, steps, seed, strength, told)
+        found = search_by_diffusion(model, by, measured, predictor, begin, free, most, steps, seed, strength, told)
     known, lengths = measured.known(), measured.lengths[found.starts].tolist()
     new: dict[tuple[int, ...], int] = {}
     for row, (ids, length) in enumerate(zip(found.ids.tolist(), lengths)):
@@ -295,7 +296,7 @@ def propose(measured: Measured, predictor: Predictor, n: int, by: str = BY[0], m
     rows = torch.tensor(list(new.values()), dtype=torch.long)
     if not len(rows):
         return []
-    climbed, judged = scored(measured, predictor, found, rows)
+    climbed, judged = predict_scores(measured, predictor, found, rows)
     order = climbed.argsort(descending=True, stable=True)
     order = order[(rows[order] >= found.ends).long().argsort(stable=True)][:n]  # where the search ended comes first
     order = order[judged[order].argsort(descending=True, stable=True)]
@@ -310,7 +311,7 @@ def propose(measured: Measured, predictor: Predictor, n: int, by: str = BY[0], m
 
 
 @torch.no_grad()
-def scored(measured: Measured, predictor: Predictor, found: Found, rows: Tensor) -> tuple[Tensor, Tensor]:
+def predict_scores(measured: Measured, predictor: Predictor, found: Found, rows: Tensor) -> tuple[Tensor, Tensor]:
     """What both heads predict for some of what was found, in the scores' units."""
     climbed, judged = [], []
     for piece in rows.split(64):
@@ -321,6 +322,6 @@ def scored(measured: Measured, predictor: Predictor, found: Found, rows: Tensor)
     return torch.cat(climbed), torch.cat(judged)
 
 
-def part_of(meter: Meter, begin: float, end: float) -> Told:
+def sub_meter(meter: Meter, begin: float, end: float) -> Told:
     """Tells a meter of a stretch of the work."""
     return partial(lambda part: meter(begin + (end - begin) * part))

@@ -183,9 +183,9 @@ class OfflineDesign:
         for step in range(self.steps):
             if self.mix == ADAPTIVE:
                 forward, backward = self.slopes(design, design.logits)
-                promise = self.promise(design, design.logits - self.rate * mixed(mix.value, forward, backward))
+                promise = self.promise(design, design.logits - self.rate * mix_slopes(mix.value, forward, backward))
                 mix.climb(-self.rate * (promise * (forward - backward)).sum((1, 2)))
-                slope = mixed(mix.value, forward, backward)
+                slope = mix_slopes(mix.value, forward, backward)
             else:
                 slope = self.slope(design, float(self.mix))
             moves = direction(slope)
@@ -198,7 +198,7 @@ class OfflineDesign:
         return design
 
 
-def mixed(weight: Tensor, forward: Tensor, backward: Tensor) -> Tensor:
+def mix_slopes(weight: Tensor, forward: Tensor, backward: Tensor) -> Tensor:
     weight = weight[:, None, None]
     return weight * forward + (1 - weight) * backward
 

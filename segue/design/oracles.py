@@ -131,14 +131,14 @@ class RidgeHead:
     @staticmethod
     def fit(features: Tensor, targets: Tensor, strength: float = STRENGTH) -> RidgeHead:
         """features: (n, D); targets: (n,). See `ridge`."""
-        standard, mean, scale = standardised(features, targets)
+        standard, mean, scale = standardise(features, targets)
         return RidgeHead(ridge(features.double(), standard, strength), mean, scale)
 
     @staticmethod
     def bagged(features: Tensor, targets: Tensor, count: int = 5, strength: float = STRENGTH,
                generator: torch.Generator | None = None) -> RidgeHead:
         """The mean of `count` heads, each fitted to as many examples drawn with replacement."""
-        standard, mean, scale = standardised(features, targets)
+        standard, mean, scale = standardise(features, targets)
         drawn = torch.randint(len(standard), (count, len(standard)), generator=generator)
         each = [ridge(features[rows].double(), standard[rows], strength) for rows in drawn]
         return RidgeHead(torch.stack(each).mean(0), mean, scale)
@@ -151,7 +151,7 @@ class RidgeHead:
         return self.standard(features) * self.scale + self.mean
 
 
-def standardised(features: Tensor, targets: Tensor) -> tuple[Tensor, float, float]:
+def standardise(features: Tensor, targets: Tensor) -> tuple[Tensor, float, float]:
     """Targets in standard deviations from their mean, and both."""
     if len(features) != len(targets) or len(targets) < 2:
         raise SegueError(f"{len(features)} rows of features and {len(targets)} scores: give as many of both, at least "

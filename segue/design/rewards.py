@@ -44,7 +44,7 @@ def path_kl(log_p: Tensor, log_q: Tensor, rows: Tensor, now: Tensor, before: Ten
     return (written * (p * log_ratio - p + log_q.exp())).sum((1, 2)) / (1 - now).to(rows)
 
 
-def hardened(rows: Tensor) -> Tensor:
+def harden(rows: Tensor) -> Tensor:
     """One-hot rows of the likeliest."""
     return F.one_hot(rows.argmax(-1), rows.shape[-1]).to(rows.dtype)
 
@@ -90,9 +90,9 @@ class GumbelRollout:
             with torch.set_grad_enabled(torch.is_grad_enabled() and (soft or reference is not None)):
                 rows, added = checkpoint(advance, rows, noise, use_reentrant=False)
             total = total + added
-            rows = rows if soft else hardened(rows.detach())
+            rows = rows if soft else harden(rows.detach())
         soft_rows = rows[..., : process.elements]
-        return straight_through(hardened(soft_rows), soft_rows), total
+        return straight_through(harden(soft_rows), soft_rows), total
 
     def advance(self, predict: Predict, reference: Predict | None, rows: Tensor, noise: Tensor, t: Tensor, now: Tensor,
                 before: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,7 +103,7 @@ class GumbelRollout:
         mask = rows[..., -1:]
         new = (1 - mask) * rows + mask * ((scores + noise) / self.temperature).softmax(-1)
         if self.hard:
-            new = straight_through(hardened(new), new)
+            new = straight_through(harden(new), new)
         if reference is None:
             return new, rows.new_zeros(len(rows))
         return new, path_kl(log_p, reference(rows, t).to(rows), rows, now, before, self.kl)

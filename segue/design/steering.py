@@ -15,14 +15,15 @@ from torch import Tensor
 
 from segue.decoding.diffusion import Sampled
 from segue.design.oracles import Oracle
-from segue.design.rewards import hardened
+from segue.design.rewards import harden
 from segue.errors import SegueError
 from segue.kernels.gumbel import gumbel_max
 from segue.models.diffusion import AbsorbingProcess, NoiseSchedule
 from segue.objectives.diffusion import Predict
 
 
-def steered(predict: Predict, x: Tensor, gaps: Tensor, process: AbsorbingProcess, oracle: Oracle, strength: float = 0.5,
+def sample_steered(predict: Predict, x: Tensor, gaps: Tensor, process: AbsorbingProcess, oracle: Oracle,
+                   strength: float = 0.5,
             steps: int = 128, guidance: float = 0.0, resample: bool = True, particles: int | None = None,
             generator: torch.Generator | None = None, schedule: NoiseSchedule | None = None) -> Sampled:
     """Undo the noise step by step, as `ancestral`. After each step a sequence is worth what the oracle gives to the
@@ -49,7 +50,7 @@ def steered(predict: Predict, x: Tensor, gaps: Tensor, process: AbsorbingProcess
             expected = rows[..., :elements] + rows[..., elements:] * log_p.exp().to(rows)
             slope = torch.autograd.grad(oracle(expected).sum(), rows)[0] if guidance else torch.zeros_like(rows)
         with torch.no_grad():
-            return log_p.detach(), oracle(hardened(expected.detach())).double(), slope
+            return log_p.detach(), oracle(harden(expected.detach())).double(), slope
 
     log_p, worth, slope = look(x, steps)
     for step in range(steps, 0, -1):
@@ -62,13 +63,13 @@ def steered(predict: Predict, x: Tensor, gaps: Tensor, process: AbsorbingProcess
         x = x.masked_scatter(free, new)
         log_p, after, slope = look(x, step - 1)
         if resample:
-            rows = again((log_weight.sum(1) + (after - worth) / strength).view(-1, particles), generator)
+            rows = resample_particles((log_weight.sum(1) + (after - worth) / strength).view(-1, particles), generator)
             x, gaps, log_p, after, slope = (each[rows] for each in (x, gaps, log_p, after, slope))
         worth = after
     return x, steps + 1
 
 
-def again(log_weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def resample_particles(log_weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """(G, P) log weights -> (G P,) long: for each group P of its rows, each as often as its weight says, to the next
     whole number up or down (systematic resampling)."""
     groups, particles = log_weights.shape
@@ -99,7 +100,7 @@ def classifier_free(predict: Predict, labels: Tensor, none: int, weight: float =
 
 
 STEERED: dict[str, Callable[..., Sampled]] = {
-    "guidance": partial(steered, guidance=1.0, resample=False),
-    "smc": steered,
-    "tds": partial(steered, guidance=1.0),
+    "guidance": partial(sample_steered, guidance=1.0, resample=False),
+    "smc": sample_steered,
+    "tds": partial(sample_steered, guidance=1.0),
 }

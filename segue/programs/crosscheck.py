@@ -26,12 +26,12 @@ class CrossCheck:
     reason: str = ""
 
 
-def plain(value: Any) -> Any:
+def normalise(value: Any) -> Any:
     """Values alike that are meant alike: "True", "true " and True, "3" and 3, None and "null"."""
     if isinstance(value, str):
         text = value.strip().lower()
         try:
-            return plain(json.loads({"none": "null"}.get(text, text)))
+            return normalise(json.loads({"none": "null"}.get(text, text)))
         except (ValueError, RecursionError):
             return text
     if isinstance(value, float) and value.is_integer():
@@ -42,11 +42,11 @@ def plain(value: Any) -> Any:
 
 
 def same(one: Any, other: Any) -> bool:
-    one, other = plain(one), plain(other)
+    one, other = normalise(one), normalise(other)
     return type(one) is type(other) and one == other
 
 
-def harmless(source: str) -> str:
+def remove_network_lines(source: str) -> str:
     """The source without lines that would download something or use the network."""
     return "\n".join(line for line in source.split("\n") if not re.search(
         r"\b(download|requests|urllib|socket|http\.client|pip)\b", line))
@@ -65,8 +65,8 @@ def cross_validate(functions: Iterable[str], cases: Iterable[Case], sandbox: San
     cases all expect the same. What most functions misread in one way passes: hold out cases of your own.
     """
     sandbox = sandbox or Sandbox()
-    sources = list(dict.fromkeys(map(harmless, functions)))
-    different = list({json.dumps([list(given), plain(want)]): (given, want) for given, want in cases}.values())
+    sources = list(dict.fromkeys(map(remove_network_lines, functions)))
+    different = list({json.dumps([list(given), normalise(want)]): (given, want) for given, want in cases}.values())
     outcomes = {source: sandbox.run(source, function, [given for given, _ in different]) for source in sources}
     right = {source: [out.ok and same(out.value, want) for out, (_, want) in zip(found, different)]
              for source, found in outcomes.items() if not found or any(out.ok for out in found)}
@@ -77,9 +77,9 @@ def cross_validate(functions: Iterable[str], cases: Iterable[Case], sandbox: San
     kept = [i for i in range(len(different)) if (votes := sum(row[i] for row in right.values()))
             and votes > support * len(right)]
     shares = {source: sum(row[i] for i in kept) / max(1, len(kept)) for source, row in right.items()}
-    if len({repr(plain(different[i][1])) for i in kept}) < 2:
+    if len({repr(normalise(different[i][1])) for i in kept}) < 2:
         return CrossCheck([], [], shares, "the cases that are kept all expect the same")
-    varied = {source: len({repr(plain(outcomes[source][i].value)) for i in kept}) > 1 for source in right}
+    varied = {source: len({repr(normalise(outcomes[source][i].value)) for i in kept}) > 1 for source in right}
     good = [source for source, share in shares.items() if share >= accuracy and varied[source]]
     return CrossCheck(good, [different[i] for i in kept] if good else [], shares, "" if good else
                       f"no function is right about {accuracy:.0%} of the cases")

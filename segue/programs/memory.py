@@ -14,7 +14,7 @@ from segue.analysis.embedding import embed
 from segue.analysis.index import VectorIndex
 from segue.errors import SegueError
 from segue.kinds.codecs import Codec
-from segue.programs.sections import sentences
+from segue.programs.sections import split_sentences
 
 Embedder = Callable[[Sequence[str]], np.ndarray]
 """Texts -> (N, D) vectors: `Hashing()`, `of_model(...)`, or any other, such as `SentenceTransformer(name).encode`."""
@@ -74,13 +74,13 @@ class ShortTerm:
 
     def rewrite(self, text: str, step: int = 0) -> None:
         """Take the sentences of a text as the memory; pinned ones that it lacks are put behind."""
-        new = list(dict.fromkeys(sentences(text)))
+        new = list(dict.fromkeys(split_sentences(text)))
         self._keep([*new, *(sentence for sentence in self.pinned if sentence not in new)], step)
 
     def edit(self, text: str, step: int = 0, pin: bool = True) -> None:
         """Take a person's text as the memory. Pins of sentences that it lacks are lifted; those that are new in it are
         pinned, or else may be rewritten at once."""
-        new = list(dict.fromkeys(sentences(text)))
+        new = list(dict.fromkeys(split_sentences(text)))
         fresh = [sentence for sentence in new if pin and sentence not in self.sentences]
         self.pin([sentence for sentence in new if sentence in self.pinned] + fresh)
         self._keep(new, step)

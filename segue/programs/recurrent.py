@@ -15,7 +15,7 @@ from typing import Any
 from segue.errors import SegueError
 from segue.files import read_json, write_json
 from segue.programs.memory import HASHING, Embedder, Found, LongTerm, ShortTerm
-from segue.programs.sections import Section, SectionedPrompt, Sections, sentences, shortened
+from segue.programs.sections import Section, SectionedPrompt, Sections, shorten, split_sentences
 from segue.programs.text import TextModel
 from segue.progress import progress
 
@@ -246,7 +246,7 @@ class RecurrentProgram:
 
     def prompt(self, story: Story) -> str:
         """What the writer is asked for the next paragraph: bounded, however long the story is."""
-        cap = partial(shortened, words=600)
+        cap = partial(shorten, words=600)
         draws = Random(f"{story.seed} {story.step}")
         return self.writer.fill(memory=story.memory.text, paragraph=cap(story.paragraph), plan=cap(story.plan),
                                 related="\n".join(cap(found.text) for found in self.retrieved(story)),
@@ -271,7 +271,7 @@ class RecurrentProgram:
         story.step, story.plan = story.step + 1, ""
 
     def _kept(self, paragraph: str, summary: str) -> str:
-        return (summary or " ".join(sentences(paragraph)[:2])) if self.archive == "summary" else paragraph
+        return (summary or " ".join(split_sentences(paragraph)[:2])) if self.archive == "summary" else paragraph
 
     def step(self, stories: Sequence[Story], turn: Turn = first_plan) -> None:
         """One paragraph more of each story. A call that fails leaves them as they were, but for plans already made."""

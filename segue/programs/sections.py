@@ -21,18 +21,18 @@ A first reply to this was:
 It cannot be used: {problem}. Write the whole reply again, with these headings, each on a line of its own: {headings}"""
 
 
-def sentences(text: str) -> list[str]:
+def split_sentences(text: str) -> list[str]:
     """The sentences of a text, or the items of its list, without marks of lists and blanks around."""
     found = [part for line in text.splitlines() for part in ENDS.split(MARKER.sub("", line))]
     return [" ".join(part.split()) for part in found if part.strip()]
 
 
-def shortened(text: str, words: int | None) -> str:
+def shorten(text: str, words: int | None) -> str:
     """The text, or so many of its first sentences as have `words` words at most; the first one is cut if need be."""
     if words is None or len(text.split()) <= words:
         return text
     kept, room = list[str](), words
-    for sentence in sentences(text):
+    for sentence in split_sentences(text):
         size = len(sentence.split())
         if size > room:
             break
@@ -107,7 +107,7 @@ class SectionedPrompt:
                 text = last[0]  # a line of decoration belongs to the heading behind it
             if text.strip(" \t\n*_#") and name not in texts:
                 texts[name] = text.strip()
-        texts = {s.name: shortened(texts[s.name], s.words) for s in self.sections if s.name in texts}
+        texts = {s.name: shorten(texts[s.name], s.words) for s in self.sections if s.name in texts}
         missing = [s.heading for s in self.sections if s.needed and s.name not in texts]
         return Sections(texts, f"nothing stands behind {' and '.join(map(repr, missing))}" if missing else "")
 

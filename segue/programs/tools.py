@@ -16,7 +16,7 @@ SMALL = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 WORDS = {word: value for value, word in (*enumerate(SMALL), *zip(range(20, 100, 10), TENS))}
 SCALES = {"hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000}
-MONTHS = {name: number for number, name in enumerate((
+MONTHS = {name: parse_number for parse_number, name in enumerate((
     "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
     "december"), 1)}
 MONTH = re.compile(rf"\b(?:{'|'.join(f'{name[:3]}(?:{name[3:]})?' for name in MONTHS)})\b\.?", re.IGNORECASE)
@@ -27,7 +27,7 @@ SPANS = "|||"
 """What stands between the spans of an answer of several."""
 
 
-def number(text: str) -> Decimal:
+def parse_number(text: str) -> Decimal:
     """The first number in a text: figures (28-yard, 1,847, 3.9 %, .5, 1640s), or number words (twenty-one thousand); a
     word of scale behind it multiplies (1.5 million). SegueError where there is none."""
     figure = FIGURE.search(re.sub(r"(?<=\d)(?=[^\W\d_])", " ", text))
@@ -52,14 +52,14 @@ def number(text: str) -> Decimal:
     return Decimal(total + current)
 
 
-def said(value: Decimal) -> str:
+def format_number(value: Decimal) -> str:
     """A number as an answer: no exponent, no zeros behind the point that say nothing."""
     text = f"{value:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 @dataclass(frozen=True)
-class When:
+class PartialDate:
     """A date of which some may be unknown."""
 
     year: int | None
@@ -67,7 +67,7 @@ class When:
     day: int | None
 
     @classmethod
-    def read(cls, text: str) -> When:
+    def read(cls, text: str) -> PartialDate:
         """From "June 15, 1914", "15 June 1914", "June 1914", "15 June", "1914"; SegueError for what is no date."""
         month = MONTH.search(text)
         named = None if month is None else next(n for name, n in MONTHS.items() if name[:3] == month[0][:3].lower())
@@ -78,9 +78,9 @@ class When:
             raise SegueError(f"there is no date in '{text.strip()}'")
         return cls(year, named, day)
 
-    def filled(self, other: When) -> When:
+    def filled(self, other: PartialDate) -> PartialDate:
         """With the year of another where this one has none, and the first of the month, or of the year."""
-        return When(self.year if self.year is not None else other.year, self.month or 1, self.day or 1)
+        return PartialDate(self.year if self.year is not None else other.year, self.month or 1, self.day or 1)
 
     @property
     def key(self) -> tuple[int, int, int]:
@@ -93,13 +93,13 @@ class When:
             raise SegueError(f"there is no day {self.key}: {error}") from error
 
 
-def whens(a: str, b: str) -> tuple[When, When]:
+def parse_dates(a: str, b: str) -> tuple[PartialDate, PartialDate]:
     """Two dates, each with the year of the other where it has none."""
-    first, second = When.read(a), When.read(b)
+    first, second = PartialDate.read(a), PartialDate.read(b)
     return first.filled(second), second.filled(first)
 
 
-def parts(text: str) -> list[str]:
+def split_arguments(text: str) -> list[str]:
     """Arguments: between semicolons, or else between commas that are in no number; the spans of a list apart."""
     cut = text.replace(SPANS, ";")
     found = cut.split(";") if ";" in cut else re.split(r",(?!\d{3}(?!\d))", cut)
@@ -111,8 +111,8 @@ def difference(a: str, b: str, unit: str = "") -> str:
     if unit not in ("", "year", "month", "day"):
         raise SegueError(f"the unit '{unit}' of a difference is unknown: choose years, months or days")
     if unit == "" and not (MONTH.search(a) and MONTH.search(b)):
-        return said(abs(number(a) - number(b)))
-    first, second = whens(a, b)
+        return format_number(abs(parse_number(a) - parse_number(b)))
+    first, second = parse_dates(a, b)
     if unit == "year":
         return str(abs(first.key[0] - second.key[0]))
     if unit == "month":
@@ -120,30 +120,30 @@ def difference(a: str, b: str, unit: str = "") -> str:
     return str(abs(first.day_number() - second.day_number()))
 
 
-def holds(condition: str) -> bool:
+def evaluate_condition(condition: str) -> bool:
     """Whether `a < b` (or >, <=, >=, =) is true, of numbers or of dates."""
     sign = COMPARISON.search(condition)
     if sign is None or not (a := condition[: sign.start()].strip()) or not (b := condition[sign.end() :].strip()):
         raise SegueError(f"'{condition.strip()}' compares nothing: write a < b or a > b")
     order: tuple[Decimal, Decimal] | tuple[tuple[int, int, int], tuple[int, int, int]]
     if MONTH.search(a) or MONTH.search(b):
-        first, second = whens(a, b)
+        first, second = parse_dates(a, b)
         order = first.key, second.key
     else:
-        order = number(a), number(b)
+        order = parse_number(a), parse_number(b)
     return {"<": order[0] < order[1], ">": order[0] > order[1], "<=": order[0] <= order[1],  # type: ignore[operator]
             ">=": order[0] >= order[1]}.get(sign[0], order[0] == order[1])  # type: ignore[operator]
 
 
-def ranked(text: str, largest: bool) -> str:
+def pick_ranked(text: str, largest: bool) -> str:
     """The k-th largest or smallest of `k, a; b; c`, as it is written there."""
     head, comma, rest = text.partition(",")
     if not comma:
         raise SegueError("a rank and a list are asked for: top(1, a; b; c)")
-    place, found = int(number(head)), list[tuple[Decimal, str]]()
-    for item in parts(rest):
+    place, found = int(parse_number(head)), list[tuple[Decimal, str]]()
+    for item in split_arguments(rest):
         try:
-            found.append((number(item), item))
+            found.append((parse_number(item), item))
         except SegueError:
             continue  # what is no number has no rank
     if not 1 <= place <= len(found):
@@ -151,27 +151,29 @@ def ranked(text: str, largest: bool) -> str:
     return sorted(found, key=lambda pair: pair[0], reverse=largest)[place - 1][1]
 
 
-def exactly(arguments: Sequence[str], least: int, most: int, usage: str) -> Sequence[str]:
+def check_arguments(arguments: Sequence[str], least: int, most: int, usage: str) -> Sequence[str]:
     if not least <= len(arguments) <= most:
         raise SegueError(f"{len(arguments)} arguments where {usage} is meant")
     return arguments
 
 
-def choose(text: str) -> str:
-    condition, yes, no = exactly([part.strip() for part in text.split(";")], 3, 3, "if_then(a < b; x; y)")
-    return yes if holds(condition) else no
+def choose_branch(text: str) -> str:
+    condition, yes, no = check_arguments([part.strip() for part in text.split(";")], 3, 3, "if_then(a < b; x; y)")
+    return yes if evaluate_condition(condition) else no
 
 
 Tool = Callable[[str], str]
 """What stands between the brackets -> the result, or a SegueError."""
 TOOLS: Mapping[str, Tool] = {
-    "count": lambda text: str(len(parts(text))),
-    "sum": lambda text: said(sum(map(number, exactly(parts(text), 1, 10_000, "sum(a; b)")), Decimal())),
-    "diff": lambda text: difference(*exactly(parts(text), 2, 3, "diff(a; b) or diff(a; b; unit)")),
-    "not": lambda text: said(100 - number(*exactly(parts(text), 1, 1, "not(percentage)"))),
-    "top": lambda text: ranked(text, largest=True),
-    "bottom": lambda text: ranked(text, largest=False),
-    "if_then": choose,
+    "count": lambda text: str(len(split_arguments(text))),
+    "sum": lambda text: format_number(sum(map(parse_number, check_arguments(
+        split_arguments(text), 1, 10_000, "sum(a; b)")), Decimal())),
+    "diff": lambda text: difference(*check_arguments(split_arguments(text), 2, 3, "diff(a; b) or diff(a; b; unit)")),
+    "not": lambda text: format_number(100 - parse_number(*check_arguments(
+        split_arguments(text), 1, 1, "not(percentage)"))),
+    "top": lambda text: pick_ranked(text, largest=True),
+    "bottom": lambda text: pick_ranked(text, largest=False),
+    "if_then": choose_branch,
 }
 
 

@@ -32,7 +32,7 @@ def compare(count: int, relation: str, bound: int) -> bool:
     raise SegueError(f"relation '{relation}' is unknown: write 'at least', 'at most' or 'less than'")
 
 
-def sentences(text: str) -> int:
+def count_sentences(text: str) -> int:
     """How many sentences: ended by . ? or ! before a blank or the text's end, but for abbreviations, initials, and
     numbers and rows of dots before a small letter. The reference counts with NLTK's Punkt model, whose counts differ
     now and then."""
@@ -51,17 +51,17 @@ def sentences(text: str) -> int:
     return count + begun
 
 
-def words(text: str) -> int:
+def count_words(text: str) -> int:
     return len(re.findall(r"\w+", text))
 
 
-def capitals(text: str) -> int:
+def count_capitals(text: str) -> int:
     """How many words are all in capitals; what an apostrophe, or punctuation, sets off is a word of its own."""
     parts = re.findall(r"(?:[^\W_]\.){2,}(?![^\W_])|[\w\-/.]+|'\w+", text.replace("'", " '"))
     return sum(map(str.isupper, parts))
 
 
-def detected(text: str) -> str:
+def detect_language(text: str) -> str:
     """The code of a text's language, "" where none can be told."""
     detect = require("langdetect", "programs")
     detect.DetectorFactory.seed = 0
@@ -71,7 +71,7 @@ def detected(text: str) -> str:
         return ""
 
 
-def found(pattern: str, text: str) -> list[str]:
+def find_all(pattern: str, text: str) -> list[str]:
     return re.findall(pattern, text, re.IGNORECASE | re.MULTILINE)
 
 
@@ -133,30 +133,31 @@ def quotation(text: str) -> bool:
     return len(text) > 1 and text[0] == text[-1] == '"'
 
 
-def cased(text: str, right: bool) -> bool:
-    return right and detected(text) in ("en", "")
+def is_cased(text: str, right: bool) -> bool:
+    return right and detect_language(text) in ("en", "")
 
 
 # As the reference says, but that it draws a letter where it is asked to count what is none, such as "#".
 VERIFIERS: dict[str, Verifier] = {
-    "keywords:existence": lambda text, keywords: all(found(re.escape(word), text) for word in keywords),
+    "keywords:existence": lambda text, keywords: all(find_all(re.escape(word), text) for word in keywords),
     "keywords:frequency": lambda text, keyword, frequency, relation: compare(
-        len(found(re.escape(keyword.strip()), text)), relation, frequency),
+        len(find_all(re.escape(keyword.strip()), text)), relation, frequency),
     "keywords:forbidden_words": lambda text, forbidden_words: not any(
-        found(rf"\b{re.escape(word)}\b", text) for word in forbidden_words),
+        find_all(rf"\b{re.escape(word)}\b", text) for word in forbidden_words),
     "keywords:letter_frequency": lambda text, letter, let_frequency, let_relation: compare(
         text.lower().count(letter.strip().lower()), let_relation, let_frequency),
-    "language:response_language": lambda text, language: detected(text) in (language, ""),
+    "language:response_language": lambda text, language: detect_language(text) in (language, ""),
     "length_constraints:number_sentences": lambda text, num_sentences, relation: compare(
-        sentences(text), relation, num_sentences),
+        count_sentences(text), relation, num_sentences),
     "length_constraints:number_paragraphs": paragraphs,
-    "length_constraints:number_words": lambda text, num_words, relation: compare(words(text), relation, num_words),
+    "length_constraints:number_words": lambda text, num_words, relation: compare(
+        count_words(text), relation, num_words),
     "length_constraints:nth_paragraph_first_word": first_word,
     "detectable_content:number_placeholders": lambda text, num_placeholders: sum(
         map(bool, re.findall(r"\[[^]\n]*+(]?)", text))) >= num_placeholders,  # one scan, over what is never closed too
     "detectable_content:postscript": postscript,
     "detectable_format:number_bullet_lists": lambda text, num_bullets: len(
-        found(r"^[^\S\n]*+\*[^*].*$", text) + found(r"^[^\S\n]*+-.*$", text)) == num_bullets,
+        find_all(r"^[^\S\n]*+\*[^*].*$", text) + find_all(r"^[^\S\n]*+-.*$", text)) == num_bullets,
     "detectable_format:constrained_response": lambda text: any(option in text for option in OPTIONS),
     "detectable_format:number_highlighted_sections": highlights,
     "detectable_format:multiple_sections": lambda text, section_spliter, num_sections: len(
@@ -170,9 +171,9 @@ VERIFIERS: dict[str, Verifier] = {
         end_phrase.strip().lower()),
     "startend:quotation": quotation,
     "change_case:capital_word_frequency": lambda text, capital_frequency, capital_relation: compare(
-        capitals(text), capital_relation, capital_frequency),
-    "change_case:english_capital": lambda text: cased(text, text.isupper()),
-    "change_case:english_lowercase": lambda text: cased(text, text.islower()),
+        count_capitals(text), capital_relation, capital_frequency),
+    "change_case:english_capital": lambda text: is_cased(text, text.isupper()),
+    "change_case:english_lowercase": lambda text: is_cased(text, text.islower()),
     "punctuation:no_comma": lambda text: "," not in text,
 }
 

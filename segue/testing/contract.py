@@ -86,7 +86,7 @@ def _draw(cases: Any, one: Callable[[Case], None], examples: int, seed: int, shr
 
 
 @cache
-def drawn(cases: Any, examples: int, seed: int) -> list[Case]:
+def cached_cases(cases: Any, examples: int, seed: int) -> list[Case]:
     """What is drawn is the same for every property: to draw it costs as much as to check the shorter ones."""
     found: list[Case] = []
 
@@ -117,7 +117,7 @@ class Checker:
             self.guard(lambda: body(case))
 
         try:
-            for case in drawn(cases, self.examples, self.seed):
+            for case in cached_cases(cases, self.examples, self.seed):
                 one(case)
         except ContractBroken:
             if self.shrink:
@@ -199,7 +199,7 @@ class Subject(Protocol):
         ...
 
 
-def paths_of(parents: list[int]) -> list[list[int]]:
+def node_paths(parents: list[int]) -> list[list[int]]:
     """The root-to-node path of every node."""
     paths: list[list[int]] = []
     for node, parent in enumerate(parents):
@@ -219,7 +219,7 @@ def prefill(subject: Subject, prompts: list[Tensor], history: int = 0) -> Decodi
     return state
 
 
-def expect(subject: Subject, what: str, y: Tensor, before: list[Tensor], x: Tensor,
+def check_outputs(subject: Subject, what: str, y: Tensor, before: list[Tensor], x: Tensor,
            parents: list[list[int]] | None = None, counts: list[int] | None = None) -> None:
     """Outputs y of nodes x (B, N, ...) that follow the rows `before` are those of a run from the beginning."""
     for row, prompt in enumerate(before):
@@ -229,20 +229,20 @@ def expect(subject: Subject, what: str, y: Tensor, before: list[Tensor], x: Tens
             expected = subject.truth(torch.cat([prompt, x[row, :n]]))[length:]
             subject.check.agree(f"{what}, row {row} after {length} tokens", y[row, :n], expected, subject.tolerance)
             continue
-        paths = paths_of(parents[row])
+        paths = node_paths(parents[row])
         for node in set(range(len(paths))) - set(parents[row]):  # the leaves' paths hold all nodes
             expected = subject.truth(torch.cat([prompt, x[row, paths[node]]]))[length:]
             subject.check.agree(f"{what}, row {row} after {length} tokens, nodes {paths[node]}", y[row, paths[node]],
                                 expected, subject.tolerance)
 
 
-def rows_of(subject: Subject, case: Case, generator: torch.Generator) -> list[Tensor]:
+def draw_rows(subject: Subject, case: Case, generator: torch.Generator) -> list[Tensor]:
     """Ragged rows, of the case's lengths."""
     x = subject.draw((case.batch, case.longest), generator)
     return [x[row, :length] for row, length in enumerate(case.lengths)]
 
 
-def at_positions(subject: Subject, what: str, state: Decoding, rows: list[Tensor]) -> None:
+def check_positions(subject: Subject, what: str, state: Decoding, rows: list[Tensor]) -> None:
     """Hold a state to as many rows, and positions, as the `rows` that it has read."""
     lengths = [len(row) for row in rows]
     subject.check.that(state.batch == len(rows), f"{what}: the state has {state.batch} rows, expected {len(rows)}")
@@ -265,7 +265,7 @@ def check_pieces(subject: Subject, case: Case) -> None:
             state.commit()
         if outputs:
             subject.check.agree(what, torch.cat(outputs, 1), expected, subject.tolerance)
-        at_positions(subject, what, state, list(x))
+        check_positions(subject, what, state, list(x))
 
 
 def check_ragged(subject: Subject, case: Case) -> None:
@@ -277,40 +277,40 @@ def check_ragged(subject: Subject, case: Case) -> None:
         counts = [min(max(length - begin, 0), end - begin) for length in case.lengths]
         piece = x[:, begin:end]
         y = subject.extend(piece, state)
-        expect(subject, "extend of padded rows", y, [x[row, : min(begin, length)] for row, length in
+        check_outputs(subject, "extend of padded rows", y, [x[row, : min(begin, length)] for row, length in
                                                      enumerate(case.lengths)], piece, counts=counts)
         state.commit(counts=torch.tensor(counts, device=x.device))
     rows = [x[row, :length] for row, length in enumerate(case.lengths)]
-    at_positions(subject, "after commit(counts)", state, rows)
+    check_positions(subject, "after commit(counts)", state, rows)
     after = subject.draw((case.batch, 2), generator)
-    expect(subject, "extend after commit(counts)", subject.extend(after, state), rows, after)
+    check_outputs(subject, "extend after commit(counts)", subject.extend(after, state), rows, after)
 
 
 def check_tree(subject: Subject, case: Case) -> None:
     """Every node of a draft tree sees its own path; a draft that is not committed costs nothing; a committed path,
     of whatever length in each row, is as if it had been there always."""
     generator = case.generator()
-    rows = rows_of(subject, case, generator)
+    rows = draw_rows(subject, case, generator)
     state = prefill(subject, rows)
     size = len(case.parents[0])
     parents = torch.tensor(case.parents, device=rows[0].device)
     for what in ("extend as a tree", "extend as a tree again, after a draft that was not committed"):
         x = subject.draw((case.batch, size), generator)
-        expect(subject, what, subject.extend(x, state, parents), rows, x, case.parents)
-        at_positions(subject, f"after {what}, uncommitted", state, rows)
+        check_outputs(subject, what, subject.extend(x, state, parents), rows, x, case.parents)
+        check_positions(subject, f"after {what}, uncommitted", state, rows)
     chain = subject.draw((case.batch, 3), generator)
-    expect(subject, "extend as a chain after an uncommitted tree", subject.extend(chain, state), rows, chain)
+    check_outputs(subject, "extend as a chain after an uncommitted tree", subject.extend(chain, state), rows, chain)
 
     subject.extend(x, state, parents)
     # pick `size` is the empty path: this row takes nothing
-    chosen = [([*paths_of(tree), []])[pick % (size + 1)] for tree, pick in zip(case.parents, case.picks)]
+    chosen = [([*node_paths(tree), []])[pick % (size + 1)] for tree, pick in zip(case.parents, case.picks)]
     check_path(subject, f"commit(path {chosen})", state, rows, x, chosen, chain)
 
 
 def check_chain_path(subject: Subject, case: Case) -> None:
     """A path may also be committed of a pending chain: its first nodes."""
     generator = case.generator()
-    rows = rows_of(subject, case, generator)
+    rows = draw_rows(subject, case, generator)
     state = prefill(subject, rows)
     x = subject.draw((case.batch, 4), generator)
     subject.extend(x, state)
@@ -324,52 +324,52 @@ def check_path(subject: Subject, what: str, state: Decoding, rows: list[Tensor],
     """
     state.commit(pad_rows(chosen, -1).to(x.device))
     rows = [torch.cat([row, x[index, path]]) for index, (row, path) in enumerate(zip(rows, chosen))]
-    at_positions(subject, f"after {what}", state, rows)
-    expect(subject, f"extend after {what}", subject.extend(after, state), rows, after)
+    check_positions(subject, f"after {what}", state, rows)
+    check_outputs(subject, f"extend after {what}", subject.extend(after, state), rows, after)
 
 
 def check_select(subject: Subject, case: Case) -> None:
     """Fork, reorder and drop rows, or none of that; the new state and the old one then live apart, and so do the forks
     of a row, also when they go back."""
     generator = case.generator()
-    rows = rows_of(subject, case, generator)
+    rows = draw_rows(subject, case, generator)
     state = prefill(subject, rows, history=2)
     order = [*[pick % case.batch for pick in case.picks][: 1 + case.picks[0] % case.batch], 0]
     if case.seed % 3 == 0:
         order = list(range(case.batch))
     forked = state.select(torch.tensor(order, device=rows[0].device))
     chosen = [rows[row] for row in order]
-    at_positions(subject, f"select({order})", forked, chosen)
+    check_positions(subject, f"select({order})", forked, chosen)
     for _ in range(2):  # turn by turn: what one does must not be seen by the other
         for what, one, before in ((f"select({order})", forked, chosen), ("what was selected from", state, rows)):
             x = subject.draw((len(before), 3), generator)
-            expect(subject, f"extend of {what}", subject.extend(x, one), before, x)
+            check_outputs(subject, f"extend of {what}", subject.extend(x, one), before, x)
             one.commit(counts=torch.tensor([2] * len(before), device=x.device))
             before[:] = [torch.cat([row, new]) for row, new in zip(before, x[:, :2])]
     for what, one, before in ((f"select({order})", forked, chosen), ("what was selected from", state, rows)):
         one.rewind(1)
         x, before = subject.draw((len(before), 2), generator), [row[:-1] for row in before]
-        expect(subject, f"extend of {what} after rewind", subject.extend(x, one), before, x)
+        check_outputs(subject, f"extend of {what} after rewind", subject.extend(x, one), before, x)
 
 
 def check_join(subject: Subject, case: Case) -> None:
     """Rows of several states, of whatever lengths, live on together as each would have alone; the parts stay whole."""
     generator = case.generator()
-    rows = rows_of(subject, case, generator)
+    rows = draw_rows(subject, case, generator)
     apart = [prefill(subject, [row], history=2) for row in rows]
     fresh = [] if subject.least else [subject.init(1, history=2)]
     state = apart[0].join([*apart[1:], *fresh])
     before = [*rows, *(rows[0][:0] for _ in fresh)]
-    at_positions(subject, "join", state, before)
+    check_positions(subject, "join", state, before)
     for what, one, lived in [("joined rows", state, before), ("a part that was joined", apart[0], rows[:1])]:
         for back in (0, 1):
             x = subject.draw((len(lived), 3), generator)
-            expect(subject, f"extend of {what}", subject.extend(x, one), lived, x)
+            check_outputs(subject, f"extend of {what}", subject.extend(x, one), lived, x)
             one.commit()
             one.rewind(back)
             lived = [torch.cat([row, new])[: len(row) + 3 - back] for row, new in zip(lived, x)]
         x = subject.draw((len(lived), 2), generator)
-        expect(subject, f"extend of {what} after rewind", subject.extend(x, one), lived, x)
+        check_outputs(subject, f"extend of {what} after rewind", subject.extend(x, one), lived, x)
 
 
 def check_rewind(subject: Subject, case: Case) -> None:
@@ -377,7 +377,7 @@ def check_rewind(subject: Subject, case: Case) -> None:
     the state is then as it was."""
     generator = case.generator()
     history = 1 + case.picks[0] % 6
-    rows = rows_of(subject, case, generator)
+    rows = draw_rows(subject, case, generator)
     state = prefill(subject, rows, history)
     for turn in range(3):
         x = subject.draw((case.batch, 1 + case.seed % 3), generator)
@@ -387,9 +387,9 @@ def check_rewind(subject: Subject, case: Case) -> None:
         back = [min((pick + turn) % (history + 1), len(row) - subject.least) for pick, row in zip(case.picks, rows)]
         state.rewind(torch.tensor(back, device=x.device))
         rows = [row[: len(row) - n] for row, n in zip(rows, back)]
-        at_positions(subject, f"after rewind({back}) with history {history}", state, rows)
+        check_positions(subject, f"after rewind({back}) with history {history}", state, rows)
         x = subject.draw((case.batch, 2), generator)
-        expect(subject, f"extend after rewind({back}) with history {history}", subject.extend(x, state), rows, x)
+        check_outputs(subject, f"extend after rewind({back}) with history {history}", subject.extend(x, state), rows, x)
         state.commit()
         rows = [torch.cat([row, new]) for row, new in zip(rows, x)]
         # Grow again by as much as was taken, so that the next turn may go back `history` from here.
@@ -407,14 +407,14 @@ def check_rewind(subject: Subject, case: Case) -> None:
         except SegueError:
             subject.check.that(n > history, f"rewind of {n} was refused with history {history}")
             before = rows
-        at_positions(subject, f"after asking to rewind {n} with history {history}", other, before)
-        expect(subject, f"extend after asking to rewind {n} of {history}", subject.extend(x, other), before, x)
+        check_positions(subject, f"after asking to rewind {n} with history {history}", other, before)
+        check_outputs(subject, f"extend after asking to rewind {n} of {history}", subject.extend(x, other), before, x)
 
 
 def check_snapshot(subject: Subject, case: Case) -> None:
     """A snapshot is whole and apart: it can be restored more than once, and whatever was pending is gone."""
     generator = case.generator()
-    rows = rows_of(subject, case, generator)
+    rows = draw_rows(subject, case, generator)
     state = prefill(subject, rows)
     kept = state.snapshot()
     for turn in range(2):
@@ -423,17 +423,17 @@ def check_snapshot(subject: Subject, case: Case) -> None:
         state.commit()
         subject.extend(x, state)
         state.restore(kept)
-        at_positions(subject, "after restore", state, rows)
+        check_positions(subject, "after restore", state, rows)
         subject.check.refuses("commit of what was pending before restore", state.commit)
-        expect(subject, f"extend after restore number {turn + 1}", subject.extend(x, state), rows, x)
-    expect(subject, "extend of the snapshot itself", subject.extend(x, kept), rows, x)
+        check_outputs(subject, f"extend after restore number {turn + 1}", subject.extend(x, state), rows, x)
+    check_outputs(subject, "extend of the snapshot itself", subject.extend(x, kept), rows, x)
 
 
 def check_life(subject: Subject, case: Case) -> None:
     """Any life: chains, ragged chains, drafts, trees, rewinds, forks, snapshots and restores, in any order."""
     generator = case.generator()
     history = 4
-    rows = rows_of(subject, case, generator)
+    rows = draw_rows(subject, case, generator)
     state = prefill(subject, rows, history)
     floors = [max(len(row) - history, subject.least) for row in rows]
     kept = (state.snapshot(), list(rows), list(floors))
@@ -444,7 +444,7 @@ def check_life(subject: Subject, case: Case) -> None:
         new: list[Tensor] = []  # what each row goes on with
         if step in ("chain", "ragged"):
             x = subject.draw((batch, 1 + pick % 3), generator)
-            expect(subject, lived, subject.extend(x, state), rows, x)
+            check_outputs(subject, lived, subject.extend(x, state), rows, x)
             counts = [x.shape[1] if step == "chain" else (pick + row) % (x.shape[1] + 1) for row in range(batch)]
             state.commit(counts=None if step == "chain" else torch.tensor(counts, device=x.device))
             new = [x[row, :n] for row, n in enumerate(counts)]
@@ -452,9 +452,9 @@ def check_life(subject: Subject, case: Case) -> None:
             trees = [case.parents[(row + turn) % case.batch] for row in range(batch)]
             x = subject.draw((batch, len(trees[0])), generator)
             y = subject.extend(x, state, torch.tensor(trees, device=x.device))
-            expect(subject, lived, y, rows, x, trees)
+            check_outputs(subject, lived, y, rows, x, trees)
             if step == "tree":
-                chosen = [paths_of(tree)[(pick + row) % len(tree)] for row, tree in enumerate(trees)]
+                chosen = [node_paths(tree)[(pick + row) % len(tree)] for row, tree in enumerate(trees)]
                 state.commit(pad_rows(chosen, -1).to(x.device))
                 new = [x[row, path] for row, path in enumerate(chosen)]
         elif step == "rewind":
@@ -477,9 +477,9 @@ def check_life(subject: Subject, case: Case) -> None:
         if new:
             rows = [torch.cat(pair) for pair in zip(rows, new)]
             floors = [max(floor, len(row) - history) for floor, row in zip(floors, rows)]
-        at_positions(subject, lived, state, rows)
+        check_positions(subject, lived, state, rows)
     x = subject.draw((len(rows), 2), generator)
-    expect(subject, f"{lived}, at the end", subject.extend(x, state), rows, x)
+    check_outputs(subject, f"{lived}, at the end", subject.extend(x, state), rows, x)
 
 
 def check_refused(subject: Subject) -> None:
@@ -512,9 +512,9 @@ def check_refused(subject: Subject) -> None:
                       lambda counts=counts: state.commit(counts=torch.tensor(counts, device=x.device)))  # type: ignore[misc]
     check.refuses("rewind of -1 tokens", lambda: state.rewind(-1))
     check.refuses("more rewound than there is", lambda: state.rewind(subject.least + 4))
-    expect(subject, "extend after refused calls", subject.extend(x, state), list(rows), x)
+    check_outputs(subject, "extend after refused calls", subject.extend(x, state), list(rows), x)
     state.commit()
-    at_positions(subject, "after refused calls", state, list(torch.cat([rows, x], 1)))
+    check_positions(subject, "after refused calls", state, list(torch.cat([rows, x], 1)))
 
 
 LIFE: dict[str, Callable[[Subject, Case], None]] = {

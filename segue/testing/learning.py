@@ -49,28 +49,28 @@ def check_objective(objective: Objective, make: Callable[[], nn.Module] | None =
         return objective(model, of).total
 
     loss = objective(model, batch)
-    _that(loss.count == batch.count == int((targets >= 0).sum()), name, f"it counts {loss.count} of {batch.count}")
-    _that(loss.total.dim() == 0 and bool(loss.total.isfinite()), name, "the total is not one finite number")
-    _that(bool(loss.terms) and not any(term.requires_grad for term in loss.terms.values()), name,
+    _require(loss.count == batch.count == int((targets >= 0).sum()), name, f"it counts {loss.count} of {batch.count}")
+    _require(loss.total.dim() == 0 and bool(loss.total.isfinite()), name, "the total is not one finite number")
+    _require(bool(loss.terms) and not any(term.requires_grad for term in loss.terms.values()), name,
           "there are no terms, or they carry gradients")
     loss.total.backward()
     reached = sum(float(p.grad.abs().sum()) > 0 for p in model.parameters() if p.grad is not None)
-    _that(reached > 0, name, "no gradient reaches the parameters")
+    _require(reached > 0, name, "no gradient reaches the parameters")
 
     whole = total(batch)
-    _near(name, "the total, asked twice,", total(batch), whole, tolerance)
+    _check_close(name, "the total, asked twice,", total(batch), whole, tolerance)
     apart = torch.stack([total(batch.rows(slice(i, i + 1))) for i in range(3)]).sum()
-    _near(name, "the sum over the rows, each alone,", apart, whole, tolerance)
+    _check_close(name, "the sum over the rows, each alone,", apart, whole, tolerance)
     noise = tokens.clone()
     noise[1, 7:] = (noise[1, 7:] + 1) % VOCABULARY
-    _near(name, "the total with other tokens behind the last prediction", total(Batch(noise, targets)), whole,
+    _check_close(name, "the total with other tokens behind the last prediction", total(Batch(noise, targets)), whole,
           tolerance)
 
     starts = torch.zeros(1, 9, dtype=torch.bool)
     starts[0, [0, 4]] = True
     packed = total(Batch(tokens[:1], targets[:1], starts))
     parts = total(Batch(tokens[:1, :4], targets[:1, :4])) + total(Batch(tokens[:1, 4:], targets[:1, 4:]))
-    _near(name, "the total of packed documents", packed, parts, tolerance)
+    _check_close(name, "the total of packed documents", packed, parts, tolerance)
 
 
 def check_strategy(make: Callable[[], Strategy], seed: int = 0, model: Callable[[], nn.Module] | None = None,
@@ -87,17 +87,17 @@ def check_strategy(make: Callable[[], Strategy], seed: int = 0, model: Callable[
     """
     name, learner = type(make()).__name__, model or _small
     whole, strategy = _weights(make(), seed, learner)
-    _that(all(bool(w.isfinite().all()) for w in whole.values()), name, "weights are not finite any more")
-    _same(name, "a second run with the same seed", _weights(make(), seed, learner)[0], whole)
+    _require(all(bool(w.isfinite().all()) for w in whole.values()), name, "weights are not finite any more")
+    _check_same(name, "a second run with the same seed", _weights(make(), seed, learner)[0], whole)
     for stop in stops:
-        _same(name, f"a run killed after step {stop} and resumed", _killed(make, seed, learner, stop), whole)
+        _check_same(name, f"a run killed after step {stop} and resumed", _killed(make, seed, learner, stop), whole)
     tensors, values = strategy.state()
-    _that(all(isinstance(tensor, Tensor) for tensor in tensors.values()), name, "state() holds more than tensors")
+    _require(all(isinstance(tensor, Tensor) for tensor in tensors.values()), name, "state() holds more than tensors")
     try:
         plain = json.loads(json.dumps(values)) == values
     except (TypeError, ValueError):
         plain = False
-    _that(plain, name, "the values of state() are not plain JSON values")
+    _require(plain, name, "the values of state() are not plain JSON values")
     learned = {key: tensor.clone() for key, tensor in tensors.items()}, json.dumps(values)
 
     def later() -> Strategy:
@@ -106,12 +106,13 @@ def check_strategy(make: Callable[[], Strategy], seed: int = 0, model: Callable[
         return made
 
     again, _ = _weights(strategy, seed + 1, learner)
-    _that(all(bool(w.isfinite().all()) for w in again.values()), name, "a second experience breaks it")
-    _same(name, "a second experience, by what state() kept of the first,", _weights(later(), seed + 1, learner)[0],
+    _require(all(bool(w.isfinite().all()) for w in again.values()), name, "a second experience breaks it")
+    _check_same(name, "a second experience, by what state() kept of the first,",
+                _weights(later(), seed + 1, learner)[0],
           again)
-    _same(name, "a second experience killed and resumed", _killed(later, seed + 1, learner, STEPS // 2), again)
+    _check_same(name, "a second experience killed and resumed", _killed(later, seed + 1, learner, STEPS // 2), again)
     past = [Batches(Arrays(_sequences(seed + 2)), 8, 4).make(step) for step in range(2)]
-    _same(name, "an update killed and resumed", _killed(make, seed, learner, STEPS // 2, past),
+    _check_same(name, "an update killed and resumed", _killed(make, seed, learner, STEPS // 2, past),
           _weights(make(), seed, learner, past=past)[0])
 
 
@@ -138,9 +139,9 @@ class _Run(Run):
             raise _Stop
         given = self.batches(self.step)
         batch = self.strategy.before_step(self, given)
-        _that(batch.tokens.shape[1] == given.tokens.shape[1], self.strategy.name,
+        _require(batch.tokens.shape[1] == given.tokens.shape[1], self.strategy.name,
               f"before_step made rows of {batch.tokens.shape[1]} elements from rows of {given.tokens.shape[1]}")
-        _that(all(p.grad is None for p in self.model.parameters()), self.strategy.name,
+        _require(all(p.grad is None for p in self.model.parameters()), self.strategy.name,
               "there are gradients before the backward pass")
         return super().compute_gradients()
 
@@ -169,21 +170,21 @@ def _weights(strategy: Strategy, seed: int, model: Callable[[], nn.Module], fold
     finally:
         batches.close()
     after = {name: p.requires_grad for name, p in learner.named_parameters()}
-    _that(after == before, strategy.name, "the model has other parameters, or others frozen, when it is done "
+    _require(after == before, strategy.name, "the model has other parameters, or others frozen, when it is done "
           f"({', '.join(sorted(dict(before.items() ^ after.items()))[:3])})")
     return {name: weight.clone() for name, weight in weights_of(run.model).items()}, strategy
 
 
-def _that(condition: bool, name: str, message: str) -> None:
+def _require(condition: bool, name: str, message: str) -> None:
     if not condition:
         raise ContractBroken(f"{name}: {message}")
 
 
-def _near(name: str, what: str, actual: Tensor, expected: Tensor, tolerance: float) -> None:
+def _check_close(name: str, what: str, actual: Tensor, expected: Tensor, tolerance: float) -> None:
     error = float((actual - expected).detach().abs() / max(1.0, float(expected.detach().abs())))
-    _that(error <= tolerance, name, f"{what} is off by {error:.1e} (relative), more than {tolerance:.0e}")
+    _require(error <= tolerance, name, f"{what} is off by {error:.1e} (relative), more than {tolerance:.0e}")
 
 
-def _same(name: str, what: str, actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def _check_same(name: str, what: str, actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     wrong = [key for key in expected if not torch.equal(actual[key], expected[key])]
-    _that(not wrong, name, f"{what} ends with other weights ({', '.join(wrong[:3])})")
+    _require(not wrong, name, f"{what} ends with other weights ({', '.join(wrong[:3])})")

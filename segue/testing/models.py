@@ -20,7 +20,7 @@ from segue.mixers.state import State
 from segue.models.base import Decodable, Decoding, begin_token
 from segue.models.seq2seq import EncoderDecoder
 from segue.models.stack import Stack
-from segue.testing.contract import LIFE, Case, Checker, check_refused, draw_cases, paths_of, prefill
+from segue.testing.contract import LIFE, Case, Checker, check_refused, draw_cases, node_paths, prefill
 from segue.testing.mixers import TOLERANCE
 
 NATIVE = (Stack, EncoderDecoder)
@@ -158,7 +158,7 @@ class _ModelChecker:
             some = self.model.extend(x, state, parents, at=wanted).logits
             expected = everything.gather(1, wanted[..., None].expand(-1, -1, everything.shape[-1]))
             self.check.agree(f"logits of nodes {wanted.tolist()} of {what}", some, expected, self.tolerance)
-        chosen = paths_of(list(range(-1, size - 1)))[case.picks[0] % size]
+        chosen = node_paths(list(range(-1, size - 1)))[case.picks[0] % size]
         state.commit(torch.tensor([chosen] * case.batch, device=self.device))
         after = self.draw((case.batch, 1), generator)
         y = self.extend(after, state)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from segue.design.measured import BY, Measured, Predictor, part_of, propose
+from segue.design.measured import BY, Measured, Predictor, propose, sub_meter
 from segue.design.oracles import Encoder
 from segue.errors import SegueError
 from segue.files import write_text
@@ -141,9 +141,9 @@ def design(fitted: Fitted, scores: str | Path | Sequence[tuple[str, float]], n: 
     before = [] if fitted.objective in ANY_ORDER or isinstance(network, ClozeModel) else [codec.size - 1]  # a beginning
     encoder = Encoder(frozen, frozen.vocabulary, measured.letters.tolist(), before)
     with progress("design", 1.0, quiet) as meter:
-        predictor = Predictor.fit(measured, encoder, seed, part_of(meter, 0.0, 0.3))
+        predictor = Predictor.fit(measured, encoder, seed, sub_meter(meter, 0.0, 0.3))
         proposals = propose(measured, predictor, n, by, frozen, free, changes, steps, seed, strength,
-                            told=part_of(meter, 0.3, 1.0))
+                            told=sub_meter(meter, 0.3, 1.0))
     decode = codec.decode
     starts = {each.start: decode(measured.letters[measured.ids[each.start, : measured.lengths[each.start]]].tolist())
               for each in proposals}
