@@ -30,7 +30,17 @@ from segue.analysis.probes import shuffled_probe
 from segue.errors import SegueError
 from segue.models import Stack, StackConfig
 from segue.papers import claim
-from segue.papers.successor_heads import ITEMS, LISTS, NEXT, ORDERS, SAME, SPANS, documents, held_out, words
+from segue.papers.successor_heads import (
+    ITEMS,
+    LISTS,
+    NEXT,
+    ORDERS,
+    SAME,
+    SPANS,
+    held_out_pairs,
+    read_words,
+    sample_batch,
+)
 
 MIXERS = ("attention", "gla", "mamba", "mamba2", "deltanet", "mlstm", "lstm", "lightnet", "block-recurrent")
 V = 11
@@ -273,9 +283,9 @@ def test_a_shuffled_probe_finds_nothing() -> None:
 
 
 def test_lists_step_on_and_hold_no_pair_that_is_held_out() -> None:
-    unknown, following = held_out(3), dict(pair for order in ORDERS for pair in order.pairs())
+    unknown, following = held_out_pairs(3), dict(pair for order in ORDERS for pair in order.pairs())
     assert len(unknown) == round(0.15 * len(following))
-    batch, asked = documents(40, words(None), unknown, 5)
+    batch, asked = sample_batch(40, read_words(None), unknown, 5)
     pairs = []
     for row, at in (asked == LISTS).nonzero().tolist():
         assert batch.tokens[row, at] == NEXT

@@ -39,7 +39,8 @@ HELD_OUT = 0.15
 HEADS, STEPS = 4, {"attention": 800, "gla": 550}
 
 
-def orders() -> list[Order]:
+def make_orders() -> list[Order]:
+    """The classes of ordered words, their ids one after the other from 0 on."""
     first, found = 0, []
     for name, size in SIZES.items():
         found.append(Order(name, tuple(range(first, first + size)), name in CYCLIC))
@@ -47,18 +48,18 @@ def orders() -> list[Order]:
     return found
 
 
-ORDERS = orders()
+ORDERS = make_orders()
 
 
-def held_out(seed: int) -> set[tuple[int, int]]:
-    """The pairs that no list in training holds."""
+def held_out_pairs(seed: int) -> set[tuple[int, int]]:
+    """Pairs of a word and its successor that no training list contains."""
     pairs = [pair for order in ORDERS for pair in order.pairs()]
     chosen = np.random.default_rng(seed).permutation(len(pairs))[: round(HELD_OUT * len(pairs))]
     return {pairs[i] for i in chosen}
 
 
-def words(folder: str | None) -> np.ndarray:
-    """The stream of a text's commonest words, in its order, as ids from 0 on."""
+def read_words(folder: str | None) -> np.ndarray:
+    """The text reduced to its most frequent words, as ids from 0 on. None: random ids."""
     if folder is None:
         return np.random.default_rng(0).integers(FILLER, size=4096)
     text = gzip.decompress((Path(folder) / "wiki.test.tokens.gz").read_bytes()).decode()
@@ -67,68 +68,78 @@ def words(folder: str | None) -> np.ndarray:
     return np.array([common[word] for word in named if word in common])
 
 
-Said = tuple[list[int], list[int]]  # ids, and what is asked for behind each
+Piece = tuple[list[int], list[int]]  # token ids, and for each what its prediction tests: LISTS, SPANS or 0, nothing
 LISTS, SPANS = 1, 2
 
 
 @dataclass
 class Writer:
-    """Writes lists, spans said twice, numbers with their digits, and text. unknown: pairs that no list holds. Lists are
-    asked about at their marks, spans when they are said again."""
+    """Writes training documents of lists, repeated spans, numbers with their digits, and text.
+
+    text: word ids. held_out: pairs that no list may contain. rng: all random draws. Predictions are tested in lists
+    behind each NEXT, and in spans while they are repeated.
+    """
 
     text: np.ndarray
-    unknown: set[tuple[int, int]]
-    draw: np.random.Generator
+    held_out: set[tuple[int, int]]
+    rng: np.random.Generator
 
-    def filler(self, most: int) -> list[int]:
-        at = self.draw.integers(len(self.text) - most)
-        return (WORDS + self.text[at : at + self.draw.integers(most + 1)]).tolist()
+    def sample_filler(self, most: int) -> list[int]:
+        """At most `most` consecutive words of the text."""
+        at = self.rng.integers(len(self.text) - most)
+        return (WORDS + self.text[at : at + self.rng.integers(most + 1)]).tolist()
 
-    def item(self) -> tuple[Order, int]:
-        order = ORDERS[self.draw.integers(len(ORDERS))]
-        return order, order.ids[self.draw.integers(len(order.ids))]
+    def sample_item(self) -> tuple[Order, int]:
+        """A random class and one of its ids."""
+        order = ORDERS[self.rng.integers(len(ORDERS))]
+        return order, order.ids[self.rng.integers(len(order.ids))]
 
-    def series(self) -> Said:
-        order, first = self.item()
-        following, said, asked = dict(order.pairs()), [first], [0]
-        for _ in range(self.draw.integers(2, 6)):
-            after = following.get(said[-1])
-            if after is None or (said[-1], after) in self.unknown:
+    def sample_list(self) -> Piece:
+        """A list in order, with filler between its items and NEXT before each but the first."""
+        order, first = self.sample_item()
+        successors, tokens, kinds = dict(order.pairs()), [first], [0]
+        for _ in range(self.rng.integers(2, 6)):
+            successor = successors.get(tokens[-1])
+            if successor is None or (tokens[-1], successor) in self.held_out:
                 break
-            between = self.filler(GAP)
-            said += [*between, NEXT, after]
-            asked += [0] * len(between) + [LISTS, 0]
-        return said, asked
+            between = self.sample_filler(GAP)
+            tokens += [*between, NEXT, successor]
+            kinds += [0] * len(between) + [LISTS, 0]
+        return tokens, kinds
 
-    def span(self) -> Said:
-        size = int(self.draw.integers(4, 9))
-        span = [self.item()[1] if self.draw.random() < 0.5 else int(WORDS + self.draw.choice(self.text))
+    def sample_repeated_span(self) -> Piece:
+        """A span of items and words, SAME, and the span again."""
+        size = int(self.rng.integers(4, 9))
+        span = [self.sample_item()[1] if self.rng.random() < 0.5 else int(WORDS + self.rng.choice(self.text))
                 for _ in range(size)]
         return [*span, SAME, *span], [0] * (size + 1) + [SPANS] * (size - 1) + [0]
 
-    def spelled(self) -> Said:
-        number = int(self.draw.integers(SIZES["numbers"]))
-        said = [number, *(ITEMS + int(digit) for digit in str(number))]
-        return said, [0] * len(said)
+    def sample_spelled_number(self) -> Piece:
+        """A number followed by its decimal digits."""
+        number = int(self.rng.integers(SIZES["numbers"]))
+        tokens = [number, *(ITEMS + int(digit) for digit in str(number))]
+        return tokens, [0] * len(tokens)
 
-    def words(self) -> Said:
-        said = self.filler(2 * GAP)
-        return said, [0] * len(said)
+    def sample_words(self) -> Piece:
+        tokens = self.sample_filler(2 * GAP)
+        return tokens, [0] * len(tokens)
 
-    def document(self) -> Said:
-        said, asked, ways = list[int](), list[int](), (self.series, self.span, self.spelled, self.words)
-        while len(said) <= LENGTH:
-            more = ways[self.draw.choice(4, p=(0.45, 0.25, 0.15, 0.15))]()
-            said, asked = said + more[0], asked + more[1]
-        return said[: LENGTH + 1], asked[:LENGTH]
+    def sample_document(self) -> Piece:
+        """LENGTH + 1 tokens of random pieces."""
+        tokens, kinds = list[int](), list[int]()
+        makers = self.sample_list, self.sample_repeated_span, self.sample_spelled_number, self.sample_words
+        while len(tokens) <= LENGTH:
+            more = makers[self.rng.choice(4, p=(0.45, 0.25, 0.15, 0.15))]()
+            tokens, kinds = tokens + more[0], kinds + more[1]
+        return tokens[: LENGTH + 1], kinds[:LENGTH]
 
 
-def documents(rows: int, text: np.ndarray, unknown: set[tuple[int, int]], seed: Any) -> tuple[Batch, Tensor]:
-    """Rows to learn from, and what sort of thing is asked for at each place."""
-    writer = Writer(text, unknown, np.random.default_rng(seed))
-    said, asked = zip(*(writer.document() for _ in range(rows)))
-    tokens = torch.tensor(said)
-    return Batch(tokens[:, :-1], tokens[:, 1:].clone()), torch.tensor(asked)
+def sample_batch(rows: int, text: np.ndarray, held_out: set[tuple[int, int]], seed: Any) -> tuple[Batch, Tensor]:
+    """A batch of documents, and for each target (rows, LENGTH) what it tests: LISTS, SPANS or 0."""
+    writer = Writer(text, held_out, np.random.default_rng(seed))
+    documents, kinds = zip(*(writer.sample_document() for _ in range(rows)))
+    tokens = torch.tensor(documents)
+    return Batch(tokens[:, :-1], tokens[:, 1:].clone()), torch.tensor(kinds)
 
 
 def build(mixer: str, width: int) -> Stack:
@@ -136,27 +147,29 @@ def build(mixer: str, width: int) -> Stack:
                              activation="gelu", norm="layer", bias=True, parallel=True))
 
 
-def effects(model: Stack, batch: Batch, asked: Tensor, kind: int, means: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The direct effect of each head at the places of one sort."""
-    found = direct_effects(model, batch.tokens, torch.where(asked == kind, batch.targets, -1), means=means)
-    return {name: nats for name, nats in found.items() if "head" in name}
+def head_effects(model: Stack, batch: Batch, kinds: Tensor, kind: int, means: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The direct effect in nats of each head on the targets that test `kind`."""
+    effects = direct_effects(model, batch.tokens, torch.where(kinds == kind, batch.targets, -1), means=means)
+    return {name: nats for name, nats in effects.items() if "head" in name}
 
 
-def probed(model: Stack, times: int) -> dict[str, float]:
-    """A linear probe of the last digit, learned on numbers, asked about number words."""
-    numbers, said = (order for order in ORDERS if order.name in ("numbers", "number words"))
-    (train, test), digits = ((effective_inputs(model, order.ids) for order in (numbers, said)),
-                             [torch.arange(len(order.ids)) % 10 for order in (numbers, said)])
+def probe_last_digit(model: Stack, times: int) -> dict[str, float]:
+    """Accuracy on number words of a linear probe for the last digit that was trained on numbers, and the 95% quantile
+    of such probes over `times` shufflings of the labels."""
+    numbers, spelled = (order for order in ORDERS if order.name in ("numbers", "number words"))
+    (train, test), digits = ((effective_inputs(model, order.ids) for order in (numbers, spelled)),
+                             [torch.arange(len(order.ids)) % 10 for order in (numbers, spelled)])
     real, shuffled = shuffled_probe("linear", (train / train.std(), digits[0]), (test / train.std(), digits[1]), times,
                                     epochs=100, rate=1e-2)
     return {"probe": real, "shuffled probe": float(np.quantile(shuffled, 0.95))}
 
 
-def found(mixer: str, folder: str | None, seed: int, steps: int, width: int, rows: int, times: int) -> dict[str, Any]:
-    """Learn a model; its best head by weights alone, and what that one carries on fresh documents."""
+def train_and_analyse(mixer: str, folder: str | None, seed: int, steps: int, width: int, rows: int, times: int
+                      ) -> dict[str, Any]:
+    """Train a model, find its best successor head by weights alone, and measure that head on fresh documents."""
     torch.manual_seed(seed)
-    text, unknown, model = words(folder), held_out(seed), build(mixer, width)
-    learn(model, lambda step: documents(32, text, unknown, (seed, step))[0], steps, rate=3e-3, seed=seed)
+    text, held_out, model = read_words(folder), held_out_pairs(seed), build(mixer, width)
+    learn(model, lambda step: sample_batch(32, text, held_out, (seed, step))[0], steps, rate=3e-3, seed=seed)
     hits = head_hits(model, ORDERS)
     scores = {name: float(right.float().mean()) for name, right in hits.items()}
     best, second = sorted(scores, key=lambda name: -scores[name])[:2]
@@ -167,29 +180,29 @@ def found(mixer: str, folder: str | None, seed: int, steps: int, width: int, row
         "shuffled classes": max(float(right.float().mean()) for right in head_hits(model, mixed).values()),
         "with embedding": max(float(right.float().mean()) for right in whole.values()),
         "copying": float(head_hits(model, ORDERS, step=0)[best].float().mean())}
-    fresh, asked = documents(rows, text, unknown, (seed, 0, 1))  # no step draws from three numbers
+    fresh, kinds = sample_batch(rows, text, held_out, (seed, 0, 1))  # no step draws from three numbers
     means = mean_writes(model, fresh.tokens)
     with torch.no_grad():
         right = model(fresh.tokens).logits.argmax(-1) == fresh.targets
-    result |= {name: float(right[asked == kind].float().mean())
+    result |= {name: float(right[kinds == kind].float().mean())
                for name, kind in (("succession", LISTS), ("spans", SPANS))}
-    lists, spans = (effects(model, fresh, asked, kind, means) for kind in (LISTS, SPANS))
+    lists, spans = (head_effects(model, fresh, kinds, kind, means) for kind in (LISTS, SPANS))
     worst = torch.stack(list(lists.values())).argmax(0) == list(lists).index(best)
     result |= {"wins": float(worst.float().mean()), "effect": float(lists[best].mean()),
                "effect on spans": float(spans[best].mean()), "domains": {}}
-    targets = fresh.targets[asked == LISTS]
+    targets = fresh.targets[kinds == LISTS]
     for order in ORDERS:
         own = torch.isin(targets, torch.tensor(order.ids))
         result["domains"][order.name] = float(worst[own].float().mean()) if bool(own.any()) else 0.0
-    strange, asked = documents(rows, text, set(), (seed, 0, 2))
-    places = (asked == LISTS).nonzero()
-    begins = [next(int(i) for i in strange.tokens[row, :at].flip(0) if i < ITEMS) for row, at in places.tolist()]
-    new = torch.tensor([(first, int(strange.targets[row, at])) in unknown
+    unseen, kinds = sample_batch(rows, text, set(), (seed, 0, 2))
+    places = (kinds == LISTS).nonzero()
+    begins = [next(int(i) for i in unseen.tokens[row, :at].flip(0) if i < ITEMS) for row, at in places.tolist()]
+    new = torch.tensor([(first, int(unseen.targets[row, at])) in held_out
                         for first, (row, at) in zip(begins, places.tolist())])
     with torch.no_grad():
-        right = model(strange.tokens).logits.argmax(-1) == strange.targets
-    result["new pairs"] = float(right[asked == LISTS][new].float().mean()) if bool(new.any()) else 0.0
-    return result | probed(model, times)
+        right = model(unseen.tokens).logits.argmax(-1) == unseen.targets
+    result["new pairs"] = float(right[kinds == LISTS][new].float().mean()) if bool(new.any()) else 0.0
+    return result | probe_last_digit(model, times)
 
 
 def measure(run: Run) -> list[Row]:
@@ -197,8 +210,9 @@ def measure(run: Run) -> list[Row]:
     folder = None if data is None else str(data)
     width, rows, times = run.pick((16, 8, 2), (128, 128, 40))
     arms = [("gla", run.seed), *(("attention", run.seed + i) for i in range(run.pick(1, 3)))]
-    cells = run.cells({f"{mixer}, seed {seed}": partial(found, mixer, folder, seed, run.pick(2, STEPS[mixer]), width,
-                                                        rows, times) for mixer, seed in arms})
+    cells = run.cells({f"{mixer}, seed {seed}": partial(train_and_analyse, mixer, folder, seed,
+                                                        run.pick(2, STEPS[mixer]), width, rows, times)
+                       for mixer, seed in arms})
     table: list[Row] = [{"model": name, **{key: value for key, value in cell.items() if key != "domains"},
                          **cell["domains"]} for name, cell in cells.items()]
     run.note(f"lists of {ITEMS} ordered words in {len(ORDERS)} classes ({', '.join(CYCLIC)} begin again), spans that "
