@@ -133,7 +133,7 @@ def sample_by_smc(model: Flat, oracle: Oracle, runs: int, seed: int) -> Tensor:
         x = torch.zeros(len(some) * PARTICLES, model.length, dtype=torch.long)
         with torch.no_grad():
             drawn, _ = STEERED["smc"](Denoiser(model, PROCESS), x, x == 0, PROCESS, oracle, STRENGTH, steps=8,
-                                      sample_by_smc=PARTICLES, generator=generator)
+                                      particles=PARTICLES, generator=generator)
         total += numbers(drawn, LETTERS).bincount(minlength=len(total))
     return total / total.sum()
 
