@@ -119,10 +119,10 @@ def run_arm(arm: str, strength: float, weights: str, seed: int, steps: int, smal
 
 
 def measure(run: Run) -> list[Row]:
-    steps, first_steps, small = run.pick(2, STEPS), run.pick(2, PRETRAIN), run.scale == "smoke"
+    steps, warmup, small = run.pick(2, STEPS), run.pick(2, PRETRAIN), run.scale == "smoke"
     seeds = [run.seed + i for i in range(run.pick(1, 3))]
     wanted = seeds if small else [TUNING, *seeds]
-    bases = run.cells({f"pre-trained, seed {seed}": partial(pretrain, seed, first_steps, small) for seed in wanted})
+    bases = run.cells({f"pre-trained, seed {seed}": partial(pretrain, seed, warmup, small) for seed in wanted})
     weights = {seed: bases[f"pre-trained, seed {seed}"] for seed in wanted}
     tried = {(arm, strength): f"{arm} {strength:g}, tuning" for arm, values in STRENGTHS.items()
              for strength in values}
@@ -143,7 +143,7 @@ def measure(run: Run) -> list[Row]:
                       "forgetting by seed": [one["forgetting"] for one in each],
                       "the first domain": np.mean([one["matrix"] for one in each], 0)[1:, 1].tolist()})
     run.note(f"real data: characters of the running Python's standard library; pre-trained on {', '.join(FAMILIAR)} "
-             f"({first_steps} steps), then {', '.join(DOMAINS)}, {steps} steps each; the test is every fifth row of the "
+             f"({warmup} steps), then {', '.join(DOMAINS)}, {steps} steps each; the test is every fifth row of the "
              "last tenth of each; the twentieth before it is kept for choosing strengths and for early stopping")
     run.note(f"two layers of attention, width {WIDTH}, rows of {CONTEXT} characters, {ROWS} new rows a step, AdamW at "
              f"0.001 after a warm-up, {len(seeds)} seeds; replay and A-GEM see as many new rows as the others, and old "
