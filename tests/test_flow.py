@@ -136,7 +136,7 @@ def test_what_is_told_is_left_out_row_by_row() -> None:
     ids, draw = torch.arange(3000).view(1000, 3), torch.Generator().manual_seed(0)
     loss = FlowMatching(drop={"a": 0.25})
     kept = (loss.drop_condition("a", ids, draw) >= 0).all(1)
-    assert torch.equal(loss.told("b", ids, draw), ids) and 0.7 < float(kept.float().mean()) < 0.8
+    assert torch.equal(loss.drop_condition("b", ids, draw), ids) and 0.7 < float(kept.float().mean()) < 0.8
     left = loss.drop_condition("a", torch.ones(1000, 2, 3), draw).flatten(1)  # of real vectors, zeros
     assert ((left == 0).all(1) | (left == 1).all(1)).all() and 0.2 < float((left == 0).float().mean()) < 0.3
 

@@ -363,7 +363,7 @@ def test_bandlimit_leaves_out_what_the_rate_cannot_hold() -> None:
 @pytest.mark.parametrize("make, says", [
     (lambda: S4D(4, states=5), "even number"), (lambda: S4D(4, init="none"), "matrix 'none' is unknown"),
     (lambda: S4D(4, rule="euler")(torch.zeros(1, 3, 4)), "'euler' is unknown"),
-    (lambda: S4(4, states=3), "even number"), (lambda: LSSL(4, init="legt"), "begins as 'legs'"),
+    (lambda: S4(4, states=3), "even number"), (lambda: LSSL(4, init="legt"), "starts as 'legs'"),
     (lambda: LSSL(4, init="x", learn_a=False), "'x' is unknown"),
     (lambda: LiquidS4(4, degree=1), "choose 2 or more"), (lambda: LiquidS4(4, liquid="x"), "pb or kb"),
     (lambda: S4ND(4, axes=0), "give one or more"),
