@@ -184,8 +184,8 @@ def _resolve_acceptor(named: str | Acceptor) -> Acceptor:
 
 
 def _make_rows(model: Decodable, prompts: list[Sequence[int]], sampling: Sampling, *, n: int | Sequence[int] | None,
-          eos: int | Sequence[int] | None, seed: int | Sequence[int], logprobs: bool, until: Until | Sequence[Until],
-               backspace: int | None) -> Iterator[Row]:
+               eos: int | Sequence[int] | None, seed: int | Sequence[int], logprobs: bool,
+               until: Until | Sequence[Until], backspace: int | None) -> Iterator[Row]:
     """The rows of the answers, in order, created lazily; arguments as of `generate`."""
     limits, stops = resolve_limits(n, len(prompts)), _stop_ids(eos)
     if backspace is not None:

@@ -180,7 +180,7 @@ class Found:
 
 def search_bidirectional(measured: Measured, predictor: Predictor, starts: Tensor, free: Tensor,
                          most: int | None, steps: int,
-                  seed: int, told: Told) -> Found:
+                         seed: int, told: Told) -> Found:
     """From each start the way of a soft design by both losses, with the mix that adapts (BIB); and from each step of it
     also what it is with fewer changes, which is closer to what was measured."""
     lengths, half = measured.lengths[starts], predictor.half
@@ -210,7 +210,7 @@ def draw_gaps(free: Tensor, most: int | None, generator: torch.Generator) -> Ten
 
 
 def search_by_diffusion(model: Stack, by: str, measured: Measured, predictor: Predictor, starts: Tensor, free: Tensor,
-                 most: int | None, steps: int, seed: int, strength: float, told: Told) -> Found:
+                        most: int | None, steps: int, seed: int, strength: float, told: Told) -> Found:
     """From each start a group of samples of a diffusion model, its free places written anew: by one that is fine-tuned
     (DRAKES), or steered."""
     process, letters = AbsorbingProcess(model.vocabulary - 1), measured.letters

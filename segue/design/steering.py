@@ -23,9 +23,9 @@ from segue.objectives.diffusion import Predict
 
 
 def sample_steered(predict: Predict, x: Tensor, gaps: Tensor, process: AbsorbingProcess, oracle: Oracle,
-                   strength: float = 0.5,
-            steps: int = 128, guidance: float = 0.0, resample: bool = True, particles: int | None = None,
-            generator: torch.Generator | None = None, schedule: NoiseSchedule | None = None) -> Sampled:
+                   strength: float = 0.5, steps: int = 128, guidance: float = 0.0, resample: bool = True,
+                   particles: int | None = None, generator: torch.Generator | None = None,
+                   schedule: NoiseSchedule | None = None) -> Sampled:
     """Undo the noise step by step, as `ancestral`. After each step a sequence is worth what the oracle gives to the
     likeliest sequence that it may become.
 

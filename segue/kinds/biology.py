@@ -164,7 +164,7 @@ class Letters(Kind):
             first.update(here)
 
     def _read_sequences(self, path: Path, problems: Problems | None, column: str | None, features: str | None,
-                   classes: str | None) -> Iterator[Found]:
+                        classes: str | None) -> Iterator[Found]:
         with opened(path) as handle:
             head = handle.peek(1 << 12)
             if head.startswith(MARK):
@@ -267,7 +267,7 @@ class Letters(Kind):
             text.close()
 
     def _read_features(self, path: Path, handle: BinaryIO, form: str, sort: str,
-                  problems: Problems | None) -> Iterator[Found]:
+                       problems: Problems | None) -> Iterator[Found]:
         """The parts of one sort of each record, by Biopython; for proteins their translations, where they are told."""
         found, text = False, io.TextIOWrapper(handle, "utf-8", "replace")
         try:

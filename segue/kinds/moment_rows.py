@@ -154,8 +154,8 @@ class _Moments:
 
 
 def read_moments(frame: Frame, chosen: list[str], column: str | None, who: str | None, when: str | None,
-             when_format: str | None, classes: str | None, of: str | None,
-             problems: Problems | None) -> Iterator[Record]:
+                 when_format: str | None, classes: str | None, of: str | None,
+                 problems: Problems | None) -> Iterator[Record]:
     """Each row of a table is a moment."""
     frame = _without_units(frame)
     sorts = [] if frame.headed or who or of else columns_without_numbers(frame, run_columns(frame))

@@ -354,7 +354,7 @@ def is_growing(cells: Sequence[Any]) -> bool:
 
 
 def guess_who_and_what(names: Iterable[str], cells: Callable[[str], Sequence[Any]], who: str | None = None,
-               what: str | None = None) -> tuple[str | None, str | None]:
+                       what: str | None = None) -> tuple[str | None, str | None]:
     """Who and what by what is in columns: the first that names something that comes again, and the next. Numbers do so
     where their column is called as numbers of things are. Where one of the two is known, it is the other one's only
     column, if there is one, though not one that what happened tells. A table of more measurements than names is of

@@ -270,7 +270,7 @@ def _read_bpseq(path: Path, handle: BinaryIO, problems: Problems | None) -> Iter
 
 
 def read_fasta(path: Path, handle: BinaryIO, problems: Problems | None, marks: bool = False,
-           label: Callable[[str], str] | None = None) -> Iterator[Found]:
+               label: Callable[[str], str] | None = None) -> Iterator[Found]:
     """FASTA. marks: each record is a line of letters and a line of annotation. label: gives the class of a header."""
     notes = ["class=a part of the headers"] * (label is not None) + ["not read: the marks below the letters"] * marks
     if problems is not None and notes:

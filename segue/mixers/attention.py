@@ -69,7 +69,7 @@ def merge_into(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> No
 
 
 def make_rule(causal: bool, window: int | None, prefix: int, prompt: bool, block: int | None, look_back: int,
-            global_tokens: int, random_blocks: int, span: int) -> rules.Rule:
+              global_tokens: int, random_blocks: int, span: int) -> rules.Rule:
     """The mask rule for these options of `Attention`; SegueError if they contradict each other. A learned span is not
     part of the rule: see `Attention._current_rule`."""
     if min(x if x is not None else 1 for x in (window, block)) < 1 or ((prefix or prompt) and not causal):

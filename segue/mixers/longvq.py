@@ -179,7 +179,7 @@ class QuantisedAttention(Recurrence):
         return hot.mT @ valued
 
     def _attend_in_blocks(self, q: Tensor, k: Tensor, valued: Tensor, code: Tensor, document: Tensor, sums: Tensor,
-                bias: Tensor) -> Tensor:
+                          bias: Tensor) -> Tensor:
         """Return unnormalised outputs (B, N, E + 1) for queries and keys (B, N, Z). `valued`, `code` and `document`
         start with the state's window (see `_prepend_state`). Queries of a block attend node by node, with a bias
         (window,) by distance, from `window` nodes before the block to its end, and by sums per code before that."""

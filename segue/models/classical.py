@@ -85,7 +85,7 @@ class HMM:
         return self
 
     def _run_baum_welch(self, flat: np.ndarray, offsets: np.ndarray, weights: np.ndarray, size: float,
-               iterations: int) -> list[float]:
+                        iterations: int) -> list[float]:
         history: list[float] = []
         for _ in range(iterations):
             starts, moves, emits = (np.zeros_like(x) for x in (self.start, self.move, self.emit))

@@ -350,7 +350,7 @@ def split_held_out(documents: Sequence[Any], share: float = 0.08, seed: int = 0)
 
 
 def sample_spans(sizes: Sequence[int], positions: int, draw: np.random.Generator,
-              first: int = 0) -> list[tuple[int, int, int]]:
+                 first: int = 0) -> list[tuple[int, int, int]]:
     """Draw a span of each document, beginning at `first` or later, as (document, begin, end): about `positions`
     positions in all. Random places give spans with a short and with a long past. Of many short documents some are left
     out."""

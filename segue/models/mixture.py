@@ -157,7 +157,7 @@ class Mixture:
         return torch.cat([found[row, :high - at] for row, (_, at, high) in enumerate(table)]).log_softmax(-1)
 
     def _both_log_probabilities(self, groups: Sequence[Sequence[Piece]], context: int,
-               precision: str) -> Iterator[tuple[Tensor, Tensor]]:
+                                precision: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the log-distributions of network and counts for each group of pieces; the counts work ahead in a
         thread."""
         def count(group: Sequence[Piece]) -> Tensor:
@@ -176,7 +176,7 @@ class Mixture:
 
     @torch.no_grad()
     def iterate_scores(self, documents: Sequence[Any], context: int, precision: str = "float32",
-             piece: int = 2048) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+                       piece: int = 2048) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Score every token of the documents except each document's first. Yields, for about `piece` tokens at a time
         and in order, document numbers (n,), log-probabilities (n, V), and the tokens (n,) that were scored.
 

@@ -48,7 +48,7 @@ class Regression(Advisor):
 
     @classmethod
     def for_context(cls, vocabulary: int, turns: Sequence[np.ndarray], numbers: Sequence[Sequence[float]], context: int,
-             moments: int, seasons: Sequence[int] = ()) -> Regression:
+                    moments: int, seasons: Sequence[int] = ()) -> Regression:
         """One that reaches no further than a row of `context` tokens, with few enough weights for so many moments."""
         fit = [season if (season + NEAR_LEVELS) * len(turns) <= context else 0 for season in seasons]
         lags = int(np.clip(min(OWN, context // len(turns) - 1, moments // 20), 1, OWN))

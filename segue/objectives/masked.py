@@ -158,7 +158,7 @@ def mask_some(batch: Batch, mask: int, policy: MaskPolicy = RandomMask(), genera
 
 
 def masked_batches(batches: Callable[[int], Batch], mask: int, policy: MaskPolicy = RandomMask(), seed: int = 0,
-                unmasked: float = 0.2) -> Callable[[int], Batch]:
+                   unmasked: float = 0.2) -> Callable[[int], Batch]:
     """Turn next-element batches into batches for a masked language model (`mask_some`), with a new mask each step."""
     def draw(step: int) -> Batch:
         generator = generator_of(seed + 1, step)  # independent of the draws that chose the rows

@@ -48,7 +48,7 @@ class Stacks(NamedTuple):
 
 
 def build_stacks(walks: Sequence[Walk], eos: int | None = None, backspace: int | None = None,
-           device: torch.device | None = None) -> Stacks:
+                 device: torch.device | None = None) -> Stacks:
     """Build the trees of all states of these walks. A backspace at the end of the prompt does nothing; `eos` ends a
     walk."""
     every: list[tuple[list[int], list[int]]] = []

@@ -220,7 +220,7 @@ def prefill(subject: Subject, prompts: list[Tensor], history: int = 0) -> Decodi
 
 
 def check_outputs(subject: Subject, what: str, y: Tensor, before: list[Tensor], x: Tensor,
-           parents: list[list[int]] | None = None, counts: list[int] | None = None) -> None:
+                  parents: list[list[int]] | None = None, counts: list[int] | None = None) -> None:
     """Outputs y of nodes x (B, N, ...) that follow the rows `before` are those of a run from the beginning."""
     for row, prompt in enumerate(before):
         length = len(prompt)

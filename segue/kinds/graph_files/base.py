@@ -63,7 +63,7 @@ def joined(ends: Sequence[tuple[int, int]], attributes: Sequence[Attributes], di
 
 
 def linked(path: Path, problems: Problems | None, name: str, nodes: Sequence[Mapping[str, Any]],
-            links: Sequence[Mapping[str, Any]], directed: bool, attributes: Attributes) -> Found | None:
+           links: Sequence[Mapping[str, Any]], directed: bool, attributes: Attributes) -> Found | None:
     """A graph of nodes with ids and of links with a source and a target."""
     places: dict[Any, int] = {}
     for place, node in enumerate(nodes):
