@@ -1,5 +1,5 @@
-"""Dropout that spends little on its random numbers: on a CPU, torch draws each from a stream of its own kind, one by
-one, which took a sixth of a training step of small models. Here 64 random bits serve four elements."""
+"""Dropout that spends little on its random numbers: on a CPU, torch draws one for each element, which is a good part of
+a training step of small models. Here 64 random bits serve four elements."""
 
 from __future__ import annotations
 

@@ -308,8 +308,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 @cache
 def keep_freed_memory() -> None:
     """Let the C library keep up to a gigabyte of what is freed, where it is glibc: each step asks for the same memory
-    again, and the pages of memory that is fresh from the system are cleared at their first use, which takes up to a
-    tenth of a step."""
+    again, and the system clears the pages of fresh memory at their first use. For the whole process, and for good."""
     with suppress(AttributeError, OSError, TypeError):  # another library, or another system
         adjust = ctypes.CDLL(None).mallopt
         adjust(M_MMAP_THRESHOLD, 32 << 20)  # larger blocks are still given back at once

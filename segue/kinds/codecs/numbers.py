@@ -14,7 +14,24 @@ from segue.kinds.codecs.base import END, MISSING, Codec
 MOST_CATEGORIES = 24  # up to so many levels, the numbers of a column are categories rather than measurements
 
 
-class LevelCodec(Codec):
+class _ColumnCodec(Codec):
+    """Ids are the values of the first column and its missing value, those of the next column, and so on; last the end,
+    which begins a sequence too. elements: what each id but the end decodes to. starts: the first id of each column."""
+
+    exact = False
+    eos: int
+    elements: list[str]
+    starts: dict[str, int]
+
+    def decode(self, ids: Iterable[int]) -> list[str]:
+        array = self.checked(ids)
+        return [self.elements[id] for id in array[array != self.eos].tolist()]
+
+    def token(self, id: int) -> str:
+        return END if id == self.eos else self.elements[id]
+
+
+class LevelCodec(_ColumnCodec):
     """Measured numbers, quantised: each becomes the nearest level of its column, or missing. An element is a str: the
     number, "nan" where it is missing; with several columns, the column's name before it ("temperature=21.5").
 
@@ -24,7 +41,6 @@ class LevelCodec(Codec):
     """
 
     name = "levels"
-    exact = False
 
     def __init__(self, levels: Mapping[str, Sequence[float]], column: str = "") -> None:
         self.column = column
@@ -55,13 +71,6 @@ class LevelCodec(Codec):
             found = np.searchsorted(self.between[column], values)
             ids[mine] = self.starts[column] + np.where(np.isnan(values), len(self.levels[column]), found)
         return ids
-
-    def decode(self, ids: Iterable[int]) -> list[str]:
-        array = self.checked(ids)
-        return [self.elements[id] for id in array[array != self.eos].tolist()]
-
-    def token(self, id: int) -> str:
-        return END if id == self.eos else self.elements[id]
 
     def turns(self) -> list[np.ndarray]:
         return [np.arange(self.starts[column], self.starts[column] + len(rising) + 1)
@@ -110,14 +119,13 @@ def parted(text: str) -> tuple[str, float]:
         raise SegueError(f"{text!r:.60} is no measured number: give numbers, or column=number") from error
 
 
-class CellCodec(Codec):
+class CellCodec(_ColumnCodec):
     """Rows of a table: an element is a cell with its column's name before it ("age=39", "sex=female", "age=?" where it
     is missing). columns: the values of each: levels, ascending, of which a number becomes the nearest; or texts, of
     which an unknown one becomes missing. Ids: the values of the first column and its missing value, those of the next
     column, and so on; last the end."""
 
     name = "cells"
-    exact = False
 
     def __init__(self, columns: Mapping[str, Sequence[float] | Sequence[str]]) -> None:
         self.columns: dict[str, list[Any]] = {column: list(values) for column, values in columns.items()}
@@ -150,13 +158,6 @@ class CellCodec(Codec):
                 if np.isfinite(number := float(cell)):
                     return self.starts[column] + int(np.searchsorted(self.between[column], number))
         return self.starts[column] + len(self.columns[column])
-
-    def decode(self, ids: Iterable[int]) -> list[str]:
-        array = self.checked(ids)
-        return [self.elements[id] for id in array[array != self.eos].tolist()]
-
-    def token(self, id: int) -> str:
-        return END if id == self.eos else self.elements[id]
 
     def cells(self) -> list[np.ndarray]:
         """The ids of each column; the last is its missing value."""
