@@ -97,9 +97,10 @@ class Rows(Kind):
             cells = {name: values for name, values in cells.items() if called[name] != of}
             said_of = list(map(class_of, frame.columns[of].to_pylist()))
         order = sorted(cells, key=chosen.index) if chosen else sorted(cells, key=lambda name: called[name] == of)
-        if not order:
-            raise SegueError(f"{path}: no column of this table says anything that comes again or is a number (columns: "
-                             f"{', '.join(called)}); name some with columns=")
+        if not order or (not chosen and [called[name] for name in order] == [of]):  # a class of nothing
+            besides = f" but '{of}'" if order else ""
+            raise SegueError(f"{path}: no column of this table{besides} says anything that comes again or is a number "
+                             f"(columns: {', '.join(called)}); name some with columns=")
         if problems is not None:
             left = [name for name in called if name not in cells and called[name] != of]
             problems.note = note(order, of, classes is not None, left)
