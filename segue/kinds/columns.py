@@ -11,7 +11,7 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.kinds.base import Problems, bad, of_class, words
-from segue.kinds.frame import ROWS, Frame, Look, load_table, said
+from segue.kinds.frame import ROWS, Frame, Look, describe_roles, load_table
 
 CLASSES = words("label class category intent y")  # what columns of classes are called, best first
 PERHAPS = words("target survived diagnosis outcome sentiment topic emotion relation genre species language lang key "
@@ -42,13 +42,13 @@ def cells_of(path: Path, problems: Problems | None, column: str | None, find: Ca
         which = f"called {column}" if column else holds
         raise SegueError(f"{path}: no column {which}; name one with column= (columns: {', '.join(frame.columns)})")
     if problems is not None and of is not None:
-        problems.note = said([("class", of), ("column", found)], [of, *frame.columns])
+        problems.note = describe_roles([("class", of), ("column", found)], [of, *frame.columns])
     named = next((frame.columns[name].to_pylist() for name in frame.columns if name.strip().lower() in names), None)
     for i, cell in enumerate(frame.columns[found].to_pylist()):
         name = frame.place(i) if named is None or named[i] is None else str(named[i])
         if frame.classes is None:
             yield found, name, str(cell or "")
-        elif told(problems, path, name, of, frame.classes[i]):
+        elif has_class(problems, path, name, of, frame.classes[i]):
             yield found, of_class(name, frame.classes[i]), str(cell or "")
 
 
@@ -101,7 +101,7 @@ def class_of(cell: Any) -> str:
     return str(int(cell) if isinstance(cell, float) and cell.is_integer() else cell).strip()
 
 
-def told(problems: Problems | None, path: Path | str, record: str, column: str | None, label: str) -> bool:
+def has_class(problems: Problems | None, path: Path | str, record: str, column: str | None, label: str) -> bool:
     """Whether a record has a class; where it has none, that is a problem."""
     if not label:
         bad(problems, path, record, None, f"column '{column}' says no class, or several; fill it or remove the record")
@@ -115,12 +115,12 @@ def take_classes(frame: Frame, asked: str | None, kept: Iterable[str | None] = (
     if column is None or (column in kept and not asked):
         return None
     if column in kept:
-        raise both(frame.path, column)
+        raise class_conflict(frame.path, column)
     frame.classes = np.array([class_of(cell) for cell in frame.columns.pop(column).to_pylist()], object)
     return column
 
 
-def both(path: Path, column: str) -> SegueError:
+def class_conflict(path: Path, column: str) -> SegueError:
     return SegueError(f"{path}: column '{column}' cannot say the class and be read as well: choose another for one")
 
 

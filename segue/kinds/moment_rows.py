@@ -14,9 +14,9 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.kinds.base import Problems, Record, bad, of_class, words
-from segue.kinds.columns import classes_of, told
+from segue.kinds.columns import classes_of, has_class
 from segue.kinds.elements import as_elements
-from segue.kinds.frame import Frame, Look, said
+from segue.kinds.frame import Frame, Look, describe_roles
 from segue.kinds.moments import CALLED
 from segue.kinds.numbers import is_number, numbers_in
 from segue.kinds.roles import ENDINGS, WHO, column_called, find_time_column, measured, plain
@@ -146,8 +146,8 @@ class _Moments:
         if self.times is not None and np.isfinite(pace := steady(self.times[self.series[0]])):
             real = of_calendar(self.times)
             between += f", every {lasting(pace) if real else f'{pace:g}'}"
-        roles = said([("class", of), ("who", self.who), ("when", self.when)],
-                     [name for name in names if name not in self.numbers], between)
+        roles = describe_roles([("class", of), ("who", self.who), ("when", self.when)],
+                               [name for name in names if name not in self.numbers], between)
         more = f",... ({len(self.numbers)} in all)" if len(self.numbers) > SHOWN else ""
         comma = ", " if of or self.who or self.when else ""
         return f"columns={','.join([*self.numbers][:SHOWN])}{more}{comma}{roles}"
@@ -179,7 +179,7 @@ def read_moments(frame: Frame, chosen: list[str], column: str | None, who: str |
             problems.clock = found.clock(mine)
         if said_of is None:
             yield Record(as_elements(parts), name=name)
-        elif told(problems, frame.path, label, of, said_of[number]):
+        elif has_class(problems, frame.path, label, of, said_of[number]):
             yield Record(as_elements(parts), name=of_class(name, said_of[number]))
 
 

@@ -19,7 +19,7 @@ from segue.errors import SegueError
 from segue.files import atomic_write
 from segue.kinds.base import Dataset, Kind, Problems, Record, looks_binary, of_class, words
 from segue.kinds.codecs import MISSING, CellCodec, Codec, decimal
-from segue.kinds.columns import class_column, class_of, look, says_few, told
+from segue.kinds.columns import class_column, class_of, has_class, look, says_few
 from segue.kinds.frame import DELIMITED, JSON, PARQUET, TABULAR, Frame, Look, glance, is_parquet, load_table
 from segue.kinds.frame import number as is_number
 from segue.kinds.moment_rows import counts_rows, numbers_of
@@ -107,7 +107,7 @@ class Rows(Kind):
         for i, row in enumerate(zip(*(cells[name] for name in order))):
             name = f"{path}:{frame.place(i)}"
             if said_of is not None:
-                if not told(problems, path, frame.place(i), of, said_of[i]):
+                if not has_class(problems, path, frame.place(i), of, said_of[i]):
                     continue
                 name = of_class(name, said_of[i])
             yield Record([f"{column}={cell}" for column, cell in zip(order, row)], name=name)

@@ -19,7 +19,7 @@ from segue.files import atomic_write
 from segue.kinds.base import ARFF, HEAD, Dataset, Kind, Problems, Record, as_utf8, bad, head_of, of_class
 from segue.kinds.beside import classes_beside
 from segue.kinds.codecs import Codec, LevelCodec, decimal, element, parted
-from segue.kinds.columns import CLASSES, take_classes, told
+from segue.kinds.columns import CLASSES, has_class, take_classes
 from segue.kinds.columns import look as first_rows
 from segue.kinds.elements import as_columns, as_elements, levels_of
 from segue.kinds.frame import (
@@ -390,7 +390,7 @@ def _lists(frame: Frame, name: str, of: str | None, problems: Problems | None) -
         place = f"{frame.path}:{frame.place(row)}"
         if frame.classes is None:
             yield Record(as_elements({"": values}), name=place)
-        elif told(problems, frame.path, frame.place(row), of, frame.classes[row]):
+        elif has_class(problems, frame.path, frame.place(row), of, frame.classes[row]):
             yield Record(as_elements({"": values}), name=of_class(place, frame.classes[row]))
 
 
@@ -417,7 +417,7 @@ def _whole_rows(frame: Frame, along: Sequence[str], of: str | None, problems: Pr
     for row, values in enumerate(grid[:, labelled:]):
         known = np.flatnonzero(np.isfinite(values))
         label = decimal(first[row]) if labelled else "" if frame.classes is None else frame.classes[row]
-        if of and not told(problems, frame.path, frame.place(row), of, label):
+        if of and not has_class(problems, frame.path, frame.place(row), of, label):
             continue
         if not len(known):
             bad(problems, frame.path, frame.place(row), None, "there is no number in this row; remove it")

@@ -17,7 +17,7 @@ from segue.errors import SegueError
 from segue.files import atomic_write, write_text
 from segue.kinds.base import HEAD, Dataset, Kind, Problems, Record, bad, of_class
 from segue.kinds.codecs import Codec, ItemCodec
-from segue.kinds.columns import classes_of, take_classes, told
+from segue.kinds.columns import classes_of, has_class, take_classes
 from segue.kinds.frame import (
     DELIMITED,
     JSON,
@@ -26,13 +26,13 @@ from segue.kinds.frame import (
     Frame,
     Look,
     are_ids,
+    are_times_by_line,
+    describe_roles,
     glance,
     is_array,
     is_parquet,
     listed,
     load_table,
-    said,
-    times_a_line,
 )
 from segue.kinds.games import as_pgn, moves_in
 from segue.kinds.roles import (
@@ -90,7 +90,7 @@ class Events(Kind):
             return 0.9
         if suffix not in TABULAR and not is_parquet(head):
             return 0.0
-        if suffix not in JSON | PARQUET and b"\0" not in head and times_a_line(_whole_lines(head)):
+        if suffix not in JSON | PARQUET and b"\0" not in head and are_times_by_line(_whole_lines(head)):
             return 0.87
         table = with_lists(glance(path, head))
         if table is None:
@@ -191,7 +191,7 @@ class Events(Kind):
         first, roles = frames[0]
         columns = first.columns
         meant = [*zip(("who", "what", "when"), roles), *(("also", name) for name in also)]
-        problems.note = said([("class", of), *meant], columns)
+        problems.note = describe_roles([("class", of), *meant], columns)
         for name in also:
             if name not in columns:
                 raise SegueError(f"{first.path}: there is no column '{name}'; there are {', '.join(columns)}")
@@ -210,12 +210,12 @@ class Events(Kind):
         between = ""
         if roles[2] and parts:
             between = span(np.concatenate([part[2] for part in parts]))
-            problems.note = said([("class", of), *meant], columns, between)
+            problems.note = describe_roles([("class", of), *meant], columns, between)
         for record, label in _grouped(parts, bool(roles[2]), also, classes):
             if label is None:
-                problems.note = said(meant, columns, between)
+                problems.note = describe_roles(meant, columns, between)
                 yield record
-            elif told(problems, first.path, record.name, of, label):
+            elif has_class(problems, first.path, record.name, of, label):
                 yield replace(record, name=of_class(record.name, label))
 
     def codec(self, data: Dataset, *, min_count: int = 1, vocabulary: int | None = None) -> Codec:
@@ -492,7 +492,7 @@ def _lists(frame: Frame, roles: Roles, also: Sequence[str], when_format: str | N
     for i, row in enumerate(frame.rows):
         name = f"{frame.path}:{row}" if names[i] is None else str(names[i])
         if frame.classes is not None:
-            if not told(problems, frame.path, frame.place(i), of, frame.classes[i]):
+            if not has_class(problems, frame.path, frame.place(i), of, frame.classes[i]):
                 continue
             name = of_class(name, frame.classes[i])
         channels: dict[str, np.ndarray] = {}

@@ -35,7 +35,7 @@ from segue.kinds.base import (
 )
 from segue.kinds.beside import classes_beside
 from segue.kinds.codecs import BPECodec, ByteCodec, Codec, as_bytes
-from segue.kinds.columns import both, class_column, class_of, told
+from segue.kinds.columns import class_column, class_conflict, class_of, has_class
 from segue.kinds.documents import as_row, flat
 from segue.kinds.films import are_lines, dialogues
 from segue.kinds.frame import (
@@ -45,15 +45,15 @@ from segue.kinds.frame import (
     PARQUET,
     TABULAR,
     Look,
-    by_lines,
     check_parquet,
     csv_rows,
+    describe_roles,
     glance,
+    is_json_lines,
     is_parquet,
     json_array,
     json_lines,
     load_table,
-    said,
 )
 from segue.kinds.packed import bare, no_text, opened
 from segue.kinds.several import Form
@@ -312,7 +312,7 @@ class Text(Kind):
             return None
         column = class_column(path, table, classes)
         if column in field and classes:
-            raise both(path, classes)
+            raise class_conflict(path, classes)
         rest = table.without(column)
         pairs = pairs and column is None
         asked, field = field, field or (rest.names[:2] if pairs else text_columns(rest)) or name_column(rest) or (
@@ -329,12 +329,12 @@ class Text(Kind):
             speakers = (speaker, *(speaker_field(name, table.names) for name in field))
             by = [("said by", role) for role in speakers if role]
             within = "all" if dialogue == "" else dialogue
-            problems.note = said([("class", column), ("dialogue", within), *by, *(("field", name) for name in field)],
-                                 table.names)
+            fields = [("field", name) for name in field]
+            problems.note = describe_roles([("class", column), ("dialogue", within), *by, *fields], table.names)
         roles = Roles(field, column, dialogue, speaker)
         if table.form == "delimited":
             rows = self._read_table(path, problems, table, roles, encoding)
-        elif table.form == "json" and by_lines(head.decode("utf-8", "ignore").removeprefix("\ufeff")):
+        elif table.form == "json" and is_json_lines(head.decode("utf-8", "ignore").removeprefix("\ufeff")):
             rows = self._read_lines(path, problems, roles)
         else:
             rows = self._read_columns(path, problems, table.form, roles)
@@ -555,7 +555,7 @@ def _record(path: Path, place: int, text: str, cells: Mapping[str, Any], roles: 
     of classes is empty."""
     label = "" if roles.column is None else class_of(cells.get(roles.column))
     label = "" if label == "-" and str(roles.column).startswith("gold") else label  # SNLI's: those who judged disagree
-    if roles.column is not None and not told(problems, path, str(place), roles.column, label):
+    if roles.column is not None and not has_class(problems, path, str(place), roles.column, label):
         return None
     speaker = class_of(cells.get(roles.speaker or ""))
     text = f"{speaker}: {text.strip()}" if speaker else text
