@@ -27,7 +27,7 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.kinds.base import ARFF, HEAD, MOST, Problems, as_utf8, bad, looks_binary, marked, parsed_xml, words
-from segue.kinds.documents import as_row, document, flat, rows_of, spread
+from segue.kinds.documents import as_row, document, evenly_spaced, flat, rows_of
 from segue.kinds.games import PLAYED, STONE, are_moves, games_of, is_games
 from segue.kinds.packed import actual, bare, opened
 from segue.kinds.times import DATE
@@ -235,7 +235,7 @@ def is_json_lines(text: str) -> bool:
 def _look_json(suffix: str, text: str, cut: bool) -> Look | None:
     """cut: the text goes on."""
     if suffix not in LINES and (document_rows := document(text, cut)):
-        return _look_objects(list(spread(document_rows, MANY)), "document")
+        return _look_objects(list(evenly_spaced(document_rows, MANY)), "document")
     decoder, separators = json.JSONDecoder(), re.compile(r"[,\s]*")
     rows: list[dict[str, Any]] = []
     lines = is_json_lines(text)
