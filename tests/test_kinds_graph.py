@@ -17,7 +17,7 @@ import segue
 from segue.errors import SegueError
 from segue.kinds import KINDS
 from segue.kinds.base import Problems, head_of
-from segue.kinds.graph import DIGITS, Graph, colours, order_of, spelled, understood
+from segue.kinds.graph import DIGITS, Graph, graph_from_tokens, graph_to_tokens, node_colours, order_of
 from segue.kinds.packed import bare
 from segue.testing.kinds import check_kind
 
@@ -73,10 +73,10 @@ def alike(one: Graph, two: Graph) -> bool:
 @settings(deadline=None)
 @given(graph=graphs(), order=st.sampled_from(["dfs", "bfs", "given"]))
 def test_what_is_spelled_is_understood(graph: Graph, order: str) -> None:
-    items = spelled(graph, order)
-    again = understood(items)
+    items = graph_to_tokens(graph, order)
+    again = graph_from_tokens(items)
     assert alike(graph, again)
-    assert spelled(again, order) == items, "it is spelled in one way"
+    assert graph_to_tokens(again, order) == items, "it is spelled in one way"
     assert sorted(order_of(graph, order)) == list(range(len(graph.nodes)))
 
 
@@ -84,30 +84,30 @@ def test_what_is_spelled_is_understood(graph: Graph, order: str) -> None:
 @given(graph=graphs(), seed=st.integers(0, 1000), order=st.sampled_from(["dfs", "bfs"]))
 def test_the_order_of_a_file_does_not_matter(graph: Graph, seed: int, order: str) -> None:
     other = shuffled(graph, seed)
-    assert sorted(colours(graph).tolist()) == sorted(colours(other).tolist())
-    if len(set(colours(graph).tolist())) == len(graph.nodes):  # no ties
-        assert spelled(graph, order) == spelled(other, order)
+    assert sorted(node_colours(graph).tolist()) == sorted(node_colours(other).tolist())
+    if len(set(node_colours(graph).tolist())) == len(graph.nodes):  # no ties
+        assert graph_to_tokens(graph, order) == graph_to_tokens(other, order)
 
 
 def test_signs_by_hand() -> None:
-    assert spelled(Graph(["C", "O", "C"], [(0, 2, False, "1"), (2, 1, False, "1")], "7")) in (
+    assert graph_to_tokens(Graph(["C", "O", "C"], [(0, 2, False, "1"), (2, 1, False, "1")], "7")) in (
         ["=7", "@O", "@C", "-1", ":1", "@C", "-1", ":1"], ["=7", "@C", "@C", "-1", ":1", "@O", "-1", ":1"])
-    assert spelled(Graph(["", "", ""], [(0, 1, False, ""), (1, 2, False, ""), (0, 2, False, "")])) == \
+    assert graph_to_tokens(Graph(["", "", ""], [(0, 1, False, ""), (1, 2, False, ""), (0, 2, False, "")])) == \
         ["@", "@", "-1", "@", "-1", "-2"]
-    assert spelled(Graph(["a", "b"], [(0, 1, True, ""), (1, 0, True, "x"), (1, 1, False, "")]), "given") == \
+    assert graph_to_tokens(Graph(["a", "b"], [(0, 1, True, ""), (1, 0, True, "x"), (1, 1, False, "")]), "given") == \
         ["@a", "@b", "-0", "<1", ":x", ">1"]
     far = Graph([""] * 300, [(0, 299, False, ""), (10, 299, True, "y")])
-    items = spelled(far, "given")
-    assert items[-5:] == ["+4", ">33", ":y", "+4", "-43"] and understood(items) == \
+    items = graph_to_tokens(far, "given")
+    assert items[-5:] == ["+4", ">33", ":y", "+4", "-43"] and graph_from_tokens(items) == \
         Graph(far.nodes, [(10, 299, True, "y"), (0, 299, False, "")])
-    assert Counter(spelled(Graph([""] * (DIGITS**2 + 2), [(0, DIGITS**2 + 1, False, "")]), "given")) == \
+    assert Counter(graph_to_tokens(Graph([""] * (DIGITS**2 + 2), [(0, DIGITS**2 + 1, False, "")]), "given")) == \
         {"@": DIGITS**2 + 2, "+1": 1, "+0": 1, "-1": 1}
 
 
 def test_nonsense_is_understood_as_far_as_it_goes() -> None:
     odd = ["-1", ":2", "+5", "@C", ":3", "-4", ":1", "@O", "-1", "=9", "+1", "x", "-1", ":2", ":3", "-"]
-    assert understood(odd) == Graph(["C", "O"], [(0, 1, False, ""), (0, 1, False, "2")])
-    assert understood(["+63"] * 5000 + ["@", "-1"]) == Graph([""], [])
+    assert graph_from_tokens(odd) == Graph(["C", "O"], [(0, 1, False, ""), (0, 1, False, "2")])
+    assert graph_from_tokens(["+63"] * 5000 + ["@", "-1"]) == Graph([""], [])
 
 
 def of_networkx(made: Any) -> Graph:
@@ -117,7 +117,7 @@ def of_networkx(made: Any) -> Graph:
 
 def read_one(path: Path, **options: Any) -> Graph:
     [record] = GRAPHS.read(path, **options)
-    return understood(record.object)
+    return graph_from_tokens(record.object)
 
 
 SAMPLES = {
@@ -158,7 +158,7 @@ def test_what_is_written_is_read_here_and_by_networkx(tmp_path_factory: pytest.T
                                                       simple: Graph) -> None:
     path = tmp_path_factory.mktemp("graph") / f"graph.{form}"
     for each in (graph, simple):
-        items = spelled(each)
+        items = graph_to_tokens(each)
         try:
             GRAPHS.write([items], path)
         except SegueError as error:
@@ -166,7 +166,7 @@ def test_what_is_written_is_read_here_and_by_networkx(tmp_path_factory: pytest.T
             continue
         [record] = GRAPHS.read(path, label=True)
         assert record.object == items
-        each = understood(items)
+        each = graph_from_tokens(items)
         if form == "gml":
             made = nx.parse_gml(path.read_text(), label="id")
         elif form in ("graphml", "txt"):
@@ -382,7 +382,7 @@ def test_what_a_key_says_is_so_where_nothing_is_said(tmp_path: Path) -> None:
                     '<node id="c"/><edge source="a" target="b"/><edge source="b" target="c"><data key="d1">2</data>'
                     '</edge></graph></graphml>')
     record = next(iter(GRAPHS.read(path, label=True)))
-    found = understood(record.object)
+    found = graph_from_tokens(record.object)
     assert sorted(found.nodes) == ["C", "C", "O"] and sorted(edge[3] for edge in found.edges) == ["1", "2"]
     assert found.label == "x"
     assert nx.parse_graphml(path.read_text()).graph["node_default"] == {"label": " C "}  # as others read it
@@ -432,7 +432,7 @@ def test_a_graph_is_shown() -> None:
 
 def test_from_files_to_a_file(tmp_path: Path) -> None:
     """Fit on rings of two sorts of atoms, go on from a chain, write GraphML, evaluate and embed."""
-    rings = [spelled(Graph(["C", "O"] * (n // 2), [(i, (i + 1) % n, False, "1") for i in range(n)])) for n in
+    rings = [graph_to_tokens(Graph(["C", "O"] * (n // 2), [(i, (i + 1) % n, False, "1") for i in range(n)])) for n in
              range(6, 30, 2)]
     GRAPHS.write(rings * 4, tmp_path / "rings.graphml")
     data = segue.read(tmp_path / "rings.graphml")

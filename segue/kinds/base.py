@@ -243,8 +243,8 @@ def of_class(name: str, label: str) -> str:
 
 def class_in(name: str) -> tuple[str, str]:
     """What `of_class` put together: the name and the class, "" where there is none."""
-    found = re.fullmatch(r"(.*) \(class (.+)\)", name, re.DOTALL)
-    return (found[1], found[2]) if found else (name, "")
+    match = re.fullmatch(r"(.*) \(class (.+)\)", name, re.DOTALL)
+    return (match[1], match[2]) if match else (name, "")
 
 
 def bad(problems: Problems | None, path: Path | str, record: str, position: int | None, text: str) -> None:
@@ -261,11 +261,11 @@ def head_of(path: Path, encoding: str = "utf-8") -> bytes:
     with opened(path) as handle:
         head = b""
         try:
-            while len(head) < HEAD and (part := handle.read1(HEAD - len(head))):
-                head += part
+            while len(head) < HEAD and (block := handle.read1(HEAD - len(head))):
+                head += block
             if len(head) >= HEAD and ARFF.match(head):
-                while b"@data" not in head.lower() and len(head) < MOST and (part := handle.read(HEAD)):
-                    head += part
+                while b"@data" not in head.lower() and len(head) < MOST and (block := handle.read(HEAD)):
+                    head += block
         except (EOFError, OSError, zlib.error, lzma.LZMAError):
             if not head:
                 raise
@@ -290,15 +290,15 @@ def detect_encoding(data: bytes, encoding: str, problems: Problems | None = None
     encoding = encodings.lookup(marked(data, encoding)).name
     if encoding != "utf-8" or data.isascii() or looks_binary(data[:HEAD]):
         return encoding
-    read = encodings.getincrementaldecoder("utf-8")("replace").decode(data)
-    broken = read.count("\ufffd")
-    if not broken or sum(sign > "\x7f" for sign in read) > 2 * broken:
+    decoded = encodings.getincrementaldecoder("utf-8")("replace").decode(data)
+    broken = decoded.count("\ufffd")
+    if not broken or sum(character > "\x7f" for character in decoded) > 2 * broken:
         return encoding  # good, or damaged
-    part = data[re.search(rb"[\x80-\xff]", data).start() :][:HEAD]  # type: ignore[union-attr]
-    guess = likely_encoding(part)
-    beyond = [sign for sign in part.decode(guess, "replace") if sign > "\x7f"]
-    usual, share = sum(sign in (LATIN | OTHER)[guess] for sign in beyond), 8 if guess in MANY else 3
-    if share * usual < len(beyond) or 50 * beyond.count("\ufffd") > len(beyond):
+    sample = data[re.search(rb"[\x80-\xff]", data).start() :][:HEAD]  # type: ignore[union-attr]
+    guess = likely_encoding(sample)
+    characters = [character for character in sample.decode(guess, "replace") if character > "\x7f"]
+    num_usual, share = sum(character in (LATIN | OTHER)[guess] for character in characters), 8 if guess in MANY else 3
+    if share * num_usual < len(characters) or 50 * characters.count("\ufffd") > len(characters):
         return encoding
     if problems is not None:
         problems.guesses.add(guess)
@@ -306,7 +306,7 @@ def detect_encoding(data: bytes, encoding: str, problems: Problems | None = None
 
 
 def encoding_of(path: Path, encoding: str, problems: Problems | None = None) -> str:
-    """The encoding of a text file (see `spoken`), by as much of it as is held at a time."""
+    """The encoding of a text file (see `detect_encoding`), by as much of it as is held at a time."""
     with opened(path) as handle:
         return detect_encoding(handle.read(PIECE), encoding, problems)
 
@@ -348,8 +348,8 @@ def looks_binary(head: bytes) -> bool:
 def check_text(path: Path, data: bytes, offset: int = 0) -> None:
     """Refuse what is not UTF-8 text, saying where; `offset` is where in the file `data` begins."""
     if offset == 0 and looks_binary(head := data[:HEAD]):
-        where = head.find(b"\0")
-        what = f"a NUL byte at byte {where:,}" if where >= 0 else "many control bytes"
+        nul = head.find(b"\0")
+        what = f"a NUL byte at byte {nul:,}" if nul >= 0 else "many control bytes"
         raise SegueError(f"{path}: this is binary, not text ({what}); give a text file")
     if data.isascii():
         return
@@ -367,8 +367,8 @@ def likely_encoding(data: bytes) -> str:
     shares: dict[str, tuple[bool, float]] = {}
     ascii = len(data.translate(None, bytes(range(128, 256))))
     for encoding, letters in (LATIN if 2 * ascii > len(data) else OTHER).items():
-        beyond = [sign for sign in data.decode(encoding, "replace") if sign > "\x7f"]
-        usual = [sign for sign in beyond if sign in letters]
-        few = encoding in ("cp1250", "cp1254") and len(set(usual)) < 3  # by chance, perhaps
-        shares[encoding] = not few, (3 if encoding in MANY else 1) * len(usual) / max(1, len(beyond))
+        characters = [sign for sign in data.decode(encoding, "replace") if sign > "\x7f"]
+        usual = [sign for sign in characters if sign in letters]
+        doubtful = encoding in ("cp1250", "cp1254") and len(set(usual)) < 3  # by chance, perhaps
+        shares[encoding] = not doubtful, (3 if encoding in MANY else 1) * len(usual) / max(1, len(characters))
     return max(shares, key=lambda encoding: shares[encoding])

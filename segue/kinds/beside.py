@@ -41,8 +41,8 @@ def owner(path: Path) -> Path | None:
 
 def classes_beside(path: Path, count: int | None = None) -> list[str] | None:
     """The class of each of so many sequences (None: of however many) in a file, where one beside it says them."""
-    found = next(filter(is_there, _called(path, False)), None)
-    classes = None if found is None else classes_in(found)
+    class_file = next(filter(is_there, _called(path, False)), None)
+    classes = None if class_file is None else classes_in(class_file)
     return classes if classes is not None and count in (None, len(classes)) else None
 
 
@@ -59,30 +59,30 @@ def classes_in(path: Path) -> list[str] | None:
     if not is_array(data):
         lines = data.split(b"\n")
         cells = [line.strip() for line in lines if line.strip()]
-        few = len(cells) >= 4 * len(set(cells)) and all(re.fullmatch(rb"[A-Za-z][\w#+.-]*", cell) for cell in cells)
-        whole = all(map(bytes.isdigit, cells)) and len(cells) >= 2 * len(set(cells))
-        return [cell.decode() for cell in cells] if cells and (few or whole) else None
+        named = all(re.fullmatch(rb"[A-Za-z][\w#+.-]*", cell) for cell in cells) and len(cells) >= 4 * len(set(cells))
+        integers = all(map(bytes.isdigit, cells)) and len(cells) >= 2 * len(set(cells))
+        return [cell.decode() for cell in cells] if cells and (named or integers) else None
     with suppress(ValueError, EOFError, OSError):
         array = np.load(io.BytesIO(data), allow_pickle=False)
         if array.ndim == 2 and array.shape[1] > 1 and array.dtype.kind in "iufb" and (array.sum(1) == 1).all() and \
                 ((array == 0) | (array == 1)).all():
             array = array.argmax(1)
         array = array.reshape(-1) if array.ndim == 2 and 1 in array.shape else array
-        whole = array.dtype.kind in "iubU" or (array.dtype.kind == "f" and (array == np.round(array)).all())
-        if array.ndim == 1 and whole:
+        integers = array.dtype.kind in "iubU" or (array.dtype.kind == "f" and (array == np.round(array)).all())
+        if array.ndim == 1 and integers:
             return [str(int(each) if isinstance(each, float) else each) for each in array.tolist()]
     return None
 
 
-def _called(path: Path, said: bool) -> Iterator[Path]:
-    """The names that the file of sequences would have, of a file of classes (`said`), or the other way round."""
-    if said and path.name.endswith("-labels.lst"):
+def _called(path: Path, from_classes: bool) -> Iterator[Path]:
+    """The names that the file of sequences would have, of a file of classes (`from_classes`), or the other way round."""
+    if from_classes and path.name.endswith("-labels.lst"):
         yield path.with_name(path.name.replace("-labels.lst", ".jsonl"))
-    if not said and path.suffix == ".jsonl":
+    if not from_classes and path.suffix == ".jsonl":
         yield path.with_name(f"{path.stem}-labels.lst")
     if bare(path).suffix.lower() not in (".npy", ".txt", ".in", "") and "ubyte" not in path.name:
         return
-    for found in CALLED[said].finditer(path.name):
-        for other in HELD if said else SAID:
-            begin, end = path.name[: found.start()], path.name[found.end() :]
-            yield path.with_name(begin + other + re.sub("idx[13]", lambda size: SIZED[size[0]], end))
+    for match in CALLED[from_classes].finditer(path.name):
+        for replacement in HELD if from_classes else SAID:
+            prefix, suffix = path.name[: match.start()], path.name[match.end() :]
+            yield path.with_name(prefix + replacement + re.sub("idx[13]", lambda size: SIZED[size[0]], suffix))

@@ -126,7 +126,7 @@ class Letters(Kind):
         table = bytes.maketrans(b".", b"-")
         table = table.upper() if case == "fold" else table
         masked = bytes(i if i in legal else ord(self.mask) for i in range(256))
-        found, before = False, problems.total if problems is not None else 0
+        any_record, num_problems = False, problems.total if problems is not None else 0
         for name, sequence, quality in self._read_sequences(path, problems, column, features, classes):
             sequence = sequence.translate(table)
             wrong = sequence.translate(None, legal)
@@ -136,32 +136,32 @@ class Letters(Kind):
                     f"it as {self.mask}")
                 continue
             sequence = sequence.translate(masked) if wrong else sequence
-            found = True
+            any_record = True
             yield Record(sequence.decode("ascii"), {} if quality is None else {"quality": quality}, f"{path}:{name}")
-        if not found and (problems is None or problems.total == before):
+        if not any_record and (problems is None or problems.total == num_problems):
             raise SegueError(f"{path}: there is no sequence in this file")
 
     def read_all(self, paths: list[Path], problems: Problems, named: frozenset[Path],
                  **options: Any) -> Iterator[Record]:
         """As `Kind.read_all`, but a long sequence that an earlier file holds too (a genome is often there as FASTA and
         as GenBank) is reported and skipped, so that it is not counted and learned twice."""
-        first: dict[bytes, str] = {}  # from a digest of the letters: the record that has them
+        record_of: dict[bytes, str] = {}  # from a digest of the letters: the record that has them
         scored = len(paths) < 2 or all(map(is_fastq, paths))
         if not scored and any(map(is_fastq, paths)):
             problems.note = "letters alone: not all files have qualities"
         for path in paths:
-            here: dict[bytes, str] = {}  # within a file, what is repeated is meant
+            digests_here: dict[bytes, str] = {}  # within a file, what is repeated is meant
             for record in super().read_all([path], problems, named, **options):
                 record = record if scored else replace(record, channels={})
                 if len(record.object) >= LONG:
                     digest = hashlib.blake2b(record.object.encode(), digest_size=16).digest()
-                    if digest in first:
+                    if digest in record_of:
                         problems.add(Problem(str(path), record.name.removeprefix(f"{path}:"), None,
-                                             f"the same sequence as {first[digest]}; read once"))
+                                             f"the same sequence as {record_of[digest]}; read once"))
                         continue
-                    here[digest] = record.name
+                    digests_here[digest] = record.name
                 yield record
-            first.update(here)
+            record_of.update(digests_here)
 
     def _read_sequences(self, path: Path, problems: Problems | None, column: str | None, features: str | None,
                         classes: str | None) -> Iterator[Found]:
@@ -177,27 +177,27 @@ class Letters(Kind):
             if head.startswith(SNAPGENE):
                 yield from self._biopython_records(path, handle, "snapgene", problems)
                 return
-            flat = "genbank" if GENBANK.intersection(suffixes) else format_of(head)
+            form = "genbank" if GENBANK.intersection(suffixes) else format_of(head)
             if features is not None:
-                if flat not in ("genbank", "embl"):
+                if form not in ("genbank", "embl"):
                     raise SegueError(f"{path}: only GenBank and EMBL files have features: leave features out")
-                yield from self._read_features(path, handle, flat, features, problems)
+                yield from self._read_features(path, handle, form, features, problems)
                 return
             words = head.partition(b"\n")[0].decode("ascii", "replace").split()[:40]
-            if column is None and flat is None and len(words) > 2 and " " not in join_kmers(" ".join(words)):
+            if column is None and form is None and len(words) > 2 and " " not in join_kmers(" ".join(words)):
                 yield from ((str(number), join_kmers(line.decode("ascii", "replace")).encode("ascii", "replace"), None)
                             for number, line in enumerate(handle, 1) if line.strip())
                 return
-            if column is not None or is_parquet(head) or (flat is None and self._holds_sequences(path, head, start)):
+            if column is not None or is_parquet(head) or (form is None and self._holds_sequences(path, head, start)):
                 yield from _table_sequences(path, problems, column, classes)
                 return
             if looks_binary(head):
                 raise SegueError(
                     f"{path}: this is binary, not a file of {self.name} sequences (FASTA, FASTQ or GenBank)")
-            if flat in READERS:
-                yield from READERS[flat](path, handle, problems)
-            elif flat is not None:
-                yield from self._biopython_records(path, handle, flat, problems)
+            if form in READERS:
+                yield from READERS[form](path, handle, problems)
+            elif form is not None:
+                yield from self._biopython_records(path, handle, form, problems)
             elif start[:1] == b"@":
                 yield from read_fastq(path, handle, problems)
             elif start[:1] == b">" or head.startswith(b"##gff"):
@@ -220,12 +220,12 @@ class Letters(Kind):
     def _bare_letters(self, text: bytes) -> bytes:
         """The letters of the beginning of a file that has nothing but lines of them, b"" of any other."""
         lines = [line for each in text.splitlines() if (line := each.strip())]
-        least, cases = (6, self.letters + self.letters.lower()) if self.name == "dna" else (LEAST, self.letters)
+        shortest, alphabet = (6, self.letters + self.letters.lower()) if self.name == "dna" else (LEAST, self.letters)
         if self.name == "protein" and are_peptides([line.decode("ascii", "replace") for line in lines]):
-            least = SHORT
+            shortest = SHORT
         letters = b"".join(lines)
-        strange = letters.translate(None, cases.encode()) or len(set(letters)) < 3 or len(letters) < LEAST
-        return b"" if strange or any(len(line) < least for line in lines[:-1]) else letters.upper()
+        unlikely = letters.translate(None, alphabet.encode()) or len(set(letters)) < 3 or len(letters) < LEAST
+        return b"" if unlikely or any(len(line) < shortest for line in lines[:-1]) else letters.upper()
 
     def _biopython_records(self, path: Path, handle: BinaryIO, form: str, problems: Problems | None) -> Iterator[Found]:
         """The sequence of each record, by Biopython; the features of GenBank and EMBL are not parsed."""
@@ -234,10 +234,10 @@ class Letters(Kind):
         try:
             if form in ("pdb", "cif"):  # what was in the tube, or where that is not told what is in the picture
                 source = io.StringIO(text.read())
-                whole = re.search(r"(?m)^(SEQRES|_pdbx_poly_seq_scheme\.)", source.getvalue()) is not None
-                if not whole and re.search(r"(?m)^(ATOM|HETATM)\b", source.getvalue()) is None:
+                has_sequence = re.search(r"(?m)^(SEQRES|_pdbx_poly_seq_scheme\.)", source.getvalue()) is not None
+                if not has_sequence and re.search(r"(?m)^(ATOM|HETATM)\b", source.getvalue()) is None:
                     raise SegueError(f"{path}: there is neither a sequence nor an atom in it; download it again")
-                form = f"{form}-{'seqres' if whole else 'atom'}"
+                form = f"{form}-{'seqres' if has_sequence else 'atom'}"
             if form in ("genbank", "embl"):
                 scanners = require("Bio.GenBank.Scanner", "biology")
                 scanner = scanners.GenBankScanner() if form == "genbank" else scanners.EmblScanner()
@@ -266,28 +266,28 @@ class Letters(Kind):
         finally:
             text.close()
 
-    def _read_features(self, path: Path, handle: BinaryIO, form: str, sort: str,
+    def _read_features(self, path: Path, handle: BinaryIO, form: str, kind: str,
                        problems: Problems | None) -> Iterator[Found]:
         """The parts of one sort of each record, by Biopython; for proteins their translations, where they are told."""
-        found, text = False, io.TextIOWrapper(handle, "utf-8", "replace")
+        any_feature, text = False, io.TextIOWrapper(handle, "utf-8", "replace")
         try:
             for record in with_warnings(path, require("Bio.SeqIO", "biology").parse(text, form), problems):
-                for number, feature in enumerate((each for each in record.features if each.type == sort), 1):
-                    said = feature.qualifiers
-                    names = [said[key][0] for key in ("protein_id", "locus_tag", "gene") if key in said]
-                    letters = "".join(said.get("translation", ())).encode() if self.name == "protein" else \
+                for number, feature in enumerate((each for each in record.features if each.type == kind), 1):
+                    qualifiers = feature.qualifiers
+                    names = [qualifiers[key][0] for key in ("protein_id", "locus_tag", "gene") if key in qualifiers]
+                    letters = "".join(qualifiers.get("translation", ())).encode() if self.name == "protein" else \
                         bytes(feature.extract(record.seq))
                     if letters:
-                        found = True
-                        yield names[0] if names else f"{record.id}:{sort}{number}", letters, None
+                        any_feature = True
+                        yield names[0] if names else f"{record.id}:{kind}{number}", letters, None
         except (SegueError, OSError, EOFError):
             raise
         except Exception as error:  # a foreign parser may raise anything on a broken file
             raise SegueError(f"{path}: no file whose features Biopython reads ({error}); download it again") from error
         finally:
             text.close()
-        if not found:
-            raise SegueError(f"{path}: there is no {sort} in this file; look which features it has (CDS, gene, tRNA)")
+        if not any_feature:
+            raise SegueError(f"{path}: there is no {kind} in this file; look which features it has (CDS, gene, tRNA)")
 
     def write(self, objects: Iterable[str | Record], path: str | Path) -> None:
         """FASTA, 60 letters a line; a `Record` gives its name, a bare string its number."""
@@ -324,12 +324,13 @@ class Letters(Kind):
 
 
 def _table_sequences(path: Path, problems: Problems | None, column: str | None, classes: str | None) -> Iterator[Found]:
-    for found, name, cell in cells_of(path, problems, column, sequence_column, "holds sequences by its name", COLUMNS,
-                                      NAMES, classes=classes, joined=base_columns):
+    cells = cells_of(path, problems, column, sequence_column, "holds sequences by its name", COLUMNS, NAMES,
+                     classes=classes, joined=base_columns)
+    for used, name, cell in cells:
         if sequence := "".join(join_kmers(cell).split()).encode("utf-8", "replace"):
             yield name, sequence, None
         else:
-            bad(problems, path, name, None, f"no sequence in column '{found}'; remove the row or fill it")
+            bad(problems, path, name, None, f"no sequence in column '{used}'; remove the row or fill it")
 
 
 class DNA(Letters):

@@ -73,8 +73,8 @@ def _in_order(box: zipfile.ZipFile, pages: list[str]) -> list[str]:
             except ElementTree.ParseError:
                 continue
             files = {item.get("id"): unquote(item.get("href", "")) for item in root.findall(".//{*}item")}
-            read = [str(PurePosixPath(name).parent / files.get(each.get("idref"), ""))
-                    for each in root.findall(".//{*}itemref")]
-            if found := [page for page in read if page in pages]:
-                return found
+            spine = [str(PurePosixPath(name).parent / files.get(each.get("idref"), ""))
+                     for each in root.findall(".//{*}itemref")]
+            if ordered := [page for page in spine if page in pages]:
+                return ordered
     return sorted(pages)

@@ -42,8 +42,8 @@ class Cases(Kind):
         cells that do; other cases cannot be told from text: ask for them."""
         if b"\0" in head:
             return 0.0
-        two = beside(path, "time", "event") or beside(path, "event", "time")
-        if two is not None and re.fullmatch(rb"[-+.\deE\s]*", head):
+        twin_file = beside(path, "time", "event") or beside(path, "event", "time")
+        if twin_file is not None and re.fullmatch(rb"[-+.\deE\s]*", head):
             return 0.92
         lines = head.split(b"\n")
         if len(head) >= HEAD and len(lines) > 1:
@@ -52,9 +52,9 @@ class Cases(Kind):
             cells = [_cells(line.decode("utf-8", "replace")) for line in lines if line.strip()]
             if any(re.search(rb"[^,\s]\s*,\s*,\s*[^,\s]", line) for line in lines):
                 return 0.0  # a table with empty cells among others
-            known = {cell for line in cells for cell in line}
+            distinct = {cell for line in cells for cell in line}
             ragged = len({len(line) for line in cells}) > 2
-            return 0.83 if ragged and 4 * len(known) <= sum(map(len, cells)) else 0.0
+            return 0.83 if ragged and 4 * len(distinct) <= sum(map(len, cells)) else 0.0
         if SETS.match(head) or NUMBERED.match(head):
             return 0.88
         items = [line.split() for line in lines if line.strip()]
@@ -62,8 +62,8 @@ class Cases(Kind):
         if not items or not all(map(bytes.isdigit, flat)) or len(flat) < 2 * len(items) or len(items[0]) < 2:
             return 0.0
         ragged = len({len(line) for line in items}) > 1
-        again = 2 * len(set(flat)) <= len(flat)
-        return 0.83 if again or (ragged and _counted([line.decode() for line in lines])) else 0.0
+        repeats = 2 * len(set(flat)) <= len(flat)
+        return 0.83 if repeats or (ragged and _counted([line.decode() for line in lines])) else 0.0
 
     def read(self, path: Path, problems: Problems | None = None, *, elements: str | None = None,
              timed: bool = True, encoding: str = "utf-8") -> Iterator[Record]:
@@ -75,9 +75,9 @@ class Cases(Kind):
             raise SegueError(f"elements is 'characters', 'words' or 'cells', not {elements!r}")
         with opened(path) as handle:
             raw = as_utf8(path, handle.read(), encoding, problems)
-        lines, called = raw.decode().splitlines(), list[str]()
+        lines, names = raw.decode().splitlines(), list[str]()
         if numbered_cases := NUMBERED.match(raw[:HEAD]):
-            called = numbered_cases["names"].decode().split()
+            names = numbered_cases["names"].decode().split()
             lines = ["" if i < raw.count(b"\n", 0, numbered_cases.start("cases")) else line
                      for i, line in enumerate(lines)]
         if elements is None and SETS.match(raw):
@@ -97,18 +97,18 @@ class Cases(Kind):
             items = line.split() if elements == "words" else _cells(line) if elements == "cells" else list(line.strip())
             if not items:
                 continue
-            if called:
-                items = [called[int(item) - 1] if 0 < int(item) <= len(called) else item for item in items]
+            if names:
+                items = [names[int(item) - 1] if 0 < int(item) <= len(names) else item for item in items]
             found, channels = True, {}
             if times is not None:
-                own = times[number - 1] if number <= len(times) else np.zeros(0)
-                if len(own) != len(items) or not np.isfinite(own).all():
+                event_times = times[number - 1] if number <= len(times) else np.zeros(0)
+                if len(event_times) != len(items) or not np.isfinite(event_times).all():
                     bad(problems, path, f"line {number}", None,
                         f"{clock} has not one number for each of its {len(items)} events; mend or remove it")
                     continue
-                order = np.argsort(own, kind="stable")
-                own, items = own[order], [items[i] for i in order]
-                channels = {"time": own, "gap": np.diff(own, prepend=own[0])}
+                order = np.argsort(event_times, kind="stable")
+                event_times, items = event_times[order], [items[i] for i in order]
+                channels = {"time": event_times, "gap": np.diff(event_times, prepend=event_times[0])}
             yield Record(items[named:], channels, items[0] if named else f"{path}:{number}")
         if not found:
             raise SegueError(f"{path}: the file is empty; give a file with one case a line")
@@ -121,10 +121,10 @@ class Cases(Kind):
         for path in files:
             if (events := beside(path, "time", "event")) is not None:
                 raise SegueError(f"{path}: holds the times of {events}; give that file")
-        some = [path for path in files if beside(path, "event", "time") is None]
-        if len(some) < len(files) and some:
-            problems.refuse(some[0], "has no file of times beside it, so all files are read without times; read those "
-                                     "that have apart")
+        untimed = [path for path in files if beside(path, "event", "time") is None]
+        if len(untimed) < len(files) and untimed:
+            problems.refuse(untimed[0], "has no file of times beside it, so all files are read without times; read "
+                                        "those that have apart")
             options["timed"] = False
         yield from super().read_all(files, problems, named, **options)
 
@@ -145,7 +145,7 @@ class Cases(Kind):
 def _sets(path: Path, lines: Sequence[str], problems: Problems | None) -> Iterator[Record]:
     """Sequences of sets, a line each, as SPMF has them; the items of a set one after the other. Lines with @ITEM say
     what items are called."""
-    called = dict(line.split("=", 2)[1:] for line in lines if line.startswith("@ITEM=") and line.count("=") > 1)
+    names = dict(line.split("=", 2)[1:] for line in lines if line.startswith("@ITEM=") and line.count("=") > 1)
     if problems is not None:
         problems.note = "sequences of sets (SPMF), the items of a set one after the other"
     for number, line in enumerate(lines, 1):
@@ -154,15 +154,15 @@ def _sets(path: Path, lines: Sequence[str], problems: Problems | None) -> Iterat
             continue
         if items[-1] != "-2" or not all(item.lstrip("-").isdigit() for item in items):
             bad(problems, path, f"line {number}", None, "not a sequence of sets of numbers that ends with -2; mend it")
-        elif said := [called.get(item, item) for item in items if item not in ("-1", "-2")]:
-            yield Record(said, name=f"{path}:{number}")
+        elif members := [names.get(item, item) for item in items if item not in ("-1", "-2")]:
+            yield Record(members, name=f"{path}:{number}")
 
 
-def beside(path: Path, word: str, other: str) -> Path | None:
+def beside(path: Path, word: str, replacement: str) -> Path | None:
     """The file next to `path` whose name has `other` in place of `word`, packed or not, or None."""
     if word not in path.name:
         return None
-    name = bare(path).name.replace(word, other)
+    name = bare(path).name.replace(word, replacement)
     return twin(path, name)
 
 

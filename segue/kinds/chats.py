@@ -36,7 +36,7 @@ def form_of(head: str) -> Form | None:
     lines = [line for line in lines if line]
     for layout, patterns in LAYOUTS.items():
         for pattern in patterns:
-            names = [_named(found, "name") for line in lines if (found := pattern.fullmatch(line))]
+            names = [_named(match, "name") for line in lines if (match := pattern.fullmatch(line))]
             if len(names) >= max(LEAST, len(lines) // 4) and 2 * len(set(names)) <= len(names) and \
                     not LEVELS.intersection(map(str.lower, names)):
                 return Form("a chat, each message behind who sends it; not read: its times",
@@ -44,36 +44,36 @@ def form_of(head: str) -> Form | None:
     return None
 
 
-def _named(found: re.Match[str], name: str) -> str:
+def _named(match: re.Match[str], name: str) -> str:
     """What a pattern finds as `name`, `name1` or `name2`."""
-    return next((value for key, value in found.groupdict().items() if key.startswith(name) and value), "")
+    return next((value for key, value in match.groupdict().items() if key.startswith(name) and value), "")
 
 
 def _texts(lines: Numbered, pattern: re.Pattern[str], above: bool) -> Iterator[tuple[int, str, str]]:
     """The messages of a chat, one text of whole days for every `LONG` characters. above: names stand on lines of their
     own."""
-    begin, size, day, messages = 1, 0, "", list[list[str]]()
+    start, size, day, messages = 1, 0, "", list[list[str]]()
     for number, row in lines:
         line = row.strip("\u200e\u200f\r ")
-        found = pattern.fullmatch(line)
-        if found is None:
+        match = pattern.fullmatch(line)
+        if match is None:
             notice = not above and (STAMPED.match(line) or NOTICE.match(line))
             if messages and line and not notice and not OMITTED.fullmatch(line):
                 messages[-1].append(line)  # a message of several lines
                 size += len(line)
             continue
-        date = _named(found, "date")
+        date = _named(match, "date")
         if date != day and size > LONG:
-            yield begin, _joined(messages), ""
-            begin, size, messages = number, 0, []
-        day, text = date, "" if above else row.strip("\r ")[-len(found["text"]) :] if found["text"] else ""
-        messages.append([f"{_named(found, 'name').strip()}:", *([] if OMITTED.fullmatch(text) else [text])])
+            yield start, _joined(messages), ""
+            start, size, messages = number, 0, []
+        day, text = date, "" if above else row.strip("\r ")[-len(match["text"]) :] if match["text"] else ""
+        messages.append([f"{_named(match, 'name').strip()}:", *([] if OMITTED.fullmatch(text) else [text])])
         size += len(text)
     if messages:
-        yield begin, _joined(messages), ""
+        yield start, _joined(messages), ""
 
 
 def _joined(messages: list[list[str]]) -> str:
     """Messages as lines, without those that say nothing; several by one person in a row keep their name each."""
-    said = [(name, "\n".join(filter(None, lines))) for name, *lines in messages]
-    return "\n".join(f"{name} {text}" for name, text in said if text)
+    texts = [(name, "\n".join(filter(None, lines))) for name, *lines in messages]
+    return "\n".join(f"{name} {text}" for name, text in texts if text)

@@ -91,16 +91,17 @@ class Molecule(Kind):
             with opened(path) as handle:
                 lines = as_utf8(path, handle.read(), encoding, problems).decode().splitlines()
             for number, line in enumerate(lines, 1):
-                smiles, *rest = parted(line)
+                smiles, *others = parted(line)
                 if smiles and not smiles.startswith("#") and not (number == 1 and smiles.lower() in COLUMNS):
-                    name = rest[0].partition("\t")[0].strip() if rest else ""  # further columns are no part of it
+                    name = others[0].partition("\t")[0].strip() if others else ""  # further columns are no part of it
                     yield name or f"line {number}", smiles
 
     def codec(self, data: Dataset) -> Codec:
         """One token for each symbol: an atom, a bracketed atom, a bond, a branch, a ring. Symbols of several characters
         that occur only once in the data are encoded character by character."""
-        counts = Counter(sign for smiles in data.objects() for sign in SMILES_SIGN.findall(smiles) if len(sign) > 1)
-        often = sorted((sign for sign, n in counts.items() if n > 1), key=lambda sign: (-counts[sign], sign))
+        symbols = (symbol for smiles in data.objects() for symbol in SMILES_SIGN.findall(smiles))
+        counts = Counter(symbol for symbol in symbols if len(symbol) > 1)
+        often = sorted((symbol for symbol, n in counts.items() if n > 1), key=lambda symbol: (-counts[symbol], symbol))
         return SmilesCodec(often[:MANY])
 
     def write(self, objects: Iterable[str | Record], path: str | Path) -> None:
@@ -143,12 +144,12 @@ class Molecule(Kind):
 
 def stranger(smiles: str) -> int | None:
     """The position of the first character that is no symbol of SMILES; None if there is none. A bracket may be open."""
-    at = 0
-    while at < len(smiles):
-        sign = SMILES_SIGN.match(smiles, at)
-        if sign is None or (len(sign[0]) == 1 and sign[0] not in SINGLE):
-            return None if sign is not None and sign[0] == "[" and "]" not in smiles[at:] else at
-        at = sign.end()
+    position = 0
+    while position < len(smiles):
+        match = SMILES_SIGN.match(smiles, position)
+        if match is None or (len(match[0]) == 1 and match[0] not in SINGLE):
+            return None if match is not None and match[0] == "[" and "]" not in smiles[position:] else position
+        position = match.end()
     return None
 
 
@@ -162,22 +163,22 @@ def fault(smiles: str) -> tuple[int, str] | None:
         return None
     if (wrong := stranger(smiles)) is not None:
         return wrong, f"{smiles[wrong]!r} is no sign of SMILES here"
-    open_, rings, at = list[int](), dict[str, int](), 0
-    for sign in SMILES_SIGN.findall(smiles):
-        if sign == "[":
-            return at, "a bracket that is never closed"
-        if sign == "(":
-            open_.append(at)
-        elif sign == ")":
-            if not open_:
-                return at, "a branch ends that never began"
-            open_.pop()
-        elif sign.isdigit() or sign[0] == "%":
-            number = str(int(sign.lstrip("%")))
-            rings.pop(number) if number in rings else rings.setdefault(number, at)
-        at += len(sign)
-    if open_:
-        return open_[-1], "a branch that is never closed"
+    open_branches, rings, position = list[int](), dict[str, int](), 0
+    for symbol in SMILES_SIGN.findall(smiles):
+        if symbol == "[":
+            return position, "a bracket that is never closed"
+        if symbol == "(":
+            open_branches.append(position)
+        elif symbol == ")":
+            if not open_branches:
+                return position, "a branch ends that never began"
+            open_branches.pop()
+        elif symbol.isdigit() or symbol[0] == "%":
+            number = str(int(symbol.lstrip("%")))
+            rings.pop(number) if number in rings else rings.setdefault(number, position)
+        position += len(symbol)
+    if open_branches:
+        return open_branches[-1], "a branch that is never closed"
     if rings:
         return min(rings.values()), "a ring that is never closed"
     if not smiles:
@@ -216,7 +217,7 @@ def telling(word: str) -> bool:
     atom = ATOM.search(word)
     if word.startswith(INCHI):
         return True
-    if any(not BRACKET.fullmatch(sign) for sign in SMILES_SIGN.findall(word) if sign[0] == "["):
+    if any(not BRACKET.fullmatch(symbol) for symbol in SMILES_SIGN.findall(word) if symbol[0] == "["):
         return False  # [notice]
     return atom is not None and bool(BOND.search(word) or RING.search(word, atom.end()))
 
@@ -268,8 +269,8 @@ def _blocks(path: Path, form: str, problems: Problems | None) -> Iterator[tuple[
     """The SMILES of the molecules in a file that RDKit reads."""
     chem, number = _chem(), 0
     with opened(path) as handle:
-        for part in _parts(handle, form):
-            text = part.decode("utf-8", "replace")
+        for block in _parts(handle, form):
+            text = block.decode("utf-8", "replace")
             number += 1
             try:
                 if form == "rxn":
@@ -291,20 +292,20 @@ def _blocks(path: Path, form: str, problems: Problems | None) -> Iterator[tuple[
 def _parts(handle: Iterable[bytes], form: str) -> Iterator[bytes]:
     """The blocks of a file: of mol each ends with a line $$$$, others go to where the next begins, of XYZ to a line
     behind the atoms that says how many come next."""
-    part: list[bytes] = []
-    begun, left = form == "mol", 0
+    block: list[bytes] = []
+    in_block, lines_left = form == "mol", 0
     for line in handle:
-        if form != "mol" and (left < 1 and COUNT.fullmatch(line) if form == "xyz" else line.startswith(BEGINS)):
-            if begun:
-                yield b"".join(part)
-            part, begun, left = [], True, int(line) + 2 if form == "xyz" else 0
-        left -= 1
-        part += [line] if begun else []
+        if form != "mol" and (lines_left < 1 and COUNT.fullmatch(line) if form == "xyz" else line.startswith(BEGINS)):
+            if in_block:
+                yield b"".join(block)
+            block, in_block, lines_left = [], True, int(line) + 2 if form == "xyz" else 0
+        lines_left -= 1
+        block += [line] if in_block else []
         if form == "mol" and line.startswith(b"$$$$"):
-            yield b"".join(part)
-            part = []
-    if b"".join(part).strip():
-        yield b"".join(part)
+            yield b"".join(block)
+            block = []
+    if b"".join(block).strip():
+        yield b"".join(block)
 
 
 def placed(text: str) -> Any:

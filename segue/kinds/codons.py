@@ -44,9 +44,9 @@ def translate(letters: str, code: int = 1, gene: bool = False) -> str:
     residues = np.frombuffer("".join(codons_of(code).values()).encode() + b"X", np.uint8)
     digits = BASE[np.frombuffer(letters.encode("ascii", "replace"), np.uint8)[: len(letters) // 3 * 3]].reshape(-1, 3)
     numbers = np.where((digits >= 0).all(1), digits @ np.array([16, 4, 1]), 64)
-    said = residues[numbers].tobytes().decode()
+    protein = residues[numbers].tobytes().decode()
     if not gene:
-        return said
+        return protein
     if len(numbers) and numbers[0] < 64 and CODONS[int(numbers[0])] in CODES[code][1]:
-        said = "M" + said[1:]
-    return said.partition("*")[0]
+        protein = "M" + protein[1:]
+    return protein.partition("*")[0]

@@ -29,16 +29,16 @@ def are_lines(head: str) -> bool:
 def dialogues(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[str, str]]:
     """Name and text of each dialogue, a turn a line behind who says it; each line by itself where no file beside this
     one says which are one."""
-    said = {}
+    turn_of = {}
     for _, line in lines:
         cells = line.split(BETWEEN.rstrip())
         if len(cells) == 5 and cells[4].strip():
-            said[cells[0].strip()] = f"{cells[3].strip()}: {cells[4].strip()}"
-    beside = path.with_name("movie_conversations.txt")
-    if not is_there(beside):
-        yield from said.items()
+            turn_of[cells[0].strip()] = f"{cells[3].strip()}: {cells[4].strip()}"
+    conversations = path.with_name("movie_conversations.txt")
+    if not is_there(conversations):
+        yield from turn_of.items()
         return
-    with opened(beside) as handle:
+    with opened(conversations) as handle:
         for row in handle:
-            if names := [each for each in NAME.findall(row.decode("ascii", "replace")) if each in said]:
-                yield names[0], "\n".join(said[each] for each in names)
+            if names := [each for each in NAME.findall(row.decode("ascii", "replace")) if each in turn_of]:
+                yield names[0], "\n".join(turn_of[each] for each in names)

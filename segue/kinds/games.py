@@ -53,15 +53,15 @@ def games_of(text: str) -> Iterator[tuple[int, list[str], str]]:
         yield from _of_sgf(text)
         return
     if not BEGIN.match(text[:4096].encode()):
-        for number, each in enumerate(text.removeprefix("\ufeff").splitlines(), 1):
-            result = next((word for word in each.split()[-1:] if word in RESULTS), "")
-            if moves := moves_in(each):
+        for number, line_text in enumerate(text.removeprefix("\ufeff").splitlines(), 1):
+            result = next((word for word in line_text.split()[-1:] if word in RESULTS), "")
+            if moves := moves_in(line_text):
                 yield number, moves, "" if result == "*" else result
         return
-    line, at = 1, 0
+    line, position = 1, 0
     for game in re.split(r"(?m)(?<=\S)[ \t\r]*\n\s*\n(?=\[\w+ \")", text):
-        begin = text.index(game, at)
-        line += text.count("\n", at, begin)
+        start = text.index(game, position)
+        line += text.count("\n", position, start)
         tags = dict(TAG.findall(game[: game.rfind('"]') + 2]))
         played = ASIDE.sub(" ", TAG.sub("", game))
         while played != (played := WITHIN.sub(" ", played)):
@@ -70,32 +70,32 @@ def games_of(text: str) -> Iterator[tuple[int, list[str], str]]:
         result = tags.get("Result") or next((word for word in words[-1:] if word in RESULTS), "")
         if moves := [word for word in words if word not in RESULTS]:
             yield line, moves, "" if result == "*" else result
-        line, at = line + game.count("\n"), begin + len(game)
+        line, position = line + game.count("\n"), start + len(game)
 
 
 def _of_sgf(text: str) -> Iterator[tuple[int, list[str], str]]:
     """Of what might have been played, the first line, which is the game; who won is the result. Moves are Bpd, Wdd."""
-    depth, line, at, begin = 0, 1, 0, 1
-    moves, result, over = list[str](), "", False
-    for found in PROPERTY.finditer(text):
-        line, at = line + text.count("\n", at, found.start()), found.start()
-        bracket, name, values = found.groups()
+    depth, line, position, start = 0, 1, 0, 1
+    moves, result, main_line_ended = list[str](), "", False
+    for token in PROPERTY.finditer(text):
+        line, position = line + text.count("\n", position, token.start()), token.start()
+        bracket, name, values = token.groups()
         if bracket == "(":
             if depth == 0:
-                begin, moves, result, over = line, [], "", False
+                start, moves, result, main_line_ended = line, [], "", False
             depth += 1
         elif bracket == ")":
-            depth, over = max(depth - 1, 0), True
+            depth, main_line_ended = max(depth - 1, 0), True
             if depth == 0 and moves:
-                yield begin, moves, result
+                yield start, moves, result
                 moves = []
-        elif name in ("B", "W") and not over:
+        elif name in ("B", "W") and not main_line_ended:
             place = values.strip()[1:-1].strip()
             moves.append(name if place == "tt" else f"{name}{place}")
         elif name == "RE" and values[1:2] in ("B", "W"):
             result = values[1]
     if moves:  # a file that is cut
-        yield begin, moves, result
+        yield start, moves, result
 
 
 def are_moves(cells: Sequence[str]) -> bool:

@@ -82,7 +82,8 @@ class Graphs(Kind):
         "bfs", from what has few edges, or "given", as in the file. directed: where the file does not say so.
         """
         for name, graph in self.graphs(path, problems, node, edge, directed, encoding):
-            yield Record(spelled(graph, order, label), name=of_class(f"{path}:{name}", "" if label else graph.label))
+            tokens = graph_to_tokens(graph, order, label)
+            yield Record(tokens, name=of_class(f"{path}:{name}", "" if label else graph.label))
 
     def read_all(self, paths: list[Path], problems: Problems, named: frozenset[Path],
                  **options: Any) -> Iterator[Record]:
@@ -95,32 +96,32 @@ class Graphs(Kind):
                directed: bool | None = None, encoding: str = "utf-8") -> Iterator[tuple[str, Graph]]:
         """Name and graph, in the order of its nodes in the file; see `read`."""
         graphs = found(path, problems, directed, encoding)
-        first = list(islice(graphs, LOOK))
-        of_node = chosen("node", node, [graph.nodes for graph in first])
-        of_edge = chosen("edge", edge, [[said[3] for said in graph.edges] for graph in first])
-        of_graph = chosen("graph", None, [[graph.attributes for graph in first]])
+        sample = list(islice(graphs, LOOK))
+        node_key = label_attribute("node", node, [graph.nodes for graph in sample])
+        edge_key = label_attribute("edge", edge, [[attrs[3] for attrs in graph.edges] for graph in sample])
+        graph_key = label_attribute("graph", None, [[graph.attributes for graph in sample]])
         if problems is not None:
-            told = [f"{what}={name}" for what, name in (("node", of_node), ("edge", of_edge)) if name]
-            problems.note = f"labels {' '.join(told)}" if told else ""
-        none = True
-        for graph in chain(first, graphs):
+            label_names = [f"{what}={name}" for what, name in (("node", node_key), ("edge", edge_key)) if name]
+            problems.note = f"labels {' '.join(label_names)}" if label_names else ""
+        empty = True
+        for graph in chain(sample, graphs):
             if not graph.nodes:
                 bad(problems, path, graph.name, None, "the graph has no nodes; remove it")
                 continue
-            none = False
-            yield graph.name, Graph([word(said.get(of_node)) for said in graph.nodes],
-                                    [(a, b, way, word(said.get(of_edge))) for a, b, way, said in graph.edges],
-                                    word(graph.attributes.get(of_graph)))
-        if none and (problems is None or not problems):
+            empty = False
+            yield graph.name, Graph([word(attrs.get(node_key)) for attrs in graph.nodes],
+                                    [(a, b, way, word(attrs.get(edge_key))) for a, b, way, attrs in graph.edges],
+                                    word(graph.attributes.get(graph_key)))
+        if empty and (problems is None or not problems):
             raise SegueError(f"{path}: there is no graph in this file")
 
     def codec(self, data: Dataset) -> Codec:
         """A token a sign; edges over any number of nodes can be said, labels are those of the data."""
         counts = data.vocabulary
-        ways = {item[0] for item in counts} & set("-<>") or {"-"}
-        known = ItemCodec.count(counts).items
-        return ItemCodec([*known, *(sign for way in (*sorted(ways), "+") for digit in range(DIGITS)
-                                    if (sign := f"{way}{digit}") not in counts)])
+        directions = {item[0] for item in counts} & set("-<>") or {"-"}
+        items = ItemCodec.count(counts).items
+        return ItemCodec([*items, *(sign for direction in (*sorted(directions), "+") for digit in range(DIGITS)
+                                    if (sign := f"{direction}{digit}") not in counts)])
 
     def write(self, objects: Iterable[Sequence[str] | Record], path: str | Path) -> None:
         """GML, JSON (nodes and links, a graph a line), graph6 or an edge list, by the ending of the path; GraphML
@@ -128,32 +129,32 @@ class Graphs(Kind):
         graphs = []
         for number, obj in enumerate(objects, 1):
             record = obj if isinstance(obj, Record) else Record(obj, name=str(number))
-            graph = understood(record.object)
+            graph = graph_from_tokens(record.object)
             graphs.append(Found(class_in(record.name)[0], [labelled("node", label) for label in graph.nodes],
-                                [(a, b, way, labelled("edge", label)) for a, b, way, label in graph.edges],
+                                [(a, b, directed, labelled("edge", label)) for a, b, directed, label in graph.edges],
                                 labelled("graph", graph.label)))
         write_text(path, WRITERS.get(Path(path).suffix.lower(), as_graphml)(graphs))
 
     def show(self, obj: Sequence[str]) -> str:
         """A line for each of the first 40 nodes: number, label, and its edges (─ to, → from it, ← to it) to nodes
         above and to itself."""
-        graph = understood(obj)
+        graph = graph_from_tokens(obj)
         about = f", label {graph.label}" if graph.label else ""
         lines = [f"{len(graph.nodes):,} nodes, {len(graph.edges):,} edges{about}"]
-        near: list[list[str]] = [[] for _ in graph.nodes]
-        for a, b, way, label in graph.edges:
-            here = max(a, b)
-            arrow = "─" if not way else "→" if here == a else "←"
-            near[here].append(f"{arrow}{min(a, b)}{':' if label else ''}{label}")
-        wide = max((len(label) for label in graph.nodes[:40]), default=0)
-        lines += [f"{number:>4} {label:<{wide}}  {' '.join(edges)}".rstrip()
-                  for number, (label, edges) in enumerate(islice(zip(graph.nodes, near), 40))]
+        edges_of: list[list[str]] = [[] for _ in graph.nodes]
+        for a, b, directed, label in graph.edges:
+            later = max(a, b)
+            arrow = "─" if not directed else "→" if later == a else "←"
+            edges_of[later].append(f"{arrow}{min(a, b)}{':' if label else ''}{label}")
+        width = max((len(label) for label in graph.nodes[:40]), default=0)
+        lines += [f"{number:>4} {label:<{width}}  {' '.join(edges)}".rstrip()
+                  for number, (label, edges) in enumerate(islice(zip(graph.nodes, edges_of), 40))]
         return "\n".join([*lines, *(["  ..."] if len(graph.nodes) > 40 else [])])
 
     def normalise(self, obj: Any, known: Collection[str] = ()) -> list[str]:
         """Signs, or a text of them with blanks or arrows between, or a `Graph`; what is none is a SegueError."""
         if isinstance(obj, Graph):
-            return spelled(obj)
+            return graph_to_tokens(obj)
         obj = obj.decode("utf-8", "replace") if isinstance(obj, bytes) else obj
         items = [item for item in re.split(r"[\s→]+", obj) if item] if isinstance(obj, str) else list(obj)
         for number, item in enumerate(items, 1):
@@ -174,26 +175,27 @@ def labelled(what: str, label: str) -> dict[str, str]:
     return {LABEL.format(what): label} if label else {}
 
 
-def chosen(what: str, asked: str | None, graphs: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+def label_attribute(what: str, requested: str | None, graphs: Sequence[Sequence[Mapping[str, Any]]]) -> str:
     """The attribute that labels nodes, edges or graphs, "" for none. graphs: the attributes of each, by graph."""
-    names = {name for graph in graphs for said in graph for name in said}
-    if asked is not None:
-        if asked and asked not in names:
-            raise SegueError(f"no {what} has an attribute '{asked}'; there are {', '.join(sorted(names)) or 'none'}")
-        return asked
-    if (sure := LABEL.format(what)) in names:
-        return sure
-    usual = {name.lower(): name for name in names}
-    for name in (usual[name] for name in USUAL[what] if name in usual):
-        values = [said[name] for graph in graphs for said in graph if name in said]
+    names = {name for graph in graphs for attrs in graph for name in attrs}
+    if requested is not None:
+        if requested and requested not in names:
+            existing = ', '.join(sorted(names)) or 'none'
+            raise SegueError(f"no {what} has an attribute '{requested}'; there are {existing}")
+        return requested
+    if (declared := LABEL.format(what)) in names:
+        return declared
+    by_name = {name.lower(): name for name in names}
+    for name in (by_name[name] for name in USUAL[what] if name in by_name):
+        values = [attrs[name] for graph in graphs for attrs in graph if name in attrs]
         plain = all(isinstance(value, (int, str)) and not MEASURED.fullmatch(str(value)) for value in values)
-        again = len(set(values)) < len(values) or len(values) <= 3  # else they are names
-        if plain and again and len(set(values)) <= max(FEW, len(values) // 4):
+        repeats = len(set(values)) < len(values) or len(values) <= 3  # else they are names
+        if plain and repeats and len(set(values)) <= max(FEW, len(values) // 4):
             return name
     return ""
 
 
-def colours(graph: Graph, rounds: int = 8) -> np.ndarray:
+def node_colours(graph: Graph, rounds: int = 8) -> np.ndarray:
     """(n,) uint64: the same number for nodes that look the same up to `rounds` edges away (Weisfeiler & Leman 1968);
     it depends on labels and structure only."""
     def code(text: str) -> int:
@@ -208,15 +210,15 @@ def colours(graph: Graph, rounds: int = 8) -> np.ndarray:
     colour = np.array([codes[label] for label in graph.nodes], np.uint64)
     if not graph.edges:
         return colour
-    ends = np.array([(a, b) for a, b, _, _ in graph.edges], np.int64)
-    sorts = {key: [code(f"{key[1]} {side if key[0] else ''}") for side in "<>"]
-             for key in {(way, label) for _, _, way, label in graph.edges}}
-    sort = np.array([sorts[way, label] for _, _, way, label in graph.edges], np.uint64)
+    endpoints = np.array([(a, b) for a, b, _, _ in graph.edges], np.int64)
+    relation_codes = {key: [code(f"{key[1]} {side if key[0] else ''}") for side in "<>"]
+                      for key in {(directed, label) for _, _, directed, label in graph.edges}}
+    edge_codes = np.array([relation_codes[directed, label] for _, _, directed, label in graph.edges], np.uint64)
     for _ in range(min(rounds, len(graph.nodes))):
-        heard = np.zeros_like(colour)
-        np.add.at(heard, ends[:, 1], mixed(colour[ends[:, 0]] + sort[:, 0]))
-        np.add.at(heard, ends[:, 0], mixed(colour[ends[:, 1]] + sort[:, 1]))
-        colour = mixed(colour * np.uint64(3) + heard)
+        messages = np.zeros_like(colour)
+        np.add.at(messages, endpoints[:, 1], mixed(colour[endpoints[:, 0]] + edge_codes[:, 0]))
+        np.add.at(messages, endpoints[:, 0], mixed(colour[endpoints[:, 1]] + edge_codes[:, 1]))
+        colour = mixed(colour * np.uint64(3) + messages)
     return colour
 
 
@@ -228,80 +230,80 @@ def order_of(graph: Graph, order: str) -> list[int]:
         return list(range(n))
     if order not in ("dfs", "bfs"):
         raise SegueError(f"order is 'dfs', 'bfs' or 'given', not {order!r}")
-    ends = np.array([edge[:2] for edge in graph.edges], np.int64).reshape(-1, 2)
-    degree = np.bincount(ends.reshape(-1), minlength=n)
-    ranked = np.lexsort((colours(graph), degree))
+    endpoints = np.array([edge[:2] for edge in graph.edges], np.int64).reshape(-1, 2)
+    degree = np.bincount(endpoints.reshape(-1), minlength=n)
+    ranked = np.lexsort((node_colours(graph), degree))
     rank = np.empty(n, np.int64)
     rank[ranked] = np.arange(n)
-    both = np.concatenate([ends, ends[:, ::-1]])
-    both = both[np.lexsort((rank[both[:, 1]], both[:, 0]))]
-    begins = np.searchsorted(both[:, 0], np.arange(n + 1)).tolist()
-    others, at = both[:, 1].tolist(), begins[:-1]
-    seen, out = [False] * n, list[int]()
+    arcs = np.concatenate([endpoints, endpoints[:, ::-1]])
+    arcs = arcs[np.lexsort((rank[arcs[:, 1]], arcs[:, 0]))]
+    starts = np.searchsorted(arcs[:, 0], np.arange(n + 1)).tolist()
+    neighbours, cursor = arcs[:, 1].tolist(), starts[:-1]
+    visited, ordered = [False] * n, list[int]()
     for start in ranked.tolist():
         waiting = deque[int]()
         node = start
         while True:
-            if not seen[node]:
-                seen[node] = True
-                out.append(node)
+            if not visited[node]:
+                visited[node] = True
+                ordered.append(node)
                 waiting.append(node)
             if not waiting:
                 break
-            here = waiting[0 if order == "bfs" else -1]
-            while at[here] < begins[here + 1] and seen[others[at[here]]]:
-                at[here] += 1
-            if at[here] < begins[here + 1]:
-                node = others[at[here]]
+            current = waiting[0 if order == "bfs" else -1]
+            while cursor[current] < starts[current + 1] and visited[neighbours[cursor[current]]]:
+                cursor[current] += 1
+            if cursor[current] < starts[current + 1]:
+                node = neighbours[cursor[current]]
             elif order == "bfs":
                 waiting.popleft()
             else:
                 waiting.pop()
-    return out
+    return ordered
 
 
-def spelled(graph: Graph, order: str = "dfs", label: bool = True) -> list[str]:
+def graph_to_tokens(graph: Graph, order: str = "dfs", label: bool = True) -> list[str]:
     """The signs of a graph. label: its own in front, where it has one."""
     places = order_of(graph, order)
     place = [0] * len(places)
-    for at, node in enumerate(places):
-        place[node] = at
-    back: list[list[tuple[int, str, str]]] = [[] for _ in places]  # of each node: how far, sign, label
-    for a, b, way, said in graph.edges:
-        here = max(place[a], place[b])
-        sign = "-" if not way else ">" if here == place[b] else "<"
-        back[here].append((here - min(place[a], place[b]), sign, said))
+    for position, node in enumerate(places):
+        place[node] = position
+    backward: list[list[tuple[int, str, str]]] = [[] for _ in places]  # of each node: how far, sign, label
+    for a, b, directed, edge_label in graph.edges:
+        later = max(place[a], place[b])
+        sign = "-" if not directed else ">" if later == place[b] else "<"
+        backward[later].append((later - min(place[a], place[b]), sign, edge_label))
     items = [f"={graph.label}"] if label and graph.label else []
-    for node, edges in zip(places, back):
+    for node, edges in zip(places, backward):
         items.append(f"@{graph.nodes[node]}")
-        for far, sign, said in sorted(edges):
-            digits = [f"{sign}{far % DIGITS}"]
-            while far := far // DIGITS:
-                digits.append(f"+{far % DIGITS}")
+        for distance, sign, edge_label in sorted(edges):
+            digits = [f"{sign}{distance % DIGITS}"]
+            while distance := distance // DIGITS:
+                digits.append(f"+{distance % DIGITS}")
             items += reversed(digits)
-            items += [f":{said}"] if said else []
+            items += [f":{edge_label}"] if edge_label else []
     return items
 
 
-def understood(items: Iterable[str]) -> Graph:
-    """The graph that signs say: the inverse of `spelled`. What is no graph where it stands is left out."""
+def graph_from_tokens(items: Iterable[str]) -> Graph:
+    """The graph that signs say: the inverse of `graph_to_tokens`. What is no graph where it stands is left out."""
     nodes, edges, label = list[str](), list[tuple[int, int, bool, str]](), ""
-    far, open_ = 0, False  # of digits before; whether a label may follow
+    distance, may_have_label = 0, False  # of digits before; whether a label may follow
     for item in items:
-        sign, said = item[:1], item[1:]
-        digit = int(said) if sign in tuple("-<>+") and said.isdecimal() else 0
+        sign, text = item[:1], item[1:]
+        digit = int(text) if sign in tuple("-<>+") and text.isdecimal() else 0
         if sign == "+":
-            far = min(far + digit, len(nodes)) * DIGITS
+            distance = min(distance + digit, len(nodes)) * DIGITS
             continue
         if sign == "@":
-            nodes.append(said)
-        elif sign in ("-", "<", ">") and said.isdecimal() and far + digit < len(nodes):
-            here, there = len(nodes) - 1, len(nodes) - 1 - far - digit
-            edges.append((here, there, sign != "-", "") if sign == "<" else (there, here, sign != "-", ""))
-        elif sign == ":" and open_:
-            edges[-1] = (*edges[-1][:3], said)
+            nodes.append(text)
+        elif sign in ("-", "<", ">") and text.isdecimal() and distance + digit < len(nodes):
+            newest, earlier = len(nodes) - 1, len(nodes) - 1 - distance - digit
+            edges.append((newest, earlier, sign != "-", "") if sign == "<" else (earlier, newest, sign != "-", ""))
+        elif sign == ":" and may_have_label:
+            edges[-1] = (*edges[-1][:3], text)
         elif sign == "=" and not nodes:
-            label = said
-        open_ = sign in ("-", "<", ">") and bool(edges)
-        far = 0
+            label = text
+        may_have_label = sign in ("-", "<", ">") and bool(edges)
+        distance = 0
     return Graph(nodes, edges, label)

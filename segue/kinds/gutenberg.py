@@ -21,13 +21,13 @@ def form_of(head: str) -> Form | None:
 
 def _book(lines: Numbered) -> Iterator[tuple[int, str, str]]:
     """The lines between the marks, or up to the end where the file is cut."""
-    begin, book = 0, list[str]()
+    start, book = 0, list[str]()
     for number, line in lines:
         if BEGIN.match(line):
-            begin, book = number + 1, []
-        elif begin and END.match(line):
+            start, book = number + 1, []
+        elif start and END.match(line):
             break
         else:
             book.append(line)
     if text := "\n".join(book).strip():
-        yield begin, f"{text}\n", ""
+        yield start, f"{text}\n", ""

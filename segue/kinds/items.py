@@ -47,22 +47,22 @@ class TextItemCodec:
     def item(self, item: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(n,) each: ids, types and whether a word begins, of one item."""
         ids, types, opens = list[np.ndarray](), list[np.ndarray](), list[np.ndarray]()
-        told = [(key, text) for key, value in item.items() if (text := said(value))][: self.attributes]
-        for key, text in told:
+        attributes = [(key, text) for key, value in item.items() if (text := attribute_text(value))][: self.attributes]
+        for key, text in attributes:
             parts = [self.words.encode(f" {key}"), self.words.encode(f" {text}")]
-            each = np.concatenate(parts)[: self.longest].astype(np.int64)
-            first = self._opens[each]
-            first[[0, *([len(parts[0])] if len(parts[0]) < len(each) else [])]] = True
-            ids.append(each)
-            types.append(np.where(np.arange(len(each)) < len(parts[0]), KEY, VALUE))
-            opens.append(first)
+            tokens = np.concatenate(parts)[: self.longest].astype(np.int64)
+            word_starts = self._opens[tokens]
+            word_starts[[0, *([len(parts[0])] if len(parts[0]) < len(tokens) else [])]] = True
+            ids.append(tokens)
+            types.append(np.where(np.arange(len(tokens)) < len(parts[0]), KEY, VALUE))
+            opens.append(word_starts)
         if not ids:
             raise SegueError("an item without a text cannot be told: give it an attribute that is not empty")
         return np.concatenate(ids), np.concatenate(types), np.concatenate(opens)
 
-    def history(self, told: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Tokens:
+    def history(self, items: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Tokens:
         """A history of items that `item` gave, the oldest first."""
-        latest = list(told[::-1][: self.items])
+        latest = list(items[::-1][: self.items])
         ids = np.concatenate([[self.begin], *(ids for ids, _, _ in latest)])[: self.length]
         channels = {
             "type": np.concatenate([[BEGIN], *(types for _, types, _ in latest)]),
@@ -80,10 +80,10 @@ class TextItemCodec:
         return np.stack([tokens.ids, tokens.channels["type"], tokens.channels["item"]], 1).astype(np.int64)
 
 
-def said(value: Any) -> str:
+def attribute_text(value: Any) -> str:
     """The text of an attribute: of lists with commas between, of nothing none."""
     if value is None:
         return ""
     if isinstance(value, (list, tuple)):
-        return ", ".join(filter(None, map(said, value)))
+        return ", ".join(filter(None, map(attribute_text, value)))
     return " ".join(str(value).split())

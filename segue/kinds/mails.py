@@ -23,17 +23,17 @@ ESCAPED = re.compile(rb"(?m)^>(>*From )")
 def is_mail(head: bytes) -> bool:
     """Whether a file holds mails, by the headers at its beginning."""
     names, lines = set[bytes](), head.removeprefix(b"\xef\xbb\xbf").lstrip().split(b"\n")
-    if boxed := lines[0].startswith(b"From "):
+    if in_mbox := lines[0].startswith(b"From "):
         del lines[0]
     for line in lines:
         if not line.strip():
             break
         if line[:1] in (b" ", b"\t") and names:
             continue  # a header that goes on
-        if (found := HEADER.match(line.lstrip(b">"))) is None:
+        if (match := HEADER.match(line.lstrip(b">"))) is None:
             return False
-        names.add(found[1].lower())
-    return b"from" in names and (boxed or bool(names & SURE) or names >= {b"to", b"subject"})
+        names.add(match[1].lower())
+    return b"from" in names and (in_mbox or bool(names & SURE) or names >= {b"to", b"subject"})
 
 
 def mails(path: Path, problems: Problems | None) -> Iterator[Record]:
@@ -42,7 +42,7 @@ def mails(path: Path, problems: Problems | None) -> Iterator[Record]:
     if problems is not None:
         problems.note = "a mail a text, subject and body; not read: other headers, attachments"
     with opened(path) as handle:
-        for number, raw in _apart(handle):
+        for number, raw in _split_mails(handle):
             try:
                 text = _text_of(raw)
             except Exception as error:  # Python's parser of headers may raise anything on a broken one
@@ -52,19 +52,19 @@ def mails(path: Path, problems: Problems | None) -> Iterator[Record]:
                 yield Record(text.encode("utf-8", "backslashreplace"), name=f"{path}:{number}")
 
 
-def _apart(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+def _split_mails(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
     """The line where each mail begins, and its bytes without the line in front of it."""
-    begin, raw, after_blank = 1, list[bytes](), True
+    start, raw, after_blank = 1, list[bytes](), True
     for number, line in enumerate(lines, 1):
         if after_blank and FROM.fullmatch(line):
             if raw:
-                yield begin, b"".join(raw)
-            begin, raw = number, []
+                yield start, b"".join(raw)
+            start, raw = number, []
         else:
             raw.append(line)
         after_blank = not line.strip()
     if raw:
-        yield begin, b"".join(raw)
+        yield start, b"".join(raw)
 
 
 def _text_of(raw: bytes) -> str:

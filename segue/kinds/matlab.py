@@ -22,20 +22,20 @@ def arrays(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
     if head.startswith(b"MATLAB 7.3") or head.startswith(b"\x89HDF"):
         raise SegueError("a file of MATLAB 7.3, which is HDF5; save it with -v7, or write its arrays as .npy")
     try:
-        held = require("scipy.io", "sound").loadmat(path)
+        variables = require("scipy.io", "sound").loadmat(path)
     except SegueError:
         raise
     except Exception as error:  # a foreign parser may raise anything on a broken file
         raise SegueError(f"no MATLAB file that can be read ({error or type(error).__name__}); save it with -v7, or "
                          "write its arrays as .npy") from error
-    none = True
-    for name, array in ((name, array) for key, value in held.items() if key[:2] != "__"
+    empty = True
+    for name, array in ((name, array) for key, value in variables.items() if key[:2] != "__"
                         for name, array in _within(key, value)):
-        none = False
+        empty = False
         np.save(box := io.BytesIO(), array)
         box.seek(0)
         yield f"{name}.npy", box
-    if none:
+    if empty:
         raise SegueError("there is no array of numbers in it")
 
 
@@ -43,11 +43,11 @@ def _within(name: str, value: Any) -> Iterator[tuple[str, np.ndarray]]:
     if not isinstance(value, np.ndarray) or (value.dtype.hasobject and value.size > MANY):
         return
     if value.dtype.names:
-        for at, row in enumerate(value.reshape(-1), 1):
+        for i, row in enumerate(value.reshape(-1), 1):
             for field in value.dtype.names:
-                yield from _within(f"{name}.{at}.{field}" if value.size > 1 else f"{name}.{field}", row[field])
+                yield from _within(f"{name}.{i}.{field}" if value.size > 1 else f"{name}.{field}", row[field])
     elif value.dtype.hasobject:
-        for at, each in enumerate(value.reshape(-1), 1):
-            yield from _within(f"{name}.{at}", each)
+        for i, item in enumerate(value.reshape(-1), 1):
+            yield from _within(f"{name}.{i}", item)
     elif value.size and value.dtype.kind in "buif":
         yield name, value

@@ -80,14 +80,15 @@ def _from_csv(mido: Any, data: bytes) -> Any:
 def _standard_chunks(data: bytes) -> bytes:
     """A MIDI file without non-standard chunks, which readers are to skip, and without the RIFF container of .rmi
     files."""
-    if data[:4] == b"RIFF" and (begin := data.find(b"MThd")) >= 0:
-        data = data[begin:]
-    kept, at = [], 0
-    while data[at : at + 4].isalnum() and at + 8 + (size := int.from_bytes(data[at + 4 : at + 8])) <= len(data):
-        if data[at : at + 4] in (b"MThd", b"MTrk"):
-            kept.append(data[at : at + 8 + size])
-        at += 8 + size
-    return b"".join([*kept, data[at:]])
+    if data[:4] == b"RIFF" and (header_start := data.find(b"MThd")) >= 0:
+        data = data[header_start:]
+    kept, start = [], 0
+    while (name := data[start : start + 4]).isalnum() and \
+            (end := start + 8 + int.from_bytes(data[start + 4 : start + 8])) <= len(data):
+        if name in (b"MThd", b"MTrk"):
+            kept.append(data[start:end])
+        start = end
+    return b"".join([*kept, data[start:]])
 
 
 def steps_per_tick(file: Any) -> float:
@@ -111,8 +112,8 @@ def track_notes(tracks: Iterable[Any], scale: float, pedal: bool) -> tuple[list[
         def end(key: tuple[int, int], now: int, sounding: Any = sounding, waiting: Any = waiting) -> None:
             start, program, velocity = sounding.pop(key)
             waiting.discard(key)
-            begin, over = round(start * scale), round(now * scale)
-            notes.append(Note(begin, program, key[1], nearest(LENGTHS, max(over - begin, 1)), velocity // 4))
+            onset, release = round(start * scale), round(now * scale)
+            notes.append(Note(onset, program, key[1], nearest(LENGTHS, max(release - onset, 1)), velocity // 4))
 
         for message in track:
             now += message.time
@@ -144,8 +145,8 @@ def make_track(mido: Any, song: Record) -> Any:
     """A `mido.MidiTrack` that plays a record of items. Each instrument has its own channel as long as there are free
     ones."""
     notes, tempi = decode_items(song.object)
-    placed: list[tuple[int, int, Any]] = [  # (time, order within a time, message): tempi, note-offs, programs, note-ons
-        (at, 0, mido.MetaMessage("set_tempo", tempo=round(6e7 / bpm))) for at, bpm in tempi]
+    events: list[tuple[int, int, Any]] = [  # (time, order within a time, message): tempi, note-offs, programs, note-ons
+        (time, 0, mido.MetaMessage("set_tempo", tempo=round(6e7 / bpm))) for time, bpm in tempi]
     channels: dict[int, int] = {128: DRUMS}
     playing = [0] * 16
     for note in notes:
@@ -153,14 +154,14 @@ def make_track(mido: Any, song: Record) -> Any:
         channel = channels.setdefault(note.program, [each for each in range(16) if each != DRUMS][tuned % 15])
         if note.program < 128 and playing[channel] != note.program:
             playing[channel] = note.program
-            placed.append((note.start, 2, mido.Message("program_change", channel=channel, program=note.program)))
-        placed.append((note.start, 3, mido.Message("note_on", channel=channel, note=note.pitch,
+            events.append((note.start, 2, mido.Message("program_change", channel=channel, program=note.program)))
+        events.append((note.start, 3, mido.Message("note_on", channel=channel, note=note.pitch,
                                                    velocity=4 * note.loud + 2)))
-        placed.append((note.start + note.length, 1, mido.Message("note_off", channel=channel, note=note.pitch)))
+        events.append((note.start + note.length, 1, mido.Message("note_off", channel=channel, note=note.pitch)))
     track, now = mido.MidiTrack(), 0
     if song.name:
         track.append(mido.MetaMessage("track_name", name=song.name.encode("ascii", "replace").decode()))
-    for at, _, message in sorted(placed, key=lambda each: each[:2]):
-        track.append(message.copy(time=at - now))
-        now = at
+    for time, _, message in sorted(events, key=lambda each: each[:2]):
+        track.append(message.copy(time=time - now))
+        now = time
     return track

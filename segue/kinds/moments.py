@@ -28,11 +28,11 @@ Cells = Callable[[str], Sequence[Any]]
 def together(names: Iterable[str], cells: Cells) -> dict[str, str]:
     """The columns that say when only together, the longest part first, and what each of them says: a date, a clock, or
     a part of `CALLED`. Nothing where one column says it alone."""
-    held = {name: [str(cell).strip() for cell in cells(name) if cell not in (None, "")] for name in names}
+    values_of = {name: [str(cell).strip() for cell in cells(name) if cell not in (None, "")] for name in names}
 
-    def first(fits: Callable[[str], Any], *called: str) -> str | None:
-        return next((name for name, values in held.items() if values and (not called or _plain(name) in called)
-                     and all(map(fits, values))), None)
+    def first(test: Callable[[str], Any], *aliases: str) -> str | None:
+        return next((name for name, values in values_of.items() if values and (not aliases or _plain(name) in aliases)
+                     and all(map(test, values))), None)
 
     parts = {part: name for part, called in CALLED.items() if (name := first(partial(_says, part), *called))}
     hours = {parts[part]: part for part in ("hour", "minute", "second") if part in parts} if "hour" in parts else {}
@@ -41,8 +41,8 @@ def together(names: Iterable[str], cells: Cells) -> dict[str, str]:
     if date is None and (date := first(DAY.fullmatch, "date")) is not None and clock is None:
         clock = first(SECOND.fullmatch, "time")
     if date is not None:
-        later = {clock: "clock"} if clock else hours if len(set(held[date])) < len(held[date]) else {}
-        return {date: "date", **later} if later else {}
+        clock_columns = {clock: "clock"} if clock else hours if len(set(values_of[date])) < len(values_of[date]) else {}
+        return {date: "date", **clock_columns} if clock_columns else {}
     days: dict[str, str] = {parts[part]: part for part in ("year", "month", "day") if part in parts}
     if "month" not in parts or ("year" not in parts and not ("day" in parts and clock)):
         return {}
@@ -55,14 +55,14 @@ def spelled(parts: Mapping[str, str], columns: Iterable[Sequence[Any]]) -> list[
             for row in zip(*columns)]
 
 
-def _text(said: Mapping[str, str]) -> str | None:
-    numbers = {part: _part(part, cell) for part, cell in said.items() if part in CALLED}
+def _text(cells: Mapping[str, str]) -> str | None:
+    numbers = {part: _part(part, cell) for part, cell in cells.items() if part in CALLED}
     if None in numbers.values():
         return None
-    date = said.get("date") or f"{numbers.get('year', UNSAID)}-{numbers['month']:02d}-{numbers.get('day', 1):02d}"
+    date = cells.get("date") or f"{numbers.get('year', UNSAID)}-{numbers['month']:02d}-{numbers.get('day', 1):02d}"
     if DAY.fullmatch(date):
         date = f"20{date[:2]}-{date[2:4]}-{date[4:]}"
-    clock = said.get("clock", "")
+    clock = cells.get("clock", "")
     if SECOND.fullmatch(clock):
         clock = f"{clock.zfill(6)[:2]}:{clock.zfill(6)[2:4]}:{clock.zfill(6)[4:]}"
     if "hour" in numbers:
@@ -83,6 +83,6 @@ def _part(part: str, cell: str) -> int | None:
     """The number of a part of a moment that a cell says, None where it says none."""
     if part == "month" and cell[:3].lower() in MONTHS and cell.isalpha():
         return MONTHS.index(cell[:3].lower()) + 1
-    found = re.fullmatch(r"(\d{1,4})(\.0*)?", cell)
+    match = re.fullmatch(r"(\d{1,4})(\.0*)?", cell)
     low, high = WITHIN[part]
-    return int(found[1]) if found and low <= int(found[1]) <= high else None
+    return int(match[1]) if match and low <= int(match[1]) <= high else None

@@ -101,10 +101,10 @@ class Music(Kind):
             row = [" "] * 96
             for note in notes:
                 if (note.program < 128, note.pitch) == (tuned, pitch):
-                    begin, end = (4 * at // GRID for at in (note.start, note.start + note.length - 1))
-                    for place in range(begin, min(end, 95) + 1):
-                        row[place] = "=" if place > begin or row[place] == "#" else "#"
-                    row[begin] = "#"
+                    first, last = (4 * step // GRID for step in (note.start, note.start + note.length - 1))
+                    for place in range(first, min(last, 95) + 1):
+                        row[place] = "=" if place > first or row[place] == "#" else "#"
+                    row[first] = "#"
             label = f"{NAMES[pitch % 12]}{pitch // 12 - 1}" if tuned else f"drum{pitch}"
             lines.append(f"{label:>7} {''.join(row).rstrip()}")
         return "\n".join(lines)

@@ -36,8 +36,8 @@ class Note:
 
 def nearest(values: Sequence[int], value: float) -> int:
     """The value nearest to a number. values: sorted."""
-    at = bisect_left(values, value)
-    return min(values[max(at - 1, 0) : at + 1] or values[-1:], key=lambda other: abs(other - value))
+    index = bisect_left(values, value)
+    return min(values[max(index - 1, 0) : index + 1] or values[-1:], key=lambda other: abs(other - value))
 
 
 def encode_notes(notes: Iterable[Note], tempi: Iterable[tuple[int, int]]) -> list[str]:
@@ -45,7 +45,7 @@ def encode_notes(notes: Iterable[Note], tempi: Iterable[tuple[int, int]]) -> lis
     is left out, of notes that start together with the same program and pitch the last is kept, and a note ends where
     the next of its program and pitch starts."""
     chords: dict[int, dict[tuple[int, int], Note]] = {}  # by start, by program and pitch: one note of each
-    ends: dict[tuple[int, int], int] = {}  # where the next note of that program and pitch begins
+    next_start: dict[tuple[int, int], int] = {}  # where the next note of that program and pitch begins
     for note in sorted(notes):
         chords.setdefault(note.start, {})[note.program, note.pitch] = note
     if not chords:
@@ -53,28 +53,28 @@ def encode_notes(notes: Iterable[Note], tempi: Iterable[tuple[int, int]]) -> lis
     first, last = min(chords), max(chords)
     for start in reversed(chords):
         for key, note in chords[start].items():
-            room = ends.get(key, start + LENGTHS[-1]) - start
+            room = next_start.get(key, start + LENGTHS[-1]) - start
             chords[start][key] = replace(note, length=LENGTHS[bisect_right(LENGTHS, min(note.length, room)) - 1])
-            ends[key] = start
+            next_start[key] = start
     changes: dict[int, int] = {}
-    for at, bpm in sorted(tempi, key=lambda tempo: tempo[0]):  # of several at one time the last holds
-        if at <= last:
-            changes[max(at, first)] = bpm
-    items, now, said = list[str](), first, {"tempo": 120, "voice": 0, "loud": -1}
+    for time, bpm in sorted(tempi, key=lambda tempo: tempo[0]):  # of several at one time the last holds
+        if time <= last:
+            changes[max(time, first)] = bpm
+    items, now, current = list[str](), first, {"tempo": 120, "voice": 0, "loud": -1}
 
-    def say(what: str, value: int) -> None:
-        if said[what] != value:
-            said[what] = value
-            items.append(f"{what}{value}")
+    def say(field: str, value: int) -> None:
+        if current[field] != value:
+            current[field] = value
+            items.append(f"{field}{value}")
 
-    for at in sorted(chords.keys() | changes.keys()):
-        if at not in chords and changes[at] == said["tempo"]:
+    for time in sorted(chords.keys() | changes.keys()):
+        if time not in chords and changes[time] == current["tempo"]:
             continue
-        whole, rest = divmod(at - now, WAITS[-1])
-        items += [f"wait{WAITS[-1]}"] * whole + ([f"wait{rest}"] if rest else [])
-        now = at
-        say("tempo", changes.get(at, said["tempo"]))
-        for note in chords.get(at, {}).values():
+        full_waits, remainder = divmod(time - now, WAITS[-1])
+        items += [f"wait{WAITS[-1]}"] * full_waits + ([f"wait{remainder}"] if remainder else [])
+        now = time
+        say("tempo", changes.get(time, current["tempo"]))
+        for note in chords.get(time, {}).values():
             if note.program < 128:
                 say("voice", note.program)
             say("loud", note.loud)
@@ -88,18 +88,18 @@ def decode_items(items: Iterable[str]) -> tuple[list[Note], list[tuple[int, int]
     notes, tempi = list[Note](), list[tuple[int, int]]()
     now, voice, loud = 0, 0, LOUD[-1] * 5 // 8
     items = list(items)
-    for item, after in zip(items, [*items[1:], ""]):
-        what, value = re.fullmatch(r"([a-z]+)(\d+)", item).groups() if item in ALL_ITEMS else ("", "0")  # type: ignore[union-attr]
+    for item, following in zip(items, [*items[1:], ""]):
+        field, value = re.fullmatch(r"([a-z]+)(\d+)", item).groups() if item in ALL_ITEMS else ("", "0")  # type: ignore[union-attr]
         number = int(value)
-        if what == "wait":
+        if field == "wait":
             now += number
-        elif what == "voice":
+        elif field == "voice":
             voice = number
-        elif what == "loud":
+        elif field == "loud":
             loud = number
-        elif what == "tempo":
+        elif field == "tempo":
             tempi.append((now, number))
-        elif what in ("note", "drum"):
-            length = int(after.removeprefix("length")) if after.startswith("length") else GRID // 2
-            notes.append(Note(now, 128 if what == "drum" else voice, number, length, loud))
+        elif field in ("note", "drum"):
+            length = int(following.removeprefix("length")) if following.startswith("length") else GRID // 2
+            notes.append(Note(now, 128 if field == "drum" else voice, number, length, loud))
     return notes, tempi

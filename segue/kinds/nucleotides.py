@@ -61,8 +61,8 @@ def variation(codec: Codec, strands: bool = False) -> Vary | None:
 def other_strand(codec: Codec, ids: np.ndarray) -> np.ndarray:
     """The ids of the reverse complement; the ids unchanged where that takes another number of tokens (where k-mers are
     interrupted by other letters)."""
-    begun, ended = bool(ids[0] == codec.bos), len(ids) > 1 and bool(ids[-1] == codec.eos)
+    has_begin, has_end = bool(ids[0] == codec.bos), len(ids) > 1 and bool(ids[-1] == codec.eos)
     rna = "U" in codec.bases.letters if isinstance(codec, KmerCodec) else None
     inside = codec.encode(reverse_complement(codec.decode(ids), rna))
-    new = np.concatenate([[codec.bos] * ended, inside, [codec.eos] * begun]).astype(ids.dtype)
+    new = np.concatenate([[codec.bos] * has_end, inside, [codec.eos] * has_begin]).astype(ids.dtype)
     return new if len(new) == len(ids) else ids

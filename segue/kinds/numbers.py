@@ -45,22 +45,23 @@ def numbers_in(cells: Sequence[Any]) -> np.ndarray:
     texts = [GROUPS.sub("", str(cell).strip()) for cell in cells if cell is not None]
     affixed = [AFFIXED.fullmatch(text) for text in texts]
     if any(found and found[1] != found[0] for found in affixed) and 2 * sum(map(bool, affixed)) > len(affixed):
-        both = [None if cell is None else AFFIXED.fullmatch(GROUPS.sub("", str(cell).strip())) for cell in cells]
-        scale = np.array([SCALES.get(found[2], 1.0) if found else 1.0 for found in both])
-        return numbers_in([found[1] if found else None for found in both]) * scale
+        matches = [None if cell is None else AFFIXED.fullmatch(GROUPS.sub("", str(cell).strip())) for cell in cells]
+        scale = np.array([SCALES.get(found[2], 1.0) if found else 1.0 for found in matches])
+        return numbers_in([found[1] if found else None for found in matches]) * scale
     if any(text != str(cell).strip() for text, cell in zip(texts, (cell for cell in cells if cell is not None))):
         cells = [None if cell is None else GROUPS.sub("", str(cell).strip()) for cell in cells]
     signed = [text for cell in cells if "," in (text := str(cell).strip()) or text.count(".") > 1]
     if signed:
         signed += (text for cell in cells if "." in (text := str(cell).strip()) and text not in signed)
-        beside = any(str(cell).strip().isdigit() for cell in cells)
+        has_integers = any(str(cell).strip().isdigit() for cell in cells)
         for thousands, point in (",.", ".,"):
             grouped = re.compile(rf"[-+]?[1-9]\d{{0,2}}([{thousands}]\d{{3}})+([{point}]\d*)?")
             plain = re.compile(rf"[-+]?\d*([{point}]\d*)?")
-            said = [text for text in signed if thousands in text]
-            sure = any(point in text or text.count(thousands) > 1 for text in said) or (
-                thousands == "," and (beside or len(said) < len(signed)))
-            if said and sure and all((grouped if thousands in text else plain).fullmatch(text) for text in signed):
+            grouped_texts = [text for text in signed if thousands in text]
+            certain = any(point in text or text.count(thousands) > 1 for text in grouped_texts) or (
+                thousands == "," and (has_integers or len(grouped_texts) < len(signed)))
+            if grouped_texts and certain and all(
+                    (grouped if thousands in text else plain).fullmatch(text) for text in signed):
                 cells = [str(cell).replace(thousands, "").replace(point, ".") for cell in cells]
                 break
     return np.array([number_in(cell) for cell in cells])

@@ -85,7 +85,7 @@ NO_TEXT = {
 def no_text(head: bytes) -> str | None:
     """What a text is that is no sequence of any kind here, None of all others."""
     text = head[:4096].decode("utf-8", "ignore").lstrip("\ufeff")
-    return next((what for begin, what in NO_TEXT.items() if re.match(begin, text)), None)
+    return next((what for pattern, what in NO_TEXT.items() if re.match(pattern, text)), None)
 
 
 def foreign(head: bytes) -> str:
@@ -185,7 +185,7 @@ def unpacked(archive: Path) -> Path:
 def _unpacked(archive: Path, changed: int) -> tempfile.TemporaryDirectory[str]:
     """Files only, below the folder, and no more than a bounded number of bytes."""
     folder = tempfile.TemporaryDirectory(prefix="segue-")
-    left = max(LEAST, RATIO * archive.stat().st_size)
+    bytes_left = max(LEAST, RATIO * archive.stat().st_size)
     try:
         for name, handle in _members(archive):
             parts = PurePosixPath(name.replace("\\", "/")).parts
@@ -195,8 +195,8 @@ def _unpacked(archive: Path, changed: int) -> tempfile.TemporaryDirectory[str]:
             place.parent.mkdir(parents=True, exist_ok=True)
             with open(place, "wb") as sink:
                 while block := handle.read(1 << 20):
-                    left -= len(block)
-                    if left < 0:
+                    bytes_left -= len(block)
+                    if bytes_left < 0:
                         raise SegueError(f"unpacks to more than {RATIO} times its size; unpack it if that is meant")
                     sink.write(block)
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError) as error:

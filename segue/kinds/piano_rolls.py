@@ -67,11 +67,11 @@ def array_rolls(path: Path, data: bytes) -> Iterator[tuple[str, list[list[int]]]
 
 def roll_notes(steps: Iterable[Sequence[int]], length: int) -> list[Note]:
     """The notes of a piano roll; a pitch in consecutive steps is one note. length: of a step, in grid steps."""
-    notes, begun = list[Note](), dict[int, int]()
-    for at, pitches in enumerate([*steps, []]):
-        for pitch in [pitch for pitch in begun if pitch not in pitches]:
-            start = begun.pop(pitch)
-            notes.append(Note(start * length, 0, pitch, nearest(LENGTHS, (at - start) * length), 20))
+    notes, held = list[Note](), dict[int, int]()
+    for index, pitches in enumerate([*steps, []]):
+        for pitch in [pitch for pitch in held if pitch not in pitches]:
+            start = held.pop(pitch)
+            notes.append(Note(start * length, 0, pitch, nearest(LENGTHS, (index - start) * length), 20))
         for pitch in pitches:
-            begun.setdefault(pitch, at)
+            held.setdefault(pitch, index)
     return notes

@@ -74,8 +74,8 @@ class Picture(Kind):
             return 0.97 if table is not None and picture_columns(table) else 0.0
         if len(head) > 16 and head[:2] == b"\0\0" and head[2] in IDX and head[3] in (3, 4):
             return 0.9
-        whole = len(head) == SNIFFED or any(len(head) % row == 0 for row in CIFAR)
-        return 0.9 if path.suffix.lower() == ".bin" and whole and cifar_row(head) else 0.0
+        complete = len(head) == SNIFFED or any(len(head) % row == 0 for row in CIFAR)
+        return 0.9 if path.suffix.lower() == ".bin" and complete and cifar_row(head) else 0.0
 
     def read(self, path: Path, problems: Problems | None = None, *, side: int | None = None, levels: int | None = None,
              colour: str | None = None, rows: int | None = None) -> Iterator[Record]:
@@ -86,24 +86,24 @@ class Picture(Kind):
         colour: grey, rgb or palette (grey). rows: of the last frame only so many, the upper ones, to be continued.
         What segue wrote comes back as it was written where none of the first three is said.
         """
-        wanted = form_of_options(side, levels, colour, rows)
+        requested = form_of_options(side, levels, colour, rows)
         with opened(path) as handle:
             data = handle.read()
-        for drawn in read_pictures(path, data, problems):
-            if problems is not None and wanted is None and drawn.form is None and not problems.note:
+        for picture in read_pictures(path, data, problems):
+            if problems is not None and requested is None and picture.form is None and not problems.note:
                 problems.note = f"{SIDE} pixels wide, {LEVELS} levels of grey (others: --read side= levels= colour=)"
-            form = wanted or drawn.form or Form("grey", LEVELS, SIDE)
-            form = replace(form, width=form.width or drawn.frames[0].width)
-            if form.width > WIDE or any(image.height > TALL * image.width for image in drawn.frames):
-                bad(problems, path, drawn.name.removeprefix(f"{path}:"), None, "the picture is more "
+            form = requested or picture.form or Form("grey", LEVELS, SIDE)
+            form = replace(form, width=form.width or picture.frames[0].width)
+            if form.width > WIDE or any(image.height > TALL * image.width for image in picture.frames):
+                bad(problems, path, picture.name.removeprefix(f"{path}:"), None, "the picture is more "
                     f"than {WIDE} pixels wide, or {TALL} times as high as wide; cut it, or choose side=")
                 continue
-            frames = [form.quantise(resize(image, form.width)) for image in drawn.frames]
-            if form == drawn.form:
-                frames = [values[:count] for values, count in zip(frames, drawn.counts)]
+            frames = [form.quantise(resize(image, form.width)) for image in picture.frames]
+            if form == picture.form:
+                frames = [values[:count] for values, count in zip(frames, picture.counts)]
             if rows is not None:
                 frames[-1] = frames[-1][: rows * form.row]
-            yield Record(encode_frames(form, frames), {"grid": grid(form, frames)}, drawn.name)
+            yield Record(encode_frames(form, frames), {"grid": grid(form, frames)}, picture.name)
 
     def reading(self, codec: Codec) -> dict[str, Any]:
         """The form of the pictures that the codec is of; their width only where all have one."""
@@ -127,9 +127,9 @@ class Picture(Kind):
             return None
         steps = values[:, None] // np.array([forms[0].levels**2, forms[0].levels, 1]) % forms[0].levels \
             if forms[0].sort == "palette" else values[:, None]
-        found = np.full((codec.size, steps.shape[1]), np.nan)
-        found[ids] = steps
-        return found
+        brightness = np.full((codec.size, steps.shape[1]), np.nan)
+        brightness[ids] = steps
+        return brightness
 
     def write(self, objects: Iterable[Sequence[str] | Record], path: str | Path) -> None:
         """A PNG; of several pictures, and of frames, a contact sheet. A note within says what lies where, so that it
@@ -137,26 +137,26 @@ class Picture(Kind):
         images = require("PIL.Image", "picture")
         notes = require("PIL.PngImagePlugin", "picture").PngInfo()
         records = [obj if isinstance(obj, Record) else Record(list(obj)) for obj in objects]
-        shown = [decode_items(record.object) for record in records]
-        painted = [[form.render(frame) for frame in frames] for form, frames in shown]
-        columns = max(math.isqrt(max(len(shown) - 1, 0)) + 1, 1)
-        wide = max((sum(each.shape[1] + 1 for each in frames) for frames in painted), default=1)
-        high = max((each.shape[0] + 1 for frames in painted for each in frames), default=1)
-        sheet = np.zeros((high * -(-len(shown) // columns), wide * columns, 3), np.uint8)
-        told: list[Any] = []
+        pictures = [decode_items(record.object) for record in records]
+        rendered = [[form.render(frame) for frame in frames] for form, frames in pictures]
+        columns = max(math.isqrt(max(len(pictures) - 1, 0)) + 1, 1)
+        cell_width = max((sum(each.shape[1] + 1 for each in frames) for frames in rendered), default=1)
+        cell_height = max((each.shape[0] + 1 for frames in rendered for each in frames), default=1)
+        sheet = np.zeros((cell_height * -(-len(pictures) // columns), cell_width * columns, 3), np.uint8)
+        contents: list[Any] = []
         right = bottom = 1
-        for number, (record, (form, values), frames) in enumerate(zip(records, shown, painted)):
-            top, left = number // columns * high, number % columns * wide
+        for number, (record, (form, values), frames) in enumerate(zip(records, pictures, rendered)):
+            top, left = number // columns * cell_height, number % columns * cell_width
             places = []
             for value, frame in zip(values, frames):
                 height, width = frame.shape[:2]
                 sheet[top : top + height, left : left + width] = frame if frame.ndim == 3 else frame[..., None]
                 places.append([left, top, len(value)])
                 right, bottom, left = max(right, left + width), max(bottom, top + height), left + width + 1
-            told.append([record.name if len(records) > 1 else "", str(form), places])
-        notes.add_text("segue", json.dumps(told))
+            contents.append([record.name if len(records) > 1 else "", str(form), places])
+        notes.add_text("segue", json.dumps(contents))
         image = images.fromarray(sheet[:bottom, :right])
-        if all(form.sort == "grey" for form, _ in shown):
+        if all(form.sort == "grey" for form, _ in pictures):
             image = image.convert("L")
         with atomic_write(path) as temporary, open(temporary, "wb") as handle:
             image.save(handle, format="PNG", pnginfo=notes)
@@ -181,19 +181,19 @@ class Picture(Kind):
         """Items, or a text of them with blanks or commas between; where a model knows one form, the item that says it
         may be left out. What is none is a SegueError."""
         obj = obj.decode("utf-8", "replace") if isinstance(obj, bytes) else obj
-        found = [item for item in re.split(r"[\s,]+", obj) if item] if isinstance(obj, str) else [str(i) for i in obj]
+        items = [item for item in re.split(r"[\s,]+", obj) if item] if isinstance(obj, str) else [str(i) for i in obj]
         forms = [item for item in known if Form.of(item)]
-        if found and Form.of(found[0]) is None and len(forms) == 1:
-            found = [forms[0], *found]
-        form = Form.of(found[0]) if found else None
+        if items and Form.of(items[0]) is None and len(forms) == 1:
+            items = [forms[0], *items]
+        form = Form.of(items[0]) if items else None
         if form is None:
             raise SegueError("a picture begins with its sort, levels and width, such as grey8:16, and then has values "
                              "from left to right, 0 for black; or give a file")
-        for number, item in enumerate(found[1:], 2):
+        for number, item in enumerate(items[1:], 2):
             if item != FRAME and not (item.isascii() and item.isdecimal() and int(item) < form.values):
-                raise SegueError(f"item {number}, {item!r:.40}, is no value of {found[0]}: give whole numbers from 0 "
+                raise SegueError(f"item {number}, {item!r:.40}, is no value of {items[0]}: give whole numbers from 0 "
                                  f"to {form.values - 1}, or {FRAME}")
-        return found
+        return items
 
 
 def form_of_options(side: int | None, levels: int | None, colour: str | None, rows: int | None) -> Form | None:
@@ -201,10 +201,10 @@ def form_of_options(side: int | None, levels: int | None, colour: str | None, ro
     sort = colour or "grey"
     if sort not in SORTS:
         raise SegueError(f"colour '{colour}' is unknown: choose from {', '.join(SORTS)}")
-    for name, value, least, most in (("side", side, 0, WIDE), ("levels", levels, 2, SORTS[sort]),
-                                     ("rows", rows, 1, WIDE * TALL)):
-        if value is not None and not least <= value <= most:
-            raise SegueError(f"{name}={value} is none of {sort} pictures: give {least} to {most}")
+    for name, value, low, high in (("side", side, 0, WIDE), ("levels", levels, 2, SORTS[sort]),
+                                   ("rows", rows, 1, WIDE * TALL)):
+        if value is not None and not low <= value <= high:
+            raise SegueError(f"{name}={value} is none of {sort} pictures: give {low} to {high}")
     if side is None and levels is None and colour is None:
         return None
     return Form(sort, LEVELS if levels is None else levels, SIDE if side is None else side)

@@ -92,10 +92,11 @@ def picture_columns(table: Look) -> list[str]:
         kept = table.names[:-marks]
         rows = [row[:-marks] for row in table.rows if len(row) == len(table.names)]
         return kept if square_size(len(kept)) and all(map(are_brightness, rows)) else []
-    ends = [names[1:], names[:-1]]  # the class stands first, or last, where that says several things and lesser ones
+    # The class stands first, or last, where that says several things and lesser ones.
+    candidates = [names[1:], names[:-1]]
     if not table.headed and _as_class(table.column(names[-1])) < _as_class(table.column(names[0])):
-        ends.reverse()
-    for kept in (names, *ends) if len(names) > len(table.names) - 4 else ():
+        candidates.reverse()
+    for kept in (names, *candidates) if len(names) > len(table.names) - 4 else ():
         if square_size(len(kept)):
             places = [table.names.index(name) for name in (kept[0], kept[-1])]
             rows = [row[places[0] : places[1] + 1] for row in table.rows if len(row) == len(table.names)]
@@ -123,28 +124,28 @@ def one_hot_columns(table: Look) -> int:
 
 def are_brightness(cells: Sequence[Any]) -> bool:
     """Whether all cells are whole numbers from 0 to 255."""
-    return all((found := PIXEL.fullmatch(str(cell))) and int(found[1]) < 256 for cell in cells)
+    return all((match := PIXEL.fullmatch(str(cell))) and int(match[1]) < 256 for cell in cells)
 
 
 def _read_table(path: Path, problems: Problems | None) -> Iterator[ImageRecord]:
     """The pictures of a table, with their classes from a column of labels."""
     images = require("PIL.Image", "picture")
     frame = load_table(path, Problems() if problems is None else problems, "utf-8")
-    seen = look(frame)
-    columns = picture_columns(replace(seen, form="delimited"))
+    table = look(frame)
+    columns = picture_columns(replace(table, form="delimited"))
     if not columns:
         raise SegueError(f"{path}: no picture, and no table of them that is known here; save it as PNG")
-    rest = [name for name in frame.columns if name not in columns]
-    of = class_column(path, seen, "") if frame.headed else next(iter(rest), None)
-    of = of if of in rest else next((name for name in rest if name.lower().endswith("label")), None)
-    labels = [] if of is None else frame.columns[of].to_pylist()
-    if not frame.headed and len(rest) > 1 and rest == [*frame.columns][len(columns) :]:  # see `one_hot_columns`
-        labels = np.stack([_brightness(frame.columns[name]) for name in rest], 1).argmax(1).tolist()
-        of = f"{rest[0]} to {rest[-1]}"
-        rest = [of]
+    others = [name for name in frame.columns if name not in columns]
+    classes = class_column(path, table, "") if frame.headed else next(iter(others), None)
+    classes = classes if classes in others else next((name for name in others if name.lower().endswith("label")), None)
+    labels = [] if classes is None else frame.columns[classes].to_pylist()
+    if not frame.headed and len(others) > 1 and others == [*frame.columns][len(columns) :]:  # see `one_hot_columns`
+        labels = np.stack([_brightness(frame.columns[name]) for name in others], 1).argmax(1).tolist()
+        classes = f"{others[0]} to {others[-1]}"
+        others = [classes]
     if problems is not None:
-        told = columns[0] if len(columns) == 1 else f"{columns[0]} to {columns[-1]}"
-        problems.note = describe_roles([("class", of), ("pictures", told)], [*rest, told])
+        span = columns[0] if len(columns) == 1 else f"{columns[0]} to {columns[-1]}"
+        problems.note = describe_roles([("class", classes), ("pictures", span)], [*others, span])
     cells: Any = frame.columns[columns[0]].to_pylist() if len(columns) == 1 else _stretch(
         np.stack([_brightness(frame.columns[name]) for name in columns], 1))
     for row, values in enumerate(cells):
@@ -173,8 +174,8 @@ def _brightness(column: Any) -> np.ndarray:
     import pyarrow.compute as compute
 
     texts = column.cast(pa.string())
-    good = compute.match_substring_regex(texts, r"^[0-9]{1,3}(\.0*)?$")
-    numbers = compute.cast(compute.cast(compute.if_else(good, texts, None), pa.float32()), pa.int16())
+    valid = compute.match_substring_regex(texts, r"^[0-9]{1,3}(\.0*)?$")
+    numbers = compute.cast(compute.cast(compute.if_else(valid, texts, None), pa.float32()), pa.int16())
     return np.asarray(compute.fill_null(numbers, 256).to_numpy(zero_copy_only=False))
 
 
@@ -230,10 +231,10 @@ def _without_alpha(path: Path, image: Any) -> Any:
 
 def _from_contact_sheet(path: Path, sheet: Any, note: str) -> list[ImageRecord]:
     """The pictures of a contact sheet, from the note that `Picture.write` left in it; [] if the note does not fit."""
-    found = []
+    pictures = []
     try:
-        told = json.loads(note)
-        for number, (name, item, places) in enumerate(told, 1):
+        contents = json.loads(note)
+        for number, (name, item, places) in enumerate(contents, 1):
             form = Form.of(item)
             if form is None or not places:
                 return []
@@ -243,11 +244,11 @@ def _from_contact_sheet(path: Path, sheet: Any, note: str) -> list[ImageRecord]:
                 if not (0 <= left < box[2] <= sheet.width and 0 <= top < box[3] <= sheet.height and count >= 0):
                     return []
                 frames.append(sheet.crop(box))
-            whole = f"{path}:{name or number}" if len(told) > 1 else str(path)
-            found.append(ImageRecord(whole, frames, form, [count for _, _, count in places]))
+            full_name = f"{path}:{name or number}" if len(contents) > 1 else str(path)
+            pictures.append(ImageRecord(full_name, frames, form, [count for _, _, count in places]))
     except (ValueError, TypeError, RecursionError):
         return []
-    return found
+    return pictures
 
 
 def _read_arrays(path: Path, data: bytes, problems: Problems | None) -> tuple[np.ndarray, list[str] | None]:
@@ -277,23 +278,23 @@ def _read_numbers(data: bytes, dtype: np.dtype, start: int) -> np.ndarray:
 
 def cifar_row(data: bytes) -> int | None:
     """The bytes of a row of a CIFAR-10 or CIFAR-100 batch, recognised by its labels; None if it is none."""
-    for row, most in CIFAR.items():
-        whole = len(data) // row * row
-        if whole and all(max(data[at:whole:row]) < bound for at, bound in enumerate(most)):
+    for row, bounds in CIFAR.items():
+        complete = len(data) // row * row
+        if complete and all(max(data[at:complete:row]) < bound for at, bound in enumerate(bounds)):
             return row
     return None
 
 
 def _complete_pictures(path: Path, shape: tuple[int, ...], values: np.ndarray, problems: Problems | None) -> np.ndarray:
     """The values in their shape; of a truncated file, the complete pictures."""
-    each = math.prod(shape[1:])
+    picture_size = math.prod(shape[1:])
     if len(values) >= math.prod(shape):
         return values[: math.prod(shape)].reshape(shape)
     text = f"the file was cut: it has {len(values):,} of {math.prod(shape):,} values; fetch it again"
-    if not each or not len(values) // each:
+    if not picture_size or not len(values) // picture_size:
         raise SegueError(f"{path}: {text}")
-    bad(problems, path, str(len(values) // each + 1), None, text)
-    return values[: len(values) // each * each].reshape(-1, *shape[1:])
+    bad(problems, path, str(len(values) // picture_size + 1), None, text)
+    return values[: len(values) // picture_size * picture_size].reshape(-1, *shape[1:])
 
 
 def _as_frames(path: Path, array: np.ndarray) -> np.ndarray:
@@ -332,11 +333,11 @@ def _as_uint8(path: Path, array: np.ndarray) -> np.ndarray:
     values = array.astype(np.float64)
     if not values.size or not np.isfinite(values).all():
         raise SegueError(f"{path}: a picture's numbers are finite ones; not all of these are")
-    least, most = float(values.min()), float(values.max())
-    if least < 0 or most > 65535 or (array.dtype.kind == "f" and most > 255):
-        values = (values - least) * (255 / max(most - least, 1e-300))
-    elif most <= 1:
+    low, high = float(values.min()), float(values.max())
+    if low < 0 or high > 65535 or (array.dtype.kind == "f" and high > 255):
+        values = (values - low) * (255 / max(high - low, 1e-300))
+    elif high <= 1:
         values = values * 255
-    elif most > 255:
+    elif high > 255:
         values = values / 257
     return np.round(values).astype(np.uint8)

@@ -46,7 +46,7 @@ def _bytes(path: Path) -> bytes:
         return handle.read()
 
 
-def _different(names: list[str]) -> list[str]:
+def _unique_names(names: list[str]) -> list[str]:
     """Names of columns, none twice, and none with what stands between columns and numbers."""
     plain = [" ".join(name.replace("=", " ").split()) or f"x{i}" for i, name in enumerate(names, 1)]
     return [name if name not in plain[:i] else f"{name} ({i + 1})" for i, name in enumerate(plain)]
@@ -116,23 +116,23 @@ def _wfdb(path: Path) -> Iterator[tuple[str, Columns]]:
         raise SegueError(f"{path}: a record of several segments: give the headers of these")
     names: list[str] = []
     signals: list[np.ndarray] = []
-    parts: dict[str, list[list[str]]] = {}
+    by_file: dict[str, list[list[str]]] = {}
     for line in lines[1 : 1 + int(lines[0][1])]:
         if len(line) < 2:
             raise SegueError(f"{path}: a signal without a format; fetch the header again")
-        parts.setdefault(line[0], []).append(line)
-    for name, mine in parts.items():
-        said = re.fullmatch(r"(\d+)(?::\d+)?(?:\+(\d+))?", mine[0][1])
-        if said is None or int(said[1]) not in SAMPLES or not is_there(file := path.with_name(Path(name).name)):
-            raise SegueError(f"{path}: the samples in {name} ({mine[0][1]}) are not there, or in a format that is not "
+        by_file.setdefault(line[0], []).append(line)
+    for name, rows in by_file.items():
+        match = re.fullmatch(r"(\d+)(?::\d+)?(?:\+(\d+))?", rows[0][1])
+        if match is None or int(match[1]) not in SAMPLES or not is_there(file := path.with_name(Path(name).name)):
+            raise SegueError(f"{path}: the samples in {name} ({rows[0][1]}) are not there, or in a format that is not "
                              f"read here ({', '.join(map(str, SAMPLES))}); fetch them beside it, or give CSV")
-        samples = SAMPLES[int(said[1])](_bytes(file)[int(said[2] or 0) :])
-        samples = samples[: len(samples) // len(mine) * len(mine)].reshape(-1, len(mine))
-        for column, line in zip(samples.T.astype(np.float64), mine):
+        samples = SAMPLES[int(match[1])](_bytes(file)[int(match[2] or 0) :])
+        samples = samples[: len(samples) // len(rows) * len(rows)].reshape(-1, len(rows))
+        for column, line in zip(samples.T.astype(np.float64), rows):
             gain = re.match(r"([-\d.eE+]+)?(?:\((-?\d+)\))?", line[2] if len(line) > 2 else "")
             zero = int(gain[2]) if gain and gain[2] else int(line[4]) if len(line) > 4 and re.fullmatch(
                 r"-?\d+", line[4]) else 0
-            column[column == MISSING.get(int(said[1]), np.nan)] = np.nan
+            column[column == MISSING.get(int(match[1]), np.nan)] = np.nan
             try:
                 scale = float(gain[1]) if gain and gain[1] else 0.0
             except ValueError:
@@ -142,19 +142,20 @@ def _wfdb(path: Path) -> Iterator[tuple[str, Columns]]:
     if not signals:
         raise SegueError(f"{path}: there is no signal in this record")
     shortest = min(map(len, signals))
-    yield "", dict(zip(_different(names), (each[:shortest] for each in signals)))
+    yield "", dict(zip(_unique_names(names), (each[:shortest] for each in signals)))
 
 
 def _of_12_bits(data: bytes) -> np.ndarray:
     """Two samples in three bytes."""
-    three = np.frombuffer(data[: len(data) // 3 * 3], np.uint8).reshape(-1, 3).astype(np.int32)
-    both = np.stack([three[:, 0] | (three[:, 1] & 15) << 8, three[:, 2] | (three[:, 1] >> 4) << 8], 1).reshape(-1)
-    return np.where(both > 2047, both - 4096, both)
+    groups = np.frombuffer(data[: len(data) // 3 * 3], np.uint8).reshape(-1, 3).astype(np.int32)
+    first, second = groups[:, 0] | (groups[:, 1] & 15) << 8, groups[:, 2] | (groups[:, 1] >> 4) << 8
+    samples = np.stack([first, second], 1).reshape(-1)
+    return np.where(samples > 2047, samples - 4096, samples)
 
 
 def _of_24_bits(data: bytes) -> np.ndarray:
-    three = np.frombuffer(data[: len(data) // 3 * 3], np.uint8).reshape(-1, 3).astype(np.int32)
-    return (three @ np.array([1, 1 << 8, 1 << 16], np.int32) << 8) >> 8
+    groups = np.frombuffer(data[: len(data) // 3 * 3], np.uint8).reshape(-1, 3).astype(np.int32)
+    return (groups @ np.array([1, 1 << 8, 1 << 16], np.int32) << 8) >> 8
 
 
 def _whole(dtype: str, data: bytes) -> np.ndarray:
@@ -176,29 +177,31 @@ def _edf(path: Path) -> Iterator[tuple[str, Columns]]:
     try:
         count, records = int(data[252:256]), int(data[236:244])
         fields = [16, 80, 8, 8, 8, 8, 8, 80, 8, 32]  # bytes of what is said of each signal, one thing after the other
-        at, said = 256, list[list[str]]()
+        start, fields_of = 256, list[list[str]]()
         for width in fields:
-            said.append([data[at + i * width : at + (i + 1) * width].decode("latin-1").strip() for i in range(count)])
-            at += width * count
-        low, high, least, most = ([float(cell) for cell in said[i]] for i in (3, 4, 5, 6))
-        sizes = [int(cell) for cell in said[8]]
+            end = start + width * count
+            fields_of.append([data[at : at + width].decode("latin-1").strip() for at in range(start, end, width)])
+            start = end
+        physical_min, physical_max, digital_min, digital_max = (
+            [float(cell) for cell in fields_of[i]] for i in (3, 4, 5, 6))
+        sizes = [int(cell) for cell in fields_of[8]]
         if count < 1 or min(sizes) < 1:
             raise ValueError("no signals")
     except ValueError as error:
         raise SegueError(f"{path}: no EDF whose header can be read ({error}); fetch it again") from error
-    small = data[:1] == b"0"
-    samples = _whole("<i2", data[at:]) if small else _of_24_bits(data[at:])
-    whole = len(samples) // sum(sizes)
-    whole = min(whole, records) if records > 0 else whole
-    if not whole:
+    is_edf = data[:1] == b"0"
+    samples = _whole("<i2", data[start:]) if is_edf else _of_24_bits(data[start:])
+    num_records = len(samples) // sum(sizes)
+    num_records = min(num_records, records) if records > 0 else num_records
+    if not num_records:
         raise SegueError(f"{path}: the file ends before the first of its {records} records; fetch it again")
-    grid = samples[: whole * sum(sizes)].reshape(whole, -1)
-    begins = np.cumsum([0, *sizes])
-    signals = {i: grid[:, begins[i] : begins[i + 1]].reshape(-1).astype(np.float64) for i in range(count)
-               if not said[0][i].endswith("Annotations") and most[i] != least[i]}
-    names = dict(zip(signals, _different([said[0][i] for i in signals])))
-    units = {i: (values - least[i]) * ((high[i] - low[i]) / (most[i] - least[i])) + low[i]
-             for i, values in signals.items()}
+    grid = samples[: num_records * sum(sizes)].reshape(num_records, -1)
+    offsets = np.cumsum([0, *sizes])
+    signals = {i: grid[:, offsets[i] : offsets[i + 1]].reshape(-1).astype(np.float64) for i in range(count)
+               if not fields_of[0][i].endswith("Annotations") and digital_max[i] != digital_min[i]}
+    names = dict(zip(signals, _unique_names([fields_of[0][i] for i in signals])))
+    gains = {i: (physical_max[i] - physical_min[i]) / (digital_max[i] - digital_min[i]) for i in signals}
+    units = {i: (values - digital_min[i]) * gains[i] + physical_min[i] for i, values in signals.items()}
     for size in dict.fromkeys(sizes[i] for i in signals):  # those of one rate together
         yield "" if len({sizes[i] for i in signals}) == 1 else f"{size} a record", \
             {names[i]: values for i, values in units.items() if sizes[i] == size}
@@ -208,12 +211,12 @@ def _edf(path: Path) -> Iterator[tuple[str, Columns]]:
 
 def _tsplib(path: Path) -> Iterator[tuple[str, Columns]]:
     lines = [line.split() for line in as_utf8(path, _bytes(path), "utf-8").decode().splitlines() if line.strip()]
-    at = next((i for i, line in enumerate(lines, 1) if line[0].rstrip(":") in ("NODE_COORD_SECTION",
-                                                                               "DISPLAY_DATA_SECTION")), None)
-    if at is None:
+    first_place = next((i for i, line in enumerate(lines, 1) if line[0].rstrip(":") in ("NODE_COORD_SECTION",
+                                                                                        "DISPLAY_DATA_SECTION")), None)
+    if first_place is None:
         raise SegueError(f"{path}: holds how far places are from each other, not where they are: write its matrix as "
                          "edges with a weight (source,target,weight), and read it with kind=graph")
-    body = list(takewhile(lambda line: line[0].lstrip("-").isdigit() and len(line) in (3, 4), lines[at:]))
+    body = list(takewhile(lambda line: line[0].lstrip("-").isdigit() and len(line) in (3, 4), lines[first_place:]))
     try:
         rows = {line[0]: [float(cell) for cell in line[1:]] for line in body}
         grid = np.array([rows[place] for place in _tour(path, rows)])

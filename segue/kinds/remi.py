@@ -41,52 +41,52 @@ class Remi:
         """The items of notes by part, in time rounded to sixteenths from the file's beginning. themes: the bars at
         which one begins and at which it is over."""
         events: dict[int, list[str]] = {}
-        for at, bpm in sorted(tempi, key=lambda tempo: tempo[0]):
+        for step, bpm in sorted(tempi, key=lambda tempo: tempo[0]):
             nearest = TEMPI[max(0, min(len(TEMPI) - 1, round((bpm - TEMPI[0]) / TEMPI.step)))]
-            events[round(at / STEP)] = [f"tempo{nearest}"]  # of several in one sixteenth the last
+            events[round(step / STEP)] = [f"tempo{nearest}"]  # of several in one sixteenth the last
         for part in self.parts:
-            seen: dict[tuple[int, int], Note] = {}
+            distinct: dict[tuple[int, int], Note] = {}
             for note in sorted(notes.get(part, ())):
-                seen[round(note.start / STEP), note.pitch] = note  # twins are one
-            for (at, pitch), note in sorted(seen.items()):
+                distinct[round(note.start / STEP), note.pitch] = note  # twins are one
+            for (step, pitch), note in sorted(distinct.items()):
                 length = max(LENGTHS[0], min(LENGTHS[-1], round(note.length / STEP)))
-                events.setdefault(at, []).extend([f"{part}{pitch}", f"length{length}", f"loud{note.loud}"])
-        begins, ends = (set(each) for each in zip(*themes)) if (themes := list(themes)) else (set(), set())
-        last = max([at // PLACES for at in events] + [end - 1 for end in ends], default=-1)
+                events.setdefault(step, []).extend([f"{part}{pitch}", f"length{length}", f"loud{note.loud}"])
+        theme_starts, theme_ends = (set(each) for each in zip(*themes)) if (themes := list(themes)) else (set(), set())
+        last = max([step // PLACES for step in events] + [end - 1 for end in theme_ends], default=-1)
         items = list[str]()
         for number in range(last + 1):
-            items += [THEME_END] * (number in ends) + [THEME] * (number in begins) + [BAR]
+            items += [THEME_END] * (number in theme_ends) + [THEME] * (number in theme_starts) + [BAR]
             for place in range(PLACES):
-                if told := events.get(number * PLACES + place):
-                    items += [f"at{place}", *told]
-        return items + [THEME_END] * (last + 1 in ends)
+                if here := events.get(number * PLACES + place):
+                    items += [f"at{place}", *here]
+        return items + [THEME_END] * (last + 1 in theme_ends)
 
     def understand(self, items: Iterable[str]) -> tuple[dict[str, list[Note]], list[tuple[int, int]],
                                                          list[tuple[int, int]]]:
         """Notes by part, tempi and themes: the inverse of `spell`, up to the rounding. What breaks the grammar is a
         SegueError that says where."""
         notes: dict[str, list[Note]] = {part: [] for part in self.parts}
-        tempi, themes, open_at, bar, now = list[tuple[int, int]](), list[tuple[int, int]](), -1, -1, 0
+        tempi, themes, theme_start, bar, now = list[tuple[int, int]](), list[tuple[int, int]](), -1, -1, 0
         grammar, pitch, part, length = self.grammar(), 0, "", 0
         for number, item in enumerate(items, 1):
             if item not in self._sort or not grammar.may(item):
                 raise SegueError(f"item {number}, {item!r:.40}, cannot stand there: what may follow is "
                                  f"{', '.join(sorted(grammar.sorts()))}")
             grammar.say(item)
-            sort, value = self._sort[item], int(re.sub(r"\D", "", item) or 0)
-            if sort == BAR:
+            name, value = self._sort[item], int(re.sub(r"\D", "", item) or 0)
+            if name == BAR:
                 bar += 1
-            elif sort == THEME:
-                open_at = bar + 1
-            elif sort == THEME_END:
-                themes.append((open_at, bar + 1))
-            elif sort == "at":
+            elif name == THEME:
+                theme_start = bar + 1
+            elif name == THEME_END:
+                themes.append((theme_start, bar + 1))
+            elif name == "at":
                 now = (bar * PLACES + value) * STEP
-            elif sort == "tempo":
+            elif name == "tempo":
                 tempi.append((now, value))
-            elif sort in notes:
-                part, pitch = sort, value
-            elif sort == "length":
+            elif name in notes:
+                part, pitch = name, value
+            elif name == "length":
                 length = value * STEP
             else:
                 notes[part].append(Note(now, self.parts.index(part), pitch, length, value))
@@ -99,15 +99,15 @@ class Remi:
     def legal(self, prompt: Sequence[int] = ()) -> Callable[[list[int]], list[int]]:
         """What may follow behind a prompt of the codec's ids, as `segue.decoding.constrain.LegalNext` asks; the end
         only where a bar may begin and no theme is open."""
-        def allowed(said: list[int]) -> list[int]:
+        def legal_next(generated: list[int]) -> list[int]:
             grammar = self.grammar()
-            for item in self.codec.decode([*prompt, *said]):
+            for item in self.codec.decode([*prompt, *generated]):
                 grammar.say(str(item))
-            ends = [self.codec.eos] if self.codec.eos is not None and BAR in grammar.sorts() and grammar.last != THEME \
-                and not grammar.inside else []
-            return [index for index, item in enumerate(self.items) if grammar.may(item)] + ends
+            may_end = BAR in grammar.sorts() and grammar.last != THEME and not grammar.inside
+            end_tokens = [self.codec.eos] if self.codec.eos is not None and may_end else []
+            return [index for index, item in enumerate(self.items) if grammar.may(item)] + end_tokens
 
-        return allowed
+        return legal_next
 
 
 class Grammar:
@@ -136,8 +136,8 @@ class Grammar:
 
     def may(self, item: str) -> bool:
         """Whether an item may come next."""
-        sort = self.remi._sort[item]
-        return sort in self.sorts() and (sort != "at" or int(item[2:]) > self.place)
+        name = self.remi._sort[item]
+        return name in self.sorts() and (name != "at" or int(item[2:]) > self.place)
 
     def say(self, item: str) -> None:
         """Advance by an item."""

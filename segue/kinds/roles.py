@@ -123,7 +123,7 @@ def find_roles(frame: Frame, who: str | None, what: str | None, when: str | None
         if requested not in (None, *frame.columns) and (role, requested) not in (("who", THIS), ("what", THAT)):
             raise SegueError(f"{frame.path}: there is no column '{requested}' to say {role}; there are {names}")
     guess = _by_header if frame.headed else _by_place
-    entity, item, time = _of_lists(frame, *guess(frame, who, what, when), asked=(what is not None, when is not None))
+    entity, item, time = _of_lists(frame, *guess(frame, who, what, when), requested=(what is not None, when is not None))
     lists = item is not None and _is_list(item if item in frame.columns else time, frame)
     if not lists:
         entity, item = _what_is_left(frame, entity, item, time)
@@ -232,10 +232,10 @@ def _by_place(frame: Frame, who: str | None, what: str | None,
 
 
 def _of_lists(frame: Frame, who: str | None, what: str | None, when: str | None,
-              asked: tuple[bool, bool]) -> tuple[str | None, str | None, str | None]:
+              requested: tuple[bool, bool]) -> tuple[str | None, str | None, str | None]:
     """Who, what and when, of a table whose cells may hold lists: the only column of them says what, lists of times
-    alone say when nameless events were, and a time that is no list is the row's. asked: whether what, and when, were
-    asked for; else lists of measured numbers are a SegueError."""
+    alone say when nameless events were, and a time that is no list is the row's. requested: whether the user named
+    what, and when; else lists of measured numbers are a SegueError."""
     lists = [name for name in _free(frame, who, what, when) if _is_list(name, frame)]
     if what is None and len(lists) == 1:
         what = lists[0]
@@ -243,9 +243,9 @@ def _of_lists(frame: Frame, who: str | None, what: str | None, when: str | None,
         what = THAT
     if not _is_list(what, frame):
         return who, what, when
-    if not asked[1] and not _is_list(who, frame) and not _is_list(when, frame):
+    if not requested[1] and not _is_list(who, frame) and not _is_list(when, frame):
         when = None
-    if not asked[0]:
+    if not requested[0]:
         _events_not_measured(frame, what, _within(frame.columns[what]))
     return who, what, when
 

@@ -52,8 +52,8 @@ def read_musicxml(path: Path, data: bytes) -> tuple[list[Note], list[tuple[int, 
                 ties = {tie.get("type") for tie in element.iter("tie")}
                 note = Note(round(onset), program, pitch, steps, 20)
                 if "stop" in ties and pitch in tied:
-                    begun = tied.pop(pitch)
-                    note = replace(begun, length=nearest(LENGTHS, begun.length + length))
+                    first_part = tied.pop(pitch)
+                    note = replace(first_part, length=nearest(LENGTHS, first_part.length + length))
                 if "start" in ties:
                     tied[pitch] = note
                 else:
@@ -67,11 +67,11 @@ def read_musicxml(path: Path, data: bytes) -> tuple[list[Note], list[tuple[int, 
 def _sounding_pitch(note: Any, shift: int) -> int | None:
     """The pitch of a note of MusicXML, transposed by `shift` semitones; of percussion, its place on the staff; None for
     a rest."""
-    for sort, step in (("pitch", "step"), ("unpitched", "display-step")):
-        if (place := note.find(sort)) is not None and place.findtext(step):
+    for tag, step in (("pitch", "step"), ("unpitched", "display-step")):
+        if (place := note.find(tag)) is not None and place.findtext(step):
             octave = int(place.findtext(step.replace("step", "octave")) or 4)
             value = NAMES.index(place.findtext(step)) + 12 * (octave + 1) + round(float(place.findtext("alter") or 0))
-            return min(max(value + (shift if sort == "pitch" else 0), 0), 127)
+            return min(max(value + (shift if tag == "pitch" else 0), 0), 127)
     return None
 
 
@@ -89,7 +89,7 @@ def read_kern(path: Path, data: bytes) -> tuple[list[Note], list[tuple[int, int]
              if line.strip() and line[0] != "!"]
     spines = [cell == "**kern" for cell in lines[0][1]] if lines else []  # whether each spine holds notes
     notes, tempi, tied = list[Note](), list[tuple[int, int]](), dict[int, Note]()
-    ends = [0.0] * len(spines)  # when the notes of each spine end
+    end_times = [0.0] * len(spines)  # when the notes of each spine end
     now = 0.0
     for number, cells in lines[1:]:
         if len(cells) != len(spines):
@@ -98,52 +98,53 @@ def read_kern(path: Path, data: bytes) -> tuple[list[Note], list[tuple[int, int]
         if cells[0][:1] == "*":
             tempi += [(round(now), nearest(TEMPI, float(cell[3:]))) for cell in cells
                       if re.fullmatch(r"\*MM\d+(\.\d+)?", cell)]
-            spines, ends = _spines(cells, spines, ends)
+            spines, end_times = _spines(cells, spines, end_times)
             continue
         if cells[0][:1] == "=":
             continue
-        started = [(at, cell) for at, cell in enumerate(cells) if spines[at] and cell[:1] not in (".", "!", "")]
-        now = max([now, *(ends[at] for at, cell in started if "q" not in cell)])
-        for at, cell in started:
+        started = [(column, cell) for column, cell in enumerate(cells)
+                   if spines[column] and cell[:1] not in (".", "!", "")]
+        now = max([now, *(end_times[column] for column, cell in started if "q" not in cell)])
+        for column, cell in started:
             longest = 0.0
             for token in cell.split():
                 value = re.search(r"(\d+)(?:%(\d+))?(\.*)", token)
                 if "q" in token or value is None:
                     continue
-                whole = 8.0 * GRID if set(value[1]) == {"0"} else 4.0 * GRID * int(value[2] or 1) / int(value[1])
-                length = whole * (2 - 0.5 ** len(value[3]))
+                whole_note = 8.0 * GRID if set(value[1]) == {"0"} else 4.0 * GRID * int(value[2] or 1) / int(value[1])
+                length = whole_note * (2 - 0.5 ** len(value[3]))
                 longest = longest or length
                 if (pitch := _kern_pitch(token)) is None:
                     continue
                 note = Note(round(now), 0, pitch, nearest(LENGTHS, max(length, 1)), 20)
                 if ("]" in token or "_" in token) and pitch in tied:
-                    begun = tied.pop(pitch)
-                    note = replace(begun, length=nearest(LENGTHS, begun.length + length))
+                    first_part = tied.pop(pitch)
+                    note = replace(first_part, length=nearest(LENGTHS, first_part.length + length))
                 if "[" in token or "_" in token:
                     tied[pitch] = note
                 else:
                     notes.append(note)
-            ends[at] = now + longest if longest else ends[at]
+            end_times[column] = now + longest if longest else end_times[column]
     return [*notes, *tied.values()], tempi
 
 
 def _kern_pitch(token: str) -> int | None:
     """The pitch of a note of **kern: c is middle C, cc above it, C below; None for a rest."""
-    found = re.search(r"(?<![a-gA-G])(([a-g])\2*|([A-G])\3*)([#-]*)", token)
-    if found is None or "r" in token:
+    match = re.search(r"(?<![a-gA-G])(([a-g])\2*|([A-G])\3*)([#-]*)", token)
+    if match is None or "r" in token:
         return None
-    letters = found[1]
+    letters = match[1]
     octave = 4 + len(letters) - 1 if letters.islower() else 4 - len(letters)
-    shift = found[4].count("#") - found[4].count("-")
+    shift = match[4].count("#") - match[4].count("-")
     return min(max(12 * (octave + 1) + STEPS[letters[0].lower()] + shift, 0), 127)
 
 
-def _spines(cells: Sequence[str], spines: Sequence[bool], ends: Sequence[float]) -> tuple[list[bool], list[float]]:
+def _spines(cells: Sequence[str], spines: Sequence[bool], end_times: Sequence[float]) -> tuple[list[bool], list[float]]:
     """Which spines hold notes, and when the notes of each end, after a line of interpretations, which may split, join,
     end, add and exchange spines."""
     kept: list[tuple[bool, float]] = []
     joining = False
-    for cell, spine, end in zip(cells, spines, ends):
+    for cell, spine, end in zip(cells, spines, end_times):
         joins = cell == "*v"
         if joins and joining:
             kept[-1] = (kept[-1][0] or spine, max(kept[-1][1], end))

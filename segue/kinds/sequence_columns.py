@@ -26,10 +26,10 @@ TWENTY = RESIDUES[:20]
 def sequence_column(table: Look) -> str | None:
     """The column of a table with sequences: one with a usual name, or one of long words of letters, or of shorter words
     of bases; None if there is none."""
-    for called in (COLUMNS, SITES) if table.headed else ():
-        named = (name for name in table.names if name.lower() in called)
-        if found := next((name for name in named if not _are_names(table.column(name))), None):
-            return found
+    for usual_names in (COLUMNS, SITES) if table.headed else ():
+        named = (name for name in table.names if name.lower() in usual_names)
+        if name_found := next((name for name in named if not _are_names(table.column(name))), None):
+            return name_found
     for name in table.names[:ROWS]:
         cells = table.column(name)
         letters = [join_kmers(cell) if isinstance(cell, str) else "" for cell in cells]
@@ -46,9 +46,9 @@ def _are_names(cells: Sequence[Any]) -> bool:
 
 def are_peptides(cells: Sequence[str]) -> bool:
     """Whether these are peptides and not words: many different ones, of the twenty residues only."""
-    said = set("".join(cells))
-    return len(cells) >= LEAST and said <= set(TWENTY) and len(said) > 14 and 2 * len(set(cells)) > len(cells) and \
-        min(map(len, cells)) >= SHORT
+    residues = set("".join(cells))
+    return len(cells) >= LEAST and residues <= set(TWENTY) and len(residues) > 14 and \
+        2 * len(set(cells)) > len(cells) and min(map(len, cells)) >= SHORT
 
 
 def base_columns(table: Look) -> list[str]:
@@ -59,10 +59,10 @@ def base_columns(table: Look) -> list[str]:
     held = ["".join(cell if isinstance(cell, str) and len(cell) == 1 else "?" for cell in cells if cell).upper()
             for cells in columns]
     single = [bool(letters) and set(letters) <= set(NUCLEOTIDES) for letters in held]
-    for begin, end in _runs(single):
-        letters = "".join(held[begin:end]).encode()
-        if end - begin >= LEAST and 20 * len(letters.translate(None, b"ACGTUN-")) <= len(letters):
-            return table.names[begin:end]
+    for start, end in _runs(single):
+        letters = "".join(held[start:end]).encode()
+        if end - start >= LEAST and 20 * len(letters.translate(None, b"ACGTUN-")) <= len(letters):
+            return table.names[start:end]
     return []
 
 

@@ -49,7 +49,7 @@ Found = tuple[str, bytes, np.ndarray | None]  # name, letters as they stand in t
 def format_of(head: bytes) -> str | None:
     """The name of a file's format in `FORMATS`, or "phylip", by its first lines; None of others, FASTA among them."""
     text = head.lstrip()[:4096].decode("utf-8", "replace")
-    form = next((form for begin, form in FORMATS.items() if re.match(begin, text)), None)
+    form = next((form for pattern, form in FORMATS.items() if re.match(pattern, text)), None)
     return form if form is not None or not SIZES.match(text) else _phylip_format(text)
 
 
@@ -57,16 +57,16 @@ def _phylip_format(text: str) -> str | None:
     """"phylip" if the first two rows, after their names, have the same number of letters, and no more than the first
     line says; else None."""
     first, *rows = [line for line in text.splitlines() if line.strip()]
-    said = SIZES.fullmatch(first)
-    if said is None or not rows or int(said[2]) < 1 or (int(said[1]) > 1 and len(rows) < 2):
+    sizes = SIZES.fullmatch(first)
+    if sizes is None or not rows or int(sizes[2]) < 1 or (int(sizes[1]) > 1 and len(rows) < 2):
         return None
     for ten in (False, True):
         letters = [_split_row(row, ten)[1] for row in rows[:2]]
-        ways = [letters]
-        if len(letters) > 1 and (more := "".join(rows[1].split())).isalpha():  # or the first row goes on
-            ways.append([letters[0] + more])
-        if any(all(re.fullmatch(r"[A-Za-z?*.-]+", each) for each in way) and len({*map(len, way)}) == 1 and
-               len(way[0]) <= int(said[2]) for way in ways):
+        readings = [letters]
+        if len(letters) > 1 and (continued := "".join(rows[1].split())).isalpha():  # or the first row goes on
+            readings.append([letters[0] + continued])
+        if any(all(re.fullmatch(r"[A-Za-z?*.-]+", each) for each in pair) and len({*map(len, pair)}) == 1 and
+               len(pair[0]) <= int(sizes[2]) for pair in readings):
             return "phylip"
     return None
 
@@ -109,8 +109,8 @@ def with_warnings(path: Path, records: Iterator[Any], problems: Problems | None)
         if record is None:
             return
         for doubt in doubts if problems is not None else ():
-            said = " ".join(str(doubt.message).split())
-            bad(problems, path, record.id or record.name or "", None, f"doubtful: {said}")
+            message = " ".join(str(doubt.message).split())
+            bad(problems, path, record.id or record.name or "", None, f"doubtful: {message}")
         yield record
 
 
@@ -125,17 +125,17 @@ def _read_phylip(path: Path, handle: BinaryIO, problems: Problems | None) -> Ite
     """PHYLIP: alignments after a line with the number of sequences and of letters, sequential or interleaved, with
     names of ten characters or a word, whichever fits."""
     lines = [line for each in handle.read().decode("utf-8", "replace").splitlines() if (line := each.rstrip())]
-    at = 0
-    while at < len(lines):
-        said = SIZES.fullmatch(lines[at])
-        count, length = (int(said[1]), int(said[2])) if said else (0, 0)
-        ways = (way(lines[at + 1 :], count, length, ten) for ten in (False, True)
-                for way in (_interleaved, _sequential))
-        rows, used = next(filter(None, ways), ([], 0)) if 0 < count < len(lines) - at else ([], 0)
+    start = 0
+    while start < len(lines):
+        sizes = SIZES.fullmatch(lines[start])
+        count, length = (int(sizes[1]), int(sizes[2])) if sizes else (0, 0)
+        attempts = (read_rows(lines[start + 1 :], count, length, ten) for ten in (False, True)
+                    for read_rows in (_interleaved, _sequential))
+        rows, used = next(filter(None, attempts), ([], 0)) if 0 < count < len(lines) - start else ([], 0)
         if not rows:
-            raise SegueError(f"{path}, line {at + 1}: no alignment of {count} sequences of {length} letters begins "
+            raise SegueError(f"{path}, line {start + 1}: no alignment of {count} sequences of {length} letters begins "
                              "here; is the file cut short?")
-        at += 1 + used
+        start += 1 + used
         yield from ((name, letters.replace("?", "-").encode("utf-8", "replace"), None) for name, letters in rows)
 
 
@@ -218,13 +218,13 @@ def read_lines(handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
 def has_annotation_lines(head: bytes) -> bool:
     """Whether each FASTA record at the beginning of a file is a line of letters and a line of annotation below it
     (brackets, states, digits): characters that are no letters, or few different ones."""
-    records = [part.splitlines()[1:] for part in (b"\n" + head).split(b"\n>")[1:]]
-    whole = [[line.strip() for line in lines if line.strip()] for lines in (records[:-1] or records)]
-    if not whole or any(len(lines) != 2 or len(lines[0]) != len(lines[1].split()[0]) for lines in whole):
+    records = [record.splitlines()[1:] for record in (b"\n" + head).split(b"\n>")[1:]]
+    complete = [[line.strip() for line in lines if line.strip()] for lines in (records[:-1] or records)]
+    if not complete or any(len(lines) != 2 or len(lines[0]) != len(lines[1].split()[0]) for lines in complete):
         return False
-    above, below = ({*b"".join(lines[i].split()[0] for lines in whole)} for i in (0, 1))
-    strange = not bytes(below).isalpha() and not below & above
-    return strange or (len(whole) > 2 and 2 * len(below) <= len(above) > 14)
+    above, below = ({*b"".join(lines[i].split()[0] for lines in complete)} for i in (0, 1))
+    differs = not bytes(below).isalpha() and not below & above
+    return differs or (len(complete) > 2 and 2 * len(below) <= len(above) > 14)
 
 
 def without_annotation(text: bytes) -> bytes:
@@ -248,16 +248,16 @@ def without_comments(text: bytes) -> bytes:
 def _read_ct(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
     """CT, connectivity tables: a line with the number of bases and a name, then a line for each base; one or more."""
     lines = [cells for each in handle.read().decode("utf-8", "replace").splitlines() if (cells := each.split())]
-    at = 0
-    while at < len(lines):
-        count = int(lines[at][0]) if lines[at][0].isdigit() else 0
-        rows = lines[at + 1 : at + 1 + count]
+    i = 0
+    while i < len(lines):
+        count = int(lines[i][0]) if lines[i][0].isdigit() else 0
+        rows = lines[i + 1 : i + 1 + count]
         counted = [row[0] for row in rows if len(row) > 4]
         if not count or counted != [*map(str, range(1, count + 1))]:
-            raise SegueError(f"{path}: no connectivity table of {count} bases begins at '{' '.join(lines[at])[:40]}'; "
+            raise SegueError(f"{path}: no connectivity table of {count} bases begins at '{' '.join(lines[i])[:40]}'; "
                              "is the file cut short?")
-        yield " ".join(lines[at][1:]) or str(at + 1), "".join(row[1] for row in rows).encode("utf-8", "replace"), None
-        at += 1 + count
+        yield " ".join(lines[i][1:]) or str(i + 1), "".join(row[1] for row in rows).encode("utf-8", "replace"), None
+        i += 1 + count
 
 
 def _read_bpseq(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
@@ -297,7 +297,7 @@ def _fasta_records(handle: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
         return header, body
 
     parts: list[bytes] = []  # the record being read, without its ">"
-    carry, begun = b"\n", False
+    carry, in_record = b"\n", False
     while True:
         block = handle.read(BLOCK)
         text = carry + block
@@ -305,15 +305,15 @@ def _fasta_records(handle: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
             text = text.replace(b"\r", b"\n")  # line ends of old Macs
         carry = b"\n" if block and text.endswith(b"\n") else b""
         text = text[: len(text) - len(carry)]
-        first, *others = text.split(b"\n>")
+        first, *following = text.split(b"\n>")
         parts.append(first)
-        for part in others:
-            if begun:
+        for part in following:
+            if in_record:
                 yield record()
-            parts, begun = [part], True
+            parts, in_record = [part], True
         if not block:
             break
-    if begun:
+    if in_record:
         yield record()
 
 

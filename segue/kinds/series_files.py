@@ -118,13 +118,14 @@ def read_array(path: Path, raw: bytes, rows: bool | None, problems: Problems | N
         array = array[:, :, None]
         if problems is not None:
             problems.note = "a row a series"
-    several = array.ndim == 3
-    classes = classes_beside(path, len(array)) if several else None
+    holds_series = array.ndim == 3
+    classes = classes_beside(path, len(array)) if holds_series else None
     if problems is not None and classes:
         problems.note += ", class=the file beside it" if problems.note else "class=the file beside it"
-    for number, each in enumerate(array if several else [array.reshape(len(array), -1)], 1):
-        columns = {f"x{i + 1}": each[:, i] for i in range(each.shape[1])} if each.shape[1] > 1 else {"": each[:, 0]}
-        name = f"{path}:{number}" if several else str(path)
+    for number, series in enumerate(array if holds_series else [array.reshape(len(array), -1)], 1):
+        names = [f"x{i + 1}" for i in range(series.shape[1])] if series.shape[1] > 1 else [""]
+        columns = dict(zip(names, series.T))
+        name = f"{path}:{number}" if holds_series else str(path)
         yield Record(as_elements(columns), name=of_class(name, classes[number - 1] if classes else ""))
 
 
@@ -135,65 +136,66 @@ def read_recording(path: Path, form: str, problems: Problems | None) -> Iterator
         if problems is not None:
             problems.note = f"columns={','.join([*columns][:SHOWN])}"
         columns = {"": next(iter(columns.values()))} if len(columns) == 1 else columns
-        where = f"{path}:{name}" if name else str(path)
-        for at in range(0, length, step):
-            yield Record(as_elements({key: values[at : at + step] for key, values in columns.items()}),
-                         name=f"{where}@{at}" if length > step else where)
+        place = f"{path}:{name}" if name else str(path)
+        for start in range(0, length, step):
+            yield Record(as_elements({key: values[start : start + step] for key, values in columns.items()}),
+                         name=f"{place}@{start}" if length > step else place)
 
 
 def read_relational(path: Path, text: str, problems: Problems | None) -> Iterator[Record]:
     """A table of Weka whose rows hold series of several columns, a line each within quotes, and perhaps a class."""
     body = re.split(r"(?im)^[ \t]*@data[ \t]*$", text, maxsplit=1)[-1]
-    none = True
+    empty = True
     for number, line in enumerate(body.splitlines(), text.count("\n") - body.count("\n") + 1):
-        found = re.fullmatch(r"\s*(?:[^'\",]*,)?\s*(['\"])(.*?)\1\s*(?:,\s*(.*?))?\s*", line)
+        match = re.fullmatch(r"\s*(?:[^'\",]*,)?\s*(['\"])(.*?)\1\s*(?:,\s*(.*?))?\s*", line)
         if not line.strip() or line.lstrip()[:1] == "%":
             continue
         parts = [["nan" if cell.strip() in ("?", "") else cell for cell in part.split(",")]
-                 for part in re.split(r"\\n|;", found[2])] if found else []
-        if found is None or not all(is_number(cell) for part in parts for cell in part):
+                 for part in re.split(r"\\n|;", match[2])] if match else []
+        if match is None or not all(is_number(cell) for part in parts for cell in part):
             bad(problems, path, f"line {number}", None, "not the numbers of a series in quotes; mend or remove it")
             continue
-        none, longest = False, max(map(len, parts))
+        empty, longest = False, max(map(len, parts))
         filled = [np.append(list(map(number_in, part)), [np.nan] * (longest - len(part))) for part in parts]
         names = [f"x{i + 1}" for i in range(len(filled))] if len(filled) > 1 else [""]
-        label = (found[3] or "").strip("'\"")
+        label = (match[3] or "").strip("'\"")
         yield Record(as_elements(dict(zip(names, filled))), name=of_class(f"{path}:{number}", label))
-    if none and problems is None:
+    if empty and problems is None:
         raise SegueError(f"{path}: there is no series behind @data; is the file cut short?")
 
 
 def read_archive(path: Path, text: str, problems: Problems | None) -> Iterator[Record]:
     """A `.ts` file: behind its @data, a series a line, columns between colons, and perhaps its class."""
-    heads, found, body = text, False, ""
+    header, has_data, data = text, False, ""
     if match := re.search(r"(?im)^@data\s*$", text):
-        heads, body, found = text[: match.start()], text[match.end() :], True
-    if not found:
+        header, data, has_data = text[: match.start()], text[match.end() :], True
+    if not has_data:
         raise SegueError(f"{path}: there is no line @data, behind which the series of a .ts file stand")
-    if re.search(r"(?im)^@timestamps\s+true", heads):
+    if re.search(r"(?im)^@timestamps\s+true", header):
         raise SegueError(f"{path}: series with time stamps are not read from .ts files: give a table with a column of "
                          "times")
-    labelled = bool(re.search(r"(?im)^@(classlabel|targetlabel)\s+true", heads))
-    given = [name.lower() for name in re.findall(r"(?im)^@attribute\s+(\S+)", heads)]  # of a .tsf file, before numbers
-    before = heads.count("\n") + 1
-    any_left = False
-    for number, line in enumerate(body.splitlines(), before):
+    labelled = bool(re.search(r"(?im)^@(classlabel|targetlabel)\s+true", header))
+    # Of a .tsf file: what stands before the numbers of each line.
+    attribute_names = [name.lower() for name in re.findall(r"(?im)^@attribute\s+(\S+)", header)]
+    first_line = header.count("\n") + 1
+    any_series = False
+    for number, line in enumerate(data.splitlines(), first_line):
         parts = line.strip().split(":")
         if parts == [""]:
             continue
         label = parts.pop().strip() if labelled and len(parts) > 1 else ""
-        said, parts = parts[: len(given)], parts[len(given) :] or [""]
-        called = dict(zip(given, said)).get("series_name", number)
+        values_of, parts = parts[: len(attribute_names)], parts[len(attribute_names) :] or [""]
+        series_name = dict(zip(attribute_names, values_of)).get("series_name", number)
         cells = [["nan" if cell.strip() in ("?", "") else cell for cell in part.split(",")] for part in parts]
         columns = [np.array(list(map(number_in, part))) for part in cells]
-        strange = next((cell for part in cells for cell in part if not is_number(cell)), None)
-        if strange is not None:
-            bad(problems, path, f"line {number}", None, f"{strange!r:.40} is no number; mend or remove the line")
+        invalid = next((cell for part in cells for cell in part if not is_number(cell)), None)
+        if invalid is not None:
+            bad(problems, path, f"line {number}", None, f"{invalid!r:.40} is no number; mend or remove the line")
             continue
         longest = max(map(len, columns))
         filled = [np.append(values, [np.nan] * (longest - len(values))) for values in columns]
         names = [""] if len(filled) == 1 else [f"x{i + 1}" for i in range(len(filled))]
-        any_left = True
-        yield Record(as_elements(dict(zip(names, filled))), name=of_class(f"{path}:{called}", label))
-    if not any_left and problems is None:
+        any_series = True
+        yield Record(as_elements(dict(zip(names, filled))), name=of_class(f"{path}:{series_name}", label))
+    if not any_series and problems is None:
         raise SegueError(f"{path}: there is no series behind @data; is the file cut short?")

@@ -76,11 +76,11 @@ class Sound(Kind):
         return ItemCodec(list(range(LEVELS)))
 
     def numbers(self, codec: Codec) -> np.ndarray | None:
-        found, ids = np.full((codec.size, 1), np.nan), codec.lookup(range(LEVELS))
+        values, ids = np.full((codec.size, 1), np.nan), codec.lookup(range(LEVELS))
         if ids is None:
             return None
-        found[ids, 0] = waveform(range(LEVELS))
-        return found
+        values[ids, 0] = waveform(range(LEVELS))
+        return values
 
     def write(self, objects: Iterable[Sequence[int] | Record], path: str | Path) -> None:
         """One object as a WAV file (FLAC if it is named so) of 16 bits and 8,000 samples a second."""

@@ -15,11 +15,11 @@ MARKUP = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")  # <i>, <c.yellow>, {\an8}
 
 def form_of(head: str) -> Form | None:
     """How the beginning of a file of text is to be read as subtitles; None where it holds none."""
-    begun = head.lstrip()
-    if begun.startswith("[Script Info]") and DIALOGUE.search(head):
+    text = head.lstrip()
+    if text.startswith("[Script Info]") and DIALOGUE.search(head):
         return Form("the words of subtitles; not read: times and styles", _of_substation)
-    first = next((i for i, line in enumerate(begun.split("\n")[:40]) if CUE.fullmatch(line.rstrip("\r"))), None)
-    if first is not None and (begun.startswith("WEBVTT") or first < 2):
+    first = next((i for i, line in enumerate(text.split("\n")[:40]) if CUE.fullmatch(line.rstrip("\r"))), None)
+    if first is not None and (text.startswith("WEBVTT") or first < 2):
         return Form("the words of subtitles; not read: numbers and times", _of_cues)
     return None
 
@@ -44,7 +44,7 @@ def _of_cues(lines: Numbered) -> Iterator[tuple[int, str, str]]:
 
 
 def _of_substation(lines: Numbered) -> Iterator[tuple[int, str, str]]:
-    words = [" ".join(re.sub(r"\\[Nnh]", " ", MARKUP.sub("", found[1])).split())
-             for _, line in lines if (found := DIALOGUE.fullmatch(line.strip()))]
+    words = [" ".join(re.sub(r"\\[Nnh]", " ", MARKUP.sub("", match[1])).split())
+             for _, line in lines if (match := DIALOGUE.fullmatch(line.strip()))]
     if any(words):
         yield 1, "\n".join(filter(None, words)), ""

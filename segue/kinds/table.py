@@ -170,21 +170,7 @@ class Events(Kind):
         import pyarrow.types as types
 
         also = [also] if isinstance(also, str) else list(also)
-        tables: list[tuple[Frame, Roles]] = []
-        label_column: str | None = None
-        for path in paths:
-            try:
-                frame = _readied(load_table(path, problems, encoding, (who, what, when, *also, classes)))
-                if classes:
-                    label_column = take_classes(frame, classes, (who, what, when, *also))
-                roles = find_roles(frame, who, what, when)
-                if classes == "":  # of what is left
-                    label_column = take_classes(frame, classes, (*roles, *also)) or label_column
-                tables.append((frame, roles))
-            except SegueError as error:
-                if path in named:
-                    raise
-                problems.refuse(path, error)
+        tables, label_column = _load_tables(paths, problems, named, (who, what, when), also, classes, encoding)
         if not tables:
             return
         frames = _alike(tables, problems, named)
@@ -195,6 +181,7 @@ class Events(Kind):
         for name in also:
             if name not in columns:
                 raise SegueError(f"{first.path}: there is no column '{name}'; there are {', '.join(columns)}")
+
         def has_lists(name: str | None) -> bool:
             return name in columns and (types.is_list(columns[name].type) or types.is_large_list(columns[name].type))
 
@@ -314,6 +301,30 @@ def _listed(table: Look) -> list[str]:
         item for cell in table.column(name) if isinstance(cell, list) for item in cell)]
 
 
+def _load_tables(paths: Iterable[Path], problems: Problems, named: frozenset[Path],
+                 requested: tuple[str | None, str | None, str | None], also: Sequence[str], classes: str | None,
+                 encoding: str) -> tuple[list[tuple[Frame, Roles]], str | None]:
+    """The tables of all files that can be read, each with the columns that say who, what and when, and the column of
+    classes, which is taken out of them. requested: the columns who, what and when where the user names them. A file
+    that cannot be read is a problem, or, if it is in `named`, an error."""
+    tables: list[tuple[Frame, Roles]] = []
+    label_column: str | None = None
+    for path in paths:
+        try:
+            frame = _readied(load_table(path, problems, encoding, (*requested, *also, classes)))
+            if classes:
+                label_column = take_classes(frame, classes, (*requested, *also))
+            roles = find_roles(frame, *requested)
+            if classes == "":  # of what is left
+                label_column = take_classes(frame, classes, (*roles, *also)) or label_column
+            tables.append((frame, roles))
+        except SegueError as error:
+            if path in named:
+                raise
+            problems.refuse(path, error)
+    return tables, label_column
+
+
 def _alike(tables: list[tuple[Frame, Roles]], problems: Problems, named: frozenset[Path]) -> list[tuple[Frame, Roles]]:
     """The tables with the columns that most rows have; others are problems, or, if named, errors."""
     rows: dict[tuple[str, ...], int] = {}
@@ -365,8 +376,8 @@ def _readied(frame: Frame) -> Frame:
 
 def _events(frame: Frame, roles: Roles, also: Sequence[str], when_format: str | None,
             problems: Problems) -> tuple[Any, ...]:
-    """who and what as text arrays, when as seconds, further numbers, classes; rows that lack any but the last of them
-    are stepped over."""
+    """Columns of a table, row by row: who and what as arrays of text, when as seconds (N,), the further numbers (N,) of
+    `also`, and the classes. A row that lacks one of these, but the class, is a problem and is left out."""
     import pyarrow as pa
     import pyarrow.compute as compute
 

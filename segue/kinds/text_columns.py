@@ -66,8 +66,8 @@ def text_columns(table: Look) -> list[str]:
     if turns := [name for name in names if last_part(name) in TURN_FIELDS and speaker_field(name, names) and
                  all(isinstance(cell, list) for cell in table.column(name))]:
         return turns[:1]
-    if table.headed and (found := _multiple_choice(table) or _by_usual_names(table)):
-        return found
+    if table.headed and (named := _multiple_choice(table) or _by_usual_names(table)):
+        return named
     if len(names) == 1:
         cells = table.column(names[0])
         measured = table.form == "delimited" and any(number(cell) or DATE.fullmatch(cell) for cell in cells)
@@ -85,24 +85,24 @@ def _by_usual_names(table: Look) -> list[str]:
         return all(isinstance(cell, str) for cell in cells) and not numbers
 
     def is_question(name: str) -> bool:
-        called = _is_called(name, ASKS) or (last_part(name) == "source" and _are_sentences(table.column(name)))
-        return called and (holds_prose(name) or _are_lists_of_texts(table.column(name)))
+        is_source = last_part(name) == "source" and _are_sentences(table.column(name))
+        return (_is_called(name, ASKS) or is_source) and (holds_prose(name) or _are_lists_of_texts(table.column(name)))
 
     asks = [name for name in names if is_question(name)]
     answers = [name for name in names if _holds_answers(name, table)]
-    made = [name for name in names if last_part(name) in MADE and holds_prose(name)]
-    source = next((name for name in names if last_part(name) in SOURCES and holds_prose(name) and made), None)
+    derived = [name for name in names if last_part(name) in MADE and holds_prose(name)]
+    source = next((name for name in names if last_part(name) in SOURCES and holds_prose(name) and derived), None)
     pair = bool(asks and answers)
     if source is not None and not pair:
-        return [source, *made]
+        return [source, *derived]
     by_name = {last_part(name): name for name in reversed(names)}
     by_name |= {name.lower(): name for name in reversed(names)}
-    for usual in FIELDS if table.form in ("json", "document") or pair else COLUMNS:
-        by_name.setdefault(usual, by_name.get(f"{usual}1", ""))
-        name = by_name[usual]
+    for keyword in FIELDS if table.form in ("json", "document") or pair else COLUMNS:
+        by_name.setdefault(keyword, by_name.get(f"{keyword}1", ""))
+        name = by_name[keyword]
         cell = next(iter(table.column(name)), "") if name else None
-        if isinstance(cell, str) or (usual in DIALOGUES and _are_texts(cell)):
-            return asks + answers if pair and usual in ASKS + ANSWERS else _numbered_alike(name, table)
+        if isinstance(cell, str) or (keyword in DIALOGUES and _are_texts(cell)):
+            return asks + answers if pair and keyword in ASKS + ANSWERS else _numbered_alike(name, table)
     return asks + answers if pair else []
 
 
@@ -155,8 +155,8 @@ def dialogue_columns(table: Look, field: Sequence[str]) -> tuple[str | None, str
         runs = sum(a != b for a, b in pairwise(cells))
         if name != field[0] and 2 * runs <= len(cells) == len(table.rows) > 1:
             dialogue = name
-    speaker = next((name for usual in SPEAKERS for name in table.names if last_part(name) == usual and name != field[0]
-                    and all(not isinstance(cell, list) and len(str(cell)) <= 40 for cell in table.column(name))
+    speaker = next((name for keyword in SPEAKERS for name in table.names
+                    if last_part(name) == keyword and name != field[0] and all(not isinstance(cell, list) and len(str(cell)) <= 40 for cell in table.column(name))
                     and len(set(map(class_of, table.column(name)))) > 1), None)
     if dialogue is None and speaker is not None and _is_chat(table, field[0], speaker):
         dialogue = ""
@@ -203,9 +203,9 @@ def name_column(table: Look) -> list[str]:
 def are_pairs(table: Look) -> bool:
     """Whether each line is two texts with a tab between them: question and answer, or sentence and translation."""
     first, second = ([str(cell) for cell in table.column(name)] for name in table.names[:2])
-    ended = [sum(cell[-1] in ".?!,;:。؟" for cell in cells) for cells in (first, second)]
-    several = min(sum(len(cell.split()) for cell in cells) for cells in (first, second)) > 3 * len(first)
-    return len(table.names) < 4 and len(table.rows) > 9 and (several or 2 * max(ended) > len(first)) and \
+    num_sentences = [sum(cell[-1] in ".?!,;:。؟" for cell in cells) for cells in (first, second)]
+    wordy = min(sum(len(cell.split()) for cell in cells) for cells in (first, second)) > 3 * len(first)
+    return len(table.names) < 4 and len(table.rows) > 9 and (wordy or 2 * max(num_sentences) > len(first)) and \
         all(re.search(r"[^\W\d_]", cell) for cell in first + second) and 4 * len({*zip(first, second)}) > 3 * len(first)
 
 
@@ -219,7 +219,7 @@ def join_fields(cells: Mapping[str, Any], field: Sequence[str]) -> str | None:
     as questions and their answers, alternate; of several answers to one question the first is taken."""
     parts: list[str | None] = []
     turns = [value for name in field if isinstance(value := cells.get(name), list) and len(field) > 1]
-    asked = any(isinstance(cells.get(name), str) and _is_called(name, ASKS) for name in field) and len(turns) < 2
+    has_question = any(isinstance(cells.get(name), str) and _is_called(name, ASKS) for name in field) and len(turns) < 2
     if len(turns) > 1 and len(set(map(len, turns))) == 1:
         first = next(name for name in field if isinstance(cells.get(name), list))
         cells = {**{name: value for name, value in cells.items() if not isinstance(value, list)},
@@ -234,8 +234,8 @@ def join_fields(cells: Mapping[str, Any], field: Sequence[str]) -> str | None:
             parts.append(" ".join(value))
         elif isinstance(value := _unwrapped(value), list) and all(isinstance(turn, str | None) for turn in value):
             speakers = cells.get(speaker_field(name, cells) or "") or [None] * len(value)
-            said = [turn if who is None else f"{who}: {turn}" for who, turn in zip(speakers, value) if turn]
-            parts += said[:1] if asked and _is_called(name, ANSWERS) else said
+            spoken = [turn if who is None else f"{who}: {turn}" for who, turn in zip(speakers, value) if turn]
+            parts += spoken[:1] if has_question and _is_called(name, ANSWERS) else spoken
     return "\n".join(filter(None, parts)) if any(parts) else None
 
 
@@ -244,8 +244,8 @@ def speaker_field(name: str, names: Iterable[str]) -> str | None:
     beside messages.text."""
     if "." not in name:
         return None
-    beside = {f"{name.rpartition('.')[0]}.{role}{inner}" for role in SPEAKER_FIELDS for inner in ("", ".name")}
-    return next((other for other in names if other.lower() in beside), None)
+    speaker_names = {f"{name.rpartition('.')[0]}.{role}{inner}" for role in SPEAKER_FIELDS for inner in ("", ".name")}
+    return next((other for other in names if other.lower() in speaker_names), None)
 
 
 def _multiple_choice(table: Look) -> list[str]:
@@ -257,8 +257,8 @@ def _multiple_choice(table: Look) -> list[str]:
         return (bool(texts) or _are_lists_of_texts(cells)) and not measured
 
     def is_question(name: str) -> bool:
-        called = _is_called(name, ASKS) or last_part(name) == "sentence"
-        return called and bool(cells := table.column(name)) and all(isinstance(cell, str) for cell in cells)
+        has_question_name = _is_called(name, ASKS) or last_part(name) == "sentence"
+        return has_question_name and bool(cells := table.column(name)) and all(isinstance(cell, str) for cell in cells)
 
     choices = [name for name in table.names if CHOICE.fullmatch(last_part(name)) and holds_choices(name)]
     listed = [name for name in choices if isinstance(next(iter(table.column(name)), None), list)]
@@ -280,8 +280,8 @@ def _mostly_equal(table: Look, name: str, other: str) -> bool:
 
 def _numbered_alike(name: str, table: Look) -> list[str]:
     """A column and the text columns numbered like it, in order: sentence1 and sentence2."""
-    before, digit, behind = re.fullmatch(r"(.*?)(?:(?<!\d)(\d)(\D*))?", name).groups()  # type: ignore[union-attr]
-    counted = [other for i in range(10) if (other := f"{before}{i}{behind}") in table.names] if digit else []
+    prefix, digit, suffix = re.fullmatch(r"(.*?)(?:(?<!\d)(\d)(\D*))?", name).groups()  # type: ignore[union-attr]
+    counted = [other for i in range(10) if (other := f"{prefix}{i}{suffix}") in table.names] if digit else []
     return [other for other in counted if other == name or any(" " in str(cell) for cell in table.column(other))] or [
         name]
 
@@ -295,10 +295,10 @@ def _holds_answers(name: str, table: Look) -> bool:
     return right and all(isinstance(cell, str | bool | int | float | list) for cell in cells) and bool(cells)
 
 
-def _is_called(name: str, usual: Collection[str]) -> bool:
+def _is_called(name: str, keywords: Collection[str]) -> bool:
     """Whether the last part of a field's name is among the usual names, or the part before it, as in answers.text."""
-    *_, before, last = ("", *name.lower().split("."))
-    return last in usual or (before in usual and last in ("text", "input_text", "spans", "number", "value"))
+    *_, parent, last = ("", *name.lower().split("."))
+    return last in keywords or (parent in keywords and last in ("text", "input_text", "spans", "number", "value"))
 
 
 def last_part(name: str) -> str:

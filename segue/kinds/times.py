@@ -70,9 +70,9 @@ def _months(days: float) -> int:
 
 def span(times: np.ndarray) -> str:
     """The first and the last of times."""
-    known = times[np.isfinite(times)]
-    dated = of_calendar(known)
-    return f"{shown(known.min(), dated)} to {shown(known.max(), dated)}" if len(known) else ""
+    finite = times[np.isfinite(times)]
+    dated = of_calendar(finite)
+    return f"{shown(finite.min(), dated)} to {shown(finite.max(), dated)}" if len(finite) else ""
 
 
 def steady(seconds: np.ndarray) -> float:
@@ -100,9 +100,9 @@ class Clock:
         moment = np.datetime64(round(last), "s")
         date = moment.astype("M8[D]")
         if months := _months(self.gap / 86400):
-            begin, final = date.astype("M8[M]"), (date + day).astype("M8[M]") > date.astype("M8[M]")
-            begins = begin + steps * months
-            dates = (begins + 1).astype("M8[D]") - day if final else begins.astype("M8[D]") + (date - begin)
+            first, final = date.astype("M8[M]"), (date + day).astype("M8[M]") > date.astype("M8[M]")
+            begins = first + steps * months
+            dates = (begins + 1).astype("M8[D]") - day if final else begins.astype("M8[D]") + (date - first)
         elif self.gap == 86400 and np.is_busday(np.round(self.times).astype("M8[s]").astype("M8[D]")).all():
             dates = np.busday_offset(date, steps)
         else:
@@ -150,9 +150,9 @@ def seconds_of(column: Any, when_format: str | None, path: Path, name: str = "")
     """Times as float64 seconds; NaN where one cannot be read. Whole columns at once where Arrow can. name: of the
     column; where it says a date, numbers may be the days of a spreadsheet."""
     seconds = _seconds(column, when_format, path)
-    known = seconds[np.isfinite(seconds)]
-    if when_format is None and DATED.search(name) and len(known) and (known >= SERIAL[0]).all() and \
-            (known < SERIAL[1]).all():
+    distinct = seconds[np.isfinite(seconds)]
+    if when_format is None and DATED.search(name) and len(distinct) and (distinct >= SERIAL[0]).all() and \
+            (distinct < SERIAL[1]).all():
         return np.asarray(np.round((seconds - 25569) * 86400))  # the first of January 1970
     return seconds
 
@@ -206,21 +206,23 @@ def _dated(texts: list[str], path: Path) -> np.ndarray:
     """Seconds of times written in any usual way other than ISO 8601; all in one and the same."""
     import pyarrow as pa
 
-    clocks, beyond = [], []
+    clocks, offsets = [], []
     for text in texts:
-        text = QUARTER.sub(lambda found: f"{found[1]}-{3 * int(found[2]) - 2:02d}", POINTED.sub(r"\1:\2:\3.\4", text))
-        found = WRITTEN.fullmatch(text)
-        fraction, zone = (found["fraction"], found["zone"] or "") if found else (None, "")
+        text = POINTED.sub(r"\1:\2:\3.\4", text)
+        text = QUARTER.sub(lambda quarter: f"{quarter[1]}-{3 * int(quarter[2]) - 2:02d}", text)
+        parsed = WRITTEN.fullmatch(text)
+        fraction, zone = (parsed["fraction"], parsed["zone"] or "") if parsed else (None, "")
         if zone[1:] in ("ST", "DT"):
             zone = f"-{int(AMERICA[zone[0]][1:]) - 100 * (zone[1] == 'D'):04d}"
-        away = int(f"{zone[0]}1") * (int(zone[1:3]) * 3600 + int(zone[-2:]) * 60) if zone[:1] in tuple("+-") else 0
-        parts = (found["clock"], found["half"] or "", found["year"] or "") if found else (text,)
+        zone_offset = int(f"{zone[0]}1") * (int(zone[1:3]) * 3600 + int(zone[-2:]) * 60) \
+            if zone[:1] in tuple("+-") else 0
+        parts = (parsed["clock"], parsed["half"] or "", parsed["year"] or "") if parsed else (text,)
         clocks.append(" ".join("".join(parts).split()))
-        beyond.append(float(f"0.{fraction or 0}") - away)
+        offsets.append(float(f"0.{fraction or 0}") - zone_offset)
     sample = pa.array(clocks[:: max(1, len(clocks) // 500)], pa.string())
-    able = [form for form in FORMATS if np.isnan(_living(_parsed(sample, form, path))).mean() < 0.5]
+    candidates = [form for form in FORMATS if np.isnan(_living(_parsed(sample, form, path))).mean() < 0.5]
     column = pa.array(clocks, pa.string())
-    tried = [_living(_parsed(column, form, path)) for form in able]
+    tried = [_living(_parsed(column, form, path)) for form in candidates]
     failures = [int(np.isnan(times).sum()) for times in tried]
     if not tried or min(failures) > len(texts) // 2:
         example = next((text for text in texts if text), "")
@@ -230,10 +232,10 @@ def _dated(texts: list[str], path: Path) -> np.ndarray:
     if any(not np.array_equal(best[0], other, equal_nan=True) for other in best[1:]):
         in_order = [times for times in best if (np.diff(times) > 0).all() or (np.diff(times) < 0).all()]
         if len(in_order) == 1 and len(texts) > 2:  # rows were kept as they came
-            return in_order[0] + np.array(beyond)
+            return in_order[0] + np.array(offsets)
         raise SegueError(f"{path}: the times may be day/month or month/day; give when_format='%d/%m/%Y ...' or "
                          "'%m/%d/%Y ...'")
-    return best[0] + np.array(beyond)
+    return best[0] + np.array(offsets)
 
 
 def _parsed(text: Any, form: str, path: Path) -> np.ndarray:
@@ -274,8 +276,8 @@ def _calendar(numbers: np.ndarray, digits: int) -> bool:
     days = numbers // 10 ** (digits - 8)
     if days.min() < 19000101 or days.max() > 21001231:
         return False
-    rest = numbers.astype(np.int64) % 10 ** (digits - 8) * 10 ** (14 - digits)
-    clocks = rest // 10000 < 24, rest // 100 % 100 < 60, rest % 100 < 60
+    clock = numbers.astype(np.int64) % 10 ** (digits - 8) * 10 ** (14 - digits)
+    clocks = clock // 10000 < 24, clock // 100 % 100 < 60, clock % 100 < 60
     try:
         for day in np.unique(days).astype(np.int64).tolist():
             datetime.strptime(str(day), "%Y%m%d")

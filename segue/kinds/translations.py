@@ -35,12 +35,12 @@ def _units(lines: Numbered) -> Iterator[tuple[int, str, str]]:
     except ElementTree.ParseError as error:
         raise SegueError(f"no TMX or XLIFF that can be read ({error}); save it again") from error
     for number, unit in enumerate(root.iter(), 1):
-        sort = unit.tag.rpartition("}")[2]
-        if sort in ("tu", "trans-unit", "segment"):
+        tag = unit.tag.rpartition("}")[2]
+        if tag in ("tu", "trans-unit", "segment"):
             parts = [each for each in unit.iter() if each.tag.rpartition("}")[2] in ("seg", "source", "target")]
-            said = [" ".join("".join(part.itertext()).split()) for part in parts]
-            if len(said) > 1 and all(said):
-                yield number, "\n".join(said), ""
+            segments = [" ".join("".join(part.itertext()).split()) for part in parts]
+            if len(segments) > 1 and all(segments):
+                yield number, "\n".join(segments), ""
 
 
 def side_by_side(paths: Sequence[Path]) -> dict[Path, list[Path]]:
@@ -48,9 +48,9 @@ def side_by_side(paths: Sequence[Path]) -> dict[Path, list[Path]]:
     a side, such as train.en and train.de or train.src and train.tgt, and have as many lines."""
     groups: dict[tuple[Path, str], list[Path]] = {}
     for path in paths:
-        whole, language = bare(path), bare(path).suffix[1:].lower()
+        name, language = bare(path), bare(path).suffix[1:].lower()
         if language in SIDES:
-            groups.setdefault((whole.parent, whole.stem), []).append(path)
+            groups.setdefault((name.parent, name.stem), []).append(path)
     return {group[0]: group for group in groups.values() if len(group) > 1 and _as_long(group)}
 
 

@@ -35,31 +35,31 @@ def wide(table: Look, classes: Collection[str] = (), has_classes: bool = False) 
         if len(dated) >= DAYS:
             return dated
     years = [name for name in table.names if name not in others and YEAR.fullmatch(name)]
-    said = [int(re.sub(r"\D", "", name)[:4]) for name in years]
-    if len(years) >= DAYS and len(set(np.diff(said).tolist())) == 1 and said[1] > said[0]:
+    year_numbers = [int(re.sub(r"\D", "", name)[:4]) for name in years]
+    if len(years) >= DAYS and len(set(np.diff(year_numbers).tolist())) == 1 and year_numbers[1] > year_numbers[0]:
         return years
     moments = _numbered(table.names, others)
-    beside = [name for name in table.names if name not in moments]
+    others_beside = [name for name in table.names if name not in moments]
     if len(moments) < FEW or column_called(others, WHEN) or any(timelike(table.column(name)) for name in others):
         return []
-    if not all(name in others or name in classes for name in beside) or len(beside) > MOST_BESIDE:
+    if not all(name in others or name in classes for name in others_beside) or len(others_beside) > MOST_BESIDE:
         return []
     grid = _grid(table, moments)
-    named = [name for name in beside if name not in classes]
+    named = [name for name in others_beside if name not in classes]
     if len(moments) >= MANY and (named or has_classes or classes):
         return moments if named or has_classes or likeness(grid)[0] > ALIKE else []
-    once = [name for name in named if len(set(map(str, table.column(name)))) == len(table.rows) > 1]
-    return moments if once and _near_each_other(grid) else []
+    unique_names = [name for name in named if len(set(map(str, table.column(name)))) == len(table.rows) > 1]
+    return moments if unique_names and _near_each_other(grid) else []
 
 
-def _numbered(names: Sequence[str], others: Collection[str]) -> list[str]:
+def _numbered(names: Sequence[str], excluded: Collection[str]) -> list[str]:
     """The columns of numbers that are counted one by one, V2, V3, ..., with the last such name."""
     parts = [re.fullmatch(r"(.*?)(\d+)", name) for name in names]
     stem = next((part[1] for part in reversed(parts) if part), None)
-    found = [part for part in parts if part and part[1] == stem and part[0] not in others]
-    counted = [int(part[2]) for part in found]
-    return [part[0] for part in found] if found and counted == list(range(counted[0], counted[0] + len(counted))) \
-        else []
+    numbered = [part for part in parts if part and part[1] == stem and part[0] not in excluded]
+    counted = [int(part[2]) for part in numbered]
+    in_order = counted == list(range(counted[0], counted[0] + len(counted))) if counted else False
+    return [part[0] for part in numbered] if in_order else []
 
 
 def _grid(table: Look, names: Sequence[str]) -> np.ndarray:
@@ -71,7 +71,7 @@ def _grid(table: Look, names: Sequence[str]) -> np.ndarray:
 
 def _near_each_other(grid: np.ndarray) -> bool:
     """Whether the numbers of a row are more like each other than like those of other rows, as sizes of one thing."""
-    known = grid[np.isfinite(grid).sum(1) > 1]
-    if len(known) < 3 or not np.nanvar(known) > 0:
+    rows = grid[np.isfinite(grid).sum(1) > 1]
+    if len(rows) < 3 or not np.nanvar(rows) > 0:
         return False
-    return bool(np.nanvar(known, axis=1).mean() < (1 - SAME_SIZE) * np.nanvar(known))
+    return bool(np.nanvar(rows, axis=1).mean() < (1 - SAME_SIZE) * np.nanvar(rows))

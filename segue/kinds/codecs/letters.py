@@ -112,13 +112,13 @@ class KmerCodec(Codec):
         """The row under another alignment of its k-mers, drawn at random: a begin, single letters, then k-mers. A whole
         sequence stays whole, and takes only those alignments in which it has the same length. A row that would become
         shorter (its k-mers hold other letters) is returned unchanged."""
-        begun, ended = bool(ids[0] == self.bos), len(ids) > 1 and bool(ids[-1] == self.eos)
+        has_begin, has_end = bool(ids[0] == self.bos), len(ids) > 1 and bool(ids[-1] == self.eos)
         text = self.decode(ids)
-        cut = not (begun and ended)
+        cut = not (has_begin and has_end)
         phase = int(draw.integers(self.k if cut else len(text) % self.k + 1))
-        if phase == 0 or (cut and ended):
+        if phase == 0 or (cut and has_end):
             return ids
-        new = np.concatenate([[self.bos], self.encode(text, phase), [self.eos] * ended])
+        new = np.concatenate([[self.bos], self.encode(text, phase), [self.eos] * has_end])
         if cut:  # the last letters belong to a k-mer that is cut off
             new = new[: len(new) - (len(text) - phase) % self.k]
         return new[: len(ids)].astype(ids.dtype) if len(new) >= len(ids) and (cut or len(new) == len(ids)) else ids
@@ -164,10 +164,10 @@ class SmilesCodec(Codec):
 
     def encode(self, obj: str) -> np.ndarray:
         ids: list[int] = []
-        for sign in SMILES_SIGN.findall(obj):
-            id = self.ids.get(sign)
+        for symbol in SMILES_SIGN.findall(obj):
+            id = self.ids.get(symbol)
             try:
-                ids += [self.ids[letter] for letter in sign] if id is None else [id]
+                ids += [self.ids[letter] for letter in symbol] if id is None else [id]
             except KeyError as error:
                 raise SegueError(f"{obj[:60]!r}: {error.args[0]!r} is no printable ASCII character") from error
         if sum(map(len, (self.spellings[id] for id in ids))) != len(obj):

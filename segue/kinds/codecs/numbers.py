@@ -63,13 +63,13 @@ class LevelCodec(_ColumnCodec):
         columns, numbers = zip(*map(parted, obj)) if len(obj) else ((), ())
         ids = np.empty(len(obj), dtype=np.int32)
         for column in dict.fromkeys(columns):
-            mine = np.array([each == column for each in columns])
+            mask = np.array([name == column for name in columns])
             if column not in self.levels:
-                raise SegueError(f"position {int(np.argmax(mine)) + 1:,}: there is no column '{column}' here; there "
+                raise SegueError(f"position {int(np.argmax(mask)) + 1:,}: there is no column '{column}' here; there "
                                  f"{'is' if len(self.levels) == 1 else 'are'} {', '.join(map(repr, self.levels))}")
-            values = np.array(numbers)[mine]
-            found = np.searchsorted(self.between[column], values)
-            ids[mine] = self.starts[column] + np.where(np.isnan(values), len(self.levels[column]), found)
+            values = np.array(numbers)[mask]
+            indices = np.searchsorted(self.between[column], values)
+            ids[mask] = self.starts[column] + np.where(np.isnan(values), len(self.levels[column]), indices)
         return ids
 
     def turns(self) -> list[np.ndarray]:
@@ -80,18 +80,18 @@ class LevelCodec(_ColumnCodec):
         """Data augmentation: with probability 1/2 all measured columns (of more than `MOST_CATEGORIES` levels) shifted
         by a random part of the distance to their lowest or highest level, since future numbers may lie where few of the
         training data did."""
-        way = draw.uniform(-1, 1)
+        shift = draw.uniform(-1, 1)
         if draw.random() < 0.5:
             return ids
-        found = ids.copy()
+        shifted = ids.copy()
         for column, rising in self.levels.items():
-            mine = (ids >= self.starts[column]) & (ids < self.starts[column] + len(rising))
-            if len(rising) <= MOST_CATEGORIES or not mine.any():
+            mask = (ids >= self.starts[column]) & (ids < self.starts[column] + len(rising))
+            if len(rising) <= MOST_CATEGORIES or not mask.any():
                 continue
-            values = np.array(rising)[ids[mine] - self.starts[column]]
-            values = values + way * (rising[-1] - values.max() if way > 0 else values.min() - rising[0])
-            found[mine] = self.starts[column] + np.searchsorted(self.between[column], values)
-        return found
+            values = np.array(rising)[ids[mask] - self.starts[column]]
+            values = values + shift * (rising[-1] - values.max() if shift > 0 else values.min() - rising[0])
+            shifted[mask] = self.starts[column] + np.searchsorted(self.between[column], values)
+        return shifted
 
     def weights(self) -> np.ndarray:
         return np.array([1] * len(self.elements) + [0], dtype=np.int64)
@@ -138,19 +138,19 @@ class CellCodec(_ColumnCodec):
             self.starts[column] = len(self.elements)
             if values and not isinstance(values[0], str):
                 self.between[column] = (np.array(values[1:]) + values[:-1]) / 2
-            self.elements += [element(column, each) if column in self.between else f"{column}={each}"
-                              for each in values] + [f"{column}={MISSING}"]
-        self.ids = {each: id for id, each in enumerate(self.elements)}
+            self.elements += [element(column, item) if column in self.between else f"{column}={item}"
+                              for item in values] + [f"{column}={MISSING}"]
+        self.ids = {item: id for id, item in enumerate(self.elements)}
         self.bos = self.eos = len(self.elements)
         self.size = self.eos + 1
 
     def encode(self, obj: Sequence[str]) -> np.ndarray:
-        return np.fromiter((self.ids[each] if each in self.ids else self._nearest(each) for each in obj),
+        return np.fromiter((self.ids[item] if item in self.ids else self._nearest(item) for item in obj),
                            dtype=np.int32, count=len(obj))
 
     def _nearest(self, element: str) -> int:
-        column, sign, cell = str(element).partition("=")
-        if column not in self.columns or not sign:
+        column, separator, cell = str(element).partition("=")
+        if column not in self.columns or not separator:
             raise SegueError(f"{element!r:.60}: there is no column '{column}' here; there are "
                              f"{', '.join(self.columns)} (give column=value)")
         if column in self.between:
@@ -169,12 +169,12 @@ class CellCodec(_ColumnCodec):
         sides = []
         for column, ids in zip(self.columns, self.cells()):
             if column in self.between:
-                said = [np.append(self.columns[column], np.nan)]
+                columns = [np.append(self.columns[column], np.nan)]
             else:
-                said = list(np.eye(len(ids))[: len(ids) - 1])
-            for each in said:
+                columns = list(np.eye(len(ids))[: len(ids) - 1])
+            for values in columns:
                 sides.append(np.full(self.size, np.nan))
-                sides[-1][ids] = each
+                sides[-1][ids] = values
         return np.stack(sides, 1) if sides else np.zeros((self.size, 0))
 
     def weights(self) -> np.ndarray:

@@ -238,29 +238,29 @@ class TokenizerCodec(PieceCodec):
         count = tokenizer.get_vocab_size(with_added_tokens=True)
         self.size, self.eos = size or count, eos
         bare = tokenizer.encode("a", add_special_tokens=False).ids
-        front = tokenizer.encode("a", add_special_tokens=True).ids
-        while bare and front[-len(bare) :] != bare and front:
-            front.pop()  # tokens behind a text, which a prompt must not end with
-        front = front[: len(front) - len(bare)]
-        if len(front) > 1:
-            raise SegueError(f"this tokenizer puts {len(front)} tokens before a text, of which only one is supported")
-        self.bos = front[0] if front else None
-        sort, added = decoding_of(tokenizer), tokenizer.get_added_tokens_decoder()
-        self.pieces = [self._piece(id, sort, added) for id in range(min(count, self.size))]
+        prefix = tokenizer.encode("a", add_special_tokens=True).ids
+        while bare and prefix[-len(bare) :] != bare and prefix:
+            prefix.pop()  # tokens behind a text, which a prompt must not end with
+        prefix = prefix[: len(prefix) - len(bare)]
+        if len(prefix) > 1:
+            raise SegueError(f"this tokenizer puts {len(prefix)} tokens before a text, of which only one is supported")
+        self.bos = prefix[0] if prefix else None
+        style, added = decoding_of(tokenizer), tokenizer.get_added_tokens_decoder()
+        self.pieces = [self._piece(id, style, added) for id in range(min(count, self.size))]
         self.pieces += [b""] * (self.size - len(self.pieces))
         # Such tokenizers put a space before a text; after `bos` it does not belong to the text.
-        self.dummy_prefix = sort == "blanks" and self.decode(bare)[:1] == b" "
+        self.dummy_prefix = style == "blanks" and self.decode(bare)[:1] == b" "
 
-    def _piece(self, id: int, sort: str, added: Mapping[int, Any]) -> bytes:
+    def _piece(self, id: int, style: str, added: Mapping[int, Any]) -> bytes:
         """The bytes of a token by itself; none for special tokens."""
         piece = self.tokenizer.id_to_token(id) or ""
-        if sort == "blanks" and (byte := re.fullmatch("<0x([0-9A-Fa-f]{2})>", piece)):
+        if style == "blanks" and (byte := re.fullmatch("<0x([0-9A-Fa-f]{2})>", piece)):
             return bytes.fromhex(byte[1])
         if id in added:
             return b"" if added[id].special else added[id].content.encode()
-        if sort == "bytes" and (data := spelled(piece)) is not None:
+        if style == "bytes" and (data := spelled(piece)) is not None:
             return data
-        return piece.replace("\u2581", " ").encode() if sort == "blanks" else self.tokenizer.decode([id]).encode()
+        return piece.replace("\u2581", " ").encode() if style == "blanks" else self.tokenizer.decode([id]).encode()
 
     @classmethod
     def from_file(cls, path: str | Path, size: int | None = None, eos: int | None = None) -> TokenizerCodec:
@@ -275,18 +275,18 @@ class TokenizerCodec(PieceCodec):
     def surrounded(self, obj: bytes | str) -> np.ndarray:
         return self._encode(obj, True)
 
-    def _encode(self, obj: bytes | str, around: bool) -> np.ndarray:
+    def _encode(self, obj: bytes | str, special_tokens: bool) -> np.ndarray:
         try:
             text = as_bytes(obj).decode("utf-8")
         except UnicodeDecodeError as error:
             raise SegueError(f"byte {error.start:,} is not UTF-8, which is all that this tokenizer reads") from error
-        return np.array(self.tokenizer.encode(text, add_special_tokens=around).ids, dtype=np.int32)
+        return np.array(self.tokenizer.encode(text, add_special_tokens=special_tokens).ids, dtype=np.int32)
 
     def decode(self, ids: Iterable[int]) -> bytes:
         array = self.checked(ids)
         text = super().decode(array)
-        behind = self.dummy_prefix and len(array) > 0 and array[0] == self.bos
-        return text.removeprefix(b" ") if behind else text
+        is_whole = self.dummy_prefix and len(array) > 0 and array[0] == self.bos
+        return text.removeprefix(b" ") if is_whole else text
 
     def token(self, id: int) -> str:
         return END if id == self.eos else shown(self.pieces[id]) or str(self.tokenizer.id_to_token(id))

@@ -92,8 +92,8 @@ BEGINS = {"pajek": r"(%.*\n|\s)*\*(vertices|network)\b",
 def form_of(path: Path, head: bytes) -> str:
     """The form of a file by its name and beginning: one of `READERS`, or "" where it looks like none."""
     suffix, text = path.suffix.lower(), head.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
-    if (several := data_set_of(path)) is not None:
-        return several[0]
+    if (data_set := data_set_of(path)) is not None:
+        return data_set[0]
     if text.startswith(">>") and re.match(r">>(graph6|sparse6|digraph6)<<", text):
         return "graph6"
     if looks_binary(head):
@@ -102,7 +102,7 @@ def form_of(path: Path, head: bytes) -> str:
         return "graphml"
     if text[:1] == "<" and "<gexf" in text[:4096]:
         return "gexf"
-    if (form := next((form for form, begin in BEGINS.items() if re.match(begin, text, re.IGNORECASE)), "")):
+    if (form := next((form for form, pattern in BEGINS.items() if re.match(pattern, text, re.IGNORECASE)), "")):
         return form
     if suffix in TREES and text[:1] == "(":
         return "newick"

@@ -36,34 +36,35 @@ class Found:
     attributes: Attributes = field(default_factory=dict)
 
 
-def numbered(path: Path, problems: Problems | None, name: str, ends: Iterable[tuple[Any, Any]],
-             places: Mapping[Any, int]) -> list[tuple[int, int]] | None:
+def edges_by_index(path: Path, problems: Problems | None, name: str, endpoints: Iterable[tuple[Any, Any]],
+                   places: Mapping[Any, int]) -> list[tuple[int, int]] | None:
     """Edges by the places of their nodes; None, and a problem, where one is of a node that there is not."""
     edges = []
-    for number, (a, b) in enumerate(ends, 1):
+    for number, (a, b) in enumerate(endpoints, 1):
         if a not in places or b not in places:
-            strange = a if a not in places else b
-            bad(problems, path, name, number, f"the edge is of a node {strange!r:.40} that the graph does not have; "
+            missing = a if a not in places else b
+            bad(problems, path, name, number, f"the edge is of a node {missing!r:.40} that the graph does not have; "
                                               "mend or remove it")
             return None
         edges.append((places[a], places[b]))
     return edges
 
 
-def joined(ends: Sequence[tuple[int, int]], attributes: Sequence[Attributes], directed: bool | None) -> list[Edge]:
+def merge_directions(endpoints: Sequence[tuple[int, int]], attributes: Sequence[Attributes],
+                     directed: bool | None) -> list[Edge]:
     """Edges of a form that lists neighbours. directed None: where each edge is there both ways, with the same
     attributes, the two are one edge without direction; else all have one."""
     if directed is not None:
-        return [(a, b, directed, said) for (a, b), said in zip(ends, attributes)]
-    keys = [json.dumps(said, sort_keys=True) for said in attributes] if any(attributes) else [""] * len(ends)
-    count = Counter((a, b, key) for (a, b), key in zip(ends, keys))
+        return [(a, b, directed, attrs) for (a, b), attrs in zip(endpoints, attributes)]
+    keys = [json.dumps(attrs, sort_keys=True) for attrs in attributes] if any(attributes) else [""] * len(endpoints)
+    count = Counter((a, b, key) for (a, b), key in zip(endpoints, keys))
     if any(count[b, a, key] != n for (a, b, key), n in count.items()):
-        return [(a, b, True, said) for (a, b), said in zip(ends, attributes)]
-    return [(a, b, False, said) for (a, b), said in zip(ends, attributes) if a <= b]
+        return [(a, b, True, attrs) for (a, b), attrs in zip(endpoints, attributes)]
+    return [(a, b, False, attrs) for (a, b), attrs in zip(endpoints, attributes) if a <= b]
 
 
-def linked(path: Path, problems: Problems | None, name: str, nodes: Sequence[Mapping[str, Any]],
-           links: Sequence[Mapping[str, Any]], directed: bool, attributes: Attributes) -> Found | None:
+def graph_of_links(path: Path, problems: Problems | None, name: str, nodes: Sequence[Mapping[str, Any]],
+                   links: Sequence[Mapping[str, Any]], directed: bool, attributes: Attributes) -> Found | None:
     """A graph of nodes with ids and of links with a source and a target."""
     places: dict[Any, int] = {}
     for place, node in enumerate(nodes):
@@ -72,18 +73,18 @@ def linked(path: Path, problems: Problems | None, name: str, nodes: Sequence[Map
             bad(problems, path, name, None, f"two nodes are called {key!r:.40}; give each its own id")
             return None
         places[key] = place
-    ends = []
+    endpoints = []
     for number, link in enumerate(links, 1):
         pair = next(((link[a], link[b]) for a, b in ENDS if a in link and b in link), None)
         if pair is None:
             bad(problems, path, name, number, "the edge has no source and target; mend or remove it")
             return None
-        ends.append((id_of(pair[0]), id_of(pair[1])))
-    if any(a not in places or b not in places for a, b in ends):  # then they may be places
+        endpoints.append((id_of(pair[0]), id_of(pair[1])))
+    if any(a not in places or b not in places for a, b in endpoints):  # then they may be places
         by_place = {id_of(place): place for place in range(len(nodes))}
-        if all(a in by_place and b in by_place for a, b in ends):
+        if all(a in by_place and b in by_place for a, b in endpoints):
             places = by_place
-    placed = numbered(path, problems, name, ends, places)
+    placed = edges_by_index(path, problems, name, endpoints, places)
     if placed is None:
         return None
     hidden = {"id", "source", "target", "key"}
@@ -98,9 +99,9 @@ def id_of(value: Any) -> str:
         value if isinstance(value, str) else json.dumps(value)
 
 
-def one_way(graph: Found) -> bool:
+def is_directed(graph: Found) -> bool:
     """Whether the edges have a direction, in a form where all or none have."""
-    ways = {edge[2] for edge in graph.edges}
-    if len(ways) > 1:
+    directions = {edge[2] for edge in graph.edges}
+    if len(directions) > 1:
         raise SegueError(f"graph '{graph.name}' has edges with a direction and without: write GraphML")
-    return ways == {True}
+    return directions == {True}

@@ -17,21 +17,21 @@ COMMENTS = re.compile(r'("(?:[^"\\]|\\.)*")|//[^\n]*|/\*.*?\*/|^#[^\n]*', re.DOT
 
 def read_dot(path: Path, text: str, problems: Problems | None, directed: bool | None) -> Iterator[Found]:
     """Every graph or digraph of the file; the statements of a subgraph are those of the graph around it."""
-    text = COMMENTS.sub(lambda found: found[1] or " ", text)
-    signs = [sign[1:-1] if sign[:1] == '"' else sign for sign in WORDS.findall(text)]
-    at = number = 0
-    while at < len(signs):
-        head = signs[at : signs.index("{", at)] if "{" in signs[at:] else []
+    text = COMMENTS.sub(lambda match: match[1] or " ", text)
+    tokens = [token[1:-1] if token[:1] == '"' else token for token in WORDS.findall(text)]
+    position = number = 0
+    while position < len(tokens):
+        head = tokens[position : tokens.index("{", position)] if "{" in tokens[position:] else []
         kinds = [word.lower() for word in head]
         if "graph" not in kinds and "digraph" not in kinds:
             break
         number, body = number + 1, _Body()
-        at = body.read(signs, at + len(head) + 1)
+        position = body.read(tokens, position + len(head) + 1)
         if body.groups:
             raise SegueError(f"{path}: graph {number} is never closed with }}; is the file cut short?")
         places = {node: place for place, node in enumerate(body.nodes)}
         yield Found(str(number), list(body.nodes.values()),
-                    [(places[a], places[b], "digraph" in kinds, said) for a, b, said in body.edges])
+                    [(places[a], places[b], "digraph" in kinds, attrs) for a, b, attrs in body.edges])
     if not number:
         raise SegueError(f"{path}: there is no graph in this file")
 
@@ -55,54 +55,54 @@ class _Body:
         self.groups: list[list[str]] = [[]]
         self.chain, self.outside = _Chain(), list[_Chain]()  # outside: as they were where a group began
 
-    def read(self, signs: Sequence[str], at: int) -> int:
+    def read(self, tokens: Sequence[str], position: int) -> int:
         """Reads on behind the first {; the place behind its }."""
-        while at < len(signs) and self.groups:
-            sign, after = signs[at], signs[at + 1 : at + 2]
-            at += 1
-            if sign == "{":
+        while position < len(tokens) and self.groups:
+            token, next_token = tokens[position], tokens[position + 1 : position + 2]
+            position += 1
+            if token == "{":
                 self.groups.append([])
                 self.outside.append(self.chain)
                 self.chain = _Chain()
-            elif sign == "}":
+            elif token == "}":
                 members = self.groups.pop()
                 if self.groups:
                     self.groups[-1] += members
                     self.chain = self.outside.pop()
                     self.meet(members)
-            elif sign in ("->", "--"):
+            elif token in ("->", "--"):
                 self.chain.joins = True
-            elif sign == "[":
-                at = self.attributes(signs, at)
-            elif sign in ";,":
+            elif token == "[":
+                position = self.attributes(tokens, position)
+            elif token in ";,":
                 self.chain = _Chain()
-            elif after == ["="]:  # an attribute of the graph
-                at += 2
-            elif sign.lower() in ("node", "edge", "graph") and after == ["["]:  # what is usual, for drawing
+            elif next_token == ["="]:  # an attribute of the graph
+                position += 2
+            elif token.lower() in ("node", "edge", "graph") and next_token == ["["]:  # what is usual, for drawing
                 self.chain.told = []
-            elif sign.lower() == "subgraph":
-                at += after != ["{"]
+            elif token.lower() == "subgraph":
+                position += next_token != ["{"]
             else:
-                self.nodes.setdefault(sign, {})
-                self.groups[-1].append(sign)
-                self.meet([sign])
-        return at
+                self.nodes.setdefault(token, {})
+                self.groups[-1].append(token)
+                self.meet([token])
+        return position
 
     def meet(self, members: list[str]) -> None:
         """The chain goes on with these nodes, or begins with them."""
         chain = self.chain
-        made = [(a, b, dict[str, str]()) for a in chain.last for b in members] if chain.joins else []
-        self.edges += made
-        told = [*(chain.told if chain.edges else []), *(own for _, _, own in made)] if chain.joins else \
+        new_edges = [(a, b, dict[str, str]()) for a in chain.last for b in members] if chain.joins else []
+        self.edges += new_edges
+        targets = [*(chain.told if chain.edges else []), *(attrs for _, _, attrs in new_edges)] if chain.joins else \
             [self.nodes[node] for node in members]
-        self.chain = _Chain(members, told, edges=chain.joins)
+        self.chain = _Chain(members, targets, edges=chain.joins)
 
-    def attributes(self, signs: Sequence[str], at: int) -> int:
+    def attributes(self, tokens: Sequence[str], position: int) -> int:
         """Reads name = value ... behind a [; the place behind its ]."""
-        while at < len(signs) and signs[at] != "]":
-            if signs[at + 1 : at + 2] == ["="] and at + 2 < len(signs):
-                for own in self.chain.told:
-                    own[signs[at]] = signs[at + 2]
-                at += 2
-            at += 1
-        return at + 1
+        while position < len(tokens) and tokens[position] != "]":
+            if tokens[position + 1 : position + 2] == ["="] and position + 2 < len(tokens):
+                for attrs in self.chain.told:
+                    attrs[tokens[position]] = tokens[position + 2]
+                position += 2
+            position += 1
+        return position + 1

@@ -11,7 +11,7 @@ import numpy as np
 from segue.errors import SegueError
 from segue.kinds.base import Problems, as_utf8, bad
 from segue.kinds.frame import load_array
-from segue.kinds.graph_files.base import LABEL, MOST, WHOLE, Found, joined, numbered
+from segue.kinds.graph_files.base import LABEL, MOST, WHOLE, Found, edges_by_index, merge_directions
 from segue.kinds.packed import bare, is_there, opened, twin
 
 PARTS = ("graph_indicator", "graph_labels", "node_labels", "edge_labels", "graph_attributes", "node_attributes",
@@ -66,26 +66,28 @@ def _numbers(path: Path, encoding: str, columns: int | None = None) -> list[list
 
 def read_tu(path: Path, problems: Problems | None, directed: bool | None, encoding: str) -> Iterator[Found]:
     """Edges as pairs of nodes, the graph of each node, and lists of labels, counted from 1 or 0."""
-    edges_at, graphs_at = _tu_part(path, "A"), _tu_part(path, "graph_indicator")
-    assert edges_at is not None and graphs_at is not None
-    pairs = [(int(a), int(b)) for a, b in _numbers(edges_at, encoding, 2)]
-    graph_of = [int(row[0]) for row in _numbers(graphs_at, encoding, 1)]
+    edges_file, graphs_file = _tu_part(path, "A"), _tu_part(path, "graph_indicator")
+    assert edges_file is not None and graphs_file is not None
+    pairs = [(int(a), int(b)) for a, b in _numbers(edges_file, encoding, 2)]
+    graph_of = [int(row[0]) for row in _numbers(graphs_file, encoding, 1)]
 
-    def part(name: str, count: int, what: str) -> list[dict[str, str]]:
-        at = _tu_part(path, name)
-        if at is None:
+    def labels_of(name: str, count: int, what: str) -> list[dict[str, str]]:
+        class_file = _tu_part(path, name)
+        if class_file is None:
             return [{}] * count
-        rows = _numbers(at, encoding)
+        rows = _numbers(class_file, encoding)
         if len(rows) != count:
-            raise SegueError(f"{at}: has {len(rows):,} lines for {count:,} {what}; fetch the data set again")
+            raise SegueError(f"{class_file}: has {len(rows):,} lines for {count:,} {what}; fetch the data set again")
         return [{LABEL.format(what[:-1]): ",".join(row)} for row in rows]
 
-    of_nodes, of_edges = part("node_labels", len(graph_of), "nodes"), part("edge_labels", len(pairs), "edges")
+    node_attrs = labels_of("node_labels", len(graph_of), "nodes")
+    edge_attrs = labels_of("edge_labels", len(pairs), "edges")
     numbers = sorted(set(graph_of))
-    at = _tu_part(path, "graph_labels")
-    classes = [",".join(row) for row in _numbers(at, encoding)] if at is not None else []
+    class_file = _tu_part(path, "graph_labels")
+    classes = [",".join(row) for row in _numbers(class_file, encoding)] if class_file is not None else []
     if classes and (numbers[:1] < [0] or numbers[-1:] > [len(classes)]):
-        raise SegueError(f"{at}: has {len(classes):,} lines for graph {numbers[-1]:,}; fetch the data set again")
+        raise SegueError(f"{class_file}: has {len(classes):,} lines for graph {numbers[-1]:,}; "
+                         "fetch the data set again")
     first = min(1, *(min(pair) for pair in pairs)) if pairs else 1  # some are counted from 0
     base = min([1, *numbers[:1]])
     nodes: dict[int, dict[int, int]] = {number: {} for number in numbers}  # of each graph: place of each node
@@ -94,41 +96,42 @@ def read_tu(path: Path, problems: Problems | None, directed: bool | None, encodi
     edges: dict[int, list[int]] = {number: [] for number in numbers}
     for line, (a, _) in enumerate(pairs):
         if not first <= a < first + len(graph_of):
-            bad(problems, edges_at, f"line {line + 1}", None, f"node {a} has no line in {graphs_at.name}; mend it")
+            bad(problems, edges_file, f"line {line + 1}", None, f"node {a} has no line in {graphs_file.name}; mend it")
             continue
         edges[graph_of[a - first]].append(line)
     for number in numbers:
-        ends = numbered(edges_at, problems, str(number), (pairs[line] for line in edges[number]), nodes[number])
-        if ends is not None:
+        pairs_here = (pairs[line] for line in edges[number])
+        edge_ends = edges_by_index(edges_file, problems, str(number), pairs_here, nodes[number])
+        if edge_ends is not None:
             row = number - base
-            yield Found(str(number), [of_nodes[node - first] for node in nodes[number]],
-                        joined(ends, [of_edges[line] for line in edges[number]], directed),
+            yield Found(str(number), [node_attrs[node - first] for node in nodes[number]],
+                        merge_directions(edge_ends, [edge_attrs[line] for line in edges[number]], directed),
                         {LABEL.format("graph"): classes[row]} if row < len(classes) else {})
 
 
 def read_ogb(path: Path, problems: Problems | None, directed: bool | None, encoding: str) -> Iterator[Found]:
     """Tables without headings: how many nodes and edges each graph has, then those of all graphs on end."""
-    at = {part: file for part in OGB if (file := _ogb_part(path, part)) is not None}
-    whole = {"edge": 2, "num-node-list": 1, "num-edge-list": 1}
-    rows = {part: _numbers(file, encoding, whole.get(part)) for part, file in at.items()}
+    files = {part: file for part in OGB if (file := _ogb_part(path, part)) is not None}
+    num_integers = {"edge": 2, "num-node-list": 1, "num-edge-list": 1}
+    rows = {part: _numbers(file, encoding, num_integers.get(part)) for part, file in files.items()}
     sizes, counts = ([int(row[0]) for row in rows[part]] for part in ("num-node-list", "num-edge-list"))
     if len(sizes) != len(counts) or min(sizes + counts, default=0) < 0 or max(sizes, default=0) > MOST or \
             sum(counts) != len(rows.get("edge", ())) or \
-            any(len(rows[part]) != sum(many) for part, many in (("node-feat", sizes), ("edge-feat", counts))
+            any(len(rows[part]) != sum(expected) for part, expected in (("node-feat", sizes), ("edge-feat", counts))
                 if part in rows):
         raise SegueError(f"{path}: the files beside it do not have as many lines as they say; fetch the data set again")
     node = edge = 0
     for number, (size, count) in enumerate(zip(sizes, counts)):
         pairs = ((row[0], row[1]) for row in rows["edge"][edge : edge + count])
-        ends = numbered(at["edge"], problems, str(number), pairs,
-                        {str(place): place for place in range(size)})
-        if ends is not None:
-            nodes = [_whole("node", row) for row in rows["node-feat"][node : node + size]] if "node-feat" in rows else \
-                [{}] * size
-            said = [_whole("edge", row) for row in rows["edge-feat"][edge : edge + count]] if "edge-feat" in rows else \
-                [{}] * count
+        endpoints = edges_by_index(files["edge"], problems, str(number), pairs,
+                                   {str(place): place for place in range(size)})
+        if endpoints is not None:
+            nodes = [_whole("node", row) for row in rows["node-feat"][node : node + size]] \
+                if "node-feat" in rows else [{}] * size
+            edge_attrs = [_whole("edge", row) for row in rows["edge-feat"][edge : edge + count]] \
+                if "edge-feat" in rows else [{}] * count
             labels = rows.get("graph-label", [])
-            yield Found(str(number), nodes, joined(ends, said, directed),
+            yield Found(str(number), nodes, merge_directions(endpoints, edge_attrs, directed),
                         {LABEL.format("graph"): ",".join(labels[number])} if number < len(labels) else {})
         node, edge = node + size, edge + count
 
@@ -142,17 +145,17 @@ def read_cited(path: Path, problems: Problems | None, directed: bool | None, enc
         lines = as_utf8(edges, cites.read(), encoding).decode().splitlines()
     subjects = {row[0]: row[-1] for row in rows if len(row) > 1}
     places = {name: place for place, name in enumerate(subjects)}
-    ends = list[tuple[int, int]]()
+    endpoints = list[tuple[int, int]]()
     for number, line in enumerate(lines, 1):
         cells = line.split()
         if len(cells) == 2 and all(cell in places for cell in cells):
-            ends.append((places[cells[1]], places[cells[0]]))
+            endpoints.append((places[cells[1]], places[cells[0]]))
         elif cells:
             bad(problems, edges, f"line {number}", None, f"not two papers of {papers.name}; mend or remove it")
-    if not ends:
+    if not endpoints:
         raise SegueError(f"{edges}: there is no edge in this file; give two papers of {papers.name} a line")
-    said = [{LABEL.format("node"): subject} for subject in subjects.values()]
-    yield Found("1", said, [(a, b, bool(directed), {}) for a, b in ends])
+    attributes = [{LABEL.format("node"): subject} for subject in subjects.values()]
+    yield Found("1", attributes, [(a, b, bool(directed), {}) for a, b in endpoints])
 
 
 def _whole(what: str, row: Sequence[str]) -> dict[str, str]:
@@ -162,9 +165,9 @@ def _whole(what: str, row: Sequence[str]) -> dict[str, str]:
 
 def read_csr(path: Path, problems: Problems | None, directed: bool | None, encoding: str) -> Iterator[Found]:
     """A sparse matrix whose rows and columns are nodes; with an array `labels` beside it, of so many."""
-    found = data_set_of(path)
-    assert found is not None
-    first = found[1]
+    data_set = data_set_of(path)
+    assert data_set is not None
+    first = data_set[1]
 
     def array(name: str) -> np.ndarray | None:
         if not is_there(file := first.with_name(name)):
@@ -173,16 +176,16 @@ def read_csr(path: Path, problems: Problems | None, directed: bool | None, encod
             return load_array(file, handle.read(), "numbers")
 
     stem = first.name.removesuffix("indptr.npy")
-    begins, columns, shape, labels = (array(name) for name in (*(f"{stem}{part}.npy" for part in (
+    starts, columns, shape, labels = (array(name) for name in (*(f"{stem}{part}.npy" for part in (
         "indptr", "indices", "shape")), "labels.npy"))
-    assert begins is not None and columns is not None and shape is not None
+    assert starts is not None and columns is not None and shape is not None
     count = int(shape.max(initial=0))
-    if begins.ndim != 1 or not 0 < count <= MOST or (np.diff(begins) < 0).any() or begins[-1:] != len(columns) or \
-            columns.min(initial=0) < 0 or columns.max(initial=0) >= count or len(begins) - 1 > count:
+    if starts.ndim != 1 or not 0 < count <= MOST or (np.diff(starts) < 0).any() or starts[-1:] != len(columns) or \
+            columns.min(initial=0) < 0 or columns.max(initial=0) >= count or len(starts) - 1 > count:
         raise SegueError(f"{path}: the arrays beside it are no sparse matrix; save it again")
-    rows = np.repeat(np.arange(len(begins) - 1), np.diff(begins))
+    rows = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
     nodes: list[dict[str, str]] = [{}] * count
     if labels is not None and labels.shape == (count,):
         nodes = [{LABEL.format("node"): str(label)} for label in labels.tolist()]
     pairs = list(zip(rows.tolist(), columns.tolist()))
-    yield Found("1", nodes, joined(pairs, [{}] * len(pairs), directed))
+    yield Found("1", nodes, merge_directions(pairs, [{}] * len(pairs), directed))

@@ -10,7 +10,7 @@ from typing import Any
 
 from segue.errors import SegueError
 from segue.kinds.base import Problems, bad
-from segue.kinds.graph_files.base import Attributes, Found, linked, one_way
+from segue.kinds.graph_files.base import Attributes, Found, graph_of_links, is_directed
 
 SIGNS = re.compile(r'"[^"]*"|\[|\]|[^\s\[\]"]+')
 
@@ -27,11 +27,11 @@ def read_gml(path: Path, text: str, problems: Problems | None, directed: bool | 
             continue
         nodes = [{key: values[-1] for key, values in node.items()} for node in graph.get("node", [])]
         links = [{key: values[-1] for key, values in edge.items()} for edge in graph.get("edge", [])]
-        both = [str(values[-1]) for key, values in graph.items() if key == "directed"]
-        yes = both[0] == "1" if both else bool(directed)
-        own = {key: values[-1] for key, values in graph.items() if key not in ("node", "edge", "directed")}
-        if (made := linked(path, problems, name, nodes, links, yes, own)) is not None:
-            yield made
+        directions = [str(values[-1]) for key, values in graph.items() if key == "directed"]
+        graph_directed = directions[0] == "1" if directions else bool(directed)
+        attributes = {key: values[-1] for key, values in graph.items() if key not in ("node", "edge", "directed")}
+        if (found := graph_of_links(path, problems, name, nodes, links, graph_directed, attributes)) is not None:
+            yield found
     if not number:
         raise SegueError(f"{path}: there is no graph in this file")
 
@@ -41,21 +41,21 @@ def _blocks(path: Path, text: str) -> Iterator[dict[str, list[Any]]]:
     text = re.sub(r"^[ \t]*#.*$", "", text, flags=re.MULTILINE)
     top: dict[str, list[Any]] = {}
 
-    def wrong(sign: re.Match[str], why: str) -> SegueError:
-        return SegueError(f"{path}, line {text.count(chr(10), 0, sign.start()) + 1}: {why}; mend it")
+    def error(token: re.Match[str], why: str) -> SegueError:
+        return SegueError(f"{path}, line {text.count(chr(10), 0, token.start()) + 1}: {why}; mend it")
 
     stack, key = [top], None
-    for sign in SIGNS.finditer(text):
-        word = sign[0]
+    for token in SIGNS.finditer(text):
+        word = token[0]
         if word == "]":
             if len(stack) == 1 or key is not None:
-                raise wrong(sign, "a ] that ends nothing")
+                raise error(token, "a ] that ends nothing")
             stack.pop()
             if len(stack) == 1:
                 yield from (graph for graph in top.pop("graph", []) if isinstance(graph, dict))
         elif key is None:
             if not re.fullmatch(r"[A-Za-z_][\w.:-]*", word):
-                raise wrong(sign, f"{word!r:.40} where a key is to stand")
+                raise error(token, f"{word!r:.40} where a key is to stand")
             key = word if word not in ("Creator", "Version") else word.lower()
         else:
             value: Any = {} if word == "[" else html.unescape(word[1:-1]) if word[0] == '"' else word
@@ -69,14 +69,14 @@ def _blocks(path: Path, text: str) -> Iterator[dict[str, list[Any]]]:
 
 def as_gml(graphs: Sequence[Found]) -> str:
     """A block for each graph."""
-    def said(own: Attributes) -> str:
-        return "".join(f' {key} "{html.escape(str(value))}"' for key, value in own.items())
+    def fields(attrs: Attributes) -> str:
+        return "".join(f' {key} "{html.escape(str(value))}"' for key, value in attrs.items())
 
     lines = []
     for graph in graphs:
-        several = len({edge[:2] for edge in graph.edges}) < len(graph.edges)
-        lines.append(f"graph [{said(graph.attributes)} directed {int(one_way(graph))} multigraph {int(several)}")
-        lines += [f"  node [ id {i}{said(own)} ]" for i, own in enumerate(graph.nodes)]
-        lines += [f"  edge [ source {a} target {b}{said(own)} ]" for a, b, _, own in graph.edges]
+        multiple = len({edge[:2] for edge in graph.edges}) < len(graph.edges)
+        lines.append(f"graph [{fields(graph.attributes)} directed {int(is_directed(graph))} multigraph {int(multiple)}")
+        lines += [f"  node [ id {i}{fields(attrs)} ]" for i, attrs in enumerate(graph.nodes)]
+        lines += [f"  edge [ source {a} target {b}{fields(attrs)} ]" for a, b, _, attrs in graph.edges]
         lines.append("]")
     return "\n".join([*lines, ""])

@@ -13,7 +13,15 @@ from typing import Any
 from segue.errors import SegueError
 from segue.kinds.base import HEAD, Problems, bad
 from segue.kinds.documents import complete_prefix as up_to_a_cut
-from segue.kinds.graph_files.base import LABEL, MOST, Found, joined, linked, numbered, one_way
+from segue.kinds.graph_files.base import (
+    LABEL,
+    MOST,
+    Found,
+    edges_by_index,
+    graph_of_links,
+    is_directed,
+    merge_directions,
+)
 
 LINKS = ("links", "edges")
 NEIGHBOURS = re.compile(r'\{\s*"[^"\\]{1,64}"\s*:\s*\[\s*("[^"\\]{1,64}"|\d+)?\s*[],]')
@@ -27,37 +35,39 @@ def is_json(text: str) -> bool:
             return isinstance(value, dict) and are_neighbours(value)
     links = re.search(r'"(links|edges)"\s*:\s*\[', text)
     nodes = re.search(r'"nodes"\s*:\s*[\[{]', text)
-    said = re.search(r'"(directed|multigraph|elements)"\s*:', text)
-    begun = len(text) > HEAD // 2 and re.match(r'\{\s*"nodes"\s*:\s*\[\s*\{\s*"(id|name)"\s*:', text)  # links behind
-    return bool(begun or (nodes and (links or said)) or re.search(r'"edge_index"\s*:\s*\[', text)
+    has_graph_keys = re.search(r'"(directed|multigraph|elements)"\s*:', text)
+    # The links of a long file may come behind the beginning that is seen.
+    begins_with_nodes = len(text) > HEAD // 2 and re.match(r'\{\s*"nodes"\s*:\s*\[\s*\{\s*"(id|name)"\s*:', text)
+    return bool(begins_with_nodes or (nodes and (links or has_graph_keys)) or re.search(r'"edge_index"\s*:\s*\[', text)
                 or re.search(r'"graph"\s*:\s*\[\s*\[\s*\d+\s*,\s*[-\d"\w]+\s*,\s*\d+\s*\]', text))
 
 
 def are_neighbours(value: dict[str, Any]) -> bool:
     """Whether each member is a list of others, as those of adjacency lists are: {"a": ["b", "c"], "b": ["a"]}."""
-    ends = [str(end) for each in value.values() if isinstance(each, list) for end in each]
-    return len(value) > 2 and all(isinstance(each, list) for each in value.values()) and bool(ends) and \
-        10 * sum(end in value for end in ends) >= (9 if len(value) < 50 else 5) * len(ends)
+    neighbours = [str(end) for each in value.values() if isinstance(each, list) for end in each]
+    return len(value) > 2 and all(isinstance(each, list) for each in value.values()) and bool(neighbours) and \
+        10 * sum(end in value for end in neighbours) >= (9 if len(value) < 50 else 5) * len(neighbours)
 
 
 def _of_neighbours(path: Path, problems: Problems | None, name: str, value: dict[str, Any],
                    directed: bool | None) -> Found | None:
     """A graph of `are_neighbours`, which goes both ways where each end of an edge names the other, unless told."""
-    pairs = dict.fromkeys((node, str(end)) for node, ends in value.items() for end in ends)
-    both = all((b, a) in pairs for a, b in pairs) and not directed
-    kept = [pair for pair in pairs if not both or pair[0] <= pair[1]]
+    pairs = dict.fromkeys((node, str(end)) for node, neighbours in value.items() for end in neighbours)
+    symmetric = all((b, a) in pairs for a, b in pairs) and not directed
+    kept = [pair for pair in pairs if not symmetric or pair[0] <= pair[1]]
     nodes = dict.fromkeys([*value, *(end for _, end in pairs)])
-    return linked(path, problems, name, [{"id": node} for node in nodes],
-                  [{"source": a, "target": b} for a, b in kept], not both if directed is None else directed, {})
+    return graph_of_links(path, problems, name, [{"id": node} for node in nodes],
+                          [{"source": a, "target": b} for a, b in kept],
+                          not symmetric if directed is None else directed, {})
 
 
 def read_json(path: Path, text: str, problems: Problems | None, directed: bool | None) -> Iterator[Found]:
     """What is said of several graphs is a list, or one a line."""
     number = 0
-    for where, value in _values(path, text, problems):
+    for place, value in _values(path, text, problems):
         number += 1
-        given = value.get("id", value.get("name")) if isinstance(value, dict) else None
-        name = given if isinstance(given, str) and given else where
+        declared = value.get("id", value.get("name")) if isinstance(value, dict) else None
+        name = declared if isinstance(declared, str) and declared else place
         try:
             graph = _of_json(path, problems, name, value, directed)
         except (TypeError, ValueError, AttributeError, KeyError, IndexError, OverflowError):
@@ -72,8 +82,9 @@ def read_json(path: Path, text: str, problems: Problems | None, directed: bool |
 def _values(path: Path, text: str, problems: Problems | None) -> Iterator[tuple[str, Any]]:
     """The JSON values that may be graphs, with where they stand."""
     try:
-        whole = json.loads(text)
-        yield from ((str(i), value) for i, value in enumerate(whole if isinstance(whole, list) else [whole], 1))
+        document = json.loads(text)
+        values = document if isinstance(document, list) else [document]
+        yield from ((str(i), value) for i, value in enumerate(values, 1))
         return
     except RecursionError as error:
         raise SegueError(f"{path}: JSON that is nested too deeply to be a graph") from error
@@ -102,17 +113,17 @@ def _of_json(path: Path, problems: Problems | None, name: str, value: dict[str, 
         links = value.get("edges", [])
     attributes = value.get("metadata", value.get("graph", {}))
     attributes = dict(attributes) if isinstance(attributes, (dict, list)) else {}
-    attributes |= {key: said for key, said in value.items() if not isinstance(said, (dict, list))}
+    attributes |= {key: member for key, member in value.items() if not isinstance(member, (dict, list))}
     if isinstance(value.get("elements"), dict):  # Cytoscape
         value, attributes = value["elements"], {**attributes, **value.get("data", {})}
         links = value.get("edges", [])
-    yes = bool(attributes.pop("directed", bool(directed)))
-    listed = value["nodes"]
-    listed = [{"id": key, **said} for key, said in listed.items()] if isinstance(listed, dict) else listed
-    nodes = [each.get("data", each) if isinstance(each, dict) else {"id": each} for each in listed]
-    found = [each.get("data", each) if isinstance(each, dict) else
-             dict(zip(("source", "target", LABEL.format("edge")), each)) for each in links or []]
-    return linked(path, problems, name, nodes, found, yes, attributes)
+    graph_directed = bool(attributes.pop("directed", bool(directed)))
+    members = value["nodes"]
+    members = [{"id": key, **member} for key, member in members.items()] if isinstance(members, dict) else members
+    nodes = [each.get("data", each) if isinstance(each, dict) else {"id": each} for each in members]
+    links_of = [each.get("data", each) if isinstance(each, dict) else
+                dict(zip(("source", "target", LABEL.format("edge")), each)) for each in links or []]
+    return graph_of_links(path, problems, name, nodes, links_of, graph_directed, attributes)
 
 
 def _of_arrays(path: Path, problems: Problems | None, name: str, value: dict[str, Any],
@@ -121,30 +132,30 @@ def _of_arrays(path: Path, problems: Problems | None, name: str, value: dict[str
     features = next((value[key] for key in ("node_features", "node_feat", "x", "node_labels", "nodes")
                      if isinstance(value.get(key), list)), None)
     if isinstance(value.get("graph"), list):
-        triples = [(int(a), sort, int(b)) for a, sort, b in value["graph"]]
-        pairs, sorts = [(a, b) for a, _, b in triples], [sort for _, sort, _ in triples]
+        triples = [(int(a), relation, int(b)) for a, relation, b in value["graph"]]
+        pairs, relations = [(a, b) for a, _, b in triples], [relation for _, relation, _ in triples]
         directed = bool(directed)
     else:
         index = value["edge_index"] if "edge_index" in value else value["edge_list"]
         rows = len(index) == 2 and (len(index[0]) != 2 or "num_nodes" in value)
         pairs = [(int(a), int(b)) for a, b in (zip(*index, strict=True) if rows else index)]
-        sorts = next((value[key] for key in ("edge_attr", "edge_feat", "edge_labels")
-                      if isinstance(value.get(key), list)), [None] * len(pairs))
-        if len(sorts) != len(pairs):
+        relations = next((value[key] for key in ("edge_attr", "edge_feat", "edge_labels")
+                          if isinstance(value.get(key), list)), [None] * len(pairs))
+        if len(relations) != len(pairs):
             raise ValueError("not one feature for each edge")
     count = int(value["num_nodes"]) if isinstance(value.get("num_nodes"), int) else \
         len(features) if features is not None else 1 + max((max(pair) for pair in pairs), default=-1)
     if count > MOST or (features is not None and len(features) != count):
         bad(problems, path, name, None, f"says that it has {count:,} nodes, which does not fit the rest; mend it")
         return None
-    ends = numbered(path, problems, name, pairs, {node: node for node in range(count)})
-    if ends is None:
+    endpoints = edges_by_index(path, problems, name, pairs, {node: node for node in range(count)})
+    if endpoints is None:
         return None
     nodes = [_features("node", each) for each in features] if features is not None else [{}] * count
-    own = {key: said[0] if isinstance(said, list) and len(said) == 1 else said for key, said in value.items()
-           if key not in ("graph", "edge_index", "id", "num_nodes")}
-    return Found(name, nodes, joined(ends, [_features("edge", each) for each in sorts], directed),
-                 {key: said for key, said in own.items() if isinstance(said, (str, int))})
+    attrs = {key: member[0] if isinstance(member, list) and len(member) == 1 else member
+             for key, member in value.items() if key not in ("graph", "edge_index", "id", "num_nodes")}
+    return Found(name, nodes, merge_directions(endpoints, [_features("edge", each) for each in relations], directed),
+                 {key: member for key, member in attrs.items() if isinstance(member, (str, int))})
 
 
 def _features(what: str, value: Any) -> dict[str, str]:
@@ -158,7 +169,7 @@ def _features(what: str, value: Any) -> dict[str, str]:
 def as_json(graphs: Sequence[Found]) -> str:
     """Nodes and links, a graph a line."""
     return "".join(json.dumps({
-        "directed": one_way(graph), "multigraph": True, "graph": dict(graph.attributes), "name": graph.name,
-        "nodes": [{"id": i, **own} for i, own in enumerate(graph.nodes)],
-        "links": [{"source": a, "target": b, **own} for a, b, _, own in graph.edges]}, ensure_ascii=False) + "\n"
+        "directed": is_directed(graph), "multigraph": True, "graph": dict(graph.attributes), "name": graph.name,
+        "nodes": [{"id": i, **attrs} for i, attrs in enumerate(graph.nodes)],
+        "links": [{"source": a, "target": b, **attrs} for a, b, _, attrs in graph.edges]}, ensure_ascii=False) + "\n"
         for graph in graphs)

@@ -16,22 +16,23 @@ def read_newick(path: Path, text: str, problems: Problems | None, directed: bool
     for number, tree in enumerate((each for each in re.findall(r"[^;]*;?", text) if each.strip()), 1):
         nodes: list[dict[str, str]] = [{}]
         edges: list[Edge] = []
-        above, here, wrong = list[int](), 0, not tree.endswith(";")
-        last = ""
-        for sign in re.findall(r"'[^']*'|[(),;:]|[^(),;:\s][^(),;:]*", tree):
-            if sign in "(,":
-                above += [here] if sign == "(" else []
-                wrong = wrong or not above
-                here = len(nodes)
+        ancestors, node, wrong = list[int](), 0, not tree.endswith(";")
+        previous = ""
+        for token in re.findall(r"'[^']*'|[(),;:]|[^(),;:\s][^(),;:]*", tree):
+            if token in "(,":
+                ancestors += [node] if token == "(" else []
+                wrong = wrong or not ancestors
+                node = len(nodes)
                 nodes.append({})
-                edges.append((above[-1] if above else 0, here, True, {}))
-            elif sign == ")":
-                wrong = wrong or not above
-                here = above.pop() if above else 0
-            elif sign not in ":;" and last != ":" and not (last == ")" and MEASURE.fullmatch(sign)):  # lengths, support
-                nodes[here]["label"] = sign.strip("' \n")
-            last = sign
-        if wrong or above:
+                edges.append((ancestors[-1] if ancestors else 0, node, True, {}))
+            elif token == ")":
+                wrong = wrong or not ancestors
+                node = ancestors.pop() if ancestors else 0
+            elif token not in ":;" and previous != ":" and not (previous == ")" and MEASURE.fullmatch(token)):
+                # neither the length of a branch nor its support
+                nodes[node]["label"] = token.strip("' \n")
+            previous = token
+        if wrong or ancestors:
             bad(problems, path, str(number), None, "a tree whose brackets do not close; mend or remove it")
         else:
             yield Found(str(number), nodes, edges)
