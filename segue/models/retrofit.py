@@ -129,8 +129,8 @@ class Retrofitted(ConditionedDecoder):
             x = self.decoder.run_block(index, x, layout, state)
         return prompts.scatter_to_rows(self.decoder.finish(x, layout)[:, prompt_length:])
 
-    def _logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
-        return nn.functional.pad(self.lm.scores(hidden, positions), (0, 1), value=-torch.inf)
+    def _logits(self, hidden: Tensor, target_positions: Tensor) -> Tensor:
+        return nn.functional.pad(self.lm.scores(hidden, target_positions), (0, 1), value=-torch.inf)
 
     def init_state(self, batch: int, history: int = 0) -> SourceState:
         """The state after the prompts, which have positions below 0."""

@@ -99,7 +99,7 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
             return super()._run(tokens, at, **given)
         prompts = SplitPrompts(self, tokens)
         logits, hidden, out = super()._run(self._replace_begin(prompts.target), input_ids=prompts.source,
-                                           attention_mask=prompts.real.long(), **given)
+                                           attention_mask=prompts.source_mask.long(), **given)
         logits = prompts.scatter_to_rows(logits)
         return logits if at is None else gather_nodes(logits, at), prompts.scatter_to_rows(hidden), out
 
@@ -107,7 +107,7 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
         assert isinstance(state, SourceState)
         prompts = SplitPrompts(self, tokens, prompt_ends(at)) if state.source.is_empty else None
         if prompts is not None:
-            lengths, real, target, nodes = prompts.lengths, prompts.real, prompts.target, Layout(prompts.node)
+            lengths, real, target, nodes = prompts.lengths, prompts.source_mask, prompts.target, Layout(prompts.node)
             encoded = self.encode(prompts.source, lengths)
             wanted = None if at is None else (at - lengths[:, None]).clamp(min=0)
         else:
