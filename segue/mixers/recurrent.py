@@ -207,8 +207,8 @@ class RecurrentMixer(Mixer):
 
 
 class PeepholeRecurrence(SteppedRecurrence):
-    """LSTM with diagonal peephole connections: input and forget gate read the previous cell, the output gate the new one
-    (Gers & Schmidhuber 2000). Gates i, f, g, o as in torch. State: h, c, each (B, inner)."""
+    """LSTM with diagonal peephole connections: the input and forget gates read the previous cell, the output gate the
+    new one (Gers & Schmidhuber 2000). Gates i, f, g, o as in torch. State: h, c, each (B, inner)."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()

@@ -47,7 +47,7 @@ class RefuseSynchronisation(TorchDispatchMode):
     def synchronises(self, name: str, args: Any, kwargs: Any) -> bool:
         if name in self.LOOKS or "unique" in name:
             return True
-        if "linalg_" in name:  # most check their results on the CPU (of singular matrices)
+        if "linalg_" in name:  # most read back whether a matrix was singular
             return name not in self.PLAIN
         if name in ("index", "index_put", "index_put_"):
             return any(argument is not None and argument.dtype in (torch.bool, torch.uint8) for argument in args[1])
