@@ -55,8 +55,8 @@ def check_tokens(tokens: Tensor, vocabulary: int) -> None:
 def pad_rows(rows: Sequence[Sequence[int]], fill: int = 0) -> Tensor:
     """(B, N) long, rows of ids of any lengths, padded with `fill` at their ends."""
     table = torch.full((len(rows), max(map(len, rows), default=0)), fill)
-    for place, ids in zip(table, rows):
-        place[: len(ids)] = torch.tensor(list(ids))
+    for row, ids in zip(table, rows):
+        row[: len(ids)] = torch.tensor(list(ids))
     return table
 
 
