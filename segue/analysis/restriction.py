@@ -43,7 +43,8 @@ class Enzyme:
 def _from_row(name: str, sites: str, offsets: Sequence[int | None], sold: bool) -> list[Enzyme]:
     """One enzyme for each of the sites, which are separated by |. offsets: of up to two cuts, from the site's beginning
     on its strand, and from its end on the other."""
-    pairs = [(five, three) for five, three in zip(offsets[::2], offsets[1::2]) if five is not None and three is not None]
+    pairs = [(five, three) for five, three in zip(offsets[::2], offsets[1::2])
+             if five is not None and three is not None]
     return [Enzyme(name, site, tuple((five, len(site) + three) for five, three in pairs), sold)
             for site in sites.upper().split("|")]
 
@@ -124,9 +125,9 @@ class SiteScanner:
 
         def starts_of(site: str) -> np.ndarray:
             if site not in cache:
-                positions = sorted(enumerate(masks(site).tolist()), key=lambda pair: pair[1].bit_count())  # rarest first
+                rarest_first = sorted(enumerate(masks(site).tolist()), key=lambda pair: pair[1].bit_count())
                 count = max(0, len(bases) - len(site) + 1)
-                (first, mask), *others = positions
+                (first, mask), *others = rarest_first
                 starts = np.flatnonzero(matches[mask][first : first + count])
                 for position, mask in others:
                     starts = starts[matches[mask][starts + position]]

@@ -36,9 +36,9 @@ from segue.tasks.list_programs import (
     clause,
     clauses,
     corrupted,
-    drawn,
+    parse_clauses,
     program,
-    read,
+    random_program,
     specification,
 )
 from segue.training.learn import learn
@@ -59,7 +59,7 @@ NOISE = (0.2, 0.5)
 
 def difference(sample_tasks: Sequence[str], back: Sequence[str]) -> Difference:
     """The clauses of a specification that its back-translation misses, and those that it adds."""
-    want, have = read(sample_tasks), read(back)
+    want, have = parse_clauses(sample_tasks), parse_clauses(back)
     missing, extra = [each for each in want if each not in have], [each for each in have if each not in want]
     words = [word for name, found in ((MISSING, missing[:TOLD]), (EXTRA, extra[:TOLD]))
              for place, step in found for word in (name, *clause(place, step))]
@@ -78,18 +78,18 @@ def skills() -> dict[str, Callable[[Random], tuple[list[str], list[str]]]]:
     """What the model is trained to do: write a program; revise a wrong one, in one case of five without a hint; say
     what a program does. Skill -> sampler of (prompt, answer)."""
     def write(random: Random) -> tuple[list[str], list[str]]:
-        steps = drawn(random)
+        steps = random_program(random)
         return writing(specification(steps, random)), program(steps)
 
     def mend(random: Random) -> tuple[list[str], list[str]]:
-        steps = drawn(random)
+        steps = random_program(random)
         spec, wrong = specification(steps, random), corrupted(steps, random)
         found = difference(spec, specification(wrong))
         hint = found.hint if random.random() < 0.8 else ""
         return writing(spec, Draft(program(wrong), [], replace(found, hint=hint))), program(steps)
 
     def say(random: Random) -> tuple[list[str], list[str]]:
-        steps = drawn(random) if random.random() < 0.5 else corrupted(drawn(random), random)
+        steps = random_program(random) if random.random() < 0.5 else corrupted(random_program(random), random)
         return [SAY, *program(steps), GO], specification(steps)
 
     return {"write": write, "mend": mend, "say": say}
@@ -130,7 +130,7 @@ def make_cycle(local: Local, seed: int, noise: float = 0.0, shuffled: bool = Fal
         if shuffled:
             found = found[1:] + found[:1]
         for i, each in enumerate(found):
-            steps = [step for _, step in read(each)]
+            steps = [step for _, step in parse_clauses(each)]
             if steps and random.random() < noise:
                 found[i] = specification(corrupted(steps, random))
         return found
@@ -151,7 +151,7 @@ def right(programs: Texts, tasks: Sequence[Sequence[Step]], seed: int, lists: in
 
 def sample_tasks(count: int, seed: int, least: int = 2) -> tuple[list[list[Step]], list[list[str]]]:
     random = Random(f"tasks {seed}")
-    tasks = [drawn(random, least) for _ in range(count)]
+    tasks = [random_program(random, least) for _ in range(count)]
     return tasks, [specification(steps, random) for steps in tasks]
 
 
@@ -169,7 +169,7 @@ def run_cycles(seed: int, steps: int, count: int) -> dict[str, dict[str, float]]
     first = right(plain, tasks, seed)
     back = words(complete(local, [[SAY, *program(steps), GO] for steps in tasks], most=40))
     found = {PLAIN: score(plain, first, tasks, seed, 1) | {
-        "translations right": mean(read(words) == clauses(steps) for words, steps in zip(back, tasks))}}
+        "translations right": mean(parse_clauses(words) == clauses(steps) for words, steps in zip(back, tasks))}}
     for name, program_ in {CYCLE: make_cycle(local, seed), SHUFFLED: make_cycle(local, seed, shuffled=True),
                            TOLD_APART: make_cycle(local, seed, blind=True),
                            **{f"cycle, {noise:.0%} noise": make_cycle(local, seed, noise) for noise in NOISE}}.items():

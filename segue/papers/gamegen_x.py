@@ -164,8 +164,8 @@ def frame_features(net: nn.Module, pixels: Tensor) -> Tensor:
 def measure_control(place: Studio, pixels: Tensor) -> dict[str, float]:
     """The share of keys that the hero follows ("character") and of films with the right weather ("environment")."""
     films = place.tests
-    return {"character": float((place.world.pressed(pixels) == films.keys).float().mean()),
-            "environment": float((place.world.happened(pixels) == films.event).float().mean())}
+    return {"character": float((place.world.detect_keys(pixels) == films.keys).float().mean()),
+            "environment": float((place.world.detect_event(pixels) == films.event).float().mean())}
 
 
 def frechet_of(place: Studio, field: Field, setting: Setting, seed: int) -> float:

@@ -40,7 +40,7 @@ ANSWER = "Answer:"
 
 def asked(count: int, name: str) -> list[Instruction]:
     """Random instructions; the same for the same name."""
-    return [Instruction.drawn(Random(f"{name} {i}")) for i in range(count)]
+    return [Instruction.sample(Random(f"{name} {i}")) for i in range(count)]
 
 
 def critic(random: Random, flip: float = FLIP) -> Scripted:
@@ -49,7 +49,7 @@ def critic(random: Random, flip: float = FLIP) -> Scripted:
     def reply(text: str) -> str:
         prompt, answer = (line.split() for line in text.split("\n"))
         asked = Instruction.read(prompt)
-        faults = asked.failed(answer)
+        faults = asked.violations(answer)
         good = (not faults) != (random.random() < flip)
         return f"{' '.join(random.choice(faults or asked.constraints))} {ANSWER} {'yes' if good else 'no'}"
 
@@ -62,7 +62,7 @@ def editor(random: Random) -> Callable[[str, str, str, int], list[str]]:
     def refine(prompt: str, answer: str, critique: str, count: int) -> list[str]:
         asked, fault = Instruction.read(prompt.split()), critique.partition(ANSWER)[0].split()
         constraint = (fault[0], fault[1] if len(fault) > 1 else "")
-        return [" ".join(asked.mended(answer.split(), constraint, random)) for _ in range(count)]
+        return [" ".join(asked.repaired(answer.split(), constraint, random)) for _ in range(count)]
 
     return refine
 
@@ -116,7 +116,7 @@ def score(model: Stack, tests: Sequence[Instruction], seed: int) -> dict[str, fl
     for name, temperature in (("greedy", 0.0), ("drawn", 1.0)):
         replies = local.write([" ".join(each.prompt) for each in tests], most=LONGEST, temperature=temperature,
                               seed=seed)
-        faults = [each.failed(reply.text.split()) for each, reply in zip(tests, replies)]
+        faults = [each.violations(reply.text.split()) for each, reply in zip(tests, replies)]
         values[name] = mean(not each for each in faults)
         values[f"constraints, {name}"] = 1 - sum(map(len, faults)) / sum(1 + len(each.constraints) for each in tests)
     return values
@@ -138,7 +138,7 @@ def run_seed(seed: int, steps: int, prompts: int, tests: int, epochs: int) -> di
     models = {BASE: base} | {arm: train_on_pairs(base, sets[arm], arm, epochs, RATES[arm], seed) for arm in sets}
     models[AGAIN] = train_on_pairs(models[REFINED], collect_pairs(models[REFINED], prompts, seed, 1), AGAIN,
                                    epochs, RATES[REFINED], seed)
-    right = [not Instruction.read(pair.prompt.split()).failed(pair.better.split()) for pair in pairs]
+    right = [not Instruction.read(pair.prompt.split()).violations(pair.better.split()) for pair in pairs]
     return {"pairs": len(pairs), "right pairs": mean(right), "depth": mean(pair.tree.best.depth for pair in pairs),
             "judged": mean(pair.tree.judged for pair in pairs)} | {
                 arm: score(model, tests_, seed) for arm, model in models.items()}

@@ -76,7 +76,7 @@ def write_functions(family: str, random: Random) -> list[str]:
 def sample_case(family: str, random: Random) -> tuple[str, Constraint]:
     """A constraint of the family, and an answer written for it or, as often, for none."""
     while True:
-        asked = Instruction.drawn(random)
+        asked = Instruction.sample(random)
         if family in dict(asked.constraints):
             other = Instruction(asked.topic, ()) if random.random() < 0.5 else asked
             return " ".join(other.answer(random)), (family, dict(asked.constraints)[family])
@@ -119,7 +119,7 @@ def write_answers(values: Sequence[Value], seed: int, families: Sequence[str]) -
     rows = []
     for value in values:
         random = Random(f"answer {seed} {value['number']}")
-        asked = Instruction.drawn(random, among=families)
+        asked = Instruction.sample(random, among=families)
         done = asked
         if random.random() < DROPPED:
             done = Instruction(asked.topic, tuple(random.sample(asked.constraints, len(asked.constraints) - 1)))
@@ -184,7 +184,7 @@ def train_learner(score_arm: str, rows: Sequence[tuple[list[str], list[str]]], s
 
 def score_model(model: Local, tests: int, seed: int) -> dict[str, float]:
     """Shares of instructions followed (true verifier), without and with passages, and of questions answered right."""
-    asked = [Instruction.drawn(Random(f"test {seed} {i}")) for i in range(tests)]
+    asked = [Instruction.sample(Random(f"test {seed} {i}")) for i in range(tests)]
     found = [sample_passages(Random(f"facts {seed} {i}")) for i in range(tests)]
     values = dict[str, float]()
     for place, prompts in (("", [each.prompt for each in asked]),
@@ -192,7 +192,7 @@ def score_model(model: Local, tests: int, seed: int) -> dict[str, float]:
                                                for each, (facts, *_) in zip(asked, found)])):
         for way, temperature in (("greedy", 0.0), ("drawn", 1.0)):
             replies = model.write([" ".join(prompt) for prompt in prompts], most=16, temperature=temperature, seed=seed)
-            values[way + place] = mean(not each.failed(reply.text.split()) for each, reply in zip(asked, replies))
+            values[way + place] = mean(not each.violations(reply.text.split()) for each, reply in zip(asked, replies))
     replies = model.write([" ".join([USER, *facts, *question, BOT]) for facts, question, _ in found], most=4)
     return values | {"answers": mean(reply.text.split() == right for reply, (*_, right) in zip(replies, found))}
 
@@ -208,7 +208,7 @@ def load_data(seed: int, count: int, families: Sequence[str]) -> dict[str, list[
 
 def score_arm(name: str, seed: int, steps: int, count: int, tests: int, families: Sequence[str]) -> dict[str, float]:
     rows = load_data(seed, count, families)[name]
-    right = mean(not Instruction.read(prompt).failed(answer) for prompt, answer in rows) if rows else 0.0
+    right = mean(not Instruction.read(prompt).violations(answer) for prompt, answer in rows) if rows else 0.0
     return score_model(train_learner(name, rows, steps, seed), tests, seed) | {"rows": len(rows), "right rows": right}
 
 
