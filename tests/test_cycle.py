@@ -24,9 +24,9 @@ from segue.papers.cycle_prompt import (
     PLAIN,
     SHUFFLED,
     TOLD_APART,
+    check_programs,
     difference,
     make_cycle,
-    right,
     skills,
 )
 from segue.programs import Local, Scripted
@@ -145,7 +145,7 @@ def test_programs_do_what_they_say() -> None:
     wrong = [[["add"], [1]], [["sum", "add"], [1]], [[], []]]
     assert not any(out.ok for out in Sandbox().run(SOURCE, "evaluate", wrong))
     tasks = [[("add", 2), ("list", 0)]] * 3
-    assert right([["add", "2", "list"], ["add", "3", "list"], ["nonsense"]], tasks, 0) == [True, False, False]
+    assert check_programs([["add", "2", "list"], ["add", "3", "list"], ["nonsense"]], tasks, 0) == [True, False, False]
     strange = ["1st", "dance", ",", "9th", "sort", "them", ",", "last", "give", "the", "count"]
     assert parse_clauses(strange) == [("last", ("len", 0))]
     with pytest.raises(SegueError, match="'dance' is no operation"):
