@@ -128,7 +128,7 @@ def embed(model: Any, rows: Sequence[np.ndarray], pool: str = "", context: int |
     streamed = np.flatnonzero(lengths > PIECE) if streams else np.zeros(0, np.int64)
     done = 0
     for i in streamed:
-        _stream_row(model, int(i), table[i], int(skip[i]), pooling, lambda n, done=done: meter(done + n))
+        _stream_row(model, int(i), table[i], int(skip[i]), pooling, lambda n, before=done: meter(before + n))
         done += len(table[i])
     others = np.setdiff1d(np.arange(len(table)), streamed)
     spans = np.array([(i, *piece) for i in others.tolist()
