@@ -36,7 +36,7 @@ __all__ = [
 
 @dataclass
 class Output:
-    """logits: (B, N, V), or (B, M, V) where only some nodes were asked for. hidden: (B, N, D) after the last norm."""
+    """logits: (B, N, V), or (B, M, V) of the requested nodes. hidden: (B, N, D) after the last norm."""
 
     logits: Tensor
     hidden: Tensor
@@ -140,7 +140,7 @@ class Decodable(Protocol):
         pending.
 
         at: (B, M) long, the nodes whose logits are wanted (default: all of them). In the prompt of an encoder-decoder
-            those behind the last of them are padding.
+            nodes after the last of them are padding.
         """
         ...
 

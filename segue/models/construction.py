@@ -210,6 +210,29 @@ def machine_steps(machine: TuringMachine) -> list[Step]:
     return list(dict.fromkeys(machine.rules.values()))
 
 
+class TuringFeatures:
+    """The tokens of a `TuringTransformer`, and the indices of the features in its residual vectors."""
+
+    def __init__(self, machine: TuringMachine) -> None:
+        steps = machine_steps(machine)
+        vocabulary = machine.symbols + 1 + len(steps) + 3
+        self.symbols, self.first_token, self.tapes = range(machine.symbols), machine.symbols, range(machine.tapes)
+        self.start, self.accept, self.reject = range(vocabulary - 3, vocabulary)
+        self.token_of = {step: self.first_token + 1 + i for i, step in enumerate(steps)}
+        # After the token: a constant 1; the start's and the word's share of the tokens so far; for each tape, all as
+        # shares, the sum of moves, the offset from it to the cell this token wrote on, and the start's share again if
+        # it wrote on one; for each tape the symbol read; and the answer.
+        self.one, self.share, self.word = range(vocabulary, vocabulary + 3)
+        self.position, self.offset, self.writes = (vocabulary + 3 + i * machine.tapes for i in range(3))
+        self.symbols_read = vocabulary + 3 + 3 * machine.tapes
+        self.answer = self.symbols_read + machine.tapes * machine.symbols
+        self.size = self.answer + vocabulary
+
+    def read_by(self, tape: int, symbol: int) -> int:
+        """The feature that is 1 if the head of a tape reads a symbol."""
+        return self.symbols_read + tape * len(self.symbols) + symbol
+
+
 @torch.no_grad()
 def compile_turing(machine: TuringMachine, reach: int = 500, dtype: torch.dtype = torch.float64) -> TuringTransformer:
     """The transformer that runs `machine`, one token per step.
@@ -225,71 +248,92 @@ def compile_turing(machine: TuringMachine, reach: int = 500, dtype: torch.dtype 
     """
     if reach < 1:
         raise SegueError(f"a reach of {reach} cells leaves the heads no room: give a positive one")
-    steps, tapes, S = machine_steps(machine), range(machine.tapes), machine.symbols
-    V = S + 1 + len(steps) + 3
-    symbols, first_token, (start, accept, reject) = range(S), S, range(V - 3, V)
-    token_of = {step: first_token + 1 + i for i, step in enumerate(steps)}
-    # Features after the token: a constant 1; the start's and the word's share of the tokens so far; for each tape, all
-    # as shares, the sum of moves, the offset from it to the cell this token wrote on, and the start's share again if
-    # it wrote on one; for each tape the symbol read; and the answer.
-    one, share, word = V, V + 1, V + 2
-    position, offset, writes = (V + 3 + i * len(tapes) for i in range(3))
-    symbols_read = writes + len(tapes)
-    answer = symbols_read + len(tapes) * S
-    count = SaturatedAttention(answer + V, heads=1, head_width=max(4, 2 + len(tapes)))
-    hash_width = max(4, -(-S // 2))
-    look_up = SaturatedAttention(answer + V, heads=len(tapes), head_width=2 * hash_width, groups=2)
+    features = TuringFeatures(machine)
+    layers = [Layer(share_attention(features), cell_units(features)),
+              Layer(look_up_attention(features, reach), transition_units(features, machine))]
+    return TuringTransformer(machine, layers, dtype)
 
-    q, k, v = zero_projections(count)
-    q[0, :2, one] = k[0, :2, one] = torch.tensor([1.0, -1])
-    v[0, 0, start] = 1
-    v[0, 1, list(symbols)] = 1
-    for step, token in token_of.items():
-        v[0, 2 : 2 + len(tapes), token] = torch.tensor(step.moves, dtype=torch.float32)
-    for i, feature in enumerate((share, word, *(position + tape for tape in tapes))):
-        count.out.weight[feature, i] = 1
 
-    # A step wrote on the cell before its move, a symbol of the word on the cell of its position. Units are 0 unless the
-    # token is one of `tokens`, since shares are at most 1.
+def share_attention(features: TuringFeatures) -> SaturatedAttention:
+    """Uniform attention to all tokens so far: the start's and the word's share of them, and the means of the moves."""
+    num_tapes = len(features.tapes)
+    attention = SaturatedAttention(features.size, heads=1, head_width=max(4, 2 + num_tapes))
+    q, k, v = zero_projections(attention)
+    q[0, :2, features.one] = k[0, :2, features.one] = torch.tensor([1.0, -1])
+    v[0, 0, features.start] = 1
+    v[0, 1, list(features.symbols)] = 1
+    for step, token in features.token_of.items():
+        v[0, 2 : 2 + num_tapes, token] = torch.tensor(step.moves, dtype=torch.float32)
+    written = (features.share, features.word, *(features.position + tape for tape in features.tapes))
+    for i, feature in enumerate(written):
+        attention.out.weight[feature, i] = 1
+    return attention
+
+
+def cell_units(features: TuringFeatures) -> list[Unit]:
+    """Where each token wrote: a step on the cell before its move, a symbol of the word on the cell of its position.
+    Units are 0 unless the token is one of theirs, since shares are at most 1."""
+    share, symbols, token_of = features.share, features.symbols, features.token_of
+
     def gated(tokens: Sequence[int], reads: Mapping[int, float], adds: Mapping[int, float]) -> Unit:
         return {**reads, **dict.fromkeys(tokens, 1.0)}, -1, adds
 
-    cells: list[Unit] = [gated(symbols, {word: 1, share: -1}, {offset: 1})]
-    for tape in tapes:
+    units: list[Unit] = [gated(symbols, {features.word: 1, share: -1}, {features.offset: 1})]
+    for tape in features.tapes:
         for move in (-1, 1):
-            cells.append(gated([token for step, token in token_of.items() if step.moves[tape] == move], {share: 1},
-                               {offset + tape: -move}))
-        cells.append(gated([*token_of.values(), *(symbols if tape == 0 else ())], {share: 1}, {writes + tape: 1}))
+            units.append(gated([token for step, token in token_of.items() if step.moves[tape] == move], {share: 1},
+                               {features.offset + tape: -move}))
+        units.append(gated([*token_of.values(), *(symbols if tape == 0 else ())], {share: 1},
+                           {features.writes + tape: 1}))
+    return units
 
-    # The first half of a score compares hashes; keys of tokens that write nothing are orthogonal to all hashes. The
-    # second half is 1 for the start, and otherwise grows with the position, by less than the difference between
-    # neighbouring cells.
+
+def look_up_attention(features: TuringFeatures, reach: int) -> SaturatedAttention:
+    """For each tape, a head that looks up the symbol on the cell under the machine's head.
+
+    The first half of a score compares hashes; keys of tokens that write nothing are orthogonal to all hashes. The
+    second half is 1 for the start, and otherwise grows with the position, by less than the difference between
+    neighbouring cells.
+    """
+    symbols, one, share, start = features.symbols, features.one, features.share, features.start
+    half = max(4, -(-len(symbols) // 2))
+    attention = SaturatedAttention(features.size, heads=len(features.tapes), head_width=2 * half, groups=2)
     cosine, sine, orthogonal = (torch.tensor(x) for x in ([1.0, 0, -1, 0], [0, 1.0, 0, -1], [1.0, -1, 1, -1]))
-    q, k, v = zero_projections(look_up)
-    for tape in tapes:
-        q[tape, :4, position + tape], q[tape, :4, share] = cosine, reach * sine
-        k[tape, :4, position + tape] = k[tape, :4, offset + tape] = cosine
-        k[tape, :4, writes + tape] = reach * sine
-        k[tape][:4, [start, first_token, accept, reject, *(symbols if tape else ())]] = orthogonal[:, None]
-        recency = slice(hash_width, hash_width + 4)
+    q, k, v = zero_projections(attention)
+    for tape in features.tapes:
+        q[tape, :4, features.position + tape], q[tape, :4, share] = cosine, reach * sine
+        k[tape, :4, features.position + tape] = k[tape, :4, features.offset + tape] = cosine
+        k[tape, :4, features.writes + tape] = reach * sine
+        silent = [start, features.first_token, features.accept, features.reject, *(symbols if tape else ())]
+        k[tape][:4, silent] = orthogonal[:, None]
+        recency = slice(half, half + 4)
         q[tape, recency, one] = cosine
         k[tape, recency, one] = cosine / (16 * reach**2) + sine
         k[tape, recency, share] = -cosine / (16 * reach**2)
         k[tape, recency, start] = cosine - sine
-        for step, token in token_of.items():
+        for step, token in features.token_of.items():
             v[tape, step.written[tape], token] = 1
         v[tape, BLANK, start] = 1
         for symbol in symbols:
             v[tape, symbol, symbol] = 1
-            look_up.out.weight[symbols_read + tape * S + symbol, tape * 2 * hash_width + symbol] = 1
+            attention.out.weight[features.read_by(tape, symbol), tape * 2 * half + symbol] = 1
+    return attention
 
-    table: list[Unit] = [(dict.fromkeys((*symbols, start), 1.0), 0, {answer + first_token: 1})]
+
+def transition_units(features: TuringFeatures, machine: TuringMachine) -> list[Unit]:
+    """The machine's rules: a unit for each state and symbols read, and one that follows symbols and the start with
+    `first`."""
+    answer, token_of, tapes = features.answer, features.token_of, features.tapes
+    begin = dict.fromkeys((*features.symbols, features.start), 1.0)
+    units: list[Unit] = [(begin, 0, {answer + features.first_token: 1})]
     for state in range(machine.states):
-        step_tokens = [token for step, token in token_of.items() if step.state == state] + [first_token] * (state == 0)
-        answer_token = accept if state in machine.accepting else reject
-        for read in product(symbols, repeat=machine.tapes):
-            rule = machine.rules.get((state, read))
-            read_features = [symbols_read + tape * S + symbol for tape, symbol in enumerate(read)]
-            reads = dict.fromkeys([*step_tokens, *read_features], 1.0)
-            table.append((reads, -len(tapes), {answer + (answer_token if rule is None else token_of[rule]): 1}))
-    return TuringTransformer(machine, [Layer(count, cells), Layer(look_up, table)], dtype)
+        state_tokens = [token for step, token in token_of.items() if step.state == state]
+        if state == 0:
+            state_tokens.append(features.first_token)
+        halt = features.accept if state in machine.accepting else features.reject
+        for symbols in product(features.symbols, repeat=machine.tapes):
+            rule = machine.rules.get((state, symbols))
+            read = [features.read_by(tape, symbol) for tape, symbol in enumerate(symbols)]
+            units.append((dict.fromkeys([*state_tokens, *read], 1.0), -len(tapes),
+                          {answer + (halt if rule is None else token_of[rule]): 1}))
+    return units

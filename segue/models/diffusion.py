@@ -104,7 +104,7 @@ class Process:
         return torch.where(unchanged, x, self.sample_resting(x, generator))
 
     def predict(self, logits: Tensor, x: Tensor) -> Tensor:
-        """Turn logits (..., V or more) into log-probabilities (..., V) of the clean elements behind noisy ids x."""
+        """Turn logits (..., V or more) into log-probabilities (..., V) of the clean elements, given noisy ids x."""
         return logits[..., : self.elements].log_softmax(-1)
 
     def log_mixture(self, log_p: Tensor, x: Tensor, now: Tensor, before: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from segue.models.one_cycle import one_cycle
 
 
 def agreement(p: Tensor, q: Tensor) -> Tensor:
-    """(..., 7): entropies and largest probabilities of two log-distributions (..., V), what each gives to the other's
-    favourite, and their overlap. The gate sees nothing else, so it is the same for any vocabulary."""
+    """Features (..., 7) of two log-distributions (..., V): entropies, largest probabilities, the probability that each
+    gives to the other's likeliest token, and the overlap. They do not depend on the vocabulary."""
     p_probs, q_probs = p.exp(), q.exp()
     p_max, p_argmax = p_probs.max(-1, keepdim=True)
     q_max, q_argmax = q_probs.max(-1, keepdim=True)
@@ -22,8 +22,8 @@ def agreement(p: Tensor, q: Tensor) -> Tensor:
 
 
 class Gate(nn.Module):
-    """A small network that gives the exponents a of the first distribution (the network's) and b of the second (the
-    counts'): the mixture is proportional to p^a q^b."""
+    """A small network that computes, from `agreement`, the exponents a of a first distribution p (the network's) and b
+    of a second q (the counts'): the mixture is proportional to p^a q^b."""
 
     mean: Tensor
     scale: Tensor
@@ -33,7 +33,7 @@ class Gate(nn.Module):
         self.into, self.out = nn.Linear(7, hidden), nn.Linear(hidden, 2)
         self.register_buffer("mean", torch.zeros(7))
         self.register_buffer("scale", torch.ones(7))
-        draw = torch.Generator().manual_seed(0)  # of its own: a fit of one seed gives one gate, whatever ran before
+        draw = torch.Generator().manual_seed(0)  # a separate generator: the result does not depend on what ran before
         for parameter in self.into.parameters():
             nn.init.uniform_(parameter, -(7**-0.5), 7**-0.5, generator=draw)
         nn.init.zeros_(self.out.weight)

@@ -409,36 +409,42 @@ class PointProcess(nn.Module):
         """Sample the next event of each row: the gap (B,) in the data's unit, and the type (B,). Intensities are
         sampled exactly by thinning (Lewis & Shedler 1979; Ogata 1981). A row with no event within 100 times `longest`
         has an infinite gap."""
-        rows, scale = len(past.hidden), self.config.scale
+        sample = self._sample_from_mixture if self.config.head == "mixture" else self._sample_by_thinning
+        gap, kind = sample(past, generator)
+        return gap * self.config.scale, kind
+
+    def _sample_from_mixture(self, past: Past, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """As `sample_next`, the gap in units of the scale."""
+        weights, means, deviations = self._components(past.hidden)
+        component = sample_categorical(weights.exp(), generator)[:, None]
+        noise = torch.randn(len(past.hidden), 1, generator=generator).to(past.hidden)
+        gap = (means.gather(1, component) + deviations.gather(1, component) * noise).exp()[:, 0]
+        return gap, sample_categorical(self._type_log_probabilities(past.hidden, gap).exp(), generator)
+
+    def _sample_by_thinning(self, past: Past, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """As `sample_next`, the gap in units of the scale: proposals at the rate of an upper bound of the intensity,
+        accepted in proportion to the intensity itself."""
+        rows, longest = len(past.hidden), 100 * self.config.longest
 
         def uniform(*shape: int) -> Tensor:
             return torch.rand(shape, generator=generator).to(past.hidden)
 
-        def categorical(weights: Tensor) -> Tensor:
-            return torch.multinomial(weights.cpu(), 1, generator=generator)[:, 0].to(weights.device)
-
-        if self.config.head == "mixture":
-            weights, means, deviations = self._components(past.hidden)
-            part = categorical(weights.exp())[:, None]
-            noise = torch.randn(rows, 1, generator=generator).to(past.hidden)
-            gap = (means.gather(1, part) + deviations.gather(1, part) * noise).exp()[:, 0]
-            return gap * scale, categorical(self._type_log_probabilities(past.hidden, gap).exp())
         gap, kind = past.hidden.new_zeros(rows), torch.zeros(rows, dtype=torch.long, device=past.hidden.device)
-        left = torch.ones_like(kind, dtype=torch.bool)
-        while bool(left.any()):
+        pending = torch.ones_like(kind, dtype=torch.bool)
+        while bool(pending.any()):
             bound = self.bound_intensity(past, gap)
             proposals = gap[:, None] + (-torch.log1p(-uniform(rows, MAX_PROPOSALS)) / bound[:, None]).cumsum(1)
             rates = self.intensities_after(past, proposals)
             accepted = uniform(rows, MAX_PROPOSALS) * bound[:, None] < rates.sum(-1)
             any_accepted, first = accepted.any(1), accepted.long().argmax(1)[:, None]
             first_rates = rates.gather(1, first[..., None].expand(-1, -1, rates.shape[2]))[:, 0]
-            done = left & any_accepted
-            gap = torch.where(done, proposals.gather(1, first)[:, 0], torch.where(left, proposals[:, -1], gap))
-            kind = torch.where(done, categorical(first_rates), kind)
-            gap = gap.masked_fill(gap * scale > 100 * self.config.longest, math.inf)
-            left = left & ~any_accepted & gap.isfinite()
+            done = pending & any_accepted
+            gap = torch.where(done, proposals.gather(1, first)[:, 0], torch.where(pending, proposals[:, -1], gap))
+            kind = torch.where(done, sample_categorical(first_rates, generator), kind)
+            gap = gap.masked_fill(gap * self.config.scale > longest, math.inf)
+            pending = pending & ~any_accepted & gap.isfinite()
         past.state.pending = None
-        return gap * scale, kind
+        return gap, kind
 
     @torch.no_grad()
     def sample(self, past: Past, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -450,6 +456,11 @@ class PointProcess(nn.Module):
             kinds.append(kind)
             past = self.observe(kind[:, None], gap.nan_to_num(posinf=self.config.longest)[:, None], past)
         return torch.stack(gaps, 1), torch.stack(kinds, 1)
+
+
+def sample_categorical(weights: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Sample an index (B,) long from each row of unnormalised weights (B, K)."""
+    return torch.multinomial(weights.cpu(), 1, generator=generator)[:, 0].to(weights.device)
 
 
 def attach_leaves(rows: int, chain: int, parents: Tensor) -> Layout:

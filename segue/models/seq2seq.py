@@ -1,4 +1,4 @@
-"""Encoder-decoders (Sutskever et al. 2014; Vaswani et al. 2017) behind the interface of every other model.
+"""Encoder-decoders (Sutskever et al. 2014; Vaswani et al. 2017) with the interface of every other model.
 
 A row is `source + [begin] + target`, where `begin` is an extra id after the model's vocabulary that is never generated.
 The source is encoded once, in both directions, into fixed keys and values; `begin` and the target are read by the
@@ -165,11 +165,12 @@ class SavedModel(nn.Module):
 
 
 def encode_source(encoder: Stack, source: Tensor, lengths: Tensor) -> Tensor:
-    """(B, S) long, or (B, S, C) real vectors, of which the first `lengths` (B,) of each row are real -> (B, S, D)."""
+    """Hidden vectors (B, S, D) of a source, (B, S) long or (B, S, C) real vectors, of which the first `lengths` (B,) of
+    each row are no padding."""
     batch, n = source.shape[:2]
     if bool((lengths == n).all()):
         return encoder.hidden(source, Layout.chain((batch, n), device=source.device))
-    if encoder.resettable:  # the padding is a document of its own, of which no mixer shows the other anything
+    if encoder.resettable:  # padding becomes a separate document, which no mixer mixes with the first
         starts = torch.arange(n, device=source.device) == lengths[:, None]
         return encoder.hidden(source, Layout.chain((batch, n), starts=starts))
     weight = next(encoder.parameters())
@@ -211,19 +212,19 @@ class ConditionedDecoder(nn.Module):
         return [*source, self.begin, *prefix]
 
     def memory(self, source: Tensor, lengths: Tensor) -> Tensor:
-        """(B, M, D): what the decoder looks at of a source (B, S) long, of which the first `lengths` (B,) of each row
-        are real; of the M likewise."""
+        """The vectors (B, M, D) that the decoder attends to, for a source (B, S) long. The first `lengths` (B,) of each
+        row of both are no padding."""
         raise NotImplementedError
 
     def _read(self, prompts: SplitPrompts, state: SourceState | None = None) -> Tensor:
-        """(B, N, D), zero at the source and at padding."""
+        """Hidden vectors (B, N, D) of whole rows, zero at the source and at padding."""
         encoded = self.memory(prompts.source, prompts.lengths)
         positions = prompts.node if self.restart else prompts.layout.positions
         layout = Layout(positions, source=(encoded, prompts.lengths))
         return prompts.scatter_to_rows(self.decoder.hidden(prompts.target, layout, state))
 
     def hidden(self, tokens: Tensor, layout: Layout | None = None) -> Tensor:
-        """(B, T) rows of source, begin and target, padded behind it -> (B, T, D), zero at the source."""
+        """Hidden vectors (B, T, D) of rows (B, T) of source, begin, target and padding; zero at the source."""
         return self._hidden_and_positions(tokens, layout)[0]
 
     def _hidden_and_positions(self, tokens: Tensor, layout: Layout | None) -> tuple[Tensor, Tensor]:
@@ -249,8 +250,8 @@ class ConditionedDecoder(nn.Module):
 
     def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None,
                at: Tensor | None = None) -> Output:
-        """See `Decodable.extend`. The first call takes the whole prompts; where it says `at`, what stands behind the
-        last of those nodes is padding, and cannot be committed."""
+        """See `Decodable.extend`. The first call takes the whole prompts; with `at`, nodes after the last of those are
+        padding and cannot be committed."""
         assert isinstance(state, SourceState)
         check_rows(tokens.shape[0], state)
         layout = state.layout(tokens.shape[1], parents)

@@ -199,7 +199,7 @@ class ChannelMixer(nn.Module):
 
 
 def make_norm(config: StackConfig) -> nn.Module:
-    """The normalisation layer that the config asks for."""
+    """The normalisation layer of the config's `norm`."""
     return (nn.RMSNorm if config.norm == "rms" else nn.LayerNorm)(config.width, eps=config.norm_eps)
 
 
@@ -370,7 +370,7 @@ class OnePassModel:
     def extend(self: HiddenModel, tokens: Tensor, state: Decoding, parents: Tensor | None = None,
                at: Tensor | None = None, starts: Tensor | None = None, layout: Layout | None = None) -> Output:
         """The decoding form; see `Decodable.extend`. starts: (B, N) bool, a new document begins at these nodes.
-        layout: in place of parents and starts, where the nodes stand and what they see."""
+        layout: replaces parents and starts, with the nodes' positions and what they attend to."""
         assert isinstance(state, State)
         check_rows(tokens.shape[0], state)
         layout = state.layout(tokens.shape[1], parents, None, starts) if layout is None else layout
