@@ -75,7 +75,7 @@ def classes_in(path: Path) -> list[str] | None:
 
 
 def _called(path: Path, from_classes: bool) -> Iterator[Path]:
-    """The names that the file of sequences would have, of a file of classes (`from_classes`), or the other way round."""
+    """The names that the file of sequences may have, of a file of classes (`from_classes`), or the other way round."""
     if from_classes and path.name.endswith("-labels.lst"):
         yield path.with_name(path.name.replace("-labels.lst", ".jsonl"))
     if not from_classes and path.suffix == ".jsonl":

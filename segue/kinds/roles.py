@@ -123,7 +123,8 @@ def find_roles(frame: Frame, who: str | None, what: str | None, when: str | None
         if requested not in (None, *frame.columns) and (role, requested) not in (("who", THIS), ("what", THAT)):
             raise SegueError(f"{frame.path}: there is no column '{requested}' to say {role}; there are {names}")
     guess = _by_header if frame.headed else _by_place
-    entity, item, time = _of_lists(frame, *guess(frame, who, what, when), requested=(what is not None, when is not None))
+    requests = what is not None, when is not None
+    entity, item, time = _of_lists(frame, *guess(frame, who, what, when), requested=requests)
     lists = item is not None and _is_list(item if item in frame.columns else time, frame)
     if not lists:
         entity, item = _what_is_left(frame, entity, item, time)

@@ -156,7 +156,8 @@ def dialogue_columns(table: Look, field: Sequence[str]) -> tuple[str | None, str
         if name != field[0] and 2 * runs <= len(cells) == len(table.rows) > 1:
             dialogue = name
     speaker = next((name for keyword in SPEAKERS for name in table.names
-                    if last_part(name) == keyword and name != field[0] and all(not isinstance(cell, list) and len(str(cell)) <= 40 for cell in table.column(name))
+                    if last_part(name) == keyword and name != field[0]
+                    and all(not isinstance(cell, list) and len(str(cell)) <= 40 for cell in table.column(name))
                     and len(set(map(class_of, table.column(name)))) > 1), None)
     if dialogue is None and speaker is not None and _is_chat(table, field[0], speaker):
         dialogue = ""
