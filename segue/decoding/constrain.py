@@ -58,15 +58,15 @@ class Pattern:
         outlines = require("outlines_core", extra="constrain")
         if codec.eos is None:
             raise SegueError("a pattern needs a codec with an end token, to say when the answer is whole")
-        spelled: dict[bytes, list[int]] = {}
+        tokens_by_text: dict[bytes, list[int]] = {}
         for token in range(codec.size):
             value = codec.decode([token])
             if isinstance(value, list):
                 raise SegueError("a pattern is of text: constrain items with a callback (LegalNext)")
             if text := value.encode() if isinstance(value, str) else value:
-                spelled.setdefault(text, []).append(token)
+                tokens_by_text.setdefault(text, []).append(token)
         try:
-            index = outlines.Index(regex, outlines.Vocabulary(codec.eos, spelled))
+            index = outlines.Index(regex, outlines.Vocabulary(codec.eos, tokens_by_text))
         except Exception as error:  # whatever the library thinks of the expression
             reason = " ".join(str(error).split())[:120]
             raise SegueError(f"no answer can match the pattern {regex!r} ({reason})") from error
@@ -74,8 +74,8 @@ class Pattern:
 
         @lru_cache(maxsize=1 << 16)
         def allowed(state: int) -> Array:
-            found = set(index.get_allowed_tokens(state) or ()) - {eos}
-            return np.array(sorted(found | ({eos} if index.is_final_state(state) else set())), np.int64)
+            allowed_tokens = set(index.get_allowed_tokens(state) or ()) - {eos}
+            return np.array(sorted(allowed_tokens | ({eos} if index.is_final_state(state) else set())), np.int64)
 
         self._allowed, self._next, self._first = allowed, index.get_next_state, index.get_initial_state()
         self._states: dict[tuple[int, ...], int] = {(): self._first}
@@ -89,11 +89,11 @@ class Pattern:
         while tokens[:cached] not in self._states:
             cached -= 1
         state = self._states[tokens[:cached]]
-        for at in range(cached, len(tokens)):
-            after = self._next(state, tokens[at])
-            if after is None:
-                raise SegueError(f"token {at} of the answer breaks the pattern: was it chosen by something else?")
-            state = after
+        for i in range(cached, len(tokens)):
+            next_state = self._next(state, tokens[i])
+            if next_state is None:
+                raise SegueError(f"token {i} of the answer breaks the pattern: was it chosen by something else?")
+            state = next_state
         if len(self._states) > MAX_CACHED_STATES:
             self._states = {(): self._first}
         self._states[tokens] = state

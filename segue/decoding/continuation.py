@@ -72,15 +72,15 @@ class Stops:
 
     def find(self, value: Value) -> int | None:
         """Where the earliest stop begins; None where there is none."""
-        found = []
+        positions = []
         for needle in self.needles:
             if isinstance(value, list):
                 at = next((i for i, item in enumerate(value) if str(item) == str(needle[0])), -1)
             else:
                 at = value.find(needle)  # type: ignore[arg-type]
             if at >= 0:
-                found.append(at)
-        return min(found, default=None)
+                positions.append(at)
+        return min(positions, default=None)
 
     def reached(self, tokens: list[int], skip: int = 0) -> bool:
         """Whether an answer's last token completed a stop, after its first `skip` bytes or letters."""
@@ -190,11 +190,12 @@ def build_request(model: Decodable, codec: Codec, primes: Sequence[Any], n: int 
             if limits is not None:  # respelled tokens are not counted
                 resolve_limits(limits, len(prompts))
                 limits = [limit + getattr(prompt, "removed_count", 0) for limit, prompt in zip(limits, prompts)]
-    ends: list[Until] = [stop_condition(stops, len(lead), until) for lead in leads]
+    conditions: list[Until] = [stop_condition(stops, len(lead), until) for lead in leads]
     if max_units is not None:
-        ends = [unit_limit_condition(codec, units + len(lead), end) for units, lead, end in zip(max_units, leads, ends)]
-    if any(ends):
-        options["until"] = ends
+        conditions = [unit_limit_condition(codec, units + len(lead), condition)
+                      for units, lead, condition in zip(max_units, leads, conditions)]
+    if any(conditions):
+        options["until"] = conditions
     return Request(prompts, leads, stops, max_units, limits, options | {"processors": tuple(processors)})
 
 
@@ -236,8 +237,8 @@ def _decode_answer(answer: Continuation, codec: Codec, request: Request, row: in
         value = value[:limit]  # the last token may stand for more units than are left
     answer.value = value if stop is None else value[:stop]
     answer.text = as_text(answer.value, item_separator(codec))
-    answer.pieces, ends = [], list(accumulate(answer.per_pass))
-    for start, end in zip([0, *ends], ends):
+    answer.pieces, piece_ends = [], list(accumulate(answer.per_pass))
+    for start, end in zip([0, *piece_ends], piece_ends):
         piece = codec.decode(answer.tokens[start:end])
         answer.pieces.append(as_text(piece[hidden:]))
         hidden = max(hidden - len(piece), 0)
@@ -365,14 +366,14 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
     """
     kind, reading = fitted.kind, fitted.reading | dict(reading or {})
     items = kind.storage == "items"
-    many = isinstance(prime, (list, tuple)) and (
+    is_list = isinstance(prime, (list, tuple)) and (
         not items or any(isinstance(each, (list, tuple, Path, SetPrompt)) for each in prime))
-    primes = prime if many else [prime]
+    primes = prime if is_list else [prime]
     problems = [Problems() for _ in primes]
-    records = [prime_record(kind, each, fitted.codec, reading, found) for each, found in zip(primes, problems)]
+    records = [prime_record(kind, each, fitted.codec, reading, issues) for each, issues in zip(primes, problems)]
     if not records:
         raise SegueError("there is nothing to continue: give a prime, or none at all")
-    unknown = [count_unknown(fitted.codec, record.object) for record in records]
+    unknown_counts = [count_unknown(fitted.codec, record.object) for record in records]
     if depth is not None and (weights != "float32" or not isinstance(n, int)):
         raise SegueError("depth needs to know how long answers may be, one n for all, and leaves weights as they are")
     model = fitted.decodable(weights) if depth is None else fitted.scheduled(DepthSchedule.parse(depth, n or 1))
@@ -385,16 +386,16 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
             raise SegueError(f"{samples} samples by decoder '{decoder or 'sample'}': give samples=1 or more, which "
                              "decoder sample draws")
         forecast = fitted.codec.turns() and plain
-        results = [_forecast(fitted, model, record, n, samples, options, found.clock) if forecast else
+        results = [_forecast(fitted, model, record, n, samples, options, issues.clock) if forecast else
                    _draw_samples(fitted, model, record, n, samples, draft, stop, options)
-                   for record, found in zip(records, problems)]
-        return results if many else results[0]
+                   for record, issues in zip(records, problems)]
+        return results if is_list else results[0]
     decoder = decoder or kind.decoder
     objects = [record.object for record in records]
     if all(each is None for each in objects):  # an empty answer to an empty prime says nothing
         options = {"min_new_tokens": 1} | options
     answers = _continue_well_formed(fitted, model, objects, n, decoder, draft, stop, options)
-    for answer, count, record in zip(answers, unknown, records):
+    for answer, count, record in zip(answers, unknown_counts, records):
         if not answer.tokens and answer.finish == "stop" and record.object is not None:
             answer.remark = "the sequence ends here, says the model: --set min_new_tokens=N makes it go on"
         if kind.closed and answer.finish == "length":
@@ -405,7 +406,7 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
             if kind.drawn:
                 each.text = kind.show(each.whole)
             each.writer = partial(_write, kind, record.name)
-    return answers if many else answers[0]
+    return answers if is_list else answers[0]
 
 
 @dataclass
@@ -452,18 +453,18 @@ def _continue_well_formed(fitted: FittedModel, model: Decodable, primes: list[An
     def is_malformed(row: int) -> bool:
         return answers[row].finish == "stop" and not fitted.kind.well_formed(answers[row].whole)
 
-    left, draw = [row for row in range(len(answers)) if wanted and is_malformed(row)], 1
-    while left and draw < MAX_DRAWS:
+    malformed, draw = [row for row in range(len(answers)) if wanted and is_malformed(row)], 1
+    while malformed and draw < MAX_DRAWS:
         draw += 1
-        seeds = [(seed if isinstance(seed, int) else seed[row]) + row + SEED_STRIDE * draw for row in left]
-        limits = n if n is None or isinstance(n, int) else [n[row] for row in left]
-        redrawn = continue_objects(model, fitted.codec, [primes[row] for row in left], limits, decoder, proposer,
+        seeds = [(seed if isinstance(seed, int) else seed[row]) + row + SEED_STRIDE * draw for row in malformed]
+        limits = n if n is None or isinstance(n, int) else [n[row] for row in malformed]
+        redrawn = continue_objects(model, fitted.codec, [primes[row] for row in malformed], limits, decoder, proposer,
                                    stop=stop, **options | {"seed": seeds})
-        for row, answer in zip(left, redrawn):
+        for row, answer in zip(malformed, redrawn):
             answers[row] = answer
             answer.remark = f"draw {draw}: those before were not well formed"
-        left = [row for row in left if is_malformed(row)]
-    for row in left:
+        malformed = [row for row in malformed if is_malformed(row)]
+    for row in malformed:
         answers[row].remark = f"not well formed, nor were {MAX_DRAWS - 1} draws before"
     return answers
 
@@ -486,14 +487,14 @@ def _forecast(fitted: FittedModel, model: Decodable, record: Record, n: int | No
     row_elements = max(1, fitted.context // len(columns)) * len(columns)  # of a training row, in whole moments
     first = -(-max(0, len(past) - row_elements) // len(columns)) * len(columns)
     ids = codec.prompt(past[first:]).tolist() if first else list(prime_tokens(codec, past, model))
-    before = as_columns(past)
-    length = max(map(len, before.values()), default=0)
-    known = np.stack([before.get(column, np.full(length, np.nan)) for column in columns], 1)
-    called = [column or getattr(codec, "column", "") or "value" for column in columns]
+    past_columns = as_columns(past)
+    length = max(map(len, past_columns.values()), default=0)
+    past_values = np.stack([past_columns.get(column, np.full(length, np.nan)) for column in columns], 1)
+    column_names = [column or getattr(codec, "column", "") or "value" for column in columns]
     draws = sample_forecasts(model, codec, [ids], n, samples, **options)[0]
     if fitted.combination is not None:
-        draws = fitted.combination.shift(draws, known)
-    return Forecast(columns, called, draws, known, options.get("seed", 0), model.path, list(past),
+        draws = fitted.combination.shift(draws, past_values)
+    return Forecast(columns, column_names, draws, past_values, options.get("seed", 0), model.path, list(past),
                     partial(_write, fitted.kind, record.name), clock)
 
 
@@ -526,10 +527,10 @@ def drafter_for(fitted: FittedModel, decoder: str | None, draft: Any) -> Any:
     return draft
 
 
-def _write(kind: Kind, name: str, whole: Any, path: str | Path, **channels: Any) -> None:
+def _write(kind: Kind, name: str, obj: Any, path: str | Path, **channels: Any) -> None:
     """Write one sequence in the kind's own file format, under its name if it has one (texts have none)."""
     kind.check_name(path)
-    kind.write([Record(whole, channels, name) if (name or channels) and kind.several else whole], path)
+    kind.write([Record(obj, channels, name) if (name or channels) and kind.several else obj], path)
 
 
 def prime_record(kind: Kind, prime: Any, codec: Codec, reading: Mapping[str, Any] | None = None,
@@ -537,9 +538,9 @@ def prime_record(kind: Kind, prime: Any, codec: Codec, reading: Mapping[str, Any
     """A user's prime as a record of the kind; of a path, the first record of the file. Its object is None if it is
     empty. In a text, the codec's items are recognised. reading: options of the kind's `read`. problems: collects what
     reading reports; any problem is an error."""
-    known = {str(item) for item in getattr(codec, "items", ())}
+    items = {str(item) for item in getattr(codec, "items", ())}
     if isinstance(prime, SetPrompt):
-        return Record(prime.map_runs(lambda run: kind.normalise(run, known)))
+        return Record(prime.map_runs(lambda run: kind.normalise(run, items)))
     if isinstance(prime, Path):
         options = check_options(kind.read, f"reading {kind.name}", kind.reading(codec) | dict(reading or {}))
         if is_archive(prime):
@@ -554,15 +555,15 @@ def prime_record(kind: Kind, prime: Any, codec: Codec, reading: Mapping[str, Any
         except SegueError as error:
             if prime.is_file() and not head_of(prime).strip():
                 raise SegueError(f"{prime}: the file is empty; give a file with a sequence in it") from error
-            if not (other := likely(prime, kind)):
+            if not (likely_kind := likely(prime, kind)):
                 raise
-            raise SegueError(f"{error}; it looks like {other}, not {kind.name}") from error
+            raise SegueError(f"{error}; it looks like {likely_kind}, not {kind.name}") from error
         if problems:
             raise SegueError(str(problems[0]))
         if record is None:
             raise SegueError(f"{prime} holds no sequence to continue: give a file with one")
         return Record(record.object if len(record) else None, name=record.name.removeprefix(f"{prime}:"))
-    return Record(None if prime is None or len(prime) == 0 else kind.normalise(prime, known))
+    return Record(None if prime is None or len(prime) == 0 else kind.normalise(prime, items))
 
 
 def prime_object(kind: Kind, prime: Any, codec: Codec, reading: Mapping[str, Any] | None = None) -> Any:

@@ -97,9 +97,9 @@ class Cost:
             return
         arm = self._now
         self.used[arm.size] = self.used.get(arm.size, 0) + 1
-        alone = self.clock.seconds(1)
-        if alone is not None and arm.size:
-            self.arms[0].forward = alone
+        single = self.clock.seconds(1)
+        if single is not None and arm.size:
+            self.arms[0].forward = single
         if arm.size and nodes == 1:  # the drafter proposed nothing: that says nothing about its drafts
             return
         arm.tries += 1

@@ -44,13 +44,13 @@ def ancestral(predict: Predict, x: Tensor, gaps: Tensor, process: Process, steps
     x = torch.where(gaps, process.sample_resting(x, generator), x)
     passes, log_p = 0, None
     for step in range(steps, 0, -1):
-        free = gaps & process.can_be_noise(x)
-        if not bool(free.any()):
+        noisy = gaps & process.can_be_noise(x)
+        if not bool(noisy.any()):
             break
         if log_p is None:
             log_p, passes = predict(x, torch.full((len(x),), step / steps, dtype=torch.float64)), passes + 1
-        before = process.posterior(log_p[free].to(dtype), x[free], kept[step], kept[step - 1])
-        new = x.masked_scatter(free, gumbel_max(before, generator, dtype))
+        posterior = process.posterior(log_p[noisy].to(dtype), x[noisy], kept[step], kept[step - 1])
+        new = x.masked_scatter(noisy, gumbel_max(posterior, generator, dtype))
         if not cached or not torch.equal(new, x):
             log_p = None
         x = new
@@ -81,12 +81,12 @@ def confidence(predict: Predict, x: Tensor, gaps: Tensor, process: Process, step
     hidden = gaps
     for turn in range(1, min(steps, int(count.max())) + 1):
         rounds = count.clamp(max=steps)
-        left = (count * torch.cos(math.pi / 2 * turn / rounds.clamp(min=1)) + 1e-9).floor().long()
-        left = torch.where(turn >= rounds, 0, torch.minimum(left, hidden.sum(1) - 1)).clamp(min=0)
+        num_hidden = (count * torch.cos(math.pi / 2 * turn / rounds.clamp(min=1)) + 1e-9).floor().long()
+        num_hidden = torch.where(turn >= rounds, 0, torch.minimum(num_hidden, hidden.sum(1) - 1)).clamp(min=0)
         log_p, passes = predict(x, hidden.sum(1) / count.clamp(min=1)), passes + 1
         drawn = gumbel_max(log_p, generator)
-        sure = log_p.gather(2, drawn[..., None])[..., 0].masked_fill(~hidden, math.inf)
-        stays = hidden & (sure.argsort(1).argsort(1) < left[:, None])
+        certainty = log_p.gather(2, drawn[..., None])[..., 0].masked_fill(~hidden, math.inf)
+        stays = hidden & (certainty.argsort(1).argsort(1) < num_hidden[:, None])
         x, hidden = torch.where(hidden & ~stays, drawn, x), stays
     return x, passes
 
@@ -170,8 +170,8 @@ def go_on(model: Stack, prompts: Sequence[Sequence[int]], n: int, block: int = 3
         windows = [texts[i][-(context - count):] + [mask] * count for i, count in zip(going, counts)]
         filled = fill(model, windows, seed=seed * 1_000_003 + passes, **options)
         passes += filled[0].passes
-        for i, count, each in zip(list(going), counts, filled):
-            new = each.tokens[-count:]
+        for i, count, row in zip(list(going), counts, filled):
+            new = row.tokens[-count:]
             ended = eos is not None and eos in new
             texts[i] += new[: new.index(eos)] if ended else new  # type: ignore[arg-type]
             if ended or len(texts[i]) - len(prompts[i]) >= n:

@@ -66,7 +66,7 @@ class SetPrompt(Sequence[Any]):
     @cached_property
     def placements(self) -> list[tuple[Any, int, int, int]]:
         """For each element in reading order: (element, position, set number or 0 for none, part number in the set)."""
-        found: list[tuple[Any, int, int, int]] = []
+        elements: list[tuple[Any, int, int, int]] = []
         start = sets = 0
         for number, piece in enumerate(self.pieces):
             parts = [part for part in (piece if number % 2 else [piece]) if len(part)]
@@ -74,10 +74,10 @@ class SetPrompt(Sequence[Any]):
                 sets += 1
                 parts = sorted(parts, key=list) if self.canonical else parts
             for index, part in enumerate(parts):
-                found += [(element, start + place, sets * (len(parts) > 1), index)
-                          for place, element in enumerate(part)]
+                elements += [(element, start + place, sets * (len(parts) > 1), index)
+                             for place, element in enumerate(part)]
             start += max(map(len, parts), default=0)
-        return found
+        return elements
 
     @property
     def is_ordered(self) -> bool:

@@ -111,25 +111,26 @@ class Batches:
         count = np.where(last == 0, 1, -(-(last + context - phase) // context) + (phase > 0))
         document = np.repeat(np.arange(len(self.long)), count)
         number = np.arange(len(document)) - np.repeat(np.cumsum(count) - count, count)
-        begin = number * context + np.where(phase > 0, phase - context, 0)[document]
-        windows = first[document] + np.clip(begin, 0, last[document])
-        order = draw.permutation(self.short)
+        start = number * context + np.where(phase > 0, phase - context, 0)[document]
+        windows = first[document] + np.clip(start, 0, last[document])
+        short_order = draw.permutation(self.short)
         packed: list[np.ndarray] = []
-        for at in range(0, len(order), 1 << 14):
-            group = order[at : at + (1 << 14)]
+        for at in range(0, len(short_order), 1 << 14):
+            group = short_order[at : at + (1 << 14)]
             members = [[i] for i in range(len(group))]
             if self.packing:
                 members = pack_documents(self.predicted[group], context)
             packed += [group[row] for row in members]
-        plain = draw.permutation(len(windows))
-        several = -1 - draw.permutation(len(packed))
-        batches = [part[at : at + rows] for part in (plain, several) for at in range(0, len(part) - rows + 1, rows)]
-        rest = np.concatenate([plain[len(plain) // rows * rows :], several[len(several) // rows * rows :]])
-        if len(rest):
-            everything = np.concatenate([plain, several])
-            more = draw.choice(everything, -len(rest) % rows)
-            rest = np.concatenate([rest, more])
-            batches += [rest[at : at + rows] for at in range(0, len(rest), rows)]
+        window_order = draw.permutation(len(windows))
+        packed_order = -1 - draw.permutation(len(packed))
+        batches = [order[at : at + rows] for order in (window_order, packed_order)
+                   for at in range(0, len(order) - rows + 1, rows)]
+        remaining = np.concatenate([order[len(order) // rows * rows :] for order in (window_order, packed_order)])
+        if len(remaining):
+            everything = np.concatenate([window_order, packed_order])
+            repeated = draw.choice(everything, -len(remaining) % rows)
+            remaining = np.concatenate([remaining, repeated])
+            batches += [remaining[at : at + rows] for at in range(0, len(remaining), rows)]
         return Epoch(windows, packed, [batches[i] for i in draw.permutation(len(batches))])
 
     def locate(self, step: int) -> tuple[int, int]:
@@ -152,30 +153,30 @@ class Batches:
         number, index = self.locate(step)
         epoch = self.epoch(number)
         chosen = epoch.batches[index]
-        at = np.zeros((len(chosen), self.context), dtype=np.int64)
-        live = np.ones(at.shape, dtype=bool)
-        starts = np.zeros(at.shape, dtype=bool)
-        plain = chosen >= 0
-        at[plain] = epoch.windows[chosen[plain], None] + np.arange(self.context)
-        parts = [(row, 0, self.context) for row in np.flatnonzero(plain)]  # rows, or documents in them
-        for row in np.flatnonzero(~plain):
+        positions = np.zeros((len(chosen), self.context), dtype=np.int64)
+        live = np.ones(positions.shape, dtype=bool)
+        starts = np.zeros(positions.shape, dtype=bool)
+        is_window = chosen >= 0
+        positions[is_window] = epoch.windows[chosen[is_window], None] + np.arange(self.context)
+        spans = [(row, 0, self.context) for row in np.flatnonzero(is_window)]  # rows, or documents in them
+        for row in np.flatnonzero(~is_window):
             cursor = 0
             for document in epoch.packed[-1 - chosen[row]]:
                 length = int(self.predicted[document])
-                at[row, cursor : cursor + length] = self.offsets[document] + np.arange(length)
+                positions[row, cursor : cursor + length] = self.offsets[document] + np.arange(length)
                 starts[row, cursor] = cursor > 0
-                parts.append((row, cursor, cursor + length))
+                spans.append((row, cursor, cursor + length))
                 cursor += length
             live[row, cursor:] = False
             starts[row, cursor : cursor + 1] = self.packing  # the padding is a document of its own
-        tokens = self.store.tokens[at].astype(np.int64)
-        targets = np.where(live, self.store.tokens[at + live].astype(np.int64), -1)
+        tokens = self.store.tokens[positions].astype(np.int64)
+        targets = np.where(live, self.store.tokens[positions + live].astype(np.int64), -1)
         if self.vary is not None:
             draw = np.random.default_rng([self.seed, number, index])
-            for row, begin, end in parts:
-                ids = self.vary(np.append(tokens[row, begin:end], targets[row, end - 1]), draw)
-                tokens[row, begin:end], targets[row, begin:end] = ids[:-1], ids[1:]
-        channels = {name: torch.from_numpy(np.ascontiguousarray(values[at])) for name, values in
+            for row, start, end in spans:
+                ids = self.vary(np.append(tokens[row, start:end], targets[row, end - 1]), draw)
+                tokens[row, start:end], targets[row, start:end] = ids[:-1], ids[1:]
+        channels = {name: torch.from_numpy(np.ascontiguousarray(values[positions])) for name, values in
                     self.store.channels.items()}
         return Batch(torch.from_numpy(tokens), torch.from_numpy(targets),
                      torch.from_numpy(starts) if starts.any() else None, channels)

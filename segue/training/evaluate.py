@@ -95,15 +95,16 @@ class Evaluation(Shown):
         low, high = self.interval
         rows = [(OURS, self.bits_per_unit, f"  (95%: {low:.3f} to {high:.3f})" if low < high else "")]
         rows += [(name, bits, "") for name, bits in self.baselines.items()]
-        for name, bits, more in sorted(rows, key=lambda row: row[1]):
+        for name, bits, interval in sorted(rows, key=lambda row: row[1]):
             ranked = self.ranking.get(name, {})
-            table.add_row(Text(name, style="bold" if name == OURS else ""), f"{bits:.3f}{more}",
+            table.add_row(Text(name, style="bold" if name == OURS else ""), f"{bits:.3f}{interval}",
                           *(f"{ranked[measure]:.3f}" if ranked else "" for measure in measures))
-        shown = dict(list(self.forecasts.items())[-SHOWN_COLUMNS:])
-        errors = [Table(column, *next(iter(rows.values())), box=None) for column, rows in shown.items()]
-        for each, methods in zip(errors, shown.values()):
+        last_columns = dict(list(self.forecasts.items())[-SHOWN_COLUMNS:])
+        errors = [Table(column, *next(iter(rows.values())), box=None) for column, rows in last_columns.items()]
+        for error_table, methods in zip(errors, last_columns.values()):
             for name, values in methods.items():
-                each.add_row(Text(name, style="bold" if name == OURS else ""), *(f"{v:.4g}" for v in values.values()))
+                error_table.add_row(Text(name, style="bold" if name == OURS else ""),
+                                    *(f"{v:.4g}" for v in values.values()))
         tops = ", ".join(f"{share:.1%} in the top {k}" for k, share in self.top.items())
         return Group(table, Text(
             f"{self.documents:,} documents, {self.units:,} {self.unit}s, {self.elements:,} elements: "
@@ -121,29 +122,29 @@ class RankCollector:
 
     def __init__(self, store: Store, items: int) -> None:
         self.items, self.found = items, list[np.ndarray]()
-        self.documents = [np.asarray(store.tokens[int(begin) : int(end)], np.int64)
-                          for begin, end in zip(store.offsets[:-1], store.offsets[1:])]
-        known = [part[part < items] for part in self.documents]
-        self.fresh = any(map(len, known)) and all(len(part) == len(np.unique(part)) for part in known)
+        self.documents = [np.asarray(store.tokens[int(start) : int(end)], np.int64)
+                          for start, end in zip(store.offsets[:-1], store.offsets[1:])]
+        histories = [document[document < items] for document in self.documents]
+        self.fresh = any(map(len, histories)) and all(len(ids) == len(np.unique(ids)) for ids in histories)
 
     def add(self, scores: np.ndarray, targets: np.ndarray, documents: np.ndarray) -> None:
         """Add predictions: scores (N, V), targets (N,), documents (N,) the document number of each."""
-        found = np.full(len(targets), np.inf)
-        known = np.flatnonzero(targets < self.items)
-        for some in np.array_split(known, -(-known.size * self.items // SCORES_AT_ONCE)) if known.size else ():
-            seen = None
+        rank_of = np.full(len(targets), np.inf)
+        places = np.flatnonzero(targets < self.items)
+        for chunk in np.array_split(places, -(-places.size * self.items // SCORES_AT_ONCE)) if places.size else ():
+            history = None
             if self.fresh:  # then the target identifies its position in the document
-                of = [(self.documents[d], t) for d, t in zip(documents[some].tolist(), targets[some].tolist())]
-                before = [part[: np.flatnonzero(part == t)[0]] for part, t in of]
-                seen = [part[part < self.items] for part in before]
-            found[some] = ranks(scores[some, : self.items], targets[some], seen=seen)
-        self.found.append(found[targets <= self.items])  # the end of a sequence is no item
+                pairs = [(self.documents[d], t) for d, t in zip(documents[chunk].tolist(), targets[chunk].tolist())]
+                prefixes = [document[: np.flatnonzero(document == t)[0]] for document, t in pairs]
+                history = [document[document < self.items] for document in prefixes]
+            rank_of[chunk] = ranks(scores[chunk, : self.items], targets[chunk], seen=history)
+        self.found.append(rank_of[targets <= self.items])  # the end of a sequence is no item
 
     def empty_copy(self) -> RankCollector:
         """A collector without ranks, for another model on the same documents."""
-        other = copy.copy(self)
-        other.found = []
-        return other
+        collector = copy.copy(self)
+        collector.found = []
+        return collector
 
     def result(self) -> Ranking:
         return ranking(np.concatenate([np.empty(0), *self.found]))
@@ -164,10 +165,10 @@ class Tally:
         logits = logits.float()
         size = len(self.nats)
         lse = logits.logsumexp(-1)
-        given = logits.gather(1, targets[:, None])[:, 0]
-        times = torch.ones_like(lse, dtype=torch.float64) if weights is None else weights
-        nats = (lse - given).double() * times
-        rank = (logits > given[:, None]).sum(1)
+        target_logits = logits.gather(1, targets[:, None])[:, 0]
+        repeats = torch.ones_like(lse, dtype=torch.float64) if weights is None else weights
+        nats = (lse - target_logits).double() * repeats
+        rank = (logits > target_logits[:, None]).sum(1)
         confidence = (logits.amax(-1) - lse).exp().double()
         if self.ranks is not None:
             self.ranks.add(logits.cpu().numpy(), targets.cpu().numpy(), documents.cpu().numpy())
@@ -175,11 +176,11 @@ class Tally:
         if weights is None:
             self.counts += torch.bincount(documents, minlength=size).cpu().numpy()
         for i, k in enumerate(TOPS):
-            self.hits[:, i] += torch.bincount(documents, times * (rank < k), size).cpu().numpy()
+            self.hits[:, i] += torch.bincount(documents, repeats * (rank < k), size).cpu().numpy()
         bucket = (confidence * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
         right = (rank == 0).double()
         for i, weight in enumerate((torch.ones_like(confidence), confidence, right)):
-            self.bins[i] += torch.bincount(bucket, times * weight, CALIBRATION_BINS).cpu().numpy()
+            self.bins[i] += torch.bincount(bucket, repeats * weight, CALIBRATION_BINS).cpu().numpy()
 
     def result(self) -> Scored:
         return Scored(self.nats, self.counts, self.hits, self.bins)
@@ -219,14 +220,14 @@ def score_bound(model: Stack, store: Store, context: int, rows: int = 16, limit:
     scored = np.zeros_like(predicted)
     mask, device, generator = model.vocabulary - 1, model.embedding.weight.device, torch.Generator().manual_seed(seed)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        for at in range(0, len(table), rows):
-            part = table[at : at + rows]
-            ids, live = window_ids(store, part, device)
-            clean, documents = ids[:, 1:], torch.from_numpy(part[:, 0]).to(device)[:, None].expand(live.shape)
+        for i in range(0, len(table), rows):
+            windows = table[i : i + rows]
+            ids, live = window_ids(store, windows, device)
+            clean, documents = ids[:, 1:], torch.from_numpy(windows[:, 0]).to(device)[:, None].expand(live.shape)
             live = live & ~isin(clean, known)
-            starts = padding_starts(torch.from_numpy(part[:, 2]).to(device), clean.shape[1])
+            starts = padding_starts(torch.from_numpy(windows[:, 2]).to(device), clean.shape[1])
             layout = Layout.chain((clean.shape[0], clean.shape[1]), starts=starts, device=device)
-            scored += np.bincount(part[:, 0], live.sum(1).cpu().numpy(), len(scored)).astype(np.int64)
+            scored += np.bincount(windows[:, 0], live.sum(1).cpu().numpy(), len(scored)).astype(np.int64)
             for hidden, weights in draw_masks(live, draws, generator):
                 logits = mask_tokens(model(clean.masked_fill(hidden, mask), layout).logits[hidden][:, :mask], known)
                 tally.add(logits, clean[hidden], documents[hidden], weights[:, None].expand(live.shape)[hidden])
@@ -238,17 +239,17 @@ def scoring_windows(offsets: np.ndarray, predicted: np.ndarray, context: int, ov
     only.
     """
     step = max(1, context - int(overlap * context))
-    found = []
+    windows = []
     for document in np.flatnonzero(predicted > 0):
         n, first = int(predicted[document]), int(offsets[document])
-        found.append((document, first, min(n, context), 0))
+        windows.append((document, first, min(n, context), 0))
         done = min(n, context)
         while done < n:
             end = min(n, done + step)
-            begin = max(0, end - context)
-            found.append((document, first + begin, end - begin, done - begin))
+            start = max(0, end - context)
+            windows.append((document, first + start, end - start, done - start))
             done = end
-    return np.array(found, dtype=np.int64).reshape(-1, 4)
+    return np.array(windows, dtype=np.int64).reshape(-1, 4)
 
 
 def select_windows(offsets: np.ndarray, predicted: np.ndarray, context: int, overlap: float,
@@ -261,26 +262,26 @@ def select_windows(offsets: np.ndarray, predicted: np.ndarray, context: int, ove
     return table[np.argsort(-table[:, 2], kind="stable")]
 
 
-def window_ids(store: Store, part: np.ndarray, device: Any) -> tuple[Tensor, Tensor]:
+def window_ids(store: Store, windows: np.ndarray, device: Any) -> tuple[Tensor, Tensor]:
     """Ids of B windows, padded (B, N + 1), and a mask of the positions after the first that are scored (B, N)."""
-    column = np.arange(int(part[:, 2].max()))
-    index = np.minimum(part[:, 1, None] + np.arange(len(column) + 1), len(store.tokens) - 1)
-    live = torch.from_numpy((column < part[:, 2, None]) & (column >= part[:, 3, None]))
+    column = np.arange(int(windows[:, 2].max()))
+    index = np.minimum(windows[:, 1, None] + np.arange(len(column) + 1), len(store.tokens) - 1)
+    live = torch.from_numpy((column < windows[:, 2, None]) & (column >= windows[:, 3, None]))
     return torch.from_numpy(store.tokens[index].astype(np.int64)).to(device), live.to(device)
 
 
 def _score_windows(model: Any, store: Store, offsets: np.ndarray, predicted: np.ndarray, context: int, rows: int,
                    limit: int | None, overlap: float, tally: Tally, device: Any) -> None:
     table = select_windows(offsets, predicted, context, overlap, limit)
-    for at in range(0, len(table), rows):
-        part = table[at : at + rows]
-        ids, live = window_ids(store, part, device)
+    for i in range(0, len(table), rows):
+        windows = table[i : i + rows]
+        ids, live = window_ids(store, windows, device)
         n = live.shape[1]
         if isinstance(model, nn.Module):
             logits = model(ids[:, :-1]).logits
         else:
-            logits = model.extend(ids[:, :-1], model.init_state(len(part))).logits
-        documents = torch.from_numpy(part[:, 0]).to(device)[:, None].expand(-1, n)
+            logits = model.extend(ids[:, :-1], model.init_state(len(windows))).logits
+        documents = torch.from_numpy(windows[:, 0]).to(device)[:, None].expand(-1, n)
         tally.add(logits[live], ids[:, 1:][live], documents[live])
 
 

@@ -24,20 +24,21 @@ def truncated_bptt(run: Callable[[Tensor, State], Tensor], state: State, inputs:
     k2 = k1 if k2 is None else k2
     if k1 < 1 or k2 % k1:
         raise SegueError(f"truncated back-propagation needs k2 to be a multiple of k1, not k1={k1}, k2={k2}")
-    before: deque[tuple[int, State]] = deque(maxlen=k2 // k1)  # states at the last k2 / k1 boundaries, without graphs
-    for begin in range(0, inputs.shape[1], k1):
+    # The states at the last k2 / k1 boundaries, without graphs.
+    boundaries: deque[tuple[int, State]] = deque(maxlen=k2 // k1)
+    for start in range(0, inputs.shape[1], k1):
         state.detach()
-        before.append((begin, state.snapshot()))
-        first, window = before[0][0], before[0][1].snapshot()
-        end = min(begin + k1, inputs.shape[1])
+        boundaries.append((start, state.snapshot()))
+        first, window = boundaries[0][0], boundaries[0][1].snapshot()
+        end = min(start + k1, inputs.shape[1])
         outputs = run(inputs[:, first:end], window)
-        yield slice(begin, end), outputs[:, begin - first :]
-        if first == begin:
+        yield slice(start, end), outputs[:, start - first :]
+        if first == start:
             window.commit()
             state.restore(window)
         else:
             with torch.no_grad():
-                run(inputs[:, begin:end], state)
+                run(inputs[:, start:end], state)
                 state.commit()
 
 
@@ -55,14 +56,14 @@ def rtrl(recurrence: Recurrence, inputs: Tensors, state: Tensors, loss: Callable
         sensitivity = gradient.new_zeros(sum(s.numel() for s in h), len(gradient))  # d state / d parameters
         for t in range(inputs[0].shape[1]):
             h = tuple(s.detach().requires_grad_() for s in h)
-            y, after = recurrence.scan(tuple(x[row : row + 1, t : t + 1].detach() for x in inputs), h)
-            produced = torch.cat([part.flatten() for part in (y, *after)])
+            y, new_state = recurrence.scan(tuple(x[row : row + 1, t : t + 1].detach() for x in inputs), h)
+            produced = torch.cat([part.flatten() for part in (y, *new_state)])
             by_parameters, by_state = _jacobian(produced, list(parameters.values())), _jacobian(produced, list(h))
             total = by_parameters + by_state @ sensitivity  # what the parameters do now, and did to the state before
             emitted = y[:, 0].detach().requires_grad_()
             (slope,) = torch.autograd.grad(loss(row, t, emitted), emitted)
             gradient += slope.flatten() @ total[: y.numel()]
-            sensitivity, h = total[y.numel() :], after
+            sensitivity, h = total[y.numel() :], new_state
     pieces = gradient.split([p.numel() for p in parameters.values()])
     return {name: piece.view_as(p) for (name, p), piece in zip(parameters.items(), pieces)}
 

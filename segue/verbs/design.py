@@ -134,12 +134,12 @@ def design(fitted: Fitted, scores: str | Path | Sequence[tuple[str, float]], n: 
         chosen = torch.randperm(len(pairs), generator=generator_of(seed, 9))[:count].tolist()
         notes.append(f"{count:,} of the {len(pairs):,} measured sequences, by chance, are used")
         pairs = [pairs[i] for i in chosen]
-    sign = -1.0 if lower else 1.0
-    measured = Measured.of([codec.encode(each).tolist() for each, _ in pairs], [sign * v for _, v in pairs])
+    direction = -1.0 if lower else 1.0
+    measured = Measured.of([codec.encode(each).tolist() for each, _ in pairs], [direction * v for _, v in pairs])
     free = parse_positions(positions, measured)
     frozen = copy.deepcopy(stack)  # the fitted model itself can go on learning
-    before = [] if fitted.objective in ANY_ORDER or isinstance(network, ClozeModel) else [codec.size - 1]  # a beginning
-    encoder = Encoder(frozen, frozen.vocabulary, measured.letters.tolist(), before)
+    prefix = [] if fitted.objective in ANY_ORDER or isinstance(network, ClozeModel) else [codec.size - 1]  # a beginning
+    encoder = Encoder(frozen, frozen.vocabulary, measured.letters.tolist(), prefix)
     with progress("design", 1.0, quiet) as meter:
         predictor = Predictor.fit(measured, encoder, seed, sub_meter(meter, 0.0, 0.3))
         proposals = propose(measured, predictor, n, by, frozen, free, changes, steps, seed, strength,
@@ -147,16 +147,17 @@ def design(fitted: Fitted, scores: str | Path | Sequence[tuple[str, float]], n: 
     decode = codec.decode
     starts = {each.start: decode(measured.letters[measured.ids[each.start, : measured.lengths[each.start]]].tolist())
               for each in proposals}
-    rows = [{"sequence": decode(each.ids), "predicted_score": sign * each.predicted,
-             "climbed_score": sign * each.climbed, "start": starts[each.start],
-             "start_score": sign * float(measured.scores[each.start]), "changes": each.changes} for each in proposals]
+    rows = [{"sequence": decode(each.ids), "predicted_score": direction * each.predicted,
+             "climbed_score": direction * each.climbed, "start": starts[each.start],
+             "start_score": direction * float(measured.scores[each.start]), "changes": each.changes}
+            for each in proposals]
     if len(rows) < n:
         notes.append(f"only {len(rows)} new sequences were found: allow more positions or changes, or more steps")
     if not predictor.correlation >= FAIR_CORRELATION:
         notes.append(f"a rank correlation below {FAIR_CORRELATION} is little better than a guess: measure more "
                      "sequences, or fit the model on more of their kind")
-    ends = sorted(sign * float(each) for each in (measured.scores.min(), measured.scores.max()))
-    values = {"by": by, "measured": len(measured.scores), "least": ends[0], "most": ends[1], "lower": lower,
+    extremes = sorted(direction * float(each) for each in (measured.scores.min(), measured.scores.max()))
+    values = {"by": by, "measured": len(measured.scores), "least": extremes[0], "most": extremes[1], "lower": lower,
               "features": predictor.kind, "correlation": predictor.correlation, "error": predictor.error, "seed": seed,
               "positions": (measured.varying if free is None else free).nonzero()[:, 0].add(1).tolist()}
     return Designs(rows, values, notes)
@@ -169,8 +170,8 @@ def parse_positions(positions: str | None, measured: Measured) -> Tensor | None:
     length = measured.ids.shape[1]
     free = torch.zeros(length, dtype=torch.bool)
     for part in positions.replace(" ", "").split(","):
-        found = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
-        first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
         if not 1 <= first <= last <= length:
             raise SegueError(f"positions '{positions}': '{part}' is no place or range of places from 1 to {length}, as "
                              "39-41,54")
@@ -185,9 +186,9 @@ def read_scores(fitted: Fitted, path: Path, sequence: str | None, score: str | N
         raise SegueError(f"{path} is no file: give a table with a column of sequences and one of scores")
     frame = load_table(path, Problems(), "utf-8", [sequence, score])
     cells = {name: values.to_pylist() for name, values in frame.columns.items()}
-    of, by = find_columns(fitted, frame, cells, sequence, score)
+    letters_in, scores_in = find_columns(fitted, frame, cells, sequence, score)
     pairs, bad = list[tuple[str, float]](), list[str]()
-    for row, (text, value) in enumerate(zip(cells[of], cells[by])):
+    for row, (text, value) in enumerate(zip(cells[letters_in], cells[scores_in])):
         try:
             letters, measured = fitted.kind.normalise(str(text or "")), float(value)
             fitted.codec.encode(letters)
@@ -199,11 +200,11 @@ def read_scores(fitted: Fitted, path: Path, sequence: str | None, score: str | N
         else:
             bad.append(f"{frame.place(row)}: no sequence, or no number")
     if not pairs:
-        raise SegueError(f"{path}: no row has a {fitted.kind.name} sequence in column '{of}' and a number in column "
-                         f"'{by}' ({bad[0]}); name the columns with sequence= and score=")
+        raise SegueError(f"{path}: no row has a {fitted.kind.name} sequence in column '{letters_in}' and a number in "
+                         f"column '{scores_in}' ({bad[0]}); name the columns with sequence= and score=")
     if bad:
         notes.append(f"{len(bad):,} of {len(pairs) + len(bad):,} rows were left out ({bad[0]})")
-    notes.append(f"{path.name}: sequences from column '{of}', scores from column '{by}'")
+    notes.append(f"{path.name}: sequences from column '{letters_in}', scores from column '{scores_in}'")
     return pairs
 
 

@@ -53,32 +53,33 @@ class Diffused(Fitted):
     def score_store(self, store: Any, weights: str, ranks: Any = None) -> tuple[Scored, str]:
         if weights != "float32":
             return self.decodable()
-        given = f", given {self.describe_ids(self.known)}" if self.known else ""
-        return score_bound(self.model, store, self.context, known=self.known), f"{self.model.path}, upper bound{given}"
+        given_ids = f", given {self.describe_ids(self.known)}" if self.known else ""
+        scored = score_bound(self.model, store, self.context, known=self.known)
+        return scored, f"{self.model.path}, upper bound{given_ids}"
 
     def describe_ids(self, ids: Sequence[int]) -> str:
         """The tokens of ids as text, without the end token."""
-        signs = [self.codec.token(id) for id in ids if id != self.codec.eos]
-        return ("" if self.kind.storage == "letters" else " ").join(signs)
+        tokens = [self.codec.token(id) for id in ids if id != self.codec.eos]
+        return ("" if self.kind.storage == "letters" else " ").join(tokens)
 
     def score_data(self, data: Data, weights: str = "float32", unknown: float = 0.0) -> Evaluation:
         """Like `Fitted.score_data`. With known letters, the baselines are for the others alone, and a note says how
         many of those are predicted correctly if all are hidden at once."""
-        found = super().score_data(data, weights, unknown)
+        result = super().score_data(data, weights, unknown)
         if not self.known:
-            return found
+            return result
         store, free = data.encode(self.codec), self.codec.size - len(self.known)
-        found.baselines = {"uniform": math.log2(free) * found.elements / max(1, found.units)}
+        result.baselines = {"uniform": math.log2(free) * result.elements / max(1, result.units)}
         if self.counts is not None:
             counts = np.delete(self.counts + 0.5, self.known)
             cost = np.insert(np.log2(counts.sum() / counts), np.array(self.known) - np.arange(len(self.known)), 0.0)
-            found.baselines["unigram"] = float(sum(cost[each.ids[1:]].sum() for each in store)) / max(1, found.units)
+            result.baselines["unigram"] = float(sum(cost[each.ids[1:]].sum() for each in store)) / max(1, result.units)
         rows = [each.ids[1:] for each in store if len(each.ids) > 2][:BLANK_SEQUENCES]
         scores = blank_scores(self.fill_blanks(rows), rows, self.known)
-        found.notes.append(f"with only {self.describe_ids(self.known)} to be seen, {scores.pooled:.1%} of the blanks "
-                           f"are right at the first guess (mean over sequences {scores.mean:.1%}; identity "
-                           f"{scores.identity:.1%})")
-        return found
+        result.notes.append(f"with only {self.describe_ids(self.known)} to be seen, {scores.pooled:.1%} of the blanks "
+                            f"are right at the first guess (mean over sequences {scores.mean:.1%}; identity "
+                            f"{scores.identity:.1%})")
+        return result
 
     def fill_blanks(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Rows with all but the known ids hidden and filled in greedily, in one pass over each piece of `context`
@@ -105,53 +106,53 @@ class Diffused(Fitted):
         temperature: 0 always takes the likeliest.
         known: letters or items that no gap may be filled with, besides those the model was fitted with.
         """
-        if given := [name for name, value in options.items() if value not in (None, "none", (), "float32")]:
-            raise SegueError(f"'{given[0]}' means nothing to a model that writes in any order: it takes "
+        if unsupported := [name for name, value in options.items() if value not in (None, "none", (), "float32")]:
+            raise SegueError(f"'{unsupported[0]}' means nothing to a model that writes in any order: it takes "
                              f"{', '.join(CHOICES)}")
         items = self.kind.storage == "items"
-        many = isinstance(prime, (list, tuple)) and \
+        is_list = isinstance(prime, (list, tuple)) and \
             (not items or any(isinstance(each, (list, tuple)) for each in prime))
         begin = time.perf_counter()
-        never = [*self.known, *([] if known is None else known_ids(self.codec, known))]
+        excluded = [*self.known, *([] if known is None else known_ids(self.codec, known))]
         gap = "_" if gap is None and self.known else gap
         if self.known and n:
             raise SegueError("this model was fitted with known letters, and fills gaps alone: leave n out")
-        rows = [self.prime_ids(each, gap) for each in (prime if many else [prime])]
+        rows = [self.prime_ids(each, gap) for each in (prime if is_list else [prime])]
         n = (256 if gap is None else 0) if n is None else n
         choices: dict[str, Any] = {"sampler": decoder or "first-hitting", "steps": steps, "seed": seed,
                                    "temperature": temperature}
         units = n  # base units; a token of a k-mer codec has several
         n = -(-n // int(self.codec.weights().max())) if self.codec.counted else n
-        passes, adds = 0, [list[int]() for _ in rows]
+        passes, added_ids = 0, [list[int]() for _ in rows]
         if gap is not None:
             end = [self.codec.eos] if self.known and self.codec.eos is not None else []  # never hidden in training
-            allowed = ~isin(torch.arange(self.model.vocabulary - 1), never) if never else None
+            allowed = ~isin(torch.arange(self.model.vocabulary - 1), excluded) if excluded else None
             filled = fill(self.model, [row + end for row in rows], allowed=allowed, **choices)
             rows = [each.tokens[: len(each.tokens) - len(end)] for each in filled]
             passes = filled[0].passes
             entropies = [each.entropy for each in filled]
         if n:
             block = min(BLOCK, max(1, self.context // 2)) if block is None else block
-            more = go_on(self.model, rows, n, block, self.context, eos=self.codec.eos, **choices)
-            adds, passes = [each.tokens for each in more], passes + more[0].passes
-            entropies = [each.entropy for each in more] if gap is None else entropies
+            continuations = go_on(self.model, rows, n, block, self.context, eos=self.codec.eos, **choices)
+            added_ids, passes = [each.tokens for each in continuations], passes + continuations[0].passes
+            entropies = [each.entropy for each in continuations] if gap is None else entropies
         elif gap is None:
             raise SegueError("there is nothing to write: give n, or say what stands for a gap")
         answers = []
-        for row, added, entropy in zip(rows, adds, entropies):
-            whole = self.codec.decode([*row, *added])
+        for row, added, entropy in zip(rows, added_ids, entropies):
+            full_object = self.codec.decode([*row, *added])
             tokens = added if gap is None else [*row, *added]
             answer = Continuation(tokens, "length" if len(added) == n else "stop", self.model.path, choices["sampler"],
                                   produced=len(added), passes=passes, rows=len(rows),
                                   seconds={"total": time.perf_counter() - begin},
                                   remark=f"the entropy of what was drawn is {entropy:.2f} nats an element")
-            answer.value, answer.whole = self.codec.decode(tokens), whole
+            answer.value, answer.whole = self.codec.decode(tokens), full_object
             if self.codec.counted and (over := self.codec.units(added) - units) > 0:
-                answer.value, answer.whole = answer.value[:-over], whole[:-over]
+                answer.value, answer.whole = answer.value[:-over], full_object[:-over]
             answer.text = as_text(answer.value, item_separator(self.codec))
             answer.writer = lambda value, path: self.kind.write([value], path)
             answers.append(answer)
-        return answers if many else answers[0]
+        return answers if is_list else answers[0]
 
     def prime_ids(self, prime: Any, gap: Any) -> list[int]:
         """The ids of a prime, with masks at its gaps."""
@@ -162,13 +163,13 @@ class Diffused(Fitted):
         if gap is None:
             return self.codec.prompt(prime_object(self.kind, prime, self.codec, self.reading)).tolist()
         if isinstance(prime, (str, bytes)):
-            sign = gap.encode() if isinstance(prime, bytes) and isinstance(gap, str) else gap
-            if not isinstance(sign, type(prime)) or not sign:
+            marker = gap.encode() if isinstance(prime, bytes) and isinstance(gap, str) else gap
+            if not isinstance(marker, type(prime)) or not marker:
                 raise SegueError(f"gap {gap!r} is not of what the prime is made of: give a letter that stands in it")
-            parts = prime.split(sign)  # type: ignore[arg-type]
+            parts = prime.split(marker)  # type: ignore[arg-type]
         else:
-            ends = [i for i, item in enumerate(prime) if str(item) == str(gap)]
-            parts = [prime[a + 1 : b] for a, b in zip([-1, *ends], [*ends, len(prime)])]
+            gap_places = [i for i, item in enumerate(prime) if str(item) == str(gap)]
+            parts = [prime[a + 1 : b] for a, b in zip([-1, *gap_places], [*gap_places, len(prime)])]
         if len(parts) == 1:
             raise SegueError(f"there is no gap: {gap!r} does not stand in {as_text(prime)[:60]!r}")
         ids: list[int] = []

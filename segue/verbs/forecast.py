@@ -49,23 +49,23 @@ def forecast_errors(fitted: Fitted, data: Data, weights: str = "float32", seed: 
         return {}, f"no forecasts: the sequences are too short ({windows.usual} moments) to look ahead in"
     steps, pasts = windows.steps, windows.pasts
     ours = combined_forecasts(fitted, windows.columns, pasts, steps, SAMPLES, weights, seed)
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    errors: dict[str, dict[str, dict[str, float]]] = {}
     for c, column in enumerate(windows.columns):
-        before, truth = [past[:, c] for past in pasts], windows.truth[..., c]
-        lag = find_season(max(before, key=len))
-        sizes = np.repeat(np.array([naive_scale(past, min(lag, len(past) - 1)) for past in before])[:, None], steps, 1)
-        by_method = {OURS: (np.median(ours[..., c], 1), ours[..., c]), **_simple_forecasts(before, steps, lag)}
-        known = np.isfinite(truth)
-        if known.any():
-            found[column or getattr(fitted.codec, "column", "") or "value"] = {
-                name: _measures(points, draws, truth, sizes, known) for name, (points, draws) in by_method.items()}
-    if len(found) > 1:
-        found[MEAN] = _mean_over_columns(list(found.values()), len(windows.columns))
+        history, truth = [past[:, c] for past in pasts], windows.truth[..., c]
+        lag = find_season(max(history, key=len))
+        sizes = np.repeat(np.array([naive_scale(past, min(lag, len(past) - 1)) for past in history])[:, None], steps, 1)
+        by_method = {OURS: (np.median(ours[..., c], 1), ours[..., c]), **_simple_forecasts(history, steps, lag)}
+        observed = np.isfinite(truth)
+        if observed.any():
+            errors[column or getattr(fitted.codec, "column", "") or "value"] = {
+                name: _measures(points, draws, truth, sizes, observed) for name, (points, draws) in by_method.items()}
+    if len(errors) > 1:
+        errors[MEAN] = _mean_over_columns(list(errors.values()), len(windows.columns))
     combined = "" if fitted.combination is None else \
         f"; ours combined with {fitted.combination.name}, weight {fitted.combination.weight:g}"
-    return found, (f"forecasts of {steps} moments from {len(pasts)} places: MASE in errors of the simple forecast in "
-                   "the past; CRPS and coverage (of the 80% interval) of "
-                   f"{SAMPLES} samples, for the simple ones of the errors they made in the past{combined}")
+    return errors, (f"forecasts of {steps} moments from {len(pasts)} places: MASE in errors of the simple forecast in "
+                    "the past; CRPS and coverage (of the 80% interval) of "
+                    f"{SAMPLES} samples, for the simple ones of the errors they made in the past{combined}")
 
 
 def combined_forecasts(fitted: Fitted, columns: Sequence[str], pasts: Sequence[np.ndarray], steps: int,
@@ -91,22 +91,22 @@ def choose_combination(fitted: Fitted, data: Data) -> Combination | None:
 
     def errors(points: np.ndarray) -> np.ndarray:
         """(P,) mean scaled error of each window; nan if none of its numbers is known."""
-        apart = np.abs(points - windows.truth) / sizes
-        known = np.isfinite(apart).reshape(len(apart), -1)
-        return np.where(known, apart.reshape(len(apart), -1), 0).sum(1) / np.where(known.any(1), known.sum(1), np.nan)
+        scaled = np.abs(points - windows.truth) / sizes
+        mask = np.isfinite(scaled).reshape(len(scaled), -1)
+        return np.where(mask, scaled.reshape(len(scaled), -1), 0).sum(1) / np.where(mask.any(1), mask.sum(1), np.nan)
 
-    mine = errors(ours)
-    if np.isfinite(mine).sum() < LEAST_WINDOWS:  # constant numbers have no scale
+    model_errors = errors(ours)
+    if np.isfinite(model_errors).sum() < LEAST_WINDOWS:  # constant numbers have no scale
         return None
-    best, least = None, ERROR_RATIO * np.nanmean(mine)
+    best, best_error = None, ERROR_RATIO * np.nanmean(model_errors)
     for name in SIMPLE:
-        theirs = np.stack([Combination(name, 1.0, lags).points(past, windows.steps) for past in windows.pasts])
+        simple = np.stack([Combination(name, 1.0, lags).points(past, windows.steps) for past in windows.pasts])
         for weight in WEIGHTS:
-            found = errors(ours + weight * np.nan_to_num(theirs - ours))
-            gain = (mine - found)[np.isfinite(mine - found)]
+            combined_errors = errors(ours + weight * np.nan_to_num(simple - ours))
+            gain = (model_errors - combined_errors)[np.isfinite(model_errors - combined_errors)]
             clear = len(gain) >= LEAST_WINDOWS and gain.mean() > STANDARD_ERRORS * gain.std() / np.sqrt(len(gain))
-            if clear and np.nanmean(found) < least:
-                best, least = Combination(name, weight, lags), float(np.nanmean(found))
+            if clear and np.nanmean(combined_errors) < best_error:
+                best, best_error = Combination(name, weight, lags), float(np.nanmean(combined_errors))
     return best
 
 
@@ -122,26 +122,26 @@ class ForecastWindows:
     truth: np.ndarray
 
 
-def _select_windows(fitted: Fitted, data: Data, before: np.ndarray | None = None,
+def _select_windows(fitted: Fitted, data: Data, start: np.ndarray | None = None,
                     at_most: int = WINDOWS) -> ForecastWindows:
-    """Windows spread evenly over the second halves of the sequences, or over what follows the first `before` elements
+    """Windows spread evenly over the second halves of the sequences, or over what follows the first `start` elements
     of each."""
     turns = fitted.codec.turns()
     columns = [parted(fitted.codec.token(int(turn[0])))[0] for turn in turns]
     series = [as_columns(obj) for obj in data.objects()]
     lengths = np.array([max(map(len, each.values()), default=0) for each in series])
-    first = lengths // 2 if before is None else before // len(turns)
-    usual = int(np.median(lengths if before is None else 2 * (lengths - first)))
-    steps = min(STEPS, usual // 4)
+    first = lengths // 2 if start is None else start // len(turns)
+    median_length = int(np.median(lengths if start is None else 2 * (lengths - first)))
+    steps = min(STEPS, median_length // 4)
     places = [(row, place) for row in range(len(series))
               for place in range(max(LEAST_PAST, first[row]), lengths[row] - steps + 1)] if steps else []
-    most = max(2, min(at_most, TOKENS // max(1, SAMPLES * steps * len(turns))))
-    chosen = np.unique(np.linspace(0, len(places) - 1, min(most, len(places))).astype(int))
+    num_windows = max(2, min(at_most, TOKENS // max(1, SAMPLES * steps * len(turns))))
+    chosen = np.unique(np.linspace(0, len(places) - 1, min(num_windows, len(places))).astype(int))
     places = [places[i] for i in chosen.tolist()]
     grids = {row: np.stack([series[row].get(column, np.full(lengths[row], np.nan)) for column in columns], 1)
              for row in {row for row, _ in places}}
     truth = np.array([grids[row][place : place + steps] for row, place in places])
-    return ForecastWindows(columns, usual, steps, [grids[row][:place] for row, place in places], truth)
+    return ForecastWindows(columns, median_length, steps, [grids[row][:place] for row, place in places], truth)
 
 
 def _prompt(fitted: Fitted, columns: Sequence[str], past: np.ndarray) -> list[int]:
@@ -156,21 +156,22 @@ def _simple_forecasts(pasts: Sequence[np.ndarray], steps: int, lag: int) -> dict
     """By name, points (P, H) and samples (P, K, H) of the simple forecasts after each past; the linear one only if
     every past is long enough for it. lag: moments of a season, 1 for none."""
     lags = {"last value": 1} | ({f"{SEASON} ({lag})": lag} if lag > 1 else {})
-    found = {name: [naive_forecast(past, steps, each) for past in pasts] for name, each in lags.items()}
+    by_name = {name: [naive_forecast(past, steps, each) for past in pasts] for name, each in lags.items()}
     lines = [line for past in pasts if (line := linear_forecast(past, steps)) is not None]
     if len(lines) == len(pasts):
-        found[LINE] = lines
+        by_name[LINE] = lines
     even = (np.arange(SAMPLES) + 0.5) / SAMPLES  # quantiles that turn any number of samples into SAMPLES
     return {name: (np.stack([points for points, _ in each]),
-                   np.stack([np.quantile(draws, even, axis=0) for _, draws in each])) for name, each in found.items()}
+                   np.stack([np.quantile(draws, even, axis=0) for _, draws in each])) for name, each in by_name.items()}
 
 
-def _mean_over_columns(found: Sequence[Mapping[str, Mapping[str, float]]], columns: int) -> dict[str, dict[str, float]]:
+def _mean_over_columns(scores: Sequence[Mapping[str, Mapping[str, float]]],
+                       columns: int) -> dict[str, dict[str, float]]:
     """The mean of each measure over the columns, for methods that have it in all of them. The season may differ between
     columns."""
     means = {}
     for name in (OURS, "last value", SEASON, LINE):
-        every = [each for column in found for method, each in column.items() if method.startswith(name)]
+        every = [each for column in scores for method, each in column.items() if method.startswith(name)]
         if len(every) == columns:
             means[name] = {measure: float(np.mean([each[measure] for each in every])) for measure in MEASURES
                            if all(measure in each for each in every)}
@@ -178,11 +179,11 @@ def _mean_over_columns(found: Sequence[Mapping[str, Mapping[str, float]]], colum
 
 
 def _measures(points: np.ndarray, draws: np.ndarray, truth: np.ndarray, sizes: np.ndarray,
-              known: np.ndarray) -> dict[str, float]:
+              observed: np.ndarray) -> dict[str, float]:
     """MEASURES over the known moments, without those that are undefined. points, truth, sizes: (P, H). draws: (P, K,
     H).
     """
-    given = {"points": points[known], "truth": truth[known], "scale": np.nan_to_num(sizes[known]),
-             "draws": draws.transpose(0, 2, 1)[known]}
-    values = {name: METRICS[name].compute(*(given[need] for need in METRICS[name].needs)) for name in MEASURES}
+    arguments = {"points": points[observed], "truth": truth[observed], "scale": np.nan_to_num(sizes[observed]),
+                 "draws": draws.transpose(0, 2, 1)[observed]}
+    values = {name: METRICS[name].compute(*(arguments[need] for need in METRICS[name].needs)) for name in MEASURES}
     return {name: value for name, value in values.items() if np.isfinite(value)}

@@ -52,28 +52,28 @@ class Look:
     induction: dict[str, float] = field(default_factory=dict)
     picture: Path | None = None
 
-    def of_layer(self, layer: int, found: dict[str, float] | None = None) -> dict[str, float]:
-        """The effects of one layer's parts (the mixer, its heads, the channel mixer), or the entries of `found` about
+    def of_layer(self, layer: int, scores: dict[str, float] | None = None) -> dict[str, float]:
+        """The effects of one layer's parts (the mixer, its heads, the channel mixer), or the entries of `scores` about
         them. layer: from 1 on."""
-        prefix, values = f"layer {layer} ", self.effects if found is None else found
+        prefix, values = f"layer {layer} ", self.effects if scores is None else scores
         return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
 
     def __str__(self) -> str:
         def line(index: int, name: str, matrix: np.ndarray | None) -> str:
-            said = f"layer {index}, {name}: not linear in its values, it has no matrix"
+            text = f"layer {index}, {name}: not linear in its values, it has no matrix"
             if matrix is not None:
                 back = np.arange(matrix.shape[-1])[:, None] - np.arange(matrix.shape[-1])
                 weight = np.abs(matrix) / np.maximum(np.abs(matrix).sum(-1, keepdims=True), 1e-12)
                 far = (weight * np.abs(back)).sum(-1).mean()
-                said = f"layer {index}, {name}: {matrix.shape[0]} heads, reads {far:.1f} elements away on average"
+                text = f"layer {index}, {name}: {matrix.shape[0]} heads, reads {far:.1f} elements away on average"
             parts = self.of_layer(index)
             heads = ", ".join(f"{bits:.3f}" for part, bits in parts.items() if part.startswith("head "))
             carried = [f"the mixer {parts[name]:.3f}" + (f" (by head {heads})" if heads else "")] if parts else []
             carried += [f"the channel mixer {parts['channel']:.3f}"] if "channel" in parts else []
             copies = [f"{part.removeprefix('head ')} ({score:.0%})"
                       for part, score in self.of_layer(index, self.induction).items() if score >= INDUCTION_THRESHOLD]
-            said += f"; finds again what followed before (induction): head {', '.join(copies)}" if copies else ""
-            return said + (f"; carries, in bits an element: {', '.join(carried)}" if carried else "")
+            text += f"; finds again what followed before (induction): head {', '.join(copies)}" if copies else ""
+            return text + (f"; carries, in bits an element: {', '.join(carried)}" if carried else "")
 
         lines = [line(i, *pair) for i, pair in enumerate(zip(self.layers, self.matrices), 1)]
         if self.effects:
@@ -85,8 +85,8 @@ class Look:
 def measure_effects(network: Stack, rows: Sequence[Sequence[int]]) -> tuple[dict[str, float], int]:
     """The values of `Look.effects` and `Look.measured`, measured on rows of ids."""
     tokens, targets = pad_rows([row[:-1] for row in rows]), pad_rows([row[1:] for row in rows], -1)
-    found = direct_effects(network, tokens, targets, heads=False) | direct_effects(network, tokens, targets)
-    return {name: float(nats.mean()) / math.log(2) for name, nats in found.items()}, int((targets >= 0).sum())
+    effects = direct_effects(network, tokens, targets, heads=False) | direct_effects(network, tokens, targets)
+    return {name: float(nats.mean()) / math.log(2) for name, nats in effects.items()}, int((targets >= 0).sum())
 
 
 def look(model: Fitted, data: Any, out: str | Path | None = None, elements: int = 128,
@@ -107,10 +107,10 @@ def _look(model: Fitted, data: Any, out: str | Path | None, elements: int) -> Lo
     ids = prime_tokens(model.codec, prime_object(model.kind, data, model.codec, model.reading))[:elements]
     if len(ids) < 2:
         raise SegueError("there is too little to look at: give two elements at least")
-    found = [None if m is None else m[0].float().cpu().numpy()
-             for m in matrices(network, torch.tensor([ids], device=model.device))]
+    maps = [None if m is None else m[0].float().cpu().numpy()
+            for m in matrices(network, torch.tensor([ids], device=model.device))]
     names = [repr(as_text(model.codec.decode([i])))[1:-1] for i in ids]
-    result = Look(list(network.config.mixers), found, names)
+    result = Look(list(network.config.mixers), maps, names)
     causal = all(block.mixer.causal for block in network.blocks)
     if causal:
         room = network.config.learned_positions or 2 * INDUCTION_LENGTH
@@ -122,22 +122,22 @@ def _look(model: Fitted, data: Any, out: str | Path | None, elements: int) -> Lo
             rows = [store[i].ids[:elements].tolist() for i in range(min(len(store), EFFECT_ROWS))]
             rows = [row for row in rows if len(row) > 1]
         result.effects, result.measured = measure_effects(network, rows)
-    if not result.effects and all(matrix is None for matrix in found):
+    if not result.effects and all(matrix is None for matrix in maps):
         raise SegueError(f"no layer of this model ({', '.join(dict.fromkeys(result.layers))}) is linear in its values, "
                          "and it does not go on from left to right: there is nothing to look at")
     if out is not None:
         result.picture = Path(out)
-        drawn = sum(m is not None for m in found) + bool(result.effects)
+        drawn = sum(m is not None for m in maps) + bool(result.effects)
         write_picture(out, lambda figure: draw(figure, result), (14, 3.6 * drawn))
     return result
 
 
-def draw(figure: Figure, seen: Look) -> None:
+def draw(figure: Figure, result: Look) -> None:
     """Draw a row per layer with up to four of its heads, each on its own scale, and a row for the effects of all
     parts."""
-    rows = [(name, m) for name, m in zip(seen.layers, seen.matrices) if m is not None]
+    rows = [(name, m) for name, m in zip(result.layers, result.matrices) if m is not None]
     columns = max([1, *(min(HEADS, len(m)) for _, m in rows)])
-    grid = figure.add_gridspec(len(rows) + bool(seen.effects), columns)
+    grid = figure.add_gridspec(len(rows) + bool(result.effects), columns)
     for index, (name, matrix) in enumerate(rows):
         for column, head in enumerate(np.linspace(0, len(matrix) - 1, min(HEADS, len(matrix))).astype(int)):
             panel, shown = figure.add_subplot(grid[index, column]), matrix[head]
@@ -145,18 +145,18 @@ def draw(figure: Figure, seen: Look) -> None:
             signed = bool((shown < 0).any())
             panel.imshow(shown, cmap="RdBu" if signed else "Greys", vmin=-limit if signed else 0, vmax=limit)
             panel.set_title(f"{name}, head {head + 1} of {len(matrix)}", fontsize="small")
-            if len(seen.elements) <= MOST_NAMES:
-                panel.set_xticks(range(len(seen.elements)), seen.elements, fontsize=5, rotation=90)
-                panel.set_yticks(range(len(seen.elements)), seen.elements, fontsize=5)
+            if len(result.elements) <= MOST_NAMES:
+                panel.set_xticks(range(len(result.elements)), result.elements, fontsize=5, rotation=90)
+                panel.set_yticks(range(len(result.elements)), result.elements, fontsize=5)
             else:
                 panel.set_xticks([])
                 panel.set_yticks([])
             panel.set_xlabel("read", fontsize="small")
             panel.set_ylabel("reader", fontsize="small")
-    if seen.effects:
+    if result.effects:
         panel = figure.add_subplot(grid[-1, :])
-        for layer in range(1, len(seen.layers) + 1):
-            parts = {name: bits for name, bits in seen.of_layer(layer).items() if name != "bias"}
+        for layer in range(1, len(result.layers) + 1):
+            parts = {name: bits for name, bits in result.of_layer(layer).items() if name != "bias"}
             panel.bar([f"{layer} {name}" for name in parts], list(parts.values()),
                       color=[f"C{layer - 1}" if " " not in name else "lightgrey" for name in parts])
         panel.tick_params(axis="x", rotation=90, labelsize=6)

@@ -120,10 +120,10 @@ def prefer(fitted: Fitted, pairs: str | Path | Sequence[Pair], steps: int | None
 def _encode_pair(fitted: Fitted, prompt: Any, better: Any, worse: Any) -> tuple[Ids, Ids, Ids]:
     """Ids of the prompt and of both continuations, with the begin and end tokens that `continue` uses."""
     codec = fitted.codec
-    asked, *answers = (prime_object(fitted.kind, each, codec) for each in (prompt, better, worse))
+    prompt_object, *answers = (prime_object(fitted.kind, each, codec) for each in (prompt, better, worse))
     end = [] if codec.eos is None else [codec.eos]
     chosen, rejected = ([*(() if each is None else codec.encode(each).tolist()), *end] for each in answers)
-    return prime_tokens(codec, asked, fitted.model), chosen, rejected
+    return prime_tokens(codec, prompt_object, fitted.model), chosen, rejected
 
 
 @torch.no_grad()
@@ -142,19 +142,19 @@ def _read_pairs(path: Path) -> tuple[list[Pair], list[str]]:
     frame = load_table(path, problems, "utf-8", COLUMNS)
     if problems:
         raise SegueError(str(problems[0]))
-    found = {name: frame.columns[name].to_pylist() for name in COLUMNS if name in frame.columns}
+    columns_of = {name: frame.columns[name].to_pylist() for name in COLUMNS if name in frame.columns}
     for name in COLUMNS[1:]:
-        if name not in found and (turns := frame.columns.get(f"{name}.content")) is not None:
-            found[name] = [row[-1] if row else None for row in turns.to_pylist()]
-            found.setdefault("prompt", ["\n".join(row[:-1]) for row in turns.to_pylist()])
-    if "prompt" not in found and len(found) == 2:
-        prompts = [_common_lines(*pair) for pair in zip(*found.values())]
-        found = {"prompt": prompts, **{name: [cell and cell[len(prompt) :] for prompt, cell in zip(prompts, cells)]
-                                       for name, cells in found.items()}}
-    if missing := [name for name in COLUMNS if name not in found]:
+        if name not in columns_of and (turns := frame.columns.get(f"{name}.content")) is not None:
+            columns_of[name] = [row[-1] if row else None for row in turns.to_pylist()]
+            columns_of.setdefault("prompt", ["\n".join(row[:-1]) for row in turns.to_pylist()])
+    if "prompt" not in columns_of and len(columns_of) == 2:
+        prompts = [_common_lines(*pair) for pair in zip(*columns_of.values())]
+        columns_of = {"prompt": prompts, **{name: [cell and cell[len(prompt) :] for prompt, cell in zip(prompts, cells)]
+                                            for name, cells in columns_of.items()}}
+    if missing := [name for name in COLUMNS if name not in columns_of]:
         raise SegueError(f"{path} has no column {missing[0]}: it has {', '.join(frame.columns)}; name them "
                          f"{', '.join(COLUMNS)}")
-    columns = [found[name] for name in COLUMNS]
+    columns = [columns_of[name] for name in COLUMNS]
     if wrong := [i for i, pair in enumerate(zip(*columns)) if None in pair[1:]]:
         raise SegueError(f"{path}, {frame.place(wrong[0])}: no continuation; give a chosen and a rejected one in each")
     return ([(prompt or "", better, worse) for prompt, better, worse in zip(*columns)],
@@ -166,4 +166,4 @@ def _common_lines(better: Any, worse: Any) -> str:
     if not isinstance(better, str) or not isinstance(worse, str):
         return ""
     lines = zip(better.splitlines(keepends=True), worse.splitlines(keepends=True))
-    return "".join(line for line, _ in takewhile(lambda both: both[0] == both[1], lines))
+    return "".join(line for line, _ in takewhile(lambda pair: pair[0] == pair[1], lines))

@@ -18,6 +18,7 @@ from segue.verbs.given import as_data
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from segue.kinds.codecs import Codec
     from segue.verbs.fitted import Fitted
 
 LEAST_SEQUENCES = 3  # since intervals leave one out in turn
@@ -80,57 +81,60 @@ def score(samples: Any, reference: Any, learned: Any = None, *, model: Fitted | 
     if most < LEAST_SEQUENCES:
         raise SegueError(f"of {most} sequences there is no variety: give most={LEAST_SEQUENCES} or more")
     real = as_data(reference, kind)
-    made = as_data(samples, real.kind.name)
-    old = None if learned is None else as_data(learned, real.kind.name)
-    if real.kind.family == "text" and min(len(made), len(real)) == 1:
-        made, real = (each if pairs and len(each) > 1 else _lines(each) for each in (made, real))
-        old = None if old is None else _lines(old)
-    if pairs and len(made) != len(real):
-        raise SegueError(f"{len(made):,} samples and {len(real):,} references are no pairs: give one for each")
-    n = min(len(made), len(real), most)
+    generated = as_data(samples, real.kind.name)
+    training = None if learned is None else as_data(learned, real.kind.name)
+    if real.kind.family == "text" and min(len(generated), len(real)) == 1:
+        generated, real = (data if pairs and len(data) > 1 else _lines(data) for data in (generated, real))
+        training = None if training is None else _lines(training)
+    if pairs and len(generated) != len(real):
+        raise SegueError(f"{len(generated):,} samples and {len(real):,} references are no pairs: give one for each")
+    n = min(len(generated), len(real), most)
     if n < LEAST_SEQUENCES:
-        raise SegueError(f"{len(made):,} samples and {len(real):,} real sequences are too few to compare: give "
+        raise SegueError(f"{len(generated):,} samples and {len(real):,} real sequences are too few to compare: give "
                          f"{LEAST_SEQUENCES} or more of each" + (", one a line" if real.kind.name == "text" else ""))
     draw, notes = np.random.default_rng(seed), []
-    order, others = draw.permutation(len(made)), draw.permutation(len(real))
-    chosen = made.select(np.sort(order[:n]))
-    against = real.select(np.sort(order[:n] if pairs else others[:n]))
-    rest = real.select(np.sort(np.setdiff1d(others, order[:n])[:n] if pairs else others[n : 2 * n]))
-    if max(len(made), len(real)) > n:
-        notes.append(f"drawn from {len(made):,} samples and {len(real):,} real sequences")
+    order, real_order = draw.permutation(len(generated)), draw.permutation(len(real))
+    compared = real.select(np.sort(order[:n] if pairs else real_order[:n]))
+    second = real.select(np.sort(np.setdiff1d(real_order, order[:n])[:n] if pairs else real_order[n : 2 * n]))
+    if max(len(generated), len(real)) > n:
+        notes.append(f"drawn from {len(generated):,} samples and {len(real):,} real sequences")
     codec = None if real.kind.family == "text" else real.codec()
 
-    def elements(data: Data) -> list[Any]:
-        if codec is None:
-            return [WORD.findall(_text(obj)) for obj in data.objects()]
-        found = data.encode(codec, boundary=False)
-        return [row.tolist() for row in np.split(np.asarray(found.tokens), found.offsets[1:-1])]
-
-    def given_of(data: Data) -> dict[str, Any]:
-        texts = elements(data)
-        return {"samples": texts, "features": HashedNgrams()(texts) if model is None else
+    def inputs_of(data: Data) -> dict[str, Any]:
+        elements = _elements(data, codec)
+        return {"samples": elements, "features": HashedNgrams()(elements) if model is None else
                 model.embed(data, quiet=True).vectors.astype(float)}
 
-    theirs = given_of(against)
-    fixed = {"real": theirs["features"]} | ({"references": theirs["samples"]} if pairs else {}) \
-        | ({} if old is None else {"learned": elements(old)})
-    apart = len(rest) == n  # there are enough real sequences for a second set, next to those to compare with
-    table, twin = given_of(chosen) | fixed, (given_of(rest) if apart else theirs) | fixed
-    if not apart:
+    compared_inputs = inputs_of(compared)
+    shared = {"real": compared_inputs["features"]} | ({"references": compared_inputs["samples"]} if pairs else {}) \
+        | ({} if training is None else {"learned": _elements(training, codec)})
+    inputs = inputs_of(generated.select(np.sort(order[:n]))) | shared
+    has_second = len(second) == n  # there are enough real sequences for a second set, next to those to compare with
+    real_inputs = (inputs_of(second) if has_second else compared_inputs) | shared
+    if not has_second:
         notes.append(f"{2 * n:,} real sequences would tell how near real ones come to each other")
-    wanted = [name for name, one in METRICS.items()
-              if set(one.needs) in METRIC_INPUTS and set(one.needs) <= table.keys()]
+    applicable = [name for name, metric in METRICS.items()
+                  if set(metric.needs) in METRIC_INPUTS and set(metric.needs) <= inputs.keys()]
     rows = []
-    with progress("scoring", len(wanted), quiet=quiet) as meter:
-        for done, name in enumerate(wanted):
+    with progress("scoring", len(applicable), quiet=quiet) as meter:
+        for done, name in enumerate(applicable):
             meter(done, name)
-            one = METRICS[name]
-            found = one.measure(*(table[need] for need in one.needs), seed=seed)
-            comparable = "references" not in one.needs and (apart or "real" not in one.needs)
-            told = one.compute(*(twin[need] for need in one.needs)) if comparable else None
-            rows.append(Score(name, found.value, found.low, found.high, told, one.arrow, one.definition))
+            metric = METRICS[name]
+            result = metric.measure(*(inputs[need] for need in metric.needs), seed=seed)
+            comparable = "references" not in metric.needs and (has_second or "real" not in metric.needs)
+            real_value = metric.compute(*(real_inputs[need] for need in metric.needs)) if comparable else None
+            rows.append(Score(name, result.value, result.low, result.high, real_value, metric.arrow,
+                              metric.definition))
     unit = "words" if codec is None else f"{real.kind.name} ({codec.name})"
     return Scores(rows, n, unit, "hashed n-grams" if model is None else "the model's vectors", notes)
+
+
+def _elements(data: Data, codec: Codec | None) -> list[Any]:
+    """The elements of each sequence: its tokens, or without a codec its words."""
+    if codec is None:
+        return [WORD.findall(_text(obj)) for obj in data.objects()]
+    store = data.encode(codec, boundary=False)
+    return [row.tolist() for row in np.split(np.asarray(store.tokens), store.offsets[1:-1])]
 
 
 def _text(obj: Any) -> str:

@@ -127,12 +127,12 @@ class Scoreboard(Shown):
         """Two heat maps: at the longest length of the training, and at twice that."""
         panels, mixers = figure.subplots(1, 2, sharey=True), self.mixers
         for panel, (what, times) in zip(panels, (("accuracy", 1), ("longer", 2))):
-            shown = [[100 * self.above_guess(mixer, task, what) for task in self.lengths] for mixer in mixers]
-            image = panel.imshow([*shown, [0] * len(self.lengths)], cmap="viridis", vmin=0, vmax=100, aspect="auto")
+            shares = [[100 * self.above_guess(mixer, task, what) for task in self.lengths] for mixer in mixers]
+            image = panel.imshow([*shares, [0] * len(self.lengths)], cmap="viridis", vmin=0, vmax=100, aspect="auto")
             for row, mixer in enumerate([*mixers, None]):
                 for column, task in enumerate(self.lengths):
                     value = self.guess[task] if mixer is None else getattr(self.score(mixer, task), what)
-                    light = mixer is not None and shown[row][column] > 60
+                    light = mixer is not None and shares[row][column] > 60
                     panel.text(column, row, format_percent(value), ha="center", va="center", fontsize=9,
                                color="black" if light else "white")
             panel.set_xticks(range(len(self.lengths)), [f"{task}\n{times * n}" for task, n in self.lengths.items()],
@@ -143,9 +143,9 @@ class Scoreboard(Shown):
         figure.suptitle("Accuracy in percent")
 
 
-def format_percent(part: float | None) -> str:
+def format_percent(share: float | None) -> str:
     """A share in percent as text; a dash for None."""
-    return "–" if part is None else f"{100 * part:.0f}"
+    return "–" if share is None else f"{100 * share:.0f}"
 
 
 def board_mixers() -> list[str]:
@@ -176,22 +176,22 @@ def config_of_size(mixer: str, vocabulary: int, parameters: int) -> StackConfig:
     return config(width, config(width).hidden_width + spare // (3 * width * DEPTH))
 
 
-def run_cell(function: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
+def run_cell(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
     """Call the function; on an exception return {"failure": its text}, so that one bad cell does not end the others."""
     try:
-        return function(*given)
+        return function(*arguments)
     except Exception as error:
         return {"failure": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
 
 
 def measure_speed(mixer: str, task: str, length: int, parameters: int, rows: int) -> dict[str, float]:
     """Seconds of one core per training step on rows of `length` elements: the best of three after a warm-up."""
-    model, found = Stack(config_of_size(mixer, TASKS[task].vocabulary, parameters)), []
+    model, seconds = Stack(config_of_size(mixer, TASKS[task].vocabulary, parameters)), []
     for _ in range(4):
         begin = time.process_time()
         learn(model, TASKS[task].batches(rows, (length, length)), 1, muon=True)
-        found.append(time.process_time() - begin)
-    return {"seconds": min(found[1:])}
+        seconds.append(time.process_time() - begin)
+    return {"seconds": min(seconds[1:])}
 
 
 def train_cell(mixer: str, task: str, length: int, steps: int, parameters: int, rows: int, seed: int) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def scoreboard(tasks: str = "synthetic", minutes: float | None = None, steps: in
     if unknown := [name for name in chosen if name not in board_mixers()]:
         raise SegueError(f"mixer '{unknown[0]}' has no place on the board: choose from {', '.join(board_mixers())}")
     lengths = {name: length or TASK_SETTINGS.get(name, DEFAULT_SETTING)[0] for name in names}
-    most = {name: steps or TASK_SETTINGS.get(name, DEFAULT_SETTING)[1] for name in names}
+    max_steps = {name: steps or TASK_SETTINGS.get(name, DEFAULT_SETTING)[1] for name in names}
     folder = None if out is None else Path(out)
     cells, workers = Cells(None if folder is None else folder / "scoreboard.cells.json"), cores()
     cells.values = {name: value for name, value in cells.values.items() if "failure" not in value}
@@ -246,21 +246,21 @@ def scoreboard(tasks: str = "synthetic", minutes: float | None = None, steps: in
         longest = max(names, key=lengths.__getitem__)
         middle = max(TASKS[longest].shortest, lengths[longest] // 2)  # of the rows that a training draws
         setting = (longest, middle, parameters, rows)
-        found = cells.compute({" ".join(map(str, ("speed", mixer, *setting))):
-                               partial(run_cell, measure_speed, mixer, *setting) for mixer in chosen}, 1)
-        speeds = {mixer: each.get("seconds", 0.0) for mixer, each in zip(chosen, found.values())}
+        speed_cells = cells.compute({" ".join(map(str, ("speed", mixer, *setting))):
+                                     partial(run_cell, measure_speed, mixer, *setting) for mixer in chosen}, 1)
+        speeds = {mixer: each.get("seconds", 0.0) for mixer, each in zip(chosen, speed_cells.values())}
         if minutes is not None:
-            factor = 60 * minutes * workers / max(1e-9, sum(most.values()) * sum(speeds.values()))
-            most = {name: max(1, int(factor * n)) for name, n in most.items()}
+            factor = 60 * minutes * workers / max(1e-9, sum(max_steps.values()) * sum(speeds.values()))
+            max_steps = {name: max(1, int(factor * n)) for name, n in max_steps.items()}
         jobs = {" ".join(map(str, job)): partial(run_cell, train_cell, *job) for job in (
-            (mixer, task, lengths[task], most[task], parameters, rows, seed) for mixer, task in pairs)}
-        left = [pair for name, pair in zip(jobs, pairs) if name not in cells.values]
-        if left and not quiet:
-            about = sum(most[task] * speeds[mixer] for mixer, task in left) / workers / 60
-            print(f"{len(left):,} of {len(jobs):,} cells to do: about {about:,.1f} minutes, less what is solved early, "
-                  f"on {workers} core{'s' * (workers > 1)}", file=sys.stderr)
+            (mixer, task, lengths[task], max_steps[task], parameters, rows, seed) for mixer, task in pairs)}
+        to_do = [pair for name, pair in zip(jobs, pairs) if name not in cells.values]
+        if to_do and not quiet:
+            about = sum(max_steps[task] * speeds[mixer] for mixer, task in to_do) / workers / 60
+            print(f"{len(to_do):,} of {len(jobs):,} cells to do: about {about:,.1f} minutes, less what is solved "
+                  f"early, on {workers} core{'s' * (workers > 1)}", file=sys.stderr)
         done = cells.compute(jobs, workers)
-    board = Scoreboard([Score(*pair, **each) for pair, each in zip(pairs, done.values())], lengths, most,
+    board = Scoreboard([Score(*pair, **each) for pair, each in zip(pairs, done.values())], lengths, max_steps,
                        {name: majority_accuracy(name, lengths[name], seed) for name in names}, rows, seed,
                        describe_machine())
     if folder is not None:

@@ -142,16 +142,16 @@ def speed_up(fitted: Fitted, data: Any, minutes: float | None = None, *, steps: 
     except SegueError as error:
         result.without = f"no heads: {error}"
     else:
-        left = TRAINING_SHARE * 60 * minutes - (time.monotonic() - begin)
-        data_for_heads = HeadsTrainingData(fitted, model, train, DATA_SHARE * left, seed=seed) if steps is None else \
+        budget = TRAINING_SHARE * 60 * minutes - (time.monotonic() - begin)
+        data_for_heads = HeadsTrainingData(fitted, model, train, DATA_SHARE * budget, seed=seed) if steps is None else \
             HeadsTrainingData(fitted, model, train, rows=steps * TOKENS_PER_STEP / fitted.context / EPOCHS, seed=seed)
-        left = TRAINING_SHARE * 60 * minutes - (time.monotonic() - begin)
+        budget = TRAINING_SHARE * 60 * minutes - (time.monotonic() - begin)
         result.heads = {"sort": sort, "tokens": data_for_heads.data.count} | \
-            train_heads(heads, fitted, data_for_heads, left, steps, seed, quiet)
-        asks = sample_prompts(train, prompts)
+            train_heads(heads, fitted, data_for_heads, budget, steps, seed, quiet)
+        probes = sample_prompts(train, prompts)
         assert isinstance(fitted.model, Stack)  # else it had no heads
-        hits, asked = count_hits(heads, fitted.model, model, asks, n)
-        drafter = trained = choose_tree(heads, hits / np.maximum(asked, 1)[:, None], model, asks[-1], nodes)
+        hits, counts = count_hits(heads, fitted.model, model, probes, n)
+        drafter = trained = choose_tree(heads, hits / np.maximum(counts, 1)[:, None], model, probes[-1], nodes)
         result.heads |= {"nodes": drafter.nodes, "paths": [list(path) for path in drafter.paths]}
         makers["heads"] = lambda: trained  # it forgets every request that has ended
     result.drafters = measure_drafters(model, makers, sample_prompts(held, prompts), n, begin + 60 * minutes)
@@ -202,39 +202,39 @@ class HeadsTrainingData:
         assert isinstance(fitted.model, Stack)
         base, context, deadline = fitted.model, fitted.context, time.monotonic() + seconds
         self.seed, self.rows = seed, max(1, TOKENS_PER_STEP // context)
-        together = 8 * self.rows  # rows per batch
-        most = min(rows, MOST_NUMBERS / (context * base.config.width))
+        rows_per_batch = 8 * self.rows  # rows per batch
+        max_rows = min(rows, MOST_NUMBERS / (context * base.config.width))
         primes = sample_prompts(train, 4096, max(1, context // 4))
         order = np.random.default_rng(seed).permutation(len(primes))
-        batches = Batches(train, context, together, seed, base.resettable)
-        made: list[Batch] = []
+        batches = Batches(train, context, rows_per_batch, seed, base.resettable)
+        batches_made: list[Batch] = []
         try:
-            while not made or (len(made) * together < most and time.monotonic() < deadline):
-                turn, own = divmod(len(made), 2)
-                if own:
-                    chosen = order[np.arange(turn * together, (turn + 1) * together) % len(order)]
+            while not batches_made or (len(batches_made) * rows_per_batch < max_rows and time.monotonic() < deadline):
+                turn, generated = divmod(len(batches_made), 2)
+                if generated:
+                    chosen = order[np.arange(turn * rows_per_batch, (turn + 1) * rows_per_batch) % len(order)]
                     batch = continue_rows(model, [primes[each] for each in chosen], context, fitted.codec.eos,
                                           seed + turn, DECODING_SETTINGS[turn % len(DECODING_SETTINGS)])
                 else:
                     batch = batches(turn)
-                made.append(add_hidden_states(base, batch))
+                batches_made.append(add_hidden_states(base, batch))
         finally:
             batches.close()
-        self.data = Batch.join(made)
+        self.data = Batch.join(batches_made)
 
     def __call__(self, step: int) -> Batch:
         count = len(self.data.tokens)
         epoch, place = divmod(step * self.rows, count)
-        order = [np.random.default_rng([self.seed, epoch + later]).permutation(count)
-                 for later in range(2 + self.rows // count)]
+        order = [np.random.default_rng([self.seed, epoch + offset]).permutation(count)
+                 for offset in range(2 + self.rows // count)]
         return self.data.rows(torch.from_numpy(np.concatenate(order)[place : place + self.rows]))
 
 
 def continue_rows(model: Decodable, primes: list[list[int]], context: int, eos: int | None, seed: int,
-                  way: dict[str, Any]) -> Batch:
+                  settings: dict[str, Any]) -> Batch:
     """Rows of up to `context` tokens: the prompts and the model's continuations, padded."""
     answers = generate(model, primes, [context + 1 - len(prime) for prime in primes], eos=eos, seed=seed,
-                       batch=len(primes), **way)
+                       batch=len(primes), **settings)
     text = torch.full((len(primes), context + 1), -1)
     for row, prime, answer in zip(text, primes, answers):
         ids = prime + answer.tokens + ([] if eos is None or answer.finish == "length" else [eos])
@@ -245,11 +245,11 @@ def continue_rows(model: Decodable, primes: list[list[int]], context: int, eos: 
 @torch.no_grad()
 def add_hidden_states(base: Stack, batch: Batch) -> Batch:
     """The batch with the base model's hidden states as the channel "hidden"."""
-    where = base.embedding.weight.device
-    fast, moved = bfloat16_pays(where), batch.to(where)
-    with torch.autocast(where.type, torch.bfloat16, enabled=fast):
-        hidden = base(moved.tokens, moved.layout).hidden
-    return replace(batch, channels={"hidden": hidden.to("cpu", torch.bfloat16 if fast else torch.float32)})
+    device = base.embedding.weight.device
+    use_bfloat16, on_device = bfloat16_pays(device), batch.to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
+        hidden = base(on_device.tokens, on_device.layout).hidden
+    return replace(batch, channels={"hidden": hidden.to("cpu", torch.bfloat16 if use_bfloat16 else torch.float32)})
 
 
 def train_heads(heads: DraftHeads, fitted: Fitted, data: HeadsTrainingData, seconds: float, steps: int | None,
@@ -259,14 +259,14 @@ def train_heads(heads: DraftHeads, fitted: Fitted, data: HeadsTrainingData, seco
     assert isinstance(fitted.model, Stack)
     threads, rows, deadline = cores(), data.data, time.monotonic() + seconds
     inputs = heads.config.width * (heads.config.heads + 1)
-    some = torch.randperm(len(rows.tokens), generator=generator_of(seed, 0))[: 1 + 4 * inputs // rows.tokens.shape[1]]
-    initialise_linear(heads, rows.rows(some).to(heads.embedding.device))
+    sample = torch.randperm(len(rows.tokens), generator=generator_of(seed, 0))[: 1 + 4 * inputs // rows.tokens.shape[1]]
+    initialise_linear(heads, rows.rows(sample).to(heads.embedding.device))
     choices: dict[str, Any] = {"rate": RATE, "seed": seed, "objective": DraftHeadsLoss(fitted.model, distil=True),
                                "decay": 0.1, "threads": threads,
                                "precision": "bfloat16" if bfloat16_pays(heads.embedding.device) else "float32"}
     if steps is None:
-        tried = [learn(copy.deepcopy(heads), data, 2, **choices) for _ in range(2)][1]  # the first warms up
-        steps = max(1, int((deadline - time.monotonic()) / (tried.elapsed / 2)))
+        trial = [learn(copy.deepcopy(heads), data, 2, **choices) for _ in range(2)][1]  # the first warms up
+        steps = max(1, int((deadline - time.monotonic()) / (trial.elapsed / 2)))
     run = learn(heads, data, steps, quiet=quiet, **choices)
     return {"parameters": sum(p.numel() for p in heads.parameters()), "steps": steps,
             "seconds": round(run.elapsed, 2), "loss": [entry["loss"] for entry in run.curve]}
@@ -282,47 +282,48 @@ def choose_tree(heads: DraftHeads, chances: np.ndarray, model: Decodable, prompt
     # With the confirmed token 2, 3, 4, 6, 8, 12 ... nodes, since engines process eight or sixteen at once.
     sizes = sorted({min((first << power) - 1, len(paths)) for power in range(nodes.bit_length()) for first in (2, 3)})
     seconds = dict.fromkeys(sizes, math.inf)
-    where = state.positions.device
+    device = state.positions.device
     with torch.inference_mode():
-        hidden = model.extend(torch.tensor([prompt[:-1]], device=where), state).hidden[0]
+        hidden = model.extend(torch.tensor([prompt[:-1]], device=device), state).hidden[0]
         state.commit()
         for turn in range(6):  # the first warms up
             for size in sizes:
                 begin = time.perf_counter()
                 tree = drafter.propose([Tip(0, size, size, hidden)])[0]
-                parents = torch.tensor([[-1, *(parent + 1 for parent in tree.parents)]], device=where)
-                out = model.extend(torch.tensor([[prompt[-1], *tree.tokens]], device=where), state, parents)
+                parents = torch.tensor([[-1, *(parent + 1 for parent in tree.parents)]], device=device)
+                out = model.extend(torch.tensor([[prompt[-1], *tree.tokens]], device=device), state, parents)
                 float(out.logits[0, 0, 0])  # waits for a GPU to finish
-                taken = time.perf_counter() - begin
-                seconds[size] = min(seconds[size], taken if turn else math.inf)
+                elapsed = time.perf_counter() - begin
+                seconds[size] = min(seconds[size], elapsed if turn else math.inf)
     best = max(sizes, key=lambda size: (1 + accepted[size - 1]) / seconds[size])
     return HeadsDraft(heads, paths[:best])
 
 
 def count_hits(heads: DraftHeads, base: Stack, model: Decodable, prompts: list[list[int]], n: int,
-               ways: Sequence[dict[str, Any]] = DECODING_SETTINGS) -> tuple[np.ndarray, np.ndarray]:
+               all_settings: Sequence[dict[str, Any]] = DECODING_SETTINGS) -> tuple[np.ndarray, np.ndarray]:
     """`count_ranks` over the model's own continuations of the prompts, with each of the decoding settings."""
-    found = []
-    for way in ways:
-        for prompt, answer in zip(prompts, generate(model, prompts, n, **way)):
+    counts = []
+    for settings in all_settings:
+        for prompt, answer in zip(prompts, generate(model, prompts, n, **settings)):
             text = torch.tensor([prompt + answer.tokens], device=heads.embedding.device)
             targets = text[:, 1:].clone()
             targets[:, : len(prompt) - 1] = -1
-            found.append(count_ranks(heads, base, Batch(text[:, :-1], targets)))
-    hits, asked = zip(*found)
-    return np.sum(hits, axis=0), np.sum(asked, axis=0)
+            counts.append(count_ranks(heads, base, Batch(text[:, :-1], targets)))
+    hits, totals = zip(*counts)
+    return np.sum(hits, axis=0), np.sum(totals, axis=0)
 
 
 def measure_drafters(model: Decodable, makers: dict[str, Callable[[], Drafter | str]], prompts: list[list[int]], n: int,
-                     until: float, ways: Sequence[dict[str, Any]] = DECODING_SETTINGS) -> dict[str, DrafterSpeed]:
+                     until: float,
+                     ways_to_decode: Sequence[dict[str, Any]] = DECODING_SETTINGS) -> dict[str, DrafterSpeed]:
     """Measure every drafter on the same prompts, one request at a time. Drafters take turns at each prompt, so that
     changes in the machine's load affect all alike. Stops early, after whole prompts, at the time `until`."""
     rows = {name: DrafterSpeed() for name in makers}
     for number, prompt in enumerate(prompts):
-        for way in ways:
+        for settings in ways_to_decode:
             tokens: dict[str, list[int]] = {}
             for name, make in makers.items():
-                answer = generate(model, [prompt], n, draft=make(), seed=number, **way)[0]
+                answer = generate(model, [prompt], n, draft=make(), seed=number, **settings)[0]
                 tokens[name], row = answer.tokens, rows[name]
                 row.tokens += max(answer.produced - 1, 0)  # the first token comes with the prefill
                 row.passes += answer.passes - 1

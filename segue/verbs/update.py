@@ -111,15 +111,15 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
     """
     begin = time.monotonic()
     minutes = training_minutes(minutes, steps, MINUTES)
-    made = strategy_named(strategy) if isinstance(strategy, str) else strategy
-    check_request(fitted, data, made, choices)
-    packing = fitted.model.resettable and made.packs
+    learner = strategy_named(strategy) if isinstance(strategy, str) else strategy
+    check_request(fitted, data, learner, choices)
+    packing = fitted.model.resettable and learner.packs
     if (share := unknown_share(fitted.codec, data)) == 1:
         raise nothing_known_error(data)
     notes = [*([describe_unknown(share, data)] if share else []), *fitted.reading_differences(data)]
     memory = fitted.memory or Memory(fitted.context)
     name = name or f"update {len(fitted.report.get('updates', [])) + 1}"
-    request = {"data": data.fingerprint, "strategy": strategy if isinstance(strategy, str) else made.name,
+    request = {"data": data.fingerprint, "strategy": strategy if isinstance(strategy, str) else learner.name,
                "minutes": minutes, "steps": steps, "seed": seed, "name": name, "choices": choices,
                "weights": weights_hash(fitted.model)}
 
@@ -130,21 +130,21 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
             exams = {**memory.exams, name: memory.exam(held)}
             plan, before = load_or_make_plan(work, fitted, train, exams, minutes, steps, begin,
                                              {"seed": seed, **choices})
-            memory.remind(made)
+            memory.remind(learner)
             batches = Batches(train, plan.context, plan.rows, plan.seed, packing, variation(fitted.codec, plan.strands))
-            run = Run(fitted.model, batches, plan, objective=bidirectional_objective(plan), strategy=made,
+            run = Run(fitted.model, batches, plan, objective=bidirectional_objective(plan), strategy=learner,
                       folder=None if fitted.folder is None else work, key=request_hash(request),
                       held_out=held_out_scorer(held, plan), save_seconds=save_seconds,
                       past=memory.past(plan.rows, plan.seed, packing))
         with closing(batches):
             run.train("update", quiet)
-        notes += update_counts_and_states(fitted, made, name, train)
+        notes += update_counts_and_states(fitted, learner, name, train)
         scores = ScoreMatrix(np.array([before, bits_per_unit(fitted, exams)]), list(exams), ["before", "after"],
                              f"bits per {fitted.kind.unit}")
-        result = Update(made.name, run.step, run.step * plan.tokens_per_step, round(run.elapsed, 2), fitted.kind.unit,
-                        scores, notes)
+        result = Update(learner.name, run.step, run.step * plan.tokens_per_step, round(run.elapsed, 2),
+                        fitted.kind.unit, scores, notes)
         memory.learned(name, train, held)
-        memory.keep(made)
+        memory.keep(learner)
         fitted.memory = memory
         fitted.report.values.setdefault("updates", []).append(result.to_dict() | {"request": request})
         if fitted.folder is not None:
@@ -210,9 +210,9 @@ def load_or_make_plan(work: Path, fitted: Fitted, train: TokenStore, exams: dict
 def make_plan(fitted: Fitted, train: TokenStore, minutes: float | None, steps: int | None, begin: float,
               choices: dict[str, Any]) -> Plan:
     """The first fit's plan with lower rates, this machine's threads, and `steps` or as many as fit into the minutes."""
-    if not (said := fitted.report.get("plan")):
+    if not (saved_plan := fitted.report.get("plan")):
         raise SegueError("the model's report holds no plan to learn on by: update a model that fit wrote")
-    plan = Plan.from_dict(said)
+    plan = Plan.from_dict(saved_plan)
     changes: dict[str, Any] = {rate: RATE_FACTOR * getattr(plan, rate) for rate in
                                ("rate", "table_rate", "vector_rate", "state_rate")}
     if not bfloat16_pays(fitted.device):  # the model may have been fitted on another machine
@@ -248,7 +248,7 @@ def update_counts_and_states(fitted: Fitted, strategy: Strategy, name: str, trai
 def bits_per_unit(fitted: Fitted, exams: dict[str, Reservoir]) -> list[float]:
     """Bits per unit on each experience's held-out pieces. Each piece is read on its own, from the experience's learned
     initial state if it has one."""
-    found = []
+    bits = []
     for name, exam in exams.items():
         pieces = Arrays(exam.pieces)
         with fitted.from_state(name if name in fitted.states else None):
@@ -260,5 +260,5 @@ def bits_per_unit(fitted: Fitted, exams: dict[str, Reservoir]) -> list[float]:
             else:
                 scored = score(fitted.model, pieces, fitted.context)
         units = sum(fitted.codec.units(piece[1:]) for piece in exam.pieces)
-        found.append(float(scored.nats.sum() / max(1, units) / math.log(2)))
-    return found
+        bits.append(float(scored.nats.sum() / max(1, units) / math.log(2)))
+    return bits

@@ -95,17 +95,17 @@ def _read_objects(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
     """The JSON objects of a file, each with its place in words."""
     with opened(path) as handle:
         raw = handle.read()
-    found: list[tuple[str, Any]]
+    entries: list[tuple[str, Any]]
     if raw.lstrip()[:1] == b"[":
         try:
-            found = [(f"entry {number}", row) for number, row in enumerate(json.loads(raw), 1)]
+            entries = [(f"entry {number}", row) for number, row in enumerate(json.loads(raw), 1)]
         except (ValueError, RecursionError) as error:
             raise SegueError(f"{path}: not JSON ({error}); is the file cut short?") from error
     else:
-        found = [(f"line {number}", value) for number, value in json_lines(path, raw.split(b"\n"), None)]
-    if not found:
+        entries = [(f"line {number}", value) for number, value in json_lines(path, raw.split(b"\n"), None)]
+    if not entries:
         raise SegueError(f"{path} holds no items: give JSON lines")
-    for place, row in found:
+    for place, row in entries:
         if not isinstance(row, dict):
             raise SegueError(f"{path}: {place} is no JSON object")
-    return found
+    return entries

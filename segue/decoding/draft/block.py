@@ -78,12 +78,12 @@ class CachedBlockDraft(ModelDraft):
         super().__init__(model, length, name="block")
         self.mask = model.vocabulary - 1
 
-    def _draft(self, asked: list[Tip], chains: dict[int, list[int]]) -> None:
-        rows = [tip.row for tip in asked]
+    def _draft(self, tips: list[Tip], chains: dict[int, list[int]]) -> None:
+        rows = [tip.row for tip in tips]
         state = self._read(rows)
         tokens = torch.full((len(rows), 1 + self.length), self.mask)
         tokens[:, 0] = torch.tensor([self._unread[row][-1] for row in rows])
         output = self.model.extend(tokens.to(state.positions.device), state)  # pending, and never committed
         scores = output.logits[:, 1:, : self.mask]
-        for tip, guess in zip(asked, scores.argmax(-1).tolist()):
+        for tip, guess in zip(tips, scores.argmax(-1).tolist()):
             chains[tip.row] = guess[: min(tip.nodes, tip.depth, self.length)]

@@ -61,16 +61,16 @@ def default_tree(heads: int, nodes: int = 63) -> Paths:
 def count_ranks(heads: DraftHeads, base: nn.Module, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
     """How often the text's token has rank r for head k, (K, RANKS), and at how many positions head k was asked, (K,).
     Their quotient is what `build_tree` wants. Each head is given the text's own tokens before its own."""
-    seen = base(batch.tokens, batch.layout)
-    shown = heads.condition(seen.hidden, batch.layout)
+    output = base(batch.tokens, batch.layout)
+    condition = heads.condition(output.hidden, batch.layout)
     ranks = min(RANKS, heads.config.vocabulary)
-    hits, asked = np.zeros((heads.config.heads, ranks), np.int64), np.zeros(heads.config.heads, np.int64)
+    hits, counts = np.zeros((heads.config.heads, ranks), np.int64), np.zeros(heads.config.heads, np.int64)
     for k in range(1, heads.config.heads + 1):
-        known, context, label = lookahead_targets(batch, k)
-        best = heads.logits(k, shown[:, : known.shape[1]][known], context[known]).topk(ranks, -1).indices
-        hits[k - 1] = (best == label[known][:, None]).sum(0).cpu().numpy()
-        asked[k - 1] = int(known.sum())
-    return hits, asked
+        valid, context, label = lookahead_targets(batch, k)
+        best = heads.logits(k, condition[:, : valid.shape[1]][valid], context[valid]).topk(ranks, -1).indices
+        hits[k - 1] = (best == label[valid][:, None]).sum(0).cpu().numpy()
+        counts[k - 1] = int(valid.sum())
+    return hits, counts
 
 
 @dataclass
@@ -162,24 +162,24 @@ class HeadsDraft:
             raise SegueError(f"{path}: {error}; run segue speed-up again") from error
 
     def observe(self, row: int, tokens: Sequence[int], prompt: bool = False) -> None:
-        seen = self._seen.setdefault(row, _RequestState())
+        request = self._seen.setdefault(row, _RequestState())
         if len(tokens):
-            seen.observed += len(tokens)
-            seen.last = int(tokens[-1])
+            request.observed += len(tokens)
+            request.last = int(tokens[-1])
 
     @torch.inference_mode()
     def propose(self, tips: Sequence[Tip]) -> list[Tree]:
         for tip in tips:
             self._store_hidden(tip)
-        asked = [tip for tip in tips if min(tip.nodes, tip.depth) > 0 and tip.row in self._seen
-                 and self._seen[tip.row].read]
+        drafting = [tip for tip in tips if min(tip.nodes, tip.depth) > 0 and tip.row in self._seen
+                    and self._seen[tip.row].read]
         if self.heads.config.window:
-            wanted = {tip.row for tip in asked}  # of the others, only long backlogs are read
-            self._read([row for row, seen in self._seen.items() if seen.fresh
-                        and (row in wanted or sum(map(len, seen.fresh)) > self.heads.config.window)])
+            rows_to_draft = {tip.row for tip in drafting}  # of the others, only long backlogs are read
+            self._read([row for row, request in self._seen.items() if request.fresh
+                        and (row in rows_to_draft or sum(map(len, request.fresh)) > self.heads.config.window)])
         trees = dict.fromkeys((tip.row for tip in tips), NO_DRAFT)
-        if asked:
-            trees |= self._draft(asked)
+        if drafting:
+            trees |= self._draft(drafting)
         return [trees[tip.row] for tip in tips]
 
     def forget(self, row: int) -> None:
@@ -187,14 +187,14 @@ class HeadsDraft:
 
     def _store_hidden(self, tip: Tip) -> None:
         """Store a tip's hidden states once: there is one for each observed token but the last."""
-        seen = self._seen.get(tip.row)
-        if seen is None or tip.hidden is None or seen.read + len(tip.hidden) >= seen.observed:
+        request = self._seen.get(tip.row)
+        if request is None or tip.hidden is None or request.read + len(tip.hidden) >= request.observed:
             return
-        seen.read = seen.observed - 1
+        request.read = request.observed - 1
         if self.heads.config.window:
-            seen.fresh.append(tip.hidden)
+            request.fresh.append(tip.hidden)
         else:
-            seen.shown = self.reader.condition(tip.hidden[None, -1:])[0, 0]
+            request.shown = self.reader.condition(tip.hidden[None, -1:])[0, 0]
 
     def _read(self, rows: list[int]) -> None:
         """Run the heads' attention layer over the fresh hidden states of all these rows at once."""
@@ -205,30 +205,30 @@ class HeadsDraft:
         counts = [len(hidden) for hidden in fresh]
         state = states[0].join(states[1:]) if len(rows) > 1 else states[0]
         device = self.heads.embedding.device
-        shown = self.reader.condition(nn.utils.rnn.pad_sequence(fresh, batch_first=True), None, state)
+        condition = self.reader.condition(nn.utils.rnn.pad_sequence(fresh, batch_first=True), None, state)
         state.commit(None, torch.tensor(counts, device=device))
         for place, row in enumerate(rows):
-            seen = self._seen[row]
-            seen.state = state.select(torch.tensor([place], device=device)) if len(rows) > 1 else state
-            seen.shown, seen.fresh = shown[place, counts[place] - 1], []
+            request = self._seen[row]
+            request.state = state.select(torch.tensor([place], device=device)) if len(rows) > 1 else state
+            request.shown, request.fresh = condition[place, counts[place] - 1], []
 
-    def _draft(self, asked: list[Tip]) -> dict[int, Tree]:
-        nodes, depth = max(tip.nodes for tip in asked), max(tip.depth for tip in asked)
+    def _draft(self, tips: list[Tip]) -> dict[int, Tree]:
+        nodes, depth = max(tip.nodes for tip in tips), max(tip.depth for tip in tips)
         device = self.heads.embedding.device
-        shown = torch.stack([self._seen[tip.row].shown for tip in asked])[:, None]  # type: ignore[misc]
-        context = torch.tensor([self._seen[tip.row].last for tip in asked], device=device)[:, None, None]
-        begun: Sequence[Tensor] = (shown,) * self.heads.config.heads
+        condition = torch.stack([self._seen[tip.row].shown for tip in tips])[:, None]  # type: ignore[misc]
+        context = torch.tensor([self._seen[tip.row].last for tip in tips], device=device)[:, None, None]
+        projected: Sequence[Tensor] = (condition,) * self.heads.config.heads
         if self.quick is not None:
-            begun = self.quick.project_condition(shown)
+            projected = self.quick.project_condition(condition)
         score = self.heads.logits if self.quick is None else self.quick.logits
-        drafted = torch.zeros(len(asked), self.nodes, dtype=torch.long, device=device)
+        drafted = torch.zeros(len(tips), self.nodes, dtype=torch.long, device=device)
         for k, level in enumerate(self._plan(nodes, depth), 1):
             context = context[:, level.expand]  # (R, P, k)
-            best = score(k, begun[k - 1], context).topk(level.ranks, -1).indices
+            best = score(k, projected[k - 1], context).topk(level.ranks, -1).indices
             tokens = best.expand(-1, len(level.expand), -1)[:, level.slot, level.rank]
             drafted[:, level.nodes] = tokens
             context = torch.cat([context[:, level.slot], tokens[..., None]], -1)
-        return {tip.row: self._tree(row, tip) for tip, row in zip(asked, drafted.tolist())}
+        return {tip.row: self._tree(row, tip) for tip, row in zip(tips, drafted.tolist())}
 
     def _tree(self, drafted: list[int], tip: Tip) -> Tree:
         places: dict[tuple[int, ...], int] = {(): -1}
@@ -248,14 +248,14 @@ class HeadsDraft:
         levels: list[_TreeLevel] = []
         above: list[tuple[int, ...]] = [()]
         for size in range(1, key[1] + 1):
-            here = [path for path in self.paths[: key[0]] if len(path) == size]
-            if not here:
+            paths = [path for path in self.paths[: key[0]] if len(path) == size]
+            if not paths:
                 break
-            parents = list(dict.fromkeys(path[:-1] for path in here))
+            parents = list(dict.fromkeys(path[:-1] for path in paths))
             expand, slot, rank, places = (torch.tensor(column, device=self.heads.embedding.device) for column in (
-                [above.index(path) for path in parents], [parents.index(path[:-1]) for path in here],
-                [path[-1] for path in here], [self.paths.index(path) for path in here]))
-            levels.append(_TreeLevel(expand, slot, rank, places, 1 + max(path[-1] for path in here)))
-            above = here
+                [above.index(path) for path in parents], [parents.index(path[:-1]) for path in paths],
+                [path[-1] for path in paths], [self.paths.index(path) for path in paths]))
+            levels.append(_TreeLevel(expand, slot, rank, places, 1 + max(path[-1] for path in paths)))
+            above = paths
         self._plans[key] = levels
         return levels

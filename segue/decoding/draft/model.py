@@ -36,11 +36,11 @@ class ModelDraft:
         self._unread.setdefault(row, []).extend(tokens)
 
     def propose(self, tips: Sequence[Tip]) -> list[Tree]:
-        asked = [tip for tip in tips if self._unread.get(tip.row) and min(tip.nodes, tip.depth, self.length) > 0]
-        chains: dict[int, list[int]] = {tip.row: [] for tip in asked}
-        if asked:
+        drafting = [tip for tip in tips if self._unread.get(tip.row) and min(tip.nodes, tip.depth, self.length) > 0]
+        chains: dict[int, list[int]] = {tip.row: [] for tip in drafting}
+        if drafting:
             with torch.inference_mode():
-                self._draft(asked, chains)
+                self._draft(drafting, chains)
         return [chain_tree(chains.get(tip.row, [])) for tip in tips]
 
     def _read(self, rows: Sequence[int]) -> Decoding:
@@ -53,36 +53,36 @@ class ModelDraft:
                 self._unread[row] = self._unread[row][-1:]
         states = [self._states[row] for row in rows]
         state = states[0].join(states[1:])
-        where, counts = state.positions.device, torch.tensor([len(self._unread[row]) - 1 for row in rows])
+        device, counts = state.positions.device, torch.tensor([len(self._unread[row]) - 1 for row in rows])
         if int(counts.max()):
-            new = pad_rows([self._unread[row][:-1] for row in rows]).to(where)
-            self.model.extend(new, state, None, torch.empty(len(rows), 0, dtype=torch.long, device=where))
-            state.commit(None, counts.to(where))
+            new = pad_rows([self._unread[row][:-1] for row in rows]).to(device)
+            self.model.extend(new, state, None, torch.empty(len(rows), 0, dtype=torch.long, device=device))
+            state.commit(None, counts.to(device))
             for place, row in enumerate(rows):
-                self._states[row] = state.select(torch.tensor([place], device=where))
+                self._states[row] = state.select(torch.tensor([place], device=device))
                 self._unread[row] = self._unread[row][-1:]
         return state
 
-    def _draft(self, asked: list[Tip], chains: dict[int, list[int]]) -> None:
-        rows = [tip.row for tip in asked]
+    def _draft(self, tips: list[Tip], chains: dict[int, list[int]]) -> None:
+        rows = [tip.row for tip in tips]
         state = self._read(rows)
-        where = state.positions.device
+        device = state.positions.device
         live, last = list(range(len(rows))), [self._unread[row][-1] for row in rows]
-        for depth in range(max(min(tip.nodes, tip.depth, self.length) for tip in asked)):
-            logits = self.model.extend(torch.tensor(last, device=where)[:, None], state).logits
+        for depth in range(max(min(tip.nodes, tip.depth, self.length) for tip in tips)):
+            logits = self.model.extend(torch.tensor(last, device=device)[:, None], state).logits
             scores = logits[:, -1].double().cpu().numpy()
             state.commit()
             best = scores.argmax(-1)
             likely = [float(softmax(row)[token]) >= self.min_probability for row, token in zip(scores, best)]
-            room = [depth < min(asked[place].nodes, asked[place].depth, self.length) for place in live]
+            room = [depth < min(tips[place].nodes, tips[place].depth, self.length) for place in live]
             stay = np.flatnonzero(np.array(likely) & np.array(room)).tolist()
             if not stay:
                 return
-            live, last = [live[at] for at in stay], [int(best[at]) for at in stay]
+            live, last = [live[i] for i in stay], [int(best[i]) for i in stay]
             for place, token in zip(live, last):
                 chains[rows[place]].append(token)
             if len(stay) < len(likely):
-                state = state.select(torch.tensor(stay, device=where))
+                state = state.select(torch.tensor(stay, device=device))
 
     def forget(self, row: int) -> None:
         self._states.pop(row, None)

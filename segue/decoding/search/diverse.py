@@ -123,22 +123,23 @@ class DiverseBeamSearch:
             places = [place for place, hypothesis in enumerate(living) if hypothesis.group == number or not begun]
             if not places:
                 continue
-            mine = [replace(living[place], group=number) for place in places]
+            own_hypotheses = [replace(living[place], group=number) for place in places]
             bonus = None
             if earlier and self.options.diversity_penalty:
-                similarity = SIMILARITIES[self.options.diversity](self.options, mine, earlier, logprobs.shape[1])
+                measure = SIMILARITIES[self.options.diversity]
+                similarity = measure(self.options, own_hypotheses, earlier, logprobs.shape[1])
                 bonus = -self.options.diversity_penalty * similarity
-            advanced = group.advance(mine, logprobs[places], bonus)
+            advanced = group.advance(own_hypotheses, logprobs[places], bonus)
             earlier += advanced or [done for done in group.done if len(done.tokens) == length]
             going += advanced
         return going
 
     def results(self) -> list[Hypothesis]:
         """The answers of all groups by the model's own score; one that several groups found is returned once."""
-        found: dict[tuple[int, ...], Hypothesis] = {}
+        unique: dict[tuple[int, ...], Hypothesis] = {}
         for group in self.groups:
             for hypothesis in group.done:
                 hypothesis.score = hypothesis.total / hypothesis.length**self.options.length_penalty
-                found.setdefault((*hypothesis.tokens, -1 if hypothesis.stopped else -2), hypothesis)
-        best = sorted(found.values(), key=lambda hypothesis: -hypothesis.score)
+                unique.setdefault((*hypothesis.tokens, -1 if hypothesis.stopped else -2), hypothesis)
+        best = sorted(unique.values(), key=lambda hypothesis: -hypothesis.score)
         return best[: self.options.num_return_sequences]

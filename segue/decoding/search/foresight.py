@@ -63,17 +63,17 @@ def foresee(model: Decodable, texts: Sequence[Sequence[int]], labels: Sequence[b
         rate, batch: of AdamW, over pairs of a prefix and its next token.
     A tenth of the texts calibrates it (scale and shift of its logits), another tenth tests it (`report`).
     """
-    begins = [prompts] * len(texts) if isinstance(prompts, int) else list(prompts)
-    if len(labels) != len(texts) or len(begins) != len(texts) or len(texts) < 10 or len(set(map(bool, labels))) < 2:
+    prompt_lengths = [prompts] * len(texts) if isinstance(prompts, int) else list(prompts)
+    if not len(labels) == len(prompt_lengths) == len(texts) >= 10 or len(set(map(bool, labels))) < 2:
         raise SegueError(f"to foresee an attribute takes at least 10 texts, some with it and some without, each with a "
                          f"label and a prompt: these are {len(texts)} texts, {len(labels)} labels of "
-                         f"{len(set(map(bool, labels)))} sorts, {len(begins)} prompts")
-    if any(not 1 <= begin < len(text) for begin, text in zip(begins, texts)):
+                         f"{len(set(map(bool, labels)))} sorts, {len(prompt_lengths)} prompts")
+    if any(not 1 <= begin < len(text) for begin, text in zip(prompt_lengths, texts)):
         raise SegueError("each text needs a prompt of at least one token, and at least one token behind it")
-    hidden, tokens, owner = _prefixes(model, texts, begins)
+    hidden, tokens, owner = _prefixes(model, texts, prompt_lengths)
     truth = torch.tensor([float(label) for label in labels], device=hidden.device)[owner]
-    part = torch.from_numpy(np.random.default_rng(seed).permutation(len(texts)) % 10).to(hidden.device)[owner]
-    learning, calibrating, measuring = part > 1, part == 0, part == 1
+    fold = torch.from_numpy(np.random.default_rng(seed).permutation(len(texts)) % 10).to(hidden.device)[owner]
+    learning, calibrating, measuring = fold > 1, fold == 0, fold == 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         foresight = Foresight(hidden.shape[1], model.vocabulary, width).to(hidden.device)
@@ -100,22 +100,22 @@ def foresee(model: Decodable, texts: Sequence[Sequence[int]], labels: Sequence[b
 
 
 def _prefixes(model: Decodable, texts: Sequence[Sequence[int]],
-              begins: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+              prompt_lengths: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """For every prefix of every text, from the prompt on: h (M, H), the next token (M, 1), the text's index (M,)."""
     hidden, tokens, owner = [], [], []
-    for start in range(0, len(texts), BATCH_TEXTS):
-        group = range(start, min(start + BATCH_TEXTS, len(texts)))
+    for offset in range(0, len(texts), BATCH_TEXTS):
+        group = range(offset, min(offset + BATCH_TEXTS, len(texts)))
         table = pad_rows([texts[number] for number in group])
         with torch.inference_mode():
-            state = init_prompt_state(model, [texts[number][: begins[number]] for number in group])
+            state = init_prompt_state(model, [texts[number][: prompt_lengths[number]] for number in group])
             table = table.to(state.positions.device)
             last = torch.tensor([[len(texts[number]) - 1] for number in group], device=table.device)
             every = model.extend(table, state, None, last).hidden  # `last` only: the logits are not needed
         for row, number in enumerate(group):
-            begin, end = begins[number], len(texts[number])
-            hidden.append(_with_positions(every[row, begin - 1 : end - 1].float(), torch.arange(end - begin)))
-            tokens.append(table[row, begin:end, None])
-            owner.append(torch.full((end - begin,), number, device=table.device))
+            start, end = prompt_lengths[number], len(texts[number])
+            hidden.append(_with_positions(every[row, start - 1 : end - 1].float(), torch.arange(end - start)))
+            tokens.append(table[row, start:end, None])
+            owner.append(torch.full((end - start,), number, device=table.device))
     return torch.cat(hidden).clone(), torch.cat(tokens), torch.cat(owner)
 
 

@@ -12,7 +12,7 @@ from xml.sax.saxutils import quoteattr
 
 from segue.errors import SegueError
 from segue.kinds.base import Problems, bad, parsed_xml
-from segue.kinds.graph_files.base import Attributes, Found, edges_by_index
+from segue.kinds.graph_files.base import Attributes, Edge, Found, edges_by_index
 from segue.kinds.packed import opened
 
 
@@ -101,8 +101,8 @@ def read_gexf(path: Path, text: str, problems: Problems | None, directed: bool |
         pairs = ((each.get("source"), each.get("target")) for each in links)
         edge_ends = edges_by_index(path, problems, str(number), pairs, {node: i for i, node in enumerate(nodes)})
         if edge_ends is not None:
-            edges = [(*pair, each.get("type", default) == "directed", attrs_of(each))
-                     for pair, each in zip(edge_ends, links)]
+            edges: list[Edge] = [(*pair, each.get("type", default) == "directed", attrs_of(each))
+                                 for pair, each in zip(edge_ends, links)]
             yield Found(str(number), list(nodes.values()), edges)
 
 
