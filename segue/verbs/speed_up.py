@@ -151,7 +151,8 @@ def speed_up(fitted: Fitted, data: Any, minutes: float | None = None, *, steps: 
         probes = sample_prompts(train, prompts)
         assert isinstance(fitted.model, Stack)  # else it had no heads
         hits, counts = count_hits(heads, fitted.model, model, probes, n)
-        drafter = trained = choose_tree(heads, hits / np.maximum(counts, 1)[:, None], model, probes[-1], nodes)
+        chances, longest = hits / np.maximum(counts, 1)[:, None], max(probes, key=len)
+        drafter = trained = choose_tree(heads, chances, model, longest, nodes)
         result.heads |= {"nodes": drafter.nodes, "paths": [list(path) for path in drafter.paths]}
         makers["heads"] = lambda: trained  # it forgets every request that has ended
     result.drafters = measure_drafters(model, makers, sample_prompts(held, prompts), n, begin + 60 * minutes)

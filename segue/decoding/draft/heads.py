@@ -188,7 +188,8 @@ class HeadsDraft:
     def _store_hidden(self, tip: Tip) -> None:
         """Store a tip's hidden states once: there is one for each observed token but the last."""
         request = self._seen.get(tip.row)
-        if request is None or tip.hidden is None or request.read + len(tip.hidden) >= request.observed:
+        if request is None or tip.hidden is None or not len(tip.hidden) or \
+                request.read + len(tip.hidden) >= request.observed:
             return
         request.read = request.observed - 1
         if self.heads.config.window:
