@@ -559,7 +559,7 @@ def test_texts_of_before_unicode_are_told_by_their_letters(tmp_path: Path) -> No
     for encoding, text in (("cp1251", "Привет, как дела сегодня?"), ("shift_jis", "こんにちは世界。今日はいい天気。"),
                            ("gb18030", "我们不是在说这个人的一天。"), ("latin-1", "Ça va très bien, merci à tous.")):
         data = read(put(tmp_path / "a.txt", (text * 9).encode(encoding)))
-        assert texts(data) == [text * 9] and f"not UTF-8: read as {encoding} (encoding=" in data.problems.told
+        assert texts(data) == [text * 9] and f"not UTF-8: read as {encoding} (encoding=" in data.problems.description
         with pytest.raises(SegueError, match=r"byte 3,\d+ .*is not UTF-8"):  # damaged
             read(put(tmp_path / "a.txt", (text * 9).encode() + b"x" * 3000 + text.encode(encoding)[:2]))
     with pytest.raises(SegueError, match="UTF-16-LE without a mark, perhaps: give kind=text and encoding=utf-16-le"):

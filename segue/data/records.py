@@ -270,7 +270,7 @@ class Data:
                 "fingerprint": fingerprint,
                 "problems": [asdict(problem) for problem in self.problems],
                 "problems_total": self.problems.total,
-                "note": self.problems.told,
+                "note": self.problems.description,
                 "columns": self.problems.columns,
                 "reading": self.reading,
             })

@@ -30,7 +30,7 @@ def describe(data: Data) -> dict[str, Any]:
         "vocabulary": len(data.vocabulary),
         "most_frequent": {_label(data, element): n for element, n in list(data.vocabulary.items())[:20]},
         "channels": sorted(data.channels),
-        "note": data.problems.told,
+        "note": data.problems.description,
         "examples": _examples(data),
         "problems": [str(problem) for problem in data.problems],
         "problems_total": data.problems.total,

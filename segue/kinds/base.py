@@ -114,8 +114,8 @@ class Problems(list[Problem]):
             self.append(problem)
 
     @property
-    def told(self) -> str:
-        """All of how the input was understood."""
+    def description(self) -> str:
+        """How the input was understood, for users: `note`, and which encodings were guessed."""
         guesses = ", ".join(sorted(self.guesses))
         guess = f"not UTF-8: read as {guesses} (encoding= says another)" if guesses else ""
         return "; ".join(filter(None, (self.note, guess)))

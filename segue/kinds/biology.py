@@ -268,7 +268,7 @@ class Letters(Kind):
 
     def _read_features(self, path: Path, handle: BinaryIO, form: str, kind: str,
                        problems: Problems | None) -> Iterator[Found]:
-        """The parts of one sort of each record, by Biopython; for proteins their translations, where they are told."""
+        """The features of one kind of each record, by Biopython; for proteins their translations, where given."""
         any_feature, text = False, io.TextIOWrapper(handle, "utf-8", "replace")
         try:
             for record in with_warnings(path, require("Bio.SeqIO", "biology").parse(text, form), problems):

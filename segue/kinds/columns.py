@@ -1,4 +1,4 @@
-"""What stands in columns of a table: sequences, a row each, and classes of sequences, whatever they are written in."""
+"""Sequences in a column of a table, a row each, and the column of their classes, whatever the table is written in."""
 
 from __future__ import annotations
 
@@ -97,14 +97,14 @@ def says_few(cells: list[Any]) -> bool:
 
 
 def class_of(cell: Any) -> str:
-    """The class that a cell says; "" where it says none."""
+    """The class in a cell, as text; "" where there is none."""
     if cell is None or isinstance(cell, list) or cell != cell:
         return ""
     return str(int(cell) if isinstance(cell, float) and cell.is_integer() else cell).strip()
 
 
 def has_class(problems: Problems | None, path: Path | str, record: str, column: str | None, label: str) -> bool:
-    """Whether a record has a class; where it has none, that is a problem."""
+    """Whether a record has a class; without one, a problem is noted."""
     if not label:
         bad(problems, path, record, None, f"column '{column}' says no class, or several; fill it or remove the record")
     return bool(label)

@@ -197,7 +197,7 @@ def _is_one_text(value: dict[str, Any]) -> bool:
 
 
 def _time(turn: dict[str, Any]) -> Any:
-    """When a message was sent, as chats say it."""
+    """The time of a message, by the names that chats give it; None without one."""
     return next((turn[name] for name in ("timestamp_ms", "timestamp", "date_unixtime") if name in turn), None)
 
 

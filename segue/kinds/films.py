@@ -21,7 +21,7 @@ def lines_of(path: Path) -> Path | None:
 
 
 def are_lines(head: str) -> bool:
-    """Whether a file holds lines of films: name, speaker's number, film's, speaker, what is said."""
+    """Whether a file holds lines of films: name, speaker's number, film's, speaker, words."""
     cells = head.partition("\n")[0].split(BETWEEN)
     return len(cells) == 5 and NAME.fullmatch(cells[0]) is not None
 

@@ -116,7 +116,7 @@ class Graphs(Kind):
             raise SegueError(f"{path}: there is no graph in this file")
 
     def codec(self, data: Dataset) -> Codec:
-        """A token a sign; edges over any number of nodes can be said, labels are those of the data."""
+        """A token for each sign: edges of any length can be written, and all labels of the data."""
         counts = data.vocabulary
         directions = {item[0] for item in counts} & set("-<>") or {"-"}
         items = ItemCodec.count(counts).items

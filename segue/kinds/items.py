@@ -1,5 +1,5 @@
-"""Items told by text: dictionaries of attributes, and histories of them, as tokens (Recformer: Li et al. 2023, arXiv
-2305.13731)."""
+"""Items described by text: dictionaries of attributes, and histories of them, as tokens (Recformer: Li et al. 2023,
+arXiv 2305.13731)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class TextItemCodec:
     """A history becomes a begin, then its items, the newest first, each as `key value key value ...`.
 
     So what is cut off behind `length` tokens is what is oldest. words: the codec of the texts. attributes: so many of
-    the first attributes of an item are told (those that are empty do not count), each cut behind `longest` tokens.
-    items: so many of the newest items are told. length: tokens in all.
+    the first attributes of an item are read (those that are empty do not count), each cut behind `longest` tokens.
+    items: so many of the newest items are read. length: tokens in all.
 
     Ids: those of `words`, then the begin, then a mask (`begin`, `mask`, `size`). Channels: "type" (0 begin, 1 key,
     2 value), "item" (0 begin, then the place of the item, 1 the newest; `items` + 1 of them) and "word", a number for

@@ -35,7 +35,7 @@ SERIES = words("series unique id station sensor ticker symbol stock site city co
                "household")
 
 
-def paced(path: Path, look: Look, when: str, names: Sequence[str]) -> tuple[str, ...] | None:
+def evenly_timed(path: Path, look: Look, when: str, names: Sequence[str]) -> tuple[str, ...] | None:
     """The columns, none to two, that together name series whose times in column `when` come at one pace; None where
     times are irregular however rows are grouped."""
     import pyarrow as pa
@@ -47,7 +47,7 @@ def paced(path: Path, look: Look, when: str, names: Sequence[str]) -> tuple[str,
     except SegueError:
         return None
     keys = [name for name in names if naming(name, [row.get(name) for row in rows])]
-    return next((columns for columns in ((), *((name,) for name in names), *combinations(keys, 2)) if _apart(
+    return next((columns for columns in ((), *((name,) for name in names), *combinations(keys, 2)) if _distinct_times(
         [str([row.get(name) for name in columns]) for row in rows], times, True)), None)
 
 
@@ -62,11 +62,11 @@ def same_moment(look: Look, when: str, names: Sequence[str]) -> bool:
 
 def naming(name: str, cells: Sequence[Any]) -> bool:
     """Whether a column may name series: texts, or numbers in a column called so, but not a number for each row."""
-    return (not all(map(is_number, cells)) or (_names(name) and plain(name) not in ("id", *COUNTERS))) and \
+    return (not all(map(is_number, cells)) or (_is_id_name(name) and plain(name) not in ("id", *COUNTERS))) and \
         not timelike(cells)
 
 
-def _apart(owners: Sequence[str], times: np.ndarray, steadily: bool = False) -> bool:
+def _distinct_times(owners: Sequence[str], times: np.ndarray, steadily: bool = False) -> bool:
     """Whether the times of each of these are all different, and of most there are three or more. steadily: and come at
     one pace."""
     places: dict[str, list[int]] = {}
@@ -161,7 +161,7 @@ def read_moments(frame: Frame, chosen: list[str], column: str | None, who: str |
     text_columns = [] if frame.headed or who or label_column else columns_without_numbers(frame, run_columns(frame))
     if len(text_columns) == 1:  # what each of the series is of
         label_column, frame.classes = text_columns[0], np.array(frame.columns[text_columns[0]].to_pylist(), object)
-    moments = _roles(frame, chosen, column, who, when, when_format)
+    moments = _find_columns(frame, chosen, column, who, when, when_format)
     labels = None if frame.classes is None else classes_of(frame.classes, moments.series, classes)
     if problems is not None:
         problems.note = moments.note(list(frame.columns), None if labels is None else label_column)
@@ -183,8 +183,8 @@ def read_moments(frame: Frame, chosen: list[str], column: str | None, who: str |
             yield Record(as_elements(parts), name=of_class(name, labels[number]))
 
 
-def _roles(frame: Frame, chosen: list[str], column: str | None, who: str | None, when: str | None,
-           when_format: str | None) -> _Moments:
+def _find_columns(frame: Frame, chosen: list[str], column: str | None, who: str | None, when: str | None,
+                  when_format: str | None) -> _Moments:
     """What the columns are: those that were named, else found; a SegueError for names that are not there. See
     `Series.read` for the options."""
     column_list = ", ".join(frame.columns)
@@ -209,15 +209,16 @@ def _roles(frame: Frame, chosen: list[str], column: str | None, who: str | None,
         who = _joined_columns(frame, runs)
         numbers = {name: values for name, values in numbers.items() if len(runs) == 1 or name not in runs}
         if when is None and next_column not in chosen and \
-                _goes_on(numbers_of(frame, next_column), frame.columns[who].to_pylist()):
+                _is_time_of_runs(numbers_of(frame, next_column), frame.columns[who].to_pylist()):
             when = next_column
     if who is None and when is not None:
-        who = _whose(frame, when, when_format, [*texts, *(name for name in names if name not in (*texts, *chosen))])
+        others = [name for name in names if name not in (*texts, *chosen)]
+        who = _naming_columns(frame, when, when_format, [*texts, *others])
     if who is not None and not who_requested and 1 < len(frame.rows) < 2 * len(frame.columns[who].unique()) and (
             when is None or len(frame.columns[who].unique()) == len(frame.rows)):
         who = None  # a name for each row, of a city or so
     labels, series = _split_series(frame, who)
-    times = None if when is None else _times(frame, when, when_format, when_requested, series)
+    times = None if when is None else _seconds_of_rows(frame, when, when_format, when_requested, series)
     when = None if times is None else when
     numbers = {name: values for name, values in numbers.items() if name not in (who, when) and name in frame.columns}
     if not chosen:
@@ -272,7 +273,7 @@ def _measurements(numbers: Mapping[str, np.ndarray], times: np.ndarray | None) -
     """Columns of numbers without those that count rows, number things, mark anomalies or repeat the time; all of them
     where none would be left."""
     kept = {name: values for name, values in numbers.items() if not counts_rows(name, values)
-            and not (_names(name) and _constant(values)) and not _marks(name, values)
+            and not (_is_id_name(name) and _constant(values)) and not _marks_anomalies(name, values)
             and not (times is not None and repeats_time(name, values, times))}
     return kept or dict(numbers)
 
@@ -291,7 +292,7 @@ def run_columns(frame: Frame) -> list[str]:
     return naming_columns if any(measured(frame.columns[name][:MANY].to_pylist()) for name in others) else []
 
 
-def _goes_on(values: np.ndarray | None, owners: Sequence[Any]) -> bool:
+def _is_time_of_runs(values: np.ndarray | None, owners: Sequence[Any]) -> bool:
     """Whether a column says when: it grows within each series, and counts its rows anew or holds moments."""
     if values is None:
         return False
@@ -301,7 +302,7 @@ def _goes_on(values: np.ndarray | None, owners: Sequence[Any]) -> bool:
     return restarts or (bool((values >= EPOCH).all()) and 50 * (gaps[~starts] < 0).sum() < len(gaps))
 
 
-def _whose(frame: Frame, when: str, when_format: str | None, names: Sequence[str]) -> str | None:
+def _naming_columns(frame: Frame, when: str, when_format: str | None, names: Sequence[str]) -> str | None:
     """The column that names the series of a table in which times come again: within each of them none does; or two
     that do so together, which become one."""
     import pyarrow as pa
@@ -314,15 +315,16 @@ def _whose(frame: Frame, when: str, when_format: str | None, names: Sequence[str
         return None
     dated = timelike(frame.columns[when][:100].to_pylist())
     candidates = [name for name in names if name != when and not measured(frame.columns[name][:1000].to_pylist())
-                  and (dated or _names(name) or numbers_of(frame, name) is None)]
+                  and (dated or _is_id_name(name) or numbers_of(frame, name) is None)]
     cells = {name: list(map(str, frame.columns[name].to_pylist())) for name in names}
-    candidates += [name for name in names if name not in (*candidates, when) and _apart(cells[name], times, True)]
-    if single := next((name for name in candidates if _apart(cells[name], times)), None):
+    candidates += [name for name in names
+                   if name not in (*candidates, when) and _distinct_times(cells[name], times, True)]
+    if single := next((name for name in candidates if _distinct_times(cells[name], times)), None):
         return single
     candidates.sort(key=list(frame.columns).index)
     for pair in combinations([name for name in candidates if naming(name, cells[name][:1000])], 2):
         joined = list(map(", ".join, zip(*(cells[name] for name in pair))))
-        if _apart(joined, times):
+        if _distinct_times(joined, times):
             frame.columns[" ".join(pair)] = pa.array(joined, pa.string())
             for name in pair:
                 frame.columns.pop(name)
@@ -330,8 +332,8 @@ def _whose(frame: Frame, when: str, when_format: str | None, names: Sequence[str
     return None
 
 
-def _times(frame: Frame, when: str, when_format: str | None, requested: bool,
-           series: Sequence[np.ndarray]) -> np.ndarray | None:
+def _seconds_of_rows(frame: Frame, when: str, when_format: str | None, requested: bool,
+                     series: Sequence[np.ndarray]) -> np.ndarray | None:
     """Seconds of each row; None where a column that nobody asked for does not say when: names of weekdays, or numbers
     that come again in one of the series, such as the day of a month."""
     column = frame.columns[when]
@@ -346,7 +348,7 @@ def _times(frame: Frame, when: str, when_format: str | None, requested: bool,
     return None if plain and any(len(np.unique(times[rows])) < len(rows) for rows in series) else times
 
 
-def _names(name: str) -> bool:
+def _is_id_name(name: str) -> bool:
     """Whether a column is called as one that numbers things."""
     return plain(name).endswith(ENDINGS[1:]) or column_called([name], [*WHO, *SERIES]) is not None
 
@@ -372,7 +374,7 @@ def repeats_time(name: str, values: np.ndarray, times: np.ndarray) -> bool:
     return bool(np.isin(values[finite] - number, (0, 1)).mean() > 0.95) if finite.any() else False
 
 
-def _marks(name: str, values: np.ndarray) -> bool:
+def _marks_anomalies(name: str, values: np.ndarray) -> bool:
     """A column that marks some moments as odd, as benchmarks of anomalies have it: no measurement."""
     return plain(name).removeprefix("is") in MARKS and bool(np.isin(values, (0, 1)).all())
 
@@ -381,4 +383,4 @@ def counts_rows(name: str, values: np.ndarray) -> bool:
     """A column that counts the rows."""
     plain = re.sub(r"[^a-z]", "", name.lower())
     counting = len(values) > 1 and float(values[0]).is_integer() and bool((np.diff(values) == 1).all())
-    return counting and (plain in ("", *COUNTERS) or _names(name))
+    return counting and (plain in ("", *COUNTERS) or _is_id_name(name))

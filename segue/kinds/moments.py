@@ -25,7 +25,7 @@ SECOND = re.compile(r"([01]?\d|2[0-3])[0-5]\d[0-5]\d|\d{1,4}")  # 203518 of a cl
 Cells = Callable[[str], Sequence[Any]]
 
 
-def together(names: Iterable[str], cells: Cells) -> dict[str, str]:
+def moment_columns(names: Iterable[str], cells: Cells) -> dict[str, str]:
     """The columns that say when only together, the longest part first, and what each of them says: a date, a clock, or
     a part of `CALLED`. Nothing where one column says it alone."""
     values_of = {name: [str(cell).strip() for cell in cells(name) if cell not in (None, "")] for name in names}
@@ -49,8 +49,8 @@ def together(names: Iterable[str], cells: Cells) -> dict[str, str]:
     return days if "day" not in parts else {**days, clock: "clock"} if clock else {**days, **hours}
 
 
-def spelled(parts: Mapping[str, str], columns: Iterable[Sequence[Any]]) -> list[str | None]:
-    """What the columns of `together` say, a text a row; None where one of them says nothing."""
+def moment_texts(parts: Mapping[str, str], columns: Iterable[Sequence[Any]]) -> list[str | None]:
+    """The moments that the columns of `moment_columns` give, as text, a row each; None where a cell is missing."""
     return [None if None in row or "" in row else _text(dict(zip(parts.values(), (str(cell).strip() for cell in row))))
             for row in zip(*columns)]
 

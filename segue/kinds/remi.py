@@ -111,8 +111,8 @@ class Remi:
 
 
 class Grammar:
-    """What may follow what was said: a bar, then places in order; at a place a tempo before notes, each a part's pitch,
-    a length and a loudness; a theme begins and ends where a bar does, and not twice."""
+    """What may follow the items so far: a bar, then places in order; at a place a tempo before notes, each a part's
+    pitch, a length and a loudness; a theme begins and ends where a bar does, and not twice."""
 
     def __init__(self, remi: Remi) -> None:
         self.remi, self.last, self.place, self.inside = remi, "", -1, False

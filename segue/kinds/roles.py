@@ -17,7 +17,7 @@ from segue.errors import SegueError
 from segue.kinds.base import words
 from segue.kinds.frame import ROWS, Frame, Look
 from segue.kinds.frame import number as is_number
-from segue.kinds.moments import CLOCK, spelled, together
+from segue.kinds.moments import CLOCK, moment_columns, moment_texts
 from segue.kinds.times import NUMBER, timelike
 
 
@@ -70,12 +70,13 @@ Roles = tuple[str | None, str, str | None]  # the columns that say who, what and
 
 
 def column_called(names: Iterable[str], keywords: Sequence[str]) -> str | None:
-    """The column whose name, or last part of a name, says what is looked for."""
+    """The best of `columns_called`; None where there is none."""
     return next(iter(columns_called(names, keywords)), None)
 
 
 def columns_called(names: Iterable[str], keywords: Sequence[str]) -> list[str]:
-    """All such columns, the one that says it best first."""
+    """The columns whose names, or last parts of names, are among the keywords, alone or with one of ENDINGS; in the
+    order of the keywords."""
     ranked = [(keywords.index(stem), ENDINGS.index(ending), i, name) for i, name in enumerate(names)
               for whole in {plain(name), plain(name.rpartition(".")[2])} for ending in ENDINGS
               if whole.endswith(ending) and (stem := whole.removesuffix(ending)) in keywords]
@@ -127,9 +128,9 @@ def find_roles(frame: Frame, who: str | None, what: str | None, when: str | None
     entity, item, time = _of_lists(frame, *guess(frame, who, what, when), requested=requests)
     lists = item is not None and _is_list(item if item in frame.columns else time, frame)
     if not lists:
-        entity, item = _what_is_left(frame, entity, item, time)
+        entity, item = _remaining_roles(frame, entity, item, time)
     if item is None or (entity is None and not lists):
-        raise _untold(frame, entity, item, time, names)
+        raise _missing_roles_error(frame, entity, item, time, names)
     return entity, item, time
 
 
@@ -152,7 +153,7 @@ def has_roles(path: Path, table: Look) -> bool:
 
 
 def _free(frame: Frame, *taken: str | None) -> list[str]:
-    """The columns that say nothing yet."""
+    """The columns without a role so far."""
     return [name for name in frame.columns if name not in taken]
 
 
@@ -162,7 +163,7 @@ def _is_list(name: str | None, frame: Frame) -> TypeGuard[str]:
 
 def _by_header(frame: Frame, who: str | None, what: str | None,
                when: str | None) -> tuple[str | None, str | None, str | None]:
-    """Who, what and when, of a table with a header; None where it is not told. The cells of a merged first column are
+    """Who, what and when, of a table with a header; None where it is not found. The cells of a merged first column are
     filled, a date and a time of day become one column."""
     import pyarrow.compute as compute
 
@@ -251,8 +252,10 @@ def _of_lists(frame: Frame, who: str | None, what: str | None, when: str | None,
     return who, what, when
 
 
-def _what_is_left(frame: Frame, who: str | None, what: str | None, when: str | None) -> tuple[str | None, str | None]:
-    """Who and what, where one of them is not told and one column is left that may say it, or none but the times."""
+def _remaining_roles(frame: Frame, who: str | None, what: str | None,
+                     when: str | None) -> tuple[str | None, str | None]:
+    """Who and what, where one of them is missing: the only column that is left; THIS or THAT
+    where only the times are left."""
     free = _free(frame, who, what, when)
     if (who is None) == (what is None):
         return (THIS, THAT) if who is None and not free and when is not None else (who, what)
@@ -262,7 +265,7 @@ def _what_is_left(frame: Frame, who: str | None, what: str | None, when: str | N
     return (THIS if not free and when is not None else last), what
 
 
-def _untold(frame: Frame, who: str | None, what: str | None, when: str | None, names: str) -> SegueError:
+def _missing_roles_error(frame: Frame, who: str | None, what: str | None, when: str | None, names: str) -> SegueError:
     """What to do about a table that does not say who, or what, or either. names: of its columns, as in the file."""
     missing = [role for role, name in (("who", who), ("what", what)) if name is None]
     hint = f", or who='{THIS}' if all of it is one sequence" if what is not None else \
@@ -296,7 +299,7 @@ def _events_not_measured(frame: Frame, what: str, values: Iterable[Any]) -> None
 
 
 def find_time_column(frame: Frame, names: list[str]) -> str | None:
-    """The column of times (see `timed`). Several that say when only together become one (see `together`)."""
+    """The column of times (see `timed`). Several that say when only together become one (see `moment_columns`)."""
     import pyarrow as pa
 
     def cells(name: str) -> list[Any]:
@@ -305,7 +308,7 @@ def find_time_column(frame: Frame, names: list[str]) -> str | None:
     parts = _parts([name for name in names if "list" not in str(frame.columns[name].type)], cells)
     if not parts:
         return time_column(names, lambda name: cells(name)[:100])
-    joined = spelled(parts, [frame.columns.pop(name).to_pylist() for name in parts])
+    joined = moment_texts(parts, [frame.columns.pop(name).to_pylist() for name in parts])
     frame.columns[" ".join(parts)] = pa.array(joined, pa.string())
     return " ".join(parts)
 
@@ -316,7 +319,7 @@ def with_joined_times(table: Look) -> Look:
     if not parts:
         return table
     places = [table.names.index(name) for name in parts]
-    joined = spelled(parts, [[row[place] if place < len(row) else None for row in table.rows] for place in places])
+    joined = moment_texts(parts, [[row[place] if place < len(row) else None for row in table.rows] for place in places])
     others = [place for place in range(len(table.names)) if place not in places]
     rows = [[*([*row, *[None] * len(table.names)][place] for place in others), moment]
             for row, moment in zip(table.rows, joined)]
@@ -324,8 +327,8 @@ def with_joined_times(table: Look) -> Look:
 
 
 def _parts(names: Iterable[str], cells: Callable[[str], Sequence[Any]]) -> dict[str, str]:
-    """See `together`; nothing where one of the other columns says when."""
-    parts = together(names := list(names), cells)
+    """See `moment_columns`; nothing where one of the other columns says when."""
+    parts = moment_columns(names := list(names), cells)
     single = time_column(names, cells) if parts else None
     return parts if single is None or single in parts or not timelike(cells(single)) else {}
 

@@ -178,7 +178,7 @@ def stand_alone(table: Look) -> bool:
     if len(columns) < 2 or any(
             isinstance(cell, list | dict) for cells in columns.values() for cell in cells):
         return False
-    numbers = [name for name, cells in columns.items() if _mostly(cells)]
+    numbers = [name for name, cells in columns.items() if _holds_numbers(cells)]
     texts = [name for name in columns if name not in numbers]
     prose = [name for name in texts if are_wordy(columns[name]) or
              len(set(map(str, columns[name]))) > len(table.rows) / 2]
@@ -201,10 +201,10 @@ def stand_alone(table: Look) -> bool:
         return False
     if _has_places(columns):
         return True
-    if (not table.headed and len(numbers) >= 16 and not texts and _smooth(table, numbers)):
+    if (not table.headed and len(numbers) >= 16 and not texts and _is_smooth_along_rows(table, numbers)):
         return False
     named = [name for name in prose if len(set(columns[name])) == len(table.rows)]  # a car, a state
-    return bool(named and table.headed) or len(texts) - len(prose) > 2 or not _goes_on(table, numbers)
+    return bool(named and table.headed) or len(texts) - len(prose) > 2 or not _rows_are_moments(table, numbers)
 
 
 def fallback_score(table: Look, has_table_suffix: bool) -> float:
@@ -216,7 +216,7 @@ def fallback_score(table: Look, has_table_suffix: bool) -> float:
     if any(isinstance(cell, list | dict) for cells in columns.values() for cell in cells):
         return 0.0
     columns = {name: cells for name, cells in columns.items() if not is_identifier(name, cells)}
-    numbers = [name for name, cells in columns.items() if _mostly(cells)]
+    numbers = [name for name, cells in columns.items() if _holds_numbers(cells)]
     repeating = [name for name, cells in columns.items() if name not in numbers and 1 < len(set(cells)) < len(cells)]
     if len(numbers) + len(repeating) < (2 if table.headed else 4):
         return 0.0
@@ -233,7 +233,7 @@ def is_identifier(name: str, cells: Sequence[Any]) -> bool:
     return has_id_name and len(set(map(str, cells))) == len(cells) and not measured(cells)
 
 
-def _mostly(cells: Sequence[Any]) -> bool:
+def _holds_numbers(cells: Sequence[Any]) -> bool:
     filled = [cell for cell in cells if str(cell).strip() not in NONE]
     return bool(filled) and all(np.isfinite(number_in(cell)) for cell in filled)
 
@@ -241,7 +241,7 @@ def _mostly(cells: Sequence[Any]) -> bool:
 def _has_places(columns: Mapping[str, Sequence[Any]]) -> bool:
     """Whether there are columns of latitudes and longitudes: without times these are places, not a way."""
     by_name = {name.strip().lower(): cells for name, cells in columns.items()}
-    return any(set(pair) <= by_name.keys() and all(_mostly(by_name[name]) for name in pair) for pair in PLACES)
+    return any(set(pair) <= by_name.keys() and all(_holds_numbers(by_name[name]) for name in pair) for pair in PLACES)
 
 
 def _rises(numbers: Sequence[float]) -> bool:
@@ -267,13 +267,13 @@ def _grid(table: Look, numbers: Sequence[str]) -> np.ndarray:
     return grid[:, grid.std(0) > 0]
 
 
-def _smooth(table: Look, numbers: Sequence[str]) -> bool:
+def _is_smooth_along_rows(table: Look, numbers: Sequence[str]) -> bool:
     """Whether rows are alike along them."""
     grid = _grid(table, numbers)
     return grid.size > 0 and likeness(grid)[0] > 0.4
 
 
-def _goes_on(table: Look, numbers: Sequence[str]) -> bool:
+def _rows_are_moments(table: Look, numbers: Sequence[str]) -> bool:
     """Whether rows resemble the one before, as moments do: the autocorrelation at lag 1 of the ranks in each column, in
     the mean over columns, is above ALIKE. Where a column says classes, the rows of each class are taken by themselves
     and weighted by their number."""
@@ -325,7 +325,7 @@ def likely_class(table: Look) -> str | None:
     for name in candidates:
         cells = table.column(name)
         constant = len(set(map(str, cells))) == 1 and len(cells) >= 8
-        if cells and not (table.headed and _mostly(cells)) and (says_few(cells) or constant):
+        if cells and not (table.headed and _holds_numbers(cells)) and (says_few(cells) or constant):
             return name
     return None
 
@@ -380,7 +380,8 @@ def _cell(cell: Any) -> str:
 
 
 def values_of(counts: Mapping[str, int], levels: int) -> list[float] | list[str]:
-    """What can be said of a column: see `Rows.codec`."""
+    """The values that a column may take in the codec, see `Rows.codec`: its numbers in ascending order, or quantiles of
+    them, or its texts, the most frequent first."""
     counts = {cell: count for cell, count in counts.items() if cell != MISSING}
     numbers = np.array([number_in(cell) if is_number(cell) else np.nan for cell in counts])
     if len(counts) > 10 and np.isfinite(numbers).all():

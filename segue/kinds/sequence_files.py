@@ -72,7 +72,7 @@ def _phylip_format(text: str) -> str | None:
 
 
 def sample_letters(text: bytes, form: str) -> bytes:
-    """Some letters of the sequences in a file of this format, by which DNA and protein are told apart."""
+    """Some letters of the sequences in a file of this format, to distinguish DNA from protein."""
     lines = text.decode("utf-8", "replace").splitlines()
     if form in ("pdb", "cif", "uniprot-xml"):
         return b"PROTEIN"

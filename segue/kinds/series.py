@@ -37,8 +37,8 @@ from segue.kinds.moment_rows import (
     PERIODS,
     SERIES,
     columns_without_numbers,
+    evenly_timed,
     numbers_of,
-    paced,
     read_moments,
     run_columns,
     same_moment,
@@ -75,7 +75,7 @@ from segue.kinds.series_files import (
     rows_are_series,
     whole_rows,
 )
-from segue.kinds.table import laid_out
+from segue.kinds.table import unnested
 from segue.kinds.times import timelike
 from segue.kinds.wide import MONTH, wide
 
@@ -133,10 +133,10 @@ class Series(Kind):
         numbers = [name for name, cells in columns.items() if are_numbers(cells)]
         if wide(look, [name for name in names if says_class(name)]):
             return 0.84
-        numbers, times, texts = _sorts(names, columns, numbers)
+        numbers, times, texts = _measured_times_texts(names, columns, numbers)
         when = time_column(names, lambda name: columns.get(name, []))
         if when in numbers and look.headed and column_called(names, WHAT) is None and \
-                paced(path, look, when, list(columns)) is not None:
+                evenly_timed(path, look, when, list(columns)) is not None:
             numbers.remove(when)
             times.append(when)
         values = np.concatenate([np.zeros(0), *(numbers_in(columns[name]) for name in numbers)])
@@ -147,7 +147,8 @@ class Series(Kind):
                     and len(set(map(str, columns[name]))) > 1]
         # Whether a row is a moment.
         unique_times = any(len(set(map(str, columns[name]))) == len(columns[name]) > 2 for name in times)
-        if look.headed and times and (key_columns := paced(path, look, times[0], [*texts, *numbers])) is not None:
+        key_columns = evenly_timed(path, look, times[0], [*texts, *numbers]) if look.headed and times else None
+        if key_columns is not None:
             if all(name in key_columns or column_called([name], (*WHO, *WEAKLY)) for name in numbers):
                 return 0.0
             entities = [tuple(map(row.get, key_columns)) for row in look.as_dicts()]
@@ -239,10 +240,10 @@ class Series(Kind):
         series_lists = listed(lists) if lists and not chosen else []
         time_lists = [name for name in lists if name not in series_lists and timelike(lists[name][0] or ["?"])]
         if len(series_lists) == 1 and not time_lists:
-            yield from _lists(frame, series_lists[0], label_column, problems)
+            yield from _read_list_rows(frame, series_lists[0], label_column, problems)
             return
         if series_lists:
-            frame = laid_out(frame, [*series_lists, *time_lists])
+            frame = unnested(frame, [*series_lists, *time_lists])
             who = "series" if "series" in frame.columns else who
         moment_columns = []
         if rows is None and not (chosen or who or when) and len(frame.columns) > 2:
@@ -254,7 +255,7 @@ class Series(Kind):
         if by_rows and frame.classes is None and (labels := classes_beside(frame.path, len(frame.rows))):
             frame.classes, label_column = np.array(labels, object), "the file beside it"
         if by_rows:
-            yield from _whole_rows(frame, moment_columns, label_column, problems)
+            yield from _read_rows(frame, moment_columns, label_column, problems)
         else:
             yield from read_moments(frame, chosen, column, who, when, when_format, classes, label_column, problems)
 
@@ -333,8 +334,8 @@ class Series(Kind):
 
 
 def listed(lists: Mapping[str, Sequence[Any]]) -> list[str]:
-    """Of columns of lists those that are series: the one of measured numbers, or several beside lists of times, where
-    no column says what happened."""
+    """The columns of lists that hold series: the only one of measured numbers, or all of numbers beside lists of times,
+    unless a column is called as events are. lists: the cells of the columns of lists, by name."""
     def items(name: str) -> list[Any]:
         return [item for cell in lists[name] if isinstance(cell, list) for item in cell if item not in (None, "")]
 
@@ -364,8 +365,8 @@ def order_of(data: Dataset, columns: Iterable[str]) -> list[str]:
     return list(dict.fromkeys([*(parted(item)[0] for item in data[first].object), *columns]))
 
 
-def _sorts(names: Sequence[str], columns: Mapping[str, Sequence[Any]],
-           numbers: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+def _measured_times_texts(names: Sequence[str], columns: Mapping[str, Sequence[Any]],
+                          numbers: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     """The names of columns of measured numbers, of times and of texts. names: as the header has them, if there is one.
     numbers: the columns that hold some, of which one may be the time."""
     times = [name for name in columns if name not in numbers and (_dated(columns[name]) or (
@@ -382,7 +383,7 @@ def _dated(cells: Sequence[Any]) -> bool:
     return timelike(cells) or all(MONTH.fullmatch(str(cell)) for cell in cells)
 
 
-def _lists(frame: Frame, name: str, label_column: str | None, problems: Problems | None) -> Iterator[Record]:
+def _read_list_rows(frame: Frame, name: str, label_column: str | None, problems: Problems | None) -> Iterator[Record]:
     """Each cell of a column of lists is a series."""
     if problems is not None:
         problems.note = f"columns={name}, a series a row" + (f", class={label_column}" if label_column else "")
@@ -398,8 +399,8 @@ def _lists(frame: Frame, name: str, label_column: str | None, problems: Problems
             yield Record(as_elements({"": values}), name=of_class(place, frame.classes[row]))
 
 
-def _whole_rows(frame: Frame, moment_columns: Sequence[str], label_column: str | None,
-                problems: Problems | None) -> Iterator[Record]:
+def _read_rows(frame: Frame, moment_columns: Sequence[str], label_column: str | None,
+               problems: Problems | None) -> Iterator[Record]:
     """Each row of a table is a series. moment_columns: its moments; the other columns name it. Where this is empty, all
     columns are moments, but the one that `_class_place` finds, which is left out. label_column: the column from which
     `frame.classes` was taken."""

@@ -130,7 +130,7 @@ class Events(Kind):
         return 0.0 if suffix not in table_suffixes else 0.1 if vague else 0.43 if has_roles(path, table) else 0.25
 
     def _guessed(self, path: Path, table: Look) -> bool:
-        """Whether who and what can be told from what is in a table of moments that do not come at one pace."""
+        """Whether who and what are found by the contents of columns, in a table of unevenly spaced times."""
         import pyarrow as pa
 
         when = time_column(table.names, table.column)
@@ -173,7 +173,7 @@ class Events(Kind):
         tables, label_column = _load_tables(paths, problems, named, (who, what, when), also, classes, encoding)
         if not tables:
             return
-        frames = _alike(tables, problems, named)
+        frames = _same_columns(tables, problems, named)
         first, roles = frames[0]
         columns = first.columns
         role_names = [*zip(("who", "what", "when"), roles), *(("also", name) for name in also)]
@@ -188,10 +188,10 @@ class Events(Kind):
         sequence_column = roles[1] if roles[1] in columns else roles[2]
         if has_lists(sequence_column) and not has_lists(roles[0]):
             for frame, _ in frames:
-                yield from _lists(frame, roles, also, when_format, label_column, problems)
+                yield from _read_list_rows(frame, roles, also, when_format, label_column, problems)
             return
         if has_lists(sequence_column):  # a table within each row
-            frames = [(laid_out(frame, [*filter(None, roles), *also]), roles) for frame, _ in frames]
+            frames = [(unnested(frame, [*filter(None, roles), *also]), roles) for frame, _ in frames]
         events = [_events(frame, roles, also, when_format, problems) for frame, _ in frames]
         events = [part for part in events if len(part[0])]
         time_span = ""
@@ -311,7 +311,7 @@ def _load_tables(paths: Iterable[Path], problems: Problems, named: frozenset[Pat
     label_column: str | None = None
     for path in paths:
         try:
-            frame = _readied(load_table(path, problems, encoding, (*requested, *also, classes)))
+            frame = _prepared(load_table(path, problems, encoding, (*requested, *also, classes)))
             if classes:
                 label_column = take_classes(frame, classes, (*requested, *also))
             roles = find_roles(frame, *requested)
@@ -325,7 +325,8 @@ def _load_tables(paths: Iterable[Path], problems: Problems, named: frozenset[Pat
     return tables, label_column
 
 
-def _alike(tables: list[tuple[Frame, Roles]], problems: Problems, named: frozenset[Path]) -> list[tuple[Frame, Roles]]:
+def _same_columns(tables: list[tuple[Frame, Roles]], problems: Problems,
+                  named: frozenset[Path]) -> list[tuple[Frame, Roles]]:
     """The tables with the columns that most rows have; others are problems, or, if named, errors."""
     rows: dict[tuple[str, ...], int] = {}
     for frame, _ in tables:
@@ -351,7 +352,7 @@ def with_lists(table: Look | None) -> Look | None:
                                 for row in table.rows])
 
 
-def _readied(frame: Frame) -> Frame:
+def _prepared(frame: Frame) -> Frame:
     """As `with_lists` does it; an object-centric log (OCEL as CSV) has a row for each object of each event."""
     import pyarrow as pa
 
@@ -463,8 +464,8 @@ def _grouped(parts: list[tuple[Any, ...]], timed: bool, also: Sequence[str],
         yield Record(items[item_codes[start:stop]].tolist(), channels_of, name), None if labels is None else labels[i]
 
 
-def laid_out(frame: Frame, names: Sequence[str]) -> Frame:
-    """A table whose rows hold tables, as lists of one length, as one table: what is no list is said again. Where there
+def unnested(frame: Frame, names: Sequence[str]) -> Frame:
+    """A table whose rows hold tables, as lists of one length, as one table: what is no list is repeated. Where there
     are several rows, a column `series` counts them."""
     import pyarrow as pa
     import pyarrow.compute as compute
@@ -494,8 +495,8 @@ def _moments(column: Any, when_format: str | None, path: Path) -> list[Any]:
     return [None if length is None else part for length, part in zip(lengths, seconds)]
 
 
-def _lists(frame: Frame, roles: Roles, also: Sequence[str], when_format: str | None, label_column: str | None,
-           problems: Problems) -> Iterator[Record]:
+def _read_list_rows(frame: Frame, roles: Roles, also: Sequence[str], when_format: str | None, label_column: str | None,
+                    problems: Problems) -> Iterator[Record]:
     """Rows that hold whole sequences."""
     who, what, when = roles
     names = frame.columns[who].to_pylist() if who is not None else [None] * len(frame.rows)

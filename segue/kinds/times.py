@@ -109,8 +109,8 @@ class Clock:
             return np.asarray(last + steps * self.gap)
         return (dates + (moment - date)).astype("M8[s]").astype(np.float64)
 
-    def told(self, times: np.ndarray) -> list[str]:
-        """Times for people, and for tables: days where all are."""
+    def formatted(self, times: np.ndarray) -> list[str]:
+        """Times as text, for people and for tables: dates alone where all times are whole days."""
         if not of_calendar(self.times):
             return [f"{time:.10g}" for time in times.tolist()]
         days = bool((self.times % 86400 == 0).all() and (times % 86400 == 0).all())
@@ -129,7 +129,7 @@ def timelike(cells: Iterable[Any]) -> bool:
 
 
 def _moment(text: str) -> float | None:
-    """Seconds of a number, of an ISO time (UTC where no zone is said), or of a time of day; else None."""
+    """Seconds of a number, of an ISO time (UTC without a zone), or of a time of day; else None."""
     try:
         value = float(text)
         return value if np.isfinite(value) else None
@@ -176,7 +176,7 @@ def _seconds(column: Any, when_format: str | None, path: Path) -> np.ndarray:
 
 
 def _guessed(text: Any, path: Path) -> np.ndarray:
-    """Seconds of times written in a way that is not said: numbers, ISO 8601, or another of the usual ones."""
+    """Seconds of times in an unknown format: numbers, ISO 8601, or another usual one."""
     import pyarrow as pa
 
     with suppress(pa.ArrowException):

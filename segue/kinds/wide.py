@@ -23,7 +23,7 @@ SAME_SIZE = 0.5  # the share of all variance that lies between rows, where a row
 
 def wide(table: Look, classes: Collection[str] = (), has_classes: bool = False) -> list[str]:
     """The columns of a table that are moments, where each row is a series: called by dates or years, or numbered from
-    left to right, and beside them names and classes, but no times. Nothing of another table.
+    left to right, and beside them names and classes, but no times. Empty for other tables.
 
     classes: the columns that say of which class each row is. has_classes: they were found, and taken out, before.
     """

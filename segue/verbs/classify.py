@@ -197,7 +197,7 @@ def learn_and_evaluate(model: Fitted, data: Data, test: Data | None, label: str 
                        seed: int, quiet: bool) -> tuple[Classified | Valued, ViewEnsemble, ViewOptions]:
     """Learn from `data`; returns the accuracy on `test` (None: by cross-validation), the heads and the view options."""
     labels = record_labels(data, label)
-    notes = [f"read as {data.problems.told}"] if data.problems.told else []
+    notes = [f"read as {data.problems.description}"] if data.problems.description else []
     notes += [f"{each.problems.total:,} left out or doubtful, the first: {each.problems[0]}"
               for each in (data, test) if each is not None and each.problems.total]
     numbers = numeric_labels(labels)

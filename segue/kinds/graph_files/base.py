@@ -22,12 +22,12 @@ WHOLE = re.compile(r"-?\d+")
 MEASURE = re.compile(r"-?\d*\.?\d+([eE][-+]?\d+)?")
 
 Attributes = Mapping[str, Any]
-Edge = tuple[int, int, bool, Attributes]  # from, to, whether it has a direction, what is said of it
+Edge = tuple[int, int, bool, Attributes]  # from, to, whether it has a direction, its attributes
 
 
 @dataclass
 class Found:
-    """A graph as a file says it. name: in the file. nodes: the attributes of each. edges: between places in `nodes`.
+    """A graph as a file holds it. name: in the file. nodes: the attributes of each. edges: between places in `nodes`.
     attributes: of the graph."""
 
     name: str

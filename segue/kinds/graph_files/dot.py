@@ -41,7 +41,7 @@ class _Chain:
     """A statement as far as it is read: a, or a -> b -> ..., where each may be a group of nodes."""
 
     last: list[str] = field(default_factory=list)  # its nodes read last, where an edge would begin
-    told: list[dict[str, str]] = field(default_factory=list)  # of these [ ] behind it says attributes
+    targets: list[dict[str, str]] = field(default_factory=list)  # to whose attributes a [ ] behind it adds
     joins: bool = False  # whether -> or -- was read last
     edges: bool = False  # whether it has edges: then [ ] is said of them all, else of the nodes
 
@@ -79,7 +79,7 @@ class _Body:
             elif next_token == ["="]:  # an attribute of the graph
                 position += 2
             elif token.lower() in ("node", "edge", "graph") and next_token == ["["]:  # what is usual, for drawing
-                self.chain.told = []
+                self.chain.targets = []
             elif token.lower() == "subgraph":
                 position += next_token != ["{"]
             else:
@@ -93,7 +93,7 @@ class _Body:
         chain = self.chain
         new_edges = [(a, b, dict[str, str]()) for a in chain.last for b in members] if chain.joins else []
         self.edges += new_edges
-        targets = [*(chain.told if chain.edges else []), *(attrs for _, _, attrs in new_edges)] if chain.joins else \
+        targets = [*(chain.targets if chain.edges else []), *(attrs for _, _, attrs in new_edges)] if chain.joins else \
             [self.nodes[node] for node in members]
         self.chain = _Chain(members, targets, edges=chain.joins)
 
@@ -101,7 +101,7 @@ class _Body:
         """Reads name = value ... behind a [; the place behind its ]."""
         while position < len(tokens) and tokens[position] != "]":
             if tokens[position + 1 : position + 2] == ["="] and position + 2 < len(tokens):
-                for attrs in self.chain.told:
+                for attrs in self.chain.targets:
                     attrs[tokens[position]] = tokens[position + 2]
                 position += 2
             position += 1

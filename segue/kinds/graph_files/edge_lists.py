@@ -68,7 +68,7 @@ def is_list(lines: Sequence[str]) -> bool:
 
 def is_pairs(lines: Sequence[str]) -> bool:
     """Whether lines of two whole numbers are the edges of one graph, not who did what: its nodes are at both ends, no
-    edge is there twice, and they are all said from the lesser node to the greater, or many both ways."""
+    edge is there twice, and they all go from the lesser node to the greater, or many both ways."""
     rows = [tuple(line.split()) for line in lines[:-1] or lines if line.strip() and line[0] not in "#%"]
     if len(rows) < LINES or not all(len(row) == 2 and all(map(str.isdecimal, row)) for row in rows):
         return False
@@ -80,7 +80,7 @@ def is_pairs(lines: Sequence[str]) -> bool:
 
 
 def read_list(path: Path, text: str, problems: Problems | None, directed: bool | None) -> Iterator[Found]:
-    """Two nodes a line, with what is said of the edge behind them; in a .adjlist a node and all its neighbours."""
+    """Two nodes a line, with the attributes of the edge behind them; in a .adjlist a node and all its neighbours."""
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     notes = " ".join(line for _, line in lines if line[0] in "#%").lower()
     if directed is None and (match := re.match(r"%\s*(a?sym|bip)\b", notes)):  # as KONECT says it

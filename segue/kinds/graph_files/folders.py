@@ -137,8 +137,8 @@ def read_ogb(path: Path, problems: Problems | None, directed: bool | None, encod
 
 
 def read_cited(path: Path, problems: Problems | None, directed: bool | None, encoding: str) -> Iterator[Found]:
-    """Papers, a line each with what is said of it and at its end its subject, which labels it; and beside them who
-    cites whom, first the one that is cited."""
+    """Papers, a line each: name, features, and at its end its subject, which is its label; and in a file beside it the
+    citations, the cited paper first."""
     papers, edges = (twin(path, bare(path).stem + suffix) or path for suffix in (".content", ".cites"))
     with opened(papers) as nodes, opened(edges) as cites:
         rows = [line.split() for line in as_utf8(papers, nodes.read(), encoding).decode().splitlines()]

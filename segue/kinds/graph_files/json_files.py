@@ -51,7 +51,7 @@ def are_neighbours(value: dict[str, Any]) -> bool:
 
 def _of_neighbours(path: Path, problems: Problems | None, name: str, value: dict[str, Any],
                    directed: bool | None) -> Found | None:
-    """A graph of `are_neighbours`, which goes both ways where each end of an edge names the other, unless told."""
+    """A graph of `are_neighbours`. Without `directed`, edges have no direction if each is listed from both its ends."""
     pairs = dict.fromkeys((node, str(end)) for node, neighbours in value.items() for end in neighbours)
     symmetric = all((b, a) in pairs for a, b in pairs) and not directed
     kept = [pair for pair in pairs if not symmetric or pair[0] <= pair[1]]
@@ -62,7 +62,7 @@ def _of_neighbours(path: Path, problems: Problems | None, name: str, value: dict
 
 
 def read_json(path: Path, text: str, problems: Problems | None, directed: bool | None) -> Iterator[Found]:
-    """What is said of several graphs is a list, or one a line."""
+    """One graph, a list of graphs, or a graph a line."""
     number = 0
     for place, value in _values(path, text, problems):
         number += 1
