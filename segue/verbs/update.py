@@ -213,8 +213,8 @@ def load_or_make_plan(work: Path, fitted: Fitted, train: TokenStore, exams: dict
 
 def make_plan(fitted: Fitted, train: TokenStore, minutes: float | None, steps: int | None, begin: float,
               choices: dict[str, Any]) -> Plan:
-    """The first fit's plan with lower rates, this machine's threads, and `steps` or as many as fit into the minutes; the
-    latter with early stopping, if they are many passes over the new data."""
+    """The first fit's plan with lower rates, this machine's threads, and `steps`, or as many as fit into the minutes,
+    then with early stopping if they are many passes over the new data."""
     if not (said := fitted.report.get("plan")):
         raise SegueError("the model's report holds no plan to learn on by: update a model that fit wrote")
     plan = Plan.from_dict(said)
