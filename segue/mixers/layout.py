@@ -201,17 +201,17 @@ def check_path(path: list[list[int]], parents: list[list[int]] | None, batch: in
     """Raise SegueError unless each of `batch` rows of `path` goes from a root down the tree of the row's `n` nodes, and
     is padded with -1 at its end. parents: of each row's nodes, or None for a chain."""
     chain = list(range(-1, n - 1))
-    good = len(path) == batch
+    valid = len(path) == batch
     for row, tree in zip(path, parents or [chain] * batch):
         above, ended = -1, False
         for node in row:
             if node < 0:
                 ended = True
             elif ended or node >= n or tree[node] != above:
-                good = False
+                valid = False
             else:
                 above = node
-    if not good:
+    if not valid:
         raise SegueError(f"path {path} is no root-to-node path of the {n} pending nodes of {batch} rows, padded with "
                          "-1 at its end")
 
