@@ -249,10 +249,10 @@ class Attention(Mixer):
         """The bias added to the scores, (B or 1, H, ..., Q, K), or None. unit_steps: see `relative_scores`."""
         bias: Tensor | None = None
         distance = pairs.query - pairs.key
-        away = distance.abs()[:, None]
-        each = (-1, *[1] * (distance.dim() - 1))
+        distances = distance.abs()[:, None]
+        per_head = (-1, *[1] * (distance.dim() - 1))
         if self.positions == "alibi":
-            bias = -self.slopes.to(q.dtype).view(each) * away.to(q.dtype)
+            bias = -self.slopes.to(q.dtype).view(per_head) * distances.to(q.dtype)
         relative = [] if self.distances is None else [
             relative_scores(q, self.distances, distance, self.causal, unit_steps, self.clamp)]
         differences = () if pairs.trait_differences is None else pairs.trait_differences.unbind(-1)
@@ -263,10 +263,11 @@ class Attention(Mixer):
             bias = scores if bias is None else bias + scores
         if self.learned_span is not None:
             # Weights times m, normalised again, are the weights of scores plus log m.
-            ends = self.ramp + self.span * self.learned_span.clamp(0, 1).view(each)
-            share = ((ends - away) / self.ramp).clamp(max=1)
-            fade = share.clamp(min=torch.finfo(share.dtype).tiny).log().masked_fill(share <= 0, -math.inf).to(q.dtype)
-            bias = fade if bias is None else bias + fade
+            ends = self.ramp + self.span * self.learned_span.clamp(0, 1).view(per_head)
+            mask_values = ((ends - distances) / self.ramp).clamp(max=1)
+            log_mask = mask_values.clamp(min=torch.finfo(mask_values.dtype).tiny).log()
+            log_mask = log_mask.masked_fill(mask_values <= 0, -math.inf).to(q.dtype)
+            bias = log_mask if bias is None else bias + log_mask
         return bias
 
     def _trait_differences(self, layout: Layout, parts: Parts) -> Tensor | None:
@@ -275,19 +276,19 @@ class Attention(Mixer):
         if not self.traits:
             return None
         if missing := [name for name in self.traits if name not in (layout.traits or {})]:
-            raise SegueError(f"this attention compares the {' and '.join(missing)} of elements, which nobody told it: "
-                             "say in the stack's config, under traits, what each id has")
+            raise SegueError(f"this attention compares the {' and '.join(missing)} of elements, which it does not "
+                             "get: give in the stack's config, under traits, what each id has")
         assert layout.traits is not None
-        mine = torch.stack([layout.traits[name] for name in self.traits], -1)
-        known = parts.get("traits")
-        if known is None:
-            return trait_differences(mine, mine)
-        assert isinstance(known, Cache)
-        return trait_differences(mine, known.append(mine[:, None], mine[:, None, :, :0], layout)[0][:, 0])
+        traits = torch.stack([layout.traits[name] for name in self.traits], -1)
+        cache = parts.get("traits")
+        if cache is None:
+            return trait_differences(traits, traits)
+        assert isinstance(cache, Cache)
+        return trait_differences(traits, cache.append(traits[:, None], traits[:, None, :, :0], layout)[0][:, 0])
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         if self.training and self.learned_span is not None:
-            self.learned_span.data.clamp_(0, 1)  # outside it would have no gradient to come back by
+            self.learned_span.data.clamp_(0, 1)  # outside [0, 1] it has no gradient
         if self.convolution is not None:
             x = self.convolution((x,), layout, parts.get("convolution"))
         q, k, v = self.project(x, layout.positions)
@@ -296,35 +297,36 @@ class Attention(Mixer):
             rule = rules.causal
         cache, given = parts.get("cache"), parts.get("given")
         assert given is None or isinstance(given, Source)
-        fresh = True
+        is_first_call = True
         if cache is None:
             valid = layout.same_document
         else:
             assert isinstance(cache, Cache)
-            fresh, valid = cache.longest == 0, cache.valid(layout)
+            is_first_call, valid = cache.longest == 0, cache.valid(layout)
             k, v = cache.append(k, v, layout)
         shared, difference = self.kv_heads != self.heads, self._trait_differences(layout, parts)
-        bare = self.positions != "alibi" and self.distances is None and self.learned_span is None and not self.traits
-        plain = bare and given is None and valid is None and layout.sees_whole_past
-        trains = not parts and q.requires_grad and bare and not shared and layout.sees_whole_past
+        has_no_bias = self.positions != "alibi" and self.distances is None and self.learned_span is None and \
+            not self.traits
+        is_plain = has_no_bias and given is None and valid is None and layout.sees_whole_past
+        is_training = not parts and q.requires_grad and has_no_bias and not shared and layout.sees_whole_past
         windowed = self.window is not None and self._cache_window() is not None and layout.has_unit_steps
-        if trains and (rule is rules.causal or windowed) and \
+        if is_training and (rule is rules.causal or windowed) and \
                 is_causal_attention_faster(q, self.window, layout.segments):
             if torch.is_autocast_enabled("cpu"):
                 q, k, v = (y.to(torch.get_autocast_dtype("cpu")) for y in (q, k, v))
             y = causal_attention(q, k, v, layout.segments, self.window)
-        elif plain and rule is rules.causal and (fresh or n == 1):
+        elif is_plain and rule is rules.causal and (is_first_call or n == 1):
             y = F.scaled_dot_product_attention(q, k, v, is_causal=n > 1, enable_gqa=shared)
-        elif plain and rule is rules.full:
+        elif is_plain and rule is rules.full:
             y = F.scaled_dot_product_attention(q, k, v, enable_gqa=shared)
-        elif isinstance(rule, rules.Sparse) and fresh and n > 2 * rule.tile and layout.has_unit_steps and \
+        elif isinstance(rule, rules.Sparse) and is_first_call and n > 2 * rule.tile and layout.has_unit_steps and \
                 given is None and difference is None and \
                 (layout.positions_are_indices or not (rule.first or rule.random)):
             y = self._attend_in_tiles(q, k, v, layout, rule)
         else:
             pairs = self.pairs(layout) if cache is None else cache.pairs(layout)
             pairs = replace(pairs, trait_differences=difference)
-            y = self.mix(q, k, v, pairs, rule, valid, unit_steps=fresh and layout.has_unit_steps, given=given)
+            y = self.mix(q, k, v, pairs, rule, valid, unit_steps=is_first_call and layout.has_unit_steps, given=given)
         if self.qkv_global is not None:
             if given is not None:
                 raise SegueError("prefixes and global projections do not go together: leave one of them out")
@@ -332,37 +334,38 @@ class Attention(Mixer):
         return self._project_out(y)
 
     def _attend_globally(self, x: Tensor, y: Tensor, layout: Layout) -> Tensor:
-        """y (B, H, N, E) in which the global tokens of each document are replaced by what they read through the
-        projection `qkv_global`."""
+        """y (B, H, N, E) with the outputs of the global tokens of each document replaced by those of attention through
+        the projection `qkv_global`."""
         assert isinstance(self.rule, rules.Sparse)
         if not x.numel():
             return y
         first = (layout.positions < self.rule.first).expand(len(x), -1)
         index = first.long().argsort(dim=1, descending=True, stable=True)[:, : int(first.sum(1).max())]
-        live = first.gather(1, index)
+        is_global = first.gather(1, index)
         q, k, v = self.project(x, layout.positions, self.qkv_global)
-        places = index[:, None, :, None].expand(-1, self.heads, -1, self.head_width)
+        index_of_features = index[:, None, :, None].expand(-1, self.heads, -1, self.head_width)
         mask = None
         if layout.segments is not None:
             mask = (layout.segments.gather(1, index)[..., None] == layout.segments[:, None])[:, None]
-        seen = F.scaled_dot_product_attention(q.gather(2, places), k, v, mask, enable_gqa=self.kv_heads != self.heads)
-        seen = torch.where(live[:, None, :, None], seen.to(y.dtype), y.gather(2, places))
-        return y.scatter(2, places, seen)
+        attended = F.scaled_dot_product_attention(q.gather(2, index_of_features), k, v, mask,
+                                                  enable_gqa=self.kv_heads != self.heads)
+        attended = torch.where(is_global[:, None, :, None], attended.to(y.dtype), y.gather(2, index_of_features))
+        return y.scatter(2, index_of_features, attended)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, pairs: rules.Pairs, rule: rules.Rule, valid: Tensor | None,
             unit_steps: bool = False, given: Source | None = None) -> Tensor:
         """Attend from queries (B, H, Q, E) to keys and values (B, G, K, E) under a mask rule; returns (B, H, Q, E). All
         may have one axis more, the third, for tiles. valid: bool mask of the keys that exist and belong to the query's
-        document (None: all). unit_steps: see `relative_scores`. given: further keys and values, which every query sees
-        and which have no position."""
+        document (None: all). unit_steps: see `relative_scores`. given: further keys and values without positions,
+        visible to every query."""
         mask, bias = rule(pairs), self.bias(q, pairs, unit_steps)
         mask = (mask if valid is None else mask & valid)[:, None]
         if given is not None:
             size = given.k.shape[2]
             k, v = (torch.cat([x.to(y.dtype), y], 2) for x, y in ((given.k, k), (given.v, v)))
-            seen = mask.new_ones(len(q), 1, q.shape[2], size)
-            seen = seen if given.mask is None else seen & given.mask
-            mask = torch.cat([seen, mask.expand(*seen.shape[:3], -1)], -1)
+            visible = mask.new_ones(len(q), 1, q.shape[2], size)
+            visible = visible if given.mask is None else visible & given.mask
+            mask = torch.cat([visible, mask.expand(*visible.shape[:3], -1)], -1)
             bias = None if bias is None else F.pad(bias, (size, 0))
         if bias is not None and bias.requires_grad:  # torch's fused attention has no gradient for it
             return attend(q, k, v, mask, bias)[0]
@@ -381,7 +384,7 @@ class Attention(Mixer):
         see."""
         n, size = q.shape[2], rule.tile
         count = -(-n // size)
-        every = rules.key_tiles(rule, count, layout.positions_are_indices).to(q.device)
+        key_tiles = rules.key_tiles(rule, count, layout.positions_are_indices).to(q.device)
         places = torch.arange(count * size, device=q.device).view(count, size)
 
         def padded(x: Tensor) -> Tensor:  # (B, n, ...) or (B, G, n, E)
@@ -391,33 +394,34 @@ class Attention(Mixer):
         positions = padded(layout.positions[:1] if layout.positions.stride(0) == 0 else layout.positions)
         segments = None if layout.segments is None else padded(layout.segments)
 
-        def spread(x: Tensor) -> Tensor:  # (B, G, C, size, E) -> (B, G, C, K size, E), what each tile of queries sees
-            return x.index_select(2, every.clamp(min=0).flatten()).unflatten(2, every.shape).flatten(3, 4)
+        def gather_tiles(x: Tensor) -> Tensor:
+            """The key tiles of each query tile: (B, G, C, size, E) -> (B, G, C, K size, E)."""
+            return x.index_select(2, key_tiles.clamp(min=0).flatten()).unflatten(2, key_tiles.shape).flatten(3, 4)
 
-        def some(index: Tensor, nodes: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            """What tiles of queries (B, H, C, size, E) see; nodes: (C, size). index: (C, K), their tiles of keys."""
+        def attend_tiles(index: Tensor, nodes: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            """The outputs of query tiles (B, H, C, size, E). index: (C, K), their key tiles. nodes: (C, size)."""
             keys = places[index.clamp(min=0)].flatten(1)
             pairs = rules.Pairs(positions[:, nodes][..., None], positions[:, keys][:, :, None],
                                 (keys[:, None] <= nodes[..., None])[None])
-            there = (index >= 0).repeat_interleave(size, 1)[:, None]
-            valid = (there & ((keys < n)[:, None] | (keys[:, None] == nodes[..., None])))[None]  # padding sees itself
+            exists = (index >= 0).repeat_interleave(size, 1)[:, None]
+            valid = (exists & ((keys < n)[:, None] | (keys[:, None] == nodes[..., None])))[None]  # padding sees itself
             if segments is not None:
                 valid = valid & (segments[:, nodes][..., None] == segments[:, keys][:, :, None])
             return self.mix(q, k, v, pairs, rule, valid).flatten(2, 3)
 
-        # As many at once as keep the scores small: memory that is asked for in large pieces is fresh each time. All is
-        # split at once, since the gradient of one part is as large as that of the whole.
-        at_once = max(1, SCORES_AT_ONCE // (q.shape[0] * self.heads * size * size * every.shape[1]))
-        pieces = zip(every.split(at_once), places.split(at_once),
-                     *(x.split(at_once, 2) for x in (q, spread(k), spread(v))))
-        y = torch.cat([some(*piece) for piece in pieces], 2)[:, :, :n]
+        # As many tiles at once as keep the scores small, since large allocations are fresh memory each time. Tensors
+        # are split once for all pieces, since the gradient of a slice is as large as the whole tensor.
+        at_once = max(1, SCORES_AT_ONCE // (q.shape[0] * self.heads * size * size * key_tiles.shape[1]))
+        pieces = zip(key_tiles.split(at_once), places.split(at_once),
+                     *(x.split(at_once, 2) for x in (q, gather_tiles(k), gather_tiles(v))))
+        y = torch.cat([attend_tiles(*piece) for piece in pieces], 2)[:, :, :n]
         if rule.first and not rule.causal:
             first = min(rule.first, n)
             follows = torch.ones(1, first, n, dtype=torch.bool, device=q.device)  # not of all queries: that is N x N
             all_keys = rules.Pairs(layout.positions[:, :first, None], layout.positions[:, None], follows)
             q, k, v = (x.flatten(2, 3)[:, :, :n] for x in (q, k, v))
-            seen = self.mix(q[:, :, :first], k, v, all_keys, rules.full, None)
-            y = torch.cat([seen, y[:, :, first:]], 2)
+            attended = self.mix(q[:, :, :first], k, v, all_keys, rules.full, None)
+            y = torch.cat([attended, y[:, :, first:]], 2)
         return y
 
     def penalty(self) -> Tensor | None:
@@ -426,7 +430,8 @@ class Attention(Mixer):
         return self.span_penalty * self.learned_span.clamp(0, 1).mean()
 
     def lower(self, program: Program, source: View, into: View, **prompt: Any) -> None:
-        """prompt: arguments of `Program.attend` about the prompt, where a mixer around this one decides on them."""
+        """See `Mixer.lower`. prompt: arguments of `Program.attend` about the prompt, if a mixer that contains this one
+        sets them."""
         if not self.causal:
             raise SegueError("attention that looks ahead has no form for the compiled CPU engine")
         sparse = self.rule if isinstance(self.rule, rules.Sparse) else rules.Sparse()
@@ -435,7 +440,7 @@ class Attention(Mixer):
             raise SegueError("this attention has no form for the compiled CPU engine: causal ones, prefixes, windows "
                              "and blocks have, with rotary, ALiBi or no positions")
         if prompt.get("restart") and (self.positions == "alibi" or self.window or sparse.block):
-            raise SegueError("distances of positions that restart behind a prompt have no form for the compiled CPU "
+            raise SegueError("distances of positions that restart after a prompt have no form for the compiled CPU "
                              "engine: leave out ALiBi, window and block, or restart")
         if self.needs_whole_prompt and not prompt:
             prompt = {"ahead": True, "prefix": self.prefix}
@@ -443,9 +448,9 @@ class Attention(Mixer):
         qkv, y = program.register("qkv", wide + 2 * narrow), program.register("y", wide)
         q, k, v = qkv[:wide], qkv[wide : wide + narrow], qkv[wide + narrow :]
         if self.convolution is not None:
-            near = program.register("near", self.width)
-            program.convolve(source, near, self.convolution.weight, self.convolution.bias, activation="none")
-            source = near
+            convolved = program.register("near", self.width)
+            program.convolve(source, convolved, self.convolution.weight, self.convolution.bias, activation="none")
+            source = convolved
         program.linear(source, qkv, self.qkv.weight, self.qkv.bias)
         if self.q_norm is not None and self.k_norm is not None:
             for part, norm, heads in ((q, self.q_norm, self.heads), (k, self.k_norm, self.kv_heads)):
@@ -464,8 +469,8 @@ class Attention(Mixer):
         """(B, H, T, T), the attention weights of each node (row) over all nodes (column)."""
         q, k, _ = self.project(x, layout.positions)
         pairs = replace(self.pairs(layout), trait_differences=self._trait_differences(layout, {}))
-        mask, same = self._current_rule()(pairs), layout.same_document
-        mask = (mask if same is None else mask & same)[:, None]
+        mask, same_document = self._current_rule()(pairs), layout.same_document
+        mask = (mask if same_document is None else mask & same_document)[:, None]
         eye = torch.eye(x.shape[1], dtype=q.dtype, device=q.device).expand(*k.shape[:2], -1, -1)
         return attend(q, k, eye, mask, self.bias(q, pairs))[0]
 

@@ -18,10 +18,10 @@ from segue.mixers.state import Part, Parts
 
 
 class Source:
-    """Keys and values (B, G, S, E) of a source, of which the first `lengths` (B,) of each row are real.
+    """Keys and values (B, G, S, E) of a source, of which the first `lengths` (B,) of each row are no padding.
 
-    They come with the first call and are fixed from then on: commit and rewind do not touch them. Rows that were forked
-    from one another have the same `origin` (B,), and share their memory where that is possible.
+    They are set by the first call and fixed from then on: commit and rewind do not change them. Rows that were forked
+    from one another have the same `origin` (B,), and share their memory where possible.
     """
 
     def __init__(self, k: Tensor, v: Tensor, lengths: Tensor, origin: Tensor | None = None) -> None:
@@ -72,9 +72,9 @@ class Source:
         self.pending = None
 
     def copy(self) -> Source:
-        twin = Source.__new__(Source)  # tensors are replaced, never written into, so a copy may share them
-        twin._assign(self)
-        return twin
+        copied = Source.__new__(Source)  # tensors are replaced, never written into, so a copy may share them
+        copied._assign(self)
+        return copied
 
     def detach(self) -> None:
         self.k, self.v = self.k.detach(), self.v.detach()
@@ -89,17 +89,17 @@ class Source:
 def resolve_source(layout: Layout, parts: Parts, project: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Source:
     """The source that this call attends to: the one its layout brings, projected to keys and values and left pending in
     the part "source"; else the one that part remembers."""
-    held = parts.get("source")
-    assert held is None or isinstance(held, Source)
+    remembered = parts.get("source")
+    assert remembered is None or isinstance(remembered, Source)
     if layout.source is not None:
         encoded, lengths = layout.source
         source = Source(*project(encoded), lengths)
-        if held is not None:
-            held.pending = source
+        if remembered is not None:
+            remembered.pending = source
         return source
-    if held is None or held.is_empty:
+    if remembered is None or remembered.is_empty:
         raise SegueError("cross-attention has no source: give the whole prompt first, or a layout with a source")
-    return held
+    return remembered
 
 
 class CrossAttention(Mixer):
@@ -108,10 +108,10 @@ class CrossAttention(Mixer):
     The source is what the first call's layout brings (`Layout.source`), and what the state remembers from then on.
 
     width: model width D. heads: query heads. kv_heads: key-value heads (default: heads). head_width: features per head
-        (default: width / heads). bias: of all projections. first: nodes at earlier positions look at nothing, and may
-        be read before there is a source (default: all look). aligned: queries carry where they stand in their region
-        (`Layout.labels`) and keys where they stand in the source, both from 0, as sinusoids: what returns in regions
-        lines up with the source (theme-aligned positions, Theme Transformer, 2021, arXiv 2111.04093).
+        (default: width / heads). bias: of all projections. first: the first position that attends to the source
+        (default: all do); earlier nodes may be read before there is a source. aligned: add sinusoids to queries, of
+        their position in their region (`Layout.labels`), and to keys, of their position in the source, both from 0, so
+        that regions align with the source (theme-aligned positions, Theme Transformer, 2021, arXiv 2111.04093).
     """
 
     cost: ClassVar[str] = "T S"
@@ -142,30 +142,30 @@ class CrossAttention(Mixer):
         return k, v
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
-        looks = None if self.first is None else layout.positions >= self.first
-        if looks is not None and layout.source is None and not bool(looks.any()):
+        attends = None if self.first is None else layout.positions >= self.first
+        if attends is not None and layout.source is None and not bool(attends.any()):
             return torch.zeros_like(x)
         source = resolve_source(layout, parts, self.project)
         if self.aligned:
             if layout.labels is None:
-                raise SegueError("aligned cross-attention asks where regions are: give the model regions, the ids that "
-                                 "open and close one")
+                raise SegueError("aligned cross-attention needs regions: give the model regions, the ids that open and "
+                                 "close one")
             places = sinusoids((layout.labels - 1).clamp(min=0), self.width, x.dtype)
             x = x + places.masked_fill(layout.labels[..., None] == 0, 0.0)
         q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = source.k, source.v
         y = F.scaled_dot_product_attention(q, k, v, source.mask, enable_gqa=self.heads != self.kv_heads)
         y = self.out(y.transpose(1, 2).flatten(2))
-        return y if looks is None else y * looks[..., None]
+        return y if attends is None else y * attends[..., None]
 
 
 class PositionAwareCrossAttention(Mixer):
-    """Single-head cross-attention in two steps: first find a position in the source, then read there (Lina-Speech).
+    """Single-head cross-attention in two steps: find a position in the source, then read there (Lina-Speech).
 
-    Queries and keys give weights over the source, and with them a mean of its positions' vectors, (B, N, D); a mixer
-    that knows the past makes of these where to read, x + mixer(norm(x)); and values are read by how well that fits each
-    position. So what is read depends on the query through a place alone, and reading moves on as the mixer has learned.
-    Positions are sinusoidal, from 0. Queries, keys and values are layer-normed.
+    Attention of queries to keys gives a mean of the source's position vectors, (B, N, D); a causal mixer updates it
+    from the past, x + mixer(norm(x)); and attention of the result to the position vectors reads the values. So what is
+    read depends on the query through a position alone, and the mixer learns how that advances. Positions are
+    sinusoidal, from 0. Queries, keys and values are layer-normed.
 
     width: model width D. mixer: name in `MIXERS` of any causal one, options: its keyword arguments.
     """
@@ -189,8 +189,8 @@ class PositionAwareCrossAttention(Mixer):
 
     def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
         k = like.new_zeros(batch, 1, 0, self.width)
-        own = {f"cross {name}": part for name, part in self.mixer.parts(batch, like, history).items()}
-        return {"source": Source(k, k, torch.zeros(batch, dtype=torch.long, device=like.device)), **own}
+        mixer_parts = {f"cross {name}": part for name, part in self.mixer.parts(batch, like, history).items()}
+        return {"source": Source(k, k, torch.zeros(batch, dtype=torch.long, device=like.device)), **mixer_parts}
 
     def project(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
         k, v = self.kv(encoded).chunk(2, -1)
@@ -204,16 +204,16 @@ class PositionAwareCrossAttention(Mixer):
         source = resolve_source(layout, parts, self.project)
         q = self.q_norm(self.q(x))[:, None]
         places = self.position_vectors(source.k.shape[2], x).expand(len(x), 1, -1, -1)
-        where = F.scaled_dot_product_attention(q, source.k, places, source.mask)[:, 0]
-        own = {name.removeprefix("cross "): part for name, part in parts.items() if name.startswith("cross ")}
-        where = where + self.mixer.run(self.norm(where), layout, own)
-        return self.out(F.scaled_dot_product_attention(where[:, None], places, source.v, source.mask)[:, 0])
+        read_positions = F.scaled_dot_product_attention(q, source.k, places, source.mask)[:, 0]
+        mixer_parts = {name.removeprefix("cross "): part for name, part in parts.items() if name.startswith("cross ")}
+        read_positions = read_positions + self.mixer.run(self.norm(read_positions), layout, mixer_parts)
+        return self.out(F.scaled_dot_product_attention(read_positions[:, None], places, source.v, source.mask)[:, 0])
 
 
 def make_cross_attention(width: int, options: Mapping[str, Any]) -> Mixer:
     """Make the cross-attention of a block from its options: by position if they name a mixer, else by content."""
-    made = PositionAwareCrossAttention if "mixer" in options else CrossAttention
+    mixer_class = PositionAwareCrossAttention if "mixer" in options else CrossAttention
     try:
-        return made(width, **options)
+        return mixer_class(width, **options)
     except TypeError as error:
         raise SegueError(f"options of cross-attention: {error}") from error

@@ -57,14 +57,14 @@ def compress_signal(u: Tensor, states: int) -> Tensor:
     elements the state moves by exp(A log((k + 1) / k)) towards that of a constant signal of the new element.
     `reconstruct_signal` inverts this.
     """
-    a, held = transition("legs", states)[0], torch.eye(states, dtype=torch.float64)[0]
+    a, initial = transition("legs", states)[0], torch.eye(states, dtype=torch.float64)[0]
     steps = torch.arange(1, u.shape[-1], dtype=torch.float64)
-    moves = torch.linalg.matrix_exp(a * (1 + 1 / steps).log()[:, None, None])
-    found = [u[..., :1].double() * held]
-    for element, move in zip(u[..., 1:].double().unbind(-1), moves):
-        now = element[..., None] * held
-        found.append((found[-1] - now) @ move.T + now)
-    return torch.stack(found[: u.shape[-1]], -2)
+    transitions = torch.linalg.matrix_exp(a * (1 + 1 / steps).log()[:, None, None])
+    coefficients = [u[..., :1].double() * initial]
+    for element, move in zip(u[..., 1:].double().unbind(-1), transitions):
+        target = element[..., None] * initial
+        coefficients.append((coefficients[-1] - target) @ move.T + target)
+    return torch.stack(coefficients[: u.shape[-1]], -2)
 
 
 def reconstruct_signal(states: Tensor, places: Tensor) -> Tensor:
@@ -96,13 +96,13 @@ def dplr(family: str, states: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if family == "fourier":  # block-diagonal already, and its frequency 0 is a double eigenvalue
         eye = torch.eye(states, dtype=torch.complex128)
         v = (eye[:, ::2] - 1j * eye[:, 1::2]) / math.sqrt(2)
-        turn = torch.diag(normal, -1)[::2]
+        frequencies = torch.diag(normal, -1)[::2]
     else:
-        turn, v = torch.linalg.eigh(-1j * (normal - normal.diagonal().mean() * torch.eye(states)))
-        turn, v = turn[states // 2 :], v[:, states // 2 :]
-        at = v.mH @ b.to(v.dtype)
-        v = v * (at / at.abs())
-    eigenvalues = torch.complex(normal.diagonal().mean().expand_as(turn), turn)
+        frequencies, v = torch.linalg.eigh(-1j * (normal - normal.diagonal().mean() * torch.eye(states)))
+        frequencies, v = frequencies[states // 2 :], v[:, states // 2 :]
+        projected = v.mH @ b.to(v.dtype)
+        v = v * (projected / projected.abs())
+    eigenvalues = torch.complex(normal.diagonal().mean().expand_as(frequencies), frequencies)
     return eigenvalues, p.to(v.dtype) @ v.conj(), v.mH @ b.to(v.dtype), v
 
 
@@ -115,19 +115,19 @@ def diagonal(init: str, states: int, generator: torch.Generator | None = None) -
     """
     _check_even(states)
     n = torch.arange(states // 2, dtype=torch.float64)
-    half, one = torch.full_like(n, -0.5), torch.ones(states // 2, dtype=torch.complex128)
+    half, ones = torch.full_like(n, -0.5), torch.ones(states // 2, dtype=torch.complex128)
     if init == "legs":
         eigenvalues, _, b, _ = dplr("legs", states)
         return eigenvalues, b
     if init == "lin":
-        return torch.complex(half, math.pi * n), one
+        return torch.complex(half, math.pi * n), ones
     if init == "inv":
-        return torch.complex(half, states / math.pi * (states / (2 * n + 1) - 1)), one
+        return torch.complex(half, states / math.pi * (states / (2 * n + 1) - 1)), ones
     if init == "real":
-        return torch.complex(-(n + 1), torch.zeros_like(n)), one
+        return torch.complex(-(n + 1), torch.zeros_like(n)), ones
     if init == "random":
-        decay, turn = (torch.randn(states // 2, dtype=torch.float64, generator=generator).exp() for _ in range(2))
-        return torch.complex(-decay, turn), one
+        decay, frequency = (torch.randn(states // 2, dtype=torch.float64, generator=generator).exp() for _ in range(2))
+        return torch.complex(-decay, frequency), ones
     raise SegueError(f"initial state matrix '{init}' is unknown: choose from {', '.join(DIAGONALS)}")
 
 
@@ -135,9 +135,9 @@ def bilinear(a: Tensor, b: Tensor, dt: Tensor, alpha: float = 0.5) -> Pair:
     """Discretise dense A (..., N, N), B (..., N) with steps dt (...) to those of x_k = A x_{k-1} + B u_k, by the
     generalised bilinear rule: alpha = 0 is forward Euler, 1 backward Euler, 1/2 bilinear."""
     eye, step = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device), dt[..., None, None]
-    both = torch.cat([eye + (1 - alpha) * step * a, step * b[..., None].expand(*a.shape[:-1], 1)], -1)
-    both = torch.linalg.solve(eye - alpha * step * a, both)
-    return both[..., :-1], both[..., -1]
+    solution = torch.cat([eye + (1 - alpha) * step * a, step * b[..., None].expand(*a.shape[:-1], 1)], -1)
+    solution = torch.linalg.solve(eye - alpha * step * a, solution)
+    return solution[..., :-1], solution[..., -1]
 
 
 def discretise(eigenvalues: Tensor, dt: Tensor, rule: str = "zoh") -> Pair:

@@ -80,38 +80,40 @@ class Hydra(Mixer):
         and log decays (B, N, H)."""
         _, mixed, dt = self.into(x).split(self.widths, -1)
         v, *bc = F.silu(self.convolution(mixed, layout)).split(self.inner, -1)
-        ways: list[Tensors] = []
-        for way, steps in enumerate(dt.chunk(self.ways, -1)):
-            b, c, steps = (y.flip(1) if way else y for y in (bc[2 * way], bc[2 * way + 1], steps))
+        directions: list[Tensors] = []
+        for direction, steps in enumerate(dt.chunk(self.ways, -1)):
+            b, c, steps = (y.flip(1) if direction else y for y in (bc[2 * direction], bc[2 * direction + 1], steps))
             steps = F.softplus(steps + self.step)
-            ways.append((b, c, steps, -steps * self.A_log.exp()))
-        return v.unflatten(-1, (self.heads, -1)), ways
+            directions.append((b, c, steps, -steps * self.A_log.exp()))
+        return v.unflatten(-1, (self.heads, -1)), directions
 
     def _weights(self, v: Tensor) -> Tensor:
         """Return the diagonal of the matrix, each node's weight for itself: (B, N, H)."""
         return self.diagonal(v.flatten(2))
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
-        v, ways = self._inputs(x, layout)
-        b, c, dt, g = (torch.cat(both) for both in zip(*ways))
+        v, directions = self._inputs(x, layout)
+        b, c, dt, g = (torch.cat(pair) for pair in zip(*directions))
         u = torch.cat([torch.cat([v, v.flip(1)])[: len(b)].flatten(2), b, c], -1)
         starts = layout.starts
         if starts is not None and self.ways == 2:
             mirrored = layout.mirrored().starts
             assert mirrored is not None
             starts = torch.cat([starts, mirrored])
-        fresh = u.new_zeros(len(u), self.heads, b.shape[-1], v.shape[-1])
-        y = ssd(u, dt, g, u.new_zeros(self.heads), fresh, starts)[0].unflatten(-1, (self.heads, -1))
+        initial = u.new_zeros(len(u), self.heads, b.shape[-1], v.shape[-1])
+        y = ssd(u, dt, g, u.new_zeros(self.heads), initial, starts)[0].unflatten(-1, (self.heads, -1))
         if self.merge == "quasiseparable":
             y = shift_to_next(y, starts)
-        own = self._weights(v)[..., None] * v
+        diagonal = self._weights(v)[..., None] * v
         if self.ways == 1:
-            return self._finish((y + own).flatten(2), x)
-        ahead, back = y.chunk(2)
-        back = back.flip(1)
+            return self._finish((y + diagonal).flatten(2), x)
+        forward, backward = y.chunk(2)
+        backward = backward.flip(1)
         if self.join is not None:
-            return self._finish(self.join(torch.cat([ahead.flatten(2), back.flatten(2)], -1)) + own.flatten(2), x)
-        return self._finish(((ahead * back if self.merge == "multiply" else ahead + back) + own).flatten(2), x)
+            joined = self.join(torch.cat([forward.flatten(2), backward.flatten(2)], -1))
+            return self._finish(joined + diagonal.flatten(2), x)
+        merged = forward * backward if self.merge == "multiply" else forward + backward
+        return self._finish((merged + diagonal).flatten(2), x)
 
     def _finish(self, y: Tensor, x: Tensor) -> Tensor:
         gate = F.linear(x, self.into.weight[: self.widths[0]])
@@ -120,13 +122,13 @@ class Hydra(Mixer):
     def matrix(self, x: Tensor) -> Tensor:
         if not self.linear_in_values:
             return super().matrix(x)
-        v, ways = self._inputs(x, Layout.of(x))
+        v, directions = self._inputs(x, Layout.of(x))
         matrix = torch.diag_embed(self._weights(v).transpose(1, 2))
-        for way, inputs in enumerate(ways):
-            one = semiseparable(*inputs)
+        for direction, inputs in enumerate(directions):
+            part = semiseparable(*inputs)
             if self.merge == "quasiseparable":
-                one = shift_to_next(one.transpose(1, 2), None).transpose(1, 2)
-            matrix = matrix + (one.flip(2, 3) if way else one)
+                part = shift_to_next(part.transpose(1, 2), None).transpose(1, 2)
+            matrix = matrix + (part.flip(2, 3) if direction else part)
         return matrix
 
     def values(self, x: Tensor) -> Tensor:

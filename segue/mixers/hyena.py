@@ -108,15 +108,15 @@ class Hyena(Mixer):
         cache = parts.get("past")
         assert cache is None or isinstance(cache, Cache)
         before = 0 if cache is None else cache.longest
-        read = []
+        conv_inputs = []
         for index, kernel in enumerate(self.kernels(max(before + x.shape[1], 1))):
-            read.append(z)
+            conv_inputs.append(z)
             mixed = convolve_call(z, kernel, layout)
             if cache is not None and before:
                 mixed = mixed + convolve_past(cache, index, kernel, layout).to(z.dtype)
             z = gates[index] * mixed
         if cache is not None:
-            past = torch.stack(read, 1)
+            past = torch.stack(conv_inputs, 1)
             cache.append(past, past[..., :0], layout)
         return self.out(z)
 
@@ -166,13 +166,13 @@ def convolve_past(cache: Cache, index: int, kernel: Tensor, layout: Layout) -> T
     before, depth = cache.longest, layout.follows.sum(-1) - 1
     past = cache.k[:, index, :before].to(kernel.dtype)
     if not cache.uniform:  # align the rows at their ends
-        place = torch.arange(before, device=past.device) - (before - cache.lengths)[:, None]
-        past = past.gather(1, place.clamp(min=0)[..., None].expand_as(past)) * (place >= 0)[..., None]
+        source = torch.arange(before, device=past.device) - (before - cache.lengths)[:, None]
+        past = past.gather(1, source.clamp(min=0)[..., None].expand_as(past)) * (source >= 0)[..., None]
     deepest = int(depth.max()) + 1 if depth.numel() else 0
     if deepest <= MAX_DIRECT_NODES:
         levels = [torch.einsum("btd,td->bd", past, kernel[level + 1 : level + 1 + before].flip(0))
                   for level in range(deepest)]
-        far = torch.stack(levels, 1) if levels else past[:, :0]
+        contribution = torch.stack(levels, 1) if levels else past[:, :0]
     else:
-        far = long_convolution(F.pad(past, (0, 0, 0, deepest)), kernel)[:, before:]
-    return far.gather(1, depth[..., None].expand(len(far), -1, far.shape[2]))
+        contribution = long_convolution(F.pad(past, (0, 0, 0, deepest)), kernel)[:, before:]
+    return contribution.gather(1, depth[..., None].expand(len(contribution), -1, contribution.shape[2]))

@@ -1,4 +1,4 @@
-"""Layouts: where the nodes (elements) of one call stand and what each of them follows; and checks of node arguments."""
+"""Layouts: the positions of the nodes (elements) of one call, and what each follows; checks of node arguments."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from segue.errors import SegueError
 
 @dataclass
 class Layout:
-    """Where the nodes (elements) of one call stand: their positions, what each of them follows, and where documents
-    start.
+    """The structure of the nodes (elements) of one call: their positions, what each follows, and where documents start.
 
     positions: (B, N) long; explicit, never derived from an index or from the length of a cache.
     parents: (B, N) long, or None for a chain. `parents[b, i]` is the node that node i follows in this call, -1 the
@@ -29,14 +28,14 @@ class Layout:
     grid: sizes of the sequence axes (time, height, width ...) whose product is N, where the nodes lie on a grid in
         row-major order, or None for one axis. A mixer says how many axes it takes (`Mixer.axes`).
     prompt: (B, N) bool, or None. True at the nodes of a document's prompt, for mixers that read a prompt both ways.
-    source: (B, S, D) and (B,) long, or None. What an encoder made of another sequence, and how much of it is real, for
-        cross-attention; a state remembers it, so that only the first call brings it.
-    prompt_end: (B, 1) long, the position behind the prompt, where the prompt is not among these nodes; else None.
+    source: (B, S, D) and (B,) long, or None. Encoder outputs for another sequence, and their lengths without padding,
+        for cross-attention; a state remembers them, so that only the first call needs them.
+    prompt_end: (B, 1) long, the position after the prompt, where the prompt is not among these nodes; else None.
     sets: (B, N, 2) long, or None. For each node of a chain the set it lies in (0: none) and its part of that set.
-        Parts of one set do not see each other; give them the same positions, and their order has no say.
-    labels: (B, N) long, or None. Where each node stands in a region of the sequence, from 1 (0: in none); see
+        Parts of one set do not see each other; with equal positions, their order makes no difference.
+    labels: (B, N) long, or None. The position of each node in a region of the sequence, from 1 (0: in none); see
         `segue.mixers.regions`.
-    traits: by name (B, N) long, or None. What the nodes are besides, for attention that compares it; see
+    traits: by name (B, N) long, or None. Attributes of the nodes, for attention that compares them; see
         `segue.mixers.traits`.
     """
 
@@ -76,7 +75,7 @@ class Layout:
 
     @staticmethod
     def tree(parents: Tensor, first: Tensor) -> Layout:
-        """Nodes of a draft tree whose roots stand at `first` (B,); a node's position is its parent's plus one."""
+        """Nodes of a draft tree with roots at position `first` (B,); a node's position is its parent's plus one."""
         layout = Layout(first[:, None].expand(parents.shape), parents)
         return Layout(first[:, None] + layout.follows.sum(-1) - 1, parents)
 
@@ -201,17 +200,17 @@ def check_path(path: list[list[int]], parents: list[list[int]] | None, batch: in
     """Raise SegueError unless each of `batch` rows of `path` goes from a root down the tree of the row's `n` nodes, and
     is padded with -1 at its end. parents: of each row's nodes, or None for a chain."""
     chain = list(range(-1, n - 1))
-    good = len(path) == batch
+    valid = len(path) == batch
     for row, tree in zip(path, parents or [chain] * batch):
         above, ended = -1, False
         for node in row:
             if node < 0:
                 ended = True
             elif ended or node >= n or tree[node] != above:
-                good = False
+                valid = False
             else:
                 above = node
-    if not good:
+    if not valid:
         raise SegueError(f"path {path} is no root-to-node path of the {n} pending nodes of {batch} rows, padded with "
                          "-1 at its end")
 

@@ -74,11 +74,11 @@ class Codebook(nn.Module):
         nearest = self.nearest(keys)
         error = (keys - self.codes[nearest].to(keys.dtype)).square().sum(-1)
         assignment = F.one_hot(nearest, len(self.sums)).to(self.sums.dtype)
-        new = torch.cat([assignment.T @ keys.to(self.sums.dtype), assignment.sum(0)[:, None]], 1)
+        batch_sums = torch.cat([assignment.T @ keys.to(self.sums.dtype), assignment.sum(0)[:, None]], 1)
         if distributed:
-            torch.distributed.all_reduce(new)
-        self.sums.lerp_(new[:, :-1], 1 - self.decay)
-        self.counts.lerp_(new[:, -1], 1 - self.decay)
+            torch.distributed.all_reduce(batch_sums)
+        self.sums.lerp_(batch_sums[:, :-1], 1 - self.decay)
+        self.counts.lerp_(batch_sums[:, -1], 1 - self.decay)
         dead = torch.nonzero(self.counts < 1)[: len(keys), 0]
         self.sums[dead] = keys[error.topk(len(dead)).indices].to(self.sums.dtype)
         self.counts[dead] = 1.0
@@ -109,10 +109,10 @@ class QuantisedAttention(Recurrence):
         self.codebook = Codebook(codes, width, decay)
 
     def initial(self, batch: int, like: Tensor) -> Tensors:
-        wide = torch.promote_types(like.dtype, torch.float32)
+        dtype = torch.promote_types(like.dtype, torch.float32)
         return (like.new_zeros(batch, self.window, self.value_width),
                 torch.full((batch, self.window), -1, device=like.device),
-                like.new_zeros(batch, len(self.codebook.counts), self.value_width + 1, dtype=wide))
+                like.new_zeros(batch, len(self.codebook.counts), self.value_width + 1, dtype=dtype))
 
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
@@ -125,8 +125,8 @@ class QuantisedAttention(Recurrence):
         count = torch.full_like(code[:, 0], n) if lengths is None else lengths
         current = document.gather(1, (count + w - 1)[:, None]).clamp(min=0)
         index = torch.arange(n + w, device=code.device)
-        old = (index < count[:, None]) & (document == current)
-        sums = sums * (current == 0)[..., None] + self._sum_by_code(code, valued, old)
+        has_left_window = (index < count[:, None]) & (document == current)
+        sums = sums * (current == 0)[..., None] + self._sum_by_code(code, valued, has_left_window)
         recent = count[:, None] + index[:w]
         v, code = (gather_nodes(x, recent) for x in (valued[..., :-1], code.where(document == current, -1)))
         return (y[..., :-1] / y[..., -1:]).to(inputs[2].dtype), (v.to(state[0].dtype), code, sums)
@@ -137,17 +137,17 @@ class QuantisedAttention(Recurrence):
         assert self.bias_ahead is not None
         if not inputs[0].shape[1]:
             return inputs[2]
-        ways = []
-        for bias, side, backwards in ((self.bias, layout, False), (self.bias_ahead, layout.mirrored(), True)):
+        outputs = []
+        for bias, side_layout, backwards in ((self.bias, layout, False), (self.bias_ahead, layout.mirrored(), True)):
             ordered = tuple(x.flip(1) for x in inputs) if backwards else inputs
-            fresh = self.initial(len(inputs[0]), inputs[0])
-            valued, code, document = self._prepend_state(ordered, fresh, side.starts)
-            y = self._attend_in_blocks(ordered[0], ordered[1], valued, code, document, fresh[2], bias)
-            ways.append(y.flip(1) if backwards else y)
+            initial = self.initial(len(inputs[0]), inputs[0])
+            valued, code, document = self._prepend_state(ordered, initial, side_layout.starts)
+            y = self._attend_in_blocks(ordered[0], ordered[1], valued, code, document, initial[2], bias)
+            outputs.append(y.flip(1) if backwards else y)
         q, k, v, codes = inputs
         scores = (q * self._quantise(k, codes)).sum(-1, keepdim=True) / math.sqrt(q.shape[-1]) + self.bias_ahead[0]
-        own = scores.to(ways[0].dtype).exp()
-        y = ways[0] + ways[1] - own * F.pad(v, (0, 1), value=1.0)
+        own_weight = scores.to(outputs[0].dtype).exp()
+        y = outputs[0] + outputs[1] - own_weight * F.pad(v, (0, 1), value=1.0)
         return (y[..., :-1] / y[..., -1:]).to(v.dtype)
 
     def distance_biases(self, distance: Tensor) -> Tensor:
@@ -172,11 +172,11 @@ class QuantisedAttention(Recurrence):
         codes = self.codebook.codes.to(k.dtype)[code.clamp(min=0)]
         return straight_through(codes, k) if self.training else codes
 
-    def _sum_by_code(self, code: Tensor, valued: Tensor, which: Tensor) -> Tensor:
+    def _sum_by_code(self, code: Tensor, valued: Tensor, mask: Tensor) -> Tensor:
         """Sum values (..., N, E + 1) per code (..., N) over the nodes chosen by the mask `which` (..., N):
         (..., S, E + 1)."""
-        hot = F.one_hot(code.clamp(min=0), len(self.codebook.counts)).to(valued.dtype) * which[..., None]
-        return hot.mT @ valued
+        one_hot = F.one_hot(code.clamp(min=0), len(self.codebook.counts)).to(valued.dtype) * mask[..., None]
+        return one_hot.mT @ valued
 
     def _attend_in_blocks(self, q: Tensor, k: Tensor, valued: Tensor, code: Tensor, document: Tensor, sums: Tensor,
                           bias: Tensor) -> Tensor:
@@ -191,28 +191,28 @@ class QuantisedAttention(Recurrence):
         k, valued = (F.pad(x, (0, 0, 0, pad)) for x in (k, valued))
         code, document = (F.pad(x, (0, pad), value=-1) for x in (code, document))
         nodes = torch.arange(w + size, device=q.device)
-        near = torch.arange(blocks, device=q.device)[:, None] * size + nodes
+        window_index = torch.arange(blocks, device=q.device)[:, None] * size + nodes
         distance = w + nodes[:size, None] - nodes
         q_document = document[:, w:].unflatten(1, (blocks, size))[..., None]
-        k_document = document[:, near][..., None, :]
-        seen = (q_document == k_document) & (k_document >= 0) & (distance >= 0)
-        scores = (q @ self._quantise(k, code)[:, near].mT).to(sums.dtype)
+        k_document = document[:, window_index][..., None, :]
+        visible = (q_document == k_document) & (k_document >= 0) & (distance >= 0)
+        scores = (q @ self._quantise(k, code)[:, window_index].mT).to(sums.dtype)
         scores = scores + torch.where(distance < w, bias[distance.clamp(0, w - 1)], 0.0).to(sums.dtype)
-        y = scores.masked_fill(~seen, -math.inf).exp() @ valued[:, near]
+        y = scores.masked_fill(~visible, -math.inf).exp() @ valued[:, window_index]
 
         # Sums per code before each block's window, over the document of the last node that left the window.
         k, code, valued, document = (x[:, : (blocks - 1) * size].unflatten(1, (blocks - 1, size))
                                      for x in (k, code, valued, document))
         current = F.pad(document[..., -1], (1, 0)).cummax(1).values
-        left = document == current[:, 1:, None]
-        adds = self._sum_by_code(code, valued, left)
+        left_window = document == current[:, 1:, None]
+        adds = self._sum_by_code(code, valued, left_window)
         keeps = (current[:, 1:] == current[:, :-1]).to(sums.dtype)[..., None, None].expand_as(adds)
         before = torch.cat([sums[:, None], linear_scan(keeps, adds, sums)], 1)
         weights = (q @ self.codebook.codes.to(k.dtype).mT).to(sums.dtype).exp()  # (B, blocks, size, S)
         weights = weights * (q_document == current[..., None, None])
         y = y + weights @ before
         if self.training and blocks > 1:
-            y = y + _StraightThrough.apply(k, q, weights, code.clamp(min=0), valued * left[..., None], keeps)
+            y = y + _StraightThrough.apply(k, q, weights, code.clamp(min=0), valued * left_window[..., None], keeps)
         return y.flatten(1, 2)[:, :n]
 
 
@@ -234,15 +234,15 @@ class _StraightThrough(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         q, weights, code, valued, keeps = ctx.saved_tensors
-        row, found = torch.arange(len(q), device=q.device)[:, None], []
+        row, key_grads = torch.arange(len(q), device=q.device)[:, None], []
         slopes = weights.new_zeros(len(q), weights.shape[-1], q.shape[-1], grad.shape[-1])
         for block in reversed(range(code.shape[1])):
             if block + 1 < code.shape[1]:
                 slopes = slopes * keeps[:, block + 1, :, None]
             pairs = weights[:, block + 1, :, :, None] * q[:, block + 1, :, None].to(weights.dtype)
             slopes = slopes + (pairs.flatten(2).mT @ grad[:, block + 1]).unflatten(1, slopes.shape[1:3])
-            found.append((slopes[row, code[:, block]] @ valued[:, block, :, :, None])[..., 0])
-        return torch.stack(found[::-1], 1).to(q.dtype), None, None, None, None, None
+            key_grads.append((slopes[row, code[:, block]] @ valued[:, block, :, :, None])[..., 0])
+        return torch.stack(key_grads[::-1], 1).to(q.dtype), None, None, None, None, None
 
 
 class LongVQ(Mixer):
@@ -298,8 +298,8 @@ class LongVQ(Mixer):
 
     def _project(self, x: Tensor, memory: Tensor) -> Tensors:
         """Return queries, keys, values and the keys' codes."""
-        both = F.silu(self.shared(memory))[..., None, :] * self.scale + self.shift
-        q, k = F.rms_norm(both, both.shape[-1:], eps=1e-6).unbind(-2)
+        shared = F.silu(self.shared(memory))[..., None, :] * self.scale + self.shift
+        q, k = F.rms_norm(shared, shared.shape[-1:], eps=1e-6).unbind(-2)
         return q, k, F.silu(self.v(x)), self.attention.codebook.nearest(k)
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
@@ -315,14 +315,14 @@ class LongVQ(Mixer):
 
     def _gate(self, y: Tensor, memory: Tensor, x: Tensor) -> Tensor:
         width = self.width
-        reset, update, plain = self.gates(memory).split([y.shape[-1], width, width], -1)
-        return torch.sigmoid(update) * (F.silu(plain + self.join(F.silu(reset) * y)) - x)
+        reset, update, candidate = self.gates(memory).split([y.shape[-1], width, width], -1)
+        return torch.sigmoid(update) * (F.silu(candidate + self.join(F.silu(reset) * y)) - x)
 
     def lower(self, program: Program, source: View, into: View) -> None:
         if not self.causal:
             raise SegueError("a LongVQ that looks ahead has no form for the compiled CPU engine")
         keys, values, width = self.shared.out_features, self.v.out_features, self.width
-        memory, shared, q, k, v, y, gates, plain, less = (program.register(name, size) for name, size in (
+        memory, shared, q, k, v, y, gates, candidate, negated = (program.register(name, size) for name, size in (
             ("memory", width), ("shared", keys), ("q", keys), ("k", keys), ("v", values), ("y", values),
             ("gates", values + width), ("plain", width), ("less", width)))
         self.average.lower(program, source, memory, self.skip)
@@ -333,15 +333,15 @@ class LongVQ(Mixer):
             program.norm(part, part, "rms", None, None, 1e-6)
         program.linear(source, v, self.v.weight, self.v.bias, activation="silu")
         program.quantised(q, k, v, y, self.attention.codebook.codes, self.attention.bias)
-        for part, rows in ((gates, slice(values + width)), (plain, slice(values + width, None))):
+        for part, rows in ((gates, slice(values + width)), (candidate, slice(values + width, None))):
             program.linear(memory, part, self.gates.weight[rows], self.gates.bias[rows])
         program.multiply(y, gates[:values], "silu")
-        program.linear(y, plain, self.join.weight, add=True)
-        program.map(plain, plain, "silu")
-        program.map(source, less, scale=-1.0)
-        program.add(less, plain)
-        program.multiply(plain, gates[values:], "sigmoid")
-        program.add(plain, into)
+        program.linear(y, candidate, self.join.weight, add=True)
+        program.map(candidate, candidate, "silu")
+        program.map(source, negated, scale=-1.0)
+        program.add(negated, candidate)
+        program.multiply(candidate, gates[values:], "sigmoid")
+        program.add(candidate, into)
 
     def _memory_of(self, x: Tensor) -> Tensor:
         return self._structured_memory(x, Layout.of(x), {})

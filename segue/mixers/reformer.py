@@ -47,19 +47,21 @@ class Reformer(Mixer):
     def hash_buckets(self, x: Tensor) -> Tensor:
         """Return bucket numbers (rounds, B, H, N) long, about `chunk` nodes per bucket: argmax([q R; -q R]) with random
         R, or a pair of these. Queries are computed in float32 or wider, because rounding would change buckets."""
-        wide = torch.promote_types(x.dtype, torch.float32)
+        dtype = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
-            q = F.linear(x.to(wide), self.qv.weight[: self.width].to(wide))
+            q = F.linear(x.to(dtype), self.qv.weight[: self.width].to(dtype))
             q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             buckets = torch.zeros(self.rounds, *q.shape[:-1], dtype=torch.long, device=q.device)
             if q.shape[2] <= self.chunk:  # everything fits in one chunk: a single bucket
                 return buckets
             half, generator = max(1, q.shape[2] // (2 * self.chunk)), torch.Generator().manual_seed(self.seed)
-            for many in [half] if half <= MAX_SINGLE_HASH else 2 * [round((half / 2) ** 0.5)]:
-                rotations = torch.randn(self.rounds, q.shape[-1], many, generator=generator, dtype=torch.float64)
+            for num_rotations in [half] if half <= MAX_SINGLE_HASH else 2 * [round((half / 2) ** 0.5)]:
+                rotations = torch.randn(self.rounds, q.shape[-1], num_rotations, generator=generator,
+                                        dtype=torch.float64)
                 rotated = torch.einsum("bhne,rek->rbhnk", q, rotations.to(q))
                 largest = rotated.abs().argmax(-1, keepdim=True)
-                buckets = 2 * many * buckets + (largest + many * (rotated.gather(-1, largest) < 0))[..., 0]
+                hashes = largest + num_rotations * (rotated.gather(-1, largest) < 0)
+                buckets = 2 * num_rotations * buckets + hashes[..., 0]
         return buckets
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,28 +75,28 @@ class Reformer(Mixer):
         buckets = self.hash_buckets(x)
         if self.positions == "rotary":
             q = rotate(q, positions, rotary_frequencies(q.shape[-1] // 2 * 2).to(q.device))
-        keys = F.normalize(q, dim=-1)
+        unit_queries = F.normalize(q, dim=-1)
         order = buckets.sort(dim=-1, stable=True).indices
-        place = order.argsort(-1)
+        sorted_index = order.argsort(-1)
         count = -(-n // size)
         rounds = []
-        alone = torch.ones(q.shape[:3], dtype=torch.bool, device=q.device)
-        for at in range(self.rounds):
-            ours = F.pad(order[at], (0, count * size - n), value=-1).unflatten(-1, (count, size))
-            theirs = torch.cat([F.pad(ours[:, :, :-1], (0, 0, 1, 0), value=-1), ours], -1)
-            together = torch.stack([_same_bucket(bucket, chunk, ours, theirs)
-                                    for bucket, chunk in zip(buckets, place // size)])
-            itself = ours[..., None] == theirs[..., None, :]
-            real = (theirs >= 0)[..., None, :]
-            seen = together[at] & real & ~itself
-            alone &= ~_unsort(seen.any(-1), place[at])
-            rounds.append((ours, theirs, seen, itself & real, together.sum(0)))
+        sees_none = torch.ones(q.shape[:3], dtype=torch.bool, device=q.device)
+        for index in range(self.rounds):
+            queries = F.pad(order[index], (0, count * size - n), value=-1).unflatten(-1, (count, size))
+            keys = torch.cat([F.pad(queries[:, :, :-1], (0, 0, 1, 0), value=-1), queries], -1)
+            together = torch.stack([_same_bucket(bucket, chunk, queries, keys)
+                                    for bucket, chunk in zip(buckets, sorted_index // size)])
+            itself = queries[..., None] == keys[..., None, :]
+            real = (keys >= 0)[..., None, :]
+            visible = together[index] & real & ~itself
+            sees_none &= ~_unsort(visible.any(-1), sorted_index[index])
+            rounds.append((queries, keys, visible, itself & real, together.sum(0)))
         parts = []
-        for at, (ours, theirs, seen, itself, found) in enumerate(rounds):
-            mask = seen | (itself & _gather_nodes(alone, ours)[..., None])
-            y, lse = attend(_gather_nodes(q, ours), _gather_nodes(keys, theirs), _gather_nodes(v, theirs), mask,
-                            -found.clamp(min=1).to(q.dtype).log())  # a pair found by several rounds counts once
-            parts.append((_unsort(y, place[at]), _unsort(lse, place[at])))
+        for index, (queries, keys, visible, itself, times_seen) in enumerate(rounds):
+            mask = visible | (itself & _gather_nodes(sees_none, queries)[..., None])
+            y, lse = attend(_gather_nodes(q, queries), _gather_nodes(unit_queries, keys), _gather_nodes(v, keys), mask,
+                            -times_seen.clamp(min=1).to(q.dtype).log())  # a pair found by several rounds counts once
+            parts.append((_unsort(y, sorted_index[index]), _unsort(lse, sorted_index[index])))
         return merge(parts)[0]
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
@@ -119,14 +121,14 @@ def _gather_nodes(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(2, flat).unflatten(2, index.shape[2:])
 
 
-def _unsort(x: Tensor, place: Tensor) -> Tensor:
-    """Reorder sorted chunks (B, H, C, S, ...) to the nodes' own order (B, H, N, ...): node i lies at place[i]."""
-    return _gather_nodes(x.flatten(2, 3), place[..., None])[:, :, :, 0]
+def _unsort(x: Tensor, sorted_index: Tensor) -> Tensor:
+    """Reorder sorted chunks (B, H, C, S, ...) to the nodes' own order (B, H, N, ...): node i is at sorted_index[i]."""
+    return _gather_nodes(x.flatten(2, 3), sorted_index[..., None])[:, :, :, 0]
 
 
-def _same_bucket(bucket: Tensor, chunk: Tensor, ours: Tensor, theirs: Tensor) -> Tensor:
+def _same_bucket(bucket: Tensor, chunk: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
     """Return (B, H, C, S, 2 S) bool: query and key share a bucket, and the key is in the query's chunk or the one
     before."""
-    later = _gather_nodes(chunk, ours)[..., None] - _gather_nodes(chunk, theirs)[..., None, :]
-    same = _gather_nodes(bucket, ours)[..., None] == _gather_nodes(bucket, theirs)[..., None, :]
-    return same & (later >= 0) & (later <= 1)
+    chunk_distance = _gather_nodes(chunk, queries)[..., None] - _gather_nodes(chunk, keys)[..., None, :]
+    same_bucket = _gather_nodes(bucket, queries)[..., None] == _gather_nodes(bucket, keys)[..., None, :]
+    return same_bucket & (chunk_distance >= 0) & (chunk_distance <= 1)

@@ -79,18 +79,18 @@ class Sparse:
     def __call__(self, pairs: Pairs) -> Tensor:
         query, key = pairs.query, pairs.key
         if self.window is not None:
-            seen = (query - key).abs() < self.window
+            visible = (query - key).abs() < self.window
         else:
             assert self.block is not None
             query_block, key_block = query // self.block, key // self.block
-            seen = (query_block - key_block).abs() <= self.back
+            visible = (query_block - key_block).abs() <= self.back
             for pick in range(self.random):
-                seen = seen | (self.random_block(query_block, pick) == key_block)
+                visible = visible | (self.random_block(query_block, pick) == key_block)
         if self.first:
-            seen = seen | (key < self.first)
+            visible = visible | (key < self.first)
             if not self.causal:
-                seen = seen | (query < self.first)
-        return seen & pairs.follows if self.causal else seen | (pairs.follows & False)
+                visible = visible | (query < self.first)
+        return visible & pairs.follows if self.causal else visible | (pairs.follows & False)
 
     def random_block(self, block: Tensor, pick: int) -> Tensor:
         """Return the number of the random block that each block sees, -1 for none; a hash, the same on every machine.
@@ -120,16 +120,16 @@ def key_tiles(rule: Sparse, count: int, aligned: bool) -> Tensor:
     aligned: node i is at position i. Otherwise positions only go up by one, and `first` and `random` must be 0. First
     positions, which see everything unless causal, are left to the caller.
     """
-    own = torch.arange(count)[:, None]
-    back = -(-(rule.reach - 1) // rule.tile)
+    tiles = torch.arange(count)[:, None]
+    num_back = -(-(rule.reach - 1) // rule.tile)
     if rule.block is not None and aligned:
-        back = rule.back
-    near = torch.arange(-back, 1 if rule.causal else back + 1)
-    found = [own + near]
+        num_back = rule.back
+    offsets = torch.arange(-num_back, 1 if rule.causal else num_back + 1)
+    candidates = [tiles + offsets]
     if rule.first:
-        found.append(torch.arange(-(-rule.first // rule.tile)).expand(count, -1))
-    found += [rule.random_block(own, pick) for pick in range(rule.random)]
-    index = torch.cat(found, 1)
-    index = index.masked_fill((index < 0) | (index > (own if rule.causal else count - 1)), -1).sort(1).values
-    repeated = torch.cat([torch.zeros_like(own, dtype=torch.bool), index[:, 1:] == index[:, :-1]], 1)
+        candidates.append(torch.arange(-(-rule.first // rule.tile)).expand(count, -1))
+    candidates += [rule.random_block(tiles, pick) for pick in range(rule.random)]
+    index = torch.cat(candidates, 1)
+    index = index.masked_fill((index < 0) | (index > (tiles if rule.causal else count - 1)), -1).sort(1).values
+    repeated = torch.cat([torch.zeros_like(tiles, dtype=torch.bool), index[:, 1:] == index[:, :-1]], 1)
     return index.masked_fill(repeated, -1)

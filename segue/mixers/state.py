@@ -42,9 +42,9 @@ class State:
     layers: for each layer its named parts.
     prompt: (B,) long, or None: the length of each row's prompt, for mixers that read a prompt both ways and models that
         count from its end; set it before the prompt is given.
-    spans: for each layer, or None: the layer runs only on nodes fewer than so many places after the prompt (see
-        `offset_from_prompt`), and its memory does not change elsewhere. Who runs the layers records in `layer_nodes`
-        the nodes of each layer that did not run on all (None: on none).
+    spans: for each layer, or None: the layer runs only on nodes fewer than this many positions after the prompt (see
+        `offset_from_prompt`), and its memory does not change elsewhere. The caller that runs the layers records in
+        `layer_nodes` the nodes of each layer that did not run on all (None: on none).
     floor: (B,) long, the position after each row's last set (see `Layout.sets`), or that at which it was loaded: no row
         can be rewound further.
     """
@@ -109,9 +109,9 @@ class State:
             nodes = self.layer_nodes.get(index)
             if nodes is None and index in self.layer_nodes:
                 continue
-            own = (path, counts) if nodes is None else nodes.localise_commit(path, counts)
+            layer_commit = (path, counts) if nodes is None else nodes.localise_commit(path, counts)
             for part in layer.values():
-                part.commit(*own)
+                part.commit(*layer_commit)
         if counts is None:
             if n:
                 self.positions = layout.positions[:, -1] + 1
@@ -129,8 +129,8 @@ class State:
         after = torch.where(inside & (index < counts[:, None]), index + 1, 0).amax(1)
         if bool(((after > 0) & (after >= counts)).any()):
             raise SegueError("a row ends within a set: commit it with at least one token that follows the whole set")
-        behind = positions.gather(1, after.clamp(max=inside.shape[1] - 1)[:, None])[:, 0]
-        self.floor = torch.where(after > 0, behind, self.floor)
+        next_position = positions.gather(1, after.clamp(max=inside.shape[1] - 1)[:, None])[:, 0]
+        self.floor = torch.where(after > 0, next_position, self.floor)
 
     def select(self, rows: Tensor) -> State:
         """A new state with these rows (long (R,), repeats allowed): fork, reorder or drop."""
@@ -162,14 +162,15 @@ class State:
         if (n < 0).any() or (n > self.positions - self.floor).any():
             raise SegueError(f"cannot rewind {n.tolist()} tokens at positions {self.positions.tolist()}" +
                              (f", of which those before {self.floor.tolist()} are fixed" if self.floor.any() else ""))
-        back = [self._count_layer_tokens(n, index) for index in range(len(self.layers))]
-        for index, where, part in self._parts():  # check all of them before changing any
+        layer_counts = [self._count_layer_tokens(n, index) for index in range(len(self.layers))]
+        for index, name, part in self._parts():  # check all of them before changing any
             limit = part.max_rewind().to(n.device)  # that of a transformers cache lies on the CPU
-            if (back[index] > limit).any():
-                raise SegueError(f"'{where}' of the state can go back {limit.tolist()} tokens here, not "
-                                 f"{back[index].tolist()}: create it with init_state(batch, history=N) for a larger N")
+            if (layer_counts[index] > limit).any():
+                raise SegueError(f"'{name}' of the state can go back {limit.tolist()} tokens here, not "
+                                 f"{layer_counts[index].tolist()}: create it with init_state(batch, history=N) for a "
+                                 "larger N")
         for index, _, part in self._parts():
-            part.rewind(back[index])
+            part.rewind(layer_counts[index])
         self.positions = self.positions - n
         self.pending = None
 
@@ -198,7 +199,7 @@ class State:
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of the committed state by name, to count, move, save or train them; the inverse is `load`."""
-        named = {f"{where}.{name}": tensor for _, where, part in self._parts()
+        named = {f"{part_name}.{name}": tensor for _, part_name, part in self._parts()
                  for name, tensor in part.tensors().items()}
         return {"positions": self.positions, **named}
 
@@ -209,8 +210,8 @@ class State:
         """
         if set(tensors) != set(self.tensors()):
             raise SegueError(f"a state of {sorted(self.tensors())} cannot load {sorted(tensors)}")
-        for _, where, part in self._parts():
-            part.load({name: tensors[f"{where}.{name}"] for name in part.tensors()})
+        for _, part_name, part in self._parts():
+            part.load({name: tensors[f"{part_name}.{name}"] for name in part.tensors()})
         self.positions = self.floor = tensors["positions"]
         self.pending = None
 
@@ -288,8 +289,8 @@ class Recurrence(nn.Module):
             order.append((row, node))
             outputs.append(out[:, 0])
         row, node = (torch.cat(index) for index in zip(*order))
-        found = torch.cat(outputs)
-        return found.new_zeros(*parents.shape, *found.shape[1:]).index_put((row, node), found)
+        nodes_output = torch.cat(outputs)
+        return nodes_output.new_zeros(*parents.shape, *nodes_output.shape[1:]).index_put((row, node), nodes_output)
 
 
 class SteppedRecurrence(Recurrence):
@@ -306,18 +307,18 @@ class SteppedRecurrence(Recurrence):
         def choose(rows: Tensor, a: Tensors, b: Tensors) -> Tensors:
             return tuple(torch.where(rows.view(-1, *[1] * (x.dim() - 1)), x, y) for x, y in zip(a, b))
 
-        fresh, outputs = self.initial(batch, inputs[0]), []
-        wanted = state
+        initial, outputs = self.initial(batch, inputs[0]), []
+        final = state
         for t in range(n):
             if starts is not None:
-                state = choose(starts[:, t], fresh, state)
+                state = choose(starts[:, t], initial, state)
             y, state = self.step(tuple(x[:, t] for x in inputs), state)
             outputs.append(y)
-            wanted = state if lengths is None else choose(t < lengths, state, wanted)
+            final = state if lengths is None else choose(t < lengths, state, final)
         if not outputs:
             y, _ = self.step(tuple(x.new_zeros(batch, *x.shape[2:]) for x in inputs), state)
             return y.new_zeros(batch, 0, *y.shape[1:]), state
-        return torch.stack(outputs, 1), wanted
+        return torch.stack(outputs, 1), final
 
 
 class Carry:
@@ -361,9 +362,9 @@ class Carry:
         new = (*inputs, starts)
         old = self.replay_inputs if self.replay_inputs is not None else tuple(x[:, :0] for x in new)
         index = torch.arange(old[0].shape[1] + n, device=inputs[0].device)
-        kept = torch.where(index < old[0].shape[1], index < self.replay_lengths[:, None],
+        keep = torch.where(index < old[0].shape[1], index < self.replay_lengths[:, None],
                            index - old[0].shape[1] < counts[:, None])
-        order = kept.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
+        order = keep.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
         self.replay_lengths = self.replay_lengths + counts
         order = order[:, : int(self.replay_lengths.max()) if batch else 0]
         trail = tuple(gather_nodes(torch.cat([a, b], 1), order) for a, b in zip(old, new))
@@ -387,11 +388,11 @@ class Carry:
         self.state = self.recurrence.scan(tuple(inputs), self.replay_state, starts, self.replay_lengths)[1]
 
     def select(self, rows: Tensor) -> Carry:
-        chosen = Carry(self.recurrence, tuple(s[rows] for s in self.state), self.history)
-        chosen.replay_state = tuple(s[rows] for s in self.replay_state)
-        chosen.replay_inputs = None if self.replay_inputs is None else tuple(s[rows] for s in self.replay_inputs)
-        chosen.replay_lengths = self.replay_lengths[rows]
-        return chosen
+        selected = Carry(self.recurrence, tuple(s[rows] for s in self.state), self.history)
+        selected.replay_state = tuple(s[rows] for s in self.replay_state)
+        selected.replay_inputs = None if self.replay_inputs is None else tuple(s[rows] for s in self.replay_inputs)
+        selected.replay_lengths = self.replay_lengths[rows]
+        return selected
 
     def join(self, others: Sequence[Carry]) -> Carry:
         parts = [self, *others]
@@ -416,10 +417,10 @@ class Carry:
 
     def copy(self) -> Carry:
         # Tensors are replaced, never written into, so a copy may share them.
-        twin = Carry(self.recurrence, self.state, self.history)
-        twin.replay_state, twin.replay_inputs = self.replay_state, self.replay_inputs
-        twin.replay_lengths = self.replay_lengths
-        return twin
+        copied = Carry(self.recurrence, self.state, self.history)
+        copied.replay_state, copied.replay_inputs = self.replay_state, self.replay_inputs
+        copied.replay_lengths = self.replay_lengths
+        return copied
 
     def detach(self) -> None:
         self.state, self.replay_state = (tuple(s.detach() for s in x) for x in (self.state, self.replay_state))
