@@ -128,7 +128,7 @@ def embed(model: Any, rows: Sequence[np.ndarray], pool: str = "", context: int |
     streamed = np.flatnonzero(lengths > PIECE) if streams else np.zeros(0, np.int64)
     done = 0
     for i in streamed:
-        _stream_row(model, int(i), table[i], int(skip[i]), pooling, lambda n, done=done: meter(done + n))
+        _stream_row(model, int(i), table[i], int(skip[i]), pooling, meter, done)
         done += len(table[i])
     others = np.setdiff1d(np.arange(len(table)), streamed)
     spans = np.array([(i, *piece) for i in others.tolist()
@@ -154,10 +154,10 @@ def _own_vectors(model: Any, rows: Sequence[np.ndarray], lengths: np.ndarray, me
     return np.concatenate(vectors)[np.concatenate(order).argsort()]
 
 
-def _stream_row(model: Any, number: int, row: np.ndarray, skip: int, pooling: _Pooling, meter: Callable[[int], Any]
-                ) -> None:
+def _stream_row(model: Any, number: int, row: np.ndarray, skip: int, pooling: _Pooling, meter: Callable[[int], Any],
+                done: int) -> None:
     """Pool one long row, PIECE elements at a time, by a model whose state holds the past; the first `skip` elements are
-    read only."""
+    read only. done: elements of other rows that the meter counts already."""
     state = model.init_state(1)
     for start in range(0, len(row), PIECE):
         tokens = _padded([row[start : start + PIECE]], model)
@@ -166,7 +166,7 @@ def _stream_row(model: Any, number: int, row: np.ndarray, skip: int, pooling: _P
         begin = max(0, skip - start)
         pooling.add(hidden, np.array([number]), np.array([begin]), np.array([hidden.shape[1]]),
                     np.array([start + begin - skip]))
-        meter(start + hidden.shape[1])
+        meter(done + start + hidden.shape[1])
 
 
 def _padded(rows: Sequence[np.ndarray], model: Any) -> Tensor:
