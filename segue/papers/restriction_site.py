@@ -55,14 +55,15 @@ KEPT = 120  # features, those with the most mutual information with the labels
 class Problem:
     """Windows of a genome, whether each is excisable, and their split by blocks of the genome.
 
-    parts, windows, labels, blocks: lists of the training, validation and test windows, each with as many excisable ones
-    as others (of `each` windows in all), and last of all windows of the test blocks, at their natural rate."""
+    parts, windows, labels, blocks: lists with an entry for the training, validation and test windows, each with as many
+    excisable ones as others (`size` of each class in all), and one for all windows of the test blocks, at their natural
+    rate. parts: indices of windows. rate: share of excisable windows."""
 
-    def __init__(self, folders: tuple[Path, Path] | None, each: int) -> None:
+    def __init__(self, folders: tuple[Path, Path] | None, size: int) -> None:
         if folders is None:
-            draw = np.random.default_rng(0)
-            text = "".join("".join(draw.choice(list("ACGT"), 60)) +
-                           ("GGATCC" + "".join(draw.choice(list("ACGT"), 60)) + "AGATCT" if draw.random() < 0.5 else "")
+            rng = np.random.default_rng(0)
+            text = "".join("".join(rng.choice(list("ACGT"), 60)) +
+                           ("GGATCC" + "".join(rng.choice(list("ACGT"), 60)) + "AGATCT" if rng.random() < 0.5 else "")
                            for _ in range(2000))
             enzymes = MADE_UP
         else:
@@ -70,32 +71,32 @@ class Problem:
                 panel(read_enzymes(folders[1] / "enzymes.tsv"))
         self.enzymes = enzymes
         begins = np.arange(0, len(text) - LENGTH, EVERY)
-        every = Windows(text, begins, LENGTH, SiteScanner(enzymes))
-        labels = every.excisable()
+        all_windows = Windows(text, begins, LENGTH, SiteScanner(enzymes))
+        labels = all_windows.excisable()
         part, block = regions(begins, LENGTH, BLOCK if len(text) > 40 * BLOCK else 1000, SHARES)
         self.rate = float(labels.mean())
-        draw = np.random.default_rng(1)
-        picked = []
+        rng = np.random.default_rng(1)
+        sampled = []
         for number, share in enumerate(SHARES):
             for label in (True, False):
-                found = draw.permutation(np.flatnonzero((part == number) & (labels == label)))
-                picked.append(found[: round(each * share)])
-        few = [min(len(a), len(b)) for a, b in zip(picked[::2], picked[1::2])]
-        self.parts = [np.concatenate([a[:n], b[:n]]) for a, b, n in zip(picked[::2], picked[1::2], few)]
+                candidates = rng.permutation(np.flatnonzero((part == number) & (labels == label)))
+                sampled.append(candidates[: round(size * share)])
+        sizes = [min(len(a), len(b)) for a, b in zip(sampled[::2], sampled[1::2])]
+        self.parts = [np.concatenate([a[:n], b[:n]]) for a, b, n in zip(sampled[::2], sampled[1::2], sizes)]
         self.parts.append(np.flatnonzero(part == 2))  # all test windows, at their natural rate
-        self.windows = [Windows(text, begins[at], LENGTH, every.scanner) for at in self.parts]
-        self.labels, self.blocks = [labels[at] for at in self.parts], [block[at] for at in self.parts]
+        self.windows = [Windows(text, begins[index], LENGTH, all_windows.scanner) for index in self.parts]
+        self.labels, self.blocks = [labels[index] for index in self.parts], [block[index] for index in self.parts]
 
     def features(self, part: int, groups: tuple[str, ...]) -> np.ndarray:
         """(N, features) of a part's windows, of these groups."""
         windows = self.windows[part]
         texts = windows.texts()
-        made = windows.features() | {"composition": composition(texts)}
+        features = windows.features() | {"composition": composition(texts)}
         if "words" in groups:
-            made["words"] = np.concatenate([kmer_counts(texts, k) for k in (2, 3)], 1).astype(float)
+            features["words"] = np.concatenate([kmer_counts(texts, k) for k in (2, 3)], 1).astype(float)
         if "4-mers" in groups:
-            made["4-mers"] = kmer_counts(texts, 4).astype(float)
-        return np.concatenate([made[name] for name in groups], 1)
+            features["4-mers"] = kmer_counts(texts, 4).astype(float)
+        return np.concatenate([features[name] for name in groups], 1)
 
     def tokens(self, part: int) -> torch.Tensor:
         """(N, LENGTH) ids of the bases of a part's windows."""
@@ -103,53 +104,53 @@ class Problem:
 
 
 @cache
-def load_problem(folders: tuple[Path, Path] | None, each: int) -> Problem:
+def load_problem(folders: tuple[Path, Path] | None, size: int) -> Problem:
     """The problem, made once in each process."""
-    return Problem(folders, each)
+    return Problem(folders, size)
 
 
-def score_estimator(name: str, inputs: str, folders: tuple[Path, Path] | None, each: int, trees: int,
+def score_estimator(name: str, inputs: str, folders: tuple[Path, Path] | None, size: int, trees: int,
                     seed: int) -> dict[str, Any]:
     """Scores of the validation, test and natural test windows by an estimator, whose settings are chosen on validation;
     default: the decision threshold of its scores."""
-    problem = load_problem(folders, each)
+    problem = load_problem(folders, size)
     x = [problem.features(part, INPUTS[inputs]) for part in range(4)]
     options: list[dict[str, Any]] = GRID if name == "svm" else [{"trees": trees}] if name == "forest" else [{}]
     columns = informative_columns(x[0], problem.labels[0], KEPT)
     x = [part[:, columns] for part in x]
-    made = [ESTIMATORS[name](seed, **chosen).fit(x[0], problem.labels[0]) for chosen in options]
-    best = max(made, key=lambda model: roc_auc(problem.labels[1], model.scores(x[1])))
+    fitted = [ESTIMATORS[name](seed, **setting).fit(x[0], problem.labels[0]) for setting in options]
+    best = max(fitted, key=lambda model: roc_auc(problem.labels[1], model.scores(x[1])))
     return {"default": 0.0 if hasattr(best.model, "decision_function") else 0.5,
             "scores": [best.scores(part).round(5).tolist() for part in x[1:]]}
 
 
-def score_network(motifs: bool, folders: tuple[Path, Path] | None, each: int, few: int, steps: int,
+def score_network(motifs: bool, folders: tuple[Path, Path] | None, size: int, few: int, steps: int,
                   seed: int) -> dict[str, Any]:
     """As `score_estimator`, by a convolutional network over the bases, trained on `few` windows (0: all), read from
     either strand, 64 windows a step (32 of few); its scores are the mean over both strands."""
-    problem = load_problem(folders, each)
+    problem = load_problem(folders, size)
     tokens, labels = problem.tokens(0), torch.from_numpy(problem.labels[0]).long()
     sites = sorted({enzyme.site for enzyme in problem.enzymes})
     if few:
-        some = torch.from_numpy(np.random.default_rng(seed).permutation(len(tokens))[:few])
-        tokens, labels = tokens[some], labels[some]
+        subset = torch.from_numpy(np.random.default_rng(seed).permutation(len(tokens))[:few])
+        tokens, labels = tokens[subset], labels[subset]
     count = 32 if few else 64
     torch.manual_seed(seed)
     model = ConvClassifier(4, filters=len(sites), motifs=site_filters(sites) if motifs else None)
 
     def batches(step: int) -> Batch:
-        draw = torch.Generator().manual_seed(1000 * seed + step)
-        rows = torch.randint(len(tokens), (count,), generator=draw)
-        turned = torch.rand(count, 1, generator=draw) < 0.5
-        shown = torch.where(turned, mirror(tokens[rows], PARTNER), tokens[rows])
-        return Batch(shown, torch.cat([torch.full((count, LENGTH - 1), -1), labels[rows, None]], 1))
+        generator = torch.Generator().manual_seed(1000 * seed + step)
+        rows = torch.randint(len(tokens), (count,), generator=generator)
+        reverse = torch.rand(count, 1, generator=generator) < 0.5
+        inputs = torch.where(reverse, mirror(tokens[rows], PARTNER), tokens[rows])
+        return Batch(inputs, torch.cat([torch.full((count, LENGTH - 1), -1), labels[rows, None]], 1))
 
-    both = Equivariant(model, PARTNER, classes=True)
+    both_strands = Equivariant(model, PARTNER, classes=True)
 
     @torch.no_grad()
     def scores(part: int) -> np.ndarray:
         model.eval()
-        logits = torch.cat([both(rows).logits[:, -1] for rows in problem.tokens(part).split(256)])
+        logits = torch.cat([both_strands(rows).logits[:, -1] for rows in problem.tokens(part).split(256)])
         return (logits[:, 1] - logits[:, 0]).double().numpy()
 
     def loss(_: Any) -> float:
@@ -172,51 +173,53 @@ MAIN = ("svm", "forest", NETWORK)
 def measure(run: Run) -> list[Row]:
     genome, enzymes = run.dataset("ecoli-536"), run.dataset("rebase-enzymes")
     folders = None if genome is None or enzymes is None else (genome, enzymes)
-    each, trees, steps, few, seeds = run.pick((60, 10, 3, 20, 1), (2000, 500, 300, 500, 3))
-    jobs: dict[str, Any] = {arm: partial(score_estimator, name, inputs, folders, each, trees, run.seed)
+    size, trees, steps, few, seeds = run.pick((60, 10, 3, 20, 1), (2000, 500, 300, 500, 3))
+    jobs: dict[str, Any] = {arm: partial(score_estimator, name, inputs, folders, size, trees, run.seed)
                             for arm, (name, inputs) in ARMS.items()}
-    jobs |= {name: partial(score_network, motifs, folders, each, 0, steps, run.seed)
+    jobs |= {name: partial(score_network, motifs, folders, size, 0, steps, run.seed)
              for name, motifs in ((NETWORK, True), (BLANK, False))}
-    jobs |= {f"{name}, {few} windows, seed {seed}": partial(score_network, motifs, folders, each, few, 2 * steps // 3,
+    jobs |= {f"{name}, {few} windows, seed {seed}": partial(score_network, motifs, folders, size, few, 2 * steps // 3,
                                                             seed)
              for seed in range(run.seed, run.seed + seeds) for name, motifs in ((NETWORK, True), (BLANK, False))}
-    done = run.cells(jobs)
-    problem = load_problem(folders, each)
-    (_, known, labels, natural), (_, _, blocks, _) = problem.labels, problem.blocks
-    scores = {arm: [np.array(part) for part in cell["scores"]] for arm, cell in done.items()}
-    found = {arm: part[1] >= equal_error(known, part[0]) for arm, part in scores.items()}
-    plain = {arm: part[1] >= done[arm]["default"] for arm, part in scores.items()}
+    cells = run.cells(jobs)
+    problem = load_problem(folders, size)
+    (_, validation, labels, natural), (_, _, blocks, _) = problem.labels, problem.blocks
+    scores = {arm: [np.array(part) for part in cell["scores"]] for arm, cell in cells.items()}
+    predicted = {arm: part[1] >= equal_error(validation, part[0]) for arm, part in scores.items()}
+    at_default = {arm: part[1] >= cells[arm]["default"] for arm, part in scores.items()}
 
     def accuracy(arm: str, rows: np.ndarray) -> float:
-        return confusion(labels[rows], found[arm][rows]).balanced_accuracy
+        return confusion(labels[rows], predicted[arm][rows]).balanced_accuracy
 
     def default_rate(arm: str, rows: np.ndarray, which: str) -> float:
-        return float(getattr(confusion(labels[rows], plain[arm][rows]), which))
+        return float(getattr(confusion(labels[rows], at_default[arm][rows]), which))
 
     def site_importance(rows: np.ndarray) -> float:
-        lost = [accuracy(f"{name}, no composition", rows) - accuracy(f"{name}, no sites", rows)
-                for name in ("svm", "forest")]
-        return float(np.mean(lost))
+        """The accuracy lost without site features, beyond that lost without composition."""
+        differences = [accuracy(f"{name}, no composition", rows) - accuracy(f"{name}, no sites", rows)
+                       for name in ("svm", "forest")]
+        return float(np.mean(differences))
 
-    def head_start(rows: np.ndarray) -> float:
+    def motif_gain(rows: np.ndarray) -> float:
+        """The accuracy gained by filters that begin as the sites, with few windows."""
         return float(np.mean([accuracy(f"{NETWORK}, {few} windows, seed {seed}", rows) -
                               accuracy(f"{BLANK}, {few} windows, seed {seed}", rows)
                               for seed in range(run.seed, run.seed + seeds)]))
 
-    every, table = np.arange(len(labels)), list[Row]()
+    all_rows, table = np.arange(len(labels)), list[Row]()
 
-    def add(arm: str, what: str, measured: Any) -> None:
-        low, high = bootstrap(measured, blocks, draws=run.pick(20, 1000))
-        table.append({"model": arm, "measure": what, "value": measured(every), "low": low, "high": high})
+    def add(arm: str, name: str, measure_rows: Any) -> None:
+        low, high = bootstrap(measure_rows, blocks, draws=run.pick(20, 1000))
+        table.append({"model": arm, "measure": name, "value": measure_rows(all_rows), "low": low, "high": high})
 
     for arm in [*ARMS, NETWORK, BLANK]:
         add(arm, "balanced accuracy", partial(accuracy, arm))
         for which in ("sensitivity", "specificity") if arm in MAIN else ():
             add(arm, f"{which}, default threshold", partial(default_rate, arm, which=which))
-        whole = confusion(natural, scores[arm][2] >= equal_error(known, scores[arm][0]))
-        for what, value in (("ROC AUC", roc_auc(labels, scores[arm][1])), ("PR AUC", pr_auc(natural, scores[arm][2])),
-                            ("precision", whole.precision)):
-            table.append({"model": arm, "measure": what, "value": value, "low": value, "high": value})
+        at_natural_rate = confusion(natural, scores[arm][2] >= equal_error(validation, scores[arm][0]))
+        for name, value in (("ROC AUC", roc_auc(labels, scores[arm][1])), ("PR AUC", pr_auc(natural, scores[arm][2])),
+                            ("precision", at_natural_rate.precision)):
+            table.append({"model": arm, "measure": name, "value": value, "low": value, "high": value})
     for other in ("svm", NETWORK):
         add(f"forest - {other}", "specificity, default threshold",
             lambda rows, other=other: default_rate("forest", rows, "specificity")
@@ -226,7 +229,7 @@ def measure(run: Run) -> list[Row]:
             lambda rows, other=other: default_rate("svm", rows, "sensitivity")
             - default_rate(other, rows, "sensitivity"))
     add("no composition - no sites", "balanced accuracy", site_importance)
-    add(f"{NETWORK} - random, {few} windows", "balanced accuracy", head_start)
+    add(f"{NETWORK} - random, {few} windows", "balanced accuracy", motif_gain)
     run.note(f"{'the chromosome of E. coli 536' if folders else 'made-up DNA'}, {len(problem.enzymes)} enzymes (sold, "
              f"palindromic sites of six, one of those that cut alike); windows of {LENGTH} bases every {EVERY}, of "
              f"which {problem.rate:.1%} are excisable; {len(problem.parts[0])} to learn from, {len(problem.parts[1])} "
