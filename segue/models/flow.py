@@ -29,12 +29,13 @@ TIME_FEATURES = 16  # size of a stack's time embedding
 
 
 class Field(Protocol):
-    """Returns velocities (B, T, C) of elements x (B, T, C), which are meaningful where asked (B, T) bool is True.
+    """Returns velocities (B, T, C) of elements x (B, T, C), which are meaningful where target_mask (B, T) bool is True.
 
-    Elements asked for are noisy, at times t (B,); all others are known, at time 0. given: conditions.
+    Elements in the target mask are to be generated and are noisy, at times t (B,); all others are known, at time 0.
     """
 
-    def __call__(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Conditions = NOTHING) -> Tensor: ...
+    def __call__(self, x: Tensor, t: Tensor, target_mask: Tensor, layout: Layout,
+                 conditions: Conditions = NOTHING) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,10 @@ class Flow:
         return self.shift_times(torch.linspace(1, 0, steps + 1, dtype=torch.float64))
 
     @staticmethod
-    def add_noise(clean: Tensor, noise: Tensor, t: Tensor, asked: Tensor) -> Tensor:
-        """Add noise to elements clean (B, T, C) at times t (B,), leaving those not asked for as they are."""
+    def add_noise(clean: Tensor, noise: Tensor, t: Tensor, target_mask: Tensor) -> Tensor:
+        """Add noise to elements clean (B, T, C) at times t (B,) where target_mask (B, T) is True."""
         part = t.to(clean)[:, None, None]
-        return torch.where(asked[..., None], (1 - part) * clean + part * noise, clean)
+        return torch.where(target_mask[..., None], (1 - part) * clean + part * noise, clean)
 
 
 def time_features(t: Tensor, size: int) -> Tensor:
@@ -89,7 +90,8 @@ class LayeredField(nn.Module):
     def layers(self) -> list[nn.Module]:
         raise NotImplementedError
 
-    def begin(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Conditions) -> tuple[Tensor, Any]:
+    def begin(self, x: Tensor, t: Tensor, target_mask: Tensor, layout: Layout,
+              conditions: Conditions) -> tuple[Tensor, Any]:
         raise NotImplementedError
 
     def run(self, block: nn.Module, hidden: Tensor, at: Any) -> Tensor:
@@ -102,8 +104,9 @@ class LayeredField(nn.Module):
         """See `Stack.state_parameters`."""
         return [p for module in self.modules() if isinstance(module, Mixer) for p in module.state_parameters()]
 
-    def forward(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Conditions = NOTHING) -> Tensor:
-        hidden, at = self.begin(x, t, asked, layout, given)
+    def forward(self, x: Tensor, t: Tensor, target_mask: Tensor, layout: Layout,
+                conditions: Conditions = NOTHING) -> Tensor:
+        hidden, at = self.begin(x, t, target_mask, layout, conditions)
         for block in self.layers:
             hidden = self.run(block, hidden, at)
         return self.end(hidden, at)
@@ -113,24 +116,26 @@ class StackField(LayeredField):
     """A stack of any mixers as a field: it reads each element's values, time and conditions.
 
     config: of the stack; its vocabulary, inputs and head are set here. A field for more than one unknown element must
-        be bidirectional to model their joint distribution (`segue.models.stack.both_ways`). size: C. told: number of
-        classes per condition name; conditions are ids per row (B,) or per element (B, T).
+        be bidirectional to model their joint distribution (`segue.models.stack.both_ways`). size: C.
+    condition_classes: number of classes per condition name (default: no conditions); conditions are ids per row (B,)
+        or per element (B, T).
     """
 
-    def __init__(self, config: StackConfig, size: int, told: Mapping[str, int] | None = None) -> None:
+    def __init__(self, config: StackConfig, size: int, condition_classes: Mapping[str, int] | None = None) -> None:
         super().__init__()
-        self.told, self.width = dict(told or {}), config.width
-        inputs = size + TIME_FEATURES + sum(self.told.values())
+        self.condition_classes, self.width = dict(condition_classes or {}), config.width
+        inputs = size + TIME_FEATURES + sum(self.condition_classes.values())
         self.stack = Stack(replace(config, vocabulary=size, inputs=inputs, tied=False))
 
     @property
     def layers(self) -> list[nn.Module]:
         return list(self.stack.blocks)
 
-    def begin(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Conditions) -> tuple[Tensor, Layout]:
-        parts = [x, time_features(torch.where(asked, t[:, None].float(), 0.0), TIME_FEATURES).to(x)]
-        for name, classes in self.told.items():
-            ids = given.get(name, torch.full(x.shape[:1], -1, device=x.device))
+    def begin(self, x: Tensor, t: Tensor, target_mask: Tensor, layout: Layout,
+              conditions: Conditions) -> tuple[Tensor, Layout]:
+        parts = [x, time_features(torch.where(target_mask, t[:, None].float(), 0.0), TIME_FEATURES).to(x)]
+        for name, classes in self.condition_classes.items():
+            ids = conditions.get(name, torch.full(x.shape[:1], -1, device=x.device))
             ids = ids[:, None].expand(x.shape[:2]) if ids.dim() == 1 else ids
             parts.append(one_hot(ids, classes).to(x))
         return self.stack.embed(torch.cat(parts, -1), layout.positions), layout
@@ -160,8 +165,9 @@ class EvenField(LayeredField):
     def layers(self) -> list[nn.Module]:
         return self.inner.layers
 
-    def begin(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Conditions) -> tuple[Tensor, Any]:
-        hidden, at = self.inner.begin(x, t, asked, layout, given)
+    def begin(self, x: Tensor, t: Tensor, target_mask: Tensor, layout: Layout,
+              conditions: Conditions) -> tuple[Tensor, Any]:
+        hidden, at = self.inner.begin(x, t, target_mask, layout, conditions)
         return hidden, (at, x, t.to(x)[:, None, None])
 
     def run(self, block: nn.Module, hidden: Tensor, at: Any) -> Tensor:
@@ -177,7 +183,7 @@ def one_hot(ids: Tensor, classes: int) -> Tensor:
     """Return one-hot rows (..., classes) of ids (...) long, zeros where an id is -1; a SegueError if out of range."""
     if ids.numel() and (int(ids.max()) >= classes or int(ids.min()) < -1):
         raise SegueError(f"a condition has ids from {int(ids.min())} to {int(ids.max())}, and {classes} classes: ids "
-                         "lie below, or are -1 where nothing is told")
+                         "lie below, or are -1 where there is no condition")
     return F.one_hot(ids + 1, classes + 1)[..., 1:]
 
 
@@ -194,10 +200,11 @@ class Guided:
     weight: float
     names: tuple[str, ...] | None = None
 
-    def __call__(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Conditions = NOTHING) -> Tensor:
-        conditional = self.field(x, t, asked, layout, given)
+    def __call__(self, x: Tensor, t: Tensor, target_mask: Tensor, layout: Layout,
+                 conditions: Conditions = NOTHING) -> Tensor:
+        conditional = self.field(x, t, target_mask, layout, conditions)
         if self.weight == 1:
             return conditional
-        left = {name: ids for name, ids in given.items() if self.names is not None and name not in self.names}
-        unconditional = self.field(x, t, asked, layout, left)
+        kept = {name: ids for name, ids in conditions.items() if self.names is not None and name not in self.names}
+        unconditional = self.field(x, t, target_mask, layout, kept)
         return unconditional + self.weight * (conditional - unconditional)

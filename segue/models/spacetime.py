@@ -67,13 +67,13 @@ class SpaceTimeConfig:
 class BlockInputs:
     """What blocks need besides the vectors.
 
-    grid: frames, and the axes of a frame. asked: (B, N) bool, the elements to be generated. clock: (2, B, 6, D), scale
-    and shift parameters of the time, for elements asked for and for known ones (time 0). words: encoded text and its
-    lengths, or None.
+    grid: frames, and the axes of a frame. target_mask: (B, N) bool, the elements to be generated. clock: (2, B, 6, D),
+    scale and shift parameters of the time, for elements to be generated and for known ones (time 0). words: encoded
+    text and its lengths, or None.
     """
 
     grid: tuple[int, ...]
-    asked: Tensor
+    target_mask: Tensor
     clock: Tensor
     words: tuple[Tensor, Tensor] | None
 
@@ -84,7 +84,7 @@ class BlockInputs:
 
     def unfold(self, x: Tensor, over_time: bool) -> Tensor:
         """Invert `fold`."""
-        x = x.unflatten(0, (len(self.asked), -1))
+        x = x.unflatten(0, (len(self.target_mask), -1))
         return (x.transpose(1, 2) if over_time else x).flatten(1, 2)
 
 
@@ -110,8 +110,9 @@ class SpaceTimeBlock(nn.Module):
                 zero_init(module.out)
 
     def forward(self, x: Tensor, scene: BlockInputs) -> Tensor:
-        asked, given = (self.table + scene.clock)[:, :, None]
-        shift, scale, gate, shift2, scale2, gate2 = torch.where(scene.asked[..., None, None], asked, given).unbind(2)
+        target, known = (self.table + scene.clock)[:, :, None]
+        shift, scale, gate, shift2, scale2, gate2 = torch.where(scene.target_mask[..., None, None], target,
+                                                                known).unbind(2)
         lines = scene.fold(unscaled_norm(x) * (1 + scale) + shift, self.over_time)
         frame = scene.grid[1:]
         grid = frame if not self.over_time and 1 < len(frame) <= self.mixer.axes else None
@@ -175,17 +176,17 @@ class SpatioTemporalDiT(LayeredField):
     def layers(self) -> list[nn.Module]:
         return list(self.blocks)
 
-    def begin(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout,
-              given: Conditions = NOTHING) -> tuple[Tensor, BlockInputs]:
+    def begin(self, x: Tensor, t: Tensor, target_mask: Tensor, layout: Layout,
+              conditions: Conditions = NOTHING) -> tuple[Tensor, BlockInputs]:
         if layout.starts is not None:
             raise SegueError("a row holds one film: give films of one length, one a row")
         grid = layout.grid or (x.shape[1],)
         clock = self.clock(time_features(torch.stack([t.float(), torch.zeros_like(t, dtype=torch.float)]), 64).to(x))
         words = None
         if self.words is not None:
-            words = self.words(given.get(TEXT, torch.full((len(x), 0), -1, device=x.device)))
+            words = self.words(conditions.get(TEXT, torch.full((len(x), 0), -1, device=x.device)))
         hidden = self.into(x) + self.places(grid[1:], x).repeat(grid[0], 1)
-        return hidden, BlockInputs(grid, asked, clock.unflatten(-1, (6, -1)), words)
+        return hidden, BlockInputs(grid, target_mask, clock.unflatten(-1, (6, -1)), words)
 
     def places(self, frame: tuple[int, ...], like: Tensor) -> Tensor:
         """Return sinusoids of the places of a frame, (places, D), each axis on its own share of the features."""
@@ -200,6 +201,6 @@ class SpatioTemporalDiT(LayeredField):
         return block(hidden, at)
 
     def end(self, hidden: Tensor, at: BlockInputs) -> Tensor:
-        asked, given = (self.table + at.clock[:, :, :2])[:, :, None]
-        shift, scale = torch.where(at.asked[..., None, None], asked, given).unbind(2)
+        target, known = (self.table + at.clock[:, :, :2])[:, :, None]
+        shift, scale = torch.where(at.target_mask[..., None, None], target, known).unbind(2)
         return self.head(unscaled_norm(hidden) * (1 + scale) + shift)
