@@ -265,7 +265,7 @@ def test_fit_fill_evaluate_update(kind: str, letters: str, known: str, mixer: st
     data = of(objects, kind=kind)
     options: dict[str, Any] = {"width": 32, "depth": 1, "context": 32, "rows": 16, "threads": 1, "patience": 0,
                                "dropout": 0.0, "codec": ByteCodec() if kind == "text" else None}
-    fitted = segue.fit(data, out=tmp_path / "m", steps=100, mixer=mixer, objective="diffusion", known=known,
+    fitted = segue.fit(data, out=tmp_path / "m", steps=200, mixer=mixer, objective="diffusion", known=known,
                        split="content", quiet=True, **options)
     held = fitted.report["held_out"]
     said = " ".join(known) if kind == "text" else "".join(sorted(known))

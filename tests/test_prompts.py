@@ -275,7 +275,7 @@ def test_every_source_learns_and_survives_a_stream(which: int) -> None:
     assert matrix.scores[1, 0] > 0.6
     names = dict(source.named_parameters())
     if which == 1:  # its keys were pulled to the queries
-        assert float(source.match.mean()) > 1
+        assert source.match.mean().item() > 1
     if isinstance(source, ExpandingSource):
         assert {int(name.split(".")[1]) for name in names if name.startswith("slices")} == {0, 1, 2, 3}
 
