@@ -277,8 +277,8 @@ def check_ragged(subject: Subject, case: Case) -> None:
         counts = [min(max(length - begin, 0), end - begin) for length in case.lengths]
         piece = x[:, begin:end]
         y = subject.extend(piece, state)
-        check_outputs(subject, "extend of padded rows", y, [x[row, : min(begin, length)] for row, length in
-                                                     enumerate(case.lengths)], piece, counts=counts)
+        histories = [x[row, : min(begin, length)] for row, length in enumerate(case.lengths)]
+        check_outputs(subject, "extend of padded rows", y, histories, piece, counts=counts)
         state.commit(counts=torch.tensor(counts, device=x.device))
     rows = [x[row, :length] for row, length in enumerate(case.lengths)]
     check_positions(subject, "after commit(counts)", state, rows)
@@ -512,8 +512,7 @@ def check_refused(subject: Subject) -> None:
     subject.extend(x, state)
     for counts in ([4, 1], [-1, 1], [1]):
         check.refuses(f"commit of {counts} of three nodes in two rows",
-                      lambda counts=counts: state.commit(counts=torch.tensor(counts,
-                                                                             device=x.device)))  # type: ignore[misc]
+                      lambda counts=counts: state.commit(counts=torch.tensor(counts, device=x.device)))  # type: ignore[misc]
     check.refuses("rewind of -1 tokens", lambda: state.rewind(-1))
     check.refuses("more rewound than there is", lambda: state.rewind(subject.least + 4))
     check_outputs(subject, "extend after refused calls", subject.extend(x, state), list(rows), x)

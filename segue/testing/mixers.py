@@ -116,8 +116,7 @@ class _MixerChecker:
             "save and load": self.save_and_load, "empty": self.empty,
         }
         if mixer.causal:
-            drawn |= {name: (lambda case, body=body: body(self, case)) for name,
-                      body in LIFE.items()}  # type: ignore[misc]
+            drawn |= {name: (lambda case, body=body: body(self, case)) for name, body in LIFE.items()}  # type: ignore[misc]
             drawn |= {"causality": self.causality, "forward from a state": self.forward_from_state,
                       "positions": self.positions, "initial state": self.initial_state}
             if is_recurrent(mixer):
