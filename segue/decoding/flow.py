@@ -20,25 +20,25 @@ Grid = tuple[int, ...]
 
 
 @torch.inference_mode()
-def euler(model: Field, x: Tensor, target_mask: Tensor, layout: Layout | None = None, conditions: Conditions = NOTHING,
+def euler(model: Field, x: Tensor, noisy: Tensor, layout: Layout | None = None, conditions: Conditions = NOTHING,
           flow: Flow | None = None, steps: int = 20, guidance: float = 1.0, seed: int = 0) -> Tensor:
-    """Generate the elements of x (B, T, C) that `target_mask` (B, T) bool marks, from noise, by `steps` Euler steps.
+    """Generate the elements of x (B, T, C) that `noisy` (B, T) bool marks, from noise, by `steps` Euler steps.
 
-    The other elements are returned unchanged to the bit; values of x inside the mask are ignored. flow: as in training.
-    guidance: see `Guided`. seed: fixes the noise of all rows together.
+    The other elements are returned unchanged to the bit; the values of x at those to generate are ignored. flow:
+    as in training. guidance: see `Guided`. seed: fixes the noise of all rows together.
     """
-    if x.dim() != 3 or target_mask.shape != x.shape[:2]:
-        raise SegueError(f"elements of shape {tuple(x.shape)} with a target mask of {tuple(target_mask.shape)}: give "
+    if x.dim() != 3 or noisy.shape != x.shape[:2]:
+        raise SegueError(f"elements of shape {tuple(x.shape)} and a mask of {tuple(noisy.shape)} of noisy ones: give "
                          "(B, T, C) real numbers and (B, T) truth values")
     layout = Layout.of(x) if layout is None else layout
     noise = torch.randn(x.shape, generator=torch.Generator(x.device).manual_seed(seed), device=x.device, dtype=x.dtype)
-    x = torch.where(target_mask[..., None], noise, x)
+    x = torch.where(noisy[..., None], noise, x)
     guided = Guided(model, guidance)
     with eval_mode(model):
         for now, after in pairwise((flow or Flow()).times(steps).tolist()):
             t = torch.full(x.shape[:1], now, device=x.device)
-            moved = x + (now - after) * guided(x, t, target_mask, layout, conditions)
-            x = torch.where(target_mask[..., None], moved, x)
+            moved = x + (now - after) * guided(x, t, noisy, layout, conditions)
+            x = torch.where(noisy[..., None], moved, x)
     return x
 
 
@@ -98,9 +98,9 @@ class ClipRollout:
             count = self.block // self.codec.stride
             new = seen.new_zeros(len(seen), count * seen.shape[1] // moments, seen.shape[2])
             grid, x = (moments + count, *places), torch.cat([seen, new], 1)
-            target_mask = (torch.arange(x.shape[1], device=x.device) >= seen.shape[1]).expand(x.shape[:2])
+            noisy = (torch.arange(x.shape[1], device=x.device) >= seen.shape[1]).expand(x.shape[:2])
             layout = Layout.chain((x.shape[0], x.shape[1]), device=x.device, grid=grid if places else None)
-            made = euler(self.model, x, target_mask, layout, NOTHING if conditions is None else conditions(clip, grid),
+            made = euler(self.model, x, noisy, layout, NOTHING if conditions is None else conditions(clip, grid),
                          self.flow, self.steps, self.guidance, seed + clip)
             frames = torch.cat([frames, self.codec.decode(made, grid)[:, -self.block :]], 1)
         return frames

@@ -24,8 +24,8 @@ GUIDE = "guide"  # condition: elements (B, T, C) of a video of edges or motions,
 
 def make_network(*sizes: int) -> nn.Sequential:
     """Return linear maps of these sizes with SiLUs between them."""
-    parts = [part for into, out in zip(sizes, sizes[1:]) for part in (nn.SiLU(), nn.Linear(into, out))]
-    return nn.Sequential(*parts[1:])
+    layers = [layer for into, out in zip(sizes, sizes[1:]) for layer in (nn.SiLU(), nn.Linear(into, out))]
+    return nn.Sequential(*layers[1:])
 
 
 class Experts(nn.Module):
@@ -93,17 +93,16 @@ class ControlBranch(nn.Module):
         """See `Stack.state_parameters`."""
         return [p for module in self.modules() if isinstance(module, Mixer) for p in module.state_parameters()]
 
-    def forward(self, x: Tensor, t: Tensor, target_mask: Tensor, layout: Layout,
-                conditions: Conditions = NOTHING) -> Tensor:
-        hidden, at = self.base.begin(x, t, target_mask, layout, conditions)
+    def forward(self, x: Tensor, t: Tensor, noisy: Tensor, layout: Layout, conditions: Conditions = NOTHING) -> Tensor:
+        hidden, inputs = self.base.begin(x, t, noisy, layout, conditions)
         z, keys, words, controlled = self.read_controls(hidden, conditions, x)
         for index, block in enumerate(self.base.layers):
-            hidden = self.base.run(block, hidden, at)
+            hidden = self.base.run(block, hidden, inputs)
             if index < len(self.copies) and bool(controlled.any()):
                 expert = self.experts[index]
-                z = expert(self.base.run(self.copies[index], z, at), keys, words)
+                z = expert(self.base.run(self.copies[index], z, inputs), keys, words)
                 hidden = torch.where(controlled, hidden + expert.write(z), hidden)
-        return self.base.end(hidden, at)
+        return self.base.end(hidden, inputs)
 
     def read_controls(self, hidden: Tensor, conditions: Conditions,
                       x: Tensor) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None, Tensor]:

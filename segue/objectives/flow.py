@@ -29,7 +29,7 @@ class FlowMatching:
         self.flow, self.drop, self.blur = flow or Flow(), dict(drop or {}), blur
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
-        clean, target_mask = batch.tokens, batch.targets >= 0
+        clean, noisy = batch.tokens, batch.targets >= 0
         # A separate generator: data drawn with the step's seed must not share a random stream with the noise.
         generator = torch.Generator(clean.device).manual_seed(int(torch.randint(2**62, ())))
 
@@ -37,12 +37,12 @@ class FlowMatching:
             return torch.randn(clean.shape, generator=generator, dtype=clean.dtype, device=clean.device)
 
         noise, t = normal(), self.flow.shift_times(stratified_times(len(clean), clean.device, generator))
-        x = self.flow.add_noise(clean, noise, t, target_mask)
+        x = self.flow.add_noise(clean, noise, t, noisy)
         if self.blur:
-            x = torch.where(target_mask[..., None], x, x + self.blur * normal())
+            x = torch.where(noisy[..., None], x, x + self.blur * normal())
         conditions = {name: self.drop_condition(name, ids, generator) for name, ids in batch.channels.items()}
-        velocity = model(x, t, target_mask, batch.layout, conditions)
-        total = (velocity - (clean - noise))[target_mask].square().mean(-1).sum()
+        velocity = model(x, t, noisy, batch.layout, conditions)
+        total = (velocity - (clean - noise))[noisy].square().mean(-1).sum()
         return Loss(total, {"nats": total.detach()}, batch.count)
 
     def drop_condition(self, name: str, ids: Tensor, generator: torch.Generator) -> Tensor:
