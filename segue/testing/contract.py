@@ -245,9 +245,9 @@ def draw_rows(subject: Subject, case: Case, generator: torch.Generator) -> list[
 def check_positions(subject: Subject, label: str, state: Decoding, rows: list[Tensor]) -> None:
     """Hold a state to as many rows, and positions, as the `rows` that it has read."""
     lengths = [len(row) for row in rows]
-    subject.check.that(state.batch == len(rows), f"{label}: the state has {state.batch} rows, expected {len(rows)}")
-    subject.check.that(state.positions.tolist() == lengths,
-                       f"{label}: positions are {state.positions.tolist()}, expected {lengths}")
+    subject.check.require(state.batch == len(rows), f"{label}: the state has {state.batch} rows, expected {len(rows)}")
+    subject.check.require(state.positions.tolist() == lengths,
+                          f"{label}: positions are {state.positions.tolist()}, expected {lengths}")
 
 
 def check_pieces(subject: Subject, case: Case) -> None:
@@ -408,7 +408,7 @@ def check_rewind(subject: Subject, case: Case) -> None:
         try:
             copy.rewind(n)
         except SegueError:
-            subject.check.that(n > history, f"rewind of {n} was refused with history {history}")
+            subject.check.require(n > history, f"rewind of {n} was refused with history {history}")
             histories = rows
         check_positions(subject, f"after asking to rewind {n} with history {history}", copy, histories)
         check_outputs(subject, f"extend after asking to rewind {n} of {history}", subject.extend(x, copy), histories, x)
