@@ -86,7 +86,7 @@ def _slstm_back(kept: Vectors, last: Vectors, grad: Vectors) -> tuple[Vectors, V
     dc, dn = dc + dcell, dn - dcell * level
     di, df = (dc * z + dn) * i, (dc * last[1] + dn * last[2]) * f
     rest = dm - di - df  # the larger of both log gates was the stabiliser: what it takes from both goes to it
-    held = i.below(1, rest, 0)
+    held = i.where_less(1, rest, 0)
     di, dm = di + (rest - held), df + held
     dg = [di, dm * (1 - s), dc * i * (1 - z * z), do]
     return dg, dg, [0, dc * f, dn * f, dm]
