@@ -28,7 +28,7 @@ def main(path: str, setting: Setting | None = None) -> Tensor:
     branch = train_branch(place, setting, 0)
     start = place.tests.rows(slice(0, 1))
 
-    def told(clip: int, grid: tuple[int, ...]) -> dict[str, Tensor]:
+    def conditions(clip: int, grid: tuple[int, ...]) -> dict[str, Tensor]:
         key, event = CLIPS[clip]
         presses = (place.world.frames - 1) // place.world.hold
         pressed = torch.tensor([[-1, *[KEYS.index(key)] * presses]]).repeat_interleave(grid[1] * grid[2], 1)
@@ -36,7 +36,7 @@ def main(path: str, setting: Setting | None = None) -> Tensor:
 
     play = ClipRollout(branch, place.coder, place.world.frames - 1, flow=FLOW, steps=setting.steps,
                        guidance=setting.guidance)
-    film = play(start.pixels[:, :1], len(CLIPS), told)[0].clamp(0, 1)
+    film = play(start.pixels[:, :1], len(CLIPS), conditions)[0].clamp(0, 1)
     frames = [Image.fromarray(frame.numpy()).resize((192, 192), 0) for frame in (255 * film).byte()]
     with atomic_write(path) as file:
         frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=150, loop=0)

@@ -498,7 +498,7 @@ def test_probing_watches_and_moves_nothing() -> None:
     torch.testing.assert_close(weights[0], weights[1], atol=0, rtol=0)
     watched = Probing(train, test, "prototype")
     learn_stream(model, stream, watched, ClassLoss())
-    assert len(watched.found) == 3 and all(0.25 < found <= 1 for found in watched.found)
+    assert len(watched.accuracies) == 3 and all(0.25 < found <= 1 for found in watched.accuracies)
     assert matrix.average_so_far == pytest.approx(np.mean([matrix.scores[1, 0], matrix.scores[2].mean()]))
     check_strategy(lambda: Probing(as_labels(), as_labels()))
     with pytest.raises(SegueError, match="unknown"):

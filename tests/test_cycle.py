@@ -64,8 +64,8 @@ def scripted(f: Scripted, **options: Any) -> CycleProgram[str, str]:
 def test_prompts_hold_the_hints_of_the_cycles_before() -> None:
     f = Scripted(["a", "ab", "abc", "x"])
     found = scripted(f).run(["abcd"])[0]
-    assert f.asked == ["abcd", "abcd | missing bcd", "abcd | missing bcd | missing cd",
-                       "abcd | missing bcd | missing cd | missing d"]
+    assert f.prompts == ["abcd", "abcd | missing bcd", "abcd | missing bcd | missing cd",
+                         "abcd | missing bcd | missing cd | missing d"]
     assert found.calls == 3 * 3 + 1 and found.last == "x" and found.best == "abc"
     assert found.hints() == ["missing bcd", "missing cd", "missing d"] and found.hints(1) == ["missing d"]
     assert found.hints(0) == []

@@ -33,11 +33,11 @@ from segue.design import (
     TableOracle,
     classifier_free,
     diversity,
-    numbers,
     path_kl,
     percentile_report,
     ridge,
-    soft_words,
+    sequence_index,
+    soft_kmers,
 )
 from segue.design.offline import AdamDirection
 from segue.design.steering import resample_particles
@@ -110,7 +110,7 @@ def test_the_path_divergence_by_sums_over_all_states(backbone: str) -> None:
     designs, kl = rollout(new, *start(1500), PROCESS, old, torch.Generator().manual_seed(0))
     error = float(kl.std()) / math.sqrt(len(kl))
     assert exact > 15 * error and abs(float(kl.mean()) - exact) < 4 * error
-    drawn = torch.bincount(numbers(designs.argmax(-1), V), minlength=V**L) / len(kl)
+    drawn = torch.bincount(sequence_index(designs.argmax(-1), V), minlength=V**L) / len(kl)
     assert float((drawn - law).abs().sum()) / 2 < 0.08
 
 
@@ -260,7 +260,7 @@ def test_particles_come_to_the_tilted_law(name: str) -> None:
     target = tilted(law, SCORES, 0.2)
     x, passes = STEERED[name](Denoiser(model, PROCESS), *start(20_000), PROCESS, Smooth(), 0.2, steps=16,
                               generator=generator)
-    found = torch.bincount(numbers(x, V), minlength=V**L) / len(x)
+    found = torch.bincount(sequence_index(x, V), minlength=V**L) / len(x)
     assert passes == 17
     assert float((law - target).abs().sum()) / 2 > 0.25 and float((found - target).abs().sum()) / 2 < 0.08
 
@@ -272,7 +272,7 @@ def test_guidance_alone_raises_the_score_and_known_elements_stay() -> None:
     drawn = {strength: STEERED["guidance"](Denoiser(model, PROCESS), x, gaps, PROCESS, Smooth(), strength, steps=8,
                                            generator=torch.Generator().manual_seed(0))[0] for strength in (1e6, 0.1)}
     assert all(bool((each[:, 1] == 2).all()) for each in drawn.values())
-    weak, strong = (float(SCORES[numbers(each, V)].mean()) for each in drawn.values())
+    weak, strong = (float(SCORES[sequence_index(each, V)].mean()) for each in drawn.values())
     assert strong > weak + 0.1
 
 
@@ -453,7 +453,7 @@ def test_the_slope_of_the_mix_is_that_through_the_virtual_step() -> None:
     virtual = design.logits - offline.rate * (weight * forward + (1 - weight) * backward)
     assert offline.auxiliary is not None
     aimed, = torch.autograd.grad(offline.auxiliary.standard(encoder(design.rows(virtual))).sum(), mix)
-    slope = -offline.rate * (offline.promise(design, virtual) * (forward - backward)).sum((1, 2))
+    slope = -offline.rate * (offline.auxiliary_slope(design, virtual) * (forward - backward)).sum((1, 2))
     assert float(slope.abs().max()) > 0
     torch.testing.assert_close(slope, aimed)
 
@@ -521,7 +521,7 @@ def test_adams_direction(seed: int) -> None:
 def test_words_of_hard_letters_are_hard_and_have_gradients() -> None:
     ids = torch.tensor([[0, 2, 1, 1]])
     rows = F.one_hot(ids, V).double().requires_grad_()
-    words = soft_words(rows, 3)
+    words = soft_kmers(rows, 3)
     model = stack(vocabulary=V**3, two=False)
     read = Encoder(model, V**3, range(V**3), k=3)(rows)
     torch.testing.assert_close(read, model(words.argmax(-1)).hidden.mean(1))

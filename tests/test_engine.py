@@ -556,7 +556,8 @@ def test_the_same_bits_alone_in_a_batch_as_a_draft_and_on_any_number_of_threads(
 def test_threads_that_take_lots_of_a_large_matrix_leave_the_same_bits(weights: str) -> None:
     model = compile_model(build(vocabulary=20_000, width=256, mixers=["attention"]), weights)
     k, size = (256 // simd.GROUP, simd.GROUP) if weights == "int8" else (256, 4)
-    assert all(linear.lot(k, 20_000 // simd.TILE, size, nodes, team) > 0 for nodes in (1, 20) for team in (2, 3))
+    assert all(linear.tiles_at_once(k, 20_000 // simd.TILE, size, nodes, team) > 0
+               for nodes in (1, 20) for team in (2, 3))
     tokens = draw(model, 3, 20)
     answers = []
     for model.threads in (1, 2, 3):

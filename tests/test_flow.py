@@ -152,13 +152,13 @@ def test_what_is_left_out_is_not_drawn_from_the_stream_of_the_step() -> None:
     assert torch.equal(after(FlowMatching()), after(FlowMatching(drop={"a": 0.5})))
 
 
-def field(mixer: str, size: int = 2, told: dict[str, int] | None = None) -> StackField:
+def field(mixer: str, size: int = 2, condition_classes: dict[str, int] | None = None) -> StackField:
     torch.manual_seed(0)
-    return StackField(both_ways(StackConfig(1, 24, [mixer, mixer])), size, told)
+    return StackField(both_ways(StackConfig(1, 24, [mixer, mixer])), size, condition_classes)
 
 
 def test_guidance() -> None:
-    model = field("gru", told={"class": 3})
+    model = field("gru", condition_classes={"class": 3})
     x, t, asked = torch.randn(2, 5, 2), torch.rand(2), torch.ones(2, 5, dtype=torch.bool)
     layout, ids = Layout.of(x), torch.tensor([0, 2])
     told, untold = model(x, t, asked, layout, {"class": ids}), model(x, t, asked, layout)
@@ -211,7 +211,7 @@ def test_a_series_of_numbers_goes_on(mixer: str) -> None:
 
 
 def test_a_rollout_is_clip_by_clip() -> None:
-    model, calls = field("lstm", told={"class": 3}), list[tuple[int, tuple[int, ...]]]()
+    model, calls = field("lstm", condition_classes={"class": 3}), list[tuple[int, tuple[int, ...]]]()
     start = circles(2, 3, 0)
 
     def told(clip: int, grid: tuple[int, ...]) -> dict[str, Tensor]:

@@ -174,7 +174,7 @@ def test_forecasts_say_when(waves: Path, tmp_path: Path) -> None:
 def test_a_clock_goes_on_by_the_calendar(times: list[str], then: list[str]) -> None:
     seconds = np.array(times, "M8[s]").astype(float)
     clock = Clock("date", seconds, steady(seconds) if "30" not in times[0] else 31 * 86400.0)
-    assert clock.formatted(clock.after(2)) == then
+    assert clock.format(clock.after(2)) == then
     assert Clock("t", np.arange(5.0) / 4, 0.25).after(2).tolist() == [1.25, 1.5]
 
 

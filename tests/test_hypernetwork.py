@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from segue.continual import Combined, Experience, learn_stream
-from segue.continual.hypernetwork import Grow, OutputMAS, OutputMatching, inferred_accuracy, told_task_accuracy
+from segue.continual.hypernetwork import Grow, OutputMAS, OutputMatching, inferred_accuracy, known_task_accuracy
 from segue.errors import SegueError
 from segue.models import HEADS, Classifier, Perceptron, Stack, StackConfig
 from segue.models.hypernetwork import GENERATORS, ChunkedLSTM, ChunkedMLP, Generated
@@ -138,7 +138,7 @@ def test_tasks_are_not_forgotten_where_outputs_match(name: str) -> None:
         tasks = stream()
         model = generated(name)
         matrix = learn_stream(model, tasks, OutputMatching(beta), NextElement(), rows=50, epochs=20, rate=0.02,
-                              measure=told_task_accuracy(tasks))
+                              measure=known_task_accuracy(tasks))
         found[beta] = matrix.average
         assert all(matrix.scores[t + 1, t] > 0.85 for t in range(3))
         if beta:
@@ -192,7 +192,7 @@ def test_the_penalty_against_its_equation_and_on_a_part_of_the_tasks() -> None:
             if run.step == 2:
                 now = model.generator.generate_flat(torch.arange(3))
                 held = copy.deepcopy(model.generator)
-                held.load_state_dict({**held.state_dict(), **self.before})
+                held.load_state_dict({**held.state_dict(), **self.saved_generator})
                 moved = [(now[t] - held.generate_flat(torch.tensor([t]))[0]).square().sum() for t in range(2)]
                 wanted = 0.5 * sum(moved) / 2 if not self.sample else 0.5 * moved[chosen(run)]
                 assert term is not None and float(term) > 0
@@ -214,7 +214,7 @@ def test_importances_hold_the_generator_too() -> None:
         model = generated("mlp")
         strategy = OutputMAS(strength)
         matrix = learn_stream(model, tasks, strategy, NextElement(), rows=50, epochs=12, rate=0.02,
-                              measure=told_task_accuracy(tasks))
+                              measure=known_task_accuracy(tasks))
         found[strength] = matrix.scores[3, 0] - matrix.scores[1, 0]
         assert strategy.tasks == 3 and strategy.importance["generator.tasks"].abs().sum(1).min() > 0
     assert found[3.0] > found[0.0]
@@ -224,7 +224,7 @@ def test_a_cell_grows_where_a_task_is_hard() -> None:
     model, tasks = generated("lstm", units=4), stream()
     strategy = Grow(threshold=1e-6, units=3)
     learn_stream(model, tasks, Combined(OutputMatching(0.1), strategy), NextElement(), rows=20, epochs=1,
-                 measure=told_task_accuracy(tasks))
+                 measure=known_task_accuracy(tasks))
     assert isinstance(model.generator, ChunkedLSTM) and model.generator.cell.hidden_size == 10
     assert len(strategy.ends) == 3 and strategy.state()[1]["ends"] == strategy.ends
 
@@ -237,7 +237,7 @@ def test_stacks_of_mixers_are_targets(mixers: list[str]) -> None:
     generated = Generated(model, ChunkedLSTM(model, 3, 128, 32))
     tasks = stream("elements")[:2]
     matrix = learn_stream(generated, tasks, OutputMatching(0.1), NextElement(), rows=50, epochs=15, rate=0.02,
-                          measure=told_task_accuracy(tasks))
+                          measure=known_task_accuracy(tasks))
     assert matrix.scores[1, 0] > 0.7 and matrix.average > 0.7
     assert all(not p.requires_grad for p in model.parameters())
 

@@ -491,7 +491,7 @@ def test_l2_holds_every_weight_alike_and_lets_go_where_it_is_told() -> None:
     fading = L2(0.5, anneal=0.4)
     pulls = []
     for run.step in range(100):
-        pulls.append(fading.pull(run))
+        pulls.append(fading.penalty_strength(run))
     assert pulls[40] == pytest.approx(0.25) and pulls[0] > 0.49 and pulls[99] < 0.001
     assert all(a > b for a, b in zip(pulls, pulls[1:]))
 

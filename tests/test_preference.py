@@ -187,7 +187,7 @@ def test_votes() -> None:
     judge = Judge(script, "{} {}".format, votes=2, tries=2)
     first, second = judge([("p", "a"), ("q", "b")])
     assert (first.votes, second.votes) == ((0.0, 0.0), (None, None))  # the tied one is asked anew
-    assert script.asked == ["p a", "p a", "q b", "q b"] * 2
+    assert script.prompts == ["p a", "p a", "q b", "q b"] * 2
 
 
 # Trees, by a hand trace. An answer is a word, its refinements add a letter, and a table says what each is worth.
@@ -236,7 +236,7 @@ def test_a_search_that_finds_nothing_better_keeps_what_it_had() -> None:
 def test_a_refiner_says_its_answer_between_marks() -> None:
     script = Scripted(["So: <answer> good </answer> bye", "good", "<answer>cut short", "<answer>fine</answer>"])
     refiner = Refiner(script, "{} {} {}".format)
-    assert refiner("p", "a", "c", 3) == ["good", "", ""] and script.asked == ["p a c"] * 3
+    assert refiner("p", "a", "c", 3) == ["good", "", ""] and script.prompts == ["p a c"] * 3
     found = refine_tree("p", "a", "c", refiner, lambda cases: [Judgement((1.0,)) for _ in cases], branch=1)
     assert found.success and found.best.answer == "fine"
 

@@ -49,7 +49,7 @@ def test_scripts_and_budgets() -> None:
     script = Scripted(["one. two", "three"])
     counted = Counted(script, limit=2)
     assert [reply.text for reply in counted.write(["p", "q"], stop=["."])] == ["one", "three"]
-    assert counted.calls == 2 and script.asked == ["p", "q"]
+    assert counted.calls == 2 and script.prompts == ["p", "q"]
     with pytest.raises(SegueError, match="budget of 2"):
         counted.write(["r"])
     with pytest.raises(SegueError, match="no reply left for call 3"):

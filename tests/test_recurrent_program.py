@@ -63,13 +63,13 @@ def test_a_malformed_reply_is_asked_for_a_bounded_number_of_times(reply: str) ->
     assert found.problem and found.calls == model.calls == 3
     script = Scripted([reply, "Text: a\nPlan 1: c"])
     found = TWO.ask(script, ["p"])[0]
-    assert found.calls == 2 and not found.problem and "p" in script.asked[1] and "Plan 1:" in script.asked[1]
+    assert found.calls == 2 and not found.problem and "p" in script.prompts[1] and "Plan 1:" in script.prompts[1]
 
 
 def test_a_prompt_is_asked_again_alone() -> None:
     script = Scripted(lambda prompt: "Text: a\nPlan 1: c" if prompt == "good" or "first reply" in prompt else "Text: a")
     found = TWO.ask(script, ["good", "bad", "good"])
-    assert [each.calls for each in found] == [1, 2, 1] and len(script.asked) == 4
+    assert [each.calls for each in found] == [1, 2, 1] and len(script.prompts) == 4
 
 
 @settings(deadline=None)
@@ -197,7 +197,7 @@ def test_the_loop_by_hand() -> None:
     assert plans == ["Outline of Do 0-2."] + [f"Outline of Do {i}-2." for i in (1, 2, 3, 4)]
     assert story.memory.sentences == ["Fact 5.", "Fact 4."] and story.plan == ""
     assert story.memory.log[-1] == {"step": 8, "added": ["Fact 5."], "deleted": ["Fact 3."]}
-    last = script.asked[-1]
+    last = script.prompts[-1]
     for part in ("Fact 4. Fact 3.", "Paragraph 4 is told. At length.", "Outline of Do 4-2."):
         assert part in last
     assert "Paragraph 3 is told. At length." in last.split("most fitting first:")[1]  # retrieved; the newest never is
@@ -215,7 +215,7 @@ def test_a_killed_run_goes_on_with_the_very_prompts(tmp_path: Path) -> None:
     program = RecurrentProgram(second)
     story = Story.load(tmp_path / "story.json", Hashing())
     program.rollout(story, 3, Simulated(second), save=tmp_path / "story.json")
-    assert first.asked + second.asked == whole.asked
+    assert first.prompts + second.prompts == whole.prompts
     assert json.loads((tmp_path / "story.json").read_text())["step"] == 9
     assert story.archive.texts[2:] == ["Three. At length.", *(f"Sum {i}." for i in (1, 2, 3, 4, 5))]
     assert [note["paragraph"] for note in story.archive.notes] == list(range(8))
@@ -277,7 +277,7 @@ def test_prompts_stay_bounded_over_200_steps() -> None:
     program = RecurrentProgram(script)
     story = program.blank(plans=["Begin."])
     program.rollout(story, 200, first_plan)
-    assert max(len(prompt.split()) for prompt in script.asked) < 500 + 4 * 600 + 300
+    assert max(len(prompt.split()) for prompt in script.prompts) < 500 + 4 * 600 + 300
     assert len(story.archive) == 199 and set(story.plans) and len(PLANS) == 3
 
 

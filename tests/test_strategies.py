@@ -479,7 +479,7 @@ def test_policies_do_what_they_say() -> None:
         hard.offer(batch.rows(slice(at, at + 8)), model=model)
     kept = row_nats(model, hard.rows(torch.arange(5)))
     torch.testing.assert_close(kept.sort().values, row_nats(model, batch).sort().values[-5:])
-    with pytest.raises(SegueError, match="looks at the model"):
+    with pytest.raises(SegueError, match="needs the model"):
         hard.offer(batch)
     with pytest.raises(SegueError, match="choose from reservoir, balanced, first, hardest, gss"):
         Buffer(5, "oldest")

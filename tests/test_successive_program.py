@@ -38,8 +38,8 @@ def test_calls_prompts_and_the_sentinel() -> None:
     trace = program.ask(PASSAGE, COMPLEX)
     assert trace.steps == [Step("Which runs were there?", "30; 12"), Step("top(1, 30; 12)", "30", "tool"),
                            Step("diff(30; 12)", "18", "tool")]
-    assert trace.finish == "done" and trace.answer == "18" and len(script.asked) == 5
-    first, solve, *rest = script.asked
+    assert trace.finish == "done" and trace.answer == "18" and len(script.prompts) == 5
+    first, solve, *rest = script.prompts
     assert PASSAGE in first and COMPLEX in first and "no more questions" in first
     assert PASSAGE in solve and "Which runs were there?" in solve and COMPLEX not in solve
     assert all(f"Next: {step.question}\nAnswer: {step.answer}\n" in rest[-1] for step in trace.steps)
@@ -49,7 +49,7 @@ def test_calls_prompts_and_the_sentinel() -> None:
 def test_two_models_and_no_tools() -> None:
     asks, solves = Scripted(["diff(30; 12)", "no more questions"]), Scripted(["18"])
     trace = SuccessivePrompting(asks, solves).ask(PASSAGE, COMPLEX)
-    assert trace.steps == [Step("diff(30; 12)", "18")] and len(asks.asked) == 2 and len(solves.asked) == 1
+    assert trace.steps == [Step("diff(30; 12)", "18")] and len(asks.prompts) == 2 and len(solves.prompts) == 1
 
 
 def test_it_ends_in_any_case() -> None:
@@ -107,7 +107,7 @@ def test_demonstrations_of_chains_are_drawn_and_shown() -> None:
     script = Scripted(["no more questions"])
     program = SuccessivePrompting(script, questions=DemoIndex(asked, among=1), answers=DemoIndex(solved), shown=2)
     program.ask("passage 3", "complex 3", source="source 3")
-    assert script.asked[0].count("Question: complex") == 3 and "simple 3" not in script.asked[0]
+    assert script.prompts[0].count("Question: complex") == 3 and "simple 3" not in script.prompts[0]
     with pytest.raises(SegueError, match="index of 0"):
         DemoIndex([])
 

@@ -27,12 +27,12 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Scripted:
 def test_a_story_begins_goes_on_and_is_told(script: Scripted, tmp_path: Path) -> None:
     file, text = tmp_path / "story.json", tmp_path / "story.txt"
     first = RUN.invoke(cli.app, ["write", str(file), "m", "--premise", "P.", "--steps", "2"])
-    assert first.exit_code == 0 and "Paragraph 2 is told." in first.output and len(script.asked) == 1 + 2 * 3
+    assert first.exit_code == 0 and "Paragraph 2 is told." in first.output and len(script.prompts) == 1 + 2 * 3
     again = RUN.invoke(cli.app, ["write", str(file), "m", "--steps", "1", "--plans", "first", "--text", str(text)])
-    assert again.exit_code == 0 and len(script.asked) == 8 and "6 paragraphs" in again.output
+    assert again.exit_code == 0 and len(script.prompts) == 8 and "6 paragraphs" in again.output
     assert text.read_text().split("\n\n")[-1] == "Paragraph 3 is told.\n"
     asked = RUN.invoke(cli.app, ["write", str(file), "m", "--steps", "2", "--plans", "ask"], input="2\nAll go home.\n")
-    assert asked.exit_code == 0 and "Do 3-2." in script.asked[-2] and "All go home." in script.asked[-1]
+    assert asked.exit_code == 0 and "Do 3-2." in script.prompts[-2] and "All go home." in script.prompts[-1]
 
 
 def test_what_is_wrong_is_told(script: Scripted, tmp_path: Path) -> None:

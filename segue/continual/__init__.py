@@ -47,23 +47,24 @@ def strategy_named(text: str) -> Strategy:
 
     "replay", "ewc:strength=100,rows=64", "mas + replay:share=0.3".
     """
-    made = [_strategy(part.strip()) for part in text.split(" + ")]
-    return made[0] if len(made) == 1 else Combined(*made)
+    strategies = [_strategy(name.strip()) for name in text.split(" + ")]
+    return strategies[0] if len(strategies) == 1 else Combined(*strategies)
 
 
 def _strategy(text: str) -> Strategy:
-    name, colon, rest = text.partition(":")
+    name, colon, options = text.partition(":")
     if name not in STRATEGIES:
         raise SegueError(f"strategy '{name}' is unknown: choose from {', '.join(STRATEGIES)}")
-    kind: Any = STRATEGIES[name]
-    known = inspect.signature(kind).parameters
+    strategy_class: Any = STRATEGIES[name]
+    parameters = inspect.signature(strategy_class).parameters
     settings: dict[str, Any] = {}
-    for pair in rest.split(",") if colon else []:
-        key, equals, value = pair.partition("=")
-        if not equals or key not in known:
-            raise SegueError(f"'{pair}' does not fit strategy {name}: " +
-                             (f"write {name}:NAME=VALUE with {', '.join(known)}" if known else "it has no settings"))
-        default = known[key].default
+    for option in options.split(",") if colon else []:
+        key, equals, value = option.partition("=")
+        if not equals or key not in parameters:
+            raise SegueError(f"'{option}' does not fit strategy {name}: " +
+                             (f"write {name}:NAME=VALUE with {', '.join(parameters)}" if parameters else
+                              "it has no settings"))
+        default = parameters[key].default
         try:
             settings[key] = value if isinstance(default, str) else json.loads(value)
         except ValueError as error:
@@ -72,7 +73,7 @@ def _strategy(text: str) -> Strategy:
             raise SegueError(f"{key}={value} of strategy {name} is no number")
         if type(default) is int and type(settings[key]) is not int:
             raise SegueError(f"{key}={value} of strategy {name} is no whole number")
-    return kind(**settings)
+    return strategy_class(**settings)
 
 
 __all__ = ["AGEM", "CORRUPTIONS", "DER", "EWC", "GEM", "GSS", "L2", "MAS", "MIR", "SI", "SLNID", "STRATEGIES",

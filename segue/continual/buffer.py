@@ -41,8 +41,8 @@ def reservoir_slot(seed: int, seen: int, capacity: int) -> int:
     same probability (reservoir sampling, Vitter 1985)."""
     if seen < capacity:
         return seen
-    place = splitmix_bits(seed, seen) * (seen + 1) >> 64
-    return place if place < capacity else -1
+    slot = splitmix_bits(seed, seen) * (seen + 1) >> 64
+    return slot if slot < capacity else -1
 
 
 class Reservoir:
@@ -144,24 +144,24 @@ class Buffer:
         batch = batch.to("cpu")
         slots = self.update(self, batch, model)
         self.seen += len(slots)
-        last = {slot: row for row, slot in enumerate(slots) if slot >= 0}  # a later row may take an earlier one's slot
-        stay = torch.tensor(sorted(last.values()), dtype=torch.long)
-        if not last:
-            return stay
-        beside = payload(batch.rows(stay)) if callable(payload) else \
-            {name: values[stay.to(values.device)] for name, values in (payload or {}).items()}
-        place = {row: index for index, row in enumerate(stay.tolist())}
+        row_of_slot = {slot: row for row, slot in enumerate(slots) if slot >= 0}  # the last row offered to each slot
+        stored = torch.tensor(sorted(row_of_slot.values()), dtype=torch.long)
+        if not row_of_slot:
+            return stored
+        stored_payload = payload(batch.rows(stored)) if callable(payload) else \
+            {name: values[stored.to(values.device)] for name, values in (payload or {}).items()}
+        position = {row: index for index, row in enumerate(stored.tolist())}
         size = len(self)
-        source = list(range(max(size, max(last) + 1)))
-        for slot, row in last.items():
-            source[slot] = size + place[row]
-        index, new = torch.tensor(source), batch.rows(stay)
-        self.batch = (new if self.batch is None else Batch.join([self.batch, new])).rows(index)
-        joined = {name: values.detach().cpu() for name, values in beside.items()}
+        source = list(range(max(size, max(row_of_slot) + 1)))
+        for slot, row in row_of_slot.items():
+            source[slot] = size + position[row]
+        index, stored_rows = torch.tensor(source), batch.rows(stored)
+        self.batch = (stored_rows if self.batch is None else Batch.join([self.batch, stored_rows])).rows(index)
+        tensors = {name: values.detach().cpu() for name, values in stored_payload.items()}
         if size:
-            joined = {name: torch.cat([self.payload[name], values]) for name, values in joined.items()}
-        self.payload = {name: values[index] for name, values in joined.items()}
-        return stay
+            tensors = {name: torch.cat([self.payload[name], values]) for name, values in tensors.items()}
+        self.payload = {name: values[index] for name, values in tensors.items()}
+        return stored
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """(min(n, M),) long: indices of random rows, without repeats."""
@@ -186,15 +186,15 @@ class Buffer:
         return tensors, {"seen": self.seen, "notes": self.notes, "grid": grid}
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        def part(prefix: str) -> dict[str, Tensor]:
+        def with_prefix(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
         self.clear()
         self.seen, self.notes = values["seen"], values["notes"]
-        if rows := part("rows."):
+        if rows := with_prefix("rows."):
             grid = None if values["grid"] is None else tuple(values["grid"])
-            self.batch = Batch(**rows, channels=part("channels."), grid=grid)
-            self.payload, self.scores = part("payload."), tensors["scores"]
+            self.batch = Batch(**rows, channels=with_prefix("channels."), grid=grid)
+            self.payload, self.scores = with_prefix("payload."), tensors["scores"]
 
 
 class Recent(Buffer):
@@ -210,36 +210,36 @@ class Recent(Buffer):
 
     def offer(self, batch: Batch, payload: Mapping[str, Tensor] | Callable[[Batch], Mapping[str, Tensor]] | None = None,
               model: nn.Module | None = None) -> Tensor:
-        new, count = batch.to("cpu"), len(batch.targets)
-        beside = payload(new) if callable(payload) else payload or {}
+        rows, count = batch.to("cpu"), len(batch.targets)
+        tensors = payload(rows) if callable(payload) else payload or {}
         number = self.notes.get("experiences", 0)
-        beside = {name: values.detach().cpu() for name, values in beside.items()} | \
+        tensors = {name: values.detach().cpu() for name, values in tensors.items()} | \
             {"experience": torch.full((count,), number)}
         self.notes["experiences"], self.seen = number + 1, self.seen + count
         if self.batch is not None:
-            new = Batch.join([self.batch, new])
-            beside = {name: torch.cat([self.payload[name], values]) for name, values in beside.items()}
-        kept = (beside["experience"] > number - self.experiences).nonzero()[:, 0]
-        self.batch = new.rows(kept) if len(kept) else None
-        self.payload = {name: values[kept] for name, values in beside.items()} if len(kept) else {}
+            rows = Batch.join([self.batch, rows])
+            tensors = {name: torch.cat([self.payload[name], values]) for name, values in tensors.items()}
+        kept = (tensors["experience"] > number - self.experiences).nonzero()[:, 0]
+        self.batch = rows.rows(kept) if len(kept) else None
+        self.payload = {name: values[kept] for name, values in tensors.items()} if len(kept) else {}
         return torch.arange(count if self.experiences else 0)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """(min(n, M),) long: indices of random rows, without repeats, spread evenly over the classes."""
-        order, turn = torch.randperm(len(self), generator=generator).tolist(), Counter[int]()
+        order, occurrences = torch.randperm(len(self), generator=generator).tolist(), Counter[int]()
         labels = labels_of(self.batch) if self.batch is not None else []
-        turns = []
+        ranks = []
         for row in order:
-            turn[labels[row]] += 1
-            turns.append(turn[labels[row]])
-        return torch.tensor([order[i] for i in np.argsort(turns, kind="stable")[:n]], dtype=torch.long)
+            occurrences[labels[row]] += 1
+            ranks.append(occurrences[labels[row]])
+        return torch.tensor([order[i] for i in np.argsort(ranks, kind="stable")[:n]], dtype=torch.long)
 
 
 def quantise_rows(x: Tensor, groups: Tensor) -> dict[str, Tensor]:
-    """A payload of bytes that stand for real numbers (M, ...): "codes", (M, ...) uint8, and "low" and "step", (M,), of
-    which each group of rows has one, by its least and its largest number. Off by half a step at most, range / 510.
+    """Quantise real numbers (M, ...) to bytes: a payload of "codes", (M, ...) uint8, and "low" and "step", (M,), the
+    least number and the step of each row's group. The error is at most half a step, range / 510.
 
-    groups: (M,) long.
+    groups: (M,) long, the group of each row.
     """
     flat = x.detach().flatten(1)
     low, step = flat.new_zeros(len(x)), flat.new_zeros(len(x))
@@ -252,7 +252,7 @@ def quantise_rows(x: Tensor, groups: Tensor) -> dict[str, Tensor]:
 
 
 def dequantise_rows(payload: Mapping[str, Tensor]) -> Tensor:
-    """(M, ...): the numbers that `quantise_rows` stand for."""
+    """The approximate numbers (M, ...) of a payload by `quantise_rows`."""
     codes, low, step = payload["codes"], payload["low"], payload["step"]
     shape = (-1, *[1] * (codes.dim() - 1))
     return codes.to(low) * step.view(shape) + low.view(shape)
@@ -265,16 +265,16 @@ Update = Callable[[Buffer, Batch, "nn.Module | None"], list[int]]
 
 def labels_of(batch: Batch) -> list[int]:
     """The class of each row: its last target."""
-    asked = batch.targets >= 0
-    if not bool(asked.any(1).all()):
-        raise SegueError("a row that asks for nothing has no class")
-    last = asked.shape[1] - 1 - asked.int().flip(1).argmax(1)
+    target_mask = batch.targets >= 0
+    if not bool(target_mask.any(1).all()):
+        raise SegueError("a row without a target has no class")
+    last = target_mask.shape[1] - 1 - target_mask.int().flip(1).argmax(1)
     return batch.targets.gather(1, last[:, None])[:, 0].tolist()
 
 
 def require_model(model: nn.Module | None) -> nn.Module:
     if model is None:
-        raise SegueError("this buffer's policy looks at the model: give it to offer()")
+        raise SegueError("this buffer's policy needs the model: give it to offer()")
     return model
 
 
@@ -286,28 +286,28 @@ def reservoir(buffer: Buffer, batch: Batch, model: nn.Module | None) -> list[int
 def balanced(buffer: Buffer, batch: Batch, model: nn.Module | None) -> list[int]:
     """Class-balancing reservoir sampling (Chrysakis & Moens 2020): a full buffer replaces a row of a largest class by a
     row of a smaller one. A row's class is its last target."""
-    kept = [] if buffer.batch is None else labels_of(buffer.batch)
+    labels = [] if buffer.batch is None else labels_of(buffer.batch)
     seen: dict[str, int] = buffer.notes.setdefault("seen", {})
     full: list[int] = buffer.notes.setdefault("full", [])  # classes that have been the largest
     slots = []
     for i, label in enumerate(labels_of(batch)):
         seen[str(label)] = seen.get(str(label), 0) + 1
-        if len(kept) < buffer.capacity:
-            kept.append(label)
-            slots.append(len(kept) - 1)
+        if len(labels) < buffer.capacity:
+            labels.append(label)
+            slots.append(len(labels) - 1)
             continue
-        sizes = Counter(kept)
-        most = max(sizes.values())
-        full += sorted(c for c, size in sizes.items() if size == most and c not in full)
+        sizes = Counter(labels)
+        largest_size = max(sizes.values())
+        full += sorted(c for c, size in sizes.items() if size == largest_size and c not in full)
         bits = splitmix_bits(buffer.seed, buffer.seen + i)
         slot = -1
         if label not in full:
-            largest = [at for at, c in enumerate(kept) if sizes[c] == most]
+            largest = [index for index, c in enumerate(labels) if sizes[c] == largest_size]
             slot = largest[bits * len(largest) >> 64]
-        elif (place := bits * seen[str(label)] >> 64) < sizes[label]:
-            slot = [at for at, c in enumerate(kept) if c == label][place]
+        elif (rank := bits * seen[str(label)] >> 64) < sizes[label]:
+            slot = [index for index, c in enumerate(labels) if c == label][rank]
         if slot >= 0:
-            kept[slot] = label
+            labels[slot] = label
         slots.append(slot)
     return slots
 
@@ -338,34 +338,34 @@ def highest_loss(buffer: Buffer, batch: Batch, model: nn.Module | None) -> list[
 
 
 def greedy_gradients(buffer: Buffer, batch: Batch, model: nn.Module | None, compared: int = 10) -> list[int]:
-    """GSS-greedy (Aljundi et al. 2019, arXiv 1903.08671): rows whose gradients point different ways.
+    """GSS-greedy (Aljundi et al. 2019, arXiv 1903.08671): keep rows whose gradients point in different directions.
 
     A row's score is 1 + the largest cosine of its gradient with those of `compared` random rows of the buffer (drawn
-    once for the batch; rows of it that were taken in count too). A full buffer weighs a row of score c < 1 against one
-    of its own, drawn with chance in proportion to its score C, and takes it in with chance C / (C + c).
-    Scores are those of the time when they were made. Holds (rows + compared) gradients at a time.
+    once for the batch) and of the batch's rows that were stored. If the buffer is full, a row of score c < 1 competes
+    with a stored row, drawn with probability proportional to its score C, and replaces it with probability C / (C + c).
+    Scores are not updated later. Holds (rows + compared) gradients at a time.
     """
     model, draw = require_model(model), np.random.default_rng((buffer.seed, buffer.seen))
     size, slots = len(buffer), []
 
     def directions(rows: Batch) -> list[Tensor]:
-        flat = [torch.cat([g.flatten() for g in each]).float() for each in row_gradients(model, rows)]
+        flat = [torch.cat([g.flatten() for g in gradients]).float() for gradients in row_gradients(model, rows)]
         return [g / g.norm().clamp(min=1e-12) for g in flat]
 
-    look = directions(buffer.rows(torch.from_numpy(draw.permutation(size)[:compared]))) if size else []
-    for own in directions(batch):
-        score = 1 + max((float(own @ other) for other in look), default=0.0)
+    compared_directions = directions(buffer.rows(torch.from_numpy(draw.permutation(size)[:compared]))) if size else []
+    for direction in directions(batch):
+        score = 1 + max((float(direction @ known) for known in compared_directions), default=0.0)
         slot = -1
         if size < buffer.capacity:
             slot, size = size, size + 1
         elif score < 1:
             scores = buffer.scores.double().clamp(min=1e-12).numpy()
-            rival = int(draw.choice(size, p=scores / scores.sum()))
-            if draw.random() < scores[rival] / (scores[rival] + score):
-                slot = rival
+            slot_drawn = int(draw.choice(size, p=scores / scores.sum()))
+            if draw.random() < scores[slot_drawn] / (scores[slot_drawn] + score):
+                slot = slot_drawn
         if slot >= 0:
             buffer.scores[slot] = score
-            look.append(own)
+            compared_directions.append(direction)
         slots.append(slot)
     return slots
 

@@ -21,55 +21,56 @@ class Combined(Strategy):
 
     def __init__(self, *strategies: Strategy) -> None:
         self.strategies = strategies
-        self.name = "+".join(each.name for each in strategies)
-        self.packs = all(each.packs for each in strategies)
-        adapters = [each for each in strategies if each.about == "adapter"]
-        if adapters and (others := [*adapters[1:], *(each for each in strategies if each.about == "weights")]):
+        self.name = "+".join(strategy.name for strategy in strategies)
+        self.packs = all(strategy.packs for strategy in strategies)
+        adapters = [strategy for strategy in strategies if strategy.about == "adapter"]
+        weights = [strategy for strategy in strategies if strategy.about == "weights"]
+        if adapters and (others := [*adapters[1:], *weights]):
             raise SegueError(f"{adapters[0].name} learns an adapter and not the weights that {others[0].name} is "
                              "about: leave one of the two out, or join it with replay, der or lwf")
 
     def prepare(self, run: Run) -> None:
-        for each in self.strategies:
-            each.prepare(run)
+        for strategy in self.strategies:
+            strategy.prepare(run)
 
     def before_experience(self, run: Run) -> None:
-        for each in self.strategies:
-            each.before_experience(run)
+        for strategy in self.strategies:
+            strategy.before_experience(run)
 
     def before_step(self, run: Run, batch: Batch) -> Batch:
-        for each in self.strategies:
-            batch = each.before_step(run, batch)
+        for strategy in self.strategies:
+            batch = strategy.before_step(run, batch)
         return batch
 
     def loss_term(self, run: Run, batch: Batch) -> Tensor | None:
-        terms = [term for each in self.strategies if (term := each.loss_term(run, batch)) is not None]
+        terms = [term for strategy in self.strategies if (term := strategy.loss_term(run, batch)) is not None]
         return torch.stack(terms).sum() if terms else None
 
     def after_backward(self, run: Run) -> None:
-        for each in self.strategies:
-            each.after_backward(run)
+        for strategy in self.strategies:
+            strategy.after_backward(run)
 
     def after_step(self, run: Run) -> None:
-        for each in self.strategies:
-            each.after_step(run)
+        for strategy in self.strategies:
+            strategy.after_step(run)
 
     def after_experience(self, run: Run) -> None:
-        for each in self.strategies:
-            each.after_experience(run)
+        for strategy in self.strategies:
+            strategy.after_experience(run)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors: dict[str, Tensor] = {}
         values: dict[str, Any] = {}
-        for index, each in enumerate(self.strategies):
-            kept, values[str(index)] = each.state()
-            tensors |= {f"{index}.{name}": t for name, t in kept.items()}
+        for index, strategy in enumerate(self.strategies):
+            strategy_tensors, values[str(index)] = strategy.state()
+            tensors |= {f"{index}.{name}": t for name, t in strategy_tensors.items()}
         return tensors, values
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        for index, each in enumerate(self.strategies):
+        for index, strategy in enumerate(self.strategies):
             prefix = f"{index}."
-            each.load_state({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)},
-                            values[str(index)])
+            own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+            strategy.load_state(own, values[str(index)])
 
 
 class Plateau:
@@ -123,11 +124,11 @@ class TaskFree(Strategy):
         self.strategy.before_experience(run)
 
     def prepare(self, run: Run) -> None:
-        own = len(list(run.model.parameters()))
+        parameters_before = len(list(run.model.parameters()))
         self.strategy.prepare(run)
-        if len(list(run.model.parameters())) != own:
-            raise SegueError(f"{self.strategy.name} needs to be told where experiences end, since it adds to the model "
-                             "for each of them: use it without TaskFree")
+        if len(list(run.model.parameters())) != parameters_before:
+            raise SegueError(f"{self.strategy.name} needs the boundaries of experiences, since it adds to the model at "
+                             "each of them: use it without TaskFree")
 
     def before_experience(self, run: Run) -> None:
         self.strategy.before_experience(run)

@@ -1,4 +1,4 @@
-"""Keep earlier answers: those that the model gave on new rows before this experience, or those stored with old rows."""
+"""Distillation of earlier outputs: the previous model's on new rows, or those stored with old rows."""
 
 from __future__ import annotations
 
@@ -34,46 +34,46 @@ class LwF(Strategy):
                              "temperature above 0")
         self.strength, self.temperature = strength, temperature
         self.learned = 0  # experiences
-        self.before: dict[str, Tensor] = {}
-        self.imitate: Distillation | None = None
+        self.teacher_weights: dict[str, Tensor] = {}
+        self.distillation: Distillation | None = None
 
     def before_experience(self, run: Run) -> None:
         if not self.learned and run.past is None:
             return  # there is nothing to keep yet
         teacher = copy.deepcopy(run.model).requires_grad_(False)
-        if self.before:  # a killed run goes on
+        if self.teacher_weights:  # a killed run goes on
             state = teacher.state_dict()
-            for name, tensor in self.before.items():
+            for name, tensor in self.teacher_weights.items():
                 state[name].copy_(tensor)
-        self.before = {name: t.clone() for name, t in weights_of(teacher).items()}
-        self.imitate = Distillation(teacher, 1.0, self.temperature)
+        self.teacher_weights = {name: t.clone() for name, t in weights_of(teacher).items()}
+        self.distillation = Distillation(teacher, 1.0, self.temperature)
 
     def loss_term(self, run: Run, batch: Batch) -> Tensor | None:
-        if self.imitate is None or not self.strength:
+        if self.distillation is None or not self.strength:
             return None
-        return self.strength * self.imitate(run.model, batch).total / batch.count
+        return self.strength * self.distillation(run.model, batch).total / batch.count
 
     def after_experience(self, run: Run) -> None:
         self.learned += 1
-        self.before, self.imitate = {}, None
+        self.teacher_weights, self.distillation = {}, None
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return dict(self.before), {"learned": self.learned}
+        return dict(self.teacher_weights), {"learned": self.learned}
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        self.before, self.learned = tensors, values["learned"]
+        self.teacher_weights, self.learned = tensors, values["learned"]
 
 
 VALUES = 1 << 24  # stored scores in all, at most
 
 
 class DER(Rehearsal):
-    """Dark experience replay (Buzzega et al. 2020, arXiv 2004.07211): old rows keep the scores that the model gave them
-    when they came, and it must go on giving them these.
+    """Dark experience replay (Buzzega et al. 2020, arXiv 2004.07211): old rows are stored with the model's scores at
+    that time, which it must keep predicting.
 
     In a stream, scores are those right after the step that learned the row; in an update, those of the model before it.
-    alpha: times the mean squared difference of the scores of old rows, over the asked-for elements and the vocabulary.
-    rows: old rows a step (0: as many as new ones). capacity: rows kept, or fewer, so that their scores are at most 2^24
+    alpha: times the mean squared difference of the scores of old rows, over target elements and the vocabulary. rows:
+    old rows a step (0: as many as new ones). capacity: rows stored, or fewer, so that their scores are at most 2^24
     numbers.
     """
 
@@ -88,8 +88,8 @@ class DER(Rehearsal):
 
     def offer(self, run: Run, rows: Batch) -> None:
         if not len(self.buffer):
-            each = model_scores(run.model, rows.rows(slice(0, 1))).numel()
-            self.buffer.capacity = min(self.buffer.capacity, max(1, VALUES // each))
+            scores_per_row = model_scores(run.model, rows.rows(slice(0, 1))).numel()
+            self.buffer.capacity = min(self.buffer.capacity, max(1, VALUES // scores_per_row))
         super().offer(run, rows)
 
     def payload(self, run: Run, rows: Batch) -> dict[str, Tensor]:
@@ -99,20 +99,21 @@ class DER(Rehearsal):
         if not len(self.buffer):
             return None
         generator = run.generator()
-        which = self.buffer.draw(self.rows or len(batch.targets), generator)
-        now, then, _ = self.again(run, which)
-        term = self.alpha * F.mse_loss(now, then)
+        indices = self.buffer.draw(self.rows or len(batch.targets), generator)
+        scores, stored_scores, _ = self.replay_scores(run, indices)
+        term = self.alpha * F.mse_loss(scores, stored_scores)
         if self.beta:
-            logits, _, targets = self.again(run, self.buffer.draw(self.rows or len(batch.targets), generator))
+            logits, _, targets = self.replay_scores(run, self.buffer.draw(self.rows or len(batch.targets), generator))
             term = term + self.beta * F.cross_entropy(logits, targets)
         return term
 
-    def again(self, run: Run, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores now (K, V), scores then (K, V), and targets (K,) of what these rows of the buffer ask."""
-        rows = self.buffer.rows(which).to(run.device)
-        asked = rows.targets >= 0
-        then = self.buffer.payload["scores"][which].to(run.device)[asked]
-        return run.model(rows.tokens, rows.layout).logits[asked].float(), then, rows.targets[asked]
+    def replay_scores(self, run: Run, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The model's scores (K, V), stored scores (K, V) and targets (K,) at the target elements of the buffer's rows
+        `indices`."""
+        rows = self.buffer.rows(indices).to(run.device)
+        target_mask = rows.targets >= 0
+        stored_scores = self.buffer.payload["scores"][indices].to(run.device)[target_mask]
+        return run.model(rows.tokens, rows.layout).logits[target_mask].float(), stored_scores, rows.targets[target_mask]
 
 
 class DERpp(DER):

@@ -1,5 +1,5 @@
-"""Continual few-shot tasks: short streams of tiny sets, drawn from any table of labelled rows (Antoniou et al. 2020,
-arXiv 2004.11967), with a test of the very rows that were seen (2022, arXiv 2209.07863)."""
+"""Continual few-shot tasks: short streams of small sets, drawn from any table of labelled rows (Antoniou et al. 2020,
+arXiv 2004.11967), and tests of recognising the training rows themselves (2022, arXiv 2209.07863)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Corruption = Callable[[Batch, float, torch.Generator], Batch]
 
 @dataclass(frozen=True)
 class Episode:
-    """sets: what is learned, one after the other. test: what is asked at the end, of all sets. Targets are numbers from
-    0 to `classes` - 1, and no test row is a row of a set (but in a test of instances, where it is the same one).
+    """sets: the training sets, in order. test: the test rows of all sets. Targets are from 0 to `classes` - 1, and no
+    test row is a training row (except for `instances`, where each is the same row).
 
-    rows: which rows of the table those of each set are, in its order. test_rows: those of the test.
+    rows: the indices in the table of each set's rows. test_rows: those of the test.
     """
 
     sets: list[Batch]
@@ -33,13 +33,13 @@ class Episode:
 
 
 class Episodes:
-    """Draws episodes; each is a function of seed and number alone.
+    """Draws episodes; each depends on the seed and its number only.
 
-    table: labelled rows, a class each. sets: in an episode (NSS). change: sets after which classes are new ones (CCI),
-    so that there are way * sets / change classes in all. way: classes of a set. shot: rows of a class in a set.
-    targets: test rows for each class and set.
-    instances: recognise rows, not classes: all rows of an episode are of one class, each is a class of its own, is
-        shown as it is and asked for as it is; corrupt the test to make that hard.
+    table: labelled rows, one class per row. sets: per episode (NSS). change: number of sets after which the classes
+    change (CCI), so that there are way * sets / change classes in all. way: classes per set. shot: rows per class and
+    set. targets: test rows per class and set.
+    instances: recognise rows instead of classes: all rows of an episode are of one class of the table, each is a class
+        of the episode, and the test has the same rows; corrupt it to make that hard.
     """
 
     def __init__(self, table: Batch, sets: int = 4, change: int = 2, way: int = 5, shot: int = 1, targets: int = 5,
@@ -50,71 +50,73 @@ class Episodes:
         self.table, self.sets, self.change, self.way, self.shot = table, sets, change, way, shot
         self.targets, self.instances, self.seed = targets, instances, seed
         self.classes = way * sets // change
-        rows = np.array(labels_of(table))
-        self.of = [np.flatnonzero(rows == label) for label in np.unique(rows)]
+        row_labels = np.array(labels_of(table))
+        self.rows_of_class = [np.flatnonzero(row_labels == label) for label in np.unique(row_labels)]
         needed = self.classes if instances else change * (shot + targets)
-        self.fit = [index for index, of in enumerate(self.of) if len(of) >= needed]
-        if len(self.fit) < (1 if instances else self.classes):
+        self.usable_classes = [index for index, indices in enumerate(self.rows_of_class) if len(indices) >= needed]
+        if len(self.usable_classes) < (1 if instances else self.classes):
             raise SegueError(f"an episode needs {1 if instances else self.classes} classes of {needed} rows, and the "
-                             f"table has {len(self.fit)}: give it more rows, or ask for fewer")
+                             f"table has {len(self.usable_classes)}: give it more rows, or ask for fewer")
 
     def __call__(self, number: int) -> Episode:
         draw = np.random.default_rng([self.seed, number])
-        each = self.change * (self.shot + self.targets)
+        rows_per_class = self.change * (self.shot + self.targets)
         if self.instances:
-            chosen = draw.choice(self.of[draw.choice(self.fit)], self.classes, replace=False)
-            rows = np.repeat(chosen[:, None], each, 1)
+            chosen = draw.choice(self.rows_of_class[draw.choice(self.usable_classes)], self.classes, replace=False)
+            rows = np.repeat(chosen[:, None], rows_per_class, 1)
         else:
-            kinds = draw.choice(self.fit, self.classes, replace=False)
-            rows = np.stack([draw.choice(self.of[kind], each, replace=False) for kind in kinds])
-        shown, asked = np.split(rows, [self.change * self.shot], 1)
-        learned = []
+            chosen_labels = draw.choice(self.usable_classes, self.classes, replace=False)
+            rows = np.stack([draw.choice(self.rows_of_class[label], rows_per_class, replace=False)
+                             for label in chosen_labels])
+        train_rows, test_rows = np.split(rows, [self.change * self.shot], 1)
+        sets = []
         for index in range(self.sets):
-            group, turn = divmod(index, self.change)
+            group, subset = divmod(index, self.change)
             labels = np.arange(group * self.way, (group + 1) * self.way)
-            learned.append((shown[labels, turn * self.shot : (turn + 1) * self.shot].ravel(),
-                            labels.repeat(self.shot)))
-        test = asked.ravel(), np.arange(self.classes).repeat(asked.shape[1])
-        numbers = [torch.from_numpy(where) for where, _ in learned]
-        return Episode([relabel(self.table, *pair) for pair in learned], relabel(self.table, *test),
-                       self.classes, numbers, torch.from_numpy(test[0]))
+            sets.append((train_rows[labels, subset * self.shot : (subset + 1) * self.shot].ravel(),
+                         labels.repeat(self.shot)))
+        test = test_rows.ravel(), np.arange(self.classes).repeat(test_rows.shape[1])
+        set_rows = [torch.from_numpy(set_rows_) for set_rows_, _ in sets]
+        return Episode([relabel(self.table, *pair) for pair in sets], relabel(self.table, *test),
+                       self.classes, set_rows, torch.from_numpy(test[0]))
 
 
 def relabel(table: Batch, rows: np.ndarray, labels: np.ndarray) -> Batch:
-    """Those rows of the table, each with that class wherever it has one."""
-    found = table.rows(torch.from_numpy(rows))
-    new = torch.from_numpy(labels)[:, None].expand(found.targets.shape)
-    return replace(found, targets=torch.where(found.targets >= 0, new, -1))
+    """Rows of the table with their targets replaced by these labels."""
+    selected = table.rows(torch.from_numpy(rows))
+    new_labels = torch.from_numpy(labels)[:, None].expand(selected.targets.shape)
+    return replace(selected, targets=torch.where(selected.targets >= 0, new_labels, -1))
 
 
-# What makes rows harder to recognise: ids and vectors alike, up to the asked place; padding stays.
+# Corruptions of rows of ids or vectors, up to the last target; padding is unchanged.
 
 def live_mask(batch: Batch) -> Tensor:
-    """(B, T) bool: the elements up to the last that is asked for."""
+    """(B, T) bool: the elements up to the last one with a target."""
     return (batch.targets >= 0).flip(1).cummax(1).values.flip(1)
 
 
 def add_noise(batch: Batch, share: float, generator: torch.Generator) -> Batch:
-    """Each id, or each number of a vector by itself, is with chance `share` one that stands anywhere in the batch (of a
-    vector, in the same channel)."""
-    tokens, there = batch.tokens, live_mask(batch)
+    """Replace each id, or each number of a vector, with probability `share` by a random one of the batch (for vectors,
+    of the same channel)."""
+    tokens, mask = batch.tokens, live_mask(batch)
     values = tokens if tokens.dim() == 3 else tokens[..., None]
-    pool = values[there]  # (M, C)
+    pool = values[mask]  # (M, C)
     drawn = torch.randint(len(pool), values.shape, generator=generator)
-    hit = (torch.rand(values.shape, generator=generator) < share) & there[..., None]
-    return replace(batch, tokens=torch.where(hit, pool.gather(0, drawn.flatten(0, 1)).view_as(values), values)
+    replaced = (torch.rand(values.shape, generator=generator) < share) & mask[..., None]
+    return replace(batch, tokens=torch.where(replaced, pool.gather(0, drawn.flatten(0, 1)).view_as(values), values)
                    .view_as(tokens))
 
 
 def occlude(batch: Batch, share: float, generator: torch.Generator, blank: float = 0) -> Batch:
-    """A stretch of each row, the part `share` of its elements at a random place, is `blank`."""
-    there = live_mask(batch)
-    count = there.sum(1)
+    """Set one random span of each row, a `share` of its elements, to `blank`."""
+    mask = live_mask(batch)
+    count = mask.sum(1)
     size = (share * count).round().long()
-    first = (torch.rand(len(count), generator=generator) * (count - size + 1)).long()
-    place = torch.arange(there.shape[1])
-    hit = (place >= first[:, None]) & (place < (first + size)[:, None])
-    return replace(batch, tokens=batch.tokens.masked_fill(hit if batch.tokens.dim() == 2 else hit[..., None], blank))
+    start = (torch.rand(len(count), generator=generator) * (count - size + 1)).long()
+    positions = torch.arange(mask.shape[1])
+    blanked = (positions >= start[:, None]) & (positions < (start + size)[:, None])
+    blanked = blanked if batch.tokens.dim() == 2 else blanked[..., None]
+    return replace(batch, tokens=batch.tokens.masked_fill(blanked, blank))
 
 
 CORRUPTIONS: dict[str, Corruption] = {"noise": add_noise, "occlusion": occlude}

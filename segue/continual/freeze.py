@@ -15,13 +15,13 @@ from segue.training.strategy import Strategy
 
 
 class Freeze(Strategy):
-    """Holds parts of the model still once it has learned some experiences whole.
+    """Freezes parts of the model after the first experiences.
 
-    Frozen parameters get no gradient, and frozen modules are in evaluation mode, so that dropout leaves their features
-    alone. Between experiences everything is as it was before.
+    Frozen parameters get no gradient, and frozen modules are in evaluation mode, so that dropout does not change their
+    features. Between experiences both are restored.
 
-    parts: names of modules or parameters, with all that is within them. Default: all but what the head uses.
-    warm_up: experiences that are learned whole first (0: none).
+    parts: names of modules or parameters; a module includes its submodules. Default: all but what the head uses.
+    warm_up: number of experiences that train the whole model first (0: none).
     old_classes: the head's rows of all classes seen so far learn no more once an experience is over (a `Classifier`
         with a linear or cosine head).
     """
@@ -34,33 +34,33 @@ class Freeze(Strategy):
             raise SegueError(f"a warm-up of {warm_up} experiences is not possible: give 0 or more")
         self.parts, self.warm_up, self.old_classes = parts, warm_up, old_classes
         self.learned = 0  # experiences
-        self.held: list[nn.Parameter] = []
-        self.still: list[nn.Module] = []
+        self.frozen_parameters: list[nn.Parameter] = []
+        self.frozen_modules: list[nn.Module] = []
 
     def before_experience(self, run: Run) -> None:
         if self.learned < self.warm_up:
             return
-        model, kept = run.model, set[nn.Parameter]()
+        model, head_parameters = run.model, set[nn.Parameter]()
         if self.parts is None:
-            kept = set(getattr(model, "head", nn.Module()).parameters())
+            head_parameters = set(getattr(model, "head", nn.Module()).parameters())
         parts = [name for name, _ in model.named_children() if name != "head"] if self.parts is None else self.parts
-        found = [find_part(model, part) for part in parts]
-        self.still = [part for part in found if isinstance(part, nn.Module)]
-        for part in found:
-            within = part.parameters() if isinstance(part, nn.Module) else [part]
-            self.held += [p for p in within if p.requires_grad and p not in kept]
-        for parameter in self.held:
+        selected = [find_part(model, part) for part in parts]
+        self.frozen_modules = [part for part in selected if isinstance(part, nn.Module)]
+        for part in selected:
+            parameters = part.parameters() if isinstance(part, nn.Module) else [part]
+            self.frozen_parameters += [p for p in parameters if p.requires_grad and p not in head_parameters]
+        for parameter in self.frozen_parameters:
             parameter.requires_grad_(False)
 
     def before_step(self, run: Run, batch: Batch) -> Batch:
-        for module in self.still:  # each step, since a measurement ends with all of the model in training mode
+        for module in self.frozen_modules:  # each step, since a measurement ends with all of the model in training mode
             module.eval()
         return batch
 
     def after_experience(self, run: Run) -> None:
-        for parameter in self.held:
+        for parameter in self.frozen_parameters:
             parameter.requires_grad_(True)
-        self.held, self.still = [], []
+        self.frozen_parameters, self.frozen_modules = [], []
         self.learned += 1
         if self.old_classes:
             if not isinstance(run.model, Classifier) or not isinstance(run.model.head, WeightHead):

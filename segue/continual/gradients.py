@@ -44,14 +44,14 @@ def total_nats(model: nn.Module, batch: Batch) -> Tensor:
 @torch.no_grad()
 def row_nats(model: nn.Module, batch: Batch, rows: int = ROWS) -> Tensor:
     """(B,): the sum of -log p over the targets of each row. rows: processed at a time."""
-    device, found = next(model.parameters()).device, []
+    device, losses = next(model.parameters()).device, []
     with evaluation_mode(model):
-        for at in range(0, len(batch.tokens), rows):
-            part = batch.rows(slice(at, at + rows)).to(device)
-            logits = model(part.tokens, part.layout).logits.float()
-            lost = F.cross_entropy(logits.flatten(0, 1), part.targets.flatten(), ignore_index=-1, reduction="none")
-            found.append(lost.view(part.targets.shape).sum(1))
-    return torch.cat(found).cpu()
+        for begin in range(0, len(batch.tokens), rows):
+            piece = batch.rows(slice(begin, begin + rows)).to(device)
+            logits = model(piece.tokens, piece.layout).logits.float()
+            nats = F.cross_entropy(logits.flatten(0, 1), piece.targets.flatten(), ignore_index=-1, reduction="none")
+            losses.append(nats.view(piece.targets.shape).sum(1))
+    return torch.cat(losses).cpu()
 
 
 def gradient(model: nn.Module, batch: Batch, objective: Objective) -> list[Tensor]:
@@ -84,12 +84,12 @@ def row_gradients(model: nn.Module, batch: Batch, of: Callable[[nn.Module, Batch
 
             scalar = Scalar()
 
-            def one(values: dict[str, Tensor], tokens: Tensor, targets: Tensor) -> Tensor:
+            def row_scalar(values: dict[str, Tensor], tokens: Tensor, targets: Tensor) -> Tensor:
                 return functional_call(scalar, values, (tokens, targets))
 
             values = {f"model.{name}": p.detach() for name, p in weights.items()}
-            found = vmap(grad(one), in_dims=(None, 0, 0))(values, batch.tokens, batch.targets)
-            yield from zip(*found.values())
+            gradients = vmap(grad(row_scalar), in_dims=(None, 0, 0))(values, batch.tokens, batch.targets)
+            yield from zip(*gradients.values())
             return
         for index in range(len(batch.tokens)):
             yield torch.autograd.grad(of(model, batch.rows(slice(index, index + 1))), list(weights.values()),
@@ -108,5 +108,5 @@ def virtual_step(model: nn.Module, direction: Sequence[Tensor], rate: float) -> 
         yield
     finally:
         with torch.no_grad():
-            for p, was in zip(weights, before):
-                p.copy_(was)
+            for p, saved in zip(weights, before):
+                p.copy_(saved)

@@ -22,11 +22,11 @@ from segue.training.strategy import Strategy
 
 
 class OutputMatching(Strategy):
-    """Adds beta / (T - 1) sum_t ||h(e_t) - h*(e_t)||^2 over the T - 1 tasks before this one, h* being the generator at
-    the start of it (von Oswald et al. 2020, arXiv 1906.00695). Every experience is the next task.
+    """Adds beta / (T - 1) sum_t ||h(e_t) - h*(e_t)||^2 over the T - 1 earlier tasks, where h* is the generator at the
+    start of the current one (von Oswald et al. 2020, arXiv 1906.00695). Every experience is the next task.
 
-    beta: of the penalty. It is a sum over all generated weights, so a larger target wants a smaller one.
-    sample: so many old tasks a step, drawn anew (0: all).
+    beta: of the penalty, a sum over all generated weights: a larger target network needs a smaller beta.
+    sample: number of old tasks drawn at each step (0: all).
     """
 
     name = "output-matching"
@@ -36,14 +36,14 @@ class OutputMatching(Strategy):
             raise SegueError(f"beta {beta} over {sample} tasks: give 0 or more of both")
         self.beta, self.sample = beta, sample
         self.learned = 0  # tasks
-        self.before: Weights = {}
+        self.saved_generator: Weights = {}
 
     def before_experience(self, run: Run) -> None:
         model = generated(run)
         model.choose(self.learned)
-        if not self.before:  # otherwise a killed run goes on
-            self.before = {name: p.detach().clone() for name, p in model.generator.named_parameters()}
-        self.before = {name: p.to(run.device) for name, p in self.before.items()}
+        if not self.saved_generator:  # otherwise a killed run goes on
+            self.saved_generator = {name: p.detach().clone() for name, p in model.generator.named_parameters()}
+        self.saved_generator = {name: p.to(run.device) for name, p in self.saved_generator.items()}
 
     def loss_term(self, run: Run, batch: Batch) -> Tensor | None:
         if not self.learned or not self.beta:
@@ -53,19 +53,19 @@ class OutputMatching(Strategy):
             tasks = torch.randperm(self.learned, generator=run.generator())[: self.sample]
         tasks = tasks.to(run.device)
         with torch.no_grad():
-            held = {f"generator.{name}": p for name, p in self.before.items()}
-            wanted = functional_call(Flat(generator), held, tasks)
-        return self.beta * (generator.generate_flat(tasks) - wanted).square().sum(1).mean()
+            saved = {f"generator.{name}": p for name, p in self.saved_generator.items()}
+            target = functional_call(Flat(generator), saved, tasks)
+        return self.beta * (generator.generate_flat(tasks) - target).square().sum(1).mean()
 
     def after_experience(self, run: Run) -> None:
         self.learned += 1
-        self.before = {}
+        self.saved_generator = {}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return dict(self.before), {"learned": self.learned}
+        return dict(self.saved_generator), {"learned": self.learned}
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        self.before, self.learned = tensors, values["learned"]
+        self.saved_generator, self.learned = tensors, values["learned"]
 
 
 class Flat(nn.Module):
@@ -80,8 +80,9 @@ class Flat(nn.Module):
 
 
 class OutputMAS(Importance):
-    """Holds the generator's weights by how much they matter to what was generated: |d ||h(e_t)||^2 / d psi| of every
-    task learned. Nothing of old tasks need be generated again. Every experience is the next task."""
+    """Penalises changes of the generator's weights psi by their importance for the generated weights,
+    |d ||h(e_t)||^2 / d psi| of every learned task. Old tasks' weights are not generated again. Every experience is the
+    next task."""
 
     name = "output-mas"
     default_strength = 0.1
@@ -117,8 +118,8 @@ class OutputMAS(Importance):
 
 
 class Grow(Strategy):
-    """Adds `units` to the recurrent cell once a task was learned worse than those before it: the mean loss over its
-    last tenth of steps above `threshold` times theirs. What is generated for old tasks stays the same."""
+    """Adds `units` to the recurrent cell after a task that was learned worse than the earlier ones: its mean loss over
+    the last tenth of its steps is above `threshold` times theirs. The weights generated for old tasks stay the same."""
 
     name = "grow"
 
@@ -158,13 +159,13 @@ def generated(run: Run) -> Generated:
     return run.model
 
 
-def told_task_accuracy(stream: Sequence[Experience]) -> Measure:
-    """Accuracy of a `Generated` model that is told the task of each experience, its place in the stream."""
-    number = {experience.name: index for index, experience in enumerate(stream)}
+def known_task_accuracy(stream: Sequence[Experience]) -> Measure:
+    """Accuracy of a `Generated` model with the task of each experience known: its index in the stream."""
+    task_index = {experience.name: index for index, experience in enumerate(stream)}
 
     def measure(model: nn.Module, experience: Experience, seen: Sequence[int]) -> float:
         assert isinstance(model, Generated)
-        model.choose(number[experience.name])
+        model.choose(task_index[experience.name])
         return accuracy_over(model, experience.test)
 
     return measure
@@ -172,12 +173,12 @@ def told_task_accuracy(stream: Sequence[Experience]) -> Measure:
 
 @torch.no_grad()
 def inferred_accuracy(model: Generated, test: Batch, tasks: int) -> float:
-    """Accuracy where no task is told: each row by the network that is least unsure of it, among the first `tasks`."""
+    """Accuracy with the task unknown: each row by the network of lowest entropy on it, among the first `tasks`."""
     model.eval()
-    asked = test.targets >= 0
-    of, right = model.infer(test.tokens, test.layout, tasks, asked), torch.zeros_like(asked)
+    target_mask = test.targets >= 0
+    inferred_tasks, correct = model.infer(test.tokens, test.layout, tasks, target_mask), torch.zeros_like(target_mask)
     for task in range(tasks):
         model.choose(task)
-        guess = model(test.tokens, test.layout).logits.argmax(-1)
-        right |= (guess == test.targets) & (of == task)[:, None]
-    return float(right[asked].float().mean())
+        predictions = model(test.tokens, test.layout).logits.argmax(-1)
+        correct |= (predictions == test.targets) & (inferred_tasks == task)[:, None]
+    return float(correct[target_mask].float().mean())

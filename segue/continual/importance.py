@@ -1,4 +1,4 @@
-"""Hold the weights that mattered: one quadratic penalty, and several measures of how much each weight matters."""
+"""Regularisation by weight importance: one quadratic penalty, and several estimates of each weight's importance."""
 
 from __future__ import annotations
 
@@ -28,15 +28,14 @@ class Importance(Strategy):
     """Adds strength * sum_i importance_i (theta_i - theta*_i)^2 to the loss per element, where theta* are the weights
     at the end of the experience before, and the importances of all experiences so far are summed.
 
-    Importances are estimated at the end of an experience, from a reservoir of the rows that it learned. Where a model
-    learned before this strategy was there (`run.past`), they are estimated from what it keeps, before the first step.
+    Importances are estimated at the end of an experience, from a reservoir of its rows. In an update of a model with
+    stored data (`run.past`), they are first estimated from that data, before the first step.
 
-    strength: of the penalty. The default about halved what a small language model forgot in an update; the scale of the
-    loss, the rate and the optimiser decide what is right. keep: the part of earlier importances that stays with every
-    new experience (online EWC's gamma; 1: all of it). rows: that importances are estimated from. update: which rows,
-    see `UPDATES`. anneal: the part of the steps at which half of the penalty has faded away, by a sigmoid, as RecAdam
-    lets the old weights go (Chen et al. 2020, arXiv 2004.12651); 0: it stays. A head that grew has no importance in its
-    new rows.
+    strength: of the penalty. The default about halved the forgetting of a small language model in an update; the best
+    value depends on the scale of the loss, the rate and the optimiser. keep: factor of earlier importances at every new
+    experience (online EWC's gamma; 1: no decay). rows: number that importances are estimated from. update: which rows,
+    see `UPDATES`. anneal: the fraction of the steps after which the penalty has fallen to half, by a sigmoid, as in
+    RecAdam (Chen et al. 2020, arXiv 2004.12651); 0: constant. New rows of a head that grew have importance 0.
     """
 
     about = "weights"
@@ -52,10 +51,10 @@ class Importance(Strategy):
         self.keep, self.sample = keep, Buffer(rows, update, seed)
         self.importance: Weights = {}
         self.reference: Weights = {}  # theta*, while an experience is learned
-        self.fresh: Batch | None = None
+        self.new_rows: Batch | None = None
 
     def estimate(self, run: Run, rows: Batch) -> Weights:
-        """The importance of every weight for what these rows ask, by name."""
+        """The importance of every weight for the targets of these rows, by name."""
         raise NotImplementedError
 
     def learned(self, run: Run) -> Weights:
@@ -69,8 +68,8 @@ class Importance(Strategy):
 
     def before_experience(self, run: Run) -> None:
         weights = trainable_parameters(run.model)
-        self.importance, self.reference = ({name: t.to(run.device) for name, t in kept.items()}
-                                           for kept in (self.importance, self.reference))
+        self.importance, self.reference = ({name: t.to(run.device) for name, t in tensors.items()}
+                                           for tensors in (self.importance, self.reference))
         if self.reference:
             return  # a killed run goes on
         if run.past is not None and not self.importance:
@@ -90,10 +89,10 @@ class Importance(Strategy):
         self.reference = {name: p.detach().clone() for name, p in weights.items()}
 
     def before_step(self, run: Run, batch: Batch) -> Batch:
-        self.fresh = batch
+        self.new_rows = batch
         return batch
 
-    def pull(self, run: Run) -> float:
+    def penalty_strength(self, run: Run) -> float:
         """The strength at this step."""
         if not self.anneal:
             return self.strength
@@ -103,22 +102,22 @@ class Importance(Strategy):
         if not self.importance or not self.strength:
             return None
         weights = trainable_parameters(run.model)
-        moved = [(value * (weights[name] - self.reference[name]).square()).sum()
-                 for name, value in self.importance.items()]
-        return self.pull(run) * torch.stack(moved).sum()
+        penalties = [(value * (weights[name] - self.reference[name]).square()).sum()
+                     for name, value in self.importance.items()]
+        return self.penalty_strength(run) * torch.stack(penalties).sum()
 
     def slopes(self, run: Run) -> Weights:
         """After the backward pass, the gradient of the loss without this penalty."""
-        slopes, pull = Weights(), self.pull(run)
+        slopes, penalty_strength = Weights(), self.penalty_strength(run)
         for name, p in trainable_parameters(run.model).items():
             slopes[name] = torch.zeros_like(p) if p.grad is None else p.grad.clone()
             if name in self.importance:
-                slopes[name] -= 2 * pull * self.importance[name] * (p.detach() - self.reference[name])
+                slopes[name] -= 2 * penalty_strength * self.importance[name] * (p.detach() - self.reference[name])
         return slopes
 
     def after_step(self, run: Run) -> None:
-        if self.fresh is not None:
-            self.sample.offer(self.fresh, model=run.model)
+        if self.new_rows is not None:
+            self.sample.offer(self.new_rows, model=run.model)
 
     def after_experience(self, run: Run) -> None:
         self.consolidate(self.learned(run))
@@ -127,24 +126,24 @@ class Importance(Strategy):
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, values = self.sample.state()
-        named = {"importance": self.importance, "reference": self.reference, "sample": tensors}
-        return {f"{kind}.{name}": t for kind, kept in named.items() for name, t in kept.items()}, {"sample": values}
+        groups = {"importance": self.importance, "reference": self.reference, "sample": tensors}
+        return {f"{kind}.{name}": t for kind, group in groups.items() for name, t in group.items()}, {"sample": values}
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        def part(prefix: str) -> dict[str, Tensor]:
+        def with_prefix(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
-        self.importance, self.reference = part("importance."), part("reference.")
-        self.sample.load_state(part("sample."), values["sample"])
+        self.importance, self.reference = with_prefix("importance."), with_prefix("reference.")
+        self.sample.load_state(with_prefix("sample."), values["sample"])
 
 
 def pad_like(value: Tensor, like: Tensor) -> Tensor:
     """`value` in the shape of `like`, with zeros where that is larger."""
     if value.shape == like.shape:
         return value
-    wide = torch.zeros_like(like)
-    wide[tuple(slice(n) for n in value.shape)] = value
-    return wide
+    padded = torch.zeros_like(like)
+    padded[tuple(slice(n) for n in value.shape)] = value
+    return padded
 
 
 def fisher(model: nn.Module, rows: Batch, nats: Callable[[nn.Module, Batch], Tensor] = total_nats) -> Weights:
@@ -193,7 +192,7 @@ class EWC(Importance):
 
 
 class L2(Importance):
-    """Every weight matters alike: what was learned is held by how far the weights may go (L2-SP, Li et al. 2018, arXiv
+    """The same importance for every weight: the squared distance to the previous weights (L2-SP, Li et al. 2018, arXiv
     1802.01483; with anneal, RecAdam). Keeps no data."""
 
     name = "l2"
@@ -215,10 +214,10 @@ class L2(Importance):
 
 
 def representation(model: nn.Module, batch: Batch) -> Tensor:
-    """(B, T, D): the hidden vectors that stand for what was read, pooled where the model pools.
+    """(B, T, D): the model's hidden vectors, pooled where the model pools.
 
-    Of a stack, those before its last norm: a normed vector has the same length whatever the weights are, so that how
-    that length would change says nothing of them.
+    For a stack, those before its last norm: the length of a normed vector does not depend on the weights, so that its
+    gradient would say nothing about their importance.
     """
     stack = getattr(model, "backbone", model)
     layout = batch.layout
@@ -231,26 +230,27 @@ def representation(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def squared_length(model: nn.Module, batch: Batch) -> Tensor:
-    """Scalar: ||F||^2, the squared length of the hidden vector, the mean over the asked-for elements."""
-    asked = batch.targets >= 0
-    return (representation(model, batch).float().square().sum(-1) * asked).sum() / asked.sum()
+    """Scalar: ||F||^2, the squared length of the hidden vector, the mean over target elements."""
+    target_mask = batch.targets >= 0
+    return (representation(model, batch).float().square().sum(-1) * target_mask).sum() / target_mask.sum()
 
 
 def score_length(model: nn.Module, batch: Batch) -> Tensor:
-    """Scalar: ||F||^2 of the scores instead."""
-    asked = batch.targets >= 0
-    return (model(batch.tokens, batch.layout).logits.float().square().sum(-1) * asked).sum() / asked.sum()
+    """Scalar: ||F||^2, the squared length of the scores, the mean over target elements."""
+    target_mask = batch.targets >= 0
+    return (model(batch.tokens, batch.layout).logits.float().square().sum(-1) * target_mask).sum() / target_mask.sum()
 
 
 LENGTHS = {"hidden": squared_length, "scores": score_length}
 
 
 class MAS(Importance):
-    """Memory-aware synapses (Aljundi et al. 2018, arXiv 1711.09601): how much the squared length of the output changes
-    with a weight, the mean over rows of |d ||F||^2 / d theta_i|, a row at a time. It asks for no targets, only where.
+    """Memory-aware synapses (Aljundi et al. 2018, arXiv 1711.09601): the sensitivity of the output's squared length to
+    each weight, the mean over rows of |d ||F||^2 / d theta_i|, one row at a time. Uses the positions of targets, not
+    their values.
 
-    of: "hidden", F is the hidden vector that the head reads (see `representation`), or "scores", those of the head,
-    where there are few. vectorised: see `row_gradients`.
+    of: "hidden", F is the hidden vector that the head reads (see `representation`), or "scores", the head's outputs,
+    for small vocabularies. vectorised: see `row_gradients`.
     """
 
     name = "mas"
@@ -273,8 +273,8 @@ class MAS(Importance):
 
 
 class LocalMAS(Importance):
-    """The Hebbian form of MAS: each linear layer by itself, F its own output y = W x + b, so that a weight's importance
-    is the mean over elements of 2 |y_i| |x_j|. One pass forward; weights of other layers are not held."""
+    """The Hebbian form of MAS: for each linear layer, F is its output y = W x + b, so that a weight's importance is the
+    mean over elements of 2 |y_i| |x_j|. One forward pass; only weights of linear layers are regularised."""
 
     name = "local-mas"
     asks_next = True
@@ -282,12 +282,12 @@ class LocalMAS(Importance):
     def estimate(self, run: Run, rows: Batch) -> Weights:
         total = {name: torch.zeros_like(p) for name, p in trainable_parameters(run.model).items()}
         names = {id(p): name for name, p in trainable_parameters(run.model).items()}
-        for at in range(0, len(rows.targets), ROWS):
-            part = rows.rows(slice(at, at + ROWS)).to(run.device)
-            share = 2 * len(part.targets) / len(rows.targets)
-            with record_linear_calls(run.model) as taken, evaluation_mode(run.model), torch.no_grad():
-                run.model(part.tokens, part.layout)
-            for layer, x, y in taken:
+        for begin in range(0, len(rows.targets), ROWS):
+            batch = rows.rows(slice(begin, begin + ROWS)).to(run.device)
+            share = 2 * len(batch.targets) / len(rows.targets)
+            with record_linear_calls(run.model) as calls, evaluation_mode(run.model), torch.no_grad():
+                run.model(batch.tokens, batch.layout)
+            for layer, x, y in calls:
                 x, y = x.flatten(0, -2).float().abs(), y.flatten(0, -2).float().abs()
                 if id(layer.weight) in names:
                     total[names[id(layer.weight)]] += share * y.T @ x / len(x)
@@ -298,24 +298,24 @@ class LocalMAS(Importance):
 
 @contextmanager
 def record_linear_calls(model: nn.Module) -> Iterator[list[tuple[nn.Linear, Tensor, Tensor]]]:
-    """What goes into and comes out of every linear layer that is called inside."""
-    taken: list[tuple[nn.Linear, Tensor, Tensor]] = []
-    hooks = [module.register_forward_hook(lambda layer, given, made: taken.append((layer, given[0], made)))
+    """Context that records (layer, input, output) of every call of a linear layer."""
+    calls: list[tuple[nn.Linear, Tensor, Tensor]] = []
+    hooks = [module.register_forward_hook(lambda layer, inputs, output: calls.append((layer, inputs[0], output)))
              for module in model.modules() if isinstance(module, nn.Linear)]
     try:
-        yield taken
+        yield calls
     finally:
         for hook in hooks:
             hook.remove()
 
 
 class SI(Importance):
-    """Synaptic intelligence (Zenke, Poole & Ganguli 2017, arXiv 1703.04200): how much a weight's way lowered the loss,
-    -sum_t g_i dtheta_i over the steps, divided by (how far it came)^2 + damping; below 0 it is 0. The gradient is that
-    of the loss without this penalty.
+    """Synaptic intelligence (Zenke, Poole & Ganguli 2017, arXiv 1703.04200): a weight's contribution to the decrease of
+    the loss along its path, -sum_t g_i dtheta_i over the steps, divided by its squared total change + damping, and
+    clamped at 0. The gradient is that of the loss without this penalty.
 
-    For what the model learned before, whose way nobody saw, the importance is half the Fisher information: on a
-    quadratic loss the two are the same.
+    For earlier experiences without a recorded path (`run.past`), the importance is half the Fisher information: for a
+    quadratic loss the two are equal.
     """
 
     name = "si"
@@ -326,8 +326,8 @@ class SI(Importance):
         super().__init__(strength, keep, rows, anneal=anneal, seed=seed)
         self.damping = damping
         self.path: Weights = {}
-        self.slope: Weights = {}  # within a step: the gradient, and where the weights stood
-        self.stood: Weights = {}
+        self.slope: Weights = {}  # within a step: the gradient, and the weights before it
+        self.last_weights: Weights = {}
 
     def estimate(self, run: Run, rows: Batch) -> Weights:
         return {name: value / 2 for name, value in fisher(run.model, rows).items()}
@@ -341,12 +341,12 @@ class SI(Importance):
         return batch
 
     def after_backward(self, run: Run) -> None:
-        self.stood = {name: p.detach().clone() for name, p in trainable_parameters(run.model).items()}
+        self.last_weights = {name: p.detach().clone() for name, p in trainable_parameters(run.model).items()}
         self.slope = self.slopes(run)
 
     def after_step(self, run: Run) -> None:
         for name, p in trainable_parameters(run.model).items():
-            self.path[name] -= self.slope[name] * (p.detach() - self.stood[name])
+            self.path[name] -= self.slope[name] * (p.detach() - self.last_weights[name])
 
     def learned(self, run: Run) -> Weights:
         return {name: self.path[name].clamp(min=0) / ((p.detach() - self.reference[name]).square() + self.damping)

@@ -20,7 +20,7 @@ Weights = dict[str, Tensor]
 
 
 class _Loss(nn.Module):
-    """An objective of a model, as a module whose weights can be given."""
+    """A model's objective as a module, for `functional_call`."""
 
     def __init__(self, model: nn.Module, objective: Objective) -> None:
         super().__init__()
@@ -33,11 +33,11 @@ class _Loss(nn.Module):
 class InnerLoop(nn.Module):
     """Gradient descent from a model's weights, which stay as they are.
 
-    model: any. steps: taken on each set. rate: of every weight and step at first. objective: default `ClassLoss` over
-    all classes of the head. learned: train the rates, as logarithms `log_rates` (steps, trained weights), by the loss
-    after tuning; it goes through the tuning (second order) wherever gradients are recorded.
+    model: any. steps: taken on each set. rate: initial rate of every weight and step. objective: default `ClassLoss`
+    over all classes of the head. learned: train the rates, as logarithms `log_rates` (steps, trained weights), by the
+    loss after tuning; gradients then flow through the tuning (second order) wherever they are recorded.
 
-    The model is used as it is in evaluation: no dropout, and no statistics of the rows that are tested.
+    The model is in evaluation mode: no dropout, and no batch statistics.
     """
 
     def __init__(self, model: nn.Module, steps: int = 5, rate: float = 0.01, objective: Objective | None = None,
@@ -52,41 +52,41 @@ class InnerLoop(nn.Module):
         self.eval()
 
     def start(self) -> Weights:
-        """The model's own weights; where rates are learned, gradients reach them too."""
+        """The model's weights, as the start of the loop; attached to the graph if rates are learned."""
         return {name: p if self.learned else p.detach() for name, p in trainable_parameters(self.model).items()}
 
     def loss(self, weights: Weights, batch: Batch) -> Tensor:
-        """Scalar, per element asked for."""
-        found: Tensor = functional_call(self._loss, {f"model.{name}": w for name, w in weights.items()}, (batch,))
-        return found
+        """Scalar: the objective per target element with these weights."""
+        value: Tensor = functional_call(self._loss, {f"model.{name}": w for name, w in weights.items()}, (batch,))
+        return value
 
     def learn(self, weights: Weights, batches: Batch | Callable[[int], Batch]) -> Weights:
         """The weights after `steps` steps. batches: the rows of all steps, or those of each one."""
-        further = self.learned and torch.is_grad_enabled()
-        rates = self.log_rates.exp() if further else self.log_rates.detach().exp()
+        second_order = self.learned and torch.is_grad_enabled()
+        rates = self.log_rates.exp() if second_order else self.log_rates.detach().exp()
         for step in range(self.steps):
             with torch.enable_grad():
-                if not further:
+                if not second_order:
                     weights = {name: w.detach().requires_grad_() for name, w in weights.items()}
                 loss = self.loss(weights, batches(step) if callable(batches) else batches)
-                slopes = torch.autograd.grad(loss, list(weights.values()), create_graph=further, allow_unused=True,
+                slopes = torch.autograd.grad(loss, list(weights.values()), create_graph=second_order, allow_unused=True,
                                              materialize_grads=True)
-            with torch.set_grad_enabled(further):
+            with torch.set_grad_enabled(second_order):
                 weights = {name: w - rate * slope for (name, w), rate, slope in
                            zip(weights.items(), rates[step], slopes)}
         return weights
 
     def scores(self, weights: Weights, batch: Batch) -> Tensor:
-        """(M, C) of the asked places."""
-        found: Output = functional_call(self.model, weights, (batch.tokens, batch.layout))
-        return found.logits[batch.targets >= 0]
+        """(M, C): the scores at the target elements with these weights."""
+        output: Output = functional_call(self.model, weights, (batch.tokens, batch.layout))
+        return output.logits[batch.targets >= 0]
 
 
 def tuned(inner: InnerLoop, sets: list[Batch], recall: int = 0, queue: int = 0, seed: int = 0) -> Weights:
-    """The weights once one set after another was learned (2022, arXiv 2209.07863).
+    """The weights after learning the sets in order (2022, arXiv 2209.07863).
 
-    recall: rows of earlier sets, drawn anew at each step, that are learned beside the new ones (0: plain tuning).
-    queue: the last so many sets are kept, a set once it is over. The number of steps is the same either way.
+    recall: rows of earlier sets, drawn at each step, that are added to the new ones (0: plain tuning). queue: number of
+    latest sets that are kept for that. The number of steps is the same either way.
     """
     weights, memory = inner.start(), Recent(queue)
     for number, rows in enumerate(sets):

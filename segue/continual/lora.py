@@ -16,12 +16,12 @@ from segue.training.strategy import Strategy
 
 
 class AdapterTuning(Strategy):
-    """Each experience learns a new `LoRA` (Hu et al. 2021, arXiv 2106.09685) by AdamW, nothing else, and ends with its
-    sum in the weights.
+    """Each experience trains only a new `LoRA` (Hu et al. 2021, arXiv 2106.09685), by AdamW, and merges it into the
+    weights at its end.
 
-    rank, alpha: see `LoRA`. targets: parts of the names of the layers that get one, with "|" between them (default: all
-    linear layers but the head). seed: of the adapters' beginnings. Embeddings, norms and the head never learn: it takes
-    a model that knows the elements.
+    rank, alpha: see `LoRA`. targets: parts of the names of the layers that get one, separated by "|" (default: all
+    linear layers but the head). seed: of the adapters' initial values. Embeddings, norms and the head are not trained:
+    the model must know the elements already.
     """
 
     name = "lora"
@@ -29,7 +29,7 @@ class AdapterTuning(Strategy):
 
     def __init__(self, rank: int = 8, alpha: float = 16.0, targets: str = "", seed: int = 0) -> None:
         self.rank, self.alpha, self.seed = rank, alpha, seed
-        self.targets = [part for part in targets.split("|") if part]
+        self.targets = [target for target in targets.split("|") if target]
         self.learned = 0  # experiences
         self.adapter = LoRA(rank, alpha)
 
@@ -50,11 +50,11 @@ class AdapterTuning(Strategy):
 
 class OLoRA(AdapterTuning):
     """O-LoRA (Wang et al. 2023, arXiv 2310.14152): the rows of each new A are kept orthogonal to those of all earlier
-    ones, so that a new experience moves the weights where the earlier ones did not read.
+    ones, so that a new experience changes the weights on other input directions.
 
     Adds `strength` * sum over layers and earlier experiences of sum |A_earlier A^T|, and `shrink` * the sum over layers
-    of the lengths of A and B, to the loss per element. Only adapters count: what the model learned whole, it may lose.
-    Keeps the earlier A, rank x inputs numbers for each layer and experience.
+    of the norms of A and B, to the loss per element. It protects what adapters learned, not what full training did.
+    Stores the earlier A, rank x inputs numbers for each layer and experience.
     """
 
     name = "o-lora"
@@ -71,12 +71,12 @@ class OLoRA(AdapterTuning):
         layers = self.adapter.layers
         terms = [self.strength * overlap(layers[name].a, rows.to(layers[name].a))
                  for name, rows in self.earlier.items() if name in layers]
-        terms += [self.shrink * (part.a.norm() + part.b.norm()) for part in layers.values() if self.shrink]
+        terms += [self.shrink * (layer.a.norm() + layer.b.norm()) for layer in layers.values() if self.shrink]
         return torch.stack(terms).sum() if terms else None
 
     def after_experience(self, run: Run) -> None:
-        for name, part in self.adapter.layers.items():
-            a = part.a.detach().cpu().clone()
+        for name, layer in self.adapter.layers.items():
+            a = layer.a.detach().cpu().clone()
             self.earlier[name] = torch.cat([self.earlier[name], a]) if name in self.earlier else a
         super().after_experience(run)
 

@@ -78,8 +78,8 @@ class Memory:
         for index, exam in enumerate(self.exams.values()):
             exam.save(folder / f"exam-{index}")
         if self.strategy is not None:
-            name, tensors, kept = self.strategy
-            save_tensors(folder / STRATEGY, tensors, {"name": name, "values": kept})
+            name, tensors, values = self.strategy
+            save_tensors(folder / STRATEGY, tensors, {"name": name, "values": values})
         else:
             (folder / STRATEGY).unlink(missing_ok=True)
         write_json(folder / "memory.json", {"context": self.context, "seed": self.seed, "exams": list(self.exams)})

@@ -1,4 +1,4 @@
-"""What was gained and what was forgotten, from one matrix of scores."""
+"""Metrics of continual learning from one matrix of scores: average, forgetting and transfer."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class ScoreMatrix:
-    """scores[i, j]: the score on the test part of experience j after learning experience i; row 0 is before any of the
-    new learning, so that there is one row more than there are new experiences.
+    """scores[i, j]: the score on the test part of experience j after learning experience i; row 0 is before all new
+    experiences, so that there is one row more than there are new experiences.
 
-    names: of the columns. steps: of the rows. measure: what a score is. higher_is_better: which way is good.
+    names: of the columns. steps: of the rows. measure: the name of the score. higher_is_better: its direction.
 
-    Toolboxes do not agree about these measures. Here, where T experiences are all new, with a[t, i] in rows t = 1 ... T
-    and b[i] = a[0, i], and all signs turned where lower is better:
+    Toolboxes define these metrics differently. Here, for T new experiences, with a[t, i] in rows t = 1 ... T and
+    b[i] = a[0, i], and all signs flipped where lower is better:
 
     - average: mean over i of a[T, i], in the measure's own sign (overall performance).
     - average_so_far: mean over t of the mean over i <= t of a[t, i], likewise.
@@ -44,7 +44,7 @@ class ScoreMatrix:
         return self.scores if self.higher_is_better else -self.scores
 
     def _learned(self, row: int) -> int:
-        """How many of the columns were learned by then: all but the new experiences at first, then one more a row."""
+        """The number of columns learned by this row: all but the new experiences in row 0, then one more per row."""
         return len(self.names) - (len(self.steps) - 1) + row
 
     @property
@@ -54,7 +54,7 @@ class ScoreMatrix:
 
     @property
     def average_so_far(self) -> float:
-        """The mean over the steps, each the mean over what was learned by then."""
+        """The mean over the steps of the mean over the experiences learned so far."""
         rows = [self.scores[i, : self._learned(i)].mean() for i in range(1, len(self.steps))]
         return float(np.mean(rows))
 

@@ -1,5 +1,5 @@
-"""What the backbone still knows of all experiences, compared with what the head shows (Zheng et al. 2024, arXiv
-2312.07887)."""
+"""Probing accuracy: how well the backbone's features classify all experiences, apart from the model's own head (Zheng
+et al. 2024, arXiv 2312.07887)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from segue.training.strategy import Strategy
 
 
 class Probing(Strategy):
-    """Fits a fresh head to the features of all experiences before the first one and after each; the model is not moved.
+    """Fits a new head to the features of all experiences, before the first one and after each; the model is unchanged.
 
-    train, test: rows of all experiences, of which the head learns and is measured on. kind: one of PROBES. choices: of
-    `segue.analysis.probes.fitted_head`. found: the accuracies, of which the first is before all learning.
+    train, test: rows of all experiences that the head is fitted to and measured on. kind: one of PROBES. choices: of
+    `segue.analysis.probes.fitted_head`. accuracies: measured so far, the first before any training.
     """
 
     name = "probing"
@@ -29,16 +29,16 @@ class Probing(Strategy):
         if kind not in PROBES:
             raise SegueError(f"probe '{kind}' is unknown: choose from {', '.join(PROBES)}")
         self.train, self.test, self.kind, self.choices = train, test, kind, choices
-        self.found: list[float] = []
+        self.accuracies: list[float] = []
 
     def before_experience(self, run: Run) -> None:
-        if not self.found:
-            self.found.append(self.look(run))
+        if not self.accuracies:
+            self.accuracies.append(self.measure(run))
 
     def after_experience(self, run: Run) -> None:
-        self.found.append(self.look(run))
+        self.accuracies.append(self.measure(run))
 
-    def look(self, run: Run) -> float:
+    def measure(self, run: Run) -> float:
         def read(batch: Batch) -> tuple[Tensor, Tensor]:
             batch = batch.to(run.device)
             last = batch.targets.shape[1] - 1 - (batch.targets >= 0).int().flip(1).argmax(1)
@@ -47,7 +47,7 @@ class Probing(Strategy):
         return probe(self.kind, read(self.train), read(self.test), **self.choices)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return {}, {"found": self.found}
+        return {}, {"found": self.accuracies}
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        self.found = values["found"]
+        self.accuracies = values["found"]

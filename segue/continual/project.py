@@ -25,14 +25,14 @@ def nonnegative(a: np.ndarray, b: np.ndarray) -> np.ndarray:
             return v
         free[np.argmax(np.where(blocked, slope, -np.inf))] = True
         while True:
-            best = np.zeros(len(b))
-            best[free] = np.linalg.solve(a[np.ix_(free, free)], -b[free])
-            if (best[free] > 0).all():
-                v = best
+            candidate = np.zeros(len(b))
+            candidate[free] = np.linalg.solve(a[np.ix_(free, free)], -b[free])
+            if (candidate[free] > 0).all():
+                v = candidate
                 break
-            wrong = free & (best <= 0)
-            part = np.min(v[wrong] / (v[wrong] - best[wrong]))
-            v = v + part * (best - v)
+            infeasible = free & (candidate <= 0)
+            step = np.min(v[infeasible] / (v[infeasible] - candidate[infeasible]))
+            v = v + step * (candidate - v)
             free &= v > tolerance
             v[~free] = 0.0
             if not free.any():
@@ -40,10 +40,10 @@ def nonnegative(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def project(direction: Tensor, constraints: Tensor, margin: float = 0.0) -> Tensor:
-    """(P,) the nearest to `direction` whose products with all rows of `constraints` (K, P) are at least 0.
+    """(P,) the vector nearest to `direction` whose products with all rows of `constraints` (K, P) are at least 0.
 
-    margin: a lower bound of the multipliers of all constraints where any is violated, which leans further to the old
-    rows (GEM's gamma).
+    margin: a lower bound of the multipliers of all constraints if any is violated, which favours the old rows more
+    (GEM's gamma).
     """
     violated = constraints @ direction < 0
     if not bool(violated.any()):
@@ -57,10 +57,10 @@ def project(direction: Tensor, constraints: Tensor, margin: float = 0.0) -> Tens
 
 
 class GEM(Rehearsal):
-    """Gradient episodic memory (Lopez-Paz & Ranzato 2017, arXiv 1706.08840): a step may not raise the loss of the kept
-    rows of any earlier experience. Costs a gradient on all kept rows of each of them, a step.
+    """Gradient episodic memory (Lopez-Paz & Ranzato 2017, arXiv 1706.08840): a step may not raise the loss of the
+    stored rows of any earlier experience. Costs a gradient on all stored rows of each of them, a step.
 
-    margin: see `project`. In an update, all that the model learned before is one experience.
+    margin: see `project`. In an update, all earlier data of the model is one experience.
     """
 
     name = "gem"
@@ -75,9 +75,9 @@ class GEM(Rehearsal):
         return {"experience": torch.full((len(rows.targets),), -1 if run.past is not None else self.learned)}
 
     def earlier(self, run: Run) -> list[Batch]:
-        """Rows whose losses, each batch as a whole, may not grow."""
-        of = self.buffer.payload.get("experience", torch.zeros(0))
-        return [self.buffer.rows((of == number).nonzero()[:, 0]) for number in of.unique().tolist()
+        """Batches of stored rows, one for each constraint: the loss of none of them may grow."""
+        experiences = self.buffer.payload.get("experience", torch.zeros(0))
+        return [self.buffer.rows((experiences == number).nonzero()[:, 0]) for number in experiences.unique().tolist()
                 if number != self.learned]
 
     def after_backward(self, run: Run) -> None:
@@ -88,9 +88,9 @@ class GEM(Rehearsal):
         direction = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in weights])
         constraints = torch.stack([torch.cat([g.flatten() for g in gradient(run.model, rows, run.objective)])
                                    for rows in earlier])
-        allowed = project(direction, constraints, self.margin)
-        if allowed is not direction:
-            for p, g in zip(weights, allowed.split([p.numel() for p in weights])):
+        projected = project(direction, constraints, self.margin)
+        if projected is not direction:
+            for p, g in zip(weights, projected.split([p.numel() for p in weights])):
                 p.grad = g.view_as(p).clone()
 
 
@@ -107,8 +107,8 @@ class AGEM(GEM):
         self.rows = rows
 
     def earlier(self, run: Run) -> list[Batch]:
-        of = self.buffer.payload.get("experience", torch.zeros(0))
-        old = (of != self.learned).nonzero()[:, 0]
+        experiences = self.buffer.payload.get("experience", torch.zeros(0))
+        old = (experiences != self.learned).nonzero()[:, 0]
         if not len(old):
             return []
         chosen = torch.randperm(len(old), generator=run.generator())[: self.rows or run.plan.rows]

@@ -13,13 +13,13 @@ from segue.training.strategy import Strategy
 
 
 class Prompting(Strategy):
-    """Tells the prompts of a `Prompted` model, or of a `Classifier` on one, where experiences begin and end: what
-    belongs to one is frozen at its end, as are the head's rows of all classes seen by then. Train with
-    `ClassLoss("new")`, so that those rows are not in the softmax either.
+    """Begins and ends experiences of the prompts of a `Prompted` model, or of a `Classifier` on one: an experience's
+    prompts are frozen at its end, as are the head's rows of all classes seen so far. Train with `ClassLoss("new")`, so
+    that those rows are not in the softmax either.
 
-    match: times the cosine between queries and the keys they chose, which the loss per element falls by (L2P,
-    DualPrompt: 1). orthogonality: times the penalty that holds components apart (CODA-Prompt; 0, since new components
-    are drawn at right angles).
+    match: weight of the cosine between queries and their chosen keys, subtracted from the loss per element (L2P,
+    DualPrompt: 1). orthogonality: weight of the penalty that keeps components orthogonal (CODA-Prompt; 0, since new
+    components are initialised orthogonal).
     """
 
     name = "prompts"
@@ -32,8 +32,8 @@ class Prompting(Strategy):
     def before_experience(self, run: Run) -> None:
         model = prompted(run)
         model.prompts.begin()
-        held = {id(p) for p in run.optimiser.parameters}
-        if any(p.requires_grad and id(p) not in held for p in model.prompts.parameters()):
+        optimised = {id(p) for p in run.optimiser.parameters}
+        if any(p.requires_grad and id(p) not in optimised for p in model.prompts.parameters()):
             run.optimiser = run.make_optimiser()  # an experience began within a run, and with it a slice
 
     def loss_term(self, run: Run, batch: Batch) -> Tensor | None:
@@ -42,8 +42,8 @@ class Prompting(Strategy):
         term = None if penalty is None else self.orthogonality * penalty
         if prompts.match is None or not self.match:
             return term
-        pull = -self.match * prompts.match.mean()
-        return pull if term is None else pull + term
+        match_term = -self.match * prompts.match.mean()
+        return match_term if term is None else match_term + term
 
     def after_experience(self, run: Run) -> None:
         prompted(run).prompts.end()
@@ -53,8 +53,8 @@ class Prompting(Strategy):
 
 def prompted(run: Run) -> Prompted:
     """The prompted part of the model."""
-    found = getattr(run.model, "backbone", None) if isinstance(run.model, Classifier) else run.model
-    if not isinstance(found, Prompted):
+    backbone = getattr(run.model, "backbone", None) if isinstance(run.model, Classifier) else run.model
+    if not isinstance(backbone, Prompted):
         raise SegueError(f"a {type(run.model).__name__} has no prompts to learn: put a segue.models.Prompted on the "
                          "stack, and a Classifier on that to tell classes")
-    return found
+    return backbone

@@ -1,5 +1,5 @@
-"""The parts of HPCR (Lin et al. 2023, arXiv 2309.15038) beside its proxy loss (`segue.objectives.ProxyReplay`):
-distillation of the answers stored with old rows, and a scale of the loss that goes up and down."""
+"""The components of HPCR (Lin et al. 2023, arXiv 2309.15038) besides its proxy loss (`segue.objectives.ProxyReplay`):
+distillation of the outputs stored with old rows, and a periodic scale of the loss."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from segue.training.strategy import Strategy
 
 
 def last_target_hidden(model: nn.Module, batch: Batch) -> Tensor:
-    """(B, D): the hidden vector at each row's last asked place, where its class is asked for."""
-    asked = batch.targets >= 0
-    last = asked.shape[1] - 1 - asked.int().flip(1).argmax(1)
+    """(B, D): the hidden vector at each row's last target, that of its class."""
+    target_mask = batch.targets >= 0
+    last = target_mask.shape[1] - 1 - target_mask.int().flip(1).argmax(1)
     hidden: Tensor = model.hidden(batch.tokens, batch.layout)  # type: ignore[operator]
     return hidden[torch.arange(len(last), device=last.device), last].float()
 
 
 class ProxyDistillation(Replay):
-    """Replay of rows with the features and scores that the model had for them just before it learned them, which it is
-    to keep from the second experience on (HPCR's distillation component).
+    """Replay of rows with the model's features and scores for them from before it learned them, which are distilled
+    from the second experience on (HPCR's distillation component).
 
-    alpha: times the squared change of scores, weighted by the batch's classes (PCD, `score_distillation`); scores of a
-    cosine head are as large as 1 / temperature, so that alpha depends on it. beta: times `relation_distillation` (SCD)
-    at `temperature`. Both compare each row's last asked place. capacity, share, update, retrieve, seed: see `Replay`.
+    alpha: weight of the squared change of scores, weighted by the batch's classes (PCD, `score_distillation`); scores
+    of a cosine head are as large as 1 / temperature, so that alpha depends on it. beta: weight of
+    `relation_distillation` (SCD) at `temperature`. Both compare each row's last target. capacity, share, update,
+    retrieve, seed: see `Replay`.
     """
 
     name = "proxy-distillation"
@@ -46,19 +47,19 @@ class ProxyDistillation(Replay):
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
         self.drawn: Tensor | None = None  # rows of the buffer in this step's batch
         self.labels: list[int] = []  # of this step's batch
-        self.told: dict[str, Tensor] = {}  # what the model said of this step's new rows before the step
+        self.new_payload: dict[str, Tensor] = {}  # features and scores of this step's new rows before the step
         choose = self.retrieve
 
-        def noted(run: Run, batch: Batch, buffer: Buffer, n: int) -> Tensor:
+        def retrieve_and_record(run: Run, batch: Batch, buffer: Buffer, n: int) -> Tensor:
             self.drawn = choose(run, batch, buffer, n)
             return self.drawn
 
-        self.retrieve = noted
+        self.retrieve = retrieve_and_record
 
     def before_step(self, run: Run, batch: Batch) -> Batch:
         self.drawn = None
         if run.past is None:
-            self.told = self.payload(run, batch)
+            self.new_payload = self.payload(run, batch)
         mixed = super().before_step(run, batch)
         self.labels = labels_of(mixed)
         return mixed
@@ -70,7 +71,7 @@ class ProxyDistillation(Replay):
             return {"features": features, "scores": run.model.head(features)}  # type: ignore[operator]
 
     def offer(self, run: Run, rows: Batch) -> None:
-        self.buffer.offer(rows, self.told if run.past is None else self.payload(run, rows), run.model)
+        self.buffer.offer(rows, self.new_payload if run.past is None else self.payload(run, rows), run.model)
 
     def loss_term(self, run: Run, batch: Batch) -> Tensor | None:
         if self.drawn is None or not (self.alpha or self.beta) or (run.past is None and not self.learned):
@@ -94,12 +95,12 @@ class Scaled:
 
 
 class LossScale(Strategy):
-    """The loss, without what strategies add to it, times a factor that goes from `low` to `high` and back in each
-    `period` steps, a cosine that begins anew with every experience.
+    """Multiplies the objective's loss, without the terms of strategies, by a factor that goes from `low` to `high` and
+    back in each `period` steps, a cosine that restarts with every experience.
 
-    In HPCR's temperature component the factor stands for the 1 / temperature in front of the gradient of a softmax,
-    apart from the temperature inside: 0.09 / 0.16 to 0.09 / 0.05. It has an effect under gradient descent (`sgd`);
-    AdamW divides by the gradient's size.
+    In HPCR's temperature component the factor is the 1 / temperature in front of a softmax's gradient, as distinct from
+    the temperature inside: 0.09 / 0.16 to 0.09 / 0.05. It has an effect under gradient descent (`sgd`); AdamW divides
+    by the gradient's size.
     """
 
     name = "loss-scale"
@@ -112,7 +113,7 @@ class LossScale(Strategy):
         self.scaled: Scaled | None = None
 
     def factor(self, step: int) -> float:
-        """At this step of an experience."""
+        """The factor at this step of an experience."""
         return self.low + (self.high - self.low) * (1 - math.cos(2 * math.pi * step / self.period)) / 2
 
     def before_experience(self, run: Run) -> None:

@@ -30,7 +30,7 @@ class Rehearsal(Strategy):
 
     def __init__(self, capacity: int = 1000, update: str = "reservoir", seed: int = 0) -> None:
         self.buffer = Buffer(capacity, update, seed)
-        self.fresh: Batch | None = None  # the new rows of this step
+        self.new_rows: Batch | None = None  # the new rows of this step
         self.learned = 0  # number of experiences so far
 
     def payload(self, run: Run, rows: Batch) -> dict[str, Tensor]:
@@ -48,12 +48,12 @@ class Rehearsal(Strategy):
                 self.offer(run, batch)
 
     def before_step(self, run: Run, batch: Batch) -> Batch:
-        self.fresh = batch
+        self.new_rows = batch
         return batch
 
     def after_step(self, run: Run) -> None:
-        if run.past is None and self.fresh is not None:
-            self.offer(run, self.fresh)
+        if run.past is None and self.new_rows is not None:
+            self.offer(run, self.new_rows)
 
     def after_experience(self, run: Run) -> None:
         self.learned += 1
@@ -85,17 +85,17 @@ def retrieve_earlier(run: Run, batch: Batch, buffer: Buffer, n: int) -> Tensor:
 
 def interference(model: nn.Module, batch: Batch, rows: Batch, objective: Objective, rate: float) -> Tensor:
     """(B,) nats: how much a trial step of gradient descent on `batch` would increase the loss of each of `rows`."""
-    direction, before = gradient(model, batch, objective), row_nats(model, rows)
+    direction, losses_before = gradient(model, batch, objective), row_nats(model, rows)
     with virtual_step(model, direction, rate):
-        return row_nats(model, rows) - before
+        return row_nats(model, rows) - losses_before
 
 
 def retrieve_interfered(run: Run, batch: Batch, buffer: Buffer, n: int, candidates: int = 50, rate: float | None = None,
                         among: Retrieve = retrieve_uniform) -> Tensor:
-    """MIR (Aljundi et al. 2019, arXiv 1908.04742): of `candidates` rows at random the `n` whose loss a step on the new
-    rows would harm most. rate: of that step (default: the plan's rate now; under AdamW or Muon, whose steps are not
-    along the gradient, that ranks rows by how their gradients oppose the new ones'). among: where candidates are from,
-    `retrieve_uniform` or, as in the released code, `retrieve_earlier`."""
+    """MIR (Aljundi et al. 2019, arXiv 1908.04742): of `candidates` random rows the `n` whose loss a step on the new
+    rows would increase most. rate: of that step (default: the plan's current rate; under AdamW or Muon, whose steps do
+    not follow the gradient, this ranks rows by how much their gradients oppose the new ones'). among: the source of
+    candidates, `retrieve_uniform` or, as in the released code, `retrieve_earlier`."""
     drawn = among(run, batch, buffer, max(candidates, n))
     if len(drawn) <= n:
         return drawn
@@ -141,24 +141,25 @@ class Replay(Rehearsal):
         new = super().before_step(run, batch)
         rows = len(batch.targets)
         instead = run.past is not None if self.instead is None else self.instead
-        wanted = rows * self.share / (1 if instead else 1 - self.share)
-        old = int(wanted + np.random.default_rng((run.plan.seed, run.step)).random())
-        if not old or not len(self.buffer):
+        expected_old = rows * self.share / (1 if instead else 1 - self.share)
+        old_count = int(expected_old + np.random.default_rng((run.plan.seed, run.step)).random())
+        if not old_count or not len(self.buffer):
             return batch
         if instead:
-            self.fresh = new = batch.rows(torch.arange(max(1, rows - old)))
-        which = self.retrieve(run, new, self.buffer, old)
-        if not len(which):
+            self.new_rows = new = batch.rows(torch.arange(max(1, rows - old_count)))
+        indices = self.retrieve(run, new, self.buffer, old_count)
+        if not len(indices):
             return batch
-        memory = self.buffer.rows(which)
-        if instead and old >= rows:
+        memory = self.buffer.rows(indices)
+        if instead and old_count >= rows:
             return memory
-        known = {name: values for name, values in new.channels.items() if name in memory.channels}
-        return Batch.join([replace(new, channels=known), memory])
+        channels = {name: values for name, values in new.channels.items() if name in memory.channels}
+        return Batch.join([replace(new, channels=channels), memory])
 
 
 class MIR(Replay):
-    """Replay of the rows that the new ones would harm most, see `retrieve_interfered`. among: a name in RETRIEVALS."""
+    """Replay of the rows whose loss a step on the new ones would increase most, see `retrieve_interfered`. among: a
+    name in RETRIEVALS."""
 
     name = "mir"
     asks_next = True

@@ -1,4 +1,4 @@
-"""Continual learning in a sparse network: units that an experience needs freeze afterwards, free ones get new
+"""Continual learning in a sparse network: the units that an experience uses are frozen afterwards, free ones get new
 connections, and activations of the last experiences are replayed (SHARP, Gurbuz et al. 2023, arXiv 2305.18563)."""
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ SAMPLE = 1024  # rows that a unit's activity is measured on
 
 
 def selection(phase: int, period: float = 30.0, least: float = 0.4) -> float:
-    """The part of a layer's activity that its units at work make in phase 0, 1, ...: 1/2 (1 + cos(pi t / period)) at
-    t = phase + 1, no less than `least`."""
+    """The share of a layer's activity that its selected units must make up in phase 0, 1, ...: 1/2 (1 + cos(pi t /
+    period)) at t = phase + 1, at least `least`."""
     return max(least, 0.5 * (1 + math.cos(math.pi * min(1.0, (phase + 1) / period))))
 
 
 class Sharp(Strategy):
     """For a `Classifier` of a `SparseNetwork` with `NeighbourHead(cosine=True)`, learned with `SupCon`.
 
-    An experience has phases. Each begins with a choice of units (`SparseNetwork.choose`, `selection`), new wires, and a
-    fresh optimiser. When it is over, units grow older and freeze (early layers at once, late ones once the experience
-    has left the memory, so that what is kept stays true), the activations of its first rows at the layer E are kept as
-    bytes, free units begin anew, and the head takes some of the same rows as its examples, of which only units count
-    that were at work by then. Once an experience has left the memory, what those units make of any row is fixed bit
-    for bit, under any optimiser.
+    An experience has phases. Each starts with a selection of units (`SparseNetwork.choose`, `selection`), new
+    connections, and a new optimiser. At the end of an experience, units age and freeze (early layers at once, late ones
+    after the experience has left the memory, so that its stored activations stay valid), the activations of its first
+    rows at the layer E are stored as bytes, free units are reinitialised, and the head takes some of the same rows as
+    examples, compared by the units selected so far only. After an experience has left the memory, the outputs of those
+    units are fixed bit for bit, under any optimiser.
 
-    phases: of an experience. recent: experiences in the memory (S; 0: none), of which a step brings as many rows as it
-    has new ones, spread evenly over their classes. per_class: rows of each class that are kept. examples: how many of
-    these the head takes. period, least: see `selection`. freeze: whether units freeze. quantise: activations as bytes,
-    one range for each class, else as they are. seed: of the wires.
+    phases: per experience. recent: experiences in the memory (S; 0: none); a step replays as many of their rows as it
+    has new ones, spread evenly over their classes. per_class: rows of each class that are stored. examples: how many of
+    these the head takes. period, least: see `selection`. freeze: whether units freeze. quantise: store activations as
+    bytes, one range for each class, else unchanged. seed: of the connections.
 
-    Warns once connections find no room any more: from then on the network gets sparser.
+    Warns at the first connections without a free unit: from then on the network gets sparser.
     """
 
     name = "sharp"
@@ -65,11 +65,11 @@ class Sharp(Strategy):
         self.new: Batch | None = None  # of this step
         self.memory = Recent(recent)  # activations, in place of tokens
         self.learned = 0  # experiences
-        self.full = False  # it was said that capacity is spent
+        self.full = False  # whether the warning of exhausted capacity was given
 
     @property
     def bytes(self) -> int:
-        """What the memory holds, the ranges included, targets not."""
+        """Size of the memory in bytes, with the ranges, without targets."""
         values = {name: x for name, x in self.memory.payload.items() if name != "experience"}
         return sum(x.numel() * x.element_size() for x in values.values())
 
@@ -92,11 +92,11 @@ class Sharp(Strategy):
         drawn = self.memory.draw(len(batch.targets), run.generator())
         if not len(drawn):
             return batch
-        old = self.recalled(drawn, batch)
+        old = self.recall(drawn, batch)
         width = old.channels[ACTIVATIONS].shape[-1]
-        none = {RECALLED: torch.zeros(batch.targets.shape, dtype=torch.bool),
-                ACTIVATIONS: torch.zeros(*batch.targets.shape, width)}
-        return Batch.join([replace(batch, channels=none), old])
+        blank_channels = {RECALLED: torch.zeros(batch.targets.shape, dtype=torch.bool),
+                          ACTIVATIONS: torch.zeros(*batch.targets.shape, width)}
+        return Batch.join([replace(batch, channels=blank_channels), old])
 
     def begin_phase(self, run: Run, phase: int) -> None:
         _, network, _ = self.parts(run)
@@ -118,14 +118,15 @@ class Sharp(Strategy):
         if self.new is not None:
             self.fresh.offer(self.new)
 
-    def recalled(self, which: Tensor, like: Batch) -> Batch:
-        """These rows of the memory, their activations at the layer E beside blank elements of rows like those."""
-        old, kept = self.memory.rows(which), {name: x[which] for name, x in self.memory.payload.items()}
-        h, targets = dequantise_rows(kept) if self.quantise else kept["exact"], old.targets
+    def recall(self, indices: Tensor, like: Batch) -> Batch:
+        """These rows of the memory as a batch of blank elements of the shape of `like`, with their activations at the
+        layer E as a channel."""
+        old, payload = self.memory.rows(indices), {name: x[indices] for name, x in self.memory.payload.items()}
+        h, targets = dequantise_rows(payload) if self.quantise else payload["exact"], old.targets
         length = like.targets.shape[1]
-        if h.dim() == 2:  # of the asked place alone
+        if h.dim() == 2:  # of the target element only
             h, targets = F.pad(h[:, None], (0, 0, length - 1, 0)), F.pad(targets, (length - 1, 0), value=-1)
-        blank = like.tokens.new_zeros(len(which), *like.tokens.shape[1:])
+        blank = like.tokens.new_zeros(len(indices), *like.tokens.shape[1:])
         return Batch(blank, targets, channels={RECALLED: torch.ones(targets.shape, dtype=torch.bool), ACTIVATIONS: h})
 
     def after_experience(self, run: Run) -> None:
@@ -139,8 +140,8 @@ class Sharp(Strategy):
             layer.renew(layer.types == 0, generator)
         with torch.no_grad():
             for number in set(self.memory.payload.get("experience", torch.empty(0)).tolist()):
-                known = self.recalled((self.memory.payload["experience"] == number).nonzero()[:, 0], rows)
-                self.refresh(run, known.to(run.device), age=self.learned - number)
+                recalled_rows = self.recall((self.memory.payload["experience"] == number).nonzero()[:, 0], rows)
+                self.refresh(run, recalled_rows.to(run.device), age=self.learned - number)
             self.refresh(run, rows, age=0)
             h = network.features(rows.tokens, rows.layout)
         targets = rows.targets
@@ -154,7 +155,7 @@ class Sharp(Strategy):
         self.learned += 1
 
     def refresh(self, run: Run, rows: Batch, age: int) -> None:
-        """The head's examples of these rows' classes, learned `age` experiences ago, and the units that count."""
+        """Replace the head's examples of these rows' classes, learned `age` experiences ago, and their units."""
         _, network, head = self.parts(run)
         chosen = torch.tensor(first_of_class(Buffer(len(rows.targets)), rows.to("cpu"), None, self.examples)) >= 0
         features, labels = target_features(network, rows.rows(chosen.to(rows.targets.device)))
@@ -166,8 +167,8 @@ class Sharp(Strategy):
         tensors: dict[str, Tensor] = {}
         values: dict[str, Any] = {"learned": self.learned, "full": self.full}
         for name, buffer in (("fresh", self.fresh), ("memory", self.memory)):
-            kept, values[name] = buffer.state()
-            tensors |= {f"{name}.{key}": x for key, x in kept.items()}
+            buffer_tensors, values[name] = buffer.state()
+            tensors |= {f"{name}.{key}": x for key, x in buffer_tensors.items()}
         return tensors, values
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:

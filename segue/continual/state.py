@@ -1,5 +1,5 @@
-"""Learn one initial state for each experience, and no weight (Lina-Speech, 2024, arXiv 2410.23320). Without it the
-model stays the same, bit for bit."""
+"""State tuning: train one initial state for each experience, and no weights (Lina-Speech, 2024, arXiv 2410.23320).
+Without it the model is unchanged, bit for bit."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from segue.training.strategy import Strategy
 
 
 class StateTuning(Strategy):
-    """Each experience learns an `InitialState` by AdamW and takes it off again: attach one of `states` to have the
-    model of that experience. Without one it is the model of before. Takes a model of recurrences, whole or in part.
+    """Each experience trains an `InitialState` by AdamW and detaches it at the end: attach one of `states` to use the
+    model of that experience; without one it is the original model. Needs a model with recurrent mixers.
 
-    rank, scale, seed: see `InitialState`; the published scale of 0.02 suits small states: where those that the model
-    reaches have large numbers, a larger one learns more (see the notes of `segue.papers.lina_speech`). rate: of
-    learning, in place of the plan's (the small scale asks for it).
+    rank, scale, seed: see `InitialState`; the published scale of 0.02 suits small states: where the model's states are
+    large, a larger one learns more (see the notes of `segue.papers.lina_speech`). rate: learning rate, in place of the
+    plan's (the small scale needs a large one).
     """
 
     name = "state"
@@ -44,15 +44,15 @@ class StateTuning(Strategy):
         self.states[-1].detach()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        done = [each for each in self.states if each.model is None]
-        return {f"{index}.{name}": parameter.detach() for index, each in enumerate(done)
-                for name, parameter in each.named_parameters()}, {"learned": len(done)}
+        done = [initial for initial in self.states if initial.model is None]
+        return {f"{index}.{name}": parameter.detach() for index, initial in enumerate(done)
+                for name, parameter in initial.named_parameters()}, {"learned": len(done)}
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        learning, self.states = [each for each in self.states if each.model is not None], []
+        learning, self.states = [initial for initial in self.states if initial.model is not None], []
         for index in range(values["learned"]):
-            each = InitialState(**self.settings)
-            each.loaded = {name.removeprefix(f"{index}."): tensor for name, tensor in tensors.items()
-                           if name.startswith(f"{index}.")}
-            self.states.append(each)
+            initial = InitialState(**self.settings)
+            initial.loaded = {name.removeprefix(f"{index}."): tensor for name, tensor in tensors.items()
+                              if name.startswith(f"{index}.")}
+            self.states.append(initial)
         self.states += learning

@@ -24,10 +24,10 @@ from segue.training.strategy import Strategy
 
 @dataclass(frozen=True)
 class Experience:
-    """What is learned at one time, and what it is measured on: all of it, as two batches of rows of one length.
+    """One experience of a stream: all its training and test rows, as two batches of rows of one length.
 
-    classes: those that its rows may have (empty where rows have none). check: rows of the same sort by which learning
-    stops early, where that is wanted (see `learn_stream`).
+    classes: of its rows (empty if rows have none). check: validation rows for early stopping (see `learn_stream`;
+    default: none).
     """
 
     name: str
@@ -45,16 +45,16 @@ def class_incremental(train: Batch, test: Batch, groups: Sequence[Sequence[int]]
     which one experience is much longer than another.
     """
     share = [1.0] * len(groups) if share is None else share
-    if len(share) != len(groups) or not all(0 < part <= 1 for part in share):
+    if len(share) != len(groups) or not all(0 < fraction <= 1 for fraction in share):
         raise SegueError(f"shares are parts between 0 and 1, one for each of the {len(groups)} groups, not {share}")
     stream = []
-    for group, part in zip(groups, share):
-        wanted = torch.tensor(list(group))
-        of_train, of_test = (torch.isin(torch.tensor(labels_of(batch)), wanted).nonzero()[:, 0]
+    for group, fraction in zip(groups, share):
+        classes = torch.tensor(list(group))
+        of_train, of_test = (torch.isin(torch.tensor(labels_of(batch)), classes).nonzero()[:, 0]
                              for batch in (train, test))
         if not len(of_train) or not len(of_test):
             raise SegueError(f"there are no rows of the classes {list(group)} to learn from and to measure on")
-        kept = of_train[: max(1, round(part * len(of_train)))]
+        kept = of_train[: max(1, round(fraction * len(of_train)))]
         stream.append(Experience(f"classes {', '.join(map(str, group))}", train.rows(kept), test.rows(of_test),
                                  tuple(group)))
     return stream
@@ -62,9 +62,9 @@ def class_incremental(train: Batch, test: Batch, groups: Sequence[Sequence[int]]
 
 def domain_incremental(domains: Mapping[str, np.ndarray], context: int, rows: int, held: float = 0.1,
                        check: float = 0.0, seed: int = 0) -> list[Experience]:
-    """One experience for each domain, a sequence of ids (n,) by name. Its last part, `held` of it, is cut in rows of
-    `context` elements to test on, the part before that, `check` of it, to check on; from the rest `rows` rows are drawn
-    at random, so that all domains may be learned in equally many steps.
+    """One experience for each domain, a sequence of ids (n,) by name. Its last part, the share `held` of it, is cut
+    into test rows of `context` elements, the part before that, the share `check`, into validation rows; from the rest
+    `rows` training rows are drawn at random, so that all domains take equally many steps.
     """
     def cut(ids: np.ndarray, begins: np.ndarray) -> Batch:
         row = torch.from_numpy(ids[begins[:, None] + np.arange(context + 1)].astype(np.int64))
@@ -77,20 +77,20 @@ def domain_incremental(domains: Mapping[str, np.ndarray], context: int, rows: in
             raise SegueError(f"domain '{name}' of {len(ids)} elements has too few for rows of {context} in each of its "
                              "parts: give more of it, or a smaller context")
         train = cut(ids, draw.integers(ends[0] - context, size=rows))
-        seen, test = (cut(ids, np.arange(a, b - context, context)) for a, b in zip(ends, ends[1:]))
-        stream.append(Experience(name, train, test, check=seen if check else None))
+        check_rows, test = (cut(ids, np.arange(a, b - context, context)) for a, b in zip(ends, ends[1:]))
+        stream.append(Experience(name, train, test, check=check_rows if check else None))
     return stream
 
 
 def cumulative(stream: Sequence[Experience], seed: int = 0) -> list[Experience]:
     """The joint-training upper bound of a stream: each experience with as many rows as before, sampled from all
     experiences so far. No strategy has access to that data."""
-    found, draw = [], np.random.default_rng(seed)
+    joint, draw = [], np.random.default_rng(seed)
     for index, each in enumerate(stream):
-        rows = Batch.join([one.train for one in stream[: index + 1]])
+        rows = Batch.join([earlier.train for earlier in stream[: index + 1]])
         chosen = draw.choice(len(rows.targets), len(each.train.targets), replace=False)
-        found.append(replace(each, train=rows.rows(torch.from_numpy(chosen))))
-    return found
+        joint.append(replace(each, train=rows.rows(torch.from_numpy(chosen))))
+    return joint
 
 
 Measure = Callable[[nn.Module, Experience, Sequence[int]], float]
@@ -109,14 +109,14 @@ def accuracy_over(model: nn.Module, batch: Batch, classes: Sequence[int] = ()) -
     """Accuracy on the targets, with predictions limited to `classes` (empty: all)."""
     model.eval()
     batch = batch.to(next(model.parameters()).device)
-    asked = batch.targets >= 0
-    logits = model(batch.tokens, batch.layout).logits[asked]
+    target_mask = batch.targets >= 0
+    logits = model(batch.tokens, batch.layout).logits[target_mask]
     if classes:
-        among = torch.tensor(sorted(classes), device=logits.device)
-        guess = among[logits[:, among].argmax(-1)]
+        candidates = torch.tensor(sorted(classes), device=logits.device)
+        predictions = candidates[logits[:, candidates].argmax(-1)]
     else:
-        guess = logits.argmax(-1)
-    return float((guess == batch.targets[asked]).float().mean())
+        predictions = logits.argmax(-1)
+    return float((predictions == batch.targets[target_mask]).float().mean())
 
 
 def class_accuracy(model: nn.Module, experience: Experience, seen: Sequence[int]) -> float:
@@ -146,9 +146,9 @@ def ordered_batches(rows: Batch, size: int, seed: int = 0) -> Callable[[int], Ba
     steps = -(-n // size)
 
     def batch(step: int) -> Batch:
-        number, at = divmod(step, steps)
-        order = np.random.default_rng([seed, number]).permutation(n) if number else np.arange(n)
-        return rows.rows(torch.from_numpy(order[at * size : (at + 1) * size]))
+        epoch, index = divmod(step, steps)
+        order = np.random.default_rng([seed, epoch]).permutation(n) if epoch else np.arange(n)
+        return rows.rows(torch.from_numpy(order[index * size : (index + 1) * size]))
 
     return batch
 
@@ -159,9 +159,9 @@ def learn_stream(model: nn.Module, stream: Sequence[Experience], strategy: Strat
                  higher_is_better: bool = True, learned: Sequence[Experience] = (), **choices: Any) -> ScoreMatrix:
     """Train on the experiences one after the other, with one `Run` each and one strategy for all of them.
 
-    With `patience` (a choice), an experience is over when so many of the eight looks at its `check` rows found them no
-    better, and ends with the weights that were best for them: by its own rows alone, as in arXiv 2305.04106, which says
-    nothing of what was forgotten.
+    With `patience` (a choice), an experience ends early when so many of the eight evaluations on its `check` rows were
+    no better, with the weights that were best on them: on its own rows alone, as in arXiv 2305.04106, which does not
+    measure forgetting.
 
     rows: of a step, in the order of the experience. epochs: passes over each; 1 is an online stream. rate, choices: as
     of `segue.training.learn`. measure: (model, experience, classes seen so far) -> the score on its test rows, named

@@ -87,10 +87,10 @@ class ClipRollout:
                              "first is a multiple of it, and the other one more than a multiple")
 
     @torch.inference_mode()
-    def __call__(self, frames: Tensor, clips: int, told: Callable[[int, Grid], Conditions] | None = None,
+    def __call__(self, frames: Tensor, clips: int, conditions: Callable[[int, Grid], Conditions] | None = None,
                  seed: int = 0) -> Tensor:
         """The frames (B, K, ...) followed by `clips` clips of `block` frames; of the K, the last `context` are seen.
-        told: (clip number from 0, grid) -> the conditions of each clip."""
+        conditions: (clip number from 0, grid) -> the conditions of each clip."""
         if frames.shape[1] < self.context:
             raise SegueError(f"{frames.shape[1]} frames, and the model goes on from {self.context}: give as many")
         for clip in range(clips):
@@ -98,9 +98,9 @@ class ClipRollout:
             count = self.block // self.codec.stride
             new = seen.new_zeros(len(seen), count * seen.shape[1] // moments, seen.shape[2])
             grid, x = (moments + count, *places), torch.cat([seen, new], 1)
-            asked = (torch.arange(x.shape[1], device=x.device) >= seen.shape[1]).expand(x.shape[:2])
+            noisy = (torch.arange(x.shape[1], device=x.device) >= seen.shape[1]).expand(x.shape[:2])
             layout = Layout.chain((x.shape[0], x.shape[1]), device=x.device, grid=grid if places else None)
-            made = euler(self.model, x, asked, layout, NOTHING if told is None else told(clip, grid), self.flow,
-                         self.steps, self.guidance, seed + clip)
+            made = euler(self.model, x, noisy, layout, NOTHING if conditions is None else conditions(clip, grid),
+                         self.flow, self.steps, self.guidance, seed + clip)
             frames = torch.cat([frames, self.codec.decode(made, grid)[:, -self.block :]], 1)
         return frames

@@ -109,7 +109,7 @@ class Forecast:
         steps = self.draws.shape[1]
         if self.clock is None or len(self.clock.times) != len(self.past):
             return [str(h + 1) for h in range(steps)]
-        return self.clock.formatted(self.clock.after(steps))
+        return self.clock.format(self.clock.after(steps))
 
     def quantile(self, level: float) -> np.ndarray:
         """(H, C) quantiles of the samples; nan where the value was known."""
@@ -173,7 +173,7 @@ class Forecast:
         elif self.writer is None:
             raise SegueError(f"cannot write {path}: only forecasts of a fitted model know their file format")
         elif self.clock is not None and len(self.whole) == (len(self.past) + len(self.times)) * len(self.columns):
-            moments = [*self.clock.formatted(self.clock.times), *self.times]
+            moments = [*self.clock.format(self.clock.times), *self.times]
             self.writer(self.whole, path, **{self.clock.name: np.repeat(np.array(moments), len(self.columns))})
         else:
             self.writer(self.whole, path)
@@ -193,4 +193,4 @@ class Forecast:
             panel.set_ylabel(column)
         panels[0].legend(fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=5, frameon=False)
         panels[-1].set_xlabel("moments from the last one known" if self.clock is None else
-                              f"moments from {self.clock.formatted(self.clock.times)[-1]}")
+                              f"moments from {self.clock.format(self.clock.times)[-1]}")

@@ -9,9 +9,9 @@ from segue.design.oracles import (
     RidgeHead,
     RidgeOracle,
     TableOracle,
-    numbers,
     ridge,
-    soft_words,
+    sequence_index,
+    soft_kmers,
 )
 from segue.design.reports import Percentiles, diversity, percentile_report
 from segue.design.rewards import KL_FORMS, GumbelRollout, RewardFineTuning, path_kl
@@ -19,5 +19,5 @@ from segue.design.steering import STEERED, classifier_free, sample_steered
 
 __all__ = ["KL_FORMS", "STEERED", "Bidirectional", "BilevelScalar", "Encoder", "GumbelRollout", "NetworkOracle",
            "OfflineDesign", "Oracle", "OraclePair", "Percentiles", "RewardFineTuning", "RidgeHead", "RidgeOracle",
-           "SoftDesign", "TableOracle", "ascend", "classifier_free", "diversity", "numbers", "path_kl",
-           "percentile_report", "ridge", "sample_steered", "soft_words"]
+           "SoftDesign", "TableOracle", "ascend", "classifier_free", "diversity", "path_kl",
+           "percentile_report", "ridge", "sample_steered", "sequence_index", "soft_kmers"]

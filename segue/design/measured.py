@@ -1,4 +1,5 @@
-"""Measured sequences: a table of sequences with scores, what predicts the scores, and searches that go on from it."""
+"""Measured sequences: a table of sequences with scores, a predictor of the scores, and searches that start from the
+table."""
 
 from __future__ import annotations
 
@@ -29,13 +30,13 @@ from segue.objectives import Batch, Loss, generator_of
 from segue.progress import Meter
 from segue.training.learn import learn
 
-FEWER = 8  # changes: so many and fewer are looked at on the way
+FEWER = 8  # designs with up to so many changes are candidates at each step too
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # of the ridge, to choose from
 LEAST = 20  # measured sequences
-WIDEST = 4000  # features of single letters; with more, solving for their weights would take long
+WIDEST = 4000  # most features of single letters: the time to solve for their weights grows with the cube
 BY = ("bidirectional", "fine-tune", *STEERED)
 PARTICLES, SAMPLER_STEPS, FINE_TUNING_RATE = 16, 32, 1e-3
-Told = Callable[[float], None]  # is told the part of the search that is done
+Progress = Callable[[float], None]  # called with the fraction of the search that is done
 
 
 @dataclass(frozen=True)
@@ -50,31 +51,32 @@ class Measured:
 
     @staticmethod
     def of(sequences: Sequence[Sequence[int]], scores: Sequence[float]) -> Measured:
-        """Sequences of the codec's ids with their scores; of a sequence that is there several times the mean counts."""
-        found: dict[tuple[int, ...], list[float]] = {}
+        """Sequences of the codec's ids with their scores; duplicates are merged, with the mean of their scores."""
+        groups: dict[tuple[int, ...], list[float]] = {}
         for sequence, score in zip(sequences, scores, strict=True):
-            found.setdefault(tuple(sequence), []).append(score)
-        means = torch.tensor([sum(each) / len(each) for each in found.values()], dtype=torch.float64)
-        if len(found) < LEAST or not float(means.max()) > float(means.min()):
-            raise SegueError(f"{len(found)} different sequences with scores, from {min(scores, default=0):g} to "
+            groups.setdefault(tuple(sequence), []).append(score)
+        means = torch.tensor([sum(group) / len(group) for group in groups.values()], dtype=torch.float64)
+        if len(groups) < LEAST or not float(means.max()) > float(means.min()):
+            raise SegueError(f"{len(groups)} different sequences with scores, from {min(scores, default=0):g} to "
                              f"{max(scores, default=0):g}: give at least {LEAST}, of different scores")
-        letters = torch.tensor(sorted({each for sequence in found for each in sequence}))
-        place = {each: number for number, each in enumerate(letters.tolist())}
-        lengths = torch.tensor([len(sequence) for sequence in found])
-        return Measured(pad_rows([[place[each] for each in sequence] for sequence in found]), lengths, means, letters)
+        letters = torch.tensor(sorted({letter for sequence in groups for letter in sequence}))
+        index_of = {letter: number for number, letter in enumerate(letters.tolist())}
+        lengths = torch.tensor([len(sequence) for sequence in groups])
+        ids = pad_rows([[index_of[letter] for letter in sequence] for sequence in groups])
+        return Measured(ids, lengths, means, letters)
 
     @property
     def aligned(self) -> bool:
-        """Whether all have one length, so that places can be compared."""
+        """Whether all sequences have the same length, so that positions correspond."""
         return bool((self.lengths == self.ids.shape[1]).all())
 
     @cached_property
     def varying(self) -> Tensor:
-        """(L,) bool: the places at which the sequences differ; all, where their lengths do."""
+        """(L,) bool: the positions at which the sequences differ; all positions if their lengths differ."""
         return (self.ids != self.ids[0]).any(0) if self.aligned else torch.ones(self.ids.shape[1], dtype=torch.bool)
 
     def best(self, count: int) -> Tensor:
-        """(count,) long: which have the highest scores, in order."""
+        """(count,) long: the indices of the highest scores, in descending order."""
         return self.scores.argsort(descending=True, stable=True)[:count]
 
     def known(self) -> set[tuple[int, ...]]:
@@ -82,8 +84,8 @@ class Measured:
 
 
 class Features:
-    """What predicts scores, of soft rows (B, L, A) with lengths (B,): an encoder's features, the single letters at the
-    places that vary, or both, each less its mean over the table and as part of its deviation; and a 1."""
+    """Features of soft rows (B, L, A) with lengths (B,): an encoder's features, the single letters at the positions
+    that vary, or both, each standardised over the table; and a constant 1."""
 
     def __init__(self, measured: Measured, encoder: Encoder | None, letters: bool) -> None:
         self.encoder, self.places = encoder, measured.varying.nonzero()[:, 0] if letters else None
@@ -101,25 +103,26 @@ class Features:
         return F.pad((self.raw(rows, lengths) - self.mean) / self.scale, (0, 1), value=1.0)
 
     @torch.no_grad()
-    def read(self, measured: Measured, told: Told, rows: int = 64) -> Tensor:
-        """(n, D) those of the whole table, by which they are then scaled."""
-        found, letters = [], len(measured.letters)
-        for begin in range(0, len(measured.ids), rows):
-            piece = slice(begin, begin + rows)
-            found.append(self.raw(F.one_hot(measured.ids[piece], letters).float(), measured.lengths[piece]))
-            told(min(1.0, (begin + rows) / len(measured.ids)))
-        raw = torch.cat(found)
+    def read(self, measured: Measured, progress: Progress, batch_size: int = 64) -> Tensor:
+        """Compute the features of the whole table (n, D), and keep their means and deviations for later rows."""
+        raw_parts, letters = [], len(measured.letters)
+        for begin in range(0, len(measured.ids), batch_size):
+            batch = slice(begin, begin + batch_size)
+            raw_parts.append(self.raw(F.one_hot(measured.ids[batch], letters).float(), measured.lengths[batch]))
+            progress(min(1.0, (begin + batch_size) / len(measured.ids)))
+        raw = torch.cat(raw_parts)
         self.mean, self.scale = raw.mean(0), raw.std(0, correction=0).clamp(min=1e-6)
         return F.pad((raw - self.mean) / self.scale, (0, 1), value=1.0)
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """Two heads on the same features: `train`, fitted to one half of the table, is what a search climbs; `judge`,
-    fitted to the other half, says what is to be thought of its results.
+    """Two heads on the same features: `train`, fitted to one half of the table, is maximised by the search; `judge`,
+    fitted to the other half, evaluates its results.
 
-    half: (n,) bool, those of `train`. kind: of the features, chosen with the strength of the ridge by how well each
-    half predicts the other; correlation: Spearman's, there; error: the root mean square, in the scores' units.
+    table: (n, D) features of the table. half: (n,) bool, the rows that `train` is fitted to. kind, strength: of the
+    features and of the ridge, chosen by two-fold cross-validation between the halves; correlation: Spearman's there;
+    error: the root mean square error, in the scores' units.
     """
 
     features: Features
@@ -133,12 +136,12 @@ class Predictor:
     error: float
 
     @staticmethod
-    def fit(measured: Measured, encoder: Encoder, seed: int = 0, told: Told = lambda part: None) -> Predictor:
-        """Reads the table by the encoder and chooses."""
+    def fit(measured: Measured, encoder: Encoder, seed: int = 0, progress: Progress = lambda part: None) -> Predictor:
+        """Encode the table, and choose the features and the ridge's strength with the best rank correlation."""
         half = torch.rand(len(measured.scores), generator=generator_of(seed, 0)).argsort() < len(measured.scores) // 2
         letters = measured.aligned and int(measured.varying.sum()) * len(measured.letters) <= WIDEST
         whole = Features(measured, encoder, letters)
-        table, width = whole.read(measured, told), len(measured.varying.nonzero()) * len(measured.letters)
+        table, width = whole.read(measured, progress), len(measured.varying.nonzero()) * len(measured.letters)
         kinds = {"the model's features": slice(0, table.shape[1] - 1)}
         if letters:
             begin = table.shape[1] - 1 - width
@@ -146,43 +149,44 @@ class Predictor:
                      "the model's features and single letters": slice(0, begin + width)}
         best: tuple[float, Any] | None = None
         for (kind, columns), strength in product(kinds.items(), STRENGTHS):
-            some = torch.cat([table[:, columns], table[:, -1:]], 1)
-            heads = [RidgeHead.fit(some[of], measured.scores[of], strength) for of in (half, ~half)]
-            guesses = [heads[0](some[~half]), heads[1](some[half])]
-            true = [measured.scores[~half], measured.scores[half]]
-            correlations = [rank_correlation(guess.numpy(), each.numpy()) for guess, each in zip(guesses, true)]
+            selected = torch.cat([table[:, columns], table[:, -1:]], 1)
+            heads = [RidgeHead.fit(selected[of], measured.scores[of], strength) for of in (half, ~half)]
+            predictions = [heads[0](selected[~half]), heads[1](selected[half])]
+            targets = [measured.scores[~half], measured.scores[half]]
+            correlations = [rank_correlation(prediction.numpy(), target.numpy())
+                            for prediction, target in zip(predictions, targets)]
             correlation = 0.0 if any(map(math.isnan, correlations)) else sum(correlations) / 2
             if best is None or correlation > best[0]:
-                error = float((torch.cat(guesses) - torch.cat(true)).square().mean().sqrt())
-                best = correlation, (some, *heads, strength, kind, error)
+                error = float((torch.cat(predictions) - torch.cat(targets)).square().mean().sqrt())
+                best = correlation, (selected, *heads, strength, kind, error)
         assert best is not None
-        some, train, judge, strength, kind, error = best[1]
+        selected, train, judge, strength, kind, error = best[1]
         features = Features(measured, None if kind == "single letters" else encoder, "letters" in kind)
         columns = kinds[kind]
         assert isinstance(whole.mean, Tensor) and isinstance(whole.scale, Tensor)
         features.mean, features.scale = whole.mean[columns], whole.scale[columns]
-        return Predictor(features, some, half, train, judge, strength, kind, best[0], error)
+        return Predictor(features, selected, half, train, judge, strength, kind, best[0], error)
 
     def oracle(self, head: RidgeHead, lengths: Tensor) -> Oracle:
-        """A head on soft rows of these lengths."""
+        """A head as an oracle of soft rows of these lengths."""
         return RidgeOracle(partial(self.features, lengths=lengths), head)
 
 
 @dataclass(frozen=True)
-class Found:
-    """ids: (m, L) sequences that a search came upon, the last ones first. starts: (m,) long, the measured sequence that
-    each goes back to. ends: how many of them are where the search ended."""
+class Candidates:
+    """The results of a search. ids: (m, L) sequences, the latest first. starts: (m,) long, the index of the measured
+    sequence that each was started from. ends: how many of them, at the front, are final designs."""
 
     ids: Tensor
     starts: Tensor
     ends: int
 
 
-def search_bidirectional(measured: Measured, predictor: Predictor, starts: Tensor, free: Tensor,
-                         most: int | None, steps: int,
-                         seed: int, told: Told) -> Found:
-    """From each start the way of a soft design by both losses, with the mix that adapts (BIB); and from each step of it
-    also what it is with fewer changes, which is closer to what was measured."""
+def search_bidirectional(measured: Measured, predictor: Predictor, starts: Tensor, free: Tensor, most: int | None,
+                         steps: int, seed: int, progress: Progress) -> Candidates:
+    """Optimise a soft design from each start by the forward and the backward loss with the adaptive mix (BIB). The
+    candidates are the designs of all steps, and each step's designs restricted to fewer changes, which stay closer to
+    the measured sequences."""
     lengths, half = measured.lengths[starts], predictor.half
     design = SoftDesign(measured.ids[starts], len(measured.letters), free, most, generator=generator_of(seed, 1))
     scores, table = measured.scores[half], predictor.table[half]
@@ -190,19 +194,19 @@ def search_bidirectional(measured: Measured, predictor: Predictor, starts: Tenso
     search = OfflineDesign(
         Bidirectional.of(table, (scores - scores.mean()) / scores.std(correction=0), strength=predictor.strength),
         lambda rows: predictor.features(rows, lengths), auxiliary=auxiliary, steps=steps)
-    fewer = range(1, min(FEWER, int(free.sum(1).max()) if most is None else most))
-    way: list[Tensor] = []
+    fewer_changes = range(1, min(FEWER, int(free.sum(1).max()) if most is None else most))
+    path: list[Tensor] = []
 
-    def seen(step: int, design: SoftDesign) -> None:
-        way.extend([*(design.ids(most=count) for count in fewer), design.ids()])
-        told(step / steps)
+    def record(step: int, design: SoftDesign) -> None:
+        path.extend([*(design.ids(most=count) for count in fewer_changes), design.ids()])
+        progress(step / steps)
 
-    search(design, seen)
-    return Found(torch.cat(way[::-1]), starts.repeat(len(way)), len(starts))
+    search(design, record)
+    return Candidates(torch.cat(path[::-1]), starts.repeat(len(path)), len(starts))
 
 
 def draw_gaps(free: Tensor, most: int | None, generator: torch.Generator) -> Tensor:
-    """(B, L) bool: which places are written anew, all that are free or `most` of them by chance."""
+    """(B, L) bool: the positions to be resampled, all that are free or a random `most` of them."""
     if most is None:
         return free
     chance = torch.rand(free.shape, generator=generator).masked_fill(~free, 2.0)
@@ -210,9 +214,9 @@ def draw_gaps(free: Tensor, most: int | None, generator: torch.Generator) -> Ten
 
 
 def search_by_diffusion(model: Stack, by: str, measured: Measured, predictor: Predictor, starts: Tensor, free: Tensor,
-                        most: int | None, steps: int, seed: int, strength: float, told: Told) -> Found:
-    """From each start a group of samples of a diffusion model, its free places written anew: by one that is fine-tuned
-    (DRAKES), or steered."""
+                        most: int | None, steps: int, seed: int, strength: float, progress: Progress) -> Candidates:
+    """Resample the free positions of each start PARTICLES times by a diffusion model, fine-tuned to the score (DRAKES)
+    or steered."""
     process, letters = AbsorbingProcess(model.vocabulary - 1), measured.letters
     allowed = torch.zeros(process.elements, dtype=torch.bool)
     allowed[letters] = True
@@ -228,11 +232,11 @@ def search_by_diffusion(model: Stack, by: str, measured: Measured, predictor: Pr
 
     count = min(SAMPLER_STEPS, max(2, int(gaps.sum(1).max())))
     if by == "fine-tune":
-        tuned, some = copy.deepcopy(model).requires_grad_(True), max(1, len(rows) // 8)
+        tuned, batch_size = copy.deepcopy(model).requires_grad_(True), max(1, len(rows) // 8)
 
         def draw(step: int) -> Batch:
-            told(step / steps)
-            chosen = torch.randint(len(rows), (some,), generator=generator_of(seed + 2, step))
+            progress(step / steps)
+            chosen = torch.randint(len(rows), (batch_size,), generator=generator_of(seed + 2, step))
             starts = padding_starts(lengths[chosen], x.shape[1])
             return Batch(x[chosen], x[chosen].masked_fill(~gaps[chosen], -1), starts,
                          {"length": lengths[chosen, None].expand(-1, x.shape[1])})
@@ -246,21 +250,22 @@ def search_by_diffusion(model: Stack, by: str, measured: Measured, predictor: Pr
         learn(tuned, draw, steps, rate=FINE_TUNING_RATE, seed=seed, objective=objective)
         with torch.no_grad():
             predict = Denoiser(tuned.eval(), process, layout, allowed=allowed)
-            drawn, _ = ancestral(predict, x, gaps, process, count, generator)
+            samples, _ = ancestral(predict, x, gaps, process, count, generator)
     else:
         predict = Denoiser(model, process, layout, allowed=allowed)
-        drawn, _ = STEERED[by](predict, x, gaps, process, oracle_of(lengths), strength, steps=count,
-                               particles=PARTICLES, generator=generator)
-    told(1.0)
-    number = torch.full((process.elements,), -1)
-    number[letters] = torch.arange(len(letters))
-    return Found(number[drawn], rows, 0)
+        samples, _ = STEERED[by](predict, x, gaps, process, oracle_of(lengths), strength, steps=count,
+                                 particles=PARTICLES, generator=generator)
+    progress(1.0)
+    index_of = torch.full((process.elements,), -1)
+    index_of[letters] = torch.arange(len(letters))
+    return Candidates(index_of[samples], rows, 0)
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A sequence that nobody has measured. ids: of the codec. predicted: by the judge, in the scores' units. climbed:
-    by the head that the search climbed. start: which measured sequence it goes back to. changes: in how many places."""
+    """A sequence that is not in the table. ids: of the codec. predicted: the judge's score, in the scores' units.
+    climbed: the score of the head that the search maximised. start: the index of the measured sequence that it was
+    started from. changes: positions that differ from that one."""
 
     ids: list[int]
     predicted: float
@@ -271,57 +276,59 @@ class Proposal:
 
 def propose(measured: Measured, predictor: Predictor, n: int, by: str = BY[0], model: Stack | None = None,
             free: Tensor | None = None, most: int | None = None, steps: int = 50, seed: int = 0, strength: float = 0.5,
-            starts: int = 64, told: Told = lambda part: None) -> list[Proposal]:
+            starts: int = 64, progress: Progress = lambda part: None) -> list[Proposal]:
     """Up to n sequences that are not in the table, the best predicted first.
 
-    by: a name in BY; all but the first need the diffusion `model`, frozen. free: (L,) bool, the places that may change
-    (default: those that vary). most: places that may differ from the start. steps: of the search, or of fine-tuning.
-    strength: how dear it is to depart from the model, in deviations of the scores. starts: how many of the best
-    measured sequences designs begin at.
+    by: a name in BY; all but the first need the diffusion `model`, frozen. free: (L,) bool, the positions that may
+    change (default: those that vary). most: positions that may differ from the start, at most (default: all). steps: of
+    the search, or of fine-tuning. strength: cost of departing from the model, in deviations of the scores. starts: how
+    many of the best measured sequences the search starts from, at most. progress: called with the fraction done.
     """
     begin = measured.best(min(n, starts) if by == BY[0] else min(max(1, -(-2 * n // PARTICLES)), starts))
-    real = torch.arange(measured.ids.shape[1]) < measured.lengths[begin][:, None]
-    free = real & (measured.varying if free is None else free)
+    valid_mask = torch.arange(measured.ids.shape[1]) < measured.lengths[begin][:, None]
+    free = valid_mask & (measured.varying if free is None else free)
     if by == BY[0]:
-        found = search_bidirectional(measured, predictor, begin, free, most, steps, seed, told)
+        candidates = search_bidirectional(measured, predictor, begin, free, most, steps, seed, progress)
     elif model is None:
         raise SegueError(f"'{by}' writes with a diffusion model: fit one with objective diffusion, or choose {BY[0]}")
     else:
-        found = search_by_diffusion(model, by, measured, predictor, begin, free, most, steps, seed, strength, told)
-    known, lengths = measured.known(), measured.lengths[found.starts].tolist()
-    new: dict[tuple[int, ...], int] = {}
-    for row, (ids, length) in enumerate(zip(found.ids.tolist(), lengths)):
-        if (each := tuple(ids[:length])) not in known:
-            new.setdefault(each, row)
-    rows = torch.tensor(list(new.values()), dtype=torch.long)
+        candidates = search_by_diffusion(model, by, measured, predictor, begin, free, most, steps, seed, strength,
+                                         progress)
+    known, lengths = measured.known(), measured.lengths[candidates.starts].tolist()
+    first_rows: dict[tuple[int, ...], int] = {}
+    for row, (ids, length) in enumerate(zip(candidates.ids.tolist(), lengths)):
+        if (sequence := tuple(ids[:length])) not in known:
+            first_rows.setdefault(sequence, row)
+    rows = torch.tensor(list(first_rows.values()), dtype=torch.long)
     if not len(rows):
         return []
-    climbed, judged = predict_scores(measured, predictor, found, rows)
+    climbed, judged = predict_scores(measured, predictor, candidates, rows)
     order = climbed.argsort(descending=True, stable=True)
-    order = order[(rows[order] >= found.ends).long().argsort(stable=True)][:n]  # where the search ended comes first
+    order = order[(rows[order] >= candidates.ends).long().argsort(stable=True)][:n]  # the search's final designs first
     order = order[judged[order].argsort(descending=True, stable=True)]
     proposals = []
-    for at in order.tolist():
-        row, start = int(rows[at]), int(found.starts[rows[at]])
+    for index in order.tolist():
+        row, start = int(rows[index]), int(candidates.starts[rows[index]])
         length = int(measured.lengths[start])
-        ids, old = found.ids[row, :length], measured.ids[start, :length]
-        proposals.append(Proposal(measured.letters[ids].tolist(), float(judged[at]), float(climbed[at]), start,
-                                  int((ids != old).sum())))
+        ids, start_ids = candidates.ids[row, :length], measured.ids[start, :length]
+        proposals.append(Proposal(measured.letters[ids].tolist(), float(judged[index]), float(climbed[index]), start,
+                                  int((ids != start_ids).sum())))
     return proposals
 
 
 @torch.no_grad()
-def predict_scores(measured: Measured, predictor: Predictor, found: Found, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """What both heads predict for some of what was found, in the scores' units."""
+def predict_scores(measured: Measured, predictor: Predictor, candidates: Candidates,
+                   rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The predictions of both heads, `train` and `judge`, for some candidates' rows, in the scores' units."""
     climbed, judged = [], []
-    for piece in rows.split(64):
-        features = predictor.features(F.one_hot(found.ids[piece], len(measured.letters)).float(),
-                                      measured.lengths[found.starts[piece]])
+    for batch in rows.split(64):
+        features = predictor.features(F.one_hot(candidates.ids[batch], len(measured.letters)).float(),
+                                      measured.lengths[candidates.starts[batch]])
         climbed.append(predictor.train(features))
         judged.append(predictor.judge(features))
     return torch.cat(climbed), torch.cat(judged)
 
 
-def sub_meter(meter: Meter, begin: float, end: float) -> Told:
-    """Tells a meter of a stretch of the work."""
-    return partial(lambda part: meter(begin + (end - begin) * part))
+def sub_meter(meter: Meter, begin: float, end: float) -> Progress:
+    """Reports progress to a meter, as the part of the whole work from `begin` to `end`."""
+    return partial(lambda fraction: meter(begin + (end - begin) * fraction))

@@ -1,8 +1,8 @@
-"""Oracles: what scores sequences, as a function of soft rows of letters that a design can climb.
+"""Oracles: scores of sequences, as functions of soft rows of letters that can be maximised by gradients.
 
-An `Oracle` takes rows (B, L, A) of weights of A letters, one-hot where a sequence is certain, and gives (B,) scores,
-higher is better, with gradients where it has any. A search exploits the errors of the oracle that it climbs: so each is
-one of a pair, `train` to climb and `judge` to believe, fitted on other measurements.
+An `Oracle` maps rows (B, L, A) of weights of A letters, one-hot for a definite sequence, to (B,) scores, higher is
+better, differentiable where possible. A search exploits the errors of the oracle that it maximises, so oracles come in
+pairs fitted to different measurements: `train` to maximise, `judge` to evaluate.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ STRENGTH = 1e-6  # of a ridge, as a part of the mean square of the features
 
 @dataclass(frozen=True)
 class OraclePair:
-    """train: what a search climbs. judge: what its results are judged by, which it has not seen."""
+    """train: the oracle that a search maximises. judge: the one that evaluates its results, which it has not seen."""
 
     train: Oracle
     judge: Oracle
 
 
 class NetworkOracle:
-    """The first score that a model has at the last place of a row: of a `Classifier` of one class over any backbone, or
-    a `Flat` network, taught by `segue.objectives.regression`. The network is frozen here."""
+    """A regression network as an oracle: its first logit at the last position of a row. model: a `Classifier` of one
+    class over any backbone, or a `Flat` network, trained by `segue.objectives.regression`; it is frozen here."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -44,23 +44,23 @@ class NetworkOracle:
 
 class TableOracle:
     """A complete table of measurements: (A^L,) scores of all sequences of L letters, the first letter counting most.
-    It reads each place's likeliest letter, and has no gradients."""
+    It reads the likeliest letter of each position, and has no gradients."""
 
     def __init__(self, table: Tensor, letters: int) -> None:
         self.table, self.letters = table, letters
 
     def __call__(self, rows: Tensor) -> Tensor:
-        return self.table[numbers(rows.argmax(-1), self.letters)]
+        return self.table[sequence_index(rows.argmax(-1), self.letters)]
 
 
-def numbers(ids: Tensor, letters: int) -> Tensor:
-    """(..., L) ids -> (...) long: which sequences they are among all, the first letter counting most."""
+def sequence_index(ids: Tensor, letters: int) -> Tensor:
+    """(..., L) ids -> (...) long: the sequences' indices among all of their length, the first letter counting most."""
     return (ids * letters ** torch.arange(ids.shape[-1] - 1, -1, -1, device=ids.device)).sum(-1)
 
 
-def soft_words(rows: Tensor, k: int) -> Tensor:
-    """Soft letters (B, L, A) -> the soft words of k letters that begin at each place, (B, L - k + 1, A^k), the first
-    letter counting most. One-hot letters make one-hot words, of the same letters."""
+def soft_kmers(rows: Tensor, k: int) -> Tensor:
+    """Soft letters (B, L, A) -> the soft overlapping k-mers that start at each position, (B, L - k + 1, A^k), the first
+    letter counting most. One-hot letters give one-hot k-mers."""
     words = rows[:, : rows.shape[1] - k + 1]
     for shift in range(1, k):
         letter = rows[:, shift : rows.shape[1] - k + 1 + shift]
@@ -72,9 +72,9 @@ class Encoder:
     """A frozen backbone's features of soft rows: the mean of its last hidden vectors over a row's letters.
 
     backbone: anything with `hidden(rows, layout)` -> (B, T, D): a `Stack` or a `Classifier` over any mixers.
-    vocabulary: of its ids. letters: (A,) the ids that the A letters of a row are to it. before: ids in front of a row.
-    k: it reads overlapping words of so many letters (DNABERT); `letters` are then the (A^k,) ids of the words, the
-    first letter counting most.
+    vocabulary: number of its ids. letters: (A,) its ids of the A letters of a row. before: ids prepended to each row.
+    k: the backbone reads overlapping k-mers (DNABERT); `letters` are then its (A^k,) ids of the k-mers, the first
+    letter counting most.
     """
 
     def __init__(self, backbone: Any, vocabulary: int, letters: Sequence[int], before: Sequence[int] = (),
@@ -84,27 +84,27 @@ class Encoder:
         self.before = F.one_hot(torch.as_tensor(list(before), dtype=torch.long), vocabulary)
 
     def __call__(self, rows: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(B, L, A) -> (B, D). lengths: (B,) long, how much of each row is no padding (default: all)."""
-        rows, lengths = soft_words(rows, self.k), None if lengths is None else lengths - self.k + 1
+        """(B, L, A) -> (B, D). lengths: (B,) long, the rows' lengths without padding (default: L)."""
+        rows, lengths = soft_kmers(rows, self.k), None if lengths is None else lengths - self.k + 1
         weight = next(self.backbone.parameters())
-        begin = self.before.to(weight).expand(len(rows), -1, -1)
-        whole = torch.cat([begin, rows.to(weight) @ self.letters.to(weight)], 1)
-        last = torch.full((len(rows),), whole.shape[1], device=rows.device) if lengths is None else \
+        prefix = self.before.to(weight).expand(len(rows), -1, -1)
+        inputs = torch.cat([prefix, rows.to(weight) @ self.letters.to(weight)], 1)
+        ends = torch.full((len(rows),), inputs.shape[1], device=rows.device) if lengths is None else \
             lengths + len(self.before)
-        starts = padding_starts(last, whole.shape[1])
-        layout = Layout.chain((len(rows), whole.shape[1]), starts=starts, device=rows.device)
-        hidden = self.backbone.hidden(whole, layout)[:, len(self.before) :]
-        places = torch.arange(hidden.shape[1], device=rows.device)
-        real = (places < (last - len(self.before))[:, None])[..., None]
-        return torch.where(real, hidden, 0.0).sum(1) / real.sum(1)
+        starts = padding_starts(ends, inputs.shape[1])
+        layout = Layout.chain((len(rows), inputs.shape[1]), starts=starts, device=rows.device)
+        hidden = self.backbone.hidden(inputs, layout)[:, len(self.before) :]
+        positions = torch.arange(hidden.shape[1], device=rows.device)
+        valid_mask = (positions < (ends - len(self.before))[:, None])[..., None]
+        return torch.where(valid_mask, hidden, 0.0).sum(1) / valid_mask.sum(1)
 
 
 def ridge(features: Tensor, targets: Tensor, strength: float = STRENGTH) -> Tensor:
-    """The weights (..., D) of least squares with a penalty: features (..., n, D), targets (..., n).
+    """The weights (..., D) of ridge regression: features (..., n, D), targets (..., n).
 
-    (X'X + b I)^-1 X'y, in feature space, or by the kernel, X'(XX' + b I)^-1 y, where examples are fewer than features:
-    the same. b: `strength` times the mean of X's rows' squared lengths, trace(XX') / n. No intercept: give a feature
-    that is always 1, and centre the targets. Differentiable; float64 features are advised.
+    (X'X + b I)^-1 X'y, or the equal dual form X'(XX' + b I)^-1 y where examples are fewer than features. b: `strength`
+    times the mean squared norm of X's rows, trace(XX') / n. No intercept: add a constant feature and centre the
+    targets. Differentiable; float64 features are advised.
     """
     n, width = features.shape[-2:]
     penalty = strength * features.square().sum((-2, -1))[..., None, None] / n
@@ -119,9 +119,9 @@ def ridge(features: Tensor, targets: Tensor, strength: float = STRENGTH) -> Tens
 
 @dataclass(frozen=True)
 class RidgeHead:
-    """A linear head on features, solved at once: (B, D) -> (B,) scores in the targets' own units, float64.
+    """A linear head on features, fitted in closed form: (B, D) -> (B,) scores in the targets' units, float64.
 
-    weights: (D,). mean, scale: of the targets, which it was fitted to after standardising.
+    weights: (D,), for standardised targets. mean, scale: of the targets.
     """
 
     weights: Tensor
@@ -140,8 +140,8 @@ class RidgeHead:
         """The mean of `count` heads, each fitted to as many examples drawn with replacement."""
         standard, mean, scale = standardise(features, targets)
         drawn = torch.randint(len(standard), (count, len(standard)), generator=generator)
-        each = [ridge(features[rows].double(), standard[rows], strength) for rows in drawn]
-        return RidgeHead(torch.stack(each).mean(0), mean, scale)
+        weights = [ridge(features[rows].double(), standard[rows], strength) for rows in drawn]
+        return RidgeHead(torch.stack(weights).mean(0), mean, scale)
 
     def standard(self, features: Tensor) -> Tensor:
         """(B,) scores in standard deviations of the targets from their mean."""
@@ -152,7 +152,7 @@ class RidgeHead:
 
 
 def standardise(features: Tensor, targets: Tensor) -> tuple[Tensor, float, float]:
-    """Targets in standard deviations from their mean, and both."""
+    """Standardised targets, their mean and their standard deviation."""
     if len(features) != len(targets) or len(targets) < 2:
         raise SegueError(f"{len(features)} rows of features and {len(targets)} scores: give as many of both, at least "
                          "2")
@@ -163,7 +163,7 @@ def standardise(features: Tensor, targets: Tensor) -> tuple[Tensor, float, float
 
 @dataclass(frozen=True)
 class RidgeOracle:
-    """A ridge on what `features` make of soft rows, in standard deviations of the scores that it was fitted to."""
+    """A ridge head on features of soft rows, in standard deviations of the scores that it was fitted to."""
 
     features: Callable[[Tensor], Tensor]
     head: RidgeHead = field(repr=False)

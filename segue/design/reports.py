@@ -1,4 +1,4 @@
-"""What designs are worth, and how different they are: reward alone hides a search that ends in one sequence."""
+"""Metrics of designs: normalised scores, and diversity, since scores alone hide a search that ends in one sequence."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segue.design.oracles import numbers
+from segue.design.oracles import sequence_index
 from segue.errors import SegueError
 
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Scores of designs, as parts of the way from `least` to `most` of all that was ever measured."""
+    """Scores of designs, normalised to 0 at the least and 1 at the highest score ever measured."""
 
     best: float
     median: float
@@ -26,26 +26,27 @@ def percentile_report(scores: Tensor, least: float, most: float) -> Percentiles:
     """The 100th and the 50th percentile of normalised scores (the protocol of design-bench takes 128 designs)."""
     if not most > least:
         raise SegueError(f"scores from {least} to {most} span nothing: give the least and the most of the full table")
-    parts = (scores.double() - least) / (most - least)
-    return Percentiles(float(parts.max()), float(parts.quantile(0.5)), float(parts.mean()))
+    normalised = (scores.double() - least) / (most - least)
+    return Percentiles(float(normalised.max()), float(normalised.quantile(0.5)), float(normalised.mean()))
 
 
 def diversity(ids: Tensor, letters: int, k: int = 3, natural: Tensor | None = None) -> dict[str, float]:
-    """How different sequences (B, L) are: `distinct`, the share that is none of the others before it; `entropy`, nats
-    of the B sequences as they were drawn (at most log B); `apart`, the mean share of places in which two differ; and
-    where there are `natural` ones (N, L'), `k-mers`, the correlation of how often both have each word of k letters."""
+    """Diversity of sequences (B, L): `distinct`, the share of different sequences; `entropy` of the empirical
+    distribution of the B sequences, in nats (at most log B); `apart`, the mean share of positions in which a pair
+    differs; and with `natural` sequences (N, L'), `k-mers`, the correlation of both sets' k-mer counts."""
     _, counts = ids.unique(dim=0, return_counts=True)
-    chances = counts.double() / len(ids)
-    letter = F.one_hot(ids, letters).double().sum(0)  # (L, A) how many have each letter there
+    frequencies = counts.double() / len(ids)
+    letter_counts = F.one_hot(ids, letters).double().sum(0)  # (L, A) sequences with each letter at each position
     pairs = len(ids) * (len(ids) - 1)
-    same = (letter * (letter - 1)).sum() / (pairs * ids.shape[1]) if pairs else math.nan
-    found = {"distinct": len(counts) / len(ids), "entropy": float(-(chances * chances.log()).sum()),
-             "apart": 1 - float(same)}
+    identity = (letter_counts * (letter_counts - 1)).sum() / (pairs * ids.shape[1]) if pairs else math.nan
+    report = {"distinct": len(counts) / len(ids), "entropy": float(-(frequencies * frequencies.log()).sum()),
+              "apart": 1 - float(identity)}
     if natural is not None:
-        found["k-mers"] = float(torch.corrcoef(torch.stack([words(ids, letters, k), words(natural, letters, k)]))[0, 1])
-    return found
+        both = torch.stack([kmer_counts(ids, letters, k), kmer_counts(natural, letters, k)])
+        report["k-mers"] = float(torch.corrcoef(both)[0, 1])
+    return report
 
 
-def words(ids: Tensor, letters: int, k: int) -> Tensor:
-    """(A^k,) how many words of k letters there are of each sort."""
-    return numbers(ids.unfold(1, k, 1), letters).flatten().bincount(minlength=letters**k).double()
+def kmer_counts(ids: Tensor, letters: int, k: int) -> Tensor:
+    """(A^k,) counts of k-mers."""
+    return sequence_index(ids.unfold(1, k, 1), letters).flatten().bincount(minlength=letters**k).double()

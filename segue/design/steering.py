@@ -1,7 +1,7 @@
-"""Steering a diffusion model's samples towards what scores high, without teaching it: by gradients, by particles that
-are drawn again by their worth (SMC; Wu et al. 2023, arXiv 2306.17775, and Li et al. 2024, arXiv 2408.08252), or both.
+"""Steering a diffusion model's samples towards high scores without training: by gradients (classifier guidance), by
+resampling particles (SMC; Wu et al. 2023, arXiv 2306.17775, and Li et al. 2024, arXiv 2408.08252), or both.
 
-The particles' law comes, with their number, to the model's law times exp(score / strength).
+As the number of particles grows, their distribution converges to the model's times exp(score / strength), normalised.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def sample_steered(predict: Predict, x: Tensor, gaps: Tensor, process: Absorbing
                    strength: float = 0.5, steps: int = 128, guidance: float = 0.0, resample: bool = True,
                    particles: int | None = None, generator: torch.Generator | None = None,
                    schedule: NoiseSchedule | None = None) -> Sampled:
-    """Undo the noise step by step, as `ancestral`. After each step a sequence is worth what the oracle gives to the
-    likeliest sequence that it may become.
+    """Ancestral sampling (see `ancestral`), steered by an oracle. The value of a partly masked sequence is the oracle's
+    score of its likeliest completion.
 
-    predict: reads soft rows. x: (B, L) long; what stands in its gaps (B, L) bool does not matter. strength: how dear it
-    is to depart from the model. guidance: each element's chances are tilted by exp(guidance * slope / strength), the
-    slope being that of the expected sequence's score (classifier guidance; 1 is what the tilt asks for, to first
-    order). resample: draw each group of `particles` rows (default: all; one problem and length each) again after each
-    step, by exp(gain in worth / strength), with what the guidance has changed taken back.
+    predict: reads soft rows. x: (B, L) long; gaps: (B, L) bool, the elements to be sampled, whose values in x are
+    ignored. strength: cost of departing from the model. guidance: each element's probabilities are multiplied by
+    exp(guidance * slope / strength), with the gradient of the expected sequence's score as slope (classifier guidance;
+    1 is the optimum to first order). resample: after each step, resample each group of `particles` rows (default: all
+    rows; one problem and length per group) with weights exp(gain in value / strength), corrected for the guidance.
     """
     particles = len(x) if particles is None else particles
     if strength <= 0 or particles < 1 or len(x) % particles:
@@ -42,8 +42,9 @@ def sample_steered(predict: Predict, x: Tensor, gaps: Tensor, process: Absorbing
     kept = (schedule or NoiseSchedule()).grid(steps).to(x.device)
     x, elements = x.masked_fill(gaps, process.elements), process.elements
 
-    def look(x: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What the masks may be (B, L, V), what x is worth (B,), and the slopes (B, L, S) of its expected score."""
+    def evaluate(x: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Log probabilities of the masked elements (B, L, V), values of x (B,), and gradients (B, L, S) of the expected
+        score."""
         rows = F.one_hot(x, process.states).float().requires_grad_(guidance != 0)
         with torch.set_grad_enabled(guidance != 0):
             log_p = predict(rows, torch.full((len(x),), step / steps, dtype=torch.float64, device=x.device))
@@ -52,49 +53,51 @@ def sample_steered(predict: Predict, x: Tensor, gaps: Tensor, process: Absorbing
         with torch.no_grad():
             return log_p.detach(), oracle(harden(expected.detach())).double(), slope
 
-    log_p, worth, slope = look(x, steps)
+    log_p, value, slope = evaluate(x, steps)
     for step in range(steps, 0, -1):
-        free = x == elements
-        law = process.posterior(log_p[free].double(), x[free], kept[step], kept[step - 1])
-        proposal = (law + guidance / strength * slope[free].double()).log_softmax(-1)
-        new = gumbel_max(proposal, generator)
+        masked = x == elements
+        posterior = process.posterior(log_p[masked].double(), x[masked], kept[step], kept[step - 1])
+        proposal = (posterior + guidance / strength * slope[masked].double()).log_softmax(-1)
+        samples = gumbel_max(proposal, generator)
         log_weight = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
-        log_weight[free] = (law.log_softmax(-1) - proposal).gather(-1, new[:, None])[:, 0]
-        x = x.masked_scatter(free, new)
-        log_p, after, slope = look(x, step - 1)
+        log_weight[masked] = (posterior.log_softmax(-1) - proposal).gather(-1, samples[:, None])[:, 0]
+        x = x.masked_scatter(masked, samples)
+        log_p, next_value, slope = evaluate(x, step - 1)
         if resample:
-            rows = resample_particles((log_weight.sum(1) + (after - worth) / strength).view(-1, particles), generator)
-            x, gaps, log_p, after, slope = (each[rows] for each in (x, gaps, log_p, after, slope))
-        worth = after
+            total = log_weight.sum(1) + (next_value - value) / strength
+            rows = resample_particles(total.view(-1, particles), generator)
+            x, gaps, log_p, next_value, slope = (tensor[rows] for tensor in (x, gaps, log_p, next_value, slope))
+        value = next_value
     return x, steps + 1
 
 
 def resample_particles(log_weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """(G, P) log weights -> (G P,) long: for each group P of its rows, each as often as its weight says, to the next
-    whole number up or down (systematic resampling)."""
+    """Systematic resampling: (G, P) log weights -> (G P,) long, P row indices for each group, each row the floor or the
+    ceiling of its expected number of times."""
     groups, particles = log_weights.shape
     edges = log_weights.softmax(-1).cumsum(-1)
     first = torch.rand(groups, 1, generator=generator, dtype=torch.float64, device=log_weights.device)
-    places = (first + torch.arange(particles, device=log_weights.device)) / particles
-    chosen = torch.searchsorted(edges, places).clamp(max=particles - 1)
+    points = (first + torch.arange(particles, device=log_weights.device)) / particles
+    chosen = torch.searchsorted(edges, points).clamp(max=particles - 1)
     return (chosen + particles * torch.arange(groups, device=log_weights.device)[:, None]).flatten()
 
 
 def classifier_free(predict: Predict, labels: Tensor, none: int, weight: float = 2.0) -> Predict:
-    """What a model is told counts for more (classifier-free guidance: Ho & Salimans 2022, arXiv 2207.12598, as DRAKES
-    has it beside itself): told^weight untold^(1 - weight), for each mask by itself and normalised. For any sampler.
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598; a baseline of DRAKES) for any sampler:
+    conditional^weight unconditional^(1 - weight), normalised for each masked element.
 
-    predict: of ids (B, L). labels: (L,) or (B, L) bool, the known elements of a row that say what is wanted. none: the
-    id that stands there where nothing is said; the model must have learned with it there, too. weight: 1 is the model
-    itself, 0 knows of no label.
+    predict: of ids (B, L). labels: (L,) or (B, L) bool, the known elements of a row that are the condition. none: the
+    id in their place that stands for no condition, which the model must have been trained with. weight: 1 is the
+    conditional model, 0 the unconditional one.
     """
     def guided(x: Tensor, t: Tensor) -> Tensor:
-        told = predict(x, t)
+        conditional = predict(x, t)
         if weight == 1:
-            return told
-        untold = predict(torch.where(labels.to(x.device), none, x), t)
-        sure = told.isneginf() | untold.isneginf()  # what is no mask, and elements that there are not
-        return torch.where(sure, told, untold + weight * (told - untold)).log_softmax(-1)
+            return conditional
+        unconditional = predict(torch.where(labels.to(x.device), none, x), t)
+        excluded = conditional.isneginf() | unconditional.isneginf()  # elements that are known or not allowed
+        mixed = unconditional + weight * (conditional - unconditional)
+        return torch.where(excluded, conditional, mixed).log_softmax(-1)
 
     return guided
 

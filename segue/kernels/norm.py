@@ -90,7 +90,7 @@ def _kernel_inputs(y: Tensor, gate: Tensor, scale: Tensor, near: Tensor | None, 
     """The inputs as the compiled passes take them."""
     from segue.kernels.cpu import norm
 
-    mode = norm.LATE * late + (norm.CENTRED | norm.BESIDE) * (near is not None)
+    mode = norm.GATE_AFTER * late + (norm.CENTRED | norm.SKIP) * (near is not None)
     near, skip = y if near is None else near, scale if skip is None else skip
     return (mode, as_array(y.flatten(0, 1)), as_lines(gate.flatten(0, 1)), as_array(scale),
             as_array(near.flatten(0, 1)), as_array(skip))

@@ -109,8 +109,9 @@ class Clock:
             return np.asarray(last + steps * self.gap)
         return (dates + (moment - date)).astype("M8[s]").astype(np.float64)
 
-    def formatted(self, times: np.ndarray) -> list[str]:
-        """Times as text, for people and for tables: dates alone where all times are whole days."""
+    def format(self, times: np.ndarray) -> list[str]:
+        """Times as text: dates if all times are whole days, dates and times of day else, numbers if not of a calendar.
+        """
         if not of_calendar(self.times):
             return [f"{time:.10g}" for time in times.tolist()]
         days = bool((self.times % 86400 == 0).all() and (times % 86400 == 0).all())

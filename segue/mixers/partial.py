@@ -118,7 +118,7 @@ class PartialAttention(Mixer):
         prompt_options = {"prefix": self.prefix, "ahead": self.bidirectional, "restart": self.restart}
         if self.kinds is not None:
             x = program.register("of a kind", width)
-            program.tell(source, x, self.kinds.weight, self.prefix)
+            program.mark_prompt(source, x, self.kinds.weight, self.prefix)
         if self.source is None or self.norm is None:
             self.attention.lower(program, x, into, **prompt_options)
             return

@@ -114,14 +114,15 @@ class StackField(LayeredField):
     """A stack of any mixers as a field: it reads each element's values, time and conditions.
 
     config: of the stack; its vocabulary, inputs and head are overridden. A field for more than one noisy element must
-        be bidirectional to model their joint distribution (`segue.models.stack.both_ways`). size: C. told: number of
-        classes per condition name; conditions are ids per row (B,) or per element (B, T).
+        be bidirectional to model their joint distribution (`segue.models.stack.both_ways`). size: C.
+    condition_classes: number of classes per condition name (default: no conditions); conditions are ids per row (B,)
+        or per element (B, T).
     """
 
-    def __init__(self, config: StackConfig, size: int, told: Mapping[str, int] | None = None) -> None:
+    def __init__(self, config: StackConfig, size: int, condition_classes: Mapping[str, int] | None = None) -> None:
         super().__init__()
-        self.told, self.width = dict(told or {}), config.width
-        inputs = size + TIME_FEATURES + sum(self.told.values())
+        self.condition_classes, self.width = dict(condition_classes or {}), config.width
+        inputs = size + TIME_FEATURES + sum(self.condition_classes.values())
         self.stack = Stack(replace(config, vocabulary=size, inputs=inputs, tied=False))
 
     @property
@@ -131,7 +132,7 @@ class StackField(LayeredField):
     def begin(self, x: Tensor, t: Tensor, noisy: Tensor, layout: Layout,
               conditions: Conditions) -> tuple[Tensor, Layout]:
         parts = [x, time_features(torch.where(noisy, t[:, None].float(), 0.0), TIME_FEATURES).to(x)]
-        for name, classes in self.told.items():
+        for name, classes in self.condition_classes.items():
             ids = conditions.get(name, torch.full(x.shape[:1], -1, device=x.device))
             ids = ids[:, None].expand(x.shape[:2]) if ids.dim() == 1 else ids
             parts.append(one_hot(ids, classes).to(x))

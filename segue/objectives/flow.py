@@ -15,34 +15,34 @@ from segue.objectives.diffusion import stratified_times
 
 class FlowMatching:
     """Squared error between the true velocity and a `Field`'s prediction, averaged over an element's numbers and summed
-    over the elements whose target is not -1; the others are given: clean and at time 0.
+    over the elements whose target is not -1; the others are known: clean and at time 0.
 
     tokens: (B, T, C) real vectors with standard deviation about 1. The batch's channels are the field's conditions.
     Times are stratified over the rows, so the random draws depend on the whole batch.
 
     flow: its times, the same as in sampling. drop: how often each condition is dropped, independently for each row and
         condition, for classifier-free guidance (`Guided`); default: never. blur: standard deviation of noise added to
-        given elements, which reduces drift when a model reads its own output.
+        known elements, which reduces drift when a model reads its own output.
     """
 
     def __init__(self, flow: Flow | None = None, drop: Mapping[str, float] | None = None, blur: float = 0.0) -> None:
         self.flow, self.drop, self.blur = flow or Flow(), dict(drop or {}), blur
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
-        clean, asked = batch.tokens, batch.targets >= 0
+        clean, noisy = batch.tokens, batch.targets >= 0
         # A separate generator: data drawn with the step's seed must not share a random stream with the noise.
-        own = torch.Generator(clean.device).manual_seed(int(torch.randint(2**62, ())))
+        generator = torch.Generator(clean.device).manual_seed(int(torch.randint(2**62, ())))
 
         def normal() -> Tensor:
-            return torch.randn(clean.shape, generator=own, dtype=clean.dtype, device=clean.device)
+            return torch.randn(clean.shape, generator=generator, dtype=clean.dtype, device=clean.device)
 
-        noise, t = normal(), self.flow.shift_times(stratified_times(len(clean), clean.device, own))
-        x = self.flow.add_noise(clean, noise, t, asked)
+        noise, t = normal(), self.flow.shift_times(stratified_times(len(clean), clean.device, generator))
+        x = self.flow.add_noise(clean, noise, t, noisy)
         if self.blur:
-            x = torch.where(asked[..., None], x, x + self.blur * normal())
-        conditions = {name: self.drop_condition(name, ids, own) for name, ids in batch.channels.items()}
-        velocity = model(x, t, asked, batch.layout, conditions)
-        total = (velocity - (clean - noise))[asked].square().mean(-1).sum()
+            x = torch.where(noisy[..., None], x, x + self.blur * normal())
+        conditions = {name: self.drop_condition(name, ids, generator) for name, ids in batch.channels.items()}
+        velocity = model(x, t, noisy, batch.layout, conditions)
+        total = (velocity - (clean - noise))[noisy].square().mean(-1).sum()
         return Loss(total, {"nats": total.detach()}, batch.count)
 
     def drop_condition(self, name: str, ids: Tensor, generator: torch.Generator) -> Tensor:

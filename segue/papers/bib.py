@@ -28,8 +28,8 @@ from segue.design import (
     RidgeHead,
     SoftDesign,
     ascend,
-    numbers,
     percentile_report,
+    sequence_index,
 )
 from segue.kinds.codecs import BASES
 from segue.models import Stack, StackConfig
@@ -84,7 +84,7 @@ def start_designs(words: Tensor, scores: Tensor, designs: int, seed: int) -> Sof
 
 def evaluate(design: SoftDesign, table: Tensor) -> dict[str, Any]:
     """The true scores of the designs: best, median and variance, and how many designs are distinct."""
-    scores = table[numbers(design.ids(), LETTERS)]
+    scores = table[sequence_index(design.ids(), LETTERS)]
     report = percentile_report(scores, 0.0, 1.0)
     return {"best": report.best, "median": report.median, "variance": float(scores.var()),
             "distinct": len(design.ids().unique(dim=0))}

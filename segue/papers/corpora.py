@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import segue
-from segue.design import numbers
+from segue.design import sequence_index
 from segue.errors import require
 from segue.kinds.biology import DNA
 from segue.kinds.codecs import BASES, BPECodec, LetterCodec
@@ -108,7 +108,7 @@ def binding_scores(folder: Path | None, factor: str, length: int = WORD) -> Tens
         measured = torch.tensor([float(row[2]) for row in rows], dtype=torch.float64)
         for strand in (0, 1):
             ids = LetterCodec(BASES).encode("".join(row[strand] for row in rows)).reshape(-1, WORD)
-            scores[numbers(torch.from_numpy(ids).long(), len(BASES))] = measured
+            scores[sequence_index(torch.from_numpy(ids).long(), len(BASES))] = measured
     return (scores - scores.min()) / (scores.max() - scores.min())
 
 

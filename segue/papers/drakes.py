@@ -30,7 +30,7 @@ from segue.design import (
     OraclePair,
     RewardFineTuning,
     TableOracle,
-    numbers,
+    sequence_index,
 )
 from segue.kinds.codecs import BASES
 from segue.models.diffusion import AbsorbingProcess, Denoiser
@@ -80,7 +80,7 @@ def make_oracles(table: Tensor, length: int, seed: int, width: int, steps: int, 
     """The proxy reward (a network fitted to half of the table; a word and its reverse complement are in the same half)
     and the true score (the table); and the share of the other half's variance that the proxy explains."""
     words = all_words(length)
-    strand = torch.minimum(numbers(words, LETTERS), numbers(LETTERS - 1 - words.flip(1), LETTERS))
+    strand = torch.minimum(sequence_index(words, LETTERS), sequence_index(LETTERS - 1 - words.flip(1), LETTERS))
     seen = torch.rand(len(words), generator=generator_of(seed, 1))[strand] < 0.5
     known, unknown = seen.nonzero()[:, 0], (~seen).nonzero()[:, 0]
     torch.manual_seed(seed)
@@ -134,7 +134,7 @@ def sample_by_smc(model: Flat, oracle: Oracle, runs: int, seed: int) -> Tensor:
         with torch.no_grad():
             drawn, _ = STEERED["smc"](Denoiser(model, PROCESS), x, x == 0, PROCESS, oracle, STRENGTH, steps=8,
                                       particles=PARTICLES, generator=generator)
-        total += numbers(drawn, LETTERS).bincount(minlength=len(total))
+        total += sequence_index(drawn, LETTERS).bincount(minlength=len(total))
     return total / total.sum()
 
 

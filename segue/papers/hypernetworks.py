@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from segue.continual import OutputMatching, Strategy, learn_stream
-from segue.continual.hypernetwork import inferred_accuracy, told_task_accuracy
+from segue.continual.hypernetwork import inferred_accuracy, known_task_accuracy
 from segue.continual.stream import Experience, class_accuracy
 from segue.models import HEADS, Classifier, Perceptron
 from segue.models.hypernetwork import ChunkedLSTM, ChunkedMLP, Generated
@@ -95,7 +95,7 @@ def score(name: str, made_up: bool, seed: int, rate: float, beta: float, steps: 
     generator = ChunkedMLP(target, TASKS, arm.chunk, (arm.units, arm.units)) if arm.kind == "mlp" else \
         ChunkedLSTM(target, TASKS, arm.chunk, arm.units, carry=arm.carry)
     model = Generated(target, generator)
-    matrix = learn_stream(model, tasks, OutputMatching(beta), NextElement(), measure=told_task_accuracy(tasks),
+    matrix = learn_stream(model, tasks, OutputMatching(beta), NextElement(), measure=known_task_accuracy(tasks),
                           **choices)
     return {"final": matrix.average, "new": accuracy_when_learned(matrix.scores), "ratio": generator.parameter_ratio,
             "inferred": mean(inferred_accuracy(model, each.test, TASKS) for each in tasks),

@@ -112,7 +112,7 @@ def score_arm(name: str, kind: str, folder: Path | None, small: bool, weights: s
         matrix = learn_stream(head, encoded, Freeze((), old_classes=True), objective, rows=50, epochs=epochs[2],
                               rate=head_rate, seed=seed)
     on_the_way = [float(row[: 1 + index].mean()) for index, row in enumerate(matrix.scores[1:])]
-    return {"accuracy": matrix.average, "on the way": on_the_way, "probe": probing.found, "cost": cost / whole}
+    return {"accuracy": matrix.average, "on the way": on_the_way, "probe": probing.accuracies, "cost": cost / whole}
 
 
 def measure(run: Run) -> list[Row]:

@@ -1,5 +1,6 @@
-"""Translate there and back, and let the difference rewrite the prompt: CyclePrompt (Learning How To Ask, 2024, arXiv
-2402.08756). Two frozen maps, f from X to Y and g back, need no labels, tests or training for it."""
+"""Cycle consistency for prompts: the difference between an input and its back translation is a hint for the next try
+(CyclePrompt, Learning How To Ask, 2024, arXiv 2402.08756). Two frozen maps, f from X to Y and g back, need no labels,
+tests or training."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Draft(Generic[X, Y]):
-    """An answer, what it reads back as, and how that differs from what was asked."""
+    """An answer, its back translation, and the difference between that and the input."""
 
     answer: Y
     back: X
@@ -33,9 +34,8 @@ class Draft(Generic[X, Y]):
 
 @dataclass
 class Cycled(Generic[X, Y]):
-    """What became of one input. drafts: by cycle. last: the final answer, which has seen all hints; the last draft
-    where that was consistent. best: the draft of the highest score, the first of such. calls: of f, g and the
-    difference together."""
+    """The result for one input. drafts: by cycle. last: the final answer, made with all hints; the last draft if that
+    was consistent. best: the first draft of the highest score. calls: of f, g and the difference together."""
 
     drafts: list[Draft[X, Y]] = field(default_factory=list)
     answer: Y | None = None
@@ -54,20 +54,20 @@ class Cycled(Generic[X, Y]):
         return not self.drafts[-1].difference.hint
 
     def hints(self, most: int | None = None) -> list[str]:
-        """Those of the cycles so far, oldest first; the last `most`."""
+        """The hints of the cycles so far, oldest first; only the last `most` (default: all)."""
         found = [draft.difference.hint for draft in self.drafts if draft.difference.hint]
         return found if most is None else found[max(0, len(found) - most) :]
 
 
 class CycleProgram(Generic[X, Y]):
     """For each input x, up to `rounds` times: y = f(x, drafts so far), x' = g(y), and the difference of x and x' is a
-    hint for f; then a last y. It ends at once where x' says the same as x. Costs 3 rounds + 1 calls at most.
+    hint for f; then a final y. Stops as soon as x' is consistent with x. Costs 3 rounds + 1 calls at most.
 
-    f: inputs and, of each, what became of it so far (`Cycled`, with its hints) -> answers. g: answers -> what they say,
-    without having seen the inputs. diff: (x, x') -> `Difference`. bare: answers -> what g may see of them; it must take
-    off all by which f could hand the input through (comments, names), else every cycle is consistent and says nothing
-    (for Python: `bare_python`). longest: of an answer as g sees it, in characters or elements; a longer one, which may
-    hold the input in some form, is a SegueError.
+    f: inputs and, for each, its result so far (`Cycled`, with its hints) -> answers. g: answers -> back translations,
+    without access to the inputs. diff: (x, x') -> `Difference`. bare: answers -> what g sees of them; it must remove
+    everything by which f could pass the input through (comments, names), otherwise every cycle is consistent (for
+    Python: `bare_python`; default: the whole answer). longest: limit of an answer as g sees it, in characters or
+    elements; a longer one, which may contain the input, is a SegueError (default: none).
     """
 
     def __init__(self, f: Callable[[Sequence[X], Sequence[Cycled[X, Y]]], Sequence[Y]],
@@ -80,31 +80,31 @@ class CycleProgram(Generic[X, Y]):
 
     def run(self, inputs: Sequence[X]) -> list[Cycled[X, Y]]:
         """All inputs together, round by round."""
-        state: list[Cycled[X, Y]] = [Cycled() for _ in inputs]
-        open_ = list(range(len(inputs)))
+        results: list[Cycled[X, Y]] = [Cycled() for _ in inputs]
+        active = list(range(len(inputs)))
         for _ in range(self.rounds):
-            if not open_:
+            if not active:
                 break
-            answers = self.f([inputs[i] for i in open_], [state[i] for i in open_])
-            seen = [self.bare(answer) for answer in answers]
-            for i, each in zip(open_, seen):
-                if self.longest is not None and len(each) > self.longest:  # type: ignore[arg-type]
-                    raise SegueError(f"the answer to input {i + 1} has {len(each)} elements, "  # type: ignore[arg-type]
+            answers = self.f([inputs[i] for i in active], [results[i] for i in active])
+            stripped = [self.bare(answer) for answer in answers]
+            for i, item in zip(active, stripped):
+                if self.longest is not None and len(item) > self.longest:  # type: ignore[arg-type]
+                    raise SegueError(f"the answer to input {i + 1} has {len(item)} elements, "  # type: ignore[arg-type]
                                      f"more than {self.longest}: it may hold the input itself")
-            for i, answer, back in zip(open_, answers, self.g(seen), strict=True):
-                state[i].drafts.append(Draft(answer, back, self.diff(inputs[i], back)))
-                state[i].calls += 3
-            open_ = [i for i in open_ if not state[i].consistent]
-        if open_:
-            answers = self.f([inputs[i] for i in open_], [state[i] for i in open_])
-            for i, answer in zip(open_, answers, strict=True):
-                state[i].answer = answer
-                state[i].calls += 1
-        return state
+            for i, answer, back in zip(active, answers, self.g(stripped), strict=True):
+                results[i].drafts.append(Draft(answer, back, self.diff(inputs[i], back)))
+                results[i].calls += 3
+            active = [i for i in active if not results[i].consistent]
+        if active:
+            answers = self.f([inputs[i] for i in active], [results[i] for i in active])
+            for i, answer in zip(active, answers, strict=True):
+                results[i].answer = answer
+                results[i].calls += 1
+        return results
 
 
 class _Bare(ast.NodeTransformer):
-    """Drops docstrings and strings that stand alone; names what the source defines anew, in order."""
+    """Removes docstrings and other string statements, and renames what the source defines, in order of appearance."""
 
     def __init__(self) -> None:
         self.names: dict[str, str] = {}
@@ -127,16 +127,16 @@ class _Bare(ast.NodeTransformer):
 
 
 def bare_python(source: str) -> str:
-    """Python without comments, docstrings, annotations of functions and the names it gives, so that whoever describes
-    it must read what it does. A SegueError where it is no Python."""
-    bare = _Bare()
-    try:  # what is nested too deeply fails at parsing or, from Python 3.13 on, only behind it
+    """Python source without comments, docstrings and annotations of functions, and with its own names replaced, so that
+    only its behaviour can be described. Raises SegueError if it is no Python."""
+    stripper = _Bare()
+    try:  # code nested too deeply fails in the parser or, from Python 3.13 on, only after it
         tree = ast.parse(source)
         for node in ast.walk(tree):
-            given = [node.name] if isinstance(node, ast.FunctionDef) else [node.arg] if isinstance(node, ast.arg) else \
+            names = [node.name] if isinstance(node, ast.FunctionDef) else [node.arg] if isinstance(node, ast.arg) else \
                 [node.id] if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else []
-            for name in given:
-                bare.names.setdefault(name, f"v{len(bare.names)}")
-        return ast.unparse(ast.fix_missing_locations(bare.visit(tree)))
+            for name in names:
+                stripper.names.setdefault(name, f"v{len(stripper.names)}")
+        return ast.unparse(ast.fix_missing_locations(stripper.visit(tree)))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise SegueError(f"not Python: {error}") from error

@@ -1,8 +1,8 @@
-"""What runs inside the sandbox (`segue.programs.sandbox`): one function that is not trusted, on many inputs, in a
-process of its own. A script of the standard library alone; it imports nothing of Segue.
+"""The process inside the sandbox (`segue.programs.sandbox`): runs one untrusted function on many inputs. A script of
+the standard library only; it imports nothing of Segue.
 
-It reads one JSON line, {"source", "function", "calls", "imports", "needs", "memory", "seconds"}, says which walls
-stand, ends where one that it needs does not, and answers each call with one line, {"value"} or {"error"}.
+It reads one JSON line, {"source", "function", "calls", "imports", "needs", "memory", "seconds"}, reports which walls
+are up, ends if a needed one is missing, and answers each call with one line, {"value"} or {"error"}.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ FORBIDDEN = ("open", "input", "breakpoint", "exit", "quit", "help")
 
 
 def kernel_filter() -> bool:
-    """Let the kernel refuse every other system call from here on (seccomp): no files, no network, no processes,
-    whatever the code does to the interpreter. False where there is no such filter."""
+    """Let the kernel refuse all but the allowed system calls from here on (seccomp): no files, network or processes,
+    even if the code subverts the interpreter. False where seccomp is not available."""
     if sys.platform != "linux" or platform.machine() not in ALLOWED:
         return False
     import ctypes
 
     architecture, numbers = ALLOWED[platform.machine()]
-    load, equal, give = 0x20, 0x15, 0x06  # of the packet filter language: load a word, compare, return
+    load, equal, return_ = 0x20, 0x15, 0x06  # of the packet filter language: load a word, compare, return
     kill, refuse, allow = 0x80000000, 0x00050000 | 1, 0x7FFF0000  # 1: "operation not permitted"
-    lines = [(load, 0, 0, 4), (equal, 1, 0, architecture), (give, 0, 0, kill), (load, 0, 0, 0)]
-    lines += [(equal, len(numbers) - at, 0, number) for at, number in enumerate(numbers)]
-    lines += [(give, 0, 0, refuse), (give, 0, 0, allow)]
+    lines = [(load, 0, 0, 4), (equal, 1, 0, architecture), (return_, 0, 0, kill), (load, 0, 0, 0)]
+    lines += [(equal, len(numbers) - index, 0, number) for index, number in enumerate(numbers)]
+    lines += [(return_, 0, 0, refuse), (return_, 0, 0, allow)]
     program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in lines))
-    head = struct.pack("HxxxxxxP", len(lines), ctypes.addressof(program))
+    filter_program = struct.pack("HxxxxxxP", len(lines), ctypes.addressof(program))
     libc = ctypes.CDLL(None, use_errno=True)
     no_new_privileges, set_filter, mode = 38, 22, 2
-    return libc.prctl(no_new_privileges, 1, 0, 0, 0) == 0 and libc.prctl(set_filter, mode, head, 0, 0) == 0
+    return libc.prctl(no_new_privileges, 1, 0, 0, 0) == 0 and libc.prctl(set_filter, mode, filter_program, 0, 0) == 0
 
 
 def interpreter_filter() -> None:
-    """Let the interpreter refuse everything that it reports of and that is not plain computing (PEP 578)."""
+    """Let the interpreter refuse every audited event that plain computing does not need (PEP 578)."""
     def hook(event: str, arguments: Any) -> None:
         if event not in HARMLESS:
             raise PermissionError(f"{event} is not allowed")
@@ -77,37 +77,37 @@ def main() -> None:
         importlib.import_module(name)
     out = os.dup(1)
     os.closerange(3, out)
-    for which, limit in ((resource.RLIMIT_AS, job["memory"]), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0),
-                         (resource.RLIMIT_CPU, int(job["seconds"] * len(job["calls"])) + 2)):
-        with contextlib.suppress(ValueError, OSError):  # a system may know no such limit
-            resource.setrlimit(which, (limit, limit))
+    for kind, limit in ((resource.RLIMIT_AS, job["memory"]), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0),
+                        (resource.RLIMIT_CPU, int(job["seconds"] * len(job["calls"])) + 2)):
+        with contextlib.suppress(ValueError, OSError):  # not every system has each limit
+            resource.setrlimit(kind, (limit, limit))
     walls = ["kernel"] if kernel_filter() else []
     interpreter_filter()
 
-    def tell(answer: dict[str, Any]) -> None:
+    def reply(answer: dict[str, Any]) -> None:
         os.write(out, json.dumps(answer).encode() + b"\n")
 
-    tell({"walls": [*walls, "interpreter"]})
+    reply({"walls": [*walls, "interpreter"]})
     if not {*job["needs"]} <= {*walls, "interpreter"}:
         return
     sys.stdout = sys.stderr = io.StringIO()
-    own = {name: value for name, value in vars(builtins).items() if name not in FORBIDDEN}
-    own["__import__"] = importer(set(job["imports"]))
-    space: dict[str, Any] = {"__name__": "untrusted", "__builtins__": own}
+    safe_builtins = {name: value for name, value in vars(builtins).items() if name not in FORBIDDEN}
+    safe_builtins["__import__"] = importer(set(job["imports"]))
+    namespace: dict[str, Any] = {"__name__": "untrusted", "__builtins__": safe_builtins}
     try:
-        exec(compile(job["source"], "untrusted", "exec"), space)
-        function = space[job["function"]]
-        tell({"value": None})
+        exec(compile(job["source"], "untrusted", "exec"), namespace)
+        function = namespace[job["function"]]
+        reply({"value": None})
     except BaseException as error:
-        tell({"error": f"{type(error).__name__}: {error}"[:200]})
+        reply({"error": f"{type(error).__name__}: {error}"[:200]})
         return
     for arguments in job["calls"]:
         try:
-            tell({"value": function(*arguments)})
+            reply({"value": function(*arguments)})
         except MemoryError:
-            tell({"error": "MemoryError"})
+            reply({"error": "MemoryError"})
         except BaseException as error:
-            tell({"error": f"{type(error).__name__}: {error}"[:200]})
+            reply({"error": f"{type(error).__name__}: {error}"[:200]})
 
 
 if __name__ == "__main__":

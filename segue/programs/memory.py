@@ -1,4 +1,4 @@
-"""Memories of programs, in words: a short one that is rewritten, and an archive in which texts are found again."""
+"""Text memories of programs: a short-term memory that is rewritten, and a long-term archive with retrieval."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class Hashing:
-    """Vectors that count words, each at a place that its hash says (Weinberger et al. 2009, arXiv 0902.2206): no model,
-    the same everywhere. width: D."""
+    """Word counts by feature hashing (Weinberger et al. 2009, arXiv 0902.2206), with signs, square roots taken: needs
+    no model. width: D."""
 
     width: int = 4096
 
@@ -42,8 +42,8 @@ HASHING = Hashing()
 
 
 def of_model(model: Any, codec: Codec, pool: str = "mean", context: int | None = None) -> Embedder:
-    """The vectors of any model with its codec, such as a fitted one's `model`, `codec` and `context`; as `segue embed`
-    makes them."""
+    """An embedder by any model with its codec, such as a fitted one's `model`, `codec` and `context`; the vectors are
+    those of `segue embed`."""
     words = isinstance(codec.decode([]), list)
 
     def embedder(texts: Sequence[str]) -> np.ndarray:
@@ -55,11 +55,11 @@ def of_model(model: Any, codec: Codec, pool: str = "mean", context: int | None =
 
 @dataclass
 class ShortTerm:
-    """A memory of a few sentences that is rewritten again and again.
+    """A memory of a few sentences that is rewritten at each step.
 
-    sentences: what it holds. pinned: those of them that no rewriting takes away. most, words: bounds of sentences and
-    of words; what a rewriting has beyond them is cut, pinned ones excepted. log: by rewriting or edit, the step, what
-    was added and what was deleted: memories fail by facts that get lost on the way.
+    sentences: its contents. pinned: sentences that a rewrite does not remove. most, words: limits of sentences and of
+    words, beyond which sentences that are not pinned are dropped. log: for each rewrite or edit, the step and the
+    sentences added and deleted, to find lost facts.
     """
 
     sentences: list[str] = field(default_factory=list)
@@ -73,41 +73,42 @@ class ShortTerm:
         return " ".join(self.sentences)
 
     def rewrite(self, text: str, step: int = 0) -> None:
-        """Take the sentences of a text as the memory; pinned ones that it lacks are put behind."""
-        new = list(dict.fromkeys(split_sentences(text)))
-        self._keep([*new, *(sentence for sentence in self.pinned if sentence not in new)], step)
+        """Replace the memory by the sentences of a text; missing pinned ones are appended."""
+        sentences = list(dict.fromkeys(split_sentences(text)))
+        self._store([*sentences, *(sentence for sentence in self.pinned if sentence not in sentences)], step)
 
     def edit(self, text: str, step: int = 0, pin: bool = True) -> None:
-        """Take a person's text as the memory. Pins of sentences that it lacks are lifted; those that are new in it are
-        pinned, or else may be rewritten at once."""
-        new = list(dict.fromkeys(split_sentences(text)))
-        fresh = [sentence for sentence in new if pin and sentence not in self.sentences]
-        self.pin([sentence for sentence in new if sentence in self.pinned] + fresh)
-        self._keep(new, step)
+        """Replace the memory by a person's text. Missing sentences are unpinned; new ones are pinned, unless `pin` is
+        False."""
+        sentences = list(dict.fromkeys(split_sentences(text)))
+        added = [sentence for sentence in sentences if pin and sentence not in self.sentences]
+        self.pin([sentence for sentence in sentences if sentence in self.pinned] + added)
+        self._store(sentences, step)
 
     def pin(self, pinned: Sequence[str]) -> None:
-        """Hold exactly these sentences in the memory, whatever is written; those not there are added."""
+        """Pin exactly these sentences; missing ones are added."""
         if len(pinned) > self.most or sum(len(sentence.split()) for sentence in pinned) > self.words:
             raise SegueError(f"{len(pinned)} pinned sentences do not fit in a memory of {self.most} sentences and "
                              f"{self.words} words: unpin some")
         self.pinned = list(pinned)
-        self._keep([*self.sentences, *(sentence for sentence in pinned if sentence not in self.sentences)], None)
+        self._store([*self.sentences, *(sentence for sentence in pinned if sentence not in self.sentences)], None)
 
-    def _keep(self, wanted: Sequence[str], step: int | None) -> None:
-        held = [sentence for sentence in wanted if sentence in self.pinned]
-        room, free = self.words - sum(len(sentence.split()) for sentence in held), self.most - len(held)
-        kept = list[str]()
-        for sentence in wanted:
+    def _store(self, sentences: Sequence[str], step: int | None) -> None:
+        pinned = [sentence for sentence in sentences if sentence in self.pinned]
+        words_left = self.words - sum(len(sentence.split()) for sentence in pinned)
+        sentences_left = self.most - len(pinned)
+        stored = list[str]()
+        for sentence in sentences:
             size = len(sentence.split())
             if sentence in self.pinned:
-                kept.append(sentence)
-            elif free and size <= room:
-                kept.append(sentence)
-                room, free = room - size, free - 1
-        before, self.sentences = self.sentences, kept
+                stored.append(sentence)
+            elif sentences_left and size <= words_left:
+                stored.append(sentence)
+                words_left, sentences_left = words_left - size, sentences_left - 1
+        previous, self.sentences = self.sentences, stored
         if step is not None:
-            self.log.append({"step": step, "added": [s for s in kept if s not in before],
-                             "deleted": [s for s in before if s not in kept]})
+            self.log.append({"step": step, "added": [s for s in stored if s not in previous],
+                             "deleted": [s for s in previous if s not in stored]})
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -115,8 +116,7 @@ class ShortTerm:
 
 @dataclass(frozen=True)
 class Found:
-    """What an archive gave back. place: its number, in the order of adding. score: what it was chosen by. note: what it
-    was added with."""
+    """A retrieved text. place: its index, in the order of adding. score: see `LongTerm`. note: as it was added with."""
 
     place: int
     text: str
@@ -125,11 +125,11 @@ class Found:
 
 
 class LongTerm:
-    """An archive of texts, found by how near their vectors are to a query's.
+    """An archive of texts, retrieved by the similarity of their vectors to a query's.
 
-    embed: makes the vectors (None: all are alike, and the newest are found). recency, decay: a text that `age` others
-    were added after scores its cosine plus recency * decay**age, so that of two that are alike the newer comes first;
-    0 leaves it to chance which (the older one here). Each text is embedded once.
+    embed: computes the vectors (None: the newest texts are retrieved). recency, decay: a text's score is its cosine
+    plus recency * decay**age, with the number of later texts as age, so that newer texts win ties; with recency 0 the
+    older ones do. Each text is embedded once.
     """
 
     def __init__(self, embed: Embedder | None = None, recency: float = 0.05, decay: float = 0.97) -> None:
@@ -144,7 +144,7 @@ class LongTerm:
         return len(self.texts)
 
     def add(self, text: str, **note: Any) -> None:
-        """Put a text behind those that are there; `note` is JSON that comes back with it."""
+        """Append a text; `note` is JSON that is returned with it."""
         if self.embed is not None:
             vector = np.asarray(self.embed([text]), np.float32)
             self.index = VectorIndex(vector) if self.index is None else self.index
@@ -154,21 +154,21 @@ class LongTerm:
         self.notes.append(note)
 
     def search(self, query: str, k: int = 2, without: Collection[int] = ()) -> list[Found]:
-        """Up to k texts, the best first; never those at the places `without`."""
+        """Up to k texts by descending score, without those at the indices `without`."""
         if not self.texts or k < 1:
             return []
         scores = self.recency * self.decay ** np.arange(len(self) - 1, -1, -1.0)
         if self.embed is not None and self.index is not None:
             scores = scores + self.index.scores(np.asarray(self.embed([query]), np.float32))[0].numpy()
-        order = [int(place) for place in np.argsort(-scores, kind="stable") if place not in without]
-        return [Found(place, self.texts[place], float(scores[place]), self.notes[place]) for place in order[:k]]
+        order = [int(index) for index in np.argsort(-scores, kind="stable") if index not in without]
+        return [Found(index, self.texts[index], float(scores[index]), self.notes[index]) for index in order[:k]]
 
     def to_dict(self) -> dict[str, Any]:
         return {"recency": self.recency, "decay": self.decay, "texts": self.texts, "notes": self.notes}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], embed: Embedder | None) -> LongTerm:
-        """The archive as it was: its texts are embedded again, one by one, as they were then."""
+        """Restore an archive: its texts are embedded again, one by one as when they were added."""
         archive = cls(embed, values["recency"], values["decay"])
         for text, note in zip(values["texts"], values["notes"], strict=True):
             archive.add(text, **note)

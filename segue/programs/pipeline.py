@@ -1,4 +1,4 @@
-"""Making data in stages of writing and filtering, where each item knows how it came to be."""
+"""Data generation in stages of writing and filtering, with the provenance of each item."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from segue.errors import SegueError
 
 Value = Mapping[str, Any]
 Write = Callable[[Sequence[Value]], Sequence[Iterable[Mapping[str, Any]]]]
-"""For each value, the entries that are new in what comes of it: none, one or several."""
+"""For each value, the new entries of each item made from it: none, one or several."""
 Filter = Callable[[Sequence[Value]], Sequence[str]]
-"""For each value, why it is dropped; "" keeps it."""
+"""For each value, the reason to drop it; "" keeps it."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """value: what it says, JSON by name. trail: for each stage it went through, the stage's name and which of that
-    stage's answers it was; the first entry is the number of the value it began as."""
+    """value: its JSON values by name. trail: for each stage it went through, the stage's name and the number of that
+    stage's answer; the first entry is the number of the input value."""
 
     value: dict[str, Any]
     trail: tuple[tuple[str, int], ...]
@@ -27,8 +27,8 @@ class Item:
 
 @dataclass
 class Produced:
-    """items: what came through. stages: for each stage, how many came in and went out. dropped: for each filter, how
-    many were dropped for which reason."""
+    """items: the results. stages: for each stage, its name and numbers of items in and out. dropped: for each filter,
+    the counts of reasons."""
 
     items: list[Item]
     stages: list[tuple[str, int, int]] = field(default_factory=list)
@@ -40,34 +40,34 @@ class Produced:
 
 
 class Pipeline:
-    """Stages one behind the other; each sees all items at once, so that models are asked together."""
+    """A sequence of stages; each gets all items at once, so that models are called in batches."""
 
     def __init__(self) -> None:
         self.stages: list[tuple[str, Write | Filter, bool]] = []
 
     def write(self, name: str, stage: Write) -> Pipeline:
-        """A stage that makes items of items."""
+        """Add a stage that makes new items from items."""
         self.stages.append((name, stage, True))
         return self
 
     def keep(self, name: str, stage: Filter) -> Pipeline:
-        """A stage that drops items."""
+        """Add a stage that drops items."""
         self.stages.append((name, stage, False))
         return self
 
     def run(self, values: Iterable[Value]) -> Produced:
-        made = Produced([Item(dict(value), (("given", number),)) for number, value in enumerate(values)])
+        produced = Produced([Item(dict(value), (("given", number),)) for number, value in enumerate(values)])
         for name, stage, writes in self.stages:
-            before = made.items
-            answers: Sequence[Any] = stage([item.value for item in before])
-            if len(answers) != len(before):
-                raise SegueError(f"stage '{name}' answered {len(answers)} of {len(before)} items: give one each")
+            items = produced.items
+            answers: Sequence[Any] = stage([item.value for item in items])
+            if len(answers) != len(items):
+                raise SegueError(f"stage '{name}' answered {len(answers)} of {len(items)} items: give one each")
             if writes:
-                made.items = [Item(item.value | dict(entry), (*item.trail, (name, number)))
-                              for item, entries in zip(before, answers) for number, entry in enumerate(entries)]
+                produced.items = [Item(item.value | dict(entry), (*item.trail, (name, number)))
+                                  for item, entries in zip(items, answers) for number, entry in enumerate(entries)]
             else:
-                made.items = [Item(item.value, (*item.trail, (name, 0))) for item, why in zip(before, answers)
-                              if not why]
-                made.dropped[name] = Counter(why for why in answers if why)
-            made.stages.append((name, len(before), len(made.items)))
-        return made
+                produced.items = [Item(item.value, (*item.trail, (name, 0))) for item, reason in zip(items, answers)
+                                  if not reason]
+                produced.dropped[name] = Counter(reason for reason in answers if reason)
+            produced.stages.append((name, len(items), len(produced.items)))
+        return produced

@@ -184,19 +184,19 @@ class Simulated:
 
     def __call__(self, stories: Sequence[Story]) -> list[Mapping[str, Any]]:
         options = {"most": self.most, "temperature": self.temperature, "seed": stories[0].seed + stories[0].step}
-        shown = [{"memory": story.memory.text, "paragraph": story.paragraph} for story in stories]
-        asked = [self.select.fill(**now, **dict(zip(PLANS, [*story.plans, "", ""])))
-                 for now, story in zip(shown, stories)]
+        contexts = [{"memory": story.memory.text, "paragraph": story.paragraph} for story in stories]
+        prompts = [self.select.fill(**context, **dict(zip(PLANS, [*story.plans, "", ""])))
+                   for context, story in zip(contexts, stories)]
         patches = list[Mapping[str, Any]]()
-        for story, found in zip(stories, self.select.ask(self.model, asked, **options)):
-            number = re.search(r"[1-9]", found.texts.get("choice", ""))
-            at = int(number[0]) - 1 if number else 0
-            patches.append({"plan": story.plans[at if at < len(story.plans) else 0]})
+        for story, reply in zip(stories, self.select.ask(self.model, prompts, **options)):
+            number = re.search(r"[1-9]", reply.texts.get("choice", ""))
+            choice = int(number[0]) - 1 if number else 0
+            patches.append({"plan": story.plans[choice if choice < len(story.plans) else 0]})
         if self.extend is None:
             return patches
-        asked = [self.extend.fill(**now, **patch) for now, patch in zip(shown, patches)]
-        return [{**patch, **found.texts} for patch, found in
-                zip(patches, self.extend.ask(self.model, asked, **options))]
+        prompts = [self.extend.fill(**context, **patch) for context, patch in zip(contexts, patches)]
+        return [{**patch, **reply.texts} for patch, reply in
+                zip(patches, self.extend.ask(self.model, prompts, **options))]
 
 
 class RecurrentProgram:
@@ -220,71 +220,71 @@ class RecurrentProgram:
         self.memory, self.words = memory, words
         self.options = {"most": most, "temperature": temperature}
 
-    def blank(self, **known: Any) -> Story:
-        """A story of nothing yet but what is `known`: paragraph, plans, seed ..."""
-        return Story(ShortTerm(most=self.memory, words=self.words), LongTerm(self.embed, self.recency), **known)
+    def blank(self, **fields: Any) -> Story:
+        """A story of nothing yet but what is `fields`: paragraph, plans, seed ..."""
+        return Story(ShortTerm(most=self.memory, words=self.words), LongTerm(self.embed, self.recency), **fields)
 
     def start(self, premise: str, seed: int = 0) -> Story:
         """A new story: title, outline, three paragraphs, a memory of them and three plans in one call."""
-        asked = self.start_prompt.fill(premise=premise)
-        found = self.start_prompt.ask(self.model, [asked], seed=seed, **self.options)[0]
-        if found.problem:
-            raise SegueError(f"the model began no story after {found.calls} calls: {found.problem}")
-        story, texts = self.blank(seed=seed), found.texts
+        prompt = self.start_prompt.fill(premise=premise)
+        reply = self.start_prompt.ask(self.model, [prompt], seed=seed, **self.options)[0]
+        if reply.problem:
+            raise SegueError(f"the model began no story after {reply.calls} calls: {reply.problem}")
+        story, texts = self.blank(seed=seed), reply.texts
         story.paragraphs = [texts[f"paragraph{i}"] for i in (1, 2, 3)]
-        for at, paragraph in enumerate(story.paragraphs[:-1]):
-            story.archive.add(self._kept(paragraph, ""), paragraph=at)
+        for number, paragraph in enumerate(story.paragraphs[:-1]):
+            story.archive.add(self._archived_text(paragraph, ""), paragraph=number)
         story.paragraph, story.step = story.paragraphs[-1], 3
         story.memory.rewrite(texts["memory"], story.step)
         story.plans = [texts[name] for name in PLANS if name in texts]
         story.log.append({"step": story.step, "title": texts.get("title", ""), "outline": texts.get("outline", ""),
-                          "premise": premise, "calls": found.calls})
+                          "premise": premise, "calls": reply.calls})
         return story
 
-    def retrieved(self, story: Story) -> list[Found]:
+    def retrieve(self, story: Story) -> list[Found]:
         return story.archive.search(story.plan, self.related)
 
     def prompt(self, story: Story) -> str:
         """What the writer is asked for the next paragraph: bounded, however long the story is."""
-        cap = partial(shorten, words=600)
-        draws = Random(f"{story.seed} {story.step}")
-        return self.writer.fill(memory=story.memory.text, paragraph=cap(story.paragraph), plan=cap(story.plan),
-                                related="\n".join(cap(found.text) for found in self.retrieved(story)),
-                                wish=CHARACTER if draws.random() < self.wish else "")
+        limit = partial(shorten, words=600)
+        random = Random(f"{story.seed} {story.step}")
+        return self.writer.fill(memory=story.memory.text, paragraph=limit(story.paragraph), plan=limit(story.plan),
+                                related="\n".join(limit(passage.text) for passage in self.retrieve(story)),
+                                wish=CHARACTER if random.random() < self.wish else "")
 
-    def advance(self, story: Story, found: Sections) -> None:
+    def advance(self, story: Story, reply: Sections) -> None:
         """Take what the writer wrote into a story. A memory that is missing stays as it was, and so do plans; a missing
         paragraph is an error, or an empty one where the writer's prompt does not need it."""
-        texts = found.texts
-        if found.problem and "paragraph" not in texts:
-            raise SegueError(f"the model wrote no paragraph {story.step + 1} in {found.calls} calls: {found.problem}")
-        used = [passage.place for passage in self.retrieved(story)]
+        texts = reply.texts
+        if reply.problem and "paragraph" not in texts:
+            raise SegueError(f"the model wrote no paragraph {story.step + 1} in {reply.calls} calls: {reply.problem}")
+        related = [passage.place for passage in self.retrieve(story)]
         if story.paragraph:
-            story.archive.add(self._kept(story.paragraph, story.summary), paragraph=len(story.paragraphs) - 1)
+            story.archive.add(self._archived_text(story.paragraph, story.summary), paragraph=len(story.paragraphs) - 1)
         if "memory" in texts:
             story.memory.rewrite(texts["memory"], story.step + 1)
-        story.log.append({"step": story.step + 1, "plan": story.plan, "related": used, "calls": found.calls,
-                          "problem": found.problem})
+        story.log.append({"step": story.step + 1, "plan": story.plan, "related": related, "calls": reply.calls,
+                          "problem": reply.problem})
         story.paragraph, story.summary = texts.get("paragraph", ""), texts.get("summary", "")
         story.paragraphs.append(story.paragraph)
         story.plans = [texts[name] for name in PLANS if name in texts] or story.plans
         story.step, story.plan = story.step + 1, ""
 
-    def _kept(self, paragraph: str, summary: str) -> str:
+    def _archived_text(self, paragraph: str, summary: str) -> str:
         return (summary or " ".join(split_sentences(paragraph)[:2])) if self.archive == "summary" else paragraph
 
     def step(self, stories: Sequence[Story], turn: Turn = first_plan) -> None:
         """One paragraph more of each story. A call that fails leaves them as they were, but for plans already made."""
-        waiting = [story for story in stories if not story.plan]
-        for story, patch in zip(waiting, turn(waiting) if waiting else (), strict=True):
+        unplanned = [story for story in stories if not story.plan]
+        for story, patch in zip(unplanned, turn(unplanned) if unplanned else (), strict=True):
             if not patch.get("plan"):
                 raise SegueError("the turn gave no plan: it names what the next paragraph is to tell")
             story.edit(patch)
         seed = stories[0].seed + stories[0].step if stories else 0
         prompts = [self.prompt(story) for story in stories]
         replies = self.writer.ask(self.model, prompts, seed=seed, **self.options)
-        for story, prompt, found in zip(stories, prompts, replies):
-            self.advance(story, found)
+        for story, prompt, reply in zip(stories, prompts, replies):
+            self.advance(story, reply)
             story.log[-1]["words"] = len(prompt.split())
 
     def rollout(self, story: Story, steps: int, turn: Turn = first_plan, save: str | Path | None = None,

@@ -1,5 +1,5 @@
-"""Run functions that are not trusted, such as a model wrote: in a process of its own each, without files, network or
-other processes, within limits of time and memory. What goes wrong is no verdict, and harms nobody."""
+"""A sandbox for untrusted functions, such as a model wrote: each runs in its own process, without files, network or
+other processes, within limits of time and memory. Failures are reported as errors of the calls."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LONGEST = 1_000_000  # bytes of an answer
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one call gave. value: as JSON holds it. error: why there is none; "" where there is one."""
+    """The result of one call. value: as JSON represents it. error: why there is no value; "" if there is one."""
 
     value: Any = None
     error: str = ""
@@ -36,13 +36,13 @@ class Outcome:
 
 @dataclass
 class Sandbox:
-    """Runs Python source that is not trusted.
+    """Runs untrusted Python source.
 
-    seconds: for each call. memory: bytes for the process. imports: modules of the standard library that the source may
-    import. strikes: so many calls that end their process (by looping, say) end the function. needs: walls without which
-    nothing is run; () for programs that mean no harm, so that they run anywhere.
-    walls, once something ran: "kernel" where it refuses all system calls but those of computing (Linux on x86-64 and
-    ARM), and "interpreter", whose hooks refuse what it reports of, and which a program can get around.
+    seconds: limit of each call. memory: limit of the process in bytes. imports: modules of the standard library that
+    the source may import. strikes: number of calls that may end their process (by looping, for example) before the
+    function is given up. needs: walls without which nothing is run; () for trusted programs, which run anywhere.
+    walls, after a run: "kernel" if a filter refuses all system calls that computing does not need (Linux on x86-64 and
+    ARM), and "interpreter", audit hooks, which a program can circumvent.
     """
 
     seconds: float = 5.0
@@ -53,8 +53,8 @@ class Sandbox:
     walls: tuple[str, ...] = field(default=(), init=False)
 
     def run(self, source: str, function: str, calls: Sequence[Sequence[Any]]) -> list[Outcome]:
-        """The outcome of each call, of one function with these JSON arguments; each process begins anew.
-        A SegueError where a wall that it needs does not stand."""
+        """The outcomes of calls of one function with these JSON arguments. Raises SegueError if a needed wall is
+        missing."""
         if os.name != "posix":
             raise SegueError("the sandbox needs Linux or macOS: run programs that are not trusted there")
         outcomes: list[Outcome] = []
@@ -65,7 +65,7 @@ class Sandbox:
         return outcomes + [Outcome(error="given up after others")] * (len(calls) - len(outcomes))
 
     def _process(self, source: str, function: str, calls: list[Sequence[Any]]) -> list[Outcome]:
-        """The outcomes up to the call that ended the process, that one too."""
+        """The outcomes up to and including the call that ended the process."""
         job = {"source": source, "function": function, "calls": calls, "imports": list(self.imports),
                "needs": list(self.needs), "memory": self.memory, "seconds": self.seconds}
         child = subprocess.Popen([sys.executable, "-I", "-S", str(Path(__file__).with_name("jail.py"))],
@@ -104,26 +104,26 @@ class Sandbox:
 
 
 class _Lines:
-    """JSON lines from a pipe, each within a time."""
+    """Reads JSON lines from a pipe, each within a time limit."""
 
     def __init__(self, descriptor: int) -> None:
-        self.descriptor, self.held, self.ended = descriptor, b"", False
+        self.descriptor, self.buffer, self.ended = descriptor, b"", False
 
     def next(self, seconds: float) -> dict[str, Any]:
-        """The next line; {"error"} where none comes, after which nothing is read any more."""
-        until = time.monotonic() + seconds
-        with selectors.DefaultSelector() as waiting:
-            waiting.register(self.descriptor, selectors.EVENT_READ)
-            while b"\n" not in self.held:
-                left = until - time.monotonic()
-                more = os.read(self.descriptor, 65536) if left > 0 and waiting.select(left) else None
-                if not more or len(self.held) > LONGEST:
+        """The next line, or {"error"}, after which nothing more is read."""
+        deadline = time.monotonic() + seconds
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.descriptor, selectors.EVENT_READ)
+            while b"\n" not in self.buffer:
+                remaining = deadline - time.monotonic()
+                received = os.read(self.descriptor, 65536) if remaining > 0 and selector.select(remaining) else None
+                if not received or len(self.buffer) > LONGEST:
                     self.ended = True
-                    return {"error": "out of time" if more is None else "ended" if not more else "answer too long"}
-                self.held += more
-        line, _, self.held = self.held.partition(b"\n")
+                    return {"error": "out of time" if received is None else "answer too long" if received else "ended"}
+                self.buffer += received
+        line, _, self.buffer = self.buffer.partition(b"\n")
         with suppress(ValueError, RecursionError):
-            if isinstance(found := json.loads(line), dict):
-                return found
+            if isinstance(value := json.loads(line), dict):
+                return value
         self.ended = True  # whatever wrote this may have written more
         return {"error": "no answer"}

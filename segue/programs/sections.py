@@ -1,4 +1,4 @@
-"""Prompts whose replies come in sections: a template, a parser that takes what models write, and a bounded repair."""
+"""Prompts whose replies have sections: a template, a tolerant parser, and a bounded number of repairs."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ It cannot be used: {problem}. Write the whole reply again, with these headings, 
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of a text, or the items of its list, without marks of lists and blanks around."""
-    found = [part for line in text.splitlines() for part in ENDS.split(MARKER.sub("", line))]
-    return [" ".join(part.split()) for part in found if part.strip()]
+    """The sentences of a text, or the items of its list, without list markers and surrounding blanks."""
+    parts = [sentence for line in text.splitlines() for sentence in ENDS.split(MARKER.sub("", line))]
+    return [" ".join(sentence.split()) for sentence in parts if sentence.strip()]
 
 
 def shorten(text: str, words: int | None) -> str:
-    """The text, or so many of its first sentences as have `words` words at most; the first one is cut if need be."""
+    """The text, or its first sentences up to `words` words in all; a longer first sentence is cut. None: no limit."""
     if words is None or len(text.split()) <= words:
         return text
-    kept, room = list[str](), words
+    sentences, words_left = list[str](), words
     for sentence in split_sentences(text):
         size = len(sentence.split())
-        if size > room:
+        if size > words_left:
             break
-        kept.append(sentence)
-        room -= size
-    return " ".join(kept or text.split()[:words])
+        sentences.append(sentence)
+        words_left -= size
+    return " ".join(sentences or text.split()[:words])
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a reply. name: what the parsed text is called. heading: what stands in front of it. words: so many at
-    most, the rest is cut at a sentence. needed: whether a reply without it is asked for again."""
+    """A part of a reply. name: key of the parsed text. heading: the text before it. words: limit beyond which it is cut
+    at a sentence (default: none). needed: whether a reply without it is repaired."""
 
     name: str
     heading: str
@@ -54,8 +54,8 @@ class Section:
 
 @dataclass
 class Sections:
-    """A reply taken apart. texts: by name, only those that are there. problem: what is wrong with it ("": nothing).
-    calls: how often a model was asked for it."""
+    """A parsed reply. texts: by name of the section, only those found. problem: what is missing ("": nothing). calls:
+    number of calls of the model for it."""
 
     texts: dict[str, str]
     problem: str = ""
@@ -66,12 +66,12 @@ class Sections:
 class SectionedPrompt:
     """A template with {fields}, and the sections that a reply must have.
 
-    Headings are found at the beginning of a line however they are decorated (`**Plan 1:**`, `## plan 1:`), and spelled
-    exactly between blanks elsewhere; sections may come in any order, and the first of two with one heading counts.
-    What stands in front of all headings is the first section, where its own heading is missing.
+    Headings are recognised at the beginning of a line with any decoration (`**Plan 1:**`, `## plan 1:`), and elsewhere
+    if spelled exactly between blanks; sections may come in any order, and of several with the same heading the first
+    counts. Text before all headings is the first section, if its own heading is missing.
 
-    repair: the template of the call after a reply that lacks something ({prompt}, {reply}, {problem}, {headings}).
-    tries: calls at most, the first one included.
+    repair: the template of the call after an incomplete reply ({prompt}, {reply}, {problem}, {headings}). tries: calls
+    at most, including the first.
     """
 
     template: str
@@ -83,9 +83,9 @@ class SectionedPrompt:
     def __post_init__(self) -> None:
         if self.tries < 1 or not self.sections:
             raise SegueError(f"a prompt of {len(self.sections)} sections and {self.tries} tries: at least one of both")
-        some = "|".join(re.escape(s.heading) for s in sorted(self.sections, key=lambda s: -len(s.heading)))
-        line = rf"^[ \t#*_>]*+(?i:(?P<line>{some}))[*_]*"
-        object.__setattr__(self, "pattern", re.compile(rf"{line}|(?<!\S)(?P<within>{some})(?!\w)", re.MULTILINE))
+        headings = "|".join(re.escape(s.heading) for s in sorted(self.sections, key=lambda s: -len(s.heading)))
+        line = rf"^[ \t#*_>]*+(?i:(?P<line>{headings}))[*_]*"
+        object.__setattr__(self, "pattern", re.compile(rf"{line}|(?<!\S)(?P<within>{headings})(?!\w)", re.MULTILINE))
 
     def fill(self, **fields: str) -> str:
         """The prompt."""
@@ -97,11 +97,11 @@ class SectionedPrompt:
     def parse(self, reply: str) -> Sections:
         """The sections of a reply, and in words what is missing."""
         names = {section.heading.lower(): section.name for section in self.sections}
-        marks, texts = list(self.pattern.finditer(reply)), dict[str, str]()
-        ends = [*(mark.start() for mark in marks), len(reply)]
-        begun = [names[(mark["line"] or mark["within"]).lower()] for mark in marks]
-        spans = [(self.sections[0].name, reply[: ends[0]])] if self.sections[0].name not in begun else []
-        spans += [(name, reply[mark.end() : end]) for name, mark, end in zip(begun, marks, ends[1:])]
+        matches, texts = list(self.pattern.finditer(reply)), dict[str, str]()
+        ends = [*(match.start() for match in matches), len(reply)]
+        found_names = [names[(match["line"] or match["within"]).lower()] for match in matches]
+        spans = [(self.sections[0].name, reply[: ends[0]])] if self.sections[0].name not in found_names else []
+        spans += [(name, reply[match.end() : end]) for name, match, end in zip(found_names, matches, ends[1:])]
         for name, text in spans:
             while (last := (text := text.rstrip()).rpartition("\n"))[1] and not last[2].strip("#*_> \t"):
                 text = last[0]  # a line of decoration belongs to the heading behind it
@@ -112,17 +112,17 @@ class SectionedPrompt:
         return Sections(texts, f"nothing stands behind {' and '.join(map(repr, missing))}" if missing else "")
 
     def ask(self, model: TextModel, prompts: Sequence[str], **options: Any) -> list[Sections]:
-        """The parsed replies to filled prompts; those with a problem are asked for again, `tries` times in all. What
-        still has one then says so, with the sections that the last reply had. options: of `TextModel.write`."""
-        found = [Sections({}, "nothing was asked") for _ in prompts]
-        asked, left = dict(enumerate(prompts)), list(range(len(prompts)))
+        """The parsed replies to filled prompts; replies with a problem are repaired, in up to `tries` calls in all. A
+        remaining problem is reported with the sections of the last reply. options: of `TextModel.write`."""
+        results = [Sections({}, "nothing was asked") for _ in prompts]
+        current_prompts, pending = dict(enumerate(prompts)), list(range(len(prompts)))
         headings = ", ".join(section.heading for section in self.sections)
         for count in range(1, self.tries + 1):
-            replies = model.write([asked[at] for at in left], **options) if left else []
-            for at, reply in zip(left, replies):
-                found[at] = self.parse(reply.text)
-                found[at].calls = count
-                asked[at] = self.repair.format(prompt=prompts[at], reply=reply.text, problem=found[at].problem,
-                                               headings=headings)
-            left = [at for at in left if found[at].problem]
-        return found
+            replies = model.write([current_prompts[index] for index in pending], **options) if pending else []
+            for index, reply in zip(pending, replies):
+                results[index] = self.parse(reply.text)
+                results[index].calls = count
+                current_prompts[index] = self.repair.format(prompt=prompts[index], reply=reply.text,
+                                                            problem=results[index].problem, headings=headings)
+            pending = [index for index in pending if results[index].problem]
+        return results

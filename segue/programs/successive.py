@@ -62,14 +62,14 @@ class Trace:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Trace:
-        rest = {name: value for name, value in values.items() if name not in ("answer", "steps")}
-        return cls(**rest, steps=[Step(**step) for step in values["steps"]])
+        fields = {name: value for name, value in values.items() if name not in ("answer", "steps")}
+        return cls(**fields, steps=[Step(**step) for step in values["steps"]])
 
 
 @dataclass(frozen=True)
 class Demo:
-    """A demonstration. query: what it is found by. text: what is shown. source: of its passage; a problem on the same
-    passage never sees it. step: the number of the step that it shows, from 0 on, where that matters."""
+    """A demonstration. query: the text that it is retrieved by. text: its part of the prompt. source: of its passage;
+    it is never used for a question on the same passage. step: the number of its step, from 0 on (None: any)."""
 
     query: str
     text: str
@@ -78,9 +78,10 @@ class Demo:
 
 
 class DemoIndex:
-    """Demonstrations, found by how near their queries are to another.
+    """Demonstrations, retrieved by the similarity of their queries.
 
-    embed: makes the vectors. among: of the `among` times k nearest, k are drawn (the authors: 2; 1 takes the nearest).
+    embed: computes the vectors. among: k are drawn from the `among` times k nearest (the authors: 2; 1 takes the
+    nearest).
     """
 
     def __init__(self, demos: Sequence[Demo], embed: Embedder = HASHING, among: int = 2) -> None:
@@ -91,32 +92,32 @@ class DemoIndex:
         self.index = VectorIndex(embed([demo.query for demo in self.demos]))
 
     def search(self, query: str, k: int, source: str = "", step: int | None = None, seed: str = "") -> list[Demo]:
-        """Up to k demonstrations, the nearest last, where it stands closest to the question. source: of the passage
-        they must not come from. step: theirs (None: any). seed: of the draw."""
-        barred = [at for at, demo in enumerate(self.demos)
-                  if (source and demo.source == source) or (step is not None and demo.step not in (None, step))]
-        places = self.index.search(self.embed([query]), self.among * k, [barred])[1][0].tolist()
-        places = [place for place in places if place >= 0]
-        if len(places) > k:
-            places = [places[at] for at in sorted(Random(f"{seed} {query}").sample(range(len(places)), k))]
-        return [self.demos[place] for place in reversed(places)]
+        """Up to k demonstrations, the nearest last, next to the question in the prompt. source: of the passage that is
+        excluded. step: of the demonstrations (None: any). seed: of the draw."""
+        excluded = [index for index, demo in enumerate(self.demos)
+                    if (source and demo.source == source) or (step is not None and demo.step not in (None, step))]
+        indices = self.index.search(self.embed([query]), self.among * k, [excluded])[1][0].tolist()
+        indices = [position for position in indices if position >= 0]
+        if len(indices) > k:
+            indices = [indices[index] for index in sorted(Random(f"{seed} {query}").sample(range(len(indices)), k))]
+        return [self.demos[position] for position in reversed(indices)]
 
 
 def decompositions(traces: Sequence[Trace], step: str = STEP, done: str = DONE) -> list[Demo]:
-    """Of known chains, one demonstration for each step and one for the end: what comes next, found by the complex
-    question among those of the same step."""
+    """Demonstrations of decomposing, from solved traces: one for each step and one for the end, with the complex
+    question as query."""
     demos = []
     for trace in traces:
-        for at in range(len(trace.steps) + 1):
-            shown = "".join(step.format(question=s.question, answer=s.answer) for s in trace.steps[:at])
-            following = trace.steps[at].question if at < len(trace.steps) else done
-            text = f"Question: {trace.question}\n{shown}Next: {following}\n"
-            demos.append(Demo(trace.question, text, trace.source, at))
+        for number in range(len(trace.steps) + 1):
+            history = "".join(step.format(question=s.question, answer=s.answer) for s in trace.steps[:number])
+            next_question = trace.steps[number].question if number < len(trace.steps) else done
+            text = f"Question: {trace.question}\n{history}Next: {next_question}\n"
+            demos.append(Demo(trace.question, text, trace.source, number))
     return demos
 
 
 def solutions(traces: Sequence[Trace]) -> list[Demo]:
-    """Of known chains, the simple questions that a model answered, with their passages."""
+    """Demonstrations of answering, from solved traces: the simple questions that a model answered, with passages."""
     return [Demo(step.question, f"Passage: {trace.passage}\nQuestion: {step.question}\nAnswer: {step.answer}\n",
                  trace.source) for trace in traces for step in trace.steps if step.by == "model"]
 
@@ -142,45 +143,45 @@ class SuccessivePrompting:
         self.options: dict[str, Any] = {"most": most, "stop": stop}
 
     def question_prompt(self, trace: Trace) -> str:
-        """What is asked for the next simple question of a trace."""
+        """The prompt for the next simple question of a trace."""
         steps = "".join(self.templates[2].format(question=s.question, answer=s.answer) for s in trace.steps)
         demos = self._demos(self.questions, trace.question, trace.source, len(trace.steps))
         return self.templates[0].format(passage=trace.passage, question=trace.question, steps=steps, demos=demos,
                                         done=self.done)
 
     def answer_prompt(self, trace: Trace, question: str) -> str:
-        """What is asked for the answer of a simple question; nothing of the complex one stands there."""
+        """The prompt for the answer of a simple question, without the complex question."""
         demos = self._demos(self.answers, question, trace.source, None)
         return self.templates[1].format(passage=trace.passage, question=question, demos=demos)
 
     def _demos(self, index: DemoIndex | None, query: str, source: str, step: int | None) -> str:
-        found = [] if index is None else index.search(query, self.shown, source, step, str(self.seed))
-        return "\n".join(demo.text for demo in found)
+        demos = [] if index is None else index.search(query, self.shown, source, step, str(self.seed))
+        return "\n".join(demo.text for demo in demos)
 
     def run(self, traces: Sequence[Trace]) -> list[Trace]:
-        """Go on with traces until each has a `finish`, all of them together; those that have one stay as they are."""
-        while going := [trace for trace in traces if not trace.finish]:
-            replies = self.decomposer.write([self.question_prompt(trace) for trace in going], seed=self.seed,
+        """Continue all unfinished traces together until each has a `finish`; finished ones are unchanged."""
+        while active := [trace for trace in traces if not trace.finish]:
+            replies = self.decomposer.write([self.question_prompt(trace) for trace in active], seed=self.seed,
                                             **self.options)
-            asked = list[tuple[Trace, str]]()
-            for trace, reply in zip(going, replies):
+            questions = list[tuple[Trace, str]]()
+            for trace, reply in zip(active, replies):
                 question = reply.text.strip()
                 if self.done in question or not question:
                     trace.finish = "done" if question else "nothing"
                 else:
-                    asked.append((trace, question))
-            asked = [(trace, question) for trace, question in asked if not self._called(trace, question)]
-            prompts = [self.answer_prompt(trace, question) for trace, question in asked]
-            replies = self.solver.write(prompts, seed=self.seed, **self.options) if asked else []
-            for (trace, question), reply in zip(asked, replies):
+                    questions.append((trace, question))
+            questions = [pair for pair in questions if not self._answer_by_tool(*pair)]
+            prompts = [self.answer_prompt(trace, question) for trace, question in questions]
+            replies = self.solver.write(prompts, seed=self.seed, **self.options) if questions else []
+            for (trace, question), reply in zip(questions, replies):
                 trace.steps.append(Step(question, reply.text.strip()))
-            for trace in going:
+            for trace in active:
                 if not trace.finish and len(trace.steps) >= self.limit:
                     trace.finish = "cap"
         return list(traces)
 
-    def _called(self, trace: Trace, question: str) -> bool:
-        """Whether a tool answered the question."""
+    def _answer_by_tool(self, trace: Trace, question: str) -> bool:
+        """Answer the question by a tool; False if it is no call of one, or the call failed (noted in the trace)."""
         try:
             answer = None if self.tools is None else self.tools.call(question)
         except SegueError as error:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model said. text: without the stop string. finish: "stop" (it ended, or said a stop string) or "length".
-    logprob: the sum over its tokens in nats, where the model tells it."""
+    """A model's reply. text: without the stop string. finish: "stop" (it ended, or wrote a stop string) or "length".
+    logprob: the sum over its tokens in nats, None if the model does not report it."""
 
     text: str
     finish: str = "stop"
@@ -30,8 +30,8 @@ class TextModel(Protocol):
 
     def write(self, prompts: Sequence[str], *, most: int = 256, stop: Sequence[str] = (), temperature: float = 0.0,
               top_p: float = 1.0, seed: int = 0) -> list[Reply]:
-        """One reply a prompt, in order. most: tokens in each. stop: strings that end a reply. temperature: 0 says the
-        likeliest. seed: fixes what is drawn; the same prompt twice in a call gets two draws."""
+        """One reply per prompt, in order. most: tokens in each. stop: strings that end a reply. temperature: 0 is
+        greedy. seed: of sampling; the same prompt twice in a call gets two samples."""
         ...
 
 
@@ -78,7 +78,7 @@ class Endpoint:
 
     def _reply(self, prompt: str, **options: Any) -> Reply:
         try:
-            choice = self._asked(prompt, model=self.model, **options).choices[0]
+            choice = self._complete(prompt, model=self.model, **options).choices[0]
             text = choice.message.content if self.chat else choice.text
             return Reply(text or "", "length" if choice.finish_reason == "length" else "stop")
         except self.openai.OpenAIError as error:
@@ -88,42 +88,41 @@ class Endpoint:
         raise SegueError(f"{self.client.base_url} did not answer as '{self.model}': {what}; check the URL (it ends in "
                          "/v1), the model's name and the key") from cause
 
-    def _asked(self, prompt: str, **options: Any) -> Any:
+    def _complete(self, prompt: str, **options: Any) -> Any:
         if self.chat:
             try:
                 return self.client.chat.completions.create(messages=[{"role": "user", "content": prompt}], **options)
             except self.openai.NotFoundError:
-                found = self.client.completions.create(prompt=prompt, **options)
+                completion = self.client.completions.create(prompt=prompt, **options)
                 self.chat = False
-                return found
+                return completion
         return self.client.completions.create(prompt=prompt, **options)
 
 
 class Scripted:
-    """Canned replies, for tests of programs: by a function of the prompt, or one after the other. asked: the prompts
-    so far."""
+    """Canned replies, for tests of programs: by a function of the prompt, or in order. prompts: received so far."""
 
     def __init__(self, replies: Callable[[str], str] | Iterable[str]) -> None:
         self.reply = replies if callable(replies) else None
         self.queue = iter(()) if callable(replies) else iter(replies)
-        self.asked: list[str] = []
+        self.prompts: list[str] = []
 
     def write(self, prompts: Sequence[str], *, most: int = 256, stop: Sequence[str] = (), temperature: float = 0.0,
               top_p: float = 1.0, seed: int = 0) -> list[Reply]:
         replies = []
         for prompt in prompts:
-            self.asked.append(prompt)
+            self.prompts.append(prompt)
             text = next(self.queue, None) if self.reply is None else self.reply(prompt)
             if text is None:
-                raise SegueError(f"the script has no reply left for call {len(self.asked)}")
+                raise SegueError(f"the script has no reply left for call {len(self.prompts)}")
             replies.append(Reply(min((text.split(mark)[0] for mark in stop), key=len, default=text)))
         return replies
 
 
 @dataclass
 class Counted:
-    """A model whose calls are counted, and end at a budget. calls: prompts answered so far. limit: of them; a
-    SegueError beyond."""
+    """Counts a model's calls and limits them. calls: prompts answered so far. limit: their maximum; more raise
+    SegueError (default: none)."""
 
     model: TextModel
     limit: int | None = None

@@ -24,12 +24,12 @@ FIGURE = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?\.?|(?<!\w
 CALL = re.compile(r"\s*([a-z_]+)\s*\((.*)\)[\s.?]*", re.DOTALL)
 COMPARISON = re.compile(r"<=|>=|==|<|>|=")
 SPANS = "|||"
-"""What stands between the spans of an answer of several."""
+"""The separator of the spans of an answer."""
 
 
 def parse_number(text: str) -> Decimal:
-    """The first number in a text: figures (28-yard, 1,847, 3.9 %, .5, 1640s), or number words (twenty-one thousand); a
-    word of scale behind it multiplies (1.5 million). SegueError where there is none."""
+    """The first number in a text: digits (28-yard, 1,847, 3.9 %, .5, 1640s), or number words (twenty-one thousand),
+    multiplied by a following scale word (1.5 million). Raises SegueError if there is none."""
     figure = FIGURE.search(re.sub(r"(?<=\d)(?=[^\W\d_])", " ", text))
     words = re.findall(r"[a-z]+", text.lower())
     if figure is not None:
@@ -37,30 +37,30 @@ def parse_number(text: str) -> Decimal:
         for word in words:
             value *= SCALES.get(word, 1)
         return value
-    total, current, known = 0, 0, False
+    total, current, found_word = 0, 0, False
     for word in words:
         if word in WORDS:
-            current, known = current + WORDS[word], True
-        elif word in SCALES and (known or word == words[0]):
-            current, known = max(current, 1) * SCALES[word], True
+            current, found_word = current + WORDS[word], True
+        elif word in SCALES and (found_word or word == words[0]):
+            current, found_word = max(current, 1) * SCALES[word], True
             if word != "hundred":
                 total, current = total + current, 0
-        elif known and word != "and":
+        elif found_word and word != "and":
             break
-    if not known:
+    if not found_word:
         raise SegueError(f"there is no number in '{text.strip()}'")
     return Decimal(total + current)
 
 
 def format_number(value: Decimal) -> str:
-    """A number as an answer: no exponent, no zeros behind the point that say nothing."""
+    """A number as an answer: no exponent, no trailing zeros after the point."""
     text = f"{value:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 @dataclass(frozen=True)
 class PartialDate:
-    """A date of which some may be unknown."""
+    """A date whose year, month or day may be unknown (None)."""
 
     year: int | None
     month: int | None
@@ -68,7 +68,7 @@ class PartialDate:
 
     @classmethod
     def read(cls, text: str) -> PartialDate:
-        """From "June 15, 1914", "15 June 1914", "June 1914", "15 June", "1914"; SegueError for what is no date."""
+        """Parse "June 15, 1914", "15 June 1914", "June 1914", "15 June" or "1914"; SegueError if it is no date."""
         month = MONTH.search(text)
         named = None if month is None else next(n for name, n in MONTHS.items() if name[:3] == month[0][:3].lower())
         figures = [int(figure) for figure in re.findall(r"\d+", text)]
@@ -79,7 +79,7 @@ class PartialDate:
         return cls(year, named, day)
 
     def filled(self, other: PartialDate) -> PartialDate:
-        """With the year of another where this one has none, and the first of the month, or of the year."""
+        """The date with missing parts filled: the year from another date, month and day by 1."""
         return PartialDate(self.year if self.year is not None else other.year, self.month or 1, self.day or 1)
 
     @property
@@ -94,16 +94,16 @@ class PartialDate:
 
 
 def parse_dates(a: str, b: str) -> tuple[PartialDate, PartialDate]:
-    """Two dates, each with the year of the other where it has none."""
+    """Parse two dates; a missing year is taken from the other one."""
     first, second = PartialDate.read(a), PartialDate.read(b)
     return first.filled(second), second.filled(first)
 
 
 def split_arguments(text: str) -> list[str]:
-    """Arguments: between semicolons, or else between commas that are in no number; the spans of a list apart."""
-    cut = text.replace(SPANS, ";")
-    found = cut.split(";") if ";" in cut else re.split(r",(?!\d{3}(?!\d))", cut)
-    return [part for part in (part.strip().strip("'\"").strip() for part in found) if part]
+    """Split arguments at semicolons, or else at commas outside of numbers; also at the separators of spans."""
+    separated = text.replace(SPANS, ";")
+    parts = separated.split(";") if ";" in separated else re.split(r",(?!\d{3}(?!\d))", separated)
+    return [part for part in (part.strip().strip("'\"").strip() for part in parts) if part]
 
 
 def difference(a: str, b: str, unit: str = "") -> str:
@@ -136,19 +136,19 @@ def evaluate_condition(condition: str) -> bool:
 
 
 def pick_ranked(text: str, largest: bool) -> str:
-    """The k-th largest or smallest of `k, a; b; c`, as it is written there."""
+    """The k-th largest or smallest item of `k, a; b; c`, as it is written."""
     head, comma, rest = text.partition(",")
     if not comma:
-        raise SegueError("a rank and a list are asked for: top(1, a; b; c)")
-    place, found = int(parse_number(head)), list[tuple[Decimal, str]]()
+        raise SegueError("give a rank and a list: top(1, a; b; c)")
+    rank, ranked = int(parse_number(head)), list[tuple[Decimal, str]]()
     for item in split_arguments(rest):
         try:
-            found.append((parse_number(item), item))
+            ranked.append((parse_number(item), item))
         except SegueError:
-            continue  # what is no number has no rank
-    if not 1 <= place <= len(found):
-        raise SegueError(f"there is no number {place} in a list of {len(found)}")
-    return sorted(found, key=lambda pair: pair[0], reverse=largest)[place - 1][1]
+            continue  # items without a number have no rank
+    if not 1 <= rank <= len(ranked):
+        raise SegueError(f"there is no number {rank} in a list of {len(ranked)}")
+    return sorted(ranked, key=lambda pair: pair[0], reverse=largest)[rank - 1][1]
 
 
 def check_arguments(arguments: Sequence[str], least: int, most: int, usage: str) -> Sequence[str]:
@@ -163,7 +163,7 @@ def choose_branch(text: str) -> str:
 
 
 Tool = Callable[[str], str]
-"""What stands between the brackets -> the result, or a SegueError."""
+"""The text between the brackets -> the result; raises SegueError."""
 TOOLS: Mapping[str, Tool] = {
     "count": lambda text: str(len(split_arguments(text))),
     "sum": lambda text: format_number(sum(map(parse_number, check_arguments(
@@ -184,7 +184,7 @@ class SymbolicTools:
     tools: Mapping[str, Tool] | None = None
 
     def call(self, text: str) -> str | None:
-        """The result of a call `name(arguments)`; None where the text is no call of a tool. SegueError where it is one
-        and cannot be carried out."""
-        found, tools = CALL.fullmatch(text), TOOLS if self.tools is None else self.tools
-        return None if found is None or found[1] not in tools else tools[found[1]](found[2].strip())
+        """The result of a call `name(arguments)`; None if the text is no call of a tool. Raises SegueError if the call
+        fails."""
+        match, tools = CALL.fullmatch(text), TOOLS if self.tools is None else self.tools
+        return None if match is None or match[1] not in tools else tools[match[1]](match[2].strip())

@@ -13,7 +13,7 @@ from typing import Any
 from segue.errors import SegueError, require
 
 Verifier = Callable[..., bool]
-"""(response, its arguments by name) -> whether the response keeps to it."""
+"""(response, the instruction's arguments by name) -> whether the response follows it."""
 
 OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 ABBREVIATIONS = frozenset(re.split(" ", (
@@ -36,19 +36,19 @@ def count_sentences(text: str) -> int:
     """How many sentences: ended by . ? or ! before a blank or the text's end, but for abbreviations, initials, and
     numbers and rows of dots before a small letter. The reference counts with NLTK's Punkt model, whose counts differ
     now and then."""
-    parts = [word.strip("\"'()[]*_“”‘’") for word in text.split()]
-    count, begun = 0, False
-    for word, after in zip(parts, [*parts[1:], ""]):
-        begun = begun or any(map(str.isalnum, word))
-        if not begun or not word.endswith((".", "?", "!")):
+    words = [word.strip("\"'()[]*_“”‘’") for word in text.split()]
+    count, in_sentence = 0, False
+    for word, following in zip(words, [*words[1:], ""]):
+        in_sentence = in_sentence or any(map(str.isalnum, word))
+        if not in_sentence or not word.endswith((".", "?", "!")):
             continue
-        bare = word.rstrip(".").lower()
-        dotted = word.endswith(".") and (bare in ABBREVIATIONS or (len(bare) == 1 and bare.isalpha()))
-        trailing = (word.endswith("..") or bare.isdigit()) and after[:1].islower()
-        if after and (dotted or trailing):
+        stem = word.rstrip(".").lower()
+        dotted = word.endswith(".") and (stem in ABBREVIATIONS or (len(stem) == 1 and stem.isalpha()))
+        trailing = (word.endswith("..") or stem.isdigit()) and following[:1].islower()
+        if following and (dotted or trailing):
             continue
-        count, begun = count + 1, False
-    return count + begun
+        count, in_sentence = count + 1, False
+    return count + in_sentence
 
 
 def count_words(text: str) -> int:
@@ -56,9 +56,9 @@ def count_words(text: str) -> int:
 
 
 def count_capitals(text: str) -> int:
-    """How many words are all in capitals; what an apostrophe, or punctuation, sets off is a word of its own."""
-    parts = re.findall(r"(?:[^\W_]\.){2,}(?![^\W_])|[\w\-/.]+|'\w+", text.replace("'", " '"))
-    return sum(map(str.isupper, parts))
+    """The number of words in capitals only; parts after an apostrophe or punctuation are separate words."""
+    words = re.findall(r"(?:[^\W_]\.){2,}(?![^\W_])|[\w\-/.]+|'\w+", text.replace("'", " '"))
+    return sum(map(str.isupper, words))
 
 
 def detect_language(text: str) -> str:
@@ -117,9 +117,9 @@ def title(line: str) -> bool:
 
 
 def highlights(text: str, num_highlights: int) -> bool:
-    once = [mark for mark in re.findall(r"\*[^\n*]*\*", text) if mark.strip("*").strip()]
-    twice = [mark for mark in re.findall(r"\*\*[^\n*]*\*\*", text) if mark[2:-2].strip()]
-    return len(once) + len(twice) >= num_highlights
+    single = [mark for mark in re.findall(r"\*[^\n*]*\*", text) if mark.strip("*").strip()]
+    double = [mark for mark in re.findall(r"\*\*[^\n*]*\*\*", text) if mark[2:-2].strip()]
+    return len(single) + len(double) >= num_highlights
 
 
 def two_responses(text: str) -> bool:
@@ -133,8 +133,8 @@ def quotation(text: str) -> bool:
     return len(text) > 1 and text[0] == text[-1] == '"'
 
 
-def is_cased(text: str, right: bool) -> bool:
-    return right and detect_language(text) in ("en", "")
+def is_cased(text: str, cased: bool) -> bool:
+    return cased and detect_language(text) in ("en", "")
 
 
 # As the reference says, but that it draws a letter where it is asked to count what is none, such as "#".
@@ -197,15 +197,15 @@ FOLLOWRAG = {
 
 
 def variants(response: str) -> list[str]:
-    """What a loose check also looks at: without the first line, the last, or both (pleasantries around an answer), and
-    each without asterisks (Markdown)."""
+    """The texts of a loose check: the response without its first line, its last, or both (pleasantries around an
+    answer), and each without asterisks (Markdown)."""
     lines = response.split("\n")
     cuts = [response, *("\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1]))]
     return [*cuts, *(cut.replace("*", "") for cut in cuts)]
 
 
 def verify(name: str, response: str, arguments: Mapping[str, Any] | None = None, loose: bool = False) -> bool:
-    """Whether a response keeps to one instruction; an empty one keeps to none. loose: or any of its `variants` does.
+    """Whether a response follows one instruction; an empty one follows none. loose: or any of its `variants` does.
 
     name: as in VERIFIERS or FOLLOWRAG. arguments: by their names in IFEval; those that are None are left out.
     """
@@ -222,8 +222,8 @@ def verify(name: str, response: str, arguments: Mapping[str, Any] | None = None,
 
 @dataclass(frozen=True)
 class Following:
-    """How instructions were followed, item by item. names, strict, loose: of each item, an entry an instruction.
-    sources: of each item, where it comes from ("" where nothing says it)."""
+    """Results of checking responses. names, strict, loose: for each item, an entry per instruction. sources: of each
+    item ("": unknown)."""
 
     names: list[list[str]]
     strict: list[list[bool]]
@@ -233,16 +233,16 @@ class Following:
     def scores(self, source: str | None = None) -> dict[str, float]:
         """IFEval's four: the share of prompts with all instructions followed, and of instructions followed; each strict
         and loose; of one source or of all."""
-        chosen = [i for i, own in enumerate(self.sources) if source in (None, own)]
+        chosen = [i for i, item_source in enumerate(self.sources) if source in (None, item_source)]
         values = {}
-        for way, marks in (("strict", self.strict), ("loose", self.loose)):
+        for mode, marks in (("strict", self.strict), ("loose", self.loose)):
             rows = [marks[i] for i in chosen]
-            values[f"prompts, {way}"] = mean(map(all, rows))
-            values[f"instructions, {way}"] = mean(mark for row in rows for mark in row)
+            values[f"prompts, {mode}"] = mean(map(all, rows))
+            values[f"instructions, {mode}"] = mean(mark for row in rows for mark in row)
         return values
 
     def families(self) -> dict[str, dict[str, float]]:
-        """By instruction: how often it was asked, and the shares followed."""
+        """By instruction: its count ("asked"), and the shares followed."""
         table: dict[str, list[tuple[bool, bool]]] = {}
         for names, strict, loose in zip(self.names, self.strict, self.loose):
             for name, *marks in zip(names, strict, loose):
@@ -260,9 +260,9 @@ def following(items: Iterable[Mapping[str, Any]], responses: Sequence[str]) -> F
     result = Following([], [], [], [])
     for item, response in zip(items, responses):
         names = list(item["instruction_id_list"])
-        asked = list(zip(names, item["kwargs"], strict=True))
+        instructions = list(zip(names, item["kwargs"], strict=True))
         result.names.append(names)
-        result.strict.append([verify(name, response, given) for name, given in asked])
-        result.loose.append([verify(name, response, given, loose=True) for name, given in asked])
+        result.strict.append([verify(name, response, arguments) for name, arguments in instructions])
+        result.loose.append([verify(name, response, arguments, loose=True) for name, arguments in instructions])
         result.sources.append(str(item.get("type", "")))
     return result

@@ -62,7 +62,7 @@ STEPS = ("chain", "ragged", "draft", "tree", "rewind", "select", "join", "snapsh
 def draw_cases(least: int = 0, longest: int = 40, rows: int = 3, nodes: int = 7) -> Any:
     """A hypothesis strategy of `Case`s; every row has at least `least` tokens."""
     st = require("hypothesis.strategies", extra="dev")
-    small = st.integers(0, 1000)
+    integers = st.integers(0, 1000)
 
     @st.composite
     def case(draw: Callable[[Any], Any]) -> Case:
@@ -70,31 +70,31 @@ def draw_cases(least: int = 0, longest: int = 40, rows: int = 3, nodes: int = 7)
         lengths = draw(st.lists(st.integers(least, longest), min_size=batch, max_size=batch))
         cuts = draw(st.lists(st.integers(0, longest), max_size=4))
         parents = [[draw(st.integers(-1, i - 1)) for i in range(size)] for _ in range(batch)]
-        picks = draw(st.lists(small, min_size=batch, max_size=batch))
-        return Case(lengths, cuts, parents, picks, draw(st.lists(st.sampled_from(STEPS), max_size=8)), draw(small))
+        picks = draw(st.lists(integers, min_size=batch, max_size=batch))
+        return Case(lengths, cuts, parents, picks, draw(st.lists(st.sampled_from(STEPS), max_size=8)), draw(integers))
 
     return case()
 
 
-def _draw(cases: Any, one: Callable[[Case], None], examples: int, seed: int, shrink: bool = False) -> None:
-    """Call `one` with each drawn case."""
+def _draw(cases: Any, check: Callable[[Case], None], examples: int, seed: int, shrink: bool = False) -> None:
+    """Call `check` with each drawn case."""
     hypothesis = require("hypothesis", extra="dev")
     settings = hypothesis.settings(max_examples=examples, database=None, deadline=None, report_multiple_bugs=False,
                                    phases=[hypothesis.Phase.generate] + [hypothesis.Phase.shrink] * shrink,
                                    suppress_health_check=list(hypothesis.HealthCheck))
-    hypothesis.seed(seed)(settings(hypothesis.given(cases)(one)))()
+    hypothesis.seed(seed)(settings(hypothesis.given(cases)(check)))()
 
 
 @cache
 def cached_cases(cases: Any, examples: int, seed: int) -> list[Case]:
     """What is drawn is the same for every property: to draw it costs as much as to check the shorter ones."""
-    found: list[Case] = []
+    cases_: list[Case] = []
 
-    def one(case: Case) -> None:
-        found.append(case)
+    def record(case: Case) -> None:
+        cases_.append(case)
 
-    _draw(cases, one, examples, seed)
-    return found
+    _draw(cases, record, examples, seed)
+    return cases_
 
 
 @dataclass
@@ -112,24 +112,24 @@ class Checker:
     def property(self, name: str, body: Callable[[Case], None], cases: Any) -> None:
         """Check `body` on drawn cases; a failure is first shrunk to the smallest case that still fails."""
 
-        def one(case: Case) -> None:
-            self.now(name, f" in {case}")
+        def run(case: Case) -> None:
+            self.begin(name, f" in {case}")
             self.guard(lambda: body(case))
 
         try:
             for case in cached_cases(cases, self.examples, self.seed):
-                one(case)
+                run(case)
         except ContractBroken:
             if self.shrink:
-                _draw(cases, one, self.examples, self.seed, shrink=True)
+                _draw(cases, run, self.examples, self.seed, shrink=True)
             raise
 
-    def once(self, name: str, body: Callable[[], None]) -> None:
+    def check_once(self, name: str, body: Callable[[], None]) -> None:
         """Check a property that needs no drawn case."""
-        self.now(name)
+        self.begin(name)
         self.guard(body)
 
-    def now(self, name: str, context: str = "") -> None:
+    def begin(self, name: str, context: str = "") -> None:
         self.current, self.context = name, context
         self.errors.setdefault(name, 0.0)
 
@@ -144,7 +144,7 @@ class Checker:
     def fail(self, message: str, cause: Exception | None = None) -> None:
         raise ContractBroken(f"{self.name}: {self.current}: {message}{self.context}") from cause
 
-    def that(self, condition: bool | Tensor, message: str) -> None:
+    def require(self, condition: bool | Tensor, message: str) -> None:
         if not bool(condition):
             self.fail(message)
 
@@ -219,20 +219,20 @@ def prefill(subject: Subject, prompts: list[Tensor], history: int = 0) -> Decodi
     return state
 
 
-def check_outputs(subject: Subject, what: str, y: Tensor, before: list[Tensor], x: Tensor,
+def check_outputs(subject: Subject, label: str, y: Tensor, histories: list[Tensor], x: Tensor,
                   parents: list[list[int]] | None = None, counts: list[int] | None = None) -> None:
-    """Outputs y of nodes x (B, N, ...) that follow the rows `before` are those of a run from the beginning."""
-    for row, prompt in enumerate(before):
+    """Outputs y of nodes x (B, N, ...) that follow the rows `histories` are those of a run from the beginning."""
+    for row, prompt in enumerate(histories):
         length = len(prompt)
         if parents is None:
             n = x.shape[1] if counts is None else counts[row]
             expected = subject.truth(torch.cat([prompt, x[row, :n]]))[length:]
-            subject.check.agree(f"{what}, row {row} after {length} tokens", y[row, :n], expected, subject.tolerance)
+            subject.check.agree(f"{label}, row {row} after {length} tokens", y[row, :n], expected, subject.tolerance)
             continue
         paths = node_paths(parents[row])
         for node in set(range(len(paths))) - set(parents[row]):  # the leaves' paths hold all nodes
             expected = subject.truth(torch.cat([prompt, x[row, paths[node]]]))[length:]
-            subject.check.agree(f"{what}, row {row} after {length} tokens, nodes {paths[node]}", y[row, paths[node]],
+            subject.check.agree(f"{label}, row {row} after {length} tokens, nodes {paths[node]}", y[row, paths[node]],
                                 expected, subject.tolerance)
 
 
@@ -242,12 +242,12 @@ def draw_rows(subject: Subject, case: Case, generator: torch.Generator) -> list[
     return [x[row, :length] for row, length in enumerate(case.lengths)]
 
 
-def check_positions(subject: Subject, what: str, state: Decoding, rows: list[Tensor]) -> None:
+def check_positions(subject: Subject, label: str, state: Decoding, rows: list[Tensor]) -> None:
     """Hold a state to as many rows, and positions, as the `rows` that it has read."""
     lengths = [len(row) for row in rows]
-    subject.check.that(state.batch == len(rows), f"{what}: the state has {state.batch} rows, expected {len(rows)}")
-    subject.check.that(state.positions.tolist() == lengths,
-                       f"{what}: positions are {state.positions.tolist()}, expected {lengths}")
+    subject.check.require(state.batch == len(rows), f"{label}: the state has {state.batch} rows, expected {len(rows)}")
+    subject.check.require(state.positions.tolist() == lengths,
+                          f"{label}: positions are {state.positions.tolist()}, expected {lengths}")
 
 
 def check_pieces(subject: Subject, case: Case) -> None:
@@ -255,17 +255,17 @@ def check_pieces(subject: Subject, case: Case) -> None:
     length = case.longest
     x = subject.draw((case.batch, length), case.generator())
     expected = torch.stack([subject.truth(row) for row in x])
-    single = [(0, subject.least)] * bool(subject.least) + [(i, i + 1) for i in range(subject.least, length)]
-    for what, edges in (("extend at once", [(0, length)]), ("extend one by one", single),
-                        (f"extend in pieces {case.edges(length, subject.least)}", case.edges(length, subject.least))):
+    one_by_one = [(0, subject.least)] * bool(subject.least) + [(i, i + 1) for i in range(subject.least, length)]
+    for label, edges in (("extend at once", [(0, length)]), ("extend one by one", one_by_one),
+                         (f"extend in pieces {case.edges(length, subject.least)}", case.edges(length, subject.least))):
         state = subject.init(case.batch)
         outputs = []
         for begin, end in edges:
             outputs.append(subject.extend(x[:, begin:end], state))
             state.commit()
         if outputs:
-            subject.check.agree(what, torch.cat(outputs, 1), expected, subject.tolerance)
-        check_positions(subject, what, state, list(x))
+            subject.check.agree(label, torch.cat(outputs, 1), expected, subject.tolerance)
+        check_positions(subject, label, state, list(x))
 
 
 def check_ragged(subject: Subject, case: Case) -> None:
@@ -277,13 +277,13 @@ def check_ragged(subject: Subject, case: Case) -> None:
         counts = [min(max(length - begin, 0), end - begin) for length in case.lengths]
         piece = x[:, begin:end]
         y = subject.extend(piece, state)
-        check_outputs(subject, "extend of padded rows", y, [x[row, : min(begin, length)] for row, length in
-                                                     enumerate(case.lengths)], piece, counts=counts)
+        histories = [x[row, : min(begin, length)] for row, length in enumerate(case.lengths)]
+        check_outputs(subject, "extend of padded rows", y, histories, piece, counts=counts)
         state.commit(counts=torch.tensor(counts, device=x.device))
     rows = [x[row, :length] for row, length in enumerate(case.lengths)]
     check_positions(subject, "after commit(counts)", state, rows)
-    after = subject.draw((case.batch, 2), generator)
-    check_outputs(subject, "extend after commit(counts)", subject.extend(after, state), rows, after)
+    continuation = subject.draw((case.batch, 2), generator)
+    check_outputs(subject, "extend after commit(counts)", subject.extend(continuation, state), rows, continuation)
 
 
 def check_tree(subject: Subject, case: Case) -> None:
@@ -294,17 +294,17 @@ def check_tree(subject: Subject, case: Case) -> None:
     state = prefill(subject, rows)
     size = len(case.parents[0])
     parents = torch.tensor(case.parents, device=rows[0].device)
-    for what in ("extend as a tree", "extend as a tree again, after a draft that was not committed"):
+    for label in ("extend as a tree", "extend as a tree again, after a draft that was not committed"):
         x = subject.draw((case.batch, size), generator)
-        check_outputs(subject, what, subject.extend(x, state, parents), rows, x, case.parents)
-        check_positions(subject, f"after {what}, uncommitted", state, rows)
+        check_outputs(subject, label, subject.extend(x, state, parents), rows, x, case.parents)
+        check_positions(subject, f"after {label}, uncommitted", state, rows)
     chain = subject.draw((case.batch, 3), generator)
     check_outputs(subject, "extend as a chain after an uncommitted tree", subject.extend(chain, state), rows, chain)
 
     subject.extend(x, state, parents)
     # pick `size` is the empty path: this row takes nothing
-    chosen = [([*node_paths(tree), []])[pick % (size + 1)] for tree, pick in zip(case.parents, case.picks)]
-    check_path(subject, f"commit(path {chosen})", state, rows, x, chosen, chain)
+    paths = [([*node_paths(tree), []])[pick % (size + 1)] for tree, pick in zip(case.parents, case.picks)]
+    check_path(subject, f"commit(path {paths})", state, rows, x, paths, chain)
 
 
 def check_chain_path(subject: Subject, case: Case) -> None:
@@ -314,18 +314,18 @@ def check_chain_path(subject: Subject, case: Case) -> None:
     state = prefill(subject, rows)
     x = subject.draw((case.batch, 4), generator)
     subject.extend(x, state)
-    chosen = [list(range(pick % 5)) for pick in case.picks]
-    check_path(subject, f"commit(path {chosen}) of a chain", state, rows, x, chosen, x)
+    paths = [list(range(pick % 5)) for pick in case.picks]
+    check_path(subject, f"commit(path {paths}) of a chain", state, rows, x, paths, x)
 
 
-def check_path(subject: Subject, what: str, state: Decoding, rows: list[Tensor], x: Tensor, chosen: list[list[int]],
-               after: Tensor) -> None:
-    """Commit of each row's path through the pending nodes x: what comes `after` sees it as if it had been there always.
-    """
-    state.commit(pad_rows(chosen, -1).to(x.device))
-    rows = [torch.cat([row, x[index, path]]) for index, (row, path) in enumerate(zip(rows, chosen))]
-    check_positions(subject, f"after {what}", state, rows)
-    check_outputs(subject, f"extend after {what}", subject.extend(after, state), rows, after)
+def check_path(subject: Subject, label: str, state: Decoding, rows: list[Tensor], x: Tensor, paths: list[list[int]],
+               continuation: Tensor) -> None:
+    """Commit each row's path through the pending nodes x: the `continuation` gives the same outputs as in a run from
+    the beginning."""
+    state.commit(pad_rows(paths, -1).to(x.device))
+    rows = [torch.cat([row, x[index, path]]) for index, (row, path) in enumerate(zip(rows, paths))]
+    check_positions(subject, f"after {label}", state, rows)
+    check_outputs(subject, f"extend after {label}", subject.extend(continuation, state), rows, continuation)
 
 
 def check_select(subject: Subject, case: Case) -> None:
@@ -338,38 +338,39 @@ def check_select(subject: Subject, case: Case) -> None:
     if case.seed % 3 == 0:
         order = list(range(case.batch))
     forked = state.select(torch.tensor(order, device=rows[0].device))
-    chosen = [rows[row] for row in order]
-    check_positions(subject, f"select({order})", forked, chosen)
+    forked_rows = [rows[row] for row in order]
+    check_positions(subject, f"select({order})", forked, forked_rows)
+    states = ((f"select({order})", forked, forked_rows), ("what was selected from", state, rows))
     for _ in range(2):  # turn by turn: what one does must not be seen by the other
-        for what, one, before in ((f"select({order})", forked, chosen), ("what was selected from", state, rows)):
-            x = subject.draw((len(before), 3), generator)
-            check_outputs(subject, f"extend of {what}", subject.extend(x, one), before, x)
-            one.commit(counts=torch.tensor([2] * len(before), device=x.device))
-            before[:] = [torch.cat([row, new]) for row, new in zip(before, x[:, :2])]
-    for what, one, before in ((f"select({order})", forked, chosen), ("what was selected from", state, rows)):
-        one.rewind(1)
-        x, before = subject.draw((len(before), 2), generator), [row[:-1] for row in before]
-        check_outputs(subject, f"extend of {what} after rewind", subject.extend(x, one), before, x)
+        for label, current, histories in states:
+            x = subject.draw((len(histories), 3), generator)
+            check_outputs(subject, f"extend of {label}", subject.extend(x, current), histories, x)
+            current.commit(counts=torch.tensor([2] * len(histories), device=x.device))
+            histories[:] = [torch.cat([row, tokens]) for row, tokens in zip(histories, x[:, :2])]
+    for label, current, histories in states:
+        current.rewind(1)
+        x, histories = subject.draw((len(histories), 2), generator), [row[:-1] for row in histories]
+        check_outputs(subject, f"extend of {label} after rewind", subject.extend(x, current), histories, x)
 
 
 def check_join(subject: Subject, case: Case) -> None:
     """Rows of several states, of whatever lengths, live on together as each would have alone; the parts stay whole."""
     generator = case.generator()
     rows = draw_rows(subject, case, generator)
-    apart = [prefill(subject, [row], history=2) for row in rows]
-    fresh = [] if subject.least else [subject.init(1, history=2)]
-    state = apart[0].join([*apart[1:], *fresh])
-    before = [*rows, *(rows[0][:0] for _ in fresh)]
-    check_positions(subject, "join", state, before)
-    for what, one, lived in [("joined rows", state, before), ("a part that was joined", apart[0], rows[:1])]:
-        for back in (0, 1):
+    parts = [prefill(subject, [row], history=2) for row in rows]
+    empty_states = [] if subject.least else [subject.init(1, history=2)]
+    state = parts[0].join([*parts[1:], *empty_states])
+    histories = [*rows, *(rows[0][:0] for _ in empty_states)]
+    check_positions(subject, "join", state, histories)
+    for label, current, lived in [("joined rows", state, histories), ("a part that was joined", parts[0], rows[:1])]:
+        for rewound in (0, 1):
             x = subject.draw((len(lived), 3), generator)
-            check_outputs(subject, f"extend of {what}", subject.extend(x, one), lived, x)
-            one.commit()
-            one.rewind(back)
-            lived = [torch.cat([row, new])[: len(row) + 3 - back] for row, new in zip(lived, x)]
+            check_outputs(subject, f"extend of {label}", subject.extend(x, current), lived, x)
+            current.commit()
+            current.rewind(rewound)
+            lived = [torch.cat([row, new])[: len(row) + 3 - rewound] for row, new in zip(lived, x)]
         x = subject.draw((len(lived), 2), generator)
-        check_outputs(subject, f"extend of {what} after rewind", subject.extend(x, one), lived, x)
+        check_outputs(subject, f"extend of {label} after rewind", subject.extend(x, current), lived, x)
 
 
 def check_rewind(subject: Subject, case: Case) -> None:
@@ -379,36 +380,38 @@ def check_rewind(subject: Subject, case: Case) -> None:
     history = 1 + case.picks[0] % 6
     rows = draw_rows(subject, case, generator)
     state = prefill(subject, rows, history)
-    for turn in range(3):
+    for round_number in range(3):
         x = subject.draw((case.batch, 1 + case.seed % 3), generator)
         subject.extend(x, state)
         state.commit()
-        rows = [torch.cat([row, new]) for row, new in zip(rows, x)]
-        back = [min((pick + turn) % (history + 1), len(row) - subject.least) for pick, row in zip(case.picks, rows)]
-        state.rewind(torch.tensor(back, device=x.device))
-        rows = [row[: len(row) - n] for row, n in zip(rows, back)]
-        check_positions(subject, f"after rewind({back}) with history {history}", state, rows)
+        rows = [torch.cat([row, tokens]) for row, tokens in zip(rows, x)]
+        counts = [min((pick + round_number) % (history + 1), len(row) - subject.least)
+                  for pick, row in zip(case.picks, rows)]
+        state.rewind(torch.tensor(counts, device=x.device))
+        rows = [row[: len(row) - n] for row, n in zip(rows, counts)]
+        check_positions(subject, f"after rewind({counts}) with history {history}", state, rows)
         x = subject.draw((case.batch, 2), generator)
-        check_outputs(subject, f"extend after rewind({back}) with history {history}", subject.extend(x, state), rows, x)
+        y = subject.extend(x, state)
+        check_outputs(subject, f"extend after rewind({counts}) with history {history}", y, rows, x)
         state.commit()
-        rows = [torch.cat([row, new]) for row, new in zip(rows, x)]
+        rows = [torch.cat([row, tokens]) for row, tokens in zip(rows, x)]
         # Grow again by as much as was taken, so that the next turn may go back `history` from here.
         x = subject.draw((case.batch, history), generator)
         subject.extend(x, state)
         state.commit()
-        rows = [torch.cat([row, new]) for row, new in zip(rows, x)]
+        rows = [torch.cat([row, tokens]) for row, tokens in zip(rows, x)]
     subject.check.refuses("rewinding more tokens than there are", lambda: state.rewind(10**6))
     x = subject.draw((case.batch, 2), generator)
     for n in range(history, min(2 * history + 4, min(len(row) for row in rows) - subject.least)):
-        other = state.snapshot()
-        before = [row[: len(row) - n] for row in rows]
+        copy = state.snapshot()
+        histories = [row[: len(row) - n] for row in rows]
         try:
-            other.rewind(n)
+            copy.rewind(n)
         except SegueError:
-            subject.check.that(n > history, f"rewind of {n} was refused with history {history}")
-            before = rows
-        check_positions(subject, f"after asking to rewind {n} with history {history}", other, before)
-        check_outputs(subject, f"extend after asking to rewind {n} of {history}", subject.extend(x, other), before, x)
+            subject.check.require(n > history, f"rewind of {n} was refused with history {history}")
+            histories = rows
+        check_positions(subject, f"after asking to rewind {n} with history {history}", copy, histories)
+        check_outputs(subject, f"extend after asking to rewind {n} of {history}", subject.extend(x, copy), histories, x)
 
 
 def check_snapshot(subject: Subject, case: Case) -> None:
@@ -416,17 +419,17 @@ def check_snapshot(subject: Subject, case: Case) -> None:
     generator = case.generator()
     rows = draw_rows(subject, case, generator)
     state = prefill(subject, rows)
-    kept = state.snapshot()
+    snapshot = state.snapshot()
     for turn in range(2):
         x = subject.draw((case.batch, 3), generator)
         subject.extend(x, state)
         state.commit()
         subject.extend(x, state)
-        state.restore(kept)
+        state.restore(snapshot)
         check_positions(subject, "after restore", state, rows)
         subject.check.refuses("commit of what was pending before restore", state.commit)
         check_outputs(subject, f"extend after restore number {turn + 1}", subject.extend(x, state), rows, x)
-    check_outputs(subject, "extend of the snapshot itself", subject.extend(x, kept), rows, x)
+    check_outputs(subject, "extend of the snapshot itself", subject.extend(x, snapshot), rows, x)
 
 
 def check_life(subject: Subject, case: Case) -> None:
@@ -436,31 +439,31 @@ def check_life(subject: Subject, case: Case) -> None:
     rows = draw_rows(subject, case, generator)
     state = prefill(subject, rows, history)
     floors = [max(len(row) - history, subject.least) for row in rows]
-    kept = (state.snapshot(), list(rows), list(floors))
-    lived = "prefill"
-    for turn, step in enumerate(case.steps):
-        pick, batch = case.picks[turn % len(case.picks)] + turn, len(rows)
-        lived += f", {step}"
-        new: list[Tensor] = []  # what each row goes on with
+    saved = (state.snapshot(), list(rows), list(floors))
+    history_label = "prefill"
+    for index, step in enumerate(case.steps):
+        pick, batch = case.picks[index % len(case.picks)] + index, len(rows)
+        history_label += f", {step}"
+        appended: list[Tensor] = []  # what each row goes on with
         if step in ("chain", "ragged"):
             x = subject.draw((batch, 1 + pick % 3), generator)
-            check_outputs(subject, lived, subject.extend(x, state), rows, x)
+            check_outputs(subject, history_label, subject.extend(x, state), rows, x)
             counts = [x.shape[1] if step == "chain" else (pick + row) % (x.shape[1] + 1) for row in range(batch)]
             state.commit(counts=None if step == "chain" else torch.tensor(counts, device=x.device))
-            new = [x[row, :n] for row, n in enumerate(counts)]
+            appended = [x[row, :n] for row, n in enumerate(counts)]
         elif step in ("draft", "tree"):
-            trees = [case.parents[(row + turn) % case.batch] for row in range(batch)]
+            trees = [case.parents[(row + index) % case.batch] for row in range(batch)]
             x = subject.draw((batch, len(trees[0])), generator)
             y = subject.extend(x, state, torch.tensor(trees, device=x.device))
-            check_outputs(subject, lived, y, rows, x, trees)
+            check_outputs(subject, history_label, y, rows, x, trees)
             if step == "tree":
-                chosen = [node_paths(tree)[(pick + row) % len(tree)] for row, tree in enumerate(trees)]
-                state.commit(pad_rows(chosen, -1).to(x.device))
-                new = [x[row, path] for row, path in enumerate(chosen)]
+                paths = [node_paths(tree)[(pick + row) % len(tree)] for row, tree in enumerate(trees)]
+                state.commit(pad_rows(paths, -1).to(x.device))
+                appended = [x[row, path] for row, path in enumerate(paths)]
         elif step == "rewind":
-            back = [(pick + row) % (len(tokens) - floors[row] + 1) for row, tokens in enumerate(rows)]
-            state.rewind(torch.tensor(back, device=rows[0].device))
-            rows = [tokens[: len(tokens) - n] for tokens, n in zip(rows, back)]
+            rewound = [(pick + row) % (len(tokens) - floors[row] + 1) for row, tokens in enumerate(rows)]
+            state.rewind(torch.tensor(rewound, device=rows[0].device))
+            rows = [tokens[: len(tokens) - n] for tokens, n in zip(rows, rewound)]
         elif step == "select":
             order = [(pick + 2 * row) % batch for row in range(1 + pick % 3)]
             state = state.select(torch.tensor(order, device=rows[0].device))
@@ -470,16 +473,16 @@ def check_life(subject: Subject, case: Case) -> None:
             state = state.join([state.select(torch.tensor(order, device=rows[0].device))])
             rows, floors = [*rows, *(rows[row] for row in order)], [*floors, *(floors[row] for row in order)]
         elif step == "snapshot":
-            kept = (state.snapshot(), list(rows), list(floors))
+            saved = (state.snapshot(), list(rows), list(floors))
         else:
-            state.restore(kept[0])
-            rows, floors = list(kept[1]), list(kept[2])
-        if new:
-            rows = [torch.cat(pair) for pair in zip(rows, new)]
+            state.restore(saved[0])
+            rows, floors = list(saved[1]), list(saved[2])
+        if appended:
+            rows = [torch.cat(pair) for pair in zip(rows, appended)]
             floors = [max(floor, len(row) - history) for floor, row in zip(floors, rows)]
-        check_positions(subject, lived, state, rows)
+        check_positions(subject, history_label, state, rows)
     x = subject.draw((len(rows), 2), generator)
-    check_outputs(subject, f"{lived}, at the end", subject.extend(x, state), rows, x)
+    check_outputs(subject, f"{history_label}, at the end", subject.extend(x, state), rows, x)
 
 
 def check_refused(subject: Subject) -> None:

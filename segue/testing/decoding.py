@@ -66,9 +66,9 @@ class TableModel:
 
     def answer(self, prompt: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
         """(len(tokens), V) log-probabilities of what follows the prompt and each part of the answer."""
-        said = [self.vocabulary, self.vocabulary, *prompt, *tokens]
+        context = [self.vocabulary, self.vocabulary, *prompt, *tokens]
         start = len(prompt) + 2
-        return log_softmax(np.stack([self.table[said[i - 2], said[i - 1]].numpy()
+        return log_softmax(np.stack([self.table[context[i - 2], context[i - 1]].numpy()
                                      for i in range(start, start + len(tokens))]))
 
 
@@ -92,25 +92,26 @@ class Reread:
                at: Tensor | None = None) -> Output:
         assert isinstance(state, TokenState)
         n = tokens.shape[1]
-        above = torch.arange(-1, n - 1).expand(tokens.shape) if parents is None else parents
+        parent_rows = torch.arange(-1, n - 1).expand(tokens.shape) if parents is None else parents
         logits: list[Tensor] = []
         hidden: list[Tensor] = []
-        for said, filled, row, parent in zip(state.past, state.filled, tokens.tolist(), above.tolist()):
-            before, found = said[len(said) - filled :].tolist(), list[tuple[Tensor, Tensor]]([None] * n)  # type: ignore[list-item]
+        for past, filled, row, parent in zip(state.past, state.filled, tokens.tolist(), parent_rows.tolist()):
+            history = past[len(past) - filled :].tolist()
+            outputs = list[tuple[Tensor, Tensor]]([None] * n)  # type: ignore[list-item]
             for leaf in set(range(n)) - set(parent):
                 path = [leaf]
                 while parent[path[-1]] >= 0:
                     path.append(parent[path[-1]])
-                out = self.read((*before, *(row[node] for node in path[::-1])))
-                for place, node in enumerate(path[::-1], len(before)):
-                    found[node] = out.logits[0, place], out.hidden[0, place]
-            for into, values in zip((logits, hidden), zip(*found)):
-                into.append(torch.stack(values))
+                out = self.read((*history, *(row[node] for node in path[::-1])))
+                for position, node in enumerate(path[::-1], len(history)):
+                    outputs[node] = out.logits[0, position], out.hidden[0, position]
+            for target, values in zip((logits, hidden), zip(*outputs)):
+                target.append(torch.stack(values))
         state.pending = tokens.numpy(), None if parents is None else parents.numpy()
-        every = torch.stack(logits)
+        all_logits = torch.stack(logits)
         if at is not None:
-            every = every.gather(1, at[..., None].expand(-1, -1, self.vocabulary))
-        return Output(every, torch.stack(hidden))
+            all_logits = all_logits.gather(1, at[..., None].expand(-1, -1, self.vocabulary))
+        return Output(all_logits, torch.stack(hidden))
 
 
 class TableState:
@@ -183,39 +184,39 @@ class WildDraft:
                  honest: float = 0.7) -> None:
         self.vocabulary, self.nodes, self.truth, self.honest = vocabulary, nodes, truth, honest
         self.random = np.random.default_rng(seed)
-        self.said: dict[int, int] = {}
+        self.produced: dict[int, int] = {}
         self.order: dict[int, int] = {}
 
     def observe(self, row: int, tokens: Sequence[int], prompt: bool = False) -> None:
         self.order.setdefault(row, len(self.order))
-        self.said[row] = self.said.get(row, 0) + (0 if prompt else len(tokens))
+        self.produced[row] = self.produced.get(row, 0) + (0 if prompt else len(tokens))
 
     def propose(self, tips: Sequence[Tip]) -> list[Tree]:
-        return [self._wild(tip) for tip in tips]
+        return [self._random_tree(tip) for tip in tips]
 
-    def _wild(self, tip: Tip) -> Tree:
+    def _random_tree(self, tip: Tip) -> Tree:
         order = self.order[tip.row]
-        ahead = list(self.truth[order][self.said[tip.row] :]) if order < len(self.truth) else []
+        remaining = list(self.truth[order][self.produced[tip.row] :]) if order < len(self.truth) else []
         tree = Tree()
         depths: list[int] = []
-        true: dict[int, int] = {-1: 0}  # nodes on the true path, by node: how far along
+        true_nodes: dict[int, int] = {-1: 0}  # nodes on the true path, by node: how far along
         for _ in range(int(self.random.integers(0, min(self.nodes, tip.nodes) + 1))):
-            spot = max(true) if true and self.random.random() < self.honest else \
+            parent = max(true_nodes) if true_nodes and self.random.random() < self.honest else \
                 int(self.random.integers(-1, len(tree.tokens)))
-            depth = 1 if spot < 0 else depths[spot] + 1
+            depth = 1 if parent < 0 else depths[parent] + 1
             if depth > tip.depth:
                 continue
             token = int(self.random.integers(self.vocabulary))
-            if spot in true and true[spot] < len(ahead) and self.random.random() < self.honest:
-                token = ahead[true[spot]]
-                true[len(tree.tokens)] = true[spot] + 1
+            if parent in true_nodes and true_nodes[parent] < len(remaining) and self.random.random() < self.honest:
+                token = remaining[true_nodes[parent]]
+                true_nodes[len(tree.tokens)] = true_nodes[parent] + 1
             tree.tokens.append(token)
-            tree.parents.append(spot)
+            tree.parents.append(parent)
             depths.append(depth)
         return tree
 
     def forget(self, row: int) -> None:
-        self.said.pop(row, None)
+        self.produced.pop(row, None)
 
 
 class DiceDraft:
@@ -285,32 +286,32 @@ def check_drafter(make: Callable[[], Drafter], vocabulary: int = 11, seed: int =
     name = type(make()).__name__
     random = np.random.default_rng(seed)
     motif = random.integers(0, vocabulary, 9).tolist()
-    one, two = make(), make()
-    if one.needs_hidden:
+    drafter, twin = make(), make()
+    if drafter.needs_hidden:
         raise broken(name, "this checker gives no hidden states: check a drafter that needs them inside its model")
-    if len(one.propose([Tip(99, 8, 4)])[0]):
+    if len(drafter.propose([Tip(99, 8, 4)])[0]):
         raise broken(name, "it drafts for a request that said nothing")
     for turn in range(40):
         row = int(random.integers(3))
         tokens = (motif * 2)[turn % 5 : turn % 5 + 6] if turn % 2 else random.integers(0, vocabulary, 4).tolist()
-        for drafter in (one, two):
-            drafter.observe(row, tokens, prompt=turn < 6)
-        tips = [Tip(asked, int(random.integers(1, 40)), int(random.integers(1, 9))) for asked in range(3)]
-        first = one.propose(tips)
+        for each in (drafter, twin):
+            each.observe(row, tokens, prompt=turn < 6)
+        tips = [Tip(request, int(random.integers(1, 40)), int(random.integers(1, 9))) for request in range(3)]
+        first = drafter.propose(tips)
         if len(first) != len(tips):
             raise broken(name, f"{len(first)} drafts for {len(tips)} tips")
         for tip, tree in zip(tips, first):
             check_tree(tree, tip, vocabulary, name)
-        for what, again in (("asked again", one.propose(tips)), ("with the same history", two.propose(tips))):
+        for label, repeated in (("asked again", drafter.propose(tips)), ("with the same history", twin.propose(tips))):
             if all(tree.q is None for tree in first) and [(tree.tokens, tree.parents) for tree in first] != [
-                    (tree.tokens, tree.parents) for tree in again]:
-                raise broken(name, f"it drafts differently {what}")
+                    (tree.tokens, tree.parents) for tree in repeated]:
+                raise broken(name, f"it drafts differently {label}")
     _check_leaks(make, name)
     _check_forgets(make(), name, vocabulary, random)
     model = TableModel(vocabulary, seed, 3.0)
     prompts = [random.integers(0, vocabulary, length).tolist() for length in (1, 7, 3)]
-    ways: list[dict[str, Any]] = [{}, {"decoder": "sample", "temperature": 0.5, "repetition_penalty": 1.1}]
-    for options in ways:
+    option_sets: list[dict[str, Any]] = [{}, {"decoder": "sample", "temperature": 0.5, "repetition_penalty": 1.1}]
+    for options in option_sets:
         plain = generate(model, prompts, 60, seed=seed, eos=0, **options)
         model.passes = 0
         drafted = generate(model, prompts, 60, seed=seed, eos=0, draft=make(), adaptive=False, **options)
@@ -389,25 +390,25 @@ def chi_square(counts: np.ndarray, expected: np.ndarray) -> float:
     pool = int(np.searchsorted(expected[order].cumsum(), 8.0)) + 1
     cells = [order[:pool], *[np.array([cell]) for cell in order[pool:]]]
     observed = np.array([counts[cell].sum() for cell in cells])
-    wanted = np.array([expected[cell].sum() for cell in cells])
+    expected_counts = np.array([expected[cell].sum() for cell in cells])
     freedom = max(len(cells) - 1, 1)
-    statistic = float(((observed - wanted) ** 2 / np.maximum(wanted, 1e-9)).sum())
+    statistic = float(((observed - expected_counts) ** 2 / np.maximum(expected_counts, 1e-9)).sum())
     return float(((statistic / freedom) ** (1 / 3) - (1 - 2 / (9 * freedom))) / np.sqrt(2 / (9 * freedom)))
 
 
 def exact_answers(model: TableModel, prompt: Sequence[int], sampling: Sampling, length: int) -> np.ndarray:
     """(V,) * length, the exact probability of every answer of so many tokens."""
-    found = np.ones((model.vocabulary,) * length)
-    for at in range(length):
-        for said in itertools.product(range(model.vocabulary), repeat=at):
+    probabilities = np.ones((model.vocabulary,) * length)
+    for length_so_far in range(length):
+        for tokens in itertools.product(range(model.vocabulary), repeat=length_so_far):
             prefix = Prefix(prompt, model.vocabulary)
-            for token in said:
+            for token in tokens:
                 prefix.append(token)
-            before = [model.vocabulary, model.vocabulary, *prefix.tokens][-2:]
-            scores = model.table[before[0], before[1]].numpy().copy()
-            chances = sampling.distribution(scores, prefix)
-            found[said] *= chances.reshape(-1, *[1] * (length - at - 1))
-    return found
+            context = [model.vocabulary, model.vocabulary, *prefix.tokens][-2:]
+            scores = model.table[context[0], context[1]].numpy().copy()
+            distribution = sampling.distribution(scores, prefix)
+            probabilities[tokens] *= distribution.reshape(-1, *[1] * (length - length_so_far - 1))
+    return probabilities
 
 
 def check_acceptor(acceptor: Acceptor, draws: int = 3000, seed: int = 0, vocabulary: int = 5) -> None:
@@ -434,22 +435,22 @@ def check_acceptor(acceptor: Acceptor, draws: int = 3000, seed: int = 0, vocabul
                 raise broken(name, "it takes tokens with the scores of other nodes")
     plain: dict[str, Any] = {"temperature": 0.8}
     processed: dict[str, Any] = {"top_k": 3, "repetition_penalty": 1.5}
-    for what, draft, options, count in (("no draft", None, plain, 1 + draws // 4),
-                                        ("picked drafts", StubbornDraft(vocabulary), plain, draws),
-                                        ("picked drafts", StubbornDraft(vocabulary), processed, draws),
-                                        ("drawn drafts", DiceDraft(vocabulary, seed), processed, draws)):
-        chances = exact_answers(model, prompts[0], Sampling(True, **options), 3)
+    for label, draft, options, count in (("no draft", None, plain, 1 + draws // 4),
+                                         ("picked drafts", StubbornDraft(vocabulary), plain, draws),
+                                         ("picked drafts", StubbornDraft(vocabulary), processed, draws),
+                                         ("drawn drafts", DiceDraft(vocabulary, seed), processed, draws)):
+        probabilities = exact_answers(model, prompts[0], Sampling(True, **options), 3)
         # Four tokens: the first comes without a draft, the last never from one, those between from two deep.
         answers = generate(model, [prompts[0]] * count, 4, "sample", draft, acceptor=checked, seed=seed,
                            adaptive=False, batch=1000, **options)
-        for first, others in ((0, 2), (1, 0)):
+        for first, axes in ((0, 2), (1, 0)):
             pairs = [vocabulary * answer.tokens[first] + answer.tokens[first + 1] for answer in answers]
             counts = np.bincount(pairs, minlength=vocabulary**2).astype(float)
-            expected = count * chances.sum(others).ravel()
+            expected = count * probabilities.sum(axes).ravel()
             if (counts[expected == 0] > 0).any():
-                raise broken(name, f"with {what} and {options} it says what the processors rule out")
+                raise broken(name, f"with {label} and {options} it says what the processors rule out")
             if (score := chi_square(counts, expected)) > 4:
-                raise broken(name, f"with {what} and {options} tokens {first + 1} and {first + 2} are not distributed "
+                raise broken(name, f"with {label} and {options} tokens {first + 1} and {first + 2} are not distributed "
                                    f"as the model's ({score:.1f} deviations)")
 
 
@@ -474,15 +475,15 @@ class _Watched:
 
         row.take = watched
         try:
-            place = self.acceptor(tree, row)
+            leaf = self.acceptor(tree, row)
         finally:
             del row.take
-        path = [tree.tokens[node] for node in tree.path(place)]
+        path = [tree.tokens[node] for node in tree.path(leaf)]
         if not taken:
             raise broken(self.name, "it takes no token")
         if taken[: len(path)] != path or not (len(taken) == len(path) + 1 or (ended and len(taken) == len(path))):
             raise broken(self.name, f"it took {taken} but says its path holds {path}")
-        return place
+        return leaf
 
 
 def check_search(make: Callable[[int], Options], exact: bool = True, seed: int = 0) -> None:
@@ -500,8 +501,8 @@ def check_search(make: Callable[[int], Options], exact: bool = True, seed: int =
     several = dict.fromkeys(range(len(prompts)), False)  # whether all are asked for
     for width in (200, 3, 1):
         options = make(width)
-        found = options.run(model, prompts, [n] * 3, Sampling(), frozenset([stop]))
-        for number, (prompt, answers) in enumerate(zip(prompts, [each.answers for each in found])):
+        results = options.run(model, prompts, [n] * 3, Sampling(), frozenset([stop]))
+        for number, (prompt, answers) in enumerate(zip(prompts, [result.answers for result in results])):
             alone = options.run(model, [prompt], [n], Sampling(), frozenset([stop]))
             if [answer.tokens for answer in alone[0].answers] != [answer.tokens for answer in answers]:
                 raise broken(name, "an answer depends on the other prompts")
@@ -515,18 +516,19 @@ def check_search(make: Callable[[int], Options], exact: bool = True, seed: int =
                 ending = [stop] if answer.stopped else []
                 if len(answer.tokens) + len(ending) > n or stop in answer.tokens:
                     raise broken(name, f"answer {answer.tokens} goes beyond its end")
-                said = [*answer.tokens, *ending]
-                chances = [row[token] for row, token in zip(model.answer(prompt, said), said)]
-                if abs(sum(chances) - answer.total) > 1e-9:
-                    raise broken(name, f"answer {answer.tokens} has log-probability {sum(chances)}, not {answer.total}")
-                if not np.allclose(chances[: len(answer.tokens)], answer.logprobs, atol=1e-9):
-                    raise broken(name, f"the tokens of answer {answer.tokens} have log-probabilities {chances}, not "
+                tokens = [*answer.tokens, *ending]
+                logprobs = [row[token] for row, token in zip(model.answer(prompt, tokens), tokens)]
+                if abs(sum(logprobs) - answer.total) > 1e-9:
+                    raise broken(name, f"answer {answer.tokens} has log-probability {sum(logprobs)}, not "
+                                       f"{answer.total}")
+                if not np.allclose(logprobs[: len(answer.tokens)], answer.logprobs, atol=1e-9):
+                    raise broken(name, f"the tokens of answer {answer.tokens} have log-probabilities {logprobs}, not "
                                        f"{answer.logprobs}")
             if exact and width == 200:
                 several[number] = len(answers) > 1
-                for place, (answer, best) in enumerate(zip(answers, sorted(_every(model, prompt, n, stop))[::-1]), 1):
+                for rank, (answer, best) in enumerate(zip(answers, sorted(_every(model, prompt, n, stop))[::-1]), 1):
                     if abs(answer.total - best) > 1e-9:
-                        raise broken(name, f"with a width of everything it finds {answer.total:.6f} in place {place}, "
+                        raise broken(name, f"with a width of everything it finds {answer.total:.6f} in place {rank}, "
                                            f"the best there is {best:.6f}")
             elif several[number] and len(answers) < width:
                 raise broken(name, f"with a width of {width} it gives {len(answers)} answers")
@@ -535,6 +537,6 @@ def check_search(make: Callable[[int], Options], exact: bool = True, seed: int =
 def _every(model: TableModel, prompt: list[int], n: int, stop: int) -> list[float]:
     """Log-probabilities of all answers: those that end with the stop token, and those of full length."""
     others = [token for token in range(model.vocabulary) if token != stop]
-    answers = [[*said, stop] for length in range(n) for said in itertools.product(others, repeat=length)]
-    answers += [list(said) for said in itertools.product(others, repeat=n)]
-    return [float(sum(row[token] for row, token in zip(model.answer(prompt, said), said))) for said in answers]
+    answers = [[*tokens, stop] for length in range(n) for tokens in itertools.product(others, repeat=length)]
+    answers += [list(tokens) for tokens in itertools.product(others, repeat=n)]
+    return [float(sum(row[token] for row, token in zip(model.answer(prompt, tokens), tokens))) for tokens in answers]

@@ -38,40 +38,40 @@ def check_codec(codec: Codec, objects: Iterable[Any]) -> None:
         assert np.array_equal(ids, codec.encode(obj)), "encode and encode_many differ"
         assert not len(ids) or (ids.min() >= 0 and ids.max() < codec.size), "an id lies outside the vocabulary"
         assert not specials & set(ids.tolist()), "encode put in a special"
-        said = codec.decode(ids)
-        assert said == obj or (not codec.exact and np.array_equal(codec.encode(said), ids)), \
+        decoded = codec.decode(ids)
+        assert decoded == obj or (not codec.exact and np.array_equal(codec.encode(decoded), ids)), \
             f"round trip failed on {obj!r:.200}"
-        assert codec.decode(ids.tolist()) == said, "decode takes arrays only"
+        assert codec.decode(ids.tolist()) == decoded, "decode takes arrays only"
         assert codec.units(ids) == len(obj), f"units {codec.units(ids)} of an object of {len(obj)}"
-        for what, whole in (("prompt", codec.prompt(obj)), ("surrounded", codec.surrounded(obj))):
-            assert codec.decode(whole) == said, f"what {what} puts around an object stands for something"
-        kept = ids.copy()
+        for label, ids_around in (("prompt", codec.prompt(obj)), ("surrounded", codec.surrounded(obj))):
+            assert codec.decode(ids_around) == decoded, f"what {label} puts around an object stands for something"
+        copy = ids.copy()
         codec.encode(obj)[:] = 0
-        assert np.array_equal(kept, codec.encode(obj)), "what encode gave is the codec's own memory"
+        assert np.array_equal(copy, codec.encode(obj)), "what encode gave is the codec's own memory"
         if codec.elementwise:
             assert len(ids) == len(obj), "an elementwise codec makes one token of one element"
         framed = [id for id in (codec.bos, *ids.tolist(), codec.eos) if id is not None]
-        assert codec.decode(framed) == said and codec.units(framed) == len(obj), "begin or end stands for something"
+        assert codec.decode(framed) == decoded and codec.units(framed) == len(obj), "begin or end stands for something"
         if framed:
             varied = codec.varied(np.array(framed), np.random.default_rng(0))
-            assert len(varied) == len(framed) and codec.decode(varied) == said, "varied says something else"
+            assert len(varied) == len(framed) and codec.decode(varied) == decoded, "varied says something else"
     for id in range(min(codec.size, 5000)):
         text = codec.token(id)
         assert isinstance(text, str) and text and text.isprintable(), f"token {id} reads {text!r}"
-    for wrong in (-1, codec.size):
+    for invalid in (-1, codec.size):
         try:
-            codec.decode([wrong])
+            codec.decode([invalid])
         except SegueError:
             continue
-        raise AssertionError(f"decode took the id {wrong}")
+        raise AssertionError(f"decode took the id {invalid}")
     with tempfile.TemporaryDirectory() as folder:
         codec.save(folder)
         again = Codec.load(folder)
         assert again == codec and again.size == codec.size, "another codec came back"
         assert (again.bos, again.eos, again.unk, again.pad) == (codec.bos, codec.eos, codec.unk, codec.pad)
         assert np.array_equal(again.weights(), weights), "the loaded codec weighs differently"
-        for ids, same in zip(many, again.encode_many(objects)):
-            assert np.array_equal(ids, same), "the loaded codec encodes differently"
+        for ids, expected in zip(many, again.encode_many(objects)):
+            assert np.array_equal(ids, expected), "the loaded codec encodes differently"
             assert again.decode(ids) == codec.decode(ids), "the loaded codec decodes differently"
 
 
@@ -83,7 +83,7 @@ def check_kind(kind: Kind, files: Iterable[str | Path], seed: int = 0, mutations
     back; `show` gives text; damaged forms of the files (cut, changed, emptied, filled with NUL) give records or a
     one-line SegueError, never anything else.
     """
-    form = {"bytes": bytes, "letters": str, "items": list}[kind.storage]
+    object_type = {"bytes": bytes, "letters": str, "items": list}[kind.storage]
     generator = random.Random(seed)
     with tempfile.TemporaryDirectory() as temporary:
         for number, file in enumerate(map(Path, files)):
@@ -94,7 +94,8 @@ def check_kind(kind: Kind, files: Iterable[str | Path], seed: int = 0, mutations
             again = list(kind.read(file, **options))
             _same(records, again, "a second reading")
             for record in records:
-                assert isinstance(record.object, form) and len(record.object), f"'{record.name}' is not {form.__name__}"
+                assert isinstance(record.object, object_type) and len(record.object), \
+                    f"'{record.name}' is not {object_type.__name__}"
                 assert record.name, "a record without a name"
                 for name, values in record.channels.items():
                     assert len(values) == len(record.object), f"channel '{name}' of '{record.name}' is not aligned"
@@ -118,17 +119,17 @@ def check_kind(kind: Kind, files: Iterable[str | Path], seed: int = 0, mutations
             written = Path(temporary) / f"written{number}{'.txt' if kind.several else bare(file).suffix}"
             objects = [record.object for record in records[: 20 if kind.several else 1]]
             kind.write(objects, written)
-            back = [record.object for record in kind.read(written)]
-            assert back == objects or form is bytes, "what was written is read differently"
+            read_back = [record.object for record in kind.read(written)]
+            assert read_back == objects or object_type is bytes, "what was written is read differently"
             if kind.several:
                 kind.write([Record(each, name=f"record{i}") for i, each in enumerate(objects)], written)
-                back = [record.object for record in kind.read(written)]
-                assert back == objects, "what was written as records is read differently"
+                read_back = [record.object for record in kind.read(written)]
+                assert read_back == objects, "what was written as records is read differently"
             assert isinstance(kind.show(objects[0]), str)
-            whole = file.read_bytes()[: 1 << 16]
+            content = file.read_bytes()[: 1 << 16]
             damaged = Path(temporary) / f"damaged{number}{''.join(file.suffixes)}"
             for _ in range(mutations):
-                damaged.write_bytes(damage(whole, generator))
+                damaged.write_bytes(damage(content, generator))
                 survives(damaged, kind.name, **options)
 
 
@@ -142,21 +143,21 @@ def _same(records: list[Record], others: Iterable[Record], what: str) -> None:
 
 def damage(data: bytes, generator: random.Random) -> bytes:
     """A file gone wrong in one of the ways files do."""
-    way = generator.randrange(7)
-    at = generator.randrange(len(data) + 1)
-    if way == 0:
-        return data[:at]
-    if way == 1:
+    mutation = generator.randrange(7)
+    position = generator.randrange(len(data) + 1)
+    if mutation == 0:
+        return data[:position]
+    if mutation == 1:
         return b"\0" * len(data)
-    if way == 2:
-        return data[:at] + generator.randbytes(generator.randrange(1, 9)) + data[at + 4 :]
-    if way == 3:
-        return data[at:]
-    if way == 4:
+    if mutation == 2:
+        return data[:position] + generator.randbytes(generator.randrange(1, 9)) + data[position + 4 :]
+    if mutation == 3:
+        return data[position:]
+    if mutation == 4:
         lines = data.split(b"\n")
         generator.shuffle(lines)
         return b"\n".join(lines)
-    if way == 5:
+    if mutation == 5:
         changed = bytearray(data)
         for _ in range(20):
             if changed:

@@ -44,9 +44,9 @@ def check_objective(objective: Objective, make: Callable[[], nn.Module] | None =
     targets[1, 6:] = -1
     batch = Batch(tokens, targets)
 
-    def total(of: Batch) -> Tensor:
+    def total(rows: Batch) -> Tensor:
         torch.manual_seed(seed)
-        return objective(model, of).total
+        return objective(model, rows).total
 
     loss = objective(model, batch)
     _require(loss.count == batch.count == int((targets >= 0).sum()), name, f"it counts {loss.count} of {batch.count}")
@@ -54,23 +54,23 @@ def check_objective(objective: Objective, make: Callable[[], nn.Module] | None =
     _require(bool(loss.terms) and not any(term.requires_grad for term in loss.terms.values()), name,
           "there are no terms, or they carry gradients")
     loss.total.backward()
-    reached = sum(float(p.grad.abs().sum()) > 0 for p in model.parameters() if p.grad is not None)
-    _require(reached > 0, name, "no gradient reaches the parameters")
+    num_reached = sum(float(p.grad.abs().sum()) > 0 for p in model.parameters() if p.grad is not None)
+    _require(num_reached > 0, name, "no gradient reaches the parameters")
 
-    whole = total(batch)
-    _check_close(name, "the total, asked twice,", total(batch), whole, tolerance)
-    apart = torch.stack([total(batch.rows(slice(i, i + 1))) for i in range(3)]).sum()
-    _check_close(name, "the sum over the rows, each alone,", apart, whole, tolerance)
+    expected = total(batch)
+    _check_close(name, "the total, asked twice,", total(batch), expected, tolerance)
+    by_row = torch.stack([total(batch.rows(slice(i, i + 1))) for i in range(3)]).sum()
+    _check_close(name, "the sum over the rows, each alone,", by_row, expected, tolerance)
     noise = tokens.clone()
     noise[1, 7:] = (noise[1, 7:] + 1) % VOCABULARY
-    _check_close(name, "the total with other tokens behind the last prediction", total(Batch(noise, targets)), whole,
+    _check_close(name, "the total with other tokens behind the last prediction", total(Batch(noise, targets)), expected,
           tolerance)
 
     starts = torch.zeros(1, 9, dtype=torch.bool)
     starts[0, [0, 4]] = True
     packed = total(Batch(tokens[:1], targets[:1], starts))
-    parts = total(Batch(tokens[:1, :4], targets[:1, :4])) + total(Batch(tokens[:1, 4:], targets[:1, 4:]))
-    _check_close(name, "the total of packed documents", packed, parts, tolerance)
+    separate = total(Batch(tokens[:1, :4], targets[:1, :4])) + total(Batch(tokens[:1, 4:], targets[:1, 4:]))
+    _check_close(name, "the total of packed documents", packed, separate, tolerance)
 
 
 def check_strategy(make: Callable[[], Strategy], seed: int = 0, model: Callable[[], nn.Module] | None = None,
@@ -86,11 +86,11 @@ def check_strategy(make: Callable[[], Strategy], seed: int = 0, model: Callable[
     after which a run is killed.
     """
     name, learner = type(make()).__name__, model or _small
-    whole, strategy = _weights(make(), seed, learner)
-    _require(all(bool(w.isfinite().all()) for w in whole.values()), name, "weights are not finite any more")
-    _check_same(name, "a second run with the same seed", _weights(make(), seed, learner)[0], whole)
+    expected, strategy = _weights(make(), seed, learner)
+    _require(all(bool(w.isfinite().all()) for w in expected.values()), name, "weights are not finite any more")
+    _check_same(name, "a second run with the same seed", _weights(make(), seed, learner)[0], expected)
     for stop in stops:
-        _check_same(name, f"a run killed after step {stop} and resumed", _killed(make, seed, learner, stop), whole)
+        _check_same(name, f"a run killed after step {stop} and resumed", _killed(make, seed, learner, stop), expected)
     tensors, values = strategy.state()
     _require(all(isinstance(tensor, Tensor) for tensor in tensors.values()), name, "state() holds more than tensors")
     try:
@@ -98,19 +98,19 @@ def check_strategy(make: Callable[[], Strategy], seed: int = 0, model: Callable[
     except (TypeError, ValueError):
         plain = False
     _require(plain, name, "the values of state() are not plain JSON values")
-    learned = {key: tensor.clone() for key, tensor in tensors.items()}, json.dumps(values)
+    saved = {key: tensor.clone() for key, tensor in tensors.items()}, json.dumps(values)
 
-    def later() -> Strategy:
-        made = make()
-        made.load_state({key: tensor.clone() for key, tensor in learned[0].items()}, json.loads(learned[1]))
-        return made
+    def restore() -> Strategy:
+        strategy_ = make()
+        strategy_.load_state({key: tensor.clone() for key, tensor in saved[0].items()}, json.loads(saved[1]))
+        return strategy_
 
-    again, _ = _weights(strategy, seed + 1, learner)
-    _require(all(bool(w.isfinite().all()) for w in again.values()), name, "a second experience breaks it")
+    second, _ = _weights(strategy, seed + 1, learner)
+    _require(all(bool(w.isfinite().all()) for w in second.values()), name, "a second experience breaks it")
     _check_same(name, "a second experience, by what state() kept of the first,",
-                _weights(later(), seed + 1, learner)[0],
-          again)
-    _check_same(name, "a second experience killed and resumed", _killed(later, seed + 1, learner, STEPS // 2), again)
+                _weights(restore(), seed + 1, learner)[0],
+          second)
+    _check_same(name, "a second experience killed and resumed", _killed(restore, seed + 1, learner, STEPS // 2), second)
     past = [Batches(Arrays(_sequences(seed + 2)), 8, 4).make(step) for step in range(2)]
     _check_same(name, "an update killed and resumed", _killed(make, seed, learner, STEPS // 2, past),
           _weights(make(), seed, learner, past=past)[0])
@@ -137,10 +137,10 @@ class _Run(Run):
     def compute_gradients(self) -> float:
         if self.step == self.stop:
             raise _Stop
-        given = self.batches(self.step)
-        batch = self.strategy.before_step(self, given)
-        _require(batch.tokens.shape[1] == given.tokens.shape[1], self.strategy.name,
-              f"before_step made rows of {batch.tokens.shape[1]} elements from rows of {given.tokens.shape[1]}")
+        original = self.batches(self.step)
+        batch = self.strategy.before_step(self, original)
+        _require(batch.tokens.shape[1] == original.tokens.shape[1], self.strategy.name,
+              f"before_step made rows of {batch.tokens.shape[1]} elements from rows of {original.tokens.shape[1]}")
         _require(all(p.grad is None for p in self.model.parameters()), self.strategy.name,
               "there are gradients before the backward pass")
         return super().compute_gradients()
@@ -162,16 +162,17 @@ def _weights(strategy: Strategy, seed: int, model: Callable[[], nn.Module], fold
     torch.manual_seed(0)
     batches = Batches(Arrays(_sequences(seed)), plan.context, plan.rows, plan.seed)
     learner = model()
-    before = {name: p.requires_grad for name, p in learner.named_parameters()}
+    requires_grad_before = {name: p.requires_grad for name, p in learner.named_parameters()}
     run = _Run(learner, batches, plan, strategy=strategy, folder=folder, key="check", save_seconds=0.0, past=past)
     run.stop = stop
     try:
         run.train(quiet=True)
     finally:
         batches.close()
-    after = {name: p.requires_grad for name, p in learner.named_parameters()}
-    _require(after == before, strategy.name, "the model has other parameters, or others frozen, when it is done "
-          f"({', '.join(sorted(dict(before.items() ^ after.items()))[:3])})")
+    requires_grad_after = {name: p.requires_grad for name, p in learner.named_parameters()}
+    _require(requires_grad_after == requires_grad_before, strategy.name,
+             "the model has other parameters, or others frozen, when it is done "
+             f"({', '.join(sorted(dict(requires_grad_before.items() ^ requires_grad_after.items()))[:3])})")
     return {name: weight.clone() for name, weight in weights_of(run.model).items()}, strategy
 
 
@@ -186,5 +187,5 @@ def _check_close(name: str, what: str, actual: Tensor, expected: Tensor, toleran
 
 
 def _check_same(name: str, what: str, actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    wrong = [key for key in expected if not torch.equal(actual[key], expected[key])]
-    _require(not wrong, name, f"{what} ends with other weights ({', '.join(wrong[:3])})")
+    different = [key for key in expected if not torch.equal(actual[key], expected[key])]
+    _require(not different, name, f"{what} ends with other weights ({', '.join(different[:3])})")

@@ -37,7 +37,7 @@ def check_mixer(make: Mixer | Callable[[int], Mixer], widths: tuple[int, ...] = 
 
     Returns the largest error seen in float64, by property.
     """
-    found: dict[str, float] = {}
+    errors: dict[str, float] = {}
     for index, width in enumerate(widths):
         if isinstance(make, Mixer):
             if index:
@@ -47,8 +47,8 @@ def check_mixer(make: Mixer | Callable[[int], Mixer], widths: tuple[int, ...] = 
             mixer, fresh = _build(make, width, seed), _build(make, width, seed + 1)
         checker = _MixerChecker(mixer, fresh, seed, examples, prompt, device, shrink)
         for name, error in checker.run(relative, compiled, only).items():
-            found[name] = max(found.get(name, 0.0), error)
-    return found
+            errors[name] = max(errors.get(name, 0.0), error)
+    return errors
 
 
 def check_state(make: Mixer | Callable[[int], Mixer], width: int = 8, seed: int = 0, examples: int = 10,
@@ -97,11 +97,11 @@ class _MixerChecker:
 
     def extend(self, x: Tensor, state: Decoding, parents: Tensor | None = None) -> Tensor:
         assert isinstance(state, State)
-        kept = {name: tensor.detach().clone() for name, tensor in state.tensors().items()}
+        before = {name: tensor.detach().clone() for name, tensor in state.tensors().items()}
         y = self.mixer.extend(x, state, parents)
         for name, tensor in state.tensors().items():
-            self.check.that(tensor.shape == kept[name].shape and torch.equal(tensor, kept[name]),
-                            f"extend changed '{name}' of the state, but only commit may")
+            self.check.require(tensor.shape == before[name].shape and torch.equal(tensor, before[name]),
+                               f"extend changed '{name}' of the state, but only commit may")
         return y
 
     def truth(self, x: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class _MixerChecker:
         mixer, check = self.mixer, self.check
         cases = draw_cases(self.least)
         drawn: dict[str, Callable[[Case], None]] = {"padding": self.padding}
-        once: dict[str, Callable[[], None]] = {
+        single: dict[str, Callable[[], None]] = {
             "declarations": self.declarations, "gradients": self.gradients, "dtypes": self.dtypes, "long": self.long,
             "save and load": self.save_and_load, "empty": self.empty,
         }
@@ -121,8 +121,9 @@ class _MixerChecker:
                       "positions": self.positions, "initial state": self.initial_state}
             if is_recurrent(mixer):
                 drawn["over ranks"] = self.over_ranks
-            once |= {"causality by gradient": self.causality_by_gradient, "size of the state": self.size,
-                     "gradients of decoding": self.gradients_of_decoding, "refused calls": lambda: check_refused(self)}
+            single |= {"causality by gradient": self.causality_by_gradient, "size of the state": self.size,
+                       "gradients of decoding": self.gradients_of_decoding,
+                       "refused calls": lambda: check_refused(self)}
         if mixer.resettable:
             drawn["packed"] = self.packed
             if mixer.causal and not self.least:
@@ -132,16 +133,16 @@ class _MixerChecker:
         if mixer.linear_in_values:
             drawn["matrix"] = self.matrix
         if relative:
-            once["shifted positions"] = self.shifted
+            single["shifted positions"] = self.shifted
         if compiled:
-            once["compiled"] = self.compiled
+            single["compiled"] = self.compiled
         with torch.no_grad():
             for name, body in drawn.items():
                 if only is None or only in name:
                     check.property(name, body, cases)
-        for name, plain in once.items():
+        for name, body_ in single.items():
             if only is None or only in name:
-                check.once(name, plain)
+                check.check_once(name, body_)
         return check.errors
 
     # Forms.
@@ -166,8 +167,8 @@ class _MixerChecker:
 
         def body(comm: Communicator) -> Tensor:
             share, positions = (shard.take(y, comm.rank) for y in (x, whole.positions))
-            own = Layout(positions, starts=None if starts is None else shard.take(starts, comm.rank))
-            return run_recurrent(self.mixer, share, own, comm, shard)
+            rank_layout = Layout(positions, starts=None if starts is None else shard.take(starts, comm.rank))
+            return run_recurrent(self.mixer, share, rank_layout, comm, shard)
 
         self.check.agree("forward over three ranks", shard.join(simulate(3, body)), self.mixer(x, whole),
                          self.tolerance)
@@ -175,9 +176,9 @@ class _MixerChecker:
     def causality(self, case: Case) -> None:
         x = self.draw((case.batch, case.longest + 1), case.generator())
         cut = self.least + case.picks[0] % (case.longest + 1 - self.least)
-        other = x.clone()
-        other[:, cut:] = self.draw((case.batch, case.longest + 1 - cut), torch.Generator().manual_seed(case.seed + 1))
-        self.check.agree(f"forward before {cut} after a change of the future", self.mixer(other)[:, :cut],
+        changed = x.clone()
+        changed[:, cut:] = self.draw((case.batch, case.longest + 1 - cut), torch.Generator().manual_seed(case.seed + 1))
+        self.check.agree(f"forward before {cut} after a change of the future", self.mixer(changed)[:, :cut],
                          self.mixer(x)[:, :cut], self.tolerance)
 
     def causality_by_gradient(self) -> None:
@@ -189,7 +190,7 @@ class _MixerChecker:
             self.check.agree(f"gradient of later inputs at outputs up to {cut}", grad[:, cut + 1 :],
                              torch.zeros_like(grad[:, cut + 1 :]), 1e-12)
             grad, = torch.autograd.grad(y[:, cut].square().sum(), x, retain_graph=True)
-            self.check.that(bool((grad[:, cut] != 0).any()), f"output {cut} has no gradient of its own input")
+            self.check.require(bool((grad[:, cut] != 0).any()), f"output {cut} has no gradient of its own input")
 
     def padding(self, case: Case) -> None:
         """A row gives the same alone and padded in a batch. (Padding that a non-causal mixer must not see is a
@@ -210,7 +211,7 @@ class _MixerChecker:
         x = self.draw((case.batch, case.longest), case.generator())
         matrix = self.mixer.matrix(x)
         if self.mixer.causal and not self.least:
-            self.check.that(bool((matrix.triu(1) == 0).all()), "matrix has entries above its diagonal")
+            self.check.require(bool((matrix.triu(1) == 0).all()), "matrix has entries above its diagonal")
         self.check.agree("output(matrix @ values)", self.mixer.output(matrix @ self.mixer.values(x), x), self.mixer(x),
                          self.tolerance)
 
@@ -220,7 +221,7 @@ class _MixerChecker:
         """Random starts of documents; the first node may continue what was before."""
         return (torch.rand(case.batch, case.longest, generator=case.generator()) < 0.2).to(self.device)
 
-    def _apart(self, x: Tensor, starts: Tensor, truth: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def _by_document(self, x: Tensor, starts: Tensor, truth: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Each document on its own."""
         heads = [0, *(torch.nonzero(starts)[:, 0].tolist()), len(x)]
         return torch.cat([(truth or self.truth)(x[begin:end]) for begin, end in zip(heads[:-1], heads[1:])])
@@ -232,7 +233,7 @@ class _MixerChecker:
         for row in range(case.batch):
             heads = torch.nonzero(starts[row])[:, 0].tolist()
             self.check.agree(f"forward, row {row} of documents that start at {heads}", y[row],
-                             self._apart(x[row], starts[row]), self.tolerance)
+                             self._by_document(x[row], starts[row]), self.tolerance)
 
     def packed_decoding(self, case: Case) -> None:
         """Documents in the decoding form, also split over calls, in rows of different lengths."""
@@ -244,7 +245,7 @@ class _MixerChecker:
             counts = [min(max(length - begin, 0), end - begin) for length in case.lengths]
             y = self.mixer.extend(x[:, begin:end], state, starts=starts[:, begin:end])
             for row, count in enumerate(counts):
-                expected = self._apart(x[row, : begin + count], starts[row, : begin + count])[begin:]
+                expected = self._by_document(x[row, : begin + count], starts[row, : begin + count])[begin:]
                 self.check.agree(f"extend from {begin}, row {row} of documents that start at {heads[row]}",
                                  y[row, :count], expected, self.tolerance)
             if case.seed % 2:  # as a path, which takes another road
@@ -253,14 +254,14 @@ class _MixerChecker:
                 state.commit(torch.where(index < torch.tensor(counts, device=self.device)[:, None], index, -1))
             else:
                 state.commit(counts=torch.tensor(counts, device=self.device))
-        more = self.draw((case.batch, 3), torch.Generator().manual_seed(case.seed + 1))
-        for begin, what in ((0, "extend after the documents"), (1, "extend after rewind to inside a document")):
-            y = self.mixer.extend(more[:, begin:], state)
+        continuation = self.draw((case.batch, 3), torch.Generator().manual_seed(case.seed + 1))
+        for begin, label in ((0, "extend after the documents"), (1, "extend after rewind to inside a document")):
+            y = self.mixer.extend(continuation[:, begin:], state)
             for row, length in enumerate(case.lengths):
-                both = torch.cat([x[row, :length], more[row]])
-                begun = torch.cat([starts[row, :length], starts.new_zeros(3)])
-                self.check.agree(f"{what}, row {row} of documents that start at {heads[row]}", y[row],
-                                 self._apart(both, begun)[length + begin :], self.tolerance)
+                joined = torch.cat([x[row, :length], continuation[row]])
+                joined_starts = torch.cat([starts[row, :length], starts.new_zeros(3)])
+                self.check.agree(f"{label}, row {row} of documents that start at {heads[row]}", y[row],
+                                 self._by_document(joined, joined_starts)[length + begin :], self.tolerance)
             state.commit()
             state.rewind(2)
 
@@ -279,8 +280,8 @@ class _MixerChecker:
             state.commit()
         self.check.agree("extend with gaps between positions", torch.cat(outputs, 1), expected, self.tolerance)
         if case.longest:
-            self.check.that(torch.equal(state.positions, positions[:, -1] + 1),
-                            "after commit the state's positions are not the last given ones plus one")
+            self.check.require(torch.equal(state.positions, positions[:, -1] + 1),
+                               "after commit the state's positions are not the last given ones plus one")
 
     def sets(self, case: Case) -> None:
         """A part is read as if it stood alone behind what came before; what follows a set does not know the order of
@@ -293,34 +294,34 @@ class _MixerChecker:
         for order in ([0, 1, 2], [2, 0, 1], [1, 0, 2]):
             pieces = [before, *(parts[part] for part in order), after]
             first = [0, *[sizes[0]] * 3, sizes[0] + max(sizes[1:4])]
-            places = torch.cat([torch.arange(x.shape[1]) + start for x, start in zip(pieces, first)])
-            marks = torch.cat([torch.tensor([[1, part] if 0 < place < 4 else [0, 0]]).expand(x.shape[1], 2)
-                               for place, (part, x) in enumerate(zip([0, *order, 0], pieces))])
-            marks = marks[None].to(self.device)
-            layout = Layout(places[None].to(self.device), sets=marks)
+            positions = torch.cat([torch.arange(x.shape[1]) + start for x, start in zip(pieces, first)])
+            set_marks = torch.cat([torch.tensor([[1, part] if 0 < index < 4 else [0, 0]]).expand(x.shape[1], 2)
+                                   for index, (part, x) in enumerate(zip([0, *order, 0], pieces))])
+            set_marks = set_marks[None].to(self.device)
+            layout = Layout(positions[None].to(self.device), sets=set_marks)
             x = torch.cat(pieces, 1)
             y = self.mixer(x, layout)
             expected = y[:, -after.shape[1] :] if expected is None else expected
             self.check.agree(f"what follows a set in the order {order}", y[:, -after.shape[1] :], expected,
                              self.tolerance)
-            for place, part in enumerate(order):
+            for index, part in enumerate(order):
                 if not sizes[1 + part]:
                     continue
-                begin = sizes[0] + sum(sizes[1 + other] for other in order[:place])
+                begin = sizes[0] + sum(sizes[1 + plain_row] for plain_row in order[:index])
                 alone = self.mixer(torch.cat([before, parts[part]], 1))[:, sizes[0] :]
                 self.check.agree("a part beside others and alone", y[:, begin : begin + sizes[1 + part]], alone,
                                  self.tolerance)
             n, state = x.shape[1] - 2, self.init(2)
-            both = Layout(torch.cat([layout.positions[:, :n], torch.arange(n, device=self.device)[None]]),
-                          sets=torch.cat([marks[:, :n], torch.zeros_like(marks[:, :n])]))
-            other = self.draw((1, x.shape[1]), generator)
-            self.mixer(torch.cat([x, other])[:, :n], both, state)
+            joint_layout = Layout(torch.cat([layout.positions[:, :n], torch.arange(n, device=self.device)[None]]),
+                                  sets=torch.cat([set_marks[:, :n], torch.zeros_like(set_marks[:, :n])]))
+            plain_row = self.draw((1, x.shape[1]), generator)
+            self.mixer(torch.cat([x, plain_row])[:, :n], joint_layout, state)
             state.commit()
             for step in (n, n + 1):
-                z = self.mixer.extend(torch.cat([x, other])[:, step : step + 1], state)
+                z = self.mixer.extend(torch.cat([x, plain_row])[:, step : step + 1], state)
                 state.commit()
                 self.check.agree("a step behind a set", z[:1], y[:, step : step + 1], self.tolerance)
-                self.check.agree("a step beside a row with sets", z[1:], self.mixer(other)[:, step : step + 1],
+                self.check.agree("a step beside a row with sets", z[1:], self.mixer(plain_row)[:, step : step + 1],
                                  self.tolerance)
             state.rewind(torch.tensor([after.shape[1], 0], device=self.device))
             if max(sizes[1:4]):
@@ -335,8 +336,8 @@ class _MixerChecker:
         for dtype in (torch.float64, torch.float32):
             mixer, y = copy.deepcopy(self.mixer).to(dtype), self.mixer(x)
             first = torch.tensor([10**6, 123_456], device=self.device)
-            far = mixer(x.to(dtype), Layout.chain((2, 24), first))
-            self.check.agree("forward at positions from 1,000,000", far, y, TOLERANCE[dtype])
+            output = mixer(x.to(dtype), Layout.chain((2, 24), first))
+            self.check.agree("forward at positions from 1,000,000", output, y, TOLERANCE[dtype])
             if not mixer.causal:
                 continue
             state = mixer.init_state(2)
@@ -361,12 +362,12 @@ class _MixerChecker:
         loaded.load({name: tensor.clone() for name, tensor in state.tensors().items()})
         self.check.refuses("going back before what was loaded", lambda: loaded.rewind(1))
         x = self.draw((case.batch, 3), case.generator())
-        for what in ("loaded from its tensors", "loaded and rewound"):
-            self.check.agree(f"extend of a state {what}", self.mixer.extend(x, loaded), self.mixer.extend(x, state),
+        for label in ("loaded from its tensors", "loaded and rewound"):
+            self.check.agree(f"extend of a state {label}", self.mixer.extend(x, loaded), self.mixer.extend(x, state),
                              self.tolerance)
-            for one in (state, loaded):
-                one.commit()
-                one.rewind(2)
+            for current in (state, loaded):
+                current.commit()
+                current.rewind(2)
 
     def size(self) -> None:
         """A constant state stays within its size however long the sequence; another one grows, or says too little."""
@@ -381,22 +382,22 @@ class _MixerChecker:
                 sizes.append(memory(state))
                 shapes[count] = {name: tuple(tensor.shape) for name, tensor in state.tensors().items()}
         if self.mixer.constant_state:
-            self.check.that(max(sizes[6:]) <= max(sizes[:6]), f"the state is declared constant, but holds {sizes} "
-                            f"bytes after each 100 tokens; its tensors: {shapes[1]}, then {shapes[11]}")
+            self.check.require(max(sizes[6:]) <= max(sizes[:6]), f"the state is declared constant, but holds {sizes} "
+                               f"bytes after each 100 tokens; its tensors: {shapes[1]}, then {shapes[11]}")
         else:
-            self.check.that(sizes[-1] > sizes[0], f"the state is declared to grow, but holds {sizes} bytes: "
-                            "declare constant_state")
+            self.check.require(sizes[-1] > sizes[0], f"the state is declared to grow, but holds {sizes} bytes: "
+                               "declare constant_state")
 
     # Gradients.
 
-    def _gradcheck(self, what: str, function: Callable[..., Tensor], inputs: list[Tensor]) -> None:
+    def _gradcheck(self, label: str, function: Callable[..., Tensor], inputs: list[Tensor]) -> None:
         names = [name for name, _ in self.mixer.named_parameters()]
         values = [parameter.detach().clone().requires_grad_() for parameter in self.mixer.parameters()]
-        held = _Calling(self.mixer, function)
+        module = _Calling(self.mixer, function)
 
         def call(*tensors: Tensor) -> Tensor:
             parameters = {f"mixer.{name}": tensor for name, tensor in zip(names, tensors)}
-            return torch.func.functional_call(held, parameters, tuple(tensors[len(names) :]))
+            return torch.func.functional_call(module, parameters, tuple(tensors[len(names) :]))
 
         try:
             # All of them as one input, moved in one direction: two calls, not two for each tensor. Cloned, as pairs
@@ -406,13 +407,13 @@ class _MixerChecker:
             torch.autograd.gradcheck(lambda flat: call(*(part.view(tensor.shape).clone() for part, tensor in zip(
                 flat.split(sizes), (*values, *inputs)))), flat, fast_mode=True, atol=1e-6, rtol=1e-5)
         except RuntimeError as error:
-            self.check.fail(f"{what}: {error}")
+            self.check.fail(f"{label}: {error}")
         outputs = call(*values, *inputs)
         grads = torch.autograd.grad(outputs.square().sum(), (*values, *inputs), allow_unused=True)
         missing = [name for name, value, grad in zip([*names, *(f"input {i}" for i in range(len(inputs)))],
                                                      (*values, *inputs), grads)
                    if value.numel() and (grad is None or not bool(grad.any()))]
-        self.check.that(not missing, f"{what}: no gradient reaches {missing}")
+        self.check.require(not missing, f"{label}: no gradient reaches {missing}")
 
     def gradients(self) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -435,14 +436,14 @@ class _MixerChecker:
         with torch.no_grad():
             self.mixer.extend(self.draw((2, self.least + 2), generator), base)
             base.commit()
-        named = {name: tensor for name, tensor in base.tensors().items() if tensor.is_floating_point()}
-        tensors = [tensor.detach().clone().requires_grad_() for tensor in named.values()]
+        float_tensors = {name: tensor for name, tensor in base.tensors().items() if tensor.is_floating_point()}
+        tensors = [tensor.detach().clone().requires_grad_() for tensor in float_tensors.values()]
         x = self.draw((2, 5), generator).requires_grad_()
         tree = torch.tensor([[-1, 0, 0, 1, -1], [-1, 0, 1, 2, 3]], device=self.device)
 
         def start(values: tuple[Tensor, ...]) -> State:
             state = base.snapshot()
-            state.load({**base.tensors(), **dict(zip(named, values))})
+            state.load({**base.tensors(), **dict(zip(float_tensors, values))})
             return state
 
         def decode(mixer: Mixer, x: Tensor, *values: Tensor) -> Tensor:
@@ -461,13 +462,13 @@ class _MixerChecker:
         # The gradients of a run in pieces are those of the run in one.
         x = self.draw((2, self.least + 20), generator)
         weights = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(self.device)
-        whole = torch.autograd.grad((self.mixer(x) * weights).sum(), list(self.mixer.parameters()))
+        expected = torch.autograd.grad((self.mixer(x) * weights).sum(), list(self.mixer.parameters()))
         state, outputs = self.init(2), []
         for piece in x.split([self.least + 3, 1, 16], 1):
             outputs.append(self.mixer.extend(piece, state))
             state.commit()
         pieces = torch.autograd.grad((torch.cat(outputs, 1) * weights).sum(), list(self.mixer.parameters()))
-        for (name, _), a, b in zip(self.mixer.named_parameters(), pieces, whole):
+        for (name, _), a, b in zip(self.mixer.named_parameters(), pieces, expected):
             self.check.agree(f"gradient of '{name}' through pieces", a, b, 1e-8)
 
     # Numbers, saving, and what must be refused.
@@ -487,16 +488,16 @@ class _MixerChecker:
             self._short(x.to(dtype).double(), rounded).square().sum().backward()
             for (name, parameter), exact in zip(mixer.named_parameters(), rounded.parameters()):
                 grad = parameter.grad
-                self.check.that(grad is not None and bool(grad.isfinite().all()),
-                                f"the gradient of '{name}' in {dtype} is missing or not finite")
+                self.check.require(grad is not None and bool(grad.isfinite().all()),
+                                   f"the gradient of '{name}' in {dtype} is missing or not finite")
                 if dtype == torch.float32 and grad is not None and exact.grad is not None:
                     self.check.agree(f"gradient of '{name}' in float32", grad, exact.grad, 10 * TOLERANCE[dtype])
         mixer = copy.deepcopy(self.mixer).float()
         with torch.no_grad(), torch.autocast(self.device.split(":")[0], torch.bfloat16):
             self._close(mixer, x.float(), self.mixer(x), torch.bfloat16, "under autocast", same=False)
 
-    def _close(self, mixer: Mixer, x: Tensor, expected: Tensor, dtype: torch.dtype, how: str = "",
-               same: bool = True) -> None:
+    def _close(self, mixer: Mixer, x: Tensor, expected: Tensor, dtype: torch.dtype, context: str = "",
+               same_dtype: bool = True) -> None:
         forms: dict[str, Tensor] = {"forward": mixer(x)}
         if mixer.causal:
             state, outputs = mixer.init_state(len(x)), []
@@ -512,8 +513,8 @@ class _MixerChecker:
             state.commit(torch.tensor([[0, 1, 2]] * len(x), device=x.device))
             self._ragged(mixer, x)
         for name, y in forms.items():
-            self.check.that(not same or y.dtype == x.dtype, f"{name} of {x.dtype} gives {y.dtype}")
-            self.check.agree(f"{name} in {str(dtype).removeprefix('torch.')} {how}", y, expected[:, -y.shape[1] :],
+            self.check.require(not same_dtype or y.dtype == x.dtype, f"{name} of {x.dtype} gives {y.dtype}")
+            self.check.agree(f"{name} in {str(dtype).removeprefix('torch.')} {context}", y, expected[:, -y.shape[1] :],
                              TOLERANCE[dtype])
 
     def _ragged(self, mixer: Mixer, x: Tensor) -> None:
@@ -532,13 +533,14 @@ class _MixerChecker:
         mixer.extend(x[:, :2], state, torch.tensor([[-1, -1]] * 2, device=x.device))
         state.commit(torch.tensor([[1], [-1]], device=x.device))
         for name, tensor in state.tensors().items():
-            self.check.that(tensor.dtype == kinds[name], f"'{name}' of the state was {kinds[name]}, now {tensor.dtype}")
+            self.check.require(tensor.dtype == kinds[name],
+                               f"'{name}' of the state was {kinds[name]}, now {tensor.dtype}")
 
     def long(self) -> None:
         """Rows longer than those drawn, in float64 and float32 and as they lie in a transposed tensor (where other
         kernels may run): as in short pieces, also as packed documents and padded, and the input stays as it was."""
         n, generator = self.least + (150 if self.mixer.causal else 40), torch.Generator().manual_seed(0)
-        x, after = self.draw((2, n), generator), self.draw((2, 3), generator)
+        x, continuation = self.draw((2, n), generator), self.draw((2, 3), generator)
         starts = torch.zeros(2, n, dtype=torch.bool, device=self.device)
         starts[0, [n // 3, 2 * n // 3]] = starts[1, [2, n - 1]] = True
         counts = [n, n // 2]
@@ -546,30 +548,31 @@ class _MixerChecker:
             expected = {"forward": self._short(x)}
             if self.mixer.resettable:
                 expected["forward of documents"] = torch.stack([
-                    self._apart(row, begun, lambda row: self._short(row[None])[0]) for row, begun in zip(x, starts)])
+                    self._by_document(row, row_starts, lambda row: self._short(row[None])[0]) for row,
+                    row_starts in zip(x, starts)])
             if self.mixer.causal:
                 expected["extend"] = expected["forward"]
                 expected["extend of padded rows"] = torch.cat([
                     self._short(torch.cat([row[:count], more])[None])[:, -3:]
-                    for row, count, more in zip(x, counts, after)])
+                    for row, count, more in zip(x, counts, continuation)])
             for dtype in (torch.float64, torch.float32):
                 mixer = copy.deepcopy(self.mixer).to(dtype)
-                given = x.to(dtype).transpose(0, 1).contiguous().transpose(0, 1)
-                kept, found = given.clone(), {"forward": mixer(given)}
+                inputs = x.to(dtype).transpose(0, 1).contiguous().transpose(0, 1)
+                copy_, outputs_by_form = inputs.clone(), {"forward": mixer(inputs)}
                 if mixer.resettable:
-                    found["forward of documents"] = mixer(given, Layout.chain((2, n), starts=starts))
+                    outputs_by_form["forward of documents"] = mixer(inputs, Layout.chain((2, n), starts=starts))
                 if mixer.causal:
                     state, outputs = mixer.init_state(2), []
-                    for piece in given.split([n - 20, 1, 19], 1):
+                    for piece in inputs.split([n - 20, 1, 19], 1):
                         outputs.append(mixer.extend(piece, state))
                         state.commit()
-                    found["extend"] = torch.cat(outputs, 1)
+                    outputs_by_form["extend"] = torch.cat(outputs, 1)
                     state = mixer.init_state(2, history=2)
-                    mixer.extend(given, state)
+                    mixer.extend(inputs, state)
                     state.commit(counts=torch.tensor(counts, device=self.device))
-                    found["extend of padded rows"] = mixer.extend(after.to(dtype), state)
-                self.check.that(torch.equal(given, kept), "the mixer changed the inputs it was given")
-                for name, y in found.items():
+                    outputs_by_form["extend of padded rows"] = mixer.extend(continuation.to(dtype), state)
+                self.check.require(torch.equal(inputs, copy_), "the mixer changed the inputs it was given")
+                for name, y in outputs_by_form.items():
                     self.check.agree(f"{name} of {n} tokens", y, expected[name], TOLERANCE[dtype])
 
     def _short(self, x: Tensor, mixer: Mixer | None = None) -> Tensor:
@@ -592,41 +595,42 @@ class _MixerChecker:
             self.fresh.load_state_dict(load(save({k: v.contiguous() for k, v in self.mixer.state_dict().items()})))
             self.check.agree("forward after save and load", self.fresh(x), y, 0.0)
             self.check.agree("forward of a deep copy", copy.deepcopy(self.mixer)(x), y, 0.0)
-            back = copy.deepcopy(self.mixer).to(torch.bfloat16).to(torch.float64)
-            back.load_state_dict(self.mixer.state_dict())
-            self.check.agree("forward after a cast to bfloat16 and back, with the same weights", back(x), y, 0.0)
+            recast = copy.deepcopy(self.mixer).to(torch.bfloat16).to(torch.float64)
+            recast.load_state_dict(self.mixer.state_dict())
+            self.check.agree("forward after a cast to bfloat16 and back, with the same weights", recast(x), y, 0.0)
 
     def empty(self) -> None:
         """No rows, or no tokens, are not special."""
         width = self.mixer.width
         for shape in ((0, self.least + 3), (2, 0), (0, 0)):
             x = self.draw(shape, torch.Generator().manual_seed(0))
-            self.check.that(self.mixer(x).shape == (*shape, width), f"forward of {shape} gives {self.mixer(x).shape}")
+            self.check.require(self.mixer(x).shape == (*shape, width),
+                               f"forward of {shape} gives {self.mixer(x).shape}")
             if not self.mixer.causal:
                 continue
             state = self.init(shape[0], history=2)
             for nodes in (x, x[:, :1]):
                 y = self.mixer.extend(nodes, state)
-                self.check.that(y.shape[0] == shape[0] and y.shape[2] == width, f"extend of {shape} gives {y.shape}")
+                self.check.require(y.shape[0] == shape[0] and y.shape[2] == width, f"extend of {shape} gives {y.shape}")
                 state.commit(counts=torch.zeros(shape[0], dtype=torch.long, device=self.device))
             state.rewind(0)
             state = state.select(torch.zeros(0, dtype=torch.long, device=self.device)).snapshot()
             x = self.draw((0, 2), torch.Generator())
             parents = torch.zeros(0, 2, dtype=torch.long, device=self.device)
-            self.check.that(self.mixer.extend(x, state, parents).shape == (0, 2, width), "extend of no rows fails")
+            self.check.require(self.mixer.extend(x, state, parents).shape == (0, 2, width), "extend of no rows fails")
             state.commit(parents)
             state = self.init(1)  # rows may go, and come again
             self.mixer.extend(self.draw((1, self.least + 1), torch.Generator()), state)
             state.commit()
             state = state.select(torch.zeros(0, dtype=torch.long, device=self.device))
-            self.check.that(state.batch == 0 and self.mixer.extend(x, state).shape == (0, 2, width),
-                            "a state whose rows are all dropped cannot be extended")
+            self.check.require(state.batch == 0 and self.mixer.extend(x, state).shape == (0, 2, width),
+                               "a state whose rows are all dropped cannot be extended")
 
     def declarations(self) -> None:
         mixer, check = self.mixer, self.check
         ids = {id(parameter) for parameter in mixer.parameters()}
-        check.that(all(id(parameter) in ids for parameter in mixer.state_parameters()),
-                   "state_parameters holds tensors that are not parameters of the mixer")
+        check.require(all(id(parameter) in ids for parameter in mixer.state_parameters()),
+                      "state_parameters holds tensors that are not parameters of the mixer")
         x = self.draw((1, self.least + 3), torch.Generator().manual_seed(0))
         if not mixer.causal:
             check.refuses("extend of a mixer that is not causal", lambda: mixer.extend(x, mixer.init_state(1)))
@@ -645,7 +649,7 @@ class _MixerChecker:
         if not mixer.linear_in_values:
             for what in (lambda: mixer.matrix(x), lambda: mixer.values(x), lambda: mixer.output(x, x)):
                 check.refuses("matrix, values and output of a mixer that is not linear in its values", what)
-        check.that(mixer(x).shape == x.shape, f"forward of {tuple(x.shape)} gives {tuple(mixer(x).shape)}")
+        check.require(mixer(x).shape == x.shape, f"forward of {tuple(x.shape)} gives {tuple(mixer(x).shape)}")
 
     def compiled(self) -> None:
         x = self.draw((2, self.least + 16), torch.Generator().manual_seed(0))

@@ -63,7 +63,7 @@ class _ModelChecker:
     def draw(self, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
         return torch.randint(self.begin or self.model.vocabulary, shape, generator=generator).to(self.device)
 
-    def opened(self, x: Tensor) -> Tensor:
+    def with_begin(self, x: Tensor) -> Tensor:
         """Tokens (B, N) from the beginning of rows as the model reads them: of an encoder-decoder with a begin, at a
         place that follows from the first token."""
         if self.begin is None:
@@ -75,16 +75,16 @@ class _ModelChecker:
 
     def extend(self, x: Tensor, state: Decoding, parents: Tensor | None = None) -> Tensor:
         if len(x) and not bool(state.positions.any()):
-            x = self.opened(x)
-        given = x.clone()
+            x = self.with_begin(x)
+        copy_ = x.clone()
         output = self.model.extend(x, state, parents)
-        self.check.that(torch.equal(x, given), "extend changed the tokens it was given")
-        self.check.that(output.logits.shape == (*x.shape, self.model.vocabulary),
-                        f"extend of {tuple(x.shape)} tokens gives logits {tuple(output.logits.shape)}")
+        self.check.require(torch.equal(x, copy_), "extend changed the tokens it was given")
+        self.check.require(output.logits.shape == (*x.shape, self.model.vocabulary),
+                           f"extend of {tuple(x.shape)} tokens gives logits {tuple(output.logits.shape)}")
         if not self.hidden:
             return output.logits
-        self.check.that(output.hidden.shape[:2] == x.shape,
-                        f"extend of {tuple(x.shape)} tokens gives hidden states {tuple(output.hidden.shape)}")
+        self.check.require(output.hidden.shape[:2] == x.shape,
+                           f"extend of {tuple(x.shape)} tokens gives hidden states {tuple(output.hidden.shape)}")
         return torch.cat([output.logits.double(), output.hidden.double()], -1)
 
     def truth(self, x: Tensor) -> Tensor:
@@ -95,19 +95,19 @@ class _ModelChecker:
             **{name: (lambda case, body=body: body(self, case)) for name, body in LIFE.items()},  # type: ignore[misc]
             "at": self.at,
         }
-        once: dict[str, Callable[[], None]] = {"protocol": self.protocol, "refused tokens": self.refused,
-                                               "refused calls": lambda: check_refused(self), "no rows": self.no_rows}
+        single: dict[str, Callable[[], None]] = {"protocol": self.protocol, "refused tokens": self.refused,
+                                                 "refused calls": lambda: check_refused(self), "no rows": self.no_rows}
         if isinstance(self.model, Stack):
             drawn["packed"] = self.packed
         if isinstance(self.model, NATIVE):
             drawn["forward"] = self.forward
-            once |= {"gradients": self.gradients, "dtypes": self.dtypes, "config": self.config}
+            single |= {"gradients": self.gradients, "dtypes": self.dtypes, "config": self.config}
         cases = draw_cases(self.least, longest)
         with torch.no_grad():
-            for name, plain in once.items():
+            for name, body_ in single.items():
                 if only is None or only in name:
                     with torch.set_grad_enabled(name == "gradients"):
-                        self.check.once(name, plain)
+                        self.check.check_once(name, body_)
             for name, body in drawn.items():
                 if only is None or only in name:
                     self.check.property(name, body, cases)
@@ -117,11 +117,11 @@ class _ModelChecker:
 
     def protocol(self) -> None:
         model, check = self.model, self.check
-        check.that(isinstance(model, Decodable), "it lacks something of segue.models.base.Decodable")
-        check.that(isinstance(model.vocabulary, int) and model.vocabulary > 0, "vocabulary must be a positive int")
-        check.that(isinstance(model.path, str) and bool(model.path), "path must say which code runs")
+        check.require(isinstance(model, Decodable), "it lacks something of segue.models.base.Decodable")
+        check.require(isinstance(model.vocabulary, int) and model.vocabulary > 0, "vocabulary must be a positive int")
+        check.require(isinstance(model.path, str) and bool(model.path), "path must say which code runs")
         state = self.init(2)
-        check.that(state.batch == 2 and state.positions.tolist() == [0, 0], "a fresh state stands at position 0")
+        check.require(state.batch == 2 and state.positions.tolist() == [0, 0], "a fresh state stands at position 0")
         x = self.draw((2, self.least + 2), torch.Generator().manual_seed(0))
         y = self.extend(x, state)
         check.agree("the same extend again", self.extend(x, self.init(2)), y, 1e-12)
@@ -130,7 +130,7 @@ class _ModelChecker:
         for token in (self.model.vocabulary, -1):
             state = self.init(1)
             x = self.draw((1, self.least + 2), torch.Generator().manual_seed(0))
-            x = self.opened(x)
+            x = self.with_begin(x)
             x[0, -1] = token
             self.check.refuses(f"token {token} of a vocabulary of {self.model.vocabulary}",
                                lambda x=x, state=state: self.model.extend(x, state))  # type: ignore[misc]
@@ -141,7 +141,7 @@ class _ModelChecker:
         state = prefill(self, [self.draw((1, self.least + 2), torch.Generator().manual_seed(0))[0]])
         state = state.select(torch.zeros(0, dtype=torch.long, device=self.device))
         y = self.extend(torch.zeros(0, 2, dtype=torch.long, device=self.device), state)
-        self.check.that(state.batch == 0 and y.shape[:2] == (0, 2), f"extend of no rows gives {tuple(y.shape)}")
+        self.check.require(state.batch == 0 and y.shape[:2] == (0, 2), f"extend of no rows gives {tuple(y.shape)}")
         state.commit()
 
     def at(self, case: Case) -> None:
@@ -151,19 +151,19 @@ class _ModelChecker:
         state = prefill(self, rows)
         size = len(case.parents[0])
         x = self.draw((case.batch, size), generator)
-        wanted = torch.tensor([[(pick + i) % size for i in range(1 + case.seed % 4)] for pick in case.picks],
-                              device=self.device)
-        for what, parents in (("a tree", torch.tensor(case.parents, device=self.device)), ("a chain", None)):
+        indices = torch.tensor([[(pick + i) % size for i in range(1 + case.seed % 4)] for pick in case.picks],
+                               device=self.device)
+        for label, parents in (("a tree", torch.tensor(case.parents, device=self.device)), ("a chain", None)):
             everything = self.model.extend(x, state, parents).logits.clone()
-            some = self.model.extend(x, state, parents, at=wanted).logits
-            expected = everything.gather(1, wanted[..., None].expand(-1, -1, everything.shape[-1]))
-            self.check.agree(f"logits of nodes {wanted.tolist()} of {what}", some, expected, self.tolerance)
-        chosen = node_paths(list(range(-1, size - 1)))[case.picks[0] % size]
-        state.commit(torch.tensor([chosen] * case.batch, device=self.device))
-        after = self.draw((case.batch, 1), generator)
-        y = self.extend(after, state)
+            selected = self.model.extend(x, state, parents, at=indices).logits
+            expected = everything.gather(1, indices[..., None].expand(-1, -1, everything.shape[-1]))
+            self.check.agree(f"logits of nodes {indices.tolist()} of {label}", selected, expected, self.tolerance)
+        path = node_paths(list(range(-1, size - 1)))[case.picks[0] % size]
+        state.commit(torch.tensor([path] * case.batch, device=self.device))
+        continuation = self.draw((case.batch, 1), generator)
+        y = self.extend(continuation, state)
         for row, tokens in enumerate(rows):
-            expected = self.truth(torch.cat([tokens, x[row, : len(chosen)], after[row]]))[-1:]
+            expected = self.truth(torch.cat([tokens, x[row, : len(path)], continuation[row]]))[-1:]
             self.check.agree(f"extend after a commit of what was given with at, row {row}", y[row], expected,
                              self.tolerance)
 
@@ -175,14 +175,14 @@ class _ModelChecker:
 
     def forward(self, case: Case) -> None:
         """The training form is the decoding form, and sees no later token."""
-        x = self.opened(self.draw((case.batch, case.longest), case.generator()))
+        x = self.with_begin(self.draw((case.batch, case.longest), case.generator()))
         y = self._forward(x)
         self.check.agree("forward", y, self.extend(x, self.init(case.batch)), self.tolerance)
         if case.longest > self.least:
             cut = self.least + case.picks[0] % (case.longest - self.least)
-            other = x.clone()
-            other[:, cut:] = (other[:, cut:] + 1) % (self.begin or self.model.vocabulary)
-            self.check.agree(f"forward before {cut} after a change of the future", self._forward(other)[:, :cut],
+            changed = x.clone()
+            changed[:, cut:] = (changed[:, cut:] + 1) % (self.begin or self.model.vocabulary)
+            self.check.agree(f"forward before {cut} after a change of the future", self._forward(changed)[:, :cut],
                              y[:, :cut], self.tolerance)
 
     def packed(self, case: Case) -> None:
@@ -192,46 +192,47 @@ class _ModelChecker:
         x = self.draw((case.batch, case.longest), generator)
         starts = (torch.rand(x.shape, generator=generator) < 0.2).to(self.device)
         expected = []
-        for row, begun in zip(x, starts):
-            heads = [0, *torch.nonzero(begun)[:, 0].tolist(), len(row)]
+        for row, row_starts in zip(x, starts):
+            heads = [0, *torch.nonzero(row_starts)[:, 0].tolist(), len(row)]
             expected.append(torch.cat([self.truth(row[a:b]) for a, b in zip(heads[:-1], heads[1:])]))
-        whole = torch.stack(expected)
+        expected_rows = torch.stack(expected)
         layout = Layout.chain((case.batch, case.longest), starts=starts)
-        self.check.agree("forward of packed documents", self._forward(x, layout), whole, self.tolerance)
+        self.check.agree("forward of packed documents", self._forward(x, layout), expected_rows, self.tolerance)
         if self.least:
             return
         state = self.model.init_state(case.batch)
         for begin, end in case.edges(case.longest):
             output = self.model.extend(x[:, begin:end], state, starts=starts[:, begin:end])
             y = torch.cat([output.logits, output.hidden], -1) if self.hidden else output.logits
-            self.check.agree(f"extend of packed documents from {begin}", y, whole[:, begin:end], self.tolerance)
+            self.check.agree(f"extend of packed documents from {begin}", y, expected_rows[:, begin:end], self.tolerance)
             state.commit()
 
     def gradients(self) -> None:
         """Every parameter learns, and learns the same through the decoding form."""
         assert isinstance(self.model, NATIVE)
         model = self.model
-        x = self.opened(self.draw((2, self.least + 12), torch.Generator().manual_seed(0)))
+        x = self.with_begin(self.draw((2, self.least + 12), torch.Generator().manual_seed(0)))
         parameters = dict(model.named_parameters())
 
         def gradients(logits: Tensor) -> dict[str, Any]:
-            asked = slice(self.least, -1)  # what a prompt says of itself need not mean anything
-            loss = torch.nn.functional.cross_entropy(logits[:, asked].flatten(0, 1), x[:, self.least + 1 :].flatten())
+            predicted = slice(self.least, -1)  # what a prompt says of itself need not mean anything
+            loss = torch.nn.functional.cross_entropy(logits[:, predicted].flatten(0, 1),
+                                                     x[:, self.least + 1 :].flatten())
             return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)))
 
-        whole = gradients(model(x).logits)
-        missing = [name for name, grad in whole.items() if grad is None or not bool(grad.any())]
-        self.check.that(not missing, f"no gradient reaches {missing}")
+        expected = gradients(model(x).logits)
+        missing = [name for name, grad in expected.items() if grad is None or not bool(grad.any())]
+        self.check.require(not missing, f"no gradient reaches {missing}")
         state, outputs = model.init_state(2), []
         for piece in x.split([self.least + 4, 1, 7], 1):
             outputs.append(model.extend(piece, state).logits)
             state.commit()
         for name, grad in gradients(torch.cat(outputs, 1)).items():
-            self.check.agree(f"gradient of '{name}' through extend", grad, whole[name], 1e-8)
+            self.check.agree(f"gradient of '{name}' through extend", grad, expected[name], 1e-8)
 
     def dtypes(self) -> None:
         assert isinstance(self.model, NATIVE)
-        x = self.opened(self.draw((2, self.least + 20), torch.Generator().manual_seed(0)))
+        x = self.with_begin(self.draw((2, self.least + 20), torch.Generator().manual_seed(0)))
         for dtype in (torch.float32, torch.bfloat16):
             model = copy.deepcopy(self.model).to(dtype)
             expected = copy.deepcopy(model).double()(x).logits
@@ -241,24 +242,25 @@ class _ModelChecker:
             chain = torch.tensor([[-1, 0, 1]] * 2, device=self.device)
             tree = model.extend(x[:, -3:], state, chain)
             state.commit(chain + 1)
-            for what, y, there in (("forward", model(x).logits, slice(None)), ("extend", prompt.logits, slice(0, -3)),
-                                   ("a tree", tree.logits, slice(-3, None))):
-                self.check.that(y.dtype == dtype, f"{what} in {dtype} gives logits in {y.dtype}")
-                self.check.agree(f"{what} in {str(dtype).removeprefix('torch.')}", y, expected[:, there],
+            for label, y, columns in (("forward", model(x).logits, slice(None)),
+                                      ("extend", prompt.logits, slice(0, -3)),
+                                      ("a tree", tree.logits, slice(-3, None))):
+                self.check.require(y.dtype == dtype, f"{label} in {dtype} gives logits in {y.dtype}")
+                self.check.agree(f"{label} in {str(dtype).removeprefix('torch.')}", y, expected[:, columns],
                                  TOLERANCE[dtype])
 
     def config(self) -> None:
         """The same model again from its saved form: a config in JSON and a state dict."""
         model: Any = self.model
         config = type(model.config).from_dict(json.loads(json.dumps(model.config.to_dict())))
-        again = type(model)(config).double().eval().to(self.device)
-        again.load_state_dict(model.state_dict())
-        x = self.opened(self.draw((2, self.least + 9), torch.Generator().manual_seed(0)))
-        self.check.agree("forward of the model made again", again(x).logits, self._forward(x)[..., : model.vocabulary],
-                         0.0)
+        restored = type(model)(config).double().eval().to(self.device)
+        restored.load_state_dict(model.state_dict())
+        x = self.with_begin(self.draw((2, self.least + 9), torch.Generator().manual_seed(0)))
+        self.check.agree("forward of the model made again", restored(x).logits,
+                         self._forward(x)[..., : model.vocabulary], 0.0)
         ids = {id(parameter) for parameter in model.parameters()}
-        self.check.that(all(id(parameter) in ids for parameter in model.state_parameters()),
-                        "state_parameters holds tensors that are not parameters of the model")
+        self.check.require(all(id(parameter) in ids for parameter in model.state_parameters()),
+                           "state_parameters holds tensors that are not parameters of the model")
         limit = 0 if self.begin is not None else config.learned_positions
         if limit:
             x = self.draw((1, limit), torch.Generator().manual_seed(0))
@@ -267,7 +269,7 @@ class _ModelChecker:
             self.model.extend(x, state)
             state.commit()
             self.check.refuses("a token beyond the learned positions", lambda: self.model.extend(x[:, :1], state))
-            self.check.that(state.positions.tolist() == [limit], "a refused token has moved the state")
+            self.check.require(state.positions.tolist() == [limit], "a refused token has moved the state")
 
 
 __all__ = ["check_model"]

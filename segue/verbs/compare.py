@@ -25,7 +25,7 @@ from segue.models.predict import DecodablePredictor, SequencePredictor
 from segue.progress import Shown, progress
 from segue.training.recipe import describe_machine
 from segue.verbs.fit import fit
-from segue.verbs.given import as_data
+from segue.verbs.inputs import as_data
 from segue.verbs.scoreboard import Scoreboard, scoreboard
 
 if TYPE_CHECKING:

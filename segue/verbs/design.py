@@ -143,7 +143,7 @@ def design(fitted: Fitted, scores: str | Path | Sequence[tuple[str, float]], n: 
     with progress("design", 1.0, quiet) as meter:
         predictor = Predictor.fit(measured, encoder, seed, sub_meter(meter, 0.0, 0.3))
         proposals = propose(measured, predictor, n, by, frozen, free, changes, steps, seed, strength,
-                            told=sub_meter(meter, 0.3, 1.0))
+                            progress=sub_meter(meter, 0.3, 1.0))
     decode = codec.decode
     starts = {each.start: decode(measured.letters[measured.ids[each.start, : measured.lengths[each.start]]].tolist())
               for each in proposals}

@@ -21,7 +21,7 @@ from segue.models import Stack
 from segue.objectives.masked import isin
 from segue.training.evaluate import Evaluation, Scored, score_bound
 from segue.verbs.fitted import Fitted
-from segue.verbs.given import known_ids
+from segue.verbs.inputs import known_ids
 
 BLOCK = 32  # elements that are added at once
 BLANK_SEQUENCES = 200  # on which the accuracy at blanks is measured

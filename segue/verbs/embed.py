@@ -19,7 +19,7 @@ from segue.models.point_process import PointProcess
 from segue.objectives import ANY_ORDER
 from segue.progress import progress
 from segue.training.timed import EventStore
-from segue.verbs.given import describe_unknown, nothing_known_error, unknown_share
+from segue.verbs.inputs import describe_unknown, nothing_known_error, unknown_share
 
 if TYPE_CHECKING:
     from segue.data import Data

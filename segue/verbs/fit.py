@@ -52,7 +52,7 @@ from segue.verbs import mixed
 from segue.verbs.devices import place
 from segue.verbs.fitted import Fitted, Report, fitted_class, load
 from segue.verbs.forecast import choose_combination
-from segue.verbs.given import as_data, known_ids, training_minutes, unknown_share
+from segue.verbs.inputs import as_data, known_ids, training_minutes, unknown_share
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

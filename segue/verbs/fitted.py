@@ -46,7 +46,7 @@ from segue.training.evaluate import (
 )
 from segue.training.recipe import bfloat16_pays
 from segue.verbs.devices import place
-from segue.verbs.given import as_data, describe_option, describe_unknown, nothing_known_error, unknown_share
+from segue.verbs.inputs import as_data, describe_option, describe_unknown, nothing_known_error, unknown_share
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

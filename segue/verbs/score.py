@@ -13,7 +13,7 @@ from segue.analysis.registry import METRICS
 from segue.data import Data, of
 from segue.errors import SegueError
 from segue.progress import Shown, progress
-from segue.verbs.given import as_data
+from segue.verbs.inputs import as_data
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

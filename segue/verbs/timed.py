@@ -26,7 +26,7 @@ from segue.training.recipe import Plan
 from segue.training.timed import EventScores, EventStore, score_hawkes, score_process, window_batches
 from segue.verbs.fit import FitArguments, FitJob, check_choices
 from segue.verbs.fitted import FORMAT, Fitted, Report, check_config
-from segue.verbs.given import describe_unknown, unknown_share
+from segue.verbs.inputs import describe_unknown, unknown_share
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

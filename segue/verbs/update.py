@@ -36,7 +36,7 @@ from segue.training.recipe import Plan, bfloat16_pays, cores
 from segue.verbs import mixed
 from segue.verbs.fit import HELD_OUT, held_out_scorer, measure_step_time, remove_on_failure, request_hash, steps_before
 from segue.verbs.fitted import Fitted, roll_forward
-from segue.verbs.given import describe_unknown, nothing_known_error, training_minutes, unknown_share
+from segue.verbs.inputs import describe_unknown, nothing_known_error, training_minutes, unknown_share
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,7 +15,7 @@ in torch is):
 - `scan.py`, `rnn.py`, `cells.py`   linear and selective scans; nonlinear recurrences, and the formulas of their cells
 - `chunks.py`, `ssd.py`       memories that are matrices, chunk by chunk: mLSTM and delta rule; state space duality
 - `convolution.py`, `norm.py`, `blocks.py`   short convolutions, norms with gates, block-diagonal products
-- `room.py`, `threads.py`     buffers that are lent again; rows shared out to threads
+- `buffers.py`, `threads.py`  a pool of buffers; parallel loops over rows
 
 `cache.py` keeps all of it on disk. Importing this package imports neither Numba nor torch; `segue.models.compiled` puts
 the engine behind `extend`.

@@ -39,13 +39,13 @@ def folder() -> Path | None:
                             f"{llvm.get_host_cpu_features().flatten()}".encode())
     for source in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(source.read_bytes())
-    asked = os.environ.get("SEGUE_CACHE")
-    for find in (lambda: Path(asked),) if asked else (_users, _private_folder):
+    configured = os.environ.get("SEGUE_CACHE")
+    for locate in (lambda: Path(configured),) if configured else (_users, _private_folder):
         with suppress(OSError, RuntimeError):  # no home, or one that is read-only
-            place = find() / f"kernels-{digest.hexdigest()[:12]}"
-            place.mkdir(parents=True, exist_ok=True)
-            if os.access(place, os.W_OK):
-                return place
+            directory = locate() / f"kernels-{digest.hexdigest()[:12]}"
+            directory.mkdir(parents=True, exist_ok=True)
+            if os.access(directory, os.W_OK):
+                return directory
     return None
 
 
@@ -56,12 +56,12 @@ def _users() -> Path:
 def _private_folder() -> Path:
     """A temporary folder for use without a home folder, as in containers; no other user may write to it, since the
     compiled code is run."""
-    place = Path(gettempdir(), f"segue-{os.getuid()}")
-    place.mkdir(mode=0o700, exist_ok=True)
-    found = place.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise PermissionError(place)
-    return place
+    directory = Path(gettempdir(), f"segue-{os.getuid()}")
+    directory.mkdir(mode=0o700, exist_ok=True)
+    status = directory.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise PermissionError(directory)
+    return directory
 
 
 def compile_cached(function: Callable[..., Any], **options: Any) -> Any:

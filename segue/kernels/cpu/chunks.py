@@ -22,34 +22,34 @@ from segue.kernels.cpu import simd
 from segue.kernels.cpu.loops import bare, copy, dot, exp, kernel
 from segue.kernels.cpu.products import (
     BLOCK,
-    LOWER,
-    SEEN,
-    UPPER,
-    WHOLE,
+    FULL,
+    X_LOWER,
+    X_UPPER,
+    Y_LOWER,
+    accumulate_rows,
     at,
-    dots,
     dotted,
-    filled,
+    inner_product,
     load,
-    part,
+    outer_product,
+    padded,
     product,
+    row_dots,
     scale,
-    shrink,
-    spread,
+    scale_in_place,
     store,
-    total,
-    turn,
+    transpose,
 )
-from segue.kernels.cpu.vectors import SIZES, Numbers, Place, choice, number, over
+from segue.kernels.cpu.vectors import SIZES, Numbers, Place, dispatch, element_pointer, loop_row
 from segue.kernels.rnn import EMPTY
 
 CHUNK = 64  # nodes; of the delta rule, steps
 
 
 @bare
-def _end(starts, row, start, longest, length):
-    """Where the chunk from `start` on ends."""
-    stop = min(start + longest, length)
+def _chunk_end(starts, row, start, max_nodes, length):
+    """The end of the chunk that begins at `start`: before the next document, and within max_nodes."""
+    stop = min(start + max_nodes, length)
     if starts.shape[1]:
         for t in range(start + 1, stop):
             if starts[row, t]:
@@ -58,8 +58,8 @@ def _end(starts, row, start, longest, length):
 
 
 @bare
-def _count(edges, task):
-    """How many chunks a task has."""
+def _num_chunks(edges, task):
+    """The number of chunks of a task."""
     chunks = 0
     while chunks + 1 < edges.shape[1] and edges[task, chunks + 1] > edges[task, chunks]:
         chunks += 1
@@ -67,39 +67,39 @@ def _count(edges, task):
 
 
 @njit
-def _four(buffers):
-    """Buffers of one shape, each by itself."""
+def _unstack4(buffers):
+    """Unstack four buffers of one shape."""
     return buffers[0], buffers[1], buffers[2], buffers[3]
 
 
 def _weigh(back: bool, builder: Any, kind: Any, args: list[Any]) -> None:
-    rows, row, scores, g, top, slopes, numbers = args
+    rows, row, scores, g, top, grads, row_numbers = args
     lanes, size = SIZES[kind]
 
     def line(t: Any) -> list[Any]:
-        most = Numbers.spread(builder, kind, builder.load(number(builder, kind, top, t)))
-        own = number(builder, kind, numbers, t)
-        share = Numbers.spread(builder, kind, builder.load(own)) if back else most
+        maximum = Numbers.broadcast(builder, kind, builder.load(element_pointer(builder, kind, top, t)))
+        output = element_pointer(builder, kind, row_numbers, t)
+        grad_norm = Numbers.broadcast(builder, kind, builder.load(output)) if back else maximum
         at_t = builder.mul(row, t)
 
         def body(i: Any, total: Any) -> list[Any]:
             place = Place(builder, kind, builder.mul(i, simd.I64(lanes * size)))
-            left = builder.sub(builder.mul(builder.add(t, simd.I64(1)), simd.I64(size)), place.at)
-            weight = (place.get(g) - most).exp().first(left)
-            score = place.get(builder.add(scores, at_t)).first(left) * weight
+            valid_bytes = builder.sub(builder.mul(builder.add(t, simd.I64(1)), simd.I64(size)), place.at)
+            weight = (place.get(g) - maximum).exp().first(valid_bytes)
+            score = place.get(builder.add(scores, at_t)).first(valid_bytes) * weight
             place.put(score, builder.add(scores, at_t))
             if back:
-                slope = (place.get(builder.add(slopes, at_t)) + share).first(left) * weight
-                place.put(slope, builder.add(slopes, at_t))
+                grad = (place.get(builder.add(grads, at_t)) + grad_norm).first(valid_bytes) * weight
+                place.put(grad, builder.add(grads, at_t))
             return [(Numbers(builder, total) + score).value]
 
         vectors = builder.add(builder.udiv(t, simd.I64(lanes)), simd.I64(1))
-        (total,) = simd.each(builder, vectors, [most.of(0).value], body)
+        (total,) = simd.emit_loop(builder, vectors, [maximum.constant(0).value], body)
         if not back:
-            builder.store(builder.extract_element(Numbers(builder, total).total().value, simd.I32(0)), own)
+            builder.store(builder.extract_element(Numbers(builder, total).sum().value, simd.I32(0)), output)
         return []
 
-    simd.each(builder, rows, [], line)
+    simd.emit_loop(builder, rows, [], line)
 
 
 def _log_sigmoid(builder: Any, kind: Any, args: list[Any]) -> None:
@@ -107,25 +107,25 @@ def _log_sigmoid(builder: Any, kind: Any, args: list[Any]) -> None:
 
     def body(place: Place) -> list[Numbers]:
         value = place.get(x)
-        place.put(value.least(0) - value.least(0 - value).exp().log1p(), x)
+        place.put(value.minimum(0) - value.minimum(0 - value).exp().log1p(), x)
         return []
 
-    over(builder, kind, count, body)
+    loop_row(builder, kind, count, body)
 
 
-weigh = choice("weigh", 7, {back: partial(_weigh, bool(back)) for back in (0, 1)})
+weigh = dispatch("weigh", 7, {back: partial(_weigh, bool(back)) for back in (0, 1)})
 """weigh(back, size, rows, row, scores, g, top, slopes, numbers): scores[t, s] *= exp(g[s] - top[t]) for s <= t; their
 sums are numbers[t]. If `back`, slopes[t, s] become (slopes[t, s] + numbers[t]) exp(g[s] - top[t]). row: bytes."""
-log_sigmoid = choice("log_sigmoid", 2, {0: _log_sigmoid})
+log_sigmoid = dispatch("log_sigmoid", 2, {0: _log_sigmoid})
 """log_sigmoid(0, size, count, x): of the numbers at x, in place."""
 
 
 @bare
-def _gates(i, f, row, head, start, count, before, b, g, top, carried, onward):
-    """b: the running sum of log sigmoid(f) in the chunk; g = i - b; top: the largest g up to a node, and `before`. What
-    is written at s weighs exp(g_s - top_t) at t, onward[s] at the last node; carried[t] = exp(before - top_t), of the
-    memory. The stabiliser is b + top."""
-    total, most = b.dtype.type(0), before
+def _gates(i, f, row, head, start, count, previous_maximum, b, g, maxima, state_factor, write_factor):
+    """b: the running sum of log sigmoid(f) in the chunk; g = i - b; maxima: the largest g up to a node, and
+    `previous_maximum`. The write of node s has weight exp(g_s - maxima_t) at node t and write_factor[s] at the
+    last node; the memory has state_factor[t] = exp(previous_maximum - maxima_t). The stabiliser is b + maxima."""
+    total, maximum = b.dtype.type(0), previous_maximum
     for t in range(count):
         b[t] = f[row, start + t, head]
     log_sigmoid(0, b.itemsize, count, at(b))
@@ -133,117 +133,122 @@ def _gates(i, f, row, head, start, count, before, b, g, top, carried, onward):
         total += b[t]
         b[t] = total
         g[t] = i[row, start + t, head] - total
-        most = max(most, g[t])
-        top[t] = most
+        maximum = max(maximum, g[t])
+        maxima[t] = maximum
     for t in range(count):
-        carried[t] = exp(before - top[t])
-        onward[t] = exp(g[t] - most)
+        state_factor[t] = exp(previous_maximum - maxima[t])
+        write_factor[t] = exp(g[t] - maximum)
 
 
 @bare
-def _gates_back(read, written, ahead, f, row, head, start, count, di, df):
-    """The gradients of the gates. read: q dq of each node; written: k dk; ahead: of what the chunk leaves behind."""
+def _gate_gradients(read, written, carry, f, row, head, start, count, di, df):
+    """The gradients of the gates. read: q dq of each node; written: k dk; carry: the gradient of the decays of later
+    chunks."""
     one = read.dtype.type(1)
     for t in range(count - 1, -1, -1):
         di[row, start + t, head] = written[t]
-        ahead += read[t] - written[t]
-        df[row, start + t, head] = ahead / (one + exp(f[row, start + t, head]))
+        carry += read[t] - written[t]
+        df[row, start + t, head] = carry / (one + exp(f[row, start + t, head]))
 
 
 @bare
-def _divide(norms, row, head, start, count, b, top, eps, inverse):
-    """What each node's sum is multiplied with at last."""
+def _normalisers(norms, row, head, start, count, b, maxima, eps, inverse):
+    """The factor of each node's sum: 1 / max(|norm|, exp(-stabiliser))."""
     one, tiny = b.dtype.type(1), b.dtype.type(eps)
     for t in range(count):
-        inverse[t] = one / (max(abs(norms[row, head, start + t]), exp(-(b[t] + top[t]))) + tiny)
+        inverse[t] = one / (max(abs(norms[row, head, start + t]), exp(-(b[t] + maxima[t]))) + tiny)
 
 
 @bare
-def _divide_back(norms, row, head, start, count, b, top, along, dnorm):
-    """The gradients of the norms. along: dy y of each node."""
+def _normaliser_gradients(norms, row, head, start, count, b, maxima, products, dnorm):
+    """The gradients of the norms. products: dy y of each node."""
     for t in range(count):
         norm = norms[row, head, start + t]
-        dnorm[t] = along.dtype.type(0) if abs(norm) < exp(-(b[t] + top[t])) else -along[t] if norm > 0 else along[t]
+        if abs(norm) < exp(-(b[t] + maxima[t])):
+            dnorm[t] = products.dtype.type(0)
+        else:
+            dnorm[t] = -products[t] if norm > 0 else products[t]
 
 
 @bare
-def _get(source, row, head, S, n, width):
+def _load_state(source, row, head, S, n, width):
     """A memory [S n] from (..., K, E + 1)."""
     for r in range(source.shape[2]):
-        line, into = source[row, head, r], S[r]
+        source_line, target_line = source[row, head, r], S[r]
         for c in range(width):
-            into[c] = line[c]
-        n[0, r] = line[width]
+            target_line[c] = source_line[c]
+        n[0, r] = source_line[width]
 
 
 @bare
-def _set(target, row, head, S, n, width):
+def _store_state(target, row, head, S, n, width):
     for r in range(target.shape[2]):
-        line, into = S[r], target[row, head, r]
+        source_line, target_line = S[r], target[row, head, r]
         for c in range(width):
-            into[c] = line[c]
-        into[width] = n[0, r]
+            target_line[c] = source_line[c]
+        target_line[width] = n[0, r]
 
 
 @kernel
-def mlstm(begin, end, q, k, v, i, f, starts, lengths, memory, m, eps, y, final, final_m, kept, kept_m, norms, edges):
+def mlstm(begin, end, q, k, v, i, f, starts, lengths, memory, m, eps, y, final, final_m, saved, saved_m, norms, edges):
     """`segue.kernels.mlstm` for the tasks begin..end.
 
     q, k, v: lines. i, f: (B, T, H). starts: (B, T) bool or (B, 0). lengths: (B,). memory, final: (B, H, K, E + 1).
-    m, final_m: (B, H). y: (B, T, H, E). kept: (tasks, chunks, K, E + 1) and kept_m: (tasks, chunks), the memory before
-    each chunk; edges: (tasks, chunks + 1), where they begin (of all three none, if there will be no backward pass).
-    norms: (B, H, T), what a node reads of the normaliser.
+    m, final_m: (B, H). y: (B, T, H, E). saved: (tasks, chunks, K, E + 1) and saved_m: (tasks, chunks), the memory
+    before each chunk; edges: (tasks, chunks + 1), where they begin (of all three none, if there will be no backward
+    pass). norms: (B, H, T), what a node reads of the normaliser.
     """
-    heads, wide, width, size, kind = y.shape[2], memory.shape[2], y.shape[3], y.itemsize, y.dtype
-    K, E = filled(wide, size), filled(width, size)
-    Q, keys, turned = np.zeros((CHUNK, K), kind), np.zeros((CHUNK, K), kind), np.zeros((K, CHUNK), kind)
-    V, read, S = np.zeros((CHUNK, E), kind), np.zeros((CHUNK, E), kind), np.zeros((wide, E), kind)
+    heads, key_width, width, size, kind = y.shape[2], memory.shape[2], y.shape[3], y.itemsize, y.dtype
+    K, E = padded(key_width, size), padded(width, size)
+    Q, keys, keys_t = np.zeros((CHUNK, K), kind), np.zeros((CHUNK, K), kind), np.zeros((K, CHUNK), kind)
+    V, outputs, S = np.zeros((CHUNK, E), kind), np.zeros((CHUNK, E), kind), np.zeros((key_width, E), kind)
     lines = np.zeros((7, CHUNK), kind)
-    b, g, top, carried, onward, sums, reads = lines[0], lines[1], lines[2], lines[3], lines[4], lines[5], lines[6]
+    b, g, maxima, state_factor, write_factor = lines[0], lines[1], lines[2], lines[3], lines[4]
+    sums, reads = lines[5], lines[6]
     scores, ones, n = np.zeros((CHUNK, CHUNK), kind), np.ones((1, CHUNK), kind), np.zeros((1, K), kind)
     for task in range(begin, end):
         row, head = task // heads, task % heads
-        _get(memory, row, head, S, n, width)
-        before, chunk, start = m[row, head], 0, 0
+        _load_state(memory, row, head, S, n, width)
+        previous_maximum, chunk, start = m[row, head], 0, 0
         while start < lengths[row]:
             if starts.shape[1] and starts[row, start]:
-                S[:], n[:], before = 0, 0, kind.type(EMPTY)
-            stop = _end(starts, row, start, CHUNK, lengths[row])
+                S[:], n[:], previous_maximum = 0, 0, kind.type(EMPTY)
+            stop = _chunk_end(starts, row, start, CHUNK, lengths[row])
             count = stop - start
             last = count - 1
-            if kept.shape[1]:
-                edges[task, chunk], edges[task, chunk + 1], kept_m[task, chunk] = start, stop, before
-                _set(kept, task, chunk, S, n, width)
-            load(q, row, start, head * q[3], count, wide, Q)
-            load(k, row, start, head * k[3], count, wide, keys)
+            if saved.shape[1]:
+                edges[task, chunk], edges[task, chunk + 1], saved_m[task, chunk] = start, stop, previous_maximum
+                _store_state(saved, task, chunk, S, n, width)
+            load(q, row, start, head * q[3], count, key_width, Q)
+            load(k, row, start, head * k[3], count, key_width, keys)
             load(v, row, start, head * v[3], count, width, V)
-            _gates(i, f, row, head, start, count, before, b, g, top, carried, onward)
-            turn(keys, turned, count, wide)
-            product(scores, Q, turned, count, wide, count, False, False, SEEN, 1)
-            weigh(0, size, count, CHUNK * size, at(scores), at(g), at(top), 0, at(sums))
+            _gates(i, f, row, head, start, count, previous_maximum, b, g, maxima, state_factor, write_factor)
+            transpose(keys, keys_t, count, key_width)
+            product(scores, Q, keys_t, count, key_width, count, False, False, Y_LOWER, 1)
+            weigh(0, size, count, CHUNK * size, at(scores), at(g), at(maxima), 0, at(sums))
             dotted(size, count, K, at(Q), K, at(n), 0, at(reads))
             for t in range(count):
-                norms[row, head, start + t] = sums[t] + carried[t] * reads[t]
-            _divide(norms, row, head, start, count, b, top, eps, sums)
-            scale(Q, carried, Q, count)
-            product(read, scores, V, count, count, width, False, False, LOWER, 1)
-            product(read, Q, S, count, wide, width, False, True, WHOLE, 1)
-            scale(read, sums, read, count)
-            store(read, y, row, head, start, count, width)
-            scale(keys, onward, keys, count)
-            shrink(S, carried, last)
-            shrink(n, carried, last)
-            product(n, ones, keys, 1, count, wide, False, True, WHOLE, 1)
-            product(S, keys, V, wide, count, width, True, True, WHOLE, 1)
-            before = b[last] + top[last]
+                norms[row, head, start + t] = sums[t] + state_factor[t] * reads[t]
+            _normalisers(norms, row, head, start, count, b, maxima, eps, sums)
+            scale(Q, state_factor, Q, count)
+            product(outputs, scores, V, count, count, width, False, False, X_LOWER, 1)
+            product(outputs, Q, S, count, key_width, width, False, True, FULL, 1)
+            scale(outputs, sums, outputs, count)
+            store(outputs, y, row, head, start, count, width)
+            scale(keys, write_factor, keys, count)
+            scale_in_place(S, state_factor, last)
+            scale_in_place(n, state_factor, last)
+            product(n, ones, keys, 1, count, key_width, False, True, FULL, 1)
+            product(S, keys, V, key_width, count, width, True, True, FULL, 1)
+            previous_maximum = b[last] + maxima[last]
             chunk, start = chunk + 1, stop
         y[row, start:, head] = 0
-        final_m[row, head] = before
-        _set(final, row, head, S, n, width)
+        final_m[row, head] = previous_maximum
+        _store_state(final, row, head, S, n, width)
 
 
 @kernel
-def mlstm_backward(begin, end, q, k, v, i, f, starts, eps, y, kept, kept_m, norms, edges, dy, dfinal, dq, dk, dv, di,
+def mlstm_backward(begin, end, q, k, v, i, f, starts, eps, y, saved, saved_m, norms, edges, dy, dfinal, dq, dk, dv, di,
                    df, dmemory, dm):
     """The gradients of `mlstm`, of nodes past a row's length nought; none flows through the stabiliser, but one into
     the m that is given. y, dy: lines.
@@ -251,271 +256,277 @@ def mlstm_backward(begin, end, q, k, v, i, f, starts, eps, y, kept, kept_m, norm
     Of the log decays b (sums of log f) they need not be followed pair by pair: b_t weighs what q_t reads and, the other
     way round, what k_t writes, so that db_t = q_t dq_t - k_t dk_t.
     """
-    heads, wide, width, size, kind = dq.shape[2], dq.shape[3], dv.shape[3], dq.itemsize, dq.dtype
-    K, E = filled(wide, size), filled(width, size)
-    Q, keys, dQ, dK = _four(np.zeros((4, CHUNK, K), kind))
-    V, dV, above, scaled = _four(np.zeros((4, CHUNK, E), kind))
-    b, g, top, carried = _four(np.zeros((4, CHUNK), kind))
-    onward, inverse, read, written = _four(np.zeros((4, CHUNK), kind))
+    heads, key_width, width, size, kind = dq.shape[2], dq.shape[3], dv.shape[3], dq.itemsize, dq.dtype
+    K, E = padded(key_width, size), padded(width, size)
+    Q, keys, dQ, dK = _unstack4(np.zeros((4, CHUNK, K), kind))
+    V, dV, dout, scaled = _unstack4(np.zeros((4, CHUNK, E), kind))
+    b, g, maxima, state_factor = _unstack4(np.zeros((4, CHUNK), kind))
+    write_factor, inverse, read, written = _unstack4(np.zeros((4, CHUNK), kind))
     S, dS, n, dn = np.zeros((K, E), kind), np.zeros((K, E), kind), np.zeros((1, K), kind), np.zeros((1, K), kind)
-    turned, turned_v, back = np.zeros((K, CHUNK), kind), np.zeros((E, CHUNK), kind), np.zeros((E, K), kind)
-    scores, slopes = np.zeros((CHUNK, CHUNK), kind), np.zeros((CHUNK, CHUNK), kind)
-    dnorm, room = np.zeros((1, CHUNK), kind), np.zeros(1, kind)
+    keys_t, values_t, state_t = np.zeros((K, CHUNK), kind), np.zeros((E, CHUNK), kind), np.zeros((E, K), kind)
+    scores, dscores = np.zeros((CHUNK, CHUNK), kind), np.zeros((CHUNK, CHUNK), kind)
+    dnorm, scratch = np.zeros((1, CHUNK), kind), np.zeros(1, kind)
     for task in range(begin, end):
         row, head = task // heads, task % heads
-        _get(dfinal, row, head, dS, dn, width)
-        S[:], n[:], reached = 0, 0, 0
-        for chunk in range(_count(edges, task) - 1, -1, -1):
+        _load_state(dfinal, row, head, dS, dn, width)
+        S[:], n[:], num_nodes = 0, 0, 0
+        for chunk in range(_num_chunks(edges, task) - 1, -1, -1):
             start, count = edges[task, chunk], edges[task, chunk + 1] - edges[task, chunk]
-            last, reached = count - 1, max(reached, start + count)
-            _get(kept, task, chunk, S, n, width)
-            load(q, row, start, head * q[3], count, wide, Q)
-            load(k, row, start, head * k[3], count, wide, keys)
+            last, num_nodes = count - 1, max(num_nodes, start + count)
+            _load_state(saved, task, chunk, S, n, width)
+            load(q, row, start, head * q[3], count, key_width, Q)
+            load(k, row, start, head * k[3], count, key_width, keys)
             load(v, row, start, head * v[3], count, width, V)
-            load(dy, row, start, head * dy[3], count, width, above)
+            load(dy, row, start, head * dy[3], count, width, dout)
             load(y, row, start, head * y[3], count, width, scaled)
-            _gates(i, f, row, head, start, count, kept_m[task, chunk], b, g, top, carried, onward)
-            _divide(norms, row, head, start, count, b, top, eps, inverse)
-            scale(above, inverse, above, count)
-            dots(above, scaled, read, count)
-            _divide_back(norms, row, head, start, count, b, top, read, dnorm[0])
-            turn(keys, turned, count, wide)
-            turn(V, turned_v, count, width)
-            product(scores, Q, turned, count, wide, count, False, False, SEEN, 1)
-            product(slopes, above, turned_v, count, width, count, False, False, SEEN, 1)
-            weigh(1, size, count, CHUNK * size, at(scores), at(g), at(top), at(slopes), at(dnorm))
+            _gates(i, f, row, head, start, count, saved_m[task, chunk], b, g, maxima, state_factor, write_factor)
+            _normalisers(norms, row, head, start, count, b, maxima, eps, inverse)
+            scale(dout, inverse, dout, count)
+            row_dots(dout, scaled, read, count)
+            _normaliser_gradients(norms, row, head, start, count, b, maxima, read, dnorm[0])
+            transpose(keys, keys_t, count, key_width)
+            transpose(V, values_t, count, width)
+            product(scores, Q, keys_t, count, key_width, count, False, False, Y_LOWER, 1)
+            product(dscores, dout, values_t, count, width, count, False, False, Y_LOWER, 1)
+            weigh(1, size, count, CHUNK * size, at(scores), at(g), at(maxima), at(dscores), at(dnorm))
             # What the chunk writes, to the memory and to its own nodes.
-            turn(dS, back, wide, width)
-            scale(V, onward, scaled, count)
-            spread(dn, onward, dK, count)
-            product(dK, scaled, back, count, width, wide, False, True, WHOLE, 1)
-            ahead = (total(S, dS, wide, room) + total(n, dn, 1, room)) * carried[last] + total(keys, dK, count, room)
-            product(dK, slopes, Q, count, count, wide, True, True, UPPER, 1)
-            product(dV, scores, above, count, count, width, True, False, UPPER, 1)
-            scale(keys, onward, dQ, count)
-            product(dV, dQ, dS, count, wide, width, False, True, WHOLE, 1)
+            transpose(dS, state_t, key_width, width)
+            scale(V, write_factor, scaled, count)
+            outer_product(dn, write_factor, dK, count)
+            product(dK, scaled, state_t, count, width, key_width, False, True, FULL, 1)
+            through_state = inner_product(S, dS, key_width, scratch) + inner_product(n, dn, 1, scratch)
+            carry = through_state * state_factor[last] + inner_product(keys, dK, count, scratch)
+            product(dK, dscores, Q, count, count, key_width, True, True, X_UPPER, 1)
+            product(dV, scores, dout, count, count, width, True, False, X_UPPER, 1)
+            scale(keys, write_factor, dQ, count)
+            product(dV, dQ, dS, count, key_width, width, False, True, FULL, 1)
             # What it reads.
-            turn(S, back, wide, width)
-            scale(above, carried, scaled, count)
-            dnorm[0] *= carried
-            spread(n, dnorm, dQ, count)
-            product(dQ, scaled, back, count, width, wide, False, True, WHOLE, 1)
-            product(dQ, slopes, keys, count, count, wide, False, True, LOWER, 1)
-            dots(keys, dK, written, count)
-            dots(Q, dQ, read, count)
-            _gates_back(read, written, ahead, f, row, head, start, count, di, df)
-            store(dQ, dq, row, head, start, count, wide)
-            store(dK, dk, row, head, start, count, wide)
+            transpose(S, state_t, key_width, width)
+            scale(dout, state_factor, scaled, count)
+            dnorm[0] *= state_factor
+            outer_product(n, dnorm, dQ, count)
+            product(dQ, scaled, state_t, count, width, key_width, False, True, FULL, 1)
+            product(dQ, dscores, keys, count, count, key_width, False, True, X_LOWER, 1)
+            row_dots(keys, dK, written, count)
+            row_dots(Q, dQ, read, count)
+            _gate_gradients(read, written, carry, f, row, head, start, count, di, df)
+            store(dQ, dq, row, head, start, count, key_width)
+            store(dK, dk, row, head, start, count, key_width)
             store(dV, dv, row, head, start, count, width)
-            shrink(dS, carried, last)
-            shrink(dn, carried, last)
-            product(dn, dnorm, Q, 1, count, wide, False, True, WHOLE, 1)
-            product(dS, Q, scaled, wide, count, width, True, True, WHOLE, 1)
+            scale_in_place(dS, state_factor, last)
+            scale_in_place(dn, state_factor, last)
+            product(dn, dnorm, Q, 1, count, key_width, False, True, FULL, 1)
+            product(dS, Q, scaled, key_width, count, width, True, True, FULL, 1)
             if starts.shape[1] and starts[row, start]:
                 dS[:], dn[:] = 0, 0
-        dq[row, reached:, head], dk[row, reached:, head], dv[row, reached:, head] = 0, 0, 0
-        di[row, reached:, head], df[row, reached:, head] = 0, 0
-        _set(dmemory, row, head, dS, dn, width)
-        dm[row, head] = total(S, dS, wide, room) + total(n, dn, 1, room)
+        dq[row, num_nodes:, head], dk[row, num_nodes:, head], dv[row, num_nodes:, head] = 0, 0, 0
+        di[row, num_nodes:, head], df[row, num_nodes:, head] = 0, 0
+        _store_state(dmemory, row, head, dS, dn, width)
+        dm[row, head] = inner_product(S, dS, key_width, scratch) + inner_product(n, dn, 1, scratch)
 
 
 @bare
-def _pairs(scores, rows, many, behind, sign):
-    """scores *= sign where the step s came before row t (strictly, if `behind`; all `many` steps of the node t, if
-    not), else nought."""
+def _mask_pairs(scores, rows, steps_per_node, strict, sign):
+    """scores *= sign where step s is before row t (strict) or up to the last of the steps_per_node steps of node t (not
+    strict), else 0."""
     for t in range(rows):
-        line, seen = scores[t], t if behind else (t + 1) * many
-        for s in range(seen):
+        line, num_valid = scores[t], t if strict else (t + 1) * steps_per_node
+        for s in range(num_valid):
             line[s] *= sign
-        line[seen:] = 0
+        line[num_valid:] = 0
 
 
 @bare
-def _unit(x, rows, width, least, length, norms):
-    """Rows become so long, but those shorter than `least`; norms: how long they were."""
+def _normalise_rows(x, rows, width, min_norm, length, norms):
+    """Scale rows to norm `length`, with norms below `min_norm` taken as that; norms: the norms before."""
     for r in range(rows):
         line = x[r]
         norms[r] = math.sqrt(dot(line, line, width))
-        by = length / max(norms[r], least)
+        factor = length / max(norms[r], min_norm)
         for c in range(width):
-            line[c] *= by
+            line[c] *= factor
 
 
 @bare
-def _unit_back(x, dx, rows, width, least, length, norms):
-    """The gradients of `_unit`, of what it made x."""
+def _normalise_rows_backward(x, dx, rows, width, min_norm, length, norms):
+    """The gradients of `_normalise_rows`, with its output x."""
     for r in range(rows):
-        line, grad, norm = x[r], dx[r], max(norms[r], least)
-        along = dot(line, grad, width) / (length * length) if norms[r] >= least else least * 0
+        line, grad, norm = x[r], dx[r], max(norms[r], min_norm)
+        projection = dot(line, grad, width) / (length * length) if norms[r] >= min_norm else min_norm * 0
         for c in range(width):
-            grad[c] = (grad[c] - along * line[c]) * (length / norm)
+            grad[c] = (grad[c] - projection * line[c]) * (length / norm)
 
 
 @bare
-def _look(q, k, beta, row, head, start, count, many, wide, least, length, Q, keys, strengths, norms_q, norms):
-    """Queries, keys and strengths of a chunk; of the first two the norms, where they become unit vectors."""
-    first, steps, one = start * many, count * many, Q.dtype.type(1)
-    load(q, row, start, head * q[3], count, wide, Q)
-    load(k, row, first, head * k[3], steps, wide, keys)
-    if least > 0:
-        _unit(Q, count, wide, least, length, norms_q)
-        _unit(keys, steps, wide, least, one, norms)
+def _load_chunk(q, k, beta, row, head, start, count, steps_per_node, key_width, min_norm, length, Q, keys, strengths,
+                norms_q, norms):
+    """Load a chunk's queries, keys and strengths; queries and keys are normalised if min_norm > 0."""
+    first, steps, one = start * steps_per_node, count * steps_per_node, Q.dtype.type(1)
+    load(q, row, start, head * q[3], count, key_width, Q)
+    load(k, row, first, head * k[3], steps, key_width, keys)
+    if min_norm > 0:
+        _normalise_rows(Q, count, key_width, min_norm, length, norms_q)
+        _normalise_rows(keys, steps, key_width, min_norm, one, norms)
     for s in range(steps):
         strengths[s] = beta[row, first + s, head]
 
 
 @bare
-def _match(keys, Q, turned, system, scores, steps, count, many, wide):
+def _similarities(keys, Q, keys_t, system, scores, steps, count, steps_per_node, key_width):
     """system: minus the products of a step's key with those before it. scores: of queries with keys."""
     one = Q.dtype.type(1)
-    turn(keys, turned, steps, wide)
-    product(system, keys, turned, steps, wide, steps, False, False, SEEN, 1)
-    _pairs(system, steps, 1, True, -one)
-    product(scores, Q, turned, count, wide, steps, False, False, SEEN, many)
-    _pairs(scores, count, many, False, one)
+    transpose(keys, keys_t, steps, key_width)
+    product(system, keys, keys_t, steps, key_width, steps, False, False, Y_LOWER, 1)
+    _mask_pairs(system, steps, 1, True, -one)
+    product(scores, Q, keys_t, count, key_width, steps, False, False, Y_LOWER, steps_per_node)
+    _mask_pairs(scores, count, steps_per_node, False, one)
 
 
 @kernel
-def delta(begin, end, q, k, v, beta, many, starts, lengths, state, least, y, final, kept, errors, edges):
-    """`segue.kernels.delta` for the tasks begin..end, steps side by side: `many` for each node.
+def delta(begin, end, q, k, v, beta, steps_per_node, starts, lengths, state, min_norm, y, final, saved, errors, edges):
+    """`segue.kernels.delta` for the tasks begin..end, steps side by side: `steps_per_node` for each node.
 
     q: lines of nodes; k, v: of steps. beta: (B, T M, H). starts: (B, T) bool or (B, 0). lengths: (B,). state, final:
-    (B, H, K, E). y: (B, T, H, E). kept: (tasks, chunks, K, E), the state before each chunk, errors: (tasks, T M, E),
-    what each step found wrong (v minus what was known of k), and edges: (tasks, chunks + 1), where chunks begin; of all
+    (B, H, K, E). y: (B, T, H, E). saved: (tasks, chunks, K, E), the state before each chunk, errors: (tasks, T M, E),
+    each step's error (v minus the memory's value for k), and edges: (tasks, chunks + 1), where chunks begin; of all
     three none, if there will be no backward pass.
     """
-    heads, wide, width, size, kind = y.shape[2], state.shape[2], y.shape[3], y.itemsize, y.dtype
-    longest = max(1, CHUNK // many)
-    K, E, most = filled(wide, size), filled(width, size), filled(longest * many, size)
-    Q, keys, turned = np.zeros((longest, K), kind), np.zeros((most, K), kind), np.zeros((K, most), kind)
-    written, read, S = np.zeros((most, E), kind), np.zeros((longest, E), kind), np.zeros((wide, E), kind)
-    system, scores, V = np.zeros((most, most), kind), np.zeros((longest, most), kind), np.zeros((most, E), kind)
-    less, strengths, norms = np.zeros((wide, E), kind), np.zeros(most, kind), np.zeros(most, kind)
-    least, length = kind.type(least), kind.type(1 / math.sqrt(wide))
+    heads, key_width, width, size, kind = y.shape[2], state.shape[2], y.shape[3], y.itemsize, y.dtype
+    max_nodes = max(1, CHUNK // steps_per_node)
+    K, E, max_steps = padded(key_width, size), padded(width, size), padded(max_nodes * steps_per_node, size)
+    Q, keys, keys_t = np.zeros((max_nodes, K), kind), np.zeros((max_steps, K), kind), np.zeros((K, max_steps), kind)
+    written, outputs, S = np.zeros((max_steps, E), kind), np.zeros((max_nodes, E), kind), np.zeros((key_width, E), kind)
+    system, scores = np.zeros((max_steps, max_steps), kind), np.zeros((max_nodes, max_steps), kind)
+    V, negative_state = np.zeros((max_steps, E), kind), np.zeros((key_width, E), kind)
+    strengths, norms = np.zeros(max_steps, kind), np.zeros(max_steps, kind)
+    min_norm, length = kind.type(min_norm), kind.type(1 / math.sqrt(key_width))
     for task in range(begin, end):
         row, head = task // heads, task % heads
-        for r in range(wide):
+        for r in range(key_width):
             copy(state[row, head, r], S[r, :width])
         chunk, start = 0, 0
         while start < lengths[row]:
             if starts.shape[1] and starts[row, start]:
                 S[:] = 0
-            stop = _end(starts, row, start, longest, lengths[row])
-            count, first = stop - start, start * many
-            steps = count * many
-            if kept.shape[1]:
+            stop = _chunk_end(starts, row, start, max_nodes, lengths[row])
+            count, first = stop - start, start * steps_per_node
+            steps = count * steps_per_node
+            if saved.shape[1]:
                 edges[task, chunk], edges[task, chunk + 1] = start, stop
-                for r in range(wide):
-                    copy(S[r], kept[task, chunk, r])
-            _look(q, k, beta, row, head, start, count, many, wide, least, length, Q, keys, strengths, norms, norms)
+                for r in range(key_width):
+                    copy(S[r], saved[task, chunk, r])
+            _load_chunk(q, k, beta, row, head, start, count, steps_per_node, key_width, min_norm, length, Q, keys,
+                        strengths, norms, norms)
             load(v, row, first, head * v[3], steps, width, V)
-            _match(keys, Q, turned, system, scores, steps, count, many, wide)
-            for r in range(wide):
+            _similarities(keys, Q, keys_t, system, scores, steps, count, steps_per_node, key_width)
+            for r in range(key_width):
                 for c in range(E):
-                    less[r, c] = -S[r, c]
-            product(V, keys, less, steps, wide, width, False, True, WHOLE, 1)  # wrong before the chunk
-            for s in range(0, steps, BLOCK):  # what the chunk's own steps write, from the first on
+                    negative_state[r, c] = -S[r, c]
+            product(V, keys, negative_state, steps, key_width, width, False, True, FULL,
+                    1)  # before the chunk's own steps
+            for s in range(0, steps, BLOCK):
                 size = min(BLOCK, steps - s)
                 if s:
-                    part(V, system, written, s, size, 0, s, E, False)
+                    accumulate_rows(V, system, written, s, size, 0, s, E, False)
                 for j in range(s, s + size):
-                    line, into, strength = V[j], written[j], strengths[j]
+                    line, target, strength = V[j], written[j], strengths[j]
                     for o in range(s, j):
-                        by, other = system[j, o], written[o]
+                        weight, earlier = system[j, o], written[o]
                         for c in range(E):
-                            line[c] += by * other[c]
+                            line[c] += weight * earlier[c]
                     for c in range(E):
-                        into[c] = strength * line[c]
-            if kept.shape[1]:
+                        target[c] = strength * line[c]
+            if saved.shape[1]:
                 for s in range(steps):
                     copy(V[s], errors[task, first + s])
-            product(read, Q, S, count, wide, width, False, False, WHOLE, 1)
-            product(read, scores, written, count, steps, width, False, True, LOWER, many)
-            store(read, y, row, head, start, count, width)
-            product(S, keys, written, wide, steps, width, True, True, WHOLE, 1)
+            product(outputs, Q, S, count, key_width, width, False, False, FULL, 1)
+            product(outputs, scores, written, count, steps, width, False, True, X_LOWER, steps_per_node)
+            store(outputs, y, row, head, start, count, width)
+            product(S, keys, written, key_width, steps, width, True, True, FULL, 1)
             chunk, start = chunk + 1, stop
         y[row, start:, head] = 0
-        for r in range(wide):
+        for r in range(key_width):
             copy(S[r], final[row, head, r])
 
 
 @kernel
-def delta_backward(begin, end, q, k, beta, many, starts, least, kept, errors, edges, dy, dfinal, dq, dk, dv, dbeta,
-                   dstate):
+def delta_backward(begin, end, q, k, beta, steps_per_node, starts, min_norm, saved, errors, edges, dy, dfinal, dq, dk,
+                   dv, dbeta, dstate):
     """The gradients of `delta`, of nodes past a row's length nought."""
-    heads, wide, width, size, kind = dy.shape[2], dq.shape[3], dy.shape[3], dy.itemsize, dy.dtype
-    longest, one = max(1, CHUNK // many), kind.type(1)
-    K, E, most = filled(wide, size), filled(width, size), filled(longest * many, size)
-    Q, dQ, above = np.zeros((longest, K), kind), np.zeros((longest, K), kind), np.zeros((longest, E), kind)
-    keys, dK, turned = np.zeros((most, K), kind), np.zeros((most, K), kind), np.zeros((K, most), kind)
-    written, wrong, dwritten, dwrong = _four(np.zeros((4, most, E), kind))
-    turned_w, back = np.zeros((E, most), kind), np.zeros((E, K), kind)
-    system, scores, slopes = (np.zeros((most, most), kind), np.zeros((longest, most), kind),
-                              np.zeros((longest, most), kind))
+    heads, key_width, width, size, kind = dy.shape[2], dq.shape[3], dy.shape[3], dy.itemsize, dy.dtype
+    max_nodes, one = max(1, CHUNK // steps_per_node), kind.type(1)
+    K, E, max_steps = padded(key_width, size), padded(width, size), padded(max_nodes * steps_per_node, size)
+    Q, dQ, dout = np.zeros((max_nodes, K), kind), np.zeros((max_nodes, K), kind), np.zeros((max_nodes, E), kind)
+    keys, dK, keys_t = np.zeros((max_steps, K), kind), np.zeros((max_steps, K), kind), np.zeros((K, max_steps), kind)
+    written, error, dwritten, derror = _unstack4(np.zeros((4, max_steps, E), kind))
+    written_t, state_t = np.zeros((E, max_steps), kind), np.zeros((E, K), kind)
+    system, scores, dscores = (np.zeros((max_steps, max_steps), kind), np.zeros((max_nodes, max_steps), kind),
+                               np.zeros((max_nodes, max_steps), kind))
     S, dS = np.zeros((K, E), kind), np.zeros((K, E), kind)
-    strengths, norms, norms_q = np.zeros(most, kind), np.zeros(most, kind), np.zeros(longest, kind)
-    least, length = kind.type(least), kind.type(1 / math.sqrt(wide))
+    strengths, norms, norms_q = np.zeros(max_steps, kind), np.zeros(max_steps, kind), np.zeros(max_nodes, kind)
+    min_norm, length = kind.type(min_norm), kind.type(1 / math.sqrt(key_width))
     for task in range(begin, end):
         row, head = task // heads, task % heads
-        for r in range(wide):
+        for r in range(key_width):
             copy(dfinal[row, head, r], dS[r, :width])
-        reached = 0
-        for chunk in range(_count(edges, task) - 1, -1, -1):
+        num_nodes = 0
+        for chunk in range(_num_chunks(edges, task) - 1, -1, -1):
             start, count = edges[task, chunk], edges[task, chunk + 1] - edges[task, chunk]
-            first, steps, reached = start * many, count * many, max(reached, start + count)
-            for r in range(wide):
-                copy(kept[task, chunk, r], S[r, :width])
-            _look(q, k, beta, row, head, start, count, many, wide, least, length, Q, keys, strengths, norms_q, norms)
+            first, steps, num_nodes = start * steps_per_node, count * steps_per_node, max(num_nodes, start + count)
+            for r in range(key_width):
+                copy(saved[task, chunk, r], S[r, :width])
+            _load_chunk(q, k, beta, row, head, start, count, steps_per_node, key_width, min_norm, length, Q, keys,
+                        strengths, norms_q, norms)
             for s in range(steps):
-                copy(errors[task, first + s], wrong[s, :width])
-            scale(wrong, strengths, written, steps)
+                copy(errors[task, first + s], error[s, :width])
+            scale(error, strengths, written, steps)
             for t in range(count):
-                copy(dy[row, start + t, head], above[t, :width])
-            turn(written, turned_w, steps, width)
-            _match(keys, Q, turned, system, scores, steps, count, many, wide)
-            product(dwritten, scores, above, steps, count, width, True, False, UPPER, many)
-            product(dwritten, keys, dS, steps, wide, width, False, True, WHOLE, 1)
+                copy(dy[row, start + t, head], dout[t, :width])
+            transpose(written, written_t, steps, width)
+            _similarities(keys, Q, keys_t, system, scores, steps, count, steps_per_node, key_width)
+            product(dwritten, scores, dout, steps, count, width, True, False, X_UPPER, steps_per_node)
+            product(dwritten, keys, dS, steps, key_width, width, False, True, FULL, 1)
             for s in range((steps - 1) // BLOCK * BLOCK, -1, -BLOCK):  # back through the system
                 size = min(BLOCK, steps - s)
                 if s + size < steps:
-                    part(dwritten, system, dwrong, s, size, s + size, steps, E, True)
+                    accumulate_rows(dwritten, system, derror, s, size, s + size, steps, E, True)
                 for j in range(s + size - 1, s - 1, -1):
-                    line, into, strength = dwritten[j], dwrong[j], strengths[j]
+                    line, target, strength = dwritten[j], derror[j], strengths[j]
                     for o in range(j + 1, s + size):
-                        by, other = system[o, j], dwrong[o]
+                        weight, later = system[o, j], derror[o]
                         for c in range(E):
-                            line[c] += by * other[c]
+                            line[c] += weight * later[c]
                     for c in range(E):
-                        into[c] = strength * line[c]
-                    dbeta[row, first + j, head] = dot(wrong[j], line, width)
-            store(dwrong, dv, row, head, first, steps, width)
+                        target[c] = strength * line[c]
+                    dbeta[row, first + j, head] = dot(error[j], line, width)
+            store(derror, dv, row, head, first, steps, width)
             for s in range(steps):
                 for c in range(E):
-                    dwrong[s, c] = -dwrong[s, c]  # what was known of a key is taken away
-            product(slopes, above, turned_w, count, width, steps, False, False, SEEN, many)
-            _pairs(slopes, count, many, False, one)
-            product(system, dwrong, turned_w, steps, width, steps, False, False, SEEN, 1)
-            _pairs(system, steps, 1, True, one)
-            turn(dS, back, wide, width)
-            product(dK, written, back, steps, width, wide, False, False, WHOLE, 1)
-            turn(S, back, wide, width)
-            product(dK, dwrong, back, steps, width, wide, False, True, WHOLE, 1)
-            product(dK, slopes, Q, steps, count, wide, True, True, UPPER, many)
-            product(dK, system, keys, steps, steps, wide, False, True, LOWER, 1)
-            product(dK, system, keys, steps, steps, wide, True, True, UPPER, 1)
-            product(dQ, above, back, count, width, wide, False, False, WHOLE, 1)
-            product(dQ, slopes, keys, count, steps, wide, False, True, LOWER, many)
-            product(dS, Q, above, wide, count, width, True, True, WHOLE, 1)
-            product(dS, keys, dwrong, wide, steps, width, True, True, WHOLE, 1)
-            if least > 0:
-                _unit_back(Q, dQ, count, wide, least, length, norms_q)
-                _unit_back(keys, dK, steps, wide, least, one, norms)
-            store(dQ, dq, row, head, start, count, wide)
-            store(dK, dk, row, head, first, steps, wide)
+                    derror[s, c] = -derror[s, c]  # the error is v minus the memory's value for k
+            product(dscores, dout, written_t, count, width, steps, False, False, Y_LOWER, steps_per_node)
+            _mask_pairs(dscores, count, steps_per_node, False, one)
+            product(system, derror, written_t, steps, width, steps, False, False, Y_LOWER, 1)
+            _mask_pairs(system, steps, 1, True, one)
+            transpose(dS, state_t, key_width, width)
+            product(dK, written, state_t, steps, width, key_width, False, False, FULL, 1)
+            transpose(S, state_t, key_width, width)
+            product(dK, derror, state_t, steps, width, key_width, False, True, FULL, 1)
+            product(dK, dscores, Q, steps, count, key_width, True, True, X_UPPER, steps_per_node)
+            product(dK, system, keys, steps, steps, key_width, False, True, X_LOWER, 1)
+            product(dK, system, keys, steps, steps, key_width, True, True, X_UPPER, 1)
+            product(dQ, dout, state_t, count, width, key_width, False, False, FULL, 1)
+            product(dQ, dscores, keys, count, steps, key_width, False, True, X_LOWER, steps_per_node)
+            product(dS, Q, dout, key_width, count, width, True, True, FULL, 1)
+            product(dS, keys, derror, key_width, steps, width, True, True, FULL, 1)
+            if min_norm > 0:
+                _normalise_rows_backward(Q, dQ, count, key_width, min_norm, length, norms_q)
+                _normalise_rows_backward(keys, dK, steps, key_width, min_norm, one, norms)
+            store(dQ, dq, row, head, start, count, key_width)
+            store(dK, dk, row, head, first, steps, key_width)
             if starts.shape[1] and starts[row, start]:
                 dS[:] = 0
-        dq[row, reached:, head] = 0
-        reached *= many
-        dk[row, reached:, head], dv[row, reached:, head], dbeta[row, reached:, head] = 0, 0, 0
-        for r in range(wide):
+        dq[row, num_nodes:, head] = 0
+        num_nodes *= steps_per_node
+        dk[row, num_nodes:, head], dv[row, num_nodes:, head], dbeta[row, num_nodes:, head] = 0, 0, 0
+        for r in range(key_width):
             copy(dS[r], dstate[row, head, r])

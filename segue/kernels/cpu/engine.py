@@ -34,6 +34,7 @@ from segue.kernels.cpu.program import (
     LINEAR,
     LOW_RANK,
     MAP,
+    MARK_PROMPT,
     MATRIX,
     MODES,
     MOVE,
@@ -51,7 +52,6 @@ from segue.kernels.cpu.program import (
     STABILISE,
     STORE,
     TEAM,
-    TELL,
     TURN,
     WORK,
     aligned,
@@ -80,7 +80,7 @@ def run(job, me):
         elif code == NORM:
             rows.norm(job, op, me, team)
         elif code == STORE:
-            attention.remember(job, op, me, team)
+            attention.store_kv(job, op, me, team)
         elif code == ATTEND:
             attention.attend(job, op, me, team)
         elif code == CONVOLVE:
@@ -111,8 +111,8 @@ def run(job, me):
             matrices.prefixed(job, op, me, team)
         elif code == RECALL:
             recall.recall(job, op, me, team)
-        elif code == TELL:
-            rows.tell(job, op, me, team)
+        elif code == MARK_PROMPT:
+            rows.mark_prompt(job, op, me, team)
         elif code == RECUR:
             recur.recur(job, op, me, team)
         elif code == MAP:
@@ -120,7 +120,7 @@ def run(job, me):
         elif code == MULTIPLY:
             rows.scale(job, op, me, team)
         elif code == ADD:
-            rows.plus(job, op, me, team)
+            rows.add_rows(job, op, me, team)
         elif code == EMBED:
             rows.embed(job, op, me, team)
         elif code == ANGLES:
@@ -134,11 +134,11 @@ def run(job, me):
         elif code == EXPONENTIAL:
             rows.exponential(job, op, me, team)
         elif code == TURN:
-            rows.spread(job, op, me, team)
+            rows.cosine_features(job, op, me, team)
         else:
             commits.pick(job, op, me, team)
         if index + 1 < job[COUNT] and op[COLUMNS] == LINEAR:
-            linear.foresee(job, op[COLUMNS:], me, team)
+            linear.prefetch_weights(job, op[COLUMNS:], me, team)
         base.barrier(job, team)
 
 
@@ -148,33 +148,33 @@ def run_or_help(mail, helper, helpers, job):
 
     One function for both, so that the operations are compiled once. `mail`, `job`: addresses.
     """
-    mine = mail + LINE * helper
+    mailbox = mail + LINE * helper
     if helper:
-        store(mine, IDLE)
+        store(mailbox, IDLE)
     while True:
         seat = 0
         if helper:
             spins = 0
-            while load(mine) != BUSY:
+            while load(mailbox) != BUSY:
                 spins += 1
                 relax()
                 if spins % 64 == 0:
                     yield_core()
-                if spins > LINGER and swap_if(mine, IDLE, ASLEEP):
+                if spins > LINGER and swap_if(mailbox, IDLE, ASLEEP):
                     return
-            letter = longs(mine, 3)
-            seat, job = letter[1], letter[2]
+            message = longs(mailbox, 3)
+            seat, job = message[1], message[2]
         else:
             team, patience = 1, max(PATIENCE, longs(job, JOB)[WORK] // WORTH)
             for other in range(1, helpers + 1):
-                there = mail + LINE * other
+                other_mailbox = mail + LINE * other
                 spins = 0
-                while (load(there) == BUSY or load(there) == WAKING) and spins < patience:
+                while (load(other_mailbox) == BUSY or load(other_mailbox) == WAKING) and spins < patience:
                     spins += 1
                     relax()
-                if swap_if(there, IDLE, CALLED):
-                    letter = longs(there, 3)
-                    letter[1], letter[2] = team, job
+                if swap_if(other_mailbox, IDLE, CALLED):
+                    message = longs(other_mailbox, 3)
+                    message[1], message[2] = team, job
                     team += 1
             longs(job, JOB)[TEAM] = team
             for other in range(1, helpers + 1):
@@ -183,7 +183,7 @@ def run_or_help(mail, helper, helpers, job):
         run(longs(job, JOB), seat)
         if helper == 0:
             return
-        store(mine, IDLE)
+        store(mailbox, IDLE)
 
 
 class Team:
@@ -211,7 +211,7 @@ class Team:
         try:
             helpers = min(threads - 1, HELPERS)
             while len(self.threads) < helpers:
-                self._hire()
+                self._add_helper()
             for helper in range(1, helpers + 1):
                 if self.state[helper] == ASLEEP:
                     self.state[helper] = WAKING
@@ -224,7 +224,7 @@ class Team:
         finally:
             self.lock.release()
 
-    def _hire(self) -> None:
+    def _add_helper(self) -> None:
         helper = len(self.threads) + 1
         self.bells.append(threading.Semaphore(0))
         self.state[helper] = WAKING

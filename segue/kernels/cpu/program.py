@@ -30,7 +30,7 @@ needs no more than that, or one new operation in `ops/`.
 | remember by a selective scan (Mamba) | `scan(u, dt, b, c, gate, y, a, d)` |
 | remember a few vectors, from block to block | `recall(q, y, ...)` |
 | remember a matrix (linear attention, GLA, Mamba-2, mLSTM, DeltaNet) | `matrix(q, k, v, y, heads, decay, write, ...)` |
-| ... that reads its prompt ahead | `prefixed(q, k, v, keys, values, y, heads)`, and `tell` what is prompt |
+| ... that reads its prompt ahead | `prefixed(q, k, v, keys, values, y, heads)`; `mark_prompt` marks its nodes |
 | ... with exponential gates (mLSTM) | before it `stabilise(forget, write, floor)` |
 | remember nonlinearly (LSTM, GRU, Elman, Jordan, sLSTM, with heads) | `recur(gates, y, kind, weight, bias, heads)` |
 
@@ -59,7 +59,7 @@ from segue.kernels.cpu.simd import GROUP, INTEGER, LANES, MANY, TILE, UNROLL
 # Operations.
 (EMBED, NORM, ANGLES, LINEAR, STORE, ATTEND, CONVOLVE, SCAN, DECAY, DIAGONAL, MODES, MATRIX, NORMALISE, STABILISE,
  RECUR, MAP, MULTIPLY, ADD, GATHER, MOVE, PICK, POLYNOMIAL, TURN, FILTER, LOW_RANK, DENSE,
- QUANTISED, PREFIXED, RECALL, TELL, EXPONENTIAL) = range(31)
+ QUANTISED, PREFIXED, RECALL, MARK_PROMPT, EXPONENTIAL) = range(31)
 COLUMNS = 32
 
 # Activations, norms and the cells of nonlinear recurrences.
@@ -154,8 +154,8 @@ class Program:
         """The state at `offset` is large: of a chain only the last is written, and to commit a part of the chain is to
         repeat the operation. So nobody may write to its inputs any more: other layers get other registers."""
         self.large.add(offset)
-        read = {view.offset for view in inputs}
-        self.names = {name: view for name, view in self.names.items() if view.offset not in read}
+        input_offsets = {view.offset for view in inputs}
+        self.names = {name: view for name, view in self.names.items() if view.offset not in input_offsets}
 
     def keep(self, array: Tensor | np.ndarray, whole: bool = True) -> int:
         """The address of a float32 array, which the program keeps alive (a tensor's memory is shared, not copied).
@@ -184,14 +184,14 @@ class Program:
             return values
         return self.constant(np.ones(width, np.float32) if values is None else values)
 
-    def _room(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    def _allocate(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
         """Zeros in a large block of memory, since the system gives only large blocks large pages."""
         size = padded(int(np.prod(shape)) * dtype.itemsize, 64)
         if size > self.block.size:
             self.block = aligned((max(size, BLOCK_BYTES),), np.uint8)
             self.arrays.append(self.block)
-        room, self.block = self.block[:size], self.block[size:]
-        return room[: int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape)
+        memory, self.block = self.block[:size], self.block[size:]
+        return memory[: int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape)
 
     def _sizes(self, weight: Tensor, gated: bool = False) -> tuple[int, int]:
         """Steps of the inner loop and number of tiles of (out, in) weights."""
@@ -214,23 +214,23 @@ class Program:
         outputs, inner = matrix.shape
         if gated:
             half = padded(outputs // 2, LANES)
-            paired = np.zeros((2, half, inner), np.float32)
-            paired[:, : outputs // 2] = matrix.reshape(2, -1, inner)
-            matrix = paired.reshape(2, -1, LANES, inner).swapaxes(0, 1).reshape(-1, inner)
+            halves = np.zeros((2, half, inner), np.float32)
+            halves[:, : outputs // 2] = matrix.reshape(2, -1, inner)
+            matrix = halves.reshape(2, -1, LANES, inner).swapaxes(0, 1).reshape(-1, inner)
             outputs = matrix.shape[0]
         k, tiles = self._sizes(weight, gated)
         scales, group = 0, GROUP if self.int8 else 1
         if self.int8:
-            largest = np.abs(matrix).max(axis=1, initial=0) / 127
-            largest[largest == 0] = 1
-            scales = self._vector(largest, outputs)
-            matrix = np.rint(matrix / largest[:, None]).astype(np.int8)
-        packed = self._room((tiles, k, TILE, group), matrix.dtype)
-        whole = np.zeros((tiles * TILE, k * group), matrix.dtype)
-        whole[:outputs, :inner] = matrix
+            scale_values = np.abs(matrix).max(axis=1, initial=0) / 127
+            scale_values[scale_values == 0] = 1
+            scales = self._vector(scale_values, outputs)
+            matrix = np.rint(matrix / scale_values[:, None]).astype(np.int8)
+        packed = self._allocate((tiles, k, TILE, group), matrix.dtype)
+        padded_matrix = np.zeros((tiles * TILE, k * group), matrix.dtype)
+        padded_matrix[:outputs, :inner] = matrix
         if self.int8 and INTEGER:
-            whole.view(np.uint8)[:] += 128  # as an unsigned byte: 128 more
-        packed[:] = whole.reshape(-1, TILE, k, group).swapaxes(1, 2)
+            padded_matrix.view(np.uint8)[:] += 128  # as an unsigned byte: 128 more
+        packed[:] = padded_matrix.reshape(-1, TILE, k, group).swapaxes(1, 2)
         return packed, scales
 
     def step_bytes(self, context: int) -> int:
@@ -260,13 +260,13 @@ class Program:
     def angles(self, frequencies: Tensor, restart: bool = False, prefix: int = 0) -> View:
         """A register with the cosines, then the sines, of each node's position times these frequencies. restart:
         positions begin at 0 again behind the prompt (see `attend`)."""
-        turns = np.ascontiguousarray(plain(frequencies), np.float64)
-        key = f"angles {restart} {prefix} {turns.tobytes().hex()}"
-        known = (key, 2 * len(turns)) in self.names
-        into = self.register(key, 2 * len(turns))
-        if not known and len(turns):
-            self.arrays.append(turns)
-            self.emit(ANGLES, into, len(turns), turns.ctypes.data, restart, prefix)
+        values = np.ascontiguousarray(plain(frequencies), np.float64)
+        key = f"angles {restart} {prefix} {values.tobytes().hex()}"
+        is_known = (key, 2 * len(values)) in self.names
+        into = self.register(key, 2 * len(values))
+        if not is_known and len(values):
+            self.arrays.append(values)
+            self.emit(ANGLES, into, len(values), values.ctypes.data, restart, prefix)
         return into
 
     def linear(self, source: View, into: View, weight: Tensor, bias: Tensor | None = None, add: bool = False,
@@ -317,16 +317,16 @@ class Program:
         key, value = padded(width, UNROLL), padded(width, TILE)
         reach = None if ahead or alone or prefix else block * (back + 1) if block else window
         offset = self.cache(kv_heads, key, value, reach)
-        turned = 0 if frequencies is None else 2 * len(frequencies)
+        rotated = 0 if frequencies is None else 2 * len(frequencies)
         angles = q if frequencies is None else self.angles(frequencies, restart, prefix)
         sizes = (heads, kv_heads, width, key, value, offset)
-        self.emit(STORE, q, k, v, angles, *sizes, turned, bits(width**-0.5))
+        self.emit(STORE, q, k, v, angles, *sizes, rotated, bits(width**-0.5))
         self.emit(ATTEND, q, into, *sizes, window or 0, self._vector(slopes, heads), block or 0, back, ahead, alone,
                   prefix)
 
-    def tell(self, source: View, into: View, table: Tensor, prefix: int = 0) -> None:
+    def mark_prompt(self, source: View, into: View, table: Tensor, prefix: int = 0) -> None:
         """into = source + table[1] at nodes of the prompt (see `attend`), + table[0] at all others."""
-        self.emit(TELL, source, into, into.width, self.keep(table), prefix)
+        self.emit(MARK_PROMPT, source, into, into.width, self.keep(table), prefix)
 
     def recall(self, source: View, into: View, heads: int, block: int, names: Tensor, norm: nn.LayerNorm,
                project: Tensor, update: nn.Linear, gate: Tensor) -> None:
@@ -337,27 +337,30 @@ class Program:
         vectors, width = names.shape
         self.reach = None
         offset, _, key, value = self.caches[-1]
-        wide, both = padded(width, TILE), padded(2 * width, TILE)
-        asks, tells = project[: 2 * width], project[2 * width :]
-        first = np.zeros((vectors, both), np.float32)
-        first[:, : 2 * width] = plain(norm(names) @ tells.mT)
-        steps, more = self._sizes(asks)[0], self._sizes(update.weight)[0]
-        self.local = max(self.local, vectors * (2 * (wide + both) + more + 2) + 3 * (padded(max(block, vectors), TILE)))
+        padded_width, pair_width = padded(width, TILE), padded(2 * width, TILE)
+        query_weights, key_value_weights = project[: 2 * width], project[2 * width :]
+        first = np.zeros((vectors, pair_width), np.float32)
+        first[:, : 2 * width] = plain(norm(names) @ key_value_weights.mT)
+        steps, update_steps = self._sizes(query_weights)[0], self._sizes(update.weight)[0]
+        buffers = vectors * (2 * (padded_width + pair_width) + update_steps + 2)
+        self.local = max(self.local, buffers + 3 * padded(max(block, vectors), TILE))
         row = self.emit(RECALL, source, into, heads, heads, width // heads, key, value, offset, 0, 0, 0, 0, 0, 0,
                         self._vector(update.bias, width), vectors, block, width, self.keep(names),
                         self._vector(norm.weight, width), self._vector(norm.bias, width), bits(norm.eps),
-                        self._vector(gate, width), self.keep(first), self.state(vectors * (wide + both)), steps, more)
+                        self._vector(gate, width), self.keep(first), self.state(vectors * (padded_width + pair_width)),
+                        steps, update_steps)
         self.matrices += [(row, 13 + 2 * index, weight, False) for index, weight in enumerate(
-            (asks, tells, update.weight))]
+            (query_weights, key_value_weights, update.weight))]
 
     def convolve(self, source: View, into: View, weight: Tensor, bias: Tensor | None = None,
                  activation: str = "silu") -> None:
         """Short causal depthwise convolution (weight (width, taps)) along the node's own path, then an activation."""
         width, taps = weight.shape
-        wide = padded(width, LANES)
-        offset = self.state((taps - 1) * wide)
+        padded_width = padded(width, LANES)
+        offset = self.state((taps - 1) * padded_width)
         bias_at = self._vector(np.zeros(width, np.float32) if bias is None else bias, width)
-        self.emit(CONVOLVE, source, into, wide, taps, self._lines(weight), bias_at, offset, ACTIVATIONS[activation])
+        self.emit(CONVOLVE, source, into, padded_width, taps, self._lines(weight), bias_at, offset,
+                  ACTIVATIONS[activation])
 
     def _lines(self, values: Tensor, whole: bool = True) -> int:
         """The address of values (width, n) as n lines of whole vectors, with one number per channel."""
@@ -370,7 +373,7 @@ class Program:
         width, n = values.shape
         rows = np.zeros((padded(width, LANES), n), np.float32)
         rows[:width] = plain(values)
-        blocks = self._room((len(rows) // LANES, n, LANES), rows.dtype)
+        blocks = self._allocate((len(rows) // LANES, n, LANES), rows.dtype)
         blocks[:] = rows.reshape(-1, LANES, n).swapaxes(1, 2)
         self.weight_bytes += blocks.nbytes
         return blocks.ctypes.data
@@ -380,10 +383,10 @@ class Program:
         """Selective scan (a (width, states), negative, with factors from `low` to 1), step sizes softplus(dt), its
         output times SiLU(gate)."""
         width, states = a.shape
-        wide = padded(width, LANES)
-        offset = self.state(states * wide)
+        padded_width = padded(width, LANES)
+        offset = self.state(states * padded_width)
         self.map(dt, dt, "softplus")
-        self.emit(SCAN, u, dt, b, c, gate, into, wide, states, self._blocks(a), self._vector(d, width), offset,
+        self.emit(SCAN, u, dt, b, c, gate, into, padded_width, states, self._blocks(a), self._vector(d, width), offset,
                   self.keep(np.array([low, 1 - low], np.float32)))
         self.repeat(offset, u, dt, b, c)
 
@@ -433,11 +436,12 @@ class Program:
         channels come before all second ones. a: (width, states, states). b: (width, states). c: (outputs, width,
         states). d: (outputs * width,)."""
         outputs, width, states = c.shape
-        room = padded(states, MANY)
-        a, b, c = (nn.functional.pad(x, (0, 0, 0, room - states)) for x in (a, b[..., None], c.permute(1, 2, 0)))
-        self.local = max(self.local, (room + 1) * LANES)
+        padded_states = padded(states, MANY)
+        a, b, c = (nn.functional.pad(x, (0, 0, 0, padded_states - states))
+                   for x in (a, b[..., None], c.permute(1, 2, 0)))
+        self.local = max(self.local, (padded_states + 1) * LANES)
         skip = (torch.zeros(outputs, width) if d is None else d.reshape(outputs, width)).T
-        offset = self.state(room * padded(width, LANES))
+        offset = self.state(padded_states * padded(width, LANES))
         a = a.unflatten(1, (-1, MANY)).transpose(2, 3)  # MANY numbers of the new state at once, from one old one
         self.emit(DENSE, u, into, width, states, outputs, self._blocks(a.flatten(1)), self._blocks(b.flatten(1)),
                   self._blocks(c.mT.flatten(1)), self._blocks(skip), offset)
@@ -531,9 +535,9 @@ class Program:
             bias = nn.functional.pad(bias.reshape(heads, -1), (0, outputs - bias.numel() // heads))
         k, tiles = self._sizes(blocks)
         before, share = self.register("before", hidden), self.register("share", heads * outputs)
-        wide = padded(hidden, TILE)
-        offset = self.state(memories * wide)
-        top = self.state(wide, -math.inf) if kind == "slstm" else 0
+        padded_hidden = padded(hidden, TILE)
+        offset = self.state(memories * padded_hidden)
+        top = self.state(padded_hidden, -math.inf) if kind == "slstm" else 0
         row = self.emit(RECUR, inputs, into, before, share, 0, 0, self._vector(bias, heads * outputs), k,
                         tiles // heads, hidden, code, heads, bits(floor), offset, top, self._bytes(k, heads),
                         bits(decay))

@@ -19,133 +19,139 @@ GRU = CELLS["gru"].code
 
 
 @kernel
-def forward(begin, end, cell, rows, panels, wide, x, w, bias, starts, lengths, state, y, kept, final):
+def forward(begin, end, cell, rows, panels, padded_width, x, w, bias, starts, lengths, state, y, saved, final):
     """All steps of the tasks begin..end, of which each is a head of up to `rows` rows.
 
-    wide: W, which is D filled up to whole vectors. x: (B, T, N, G, D), the gates' inputs. w: (N, G W / tile, D, tile),
-    packed. bias: (N, G W). starts: (B, T) bool or (B, 0). lengths: (B,). state, final: (S, B, N, D). y: (B, T, N, D).
-    kept: (tasks, T, parts, rows W), what the backward pass needs of each step: gates, then the states h, c, n as far as
-    the cell has them; or (tasks, 0, parts, rows W), if there will be no backward pass.
+    padded_width: W, which is D filled up to whole vectors. x: (B, T, N, G, D), the gates' inputs. w: (N, G W / tile, D,
+    tile), packed. bias: (N, G W). starts: (B, T) bool or (B, 0). lengths: (B,). state, final: (S, B, N, D). y: (B, T,
+    N, D). saved: (tasks, T, parts, rows W), what the backward pass needs of each step: gates, then the states h, c, n
+    as far as the cell has them; or (tasks, 0, parts, rows W), if there will be no backward pass.
     """
     batch, length, heads, gates, d = x.shape
-    states, tile, across, size = state.shape[0], w.shape[3], rows * wide, x.itemsize
+    states, tile, state_stride, size = state.shape[0], w.shape[3], rows * padded_width, x.itemsize
     row_step, step = length * heads * d * size, heads * d * size  # bytes to the next row and step of y
-    direct = wide == d  # else through buffers of whole vectors
-    source, out = np.zeros((gates, across), x.dtype), np.zeros(across, x.dtype)
-    g, now = np.zeros((rows, gates * wide), x.dtype), np.zeros((4, across), x.dtype)  # R h + b; h, c, n, m
+    direct = padded_width == d  # else through buffers of whole vectors
+    source, output = np.zeros((gates, state_stride), x.dtype), np.zeros(state_stride, x.dtype)
+    g = np.zeros((rows, gates * padded_width), x.dtype)  # R h + b
+    current = np.zeros((4, state_stride), x.dtype)  # h, c, n, m
     for task in range(begin, end):
         n, row = task % heads, task // heads * rows
         count = min(rows, batch - row)
         for s in range(states):
             for r in range(count):
-                copy(state[s, row + r, n], now[s, r * wide : r * wide + d])
+                copy(state[s, row + r, n], current[s, r * padded_width : r * padded_width + d])
                 if lengths[row + r] == 0:
                     copy(state[s, row + r, n], final[s, row + r, n])
         for t in range(length):
             if starts.shape[1]:
                 for r in range(count):
                     if starts[row + r, t]:
-                        now[:3, r * wide : r * wide + wide] = 0
-                        now[3, r * wide : r * wide + wide] = EMPTY
+                        current[:3, r * padded_width : r * padded_width + padded_width] = 0
+                        current[3, r * padded_width : r * padded_width + padded_width] = EMPTY
             for p in range(w.shape[1]):
-                to = p * tile * size
-                multiply(size, count, panels, at(bias[n]) + to, at(w[n, p]), at(now), 0, at(g) + to, tile, wide, 1, 0,
-                         d, 1, 0, gates * wide)
-            keep = at(kept[task, t]) if kept.shape[1] else 0
+                offset = p * tile * size
+                multiply(size, count, panels, at(bias[n]) + offset, at(w[n, p]), at(current), 0, at(g) + offset, tile,
+                         padded_width, 1, 0, d, 1, 0, gates * padded_width)
+            saved_address = at(saved[task, t]) if saved.shape[1] else 0
             if direct:
-                cells.forward(cell, size, count, wide, across * size, at(g), at(x[row, t, n]), gates * row_step,
-                              d * size, gates * step, at(now), keep, at(y[row, t, n]), row_step, step)
+                cells.forward(cell, size, count, padded_width, state_stride * size, at(g), at(x[row, t, n]),
+                              gates * row_step, d * size, gates * step, at(current), saved_address, at(y[row, t, n]),
+                              row_step, step)
             else:
                 for r in range(count):
                     for k in range(gates):
-                        copy(x[row + r, t, n, k], source[k, r * wide : r * wide + d])
-                cells.forward(cell, size, count, wide, across * size, at(g), at(source), wide * size, across * size,
-                              0, at(now), keep, at(out), wide * size, 0)
+                        copy(x[row + r, t, n, k], source[k, r * padded_width : r * padded_width + d])
+                cells.forward(cell, size, count, padded_width, state_stride * size, at(g), at(source),
+                              padded_width * size, state_stride * size, 0, at(current), saved_address, at(output),
+                              padded_width * size, 0)
                 for r in range(count):
-                    copy(out[r * wide : r * wide + d], y[row + r, t, n])
+                    copy(output[r * padded_width : r * padded_width + d], y[row + r, t, n])
             for r in range(count):
                 if lengths[row + r] == t + 1:
                     for s in range(states):
-                        copy(now[s, r * wide : r * wide + d], final[s, row + r, n])
+                        copy(current[s, r * padded_width : r * padded_width + d], final[s, row + r, n])
 
 
 @kernel
-def backward(begin, end, cell, rows, panels, wide, span, w, starts, lengths, state, kept, dy, dfinal, dx, dweight,
-             dbias, dstate):
+def backward(begin, end, cell, rows, panels, padded_width, span, w, starts, lengths, state, saved, dy, dfinal, dx,
+             dweight, dbias, dstate):
     """The gradients of `forward`. w: (N, W / tile, G D, tile), packed the other way round. dx: as x. dweight: (tiles,
     N, G, D, W), added to, and dbias: (tiles, N, G, D), per batch tile. dstate: as state."""
     batch, length, heads, gates, d = dx.shape
-    states, parts, tile, across, size = state.shape[0], kept.shape[2], w.shape[3], rows * wide, dx.itemsize
+    states, parts, tile, size = state.shape[0], saved.shape[2], w.shape[3], dx.itemsize
+    state_stride = rows * padded_width
     row_step, step = length * heads * d * size, heads * d * size
-    inner = min(states, 3)  # states that a step needs of the one before
-    direct = wide == d
-    into, out = np.zeros(across, dx.dtype), np.zeros((gates, across), dx.dtype)
-    dg, total = np.zeros((span, gates, across), dx.dtype), np.zeros((gates, across), dx.dtype)
-    hs = np.zeros(span * across, dx.dtype)  # the states before, row by row
-    back, now = np.zeros((4, across), dx.dtype), np.zeros((3, across), dx.dtype)  # gradients of h, c, n, m
+    num_previous = min(states, 3)  # states that a step needs of the one before
+    direct = padded_width == d
+    dy_buffer, dx_buffer = np.zeros(state_stride, dx.dtype), np.zeros((gates, state_stride), dx.dtype)
+    dg, total = np.zeros((span, gates, state_stride), dx.dtype), np.zeros((gates, state_stride), dx.dtype)
+    hs = np.zeros(span * state_stride, dx.dtype)  # the states before, row by row
+    dstates = np.zeros((4, state_stride), dx.dtype)  # gradients of h, c, n, m
+    previous_buffer = np.zeros((3, state_stride), dx.dtype)
     for task in range(begin, end):
         n, block = task % heads, task // heads
         row = block * rows
         count = min(rows, batch - row)
-        back[:], total[:] = 0, 0
+        dstates[:], total[:] = 0, 0
         slot = 0
         for t in range(length - 1, -1, -1):
-            fresh = t == 0
+            is_start = t == 0
             for r in range(count):
                 if starts.shape[1]:
-                    fresh |= starts[row + r, t]
+                    is_start |= starts[row + r, t]
                 if lengths[row + r] == t + 1:
                     for s in range(states):
-                        add(back[s, r * wide :], dfinal[s, row + r, n])
-            last = at(now)
-            if not fresh:
-                last = at(kept[task, t - 1, parts - inner])
-            for s in range(inner if fresh else 0):  # what was before, where a document starts nothing
+                        add(dstates[s, r * padded_width :], dfinal[s, row + r, n])
+            previous = at(previous_buffer)
+            if not is_start:
+                previous = at(saved[task, t - 1, parts - num_previous])
+            for s in range(num_previous if is_start else 0):  # the initial states, zero at a document's start
                 for r in range(count):
-                    line = slice(r * wide, r * wide + d)
+                    line = slice(r * padded_width, r * padded_width + d)
                     if starts.shape[1] and starts[row + r, t]:
-                        now[s, line] = 0
+                        previous_buffer[s, line] = 0
                     elif t == 0:
-                        copy(state[s, row + r, n], now[s, line])
+                        copy(state[s, row + r, n], previous_buffer[s, line])
                     else:
-                        copy(kept[task, t - 1, parts - inner + s, line], now[s, line])
-            to, before = at(dg[slot]), at(hs) + slot * count * wide * size
+                        copy(saved[task, t - 1, parts - num_previous + s, line], previous_buffer[s, line])
+            gate_grads, hidden_address = at(dg[slot]), at(hs) + slot * count * padded_width * size
             if direct:
-                cells.backward(cell, size, count, wide, across * size, at(kept[task, t]), last, at(dy[row, t, n]),
-                               row_step, -step, at(back), to, at(dx[row, t, n]), gates * row_step, d * size,
-                               -gates * step, at(total), before)
+                cells.backward(cell, size, count, padded_width, state_stride * size, at(saved[task, t]), previous,
+                               at(dy[row, t, n]), row_step, -step, at(dstates), gate_grads, at(dx[row, t, n]),
+                               gates * row_step, d * size, -gates * step, at(total), hidden_address)
             else:
                 for r in range(count):
-                    copy(dy[row + r, t, n], into[r * wide : r * wide + d])
-                cells.backward(cell, size, count, wide, across * size, at(kept[task, t]), last, at(into), wide * size,
-                               0, at(back), to, at(out), wide * size, across * size, 0, at(total), before)
+                    copy(dy[row + r, t, n], dy_buffer[r * padded_width : r * padded_width + d])
+                cells.backward(cell, size, count, padded_width, state_stride * size, at(saved[task, t]), previous,
+                               at(dy_buffer), padded_width * size, 0, at(dstates), gate_grads, at(dx_buffer),
+                               padded_width * size, state_stride * size, 0, at(total), hidden_address)
                 for r in range(count):
                     for k in range(gates):
-                        copy(out[k, r * wide : r * wide + d], dx[row + r, t, n, k])
+                        copy(dx_buffer[k, r * padded_width : r * padded_width + d], dx[row + r, t, n, k])
             for p in range(w.shape[1]):
-                target = at(back) + p * tile * size
-                multiply(size, count, panels, 0, at(w[n, p]), to, target if cell == GRU else 0, target, tile,
-                         wide, 1, across - d, d, gates, wide, wide)
+                target = at(dstates) + p * tile * size
+                multiply(size, count, panels, 0, at(w[n, p]), gate_grads, target if cell == GRU else 0, target, tile,
+                         padded_width, 1, state_stride - d, d, gates, padded_width, padded_width)
             if starts.shape[1]:
                 for r in range(count):
                     if starts[row + r, t]:
-                        back[:, r * wide : r * wide + wide] = 0
+                        dstates[:, r * padded_width : r * padded_width + padded_width] = 0
             slot += 1
             if t == 0 or slot == span:
                 left, right = at(dg), at(hs)
                 for k in range(gates):
                     for i in range(0, d, rows):
                         target = at(dweight[block, n, k, i])
-                        for j in range(0, wide * size, tile * size):
-                            multiply(size, min(rows, d - i), panels, 0, right + j, left + (k * across + i) * size,
-                                     target + j, target + j, wide, 1, wide, (gates * rows - count) * wide, count, slot,
-                                     wide, wide)
+                        for j in range(0, padded_width * size, tile * size):
+                            multiply(size, min(rows, d - i), panels, 0, right + j, left + (k * state_stride + i) * size,
+                                     target + j, target + j, padded_width, 1, padded_width,
+                                     (gates * rows - count) * padded_width, count, slot, padded_width, padded_width)
                 slot = 0
         for r in range(count):
-            line = slice(r * wide, r * wide + d)
+            line = slice(r * padded_width, r * padded_width + d)
             for k in range(gates):
                 add(dbias[block, n, k], total[k, line])
             for s in range(states):
-                copy(back[s, line], dstate[s, row + r, n])
+                copy(dstates[s, line], dstate[s, row + r, n])
                 if lengths[row + r] == 0:
                     add(dstate[s, row + r, n], dfinal[s, row + r, n])

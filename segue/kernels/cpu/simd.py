@@ -41,7 +41,7 @@ AHEAD = 8192  # ... unless so many rows are multiplied by each weight that it fa
 F32, I8, I32, I64 = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 VECTOR, WORDS = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
 ZEROS = ir.Constant(VECTOR, [0.0] * LANES)
-LOWEST = np.float32(-3e38)  # the score of what is not seen
+LOWEST = np.float32(-3e38)  # the score of masked keys
 MANY = 4  # vectors that a matrix as memory works on at once, so that sums need not wait for each other
 FLOAT, WIDENED, BYTES = range(3)  # micro-kernels: for float32; for int8 weights; for int8 weights and inputs
 INT8 = BYTES if INTEGER else WIDENED
@@ -158,11 +158,11 @@ def _vector(builder: Any, address: Any) -> Any:
     return builder.load(builder.inttoptr(address, VECTOR.as_pointer()), align=4)
 
 
-def _put(builder: Any, value: Any, address: Any) -> None:
+def _store(builder: Any, value: Any, address: Any) -> None:
     builder.store(value, builder.inttoptr(address, VECTOR.as_pointer()), align=4)
 
 
-def _fetch(builder: Any, address: Any) -> None:
+def _prefetch(builder: Any, address: Any) -> None:
     """Ask for the line of memory at an address, to read it, in the second-level cache."""
     at, (read, second, data) = builder.inttoptr(address, I8.as_pointer()), (I32(0), I32(2), I32(1))
     call(builder, "llvm.prefetch.p0", ir.VoidType(), at, read, second, data)
@@ -174,30 +174,30 @@ def emit_copy(builder: Any, a: list[Any]) -> None:
     call(builder, name, ir.VoidType(), *(builder.inttoptr(x, I8.as_pointer()) for x in a[:2]), a[2], ir.IntType(1)(0))
 
 
-def _filled(builder: Any, value: Any) -> Any:
+def _broadcast(builder: Any, value: Any) -> Any:
     """A vector of LANES times the same value."""
     undefined = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
     return builder.shuffle_vector(builder.insert_element(undefined, value, I32(0)), undefined,
                                   ir.Constant(WORDS, [0] * LANES))
 
 
-def _spread(builder: Any, address: Any, kind: Any = F32) -> Any:
+def _load_broadcast(builder: Any, address: Any, kind: Any = F32) -> Any:
     """The number at an address, LANES times."""
-    return _filled(builder, builder.load(builder.inttoptr(address, kind.as_pointer()), align=4))
+    return _broadcast(builder, builder.load(builder.inttoptr(address, kind.as_pointer()), align=4))
 
 
-def _inside(builder: Any, count: Any, first: Any) -> Any:
-    """Which of the LANES numbers from `first` on are among so many."""
-    left = _filled(builder, builder.trunc(builder.sub(count, first), I32))
-    return builder.icmp_signed("<", ir.Constant(WORDS, list(range(LANES))), left)
+def _valid_lanes(builder: Any, count: Any, first: Any) -> Any:
+    """Mask of the LANES numbers from `first` on that are below `count`."""
+    remaining = _broadcast(builder, builder.trunc(builder.sub(count, first), I32))
+    return builder.icmp_signed("<", ir.Constant(WORDS, list(range(LANES))), remaining)
 
 
-def emit_total(builder: Any, value: Any) -> Any:
+def emit_sum(builder: Any, value: Any) -> Any:
     """The sum of the numbers of a vector, in every place."""
-    b, lanes, apart = builder, value.type.count, value.type.count // 2
-    while apart:
-        mask = ir.Constant(ir.VectorType(I32, lanes), [i ^ apart for i in range(lanes)])
-        value, apart = b.fadd(value, b.shuffle_vector(value, value, mask)), apart // 2
+    b, lanes, distance = builder, value.type.count, value.type.count // 2
+    while distance:
+        mask = ir.Constant(ir.VectorType(I32, lanes), [i ^ distance for i in range(lanes)])
+        value, distance = b.fadd(value, b.shuffle_vector(value, value, mask)), distance // 2
     return value
 
 
@@ -205,20 +205,20 @@ def _fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
     return call(builder, f"llvm.fmuladd.v{LANES}f32", VECTOR, x, y, z)
 
 
-def each(builder: Any, count: Any, totals: list[Any], body: Callable[..., list[Any]]) -> list[Any]:
+def emit_loop(builder: Any, count: Any, totals: list[Any], body: Callable[..., list[Any]]) -> list[Any]:
     """Loop i over 0..count - 1 (at least once), totals = body(i, *totals); gives the last totals."""
     b, entry = builder, builder.block
     loop, done = b.append_basic_block("loop"), b.append_basic_block("done")
     b.branch(loop)
     b.position_at_end(loop)
-    i, carried = b.phi(I64), [b.phi(total.type) for total in totals]
-    after, following = body(i, *carried), b.add(i, I64(1))
-    for phi, first, later in zip([i, *carried], [I64(0), *totals], [following, *after]):
+    i, phis = b.phi(I64), [b.phi(total.type) for total in totals]
+    results, next_i = body(i, *phis), b.add(i, I64(1))
+    for phi, first, next_value in zip([i, *phis], [I64(0), *totals], [next_i, *results]):
         phi.add_incoming(first, entry)
-        phi.add_incoming(later, b.block)
-    b.cbranch(b.icmp_signed("<", following, count), loop, done)
+        phi.add_incoming(next_value, b.block)
+    b.cbranch(b.icmp_signed("<", next_i, count), loop, done)
     b.position_at_end(done)
-    return after
+    return results
 
 
 def _scan(builder: Any, args: list[Any]) -> None:
@@ -227,18 +227,18 @@ def _scan(builder: Any, args: list[Any]) -> None:
     b = builder
     dt, u, d, a, write, read, old, new, y, states, reach = args
     step, value = _vector(b, dt), _vector(b, u)
-    written = b.fmul(step, value)
-    low, above = _spread(b, reach), _spread(b, b.add(reach, I64(4)))
+    input_term = b.fmul(step, value)
+    least, span = _load_broadcast(b, reach), _load_broadcast(b, b.add(reach, I64(4)))
 
     def state(n: Any, total: Any) -> list[Any]:
-        at, one = b.mul(n, I64(4 * LANES)), b.shl(n, I64(2))
-        decay = _fma(b, above, emit_exp(b, [b.fmul(step, _vector(b, b.add(a, at)))]), low)
-        h = _fma(b, decay, _vector(b, b.add(old, at)), b.fmul(written, _spread(b, b.add(write, one))))
-        _put(b, h, b.add(new, at))
-        return [_fma(b, h, _spread(b, b.add(read, one)), total)]
+        offset, scalar = b.mul(n, I64(4 * LANES)), b.shl(n, I64(2))
+        decay = _fma(b, span, emit_exp(b, [b.fmul(step, _vector(b, b.add(a, offset)))]), least)
+        h = _fma(b, decay, _vector(b, b.add(old, offset)), b.fmul(input_term, _load_broadcast(b, b.add(write, scalar))))
+        _store(b, h, b.add(new, offset))
+        return [_fma(b, h, _load_broadcast(b, b.add(read, scalar)), total)]
 
-    (total,) = each(b, states, [b.fmul(_vector(b, d), value)], state)
-    _put(b, total, y)
+    (total,) = emit_loop(b, states, [b.fmul(_vector(b, d), value)], state)
+    _store(b, total, y)
 
 
 def _convolve(builder: Any, args: list[Any]) -> None:
@@ -249,56 +249,59 @@ def _convolve(builder: Any, args: list[Any]) -> None:
     latest = _vector(b, x)
 
     def tap(t: Any, total: Any) -> list[Any]:
-        last, at = b.icmp_signed("==", b.add(t, I64(1)), taps), b.mul(t, stride)
-        value = b.select(last, latest, _vector(b, b.select(last, x, b.add(old, at))))
-        kept = b.select(b.icmp_signed("==", t, I64(0)), y, b.sub(b.add(new, at), stride))
-        _put(b, value, kept)  # the first goes where the result will lie
-        return [_fma(b, value, _vector(b, b.add(w, at)), total)]
+        is_last, offset = b.icmp_signed("==", b.add(t, I64(1)), taps), b.mul(t, stride)
+        value = b.select(is_last, latest, _vector(b, b.select(is_last, x, b.add(old, offset))))
+        target = b.select(b.icmp_signed("==", t, I64(0)), y, b.sub(b.add(new, offset), stride))
+        _store(b, value, target)  # the first goes where the result will lie
+        return [_fma(b, value, _vector(b, b.add(w, offset)), total)]
 
-    (total,) = each(b, taps, [_vector(b, bias)], tap)
-    _put(b, total, y)
+    (total,) = emit_loop(b, taps, [_vector(b, bias)], tap)
+    _store(b, total, y)
 
 
-def _filter(builder: Any, args: list[Any], many: int) -> None:
-    """y += sum of w x over `count` lines of `many` times LANES numbers; from one line to the next so many bytes."""
+def _filter(builder: Any, args: list[Any], num_vectors: int) -> None:
+    """y += sum of w x over `count` lines of `num_vectors` times LANES numbers; from one line to the next so many
+    bytes."""
     b = builder
     w, w_line, x, x_line, y, count = args
-    parts = [I64(4 * LANES * c) for c in range(many)]
+    offsets = [I64(4 * LANES * c) for c in range(num_vectors)]
 
     def lag(i: Any, *totals: Any) -> list[Any]:
         taps, values = b.add(w, b.mul(i, w_line)), b.add(x, b.mul(i, x_line))
-        return [_fma(b, _vector(b, b.add(taps, at)), _vector(b, b.add(values, at)), total)
-                for at, total in zip(parts, totals)]
+        return [_fma(b, _vector(b, b.add(taps, offset)), _vector(b, b.add(values, offset)), total)
+                for offset, total in zip(offsets, totals)]
 
-    for at, total in zip(parts, each(b, count, [_vector(b, b.add(y, at)) for at in parts], lag)):
-        _put(b, total, b.add(y, at))
+    for offset, total in zip(offsets, emit_loop(b, count, [_vector(b, b.add(y, offset)) for offset in offsets], lag)):
+        _store(b, total, b.add(y, offset))
 
 
 def _diagonal(builder: Any, args: list[Any]) -> None:
     """h = a h + x for LANES numbers."""
     a, x, old, new, y = args
     h = _fma(builder, _vector(builder, a), _vector(builder, old), _vector(builder, x))
-    _put(builder, h, new)
-    _put(builder, h, y)
+    _store(builder, h, new)
+    _store(builder, h, y)
 
 
-def _rotated(builder: Any, a: Any, h: Any, apart: Any, between: Any) -> tuple[Any, Any]:
-    """The product of LANES complex numbers at a with those at h; imaginary parts lie `apart`, `between` bytes on."""
+def _complex_product(builder: Any, a: Any, h: Any, imaginary_a: Any, imaginary_h: Any) -> tuple[Any, Any]:
+    """The product of LANES complex numbers at a with those at h; imaginary_a, imaginary_h: bytes from the real to the
+    imaginary parts."""
     b = builder
-    ar, ai, hr, hi = (_vector(b, at) for at in (a, b.add(a, apart), h, b.add(h, between)))
+    ar, ai, hr, hi = (_vector(b, at) for at in (a, b.add(a, imaginary_a), h, b.add(h, imaginary_h)))
     return b.fsub(b.fmul(ar, hr), b.fmul(ai, hi)), _fma(b, ar, hi, b.fmul(ai, hr))
 
 
 def _complex(builder: Any, args: list[Any]) -> None:
-    """h = a h + x for LANES complex numbers. Imaginary parts lie `apart` bytes behind the real ones in a and x,
-    `between` in the states, and `beyond` in y."""
+    """h = a h + x for LANES complex numbers. imaginary_a, imaginary_state, imaginary_y: bytes from the real to the
+    imaginary parts in a and x, in the states, and in y."""
     b = builder
-    a, x, old, new, y, apart, between, beyond = args
-    for part, at, state, out in zip(_rotated(b, a, old, apart, between), (x, b.add(x, apart)),
-                                    (new, b.add(new, between)), (y, b.add(y, beyond))):
-        h = b.fadd(part, _vector(b, at))
-        _put(b, h, state)
-        _put(b, h, out)
+    a, x, old, new, y, imaginary_a, imaginary_state, imaginary_y = args
+    for product, address, state, output in zip(_complex_product(b, a, old, imaginary_a, imaginary_state),
+                                               (x, b.add(x, imaginary_a)), (new, b.add(new, imaginary_state)),
+                                               (y, b.add(y, imaginary_y))):
+        h = b.fadd(product, _vector(b, address))
+        _store(b, h, state)
+        _store(b, h, output)
 
 
 def _modes(builder: Any, args: list[Any]) -> None:
@@ -310,51 +313,52 @@ def _modes(builder: Any, args: list[Any]) -> None:
 
     def mode(n: Any, real: Any, imaginary: Any) -> list[Any]:  # two sums: they need not wait for each other
         line, at = b.add(table, b.mul(n, I64(4 * 4 * LANES))), b.mul(n, I64(2 * 4 * LANES))
-        r, i = _rotated(b, line, b.add(old, at), size, size)
+        r, i = _complex_product(b, line, b.add(old, at), size, size)
         r = b.fadd(r, value)
-        _put(b, r, b.add(new, at))
-        _put(b, i, b.add(b.add(new, at), size))
-        c, c_on = (_vector(b, b.add(line, I64(part * 4 * LANES))) for part in (2, 3))
-        return [_fma(b, r, c, real), _fma(b, i, c_on, imaginary)]
+        _store(b, r, b.add(new, at))
+        _store(b, i, b.add(b.add(new, at), size))
+        c, c_imaginary = (_vector(b, b.add(line, I64(part * 4 * LANES))) for part in (2, 3))
+        return [_fma(b, r, c, real), _fma(b, i, c_imaginary, imaginary)]
 
-    _put(b, b.fsub(*each(b, modes, [b.fmul(_vector(b, d), value), ZEROS], mode)), y)
+    _store(b, b.fsub(*emit_loop(b, modes, [b.fmul(_vector(b, d), value), ZEROS], mode)), y)
 
 
-def _matrix(builder: Any, args: list[Any], delta: bool, many: int) -> None:
-    """One write to a matrix memory, for `many` times LANES columns of values: s = decay s + write k v, y = sum of q s.
-    The decay of the next key feature lies `hop` bytes on (0: one for all). With `delta`, v less what the memory,
-    decayed, has. The states of LANES columns lie behind those of the LANES before them."""
+def _matrix(builder: Any, args: list[Any], delta: bool, num_vectors: int) -> None:
+    """One write to a matrix memory, for `num_vectors` times LANES columns of values: s = decay s + write k v, y = sum
+    of q s. The decay of the next key feature lies `hop` bytes on (0: one for all). With `delta`, v minus the decayed
+    memory's value for k. The states of LANES columns lie behind those of the LANES before them."""
     b = builder
     q, k, decay, hop, v, write, old, new, y, keys = args
     size = I64(4 * LANES)
-    places = [b.mul(b.mul(keys, size), I64(c)) for c in range(many)]
-    values = [_vector(b, b.add(v, I64(4 * LANES * c))) for c in range(many)]
+    offsets = [b.mul(b.mul(keys, size), I64(c)) for c in range(num_vectors)]
+    values = [_vector(b, b.add(v, I64(4 * LANES * c))) for c in range(num_vectors)]
 
-    def at(i: Any, address: Any) -> Any:
-        return _spread(b, b.add(address, b.shl(i, I64(2))))
+    def scalar(i: Any, address: Any) -> Any:
+        return _load_broadcast(b, b.add(address, b.shl(i, I64(2))))
 
-    def faded(i: Any) -> tuple[Any, list[Any]]:
+    def decayed(i: Any) -> tuple[Any, list[Any]]:
         lines = b.add(old, b.mul(i, size))
-        return _spread(b, b.add(decay, b.mul(i, hop))), [_vector(b, b.add(lines, place)) for place in places]
+        return _load_broadcast(b, b.add(decay, b.mul(i, hop))), [_vector(b, b.add(lines, offset)) for offset in offsets]
 
-    def seen(i: Any, *totals: Any) -> list[Any]:
-        rate, lines = faded(i)
-        factor = b.fmul(at(i, k), rate)
+    def recall(i: Any, *totals: Any) -> list[Any]:
+        decay_i, lines = decayed(i)
+        factor = b.fmul(scalar(i, k), decay_i)
         return [_fma(b, factor, s, total) for s, total in zip(lines, totals)]
 
-    def line(i: Any, *totals: Any) -> list[Any]:
-        (rate, lines), key, query, after = faded(i), at(i, k), at(i, q), b.add(new, b.mul(i, size))
-        lines = [_fma(b, rate, s, b.fmul(key, value)) for s, value in zip(lines, values)]
-        for s, place in zip(lines, places):
-            _put(b, s, b.add(after, place))
+    def write_line(i: Any, *totals: Any) -> list[Any]:
+        (decay_i, lines), key, query, target = decayed(i), scalar(i, k), scalar(i, q), b.add(new, b.mul(i, size))
+        lines = [_fma(b, decay_i, s, b.fmul(key, value)) for s, value in zip(lines, values)]
+        for s, offset in zip(lines, offsets):
+            _store(b, s, b.add(target, offset))
         return [_fma(b, query, s, total) for s, total in zip(lines, totals)]
 
     if delta:
-        values = [b.fsub(value, known) for value, known in zip(values, each(b, keys, [ZEROS] * many, seen))]
-    strength = _spread(b, write)
+        recalled = emit_loop(b, keys, [ZEROS] * num_vectors, recall)
+        values = [b.fsub(value, known) for value, known in zip(values, recalled)]
+    strength = _load_broadcast(b, write)
     values = [b.fmul(value, strength) for value in values]
-    for c, total in enumerate(each(b, keys, [ZEROS] * many, line)):
-        _put(b, total, b.add(y, I64(4 * LANES * c)))
+    for c, total in enumerate(emit_loop(b, keys, [ZEROS] * num_vectors, write_line)):
+        _store(b, total, b.add(y, I64(4 * LANES * c)))
 
 
 def _quantise(builder: Any, args: list[Any]) -> None:
@@ -369,30 +373,31 @@ def _quantise(builder: Any, args: list[Any]) -> None:
 
     def values(i: Any) -> tuple[Any, Any]:
         first = b.mul(i, I64(LANES))
-        return first, b.select(_inside(b, width, first), _vector(b, b.add(x, b.shl(first, I64(2)))), ZEROS)
+        return first, b.select(_valid_lanes(b, width, first), _vector(b, b.add(x, b.shl(first, I64(2)))), ZEROS)
 
-    def larger(i: Any, top: Any) -> list[Any]:  # as integers: the order is the same, and a NaN is the largest
+    def maximum(i: Any, top: Any) -> list[Any]:  # of magnitudes as integers: the same order, and NaN is the largest
         size = b.and_(b.bitcast(values(i)[1], WORDS), ir.Constant(WORDS, [2**31 - 1] * LANES))
         return [call(b, f"llvm.smax.v{LANES}i32", WORDS, top, size)]
 
-    least = int(np.float32(1e-30).view(np.int32))  # so that no quotient is infinite
-    (top,) = each(b, vectors, [ir.Constant(WORDS, [least] * LANES)], larger)
+    smallest = int(np.float32(1e-30).view(np.int32))  # so that no quotient is infinite
+    (top,) = emit_loop(b, vectors, [ir.Constant(WORDS, [smallest] * LANES)], maximum)
     top = b.bitcast(call(b, f"llvm.vector.reduce.smax.v{LANES}i32", I32, top), F32)
-    steps = _filled(b, b.fdiv(F32(127), top))
+    inverse_scale = _broadcast(b, b.fdiv(F32(127), top))
 
-    def rounded(i: Any, total: Any) -> list[Any]:
+    def write_bytes(i: Any, total: Any) -> list[Any]:
         first, value = values(i)
-        value = call(b, f"llvm.maxnum.v{LANES}f32", VECTOR, b.fmul(value, steps), _filled(b, F32(-127)))  # no NaN
-        whole = b.fptosi(call(b, f"llvm.rint.v{LANES}f32", VECTOR, value), WORDS)
+        value = call(b, f"llvm.maxnum.v{LANES}f32", VECTOR, b.fmul(value, inverse_scale),
+                     _broadcast(b, F32(-127)))  # no NaN
+        integers = b.fptosi(call(b, f"llvm.rint.v{LANES}f32", VECTOR, value), WORDS)
         kind = ir.VectorType(I8, LANES)
-        b.store(b.trunc(whole, kind), b.inttoptr(b.add(into, first), kind.as_pointer()), align=1)
-        return [b.add(total, whole)]
+        b.store(b.trunc(integers, kind), b.inttoptr(b.add(into, first), kind.as_pointer()), align=1)
+        return [b.add(total, integers)]
 
     total = call(b, f"llvm.vector.reduce.add.v{LANES}i32", I32,
-                  *each(b, vectors, [ir.Constant(WORDS, [0] * LANES)], rounded))
-    behind = b.add(into, b.shl(k, I64(2)))
-    b.store(b.fmul(top, F32(1 / 127)), b.inttoptr(behind, F32.as_pointer()), align=4)
-    b.store(b.mul(total, I32(-128)), b.inttoptr(b.add(behind, I64(4)), I32.as_pointer()), align=4)
+                  *emit_loop(b, vectors, [ir.Constant(WORDS, [0] * LANES)], write_bytes))
+    trailer = b.add(into, b.shl(k, I64(2)))
+    b.store(b.fmul(top, F32(1 / 127)), b.inttoptr(trailer, F32.as_pointer()), align=4)
+    b.store(b.mul(total, I32(-128)), b.inttoptr(b.add(trailer, I64(4)), I32.as_pointer()), align=4)
 
 
 def _soften(builder: Any, args: list[Any]) -> Any:
@@ -402,32 +407,32 @@ def _soften(builder: Any, args: list[Any]) -> Any:
     b, lowest = builder, ir.Constant(VECTOR, [float(LOWEST)] * LANES)
     vectors = b.udiv(b.add(room, I64(LANES - 1)), I64(LANES))
 
-    def seen(i: Any) -> tuple[Any, Any]:
+    def masked_scores(i: Any) -> tuple[Any, Any]:
         first = b.mul(i, I64(LANES))
         address = b.add(scores, b.shl(first, I64(2)))
-        return address, b.select(_inside(b, size, first), _vector(b, address), lowest)
+        return address, b.select(_valid_lanes(b, size, first), _vector(b, address), lowest)
 
-    def larger(i: Any, top: Any) -> list[Any]:
-        score = seen(i)[1]
+    def maximum(i: Any, top: Any) -> list[Any]:
+        score = masked_scores(i)[1]
         return [b.select(b.fcmp_ordered(">", score, top), score, top)]
 
-    (top,) = each(b, vectors, [lowest], larger)
-    top = _filled(b, call(b, f"llvm.vector.reduce.fmax.v{LANES}f32", F32, top))
+    (top,) = emit_loop(b, vectors, [lowest], maximum)
+    top = _broadcast(b, call(b, f"llvm.vector.reduce.fmax.v{LANES}f32", F32, top))
 
     def weight(i: Any, total: Any) -> list[Any]:
-        address, score = seen(i)
+        address, score = masked_scores(i)
         value = b.select(b.fcmp_ordered(">", score, lowest), emit_exp(b, [b.fsub(score, top)]), ZEROS)
-        _put(b, value, address)
+        _store(b, value, address)
         return [b.fadd(total, value)]
 
-    return b.extract_element(emit_total(b, *each(b, vectors, [ZEROS], weight)), I32(0))
+    return b.extract_element(emit_sum(b, *emit_loop(b, vectors, [ZEROS], weight)), I32(0))
 
 
 def _rotate(builder: Any, args: list[Any]) -> None:
     """Turn LANES planes in place. Addresses: of both coordinates, and of cosines and sines."""
     b, (first, second, cosine, sine) = builder, (_vector(builder, at) for at in args)
-    _put(b, b.fsub(b.fmul(first, cosine), b.fmul(second, sine)), args[0])
-    _put(b, _fma(b, second, cosine, b.fmul(first, sine)), args[1])
+    _store(b, b.fsub(b.fmul(first, cosine), b.fmul(second, sine)), args[0])
+    _store(b, _fma(b, second, cosine, b.fmul(first, sine)), args[1])
 
 
 def _scatter(builder: Any, args: list[Any]) -> None:
@@ -444,10 +449,10 @@ def _fetch_lines(builder: Any, args: list[Any]) -> None:
     b, (address, stride, count) = builder, args
 
     def line(i: Any) -> list[Any]:
-        _fetch(b, b.add(address, b.mul(i, stride)))
+        _prefetch(b, b.add(address, b.mul(i, stride)))
         return []
 
-    each(b, count, [], line)
+    emit_loop(b, count, [], line)
 
 
 def _low_rank(builder: Any, args: list[Any]) -> None:
@@ -456,32 +461,33 @@ def _low_rank(builder: Any, args: list[Any]) -> None:
     a, b, away, c."""
     b = builder
     u, table, d, old, new, y, modes = args
-    value, size, both = _vector(b, u), I64(4 * LANES), I64(2 * 4 * LANES)
-    rest = b.add(table, b.mul(modes, both))
+    value, size, mode_bytes = _vector(b, u), I64(4 * LANES), I64(2 * 4 * LANES)
+    mode_table = b.add(table, b.mul(modes, mode_bytes))
 
     def factors(n: Any) -> list[Any]:
-        return [b.add(rest, b.add(b.mul(n, I64(8 * 4 * LANES)), I64(part * 4 * LANES))) for part in range(8)]
+        return [b.add(mode_table, b.add(b.mul(n, I64(8 * 4 * LANES)), I64(part * 4 * LANES))) for part in range(8)]
 
-    def told(n: Any, total: Any, other: Any) -> list[Any]:
-        real, h = b.add(table, b.mul(n, both)), b.add(old, b.mul(n, both))
+    def project(n: Any, total: Any, other_total: Any) -> list[Any]:
+        real, h = b.add(table, b.mul(n, mode_bytes)), b.add(old, b.mul(n, mode_bytes))
         for line in factors(n):
-            _fetch(b, line)
+            _prefetch(b, line)
         return [_fma(b, _vector(b, real), _vector(b, h), total),
-                _fma(b, _vector(b, b.add(real, size)), _vector(b, b.add(h, size)), other)]
+                _fma(b, _vector(b, b.add(real, size)), _vector(b, b.add(h, size)), other_total)]
 
-    t = b.fsub(*each(b, modes, [ZEROS, ZEROS], told))
+    t = b.fsub(*emit_loop(b, modes, [ZEROS, ZEROS], project))
 
-    def mode(n: Any, total: Any, other: Any) -> list[Any]:
-        (a, _, *others), h, into = factors(n), b.add(old, b.mul(n, both)), b.add(new, b.mul(n, both))
-        write, write_on, away, away_on, c, c_on = (_vector(b, at) for at in others)
-        r, i = _rotated(b, a, h, size, size)
+    def mode(n: Any, total: Any, other_total: Any) -> list[Any]:
+        a, _, *factor_addresses = factors(n)
+        h, target = b.add(old, b.mul(n, mode_bytes)), b.add(new, b.mul(n, mode_bytes))
+        write, write_imaginary, away, away_imaginary, c, c_imaginary = (_vector(b, at) for at in factor_addresses)
+        r, i = _complex_product(b, a, h, size, size)
         r = b.fsub(_fma(b, write, value, r), b.fmul(away, t))
-        i = b.fsub(_fma(b, write_on, value, i), b.fmul(away_on, t))
-        _put(b, r, into)
-        _put(b, i, b.add(into, size))
-        return [_fma(b, r, c, total), _fma(b, i, c_on, other)]
+        i = b.fsub(_fma(b, write_imaginary, value, i), b.fmul(away_imaginary, t))
+        _store(b, r, target)
+        _store(b, i, b.add(target, size))
+        return [_fma(b, r, c, total), _fma(b, i, c_imaginary, other_total)]
 
-    _put(b, b.fsub(*each(b, modes, [b.fmul(_vector(b, d), value), ZEROS], mode)), y)
+    _store(b, b.fsub(*emit_loop(b, modes, [b.fmul(_vector(b, d), value), ZEROS], mode)), y)
 
 
 def _dense(builder: Any, args: list[Any]) -> None:
@@ -492,14 +498,15 @@ def _dense(builder: Any, args: list[Any]) -> None:
     value, lines = _vector(b, u), [I64(4 * LANES * i) for i in range(MANY)]
 
     def column(j: Any, *totals: Any) -> list[Any]:
-        from_j, at = _vector(b, b.add(old, b.mul(j, I64(4 * LANES)))), b.add(a, b.mul(j, I64(4 * LANES * MANY)))
+        old_j = _vector(b, b.add(old, b.mul(j, I64(4 * LANES))))
+        column_address = b.add(a, b.mul(j, I64(4 * LANES * MANY)))
         for line in lines:
-            _fetch(b, b.add(b.add(at, line), ahead))
-        return [_fma(b, _vector(b, b.add(at, line)), from_j, total) for line, total in zip(lines, totals)]
+            _prefetch(b, b.add(b.add(column_address, line), ahead))
+        return [_fma(b, _vector(b, b.add(column_address, line)), old_j, total) for line, total in zip(lines, totals)]
 
-    totals = each(b, states, [b.fmul(_vector(b, b.add(write, line)), value) for line in lines], column)
+    totals = emit_loop(b, states, [b.fmul(_vector(b, b.add(write, line)), value) for line in lines], column)
     for line, total in zip(lines, totals):
-        _put(b, total, b.add(new, line))
+        _store(b, total, b.add(new, line))
 
 
 def _dot(builder: Any, args: list[Any]) -> None:
@@ -511,30 +518,30 @@ def _dot(builder: Any, args: list[Any]) -> None:
         at = b.mul(i, I64(4 * LANES))
         return [_fma(b, _vector(b, b.add(c, at)), _vector(b, b.add(h, at)), total)]
 
-    (total,) = each(b, states, [b.fmul(_vector(b, d), _vector(b, u))], term)
-    _put(b, total, y)
+    (total,) = emit_loop(b, states, [b.fmul(_vector(b, d), _vector(b, u))], term)
+    _store(b, total, y)
 
 
-def turning(kind: Any, lanes: int) -> Any:
+def make_transpose(kind: Any, lanes: int) -> Any:
     """turn(source, row, target, line): a square of `lanes` numbers transposed; bytes from row to row of both."""
 
     def body(builder: Any, a: list[Any]) -> None:
         vector = ir.VectorType(kind, lanes)
 
-        def at(address: Any, stride: Any, r: int) -> Any:
+        def row_pointer(address: Any, stride: Any, r: int) -> Any:
             return builder.inttoptr(builder.add(address, builder.mul(stride, I64(r))), vector.as_pointer())
 
-        rows, apart = [builder.load(at(a[0], a[1], r), align=4) for r in range(lanes)], 1
-        while apart < lanes:  # change the corners of squares, then of squares of twice the size
-            lower = [j if not j & apart else lanes + j - apart for j in range(lanes)]
-            upper = [j + apart if not j & apart else lanes + j for j in range(lanes)]
-            for r in (r for r in range(lanes) if not r & apart):
-                pair = rows[r], rows[r + apart]
-                rows[r], rows[r + apart] = (builder.shuffle_vector(
+        rows, distance = [builder.load(row_pointer(a[0], a[1], r), align=4) for r in range(lanes)], 1
+        while distance < lanes:  # change the corners of squares, then of squares of twice the size
+            lower = [j if not j & distance else lanes + j - distance for j in range(lanes)]
+            upper = [j + distance if not j & distance else lanes + j for j in range(lanes)]
+            for r in (r for r in range(lanes) if not r & distance):
+                pair = rows[r], rows[r + distance]
+                rows[r], rows[r + distance] = (builder.shuffle_vector(
                     *pair, ir.Constant(ir.VectorType(I32, lanes), mask)) for mask in (lower, upper))
-            apart *= 2
+            distance *= 2
         for r in range(lanes):
-            builder.store(rows[r], at(a[2], a[3], r), align=4)
+            builder.store(rows[r], row_pointer(a[2], a[3], r), align=4)
 
     return define("turn", void(*[long] * 4), body)
 
@@ -549,12 +556,12 @@ yield_core = types.ExternalFunction("sched_yield", types.int32())
 exp = define("exp", single(single), emit_exp)
 exp2 = define("exp2", single(single), _exp2)
 copy = define("copy", void(long, long, long), emit_copy)  # to, from, bytes
-copy_lanes = define("copy_lanes", void(long, long), lambda b, a: _put(b, _vector(b, a[0]), a[1]))
-add_lanes = define("add_lanes", void(long, long), lambda b, a: _put(b, b.fadd(*(_vector(b, x) for x in a)), a[1]))
-multiply_lanes = define("multiply_lanes", void(long, long, long), lambda b, a: _put(
+copy_lanes = define("copy_lanes", void(long, long), lambda b, a: _store(b, _vector(b, a[0]), a[1]))
+add_lanes = define("add_lanes", void(long, long), lambda b, a: _store(b, b.fadd(*(_vector(b, x) for x in a)), a[1]))
+multiply_lanes = define("multiply_lanes", void(long, long, long), lambda b, a: _store(
     b, b.fmul(_vector(b, a[0]), _vector(b, a[1])), a[2]))
-scale_lanes = define("scale_lanes", void(long, single, long), lambda b, a: _put(
-    b, b.fmul(_vector(b, a[0]), _filled(b, a[1])), a[2]))
+scale_lanes = define("scale_lanes", void(long, single, long), lambda b, a: _store(
+    b, b.fmul(_vector(b, a[0]), _broadcast(b, a[1])), a[2]))
 scatter_lanes = define("scatter_lanes", void(*[long] * 3), _scatter)
 rotate_lanes = define("rotate_lanes", void(*[long] * 4), _rotate)
 soften = define("soften", single(*[long] * 3), _soften)
@@ -591,7 +598,7 @@ def _tile(builder: Any, panels: int, rows: int, kind: int, args: list[Any]) -> N
     (out), in which panels lie one behind the other. Before it is stored, each sum is multiplied by its scale (an
     address; not FLOAT), its bias is added (an address, or 0), and what lies in y (where adds is not 0).
     """
-    w, step, far, ahead, x, row, k, y, out, scale, bias, adds = args
+    w, step, pair_stride, ahead, x, row, k, y, out, scale, bias, adds = args
     b, size = builder, 1 if kind == WIDENED else 4
     element, number = (WORDS, I32) if kind == BYTES else (VECTOR, F32)
 
@@ -601,71 +608,72 @@ def _tile(builder: Any, panels: int, rows: int, kind: int, args: list[Any]) -> N
         return _fma(b, weights, value, total)
 
     entry, loop, done = b.block, b.append_basic_block("inner"), b.append_basic_block("done")
-    pairs = [b.add(w, b.mul(far, I64(p))) for p in range(panels // PANELS)]
+    pairs = [b.add(w, b.mul(pair_stride, I64(p))) for p in range(panels // PANELS)]
     inputs = [b.add(x, b.mul(row, I64(r))) for r in range(rows)]
     # What follows a pair is the next one, which another stream is reading already: fetch past all of them.
-    near_end = b.sub(b.mul(k, step), ahead)
-    skip = b.mul(far, I64(panels // PANELS - 1))
-    behind = [b.add(line, b.shl(k, I64(2))) for line in inputs]  # BYTES: scale and first sum of each row
-    starts = [_spread(b, b.add(at, I64(4)), I32) if kind == BYTES else ZEROS for at in behind]
+    prefetch_end = b.sub(b.mul(k, step), ahead)
+    skip = b.mul(pair_stride, I64(panels // PANELS - 1))
+    trailers = [b.add(line, b.shl(k, I64(2))) for line in inputs]  # BYTES: scale and first sum of each row
+    starts = [_load_broadcast(b, b.add(at, I64(4)), I32) if kind == BYTES else ZEROS for at in trailers]
     b.branch(loop)
     b.position_at_end(loop)
     i, offset = b.phi(I64), b.phi(I64)
     sums = [[b.phi(element) for _ in range(rows)] for _ in range(panels)]
-    now = [list(line) for line in sums]
-    soon = b.add(offset, ahead)
+    accumulators = [list(line) for line in sums]
+    prefetch_offset = b.add(offset, ahead)
     if panels > PANELS:
-        soon = b.add(soon, b.select(b.icmp_signed(">=", offset, near_end), skip, I64(0)))
+        prefetch_offset = b.add(prefetch_offset, b.select(b.icmp_signed(">=", offset, prefetch_end), skip, I64(0)))
     for u in range(UNROLL):
-        here = offset if u == 0 else b.add(offset, b.mul(step, I64(u)))
+        step_offset = offset if u == 0 else b.add(offset, b.mul(step, I64(u)))
         weights = []
         for p in range(panels):
-            address = b.add(b.add(pairs[p // PANELS], here), I64(p % PANELS * LANES * size))
+            address = b.add(b.add(pairs[p // PANELS], step_offset), I64(p % PANELS * LANES * size))
             if kind == WIDENED:
-                narrow = b.load(b.inttoptr(address, ir.VectorType(I8, LANES).as_pointer()), align=1)
-                weights.append(b.sitofp(b.sext(narrow, WORDS), VECTOR))
+                byte_weights = b.load(b.inttoptr(address, ir.VectorType(I8, LANES).as_pointer()), align=1)
+                weights.append(b.sitofp(b.sext(byte_weights, WORDS), VECTOR))
             else:
                 weights.append(b.load(b.inttoptr(address, element.as_pointer()), align=4))
-        line = PANELS * LANES * size  # of one step, and of one pair
+        pair_bytes = PANELS * LANES * size  # of one step, and of one pair
         for p in range(panels // PANELS):
-            for start in range(0, line if u * line % 64 == 0 else 0, 64):
-                    at = b.add(b.add(pairs[p], soon), b.add(b.mul(step, I64(u)), I64(start)))
-                    _fetch(b, at)
+            for start in range(0, pair_bytes if u * pair_bytes % 64 == 0 else 0, 64):
+                    at = b.add(b.add(pairs[p], prefetch_offset), b.add(b.mul(step, I64(u)), I64(start)))
+                    _prefetch(b, at)
         for r in range(rows):
             at = b.add(inputs[r], b.shl(b.add(i, I64(u)), I64(2)))
-            value = _spread(b, at, number)
+            value = _load_broadcast(b, at, number)
             for p in range(panels):
-                now[p][r] = product(weights[p], value, now[p][r])
-    following, onward = b.add(i, I64(UNROLL)), b.add(offset, b.mul(step, I64(UNROLL)))
-    for phi, start, end in ((i, I64(0), following), (offset, I64(0), onward)):
+                accumulators[p][r] = product(weights[p], value, accumulators[p][r])
+    next_i, next_offset = b.add(i, I64(UNROLL)), b.add(offset, b.mul(step, I64(UNROLL)))
+    for phi, start, end in ((i, I64(0), next_i), (offset, I64(0), next_offset)):
         phi.add_incoming(start, entry)
         phi.add_incoming(end, loop)
     for p in range(panels):
         for r in range(rows):
             sums[p][r].add_incoming(starts[r], entry)
-            sums[p][r].add_incoming(now[p][r], loop)
-    b.cbranch(b.icmp_signed("<", following, k), loop, done)
+            sums[p][r].add_incoming(accumulators[p][r], loop)
+    b.cbranch(b.icmp_signed("<", next_i, k), loop, done)
     b.position_at_end(done)
 
     if kind == BYTES:
-        now = [[b.fmul(b.sitofp(now[p][r], VECTOR), _spread(b, behind[r])) for r in range(rows)] for p in range(panels)]
-    none = cgutils.global_constant(b, "none", ir.Constant(ir.ArrayType(F32, LANES * panels), None))
-    bias = b.select(b.icmp_signed("==", bias, I64(0)), b.ptrtoint(none, I64), bias)
+        accumulators = [[b.fmul(b.sitofp(accumulators[p][r], VECTOR), _load_broadcast(b, trailers[r]))
+                         for r in range(rows)] for p in range(panels)]
+    zero_bias = cgutils.global_constant(b, "none", ir.Constant(ir.ArrayType(F32, LANES * panels), None))
+    bias = b.select(b.icmp_signed("==", bias, I64(0)), b.ptrtoint(zero_bias, I64), bias)
     biases = [_vector(b, b.add(bias, I64(4 * LANES * p))) for p in range(panels)]
     if kind == FLOAT:
-        now = [[b.fadd(now[p][r], biases[p]) for r in range(rows)] for p in range(panels)]
+        accumulators = [[b.fadd(accumulators[p][r], biases[p]) for r in range(rows)] for p in range(panels)]
     else:  # fused explicitly: left to LLVM, some of the kernels would be and some not
         scales = [_vector(b, b.add(scale, I64(4 * LANES * p))) for p in range(panels)]
-        now = [[_fma(b, now[p][r], scales[p], biases[p]) for r in range(rows)] for p in range(panels)]
-    results = [(now[p][r], b.add(y, b.add(b.mul(out, I64(r)), I64(4 * LANES * p))))
+        accumulators = [[_fma(b, accumulators[p][r], scales[p], biases[p]) for r in range(rows)] for p in range(panels)]
+    results = [(accumulators[p][r], b.add(y, b.add(b.mul(out, I64(r)), I64(4 * LANES * p))))
                for r in range(rows) for p in range(panels)]
-    with b.if_else(b.icmp_signed("==", adds, I64(0))) as (put, add):
-        with put:
+    with b.if_else(b.icmp_signed("==", adds, I64(0))) as (overwrite, accumulate):
+        with overwrite:
             for value, target in results:
-                _put(b, value, target)
-        with add:
+                _store(b, value, target)
+        with accumulate:
             for value, target in results:
-                _put(b, b.fadd(_vector(b, target), value), target)
+                _store(b, b.fadd(_vector(b, target), value), target)
 
 
 def make_block(panels: int, kind: int, most: int) -> Any:

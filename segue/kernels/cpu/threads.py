@@ -50,11 +50,11 @@ def parallel_for(function: Callable[..., None], count: int, *arguments: Any) -> 
     uses."""
     parts = min(torch.get_num_threads(), count)
     edges = [count * part // parts for part in range(parts + 1)] if parts else [0]
-    left, errors = iter(list(zip(edges, edges[1:]))), list[BaseException]()
+    remaining, errors = iter(list(zip(edges, edges[1:]))), list[BaseException]()
 
     def work(_: Any = None) -> None:
         try:
-            for begin, end in left:  # whoever comes takes the next part
+            for begin, end in remaining:  # whoever comes takes the next part
                 function(begin, end, *arguments)
         except BaseException as error:  # which a thread that is not Python's would lose
             errors.append(error)
@@ -63,9 +63,9 @@ def parallel_for(function: Callable[..., None], count: int, *arguments: Any) -> 
     if parts > 1 and team is not None:
         team(_PART(work), None, parts, 0)
     else:
-        others = [_pool().submit(work) for _ in range(parts - 1)]
+        futures = [_pool().submit(work) for _ in range(parts - 1)]
         work()
-        for other in others:
-            other.result()
+        for future in futures:
+            future.result()
     if errors:
         raise errors[0]

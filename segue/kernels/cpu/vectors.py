@@ -16,7 +16,7 @@ SIZES = {simd.F32: (simd.LANES, 4), ir.DoubleType(): (simd.LANES // 2, 8)}
 """Numbers in a vector, and bytes of a number."""
 
 
-def _spread(builder: Any, vector: Any, value: Any) -> Any:
+def _broadcast(builder: Any, vector: Any, value: Any) -> Any:
     one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, simd.I32(0))
     return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(simd.I32, vector.count), [0] * vector.count))
 
@@ -28,16 +28,17 @@ class Numbers:
         self.builder, self.value, self.type = builder, value, value.type
 
     @staticmethod
-    def spread(builder: Any, kind: Any, value: Any) -> Numbers:
+    def broadcast(builder: Any, kind: Any, value: Any) -> Numbers:
         """A number in every place."""
-        return Numbers(builder, _spread(builder, ir.VectorType(kind, SIZES[kind][0]), value))
+        return Numbers(builder, _broadcast(builder, ir.VectorType(kind, SIZES[kind][0]), value))
 
-    def of(self, value: Any) -> Any:
+    def constant(self, value: Any) -> Any:
         return value if isinstance(value, Numbers) else Numbers(
             self.builder, ir.Constant(self.type, [float(value)] * self.type.count))
 
-    def _do(self, name: str, left: Any, right: Any) -> Numbers:
-        value = getattr(self.builder, name)(self.of(left).value, self.of(right).value, flags=("contract", "arcp"))
+    def _do(self, name: str, num_bytes: Any, right: Any) -> Numbers:
+        value = getattr(self.builder, name)(self.constant(num_bytes).value, self.constant(right).value,
+                                            flags=("contract", "arcp"))
         return Numbers(self.builder, value)
 
     def __add__(self, other: Any) -> Numbers:
@@ -67,27 +68,28 @@ class Numbers:
             return Numbers(self.builder, simd.emit_exp(self.builder, [self.value]))
         return self._library("exp")
 
-    def first(self, left: Any) -> Numbers:
-        """The numbers in the first `left` bytes, and zeros for the rest."""
+    def first(self, num_bytes: Any) -> Numbers:
+        """The numbers in the first `num_bytes` bytes, and zeros for the rest."""
         b, lanes, size = self.builder, self.type.count, SIZES[self.type.element][1]
         kind = ir.VectorType(simd.I64, lanes)
-        there = b.icmp_signed("<", ir.Constant(kind, [lane * size for lane in range(lanes)]), _spread(b, kind, left))
-        return Numbers(b, b.select(there, self.value, self.of(0).value))
+        mask = b.icmp_signed("<", ir.Constant(kind, [lane * size for lane in range(lanes)]),
+                             _broadcast(b, kind, num_bytes))
+        return Numbers(b, b.select(mask, self.value, self.constant(0).value))
 
     def sqrt(self) -> Numbers:
         name = f"llvm.sqrt.v{self.type.count}f{8 * SIZES[self.type.element][1]}"
         return Numbers(self.builder, simd.call(self.builder, name, self.type, self.value))
 
-    def total(self) -> Numbers:
+    def sum(self) -> Numbers:
         """The sum of the numbers, in every place."""
-        return Numbers(self.builder, simd.emit_total(self.builder, self.value))
+        return Numbers(self.builder, simd.emit_sum(self.builder, self.value))
 
     def log1p(self) -> Numbers:
         """log(1 + x) for 0 <= x <= 1."""
         if self.type.element != simd.F32:
             return (self + 1)._library("log")
         s = self * (self + 2).inverse()  # 2 atanh(s), s at most 1/3: to about a unit in the last place by eight terms
-        q, p = s * s, self.of(1 / 15)
+        q, p = s * s, self.constant(1 / 15)
         for odd in (13, 11, 9, 7, 5, 3, 1):
             p = p * q + 1 / odd
         return (s + s) * p
@@ -95,7 +97,7 @@ class Numbers:
     def inverse(self) -> Numbers:
         """1 / x of finite numbers: in float32 a refined estimate, to about a unit in the last place, where the
         processor has one, since a division takes several times as long."""
-        value = self.builder.fdiv(self.of(1).value, self.value, flags=("arcp", "ninf"))
+        value = self.builder.fdiv(self.constant(1).value, self.value, flags=("arcp", "ninf"))
         return Numbers(self.builder, value)
 
     def sigmoid(self) -> Numbers:
@@ -104,19 +106,19 @@ class Numbers:
     def tanh(self) -> Numbers:
         return ((self * -2).exp() + 1).inverse() * 2 - 1
 
-    def below(self, limit: Any, yes: Any, no: Any) -> Numbers:
+    def where_less(self, limit: Any, yes: Any, no: Any) -> Numbers:
         """yes where this is less than the limit, else no."""
-        test = self.builder.fcmp_ordered("<", self.value, self.of(limit).value)
-        return Numbers(self.builder, self.builder.select(test, self.of(yes).value, self.of(no).value))
+        test = self.builder.fcmp_ordered("<", self.value, self.constant(limit).value)
+        return Numbers(self.builder, self.builder.select(test, self.constant(yes).value, self.constant(no).value))
 
-    def least(self, other: Any) -> Numbers:
-        return self.of(other).below(self, other, self)
+    def minimum(self, other: Any) -> Numbers:
+        return self.constant(other).where_less(self, other, self)
 
-    def most(self, other: Any) -> Numbers:
-        return self.below(other, other, self)
+    def maximum(self, other: Any) -> Numbers:
+        return self.where_less(other, other, self)
 
 
-def fetch(builder: Any, address: Any, write: bool = False) -> None:
+def prefetch(builder: Any, address: Any, write: bool = False) -> None:
     """Ask for the line of memory at an address, to read or to write it."""
     simd.call(builder, "llvm.prefetch.p0", ir.VoidType(), builder.inttoptr(address, simd.I8.as_pointer()),
                simd.I32(int(write)), simd.I32(3), simd.I32(1))
@@ -125,81 +127,82 @@ def fetch(builder: Any, address: Any, write: bool = False) -> None:
 class Place:
     """Where a loop over a row stands: at a vector that lies `at` bytes behind the beginning, or at what is left of one.
 
-    left: bytes of that, None: a whole vector.
+    remaining: bytes of that, None: a whole vector.
     """
 
-    def __init__(self, builder: Any, kind: Any, at: Any, left: Any = None) -> None:
+    def __init__(self, builder: Any, kind: Any, at: Any, remaining: Any = None) -> None:
         lanes, self.size = SIZES[kind]
-        self.builder, self.at, self.left, self.vector = builder, at, left, ir.VectorType(kind, lanes)
+        self.builder, self.at, self.remaining, self.vector = builder, at, remaining, ir.VectorType(kind, lanes)
         self.zeros = ir.Constant(self.vector, [0.0] * lanes)
 
     def get(self, base: Any) -> Numbers:
         """What the row that begins at an address has here, zeros where it has nothing."""
         b, address = self.builder, self.builder.add(base, self.at)
-        if self.left is None:
+        if self.remaining is None:
             return Numbers(b, b.load(b.inttoptr(address, self.vector.as_pointer()), align=self.size))
         buffer = cgutils.alloca_once(b, self.vector)
         b.store(self.zeros, buffer)
-        simd.emit_copy(b, [b.ptrtoint(buffer, simd.I64), address, self.left])
+        simd.emit_copy(b, [b.ptrtoint(buffer, simd.I64), address, self.remaining])
         return Numbers(b, b.load(buffer))
 
     def put(self, value: Numbers, base: Any) -> None:
         b, address = self.builder, self.builder.add(base, self.at)
-        if self.left is None:
+        if self.remaining is None:
             b.store(value.value, b.inttoptr(address, self.vector.as_pointer()), align=self.size)
         else:
             buffer = cgutils.alloca_once(b, self.vector)
             b.store(value.value, buffer)
-            simd.emit_copy(b, [address, b.ptrtoint(buffer, simd.I64), self.left])
+            simd.emit_copy(b, [address, b.ptrtoint(buffer, simd.I64), self.remaining])
 
-    def fetch(self, base: Any, write: bool = False) -> None:
-        fetch(self.builder, self.builder.add(base, self.at), write)
+    def prefetch(self, base: Any, write: bool = False) -> None:
+        prefetch(self.builder, self.builder.add(base, self.at), write)
 
-    def only(self, value: Numbers) -> Numbers:
+    def masked(self, value: Numbers) -> Numbers:
         """The numbers that the row has, and zeros for the rest of the vector."""
-        return value if self.left is None else value.first(self.left)
+        return value if self.remaining is None else value.first(self.remaining)
 
 
-def over(builder: Any, kind: Any, count: Any, body: Callable[..., list[Numbers]], *totals: float) -> list[Numbers]:
+def loop_row(builder: Any, kind: Any, count: Any, body: Callable[..., list[Numbers]], *totals: float) -> list[Numbers]:
     """totals = body(place, *totals) along a row of `count` numbers, a vector at a time; from these numbers on."""
     b, entry, (lanes, size) = builder, builder.block, SIZES[kind]
-    whole, zero = b.udiv(count, simd.I64(lanes)), simd.I64(0)
+    num_vectors, zero = b.udiv(count, simd.I64(lanes)), simd.I64(0)
     begin = [ir.Constant(ir.VectorType(kind, lanes), [total] * lanes) for total in totals]
     loop, rest, tail, done = (b.append_basic_block(name) for name in ("loop", "rest", "tail", "done"))
-    b.cbranch(b.icmp_signed(">", whole, zero), loop, rest)
+    b.cbranch(b.icmp_signed(">", num_vectors, zero), loop, rest)
     b.position_at_end(loop)
-    i, carried = b.phi(simd.I64), [b.phi(value.type) for value in begin]
-    after = body(Place(b, kind, b.mul(i, simd.I64(lanes * size))), *(Numbers(b, phi) for phi in carried))
-    following, end = b.add(i, simd.I64(1)), b.block
-    for phi, first, later in zip([i, *carried], [zero, *begin], [following, *(total.value for total in after)]):
+    i, phis = b.phi(simd.I64), [b.phi(value.type) for value in begin]
+    results = body(Place(b, kind, b.mul(i, simd.I64(lanes * size))), *(Numbers(b, phi) for phi in phis))
+    next_i, end = b.add(i, simd.I64(1)), b.block
+    for phi, first, next_value in zip([i, *phis], [zero, *begin], [next_i, *(total.value for total in results)]):
         phi.add_incoming(first, entry)
-        phi.add_incoming(later, end)
-    b.cbranch(b.icmp_signed("<", following, whole), loop, rest)
+        phi.add_incoming(next_value, end)
+    b.cbranch(b.icmp_signed("<", next_i, num_vectors), loop, rest)
     b.position_at_end(rest)
-    reached = [b.phi(value.type) for value in begin]
-    for phi, first, later in zip(reached, begin, after):
+    partial = [b.phi(value.type) for value in begin]
+    for phi, first, next_value in zip(partial, begin, results):
         phi.add_incoming(first, entry)
-        phi.add_incoming(later.value, end)
-    left = b.mul(b.sub(count, b.mul(whole, simd.I64(lanes))), simd.I64(size))
-    b.cbranch(b.icmp_signed(">", left, zero), tail, done)
+        phi.add_incoming(next_value.value, end)
+    remaining = b.mul(b.sub(count, b.mul(num_vectors, simd.I64(lanes))), simd.I64(size))
+    b.cbranch(b.icmp_signed(">", remaining, zero), tail, done)
     b.position_at_end(tail)
-    last = body(Place(b, kind, b.mul(whole, simd.I64(lanes * size)), left), *(Numbers(b, phi) for phi in reached))
+    last = body(Place(b, kind, b.mul(num_vectors, simd.I64(lanes * size)), remaining),
+                *(Numbers(b, phi) for phi in partial))
     end = b.block
     b.branch(done)
     b.position_at_end(done)
-    ends = [b.phi(value.type) for value in begin]
-    for phi, before, later in zip(ends, reached, last):
-        phi.add_incoming(before, rest)
-        phi.add_incoming(later.value, end)
-    return [Numbers(b, phi) for phi in ends]
+    final = [b.phi(value.type) for value in begin]
+    for phi, value, next_value in zip(final, partial, last):
+        phi.add_incoming(value, rest)
+        phi.add_incoming(next_value.value, end)
+    return [Numbers(b, phi) for phi in final]
 
 
-def number(builder: Any, kind: Any, base: Any, index: Any) -> Any:
+def element_pointer(builder: Any, kind: Any, base: Any, index: Any) -> Any:
     """Where number `index` of a row lies."""
     return builder.inttoptr(builder.add(base, builder.mul(index, simd.I64(SIZES[kind][1]))), kind.as_pointer())
 
 
-def choice(name: str, arguments: int, variants: dict[int, Callable[[Any, Any, list[Any]], None]]) -> Any:
+def dispatch(name: str, arguments: int, variants: dict[int, Callable[[Any, Any, list[Any]], None]]) -> Any:
     """An intrinsic (key of a variant, bytes of a number, what `variant(builder, kind, arguments)` takes)."""
 
     def body(builder: Any, args: list[Any]) -> None:

@@ -58,14 +58,14 @@ def barrier(job, team):
     if team == 1:
         return
     address = job[BARRIER]
-    turn = load(address + ROUND)
+    round_number = load(address + ROUND)
     if add(address, 1) == team - 1:
         store(address, 0)
         store(address + TAKEN, 0)
-        store(address + ROUND, turn + 1)
+        store(address + ROUND, round_number + 1)
         return
     spins = 0
-    while load(address + ROUND) == turn:
+    while load(address + ROUND) == round_number:
         spins += 1
         if spins < SPINS:
             relax()
@@ -126,7 +126,7 @@ def keys_at(job, op, at, b, g):
 
 
 @njit
-def part(width, me, team):
+def thread_range(width, me, team):
     """This thread's range of `width` elements, in whole vectors: where it begins and how many they are."""
     vectors = (width + LANES - 1) // LANES
     begin, end = vectors * me // team * LANES, vectors * (me + 1) // team * LANES
@@ -134,7 +134,7 @@ def part(width, me, team):
 
 
 @njit
-def put(source, target, count):
+def copy_floats(source, target, count):
     """Copy `count` floats."""
     copy(target, source, 4 * count)
 
@@ -152,14 +152,14 @@ def fetch(address, count):
 
 
 @fast
-def scaled(source, by, into, count):
+def scaled(source, factor, target, count):
     """into = by * source."""
-    whole = count // LANES * LANES
-    for at in range(0, 4 * whole, 4 * LANES):
-        scale_lanes(source + at, by, into + at)
-    x, y = floats(source, count), floats(into, count)
-    for j in range(whole, count):
-        y[j] = x[j] * by
+    whole_count = count // LANES * LANES
+    for offset in range(0, 4 * whole_count, 4 * LANES):
+        scale_lanes(source + offset, factor, target + offset)
+    x, y = floats(source, count), floats(target, count)
+    for j in range(whole_count, count):
+        y[j] = x[j] * factor
 
 
 @fast

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numba import njit
 
-from segue.kernels.cpu.ops.base import keys_at, put
+from segue.kernels.cpu.ops.base import copy_floats, keys_at
 from segue.kernels.cpu.program import AFTER, BATCH, BEFORE, LENGTH, PATH, SLOTS, STEPS
 from segue.kernels.cpu.simd import TILE, floats, longs
 
@@ -26,7 +26,7 @@ def move(job, op, me, team):
                 target = floats(keys + 4 * (new // TILE * key * TILE + new % TILE), key * TILE)
                 for j in range(key):
                     target[j * TILE] = source[j * TILE]
-                put(values + 4 * old * value, values + 4 * new * value, value)
+                copy_floats(values + 4 * old * value, values + 4 * new * value, value)
 
 
 @njit
@@ -36,5 +36,5 @@ def pick(job, op, me, team):
     path = longs(job[PATH], job[BATCH])
     for b in range(me, job[BATCH], team):
         if path[b] >= 0:
-            put(job[AFTER] + 4 * (offset * job[SLOTS] + path[b] * size),
-                job[BEFORE] + 4 * (offset * job[BATCH] + b * size), size)
+            copy_floats(job[AFTER] + 4 * (offset * job[SLOTS] + path[b] * size),
+                        job[BEFORE] + 4 * (offset * job[BATCH] + b * size), size)

@@ -53,64 +53,69 @@ def finish(raw, rows, tiles, into, stride, kind, gated, adds):
 
 
 @njit
-def lot(k, tiles, size, nodes, team):
+def tiles_at_once(k, tiles, size, nodes, team):
     """Tiles of a large matrix that a thread takes at a time, so that nobody waits for one whose core is slower or taken
     away for a moment; 0 if the matrix is small and each thread has its own share."""
-    few = max(1, LOT // (TILE * k * size * max(1, (nodes + BLOCK - 1) // BLOCK)))
-    return few if team > 1 and tiles > 3 * few * team else 0
+    num_tiles = max(1, LOT // (TILE * k * size * max(1, (nodes + BLOCK - 1) // BLOCK)))
+    return num_tiles if team > 1 and tiles > 3 * num_tiles * team else 0
 
 
 @njit
 def multiply(job, source, stride, nodes, into, out, weights, scales, bias, k, tiles, adds, kind, gated, me, team):
     """This thread's tiles of a matrix product: rows of `source` (addresses and strides in bytes) to rows of `into`.
     With int8 weights and INTEGER the rows are bytes. At most one product may be between two barriers."""
-    few = lot(k, tiles, GROUP if scales else 4, nodes, team)
-    tile, last = (few * me, few * me + few) if few else (tiles * me // team, tiles * (me + 1) // team)
+    num_tiles = tiles_at_once(k, tiles, GROUP if scales else 4, nodes, team)
+    tile, last = tiles * me // team, tiles * (me + 1) // team
+    if num_tiles:
+        tile, last = num_tiles * me, num_tiles * me + num_tiles
     while tile < tiles:
-        some(job, source, stride, nodes, into, out, weights, scales, bias, k, tile, min(last, tiles), adds, kind, gated,
-             me)
-        if few == 0:
+        multiply_tiles(job, source, stride, nodes, into, out, weights, scales, bias, k, tile, min(last, tiles), adds,
+                       kind, gated, me)
+        if num_tiles == 0:
             break
-        tile = few * (team + add(job[BARRIER] + TAKEN, 1))
-        last = tile + few
+        tile = num_tiles * (team + add(job[BARRIER] + TAKEN, 1))
+        last = tile + num_tiles
 
 
 @njit
-def some(job, source, stride, nodes, into, out, weights, scales, bias, k, tile, last, adds, kind, gated, me):
+def multiply_tiles(job, source, stride, nodes, into, out, weights, scales, bias, k, tile, last, adds, kind, gated, me):
     """The tiles from `tile` up to `last` of a matrix product, see `multiply`."""
     raw = job[LOCAL] + me * job[LOCAL_BYTES]
     size = GROUP if scales else 4
-    plain = kind == NONE and not gated  # then the micro-kernel stores where the result belongs
+    direct = kind == NONE and not gated  # then the micro-kernel stores where the result belongs
     blocks = (nodes + BLOCK - 1) // BLOCK
     while tile < last:
-        here = max(1, min(BLOCK // max(nodes, 1), last - tile))  # as many as there is room for to be finished at once
+        num_tiles = max(1,
+                        min(BLOCK // max(nodes, 1), last - tile))  # as many as there is room for to be finished at once
         column = 4 * tile * (LANES if gated else TILE)
         for block in range(blocks):  # equal blocks: nine rows are 5 + 4, not 8 + 1
             first, end = nodes * block // blocks, nodes * (block + 1) // blocks
             rows = end - first
             x, target = source + first * stride, into + first * out + column
-            y, between, onto = (target, out, adds) if plain else (raw, 4 * here * TILE, 0)
+            y, row_stride, accumulate = (target, out, adds) if direct else (raw, 4 * num_tiles * TILE, 0)
             ahead = NEAR if rows < BLOCK - 1 else AHEAD
-            for at in range(tile, tile + here):
-                w, shift = weights + at * TILE * k * size, bias + 4 * at * TILE if bias else 0
+            for index in range(tile, tile + num_tiles):
+                w, bias_address = weights + index * TILE * k * size, bias + 4 * index * TILE if bias else 0
                 if scales and rows < BLOCK - 1:
-                    pair8(rows, w, size * TILE, 0, NEAR, x, stride, k, y, between, scales + 4 * at * TILE, shift, onto)
+                    pair8(rows, w, size * TILE, 0, NEAR, x, stride, k, y, row_stride, scales + 4 * index * TILE,
+                          bias_address, accumulate)
                 elif scales:  # a distance that is a constant spares a register, which eight rows are short of
-                    pair8(rows, w, size * TILE, 0, AHEAD, x, stride, k, y, between, scales + 4 * at * TILE, shift, onto)
+                    pair8(rows, w, size * TILE, 0, AHEAD, x, stride, k, y, row_stride, scales + 4 * index * TILE,
+                          bias_address, accumulate)
                 else:
-                    pair(rows, w, 4 * TILE, 0, ahead, x, stride, k, y, between, 0, shift, onto)
+                    pair(rows, w, 4 * TILE, 0, ahead, x, stride, k, y, row_stride, 0, bias_address, accumulate)
                 y += 4 * TILE
-            if not plain:
-                finish(raw, rows, here, target, out, kind, gated, adds)
-        tile += here
+            if not direct:
+                finish(raw, rows, num_tiles, target, out, kind, gated, adds)
+        tile += num_tiles
 
 
 @njit
-def foresee(job, op, me, team):
+def prefetch_weights(job, op, me, team):
     """Ask for the first of the weights that this thread will read in `linear`."""
     k, tiles, size = op[10], op[11], GROUP if op[8] else 4
-    few = lot(k, tiles, size, job[WANTED] if op[15] else job[NODES], team)
-    fetch(op[7] + (few * me if few else tiles * me // team) * TILE * k * size, FORESEEN)
+    num_tiles = tiles_at_once(k, tiles, size, job[WANTED] if op[15] else job[NODES], team)
+    fetch(op[7] + (num_tiles * me if num_tiles else tiles * me // team) * TILE * k * size, FORESEEN)
 
 
 @njit
@@ -126,30 +131,30 @@ def linear(job, op, me, team):
         for node in range(nodes):  # what other threads have left in their caches
             fetch(source + node * stride, op[16])
     if INTEGER and op[8]:
-        floating, apart, k = source, stride, op[10]
+        float_source, float_stride, k = source, stride, op[10]
         if nodes <= BLOCK:  # for itself: that takes less than waiting for the others
             source, stride = job[LOCAL] + me * job[LOCAL_BYTES] + 8 * FEW, 4 * (k + 2)
             for node in range(nodes):
-                quantise(floating + node * apart, op[16], source + node * stride, k)
+                quantise(float_source + node * float_stride, op[16], source + node * stride, k)
         else:
             source, stride = row(job, op, 17, 0), 4 * op[19]
             for node in range(me, nodes, team):
-                quantise(floating + node * apart, op[16], source + node * stride, k)
+                quantise(float_source + node * float_stride, op[16], source + node * stride, k)
             barrier(job, team)
     multiply(job, source, stride, nodes, into, 4 * op[6], op[7], op[8], op[9], op[10], op[11], op[12], op[13], op[14],
              me, team)
 
 
 @njit
-def product(job, source, width, stride, rows, words, into, out, weights, scales, bias, k, tiles, me, team):
-    """A matrix product of a few rows that all threads share, and of which all threads have made a part; `words` is room
-    for them as bytes."""
-    no = zero(me)
+def product(job, source, width, stride, rows, byte_buffer, into, out, weights, scales, bias, k, tiles, me, team):
+    """A matrix product of a few rows that all threads share, and of which all threads have made a part; `byte_buffer`
+    is room for them as bytes."""
+    none = zero(me)
     barrier(job, team)
     if INTEGER and scales:
         for i in range(me, rows, team):
-            quantise(source + i * stride, width, words + 4 * i * (k + 2), k)
-        source, stride = words, 4 * (k + 2)
+            quantise(source + i * stride, width, byte_buffer + 4 * i * (k + 2), k)
+        source, stride = byte_buffer, 4 * (k + 2)
         barrier(job, team)
-    multiply(job, source, stride, rows, into, out, weights, scales, bias, k, tiles, no, NONE + no, no, me, team)
+    multiply(job, source, stride, rows, into, out, weights, scales, bias, k, tiles, none, NONE + none, none, me, team)
     barrier(job, team)

@@ -5,7 +5,18 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from segue.kernels.cpu.ops.base import ONE, dot, f32, fast, part, prompt_end, put, row, state_after, state_before
+from segue.kernels.cpu.ops.base import (
+    ONE,
+    copy_floats,
+    dot,
+    f32,
+    fast,
+    prompt_end,
+    row,
+    state_after,
+    state_before,
+    thread_range,
+)
 from segue.kernels.cpu.program import BATCH, CHAIN, FIRST, LOCAL, LOCAL_BYTES, NODES, POSITION, ROW
 from segue.kernels.cpu.simd import (
     LANES,
@@ -34,42 +45,42 @@ def matrix(job, op, me, team):
     chunks = (value + LANES - 1) // LANES
     size = heads * chunks * key * LANES
     local = job[LOCAL] + me * job[LOCAL_BYTES]
-    none = local + 4 * MANY * LANES
-    floats(none, 1)[0] = ONE
+    one = local + 4 * MANY * LANES
+    floats(one, 1)[0] = ONE
     rows = longs(job[ROW], job[NODES])
     item, last = heads * chunks * me // team, heads * chunks * (me + 1) // team
     while item < last:
         head, chunk = item // chunks, item % chunks
-        here = MANY if min(chunks - chunk, last - item) >= MANY else 1
-        wide = min(here * LANES, value - chunk * LANES)
-        place, column = 4 * item * key * LANES, head * groups // heads * key
+        num_vectors = MANY if min(chunks - chunk, last - item) >= MANY else 1
+        width = min(num_vectors * LANES, value - chunk * LANES)
+        start_at, column = 4 * item * key * LANES, head * groups // heads * key
         for node in range(job[NODES]):
             if rows[node] < 0:  # not among those to repeat
                 continue
-            old = state_before(job, offset, size, node, True) + place
-            new = state_after(job, offset, size, node, True) + place
+            old = state_before(job, offset, size, node, True) + start_at
+            new = state_after(job, offset, size, node, True) + start_at
             q, k = row(job, op, 1, node) + 4 * column, row(job, op, 4, node) + 4 * column
             v, write = row(job, op, 7, node) + 4 * (head * value + chunk * LANES), row(job, op, 13, node) + 4 * head
             decay, hop = row(job, op, 10, node) + 4 * head * (key if featured else 1), 4 * featured
             for _ in range(steps):
-                if delta and here == 1:
+                if delta and num_vectors == 1:
                     delta_lanes(q, k, decay, hop, v, write, old, new, local, key)
                 elif delta:
                     delta_many(q, k, decay, hop, v, write, old, new, local, key)
-                elif here > 1:
+                elif num_vectors > 1:
                     matrix_many(q, k, decay, hop, v, write, old, new, local, key)
                 else:
                     matrix_lanes(q, k, decay, hop, v, write, old, new, local, key)
                 k, v, write = k + 4 * groups * key, v + 4 * heads * value, write + 4 * heads
-                old, decay, hop = new, none, 0
-            y, out = floats(row(job, op, 16, node) + 4 * (head * value + chunk * LANES), wide), floats(local, wide)
-            for j in range(wide):
+                old, decay, hop = new, one, 0
+            y, out = floats(row(job, op, 16, node) + 4 * (head * value + chunk * LANES), width), floats(local, width)
+            for j in range(width):
                 y[j] = out[j] * scale
-        item += here
+        item += num_vectors
 
 
 @njit
-def ahead(job, node, b):
+def prompt_nodes(job, node, b):
     """From where to where the nodes lie whose keys and values a node of row b reads ahead."""
     if not job[CHAIN]:
         return node, node + 1
@@ -83,63 +94,63 @@ def prefixed(job, op, me, team):
     States: as of `matrix` and `normalise`."""
     heads, key, value, offset, sums = op[19], op[20], op[21], op[23], op[24]
     chunks = (value + LANES - 1) // LANES
-    size, short = heads * chunks * key * LANES, (heads * key + LANES - 1) // LANES * LANES
+    size, sums_size = heads * chunks * key * LANES, (heads * key + LANES - 1) // LANES * LANES
     local = job[LOCAL] + me * job[LOCAL_BYTES]
     one = local + 4 * MANY * LANES
     floats(one, 1)[0] = ONE
     factors = floats(one + 4 * LANES, job[NODES])
     rows, positions = longs(job[ROW], job[NODES]), longs(job[POSITION], job[NODES])
     for head in range(heads * me // team, heads * (me + 1) // team):
-        column, at = 4 * head * key, 4 * head * value
+        column, column_value = 4 * head * key, 4 * head * value
         for node in range(job[NODES]):
             b = rows[node]
             if b < 0:  # not among those to repeat
                 continue
-            begin, stop = ahead(job, node, b)
+            begin, stop = prompt_nodes(job, node, b)
             end = prompt_end(job, op[22], b)
-            q, own = row(job, op, 1, node) + column, floats(row(job, op, 4, node) + column, key)
-            old = state_before(job, sums, short, node, True) + column
-            new = state_after(job, sums, short, node, True) + column
-            put(old, new, key)
+            q, key_features = row(job, op, 1, node) + column, floats(row(job, op, 4, node) + column, key)
+            old = state_before(job, sums, sums_size, node, True) + column
+            new = state_after(job, sums, sums_size, node, True) + column
+            copy_floats(old, new, key)
             norm = floats(new, key)
-            for other in range(begin, stop):
-                if positions[other] < end:
-                    theirs = floats(row(job, op, 10, other) + column, key)
+            for source_node in range(begin, stop):
+                if positions[source_node] < end:
+                    prompt_key = floats(row(job, op, 10, source_node) + column, key)
                     for j in range(key):
-                        norm[j] += theirs[j]
+                        norm[j] += prompt_key[j]
             for j in range(key):
-                norm[j] += own[j]
+                norm[j] += key_features[j]
             factors[node] = ONE / max(dot(q, new, key), TINY)
         chunk = 0
         while chunk < chunks:
-            here = MANY if chunks - chunk >= MANY else 1
-            place, part_at = 4 * (head * chunks + chunk) * key * LANES, at + 4 * chunk * LANES
+            num_vectors = MANY if chunks - chunk >= MANY else 1
+            start_at, value_offset = 4 * (head * chunks + chunk) * key * LANES, column_value + 4 * chunk * LANES
             for node in range(job[NODES]):
                 b = rows[node]
                 if b < 0:
                     continue
-                begin, stop = ahead(job, node, b)
+                begin, stop = prompt_nodes(job, node, b)
                 end = prompt_end(job, op[22], b)
                 q, k, v = row(job, op, 1, node) + column, row(job, op, 4, node) + column, row(job, op, 7, node)
-                old = state_before(job, offset, size, node, True) + place
-                new = state_after(job, offset, size, node, True) + place
-                for other in range(begin, stop + 1):  # at last itself
-                    if other < stop:
-                        if positions[other] >= end:
+                old = state_before(job, offset, size, node, True) + start_at
+                new = state_after(job, offset, size, node, True) + start_at
+                for source_node in range(begin, stop + 1):  # at last itself
+                    if source_node < stop:
+                        if positions[source_node] >= end:
                             continue
-                        keys, values = row(job, op, 10, other) + column, row(job, op, 13, other)
+                        keys, values = row(job, op, 10, source_node) + column, row(job, op, 13, source_node)
                     else:
                         keys, values = k, v
-                    if here > 1:
-                        matrix_many(q, keys, one, 0, values + part_at, one, old, new, local, key)
+                    if num_vectors > 1:
+                        matrix_many(q, keys, one, 0, values + value_offset, one, old, new, local, key)
                     else:
-                        matrix_lanes(q, keys, one, 0, values + part_at, one, old, new, local, key)
+                        matrix_lanes(q, keys, one, 0, values + value_offset, one, old, new, local, key)
                     old = new
-                wide = min(here * LANES, value - chunk * LANES)
-                y, out = floats(row(job, op, 16, node) + part_at, wide), floats(local, wide)
-                for j in range(wide):
+                width = min(num_vectors * LANES, value - chunk * LANES)
+                y, out = floats(row(job, op, 16, node) + value_offset, width), floats(local, width)
+                for j in range(width):
                     y[j] = out[j] * factors[node]
-            chunk += here
+            chunk += num_vectors
 
 
 @fast
@@ -147,16 +158,16 @@ def stabilise(job, op, me, team):
     """forget(3), write(3), floor(3), heads, state offset. State: the running maximum."""
     offset = op[11]
     size = (op[10] + LANES - 1) // LANES * LANES
-    begin, count = part(op[10], me, team)
+    begin, count = thread_range(op[10], me, team)
     for node in range(job[NODES]):
         f, i = floats(row(job, op, 1, node) + 4 * begin, count), floats(row(job, op, 4, node) + 4 * begin, count)
         least = floats(row(job, op, 7, node) + 4 * begin, count)
         old = floats(state_before(job, offset, size, node) + 4 * begin, count)
         new = floats(state_after(job, offset, size, node) + 4 * begin, count)
         for j in range(count):
-            kept = f[j] + old[j]
-            top = max(kept, i[j])
-            f[j], i[j], least[j], new[j] = exp(kept - top), exp(i[j] - top), exp(-top), top
+            decayed = f[j] + old[j]
+            maximum = max(decayed, i[j])
+            f[j], i[j], least[j], new[j] = exp(decayed - maximum), exp(i[j] - maximum), exp(-maximum), maximum
 
 
 @fast

@@ -7,7 +7,7 @@ import math
 from numba import njit
 
 from segue.kernels.cpu.ops.activations import activate, softplus
-from segue.kernels.cpu.ops.base import FEW, HALF, ONE, ZERO, dot, f32, fast, part, prompt_end, put, row
+from segue.kernels.cpu.ops.base import FEW, HALF, ONE, ZERO, copy_floats, dot, f32, fast, prompt_end, row, thread_range
 from segue.kernels.cpu.program import (
     EXP,
     L2,
@@ -33,7 +33,7 @@ def embed(job, op, me, team):
     width = op[4]
     for node in range(me, job[NODES], team):
         into = row(job, op, 1, node)
-        put(op[5] + 4 * width * longs(job[TOKEN], job[NODES])[node], into, width)
+        copy_floats(op[5] + 4 * width * longs(job[TOKEN], job[NODES])[node], into, width)
         if op[6]:
             x, y = floats(op[6] + 4 * width * longs(job[POSITION], job[NODES])[node], width), floats(into, width)
             for j in range(width):
@@ -41,16 +41,16 @@ def embed(job, op, me, team):
 
 
 @fast
-def tell(job, op, me, team):
+def mark_prompt(job, op, me, team):
     """source(3), into(3), width, table, prefix."""
     width = op[7]
     for node in range(me, job[NODES], team):
         end = prompt_end(job, op[9], longs(job[ROW], job[NODES])[node])
-        inside = 1 if longs(job[POSITION], job[NODES])[node] < end else 0
-        x, kind = floats(row(job, op, 1, node), width), floats(op[8] + 4 * width * inside, width)
+        in_prompt = 1 if longs(job[POSITION], job[NODES])[node] < end else 0
+        x, embedding = floats(row(job, op, 1, node), width), floats(op[8] + 4 * width * in_prompt, width)
         y = floats(row(job, op, 4, node), width)
         for j in range(width):
-            y[j] = x[j] + kind[j]
+            y[j] = x[j] + embedding[j]
 
 
 @njit
@@ -59,14 +59,14 @@ def gather(job, op, me, team):
     width = op[7]
     want = longs(job[WANT], job[WANTED])
     for index in range(me, job[WANTED], team):
-        put(row(job, op, 1, want[index]), row(job, op, 4, index), width)
+        copy_floats(row(job, op, 1, want[index]), row(job, op, 4, index), width)
 
 
 @njit
 def angles(job, op, me, team):
     """into(3), count, frequencies (float64), restart?, prefix."""
     count = op[4]
-    turns = longs(op[5], count)
+    frequencies = longs(op[5], count)
     for node in range(me, job[NODES], team):
         into = floats(row(job, op, 1, node), 2 * count)
         position = longs(job[POSITION], job[NODES])[node]
@@ -74,7 +74,7 @@ def angles(job, op, me, team):
             end = prompt_end(job, op[7], longs(job[ROW], job[NODES])[node])
             position -= end if position >= end else 0
         for j in range(count):
-            angle = position * real(turns[j])
+            angle = position * real(frequencies[j])
             into[j] = math.cos(angle)
             into[count + j] = math.sin(angle)
 
@@ -119,7 +119,7 @@ def norm(job, op, me, team):
 @fast
 def map(job, op, me, team):
     """source(3), into(3), width, scale or 0, shift or 0, activation, limit."""
-    begin, count = part(op[7], me, team)
+    begin, count = thread_range(op[7], me, team)
     limit = f32(real(op[11]))
     for node in range(job[NODES]):
         x, y = floats(row(job, op, 1, node) + 4 * begin, count), floats(row(job, op, 4, node) + 4 * begin, count)
@@ -143,31 +143,32 @@ def map(job, op, me, team):
 @fast
 def scale(job, op, me, team):
     """MULTIPLY. values(3), by(3), width of by, values to each of its numbers, activation of by."""
-    width, each = op[7], op[8]
-    begin, count = part(width, me, team)
+    width, repeats = op[7], op[8]
+    begin, count = thread_range(width, me, team)
     local = job[LOCAL] + me * job[LOCAL_BYTES]
     for node in range(job[NODES]):
-        values, by = row(job, op, 1, node), row(job, op, 4, node)
+        values, factors_address = row(job, op, 1, node), row(job, op, 4, node)
         for start in range(begin, begin + count, FEW):
-            some = min(FEW, begin + count - start)
-            factors, y = floats(by + 4 * start, some), floats(values + 4 * start * each, some * each)
+            chunk = min(FEW, begin + count - start)
+            factors = floats(factors_address + 4 * start, chunk)
+            y = floats(values + 4 * start * repeats, chunk * repeats)
             if op[9] != NONE:
-                put(by + 4 * start, local, some)
-                activate(local, some, op[9])
-                factors = floats(local, some)
-            if each == 1:
-                for j in range(some):
+                copy_floats(factors_address + 4 * start, local, chunk)
+                activate(local, chunk, op[9])
+                factors = floats(local, chunk)
+            if repeats == 1:
+                for j in range(chunk):
                     y[j] *= factors[j]
             else:
-                for i in range(some):
-                    for j in range(each):
-                        y[i * each + j] *= factors[i]
+                for i in range(chunk):
+                    for j in range(repeats):
+                        y[i * repeats + j] *= factors[i]
 
 
 @fast
-def plus(job, op, me, team):
+def add_rows(job, op, me, team):
     """ADD. source(3), into(3), width, weight or 0."""
-    begin, count = part(op[7], me, team)
+    begin, count = thread_range(op[7], me, team)
     for node in range(job[NODES]):
         x, y = floats(row(job, op, 1, node) + 4 * begin, count), floats(row(job, op, 4, node) + 4 * begin, count)
         if op[8]:
@@ -183,7 +184,7 @@ def plus(job, op, me, team):
 def decay(job, op, me, team):
     """gate(3), width, temperature, floor: exp(max(log sigmoid(gate) / temperature, floor)) in place."""
     rate, floor = f32(1 / real(op[5])), f32(real(op[6]))
-    begin, count = part(op[4], me, team)
+    begin, count = thread_range(op[4], me, team)
     for node in range(job[NODES]):
         x = floats(row(job, op, 1, node) + 4 * begin, count)
         for j in range(count):
@@ -202,11 +203,11 @@ def polynomial(job, op, me, team):
         y[0] = ONE
         for i in range(width):
             y[1 + i] = x[i]
-        at = 1 + width
+        index = 1 + width
         for i in range(width):
             for j in range(width - i):
-                y[at + j] = x[i] * x[i + j]
-            at += width - i
+                y[index + j] = x[i] * x[i + j]
+            index += width - i
         for j in range(size):
             y[j] *= w[j]
 
@@ -215,18 +216,18 @@ def polynomial(job, op, me, team):
 def exponential(job, op, me, team):
     """source(3), into(3), width, groups, directions, size."""
     width, groups, size = op[7], op[8], op[10]
-    scale, share = f32(width**-0.25), f32(math.log(size) / 2)
+    scale, log_norm = f32(width**-0.25), f32(math.log(size) / 2)
     for item in range(me, job[NODES] * groups, team):
         node, group = item // groups, item % groups
         x, y = row(job, op, 1, node) + 4 * group * width, floats(row(job, op, 4, node) + 4 * group * size, size)
-        less = HALF * dot(x, x, width) * scale * scale + share
+        offset = HALF * dot(x, x, width) * scale * scale + log_norm
         for j in range(size):
-            y[j] = dot(x, op[9] + 4 * j * width, width) * scale - less
+            y[j] = dot(x, op[9] + 4 * j * width, width) * scale - offset
         activate(row(job, op, 4, node) + 4 * group * size, size, EXP)
 
 
 @fast
-def spread(job, op, me, team):
+def cosine_features(job, op, me, team):
     """TURN. source(3), into(3), angles(3), width, groups."""
     width, groups = op[10], op[11]
     for item in range(me, job[NODES] * groups, team):
