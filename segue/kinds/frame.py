@@ -479,8 +479,9 @@ def _is_header(first: list[str], body: list[list[str]], asked: frozenset[str]) -
     days = {cell for cell in first if DATE.fullmatch(cell)}
     if asked.intersection(first) or (len(days) >= DAYS and 2 * len(days) > len(set(first)) == len(first)):
         return True
-    if first[0] == "" and [row[0] for row in body[:3]] == ["0", "1", "2"]:
-        return True  # of pandas: rows are counted, and columns may be
+    if first[0] == "" and body and ([row[0] for row in body[:3]] == ["0", "1", "2"] or
+                                    first[1:] == list(map(str, range(len(first) - 1)))):
+        return True  # of pandas: rows or columns are counted
     counted = [place for place, cell in enumerate(first) if number(cell)]
     if counted and len(body) > 1 and len(set(first)) == len(first) > len(counted) and not any(
             number(row[place]) for row in body for place in counted if place < len(row)):

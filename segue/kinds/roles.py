@@ -329,7 +329,9 @@ def _parts(names: Iterable[str], cells: Callable[[str], Sequence[Any]]) -> dict[
 
 
 def time_column(names: Iterable[str], cells: Callable[[str], Sequence[Any]]) -> str | None:
-    """The column that says when: by its usual name, by how its name ends and what is in it, or by the dates in it."""
+    """The column that says when: by its usual name, by how its name ends and what is in it, by the dates in it, or, if
+    it has no name, by the years it counts."""
+    names = list(names)
     usual = columns_called(names, WHEN)
     if usual:  # the first that can be read, rather one that only grows
         able = [name for name in usual if all(NUMBER.fullmatch(str(cell)) for cell in cells(name)) or
@@ -340,7 +342,15 @@ def time_column(names: Iterable[str], cells: Callable[[str], Sequence[Any]]) -> 
     ends = [name for name, stem in zip(likely, stems) if plain(name).endswith(MOMENTS) or stem.endswith(MOMENTS)]
     dates = [name for name in likely if not all(NUMBER.fullmatch(str(cell)) or CLOCK.fullmatch(str(cell).strip())
                                                 for cell in cells(name) if cell is not None)]
-    return max(ends or dates, key=lambda name: len(set(map(str, cells(name)))), default=None)  # the last change, not
+    years = [name for name in names[:1] if name in ("", "1") and _counts_years(cells(name))]
+    return max(ends or dates or years, key=lambda name: len(set(map(str, cells(name)))), default=None)  # last change
+
+
+def _counts_years(cells: Sequence[Any]) -> bool:
+    """Whether these are years, one after the other."""
+    texts = list(map(str, cells))
+    return len(texts) > 2 and all(re.fullmatch(r"1[5-9]\d\d|2[01]\d\d", text) for text in texts) and \
+        all(int(b) - int(a) == 1 for a, b in zip(texts, texts[1:]))
 
 
 def is_growing(cells: Sequence[Any]) -> bool:
@@ -376,6 +386,8 @@ def guess_who_and_what(names: Iterable[str], cells: Callable[[str], Sequence[Any
         varied = [name for name in able[1:] if not is_determined_by(cells(name), cells(able[0]))]
         return (able[0], varied[0]) if varied and len(able) > max(1, sizes) else (None, None)
     alone = able[0] if len(able) == 1 or (what is None and able) else None
+    if what is not None and alone is not None and 2 * len({*map(str, cells(alone))}) > len(cells(alone)):
+        alone = None  # hardly anything happens twice to one of these
     if who is None and len(able) > 1:
         alone = next((name for name in able if IDS.search(name) and
                       5 * len({*map(str, cells(name))}) <= 4 * len(cells(name))), None)  # not one for each row

@@ -19,14 +19,15 @@ DATES = [*words("%Y-%m-%d %Y/%m/%d %Y.%m.%d %Y年%m月%d日 %d.%m.%Y %d-%m-%Y %d
                 "%d.%m.%y %d-%b-%Y %d-%b-%y"),
          "%d/%b/%Y", "%d %b %Y", "%b %d, %Y", "%b %d %Y", "%a, %d %b %Y", "%a %b %d %Y"]
 CLOCKS = ("", " %H:%M:%S", " %H:%M", " %I:%M:%S %p", " %I:%M %p", " %H.%M.%S", " %H.%M")
-MONTHS = words("%Y-%m %Y/%m %m/%Y %m.%Y %b-%Y %b-%y")
+MONTHS = words("%Y-%m %Y/%m %m/%Y %m.%Y %b-%Y %b-%y %Y-%b %YM%m")
 FORMATS = [date + clock for date in DATES for clock in CLOCKS] + \
-    ["%d/%b/%Y:%H:%M:%S", "%a %b %d %H:%M:%S %Y", *MONTHS, "%b %Y"]
+    ["%d/%b/%Y:%H:%M:%S", "%a %b %d %H:%M:%S %Y", *MONTHS, "%b %Y", "%Y %b"]
 DATED = re.compile(r"(?i)dat(e|um|a)|fecha|日|tag\b")
 SERIAL = 29221, 65746  # days of a spreadsheet: the years 1980 to 2079
 DATE = re.compile(r"\[?([A-Z][a-z]{2},? )?(\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|\d{1,2}[-/ ][A-Za-z]{3,9}[-/ ]\d{2,4}|"
                   r"[A-Z][a-z]{2,8}\.? \d{1,2},?( [\d:]+)?( [+-]\d{4}| [A-Z]{3,4})? \d{4}|\d{4}年\d{1,2}月\d{1,2}日)"
-                  r"([T ,:].*)?|\d{4}[-/](0?[1-9]|1[0-2])|\d{4}[-/ ]?Q[1-4]|[A-Z][a-z]{2}[- ](\d{2}|\d{4})")
+                  r"([T ,:].*)?|\d{4}[-/](0?[1-9]|1[0-2])|\d{4}[-/ ]?Q[1-4]|[A-Z][a-z]{2}[- ](\d{2}|\d{4})|"
+                  r"\d{4}[- ][A-Z][a-z]{2}|\d{4}M(0?[1-9]|1[0-2])")
 NUMBER = re.compile(r"[-+]?[\d.]+([eE][-+]?\d+)?")
 
 
