@@ -598,6 +598,10 @@ def test_texts_of_before_unicode_are_told_by_their_letters(tmp_path: Path) -> No
     for options in ({}, {"encoding": "latin-1"}):
         data = read(put(tmp_path / "c.csv", rows.encode("latin-1")), **options)
         assert data.kind.name == "text" and texts(data)[1] == "Ça va très bien, merci 1"
+    line = b"title,line\n" + b"".join(b"I went to the river %d,It was high, said he\n".replace(b", s", b" s") % i
+                                     for i in range(9))
+    with pytest.raises(SegueError, match=r"byte \d+ \(line 11\) is not UTF-8 \(0xd5\); give encoding="):  # of a Mac
+        read(put(tmp_path / "e.csv", line + b"It was\xd5t,I said it was\xd5t\n"))
     data = read(put(tmp_path / "d.csv", "user,item\nann,thé\nann,café\nann,lait\n".encode("latin-1")))
     assert data[0].object == ["thé", "café", "lait"] and "read as latin-1" in data.describe()["note"]
 

@@ -273,7 +273,7 @@ def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str] = frozen
         return _look_arff(text)
     text = text.replace("'", '"') if SINGLE.match(text) else text
     text = ENDED.sub("\n", text) if ended(text) else text
-    lines = re.split(r"(?<=\n)", text) if "\n" in text else re.split(r"(?<=\r)", text)
+    lines = re.split(r"(?<=\r)" if text.count("\r") > 2 * text.count("\n") else r"(?<=\n)", text)
     if cut and len(lines) > 2:
         lines.pop()
     if _accessed(line.encode() for line in lines[:ROWS]):
@@ -730,8 +730,8 @@ def _load_text(path: Path, raw: bytes, problems: Problems, asked: frozenset[str]
         raw = raw.replace(b"'", b'"')
     if ended(raw[:HEAD].decode("utf-8", "ignore")):
         raw = ENDED.sub("\n", raw.decode()).encode()
-    if b"\n" not in raw:
-        raw = raw.replace(b"\r", b"\n")  # line ends of old Macs
+    if raw.count(b"\r") > 2 * raw.count(b"\n"):
+        raw = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n")  # line ends of old Macs
     seen = MOST if ARFF.match(raw[:HEAD]) else HEAD
     look = _look_text(bare(path).suffix.lower(), raw[:seen].decode("utf-8", "ignore"), len(raw) > seen, asked)
     if look is None:

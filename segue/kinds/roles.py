@@ -87,6 +87,12 @@ def numbered(name: str) -> bool:
     return bool(IDS.search(name)) and plain(name) not in ("id", "no")
 
 
+def counts_up(cells: Sequence[Any]) -> bool:
+    """Whether these count rows: 1, 2, 3."""
+    return len(cells) > 2 and str(cells[0]).isdigit() and \
+        all(str(cell) == str(int(cells[0]) + i) for i, cell in enumerate(cells))
+
+
 def are_numbers_of(cells: Sequence[Any]) -> bool:
     """Whether these are long whole numbers, as those of users, of which some come again."""
     return all(isinstance(cell, str) and cell.isdigit() and len(cell) > 5 for cell in cells) and \
@@ -200,8 +206,9 @@ def _what_happens(frame: Frame, who: str | None, when: str | None, several: Sequ
     ids = [name for name in several if IDS.search(name)] if who is None else [who]
     happen = (name for name in able if _is_list(name, frame) or
               _happens(frame.columns, next((whose for whose in ids if whose != name), None), name))
-    others = [name for name in free if numbered(name) and not names_the_same(
-        columns[name][:MANY].to_pylist(), columns[who][:MANY].to_pylist())] if who in columns and not able else []
+    others = [name for name in free if numbered(name) and not counts_up(columns[name][:MANY].to_pylist())
+              and not names_the_same(columns[name][:MANY].to_pylist(), columns[who][:MANY].to_pylist())] \
+        if who in columns and not able else []
     return next(happen, next(iter(able), others[0] if len(others) == 1 else None))
 
 

@@ -15,8 +15,8 @@ import numpy as np
 from segue.errors import SegueError
 from segue.kinds.base import words
 
-DATES = [*words("%Y-%m-%d %Y/%m/%d %Y.%m.%d %Y年%m月%d日 %d.%m.%Y %d-%m-%Y %d/%m/%Y %m/%d/%Y %d/%m/%y %m/%d/%y "
-                "%d.%m.%y %d-%b-%Y %d-%b-%y"),
+DATES = [*words("%Y-%m-%d %Y/%m/%d %Y.%m.%d %Y年%m月%d日 %d.%m.%Y %d-%m-%Y %m-%d-%Y %d/%m/%Y %m/%d/%Y %d/%m/%y "
+                "%m/%d/%y %d.%m.%y %d-%b-%Y %d-%b-%y"),
          "%d/%b/%Y", "%d %b %Y", "%b %d, %Y", "%b %d %Y", "%a, %d %b %Y", "%a %b %d %Y"]
 CLOCKS = ("", " %H:%M:%S", " %H:%M", " %I:%M:%S %p", " %I:%M %p", " %H.%M.%S", " %H.%M")
 MONTHS = words("%Y-%m %Y/%m %m/%Y %m.%Y %b-%Y %b-%y %Y-%b %YM%m")
@@ -27,6 +27,7 @@ SERIAL = 29221, 65746  # days of a spreadsheet: the years 1980 to 2079
 DATE = re.compile(r"\[?([A-Z][a-z]{2},? )?(\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|\d{1,2}[-/ ][A-Za-z]{3,9}[-/ ]\d{2,4}|"
                   r"[A-Z][a-z]{2,8}\.? \d{1,2},?( [\d:]+)?( [+-]\d{4}| [A-Z]{3,4})? \d{4}|\d{4}年\d{1,2}月\d{1,2}日)"
                   r"([T ,:].*)?|\d{4}[-/](0?[1-9]|1[0-2])|\d{4}[-/ ]?Q[1-4]|[A-Z][a-z]{2}[- ](\d{2}|\d{4})|"
+                  r"(January|February|March|April|June|July|August|September|October|November|December)[- ]\d{4}|"
                   r"\d{4}[- ][A-Z][a-z]{2}|\d{4}M(0?[1-9]|1[0-2])")
 NUMBER = re.compile(r"[-+]?[\d.]+([eE][-+]?\d+)?")
 
@@ -211,6 +212,8 @@ def _dated(texts: list[str], path: Path) -> np.ndarray:
     for text in texts:
         text = QUARTER.sub(lambda found: f"{found[1]}-{3 * int(found[2]) - 2:02d}", POINTED.sub(r"\1:\2:\3.\4", text))
         found = WRITTEN.fullmatch(text)
+        if found and (found["zone"] or "")[:1] in ("+", "-") and not re.search(r"\d[:.]\d\d", found["clock"]):
+            found = None  # 14-08-2018
         fraction, zone = (found["fraction"], found["zone"] or "") if found else (None, "")
         if zone[1:] in ("ST", "DT"):
             zone = f"-{int(AMERICA[zone[0]][1:]) - 100 * (zone[1] == 'D'):04d}"
@@ -230,11 +233,22 @@ def _dated(texts: list[str], path: Path) -> np.ndarray:
     best = [times for times, failed in zip(tried, failures) if failed == min(failures)]
     if any(not np.array_equal(best[0], other, equal_nan=True) for other in best[1:]):
         in_order = [times for times in best if (np.diff(times) > 0).all() or (np.diff(times) < 0).all()]
-        if len(in_order) == 1 and len(texts) > 2:  # rows were kept as they came
-            return in_order[0] + np.array(beyond)
+        even = [times for times in in_order if _unevenness(times) < 4]  # 01/02/1990 behind 01/01/1990: months, not days
+        if len(texts) > 2 and (len(in_order) == 1 or len(even) == 1):  # rows were kept as they came
+            return (in_order[0] if len(in_order) == 1 else even[0]) + np.array(beyond)
+        dashed = [times for form, times, failed in zip(able, tried, failures)
+                  if failed == min(failures) and form.startswith("%d-%m-%Y")]
+        if dashed:  # whoever writes 01-04-1982 mostly means April
+            return dashed[0] + np.array(beyond)
         raise SegueError(f"{path}: the times may be day/month or month/day; give when_format='%d/%m/%Y ...' or "
                          "'%m/%d/%Y ...'")
     return best[0] + np.array(beyond)
+
+
+def _unevenness(times: np.ndarray) -> float:
+    """The longest gap between times (N,) in shortest ones."""
+    gaps = np.abs(np.diff(times))
+    return float(gaps.max() / gaps.min())
 
 
 def _parsed(text: Any, form: str, path: Path) -> np.ndarray:
