@@ -1440,6 +1440,10 @@ def test_letters_with_marks_and_classes(tmp_path: Path, name: str, content: str,
     assert (data.kind.name, data[0].object, class_in(data.name(0))[1]) == (kind, said, label)
     assert read(tmp_path / name)[0].object == said and not data.problems
     if name == "signalp.fasta":
+        order = "".join(f">P{i}|{'AB'[i // 3000]}|{'XY'[i % 2]}|{i % 3}\n{RESIDUES}\n" for i in range(6000))
+        sorted_ = put(tmp_path / "sorted.fasta", order)
+        assert class_in(read(sorted_, classes="").name(5999))[1] == "B"
+        assert class_in(read(sorted_, classes="3").name(5999))[1] == "Y"
         cut = read(put(tmp_path / name, content[:-5]))
         assert len(cut) == 8 and "cut short" in str(cut.problems[0])
     if name in ("fold.dbn", "one.ct"):
