@@ -366,7 +366,7 @@ def measure_gpu(threads: int, tokens: int, rounds: int) -> str:
             continue
         model = Recorded(stack)
         best, _ = speeds({"graph": ours(model), "transformers": ours(stack)}, 1, tokens, rounds, 2000)
-        print(name, best, model.trouble or "", flush=True)
+        print(name, best, model.failure or "", flush=True)
         graph, plain = best["graph"], best["transformers"]
         told = [f"{graph:,.0f}", f"{graph / plain:.1f}"] if model.recordings else ["-", "not recorded"]
         lines.append([name, told[0], f"{plain:,.0f}", told[1]])

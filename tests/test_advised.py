@@ -111,17 +111,17 @@ def test_neighbours_are_those_of_the_formula() -> None:
         chosen.update(ids)
         pairs.update((a, b) for a in ids for b in ids if a != b)
     history = [int(i) for i in visits(1, 2)[0] if i < 30]
-    parts = model.parts[2 + (len(history) >= 4)] if len(history) > 1 else model.parts[len(history)]
-    expected = parts[-2] * model.often + parts[-1] / 32
+    parts = model.mixture_weights[2 + (len(history) >= 4)] if len(history) > 1 else model.mixture_weights[len(history)]
+    expected = parts[-2] * model.frequencies + parts[-1] / 32
     for part, fade in zip(parts, DECAYS):
         weights = [fade ** float(age) for age in range(len(history))][::-1]
         for weight, item in zip(weights, history):
             near = np.array([pairs[item, b] / np.sqrt(chosen[item] * max(chosen[b], 1)) for b in range(30)] + [0, 0])
             expected += part * weight / sum(weights) * near / near.sum()
-    expected[history] *= model.again
+    expected[history] *= model.recurrence_factor
     told = model.predict(histories_before(np.array(history), np.array([len(history)]), model.reach))[0]
     np.testing.assert_allclose(told, expected / expected.sum(), rtol=1e-5)
-    assert model.again < 0.05  # nobody takes an item twice
+    assert model.recurrence_factor < 0.05  # nobody takes an item twice
 
 
 def test_regression_finds_the_law() -> None:
@@ -194,7 +194,7 @@ def test_a_wave_of_any_pace_is_predicted_by_the_normal_equations() -> None:
     behind = histories_before(ids, np.array([200]), model.reach)
     wave = np.append(LEVELS, [0.0, 0.0])[behind[0]] * model.taper
     alike = np.array([wave[lag:] @ wave[: len(wave) - lag] for lag in range(PREDICTION_ORDER + 1)])
-    alike[0] = alike[0] * (1 + NOISE_SHARE) + model.least**2
+    alike[0] = alike[0] * (1 + NOISE_SHARE) + model.smallest_step**2
     apart = np.abs(np.subtract.outer(range(PREDICTION_ORDER), range(PREDICTION_ORDER)))
     weights = np.linalg.solve(alike[apart], alike[1:])
     said = weights @ LEVELS[ids[199 : 199 - PREDICTION_ORDER : -1]]

@@ -16,7 +16,7 @@ from segue.analysis.embedding import embed
 from segue.analysis.index import VectorIndex, precision_at_recall
 from segue.analysis.probes import (
     Question,
-    answered,
+    answer_question,
     content_groups,
     content_question,
     fitted_head,
@@ -204,7 +204,7 @@ def test_vectors_that_know_nothing_answer_by_the_majority() -> None:
     draw = np.random.default_rng(0)
     rows = [draw.integers(50, size=draw.integers(3, 30)) for _ in range(3000)]
     labels = (draw.random(3000) < 0.3).astype(int)
-    found = answered(lambda rows: draw.normal(size=(len(rows), 8)), question("coin", rows, labels))
+    found = answer_question(lambda rows: draw.normal(size=(len(rows), 8)), question("coin", rows, labels))
     assert abs(found.accuracy - found.by_majority) < 0.02 and abs(found.balanced - 0.5) < 0.03
     assert found.by_majority == pytest.approx(0.7, abs=0.03) and found.classes == 2 and found.tested == 600
 
@@ -214,12 +214,12 @@ def test_a_bag_does_not_know_the_order_and_knows_what_is_in_it() -> None:
     rows = [np.sort(draw.integers(40, size=draw.integers(4, 20))) for _ in range(600)]
     bag = SIFEmbedding(torch.eye(40), torch.full((40,), 1 / 40), 1.0)
     encoder = partial(embed, bag)
-    order = answered(encoder, order_question(rows))
+    order = answer_question(encoder, order_question(rows))
     assert order.accuracy == 0.5 and order.by_length == 0.5
-    lengths = answered(lambda rows: np.array([[len(row)] for row in rows], float), length_question(rows, 4))
+    lengths = answer_question(lambda rows: np.array([[len(row)] for row in rows], float), length_question(rows, 4))
     assert lengths.accuracy > 0.8 and lengths.by_length > 0.9
     few = [draw.permutation(40)[: draw.integers(3, 7)] for _ in range(900)]
-    content = answered(encoder, content_question(few, 10))
+    content = answer_question(encoder, content_question(few, 10))
     assert content.accuracy > 0.95 > 0.5 > content.by_length
 
 
@@ -280,4 +280,4 @@ def test_a_question_may_be_of_any_sequence() -> None:
                       mix=False)
     rows = [model.codec.encode(each) for each in proteins]
     asked = Question("family", rows, np.arange(80) % 2, np.arange(80))
-    assert answered(partial(embed, model.model, begin=model.codec.bos), asked).accuracy > 0.9
+    assert answer_question(partial(embed, model.model, begin=model.codec.bos), asked).accuracy > 0.9

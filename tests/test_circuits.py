@@ -25,7 +25,7 @@ from segue.analysis.circuits import (
     ov_circuit,
     writes,
 )
-from segue.analysis.features import exchangeable, fit_autoencoder, steered
+from segue.analysis.features import fit_autoencoder, index_group_maps, steered
 from segue.analysis.probes import shuffled_probe
 from segue.errors import SegueError
 from segue.models import Stack, StackConfig
@@ -267,11 +267,11 @@ def test_parts_of_vectors_can_be_exchanged() -> None:
     index, group = torch.arange(8).repeat(3), torch.arange(3).repeat_interleave(8)
     x = order[index] + kind[group] + 0.01 * torch.randn(24, 24, generator=draw, dtype=torch.float64)
     kept = torch.arange(24) != 13  # index 5 of group 1 is never seen
-    first, second = exchangeable(x[kept], index[kept], group[kept])
+    first, second = index_group_maps(x[kept], index[kept], group[kept])
     made = x[5] @ first + x[9] @ second  # index 5 of group 0, and index 1 of group 1
     assert int((x - made).norm(dim=1).argmin()) == 13 and float((x[13] - made).norm()) < 0.2 * float(x[13].norm())
     with pytest.raises(SegueError, match="of its own"):
-        exchangeable(x, index, group * 0)
+        index_group_maps(x, index, group * 0)
 
 
 def test_a_shuffled_probe_finds_nothing() -> None:

@@ -46,7 +46,7 @@ def test_hmm_likelihood_is_that_of_hmmlearn(known: tuple[np.ndarray, ...]) -> No
     other = hmmlearn.CategoricalHMM(3, implementation="log")
     other.startprob_, other.transmat_, other.emissionprob_ = known
     model = HMM(5, 3)
-    model.start, model.move, model.emit = known
+    model.start, model.transition, model.emission = known
     for n in (1, 2, 50):
         line = sample_hmm(rng, *known, n)
         assert model.log_likelihood(line) == pytest.approx(other.score(np.array(line)[:, None]), rel=1e-10)
@@ -64,12 +64,12 @@ def test_one_step_of_baum_welch_is_that_of_hmmlearn(known: tuple[np.ndarray, ...
     other.startprob_, other.transmat_, other.emissionprob_ = (x.copy() for x in known)
     other.fit(np.concatenate(lines)[:, None], [len(line) for line in lines])
     model = HMM(5, 3)
-    model.start, model.move, model.emit = known
+    model.start, model.transition, model.emission = known
     flat = np.concatenate([np.array(line) for line in lines])
     offsets = np.cumsum([0, *map(len, lines)])
     model._run_baum_welch(flat, offsets, np.ones(len(lines)), len(flat), 1)
-    for mine, theirs in ((model.start, other.startprob_), (model.move, other.transmat_),
-                         (model.emit, other.emissionprob_)):
+    for mine, theirs in ((model.start, other.startprob_), (model.transition, other.transmat_),
+                         (model.emission, other.emissionprob_)):
         assert np.allclose(mine, theirs, atol=1e-8)
 
 
@@ -79,7 +79,7 @@ def test_baum_welch_climbs_and_learns(known: tuple[np.ndarray, ...]) -> None:
     model = HMM(5, 3, restarts=4, iterations=150).fit(lines)
     assert (np.diff(model.history) > -1e-7).all() and len(model.history) > 5
     truth = HMM(5, 3)
-    truth.start, truth.move, truth.emit = known
+    truth.start, truth.transition, truth.emission = known
     held = [sample_hmm(rng, *known, 40) for _ in range(40)]
     assert sum(map(model.log_likelihood, held)) > sum(map(truth.log_likelihood, held)) - 60
     assert np.allclose(model.predictions(held[0]).sum(1), 1)

@@ -230,7 +230,7 @@ def test_bounds_exclude_nothing_that_is_reached_and_the_printed_form_does() -> N
         bounds = attention_bounds(queries, keys, values, x, len(u), longest, causal)
         y = reached_rows(head)
         own = reached_rows((queries, keys, values, x, u[:0], causal))
-        torch.testing.assert_close(bounds.own, own)
+        torch.testing.assert_close(bounds.uncontrolled, own)
         excluded += int(bounds.excludes(y).sum())
         along = (y * own).sum(-1) / own.square().sum(-1)
         across = (y - along[:, None] * own).norm(dim=-1)
@@ -244,11 +244,11 @@ def test_bounds_do_exclude() -> None:
     """Rows far away, or at right angles and too long, cannot be reached; those at the edge can."""
     queries, keys, values, x, u, _ = some_head(1)
     bounds = attention_bounds(queries, keys, values, x, 2, 0.01)
-    far = -1e3 * bounds.own
-    assert bounds.excludes(far).all() and not bounds.excludes(bounds.own).any()
+    far = -1e3 * bounds.uncontrolled
+    assert bounds.excludes(far).all() and not bounds.excludes(bounds.uncontrolled).any()
     assert (bounds.least < bounds.most).all() and (bounds.most < 1).all()
     y = attend(*(z[None, None] for z in (x @ queries.T, x @ keys.T, x @ values.T)))[0][0, 0]
-    torch.testing.assert_close(bounds.own, y)
+    torch.testing.assert_close(bounds.uncontrolled, y)
 
 
 @pytest.mark.parametrize(("change", "verdict"), [

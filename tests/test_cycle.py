@@ -24,9 +24,9 @@ from segue.papers.cycle_prompt import (
     PLAIN,
     SHUFFLED,
     TOLD_APART,
+    check_programs,
     difference,
     make_cycle,
-    right,
     skills,
 )
 from segue.programs import Local, Scripted
@@ -37,9 +37,9 @@ from segue.tasks.list_programs import (
     WORDS,
     clauses,
     corrupted,
-    drawn,
+    parse_clauses,
     program,
-    read,
+    random_program,
     specification,
     steps_of,
 )
@@ -127,9 +127,9 @@ def test_bare_python() -> None:
 @given(st.integers(0, 10**6))
 def test_programs_and_what_they_say(seed: int) -> None:
     random = Random(seed)
-    steps = drawn(random)
+    steps = random_program(random)
     said = specification(steps, random)
-    assert read(said) == clauses(steps) == read(specification(steps))
+    assert parse_clauses(said) == clauses(steps) == parse_clauses(specification(steps))
     assert steps_of(program(steps)) == steps and set(said) <= set(WORDS) and set(program(steps)) <= set(WORDS)
     wrong = corrupted(steps, random)
     assert wrong != steps
@@ -145,9 +145,9 @@ def test_programs_do_what_they_say() -> None:
     wrong = [[["add"], [1]], [["sum", "add"], [1]], [[], []]]
     assert not any(out.ok for out in Sandbox().run(SOURCE, "evaluate", wrong))
     tasks = [[("add", 2), ("list", 0)]] * 3
-    assert right([["add", "2", "list"], ["add", "3", "list"], ["nonsense"]], tasks, 0) == [True, False, False]
+    assert check_programs([["add", "2", "list"], ["add", "3", "list"], ["nonsense"]], tasks, 0) == [True, False, False]
     strange = ["1st", "dance", ",", "9th", "sort", "them", ",", "last", "give", "the", "count"]
-    assert read(strange) == [("last", ("len", 0))]
+    assert parse_clauses(strange) == [("last", ("len", 0))]
     with pytest.raises(SegueError, match="'dance' is no operation"):
         steps_of(["dance"])
 
@@ -156,7 +156,7 @@ def test_programs_do_what_they_say() -> None:
 def test_any_model_goes_round(mixer: str) -> None:
     torch.manual_seed(0)
     local = Local(Stack(StackConfig(CODEC.size, 16, [mixer])).eval().requires_grad_(False), CODEC)
-    specs = [specification(drawn(Random(i)), Random(i)) for i in range(3)]
+    specs = [specification(random_program(Random(i)), Random(i)) for i in range(3)]
     state = make_cycle(local, 0).run(specs)
     assert all(len(each.drafts) <= 3 and each.calls == 3 * len(each.drafts) + (each.answer is not None)
                for each in state)

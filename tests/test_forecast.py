@@ -131,7 +131,7 @@ def test_a_forecast_says_what_its_samples_say(waves: Path, tmp_path: Path) -> No
     ids = model.codec.encode(prime).tolist()[-model.context :]  # as much as a row has
     again = sample_forecasts(model.decodable(), model.codec, [ids], 5, 30, seed=3)[0]
     if model.combination is not None:
-        again = model.combination.moved(again, np.stack(list(as_columns(prime).values()), 1))
+        again = model.combination.shift(again, np.stack(list(as_columns(prime).values()), 1))
     np.testing.assert_array_equal(told.draws, again)
     values = told.as_dict()["columns"]
     np.testing.assert_allclose(values["flow"]["median"], np.median(told.draws[..., 1], 0), rtol=1e-6)
@@ -197,16 +197,16 @@ def test_a_combination_moves_medians_and_nothing_else() -> None:
     past = np.stack([np.tile([3.0, 0, 0, 5], 6), np.linspace(-1, 1, 24)], 1)
     draws = np.stack([np.arange(8.0).reshape(4, 2), np.arange(8.0).reshape(4, 2) + 2,
                       np.arange(8.0).reshape(4, 2) + 4])  # (3, 4, 2)
-    found = Combination("season", 0.5, (4, 1)).moved(draws, past)
+    found = Combination("season", 0.5, (4, 1)).shift(draws, past)
     middle = np.median(draws, 0)[:, 0]
     assert (found[..., 1] == draws[..., 1]).all()  # no season
     assert (np.median(found[..., 0], 0) == np.maximum(np.rint((middle + past[:4, 0]) / 2), 0)).all()
     assert (found[..., 0] >= 0).all() and (found[..., 0] == np.rint(found[..., 0])).all()
-    found = Combination("last value", 0.25, (4, 1)).moved(draws, past)
+    found = Combination("last value", 0.25, (4, 1)).shift(draws, past)
     assert found[..., 1] == pytest.approx(draws[..., 1] + 0.25 * (1 - np.median(draws[..., 1], 0)))
     draws[:, 0] = np.nan  # a moment that was known
-    assert np.isnan(Combination("last value", 0.25, (4, 1)).moved(draws, past)[:, 0]).all()
-    assert (Combination("linear", 0.5, (4, 1)).moved(draws[:, 1:], past[:20]) == draws[:, 1:]).all()  # too short
+    assert np.isnan(Combination("last value", 0.25, (4, 1)).shift(draws, past)[:, 0]).all()
+    assert (Combination("linear", 0.5, (4, 1)).shift(draws[:, 1:], past[:20]) == draws[:, 1:]).all()  # too short
 
 
 def test_a_combination_is_chosen_where_it_is_clearly_better(waves: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,7 +135,7 @@ def test_a_recorded_step_says_what_the_model_says(name: str) -> None:
     running = Recorded(model)
     for rows, n in ((prompts, 40), (prompts[:1], 10)):
         assert [a.tokens for a in generate(running, rows, n)] == [a.tokens for a in generate(model, rows, n)]
-    assert bool(running.recordings) == (name not in UNRECORDED), running.trouble
+    assert bool(running.recordings) == (name not in UNRECORDED), running.failure
 
 
 @pytest.mark.parametrize("name", ["next", "unlikelihood", "occupancy", "cloze", "diffusion"])

@@ -22,7 +22,7 @@ from segue.data import Data, read
 from segue.errors import SegueError
 from segue.kinds import KINDS, ByteCodec, Record, packed
 from segue.kinds.base import HEAD, class_in
-from segue.kinds.documents import begun
+from segue.kinds.documents import complete_prefix
 from segue.kinds.frame import Look
 from segue.kinds.packed import FOREIGN
 from segue.models import Stack, StackConfig
@@ -502,9 +502,9 @@ def test_classes_that_stand_one_behind_the_other(tmp_path: Path) -> None:
 def test_a_json_value_that_was_cut_says_what_it_said() -> None:
     value = {"a": [{"b": "x, ]y", "c": [1, 2]}, {"b": "\\\"", "c": []}], "d": 1}
     text = json.dumps(value)
-    found = [begun(text[:end]) for end in range(len(text))]
+    found = [complete_prefix(text[:end]) for end in range(len(text))]
     assert found[0] is None and found[-1] == {"a": value["a"]} and {"a": [{"b": "x, ]y"}]} in found
-    assert begun('"a", 1') is None and begun("]],") is None
+    assert complete_prefix('"a", 1') is None and complete_prefix("]],") is None
 
 
 def test_parts_of_a_message_are_its_text(tmp_path: Path) -> None:

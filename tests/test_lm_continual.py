@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import segue
-from segue.analysis.calls import call_sites, numbered, sites_right
+from segue.analysis.calls import call_sites, site_numbers, sites_right
 from segue.continual import (
     EWC,
     L2,
@@ -626,7 +626,7 @@ def test_call_sites_are_names_behind_dots() -> None:
 
 def test_a_site_is_right_where_greedy_decoding_would_write_it() -> None:
     text = "a.bc(d.ef.g(h.i"
-    sites = numbered(text, 5)
+    sites = site_numbers(text, 5)
     assert sites.shape == (3, 5)
     targets = torch.tensor(list(text.encode())).view(3, 5)
     logits = nn.functional.one_hot(targets, 128).float()

@@ -265,14 +265,14 @@ def test_a_refiner_learns_from_its_own_trees() -> None:
 @given(st.integers(0, 10**6))
 def test_instructions_can_be_read_answered_and_mended(seed: int) -> None:
     random = Random(seed)
-    asked = Instruction.drawn(random)
+    asked = Instruction.sample(random)
     answer = asked.answer(random)
-    assert Instruction.read(asked.prompt) == asked and not asked.failed(answer)
+    assert Instruction.read(asked.prompt) == asked and not asked.violations(answer)
     assert all(word in CODEC.items for word in asked.prompt + answer)
-    for constraint in Instruction.drawn(random, most=3).constraints:
+    for constraint in Instruction.sample(random, most=3).constraints:
         faulty = Instruction(asked.topic, (constraint,))
         if constraint[0] != "twice" or len(answer) > 3:  # two of a word need two places
-            assert holds(constraint, faulty.mended(answer, constraint, random))
+            assert holds(constraint, faulty.repaired(answer, constraint, random))
 
 
 @pytest.mark.parametrize(("constraint", "answer", "kept"), [
@@ -292,7 +292,8 @@ def test_what_is_not_lilt() -> None:
         Instruction.read(["say", "hello"])
     with pytest.raises(SegueError, match="choose from exactly"):
         holds(("rhyme", ""), ["cat"])
-    assert {family for seed in range(200) for family, _ in Instruction.drawn(Random(seed)).constraints} == set(FAMILIES)
+    drawn = [Instruction.sample(Random(seed)) for seed in range(200)]
+    assert {family for instruction in drawn for family, _ in instruction.constraints} == set(FAMILIES)
 
 
 @pytest.mark.parametrize("mixer", ["gru", "mamba"])
@@ -301,14 +302,14 @@ def test_a_round_of_play_with_any_model(mixer: str) -> None:
     model = Stack(StackConfig(CODEC.size, 32, [mixer]))
     learn(model, lilt().batches(16), 4, rate=3e-3)
     random = Random(0)
-    prompts = [" ".join(Instruction.drawn(random).prompt) for _ in range(6)]
+    prompts = [" ".join(Instruction.sample(random).prompt) for _ in range(6)]
     judge = Judge(critic(random, flip=0.0), "{}\n{}".format, partial(yes_or_no, header="Answer:"), votes=1)
     pairs = preference_pairs(Local(model.eval(), CODEC), prompts, judge, editor(random), samples=2, most=8, depth=5)
     assert pairs
     for pair, other in zip(pairs, interfering(pairs, 0)):
         asked = Instruction.read(pair.prompt.split())
-        assert asked.failed(pair.worse.split())
-        assert not asked.failed(pair.better.split()) and not asked.failed(other.better.split())
+        assert asked.violations(pair.worse.split())
+        assert not asked.violations(pair.better.split()) and not asked.violations(other.better.split())
 
 
 def shares(refined: float, drawn: float, other: float, other_drawn: float) -> list[Row]:

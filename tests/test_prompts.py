@@ -209,7 +209,7 @@ def test_a_language_model_continues_under_what_its_prime_chose(mixers: list[str]
         other = tokens.clone()
         other[:, at:] = (other[:, at:] + 1) % VOCABULARY
         torch.testing.assert_close(prompted(other, layout).logits[:, :at], whole[:, :at])
-    if source.asks:
+    if source.uses_query:
         with pytest.raises(SegueError, match="mark the beginning"):
             prompted(tokens)
 

@@ -39,7 +39,7 @@ def test_plays_what_the_model_says(pattern: str) -> None:
     plain = generate(model.stack, PROMPTS, 30)
     for draft in ("none", "lookup"):
         assert [a.tokens for a in generate(model, PROMPTS, 30, draft=draft)] == [a.tokens for a in plain], draft
-    assert model.recordings and model.trouble is None
+    assert model.recordings and model.failure is None
     drawn = [a.tokens for a in generate(model.stack, PROMPTS, 12, "sample", seed=3)]
     assert [a.tokens for a in generate(model, PROMPTS, 12, "sample", seed=3)] == drawn
 

@@ -33,7 +33,7 @@ from segue.programs import Counted, Local, Scripted
 from segue.programs.memory import Hashing, LongTerm, ShortTerm, of_model
 from segue.programs.recurrent import PLANS, RecurrentProgram, Simulated, Story, by_hand, first_plan
 from segue.programs.sections import Section, SectionedPrompt, shorten, split_sentences
-from segue.tasks.journeys import CODEC, FACTS, next_being, paragraph, reply, step, told
+from segue.tasks.journeys import CODEC, FACTS, next_being, paragraph, parse_move, reply, write_step
 
 TWO = SectionedPrompt("{ask}", (Section("text", "Text:"), Section("plan", "Plan 1:", words=5)))
 
@@ -285,10 +285,10 @@ def test_prompts_stay_bounded_over_200_steps() -> None:
 
 
 def test_the_world_knows_what_is_true() -> None:
-    pairs = [step(Random(seed)) for seed in range(300)]
+    pairs = [write_step(Random(seed)) for seed in range(300)]
     for shown, said in pairs:
         asked, answer = " ".join(shown), " ".join(said)
-        who, origin, goal = told(answer) or ("", "", "")
+        who, origin, goal = parse_move(answer) or ("", "", "")
         assert asked.endswith(f"move {who} write") and origin != goal
         found = WRITER.parse(answer)
         assert not found.problem and found.texts["memory"].startswith(f"{who} at {goal} .")
@@ -315,7 +315,7 @@ def oracle(prompt: str) -> str:
     who = plan.split()[1]
     facts = {fact.split()[0]: fact.split()[2] for fact in split_sentences(memory)}
     passages = [newest, *re.findall(r"\w+ leaves \w+ \. \w+ enters \w+ \.", related)]
-    moves = [move for text in passages if (move := told(text))]
+    moves = [move for text in passages if (move := parse_move(text))]
     at = facts.get(who) or next((move[2] for move in moves if move[0] == who), "cave")
     goal = "mill" if at != "mill" else "tower"
     kept = [f"{who} at {goal} .", *(f"{name} at {place} ." for name, place in facts.items() if name != who)]

@@ -22,7 +22,7 @@ from segue.models import EncoderDecoder, EncoderDecoderConfig, Stack, StackConfi
 from segue.models.adapters import InitialState
 from segue.papers import claim
 from segue.papers.theme_transformer import OPEN as OPEN60
-from segue.papers.theme_transformer import THEME, inside, melody, piece, varied
+from segue.papers.theme_transformer import THEME, melody, piece, theme_mask, varied
 
 OPEN, CLOSE, V = 1, 2, 9
 
@@ -173,10 +173,10 @@ def test_the_claim_asks_for_returning_themes() -> None:
     theme, ids = piece(np.random.default_rng(0))
     assert ids[0] == OPEN60 and ids[1 : 1 + THEME].tolist() == theme.tolist() and len(ids) == 256
     row = torch.from_numpy(ids)[None]
-    assert not bool(inside(row)[0, : THEME + 2].any())  # the first is the condition itself
+    assert not bool(theme_mask(row)[0, : THEME + 2].any())  # the first is the condition itself
     labels = torch.tensor([naive([{OPEN60: OPEN, OPEN60 + 1: CLOSE}.get(each, 0) for each in ids.tolist()])])
     behind = (row == OPEN60).cumsum(1) > 1
-    assert torch.equal(inside(row), (labels > 1) & behind)
+    assert torch.equal(theme_mask(row), (labels > 1) & behind)
     assert len(occurrences(theme, ids)) >= int((row == OPEN60).sum()) - 1
     rng = np.random.default_rng(1)
     segment = melody(rng)

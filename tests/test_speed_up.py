@@ -46,6 +46,14 @@ def folder(fitted_folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
+@pytest.mark.parametrize("sequences", [["a", "b", "c"] * 20, ["ab", "bac"] * 20])
+def test_sequences_of_few_elements(sequences: list[str]) -> None:
+    """Prompts have a single element there, before which no head has read anything."""
+    model = segue.fit(sequences, steps=4, quiet=True, vocabulary=259, mix=False, **SMALL)
+    report = model.speed_up(sequences, **QUICK)
+    assert report.drafters["heads"].texts == 4
+
+
 def test_the_fastest_is_kept_and_changes_no_text(folder: Path) -> None:
     model = segue.load(folder)
     plain = model.continue_("aabb", n=20, draft="none")

@@ -20,8 +20,8 @@ def test_judges_see_what_happened(shape: tuple[int, int, int], seed: int) -> Non
     films = world.draw(200, torch.Generator().manual_seed(seed))
     assert films.pixels.shape == (200, frames, size, size, 3)
     assert float(films.pixels.min()) >= 0 and float(films.pixels.max()) <= 1
-    assert float((world.pressed(films.pixels) == films.keys).float().mean()) >= 0.98
-    assert float((world.happened(films.pixels) == films.event).float().mean()) >= 0.98
+    assert float((world.detect_keys(films.pixels) == films.keys).float().mean()) >= 0.98
+    assert float((world.detect_event(films.pixels) == films.event).float().mean()) >= 0.98
 
 
 def test_a_film_is_drawn_as_it_is_told() -> None:
@@ -39,7 +39,7 @@ def test_a_film_is_drawn_as_it_is_told() -> None:
     assert " ".join(said) == INSTRUCTIONS[int(one.event)]
     before = films.pixels[:, : world.begins]
     calm = films.event == 0
-    assert torch.equal(world.happened(torch.cat([before, before], 1)), torch.zeros(400, dtype=torch.long))
+    assert torch.equal(world.detect_event(torch.cat([before, before], 1)), torch.zeros(400, dtype=torch.long))
     moved = torch.stack([films.x, films.y], -1).diff(dim=1)
     assert int(calm.sum()) and bool(((moved % world.size == 0) | (moved.abs() % (world.size - 4) == 2)).all())
     corner = films.pixels[torch.arange(400), 0, films.y[:, 0], films.x[:, 0]]

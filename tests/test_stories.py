@@ -289,7 +289,7 @@ def test_stories_hold_together() -> None:
     assert (drawn.present == before).all(2)[drawn.pronoun].all(), "a pronoun is of the one that was there"
     assert 0.4 < (drawn.words[:, 0] >= stories.IDS["forest"]).any(1).mean() < 0.6
     assert not (drawn.words[:, 1:] >= stories.IDS["forest"]).any()
-    seen = stories.scarves_seen(drawn.pictures.reshape(-1, 24, 24, 3)).reshape(200, 5, -1)
+    seen = stories.detect_scarves(drawn.pictures.reshape(-1, 24, 24, 3)).reshape(200, 5, -1)
     assert (seen == drawn.scarf[:, None])[drawn.present & cast[:, None]].all()
     assert drawn.present[..., stories.SEEN :].sum() == 0
     unseen = stories.draw(20, 5, unseen=True)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from segue.errors import SegueError
 from segue.papers import claim
 from segue.papers.base import Row
-from segue.papers.vif_rag import CHECKS, MAJORITY, PAPER, RAG, SOURCE, UNVERIFIED, VERIFIED, labelled
+from segue.papers.vif_rag import CHECKS, MAJORITY, PAPER, RAG, SOURCE, UNVERIFIED, VERIFIED, sample_cases
 from segue.programs.crosscheck import cross_validate, normalise, same
 from segue.programs.pipeline import Pipeline
 from segue.programs.sandbox import Sandbox
@@ -274,7 +274,7 @@ def test_values_that_mean_the_same(one_: Any, other: Any, alike: bool) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_supervisor_s_checks_are_right_where_they_should_be(family: str) -> None:
-    cases = labelled(family, 60, Random(0))
+    cases = sample_cases(family, 60, Random(0))
     *good, near = CHECKS[family]
     for check in (*good, near):
         space: dict[str, Any] = {}

@@ -1,8 +1,8 @@
-"""Which part of a trained stack carries what: circuits of its heads from the weights alone, and the direct effect of
-each write to the residual stream on data (Gould et al. 2023, arXiv 2312.09230).
+"""Circuits of a trained stack: the OV circuits of its heads from the weights alone, and the direct effect of each
+component's write to the residual stream on data (Gould et al. 2023, arXiv 2312.09230).
 
-A part is named by its layer, from 1 on: "layer 2 head 3", "layer 2 mamba" where a mixer is not split into heads,
-"layer 2 channel"; besides them there is "embedding".
+Components are named by layer, from 1: "layer 2 head 3", "layer 2 mamba" where a mixer is not split into heads, "layer 2
+channel"; besides them there is "embedding".
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from segue.models.stack import Stack, StackConfig
 
 @dataclass(frozen=True)
 class Order:
-    """A class of elements that follow each other: Monday to Sunday, 0 to 99, the notes of a scale.
+    """An ordered class of elements: Monday to Sunday, 0 to 99, the notes of a scale.
 
-    ids: in order. cyclic: the first follows the last (of days, say); else the last has no successor.
+    ids: in order. cyclic: the first is the successor of the last (days of the week); else the last has none.
     """
 
     name: str
@@ -35,19 +35,19 @@ class Order:
     cyclic: bool = False
 
     def pairs(self, step: int = 1) -> list[tuple[int, int]]:
-        """Each id with the one `step` places behind it, where there is one."""
+        """Each id with the one `step` places after it, where there is one."""
         n = len(self.ids)
         return [(self.ids[i], self.ids[(i + step) % n]) for i in range(n) if self.cyclic or 0 <= i + step < n]
 
 
 def adds_up(config: StackConfig) -> bool:
-    """Whether the last norm reads, at each place, the sum of what all parts write there."""
+    """Whether the final norm reads, at each position, the sum of what all components write there."""
     return not config.post_norm and not config.pool and config.cross is None
 
 
 def _check(model: Stack, linear: bool = False) -> None:
-    """Refuse a model whose residual stream is not the sum of what its parts write; linear: or whose logits are not
-    linear in that, but for a norm's scale."""
+    """Raise SegueError for a model whose residual stream is not the sum of its components' writes; linear: or whose
+    logits are not linear in that sum, up to the scale of the norm."""
     if not isinstance(model, Stack):
         raise SegueError(f"only a native stack shows what its parts write, not a {type(model).__name__}: convert the "
                          "folder, or give the network of the mixture")
@@ -58,13 +58,14 @@ def _check(model: Stack, linear: bool = False) -> None:
 
 @torch.no_grad()
 def matrices(model: Stack, tokens: Tensor) -> list[Tensor | None]:
-    """For each layer the (B, H, T, T) matrix it applies to its values on `tokens` (B, T), or None where it has none."""
+    """For each layer the matrix (B, H, T, T) that it applies to its values on `tokens` (B, T); None for layers that are
+    not linear in their values."""
     layout = Layout.of(tokens)
     found: list[Tensor | None] = []
 
-    def mix(begun: Parts, mixer: Mixer, y: Tensor) -> Tensor:
+    def mix(initial: Parts, mixer: Mixer, y: Tensor) -> Tensor:
         found.append(mixer.matrix(y) if mixer.linear_in_values else None)
-        return mixer.run(y, layout, begun)
+        return mixer.run(y, layout, initial)
 
     x = model.embed(tokens, layout.positions)
     for block in model.blocks:
@@ -72,117 +73,117 @@ def matrices(model: Stack, tokens: Tensor) -> list[Tensor | None]:
     return found
 
 
-def _by_head(mixer: Any, y: Tensor, layout: Layout, begun: Parts) -> tuple[Tensor, dict[str, Tensor]]:
-    """What a mixer writes for y (B, T, D), and its parts: each head's, where its last step is one linear map `out` of
-    the heads side by side; a bias is a part of its own."""
-    out, given = getattr(mixer, "out", None), list[tuple[Tensor, Tensor]]()
+def _split_heads(mixer: Any, y: Tensor, layout: Layout, initial: Parts) -> tuple[Tensor, dict[str, Tensor]]:
+    """A mixer's write for y (B, T, D), and its summands: one for each head, and the bias, where the mixer ends in a
+    linear map `out` of its concatenated heads; none otherwise."""
+    out, calls = getattr(mixer, "out", None), list[tuple[Tensor, Tensor]]()
     if not (mixer.linear_in_values and isinstance(out, nn.Linear) and getattr(mixer, "heads", 0)):
-        return mixer.run(y, layout, begun), {}
-    hook = out.register_forward_hook(lambda module, inputs, output: given.append((inputs[0], output)))
+        return mixer.run(y, layout, initial), {}
+    hook = out.register_forward_hook(lambda module, inputs, output: calls.append((inputs[0], output)))
     try:
-        written = mixer.run(y, layout, begun)
+        write = mixer.run(y, layout, initial)
     finally:
         hook.remove()
-    if len(given) != 1 or not torch.equal(given[0][1], written):
-        return written, {}
-    heads = zip(given[0][0].chunk(mixer.heads, -1), out.weight.chunk(mixer.heads, 1))
-    parts = {f"head {h}": F.linear(z, weight) for h, (z, weight) in enumerate(heads, 1)}
-    return written, parts if out.bias is None else parts | {"bias": out.bias.expand_as(written)}
+    if len(calls) != 1 or not torch.equal(calls[0][1], write):
+        return write, {}
+    heads = zip(calls[0][0].chunk(mixer.heads, -1), out.weight.chunk(mixer.heads, 1))
+    summands = {f"head {h}": F.linear(z, weight) for h, (z, weight) in enumerate(heads, 1)}
+    return write, summands if out.bias is None else summands | {"bias": out.bias.expand_as(write)}
 
 
 @torch.no_grad()
 def writes(model: Stack, tokens: Tensor, layout: Layout | None = None, heads: bool = True) -> dict[str, Tensor]:
-    """(B, T, D) by part: what each adds to the residual stream; together they are what the last norm reads.
+    """(B, T, D) by component: its write to the residual stream. Their sum is the input of the final norm.
 
-    tokens: as the model reads them. heads: split mixers into heads, where they end in a linear map of them.
+    tokens: as the model reads them. heads: split mixers into heads, where they end in a linear map of the heads.
     """
     _check(model)
     model.eval()
     layout = Layout.of(tokens) if layout is None else layout
     x = model.embed(tokens, layout.positions)
-    found, mixed = {"embedding": x}, list[tuple[Tensor, dict[str, Tensor]]]()
+    by_component, mixed = {"embedding": x}, list[tuple[Tensor, dict[str, Tensor]]]()
 
-    def mix(begun: Parts, mixer: Mixer, y: Tensor) -> Tensor:
+    def mix(initial: Parts, mixer: Mixer, y: Tensor) -> Tensor:
         mixer.check_layout(layout)
-        mixed.append(_by_head(mixer, y, layout, begun) if heads else (mixer.run(y, layout, begun), {}))
+        mixed.append(_split_heads(mixer, y, layout, initial) if heads else (mixer.run(y, layout, initial), {}))
         return mixed[-1][0]
 
     for index, (name, block) in enumerate(zip(model.config.mixers, model.blocks), 1):
         before, x = x, block(x, partial(mix, block.initial_parts(x)))
-        written, parts = mixed.pop()
-        found |= {f"layer {index} {part}": write for part, write in (parts or {name: written}).items()}
+        mixer_write, summands = mixed.pop()
+        by_component |= {f"layer {index} {part}": write for part, write in (summands or {name: mixer_write}).items()}
         if block.channel is not None:
-            found[f"layer {index} channel"] = x - before - written
-    return found
+            by_component[f"layer {index} channel"] = x - before - mixer_write
+    return by_component
 
 
 @torch.no_grad()
 def direct_effects(model: Stack, tokens: Tensor, targets: Tensor, layout: Layout | None = None, heads: bool = True,
                    means: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """(M,) nats by part: how much the loss at each asked place grows where the part's write to the final residual
-    stream is replaced by its mean over data, while all that other parts made of it stays (direct mean ablation).
+    """(M,) nats by component, at each of the M positions with a target: the increase of the loss where its write to the
+    final residual stream is replaced by its mean, all other writes unchanged (direct mean ablation).
 
-    targets: (B, T), -1 where nothing is asked. means: (D,) by part (see `mean_writes`; default: over the asked places).
+    targets: (B, T), -1 for none. means: (D,) by component (see `mean_writes`; default: over positions with targets).
     """
-    asked = targets >= 0
-    at = {name: write[asked] for name, write in writes(model, tokens, layout, heads).items()}
-    whole = torch.stack(list(at.values())).sum(0)
+    mask = targets >= 0
+    by_component = {name: write[mask] for name, write in writes(model, tokens, layout, heads).items()}
+    residual = torch.stack(list(by_component.values())).sum(0)
 
     def loss(x: Tensor) -> Tensor:
-        scores = model.head(model.finish(x[None], Layout.of(x[None])))[0]
-        return F.cross_entropy(scores, targets[asked], reduction="none")
+        logits = model.head(model.finish(x[None], Layout.of(x[None])))[0]
+        return F.cross_entropy(logits, targets[mask], reduction="none")
 
-    before = loss(whole)
-    return {name: loss(whole - write + (write.mean(0) if means is None else means[name])) - before
-            for name, write in at.items()}
+    before = loss(residual)
+    return {name: loss(residual - write + (write.mean(0) if means is None else means[name])) - before
+            for name, write in by_component.items()}
 
 
 def mean_writes(model: Stack, tokens: Tensor, layout: Layout | None = None, heads: bool = True) -> dict[str, Tensor]:
-    """(D,) by part: the mean of what it writes over all places."""
+    """(D,) by component: the mean of its writes over all positions."""
     return {name: write.flatten(0, 1).mean(0) for name, write in writes(model, tokens, layout, heads).items()}
 
 
-def _directions(norm: Any, x: Tensor) -> Tensor:
-    """The linear part of a norm: all of it but its scale and its bias."""
+def _unscaled_norm(norm: Any, x: Tensor) -> Tensor:
+    """The linear part of a norm: without its division by the standard deviation, and without its bias."""
     centred = x - x.mean(-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else x
     return centred * norm.weight
 
 
 @torch.no_grad()
-def direct_logits(model: Stack, written: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """(..., V) by part, of writes (..., D): what each adds to the logits with the last norm's scale as it is. They sum
-    to the model's logits; "norm bias" is the part of the last norm itself, where it has a bias."""
+def direct_logits(model: Stack, component_writes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """(..., V) by component, of writes (..., D): its contribution to the logits, with the final norm's scale on their
+    sum. They sum to the model's logits; "norm bias" is the contribution of the final norm's bias, if it has one."""
     _check(model, linear=True)
     norm: Any = model.norm
-    whole = torch.stack(list(written.values())).sum(0)
-    centred = whole - whole.mean(-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else whole
+    residual = torch.stack(list(component_writes.values())).sum(0)
+    centred = residual - residual.mean(-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else residual
     scale = (centred.square().mean(-1, keepdim=True) + norm.eps).rsqrt()
-    found = {name: model.head(_directions(norm, write) * scale) for name, write in written.items()}
+    logits = {name: model.head(_unscaled_norm(norm, write) * scale) for name, write in component_writes.items()}
     if isinstance(norm, nn.LayerNorm) and norm.bias is not None:
-        found["norm bias"] = model.head(norm.bias).expand_as(next(iter(found.values())))
-    return found
+        logits["norm bias"] = model.head(norm.bias).expand_as(next(iter(logits.values())))
+    return logits
 
 
 @torch.no_grad()
 def effective_inputs(model: Stack, ids: Sequence[int], embedding: bool = False) -> Tensor:
-    """(M, D): what the heads of later layers read of an element whatever stands around it: the first channel mixer's
-    write for its embedding (the embedding itself where there is none; both where `embedding`)."""
+    """(M, D): the context-free representation of elements that later layers' heads read: the first channel mixer's
+    output for an element's embedding (`embedding`: plus the embedding; without a channel mixer the embedding alone)."""
     _check(model)
     x = model.embedding(torch.tensor(list(ids), device=model.head.weight.device))
     x = x if model.embed_norm is None else model.embed_norm(x)
     block = model.blocks[0]
     if block.channel is None or block.channel_norm is None:
         return x
-    written = block.channel(block.channel_norm(x))
-    return x + written if embedding else written
+    write = block.channel(block.channel_norm(x))
+    return x + write if embedding else write
 
 
 @torch.no_grad()
 def ov_circuit(model: Stack, layer: int, inputs: Tensor) -> Tensor:
-    """(H, M, V): what each head of a layer adds to the logits where it reads nothing but one of `inputs` (M, D), say
-    `effective_inputs`; up to the positive scale of the last norm, and without what all inputs share (its bias).
+    """(H, M, V): the contribution of each head of a layer to the logits where it attends to nothing but one of `inputs`
+    (M, D), such as `effective_inputs`; up to the positive scale of the final norm, and without biases.
 
-    layer: from 1. For every mixer that is linear in its values (a gate is that of the element itself).
+    layer: from 1; its mixer must be linear in its values. Gates are computed from the element itself.
     """
     _check(model, linear=True)
     block, x = model.blocks[layer - 1], inputs[:, None]
@@ -192,45 +193,45 @@ def ov_circuit(model: Stack, layer: int, inputs: Tensor) -> Tensor:
                          "circuit")
     x = block.mixer_norm(x)
     values = mixer.values(x)  # (M, H, 1, E)
-    nothing = mixer.output(torch.zeros_like(values), x)
-    alone = []
+    baseline = mixer.output(torch.zeros_like(values), x)
+    by_head = []
     for head in range(values.shape[1]):
-        only = torch.zeros_like(values)
-        only[:, head] = values[:, head]
-        alone.append((mixer.output(only, x) - nothing)[:, 0])
-    return model.head(_directions(model.norm, torch.stack(alone)))
+        masked = torch.zeros_like(values)
+        masked[:, head] = values[:, head]
+        by_head.append((mixer.output(masked, x) - baseline)[:, 0])
+    return model.head(_unscaled_norm(model.norm, torch.stack(by_head)))
 
 
 def head_hits(model: Stack, orders: Sequence[Order], step: int = 1, embedding: bool = False) -> dict[str, Tensor]:
-    """(P,) bool by head: whether its OV circuit sends the first of each pair to the second, above all other elements
-    of their class. The mean of them is the head's score: that of successor heads (step=1) or copying heads (step=0).
+    """(P,) bool by head: whether its OV circuit maps the first of each pair to the second, above all other elements of
+    their class. The mean is the head's score as a successor head (step=1) or as a copying head (step=0).
 
-    Pairs are those of `Order.pairs(step)`, class after class; a guess is right once in so many as the class is large.
-    Layers that are not linear in their values have no scores.
+    Pairs are those of `Order.pairs(step)`, class after class; chance level is 1 over the size of the class. Layers that
+    are not linear in their values have no scores.
     """
-    found: dict[str, list[Tensor]] = {}
+    by_head: dict[str, list[Tensor]] = {}
     for order in orders:
-        first, second = torch.tensor(order.pairs(step)).T
-        ids, inputs = torch.tensor(order.ids), effective_inputs(model, first.tolist(), embedding)
-        place = (ids == second[:, None]).long().argmax(1)
+        sources, targets = torch.tensor(order.pairs(step)).T
+        ids, inputs = torch.tensor(order.ids), effective_inputs(model, sources.tolist(), embedding)
+        target_index = (ids == targets[:, None]).long().argmax(1)
         for layer, block in enumerate(model.blocks, 1):
             if block.mixer.linear_in_values:
-                best = ov_circuit(model, layer, inputs)[..., ids].argmax(-1)
-                for head, hits in enumerate(best == place, 1):
-                    found.setdefault(f"layer {layer} head {head}", []).append(hits)
-    return {name: torch.cat(hits) for name, hits in found.items()}
+                predicted = ov_circuit(model, layer, inputs)[..., ids].argmax(-1)
+                for head, hits in enumerate(predicted == target_index, 1):
+                    by_head.setdefault(f"layer {layer} head {head}", []).append(hits)
+    return {name: torch.cat(hits) for name, hits in by_head.items()}
 
 
 def induction_scores(model: Stack, length: int = 32, rows: int = 16, seed: int = 0) -> dict[str, float]:
-    """By head: the share of what an element of a repeated random sequence reads that comes from the element behind its
-    first occurrence (Olsson et al. 2022, arXiv 2209.11895). length: of the sequence, read twice."""
+    """By head: on a random sequence that is repeated once, the mean share of attention from an element's second
+    occurrence to the element after its first one (Olsson et al. 2022, arXiv 2209.11895). length: of the sequence."""
     generator = torch.Generator().manual_seed(seed)
     once = torch.randint(model.vocabulary, (rows, length), generator=generator)
-    tokens, again = torch.cat([once, once], 1).to(model.head.weight.device), torch.arange(length, 2 * length - 1)
-    found: dict[str, float] = {}
+    tokens, second = torch.cat([once, once], 1).to(model.head.weight.device), torch.arange(length, 2 * length - 1)
+    by_head: dict[str, float] = {}
     for layer, matrix in enumerate(matrices(model, tokens), 1):
         if matrix is not None:
             share = matrix.abs() / matrix.abs().sum(-1, keepdim=True).clamp(min=1e-12)
-            scores = share[:, :, again, again - length + 1].mean((0, 2))
-            found |= {f"layer {layer} head {head}": float(score) for head, score in enumerate(scores, 1)}
-    return found
+            scores = share[:, :, second, second - length + 1].mean((0, 2))
+            by_head |= {f"layer {layer} head {head}": float(score) for head, score in enumerate(scores, 1)}
+    return by_head

@@ -1,4 +1,4 @@
-"""How good predictions are at each place of a sequence, with confidence intervals."""
+"""Means at each position of a sequence, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from segue.errors import SegueError
 
 @dataclass(frozen=True)
 class Curve:
-    """mean, low, high: (T,), the mean of each place and the ends of its bootstrap interval."""
+    """mean, low, high: (T,), the mean at each position and the ends of its bootstrap interval."""
 
     mean: Tensor
     low: Tensor
@@ -20,17 +20,17 @@ class Curve:
 
 
 def per_position_curve(values: Tensor, draws: int = 1000, level: float = 0.9, seed: int = 0) -> Curve:
-    """The mean of values (N, T) at each place over the N rows, and the interval of so large a `level` that means of N
-    rows drawn with replacement fall in (bootstrap). nan: not measured there."""
+    """The mean of values (N, T) at each position over the N rows, and its bootstrap interval of confidence `level`,
+    from `draws` resamples of the rows. nan: not measured there."""
     if values.dim() != 2 or not len(values) or not 0 < level < 1:
         raise SegueError(f"a curve is of rows (N, T) at a level between 0 and 1, not of {tuple(values.shape)} at "
                          f"{level}")
     generator = torch.Generator().manual_seed(seed)
     values = values.double()
-    there, known = (~values.isnan()).double(), values.nan_to_num()
-    times = torch.stack([torch.bincount(torch.randint(len(values), (len(values),), generator=generator),
-                                        minlength=len(values)) for _ in range(draws)]).double()
-    means = (times @ known) / (times @ there)
+    valid, filled = (~values.isnan()).double(), values.nan_to_num()
+    counts = torch.stack([torch.bincount(torch.randint(len(values), (len(values),), generator=generator),
+                                         minlength=len(values)) for _ in range(draws)]).double()
+    means = (counts @ filled) / (counts @ valid)
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     low, high = means.nanquantile(ends, 0)
     return Curve(values.nanmean(0), low, high)

@@ -1,6 +1,6 @@
-"""Features that a model's vectors are made of: a sparse autoencoder finds them, steering exchanges them, and so do
-maps that take a place in an order apart from which order it is (Bricken et al. 2023; Gould et al. 2023, arXiv
-2312.09230)."""
+"""Features of a model's hidden vectors: a sparse autoencoder that finds them (Bricken et al. 2023), steering along
+their directions, and linear maps that separate an element's index in an ordered group from which group it is in (Gould
+et al. 2023, arXiv 2312.09230)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from segue.errors import SegueError
 
 
 class SparseAutoencoder(nn.Module):
-    """x (M, D) -> features relu(W x + b) (M, F) -> their sum of directions plus an offset (M, D).
+    """x (M, D) -> features relu(W x + b) (M, F) -> features @ directions + offset (M, D).
 
-    Directions (F, D) have length one, or the penalty on the features would say nothing.
+    Directions (F, D) have norm one; otherwise larger directions would evade the penalty on the features.
     """
 
     def __init__(self, width: int, features: int) -> None:
@@ -40,10 +40,9 @@ class SparseAutoencoder(nn.Module):
 
 def fit_autoencoder(x: Tensor, features: int = 512, sparsity: float = 0.3, steps: int = 2000, rows: int = 256,
                     rate: float = 1e-3, seed: int = 0) -> SparseAutoencoder:
-    """Learn one on vectors (M, D) by Adam: squared error plus `sparsity` times the sum of the features, mean over rows.
+    """Fit one to vectors (M, D) by Adam: squared error plus `sparsity` times the sum of the features, mean over rows.
 
-    The vectors are taken as they are: scale them so that their mean squared length is about D, or choose `sparsity`
-    for theirs.
+    The vectors are not scaled: scale them to a mean squared norm of about D, or choose `sparsity` to fit theirs.
     """
     if x.dim() != 2 or not len(x):
         raise SegueError(f"an autoencoder learns from vectors (M, D), not {tuple(x.shape)}")
@@ -54,10 +53,10 @@ def fit_autoencoder(x: Tensor, features: int = 512, sparsity: float = 0.3, steps
         model.offset.data.copy_(x.mean(0))
         adam = torch.optim.Adam(model.parameters(), lr=rate)
         for _ in range(steps):
-            some = x[torch.randint(len(x), (min(rows, len(x)),))]
-            found = model.encode(some)
+            batch = x[torch.randint(len(x), (min(rows, len(x)),))]
+            active = model.encode(batch)
             adam.zero_grad()
-            ((model.decode(found) - some).square().sum(-1) + sparsity * found.sum(-1)).mean().backward()
+            ((model.decode(active) - batch).square().sum(-1) + sparsity * active.sum(-1)).mean().backward()
             adam.step()
             model.normalise()
     return model.requires_grad_(False)
@@ -68,22 +67,22 @@ def steered(x: Tensor, away: Tensor, toward: Tensor, strength: float | Tensor) -
     return x + strength * (toward - away)
 
 
-def exchangeable(x: Tensor, index: Tensor, group: Tensor, ridge: float = 1e-3) -> tuple[Tensor, Tensor]:
-    """Two maps (D, D) that take vectors apart into what says the place in an order and what says which order it is, so
-    that parts of different ones can be put together: x[t] @ first + x[s] @ second is near the vector of what has the
-    index of t and the group of s (March and 5 make May). Least squares over all pairs whose outcome is among `x`.
+def index_group_maps(x: Tensor, index: Tensor, group: Tensor, ridge: float = 1e-3) -> tuple[Tensor, Tensor]:
+    """Two linear maps (D, D), one for the index of an element in an ordered group and one for its group:
+    x[t] @ index_map + x[s] @ group_map is near the vector with the index of t and the group of s (5 and March make
+    May). Ridge regression over all pairs whose result is among `x`.
 
-    x: (M, D), say of `segue.analysis.circuits.effective_inputs`. index, group: (M,) long, no two alike in both. ridge:
-    times the mean square of x, what keeps the maps small where there are few pairs.
+    x: (M, D), say of `segue.analysis.circuits.effective_inputs`. index, group: (M,) long, pairs all different. ridge:
+    penalty, relative to the mean square of x.
     """
-    places = {pair: at for at, pair in enumerate(zip(index.tolist(), group.tolist()))}
-    if len(places) < len(x):
-        raise SegueError(f"{len(x)} vectors have {len(places)} different pairs of index and group: give each one "
+    rows = {pair: row for row, pair in enumerate(zip(index.tolist(), group.tolist()))}
+    if len(rows) < len(x):
+        raise SegueError(f"{len(x)} vectors have {len(rows)} different pairs of index and group: give each one "
                          "of its own")
-    found = [(t, s, places[i, g]) for t, i in enumerate(index.tolist()) for s, g in enumerate(group.tolist())
-             if (i, g) in places]
-    first, second, made = torch.tensor(found, device=x.device).T
-    both, width = torch.cat([x[first], x[second]], 1), x.shape[1]
-    gram = both.T @ both + ridge * len(both) * x.square().mean() * torch.eye(2 * width).to(x)
-    maps = torch.linalg.solve(gram, both.T @ x[made])
+    triples = [(t, s, rows[i, g]) for t, i in enumerate(index.tolist()) for s, g in enumerate(group.tolist())
+               if (i, g) in rows]
+    of_index, of_group, target = torch.tensor(triples, device=x.device).T
+    inputs, width = torch.cat([x[of_index], x[of_group]], 1), x.shape[1]
+    gram = inputs.T @ inputs + ridge * len(inputs) * x.square().mean() * torch.eye(2 * width).to(x)
+    maps = torch.linalg.solve(gram, inputs.T @ x[target])
     return maps[:width], maps[width:]

@@ -1,8 +1,8 @@
-"""How good forecasts of measured numbers are, by the measures of the field, and the simple forecasts that any other has
-to beat: the last value, the value of a season ago (Hyndman & Athanasopoulos, Forecasting: Principles and Practice,
-3rd edition, 2021), and what is linear in the latest ones.
+"""Metrics of forecasts of measured numbers, and the baseline forecasts that any other has to beat: the last value, the
+value one season before (naive and seasonal naive: Hyndman & Athanasopoulos, Forecasting: Principles and Practice,
+3rd edition, 2021), and a linear regression on the latest values.
 
-A forecast has points (N,), one number for each true one, and draws (N, K), numbers that it thinks as likely.
+A forecast has points (N,), one for each true number, and draws (N, K), samples of its predictive distribution.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 
 from segue.errors import SegueError
 
-SHARE = 0.8  # of the draws, the middle ones, that an interval holds
-SEASONAL = 0.3  # of the autocorrelation at least, where a season is believed
-LONGEST = 800  # moments of a season
-DRAWS = 200  # of a simple forecast
+SHARE = 0.8  # of the draws that a prediction interval holds, the middle ones
+SEASONAL = 0.3  # least autocorrelation at the lag of a season
+LONGEST = 800  # steps of a season
+DRAWS = 200  # of a baseline forecast
 SIMPLE = ("last value", "season", "linear")
-LEARNED = 5_000  # moments that a linear one is fitted to at most
+LEARNED = 5_000  # latest windows at most that the linear baseline is fitted to
 
 
 def mae(points: np.ndarray, truth: np.ndarray) -> float:
@@ -34,81 +34,82 @@ def rmse(points: np.ndarray, truth: np.ndarray) -> float:
 
 
 def mase(points: np.ndarray, truth: np.ndarray, scale: np.ndarray) -> float:
-    """Mean absolute scaled error (Hyndman & Koehler 2006): each error (N,) over the mean error `scale` (N,) that the
-    simple forecast one season ahead makes in the past; rows whose past never changed are left out."""
-    good = scale > 0
-    return float((np.abs(points - truth)[good] / scale[good]).mean()) if good.any() else math.nan
+    """Mean absolute scaled error (Hyndman & Koehler 2006): each error (N,) over `scale` (N,), the mean error of the
+    seasonal naive forecast on the past (`naive_scale`); rows with a constant past are left out."""
+    valid = scale > 0
+    return float((np.abs(points - truth)[valid] / scale[valid]).mean()) if valid.any() else math.nan
 
 
 def crps(draws: np.ndarray, truth: np.ndarray) -> float:
     """Continuous ranked probability score (Gneiting & Raftery 2007) of draws (N, K): mean of E|X - y| - E|X - X'| / 2.
-    Of a single draw the absolute error."""
+    Of a single draw it is the absolute error."""
     count = draws.shape[1]
-    rank = (2 * np.arange(1, count + 1) - count - 1) / count**2
-    return float((np.abs(draws - truth[:, None]).mean(1) - np.sort(draws, 1) @ rank).mean())
+    weights = (2 * np.arange(1, count + 1) - count - 1) / count**2  # sorted draws @ weights = E|X - X'| / 2
+    return float((np.abs(draws - truth[:, None]).mean(1) - np.sort(draws, 1) @ weights).mean())
 
 
 def coverage(draws: np.ndarray, truth: np.ndarray, share: float = SHARE) -> float:
-    """Share of the truth that lies in the interval of the middle draws; right is `share`."""
+    """Share of true numbers inside the central prediction interval of the draws; calibrated if it equals `share`."""
     low, high = np.quantile(draws, [(1 - share) / 2, (1 + share) / 2], axis=1)
     return float(((low <= truth) & (truth <= high)).mean())
 
 
 def find_season(values: Sequence[float] | np.ndarray) -> int:
-    """The moments after which a series (n,) comes again: the highest peak of the autocorrelation of what is left
-    without its slow course; 1 where none is high."""
+    """The period of a series (n,) in steps: the highest peak of the autocorrelation without the linear trend; 1 where
+    no peak is high."""
     values = fill_missing(np.asarray(values, float))
     n = len(values)
-    most = min(n // 3, LONGEST)
-    if most < 2:
+    max_lag = min(n // 3, LONGEST)
+    if max_lag < 2:
         return 1
     time = np.arange(n)
-    rest = values - np.polyval(np.polyfit(time, values, 1), time)
-    power = np.abs(np.fft.rfft(rest, 2 * n)) ** 2
-    found = np.fft.irfft(power)[: most + 2] / np.arange(n, n - most - 2, -1)
-    if not found[0] > 1e-12 * max(1.0, float(np.square(values).mean())):
+    detrended = values - np.polyval(np.polyfit(time, values, 1), time)
+    power = np.abs(np.fft.rfft(detrended, 2 * n)) ** 2
+    covariance = np.fft.irfft(power)[: max_lag + 2] / np.arange(n, n - max_lag - 2, -1)
+    if not covariance[0] > 1e-12 * max(1.0, float(np.square(values).mean())):
         return 1
-    found = found / found[0]
-    peaks = [lag for lag in range(2, most + 1) if found[lag] >= found[lag - 1] and found[lag] >= found[lag + 1]]
-    best = max(peaks, key=lambda lag: found[lag], default=1)
-    if best == 1 or found[best] < SEASONAL:
+    acf = covariance / covariance[0]
+    peaks = [lag for lag in range(2, max_lag + 1) if acf[lag] >= acf[lag - 1] and acf[lag] >= acf[lag + 1]]
+    best = max(peaks, key=lambda lag: acf[lag], default=1)
+    if best == 1 or acf[best] < SEASONAL:
         return 1
-    return next(lag for lag in peaks if found[lag] >= 0.9 * found[best])  # not twice the season
+    return next(lag for lag in peaks if acf[lag] >= 0.9 * acf[best])  # not twice the season
 
 
 def fill_missing(values: np.ndarray) -> np.ndarray:
-    """A series (n,) with what is missing as it was before; at its beginning, as it is first."""
+    """A series (n,) with each missing number as the last known one before it; at the beginning, as the first one; 0
+    where none is known."""
     known = np.isfinite(values)
     if not known.any():
         return np.zeros(len(values))
-    place = np.maximum.accumulate(np.where(known, np.arange(len(values)), 0))
-    place[: known.argmax()] = known.argmax()
-    return values[place]
+    source = np.maximum.accumulate(np.where(known, np.arange(len(values)), 0))
+    source[: known.argmax()] = known.argmax()
+    return values[source]
 
 
 def naive_forecast(past: np.ndarray, steps: int, lag: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """The forecast that each moment is as the one `lag` before: points (steps,), and draws (K, steps), those points
-    with errors that they made in the past (n,), at most 200."""
+    """The seasonal naive forecast, each value as the one `lag` steps before: points (steps,), and draws (K, steps), the
+    points plus errors of the same forecast at DRAWS or fewer times in the past (n,)."""
     past = fill_missing(past)
     lag = min(lag, len(past))
     ahead = np.arange(steps)
     points = past[len(past) - lag + ahead % lag]
-    begins = np.arange(lag, len(past) - steps + 1)  # of the moments that could be forecast
-    begins = begins[np.unique(np.linspace(0, len(begins) - 1, min(DRAWS, len(begins))).astype(int))] if len(begins) \
-        else begins
-    errors = past[begins[:, None] + ahead] - past[begins[:, None] - lag + ahead % lag]
+    starts = np.arange(lag, len(past) - steps + 1)  # of past stretches that could be forecast
+    starts = starts[np.unique(np.linspace(0, len(starts) - 1, min(DRAWS, len(starts))).astype(int))] if len(starts) \
+        else starts
+    errors = past[starts[:, None] + ahead] - past[starts[:, None] - lag + ahead % lag]
     return points, points + errors if len(errors) else points[None]
 
 
 def linear_forecast(past: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """The next moments from the 2 * `steps` latest ones, as differences from the last, by a ridge that is fitted to
-    the past (n,) (as NLinear: Zeng et al. 2022, arXiv 2205.13504): points and draws as of `naive_forecast`, errors
-    being those of the fit; None where the past is shorter than 8 * `steps`."""
+    """Ridge regression of the next `steps` values on the 2 * `steps` latest ones, both as differences from the last
+    value, fitted to the past (n,) (as NLinear: Zeng et al. 2022, arXiv 2205.13504). Points and draws as of
+    `naive_forecast`, with the residuals of the fit; None where the past is shorter than 8 * `steps`."""
     if len(past) < 8 * steps:
         return None
     past, lags = fill_missing(past), 2 * steps
-    begins = np.arange(len(past) - lags - steps + 1)[-LEARNED:]
-    rows = past[begins[:, None] + np.arange(lags + steps)] - past[begins + lags - 1, None]
+    starts = np.arange(len(past) - lags - steps + 1)[-LEARNED:]
+    rows = past[starts[:, None] + np.arange(lags + steps)] - past[starts + lags - 1, None]
     x, y = rows[:, : lags - 1], rows[:, lags:]
     penalty = 1e-3 * float(np.square(x).sum()) / lags + 1e-9
     weights = np.linalg.solve(x.T @ x + penalty * np.eye(lags - 1), x.T @ y)
@@ -119,8 +120,8 @@ def linear_forecast(past: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarra
 
 @dataclass(frozen=True)
 class Combination:
-    """What forecasts are combined with (Bates & Granger 1969): a simple forecast, by its name in `SIMPLE`; its weight;
-    and of each column the moments after which it comes again (1: it does not)."""
+    """Combines a model's forecasts with a baseline (Bates & Granger 1969). name: of the baseline, one of `SIMPLE`.
+    weight: of the baseline, 0 to 1. lags: the season of each column in steps (1: none)."""
 
     name: str
     weight: float
@@ -132,35 +133,33 @@ class Combination:
                              f"{self.lags}: one of {', '.join(SIMPLE)}, a weight up to 1 and lags of 1 or more can")
 
     def points(self, past: np.ndarray, steps: int) -> np.ndarray:
-        """(steps, C), what the simple forecast says behind a past (T, C); nan where that is too short for it, or a
-        column holds nothing or has no season."""
-        found = np.full((steps, past.shape[1]), np.nan)
+        """(steps, C), the baseline forecast after a past (T, C); nan for columns whose past is too short for it, empty,
+        or without a season."""
+        points = np.full((steps, past.shape[1]), np.nan)
         for c, (column, lag) in enumerate(zip(past.T, self.lags)):
             if not np.isfinite(column).any():
                 continue
             if self.name == "linear":
-                told = linear_forecast(column, steps)
-                found[:, c] = np.nan if told is None else told[0]
+                forecast = linear_forecast(column, steps)
+                points[:, c] = np.nan if forecast is None else forecast[0]
             elif self.name == "last value" or 1 < lag <= len(column):
-                found[:, c] = naive_forecast(column, steps, 1 if self.name == "last value" else lag)[0]
-        return found
+                points[:, c] = naive_forecast(column, steps, 1 if self.name == "last value" else lag)[0]
+        return points
 
-    def moved(self, draws: np.ndarray, past: np.ndarray) -> np.ndarray:
-        """Draws (K, H, C) moved, as they are, so that their medians are the mean of both forecasts. Numbers that were
-        never negative in the past (T, C), or always whole, stay so; draws that are nan stay, too."""
-        points, middle = self.points(past, draws.shape[1]), np.median(draws, 0)
-        found = draws + self.weight * np.nan_to_num(points - middle)
+    def shift(self, draws: np.ndarray, past: np.ndarray) -> np.ndarray:
+        """Draws (K, H, C) shifted so that their medians are the weighted mean of both forecasts. Columns that were
+        never negative in the past (T, C), or always integers, stay so; draws that are nan stay nan."""
+        points, medians = self.points(past, draws.shape[1]), np.median(draws, 0)
+        shifted = draws + self.weight * np.nan_to_num(points - medians)
         known = np.isfinite(past)
-        whole = np.where(known, past == np.rint(past), True).all(0)
-        least = np.where(np.where(known, past >= 0, True).all(0), 0.0, -np.inf)
-        found = np.maximum(np.where(whole, np.rint(found), found), least)
-        return np.where(np.isfinite(points), found, draws)
+        integer = np.where(known, past == np.rint(past), True).all(0)
+        lowest = np.where(np.where(known, past >= 0, True).all(0), 0.0, -np.inf)
+        shifted = np.maximum(np.where(integer, np.rint(shifted), shifted), lowest)
+        return np.where(np.isfinite(points), shifted, draws)
 
 
 def naive_scale(past: np.ndarray, lag: int = 1) -> float:
-    """The mean error that the forecast of `naive_forecast` makes one season ahead in the past (n,); nan where it is too
-    short.
-    """
+    """The mean absolute error of the seasonal naive forecast on the past (n,) (`mase`); nan where that is too short."""
     errors = np.abs(past[lag:] - past[:-lag])
     errors = errors[np.isfinite(errors)]
     return float(errors.mean()) if len(errors) else math.nan

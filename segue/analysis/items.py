@@ -16,73 +16,73 @@ from segue.errors import SegueError
 
 
 class ItemIndex:
-    """The vectors of all items as a model makes them at some time: `refresh` makes them again, nothing else moves them.
+    """The vectors of all items by a model, as of the last `refresh`.
 
-    rows: of each of N items what the model reads. temperature: divides cosines. pool: of the vectors, see `embed`.
-    Items that read the same score exactly the same, so that ties are told.
+    rows: the model input of each of N items. temperature: divides cosines. pool: of the vectors, see `embed`.
+    Items with equal input share one vector, so that their scores tie exactly.
     """
 
     def __init__(self, rows: Sequence[np.ndarray], temperature: float = 0.05, pool: str = "first") -> None:
         if not len(rows) or temperature <= 0:
             raise SegueError(f"an index of {len(rows)} items with temperature {temperature}: give an item, and a "
                              "temperature above 0")
-        different: dict[bytes, int] = {}
-        same = [different.setdefault(np.ascontiguousarray(row).tobytes(), len(different)) for row in rows]
-        self._same = torch.tensor(same)
-        self._rows = [np.asarray(rows[same.index(number)]) for number in range(len(different))]
+        unique: dict[bytes, int] = {}
+        index = [unique.setdefault(np.ascontiguousarray(row).tobytes(), len(unique)) for row in rows]
+        self._index = torch.tensor(index)  # of each item's vector among the unique ones
+        self._rows = [np.asarray(rows[index.index(number)]) for number in range(len(unique))]
         self.temperature, self.pool = temperature, pool
         self._vectors: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self._same)
+        return len(self._index)
 
     def refresh(self, model: Any) -> None:
         """Encode all items with the model as it is now."""
         training = getattr(model, "training", False)
-        found = F.normalize(torch.from_numpy(embed(model, self._rows, self.pool)), dim=-1)
-        device = next(model.parameters()).device if hasattr(model, "parameters") else found.device
-        self._vectors = found.to(device)
+        vectors = F.normalize(torch.from_numpy(embed(model, self._rows, self.pool)), dim=-1)
+        device = next(model.parameters()).device if hasattr(model, "parameters") else vectors.device
+        self._vectors = vectors.to(device)
         if training:
             model.train()
 
     @property
-    def different(self) -> Tensor:
-        """(U, D): unit vectors of the U items that do not read the same; settable, to go back to earlier ones."""
+    def unique_vectors(self) -> Tensor:
+        """(U, D): unit vectors of the U different items; settable, to restore earlier ones."""
         if self._vectors is None:
             raise SegueError("the index holds no vectors yet: refresh it with a model")
         return self._vectors
 
-    @different.setter
-    def different(self, vectors: Tensor) -> None:
+    @unique_vectors.setter
+    def unique_vectors(self, vectors: Tensor) -> None:
         self._vectors = vectors
 
     @property
     def vectors(self) -> Tensor:
-        """(N, D): unit vectors."""
-        return self.different[self._same]
+        """(N, D): unit vectors of all items."""
+        return self.unique_vectors[self._index]
 
     def scores(self, features: Tensor) -> Tensor:
-        """(M, N): cosines of vectors (M, D) with all items, over the temperature. Gradients reach the vectors given."""
-        each = F.normalize(features, dim=-1) @ self.different.to(features).mT / self.temperature
-        return each[:, self._same.to(each.device)]
+        """(M, N): cosines of vectors (M, D) with all items, over the temperature; differentiable in `features`."""
+        scores = F.normalize(features, dim=-1) @ self.unique_vectors.to(features).mT / self.temperature
+        return scores[:, self._index.to(scores.device)]
 
 
 class ItemRecommender:
     """A `SequencePredictor` of items by their texts: the softmax of an index's scores of a history's vector.
 
-    read: a history of item numbers, the oldest first -> what the model reads.
+    read: turns a history of item numbers, the oldest first, into the model's input.
     """
 
     def __init__(self, model: Any, index: ItemIndex, read: Callable[[np.ndarray], np.ndarray]) -> None:
         self.model, self.index, self.read, self.vocabulary = model, index, read, len(index)
 
     def next_many(self, prefixes: Sequence[Any]) -> np.ndarray:
-        """(n, N): what comes after each of several histories."""
+        """(n, N): probabilities of the next item after each of several histories."""
         rows = [self.read(np.asarray(getattr(prefix, "ids", prefix), np.int64)) for prefix in prefixes]
         if not rows:
             return np.empty((0, self.vocabulary))
         features = torch.from_numpy(embed(self.model, rows, self.index.pool))
-        return self.index.scores(features.to(self.index.different.device)).double().softmax(-1).cpu().numpy()
+        return self.index.scores(features.to(self.index.unique_vectors.device)).double().softmax(-1).cpu().numpy()
 
     def next(self, prefix: Any) -> np.ndarray:
         return self.next_many([prefix])[0]

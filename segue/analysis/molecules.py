@@ -1,4 +1,4 @@
-"""How good sampled molecules are: valid, different, new (as in MOSES, Polykovskiy et al. 2020, and GuacaMol)."""
+"""Validity, uniqueness and novelty of sampled molecules (as in MOSES, Polykovskiy et al. 2020, and GuacaMol)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from segue.errors import SegueError, require
 
 @dataclass(frozen=True)
 class MoleculeQuality:
-    """count: samples. valid: the share that RDKit can read. unique: of the valid ones, the share of different
-    molecules. novel: of these, the share that is not among those learned from."""
+    """count: samples. valid: the share that RDKit can read. unique: different molecules over valid samples. novel: of
+    the different molecules, the share that is not in the training set."""
 
     count: int
     valid: float
@@ -19,8 +19,8 @@ class MoleculeQuality:
     novel: float
 
 
-def molecule_quality(samples: Iterable[str], learned: Iterable[str] = ()) -> MoleculeQuality:
-    """Shares of SMILES texts (extra `chemistry`); molecules are the same if their canonical SMILES are."""
+def molecule_quality(samples: Iterable[str], training: Iterable[str] = ()) -> MoleculeQuality:
+    """Quality of SMILES strings (extra `chemistry`); molecules are equal if their canonical SMILES are."""
     chem = require("rdkit.Chem", "chemistry")
     require("rdkit.RDLogger", "chemistry").DisableLog("rdApp.*")
 
@@ -28,11 +28,11 @@ def molecule_quality(samples: Iterable[str], learned: Iterable[str] = ()) -> Mol
         molecule = chem.MolFromSmiles(smiles) if smiles else None
         return None if molecule is None else chem.MolToSmiles(molecule)
 
-    found = [canonical(smiles) for smiles in samples]
-    if not found:
+    parsed = [canonical(smiles) for smiles in samples]
+    if not parsed:
         raise SegueError("there are no samples to judge: give at least one")
-    valid = [smiles for smiles in found if smiles is not None]
-    different = set(valid)
-    old = {canonical(smiles) for smiles in learned} if different else set()
-    return MoleculeQuality(len(found), len(valid) / len(found), len(different) / max(len(valid), 1),
-                           len(different - old) / max(len(different), 1))
+    valid = [smiles for smiles in parsed if smiles is not None]
+    unique = set(valid)
+    known = {canonical(smiles) for smiles in training} if unique else set()
+    return MoleculeQuality(len(parsed), len(valid) / len(parsed), len(unique) / max(len(valid), 1),
+                           len(unique - known) / max(len(unique), 1))

@@ -1,9 +1,8 @@
-"""How high a predictor ranks what came next: HR@k, NDCG@k and MRR, among all items or among sampled ones.
+"""Ranking metrics of the true next item: HR@k, NDCG@k and MRR, among all items or among sampled negatives.
 
-Ranks among all items and among sampled ones cannot be compared, nor ranks with and without the items that a person had
-already, nor ranks among other samples. Sampled ranks need not even put methods in the same order as full ones (Krichene
-& Rendle 2020). So always say which they are.
-"""
+Ranks are comparable only if they are all full or all sampled, with the same negatives, and treat the items that a
+person had already in the same way. Sampled ranks need not even order methods as full ones do (Krichene & Rendle 2020),
+so always report which they are. """
 
 from __future__ import annotations
 
@@ -25,8 +24,8 @@ TOPS = (1, 5, 10)
 
 @dataclass(frozen=True)
 class Ranking:
-    """hits: HR@k by k, the share of ranks up to k (recall, as one item is right). ndcg: NDCG@k, the mean of
-    1 / log2(rank + 1) over the same. mrr: the mean of 1 / rank. predictions: how many ranks."""
+    """hits: HR@k by k, the share of ranks up to k (the recall, as there is one true item). ndcg: NDCG@k by k, the mean
+    of 1 / log2(rank + 1) for ranks up to k, else 0. mrr: the mean of 1 / rank. predictions: the number of ranks."""
 
     hits: dict[int, float]
     ndcg: dict[int, float]
@@ -34,57 +33,58 @@ class Ranking:
     predictions: int
 
 
-def ranking(found: np.ndarray, tops: Sequence[int] = TOPS) -> Ranking:
-    """Of ranks (N,), 1 the best, ties at their middle (2.5 is beyond the second), infinite where an item is unknown."""
-    if not len(found):
+def ranking(item_ranks: np.ndarray, tops: Sequence[int] = TOPS) -> Ranking:
+    """Metrics of ranks (N,): 1 is the best, ties have their mean rank (2.5 is beyond the second), unknown items have an
+    infinite one."""
+    if not len(item_ranks):
         raise SegueError("there is nothing to rank: no element is asked for")
-    gain = 1 / np.log2(found + 1)
-    return Ranking({k: float((found <= k).mean()) for k in tops},
-                   {k: float(np.where(found <= k, gain, 0.0).mean()) for k in tops}, float((1 / found).mean()),
-                   len(found))
+    gain = 1 / np.log2(item_ranks + 1)
+    return Ranking({k: float((item_ranks <= k).mean()) for k in tops},
+                   {k: float(np.where(item_ranks <= k, gain, 0.0).mean()) for k in tops},
+                   float((1 / item_ranks).mean()), len(item_ranks))
 
 
 def sampled_ranks(scores: np.ndarray, targets: np.ndarray, negatives: int = 100, weights: np.ndarray | None = None,
                   seen: Sequence[Any] | None = None, seed: int = 0) -> np.ndarray:
-    """(N,) rank of the true item among itself and so many others, drawn for each row without repeats.
+    """(N,) rank of the true item among itself and `negatives` other items, drawn for each row without replacement.
 
-    scores: (N, V). weights: (V,), the others are drawn in proportion to them one after the other (how often items were
-    chosen: the paper's popularity); uniformly where None. seen: for each row, ids that are not drawn. Ties count half.
+    scores: (N, V). weights: (V,), negatives are drawn in proportion to them (popularity: how often items were chosen);
+    uniformly where None. seen: for each row, ids that are not drawn. Ties count half.
     """
-    draw = np.random.default_rng(seed)
-    chance = np.ones(scores.shape[1]) if weights is None else np.asarray(weights, float)
+    rng = np.random.default_rng(seed)
+    rates = np.ones(scores.shape[1]) if weights is None else np.asarray(weights, float)
     found = np.empty(len(targets))
     for row, (values, target) in enumerate(zip(scores, targets)):
-        free = chance > 0
-        free[target] = False
+        eligible = rates > 0
+        eligible[target] = False
         if seen is not None:
-            free[np.asarray(seen[row], int)] = False
-        others = np.flatnonzero(free)
+            eligible[np.asarray(seen[row], int)] = False
+        others = np.flatnonzero(eligible)
         if len(others) < negatives:
             raise SegueError(f"{negatives} others cannot be drawn of {len(others)}: ask for fewer, or rank among all")
-        # The first arrivals of processes with these rates are such a draw.
-        first = np.argpartition(draw.exponential(size=len(others)) / chance[others], negatives - 1)[:negatives]
-        against = values[others[first]]
-        found[row] = 1 + (against > values[target]).sum() + 0.5 * (against == values[target]).sum()
+        # The first arrivals of Poisson processes with these rates are a weighted draw without replacement.
+        first = np.argpartition(rng.exponential(size=len(others)) / rates[others], negatives - 1)[:negatives]
+        sampled = values[others[first]]
+        found[row] = 1 + (sampled > values[target]).sum() + 0.5 * (sampled == values[target]).sum()
     return found
 
 
 def rank_next(model: SequencePredictor, prefixes: Sequence[Any], targets: Sequence[int], *, items: int | None = None,
               drop_seen: bool = False, negatives: int = 0, weights: np.ndarray | None = None, seed: int = 0,
               rows: int = 256) -> np.ndarray:
-    """(N,) rank of what came after each prefix (ids), for `ranking`.
+    """(N,) rank of the target after each prefix (ids), for `ranking`.
 
-    items: the first so many ids are candidates (default: all of the model's); a target behind them has an infinite
-    rank. drop_seen: what a prefix holds is no candidate. negatives, weights, seed: rank among so many sampled items
-    (`sampled_ranks`) instead of all. rows: prefixes at once.
+    items: ids below it are candidates (default: all of the model's); other targets have an infinite rank. drop_seen:
+    the elements of a prefix are not candidates. negatives, weights, seed: rank among sampled items (`sampled_ranks`)
+    instead of all. rows: batch size.
     """
-    wanted, found = np.asarray(targets, int), np.full(len(targets), np.inf)
+    target, found = np.asarray(targets, int), np.full(len(targets), np.inf)
     size = items or model.vocabulary
-    for at in range(0, len(wanted), rows):
-        inside = np.flatnonzero(wanted[at : at + rows] < size) + at
-        some = [np.asarray(prefixes[i], np.int64) for i in inside.tolist()]
-        scores = next_of(model, some)[:, :size]
-        held = [ids[ids < size] for ids in some] if drop_seen else None
-        found[inside] = sampled_ranks(scores, wanted[inside], negatives, weights, held, seed + at) if negatives else \
-            ranks(scores, wanted[inside], seen=held)
+    for start in range(0, len(target), rows):
+        known = np.flatnonzero(target[start : start + rows] < size) + start
+        batch = [np.asarray(prefixes[i], np.int64) for i in known.tolist()]
+        scores = next_of(model, batch)[:, :size]
+        seen = [ids[ids < size] for ids in batch] if drop_seen else None
+        found[known] = sampled_ranks(scores, target[known], negatives, weights, seen, seed + start) if negatives else \
+            ranks(scores, target[known], seen=seen)
     return found

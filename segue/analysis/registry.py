@@ -1,5 +1,5 @@
-"""The metrics of predictions and of generated sequences in one table: what each needs, which way is good, what it is,
-and its interval.
+"""A table of the metrics of predictions and of generated sequences: their inputs, direction, definition, bounds, and
+jackknife intervals.
 
 Blanks, molecules, variants and continual learning have their own reports (`segue.analysis.blanks`, `molecules`,
 `variants`; `segue.continual.metrics`).
@@ -22,12 +22,12 @@ from segue.analysis.distributions import frechet_distance, mauve, mauve_of, near
 from segue.errors import SegueError
 
 INF = math.inf
-FIXED = "learned"  # what was learned from: it is never drawn again
+FIXED = "learned"  # the training sequences: never resampled
 
 
 @dataclass(frozen=True)
 class Measured:
-    """value, with the ends of its 95% interval (nan where there are too few rows), of n rows."""
+    """value; low, high: the ends of its 95% interval (nan for a single row); n: rows."""
 
     value: float
     low: float
@@ -37,16 +37,16 @@ class Measured:
 
 @dataclass(frozen=True)
 class Metric:
-    """compute: a function of what it `needs`, in that order, lists or arrays with a row for each case. higher: whether
-    more is better, None where what is real decides. bounds: between which it lies.
+    """compute: a function of the inputs that it `needs`, in that order: lists or arrays with a row for each case.
+    higher: whether higher is better; None where the value of real data is the ideal. bounds: least and greatest value.
 
-    needs: "samples", "references" (one for each sample), "learned" (sequences that were learned from); "features" of
-    samples and "real" ones, (N, D) and (M, D); "chances" or "scores" (N, V) and "targets" (N,); "ranks" (N,), 1 the
-    best; "nats" (N,), -log p of each row, and "units" (N,), how many bytes, bases ... that row has; "points" (N,) and
-    "draws" (N, K), forecasts of the numbers in "truth" (N,), and "scale" (N,), the error of the simple forecast in the
-    past.
+    needs: "samples", "references" (one for each sample), "learned" (the training sequences); "features" of samples and
+    "real" ones, (N, D) and (M, D); "chances" (probabilities) or "scores" (N, V) and "targets" (N,); "ranks" (N,), 1 the
+    best; "nats" (N,), -log p of each row, and "units" (N,), its number of bytes, bases ...; "points" (N,) and "draws"
+    (N, K), forecasts of the numbers in "truth" (N,), and "scale" (N,), the past error of the naive forecast.
 
-    once: what the interval holds still, as the groups that rows are of, and what is computed from that.
+    once: (prepare, compute): a costly step on the inputs, done once and not in each resample, such as clustering, and
+    the function of its results.
     """
 
     compute: Callable[..., float]
@@ -60,36 +60,37 @@ class Metric:
     def arrow(self) -> str:
         return {True: "↑", False: "↓", None: "as real"}[self.higher]
 
-    def measure(self, *given: Any, groups: int = 20, seed: int = 0) -> Measured:
-        """The value and its interval, by leaving each of some groups of rows out in turn (the jackknife; Tukey 1958):
-        no row counts twice, as it does in a bootstrap, from which variety and distances of sets would look worse."""
-        if len(given) != len(self.needs):
-            raise SegueError(f"this metric needs {', '.join(self.needs)}: {len(given)} were given")
-        drawn = [rows for need, rows in zip(self.needs, given) if need != FIXED]
-        n = min(map(len, drawn))
-        if not n or ("real" not in self.needs and any(len(rows) != n for rows in drawn)):
-            raise SegueError(f"{', '.join(f'{len(rows):,} {need}' for need, rows in zip(self.needs, given))}: give as "
+    def measure(self, *inputs: Any, groups: int = 20, seed: int = 0) -> Measured:
+        """The value and its interval, by the delete-a-group jackknife (Tukey 1958): unlike in a bootstrap no row is
+        duplicated, which would lower diversity and raise distances between sets."""
+        if len(inputs) != len(self.needs):
+            raise SegueError(f"this metric needs {', '.join(self.needs)}: {len(inputs)} were given")
+        resampled = [rows for need, rows in zip(self.needs, inputs) if need != FIXED]
+        n = min(map(len, resampled))
+        if not n or ("real" not in self.needs and any(len(rows) != n for rows in resampled)):
+            raise SegueError(f"{', '.join(f'{len(rows):,} {need}' for need, rows in zip(self.needs, inputs))}: give as "
                              "many of each, at least one")
         compute = self.compute
         if self.once is not None:
-            given, compute = self.once[0](*given), self.once[1]
-            drawn = list(given)
-        value, groups = compute(*given), min(groups, n)
+            inputs, compute = self.once[0](*inputs), self.once[1]
+            resampled = list(inputs)
+        value, groups = compute(*inputs), min(groups, n)
         if groups < 2:
             return Measured(value, math.nan, math.nan, n)
-        of = {size: np.random.default_rng(seed).permutation(size) % groups for size in set(map(len, drawn))}
-        left = np.array([compute(*(rows if need == FIXED else _take(rows, np.flatnonzero(of[len(rows)] != group))
-                                   for need, rows in zip(self.needs, given))) for group in range(groups)])
-        error = 1.96 * math.sqrt((groups - 1) / groups * np.square(left - left.mean()).sum())
-        return Measured(value, max(value - error, min(self.bounds[0], value)),
-                        min(value + error, max(self.bounds[1], value)), n)
+        group_of = {size: np.random.default_rng(seed).permutation(size) % groups for size in set(map(len, resampled))}
+        estimates = np.array([compute(*(
+            rows if need == FIXED else _take(rows, np.flatnonzero(group_of[len(rows)] != group))
+            for need, rows in zip(self.needs, inputs))) for group in range(groups)])
+        margin = 1.96 * math.sqrt((groups - 1) / groups * np.square(estimates - estimates.mean()).sum())
+        return Measured(value, max(value - margin, min(self.bounds[0], value)),
+                        min(value + margin, max(self.bounds[1], value)), n)
 
 
 def _take(rows: Any, index: np.ndarray) -> Any:
     return rows[index] if isinstance(rows, np.ndarray) else [rows[i] for i in index.tolist()]
 
 
-def _each(score: Callable[[Any, Any], float], samples: Sequence[Any], references: Sequence[Any]) -> float:
+def _mean(score: Callable[[Any, Any], float], samples: Sequence[Any], references: Sequence[Any]) -> float:
     return fmean(score(*pair) for pair in zip(samples, references))
 
 
@@ -97,11 +98,11 @@ def _per_unit(nats: Sequence[float], units: Sequence[float]) -> float:
     return float(np.sum(nats) / (math.log(2) * np.sum(units)))
 
 
-def _calibration(chances: np.ndarray, targets: np.ndarray) -> float:
-    return calibration_error(chances.argmax(1) == targets, chances.max(1))
+def _calibration(probabilities: np.ndarray, targets: np.ndarray) -> float:
+    return calibration_error(probabilities.argmax(1) == targets, probabilities.max(1))
 
 
-def _words(text: Any) -> str:
+def _text(text: Any) -> str:
     return text if isinstance(text, str) else " ".join(map(str, text))
 
 
@@ -126,16 +127,16 @@ METRICS: dict[str, Metric] = {
     "NDCG@10": Metric(lambda ranks: fmean(1 / math.log2(rank + 1) if rank <= 10 else 0.0 for rank in ranks), True,
                       ("ranks",), "mean of 1 / log2(rank + 1) up to rank 10", (0, 1)),
     "MRR": Metric(lambda ranks: fmean(1 / rank for rank in ranks), True, ("ranks",), "mean of 1 / rank", (0, 1)),
-    "exact match": Metric(partial(_each, lambda a, b: float(list(a) == list(b))), True, PAIR,
+    "exact match": Metric(partial(_mean, lambda a, b: float(list(a) == list(b))), True, PAIR,
                           "share of samples that are their reference", (0, 1)),
     "BLEU": Metric(lambda samples, references: texts.bleu(samples, [[each] for each in references]), True, PAIR,
                    "geometric mean of 1- to 4-gram precisions of the corpus, times a penalty of brevity", (0, 100)),
-    "chrF": Metric(lambda samples, references: texts.chrf([*map(_words, samples)], [*map(_words, references)]), True,
+    "chrF": Metric(lambda samples, references: texts.chrf([*map(_text, samples)], [*map(_text, references)]), True,
                    PAIR, "F2 of 1- to 6-grams of letters, over the corpus", (0, 100)),
-    "ROUGE-1": Metric(partial(_each, partial(texts.rouge, n=1)), True, PAIR, "mean F1 of shared elements", (0, 1)),
-    "ROUGE-2": Metric(partial(_each, partial(texts.rouge, n=2)), True, PAIR, "mean F1 of shared 2-grams", (0, 1)),
-    "ROUGE-L": Metric(partial(_each, texts.rouge), True, PAIR, "mean F1 of the longest common subsequence", (0, 1)),
-    "edit similarity": Metric(partial(_each, texts.edit_similarity), True, PAIR,
+    "ROUGE-1": Metric(partial(_mean, partial(texts.rouge, n=1)), True, PAIR, "mean F1 of shared elements", (0, 1)),
+    "ROUGE-2": Metric(partial(_mean, partial(texts.rouge, n=2)), True, PAIR, "mean F1 of shared 2-grams", (0, 1)),
+    "ROUGE-L": Metric(partial(_mean, texts.rouge), True, PAIR, "mean F1 of the longest common subsequence", (0, 1)),
+    "edit similarity": Metric(partial(_mean, texts.edit_similarity), True, PAIR,
                               "mean of 1 - Damerau-Levenshtein distance / longer length", (0, 1)),
     "distinct-1": Metric(partial(texts.distinct, n=1), True, ("samples",), "different elements / all elements", (0, 1)),
     "distinct-2": Metric(partial(texts.distinct, n=2), True, ("samples",), "different 2-grams / all elements", (0, 1)),

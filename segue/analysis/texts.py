@@ -1,4 +1,4 @@
-"""Scores of generated texts as sequences of tokens or words: overlap with references, variety."""
+"""Metrics of generated texts as sequences of tokens or words: overlap with references, diversity, repetition."""
 
 from __future__ import annotations
 
@@ -35,35 +35,39 @@ def sentence_bleu(text: Text, references: Sequence[Text], order: int = 4) -> flo
 
 
 def bleu(texts: Sequence[Text], references: Sequence[Sequence[Text]], order: int = 4) -> float:
-    """BLEU of a corpus, 0 to 100: hits and totals of all texts together, each with references of its own. Where none of
-    the n-grams of a length hits, the first such length counts 1/2 of a hit, the next 1/4 ... (sacrebleu's "exp")."""
+    """Corpus BLEU, 0 to 100: pooled hits and totals of all texts, each with its own references. Exponential smoothing
+    as in sacrebleu: the first n without any hit counts as 1/2 of a hit, the next as 1/4 ..."""
     totals, miss = list[tuple[float, float]](), 1.0
     for n in range(1, order + 1):
-        counts = [_hits(text, given, n) for text, given in zip(texts, references, strict=True)]
+        counts = [_hits(text, own, n) for text, own in zip(texts, references, strict=True)]
         hits, total = float(sum(hits for hits, _ in counts)), float(sum(total for _, total in counts))
         if not hits and totals and total:
             hits = (miss := miss / 2)
         totals.append((hits, total))
-    return _bleu(totals, sum(map(len, texts)), sum(_nearest(text, given) for text, given in zip(texts, references)))
+    return _bleu(totals, sum(map(len, texts)), sum(_nearest(text, own) for text, own in zip(texts, references)))
 
 
 def _hits(text: Text, references: Sequence[Text], n: int) -> tuple[int, int]:
-    """How many n-grams of a text references hold, each at most as often as in one of them; and how many there are."""
-    found = ngrams(text, n)
-    allowed: Counter[tuple[Hashable, ...]] = Counter()
+    """Clipped n-gram matches of a text: n-grams that are in references, each at most as often as in one of them; and
+    the number of its n-grams."""
+    counts = ngrams(text, n)
+    limits: Counter[tuple[Hashable, ...]] = Counter()
     for reference in references:
-        allowed |= ngrams(reference, n)
-    return (found & allowed).total(), found.total()
+        limits |= ngrams(reference, n)
+    return (counts & limits).total(), counts.total()
 
 
 def _nearest(text: Text, references: Sequence[Text]) -> int:
+    """The length of the reference nearest in length, the shorter of two."""
     return min((abs(len(reference) - len(text)), len(reference)) for reference in references)[1]
 
 
-def _bleu(counts: Sequence[tuple[float, float]], length: int, wanted: int) -> float:
+def _bleu(counts: Sequence[tuple[float, float]], length: int, reference_length: int) -> float:
+    """BLEU from (hits, total) of each n, with the brevity penalty."""
     if not all(hits for hits, _ in counts):
         return 0.0
-    return 100 * exp(sum(log(hits / total) for hits, total in counts) / len(counts) + min(0.0, 1 - wanted / length))
+    brevity = min(0.0, 1 - reference_length / length)
+    return 100 * exp(sum(log(hits / total) for hits, total in counts) / len(counts) + brevity)
 
 
 def chrf(texts: Sequence[str], references: Sequence[str], order: int = 6, beta: float = 2.0) -> float:
@@ -74,9 +78,9 @@ def chrf(texts: Sequence[str], references: Sequence[str], order: int = 6, beta: 
     shares = []
     for n in range(1, order + 1):
         counts = [(*_hits(text, [reference], n), max(0, len(reference) - n + 1)) for text, reference in pairs]
-        hits, said, wanted = (sum(column) for column in zip(*counts))
-        if said and wanted:
-            shares.append((hits / said, hits / wanted))
+        hits, in_texts, in_references = (sum(column) for column in zip(*counts))
+        if in_texts and in_references:
+            shares.append((hits / in_texts, hits / in_references))
     precision, recall = (sum(column) / len(shares) for column in zip(*shares)) if shares else (0.0, 0.0)
     return 100 * (1 + beta**2) * precision * recall / max(beta**2 * precision + recall, 1e-300)
 
@@ -84,69 +88,67 @@ def chrf(texts: Sequence[str], references: Sequence[str], order: int = 6, beta: 
 def rouge(text: Text, reference: Text, n: int = 0) -> float:
     """ROUGE-n, the F1 of shared n-grams; n = 0: ROUGE-L, of the longest common subsequence (Lin 2004). 0 to 1."""
     if n:
-        hits, said = _hits(text, [reference], n)
-        wanted = max(0, len(reference) - n + 1)
+        hits, in_text = _hits(text, [reference], n)
+        in_reference = max(0, len(reference) - n + 1)
     else:
-        hits, said, wanted = common_subsequence(text, reference), len(text), len(reference)
-    return 2 * hits / (said + wanted) if said + wanted else 0.0
+        hits, in_text, in_reference = common_subsequence(text, reference), len(text), len(reference)
+    return 2 * hits / (in_text + in_reference) if in_text + in_reference else 0.0
 
 
 def common_subsequence(one: Text, other: Text) -> int:
-    """The length of the longest common subsequence, a row of its table at a time in the bits of a number (Hyyro
-    2004)."""
-    places, full = dict[Hashable, int](), (1 << len(one)) - 1
-    for at, element in enumerate(one):
-        places[element] = places.get(element, 0) | 1 << at
+    """The length of the longest common subsequence, by bit-parallel dynamic programming (Hyyro 2004)."""
+    positions, full = dict[Hashable, int](), (1 << len(one)) - 1  # the bits at which each element is in `one`
+    for i, element in enumerate(one):
+        positions[element] = positions.get(element, 0) | 1 << i
     row = full
     for element in other:
-        there = row & places.get(element, 0)
-        row = (row + there | row - there) & full
+        matches = row & positions.get(element, 0)
+        row = (row + matches | row - matches) & full
     return len(one) - row.bit_count()
 
 
 def edit_distance(one: Text, other: Text) -> int:
-    """How many elements must be put in, taken out, exchanged, or swapped with their neighbour, to make one the other
-    (Damerau-Levenshtein, Lowrance & Wagner 1975: others may come between the two that were swapped)."""
-    far, last = len(one) + len(other), dict[Hashable, int]()
-    table = [[far] * (len(other) + 2), [far, *range(len(other) + 1)]]  # one row and column beyond those of the prefixes
+    """The fewest insertions, deletions, replacements and transpositions that turn one into the other
+    (Damerau-Levenshtein, Lowrance & Wagner 1975: transposed elements may have others between them)."""
+    infinite, last_row = len(one) + len(other), dict[Hashable, int]()
+    table = [[infinite] * (len(other) + 2), [infinite, *range(len(other) + 1)]]  # with a border row and column
     for i, a in enumerate(one, 1):
-        row, before, match = [far, i], table[-1], 0
+        row, above, last_column = [infinite, i], table[-1], 0
         for j, b in enumerate(other, 1):
-            k, at = last.get(b, 0), match  # where b stood last in one, and a in the other, before here
+            k, m = last_row.get(b, 0), last_column  # where b was last in `one`, and a in `other`, before here
             if a == b:
-                match = j
-            row.append(min(before[j] + (a != b), row[j] + 1, before[j + 1] + 1,
-                           table[k][at] + (i - k - 1) + 1 + (j - at - 1)))
+                last_column = j
+            transposed = table[k][m] + (i - k - 1) + 1 + (j - m - 1)
+            row.append(min(above[j] + (a != b), row[j] + 1, above[j + 1] + 1, transposed))
         table.append(row)
-        last[a] = i
+        last_row[a] = i
     return table[-1][-1]
 
 
 def edit_similarity(one: Text, other: Text) -> float:
-    """1 - `edit_distance` / the longer length: 1 where both are the same."""
+    """1 - `edit_distance` / the longer length: 1 where both are equal."""
     return 1 - edit_distance(one, other) / max(len(one), len(other), 1)
 
 
 def distinct(texts: Sequence[Text], n: int) -> float:
-    """How many different n-grams the texts of one list hold, divided by how many tokens (Li et al. 2016)."""
+    """distinct-n: different n-grams of all texts over their number of tokens (Li et al. 2016)."""
     return len(set().union(*(ngrams(text, n) for text in texts))) / max(sum(map(len, texts)), 1)
 
 
 def repetition(text: Text, n: int) -> float:
-    """The share of a text's n-grams that it held before, 1 - different / all (rep-n); 0 where it is shorter than n."""
-    found = ngrams(text, n)
-    return 1 - len(found) / max(found.total(), 1) if found else 0.0
+    """rep-n: the share of a text's n-grams that are repeats, 1 - different / all; 0 where it is shorter than n."""
+    counts = ngrams(text, n)
+    return 1 - len(counts) / max(counts.total(), 1) if counts else 0.0
 
 
 def predicted_repeats(predicted: Text, text: Text, window: int = 128) -> tuple[float, float]:
-    """How often a model's likeliest next element is one of the `window` before it (rep/l), and how often it is that and
-    wrong (wrep/l), over all elements of a text (Welleck et al. 2020): predicted[i] is what text[i] was expected to
-    be."""
+    """The share of a model's argmax predictions that are among the `window` elements before (rep/l), and of those that
+    are also wrong (wrep/l) (Welleck et al. 2020). predicted[i]: the argmax given text[:i]."""
     if window < 1:
         raise SegueError("window needs at least 1")
-    again = [said in text[max(0, at - window) : at] for at, said in enumerate(predicted)]
-    wrong = [held and said != true for held, said, true in zip(again, predicted, text, strict=True)]
-    return sum(again) / max(len(text), 1), sum(wrong) / max(len(text), 1)
+    repeats = [element in text[max(0, i - window) : i] for i, element in enumerate(predicted)]
+    wrong = [repeat and element != true for repeat, element, true in zip(repeats, predicted, text, strict=True)]
+    return sum(repeats) / max(len(text), 1), sum(wrong) / max(len(text), 1)
 
 
 def diversity(texts: Sequence[Text]) -> float:
@@ -156,30 +158,33 @@ def diversity(texts: Sequence[Text]) -> float:
 
 def self_bleu(texts: Sequence[Text], order: int = 4) -> float:
     """The mean over texts of `sentence_bleu` with all others as references (Zhu et al. 2018, arXiv 1802.01886): high
-    where they are alike. 0 of fewer than two."""
+    where they are similar. 0 of fewer than two."""
     if len(texts) < 2:
         return 0.0
-    owners: list[dict[tuple[Hashable, ...], tuple[int, int, int]]] = []  # the highest count, whose it is, the next
-    for n in range(1, order + 1):
-        best = dict[tuple[Hashable, ...], tuple[int, int, int]]()
-        for at, text in enumerate(texts):
-            for gram, count in ngrams(text, n).items():
-                most, owner, second = best.get(gram, (0, -1, 0))
-                best[gram] = (count, at, most) if count > most else (most, owner, max(second, count))
-        owners.append(best)
+    top_counts = [_top_counts(texts, n) for n in range(1, order + 1)]
     lengths = sorted(map(len, texts))
     total = 0.0
-    for at, text in enumerate(texts):
+    for index, text in enumerate(texts):
         counts = []
-        for n, best in enumerate(owners, 1):
-            found = ngrams(text, n)
-            hits = sum(min(count, best[gram][2] if best[gram][1] == at else best[gram][0])
-                       for gram, count in found.items())
-            counts.append((hits + (n > 1), found.total() + (n > 1)))
-        place = bisect_left(lengths, len(text))
-        near = lengths[max(0, place - 1) : place] + lengths[place + 1 : place + 2]  # without its own
-        total += _bleu(counts, len(text), min((abs(n - len(text)), n) for n in near)[1]) if text else 0.0
+        for n, top in enumerate(top_counts, 1):
+            own = ngrams(text, n)
+            hits = sum(min(count, top[gram][2] if top[gram][1] == index else top[gram][0])
+                       for gram, count in own.items())
+            counts.append((hits + (n > 1), own.total() + (n > 1)))
+        rank = bisect_left(lengths, len(text))
+        neighbours = lengths[max(0, rank - 1) : rank] + lengths[rank + 1 : rank + 2]  # without its own length
+        total += _bleu(counts, len(text), min((abs(n - len(text)), n) for n in neighbours)[1]) if text else 0.0
     return total / len(texts)
+
+
+def _top_counts(texts: Sequence[Text], n: int) -> dict[tuple[Hashable, ...], tuple[int, int, int]]:
+    """By n-gram: its highest count in one text, the index of that text, and the highest count in another text."""
+    top = dict[tuple[Hashable, ...], tuple[int, int, int]]()
+    for index, text in enumerate(texts):
+        for gram, count in ngrams(text, n).items():
+            highest, owner, second = top.get(gram, (0, -1, 0))
+            top[gram] = (count, index, highest) if count > highest else (highest, owner, max(second, count))
+    return top
 
 
 def entropy(texts: Sequence[Text]) -> float:
@@ -190,28 +195,27 @@ def entropy(texts: Sequence[Text]) -> float:
 
 
 def zipf(texts: Sequence[Text]) -> float:
-    """The exponent s of frequency ~ rank^-s over the elements of all texts (Holtzman et al. 2020), by least squares
-    between the logarithms; about 1 in prose. 0 of fewer than two different ones."""
+    """Zipf's exponent s of frequency ~ rank^-s over the elements of all texts (Holtzman et al. 2020), by least squares
+    on the logarithms; about 1 in prose. 0 for fewer than two different elements."""
     counts = sorted(sum((Counter(text) for text in texts), Counter[Hashable]()).values(), reverse=True)
     if len(counts) < 2:
         return 0.0
     return -float(np.polyfit(np.log(np.arange(1, len(counts) + 1)), np.log(counts), 1)[0])
 
 
-def novelty(texts: Sequence[Text], learned: Sequence[Text], n: int = 4) -> float:
-    """The share of the texts' n-grams that no text that was learned from holds: low where they are copied; 0 where
-    there are none."""
-    held = set().union(*(ngrams(text, n) for text in learned))
-    found = [gram for text in texts for gram in ngrams(text, n).elements()]
-    return sum(gram not in held for gram in found) / max(len(found), 1)
+def novelty(texts: Sequence[Text], training: Sequence[Text], n: int = 4) -> float:
+    """The share of the texts' n-grams that are in no training text: low where texts are copied; 0 without n-grams."""
+    known = set().union(*(ngrams(text, n) for text in training))
+    grams = [gram for text in texts for gram in ngrams(text, n).elements()]
+    return sum(gram not in known for gram in grams) / max(len(grams), 1)
 
 
 @dataclass
 class Reinforcement:
-    """How sure a model is of sentences the more often they were said, for the first to the Nth time.
+    """The self-reinforcement of a model by repeated sentences, for their first to Nth occurrence.
 
-    chance: (N,) mean probability of their tokens (TP). risen: (N,) share of tokens that are likelier than the first
-    time (IP). chosen: (N,) share that are the likeliest there (WR).
+    chance: (N,) mean probability of their tokens (TP). risen: (N,) share of tokens that are more probable than at the
+    first occurrence (IP). chosen: (N,) share that are the argmax (WR).
     """
 
     chance: list[float]
@@ -221,23 +225,23 @@ class Reinforcement:
 
 def reinforcement(model: Decodable, texts: Sequence[tuple[Sequence[int], Sequence[int]]], times: int,
                   places: slice = slice(None)) -> Reinforcement:
-    """Read each sentence `times` times in a row behind its context (Xu et al. 2022, arXiv 2206.02369).
+    """Read each sentence `times` times in a row after its context (Xu et al. 2022, arXiv 2206.02369).
 
-    texts: (context, sentence) pairs of token ids, no context empty. places: which tokens of each sentence count (say
-    `slice(1, None)`, without the separator that it begins with).
+    texts: (context, sentence) pairs of token ids, no context empty. places: the tokens of each sentence that count
+    (`slice(1, None)` leaves out a separator at its beginning).
     """
-    chances: list[Tensor] = []
-    best: list[Tensor] = []
+    probabilities: list[Tensor] = []
+    argmax: list[Tensor] = []
     for context, sentence in texts:
         tokens = torch.tensor([[*context, *list(sentence) * times]])
         with torch.inference_mode():
             state = model.init_state(1)
             tokens = tokens.to(state.positions.device)
             scores = model.extend(tokens, state).logits[0, len(context) - 1 : -1].double()
-        said = tokens[0, len(context) :, None]
-        chances.append(scores.softmax(-1).gather(1, said).view(times, -1)[:, places])
-        best.append((scores.argmax(-1, keepdim=True) == said).view(times, -1)[:, places])
-    chance, chosen = torch.cat(chances, 1), torch.cat(best, 1).double()
+        targets = tokens[0, len(context) :, None]
+        probabilities.append(scores.softmax(-1).gather(1, targets).view(times, -1)[:, places])
+        argmax.append((scores.argmax(-1, keepdim=True) == targets).view(times, -1)[:, places])
+    chance, chosen = torch.cat(probabilities, 1), torch.cat(argmax, 1).double()
     risen = (chance > chance[:1]).double()
     return Reinforcement(*(values.mean(1).tolist() for values in (chance, risen, chosen)))
 
@@ -248,6 +252,6 @@ def log_likelihoods(model: Decodable, prompt: Sequence[int], answers: Sequence[S
     with torch.inference_mode():
         state = init_prompt_state(model, [prompt] * len(answers))
         table = table.to(state.positions.device)
-        chances = model.extend(table, state).logits[:, len(prompt) - 1 : -1].double().log_softmax(-1)
-        said = chances.gather(2, table[:, len(prompt) :, None])[..., 0]
-    return [float(row[: len(answer)].sum()) for row, answer in zip(said, answers)]
+        log_probs = model.extend(table, state).logits[:, len(prompt) - 1 : -1].double().log_softmax(-1)
+        token_log_probs = log_probs.gather(2, table[:, len(prompt) :, None])[..., 0]
+    return [float(row[: len(answer)].sum()) for row, answer in zip(token_log_probs, answers)]

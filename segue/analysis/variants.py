@@ -1,7 +1,7 @@
-"""Scores of variants by a model of DNA (or protein): how much likelier the changed sequence is than the given one.
+"""Variant effect scores by a model of DNA (or protein): the log-likelihood ratio of the alternative and the reference.
 
-With words of k bases a variant may stand at any of k places of a word, and the score depends on that place, and on the
-strand that is read. Scores are means over both (GENERator, arXiv 2502.07272, takes only the first place of a word).
+With k-mer tokens the score depends on the variant's offset in its k-mer, and on the strand that is read. Scores are
+averaged over all offsets and both strands (GENERator, arXiv 2502.07272, uses only the first offset).
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ from segue.kinds.nucleotides import reverse_complement
 from segue.kinds.packed import opened
 from segue.models.base import pad_rows
 
-Variant = tuple[int, str, str]  # position, from 0; what stands there; what would stand there instead
+Variant = tuple[int, str, str]  # position, from 0; reference; alternative
 
 
 def read_variants(path: str | Path) -> list[tuple[str, Variant]]:
-    """The variants of a VCF file, each with the name of its sequence; several alternatives are as many variants. What
-    gives no letters (<DEL>, *, breakends) is left out."""
+    """The variants of a VCF file, each with the name of its sequence; several alternatives give as many variants.
+    Symbolic alternatives (<DEL>, *, breakends) are left out."""
     with opened(Path(path)) as handle:
         lines = handle.read().decode("utf-8", "replace").splitlines()
-    found, told = [], 0
+    found, records = [], 0
     for number, line in enumerate(lines, 1):
         if line.startswith("#") or not line.strip():
             continue
-        told += 1
+        records += 1
         cells = line.split("\t")
         if len(cells) < 5 or not cells[1].isdigit() or not cells[3].isalpha():
             raise SegueError(f"{path}, line {number}: not a line of a VCF file (CHROM, POS, ID, REF and ALT, with tabs "
                              "between); export it again")
-        found += [(cells[0], (int(cells[1]) - 1, cells[3].upper(), each.upper())) for each in cells[4].split(",")
-                  if each.isalpha()]
+        found += [(cells[0], (int(cells[1]) - 1, cells[3].upper(), alternative.upper()))
+                  for alternative in cells[4].split(",") if alternative.isalpha()]
     if not found:
-        raise SegueError(f"{path}: of {told} variants none says by letters what stands there instead")
+        raise SegueError(f"{path}: of {records} variants none says by letters what stands there instead")
     return found
 
 
 class LetterLikelihood:
-    """log P of letters behind others, nats, under a model over letters or over words; exact for any number of them: of
-    a word of which only the beginning is asked for, all words that begin so are taken together.
+    """log P(target | context) of letters, nats, under a model over letters or k-mers. It is exact for any number of
+    letters: an incomplete last k-mer has the total probability of all k-mers that begin with it.
 
-    model: a stack, or anything that is `Decodable`. rows: read together.
+    model: a stack, or anything `Decodable`. rows: batch size.
     """
 
     def __init__(self, model: Any, codec: LetterCodec | KmerCodec, rows: int = 32) -> None:
@@ -58,36 +58,37 @@ class LetterLikelihood:
         self.k = codec.k if isinstance(codec, KmerCodec) else 1
 
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        """pairs: (N) of what stands before, of which words end where it ends, and what is asked for."""
-        made = [self._row(before, asked) for before, asked in pairs]
-        found = np.zeros(len(made))
-        order = sorted(range(len(made)), key=lambda i: -len(made[i][0]))
-        for at in range(0, len(order), self.rows):
-            some = order[at : at + self.rows]
-            logits = self._logits(pad_rows([made[i][0] for i in some]))
-            for row, i in enumerate(some):
-                ids, first, (low, high) = made[i]
-                chances = logits[row, first - 1 : len(ids)].double().log_softmax(-1)
-                words = torch.tensor(ids[first:], dtype=torch.long)
-                found[i] = float(chances[: len(words)].gather(1, words[:, None]).sum())
+        """(N,) of N pairs (context, target); k-mers are aligned to the end of the context."""
+        encoded = [self._encode(context, target) for context, target in pairs]
+        total = np.zeros(len(encoded))
+        order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i][0]))
+        for start in range(0, len(order), self.rows):
+            batch = order[start : start + self.rows]
+            logits = self._logits(pad_rows([encoded[i][0] for i in batch]))
+            for row, i in enumerate(batch):
+                ids, first, (low, high) = encoded[i]
+                log_probs = logits[row, first - 1 : len(ids)].double().log_softmax(-1)
+                targets = torch.tensor(ids[first:], dtype=torch.long)
+                total[i] = float(log_probs[: len(targets)].gather(1, targets[:, None]).sum())
                 if high > low:
-                    found[i] += float(chances[len(words), low:high].logsumexp(0))
-        return found
+                    total[i] += float(log_probs[len(targets), low:high].logsumexp(0))
+        return total
 
-    def _row(self, before: str, asked: str) -> tuple[list[int], int, tuple[int, int]]:
-        """The ids to read, how many of them are not asked for, and the words [low, high) that end it."""
-        whole, bounds = len(asked) // self.k * self.k, (0, 0)
-        context = [self.codec.bos, *self.codec.prompt(before).tolist()]
-        ids = self.codec.encode(asked[:whole]).tolist()
-        if rest := asked[whole:]:
+    def _encode(self, context: str, target: str) -> tuple[list[int], int, tuple[int, int]]:
+        """Ids of both, the number of context ids, and the range [low, high) of k-mers that complete the target's last
+        one, empty where it is complete."""
+        whole, completions = len(target) // self.k * self.k, (0, 0)
+        prompt = [self.codec.bos, *self.codec.prompt(context).tolist()]
+        ids = self.codec.encode(target[:whole]).tolist()
+        if rest := target[whole:]:
             assert isinstance(self.codec, KmerCodec)
             if set(rest) <= set(self.codec.bases.letters):
-                size = len(self.codec.bases.letters) ** (self.k - len(rest))
-                code = self.codec.encode(rest + self.codec.bases.letters[0] * (self.k - len(rest)))[0]
-                bounds = (int(code), int(code) + size)
+                count = len(self.codec.bases.letters) ** (self.k - len(rest))
+                lowest = self.codec.encode(rest + self.codec.bases.letters[0] * (self.k - len(rest)))[0]
+                completions = (int(lowest), int(lowest) + count)
             else:
                 ids += self.codec.encode(rest).tolist()
-        return context + ids, len(context), bounds
+        return prompt + ids, len(prompt), completions
 
     @torch.no_grad()
     def _logits(self, ids: Tensor) -> Tensor:
@@ -99,26 +100,27 @@ class LetterLikelihood:
 
 def variant_scores(model: Any, codec: LetterCodec | KmerCodec, sequence: str, variants: Sequence[Variant], *,
                    before: int = 1500, behind: int = 0, strands: bool = True, rows: int = 32) -> np.ndarray:
-    """(N,) log P(alternative) - log P(reference), nats: below 0 where the model likes the reference better.
+    """(N,) log P(alternative) - log P(reference), nats: negative where the model prefers the reference.
 
     variants: position (from 0), reference and alternative, of any lengths. before: bases of context at most. behind:
-    so many bases behind the variant are scored too, under either allele. strands: the mean of both strands (of DNA).
-    All k places of the variant in a word are averaged over.
+    bases after the variant that are scored with either allele. strands: average over both strands (of DNA). Scores are
+    averaged over all k offsets of the variant in its k-mer.
     """
     likelihood = LetterLikelihood(model, codec, rows)
     pairs: list[tuple[str, str]] = []
-    for number, (at, reference, alternative) in enumerate(variants, 1):
-        if not 0 <= at <= len(sequence) or sequence[at : at + len(reference)] != reference:
-            raise SegueError(f"variant {number}: {reference!r} does not stand at position {at + 1:,} of the "
-                             f"sequence, but {sequence[at : at + len(reference)]!r}")
-        left, right = sequence[max(0, at - before) : at], sequence[at + len(reference) :][: max(before, behind)]
-        for backward in (False, True)[: 1 + strands]:
-            context, after = (left[-before:], right[:behind]) if not backward else \
+    for number, (position, reference, alternative) in enumerate(variants, 1):
+        end = position + len(reference)
+        if not 0 <= position <= len(sequence) or sequence[position:end] != reference:
+            raise SegueError(f"variant {number}: {reference!r} does not stand at position {position + 1:,} of the "
+                             f"sequence, but {sequence[position:end]!r}")
+        left, right = sequence[max(0, position - before) : position], sequence[end:][: max(before, behind)]
+        for reverse in (False, True)[: 1 + strands]:
+            context, after = (left[-before:], right[:behind]) if not reverse else \
                 (reverse_complement(right[:before]), reverse_complement(left)[:behind])
-            for place in range(likelihood.k):
-                cut = max(0, len(context) - place)
+            for offset in range(likelihood.k):
+                cut = max(0, len(context) - offset)
                 for allele in (reference, alternative):
-                    said = reverse_complement(allele) if backward else allele
-                    pairs.append((context[:cut], context[cut:] + said + after))
+                    bases = reverse_complement(allele) if reverse else allele
+                    pairs.append((context[:cut], context[cut:] + bases + after))
     scores = likelihood(pairs).reshape(len(variants), -1, 2)
     return (scores[..., 1] - scores[..., 0]).mean(1)

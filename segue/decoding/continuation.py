@@ -492,7 +492,7 @@ def _forecast(fitted: FittedModel, model: Decodable, record: Record, n: int | No
     called = [column or getattr(codec, "column", "") or "value" for column in columns]
     draws = sample_forecasts(model, codec, [ids], n, samples, **options)[0]
     if fitted.combination is not None:
-        draws = fitted.combination.moved(draws, known)
+        draws = fitted.combination.shift(draws, known)
     return Forecast(columns, called, draws, known, options.get("seed", 0), model.path, list(past),
                     partial(_write, fitted.kind, record.name), clock)
 

@@ -20,24 +20,25 @@ Grid = tuple[int, ...]
 
 
 @torch.inference_mode()
-def euler(model: Field, x: Tensor, asked: Tensor, layout: Layout | None = None, given: Conditions = NOTHING,
+def euler(model: Field, x: Tensor, noisy: Tensor, layout: Layout | None = None, conditions: Conditions = NOTHING,
           flow: Flow | None = None, steps: int = 20, guidance: float = 1.0, seed: int = 0) -> Tensor:
-    """Generate the elements of x (B, T, C) that `asked` (B, T) bool marks, from noise, by `steps` Euler steps.
+    """Generate the elements of x (B, T, C) that `noisy` (B, T) bool marks, from noise, by `steps` Euler steps.
 
-    The other elements are returned unchanged to the bit; values of x where an element is asked for are ignored. flow:
+    The other elements are returned unchanged to the bit; the values of x at those to generate are ignored. flow:
     as in training. guidance: see `Guided`. seed: fixes the noise of all rows together.
     """
-    if x.dim() != 3 or asked.shape != x.shape[:2]:
-        raise SegueError(f"elements of shape {tuple(x.shape)}, asked for by {tuple(asked.shape)}: give (B, T, C) real "
-                         "numbers and (B, T) truth values")
+    if x.dim() != 3 or noisy.shape != x.shape[:2]:
+        raise SegueError(f"elements of shape {tuple(x.shape)} and a mask of {tuple(noisy.shape)} of noisy ones: give "
+                         "(B, T, C) real numbers and (B, T) truth values")
     layout = Layout.of(x) if layout is None else layout
     noise = torch.randn(x.shape, generator=torch.Generator(x.device).manual_seed(seed), device=x.device, dtype=x.dtype)
-    x = torch.where(asked[..., None], noise, x)
+    x = torch.where(noisy[..., None], noise, x)
     guided = Guided(model, guidance)
     with eval_mode(model):
         for now, after in pairwise((flow or Flow()).times(steps).tolist()):
-            moved = x + (now - after) * guided(x, torch.full(x.shape[:1], now, device=x.device), asked, layout, given)
-            x = torch.where(asked[..., None], moved, x)
+            t = torch.full(x.shape[:1], now, device=x.device)
+            moved = x + (now - after) * guided(x, t, noisy, layout, conditions)
+            x = torch.where(noisy[..., None], moved, x)
     return x
 
 

@@ -270,7 +270,7 @@ def head_of(path: Path, encoding: str = "utf-8") -> bytes:
             if not head:
                 raise
         with suppress(LookupError, UnicodeError):  # of what there is not the reader says what is wrong
-            encoding = spoken(head, encoding)
+            encoding = detect_encoding(head, encoding)
             return head if encoding == "utf-8" else head.decode(encoding, "ignore").encode("utf-8", "ignore")
         return head
 
@@ -284,7 +284,7 @@ def marked(data: bytes, encoding: str) -> str:
     return "utf-16" if data[:2] in (encodings.BOM_UTF16_LE, encodings.BOM_UTF16_BE) else encoding
 
 
-def spoken(data: bytes, encoding: str, problems: Problems | None = None) -> str:
+def detect_encoding(data: bytes, encoding: str, problems: Problems | None = None) -> str:
     """The encoding in Python's words; where UTF-8 is meant, that which a mark at the beginning of a file tells, or
     where it cannot be UTF-8, its letters, if they do so surely."""
     encoding = encodings.lookup(marked(data, encoding)).name
@@ -308,13 +308,13 @@ def spoken(data: bytes, encoding: str, problems: Problems | None = None) -> str:
 def encoding_of(path: Path, encoding: str, problems: Problems | None = None) -> str:
     """The encoding of a text file (see `spoken`), by as much of it as is held at a time."""
     with opened(path) as handle:
-        return spoken(handle.read(PIECE), encoding, problems)
+        return detect_encoding(handle.read(PIECE), encoding, problems)
 
 
 def as_utf8(path: Path, data: bytes, encoding: str, problems: Problems | None = None) -> bytes:
     """A whole file as UTF-8 without a mark; a SegueError where it is not text in this encoding."""
     try:
-        encoding = spoken(data, encoding, problems)
+        encoding = detect_encoding(data, encoding, problems)
         if encodings.lookup(encoding).name != "utf-8":
             data = data.decode(encoding).encode("utf-8")
     except (UnicodeError, LookupError) as error:

@@ -11,7 +11,7 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.kinds.base import Problems, bad, of_class, words
-from segue.kinds.frame import ROWS, Frame, Look, load_table, said
+from segue.kinds.frame import ROWS, Frame, Look, describe_roles, load_table
 
 CLASSES = words("label class category intent y")  # what columns of classes are called, best first
 PERHAPS = words("target survived diagnosis outcome sentiment topic emotion relation genre species language lang key "
@@ -20,36 +20,36 @@ FRACTION = re.compile(r"[-+]?\d*\.\d*[1-9]\d*([eE].*)?")
 
 
 def cells_of(path: Path, problems: Problems | None, column: str | None, find: Callable[[Look], str | None], holds: str,
-             usual: Collection[str], names: Collection[str], encoding: str = "utf-8", classes: str | None = None,
+             keywords: Collection[str], names: Collection[str], encoding: str = "utf-8", classes: str | None = None,
              joined: Callable[[Look], list[str]] | None = None) -> Iterator[tuple[str, str, str]]:
     """Column, name and cell of each row of a table; the name is the cell of a column among `names` (lower case), else
     the row's place, and tells the class.
 
     column: the one asked for (None: what `find` sees in the first rows, or a SegueError that says what none `holds`).
-    usual: what such columns are called, by which a header is told from a row. classes: see `class_column`. joined:
+    keywords: what such columns are called, by which a header is told from a row. classes: see `class_column`. joined:
     says by the first rows which columns are one, their cells one after the other.
     """
     import pyarrow as pa
 
-    frame = load_table(path, problems if problems is not None else Problems(), encoding, [column, classes, *usual])
-    of = take_classes(frame, classes, [column])
-    if column is None and joined is not None and (several := joined(look(frame))):
-        column = f"{several[0]} to {several[-1]}"
-        cells = zip(*([cell or "" for cell in frame.columns.pop(name).to_pylist()] for name in several))
+    frame = load_table(path, problems if problems is not None else Problems(), encoding, [column, classes, *keywords])
+    label_column = take_classes(frame, classes, [column])
+    if column is None and joined is not None and (joined_names := joined(look(frame))):
+        column = f"{joined_names[0]} to {joined_names[-1]}"
+        cells = zip(*([cell or "" for cell in frame.columns.pop(name).to_pylist()] for name in joined_names))
         frame.columns[column] = pa.array(map("".join, cells))
-    found = column or find(look(frame))
-    if found is None or found not in frame.columns:
+    chosen = column or find(look(frame))
+    if chosen is None or chosen not in frame.columns:
         which = f"called {column}" if column else holds
         raise SegueError(f"{path}: no column {which}; name one with column= (columns: {', '.join(frame.columns)})")
-    if problems is not None and of is not None:
-        problems.note = said([("class", of), ("column", found)], [of, *frame.columns])
+    if problems is not None and label_column is not None:
+        problems.note = describe_roles([("class", label_column), ("column", chosen)], [label_column, *frame.columns])
     named = next((frame.columns[name].to_pylist() for name in frame.columns if name.strip().lower() in names), None)
-    for i, cell in enumerate(frame.columns[found].to_pylist()):
+    for i, cell in enumerate(frame.columns[chosen].to_pylist()):
         name = frame.place(i) if named is None or named[i] is None else str(named[i])
         if frame.classes is None:
-            yield found, name, str(cell or "")
-        elif told(problems, path, name, of, frame.classes[i]):
-            yield found, of_class(name, frame.classes[i]), str(cell or "")
+            yield chosen, name, str(cell or "")
+        elif has_class(problems, path, name, label_column, frame.classes[i]):
+            yield chosen, of_class(name, frame.classes[i]), str(cell or "")
 
 
 def look(frame: Frame) -> Look:
@@ -59,26 +59,28 @@ def look(frame: Frame) -> Look:
     return Look(list(frame.columns), [[*row] for row in zip(*columns)], frame.headed)
 
 
-def class_column(path: Path, table: Look, asked: str | None) -> str | None:
-    """The column that says of which class each row is. asked: its name, which must be there; "": one that is called as
-    such columns usually are and holds no measured numbers, if there is one, or of a table without a header, or of two
+def class_column(path: Path, table: Look, requested: str | None) -> str | None:
+    """The column of the class of each row. requested: its name, which must be there; "": one that is called as such
+    columns usually are and holds no measured numbers, if there is one, or of a table without a header, or of two
     columns, the only one that says few things over and over; None: none."""
-    if asked and asked not in table.names:
-        raise SegueError(f"{path}: there is no column '{asked}' to say the class; there are {', '.join(table.names)}")
-    if asked or asked is None:
-        return asked
-    again = [name for name in table.names if name != "part" and says_few(table.column(name))]
+    if requested and requested not in table.names:
+        names = ', '.join(table.names)
+        raise SegueError(f"{path}: there is no column '{requested}' to say the class; there are {names}")
+    if requested or requested is None:
+        return requested
+    repeating = [name for name in table.names if name != "part" and says_few(table.column(name))]
     if not table.headed or all(name.isdigit() for name in table.names if name != "part"):
-        return again[0] if len(again) == 1 else None
-    known = {name.strip().lower().rpartition(".")[2]: name for name in reversed(table.names)}
-    found = next((known[usual] for usual in CLASSES if usual in known), None)
-    if found is None:
-        ends = [name for name in again if re.split(r"[_ .]", name.lower())[-1] in CLASSES or name[:3].lower() == "is_"]
-        likely = ends + [known[usual] for usual in PERHAPS if known.get(usual) in again]
-        return next(iter(likely or (again if len(table.names) == 2 and len(again) == 1 else [])), None)
-    cells = list(map(class_of, table.column(found)))
+        return repeating[0] if len(repeating) == 1 else None
+    by_name = {name.strip().lower().rpartition(".")[2]: name for name in reversed(table.names)}
+    named = next((by_name[keyword] for keyword in CLASSES if keyword in by_name), None)
+    if named is None:
+        by_ending = [name for name in repeating
+                     if re.split(r"[_ .]", name.lower())[-1] in CLASSES or name[:3].lower() == "is_"]
+        likely = by_ending + [by_name[keyword] for keyword in PERHAPS if by_name.get(keyword) in repeating]
+        return next(iter(likely or (repeating if len(table.names) == 2 and len(repeating) == 1 else [])), None)
+    cells = list(map(class_of, table.column(named)))
     texts = sum(len(cell.split()) for cell in cells) > 4 * len(cells)
-    return None if texts or any(map(_no_class, table.column(found))) else found
+    return None if texts or any(map(_no_class, table.column(named))) else named
 
 
 def _no_class(cell: Any) -> bool:
@@ -101,33 +103,33 @@ def class_of(cell: Any) -> str:
     return str(int(cell) if isinstance(cell, float) and cell.is_integer() else cell).strip()
 
 
-def told(problems: Problems | None, path: Path | str, record: str, column: str | None, label: str) -> bool:
+def has_class(problems: Problems | None, path: Path | str, record: str, column: str | None, label: str) -> bool:
     """Whether a record has a class; where it has none, that is a problem."""
     if not label:
         bad(problems, path, record, None, f"column '{column}' says no class, or several; fill it or remove the record")
     return bool(label)
 
 
-def take_classes(frame: Frame, asked: str | None, kept: Iterable[str | None] = ()) -> str | None:
+def take_classes(frame: Frame, requested: str | None, kept: Iterable[str | None] = ()) -> str | None:
     """Take the column of classes (see `class_column`) out of a table, so that nothing else can be read from it, and
     give its name. kept: columns that are something else; it is a SegueError to ask for one of these."""
-    column = class_column(frame.path, look(frame), asked)
-    if column is None or (column in kept and not asked):
+    column = class_column(frame.path, look(frame), requested)
+    if column is None or (column in kept and not requested):
         return None
     if column in kept:
-        raise both(frame.path, column)
+        raise class_conflict(frame.path, column)
     frame.classes = np.array([class_of(cell) for cell in frame.columns.pop(column).to_pylist()], object)
     return column
 
 
-def both(path: Path, column: str) -> SegueError:
+def class_conflict(path: Path, column: str) -> SegueError:
     return SegueError(f"{path}: column '{column}' cannot say the class and be read as well: choose another for one")
 
 
-def classes_of(classes: np.ndarray, groups: Iterable[np.ndarray], asked: str | None) -> list[str] | None:
+def classes_of(classes: np.ndarray, groups: Iterable[np.ndarray], requested: str | None) -> list[str] | None:
     """The class of each group of rows of `classes` (N,): "" where its rows say none, or several. None where they say
     several and nobody asked for this column: then it says something else."""
-    found = [sorted({*classes[group]} - {""}) for group in groups]
-    if not asked and any(len(each) > 1 for each in found):
+    labels = [sorted({*classes[group]} - {""}) for group in groups]
+    if not requested and any(len(each) > 1 for each in labels):
         return None
-    return [each[0] if len(each) == 1 else "" for each in found]
+    return [each[0] if len(each) == 1 else "" for each in labels]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -14,9 +14,9 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.kinds.base import Problems, Record, bad, of_class, words
-from segue.kinds.columns import classes_of, told
+from segue.kinds.columns import classes_of, has_class
 from segue.kinds.elements import as_elements
-from segue.kinds.frame import Frame, Look, said
+from segue.kinds.frame import Frame, Look, describe_roles
 from segue.kinds.moments import CALLED
 from segue.kinds.numbers import is_number, numbers_in
 from segue.kinds.roles import ENDINGS, WHO, column_called, find_time_column, measured, plain
@@ -47,8 +47,8 @@ def paced(path: Path, look: Look, when: str, names: Sequence[str]) -> tuple[str,
     except SegueError:
         return None
     keys = [name for name in names if naming(name, [row.get(name) for row in rows])]
-    return next((some for some in ((), *((name,) for name in names), *combinations(keys, 2)) if _apart(
-        [str([row.get(name) for name in some]) for row in rows], times, True)), None)
+    return next((columns for columns in ((), *((name,) for name in names), *combinations(keys, 2)) if _apart(
+        [str([row.get(name) for name in columns]) for row in rows], times, True)), None)
 
 
 def same_moment(look: Look, when: str, names: Sequence[str]) -> bool:
@@ -56,8 +56,8 @@ def same_moment(look: Look, when: str, names: Sequence[str]) -> bool:
     rows = look.as_dicts()
     keys = [name for name in names if naming(name, look.column(name))]
     return len(rows) > 2 and len({str(row.get(when)) for row in rows}) == 1 and len(keys) < len(names) and any(
-        len({tuple(str(row.get(key)) for key in some) for row in rows}) == len(rows)
-        for size in (1, 2) for some in combinations(keys, size))
+        len({tuple(str(row.get(key)) for key in columns) for row in rows}) == len(rows)
+        for size in (1, 2) for columns in combinations(keys, size))
 
 
 def naming(name: str, cells: Sequence[Any]) -> bool:
@@ -66,11 +66,11 @@ def naming(name: str, cells: Sequence[Any]) -> bool:
         not timelike(cells)
 
 
-def _apart(whose: Sequence[str], times: np.ndarray, steadily: bool = False) -> bool:
+def _apart(owners: Sequence[str], times: np.ndarray, steadily: bool = False) -> bool:
     """Whether the times of each of these are all different, and of most there are three or more. steadily: and come at
     one pace."""
     places: dict[str, list[int]] = {}
-    for row, name in enumerate(whose):
+    for row, name in enumerate(owners):
         places.setdefault(name, []).append(row)
     parts = [times[rows] for rows in places.values()]
     long = [part for part in parts if len(part) > 2]
@@ -140,69 +140,63 @@ class _Moments:
         gap = steady(self.times[rows])
         return Clock(self.when, self.times[rows], gap) if np.isfinite(gap) else None
 
-    def note(self, names: Sequence[str], of: str | None) -> str:
-        """Which columns are read as what; names: all there are, of: where classes were found."""
-        between = "" if self.times is None else span(self.times)
+    def note(self, names: Sequence[str], label_column: str | None) -> str:
+        """Which columns are read as what, for users. names: of all columns. label_column: the classes', if any."""
+        time_span = "" if self.times is None else span(self.times)
         if self.times is not None and np.isfinite(pace := steady(self.times[self.series[0]])):
-            real = of_calendar(self.times)
-            between += f", every {lasting(pace) if real else f'{pace:g}'}"
-        roles = said([("class", of), ("who", self.who), ("when", self.when)],
-                     [name for name in names if name not in self.numbers], between)
+            is_calendar = of_calendar(self.times)
+            time_span += f", every {lasting(pace) if is_calendar else f'{pace:g}'}"
+        roles = describe_roles([("class", label_column), ("who", self.who), ("when", self.when)],
+                               [name for name in names if name not in self.numbers], time_span)
         more = f",... ({len(self.numbers)} in all)" if len(self.numbers) > SHOWN else ""
-        comma = ", " if of or self.who or self.when else ""
+        comma = ", " if label_column or self.who or self.when else ""
         return f"columns={','.join([*self.numbers][:SHOWN])}{more}{comma}{roles}"
 
 
 def read_moments(frame: Frame, chosen: list[str], column: str | None, who: str | None, when: str | None,
-                 when_format: str | None, classes: str | None, of: str | None,
+                 when_format: str | None, classes: str | None, label_column: str | None,
                  problems: Problems | None) -> Iterator[Record]:
     """Each row of a table is a moment."""
     frame = _without_units(frame)
-    sorts = [] if frame.headed or who or of else columns_without_numbers(frame, run_columns(frame))
-    if len(sorts) == 1:  # what each of the series is of
-        of, frame.classes = sorts[0], np.array(frame.columns[sorts[0]].to_pylist(), object)
-    found = _roles(frame, chosen, column, who, when, when_format)
-    said_of = None if frame.classes is None else classes_of(frame.classes, found.series, classes)
+    text_columns = [] if frame.headed or who or label_column else columns_without_numbers(frame, run_columns(frame))
+    if len(text_columns) == 1:  # what each of the series is of
+        label_column, frame.classes = text_columns[0], np.array(frame.columns[text_columns[0]].to_pylist(), object)
+    moments = _roles(frame, chosen, column, who, when, when_format)
+    labels = None if frame.classes is None else classes_of(frame.classes, moments.series, classes)
     if problems is not None:
-        problems.note = found.note(list(frame.columns), None if said_of is None else of)
-        problems.columns.append(next(iter(found.numbers)) if len(found.numbers) == 1 and frame.headed else "")
-    called, times = found.called(), found.times
-    for number, (label, mine) in enumerate(zip(found.labels, found.series)):
-        if times is not None and np.isfinite(times[mine]).all():
-            mine = mine[np.argsort(times[mine], kind="stable")]
-        parts = {called[name]: values[mine] for name, values in found.numbers.items()}
+        problems.note = moments.note(list(frame.columns), None if labels is None else label_column)
+        problems.columns.append(next(iter(moments.numbers)) if len(moments.numbers) == 1 and frame.headed else "")
+    element_names, times = moments.called(), moments.times
+    for number, (label, rows) in enumerate(zip(moments.labels, moments.series)):
+        if times is not None and np.isfinite(times[rows]).all():
+            rows = rows[np.argsort(times[rows], kind="stable")]
+        parts = {element_names[name]: values[rows] for name, values in moments.numbers.items()}
         if not any(np.isfinite(values).any() for values in parts.values()):
             bad(problems, frame.path, label, None, "there is no number in this series; remove it")
             continue
         name = f"{frame.path}:{label}" if label else str(frame.path)
         if problems is not None:
-            problems.clock = found.clock(mine)
-        if said_of is None:
+            problems.clock = moments.clock(rows)
+        if labels is None:
             yield Record(as_elements(parts), name=name)
-        elif told(problems, frame.path, label, of, said_of[number]):
-            yield Record(as_elements(parts), name=of_class(name, said_of[number]))
+        elif has_class(problems, frame.path, label, label_column, labels[number]):
+            yield Record(as_elements(parts), name=of_class(name, labels[number]))
 
 
 def _roles(frame: Frame, chosen: list[str], column: str | None, who: str | None, when: str | None,
            when_format: str | None) -> _Moments:
-    """Find what was not asked for, and refuse what is not there; see `Series.read`."""
-    import pyarrow as pa
-
-    names, there = list(frame.columns), ", ".join(frame.columns)
-    chosen = [name for part in chosen for name in ([part] if part in names else part.split(","))]
-    chosen = [name[1:] if name not in names and name[1:] in names and name == f"x{name[1:]}" else name
-              for name in chosen]  # of a table without a header
-    for asked in (*chosen, *filter(None, (who, when))):
-        if asked not in names:
-            raise SegueError(f"{frame.path}: there is no column '{asked}'; there are {there}")
-    sure, asked_who = when is not None, who is not None
+    """What the columns are: those that were named, else found; a SegueError for names that are not there. See
+    `Series.read` for the options."""
+    column_list = ", ".join(frame.columns)
+    chosen = _requested_columns(frame, chosen, who, when)
+    when_requested, who_requested = when is not None, who is not None
     if when is None and frame.headed:
-        when = find_time_column(frame, [name for name in names if name not in (*chosen, who)])
-        names = list(frame.columns)
+        when = find_time_column(frame, [name for name in frame.columns if name not in (*chosen, who)])
+    names = list(frame.columns)
     numbers = {name: values for name in (chosen or [name for name in names if name != who])
                if (values := numbers_of(frame, name)) is not None}
     if missing := [name for name in chosen if name not in numbers]:
-        raise SegueError(f"{frame.path}: column '{missing[0]}' holds no numbers; there are {there}")
+        raise SegueError(f"{frame.path}: column '{missing[0]}' holds no numbers; there are {column_list}")
     if when is None:
         when = next((name for name in names if name not in (*numbers, who) and
                      timelike(frame.columns[name][:100].to_pylist())), None)
@@ -211,36 +205,25 @@ def _roles(frame: Frame, chosen: list[str], column: str | None, who: str | None,
                  not (chosen and numbers_of(frame, name) is not None)]
         who = "series" if "series" in names else column_called(texts, [*WHO, *SERIES]) if frame.headed else None
     if who is None and not frame.headed and (runs := run_columns(frame)) and not {*runs} & {*chosen}:
-        behind = next(name for name in frame.columns if name not in runs)
-        who = " ".join(runs)
-        if len(runs) > 1:
-            frame.columns[who] = pa.array(map(", ".join, zip(*(map(str, frame.columns[name].to_pylist())
-                                                               for name in runs))))
-            numbers = {name: values for name, values in numbers.items() if name not in runs}
-        if when is None and behind not in chosen and \
-                _goes_on(numbers_of(frame, behind), frame.columns[who].to_pylist()):
-            when = behind
+        next_column = next(name for name in frame.columns if name not in runs)
+        who = _joined_columns(frame, runs)
+        numbers = {name: values for name, values in numbers.items() if len(runs) == 1 or name not in runs}
+        if when is None and next_column not in chosen and \
+                _goes_on(numbers_of(frame, next_column), frame.columns[who].to_pylist()):
+            when = next_column
     if who is None and when is not None:
         who = _whose(frame, when, when_format, [*texts, *(name for name in names if name not in (*texts, *chosen))])
-    if who is not None and not asked_who and 1 < len(frame.rows) < 2 * len(frame.columns[who].unique()) and (
+    if who is not None and not who_requested and 1 < len(frame.rows) < 2 * len(frame.columns[who].unique()) and (
             when is None or len(frame.columns[who].unique()) == len(frame.rows)):
         who = None  # a name for each row, of a city or so
-    groups, labels = np.zeros(len(frame.rows), dtype=np.int64), [""]
-    if who is not None:
-        place: dict[str, int] = {}
-        groups = np.array([place.setdefault(str(cell), len(place)) for cell in frame.columns[who].to_pylist()])
-        labels = list(place)
-    order = np.argsort(groups, kind="stable")
-    series = np.split(order, np.searchsorted(groups[order], np.arange(1, len(labels))))
-    times = None if when is None else _times(frame, when, when_format, sure, series)
+    labels, series = _split_series(frame, who)
+    times = None if when is None else _times(frame, when, when_format, when_requested, series)
     when = None if times is None else when
     numbers = {name: values for name, values in numbers.items() if name not in (who, when) and name in frame.columns}
     if not chosen:
-        numbers = {name: values for name, values in numbers.items() if not counts_rows(name, values)
-                   and not (_names(name) and _constant(values)) and not _marks(name, values)
-                   and not (times is not None and repeats_time(name, values, times))} or numbers
+        numbers = _measurements(numbers, times)
     if not numbers:
-        raise SegueError(f"{frame.path}: there are no numbers here (columns: {there}); name some with columns=")
+        raise SegueError(f"{frame.path}: there are no numbers here (columns: {column_list}); name some with columns=")
     if column is not None and not chosen and len(numbers) > 1:
         if column not in numbers:
             raise SegueError(f"{frame.path}: there is no column '{column}' of numbers, which the model was fitted on; "
@@ -249,28 +232,73 @@ def _roles(frame: Frame, chosen: list[str], column: str | None, who: str | None,
     return _Moments(numbers, who, when, times, labels, series)
 
 
+def _requested_columns(frame: Frame, chosen: Iterable[str], who: str | None, when: str | None) -> list[str]:
+    """The names of the columns to read: a text may name several, with commas between, and 'x1' is column 1 of a table
+    without a header. A SegueError where one of these, `who` or `when` is not in the table."""
+    names = list(frame.columns)
+    separate = [name for part in chosen for name in ([part] if part in names else part.split(","))]
+    requested = [name[1:] if name not in names and name[1:] in names and name == f"x{name[1:]}" else name
+                 for name in separate]
+    for name in (*requested, *filter(None, (who, when))):
+        if name not in names:
+            raise SegueError(f"{frame.path}: there is no column '{name}'; there are {', '.join(names)}")
+    return requested
+
+
+def _joined_columns(frame: Frame, names: Sequence[str]) -> str:
+    """Add a column of the cells of these columns with commas between, if there are several; its name."""
+    import pyarrow as pa
+
+    joined = " ".join(names)
+    if len(names) > 1:
+        frame.columns[joined] = pa.array(map(", ".join, zip(*(map(str, frame.columns[name].to_pylist())
+                                                              for name in names))))
+    return joined
+
+
+def _split_series(frame: Frame, who: str | None) -> tuple[list[str], list[np.ndarray]]:
+    """The label of each series and the numbers of its rows, in the order of their first rows; one series with all
+    rows and no label where no column names series."""
+    groups, labels = np.zeros(len(frame.rows), dtype=np.int64), [""]
+    if who is not None:
+        index: dict[str, int] = {}
+        groups = np.array([index.setdefault(str(cell), len(index)) for cell in frame.columns[who].to_pylist()])
+        labels = list(index)
+    order = np.argsort(groups, kind="stable")
+    return labels, np.split(order, np.searchsorted(groups[order], np.arange(1, len(labels))))
+
+
+def _measurements(numbers: Mapping[str, np.ndarray], times: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Columns of numbers without those that count rows, number things, mark anomalies or repeat the time; all of them
+    where none would be left."""
+    kept = {name: values for name, values in numbers.items() if not counts_rows(name, values)
+            and not (_names(name) and _constant(values)) and not _marks(name, values)
+            and not (times is not None and repeats_time(name, values, times))}
+    return kept or dict(numbers)
+
+
 def run_columns(frame: Frame) -> list[str]:
     """The first columns of a table without a header that name its series: texts or whole numbers that stay the same
     for many rows, one series behind the other; before columns of measured numbers."""
-    found = []
+    naming_columns = []
     for name in frame.columns:
         cells = frame.columns[name].to_pylist()
         changes = sum(a != b for a, b in zip(cells, cells[1:]))
         if not 0 < 8 * changes < len(cells) or measured(cells[:MANY]) or timelike(cells[:MANY]):
             break
-        found.append(name)
-    rest = [name for name in frame.columns if name not in found]
-    return found if found and any(measured(frame.columns[name][:MANY].to_pylist()) for name in rest) else []
+        naming_columns.append(name)
+    others = [name for name in frame.columns if name not in naming_columns]
+    return naming_columns if any(measured(frame.columns[name][:MANY].to_pylist()) for name in others) else []
 
 
-def _goes_on(values: np.ndarray | None, whose: Sequence[Any]) -> bool:
+def _goes_on(values: np.ndarray | None, owners: Sequence[Any]) -> bool:
     """Whether a column says when: it grows within each series, and counts its rows anew or holds moments."""
     if values is None:
         return False
-    begins = np.array([a != b for a, b in zip(whose, whose[1:])])
+    starts = np.array([a != b for a, b in zip(owners, owners[1:])])
     gaps = np.diff(values)
-    anew = bool((gaps[~begins] == 1).all()) and len(np.unique(values[1:][begins])) == 1
-    return anew or (bool((values >= EPOCH).all()) and 50 * (gaps[~begins] < 0).sum() < len(gaps))
+    restarts = bool((gaps[~starts] == 1).all()) and len(np.unique(values[1:][starts])) == 1
+    return restarts or (bool((values >= EPOCH).all()) and 50 * (gaps[~starts] < 0).sum() < len(gaps))
 
 
 def _whose(frame: Frame, when: str, when_format: str | None, names: Sequence[str]) -> str | None:
@@ -285,29 +313,29 @@ def _whose(frame: Frame, when: str, when_format: str | None, names: Sequence[str
     if len(np.unique(times)) == len(times) or not np.isfinite(times).all():
         return None
     dated = timelike(frame.columns[when][:100].to_pylist())
-    whole = [name for name in names if name != when and not measured(frame.columns[name][:1000].to_pylist())
-             and (dated or _names(name) or numbers_of(frame, name) is None)]
+    candidates = [name for name in names if name != when and not measured(frame.columns[name][:1000].to_pylist())
+                  and (dated or _names(name) or numbers_of(frame, name) is None)]
     cells = {name: list(map(str, frame.columns[name].to_pylist())) for name in names}
-    whole += [name for name in names if name not in (*whole, when) and _apart(cells[name], times, True)]
-    if found := next((name for name in whole if _apart(cells[name], times)), None):
-        return found
-    whole.sort(key=list(frame.columns).index)
-    for pair in combinations([name for name in whole if naming(name, cells[name][:1000])], 2):
-        both = list(map(", ".join, zip(*(cells[name] for name in pair))))
-        if _apart(both, times):
-            frame.columns[" ".join(pair)] = pa.array(both, pa.string())
+    candidates += [name for name in names if name not in (*candidates, when) and _apart(cells[name], times, True)]
+    if single := next((name for name in candidates if _apart(cells[name], times)), None):
+        return single
+    candidates.sort(key=list(frame.columns).index)
+    for pair in combinations([name for name in candidates if naming(name, cells[name][:1000])], 2):
+        joined = list(map(", ".join, zip(*(cells[name] for name in pair))))
+        if _apart(joined, times):
+            frame.columns[" ".join(pair)] = pa.array(joined, pa.string())
             for name in pair:
                 frame.columns.pop(name)
             return " ".join(pair)
     return None
 
 
-def _times(frame: Frame, when: str, when_format: str | None, sure: bool,
+def _times(frame: Frame, when: str, when_format: str | None, requested: bool,
            series: Sequence[np.ndarray]) -> np.ndarray | None:
     """Seconds of each row; None where a column that nobody asked for does not say when: names of weekdays, or numbers
     that come again in one of the series, such as the day of a month."""
     column = frame.columns[when]
-    moments = sure or timelike(column[:100].to_pylist())
+    moments = requested or timelike(column[:100].to_pylist())
     try:
         times = seconds_of(column, when_format, frame.path, when)
     except SegueError:
@@ -315,7 +343,7 @@ def _times(frame: Frame, when: str, when_format: str | None, sure: bool,
             raise
         return None
     plain = not moments and numbers_of(frame, when) is not None
-    return None if plain and any(len(np.unique(times[mine])) < len(mine) for mine in series) else times
+    return None if plain and any(len(np.unique(times[rows])) < len(rows) for rows in series) else times
 
 
 def _names(name: str) -> bool:
@@ -325,22 +353,23 @@ def _names(name: str) -> bool:
 
 def _constant(values: np.ndarray) -> bool:
     """The same whole number in every row, as that of a station."""
-    known = values[np.isfinite(values)]
-    same = len(values) > 1 and len(known) == len(values) and bool((known == known[0]).all())
-    return same and float(known[0]).is_integer()
+    finite = values[np.isfinite(values)]
+    is_constant = len(values) > 1 and len(finite) == len(values) and bool((finite == finite[0]).all())
+    return is_constant and float(finite[0]).is_integer()
 
 
 def repeats_time(name: str, values: np.ndarray, times: np.ndarray) -> bool:
     """Whether a column says the year, month, day or hour of the times (N,) that another column says."""
-    part = next((part for part, called in CALLED.items() if plain(name) in called), None)
+    part = next((part for part, aliases in CALLED.items() if plain(name) in aliases), None)
     if part not in CALENDAR or not of_calendar(times):
         return False
-    known = np.isfinite(times) & np.isfinite(values)
-    moments = np.round(times[known]).astype("M8[s]")
+    finite = np.isfinite(times) & np.isfinite(values)
+    moments = np.round(times[finite]).astype("M8[s]")
     unit, larger = CALENDAR[part]
-    said = moments.astype(f"M8[{unit}]")
-    number = said.astype(int) + 1970 if part == "year" else (said - moments.astype(f"M8[{larger}]")).astype(int)
-    return bool(np.isin(values[known] - number, (0, 1)).mean() > 0.95) if known.any() else False
+    truncated = moments.astype(f"M8[{unit}]")
+    number = truncated.astype(int) + 1970 if part == "year" else \
+        (truncated - moments.astype(f"M8[{larger}]")).astype(int)
+    return bool(np.isin(values[finite] - number, (0, 1)).mean() > 0.95) if finite.any() else False
 
 
 def _marks(name: str, values: np.ndarray) -> bool:
@@ -351,5 +380,5 @@ def _marks(name: str, values: np.ndarray) -> bool:
 def counts_rows(name: str, values: np.ndarray) -> bool:
     """A column that counts the rows."""
     plain = re.sub(r"[^a-z]", "", name.lower())
-    whole = len(values) > 1 and float(values[0]).is_integer() and bool((np.diff(values) == 1).all())
-    return whole and (plain in ("", *COUNTERS) or _names(name))
+    counting = len(values) > 1 and float(values[0]).is_integer() and bool((np.diff(values) == 1).all())
+    return counting and (plain in ("", *COUNTERS) or _names(name))

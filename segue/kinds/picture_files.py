@@ -21,7 +21,7 @@ from segue.kinds.base import HEAD as SNIFFED
 from segue.kinds.base import Problems, bad, of_class
 from segue.kinds.beside import classes_beside
 from segue.kinds.columns import class_column, class_of, look
-from segue.kinds.frame import ROWS, Look, is_array, is_parquet, load_array, load_table, said
+from segue.kinds.frame import ROWS, Look, describe_roles, is_array, is_parquet, load_array, load_table
 from segue.kinds.picture_form import PIXELS, Form
 
 PICTURE_NAME = re.compile(r"(?i)pixel|image|img|picture")  # a column of lists of brightness
@@ -144,7 +144,7 @@ def _read_table(path: Path, problems: Problems | None) -> Iterator[ImageRecord]:
         rest = [of]
     if problems is not None:
         told = columns[0] if len(columns) == 1 else f"{columns[0]} to {columns[-1]}"
-        problems.note = said([("class", of), ("pictures", told)], [*rest, told])
+        problems.note = describe_roles([("class", of), ("pictures", told)], [*rest, told])
     cells: Any = frame.columns[columns[0]].to_pylist() if len(columns) == 1 else _stretch(
         np.stack([_brightness(frame.columns[name]) for name in columns], 1))
     for row, values in enumerate(cells):

@@ -69,17 +69,17 @@ THAT = "event"  # what, where nothing is known of events but when they were
 Roles = tuple[str | None, str, str | None]  # the columns that say who, what and when
 
 
-def column_called(names: Iterable[str], usual: Sequence[str]) -> str | None:
+def column_called(names: Iterable[str], keywords: Sequence[str]) -> str | None:
     """The column whose name, or last part of a name, says what is looked for."""
-    return next(iter(columns_called(names, usual)), None)
+    return next(iter(columns_called(names, keywords)), None)
 
 
-def columns_called(names: Iterable[str], usual: Sequence[str]) -> list[str]:
+def columns_called(names: Iterable[str], keywords: Sequence[str]) -> list[str]:
     """All such columns, the one that says it best first."""
-    found = [(usual.index(stem), ENDINGS.index(ending), i, name) for i, name in enumerate(names)
+    ranked = [(keywords.index(stem), ENDINGS.index(ending), i, name) for i, name in enumerate(names)
               for whole in {plain(name), plain(name.rpartition(".")[2])} for ending in ENDINGS
-              if whole.endswith(ending) and (stem := whole.removesuffix(ending)) in usual]
-    return list(dict.fromkeys(name for *_, name in sorted(found)))
+              if whole.endswith(ending) and (stem := whole.removesuffix(ending)) in keywords]
+    return list(dict.fromkeys(name for *_, name in sorted(ranked)))
 
 
 def numbered(name: str) -> bool:
@@ -116,26 +116,26 @@ def time_column_by_place(names: Sequence[str], cells: Callable[[str], Iterable[A
     numbers that may be times; else the first, where none of it comes again."""
     timed = [name for name in names if timelike(cells(name))]
     dated = [name for name in timed if not all(NUMBER.fullmatch(str(cell)) for cell in cells(name) if cell is not None)]
-    once = [name for name in timed if name == names[0] and len(names) > 2 and
-            len(set(map(str, cells(name)))) == len(list(cells(name)))]
-    later = [name for name in dated if name != names[0]] + [name for name in timed if name in names[2:]]
-    return next(iter(later + once), None)
+    unrepeated = [name for name in timed if name == names[0] and len(names) > 2 and
+                  len(set(map(str, cells(name)))) == len(list(cells(name)))]
+    preferred = [name for name in dated if name != names[0]] + [name for name in timed if name in names[2:]]
+    return next(iter(preferred + unrepeated), None)
 
 
 def find_roles(frame: Frame, who: str | None, what: str | None, when: str | None) -> Roles:
     """Which columns say who, what and when: those asked for, else by name, else by what is in them."""
     names = ", ".join(frame.columns)
-    for role, asked in (("who", who), ("what", what), ("when", when)):
-        if asked is not None and asked not in frame.columns and (role, asked) not in (("who", THIS), ("what", THAT)):
-            raise SegueError(f"{frame.path}: there is no column '{asked}' to say {role}; there are {names}")
+    for role, requested in (("who", who), ("what", what), ("when", when)):
+        if requested not in (None, *frame.columns) and (role, requested) not in (("who", THIS), ("what", THAT)):
+            raise SegueError(f"{frame.path}: there is no column '{requested}' to say {role}; there are {names}")
     guess = _by_header if frame.headed else _by_place
-    whose, thing, clock = _of_lists(frame, *guess(frame, who, what, when), asked=(what is not None, when is not None))
-    lists = thing is not None and _is_list(thing if thing in frame.columns else clock, frame)
+    entity, item, time = _of_lists(frame, *guess(frame, who, what, when), asked=(what is not None, when is not None))
+    lists = item is not None and _is_list(item if item in frame.columns else time, frame)
     if not lists:
-        whose, thing = _what_is_left(frame, whose, thing, clock)
-    if thing is None or (whose is None and not lists):
-        raise _untold(frame, whose, thing, clock, names)
-    return whose, thing, clock
+        entity, item = _what_is_left(frame, entity, item, time)
+    if item is None or (entity is None and not lists):
+        raise _untold(frame, entity, item, time, names)
+    return entity, item, time
 
 
 def has_roles(path: Path, table: Look) -> bool:
@@ -175,41 +175,42 @@ def _by_header(frame: Frame, who: str | None, what: str | None,
     first = next(iter(columns), None)
     if who is None and first in _free(frame, what, when) and are_merged(columns[first].to_pylist()):
         columns[first], who = compute.fill_null_forward(columns[first]), first
-        rest = _free(frame, who, what, when)
-        what = what or next(iter([*columns_called(rest, WHAT), *rest]), None)
+        free = _free(frame, who, what, when)
+        what = what or next(iter([*columns_called(free, WHAT), *free]), None)
     if when is None:
         when = find_time_column(frame, _free(frame, who, what))
-    several = [name for name in _free(frame, who, what, when) if _is_list(name, frame) or _says_who(columns[name])]
+    entity_columns = [name for name in _free(frame, who, what, when)
+                      if _is_list(name, frame) or _says_who(columns[name])]
     if who is None:
-        who = column_called(several, WHO)
+        who = column_called(entity_columns, WHO)
     if what is None:
-        what = _what_happens(frame, who, when, several)
+        what = _what_happens(frame, who, when, entity_columns)
     if when is not None and not _is_list(when, frame) and (who is None or what is None):
-        sure = what is not None and column_called([what], WHAT) is not None and not _is_list(what, frame)
-        rest = _free(frame, who, what, when)
-        who, what = guess_who_and_what(rest, lambda name: columns[name][:MANY].to_pylist(), who, what)
-        who = who or column_called(_free(frame, what, when), WHO) or (THIS if sure else None)
+        what_is_certain = what is not None and column_called([what], WHAT) is not None and not _is_list(what, frame)
+        free = _free(frame, who, what, when)
+        who, what = guess_who_and_what(free, lambda name: columns[name][:MANY].to_pylist(), who, what)
+        who = who or column_called(_free(frame, what, when), WHO) or (THIS if what_is_certain else None)
     if who is None:
         who = column_called(_free(frame, what, when), WHO)
     return who, what, when
 
 
-def _what_happens(frame: Frame, who: str | None, when: str | None, several: Sequence[str]) -> str | None:
-    """The column called as what happens is, best one in which things come again. several: the columns that may say who,
-    where nothing does yet."""
+def _what_happens(frame: Frame, who: str | None, when: str | None, entity_columns: Sequence[str]) -> str | None:
+    """The column called as what happens is, best one in which things come again. entity_columns: those that may say
+    who, where no column does yet."""
     free, columns = _free(frame, who, when), frame.columns
     lists = [name for name in free if _is_list(name, frame)]
     if len(lists) > 1:
         lists = [name for name in lists if not measured(_within(frame.columns[name]))]
-    alone = lists if who is None and len(lists) == 1 else []
-    able = [*alone, *columns_called(free, WHAT), *columns_called(free, WEAKLY)]
-    ids = [name for name in several if IDS.search(name)] if who is None else [who]
-    happen = (name for name in able if _is_list(name, frame) or
+    only_list = lists if who is None and len(lists) == 1 else []
+    candidates = [*only_list, *columns_called(free, WHAT), *columns_called(free, WEAKLY)]
+    ids = [name for name in entity_columns if IDS.search(name)] if who is None else [who]
+    happen = (name for name in candidates if _is_list(name, frame) or
               _happens(frame.columns, next((whose for whose in ids if whose != name), None), name))
     others = [name for name in free if numbered(name) and not counts_up(columns[name][:MANY].to_pylist())
               and not names_the_same(columns[name][:MANY].to_pylist(), columns[who][:MANY].to_pylist())] \
-        if who in columns and not able else []
-    return next(happen, next(iter(able), others[0] if len(others) == 1 else None))
+        if who in columns and not candidates else []
+    return next(happen, next(iter(candidates), others[0] if len(others) == 1 else None))
 
 
 def _by_place(frame: Frame, who: str | None, what: str | None,
@@ -272,8 +273,8 @@ def _untold(frame: Frame, who: str | None, what: str | None, when: str | None, n
     missing = [role for role, name in (("who", who), ("what", what)) if name is None]
     hint = f", or who='{THIS}' if all of it is one sequence" if what is not None else \
         "; or read it as text with kind=text"
-    rest = _free(frame, who, what, when)[:20]
-    if what is None and any(measured(frame.columns[name][:1000].to_pylist()) for name in rest):
+    free = _free(frame, who, what, when)[:20]
+    if what is None and any(measured(frame.columns[name][:1000].to_pylist()) for name in free):
         hint = f"; its numbers are measured: {MEASURED}"
     return SegueError(f"{frame.path}: no column says {' and '.join(missing)}; name "
                       f"{'them' if len(missing) > 1 else 'it'} with {' and '.join(f'{role}=' for role in missing)} "
@@ -310,8 +311,8 @@ def find_time_column(frame: Frame, names: list[str]) -> str | None:
     parts = _parts([name for name in names if "list" not in str(frame.columns[name].type)], cells)
     if not parts:
         return time_column(names, lambda name: cells(name)[:100])
-    said = spelled(parts, [frame.columns.pop(name).to_pylist() for name in parts])
-    frame.columns[" ".join(parts)] = pa.array(said, pa.string())
+    joined = spelled(parts, [frame.columns.pop(name).to_pylist() for name in parts])
+    frame.columns[" ".join(parts)] = pa.array(joined, pa.string())
     return " ".join(parts)
 
 
@@ -321,36 +322,38 @@ def with_joined_times(table: Look) -> Look:
     if not parts:
         return table
     places = [table.names.index(name) for name in parts]
-    said = spelled(parts, [[row[place] if place < len(row) else None for row in table.rows] for place in places])
-    rest = [place for place in range(len(table.names)) if place not in places]
-    rows = [[*([*row, *[None] * len(table.names)][place] for place in rest), moment]
-            for row, moment in zip(table.rows, said)]
-    return replace(table, names=[*(table.names[place] for place in rest), " ".join(parts)], rows=rows)
+    joined = spelled(parts, [[row[place] if place < len(row) else None for row in table.rows] for place in places])
+    others = [place for place in range(len(table.names)) if place not in places]
+    rows = [[*([*row, *[None] * len(table.names)][place] for place in others), moment]
+            for row, moment in zip(table.rows, joined)]
+    return replace(table, names=[*(table.names[place] for place in others), " ".join(parts)], rows=rows)
 
 
 def _parts(names: Iterable[str], cells: Callable[[str], Sequence[Any]]) -> dict[str, str]:
     """See `together`; nothing where one of the other columns says when."""
     parts = together(names := list(names), cells)
-    alone = time_column(names, cells) if parts else None
-    return parts if alone is None or alone in parts or not timelike(cells(alone)) else {}
+    single = time_column(names, cells) if parts else None
+    return parts if single is None or single in parts or not timelike(cells(single)) else {}
 
 
 def time_column(names: Iterable[str], cells: Callable[[str], Sequence[Any]]) -> str | None:
     """The column that says when: by its usual name, by how its name ends and what is in it, by the dates in it, or, if
     it has no name, by the years it counts."""
     names = list(names)
-    usual = columns_called(names, WHEN)
-    if usual:  # the first that can be read, rather one that only grows
-        able = [name for name in usual if all(NUMBER.fullmatch(str(cell)) for cell in cells(name)) or
-                timelike(cells(name))]
-        return next((name for name in able if len(able) > 1 and is_growing(cells(name))), next(iter(able), usual[0]))
+    named = columns_called(names, WHEN)
+    if named:  # the first that can be read, rather one that only grows
+        readable = [name for name in named if all(NUMBER.fullmatch(str(cell)) for cell in cells(name)) or
+                    timelike(cells(name))]
+        growing = (name for name in readable if len(readable) > 1 and is_growing(cells(name)))
+        return next(growing, next(iter(readable), named[0]))
     likely = [name for name in names if timelike(cells(name))]
     stems = [UNITS.sub("", plain(name)) for name in likely]
-    ends = [name for name, stem in zip(likely, stems) if plain(name).endswith(MOMENTS) or stem.endswith(MOMENTS)]
+    by_ending = [name for name, stem in zip(likely, stems) if plain(name).endswith(MOMENTS) or stem.endswith(MOMENTS)]
     dates = [name for name in likely if not all(NUMBER.fullmatch(str(cell)) or CLOCK.fullmatch(str(cell).strip())
                                                 for cell in cells(name) if cell is not None)]
+    # The moment of an event differs from row to row; that of a last change does not.
     years = [name for name in names[:1] if name in ("", "1") and _counts_years(cells(name))]
-    return max(ends or dates or years, key=lambda name: len(set(map(str, cells(name)))), default=None)  # last change
+    return max(by_ending or dates or years, key=lambda name: len(set(map(str, cells(name)))), default=None)
 
 
 def _counts_years(cells: Sequence[Any]) -> bool:
@@ -376,35 +379,35 @@ def guess_who_and_what(names: Iterable[str], cells: Callable[[str], Sequence[Any
     where their column is called as numbers of things are. Where one of the two is known, it is the other one's only
     column, if there is one, though not one that what happened tells. A table of more measurements than names is of
     neither."""
-    able, sizes = [], 0  # columns of names, and how many of sizes
+    candidates, num_measured = [], 0  # columns of names, and how many of sizes
     for name in names:
         values = [str(cell) for cell in cells(name) if cell not in (None, "") and not isinstance(cell, list)]
         numbers = all(map(is_number, values)) and not plain(name).endswith(ENDINGS[1:])
-        again = plain(name) not in HOW and 1 < len(set(values)) < len(values)
-        if again and not numbers and not timelike(values) and not measured(values) and \
+        repeats = plain(name) not in HOW and 1 < len(set(values)) < len(values)
+        if repeats and not numbers and not timelike(values) and not measured(values) and \
                 sum(map(len, values)) <= 40 * len(values):
-            able.append(name)
-        sizes += bool(values) and measured(values)
+            candidates.append(name)
+        num_measured += bool(values) and measured(values)
     if what is not None:
-        able = [name for name in able if not is_determined_by(cells(name), cells(what))]
+        candidates = [name for name in candidates if not is_determined_by(cells(name), cells(what))]
     if who is not None:
-        able = [name for name in able if not names_the_same(cells(name), cells(who))]
+        candidates = [name for name in candidates if not names_the_same(cells(name), cells(who))]
     if who is None and what is None:
-        varied = [name for name in able[1:] if not is_determined_by(cells(name), cells(able[0]))]
-        return (able[0], varied[0]) if varied and len(able) > max(1, sizes) else (None, None)
-    alone = able[0] if len(able) == 1 or (what is None and able) else None
-    if what is not None and alone is not None and 2 * len({*map(str, cells(alone))}) > len(cells(alone)):
-        alone = None  # hardly anything happens twice to one of these
-    if who is None and len(able) > 1:
-        alone = next((name for name in able if IDS.search(name) and
-                      5 * len({*map(str, cells(name))}) <= 4 * len(cells(name))), None)  # not one for each row
-    return who or alone, what or alone
+        varied = [name for name in candidates[1:] if not is_determined_by(cells(name), cells(candidates[0]))]
+        return (candidates[0], varied[0]) if varied and len(candidates) > max(1, num_measured) else (None, None)
+    only = candidates[0] if len(candidates) == 1 or (what is None and candidates) else None
+    if what is not None and only is not None and 2 * len({*map(str, cells(only))}) > len(cells(only)):
+        only = None  # hardly anything happens twice to one of these
+    if who is None and len(candidates) > 1:
+        only = next((name for name in candidates if IDS.search(name) and
+                     5 * len({*map(str, cells(name))}) <= 4 * len(cells(name))), None)  # not one for each row
+    return who or only, what or only
 
 
-def is_determined_by(cells: Sequence[Any], things: Sequence[Any]) -> bool:
+def is_determined_by(cells: Sequence[Any], keys: Sequence[Any]) -> bool:
     """Whether one column is determined by another: the component that wrote a line of a log by the template of the
     line, a continent by the country."""
-    return len(cells) == len(things) and len({*zip(map(str, cells), map(str, things))}) == len({*map(str, things)})
+    return len(cells) == len(keys) and len({*zip(map(str, cells), map(str, keys))}) == len({*map(str, keys)})
 
 
 def names_the_same(cells: Sequence[Any], entities: Sequence[Any]) -> bool:
@@ -426,13 +429,13 @@ def _says_who(column: Any) -> bool:
 
 def _happens(columns: Mapping[str, Any], who: str | None, what: str) -> bool:
     """Whether what a column says comes again, and is not of each entity one and the same."""
-    said = columns[what][:MANY].to_pylist()
+    items = columns[what][:MANY].to_pylist()
     entities = columns.get(who) if who is not None else None
-    whose = said if entities is None or "list" in str(entities.type) else entities[:MANY].to_pylist()
-    known = [(name, each) for name, each in zip(whose, said) if each not in (None, "")]
-    things, names = {each for _, each in known}, {name for name, _ in known}
-    varied = who is None or len(names) == len(known) or len(set(known)) > len(names)
-    return len(said) < FEW or (len(things) < len(known) and varied)
+    owners = items if entities is None or "list" in str(entities.type) else entities[:MANY].to_pylist()
+    pairs = [(name, each) for name, each in zip(owners, items) if each not in (None, "")]
+    distinct, names = {each for _, each in pairs}, {name for name, _ in pairs}
+    varied = who is None or len(names) == len(pairs) or len(set(pairs)) > len(names)
+    return len(items) < FEW or (len(distinct) < len(pairs) and varied)
 
 
 def _within(column: Any) -> list[Any]:

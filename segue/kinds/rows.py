@@ -19,7 +19,7 @@ from segue.errors import SegueError
 from segue.files import atomic_write
 from segue.kinds.base import Dataset, Kind, Problems, Record, looks_binary, of_class, words
 from segue.kinds.codecs import MISSING, CellCodec, Codec, decimal
-from segue.kinds.columns import class_column, class_of, look, says_few, told
+from segue.kinds.columns import class_column, class_of, has_class, look, says_few
 from segue.kinds.frame import DELIMITED, JSON, PARQUET, TABULAR, Frame, Look, glance, is_parquet, load_table
 from segue.kinds.frame import number as is_number
 from segue.kinds.moment_rows import counts_rows, numbers_of
@@ -65,10 +65,10 @@ class Rows(Kind):
                                                                              and not is_parquet(head)):
             return 0.0
         table = glance(path, head)
-        called = path.suffix.lower() in DELIMITED | JSON | PARQUET
-        if table is None or not (called or table.regular) or in_blocks(table, head):
+        has_table_suffix = path.suffix.lower() in DELIMITED | JSON | PARQUET
+        if table is None or not (has_table_suffix or table.regular) or in_blocks(table, head):
             return 0.0
-        return 0.845 if stand_alone(table) else fallback_score(table, called)
+        return 0.845 if stand_alone(table) else fallback_score(table, has_table_suffix)
 
     def read(self, path: Path, problems: Problems | None = None, *, columns: Sequence[str] = (),
              classes: str | None = None, encoding: str = "utf-8") -> Iterator[Record]:
@@ -82,34 +82,34 @@ class Rows(Kind):
                              "events, series or text")
         if not frame.headed:
             frame.columns = {f"x{name}" if name.isdigit() else name: cells for name, cells in frame.columns.items()}
-        called = {" ".join(name.replace("=", " ").split()) or "x": name for name in frame.columns}
-        of = class_of_rows(frame, classes)
-        cells = {name: cells_of(frame, called[name]) for name in
-                 (name for name in called if name in chosen or (not chosen and called[name] == of))
-                 } if chosen else told_columns(frame, called, of)
-        if missing := [name for name in chosen if name not in cells and name != of]:
+        columns_by_name = {" ".join(name.replace("=", " ").split()) or "x": name for name in frame.columns}
+        label_column = class_of_rows(frame, classes)
+        cells = informative_columns(frame, columns_by_name, label_column) if not chosen else {
+            name: cells_of(frame, column) for name, column in columns_by_name.items() if name in chosen}
+        if missing := [name for name in chosen if name not in cells and name != label_column]:
             if len(missing) > len(chosen) // 2:
-                raise SegueError(f"{path}: there is no column '{missing[0]}'; there are {', '.join(called)}")
+                raise SegueError(f"{path}: there is no column '{missing[0]}'; there are {', '.join(columns_by_name)}")
             if problems is not None:
                 problems.refuse(path, f"there is no column {', '.join(missing)}: rows are read without")
-        said_of = None
-        if classes is not None and of is not None:
-            cells = {name: values for name, values in cells.items() if called[name] != of}
-            said_of = list(map(class_of, frame.columns[of].to_pylist()))
-        order = sorted(cells, key=chosen.index) if chosen else sorted(cells, key=lambda name: called[name] == of)
-        if not order or (not chosen and [called[name] for name in order] == [of]):  # a class of nothing
-            besides = f" but '{of}'" if order else ""
+        labels = None
+        if classes is not None and label_column is not None:
+            cells = {name: values for name, values in cells.items() if columns_by_name[name] != label_column}
+            labels = list(map(class_of, frame.columns[label_column].to_pylist()))
+        order = sorted(cells, key=chosen.index if chosen else lambda name: columns_by_name[name] == label_column)
+        only_class = not chosen and [columns_by_name[name] for name in order] == [label_column]
+        if not order or only_class:
+            besides = f" but '{label_column}'" if order else ""
             raise SegueError(f"{path}: no column of this table{besides} says anything that comes again or is a number "
-                             f"(columns: {', '.join(called)}); name some with columns=")
+                             f"(columns: {', '.join(columns_by_name)}); name some with columns=")
         if problems is not None:
-            left = [name for name in called if name not in cells and called[name] != of]
-            problems.note = note(order, of, classes is not None, left)
+            unread = [name for name in columns_by_name if name not in cells and columns_by_name[name] != label_column]
+            problems.note = describe_columns(order, label_column, classes is not None, unread)
         for i, row in enumerate(zip(*(cells[name] for name in order))):
             name = f"{path}:{frame.place(i)}"
-            if said_of is not None:
-                if not told(problems, path, frame.place(i), of, said_of[i]):
+            if labels is not None:
+                if not has_class(problems, path, frame.place(i), label_column, labels[i]):
                     continue
-                name = of_class(name, said_of[i])
+                name = of_class(name, labels[i])
             yield Record([f"{column}={cell}" for column, cell in zip(order, row)], name=name)
 
     def codec(self, data: Dataset, *, levels: int = 32) -> Codec:
@@ -117,14 +117,14 @@ class Rows(Kind):
         are at most twice as many); of others what they say, the thousand commonest things at most."""
         if levels < 2:
             raise SegueError(f"levels={levels}: numbers are told apart by two levels at least")
-        found: dict[str, dict[str, int]] = {}
+        counts_by_column: dict[str, dict[str, int]] = {}
         for obj in islice(data.objects(), MANY):
             for item in obj:
-                found.setdefault(item.partition("=")[0], {})
+                counts_by_column.setdefault(item.partition("=")[0], {})
         for item, count in data.vocabulary.items():
             column, _, cell = str(item).partition("=")
-            found.setdefault(column, {})[cell] = count
-        return CellCodec({column: values_of(counts, levels) for column, counts in found.items()})
+            counts_by_column.setdefault(column, {})[cell] = count
+        return CellCodec({column: values_of(cell_counts, levels) for column, cell_counts in counts_by_column.items()})
 
     def reading(self, codec: Codec) -> dict[str, Any]:
         return {"columns": list(codec.columns)} if isinstance(codec, CellCodec) else {}
@@ -155,18 +155,18 @@ class Rows(Kind):
         if isinstance(obj, str):
             obj = re.split(r"\s*[,;→]\s*(?=[^,;=]+=)", obj.strip(" ,;→")) if "=" in obj else obj.split(",")
         items = [str(item).strip() for item in obj]
-        if strange := next((item for item in items if "=" not in item), None):
-            raise SegueError(f"{strange!r:.60} is no cell of a row: give column=value")
+        if invalid := next((item for item in items if "=" not in item), None):
+            raise SegueError(f"{invalid!r:.60} is no cell of a row: give column=value")
         return items
 
 
-def note(order: Sequence[str], of: str | None, taken: bool, left: Sequence[str]) -> str:
+def describe_columns(order: Sequence[str], label_column: str | None, taken: bool, skipped: Sequence[str]) -> str:
     """How a table was understood."""
-    several = f",... ({len(order)} in all)" if len(order) > 20 else ""
-    last = f", class={of}" + ("" if taken else " (last)") if of else ""
-    unread = f"; not read: {', '.join(left[:8])}" + (f" and {len(left) - 8} more" if len(left) > 8 else "") if left \
-        else ""
-    return f"each row by itself, columns={','.join(order[:20])}{several}{last}{unread}"
+    more = f",... ({len(order)} in all)" if len(order) > 20 else ""
+    last = f", class={label_column}" + ("" if taken else " (last)") if label_column else ""
+    unread = f"; not read: {', '.join(skipped[:8])}" if skipped else ""
+    unread += f" and {len(skipped) - 8} more" if len(skipped) > 8 else ""
+    return f"each row by itself, columns={','.join(order[:20])}{more}{last}{unread}"
 
 
 def stand_alone(table: Look) -> bool:
@@ -207,9 +207,9 @@ def stand_alone(table: Look) -> bool:
     return bool(named and table.headed) or len(texts) - len(prose) > 2 or not _goes_on(table, numbers)
 
 
-def fallback_score(table: Look, called: bool) -> float:
+def fallback_score(table: Look, has_table_suffix: bool) -> float:
     """How surely a table is read row by row where nothing speaks for another kind: more surely with two columns of
-    numbers than with names that come again. called: the file is called as tables are."""
+    numbers than with names that come again. has_table_suffix: the file is called as tables are."""
     if not 2 <= len(table.names) <= MOST or len(table.rows) < 4 or text_columns(table):
         return 0.0
     columns = {name: cells for name in table.names if (cells := table.column(name))}
@@ -217,20 +217,20 @@ def fallback_score(table: Look, called: bool) -> float:
         return 0.0
     columns = {name: cells for name, cells in columns.items() if not is_identifier(name, cells)}
     numbers = [name for name, cells in columns.items() if _mostly(cells)]
-    again = [name for name, cells in columns.items() if name not in numbers and 1 < len(set(cells)) < len(cells)]
-    if len(numbers) + len(again) < (2 if table.headed else 4):
+    repeating = [name for name, cells in columns.items() if name not in numbers and 1 < len(set(cells)) < len(cells)]
+    if len(numbers) + len(repeating) < (2 if table.headed else 4):
         return 0.0
-    if not called and table.headed:  # more surely than a text by its name, less than times speak for a series
+    if not has_table_suffix and table.headed:  # more surely than a text by its name, less than times speak for a series
         return 0.805 if len(numbers) > 1 and table.delimiter != " " else 0.0
-    if not called and (table.delimiter == " " or len(numbers) < 3):
+    if not has_table_suffix and (table.delimiter == " " or len(numbers) < 3):
         return 0.0
     return 0.55 if table.headed and len(numbers) > 1 else 0.42
 
 
 def is_identifier(name: str, cells: Sequence[Any]) -> bool:
     """Whether a column gives each row a name or number of its own: it is called so, and none comes again."""
-    called = plain_id(name) or numbered(name) or name.strip().lower() in IDENTIFIERS
-    return called and len(set(map(str, cells))) == len(cells) and not measured(cells)
+    has_id_name = plain_id(name) or numbered(name) or name.strip().lower() in IDENTIFIERS
+    return has_id_name and len(set(map(str, cells))) == len(cells) and not measured(cells)
 
 
 def _mostly(cells: Sequence[Any]) -> bool:
@@ -240,15 +240,15 @@ def _mostly(cells: Sequence[Any]) -> bool:
 
 def _has_places(columns: Mapping[str, Sequence[Any]]) -> bool:
     """Whether there are columns of latitudes and longitudes: without times these are places, not a way."""
-    called = {name.strip().lower(): cells for name, cells in columns.items()}
-    return any(set(pair) <= called.keys() and all(_mostly(called[name]) for name in pair) for pair in PLACES)
+    by_name = {name.strip().lower(): cells for name, cells in columns.items()}
+    return any(set(pair) <= by_name.keys() and all(_mostly(by_name[name]) for name in pair) for pair in PLACES)
 
 
 def _rises(numbers: Sequence[float]) -> bool:
     """Whether numbers never fall, as times do not; or come again and again, as those of several series."""
-    known = [number for number in numbers if np.isfinite(number)]
-    falls = sum(b < a for a, b in zip(known, known[1:]))
-    return len(set(known)) > 1 and falls * 3 <= len(known) // 3
+    finite = [number for number in numbers if np.isfinite(number)]
+    falls = sum(b < a for a, b in zip(finite, finite[1:]))
+    return len(set(finite)) > 1 and falls * 3 <= len(finite) // 3
 
 
 def _ids(columns: Mapping[str, Sequence[Any]], table: Look) -> bool:
@@ -274,24 +274,27 @@ def _smooth(table: Look, numbers: Sequence[str]) -> bool:
 
 
 def _goes_on(table: Look, numbers: Sequence[str]) -> bool:
-    """Whether rows are like the one before, as moments are: their ranks, in the mean over columns, within rows that are
-    of the same class where a column says classes."""
+    """Whether rows resemble the one before, as moments do: the autocorrelation at lag 1 of the ranks in each column, in
+    the mean over columns, is above ALIKE. Where a column says classes, the rows of each class are taken by themselves
+    and weighted by their number."""
     grid = _grid(table, numbers)
     if not grid.size or len(grid) < 8 or _is_grouped(grid):
         return False
     keys = (grid == np.round(grid)).all(0) & (np.diff(grid, axis=0) > 0).all(0)  # by which rows were sorted
     grid = grid[:, ~keys] if not keys.all() else grid
     groups = _groups(table)
-    found = []
+    correlations, counts = list[float](), list[int]()
     for rows in groups:
-        part = grid[rows]
-        part = part[:, np.ptp(part, 0) > 0]
-        if len(part) < 8 or not part.size:
+        group = grid[rows]
+        group = group[:, np.ptp(group, 0) > 0]
+        if len(group) < 8 or not group.size:
             continue
-        ranks = np.stack([np.unique(column, return_inverse=True)[1] for column in part.T], 1).astype(float)
+        ranks = np.stack([np.unique(column, return_inverse=True)[1] for column in group.T], 1).astype(float)
         ranks -= ranks.mean(0)
-        found.append((float(((ranks[1:] * ranks[:-1]).sum(0) / (ranks ** 2).sum(0)).mean()), len(part)))
-    return bool(found) and sum(value * count for value, count in found) / sum(count for _, count in found) > ALIKE
+        correlations.append(float(((ranks[1:] * ranks[:-1]).sum(0) / (ranks ** 2).sum(0)).mean()))
+        counts.append(len(group))
+    mean = sum(r * count for r, count in zip(correlations, counts)) / sum(counts) if counts else 0.0
+    return mean > ALIKE
 
 
 def _is_grouped(grid: np.ndarray) -> bool:
@@ -304,10 +307,10 @@ def _is_grouped(grid: np.ndarray) -> bool:
 
 def _groups(table: Look) -> list[np.ndarray]:
     """The rows of each class, where a column says few things; else all."""
-    whole = np.arange(len(table.rows))
+    all_rows = np.arange(len(table.rows))
     name = likely_class(table)
     if name is None:
-        return [whole]
+        return [all_rows]
     place = table.names.index(name)
     cells = np.array([str(row[place]) if place < len(row) else "" for row in table.rows])
     return [np.flatnonzero(cells == each) for each in np.unique(cells)]
@@ -316,38 +319,43 @@ def _groups(table: Look) -> list[np.ndarray]:
 def likely_class(table: Look) -> str | None:
     """The column that says the class: one called so, else the last or the first that says few things over and over, in
     words where columns have names."""
-    if found := class_column(Path(), table, ""):
-        return found
-    ends = [table.names[-1], table.names[0]] if table.names else []
-    return next((name for name in ends if (cells := table.column(name)) and not (table.headed and _mostly(cells)) and (
-        says_few(cells) or (len(set(map(str, cells))) == 1 and len(cells) >= 8))), None)
+    if named := class_column(Path(), table, ""):
+        return named
+    candidates = [table.names[-1], table.names[0]] if table.names else []
+    for name in candidates:
+        cells = table.column(name)
+        constant = len(set(map(str, cells))) == 1 and len(cells) >= 8
+        if cells and not (table.headed and _mostly(cells)) and (says_few(cells) or constant):
+            return name
+    return None
 
 
-def class_of_rows(frame: Frame, asked: str | None) -> str | None:
+def class_of_rows(frame: Frame, requested: str | None) -> str | None:
     """The column that says classes, see `Rows.read`."""
-    if asked:
-        return class_column(frame.path, look(frame), asked)
+    if requested:
+        return class_column(frame.path, look(frame), requested)
     step = max(1, len(frame.rows) // 1000)  # classes often stand one behind the other
-    some = Frame(frame.path, {name: column.take(np.arange(0, len(frame.rows), step)[:1000])
-                              for name, column in frame.columns.items()}, frame.headed, frame.rows[::step][:1000])
+    sample = Frame(frame.path, {name: column.take(np.arange(0, len(frame.rows), step)[:1000])
+                                for name, column in frame.columns.items()}, frame.headed, frame.rows[::step][:1000])
     cells = [[cell.strip() if isinstance(cell, str) else cell for cell in column.to_pylist()]
-             for column in some.columns.values()]
+             for column in sample.columns.values()]
     return likely_class(Look(list(frame.columns), [list(row) for row in zip(*cells)], frame.headed))
 
 
-def told_columns(frame: Frame, called: Mapping[str, str], of: str | None) -> dict[str, list[str]]:
-    """The columns that tell something: not those that count or name the rows."""
-    found = {}
-    for name, column in called.items():
+def informative_columns(frame: Frame, columns_by_name: Mapping[str, str],
+                        label_column: str | None) -> dict[str, list[str]]:
+    """The cells of all columns but those that count or name the rows or are the same in each."""
+    informative = {}
+    for name, column in columns_by_name.items():
         values, cells = numbers_of(frame, column), cells_of(frame, column)
-        known = [cell for cell in cells if cell != MISSING]
-        names = values is None and len(known) >= MANY and 2 * len(set(known)) > len(known)
+        filled = [cell for cell in cells if cell != MISSING]
+        names = values is None and len(filled) >= MANY and 2 * len(set(filled)) > len(filled)
         counts = values is not None and len(values) >= MANY and (counts_rows(name, values) or ((
-            numbered(name) or plain_id(name)) and 2 * len(set(known)) > len(known)))
+            numbered(name) or plain_id(name)) and 2 * len(set(filled)) > len(filled)))
         empty = len(cells) >= MANY and len(set(cells)) == 1
-        if column == of or not (names or counts or empty):
-            found[name] = cells
-    return found
+        if column == label_column or not (names or counts or empty):
+            informative[name] = cells
+    return informative
 
 
 def plain_id(name: str) -> bool:
@@ -361,8 +369,8 @@ def cells_of(frame: Frame, column: str) -> list[str]:
     coded = numbers is not None and any(re.match(r"0\d", str(cell).strip()) for cell in cells[:1000])
     if numbers is not None and not coded:
         return [decimal(number) if np.isfinite(number) else MISSING for number in numbers.tolist()]
-    said = {cell: _cell(cell) for cell in set(cells)}
-    return [said[cell] for cell in cells]
+    texts = {cell: _cell(cell) for cell in set(cells)}
+    return [texts[cell] for cell in cells]
 
 
 def _cell(cell: Any) -> str:

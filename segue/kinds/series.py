@@ -19,7 +19,7 @@ from segue.files import atomic_write
 from segue.kinds.base import ARFF, HEAD, Dataset, Kind, Problems, Record, as_utf8, bad, head_of, of_class
 from segue.kinds.beside import classes_beside
 from segue.kinds.codecs import Codec, LevelCodec, decimal, element, parted
-from segue.kinds.columns import CLASSES, take_classes, told
+from segue.kinds.columns import CLASSES, has_class, take_classes
 from segue.kinds.columns import look as first_rows
 from segue.kinds.elements import as_columns, as_elements, levels_of
 from segue.kinds.frame import (
@@ -100,8 +100,8 @@ class Series(Kind):
         """A table whose columns are measured numbers, times and names of series; events have a what."""
         if is_array(head):
             header = array_header(head)
-            told = header is not None and (header[1].kind == "f" or has_negatives(head, *header[1:3]))
-            return 0.92 if header and told and 1 <= len(header[0]) <= 3 else 0.0
+            measured_values = header is not None and (header[1].kind == "f" or has_negatives(head, *header[1:3]))
+            return 0.92 if header and measured_values and 1 <= len(header[0]) <= 3 else 0.0
         if form_of(path, head):
             return 0.96
         if RELATIONAL.search(head) and ARFF.match(head):
@@ -123,8 +123,8 @@ class Series(Kind):
             return 0.0
         return self.sniff_table(path, look, len(head) < HEAD)
 
-    def sniff_table(self, path: Path, look: Look, whole: bool = False) -> float:
-        """`sniff`, of a table by its first rows. whole: there are hardly more of them."""
+    def sniff_table(self, path: Path, look: Look, complete: bool = False) -> float:
+        """`sniff`, of a table by its first rows. complete: there are hardly more of them."""
         look = with_joined_times(look)
         names = look.names if look.headed else []
         columns = {name: cells for name in look.names if (cells := look.column(name))}
@@ -139,42 +139,43 @@ class Series(Kind):
                 paced(path, look, when, list(columns)) is not None:
             numbers.remove(when)
             times.append(when)
-        known = np.concatenate([np.zeros(0), *(numbers_in(columns[name]) for name in numbers)])
-        known = known[np.isfinite(known)]
-        if not len(known):
+        values = np.concatenate([np.zeros(0), *(numbers_in(columns[name]) for name in numbers)])
+        values = values[np.isfinite(values)]
+        if not len(values):
             return 0.0
         nameless = [name for name in texts if column_called([name], [*WHO, *SERIES, *WHEN, *PERIODS]) is None
                     and len(set(map(str, columns[name]))) > 1]
-        once = any(len(set(map(str, columns[name]))) == len(columns[name]) > 2 for name in times)  # a row a moment
-        if look.headed and times and (whose := paced(path, look, times[0], [*texts, *numbers])) is not None:
-            if all(name in whose or column_called([name], (*WHO, *WEAKLY)) for name in numbers):
+        # Whether a row is a moment.
+        unique_times = any(len(set(map(str, columns[name]))) == len(columns[name]) > 2 for name in times)
+        if look.headed and times and (key_columns := paced(path, look, times[0], [*texts, *numbers])) is not None:
+            if all(name in key_columns or column_called([name], (*WHO, *WEAKLY)) for name in numbers):
                 return 0.0
-            entities = [tuple(map(row.get, whose)) for row in look.as_dicts()]
-            nameless = [name for name in nameless if name not in whose and not (
-                whose and is_determined_by([row.get(name) for row in look.as_dicts()], entities))]
-            return 0.81 if not nameless else 0.57 if once else 0.0
+            entities = [tuple(map(row.get, key_columns)) for row in look.as_dicts()]
+            nameless = [name for name in nameless if name not in key_columns and not (
+                key_columns and is_determined_by([row.get(name) for row in look.as_dicts()], entities))]
+            return 0.81 if not nameless else 0.57 if unique_times else 0.0
         if column_called(names, WHAT) or (column_called(names, WHO) and sum(map(numbered, names)) > 1):
             return 0.0
-        if not whole and look.headed and times and same_moment(look, times[0], [*texts, *numbers]):
+        if not complete and look.headed and times and same_moment(look, times[0], [*texts, *numbers]):
             return 0.81
         if not (look.headed or texts) and look.regular and len({len(cells) for cells in columns.values()}) == 1 and \
-                whole_rows(known.reshape(len(numbers), -1).T if len(known) == sum(map(len, columns.values()))
+                whole_rows(values.reshape(len(numbers), -1).T if len(values) == sum(map(len, columns.values()))
                             else np.zeros((0, 0))):
             return 0.84
-        counts = ((known == np.round(known)) & (known >= 0)).all()  # or numbers that name things
+        counts = ((values == np.round(values)) & (values >= 0)).all()  # or numbers that name things
         if counts and look.headed and len(columns) == 1 and column_called(names, [*WHO, *WHAT, *WEAKLY]) is None:
-            return 0.6 if len(np.unique(known)) > len(known) / 4 > 1 else 0.0
-        if counts and not (once and column_called(names, (*WHO, *WEAKLY)) is None):
+            return 0.6 if len(np.unique(values)) > len(values) / 4 > 1 else 0.0
+        if counts and not (unique_times and column_called(names, (*WHO, *WEAKLY)) is None):
             return 0.0
         if nameless:  # sorts of weather, on and off: left out where all else speaks for measurements
-            again = all(len(set(map(str, columns[name]))) < len(columns[name]) for name in nameless)
-            return 0.5 if once and again and len(nameless) <= len(numbers) else 0.0
+            repeating = all(len(set(map(str, columns[name]))) < len(columns[name]) for name in nameless)
+            return 0.5 if unique_times and repeating and len(nameless) <= len(numbers) else 0.0
         if not look.headed and path.suffix.lower() not in DELIMITED and len(look.rows) < 3:
             return 0.0
         if look.headed and when is None and any(len(set(columns[name])) > len(look.rows) / 2 > 2 for name in texts):
             return 0.4  # what each row is of
-        sure = sum(measured(columns[name]) for name in numbers) > max(1, len(texts))
-        return 0.81 if look.headed or len(numbers) >= WHOLE or (texts and sure) else 0.6
+        mostly_measured = sum(measured(columns[name]) for name in numbers) > max(1, len(texts))
+        return 0.81 if look.headed or len(numbers) >= WHOLE or (texts and mostly_measured) else 0.6
 
     def read(self, path: Path, problems: Problems | None = None, *, columns: Sequence[str] = (),
              column: str | None = None, who: str | None = None, when: str | None = None,
@@ -229,66 +230,68 @@ class Series(Kind):
         if rows is None and not frame.headed and len(frame.columns) > 2 and run_columns(frame):
             rows = False
         if rows is None and not frame.headed:
-            found = [numbers_of(frame, name) for name in frame.columns]
-            rows = rows_are_series(np.stack([values[:MANY] for values in found if values is not None] or
+            columns = [numbers_of(frame, name) for name in frame.columns]
+            rows = rows_are_series(np.stack([values[:MANY] for values in columns if values is not None] or
                                             [np.zeros(0)], 1))
-        of = take_classes(frame, classes, (who, when, column, *chosen))
+        label_column = take_classes(frame, classes, (who, when, column, *chosen))
         lists = {name: values[:100].to_pylist() for name, values in frame.columns.items()
                  if "list" in str(values.type)}
-        across = listed(lists) if lists and not chosen else []
-        beside = [name for name in lists if name not in across and timelike(lists[name][0] or ["?"])]
-        if len(across) == 1 and not beside:
-            yield from _lists(frame, across[0], of, problems)
+        series_lists = listed(lists) if lists and not chosen else []
+        time_lists = [name for name in lists if name not in series_lists and timelike(lists[name][0] or ["?"])]
+        if len(series_lists) == 1 and not time_lists:
+            yield from _lists(frame, series_lists[0], label_column, problems)
             return
-        if across:
-            frame = laid_out(frame, [*across, *beside])
+        if series_lists:
+            frame = laid_out(frame, [*series_lists, *time_lists])
             who = "series" if "series" in frame.columns else who
-        along = []
+        moment_columns = []
         if rows is None and not (chosen or who or when) and len(frame.columns) > 2:
-            named = [name for name in frame.columns if says_class(name)] if frame.classes is None else []
-            along = wide(first_rows(frame), named, frame.classes is not None)
-            of = take_classes(frame, named[0]) if along and len(named) == 1 else of
-        if (rows or along) and frame.classes is None and (said := classes_beside(frame.path, len(frame.rows))):
-            frame.classes, of = np.array(said, object), "the file beside it"
-        if rows or along:
-            yield from _whole_rows(frame, along, of, problems)
+            class_columns = [name for name in frame.columns if says_class(name)] if frame.classes is None else []
+            moment_columns = wide(first_rows(frame), class_columns, frame.classes is not None)
+            if moment_columns and len(class_columns) == 1:
+                label_column = take_classes(frame, class_columns[0])
+        by_rows = bool(rows or moment_columns)
+        if by_rows and frame.classes is None and (labels := classes_beside(frame.path, len(frame.rows))):
+            frame.classes, label_column = np.array(labels, object), "the file beside it"
+        if by_rows:
+            yield from _whole_rows(frame, moment_columns, label_column, problems)
         else:
-            yield from read_moments(frame, chosen, column, who, when, when_format, classes, of, problems)
+            yield from read_moments(frame, chosen, column, who, when, when_format, classes, label_column, problems)
 
     def codec(self, data: Dataset, *, levels: int = 128) -> Codec:
         """The levels of each column: its numbers, where there are at most twice as many different ones; else half of
         `levels` as its quantiles, and half evenly over its range and a quarter of that beyond at both ends."""
         if levels < 2:
             raise SegueError(f"levels={levels}: numbers are told apart by two levels at least")
-        seen: dict[str, list[tuple[float, int]]] = {}
+        counted: dict[str, list[tuple[float, int]]] = {}
         for item, count in data.vocabulary.items():
             column, number = parted(item)
-            seen.setdefault(column, []).append((number, count))
-        columns = {column: tuple(map(np.array, zip(*pairs))) for column, pairs in seen.items()}
+            counted.setdefault(column, []).append((number, count))
+        columns = {column: tuple(map(np.array, zip(*pairs))) for column, pairs in counted.items()}
         columns = {column: columns[column] for column in order_of(data, columns)}
-        called = set(getattr(getattr(data, "problems", None), "columns", ()))
+        column_names = set(getattr(getattr(data, "problems", None), "columns", ()))
         return LevelCodec({column: levels_of(np.repeat(numbers, counts), levels)
                            for column, (numbers, counts) in columns.items()},
-                          called.pop() if len(called) == 1 and list(columns) == [""] else "")
+                          column_names.pop() if len(column_names) == 1 and list(columns) == [""] else "")
 
     def reading(self, codec: Codec) -> dict[str, Any]:
         """The columns that the codec is of; of one that is alone its name, by which it is found among several."""
-        columns, called = list(getattr(codec, "levels", {})), getattr(codec, "column", "")
-        return {"columns": columns} if len(columns) > 1 else {"column": called} if called else {}
+        columns, name = list(getattr(codec, "levels", {})), getattr(codec, "column", "")
+        return {"columns": columns} if len(columns) > 1 else {"column": name} if name else {}
 
     def numbers(self, codec: Codec) -> np.ndarray | None:
-        found, turns = np.full((codec.size, len(codec.turns())), np.nan), codec.turns()
+        values, turns = np.full((codec.size, len(codec.turns())), np.nan), codec.turns()
         for column, ids in enumerate(turns):
-            found[ids, column] = [parted(codec.token(id))[1] for id in ids.tolist()]
-        return found if turns else None
+            values[ids, column] = [parted(codec.token(id))[1] for id in ids.tolist()]
+        return values if turns else None
 
     def write(self, objects: Iterable[Sequence[str] | Record], path: str | Path) -> None:
         """CSV, a row a moment; of several series with a column that names them. Channels are columns in front."""
         records = [obj if isinstance(obj, Record) else Record(list(obj)) for obj in objects]
         tables = [as_columns(record.object) for record in records]
         columns = list(dict.fromkeys(column for each in tables for column in each))
-        beside = list(dict.fromkeys(name for record in records for name in record.channels))
-        head = [*(["series"] if len(records) > 1 else []), *beside]
+        channel_names = list(dict.fromkeys(name for record in records for name in record.channels))
+        head = [*(["series"] if len(records) > 1 else []), *channel_names]
         with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
             writer = csv.writer(handle, lineterminator="\n")
             writer.writerow([*head, *(column or "value" for column in columns)])
@@ -296,7 +299,7 @@ class Series(Kind):
                 name = [record.name or f"series{number}"] if len(records) > 1 else []
                 length = max(map(len, each.values()), default=0)
                 moments = [np.asarray(record.channels[side])[:: len(each)] if side in record.channels else [""] * length
-                           for side in beside]
+                           for side in channel_names]
                 filled = [np.append(each.get(column, ()), [np.nan] * (length - len(each.get(column, ()))))
                           for column in columns]
                 writer.writerows([*name, *(cells[i] for cells in moments), *map(decimal, row)]
@@ -308,10 +311,10 @@ class Series(Kind):
         columns = as_columns([item for item in obj if is_number(item.rpartition("=")[2])])
         widest = max(map(len, columns), default=0)
         for column, values in columns.items():
-            known = values[np.isfinite(values)]
-            if not len(known):
+            finite = values[np.isfinite(values)]
+            if not len(finite):
                 continue
-            low, high = known.min(), known.max()
+            low, high = finite.min(), finite.max()
             pieces = [part[np.isfinite(part)] for part in np.array_split(values, min(64, len(values)))]
             heights = [int((part.mean() - low) / ((high - low) or 1) * (len(BARS) - 1) + 0.5) if len(part) else None
                        for part in pieces]
@@ -335,16 +338,17 @@ def listed(lists: Mapping[str, Sequence[Any]]) -> list[str]:
     def items(name: str) -> list[Any]:
         return [item for cell in lists[name] if isinstance(cell, list) for item in cell if item not in (None, "")]
 
-    numbers = [name for name in lists if (found := items(name)) and all(map(is_number, found))]
-    sure = [name for name in numbers if measured(items(name))]
+    numbers = [name for name in lists if (values := items(name)) and all(map(is_number, values))]
+    measured_lists = [name for name in numbers if measured(items(name))]
     when = column_called(lists, WHEN)
-    said = [name for name in lists if name not in numbers and (found := items(name)) and not timelike(found[:100])]
-    if len(sure) == 1 and when is None:
-        return [] if said else sure  # what happened, beside how long it took
+    other_lists = [name for name in lists if name not in numbers and (values := items(name))
+                   and not timelike(values[:100])]
+    if len(measured_lists) == 1 and when is None:
+        return [] if other_lists else measured_lists  # what happened, beside how long it took
     lengths = {tuple(len(cell) if isinstance(cell, list) else -1 for cell in cells) for cells in lists.values()}
     dated = [name for name in lists if timelike(items(name)[:100])]
-    good = sure and len(lengths) == 1 and (when is None or when in dated)
-    return [name for name in numbers if name not in dated] if good and column_called(
+    is_series = measured_lists and len(lengths) == 1 and (when is None or when in dated)
+    return [name for name in numbers if name not in dated] if is_series and column_called(
         lists, (*WHAT, *WEAKLY)) is None else []
 
 
@@ -355,9 +359,9 @@ def says_class(name: str) -> bool:
 
 def order_of(data: Dataset, columns: Iterable[str]) -> list[str]:
     """These columns as they take turns: in the order of a series that is there from its beginning."""
-    whole = getattr(data, "whole", lambda i: (True, True))
-    begin = next((i for i in range(len(data)) if whole(i)[0]), 0)
-    return list(dict.fromkeys([*(parted(item)[0] for item in data[begin].object), *columns]))
+    is_whole = getattr(data, "whole", lambda i: (True, True))
+    first = next((i for i in range(len(data)) if is_whole(i)[0]), 0)
+    return list(dict.fromkeys([*(parted(item)[0] for item in data[first].object), *columns]))
 
 
 def _sorts(names: Sequence[str], columns: Mapping[str, Sequence[Any]],
@@ -378,10 +382,10 @@ def _dated(cells: Sequence[Any]) -> bool:
     return timelike(cells) or all(MONTH.fullmatch(str(cell)) for cell in cells)
 
 
-def _lists(frame: Frame, name: str, of: str | None, problems: Problems | None) -> Iterator[Record]:
+def _lists(frame: Frame, name: str, label_column: str | None, problems: Problems | None) -> Iterator[Record]:
     """Each cell of a column of lists is a series."""
     if problems is not None:
-        problems.note = f"columns={name}, a series a row" + (f", class={of}" if of else "")
+        problems.note = f"columns={name}, a series a row" + (f", class={label_column}" if label_column else "")
     for row, cell in enumerate(frame.columns[name].to_pylist()):
         values = np.array([np.nan if item is None else number_in(item) for item in cell or []])
         if not np.isfinite(values).any():
@@ -390,46 +394,61 @@ def _lists(frame: Frame, name: str, of: str | None, problems: Problems | None) -
         place = f"{frame.path}:{frame.place(row)}"
         if frame.classes is None:
             yield Record(as_elements({"": values}), name=place)
-        elif told(problems, frame.path, frame.place(row), of, frame.classes[row]):
+        elif has_class(problems, frame.path, frame.place(row), label_column, frame.classes[row]):
             yield Record(as_elements({"": values}), name=of_class(place, frame.classes[row]))
 
 
-def _whole_rows(frame: Frame, along: Sequence[str], of: str | None, problems: Problems | None) -> Iterator[Record]:
-    """Each row of a table is a series. along: the columns that are its moments, named by what else the row says; of
-    none all, but a first column of whole numbers, their classes, which is left out."""
-    columns = {name: numbers_of(frame, name) for name in along or frame.columns}
+def _whole_rows(frame: Frame, moment_columns: Sequence[str], label_column: str | None,
+                problems: Problems | None) -> Iterator[Record]:
+    """Each row of a table is a series. moment_columns: its moments; the other columns name it. Where this is empty, all
+    columns are moments, but the one that `_class_place` finds, which is left out. label_column: the column from which
+    `frame.classes` was taken."""
+    columns = {name: numbers_of(frame, name) for name in moment_columns or frame.columns}
     numbers = {name: values for name, values in columns.items() if values is not None}
     if not numbers:
         raise SegueError(f"{frame.path}: there are no numbers in this table")
     grid = np.stack(list(numbers.values()), 1)
-    first, last = grid[:, 0], grid[:, -1]
-    labelled = not along and frame.classes is None and grid.shape[1] > 2
-    whole, front = bool((grid == np.round(grid)).all()), bool((first == np.round(first)).all())
-    behind = labelled and (whole or not front) and _few(last, grid[:, :-1])
-    labelled = labelled and (behind or (_few(first, grid[:, 1:]) if whole else front))
-    grid, first = (np.roll(grid, 1, 1), last) if behind else (grid, first)
-    rest = columns_without_numbers(frame, [name for name in frame.columns if name not in numbers]) if along else []
+    class_place = _class_place(grid) if not moment_columns and frame.classes is None else None
+    if class_place == "last":
+        grid = np.roll(grid, 1, 1)
+    labels = grid[:, 0]
+    others = [name for name in frame.columns if name not in numbers]
+    name_columns = columns_without_numbers(frame, others) if moment_columns else []
     if problems is not None:
-        whose = f", the {'last' if behind else 'first'} number its class" if labelled else f", class={of}" if of else ""
-        whose += f", named by {', '.join(rest)}" if rest else ""
-        problems.note = f"a row a series{whose}"
-    called = [frame.columns[name].to_pylist() for name in rest]
-    for row, values in enumerate(grid[:, labelled:]):
-        known = np.flatnonzero(np.isfinite(values))
-        label = decimal(first[row]) if labelled else "" if frame.classes is None else frame.classes[row]
-        if of and not told(problems, frame.path, frame.place(row), of, label):
+        class_note = f", the {class_place} number its class" if class_place else \
+            f", class={label_column}" if label_column else ""
+        name_note = f", named by {', '.join(name_columns)}" if name_columns else ""
+        problems.note = f"a row a series{class_note}{name_note}"
+    name_cells = [frame.columns[name].to_pylist() for name in name_columns]
+    for row, values in enumerate(grid[:, 1:] if class_place else grid):
+        finite = np.flatnonzero(np.isfinite(values))
+        label = decimal(labels[row]) if class_place else "" if frame.classes is None else frame.classes[row]
+        if label_column and not has_class(problems, frame.path, frame.place(row), label_column, label):
             continue
-        if not len(known):
+        if not len(finite):
             bad(problems, frame.path, frame.place(row), None, "there is no number in this row; remove it")
             continue
-        name = ", ".join(str(cells[row]) for cells in called if cells[row] is not None) or frame.place(row)
-        yield Record(as_elements({"": values[: known[-1] + 1]}), name=of_class(f"{frame.path}:{name}", label))
+        name = ", ".join(str(cells[row]) for cells in name_cells if cells[row] is not None) or frame.place(row)
+        yield Record(as_elements({"": values[: finite[-1] + 1]}), name=of_class(f"{frame.path}:{name}", label))
+
+
+def _class_place(grid: np.ndarray) -> str | None:
+    """Which column of (N, C) numbers is the class of each row, as in the UCR archive: "first", if it alone is of whole
+    numbers; of whole numbers throughout, or where the first are not whole, the "last" if these are few and small, else
+    the "first" if it is; None: neither."""
+    if grid.shape[1] < 3:
+        return None
+    first, last = grid[:, 0], grid[:, -1]
+    all_integers, first_is_integer = bool((grid == np.round(grid)).all()), bool((first == np.round(first)).all())
+    if (all_integers or not first_is_integer) and _few(last, grid[:, :-1]):
+        return "last"
+    return "first" if (_few(first, grid[:, 1:]) if all_integers else first_is_integer) else None
 
 
 def _few(numbers: np.ndarray, others: np.ndarray) -> bool:
     """Whether whole numbers (N,) may be classes beside measured ones: few, and small."""
     few = len(np.unique(numbers)) <= min(50, max(2, len(numbers) // 4)) and bool((numbers == np.round(numbers)).all())
-    whole = bool((others[np.isfinite(others)] % 1 == 0).all())
-    return few and (not whole or bool(3 * np.ptp(numbers) < np.nanmax(others) - np.nanmin(others)))
+    others_are_integers = bool((others[np.isfinite(others)] % 1 == 0).all())
+    return few and (not others_are_integers or bool(3 * np.ptp(numbers) < np.nanmax(others) - np.nanmin(others)))
 
 

@@ -44,9 +44,9 @@ def form_of(head: str, field: Sequence[str] = (), table: bool = False) -> Form |
     lines = head.split("\n")
     lines = [line.rstrip() for line in (lines[:-1] if len(head.encode()) >= HEAD else lines)]
     if (column := _words_in(lines)) is not None:
-        wanted = [int(name) - 1 for name in field if name.isdigit()] or [column]
-        said = ", ".join(f"field={place + 1}" for place in wanted)
-        return Form(f"a sentence a text, a word a line ({said})", lambda rows: _sentences(rows, wanted))
+        columns = [int(name) - 1 for name in field if name.isdigit()] or [column]
+        fields = ", ".join(f"field={place + 1}" for place in columns)
+        return Form(f"a sentence a text, a word a line ({fields})", lambda rows: _sentences(rows, columns))
     lines = [line for line in lines if line]
     if table:
         return None
@@ -59,9 +59,9 @@ def form_of(head: str, field: Sequence[str] = (), table: bool = False) -> Form |
     if len(lines) < LEAST or field:
         return None
     counted = [int(found[1]) if (found := NUMBERED.match(line)) else 0 for line in lines]
-    again = counted.count(1)
-    if len(lines) > again > 1 and counted[0] == 1 and all(b in (a + 1, 1) for a, b in zip(counted, counted[1:])):
-        return Form("a text from each line numbered 1", _stories) if again < len(lines) // 2 else None
+    num_first = counted.count(1)
+    if len(lines) > num_first > 1 and counted[0] == 1 and all(b in (a + 1, 1) for a, b in zip(counted, counted[1:])):
+        return Form("a text from each line numbered 1", _stories) if num_first < len(lines) // 2 else None
     if sum(TURN in line for line in lines) > 0.9 * len(lines):
         return Form(f"a line a text, {TURN} behind each turn", _lines)
     first = [found[1] for line in lines if (found := FIRST.match(line))]  # one class alone where they stand in order
@@ -82,40 +82,40 @@ def _few(labels: Sequence[str]) -> bool:
 
 
 def _between(lines: Numbered) -> Iterator[tuple[int, str, str]]:
-    begin, part = 1, list[str]()
+    start, lines_of_text = 1, list[str]()
     for number, line in lines:
-        first, *others = BETWEEN.split(line)
-        part.append(first)
-        for other in others:
-            if text := "\n".join(part).strip():
-                yield begin, text, ""
-            begin, part = number, [other]
-    if text := "\n".join(part).strip():
-        yield begin, text, ""
+        first, *rest = BETWEEN.split(line)
+        lines_of_text.append(first)
+        for other in rest:
+            if text := "\n".join(lines_of_text).strip():
+                yield start, text, ""
+            start, lines_of_text = number, [other]
+    if text := "\n".join(lines_of_text).strip():
+        yield start, text, ""
 
 
 def _tunes(lines: Numbered) -> Iterator[tuple[int, str, str]]:
     """Tunes in ABC; what stands before the first is left out."""
-    begin, part = 0, list[str]()
+    start, lines_of_tune = 0, list[str]()
     for number, line in lines:
         if TUNE.fullmatch(line):
-            if begin:
-                yield begin, "\n".join(part).strip("\n"), ""
-            begin, part = number, []
-        part.append(line)
-    if begin:
-        yield begin, "\n".join(part).strip("\n"), ""
+            if start:
+                yield start, "\n".join(lines_of_tune).strip("\n"), ""
+            start, lines_of_tune = number, []
+        lines_of_tune.append(line)
+    if start:
+        yield start, "\n".join(lines_of_tune).strip("\n"), ""
 
 
 def _stories(lines: Numbered) -> Iterator[tuple[int, str, str]]:
-    begin, part = 1, list[str]()
+    start, lines_of_story = 1, list[str]()
     for number, line in lines:
-        if part and (found := NUMBERED.match(line)) and found[1] == "1":
-            yield begin, "\n".join(part).strip(), ""
-            begin, part = number, []
-        part.append(line)
-    if part:
-        yield begin, "\n".join(part).strip(), ""
+        if lines_of_story and (match := NUMBERED.match(line)) and match[1] == "1":
+            yield start, "\n".join(lines_of_story).strip(), ""
+            start, lines_of_story = number, []
+        lines_of_story.append(line)
+    if lines_of_story:
+        yield start, "\n".join(lines_of_story).strip(), ""
 
 
 def _lines(lines: Numbered) -> Iterator[tuple[int, str, str]]:
@@ -145,14 +145,14 @@ def _cells(line: str) -> list[str]:
 
 def _blocks(lines: Numbered) -> Iterator[tuple[int, list[str]]]:
     """Blocks of lines between blank lines, each with the number of its first line; without -DOCSTART- blocks."""
-    begin, block = 1, list[str]()
+    start, block = 1, list[str]()
     for number, line in chain(lines, [(0, "")]):
         if line.strip():
-            begin = begin if block else number
+            start = start if block else number
             block.append(line.rstrip())
         elif block:
             if not block[0].startswith("-DOCSTART-"):
-                yield begin, block
+                yield start, block
             block = []
 
 
@@ -163,19 +163,20 @@ def _words_in(lines: list[str]) -> int | None:
     rows = [_cells(line) for block in blocks for line in block]
     if len(blocks) < 3 or len(rows) < 3 * len(blocks) or len({*map(len, rows)}) != 1 or len(rows[0]) < 2:
         return None
-    said = [{cell for cell in column if re.search(r"[^\W\d_]", cell)} for column in zip(*rows)]
-    most = max(map(len, said))
-    worded = next(place for place, words in enumerate(said) if 3 * len(words) >= most)
-    return worded if 3 * sum(row[worded] in said[worded] for row in rows) > len(rows) and most > 10 else None
+    vocabularies = [{cell for cell in column if re.search(r"[^\W\d_]", cell)} for column in zip(*rows)]
+    largest = max(map(len, vocabularies))
+    column = next(i for i, vocabulary in enumerate(vocabularies) if 3 * len(vocabulary) >= largest)
+    are_words = 3 * sum(row[column] in vocabularies[column] for row in rows) > len(rows)
+    return column if are_words and largest > 10 else None
 
 
-def _sentences(lines: Numbered, wanted: Sequence[int]) -> Iterator[tuple[int, str, str]]:
+def _sentences(lines: Numbered, columns: Sequence[int]) -> Iterator[tuple[int, str, str]]:
     """Sentences of a CoNLL file: the words of each, or its text where a comment gives it (CoNLL-U); several wanted
     columns are lines of their own."""
     for number, block in _blocks(lines):
         rows = [cells for line in block if line[0] != "#" and not re.match(r"\d+[-.]\d+\t", line)
-                and len(cells := _cells(line)) > max(wanted)]
-        told = next((line[8:].strip() for line in block if line.startswith("# text =")), "")
+                and len(cells := _cells(line)) > max(columns)]
+        raw_text = next((line[8:].strip() for line in block if line.startswith("# text =")), "")
         if rows:
-            said = [" ".join(row[place] for row in rows) for place in wanted]
-            yield number, told if told and list(wanted) == [1] else "\n".join(said), ""
+            texts = [" ".join(row[place] for row in rows) for place in columns]
+            yield number, raw_text if raw_text and list(columns) == [1] else "\n".join(texts), ""

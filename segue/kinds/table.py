@@ -17,7 +17,7 @@ from segue.errors import SegueError
 from segue.files import atomic_write, write_text
 from segue.kinds.base import HEAD, Dataset, Kind, Problems, Record, bad, of_class
 from segue.kinds.codecs import Codec, ItemCodec
-from segue.kinds.columns import classes_of, take_classes, told
+from segue.kinds.columns import classes_of, has_class, take_classes
 from segue.kinds.frame import (
     DELIMITED,
     JSON,
@@ -26,13 +26,13 @@ from segue.kinds.frame import (
     Frame,
     Look,
     are_ids,
+    are_times_by_line,
+    describe_roles,
     glance,
     is_array,
     is_parquet,
     listed,
     load_table,
-    said,
-    times_a_line,
 )
 from segue.kinds.games import as_pgn, moves_in
 from segue.kinds.roles import (
@@ -91,31 +91,31 @@ class Events(Kind):
             return 0.9
         if suffix not in TABULAR and not is_parquet(head):
             return 0.0
-        if suffix not in JSON | PARQUET and b"\0" not in head and times_a_line(_whole_lines(head)):
+        if suffix not in JSON | PARQUET and b"\0" not in head and are_times_by_line(_whole_lines(head)):
             return 0.87
         table = with_lists(glance(path, head))
         if table is None:
             return 0.9 if suffix in PARQUET or is_parquet(head) else 0.0
         table = with_joined_times(table)
-        sorts = DELIMITED | JSON | PARQUET
-        if suffix not in sorts and table.form == "delimited" and not table.regular:
+        table_suffixes = DELIMITED | JSON | PARQUET
+        if suffix not in table_suffixes and table.form == "delimited" and not table.regular:
             return 0.0
-        if (table.form == "delimited" and suffix not in sorts and not table.rows) or in_blocks(table, head):
+        if (table.form == "delimited" and suffix not in table_suffixes and not table.rows) or in_blocks(table, head):
             return 0.0  # one line; words of sentences, a line a word and a blank line behind each sentence
         names = table.names if table.headed else []
         if set(names) >= OCEL:
             return 0.9
-        who, what, weak, when = (column_called(names, usual) for usual in (WHO, WHAT, WEAKLY, WHEN))
-        thing = what or weak
-        if thing and any(isinstance(cell, list) for cell in table.column(thing)):
+        who, what, weak_what, when = (column_called(names, usual) for usual in (WHO, WHAT, WEAKLY, WHEN))
+        item = what or weak_what
+        if item and any(isinstance(cell, list) for cell in table.column(item)):
             return 0.9 if what or not text_columns(table) else 0.65
-        if who and not thing and (others := [name for name in names if name != who and numbered(name)
-                                             and not counts_up(table.column(name))
-                                             and not names_the_same(table.column(name), table.column(who))]):
-            what = thing = others[0] if len(others) == 1 else None
-        if thing and who:
+        if who and not item and (candidates := [name for name in names if name != who and numbered(name)
+                                                and not counts_up(table.column(name))
+                                                and not names_the_same(table.column(name), table.column(who))]):
+            what = item = candidates[0] if len(candidates) == 1 else None
+        if item and who:
             return 0.9 if what else 0.65
-        if (what and when) or has_merged_cells(table) or (thing and len(names) == 1):
+        if (what and when) or has_merged_cells(table) or (item and len(names) == 1):
             return 0.75
         if names and self._guessed(path, table):
             return 0.72
@@ -129,15 +129,15 @@ class Events(Kind):
             return 0.85
         wordy = not table.headed and any(are_wordy(table.column(name)) for name in table.names[:2])
         vague = wordy or table.form in ("json", "document")
-        return 0.0 if suffix not in sorts else 0.1 if vague else 0.43 if has_roles(path, table) else 0.25
+        return 0.0 if suffix not in table_suffixes else 0.1 if vague else 0.43 if has_roles(path, table) else 0.25
 
     def _guessed(self, path: Path, table: Look) -> bool:
         """Whether who and what can be told from what is in a table of moments that do not come at one pace."""
         import pyarrow as pa
 
         when = time_column(table.names, table.column)
-        rest = [name for name in table.names if name != when]
-        roles = guess_who_and_what(rest, table.column, column_called(rest, WHO), column_called(rest, WHAT))
+        columns = [name for name in table.names if name != when]
+        roles = guess_who_and_what(columns, table.column, column_called(columns, WHO), column_called(columns, WHAT))
         if when is None or not timelike(table.column(when)) or None in roles:
             return False
         with suppress(SegueError):
@@ -172,52 +172,52 @@ class Events(Kind):
         import pyarrow.types as types
 
         also = [also] if isinstance(also, str) else list(also)
-        found: list[tuple[Frame, Roles]] = []
-        of: str | None = None
+        tables: list[tuple[Frame, Roles]] = []
+        label_column: str | None = None
         for path in paths:
             try:
                 frame = _readied(load_table(path, problems, encoding, (who, what, when, *also, classes)))
                 if classes:
-                    of = take_classes(frame, classes, (who, what, when, *also))
+                    label_column = take_classes(frame, classes, (who, what, when, *also))
                 roles = find_roles(frame, who, what, when)
                 if classes == "":  # of what is left
-                    of = take_classes(frame, classes, (*roles, *also)) or of
-                found.append((frame, roles))
+                    label_column = take_classes(frame, classes, (*roles, *also)) or label_column
+                tables.append((frame, roles))
             except SegueError as error:
                 if path in named:
                     raise
                 problems.refuse(path, error)
-        if not found:
+        if not tables:
             return
-        frames = _alike(found, problems, named)
+        frames = _alike(tables, problems, named)
         first, roles = frames[0]
         columns = first.columns
-        meant = [*zip(("who", "what", "when"), roles), *(("also", name) for name in also)]
-        problems.note = said([("class", of), *meant], columns)
+        role_names = [*zip(("who", "what", "when"), roles), *(("also", name) for name in also)]
+        problems.note = describe_roles([("class", label_column), *role_names], columns)
         for name in also:
             if name not in columns:
                 raise SegueError(f"{first.path}: there is no column '{name}'; there are {', '.join(columns)}")
         def has_lists(name: str | None) -> bool:
             return name in columns and (types.is_list(columns[name].type) or types.is_large_list(columns[name].type))
 
-        whole = roles[1] if roles[1] in columns else roles[2]
-        if has_lists(whole) and not has_lists(roles[0]):
+        sequence_column = roles[1] if roles[1] in columns else roles[2]
+        if has_lists(sequence_column) and not has_lists(roles[0]):
             for frame, _ in frames:
-                yield from _lists(frame, roles, also, when_format, of, problems)
+                yield from _lists(frame, roles, also, when_format, label_column, problems)
             return
-        if has_lists(whole):  # a table within each row
+        if has_lists(sequence_column):  # a table within each row
             frames = [(laid_out(frame, [*filter(None, roles), *also]), roles) for frame, _ in frames]
-        parts = [_events(frame, roles, also, when_format, problems) for frame, _ in frames]
-        parts = [part for part in parts if len(part[0])]
-        between = ""
-        if roles[2] and parts:
-            between = span(np.concatenate([part[2] for part in parts]))
-            problems.note = said([("class", of), *meant], columns, between)
-        for record, label in _grouped(parts, bool(roles[2]), also, classes):
+        events = [_events(frame, roles, also, when_format, problems) for frame, _ in frames]
+        events = [part for part in events if len(part[0])]
+        time_span = ""
+        if roles[2] and events:
+            time_span = span(np.concatenate([part[2] for part in events]))
+            problems.note = describe_roles([("class", label_column), *role_names], columns, time_span)
+        for record, label in _grouped(events, bool(roles[2]), also, classes):
             if label is None:
-                problems.note = said(meant, columns, between)
+                problems.note = describe_roles(role_names, columns, time_span)
                 yield record
-            elif told(problems, first.path, record.name, of, label):
+            elif has_class(problems, first.path, record.name, label_column, label):
                 yield replace(record, name=of_class(record.name, label))
 
     def codec(self, data: Dataset, *, min_count: int = 1, vocabulary: int | None = None) -> Codec:
@@ -269,20 +269,22 @@ def _whole_lines(head: bytes) -> str:
 
 
 def _typed(text: str, known: Collection[str]) -> list[str]:
-    """The items that a text names, see `Events.normalise`: at each place the longest known one."""
-    signs = list(BETWEEN.finditer(text))
-    begins, ends = [0, *(sign.end() for sign in signs)], [*(sign.start() for sign in signs), len(text)]
-    marked = [i for i, sign in enumerate(signs) if not sign[0].isspace()]
-    places = [*marked, len(signs)] if marked else range(len(ends))  # where an item may end
-    single = bool(known) and all(len(item) == 1 for item in known)
+    """The items that a text names, see `Events.normalise`: at each place the longest known one of up to LONGEST
+    words."""
+    separators = list(BETWEEN.finditer(text))
+    starts, ends = [0, *(found.end() for found in separators)], [*(found.start() for found in separators), len(text)]
+    explicit = [i for i, found in enumerate(separators) if not found[0].isspace()]
+    last_words = [*explicit, len(separators)] if explicit else range(len(ends))  # where an item may end
+    single_characters = bool(known) and all(len(item) == 1 for item in known)
     items: list[str] = []
-    at = 0
-    while at < len(begins):
-        ahead = [i for i in places if at <= i < at + LONGEST] or [next(i for i in places if i >= at)]
-        last = next((i for i in reversed(ahead) if text[begins[at] : ends[i]] in known), ahead[0])
-        item = text[begins[at] : ends[last]]
-        items += [item] if not single or item in known else [sign for sign in item if not sign.isspace()]
-        at = last + 1
+    i = 0
+    while i < len(starts):
+        ahead = [j for j in last_words if i <= j < i + LONGEST] or [next(j for j in last_words if j >= i)]
+        last = next((j for j in reversed(ahead) if text[starts[i] : ends[j]] in known), ahead[0])
+        item = text[starts[i] : ends[last]]
+        split = single_characters and item not in known
+        items += [character for character in item if not character.isspace()] if split else [item]
+        i = last + 1
     return list(filter(None, items))
 
 
@@ -303,8 +305,8 @@ def _interactions(table: Look) -> bool:
     if when is None and are_numbers_of(first) and are_things(second):
         return True
     ids = all(cell and len(cell) <= 40 and not re.search(r"\s", cell) for cell in first + second)
-    whole = all(map(str.isdigit, first + second))
-    return ids and ((whole and len(table.names) < 4) or when is not None) and 1 < len(set(first)) < len(first)
+    integers = all(map(str.isdigit, first + second))
+    return ids and ((integers and len(table.names) < 4) or when is not None) and 1 < len(set(first)) < len(first)
 
 
 def _listed(table: Look) -> list[str]:
@@ -314,17 +316,17 @@ def _listed(table: Look) -> list[str]:
         item for cell in table.column(name) if isinstance(cell, list) for item in cell)]
 
 
-def _alike(found: list[tuple[Frame, Roles]], problems: Problems, named: frozenset[Path]) -> list[tuple[Frame, Roles]]:
+def _alike(tables: list[tuple[Frame, Roles]], problems: Problems, named: frozenset[Path]) -> list[tuple[Frame, Roles]]:
     """The tables with the columns that most rows have; others are problems, or, if named, errors."""
     rows: dict[tuple[str, ...], int] = {}
-    for frame, _ in found:
+    for frame, _ in tables:
         rows[tuple(frame.columns)] = rows.get(tuple(frame.columns), 0) + len(frame.rows)
     header = max(rows, key=lambda columns: rows[columns])
-    alike = [(frame, roles) for frame, roles in found if tuple(frame.columns) == header]
-    for frame, _ in found:
+    alike = [(frame, roles) for frame, roles in tables if tuple(frame.columns) == header]
+    for frame, _ in tables:
         if tuple(frame.columns) != header:
-            mine, theirs = ", ".join(frame.columns), ", ".join(header)
-            text = f"its columns ({mine}) differ from those of {alike[0][0].path} ({theirs})"
+            columns_here, columns_there = ", ".join(frame.columns), ", ".join(header)
+            text = f"its columns ({columns_here}) differ from those of {alike[0][0].path} ({columns_there})"
             if frame.path in named:
                 raise SegueError(f"{frame.path}: {text}; read them apart")
             problems.refuse(frame.path, f"skipped: {text}; name the file to read it alone")
@@ -347,11 +349,11 @@ def _readied(frame: Frame) -> Frame:
     if frame.columns.keys() >= OCEL:
         objects = [name for name in frame.columns if name.startswith("ocel:type:")]
         cells = zip(*(frame.columns[name].to_pylist() for name in objects))
-        whose = [[each for cell in row if cell for each in (cell if isinstance(cell, list) else listed(cell) or [])]
-                 for row in cells]
-        places = np.repeat(np.arange(len(whose)), list(map(len, whose)))
+        id_lists = [[cell if isinstance(cell, list) else listed(cell) or [] for cell in row if cell] for row in cells]
+        object_lists = [[object_id for ids in row for object_id in ids] for row in id_lists]
+        places = np.repeat(np.arange(len(object_lists)), list(map(len, object_lists)))
         columns = {name: frame.columns[f"ocel:{name}"].take(places) for name in ("activity", "timestamp")}
-        columns = {"case": pa.array([str(each) for row in whose for each in row], pa.string()), **columns}
+        columns = {"case": pa.array([str(each) for row in object_lists for each in row], pa.string()), **columns}
         frame = replace(frame, columns=columns, rows=frame.rows[places])
     for name, column in frame.columns.items():
         if pa.types.is_string(column.type) and are_ids([cell.strip() for cell in column.drop_null().to_pylist()]):
@@ -432,12 +434,12 @@ def _grouped(parts: list[tuple[Any, ...]], timed: bool, also: Sequence[str],
         return
     who, what = (pa.chunked_array([part[i] for part in parts]).combine_chunks().dictionary_encode() for i in (0, 1))
     names, codes = who.dictionary.to_pylist(), who.indices.to_numpy()
-    items, things = np.array(what.dictionary.to_pylist(), dtype=object), what.indices.to_numpy()
+    items, item_codes = np.array(what.dictionary.to_pylist(), dtype=object), what.indices.to_numpy()
     times = np.concatenate([part[2] for part in parts]) if timed else None
     numbers = [np.concatenate([part[3][i] for part in parts]) for i in range(len(also))]
     order = np.lexsort((times, codes)) if times is not None else np.argsort(codes, kind="stable")
     bounds = np.searchsorted(codes[order], np.arange(len(names) + 1))
-    things = things[order]
+    item_codes = item_codes[order]
     channels: dict[str, np.ndarray] = {}
     if times is not None:
         times = times[order]
@@ -448,8 +450,8 @@ def _grouped(parts: list[tuple[Any, ...]], timed: bool, also: Sequence[str],
     if all(part[4] is not None for part in parts):
         labels = classes_of(np.concatenate([part[4] for part in parts]), np.split(order, bounds[1:-1]), classes)
     for i, (name, start, stop) in enumerate(zip(names, bounds[:-1].tolist(), bounds[1:].tolist())):
-        parts_of = {channel: values[start:stop] for channel, values in channels.items()}
-        yield Record(items[things[start:stop]].tolist(), parts_of, name), None if labels is None else labels[i]
+        channels_of = {channel: values[start:stop] for channel, values in channels.items()}
+        yield Record(items[item_codes[start:stop]].tolist(), channels_of, name), None if labels is None else labels[i]
 
 
 def laid_out(frame: Frame, names: Sequence[str]) -> Frame:
@@ -483,27 +485,27 @@ def _moments(column: Any, when_format: str | None, path: Path) -> list[Any]:
     return [None if length is None else part for length, part in zip(lengths, seconds)]
 
 
-def _lists(frame: Frame, roles: Roles, also: Sequence[str], when_format: str | None, of: str | None,
+def _lists(frame: Frame, roles: Roles, also: Sequence[str], when_format: str | None, label_column: str | None,
            problems: Problems) -> Iterator[Record]:
     """Rows that hold whole sequences."""
     who, what, when = roles
     names = frame.columns[who].to_pylist() if who is not None else [None] * len(frame.rows)
-    things = frame.columns[what].to_pylist() if what in frame.columns else None
-    timed = {"time": _moments(frame.columns[when], when_format, frame.path)} if when is not None else {}
-    timed |= {name: frame.columns[name].to_pylist() for name in also}
+    item_lists = frame.columns[what].to_pylist() if what in frame.columns else None
+    channel_lists = {"time": _moments(frame.columns[when], when_format, frame.path)} if when is not None else {}
+    channel_lists |= {name: frame.columns[name].to_pylist() for name in also}
     for i, row in enumerate(frame.rows):
         name = f"{frame.path}:{row}" if names[i] is None else str(names[i])
         if frame.classes is not None:
-            if not told(problems, frame.path, frame.place(i), of, frame.classes[i]):
+            if not has_class(problems, frame.path, frame.place(i), label_column, frame.classes[i]):
                 continue
             name = of_class(name, frame.classes[i])
         channels: dict[str, np.ndarray] = {}
         try:
-            items = things[i] if things is not None else [THAT] * (0 if timed["time"][i] is None else
-                                                                   len(timed["time"][i]))
+            items = item_lists[i] if item_lists is not None else [THAT] * (0 if channel_lists["time"][i] is None else
+                                                                           len(channel_lists["time"][i]))
             if not items or any(item is None for item in items):
                 raise ValueError("an empty list, or an item missing in it")
-            for channel, values in timed.items():
+            for channel, values in channel_lists.items():
                 numbers = np.array(values[i], dtype=np.float64)
                 if numbers.shape != (len(items),) or not np.isfinite(numbers).all():
                     raise ValueError(f"column '{channel}' has not one number for each of {len(items)} events")

@@ -36,7 +36,7 @@ from segue.kinds.base import (
 )
 from segue.kinds.beside import classes_beside
 from segue.kinds.codecs import BPECodec, ByteCodec, Codec, as_bytes
-from segue.kinds.columns import both, class_column, class_of, told
+from segue.kinds.columns import class_column, class_conflict, class_of, has_class
 from segue.kinds.documents import as_row, flat
 from segue.kinds.films import are_lines, dialogues
 from segue.kinds.frame import (
@@ -46,15 +46,15 @@ from segue.kinds.frame import (
     PARQUET,
     TABULAR,
     Look,
-    by_lines,
     check_parquet,
     csv_rows,
+    describe_roles,
     glance,
+    is_json_lines,
     is_parquet,
     json_array,
     json_lines,
     load_table,
-    said,
 )
 from segue.kinds.packed import bare, no_text, opened
 from segue.kinds.several import Form
@@ -114,21 +114,21 @@ class Text(Kind):
             return 0.91  # and not who spoke after whom
         if suffix in LINES:
             return 0.8 if holds_text(path, head) else 0.3
-        several = self.name == "text" and suffix not in self.extensions and (
+        holds_several = self.name == "text" and suffix not in self.extensions and (
             mails.is_mail(head) or form_of(head.decode("utf-8", "replace")))
-        surely = 0.8 if suffix in self.extensions or several else 0.2
+        score = 0.8 if suffix in self.extensions or holds_several else 0.2
         if suffix in DELIMITED:
             table = glance(path, head)
-            surely = 0.7 if holds_text(path, head) else 0.5 if table is not None and name_column(table) else 0.2
+            score = 0.7 if holds_text(path, head) else 0.5 if table is not None and name_column(table) else 0.2
         elif suffix == ".json" and (table := glance(path, head)) is not None and is_plain_table(table):
-            surely = 0.8 if text_columns(table) else 0.5 if name_column(table) else 0.3
+            score = 0.8 if text_columns(table) else 0.5 if name_column(table) else 0.3
         if not head.translate(None, b"0123456789 .,;:+-eE\t\r\n"):
             return 0.02  # numbers alone
         try:
             encodings.getincrementaldecoder("utf-8")().decode(head)
         except UnicodeDecodeError:
-            return surely / 2
-        return surely
+            return score / 2
+        return score
 
     def read(self, path: Path, problems: Problems | None = None, *, encoding: str = "utf-8", errors: str = "strict",
              lines: bool = False, field: Sequence[str] = (), classes: str | None = None) -> Iterator[Record]:
@@ -149,14 +149,15 @@ class Text(Kind):
         together. classes: the field or column that says of which class each record is ("": one that seems to, what
         is in front of or behind each line, or in a file beside it), which its name then tells.
         """
-        beside = classes_beside(path) if self.name == "text" and not (field or classes) else None
-        if beside is not None:
-            each = list(self._read(path, problems, encoding, errors, bare(path).suffix.lower() not in JSON, [], None))
-            if len(each) == len(beside):
+        class_labels = classes_beside(path) if self.name == "text" and not (field or classes) else None
+        if class_labels is not None:
+            by_lines = bare(path).suffix.lower() not in JSON
+            records = list(self._read(path, problems, encoding, errors, by_lines, [], None))
+            if len(records) == len(class_labels):
                 if problems is not None:
                     problems.note = "; ".join(filter(None, (problems.note, "classes from the file beside it")))
                 yield from (Record(record.object, name=of_class(record.name, label if classes == "" else ""))
-                            for record, label in zip(each, beside))
+                            for record, label in zip(records, class_labels))
                 return
         field = [field] if isinstance(field, str) else list(field)
         yield from self._read(path, problems, encoding, errors, lines, field, classes)
@@ -173,9 +174,9 @@ class Text(Kind):
         suffix = bare(path).suffix.lower()
         head = head_of(path, encoding).decode("utf-8", "ignore").removeprefix("\ufeff")
         if self.name == "text" and not lines:
-            within = self._texts_within(path, problems, head, encoding, errors, field, classes)
-            if within is not None:
-                yield from within
+            texts = self._texts_within(path, problems, head, encoding, errors, field, classes)
+            if texts is not None:
+                yield from texts
                 return
         if not lines and (field or classes or suffix in TABULAR):
             rows = self._rows(path, problems, field, classes, encoding)
@@ -234,14 +235,14 @@ class Text(Kind):
                  **options: Any) -> Iterator[Record]:
         """As `Kind.read_all`, but files that are translations of each other line by line are read together, a text for
         each line and its translations."""
-        asked = self.name != "text" or any(options.get(name) for name in ("lines", "field", "classes"))
-        groups = {} if asked else translations.side_by_side(paths)
-        others = {path for group in groups.values() for path in group[1:]}
+        explicit = self.name != "text" or any(options.get(name) for name in ("lines", "field", "classes"))
+        groups = {} if explicit else translations.side_by_side(paths)
+        translations_of = {path for group in groups.values() for path in group[1:]}
         for path in paths:
             try:
                 if path in groups:
                     yield from self._side_by_side(groups[path], problems, options)
-                elif path not in others:
+                elif path not in translations_of:
                     yield from super().read_all([path], problems, named, **options)
             except SegueError as error:
                 if path in named:
@@ -250,27 +251,27 @@ class Text(Kind):
 
     def _side_by_side(self, paths: list[Path], problems: Problems, options: dict[str, Any]) -> Iterator[Record]:
         """A text of each line of the first file and the same line of the others; lines that lack one are left out."""
-        errors, given = options.get("errors", "strict"), options.get("encoding", "utf-8")
+        errors, encoding = options.get("errors", "strict"), options.get("encoding", "utf-8")
         problems.note = f"lines of files side by side ({', '.join(bare(path).suffix[1:] for path in paths)})"
-        rows = (self._lines(path, encoding_of(path, given, problems), errors) for path in paths)
+        rows = (self._lines(path, encoding_of(path, encoding, problems), errors) for path in paths)
         for row in zip(*rows):
-            said = [line.strip() for _, line in row]
-            if all(said):
-                yield Record("\n".join(said).encode(), name=f"{paths[0]}:{row[0][0]}")
+            translated = [line.strip() for _, line in row]
+            if all(translated):
+                yield Record("\n".join(translated).encode(), name=f"{paths[0]}:{row[0][0]}")
 
     def _pieces(self, path: Path, encoding: str, errors: str) -> Iterator[tuple[int, bytes]]:
         """Pieces of a file as UTF-8, each with its offset in bytes of the file."""
         with opened(path) as handle:
-            offset, rest = 0, b""
+            offset, carry = 0, b""
             encoding = marked(handle.peek(4)[:4], encoding)
             decoder = encodings.getincrementaldecoder(encoding)()
             while True:
                 block = handle.read(PIECE)
                 last = len(block) < PIECE
                 if encoding == "utf-8":
-                    data = rest + block
+                    data = carry + block
                     cut = len(data) if last else _cut(data)
-                    piece, rest = data[:cut], data[cut:]
+                    piece, carry = data[:cut], data[cut:]
                     if errors == "strict":
                         check_text(path, piece, offset)
                     size = len(piece)
@@ -292,7 +293,6 @@ class Text(Kind):
               encoding: str) -> Iterator[Record] | None:
         """The texts of a table; None where the file is not to be read as a table."""
         head, suffix = head_of(path, encoding), bare(path).suffix.lower()
-        sure = bool(field or classes) or suffix in DELIMITED | JSON | PARQUET
         check_parquet(path, head)
         table = glance(bare(path), head)
         if table is not None and table.form == "document":  # of which the beginning says little
@@ -302,54 +302,33 @@ class Text(Kind):
             return self._read_lines(path, problems, Roles(field, classes or None))  # which says what is wrong
         if table is None and field:
             raise SegueError(f"{path}: there is no table here to take '{field[0]}' from; leave field= out")
-        loose = table is not None and table.regular and not table.headed and suffix in (".txt", "") and \
-            table.delimiter == "\t"
-        pairs = table is not None and loose and are_pairs(table)
-        tabbed = table is not None and table.delimiter == "\t" and (table.headed or pairs or (
-            loose and classes is None and len(table.names) == 2 and class_column(path, table, "") is not None))
-        if self.name == "code" and suffix == ".json" and not (field or classes):
-            return None  # one of the files of a program
-        if table is None or not (sure or classes == "" or tabbed or table.form != "delimited"):
+        of_program = self.name == "code" and suffix == ".json" and not (field or classes)
+        roles = None if table is None or of_program else _find_roles(path, table, field, classes)
+        if table is None or roles is None:
             return None
-        column = class_column(path, table, classes)
-        if column in field and classes:
-            raise both(path, classes)
-        rest = table.without(column)
-        pairs = pairs and column is None
-        asked, field = field, field or (rest.names[:2] if pairs else text_columns(rest)) or name_column(rest) or (
-            rest.names if column and len(rest.names) == 1 else [])
-        if classes and not field:
-            raise SegueError(f"{path}: no column holds text; name one with field= (columns: {', '.join(rest.names)})")
-        if column in field or not field:  # one that only by chance is called as classes are
-            column, field = None, field or text_columns(table)
-        sure = sure or tabbed or (table.form != "delimited" and is_plain(table, field))
-        if suffix not in LINES | PARQUET and not (field and (sure or (column and table.regular))):
-            return None
-        dialogue, speaker = (None, None) if asked or column else dialogue_columns(table, field)
-        if problems is not None and field:
-            speakers = (speaker, *(speaker_field(name, table.names) for name in field))
-            by = [("said by", role) for role in speakers if role]
-            within = "all" if dialogue == "" else dialogue
-            problems.note = said([("class", column), ("dialogue", within), *by, *(("field", name) for name in field)],
-                                 table.names)
-        roles = Roles(field, column, dialogue, speaker)
+        if problems is not None and roles.field:
+            speakers = (roles.speaker, *(speaker_field(name, table.names) for name in roles.field))
+            said_by = [("said by", name) for name in speakers if name]
+            dialogue = ("dialogue", "all" if roles.dialogue == "" else roles.dialogue)
+            fields = [("field", name) for name in roles.field]
+            problems.note = describe_roles([("class", roles.column), dialogue, *said_by, *fields], table.names)
         if table.form == "delimited":
             rows = self._read_table(path, problems, table, roles, encoding)
-        elif table.form == "json" and by_lines(head.decode("utf-8", "ignore").removeprefix("\ufeff")):
+        elif table.form == "json" and is_json_lines(head.decode("utf-8", "ignore").removeprefix("\ufeff")):
             rows = self._read_lines(path, problems, roles)
         else:
             rows = self._read_columns(path, problems, table.form, roles)
-        return rows if dialogue is None else _dialogues(rows)
+        return rows if roles.dialogue is None else _dialogues(rows)
 
     def _lines(self, path: Path, encoding: str, errors: str) -> Iterator[tuple[int, str]]:
         """The lines of a file, counted from 1."""
-        number, rest = 0, b""
+        number, carry = 0, b""
         for _, piece in self._pieces(path, encoding, errors):
-            *whole, rest = (rest + piece).split(b"\n")
-            for line in whole:
+            *complete, carry = (carry + piece).split(b"\n")
+            for line in complete:
                 number += 1
                 yield number, line.decode("utf-8", "replace").rstrip("\r")
-        yield number + 1, rest.decode("utf-8", "replace").rstrip("\r")
+        yield number + 1, carry.decode("utf-8", "replace").rstrip("\r")
 
     def _read_lines(self, path: Path, problems: Problems | None, roles: Roles) -> Iterator[Record]:
         field, found = roles.field or [FIELDS[0]], False
@@ -400,7 +379,7 @@ class Text(Kind):
 
     def _read_table(self, path: Path, problems: Problems | None, table: Look, roles: Roles,
                     encoding: str) -> Iterator[Record]:
-        field, found, weka = roles.field, False, bare(path).suffix.lower() == ".arff"
+        field, found, is_arff = roles.field, False, bare(path).suffix.lower() == ".arff"
         for name in field:
             if name not in table.names:
                 raise SegueError(f"{path}: there is no column '{name}'; there are {', '.join(table.names)}")
@@ -414,7 +393,7 @@ class Text(Kind):
                 for row in rows:
                     number = before + rows.line_num
                     if len(row) != len(table.names):
-                        if row and not (weka and row[0].startswith("%")):
+                        if row and not (is_arff and row[0].startswith("%")):
                             bad(problems, path, str(number), None,
                                 f"{len(row)} columns where the first line has {len(table.names)}; quote what holds a "
                                 "delimiter")
@@ -482,9 +461,9 @@ class Code(Text):
     def sniff(self, path: Path, head: bytes) -> float:
         suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
         inner = suffixes[0] if suffixes[1:] == [".txt"] else ""  # train.java.txt
-        named = path.name in {"Makefile", "Dockerfile"} or self.extensions.intersection((*suffixes[-1:], inner))
+        has_code_name = path.name in {"Makefile", "Dockerfile"} or self.extensions.intersection((*suffixes[-1:], inner))
         letters = len(head) - len(head.translate(None, LETTERS))
-        if not (named or head[:2] == b"#!") or looks_binary(head) or letters < len(head) // 10:
+        if not (has_code_name or head[:2] == b"#!") or looks_binary(head) or letters < len(head) // 10:
             return 0.0  # numbers alone are a file of another sort by that name
         return 0.85 if inner else max(0.6, super().sniff(path, head))
 
@@ -499,6 +478,36 @@ class Code(Text):
             problems.refuse(path, f"skipped: minified or generated (its lines have {lengths[path]:,} characters on "
                                   "average); give the file itself to read it")
         yield from super().read_all([path for path in paths if path not in minified], problems, named, **options)
+
+
+def _find_roles(path: Path, table: Look, field: list[str], classes: str | None) -> Roles | None:
+    """The columns of a table by their role; None where the file is plain text that only looks like a table. field,
+    classes: as the user named them, see `Text.read`."""
+    suffix = bare(path).suffix.lower()
+    is_table = bool(field or classes) or suffix in DELIMITED | JSON | PARQUET
+    tabbed = table.delimiter == "\t"
+    plain_tabs = tabbed and table.regular and not table.headed and suffix in (".txt", "")
+    pairs = plain_tabs and are_pairs(table)
+    tabbed = tabbed and (table.headed or pairs or (
+        plain_tabs and classes is None and len(table.names) == 2 and class_column(path, table, "") is not None))
+    if not (is_table or classes == "" or tabbed or table.form != "delimited"):
+        return None
+    column = class_column(path, table, classes)
+    if column in field and classes:
+        raise class_conflict(path, classes)
+    rest = table.without(column)
+    pairs = pairs and column is None
+    requested, field = field, field or (rest.names[:2] if pairs else text_columns(rest)) or name_column(rest) or (
+        rest.names if column and len(rest.names) == 1 else [])
+    if classes and not field:
+        raise SegueError(f"{path}: no column holds text; name one with field= (columns: {', '.join(rest.names)})")
+    if column in field or not field:  # one that only by chance is called as classes are
+        column, field = None, field or text_columns(table)
+    is_table = is_table or tabbed or (table.form != "delimited" and is_plain(table, field))
+    if suffix not in LINES | PARQUET and not (field and (is_table or (column and table.regular))):
+        return None
+    dialogue, speaker = (None, None) if requested or column else dialogue_columns(table, field)
+    return Roles(field, column, dialogue, speaker)
 
 
 def form_of(head: str, field: Sequence[str] = (), table: bool = False) -> Form | None:
@@ -560,7 +569,7 @@ def _record(path: Path, place: int, text: str, cells: Mapping[str, Any], roles: 
     of classes is empty."""
     label = "" if roles.column is None else class_of(cells.get(roles.column))
     label = "" if label == "-" and str(roles.column).startswith("gold") else label  # SNLI's: those who judged disagree
-    if roles.column is not None and not told(problems, path, str(place), roles.column, label):
+    if roles.column is not None and not has_class(problems, path, str(place), roles.column, label):
         return None
     speaker = class_of(cells.get(roles.speaker or ""))
     text = f"{speaker}: {text.strip()}" if speaker else text
@@ -570,10 +579,10 @@ def _record(path: Path, place: int, text: str, cells: Mapping[str, Any], roles: 
 
 def _dialogues(turns: Iterable[Record]) -> Iterator[Record]:
     """One record for each dialogue: its turns (records of the same name) as lines."""
-    said: dict[str, list[bytes]] = {}
+    turns_of: dict[str, list[bytes]] = {}
     for turn in turns:
-        said.setdefault(turn.name, []).append(turn.object)
-    yield from (Record(b"\n".join(each), name=name) for name, each in said.items())
+        turns_of.setdefault(turn.name, []).append(turn.object)
+    yield from (Record(b"\n".join(each), name=name) for name, each in turns_of.items())
 
 
 def is_plain_table(table: Look) -> bool:

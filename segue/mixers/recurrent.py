@@ -25,8 +25,8 @@ KINDS: dict[type[nn.RNNBase], str] = {nn.LSTM: "lstm", nn.GRU: "gru", nn.RNN: "e
 
 class TorchRecurrence(Recurrence):
     """Any of torch's fused recurrent modules (nn.LSTM, nn.GRU, nn.RNN; one layer, batch first) as a `Recurrence`. Where
-    they are compiled it runs the kernels of `segue.kernels.rnn` instead, which stop and reset anywhere, and are faster
-    than all but torch's LSTM."""
+    the kernels of `segue.kernels.rnn` are compiled it runs those instead: they can stop and reset anywhere, and are
+    faster than all of torch's but the LSTM."""
 
     def __init__(self, module: nn.RNNBase) -> None:
         super().__init__()
@@ -38,12 +38,12 @@ class TorchRecurrence(Recurrence):
 
     def _run_module(self, x: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
         if x.device.type == "cuda":
-            # CuDNN's autocast is float16, whatever was asked for; and it keeps what backward needs in training alone,
-            # which changes nothing else here, where there is one layer and so no dropout.
+            # CuDNN autocasts to float16, whatever dtype autocast asks for. It keeps what backward needs in training
+            # mode only, which changes nothing else here: one layer has no dropout.
             self.module.train(torch.is_grad_enabled())
             with torch.autocast("cuda", enabled=False):
-                kind = next(self.module.parameters()).dtype
-                y, final = self._run_uncast(*(each.to(kind) for each in (x, *state)))
+                dtype = next(self.module.parameters()).dtype
+                y, final = self._run_uncast(*(tensor.to(dtype) for tensor in (x, *state)))
                 return y, tuple(new.to(old.dtype) for new, old in zip(final, state))
         return self._run_uncast(x, *state)
 
@@ -64,27 +64,32 @@ class TorchRecurrence(Recurrence):
             into_gates, into_state, bias, state_bias = module_weights(self.module)
             cell, units = KINDS[type(self.module)], self.module.hidden_size
             gates = F.linear(x, into_gates, bias).unflatten(-1, (1, -1, units))
-            y, after = recurrence(cell, gates, into_state.view(1, -1, units, units), state_bias.view(1, -1, units),
+            y, final = recurrence(cell, gates, into_state.view(1, -1, units, units), state_bias.view(1, -1, units),
                                   tuple(s[:, None] for s in state), starts, lengths)
-            return y.flatten(2), tuple(s[:, 0] for s in after)
-        # Torch's kernels cannot stop or reset in the middle: cut the run wherever some row does.
+            return y.flatten(2), tuple(s[:, 0] for s in final)
+        return self._scan_in_pieces(x, state, starts, lengths)
+
+    def _scan_in_pieces(self, x: Tensor, state: Tensors, starts: Tensor | None,
+                        lengths: Tensor | None) -> tuple[Tensor, Tensors]:
+        """`scan` by torch's kernels, which cannot stop or reset in the middle: the run is cut wherever a row does."""
+        batch, n = x.shape[:2]
         cuts = set() if starts is None else set(torch.nonzero(starts.any(0))[:, 0].tolist())
         cuts |= set() if lengths is None else set(lengths.tolist())
         edges = [0, *sorted(cuts - {0, n}), n]
-        fresh, wanted, outputs = self.initial(batch, x), state, []
+        initial, stopped, outputs = self.initial(batch, x), state, []
         for begin, end in zip(edges[:-1], edges[1:]):
             if lengths is not None:
-                wanted = _select_rows(lengths == begin, state, wanted)
+                stopped = _select_rows(lengths == begin, state, stopped)
             if starts is not None and begin in cuts:
-                state = _select_rows(starts[:, begin], fresh, state)
+                state = _select_rows(starts[:, begin], initial, state)
             y, state = self._run_module(x[:, begin:end], state)
             outputs.append(y)
-        final = state if lengths is None else _select_rows(lengths == n, state, wanted)
+        final = state if lengths is None else _select_rows(lengths == n, state, stopped)
         return (torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0]), final
 
 
 def module_weights(module: nn.RNNBase) -> Tensors:
-    """Of the inputs (G D, width), of the state (G D, D), and the bias of each (G D,)."""
+    """The input weights (G D, width), the recurrent weights (G D, D), and the bias of each (G D,), for G gates."""
     return tuple(getattr(module, f"{name}_l0") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
 
 
@@ -93,8 +98,8 @@ def _select_rows(rows: Tensor, a: Tensors, b: Tensors) -> Tensors:
 
 
 class Headwise(Recurrence):
-    """A cell of `segue.kernels.rnn` as N heads of D units that do not see each other's states (FlashRNN: Pöppel et al.
-    2024, arXiv 2412.07752). Inputs, projected before: (B, T, N, G, D) for G gates; state: tensors (B, N, D)."""
+    """A cell of `segue.kernels.rnn` as N independent heads of D units (FlashRNN: Pöppel et al. 2024, arXiv 2412.07752).
+    Inputs, already projected: (B, T, N, G, D) for G gates; state: tensors (B, N, D)."""
 
     learnable_tensors = (0, 1)  # the sLSTM's n, which it divides by, must stay above 0
 
@@ -117,7 +122,8 @@ class Headwise(Recurrence):
         return y.flatten(2), final
 
     def lower(self, program: Program, source: View, into: nn.Linear) -> View:
-        """The register of h; `into` projects to the gates, head by head, which the engine wants gate by gate."""
+        """Emit the projection `into` and the recurrence; returns the register of h. The rows of `into` are ordered head
+        by head, those of the engine gate by gate."""
         rows = into.weight.unflatten(0, (self.shape[0], -1, self.shape[1])).transpose(0, 1).flatten(0, 2)
         bias = None if into.bias is None else into.bias.unflatten(0, (self.shape[0], -1, self.shape[1]))
         gates = program.register("gates", rows.shape[0])
@@ -134,8 +140,7 @@ class RecurrentMixer(Mixer):
     """A recurrence of width `inner` (default: width), projected back to the model's width where they differ.
 
     recurrent_init: of the hidden-to-hidden weights, "orthogonal" or "uniform" (+-1/sqrt(inner), as torch does it).
-    heads: the state is so many parts that do not see each other, which is faster the more there are; 1 is torch's own
-        module.
+    heads: number of independent parts of the state, faster the more there are; 1 (default) is torch's own module.
     """
 
     module: Callable[..., nn.RNNBase]
@@ -202,7 +207,7 @@ class RecurrentMixer(Mixer):
 
 
 class PeepholeRecurrence(SteppedRecurrence):
-    """LSTM whose gates also see the cell, each unit its own: input and forget gate the one before, the output gate the
+    """LSTM with diagonal peephole connections: the input and forget gates read the previous cell, the output gate the
     new one (Gers & Schmidhuber 2000). Gates i, f, g, o as in torch. State: h, c, each (B, inner)."""
 
     def __init__(self, width: int, inner: int) -> None:
@@ -217,16 +222,16 @@ class PeepholeRecurrence(SteppedRecurrence):
 
     def step(self, inputs: Tensors, state: Tensors) -> tuple[Tensor, Tensors]:
         h, c = state
-        of_i, of_f, of_o = self.peepholes
+        peephole_i, peephole_f, peephole_o = self.peepholes
         i, f, g, o = (F.linear(inputs[0], self.weight_ih, self.bias) + F.linear(h, self.weight_hh)).chunk(4, -1)
-        c = torch.sigmoid(f + of_f * c) * c + torch.sigmoid(i + of_i * c) * torch.tanh(g)
-        h = torch.sigmoid(o + of_o * c) * torch.tanh(c)
+        c = torch.sigmoid(f + peephole_f * c) * c + torch.sigmoid(i + peephole_i * c) * torch.tanh(g)
+        h = torch.sigmoid(o + peephole_o * c) * torch.tanh(c)
         return h, tuple(new.to(old.dtype) for new, old in zip((h, c), state))  # autocast gives others
 
 
 class LSTM(RecurrentMixer):
-    """Long short-term memory with a forget gate, whose bias begins at `forget_bias` (1: a half-life of two steps).
-    peepholes: gates see the cell, too; in a plain loop, without heads."""
+    """Long short-term memory with a forget gate, whose bias is initialised to `forget_bias` (1: a half-life of two
+    steps). peepholes: gates read the cell too; runs as a plain loop, and needs heads = 1."""
 
     module = nn.LSTM
 
@@ -259,7 +264,7 @@ class Elman(RecurrentMixer):
 
 
 class JordanRecurrence(SteppedRecurrence):
-    """h_t = tanh(W x_t + U s_t + b), y_t = V h_t, s_{t+1} = decay s_t + y_t: the memory is what was put out."""
+    """h_t = tanh(W x_t + U s_t + b), y_t = V h_t, s_{t+1} = decay s_t + y_t: the state is a decaying sum of outputs."""
 
     def __init__(self, width: int, inner: int, decay: float) -> None:
         super().__init__()
@@ -285,7 +290,7 @@ class Jordan(RecurrentMixer):
                  decay: float = 0.5) -> None:
         self.decay = decay
         super().__init__(width, inner, recurrent_init)
-        self.out = nn.Identity()  # the recurrence puts out the model's width already
+        self.out = nn.Identity()  # the recurrence outputs the model's width already
 
     def make_recurrence(self, width: int, inner: int) -> Recurrence:
         return JordanRecurrence(width, inner, self.decay)
@@ -295,6 +300,6 @@ class Jordan(RecurrentMixer):
         assert isinstance(cell, JordanRecurrence)
         gates, y = (program.register(name, len(cell.bias)) for name in ("gates", "y"))
         program.linear(source, gates, cell.weight_ih, cell.bias)
-        # U s adds up what U V makes of each h, fading as s does: so s itself is not needed.
+        # U s is a decaying sum of U V h over past h, so the engine keeps that instead of s.
         program.recur(gates, y, "jordan", cell.weight_hh @ cell.weight_out, None, decay=cell.decay)
         program.linear(y, into, cell.weight_out, add=True)

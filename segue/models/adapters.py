@@ -36,7 +36,7 @@ class Adapter(ABC):
     def __init__(self, **settings: Any) -> None:
         self.settings = settings
         self.model: nn.Module | None = None
-        self.held: list[nn.Parameter] = []
+        self.frozen: list[nn.Parameter] = []
         self.loaded: dict[str, Tensor] = {}  # parameters from a file, used by the next `put_on`
 
     @abstractmethod
@@ -55,10 +55,10 @@ class Adapter(ABC):
         """Attach to a model, and freeze all its other parameters."""
         if self.model is not None:
             raise SegueError("this adapter is attached to a model: detach it first")
-        held = [p for p in model.parameters() if p.requires_grad]
+        trainable = [p for p in model.parameters() if p.requires_grad]
         self.put_on(model)
-        self.model, self.held = model, held
-        for parameter in held:
+        self.model, self.frozen = model, trainable
+        for parameter in trainable:
             parameter.requires_grad_(False)
 
     def to(self, device: torch.device) -> None:
@@ -75,9 +75,9 @@ class Adapter(ABC):
             raise SegueError("another adapter was attached after this one: detach that first")
         model, self.model = self.model, None
         self.take_off(model)
-        for parameter in self.held:
+        for parameter in self.frozen:
             parameter.requires_grad_(True)
-        self.held = []
+        self.frozen = []
         return model
 
     def save(self, path: str | Path) -> None:
@@ -113,14 +113,14 @@ def linear_layers(model: nn.Module, targets: Sequence[str] = ()) -> dict[str, An
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    found = {}
+    layers = {}
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear) and type(module).__name__ != "Conv1D":
             continue
-        wanted = any(target in name for target in targets) if targets else not name.endswith("head")
-        if wanted and owners.get(id(module.weight), 1) == 1:  # 1: adapted, the weight is a new tensor
-            found[name] = module
-    return found
+        selected = any(target in name for target in targets) if targets else not name.endswith("head")
+        if selected and owners.get(id(module.weight), 1) == 1:  # 1: adapted, the weight is a new tensor
+            layers[name] = module
+    return layers
 
 
 class LoRA(Adapter):
@@ -145,16 +145,16 @@ class LoRA(Adapter):
         self.layers: dict[str, LowRank] = {}
 
     def put_on(self, model: nn.Module) -> None:
-        found = linear_layers(model, self.targets)
-        if not found:
+        targets = linear_layers(model, self.targets)
+        if not targets:
             raise SegueError(f"no linear layer to adapt has {' or '.join(self.targets) or 'a weight of its own'} in "
                              f"its name: name others of {', '.join(linear_layers(model)) or 'which there are none'}")
-        known = {name.rpartition(".")[0] for name in self.loaded} | set(self.layers)
-        if known and known != set(found):
-            raise SegueError(f"this adapter is of another model: '{min(known ^ set(found))}' is not in both")
+        existing = {name.rpartition(".")[0] for name in self.loaded} | set(self.layers)
+        if existing and existing != set(targets):
+            raise SegueError(f"this adapter is of another model: '{min(existing ^ set(targets))}' is not in both")
         draw = torch.Generator().manual_seed(self.seed)
         layers = dict(self.layers)
-        for name, layer in found.items():
+        for name, layer in targets.items():
             if name not in layers:
                 weight, transposed = layer.weight, not isinstance(layer, nn.Linear)
                 out, into = weight.shape[::-1] if transposed else weight.shape
@@ -164,34 +164,34 @@ class LoRA(Adapter):
                     raise SegueError(f"this adapter is of another model: '{name}' has another size there")
                 layers[name] = LowRank(a.to(weight), b.to(weight), self.scale, transposed)
         self.layers = layers
-        for name, layer in found.items():
+        for name, layer in targets.items():
             parametrize.register_parametrization(layer, "weight", layers[name])
 
     def take_off(self, model: nn.Module) -> None:
         for name in self.layers:
             layer: Any = model.get_submodule(name)
-            below = list(layer.parametrizations["weight"])[:-1]
+            earlier = list(layer.parametrizations["weight"])[:-1]
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
-            for other, parameter in list(layer.named_parameters(recurse=False)):
-                if other != "weight":  # keep "weight" first, so that the order of parameters is restored
-                    delattr(layer, other)
-                    setattr(layer, other, parameter)
-            for part in below:
-                parametrize.register_parametrization(layer, "weight", part)
+            for sibling, parameter in list(layer.named_parameters(recurse=False)):
+                if sibling != "weight":  # keep "weight" first, so that the order of parameters is restored
+                    delattr(layer, sibling)
+                    setattr(layer, sibling, parameter)
+            for low_rank in earlier:
+                parametrize.register_parametrization(layer, "weight", low_rank)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        for name, part in self.layers.items():
-            yield f"{name}.a", part.a
-            yield f"{name}.b", part.b
+        for name, low_rank in self.layers.items():
+            yield f"{name}.a", low_rank.a
+            yield f"{name}.b", low_rank.b
 
     @torch.no_grad()
     def merge(self) -> nn.Module:
         """Add the low-rank terms to the weights, detach, and return the model. If there was no other adapter, its
         weights are exactly the numbers that it computed with."""
         model = self.detach()
-        for name, part in self.layers.items():
-            own = dict(model.get_submodule(name).named_parameters())
-            own["weight" if "weight" in own else "parametrizations.weight.original"].add_(part.delta)
+        for name, low_rank in self.layers.items():
+            parameters = dict(model.get_submodule(name).named_parameters())
+            parameters["weight" if "weight" in parameters else "parametrizations.weight.original"].add_(low_rank.delta)
         return model
 
 
@@ -218,28 +218,28 @@ class InitialState(Adapter):
     def put_on(self, model: nn.Module) -> None:
         blocks = {name: block for name, block in model.named_modules() if isinstance(block, Block) and
                   block.mixer.causal}
-        found = {}
+        states = {}
         for index, (name, block) in enumerate(blocks.items()):
-            like = next(block.parameters()).detach()
-            state = LearnedState(block.parts(1, like, 0), self.rank, self.scale, self.seed + index)
+            weight = next(block.parameters()).detach()
+            state = LearnedState(block.parts(1, weight, 0), self.rank, self.scale, self.seed + index)
             if len(state.tables):
-                found[name] = self.layers.get(name, state)
-        if not found:
+                states[name] = self.layers.get(name, state)
+        if not states:
             raise SegueError("no layer of this model has a state of constant size to begin with: choose one of gla, "
                              "mamba, gru and the like, or a prompt (segue.models.prompts)")
-        if self.layers and self.layers.keys() != found.keys():
-            raise SegueError(f"this adapter is of another model: '{min(self.layers.keys() ^ found.keys())}' is not in "
+        if self.layers and self.layers.keys() != states.keys():
+            raise SegueError(f"this adapter is of another model: '{min(self.layers.keys() ^ states.keys())}' is not in "
                              "both")
         if self.loaded:
-            shapes = {f"{name}.{table}": p.shape for name, state in found.items() for table, p in state.tables.items()}
+            shapes = {f"{name}.{table}": p.shape for name, state in states.items() for table, p in state.tables.items()}
             if shapes != {name: tensor.shape for name, tensor in self.loaded.items()}:
                 raise SegueError("this adapter is of another model: its states have other layers or sizes")
-            for name, state in found.items():
+            for name, state in states.items():
                 for table, p in state.tables.items():
                     p.data.copy_(self.loaded[f"{name}.{table}"])
             self.loaded = {}
-        self.layers = found
-        for name, state in found.items():
+        self.layers = states
+        for name, state in states.items():
             blocks[name].begins.append(state)
 
     def take_off(self, model: nn.Module) -> None:

@@ -1,7 +1,7 @@
-"""Counts with an advisor: what they say of the next token is mixed with what another simple predictor says.
+"""Counts with an advisor: their next-token distribution is mixed with that of another simple predictor.
 
-Counts see runs of tokens that came before. They do not see that two items are chosen by the same people in any order,
-nor that 20.4 lies beside 20.5, nor that a wave swings on; an advisor does (`segue.models.neighbours`,
+Counts see runs of tokens that occurred before. They do not see that two items are chosen by the same people in any
+order, that 20.4 is close to 20.5, or that a wave oscillates; an advisor does (`segue.models.neighbours`,
 `segue.models.regression`, `segue.models.prediction`).
 """
 
@@ -49,19 +49,19 @@ class Advisor(ABC):
         """Fit what is better fitted on held-out documents; by default nothing."""
 
     @abstractmethod
-    def predict(self, tails: np.ndarray) -> np.ndarray:
+    def predict(self, histories: np.ndarray) -> np.ndarray:
         """(N, V), next-token distributions after histories (N, reach) int32, the newest token last, padded in front
         with `NO_TOKEN`."""
 
     def predictions(self, sequence: Any, begin: int = 0, end: int | None = None) -> np.ndarray:
         """(n, V), the advisor's own distributions of the elements from `begin` up to `end` of one whole sequence."""
         ids = as_checked_ids(sequence, self.vocabulary)
-        places = np.arange(begin, ids.size if end is None else min(end, ids.size))
-        return self.predict(histories_before(ids, places, self.reach))
+        positions = np.arange(begin, ids.size if end is None else min(end, ids.size))
+        return self.predict(histories_before(ids, positions, self.reach))
 
-    def can_predict(self, tails: np.ndarray) -> np.ndarray:
+    def can_predict(self, histories: np.ndarray) -> np.ndarray:
         """(N,) bool, after which histories the advisor has a prediction."""
-        return np.ones(len(tails), bool)
+        return np.ones(len(histories), bool)
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -94,9 +94,9 @@ class Advised(BlendedCounts):
         return f"{super().path} and {self.advisor.name}"
 
     def count(self, documents: Iterable[Any]) -> None:
-        given = list(documents)
-        super().count(given)
-        self.advisor.learn([as_checked_ids(each, self.vocabulary) for each in given])
+        documents = list(documents)
+        super().count(documents)
+        self.advisor.learn([as_checked_ids(document, self.vocabulary) for document in documents])
 
     def add(self, documents: Iterable[Any]) -> None:
         super().add(documents)
@@ -107,24 +107,24 @@ class Advised(BlendedCounts):
         parts = np.split(stream, np.flatnonzero(stream == self.vocabulary))
         self.advisor.learn([part[part != self.vocabulary] for part in parts if len(part) > 1])
 
-    def cross_fit(self, documents: Sequence[Any], seed: int = 0, *options: Any, **named: Any) -> float:
+    def cross_fit(self, documents: Sequence[Any], seed: int = 0, *args: Any, **kwargs: Any) -> float:
         plain = BlendedCounts(self.vocabulary, self.window)
-        bits = plain.cross_fit(documents, seed, *options, **named)
+        bits = plain.cross_fit(documents, seed, *args, **kwargs)
         self.trust = plain.trust
         self.count(documents)
         return bits
 
     def merged_with(self, others: Sequence[BlendedCounts], base: BlendedCounts) -> BlendedCounts | None:
-        made = super().merged_with(others, base)
-        if made is None:
+        counts = super().merged_with(others, base)
+        if counts is None:
             return None
-        own = Advised(self.vocabulary, make_advisor(self.advisor.name, self.advisor.settings()), self.window)
-        own.advisor.restore(self.advisor.arrays())
-        own.gate.load_state_dict(self.gate.state_dict())
-        own.gated = self.gated
-        own.trust, own.tables = made.trust, made.tables
-        own._learn_stream()
-        return own
+        merged = Advised(self.vocabulary, make_advisor(self.advisor.name, self.advisor.settings()), self.window)
+        merged.advisor.restore(self.advisor.arrays())
+        merged.gate.load_state_dict(self.gate.state_dict())
+        merged.gated = self.gated
+        merged.trust, merged.tables = counts.trust, counts.tables
+        merged._learn_stream()
+        return merged
 
     def learn_gate(self, documents: Sequence[Any], seed: int = 0, positions: int = GATE_POSITIONS,
                    epochs: int = 6) -> float:
@@ -135,43 +135,45 @@ class Advised(BlendedCounts):
             raise SegueError("there is too little data to learn the advisor's part on: give more, or longer, sequences")
         self.advisor.tune(ids)
         positions = min(positions, TRUST_POSITIONS, (1 << 26) // self.vocabulary + 1)
-        spans = sample_spans([len(each) for each in ids], positions, np.random.default_rng(seed), first=1)
+        spans = sample_spans([len(document) for document in ids], positions, np.random.default_rng(seed), first=1)
         size = max(64, MAX_PROBABILITIES // self.vocabulary)
-        found = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]()
-        for number, begin, stop in spans:
-            for at in range(begin, stop, size):
-                end = min(at + size, stop)
-                counted = np.empty((end - at, self.vocabulary))
-                super().distributions(ids[number], at, end, counted)
-                behind = histories_before(ids[number], np.arange(at, end), self.advisor.reach)
-                speaks = self.advisor.can_predict(behind)
-                targets = torch.from_numpy(ids[number][at:end][speaks].astype(np.int64))
-                advice = self.advisor.predict(behind[speaks])
-                found.append((_as_log(advice).half(), _as_log(counted[speaks]).half(), targets))
-        p, q, targets = (torch.cat(side) for side in zip(*found))
+        batches = [self._gate_batch(ids[number], at, min(at + size, end))
+                   for number, begin, end in spans for at in range(begin, end, size)]
+        p, q, targets = (torch.cat(parts) for parts in zip(*batches))
         if not len(targets):
             return 0.0
-        bits = fit_gate(self.gate, p, q, targets, seed, epochs)
-        alone = -float(p.gather(1, targets[:, None]).float().mean() / np.log(2))
-        self.gated = self.advisor.gated or bits < (1 - MIN_SAVING) * alone
-        return bits if self.gated else alone
+        mixed_bits = fit_gate(self.gate, p, q, targets, seed, epochs)
+        advisor_bits = -float(p.gather(1, targets[:, None]).float().mean() / np.log(2))
+        self.gated = self.advisor.gated or mixed_bits < (1 - MIN_SAVING) * advisor_bits
+        return mixed_bits if self.gated else advisor_bits
 
-    def _mix_advisor(self, behind: np.ndarray, out: np.ndarray) -> None:
+    def _gate_batch(self, ids: np.ndarray, begin: int, end: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The P elements from `begin` up to `end` of a document that the advisor predicts: log-probabilities (P, V) of
+        advisor and counts in half precision, and the elements (P,) long."""
+        counted = np.empty((end - begin, self.vocabulary))
+        super().distributions(ids, begin, end, counted)
+        histories = histories_before(ids, np.arange(begin, end), self.advisor.reach)
+        predicts = self.advisor.can_predict(histories)
+        targets = torch.from_numpy(ids[begin:end][predicts].astype(np.int64))
+        advice = self.advisor.predict(histories[predicts])
+        return _as_log(advice).half(), _as_log(counted[predicts]).half(), targets
+
+    def _mix_advisor(self, histories: np.ndarray, out: np.ndarray) -> None:
         """Mix the advisor's predictions after these histories into `out` (N, V), which holds those of the counts."""
-        speaks = self.advisor.can_predict(behind)
-        said = self.advisor.predict(behind[speaks])
+        predicts = self.advisor.can_predict(histories)
+        advice = self.advisor.predict(histories[predicts])
         if self.gated:
             with torch.no_grad():
-                said = self.gate.mix(_as_log(said), _as_log(out[speaks])).exp().numpy()
-        out[speaks] = said
+                advice = self.gate.mix(_as_log(advice), _as_log(out[predicts])).exp().numpy()
+        out[predicts] = advice
 
     def _predict_nodes(self, past: np.ndarray, begins: np.ndarray, whole: np.ndarray, tokens: np.ndarray,
                        parents: np.ndarray, chain: bool, at: np.ndarray, out: np.ndarray) -> None:
         super()._predict_nodes(past, begins, whole, tokens, parents, chain, at, out)
-        behind = histories_of_nodes(past, begins, tokens, None if chain else parents, at, self.advisor.reach)
+        histories = histories_of_nodes(past, begins, tokens, None if chain else parents, at, self.advisor.reach)
         flat = out.reshape(-1, self.vocabulary)
         for first in range(0, len(flat), size := max(64, MAX_PROBABILITIES // self.vocabulary)):
-            self._mix_advisor(behind[first : first + size], flat[first : first + size])
+            self._mix_advisor(histories[first : first + size], flat[first : first + size])
 
     def distributions(self, ids: np.ndarray, begin: int, end: int, out: np.ndarray) -> None:
         super().distributions(ids, begin, end, out)
@@ -188,15 +190,16 @@ class Advised(BlendedCounts):
     @classmethod
     def load(cls, folder: str | Path, name: str = "counts") -> BlendedCounts:
         """Load what `save` wrote."""
-        plain = BlendedCounts.load(folder, name)
+        counts = BlendedCounts.load(folder, name)
         with read_saved(folder, name) as (settings, arrays):
             advisor = make_advisor(settings["advisor"], settings["settings"])
-            made = cls(plain.vocabulary, advisor, plain.window)
-            made.tables, made.trust, made.gated = plain.tables, plain.trust, settings.get("gated", advisor.gated)
-            made.gate.load_state_dict({key: torch.from_numpy(arrays[f"gate.{key}"]) for key in made.gate.state_dict()})
+            model = cls(counts.vocabulary, advisor, counts.window)
+            model.tables, model.trust, model.gated = counts.tables, counts.trust, settings.get("gated", advisor.gated)
+            gate = {key: torch.from_numpy(arrays[f"gate.{key}"]) for key in model.gate.state_dict()}
+            model.gate.load_state_dict(gate)
             advisor.restore({key.partition(".")[2]: value for key, value in arrays.items()
                              if key.startswith("advisor.")})
-            return made
+            return model
 
 
 def load_counts(folder: str | Path, name: str) -> BlendedCounts:
@@ -212,13 +215,13 @@ def make_advisor(name: str, settings: dict[str, Any]) -> Advisor:
     from segue.models.prediction import LinearPrediction
     from segue.models.regression import Regression
 
-    return {each.name: each for each in (Neighbours, Regression, LinearPrediction)}[name](**settings)
+    return {advisor.name: advisor for advisor in (Neighbours, Regression, LinearPrediction)}[name](**settings)
 
 
-def histories_before(ids: np.ndarray, at: np.ndarray, reach: int) -> np.ndarray:
+def histories_before(ids: np.ndarray, positions: np.ndarray, reach: int) -> np.ndarray:
     """(N, reach) int32, the tokens before each of the places `at` (N,) of a document, as `Advisor.predict` takes
     them."""
-    index = at[:, None] - reach + np.arange(reach)
+    index = positions[:, None] - reach + np.arange(reach)
     return np.where(index >= 0, ids[np.maximum(index, 0)] if len(ids) else NO_TOKEN, NO_TOKEN).astype(np.int32)
 
 
@@ -226,23 +229,23 @@ def histories_of_nodes(past: np.ndarray, begins: np.ndarray, tokens: np.ndarray,
                        at: np.ndarray, reach: int) -> np.ndarray:
     """(B * M, reach) int32, the tokens up to each of the nodes `at` (B, M) of tokens (B, N), as `Advisor.predict` takes
     them. The tokens are a chain or a tree by `parents`, after the part of `past` from `begins` (B,) on."""
-    (rows, most), size = tokens.shape, past.shape[1]
-    held = np.where(np.arange(size) >= begins[:, None], past, NO_TOKEN)
-    before = np.full((rows, reach), NO_TOKEN, np.int32)
-    before[:, max(0, reach - size) :] = held[:, max(0, size - reach) :]
-    whole = np.concatenate([before, tokens.astype(np.int32)], 1)
+    (rows, num_nodes), past_size = tokens.shape, past.shape[1]
+    valid_past = np.where(np.arange(past_size) >= begins[:, None], past, NO_TOKEN)
+    histories = np.full((rows, reach), NO_TOKEN, np.int32)
+    histories[:, max(0, reach - past_size) :] = valid_past[:, max(0, past_size - reach) :]
+    tokens_with_past = np.concatenate([histories, tokens.astype(np.int32)], 1)
     if parents is None:
         index = at[:, :, None] + 1 + np.arange(reach)
-        return whole[np.arange(rows)[:, None, None], index].reshape(-1, reach)
-    found, tree = np.full((*at.shape, reach), NO_TOKEN, np.int32), np.broadcast_to(parents, (rows, most))
+        return tokens_with_past[np.arange(rows)[:, None, None], index].reshape(-1, reach)
+    out, parent_rows = np.full((*at.shape, reach), NO_TOKEN, np.int32), np.broadcast_to(parents, (rows, num_nodes))
     for row, column in np.ndindex(*at.shape):
-        node, way = int(at[row, column]), list[int]()
+        node, ancestors = int(at[row, column]), list[int]()
         while node >= 0:
-            way.append(int(tokens[row, node]))
-            node = int(tree[row, node])
-        found[row, column] = np.concatenate([before[row], np.array(way[::-1], np.int32)])[-reach:]
-    return found.reshape(-1, reach)
+            ancestors.append(int(tokens[row, node]))
+            node = int(parent_rows[row, node])
+        out[row, column] = np.concatenate([histories[row], np.array(ancestors[::-1], np.int32)])[-reach:]
+    return out.reshape(-1, reach)
 
 
-def _as_log(chances: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(chances.clip(1e-30)).log_().float()
+def _as_log(probabilities: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(probabilities.clip(1e-30)).log_().float()

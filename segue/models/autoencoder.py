@@ -24,8 +24,8 @@ POOLS = ("mean", "first", "last", "ends")
 def pool_hidden(hidden: Tensor, lengths: Tensor, pool: str) -> Tensor:
     """Pool the first `lengths` (B,) of hidden vectors (B, N, D) to one vector: (B, D), or (B, 2 D) for "ends"."""
     if pool == "mean":
-        live = length_mask(lengths, hidden.shape[1])[..., None]
-        return torch.where(live, hidden, 0.0).sum(1) / lengths[:, None]
+        mask = length_mask(lengths, hidden.shape[1])[..., None]
+        return torch.where(mask, hidden, 0.0).sum(1) / lengths[:, None]
     if pool == "first":
         return hidden[:, 0]
     last = hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]

@@ -40,11 +40,11 @@ class DFA:
 
     def run(self, word: Tensor) -> Tensor:
         """Return the state after each symbol of words (B, T) long: (B, T)."""
-        state, found = torch.zeros(word.shape[0], dtype=torch.long), []
+        state, states = torch.zeros(word.shape[0], dtype=torch.long), []
         for t in range(word.shape[1]):
             state = self.delta[state, word[:, t]]
-            found.append(state)
-        return torch.stack(found, 1) if found else word.clone()
+            states.append(state)
+        return torch.stack(states, 1) if states else word.clone()
 
 
 def counter(modulus: int, symbols: int = 2) -> DFA:

@@ -36,7 +36,7 @@ __all__ = [
 
 @dataclass
 class Output:
-    """logits: (B, N, V), or (B, M, V) where only some nodes were asked for. hidden: (B, N, D) after the last norm."""
+    """logits: (B, N, V), or (B, M, V) of the requested nodes. hidden: (B, N, D) after the last norm."""
 
     logits: Tensor
     hidden: Tensor
@@ -55,8 +55,8 @@ def check_tokens(tokens: Tensor, vocabulary: int) -> None:
 def pad_rows(rows: Sequence[Sequence[int]], fill: int = 0) -> Tensor:
     """(B, N) long, rows of ids of any lengths, padded with `fill` at their ends."""
     table = torch.full((len(rows), max(map(len, rows), default=0)), fill)
-    for place, ids in zip(table, rows):
-        place[: len(ids)] = torch.tensor(list(ids))
+    for row, ids in zip(table, rows):
+        row[: len(ids)] = torch.tensor(list(ids))
     return table
 
 
@@ -140,7 +140,7 @@ class Decodable(Protocol):
         pending.
 
         at: (B, M) long, the nodes whose logits are wanted (default: all of them). In the prompt of an encoder-decoder
-            those behind the last of them are padding.
+            nodes after the last of them are padding.
         """
         ...
 

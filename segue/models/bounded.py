@@ -1,4 +1,4 @@
-"""A stack whose attention looks back no farther than it did in training."""
+"""A stack whose attention is limited to the distances that occurred in training."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def bound_attention(stack: Stack, length: int) -> Stack:
-    """The same stack with shared weights, in which full attention with relative or no positions is limited to the
-    latest `length` elements. Distances that no row of training had make predictions worse than nothing does
-    there; and so the time for an element, and the memory, stop growing. The stack itself where nothing changes."""
+    """A stack with the same weights, in which full attention with relative or no positions is limited to the latest
+    `length` elements; the stack itself if it has no such attention. At distances beyond those in training, attending
+    predicts worse than not attending; and with the limit, time per element and memory stop growing."""
     if not any(_is_unbounded(block.mixer) for block in stack.blocks):
         return stack
-    twin = _copy_sharing_parameters(stack)
+    bounded = _copy_sharing_parameters(stack)
     blocks = [_copy_sharing_parameters(block) for block in stack.blocks]
     for block in blocks:
         if isinstance(block.mixer, Attention) and _is_unbounded(block.mixer):
             block.mixer = _copy_sharing_parameters(block.mixer)
             block.mixer.limit_window(length)
-    twin.add_module("blocks", nn.ModuleList(blocks))
-    return twin
+    bounded.add_module("blocks", nn.ModuleList(blocks))
+    return bounded
 
 
 def _is_unbounded(mixer: nn.Module) -> bool:
@@ -37,7 +37,7 @@ def _is_unbounded(mixer: nn.Module) -> bool:
 
 def _copy_sharing_parameters(module: Module) -> Module:
     """A shallow copy: attributes can be set on it without changing the original; parameters are shared."""
-    twin = copy.copy(module)
+    copied = copy.copy(module)
     for name in ("_parameters", "_buffers", "_modules"):
-        setattr(twin, name, dict(getattr(module, name)))
-    return twin
+        setattr(copied, name, dict(getattr(module, name)))
+    return copied

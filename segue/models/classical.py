@@ -21,13 +21,13 @@ def as_ids(sequence: Any) -> np.ndarray:
 
 def check_sequences(sequences: Iterable[Any], vocabulary: int) -> list[tuple[int, ...]]:
     """The ids of each sequence; a SegueError where all are empty, or one has ids that are not below `vocabulary`."""
-    found = [tuple(as_ids(sequence).tolist()) for sequence in sequences]
-    if not any(found):
+    out = [tuple(as_ids(sequence).tolist()) for sequence in sequences]
+    if not any(out):
         raise SegueError("there is nothing to learn: every sequence is empty")
-    for number, ids in enumerate(found):
+    for number, ids in enumerate(out):
         if ids and (min(ids) < 0 or max(ids) >= vocabulary):
             raise SegueError(f"sequence {number} has ids outside 0..{vocabulary - 1}")
-    return found
+    return out
 
 
 def directly_follows(sequences: Iterable[Any], vocabulary: int) -> CountModel:
@@ -42,11 +42,11 @@ def directly_follows(sequences: Iterable[Any], vocabulary: int) -> CountModel:
 class HMM:
     """Hidden Markov model with categorical emissions, fitted by Baum-Welch from several random starts.
 
-    vocabulary: V. states: K. restarts: fits from different random starts, of which the likeliest is kept (the first
-    `trial` iterations decide). iterations: at most, of the kept one. tolerance: stop when the mean log-likelihood of an
-    element improves by less.
-    start (K,), move (K, K), emit (K, V): probabilities, rows sum to 1. history: log-likelihood of the training data
-    before each iteration of the kept fit, never falling.
+    vocabulary: V. states: K. restarts: number of random starts; the one of the highest likelihood after `trial`
+    iterations is continued. iterations: at most, of that one. tolerance: stop when the mean log-likelihood per element
+    improves by less.
+    start (K,), transition (K, K), emission (K, V): probabilities, rows sum to 1. history: log-likelihood of the
+    training data before each iteration of the continued fit, never falling.
     """
 
     def __init__(self, vocabulary: int, states: int, restarts: int = 10, iterations: int = 500,
@@ -60,7 +60,7 @@ class HMM:
 
     def fit(self, sequences: Iterable[Any]) -> HMM:
         """Learn sequences (arrays of ids or `Sequence`) anew."""
-        # logs repeat themselves: each different sequence is visited once, with a weight
+        # event logs repeat sequences: each distinct one is visited once, with a weight
         unique = Counter(ids for ids in check_sequences(sequences, self.vocabulary) if ids)
         flat = np.concatenate([np.array(ids, np.int64) for ids in unique])
         offsets = np.cumsum([0, *map(len, unique)])
@@ -71,15 +71,15 @@ class HMM:
         best, best_score = None, -np.inf
         for _ in range(self.restarts):
             self.start = rng.dirichlet(np.ones(self.states))
-            self.move = rng.dirichlet(np.ones(self.states), self.states)
-            self.emit = rng.dirichlet(np.ones(self.vocabulary), self.states) * (frequency > 0) + frequency
-            self.emit /= self.emit.sum(1, keepdims=True)
+            self.transition = rng.dirichlet(np.ones(self.states), self.states)
+            self.emission = rng.dirichlet(np.ones(self.vocabulary), self.states) * (frequency > 0) + frequency
+            self.emission /= self.emission.sum(1, keepdims=True)
             iterations = self.trial if self.restarts > 1 else self.iterations
             history = self._run_baum_welch(flat, offsets, weights, size, iterations)
             if history[-1] > best_score:
-                best, best_score = (self.start, self.move, self.emit, history), history[-1]
+                best, best_score = (self.start, self.transition, self.emission, history), history[-1]
         assert best is not None
-        self.start, self.move, self.emit, self.history = best
+        self.start, self.transition, self.emission, self.history = best
         if self.restarts > 1:
             self.history = self.history + self._run_baum_welch(flat, offsets, weights, size, self.iterations)
         return self
@@ -88,24 +88,24 @@ class HMM:
                         iterations: int) -> list[float]:
         history: list[float] = []
         for _ in range(iterations):
-            starts, moves, emits = (np.zeros_like(x) for x in (self.start, self.move, self.emit))
-            history.append(hmm.expectation_step(flat, offsets, weights, self.start, self.move, self.emit,
-                                                starts, moves, emits))
+            start_counts, transition_counts, emission_counts = (
+                np.zeros_like(x) for x in (self.start, self.transition, self.emission))
+            history.append(hmm.expectation_step(flat, offsets, weights, self.start, self.transition, self.emission,
+                                                start_counts, transition_counts, emission_counts))
             if len(history) > 1 and history[-1] - history[-2] < self.tolerance * size:
                 break
-            # a state that nothing visits keeps its rows
-            self.start = starts / starts.sum()
-            self.move = np.where(moves.sum(1, keepdims=True) > 0,
-                                 moves / np.maximum(moves.sum(1, keepdims=True), 1e-300), self.move)
-            self.emit = np.where(emits.sum(1, keepdims=True) > 0,
-                                 emits / np.maximum(emits.sum(1, keepdims=True), 1e-300), self.emit)
+            self.start = start_counts / start_counts.sum()
+            self.transition = _normalise_rows(transition_counts, self.transition)
+            self.emission = _normalise_rows(emission_counts, self.emission)
         return history
 
     def _states(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The forward pass: state probabilities (n, K) given the elements so far, and the probability (n,) of each
+        element given those before it."""
         as_checked_ids(ids, self.vocabulary)
-        alpha, scale = np.empty((ids.size, self.states)), np.empty(ids.size)
-        hmm.forward(ids, self.start, self.move, self.emit, alpha, scale)
-        return alpha, scale
+        alpha, scales = np.empty((ids.size, self.states)), np.empty(ids.size)
+        hmm.forward(ids, self.start, self.transition, self.emission, alpha, scales)
+        return alpha, scales
 
     def log_likelihood(self, sequence: Any) -> float:
         """Natural logarithm of the probability of a sequence, -inf if it is impossible."""
@@ -114,14 +114,20 @@ class HMM:
 
     def next(self, prefix: Any) -> np.ndarray:
         ids = as_ids(prefix)
-        state = self.start if not ids.size else self._states(ids)[0][-1] @ self.move
-        return state @ self.emit
+        state = self.start if not ids.size else self._states(ids)[0][-1] @ self.transition
+        return state @ self.emission
 
     def predictions(self, sequence: Any) -> np.ndarray:
         ids = as_ids(sequence)
-        before = np.vstack([self.start[None], self._states(ids)[0][:-1] @ self.move]) if ids.size else \
+        states = np.vstack([self.start[None], self._states(ids)[0][:-1] @ self.transition]) if ids.size else \
             np.empty((0, self.states))
-        return before @ self.emit
+        return states @ self.emission
+
+
+def _normalise_rows(counts: np.ndarray, previous: np.ndarray) -> np.ndarray:
+    """Counts (R, C) as probabilities; rows without counts, of states that nothing visits, stay as they were."""
+    totals = counts.sum(1, keepdims=True)
+    return np.where(totals > 0, counts / np.maximum(totals, 1e-300), previous)
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -131,12 +137,13 @@ class HMM:
 class StateMerging:
     """ALERGIA (Carrasco & Oncina 1994): a probabilistic automaton, by merging compatible states of the prefix tree.
 
-    vocabulary: V. alpha: of the Hoeffding test by which two states are told apart; smaller merges more. end: id of the
-    end symbol with which sequences end, if any; it leads to no state.
-    States are tried in the order of their shortest prefix against those kept already (red-blue). Where a prefix leaves
-    the automaton, the overall frequencies are predicted and the walk goes on from the start.
+    vocabulary: V. alpha: significance of the Hoeffding test that separates two states; smaller merges more. end: id of
+    the symbol that ends sequences, if any; it leads to no state.
+    Candidate states are compared, in the order of their shortest prefix, with those already kept (red-blue). Where a
+    prefix leaves the automaton, the overall frequencies are predicted and the walk restarts from the first state.
 
-    counts: (states, V) transitions seen; moves: (states, V) next state or -1; stops: (states,).
+    counts: (states, V) how often each element followed; moves: (states, V) the next state or -1; stops: (states,) how
+    many sequences ended there without an end symbol.
     """
 
     def __init__(self, vocabulary: int, alpha: float = 0.05, end: int | None = None) -> None:
@@ -169,15 +176,15 @@ class StateMerging:
 
     def _merge_all(self) -> None:
         red = [0]
-        blue = deque((0, x) for x in sorted(self._next[0]))  # named by the arc that leads there: shortest prefix first
+        blue = deque((0, x) for x in sorted(self._next[0]))  # by the arc that leads there, shortest prefix first
         while blue:
             parent, x = blue.popleft()
             node = self._next[parent][x]
             for state in red:
                 if self._compatible(state, node):
                     self._next[parent][x] = state
-                    grown = self._fold(state, node, set(red))
-                    blue.extend(arc for arc in grown if arc not in blue)
+                    new_arcs = self._fold(state, node, set(red))
+                    blue.extend(arc for arc in new_arcs if arc not in blue)
                     break
             else:
                 red.append(node)
@@ -193,29 +200,33 @@ class StateMerging:
         self.overall = self.counts.sum(0) / max(self.counts.sum(), 1)
         del self._seen, self._next, self._total
 
-    def _different(self, f: int, n: int, g: int, m: int) -> bool:
-        return abs(f / n - g / m) > np.sqrt(0.5 * np.log(2 / self.alpha)) * (1 / np.sqrt(n) + 1 / np.sqrt(m))
+    def _different(self, hits_a: int, total_a: int, hits_b: int, total_b: int) -> bool:
+        """Whether two relative frequencies differ by Hoeffding's bound."""
+        bound = np.sqrt(0.5 * np.log(2 / self.alpha)) * (1 / np.sqrt(total_a) + 1 / np.sqrt(total_b))
+        return abs(hits_a / total_a - hits_b / total_b) > bound
 
     def _compatible(self, a: int, b: int) -> bool:
+        """Whether no two states that a merge of nodes a and b would join have different next-element frequencies."""
         pairs = [(a, b)]
         while pairs:
             a, b = pairs.pop()
-            n, m = self._total[a], self._total[b]
-            if not n or not m:
+            total_a, total_b = self._total[a], self._total[b]
+            if not total_a or not total_b:
                 continue
-            left, right = self._seen[a], self._seen[b]
-            if self._different(n - sum(left.values()), n, m - sum(right.values()), m):
+            counts_a, counts_b = self._seen[a], self._seen[b]
+            if self._different(total_a - sum(counts_a.values()), total_a, total_b - sum(counts_b.values()), total_b):
                 return False
-            for x in left.keys() | right.keys():
-                if self._different(left.get(x, 0), n, right.get(x, 0), m):
+            for x in counts_a.keys() | counts_b.keys():
+                if self._different(counts_a.get(x, 0), total_a, counts_b.get(x, 0), total_b):
                     return False
                 if x in self._next[a] and x in self._next[b]:
                     pairs.append((self._next[a][x], self._next[b][x]))
         return True
 
     def _fold(self, into: int, tree: int, red: set[int]) -> list[tuple[int, int]]:
-        """Add a tree to the automaton; gives the arcs out of kept states that it made."""
-        pairs, made = [(into, tree)], []
+        """Merge the subtree of node `tree` into node `into`; returns the new arcs (node, element) out of `red` nodes.
+        """
+        pairs, new_arcs = [(into, tree)], []
         while pairs:
             a, b = pairs.pop()
             self._total[a] += self._total[b]
@@ -227,19 +238,19 @@ class StateMerging:
                 else:
                     self._next[a][x] = child
                     if a in red:
-                        made.append((a, x))
-        return sorted(made)
+                        new_arcs.append((a, x))
+        return sorted(new_arcs)
 
     @property
     def states(self) -> int:
         return len(self.moves)
 
     def _walk(self, ids: np.ndarray) -> list[int]:
-        """The state before each element and after the last; -1 where the automaton was just left."""
-        at = [0]
+        """The n + 1 states before each of n elements and after the last; -1 after an element without a transition."""
+        states = [0]
         for x in ids.tolist():
-            at.append(int(self.moves[max(at[-1], 0), x]))
-        return at
+            states.append(int(self.moves[max(states[-1], 0), x]))
+        return states
 
     def _distribution(self, state: int) -> np.ndarray:
         total = self.counts[state].sum() if state >= 0 else 0
@@ -260,9 +271,13 @@ class StateMerging:
 class Spectral:
     """Weighted automaton from the singular value decomposition of a Hankel matrix (Hsu, Kakade & Zhang 2009).
 
-    vocabulary: V. end: id of the end symbol with which sequences end, if any. rank: of the automaton. length: of the
-    prefixes and suffixes whose statistics are used, the `most` commonest ones.
-    Its values can be negative: a prediction is shifted to be at least 0 and made to sum to 1.
+    vocabulary: V. end: id of the symbol that ends sequences, if any. rank: R, of the automaton. length: of the prefixes
+    and suffixes in the Hankel matrix, of which the `most` commonest are used.
+    Its values can be negative: predictions are shifted to be at least 0 and normalised.
+
+    start (R,): state before the first element. step: for each symbol the operator (R, R) that reads it. In a state s,
+    s @ prefix_weights (R,) is the probability of the prefix read so far, next_weights (V, R) @ s that of the prefix
+    followed by each element, and s @ stop (R,) that of the sequence ending here.
     """
 
     def __init__(self, vocabulary: int, end: int | None = None, rank: int = 8, length: int = 3,
@@ -270,7 +285,7 @@ class Spectral:
         self.vocabulary, self.end, self.rank, self.length, self.most = vocabulary, end, rank, length, most
 
     def fit(self, sequences: Iterable[Any]) -> Spectral:
-        """Learn sequences (arrays of ids or `Sequence`) anew, from the words of at most `length` that begin them."""
+        """Learn sequences (arrays of ids or `Sequence`) anew, from the frequencies of their prefixes."""
         lines = Counter(ids[:-1] if ids and ids[-1] == self.end else ids
                         for ids in check_sequences(sequences, self.vocabulary))
         total = lines.total()
@@ -283,27 +298,29 @@ class Spectral:
 
     def learn(self, prefix_value: Callable[[tuple[int, ...]], float], value: Callable[[tuple[int, ...]], float],
               basis: Sequence[tuple[int, ...]]) -> Spectral:
-        """From any values: prefix_value(w) is the probability that a sequence begins with w, value(w) that it is w.
-        The Hankel matrix holds prefix values of basis words before basis words."""
-        rows = list(basis)
+        """Learn from any distribution: prefix_value(w) is the probability that a sequence begins with w, value(w) that
+        it is w. The entry (u, v) of the Hankel matrix, for words u and v of the basis, is prefix_value(u + v)."""
+        words = list(basis)
         symbols = [x for x in range(self.vocabulary) if x != self.end]
-        hankel = np.array([[prefix_value(u + v) for v in rows] for u in rows])
-        _, sizes, right = np.linalg.svd(hankel)
-        rank = min(self.rank, int((sizes > 1e-12 * sizes[0]).sum()))
-        right = right[:rank].T
-        back = np.linalg.pinv(hankel @ right)
-        empty = rows.index(())
-        self.start = hankel[empty] @ right
-        self.step = {x: back @ np.array([[prefix_value((*u, x, *v)) for v in rows] for u in rows]) @ right
-                     for x in symbols}
-        self.weigh = back @ hankel[:, empty]
-        self.ahead = np.zeros((self.vocabulary, rank))  # of a state: how likely each element is next
-        self.ahead[symbols] = [step @ self.weigh for step in self.step.values()]
-        self.stop = back @ np.array([value(u) for u in rows])
+        hankel = np.array([[prefix_value(u + v) for v in words] for u in words])
+        _, singular_values, basis_vectors = np.linalg.svd(hankel)
+        rank = min(self.rank, int((singular_values > 1e-12 * singular_values[0]).sum()))
+        basis_vectors = basis_vectors[:rank].T
+        pseudo_inverse = np.linalg.pinv(hankel @ basis_vectors)
+        empty = words.index(())
+        self.start = hankel[empty] @ basis_vectors
+        self.step = {}
+        for x in symbols:
+            shifted = np.array([[prefix_value((*u, x, *v)) for v in words] for u in words])
+            self.step[x] = pseudo_inverse @ shifted @ basis_vectors
+        self.prefix_weights = pseudo_inverse @ hankel[:, empty]
+        self.next_weights = np.zeros((self.vocabulary, rank))
+        self.next_weights[symbols] = [step @ self.prefix_weights for step in self.step.values()]
+        self.stop = pseudo_inverse @ np.array([value(u) for u in words])
         return self
 
     def _distribution(self, state: np.ndarray) -> np.ndarray:
-        out = self.ahead @ state
+        out = self.next_weights @ state
         if self.end is not None:
             out[self.end] = state @ self.stop
         out -= min(out.min(), 0)
@@ -318,7 +335,7 @@ class Spectral:
         for x in ids.tolist():
             if x in self.step:
                 state = state @ self.step[x]
-                weight = state @ self.weigh
+                weight = state @ self.prefix_weights
                 if abs(weight) > 1e-12:  # only the direction matters
                     state = state / weight
             out.append(self._distribution(state))

@@ -1,7 +1,7 @@
 """Classifiers: any backbone that gives hidden vectors, and a head that scores classes from one of them.
 
-The vector that counts is that of the asked place, where a batch has its target: the last element of a row (the last one
-before the padding), or, with pool "mean", the mean of all elements up to there. Every mixer can stand below.
+A row is classified at the position of its target, usually its last element before the padding: from the hidden vector
+there or, with pool "mean", from the mean of the hidden vectors up to there. The backbone may use any mixer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def cosines(x: Tensor, y: Tensor) -> Tensor:
 class ClassHead(nn.Module):
     """Base of all heads: features (..., D) -> scores (..., C), higher is likelier.
 
-    width: D. classes: C, rows allocated so far; `grow` adds more, with the rows there were unchanged.
+    width: D. classes: C, rows allocated so far; `grow` adds more and leaves the existing rows unchanged.
     """
 
     def __init__(self, width: int, classes: int) -> None:
@@ -40,31 +40,31 @@ class ClassHead(nn.Module):
         self.width, self.classes = width, classes
 
     def grow(self, classes: int) -> None:
-        """Allocate up to `classes` in all; do so before an optimiser is made, since parameters are replaced."""
+        """Allocate rows for `classes` in all. Call it before making an optimiser, since parameters are replaced."""
         if classes < self.classes:
             raise SegueError(f"a head of {self.classes} classes cannot grow to {classes}: classes stay, ask for more")
         for name, tensor in list(self._rows().items()):
-            more = self._new_rows(name, classes - self.classes).to(tensor)
-            grown = torch.cat([tensor.detach(), more])
-            setattr(self, name, nn.Parameter(grown, tensor.requires_grad) if isinstance(tensor, nn.Parameter)
-                    else grown)
+            new_rows = self._new_rows(name, classes - self.classes).to(tensor)
+            joined = torch.cat([tensor.detach(), new_rows])
+            setattr(self, name, nn.Parameter(joined, tensor.requires_grad) if isinstance(tensor, nn.Parameter)
+                    else joined)
         self.classes = classes
 
     def add_examples(self, features: Tensor, labels: Tensor) -> None:
-        """Take in examples (M, D) with their classes (M,), where a head learns so and not by gradients."""
+        """Learn from examples (M, D) with classes (M,); a SegueError for heads that learn by gradients instead."""
         raise SegueError(f"a {type(self).__name__} learns by gradients: train it, it absorbs nothing")
 
     def _rows(self) -> dict[str, Tensor]:
-        """What has one row for each class."""
+        """The tensors with one row per class, by attribute name."""
         raise NotImplementedError
 
     def _new_rows(self, name: str, count: int) -> Tensor:
-        """New rows of it."""
+        """Initial values of `count` new rows of the tensor `name`."""
         raise NotImplementedError
 
 
 class WeightHead(ClassHead):
-    """A head with one learned row for each class. frozen: (C,) bool, rows that learn no more."""
+    """A head with one learned row per class. frozen: (C,) bool, rows that no longer learn."""
 
     frozen: Tensor
 
@@ -75,12 +75,12 @@ class WeightHead(ClassHead):
         self.register_buffer("frozen", torch.zeros(classes, dtype=torch.bool))
 
     def freeze(self, classes: Iterable[int] | Tensor) -> None:
-        """The rows of these classes get no gradients any more. Exact under an optimiser made later; one that has
-        momentum or weight decay for them already may still move them."""
+        """Stop gradients to the rows of these classes. An optimiser made before may still move them by momentum or
+        weight decay."""
         self.frozen[torch.as_tensor(list(classes), dtype=torch.long, device=self.frozen.device)] = True
 
     def rows(self) -> Tensor:
-        """(C, D): the weight, of which frozen rows let no gradient through."""
+        """(C, D): the weight, with frozen rows detached."""
         return torch.where(self.frozen[:, None], self.weight.detach(), self.weight)
 
     def _rows(self) -> dict[str, Tensor]:
@@ -95,7 +95,7 @@ class WeightHead(ClassHead):
 
 
 class LinearHead(WeightHead):
-    """w_c . f + b_c. bias: whether there is a b."""
+    """Linear scores, w_c . f + b_c. bias: whether to add b."""
 
     def __init__(self, width: int, classes: int, bias: bool = True) -> None:
         super().__init__(width, classes, bias)
@@ -106,10 +106,10 @@ class LinearHead(WeightHead):
 
 
 class CosineHead(WeightHead):
-    """cos(w_c, f) / temperature: each row is a proxy of its class, whose norm has no say.
+    """cos(w_c, f) / temperature: each row is a proxy of its class, whose norm does not matter.
 
     temperature: 0.09 (HPCR, arXiv 2309.15038). At 1 (SEQ*, arXiv 2312.07887) scores lie in [-1, 1] and their softmax is
-    nearly flat, so that the head wants a large rate.
+    nearly uniform, which needs a large learning rate.
     """
 
     def __init__(self, width: int, classes: int, temperature: float = 0.09) -> None:
@@ -123,9 +123,10 @@ class CosineHead(WeightHead):
 
 
 class PrototypeHead(ClassHead):
-    """Minus the squared distance to the mean of each class's examples, or the cosine with it; -inf without examples.
+    """Nearest class mean (Mensink et al. 2013): minus the squared distance to the mean of each class's examples, or
+    the cosine with it; -inf for classes without examples.
 
-    Learns by `add_examples` alone (nearest class mean, Mensink et al. 2013). cosine: compare directions only.
+    Learns by `add_examples` alone. cosine: compare directions only.
     """
 
     sums: Tensor
@@ -161,11 +162,10 @@ class PrototypeHead(ClassHead):
 
 
 class NeighbourHead(ClassHead):
-    """How many of the `nearest` examples are of each class; of equally many, those that are nearer count more.
+    """k-nearest neighbours: how many of the `nearest` examples are of each class, ties broken by nearness.
 
-    Learns by `add_examples` alone. capacity: examples kept, the newest. cosine: near in direction instead of in
-    distance.
-    units: (C, D) bool, what counts of a vector when it is compared with examples of each class (all of it at first).
+    Learns by `add_examples` alone. capacity: number of examples kept, the newest. cosine: nearness by cosine instead of
+    distance. units: (C, D) bool, the features used in comparisons with examples of each class (initially all).
     """
 
     kept: Tensor
@@ -185,11 +185,11 @@ class NeighbourHead(ClassHead):
 
     @torch.no_grad()
     def forget(self, classes: Iterable[int] | Tensor) -> None:
-        """All examples of these classes are gone, and there is room for others."""
+        """Remove all examples of these classes."""
         capacity = len(self.kept)
-        order = (self.absorbed + torch.arange(capacity, device=self.labels.device)) % capacity  # the oldest first
-        gone = torch.as_tensor(list(classes), dtype=torch.long, device=self.labels.device)
-        order = order[(self.labels[order] >= 0) & ~torch.isin(self.labels[order], gone)]
+        order = (self.absorbed + torch.arange(capacity, device=self.labels.device)) % capacity  # oldest first
+        forgotten = torch.as_tensor(list(classes), dtype=torch.long, device=self.labels.device)
+        order = order[(self.labels[order] >= 0) & ~torch.isin(self.labels[order], forgotten)]
         kept, labels = self.kept[order], self.labels[order]
         self.labels.fill_(-1)
         self.kept[: len(order)], self.labels[: len(order)] = kept, labels
@@ -198,24 +198,24 @@ class NeighbourHead(ClassHead):
     @torch.no_grad()
     def add_examples(self, features: Tensor, labels: Tensor) -> None:
         capacity = len(self.kept)
-        place = (self.absorbed + torch.arange(len(labels), device=labels.device))[-capacity:] % capacity
-        self.kept[place], self.labels[place] = features[-capacity:].to(self.kept), labels[-capacity:]
+        slots = (self.absorbed + torch.arange(len(labels), device=labels.device))[-capacity:] % capacity
+        self.kept[slots], self.labels[slots] = features[-capacity:].to(self.kept), labels[-capacity:]
         self.absorbed += len(labels)
 
     def forward(self, features: Tensor) -> Tensor:
         filled = self.labels >= 0
         kept, labels = self.kept[filled].to(features), self.labels[filled]
-        near = features.new_zeros(*features.shape[:-1], len(labels))
-        for units in self.units[labels].unique(dim=0):  # classes that look at the same units, together
-            same = (self.units[labels] == units).all(1)
-            near[..., same] = self._near(features * units, kept[same] * units)
-        found = near.topk(min(self.nearest, len(labels)), -1).indices
-        rank = torch.arange(found.shape[-1], device=features.device)
-        votes = 1 + (len(rank) - rank) / (len(rank) + 1) ** 2  # the parts behind the point stay below 1 in all
+        similarity = features.new_zeros(*features.shape[:-1], len(labels))
+        for units in self.units[labels].unique(dim=0):  # classes that use the same units, together
+            same_units = (self.units[labels] == units).all(1)
+            similarity[..., same_units] = self._similarity(features * units, kept[same_units] * units)
+        nearest = similarity.topk(min(self.nearest, len(labels)), -1).indices
+        rank = torch.arange(nearest.shape[-1], device=features.device)
+        votes = 1 + (len(rank) - rank) / (len(rank) + 1) ** 2  # what breaks ties sums to less than 1
         scores = features.new_zeros(*features.shape[:-1], self.classes)
-        return scores.scatter_add(-1, labels[found], votes.to(features).expand(found.shape))
+        return scores.scatter_add(-1, labels[nearest], votes.to(features).expand(nearest.shape))
 
-    def _near(self, features: Tensor, kept: Tensor) -> Tensor:
+    def _similarity(self, features: Tensor, kept: Tensor) -> Tensor:
         return cosines(features, kept) if self.cosine else -(features[..., None, :] - kept).square().sum(-1)
 
     def _rows(self) -> dict[str, Tensor]:
@@ -230,8 +230,8 @@ HEADS: dict[str, type[ClassHead]] = {
 
 
 class Features(nn.Module):
-    """In place of a backbone: rows are its hidden vectors already, (B, T, D). So the head of a frozen backbone learns
-    from features that are computed once."""
+    """An identity backbone: rows are hidden vectors already, (B, T, D), so that the head of a frozen backbone can learn
+    from features computed once."""
 
     def hidden(self, tokens: Tensor, layout: Layout) -> Tensor:
         return tokens
@@ -241,9 +241,9 @@ class Classifier(nn.Module):
     """A backbone and a head.
 
     backbone: anything with `hidden(tokens, layout)` -> (B, T, D): a `Stack` of any mixers, or `Features`.
-    head: see HEADS. Classes never seen are allocated in it or not (`grow`). pool: "mean" scores the mean of the hidden
-    vectors up to each place, "" (default) the vector itself.
-    seen: (C,) bool, the classes that training has shown so far; `predict` chooses among these.
+    head: see HEADS. It may have rows for classes not seen yet, or get them by `grow`. pool: "mean" scores the mean of
+    the hidden vectors up to each position, "" (default) the vector itself.
+    seen: (C,) bool, the classes that occurred in training so far; `predict` chooses among these.
     """
 
     seen: Tensor
@@ -263,12 +263,12 @@ class Classifier(nn.Module):
         return running_mean(hidden, layout) if self.pool else hidden
 
     def forward(self, tokens: Tensor, layout: Layout | None = None) -> Output:
-        """Scores (B, T, C) at every place; those at the asked places are what counts."""
+        """Scores (B, T, C) at every position; only those at target positions are used."""
         hidden = self.hidden(tokens, Layout.of(tokens) if layout is None else layout)
         return Output(self.head(hidden), hidden)
 
     def mark_seen(self, classes: Iterable[int] | Tensor) -> None:
-        """Mark classes as seen; negative numbers are no class."""
+        """Mark classes as seen; negative numbers, which mask targets, are ignored."""
         classes = torch.as_tensor(classes if isinstance(classes, Tensor) else list(classes), dtype=torch.long)
         if classes.numel() and int(classes.max()) >= self.head.classes:
             raise SegueError(f"class {int(classes.max())} has no row in a head of {self.head.classes} classes: grow it "
@@ -282,7 +282,7 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def predict(self, tokens: Tensor, layout: Layout | None = None, among: Tensor | None = None) -> Tensor:
-        """(B, T) the likeliest class at every place. among: (C,) bool, those to choose from (default: all seen)."""
+        """(B, T) the likeliest class at every position. among: (C,) bool, the candidates (default: all seen)."""
         allowed = self.seen if among is None else among
         if not bool(allowed.any()):
             raise SegueError("there is no class to choose from: train the classifier first")

@@ -1,5 +1,5 @@
-"""A stack that reads both ways, as a model that goes on: what comes next is what it puts at a mask behind the end
-(BERT4Rec: Sun et al. 2019, arXiv 1904.06690)."""
+"""A bidirectional stack as a model of the next element, which it predicts at a mask appended to the sequence (BERT4Rec:
+Sun et al. 2019, arXiv 1904.06690)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from segue.models.base import Decoding, Output, check_tokens, pad_rows, padding_
 from segue.models.counts import TokenState
 from segue.models.stack import Stack, StackConfig
 
-ROWS_AT_ONCE = 256  # read at once
+ROWS_AT_ONCE = 256  # rows per pass
 
 
 class ClozeModel(nn.Module):
-    """Satisfies `segue.models.base.Decodable`: each next element costs one reading of the latest elements and a mask.
+    """Satisfies `segue.models.base.Decodable`: each next element costs one pass over the latest elements and a mask.
 
-    stack: over one id more than there are elements; the last is the mask. It learns by filling in masks (`hidden` and
-    `head`, as `segue.objectives.Cloze` and `MaskedElements` use them). length: elements that it learned to read at
-    once, a mask among them: it is shown the latest `length - 1`, so that no mask stands where none stood in training.
+    stack: its vocabulary is the elements and, last, the mask. It is trained to fill in masks (`hidden` and `head`, as
+    `segue.objectives.Cloze` and `MaskedElements` use them). length: the longest row in training, masks included; the
+    model reads the latest `length - 1` elements, so that the mask is at a position that training covered.
     """
 
     def __init__(self, stack: Stack, length: int) -> None:
@@ -44,7 +44,7 @@ class ClozeModel(nn.Module):
 
     @property
     def mask(self) -> int:
-        """The id of the mask, behind all elements."""
+        """The id of the mask, after all elements."""
         return self.vocabulary
 
     @property
@@ -63,7 +63,7 @@ class ClozeModel(nn.Module):
         return self.stack.state_parameters()
 
     def hidden(self, tokens: Tensor, layout: Layout, state: State | None = None) -> Tensor:
-        """(B, N), masks among them -> (B, N, D), read both ways."""
+        """Hidden vectors (B, N, D) of ids (B, N), masks among them, read in both directions."""
         return self.stack.hidden(tokens, layout, state)
 
     def predict_next(self, rows: Sequence[Sequence[int]]) -> Output:
@@ -71,17 +71,18 @@ class ClozeModel(nn.Module):
         mask."""
         device = self.head.weight.device
         hidden = [self.head.weight.new_zeros(0, self.config.width)]
-        for at in range(0, len(rows), ROWS_AT_ONCE):
-            table = [[*row[max(0, len(row) - self.length + 1) :], self.mask] for row in rows[at : at + ROWS_AT_ONCE]]
+        for begin in range(0, len(rows), ROWS_AT_ONCE):
+            table = [[*row[max(0, len(row) - self.length + 1) :], self.mask]
+                     for row in rows[begin : begin + ROWS_AT_ONCE]]
             tokens, lengths = pad_rows(table).to(device), torch.tensor([len(row) for row in table], device=device)
             shape = (len(table), tokens.shape[1])
             layout = Layout.chain(shape, starts=padding_starts(lengths, shape[1]), device=device)
             hidden.append(self.hidden(tokens, layout)[torch.arange(len(table), device=device), lengths - 1])
-        found = torch.cat([each.to(hidden[-1].dtype) for each in hidden])
-        return Output(self.head(found)[:, : self.vocabulary], found)
+        at_mask = torch.cat([vectors.to(hidden[-1].dtype) for vectors in hidden])
+        return Output(self.head(at_mask)[:, : self.vocabulary], at_mask)
 
     def forward(self, tokens: Tensor, layout: Layout | None = None) -> Output:
-        """What comes after each beginning of each row (B, T), one document a row: B x T readings."""
+        """The predictions after each prefix of each row (B, T), one document a row: B x T passes."""
         if layout is not None and layout.starts is not None:
             raise SegueError("a mask is put behind one document at a time: give one document a row")
         return self.extend(tokens, self.init_state(len(tokens)))
@@ -98,17 +99,17 @@ class ClozeModel(nn.Module):
         if parents is not None:
             check_parents(parents, *tokens.shape)
         ids, tree = tokens.cpu().numpy().astype(np.int32), None if parents is None else parents.cpu().numpy()
-        wanted = np.broadcast_to(np.arange(ids.shape[1]), ids.shape) if at is None else at.cpu().numpy()
+        nodes_at = np.broadcast_to(np.arange(ids.shape[1]), ids.shape) if at is None else at.cpu().numpy()
         size = state.past.shape[1]
         pasts = [past[size - int(filled) :].tolist() for past, filled in zip(state.past, state.filled)]
         rows = []
-        for row, past, nodes in zip(range(len(ids)), pasts, wanted.tolist()):
+        for row, past, nodes in zip(range(len(ids)), pasts, nodes_at.tolist()):
             for node in nodes:
-                new = ids[row, : node + 1].tolist() if tree is None else []
+                suffix = ids[row, : node + 1].tolist() if tree is None else []
                 while tree is not None and node >= 0:
-                    new.insert(0, int(ids[row, node]))
+                    suffix.insert(0, int(ids[row, node]))
                     node = int(tree[row, node])
-                rows.append(past + new)
+                rows.append(past + suffix)
         output = self.predict_next(rows)
         state.pending = (ids, tree)
-        return Output(output.logits.unflatten(0, wanted.shape), output.hidden.unflatten(0, wanted.shape))
+        return Output(output.logits.unflatten(0, nodes_at.shape), output.hidden.unflatten(0, nodes_at.shape))

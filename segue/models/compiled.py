@@ -62,17 +62,17 @@ def lower_block(program: p.Program, block: Block, config: StackConfig, x: p.View
     """Emit a block that updates the register x in place."""
     if len(block.begins):
         raise SegueError("a learned initial state has no form for the compiled CPU engine")
-    h, h2 = program.register("h", config.width), program.register("h2", config.width)  # new registers on each call
-    lower_norm(program, block.mixer_norm, config, x, h)
+    mixer_input, channel_input = (program.register(name, config.width) for name in ("h", "h2"))  # new ones each time
+    lower_norm(program, block.mixer_norm, config, x, mixer_input)
     channel = block.channel
     if channel is not None and block.parallel:
-        lower_norm(program, block.channel_norm, config, x, h2)
-    block.mixer.lower(program, h, x)
+        lower_norm(program, block.channel_norm, config, x, channel_input)
+    block.mixer.lower(program, mixer_input, x)
     if channel is not None:
         if not block.parallel:
-            lower_norm(program, block.channel_norm, config, x, h2)
+            lower_norm(program, block.channel_norm, config, x, channel_input)
         hidden = program.register("hidden", channel.out.in_features)
-        program.linear(h2, hidden, channel.into.weight, channel.into.bias, activation=config.activation,
+        program.linear(channel_input, hidden, channel.into.weight, channel.into.bias, activation=config.activation,
                        gated=channel.gated)
         program.linear(hidden, x, channel.out.weight, channel.out.bias, add=True)
 
@@ -223,52 +223,54 @@ class CompiledState:
             steps = None
             if counts is not None:
                 check_counts(counts, batch, n)
-            taken = np.full(batch, n) if counts is None else counts.numpy()
-            last = taken - 1
+            num_committed = np.full(batch, n) if counts is None else counts.numpy()
+            last = num_committed - 1
         else:
             steps = np.ascontiguousarray(path.numpy(), np.int64)
             check_path(steps.tolist(), None if pending.parents is None else pending.parents.tolist(), batch, n)
-            taken = (steps >= 0).sum(1)
-            last = np.where(taken > 0, steps[np.arange(batch), taken - 1], -1) if steps.shape[1] else taken - 1
+            num_committed = (steps >= 0).sum(1)
+            last = num_committed - 1
+            if steps.shape[1]:
+                last = np.where(num_committed > 0, steps[np.arange(batch), last], -1)
         if self.program.caches and steps is not None and (steps > np.arange(steps.shape[1])).any():
             self._job(self.program.moves, steps)
         if self.program.states and n:
-            self._settle(pending, taken, last, steps)
+            self._settle(pending, num_committed, last, steps)
         self.pending = None
         if self.history:
-            self._remember(pending.tokens, taken, steps)
-        self.lengths = self.lengths + taken
+            self._remember(pending.tokens, num_committed, steps)
+        self.lengths = self.lengths + num_committed
         if self.history and self.batch and (self.lengths - self.marks[-1][0]).min() >= self.history:
             self._mark()
 
-    def _settle(self, pending: Pending, taken: np.ndarray, last: np.ndarray, steps: np.ndarray | None) -> None:
+    def _settle(self, pending: Pending, num_committed: np.ndarray, last: np.ndarray, steps: np.ndarray | None) -> None:
         """Set the recurrent states to those after the last committed node of each row."""
         batch, n = pending.tokens.shape
-        if steps is None and (taken == n).all() and (n == 1 or not pending.kept):
+        if steps is None and (num_committed == n).all() and (n == 1 or not pending.kept):
             self.states, self.spare = pending.after, self.states  # one slot per row, after its last node
         elif pending.kept:
-            chosen = np.where(last >= 0, last + n * np.arange(batch), -1)[:, None]
+            last_nodes = np.where(last >= 0, last + n * np.arange(batch), -1)[:, None]
             chain = pending.parents is None
-            self._job(self.program.small_picks if chain else self.program.picks, chosen, pending.after)
+            self._job(self.program.small_picks if chain else self.program.picks, last_nodes, pending.after)
             if chain and len(self.program.repeats):
-                self._repeat(n, taken)
+                self._repeat(n, num_committed)
         else:  # replay the rest of the chunk in which each row ends
-            after, left = Memory(self.states.array.size, self.states), taken.copy()
+            after, remaining = Memory(self.states.array.size, self.states), num_committed.copy()
             for start, before in pending.before:
                 for old, new in zip(self._rows(before), self._rows(after)):
-                    new[taken >= start] = old[taken >= start]
-                left = np.where(taken >= start, taken - start, left)
-            if (taken == n).any():
+                    new[num_committed >= start] = old[num_committed >= start]
+                remaining = np.where(num_committed >= start, num_committed - start, remaining)
+            if (num_committed == n).any():
                 for old, new in zip(self._rows(pending.after), self._rows(after)):
-                    new[taken == n] = old[taken == n]
-                left[taken == n] = 0
-            tokens = [row[end - rest : end] for row, end, rest in zip(pending.tokens, taken, left)]
-            self.states = self.model.replay(self, after, self.lengths + taken - left, tokens)
+                    new[num_committed == n] = old[num_committed == n]
+                remaining[num_committed == n] = 0
+            tokens = [row[end - rest : end] for row, end, rest in zip(pending.tokens, num_committed, remaining)]
+            self.states = self.model.replay(self, after, self.lengths + num_committed - remaining, tokens)
 
-    def _repeat(self, n: int, taken: np.ndarray) -> None:
+    def _repeat(self, n: int, num_committed: np.ndarray) -> None:
         """Recompute the large states after the first `taken` (B,) nodes of a chain, by repeating their operations."""
         space, table = self.spaces[n, False], self.program.repeats
-        rows, job = np.where(space.index < taken[space.row], space.row, -1), space.job.copy()
+        rows, job = np.where(space.index < num_committed[space.row], space.row, -1), space.job.copy()
         job[p.OPERATIONS], job[p.COUNT], job[p.ROW] = table.ctypes.data, len(table), rows.ctypes.data
         job[p.BEFORE] = job[p.AFTER] = self.states.address
         job[p.KEEP], job[p.SLOTS] = 0, self.batch
@@ -348,7 +350,7 @@ class CompiledState:
         new = CompiledState(self.model, len(index))
         new.lengths, new.history, new.tokens = self.lengths[index], self.history, self.tokens[index]
         new.prompt = None if self.prompt is None else self.prompt[rows]
-        new.marks = [(lengths[index], self._chosen(states, index, new)) for lengths, states in self.marks]
+        new.marks = [(lengths[index], self._select_states(states, index, new)) for lengths, states in self.marks]
         new.dropped, new.back = self.dropped, self.back
         new.dropped = new._out_of_reach()
         new.reserve(p.padded(1, TILE))
@@ -356,7 +358,7 @@ class CompiledState:
         used = first + -(-(new.longest - new.dropped) // TILE)
         for old, view in zip(self._layers(self.cache, self.capacity), new._layers(new.cache, new.capacity)):
             view[:, :, : used - first] = old[index, :, first:used]
-        new.states = self._chosen(self.states, index, new)
+        new.states = self._select_states(self.states, index, new)
         return new
 
     def join(self, others: Sequence[CompiledState]) -> CompiledState:
@@ -374,45 +376,46 @@ class CompiledState:
         new.reserve(p.padded(1, TILE))
         ends = np.cumsum([part.batch for part in parts])
         rows = [slice(end - part.batch, end) for part, end in zip(parts, ends)]
-        for part, where in zip(parts, rows):
+        for part, slot in zip(parts, rows):
             start = (part.dropped - new.dropped) // TILE
             used = min(part.capacity, new.capacity - start * TILE) // TILE
             for old, view in zip(part._layers(part.cache, part.capacity), new._layers(new.cache, new.capacity)):
-                view[where, :, start : start + used] = old[:, :, :used]
+                view[slot, :, start : start + used] = old[:, :, :used]
 
-        def stacked(memories: Sequence[Memory]) -> Memory:
-            joined = Memory(new.states.array.size)
-            for part, memory, where in zip(parts, memories, rows):
-                for old, view in zip(part._rows(memory), new._rows(joined)):
-                    view[where] = old
-            return joined
+        def stack_states(memories: Sequence[Memory]) -> Memory:
+            stacked = Memory(new.states.array.size)
+            for part, memory, slot in zip(parts, memories, rows):
+                for old, view in zip(part._rows(memory), new._rows(stacked)):
+                    view[slot] = old
+            return stacked
 
-        new.states = stacked([part.states for part in parts])
+        new.states = stack_states([part.states for part in parts])
         if self.history:  # pair marks from the latest back; a part with fewer marks repeats its oldest
             for age in range(max(len(part.marks) for part in parts), 0, -1):
                 marks = [part.marks[max(-age, -len(part.marks))] for part in parts]
-                new.marks.append((np.concatenate([lengths for lengths, _ in marks]), stacked([m for _, m in marks])))
+                lengths = np.concatenate([lengths for lengths, _ in marks])
+                new.marks.append((lengths, stack_states([states for _, states in marks])))
         return new
 
-    def _chosen(self, memory: Memory, index: np.ndarray, new: CompiledState) -> Memory:
-        chosen = Memory(new.states.array.size)
-        for old, view in zip(self._rows(memory), new._rows(chosen)):
+    def _select_states(self, memory: Memory, index: np.ndarray, new: CompiledState) -> Memory:
+        selected = Memory(new.states.array.size)
+        for old, view in zip(self._rows(memory), new._rows(selected)):
             view[:] = old[index]
-        return chosen
+        return selected
 
     def rewind(self, n: int | Tensor) -> None:
         """Undo the last `n` (int or (B,)) committed tokens; recurrent states can go back at most `history` tokens."""
-        back = np.broadcast_to(np.asarray(n), (self.batch,))
-        if (back < 0).any() or (back > self.lengths).any():
-            raise SegueError(f"cannot rewind {back.tolist()} tokens at positions {self.lengths.tolist()}")
-        target = self.lengths - back
+        steps = np.broadcast_to(np.asarray(n), (self.batch,))
+        if (steps < 0).any() or (steps > self.lengths).any():
+            raise SegueError(f"cannot rewind {steps.tolist()} tokens at positions {self.lengths.tolist()}")
+        target = self.lengths - steps
         if self.dropped and (target < self.dropped + (self.program.reach or 0)).any():
-            raise SegueError(f"cannot rewind {back.tolist()} tokens at positions {self.lengths.tolist()}: what "
+            raise SegueError(f"cannot rewind {steps.tolist()} tokens at positions {self.lengths.tolist()}: what "
                              "attention saw there is forgotten; create the state with init_state(batch, history=N) for "
                              f"a larger N than {self.back}")
-        if self.program.states and back.any():
-            if self.prompt is not None and ((target < self.prompt.numpy()) & (back > 0)).any():
-                raise SegueError(f"cannot rewind {back.tolist()} tokens at positions {self.lengths.tolist()}: a state "
+        if self.program.states and steps.any():
+            if self.prompt is not None and ((target < self.prompt.numpy()) & (steps > 0)).any():
+                raise SegueError(f"cannot rewind {steps.tolist()} tokens at positions {self.lengths.tolist()}: a state "
                                  f"that has read prompts of {self.prompt.tolist()} as a whole cannot go back into them")
             self._replay_to(target)
         self.lengths, self.pending = target, None
@@ -420,29 +423,29 @@ class CompiledState:
     def _replay_to(self, target: np.ndarray) -> None:
         start, base = np.full(self.batch, -1), Memory(self.states.array.size)
         for lengths, states in self.marks:  # start each row from its latest mark that is not beyond the target
-            better = (lengths <= target) & (lengths > start)
-            start = np.where(better, lengths, start)
+            is_later = (lengths <= target) & (lengths > start)
+            start = np.where(is_later, lengths, start)
             for old, new in zip(self._rows(states), self._rows(base)):
-                new[better] = old[better]
+                new[is_later] = old[is_later]
         if (start < 0).any():
             raise SegueError(f"a recurrent state cannot go back that far: create it with init_state(batch, history=N) "
                              f"for a larger N than {self.history}")
         tokens = [row[a:b] for row, a, b in zip(self.tokens, start, target)]
         self.states = self.model.replay(self, base, start, tokens)
         for lengths, states in self.marks:  # marks beyond the target are no longer valid
-            undone = lengths > target
-            lengths[undone] = start[undone]
+            rewound = lengths > target
+            lengths[rewound] = start[rewound]
             for old, new in zip(self._rows(base), self._rows(states)):
-                new[undone] = old[undone]
+                new[rewound] = old[rewound]
 
-    def _remember(self, tokens: np.ndarray, taken: np.ndarray, steps: np.ndarray | None) -> None:
+    def _remember(self, tokens: np.ndarray, num_committed: np.ndarray, steps: np.ndarray | None) -> None:
         """Append committed tokens to the history."""
-        need = int((self.lengths + taken).max(initial=0))
-        if need > self.tokens.shape[1]:
-            self.tokens = np.pad(self.tokens, ((0, 0), (0, need)))
+        capacity = int((self.lengths + num_committed).max(initial=0))
+        if capacity > self.tokens.shape[1]:
+            self.tokens = np.pad(self.tokens, ((0, 0), (0, capacity)))
         for row in range(self.batch):
             new = tokens[row] if steps is None else tokens[row, steps[row]]
-            start, count = self.lengths[row], taken[row]
+            start, count = self.lengths[row], num_committed[row]
             self.tokens[row, start : start + count] = new[:count]
 
     def _mark(self) -> None:
@@ -505,46 +508,55 @@ class CompiledModel:
         check_rows(batch, state)
         if at is not None:
             check_node_indices(at, batch, n)
-        wanted = n if at is None else at.shape[1]
+        num_wanted = n if at is None else at.shape[1]
         if not ids.size:  # no rows, or no tokens
             state.pending = Pending(ids, tree, state.states, False, [])
-            return Output(torch.zeros(batch, wanted, self.vocabulary), torch.zeros(batch, n, self.config.width))
+            return Output(torch.zeros(batch, num_wanted, self.vocabulary), torch.zeros(batch, n, self.config.width))
         self._check_nodes(ids, state, parents)
         state.reserve(n)
         state.reclaim()
-        logits = np.empty((batch, wanted, program.logit_stride), np.float32)
+        logits = np.empty((batch, num_wanted, program.logit_stride), np.float32)
         hidden = np.empty((batch, n, self.config.width), np.float32)
-        kept = bool(program.states) and (parents is not None or n <= MAX_NODE_STATES)
+        keep_all = bool(program.states) and (parents is not None or n <= MAX_NODE_STATES)
         if parents is None and state.prompt is not None:  # states within a prompt depend on the whole prompt
-            kept = kept and bool((state.lengths >= state.prompt.numpy()).all())
-        chunk = n if kept or parents is not None or self.needs_whole_prompt else max(1, CHUNK // max(batch, 1))
-        before, chain = state.states, []
+            keep_all = keep_all and bool((state.lengths >= state.prompt.numpy()).all())
+        chunk = n if keep_all or parents is not None or self.needs_whole_prompt else max(1, CHUNK // max(batch, 1))
+        before, states_before = state.states, []
         after = before
         for start in range(0, n, max(chunk, 1)):
             end = min(start + chunk, n)
             space = self._space(state, end - start, parents)
             space.token[:] = ids[:, start:end].reshape(-1)
             if program.states:
-                chain.append((start, before))
-                after = self._room(state, space.nodes if kept else batch)
-                if not kept:
+                states_before.append((start, before))
+                after = self._room(state, space.nodes if keep_all else batch)
+                if not keep_all:
                     after.array[:] = before.array
-            if at is None:
-                out = logits if chunk >= n else np.empty((batch, end - start, program.logit_stride), np.float32)
-                self._run(state, space, state.lengths + start, before, after, kept, None, out)
-                if out is not logits:
-                    logits[:, start:end] = out
-            else:
-                row, column, want = wanted_in_chunk(at.numpy(), start, end)
-                every = len(want) > space.nodes  # nodes are repeated: compute each once, then gather
-                out = np.empty((space.nodes if every else len(want), program.logit_stride), np.float32)
-                self._run(state, space, state.lengths + start, before, after, kept, None if every else want, out)
-                logits[row, column] = out[want] if every else out
+            self._run_chunk(state, space, start, before, after, keep_all, None if at is None else at.numpy(), logits)
             hidden[:, start:end] = program.read(program.top, space.scratch.array, space.nodes).reshape(
                 batch, end - start, -1)
             before = after
-        state.pending = Pending(ids, tree, after, kept, chain)
+        state.pending = Pending(ids, tree, after, keep_all, states_before)
         return Output(torch.from_numpy(logits[:, :, : self.vocabulary]), torch.from_numpy(hidden))
+
+    def _run_chunk(self, state: CompiledState, space: Space, start: int, before: Memory, after: Memory, keep_all: bool,
+                   at: np.ndarray | None, logits: np.ndarray) -> None:
+        """Run the nodes of `space`, the first of which is node `start` of each row. Write into `logits` those of all
+        nodes, or those of the nodes `at` (B, M) that are among them."""
+        size = space.nodes // state.batch
+        end, lengths, stride = start + size, state.lengths + start, self.program.logit_stride
+        if at is None:
+            whole = size == logits.shape[1]
+            out = logits if whole else np.empty((state.batch, size, stride), np.float32)
+            self._run(state, space, lengths, before, after, keep_all, None, out)
+            if not whole:
+                logits[:, start:end] = out
+            return
+        row, column, wanted = wanted_in_chunk(at, start, end)
+        repeated = len(wanted) > space.nodes  # nodes are wanted several times: compute each once, then gather
+        out = np.empty((space.nodes if repeated else len(wanted), stride), np.float32)
+        self._run(state, space, lengths, before, after, keep_all, None if repeated else wanted, out)
+        logits[row, column] = out[wanted] if repeated else out
 
     def step(self, tokens: np.ndarray, state: CompiledState) -> np.ndarray:
         """Extend by one token (B,) int64 per row and commit it, with little overhead, for tight decoding loops. Return
@@ -629,15 +641,15 @@ class CompiledModel:
     def replay(self, state: CompiledState, states: Memory, lengths: np.ndarray, tokens: list[np.ndarray]) -> Memory:
         """Return the recurrent states of each row after these tokens, starting from `states` at `lengths`. Keys and
         values are rewritten with the same contents."""
-        left = np.array([len(row) for row in tokens])
-        done, nothing = np.zeros_like(left), np.empty((0, self.program.logit_stride), np.float32)
-        while left.any():
-            counts = left if self.needs_whole_prompt else np.minimum(left, max(1, CHUNK // len(left)))
+        remaining = np.array([len(row) for row in tokens])
+        done, no_logits = np.zeros_like(remaining), np.empty((0, self.program.logit_stride), np.float32)
+        while remaining.any():
+            counts = remaining if self.needs_whole_prompt else np.minimum(remaining, max(1, CHUNK // len(remaining)))
             space = Space(self.program, counts)
             space.token[:] = np.concatenate([row[a : a + c] for row, a, c in zip(tokens, done, counts)])
             after = Memory(states.array.size, states)
-            self._run(state, space, lengths + done, states, after, False, np.empty(0, np.int64), nothing)
-            states, done, left = after, done + counts, left - counts
+            self._run(state, space, lengths + done, states, after, False, np.empty(0, np.int64), no_logits)
+            states, done, remaining = after, done + counts, remaining - counts
         return states
 
 

@@ -60,14 +60,14 @@ class CompiledHeads:
             source = program.register("z", 2 * width + drafted)
             u, inner, blocks = source[:width], source[width : 2 * width], blocks[1:]
             if drafted:
-                slots = torch.cat([head.skip.weight, head.blocks[0].weight])[:, width:]
-                program.linear(source[2 * width :], source[: 2 * width], slots, add=True)
+                token_weights = torch.cat([head.skip.weight, head.blocks[0].weight])[:, width:]
+                program.linear(source[2 * width :], source[: 2 * width], token_weights, add=True)
             program.map(inner, inner, "silu")
             program.add(inner, u)
-        more, logits = program.register("more", width), program.register("logits", self.config.vocabulary)
+        update, logits = program.register("more", width), program.register("logits", self.config.vocabulary)
         for block in blocks:
-            program.linear(u, more, block.weight, block.bias, activation="silu")
-            program.add(more, u)
+            program.linear(u, update, block.weight, block.bias, activation="silu")
+            program.add(update, u)
         program.linear(u, logits, head.out.weight, head.out.bias)
         return StatelessProgram(program, source, logits, self.threads)
 
@@ -82,20 +82,20 @@ class CompiledHeads:
             return hidden.float()
         return self.attention.attend(hidden.float(), self.init_state(len(hidden)) if state is None else state)
 
-    def project_condition(self, shown: Tensor) -> tuple[Tensor, ...]:
+    def project_condition(self, condition: Tensor) -> tuple[Tensor, ...]:
         """See `TabulatedHeads.project_condition`; heads that are not sequential take the condition itself."""
         if not self.config.sequential:
-            return (shown,) * self.config.heads
-        return self.first(shown.flatten(0, -2)).view(*shown.shape[:-1], -1).chunk(self.config.heads, -1)
+            return (condition,) * self.config.heads
+        return self.first(condition.flatten(0, -2)).view(*condition.shape[:-1], -1).chunk(self.config.heads, -1)
 
-    def logits(self, k: int, begun: Tensor, tokens: Tensor) -> Tensor:
-        """See `DraftHeads.logits`. begun: the entry of head k in the result of `project_condition`."""
-        z = begun
+    def logits(self, k: int, projected: Tensor, tokens: Tensor) -> Tensor:
+        """See `DraftHeads.logits`. projected: the entry of head k in the result of `project_condition`."""
+        z = projected
         if self.tabulated is not None:
-            z = begun + F.embedding(tokens + self.tabulated.offsets[:k], self.tabulated.tables[k - 1]).sum(-2)
+            z = projected + F.embedding(tokens + self.tabulated.offsets[:k], self.tabulated.tables[k - 1]).sum(-2)
         elif self.config.sequential:
             drafted = F.embedding(tokens, self.embedding).flatten(-2)
-            z = torch.cat([begun.expand(*drafted.shape[:-1], -1), drafted], -1)
+            z = torch.cat([projected.expand(*drafted.shape[:-1], -1), drafted], -1)
         return self.levels[k - 1](z.flatten(0, -2)).view(*z.shape[:-1], -1)
 
 

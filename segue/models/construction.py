@@ -1,5 +1,5 @@
-"""Automata and Turing machines compiled to the weights of a transformer of two layers, which runs them by writing down
-what they do, step by step (Merrill & Sabharwal 2023, arXiv 2310.07923): nothing is learned."""
+"""Automata and Turing machines compiled to the weights of a two-layer transformer, which runs them by writing out their
+steps (Merrill & Sabharwal 2023, arXiv 2310.07923). Nothing is learned."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from segue.models.base import Decoding, Output, check_tokens
 from segue.models.turing import BLANK, Step, TuringMachine
 
 Unit = tuple[Mapping[int, float], float, Mapping[int, float]]
-"""A unit of a ReLU network: how much it reads of which features, its bias, and how much of itself it adds to which."""
+"""A hidden unit of a ReLU network: input weights by feature, bias, and output weights by feature."""
 
 
 class Layer(nn.Module):
-    """Saturated attention and then, if it has any units, a ReLU network; both add to the residual vector."""
+    """Saturated attention and, if there are any units, a ReLU network; both add to the residual vector."""
 
     def __init__(self, attention: SaturatedAttention, units: Sequence[Unit] = ()) -> None:
         super().__init__()
@@ -44,10 +44,10 @@ class Layer(nn.Module):
 
 
 class Constructed(nn.Module):
-    """Weights set by hand; satisfies `segue.models.base.Decodable`.
+    """A transformer of hand-set weights. Satisfies `segue.models.base.Decodable`.
 
-    A residual vector begins with the token and a one, and ends with the answer, which the head reads. Tokens end with
-    `start`, `accept` and `reject`, the last two of which end what is written.
+    A residual vector begins with the one-hot token and a constant 1, and ends with the one-hot answer, which the head
+    reads. The last three ids are `start`, `accept` and `reject`; an output ends with one of the last two.
     """
 
     def __init__(self, vocabulary: int, layers: Sequence[Layer], dtype: torch.dtype) -> None:
@@ -101,27 +101,26 @@ class Constructed(nn.Module):
 
 
 class AutomatonTransformer(Constructed):
-    """Runs an automaton. Tokens: symbols 0 ... S - 1, states S ... S + Q - 1, `start`, `accept` and `reject`. Behind
-    the start and n symbols it writes the n + 1 states that the automaton is in, the first one included, and whether
-    it accepts."""
+    """Runs an automaton. Tokens: symbols 0 ... S - 1, states S ... S + Q - 1, `start`, `accept` and `reject`. After
+    `start` and n symbols it writes the n + 1 states of the run, the initial one included, and whether it accepts."""
 
     def __init__(self, dfa: DFA, layers: Sequence[Layer], dtype: torch.dtype) -> None:
         super().__init__(dfa.symbols + dfa.states + 3, layers, dtype)
         self.symbols, self.states = dfa.symbols, dfa.states
 
     def transcript(self, dfa: DFA, word: Tensor) -> tuple[Tensor, Tensor]:
-        """What is to be written behind a `word` (B, T), (B, T + 2), and the whole row that leads there, but for the
-        answer."""
-        first = torch.zeros(word.shape[0], 1, dtype=torch.long)
-        states = torch.cat([first, dfa.run(word)], 1)
+        """The expected output (B, T + 2) for a `word` (B, T), and the input row that produces it: `start`, the word and
+        the output without its last token."""
+        initial_state = torch.zeros(word.shape[0], 1, dtype=torch.long)
+        states = torch.cat([initial_state, dfa.run(word)], 1)
         assert dfa.accepting is not None
         answer = torch.where(dfa.accepting[states[:, -1:]], self.accept, self.reject)
-        written = torch.cat([self.symbols + states, answer], 1)
-        return written, torch.cat([first + self.start, word, written[:, :-1]], 1)
+        output = torch.cat([self.symbols + states, answer], 1)
+        return output, torch.cat([initial_state + self.start, word, output[:, :-1]], 1)
 
 
 def zero_projections(attention: SaturatedAttention) -> Tensor:
-    """The weights (3, H, E, D) of queries, keys and values, all 0 to begin with, as is what the heads write."""
+    """Set all weights of an attention to 0, and return those of queries, keys and values as a view (3, H, E, D)."""
     attention.qkv.weight.zero_()
     attention.out.weight.zero_()
     return attention.qkv.weight.unflatten(0, (3, attention.heads, attention.head_width))
@@ -129,20 +128,20 @@ def zero_projections(attention: SaturatedAttention) -> Tensor:
 
 @torch.no_grad()
 def compile_dfa(dfa: DFA, dtype: torch.dtype = torch.float64) -> AutomatonTransformer:
-    """The weights that run `dfa`. Keys of neighbouring positions n differ by about n^-4 / 2: exact up to some thousand
-    symbols in float64, some forty in float32."""
+    """The transformer that runs `dfa`. Keys of neighbouring positions n differ by about n^-4 / 2: exact up to about a
+    thousand symbols in float64, about forty in float32."""
     if dfa.accepting is None:
-        raise SegueError("this automaton says not which states accept: give DFA(delta, accepting)")
+        raise SegueError("this automaton does not say which states accept: give DFA(delta, accepting)")
     S, Q = dfa.symbols, dfa.states
     V = S + Q + 3
     symbols, states, (start, accept, reject) = range(S), range(S, S + Q), range(S + Q, V)
-    one = V  # then come two inverse counts, the symbol that was looked up, and the answer
-    counts, found, answer = one + 1, one + 3, one + S + 4
+    one = V  # after the token: a constant 1, two inverse counts, the symbol looked up, and the answer
+    counts, looked_up, answer = one + 1, one + 3, one + S + 4
     count = SaturatedAttention(answer + V, heads=2, head_width=4)
     look_up = SaturatedAttention(answer + V, heads=1, head_width=max(4, S + 1))
 
-    # Head 0 finds 1 / (p + 1) at position p: the start's share of all tokens. Head 1 finds the start's share of itself
-    # and the states, which behind the k-th state is 1 / (k + 2): that of the symbol to be read next.
+    # Head 0 computes 1 / (p + 1) at position p: the start's share of all tokens. Head 1 computes the start's share of
+    # itself and the states, which after the k-th state is 1 / (k + 2): the first share at the symbol to be read next.
     q, k, v = zero_projections(count)
     q[:, 0, one], q[:, 1, one] = 1, -1
     k[0, 0, one], k[0, 1, one] = 1, -1
@@ -154,8 +153,8 @@ def compile_dfa(dfa: DFA, dtype: torch.dtype = torch.float64) -> AutomatonTransf
     for head in range(2):
         count.out.weight[counts + head, 4 * head] = 1
 
-    # Look up the token whose own share is the one wanted, by the hash of (share, 1). The one after the last symbol is
-    # the first state: the word is at its end.
+    # Look up the token whose first share equals this second one, by the hash of (share, 1). After the last symbol that
+    # is the first state, which marks the end of the word.
     q, k, v = zero_projections(look_up)
     for weight, share in ((q, counts + 1), (k, counts)):
         weight[0, :4, share] = torch.tensor([1.0, 0, -1, 0])
@@ -164,12 +163,13 @@ def compile_dfa(dfa: DFA, dtype: torch.dtype = torch.float64) -> AutomatonTransf
         v[0, token, token] = 1
     for token in states:
         v[0, S, token] = 1
-    for each in range(S + 1):
-        look_up.out.weight[found + each, each] = 1
+    for index in range(S + 1):
+        look_up.out.weight[looked_up + index, index] = 1
 
-    # A table: one unit for each pair of a state and what was found; and one that answers symbols with the first state.
+    # The transition table: a unit for each pair of a state and a symbol looked up, and one that follows symbols and the
+    # start with the initial state.
     outcome = torch.where(dfa.accepting, accept, reject)
-    table: list[Unit] = [({S + state: 1, found + read: 1}, -1, {
+    table: list[Unit] = [({S + state: 1, looked_up + read: 1}, -1, {
         answer + (S + int(dfa.delta[state, read]) if read < S else int(outcome[state])): 1})
         for state in range(Q) for read in range(S + 1)]
     begin: Unit = (dict.fromkeys((*symbols, start), 1.0), 0, {answer + S: 1})
@@ -177,9 +177,9 @@ def compile_dfa(dfa: DFA, dtype: torch.dtype = torch.float64) -> AutomatonTransf
 
 
 class TuringTransformer(Constructed):
-    """Runs a Turing machine. Tokens: the machine's symbols, `first`, every step that its rules know (what is written
-    and where to move, see `steps`), `start`, `accept` and `reject`. Behind the start and a word it writes `first`, the
-    steps of the machine one by one, and if it halts whether it accepts."""
+    """Runs a Turing machine. Tokens: the machine's symbols, `first`, the distinct steps of its rules (`steps`),
+    `start`, `accept` and `reject`. After `start` and a word it writes `first`, the steps of the run one by one, and, if
+    the machine halts, whether it accepts."""
 
     def __init__(self, machine: TuringMachine, layers: Sequence[Layer], dtype: torch.dtype) -> None:
         self.steps = machine_steps(machine)
@@ -187,106 +187,153 @@ class TuringTransformer(Constructed):
         super().__init__(machine.symbols + 1 + len(self.steps) + 3, layers, dtype)
 
     def prompt(self, word: Sequence[int]) -> list[int]:
-        """The row that asks for what the machine does with a word."""
+        """The prompt for the run on a word."""
         return [self.start, *word]
 
     def expected_output(self, steps: Sequence[Step], accepts: bool | None) -> list[int]:
-        """What is to be written, of what `TuringMachine.run` finds."""
+        """The output that corresponds to a result of `TuringMachine.run`."""
         ids = {step: self.first + 1 + i for i, step in enumerate(self.steps)}
         end = [] if accepts is None else [self.accept if accepts else self.reject]
         return [self.first, *(ids[step] for step in steps), *end]
 
     def steps_in(self, tokens: Sequence[int]) -> list[Step]:
-        """The steps among written tokens."""
+        """The steps among output tokens."""
         return [self.steps[token - self.first - 1] for token in tokens if self.first < token < self.start]
 
     def is_ended(self, tokens: Sequence[int]) -> bool:
-        """Whether the last of these tokens is the answer: `until` of `generate`."""
+        """Whether the last token ends the output, for `until` of `generate`."""
         return tokens[-1] in (self.accept, self.reject)
 
 
 def machine_steps(machine: TuringMachine) -> list[Step]:
-    """The different steps that a machine's rules know, in their order there."""
+    """The distinct steps of a machine's rules, in their order."""
     return list(dict.fromkeys(machine.rules.values()))
+
+
+class TuringFeatures:
+    """The tokens of a `TuringTransformer`, and the indices of the features in its residual vectors."""
+
+    def __init__(self, machine: TuringMachine) -> None:
+        steps = machine_steps(machine)
+        vocabulary = machine.symbols + 1 + len(steps) + 3
+        self.symbols, self.first_token, self.tapes = range(machine.symbols), machine.symbols, range(machine.tapes)
+        self.start, self.accept, self.reject = range(vocabulary - 3, vocabulary)
+        self.token_of = {step: self.first_token + 1 + i for i, step in enumerate(steps)}
+        # After the token: a constant 1; the start's and the word's share of the tokens so far; for each tape, all as
+        # shares, the sum of moves, the offset from it to the cell this token wrote on, and the start's share again if
+        # it wrote on one; for each tape the symbol read; and the answer.
+        self.one, self.share, self.word = range(vocabulary, vocabulary + 3)
+        self.position, self.offset, self.writes = (vocabulary + 3 + i * machine.tapes for i in range(3))
+        self.symbols_read = vocabulary + 3 + 3 * machine.tapes
+        self.answer = self.symbols_read + machine.tapes * machine.symbols
+        self.size = self.answer + vocabulary
+
+    def read_by(self, tape: int, symbol: int) -> int:
+        """The feature that is 1 if the head of a tape reads a symbol."""
+        return self.symbols_read + tape * len(self.symbols) + symbol
 
 
 @torch.no_grad()
 def compile_turing(machine: TuringMachine, reach: int = 500, dtype: torch.dtype = torch.float64) -> TuringTransformer:
-    """The weights that run `machine`, one token a step.
+    """The transformer that runs `machine`, one token per step.
 
-    The cell where a head stands is the sum of its moves so far; uniform attention finds it divided by the number of
-    tokens, as it finds 1 divided by that. Layer norm makes one hash of both, by which is looked up the last token that
-    wrote there: an earlier step, a symbol of the word, or, if nothing fits, the start, which stands for a blank.
+    A head's cell is the sum of its moves so far. Uniform attention computes that sum divided by the number of tokens,
+    and 1 divided by the number of tokens; layer norm makes of both a hash of the cell. The hash looks up the last token
+    that wrote on the cell: an earlier step, a symbol of the word, or, if none did, the start, which stands for a blank.
 
-    reach: heads may stray so many cells from the first one. The hash is of (cell, reach), not of the paper's
-        (cell, 1), whose neighbours differ much less; and of what was written on one cell, the token at position t
-        scores higher by reach^-2 / 16 t. In float64 that is exact while reach times the tokens stays below some 10^7.
+    reach: how many cells heads may move away from cell 0. The hash is of (cell, reach) instead of the paper's (cell,
+        1), so that neighbouring cells differ more. Among the tokens that wrote on one cell, later ones win by a term of
+        order reach^-2 / 16 t at position t. In float64 this is exact while reach times the number of tokens stays below
+        about 10^7.
     """
     if reach < 1:
         raise SegueError(f"a reach of {reach} cells leaves the heads no room: give a positive one")
-    steps, tapes, S = machine_steps(machine), range(machine.tapes), machine.symbols
-    V = S + 1 + len(steps) + 3
-    symbols, begin, (start, accept, reject) = range(S), S, range(V - 3, V)
-    token_of = {step: begin + 1 + i for i, step in enumerate(steps)}
-    # Then come a one; of the tokens so far the start's share and the word's; for each tape the sum of moves, as a share
-    # too, what is to be added to that to have the cell that was written on, the start's share if one was, and the
-    # symbol read; and the answer.
-    one, share, word = V, V + 1, V + 2
-    head, cell, writes = (V + 3 + i * len(tapes) for i in range(3))
-    found = writes + len(tapes)
-    answer = found + len(tapes) * S
-    count = SaturatedAttention(answer + V, heads=1, head_width=max(4, 2 + len(tapes)))
-    half = max(4, -(-S // 2))
-    look_up = SaturatedAttention(answer + V, heads=len(tapes), head_width=2 * half, groups=2)
+    features = TuringFeatures(machine)
+    layers = [Layer(share_attention(features), cell_units(features)),
+              Layer(look_up_attention(features, reach), transition_units(features, machine))]
+    return TuringTransformer(machine, layers, dtype)
 
-    q, k, v = zero_projections(count)
-    q[0, :2, one] = k[0, :2, one] = torch.tensor([1.0, -1])
-    v[0, 0, start] = 1
-    v[0, 1, list(symbols)] = 1
-    for step, token in token_of.items():
-        v[0, 2 : 2 + len(tapes), token] = torch.tensor(step.moves, dtype=torch.float32)
-    for i, feature in enumerate((share, word, *(head + tape for tape in tapes))):
-        count.out.weight[feature, i] = 1
 
-    # A step wrote where the head stood before it moved, a symbol of the word where it stands: units that are 0 unless
-    # the token is one of those (shares are at most 1).
+def share_attention(features: TuringFeatures) -> SaturatedAttention:
+    """Uniform attention to all tokens so far: the start's and the word's share of them, and the means of the moves."""
+    num_tapes = len(features.tapes)
+    attention = SaturatedAttention(features.size, heads=1, head_width=max(4, 2 + num_tapes))
+    q, k, v = zero_projections(attention)
+    q[0, :2, features.one] = k[0, :2, features.one] = torch.tensor([1.0, -1])
+    v[0, 0, features.start] = 1
+    v[0, 1, list(features.symbols)] = 1
+    for step, token in features.token_of.items():
+        v[0, 2 : 2 + num_tapes, token] = torch.tensor(step.moves, dtype=torch.float32)
+    written = (features.share, features.word, *(features.position + tape for tape in features.tapes))
+    for i, feature in enumerate(written):
+        attention.out.weight[feature, i] = 1
+    return attention
+
+
+def cell_units(features: TuringFeatures) -> list[Unit]:
+    """Where each token wrote: a step on the cell before its move, a symbol of the word on the cell of its position.
+    Units are 0 unless the token is one of theirs, since shares are at most 1."""
+    share, symbols, token_of = features.share, features.symbols, features.token_of
+
     def gated(tokens: Sequence[int], reads: Mapping[int, float], adds: Mapping[int, float]) -> Unit:
         return {**reads, **dict.fromkeys(tokens, 1.0)}, -1, adds
 
-    cells: list[Unit] = [gated(symbols, {word: 1, share: -1}, {cell: 1})]
-    for tape in tapes:
+    units: list[Unit] = [gated(symbols, {features.word: 1, share: -1}, {features.offset: 1})]
+    for tape in features.tapes:
         for move in (-1, 1):
-            cells.append(gated([token for step, token in token_of.items() if step.moves[tape] == move], {share: 1},
-                               {cell + tape: -move}))
-        cells.append(gated([*token_of.values(), *(symbols if tape == 0 else ())], {share: 1}, {writes + tape: 1}))
+            units.append(gated([token for step, token in token_of.items() if step.moves[tape] == move], {share: 1},
+                               {features.offset + tape: -move}))
+        units.append(gated([*token_of.values(), *(symbols if tape == 0 else ())], {share: 1},
+                           {features.writes + tape: 1}))
+    return units
 
-    # One half of a score is the hash's. The start, and what writes nothing, is at right angles to all hashes. The other
-    # half is 1 for the start and else less than what keeps apart neighbouring cells, the more the later.
-    along, across, apart = (torch.tensor(x) for x in ([1.0, 0, -1, 0], [0, 1.0, 0, -1], [1.0, -1, 1, -1]))
-    q, k, v = zero_projections(look_up)
-    for tape in tapes:
-        q[tape, :4, head + tape], q[tape, :4, share] = along, reach * across
-        k[tape, :4, head + tape] = k[tape, :4, cell + tape] = along
-        k[tape, :4, writes + tape] = reach * across
-        k[tape][:4, [start, begin, accept, reject, *(symbols if tape else ())]] = apart[:, None]
-        later = slice(half, half + 4)
-        q[tape, later, one] = along
-        k[tape, later, one] = along / (16 * reach**2) + across
-        k[tape, later, share] = -along / (16 * reach**2)
-        k[tape, later, start] = along - across
-        for step, token in token_of.items():
+
+def look_up_attention(features: TuringFeatures, reach: int) -> SaturatedAttention:
+    """For each tape, a head that looks up the symbol on the cell under the machine's head.
+
+    The first half of a score compares hashes; keys of tokens that write nothing are orthogonal to all hashes. The
+    second half is 1 for the start, and otherwise grows with the position, by less than the difference between
+    neighbouring cells.
+    """
+    symbols, one, share, start = features.symbols, features.one, features.share, features.start
+    half = max(4, -(-len(symbols) // 2))
+    attention = SaturatedAttention(features.size, heads=len(features.tapes), head_width=2 * half, groups=2)
+    cosine, sine, orthogonal = (torch.tensor(x) for x in ([1.0, 0, -1, 0], [0, 1.0, 0, -1], [1.0, -1, 1, -1]))
+    q, k, v = zero_projections(attention)
+    for tape in features.tapes:
+        q[tape, :4, features.position + tape], q[tape, :4, share] = cosine, reach * sine
+        k[tape, :4, features.position + tape] = k[tape, :4, features.offset + tape] = cosine
+        k[tape, :4, features.writes + tape] = reach * sine
+        silent = [start, features.first_token, features.accept, features.reject, *(symbols if tape else ())]
+        k[tape][:4, silent] = orthogonal[:, None]
+        recency = slice(half, half + 4)
+        q[tape, recency, one] = cosine
+        k[tape, recency, one] = cosine / (16 * reach**2) + sine
+        k[tape, recency, share] = -cosine / (16 * reach**2)
+        k[tape, recency, start] = cosine - sine
+        for step, token in features.token_of.items():
             v[tape, step.written[tape], token] = 1
         v[tape, BLANK, start] = 1
         for symbol in symbols:
             v[tape, symbol, symbol] = 1
-            look_up.out.weight[found + tape * S + symbol, tape * 2 * half + symbol] = 1
+            attention.out.weight[features.read_by(tape, symbol), tape * 2 * half + symbol] = 1
+    return attention
 
-    table: list[Unit] = [(dict.fromkeys((*symbols, start), 1.0), 0, {answer + begin: 1})]
+
+def transition_units(features: TuringFeatures, machine: TuringMachine) -> list[Unit]:
+    """The machine's rules: a unit for each state and symbols read, and one that follows symbols and the start with
+    `first`."""
+    answer, token_of, tapes = features.answer, features.token_of, features.tapes
+    begin = dict.fromkeys((*features.symbols, features.start), 1.0)
+    units: list[Unit] = [(begin, 0, {answer + features.first_token: 1})]
     for state in range(machine.states):
-        here = [token for step, token in token_of.items() if step.state == state] + [begin] * (state == 0)
-        halt = accept if state in machine.accepting else reject
-        for read in product(symbols, repeat=machine.tapes):
-            rule = machine.rules.get((state, read))
-            reads = dict.fromkeys([*here, *(found + tape * S + symbol for tape, symbol in enumerate(read))], 1.0)
-            table.append((reads, -len(tapes), {answer + (halt if rule is None else token_of[rule]): 1}))
-    return TuringTransformer(machine, [Layer(count, cells), Layer(look_up, table)], dtype)
+        state_tokens = [token for step, token in token_of.items() if step.state == state]
+        if state == 0:
+            state_tokens.append(features.first_token)
+        halt = features.accept if state in machine.accepting else features.reject
+        for symbols in product(features.symbols, repeat=machine.tapes):
+            rule = machine.rules.get((state, symbols))
+            read = [features.read_by(tape, symbol) for tape, symbol in enumerate(symbols)]
+            units.append((dict.fromkeys([*state_tokens, *read], 1.0), -len(tapes),
+                          {answer + (halt if rule is None else token_of[rule]): 1}))
+    return units

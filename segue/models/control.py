@@ -24,8 +24,8 @@ GUIDE = "guide"  # condition: elements (B, T, C) of a video of edges or motions,
 
 def make_network(*sizes: int) -> nn.Sequential:
     """Return linear maps of these sizes with SiLUs between them."""
-    parts = [part for into, out in zip(sizes, sizes[1:]) for part in (nn.SiLU(), nn.Linear(into, out))]
-    return nn.Sequential(*parts[1:])
+    layers = [layer for into, out in zip(sizes, sizes[1:]) for layer in (nn.SiLU(), nn.Linear(into, out))]
+    return nn.Sequential(*layers[1:])
 
 
 class Experts(nn.Module):
@@ -93,18 +93,18 @@ class ControlBranch(nn.Module):
         """See `Stack.state_parameters`."""
         return [p for module in self.modules() if isinstance(module, Mixer) for p in module.state_parameters()]
 
-    def forward(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Conditions = NOTHING) -> Tensor:
-        hidden, at = self.base.begin(x, t, asked, layout, given)
-        z, keys, words, controlled = self.read_controls(hidden, given, x)
+    def forward(self, x: Tensor, t: Tensor, noisy: Tensor, layout: Layout, conditions: Conditions = NOTHING) -> Tensor:
+        hidden, inputs = self.base.begin(x, t, noisy, layout, conditions)
+        z, keys, words, controlled = self.read_controls(hidden, conditions, x)
         for index, block in enumerate(self.base.layers):
-            hidden = self.base.run(block, hidden, at)
+            hidden = self.base.run(block, hidden, inputs)
             if index < len(self.copies) and bool(controlled.any()):
                 expert = self.experts[index]
-                z = expert(self.base.run(self.copies[index], z, at), keys, words)
+                z = expert(self.base.run(self.copies[index], z, inputs), keys, words)
                 hidden = torch.where(controlled, hidden + expert.write(z), hidden)
-        return self.base.end(hidden, at)
+        return self.base.end(hidden, inputs)
 
-    def read_controls(self, hidden: Tensor, given: Conditions,
+    def read_controls(self, hidden: Tensor, conditions: Conditions,
                       x: Tensor) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None, Tensor]:
         """Return the branch's inputs: the base's vectors plus the guide (B, N, D); one-hot keys (B, T, choices), zeros
         where none is given, or None; the encoded instruction or None; and whether a row has any condition, (B, 1, 1).
@@ -112,15 +112,15 @@ class ControlBranch(nn.Module):
         controlled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         keys: list[Tensor] = []
         for name, choices in self.keys.items():
-            ids = given.get(name, torch.full(x.shape[:1], -1, device=x.device))
+            ids = conditions.get(name, torch.full(x.shape[:1], -1, device=x.device))
             ids = ids[:, None].expand(x.shape[:2]) if ids.dim() == 1 else ids
             keys.append(one_hot(ids, choices).to(x))
             controlled = controlled | (ids >= 0).any(1)
         words = None
         if self.words is not None:
-            ids = given.get(INSTRUCTION, torch.full((len(x), 0), -1, device=x.device))
+            ids = conditions.get(INSTRUCTION, torch.full((len(x), 0), -1, device=x.device))
             words, controlled = self.words(ids), controlled | (ids >= 0).any(1)
-        if self.guide is not None and (guide := given.get(GUIDE)) is not None:
+        if self.guide is not None and (guide := conditions.get(GUIDE)) is not None:
             if guide.shape != (*x.shape[:2], self.guide.in_features):
                 raise SegueError(f"a guide of shape {tuple(guide.shape)} beside elements of shape {tuple(x.shape)}: "
                                  f"give {self.guide.in_features} numbers for each element")

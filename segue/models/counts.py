@@ -1,8 +1,8 @@
 """Count models: Markov models of any order, with back-off, Witten-Bell or Kneser-Ney smoothing, and a learned blend.
 
 They are `Decodable` like every model: they draft, decode in trees and are mixed with networks (`segue.models.mixture`).
-`CountModel` is the classical family. `BlendedCounts` adds the sequence's own past and learns how far each order is to
-be believed. Both keep one sorted array of the training stream (`segue.kernels.counts`), whatever the orders.
+`CountModel` is the classical family. `BlendedCounts` also counts the sequence's own past and learns the weight of each
+order. Both keep one sorted array of the training stream (`segue.kernels.counts`), which serves all orders.
 """
 
 from __future__ import annotations
@@ -63,18 +63,18 @@ class TokenState:
             raise SegueError("a draft tree is pending: say which path to commit")
         size = self.past.shape[1]
         past = np.empty_like(self.past)
-        taken = np.full(self.batch, tokens.shape[1])
+        num_committed = np.full(self.batch, tokens.shape[1])
         if path is not None:
             check_path(path.tolist(), None if parents is None else parents.tolist(), *tokens.shape)
-            taken = (path >= 0).sum(1).numpy()
+            num_committed = (path >= 0).sum(1).numpy()
         elif counts is not None:
             check_counts(counts, *tokens.shape)
-            taken = counts.numpy()
-        for b, n in enumerate(taken):
+            num_committed = counts.numpy()
+        for b, n in enumerate(num_committed):
             new = tokens[b, :n] if path is None else tokens[b, path[b, :n].numpy()]
             past[b] = np.concatenate((self.past[b, min(n, size):], new[max(0, n - size):]))
-        self.past, self.filled = past, np.minimum(self.filled + taken, size)
-        self.positions = self.positions + torch.from_numpy(taken)
+        self.past, self.filled = past, np.minimum(self.filled + num_committed, size)
+        self.positions = self.positions + torch.from_numpy(num_committed)
         self.pending = None
 
     def select(self, rows: Tensor) -> TokenState:
@@ -89,21 +89,21 @@ class TokenState:
 
     def check_rewind(self, n: int | Tensor) -> None:
         """Raise SegueError where `rewind(n)` would."""
-        back = torch.as_tensor(n).cpu().expand(self.batch)
-        positions = self.positions - back
-        filled = self.filled - back.numpy()
-        if (back < 0).any() or (positions < 0).any():
-            raise SegueError(f"cannot rewind {back.tolist()} tokens at positions {self.positions.tolist()}")
+        steps = torch.as_tensor(n).cpu().expand(self.batch)
+        positions = self.positions - steps
+        filled = self.filled - steps.numpy()
+        if (steps < 0).any() or (positions < 0).any():
+            raise SegueError(f"cannot rewind {steps.tolist()} tokens at positions {self.positions.tolist()}")
         if (filled < np.minimum(positions.numpy(), self.window)).any():
             raise SegueError(f"a count model can go back {self.past.shape[1] - self.window} tokens here, not "
-                             f"{int(back.max())}: create the state with init_state(batch, history=N) for a larger N")
+                             f"{int(steps.max())}: create the state with init_state(batch, history=N) for a larger N")
 
     def rewind(self, n: int | Tensor) -> None:
         self.check_rewind(n)
-        back = torch.as_tensor(n).cpu().expand(self.batch)
-        self.filled = self.filled - back.numpy()
-        self.positions, self.pending = self.positions - back, None
-        self.past = np.array([np.roll(row, k) for row, k in zip(self.past, back.tolist())], np.int32) \
+        steps = torch.as_tensor(n).cpu().expand(self.batch)
+        self.filled = self.filled - steps.numpy()
+        self.positions, self.pending = self.positions - steps, None
+        self.past = np.array([np.roll(row, k) for row, k in zip(self.past, steps.tolist())], np.int32) \
             .reshape(self.past.shape)
 
     def snapshot(self) -> TokenState:
@@ -170,7 +170,7 @@ class _CountBase:
             check_parents(parents, *tokens.shape)
         ids = tokens.numpy().astype(np.int32)
         tree = np.empty((1, 0), np.int64) if parents is None else np.ascontiguousarray(parents.numpy())
-        # of one type always, a copy: what is read-only would be compiled a second time
+        # always a copy of one type: numba would compile the kernels again for a read-only array
         nodes = np.array(np.broadcast_to(np.arange(ids.shape[1]), ids.shape) if at is None else at.numpy(), order="C")
         out = np.empty((*nodes.shape, self.vocabulary))
         begins = state.past.shape[1] - state.filled
@@ -182,8 +182,8 @@ class _CountBase:
                at: Tensor | None = None) -> Output:
         """See `segue.models.base.Decodable.extend`; logits are log-probabilities, hidden is empty (B, N, 0)."""
         assert isinstance(state, TokenState)
-        chances = self.probabilities(tokens, state, parents, at)
-        return Output(torch.from_numpy(chances.clip(1e-30)).log().float(), torch.empty(*tokens.shape, 0))
+        probabilities = self.probabilities(tokens, state, parents, at)
+        return Output(torch.from_numpy(probabilities.clip(1e-30)).log().float(), torch.empty(*tokens.shape, 0))
 
     def predictions(self, sequence: Any, begin: int = 0, end: int | None = None) -> np.ndarray:
         """(n, V): the distribution of every element of one whole sequence, from the elements before it; or of those
@@ -204,13 +204,13 @@ class _CountBase:
     def log_probabilities(self, sequence: Any) -> np.ndarray:
         """(n,): natural logarithm of the probability of each element given those before it."""
         ids = as_checked_ids(sequence, self.vocabulary)
-        found, piece = np.empty(ids.size), min(PIECE_ELEMENTS, max(64, MAX_PROBABILITIES // self.vocabulary))
-        for begin in range(0, ids.size, piece):
-            end = min(begin + piece, ids.size)
+        probabilities, size = np.empty(ids.size), min(PIECE_ELEMENTS, max(64, MAX_PROBABILITIES // self.vocabulary))
+        for begin in range(0, ids.size, size):
+            end = min(begin + size, ids.size)
             out = np.empty((end - begin, self.vocabulary))
             self.distributions(ids, begin, end, out)
-            found[begin:end] = out[np.arange(end - begin), ids[begin:end]]
-        return np.log(np.maximum(found, 1e-300))
+            probabilities[begin:end] = out[np.arange(end - begin), ids[begin:end]]
+        return np.log(np.maximum(probabilities, 1e-300))
 
     def classical(self, order: int = 5, smoothing: str = "kneser-ney") -> CountModel:
         """The classical model of this order over the same counts."""
@@ -256,9 +256,9 @@ def read_saved(folder: str | Path, name: str) -> Iterator[tuple[dict[str, Any], 
 class CountModel(_CountBase):
     """Markov model: the distribution of the next element from how often it followed the latest `order` ones.
 
-    vocabulary: V, the end-of-sequence id included if there is one; whoever wants ends predicted puts that id into the
-        sequences. order: k, 0 to 64. smoothing: "none", "witten-bell" (p_k = (c + t p_{k-1}) / (n + t)) or "kneser-ney"
-        (interpolated; shorter contexts count distinct longer ones). start: the start of a sequence is itself seen, as
+    vocabulary: V, the end-of-sequence id included if there is one; ends are predicted where sequences contain that
+        id. order: k, 0 to 64. smoothing: "none", "witten-bell" (p_k = (c + t p_{k-1}) / (n + t)) or "kneser-ney"
+        (interpolated; shorter contexts count distinct longer ones). start: the start of a sequence counts as
         one symbol before the first element (without it an order-k model predicts first elements from the unigram
         table). backoff: without smoothing, use the longest suffix that was seen (all-k-order Markov, AKOM) instead of
         exactly k elements (a uniform guess where those were never seen).
@@ -290,9 +290,10 @@ class CountModel(_CountBase):
     def _with_tables(self, tables: kernel.Tables) -> CountModel:
         self.tables = tables
         if self.smoothing == "kneser-ney" and np.isnan(self.discount).any():
-            few = np.empty((self.order + 1, 2))
-            kernel.counts_of_counts(self.tables, self.order, few)
-            self.discount = np.clip((few[:, 0] + 1) / (few[:, 0] + 2 * few[:, 1] + 2), 0.1, 0.95)
+            counts_of_counts = np.empty((self.order + 1, 2))
+            kernel.counts_of_counts(self.tables, self.order, counts_of_counts)
+            n1, n2 = counts_of_counts.T
+            self.discount = np.clip((n1 + 1) / (n1 + 2 * n2 + 2), 0.1, 0.95)
         return self
 
     def _kernel_arguments(self) -> tuple[Any, ...]:
@@ -354,24 +355,24 @@ def sample_spans(sizes: Sequence[int], positions: int, draw: np.random.Generator
     """Draw a span of each document, beginning at `first` or later, as (document, begin, end): about `positions`
     positions in all. Random places give spans with a short and with a long past. Of many short documents some are left
     out."""
-    found, total, share = [], 0, min(1.0, positions / max(1, sum(sizes)))
+    spans, total, fraction = [], 0, min(1.0, positions / max(1, sum(sizes)))
     for number in draw.permutation(len(sizes)).tolist():
-        size = min(sizes[number] - first, max(int(np.ceil(share * sizes[number])), 64))
+        size = min(sizes[number] - first, max(int(np.ceil(fraction * sizes[number])), 64))
         if total >= positions or size < 1:
             continue
         begin = int(draw.integers(first, sizes[number] - size + 1))
-        found.append((number, begin, begin + size))
+        spans.append((number, begin, begin + size))
         total += size
-    return found
+    return spans
 
 
 class BlendedCounts(_CountBase):
     """Counts of every order, of a corpus and of the sequence's own past, blended with learned weights (the trust).
 
-    Each order's (discounted) distribution is asked in turn, longest first, and passes on to the next shorter one with a
-    probability that a small network gives from the counts themselves: how many observations, how many different
-    followers, how many of them seen once. The last one asked is the uniform distribution, so the blend is proper.
-    The network is fitted on documents that the counts have not seen, which are counted afterwards.
+    The discounted distributions of all orders are combined from the longest down: each backs off to the next shorter
+    one with a probability that a small network computes from its counts (the number of observations, of distinct
+    followers, and of followers seen once). The last one is the uniform distribution, so the blend is proper. The
+    network is fitted on documents that were not counted, which are counted afterwards.
 
     vocabulary: V. window: how many tokens of its own past a sequence remembers (the state's size).
     """
@@ -393,17 +394,17 @@ class BlendedCounts(_CountBase):
 
     def fit(self, documents: Sequence[Any], seed: int = 0, positions: int = TRUST_POSITIONS,
             epochs: int = 4) -> BlendedCounts:
-        """Count documents and learn trust: on a share of them that is held back first, then counted too; of few data,
-        on all of them (see `cross_fit`).
+        """Count documents and learn trust: on a held-out share that is counted afterwards, or, below `CROSS_FIT_BELOW`
+        tokens, by `cross_fit`.
 
-        positions: how many tokens the trust is fitted on at most. epochs: passes over them.
+        positions: the most tokens to fit the trust on. epochs: passes over them.
         """
         if sum(map(len, documents)) < CROSS_FIT_BELOW:
             self.cross_fit(documents, seed, epochs=2 * epochs)
             return self
-        rest, held = split_held_out(documents, seed=seed)
-        self.count(rest)
-        self.learn_trust(held, seed, positions, epochs)
+        counted, held_out = split_held_out(documents, seed=seed)
+        self.count(counted)
+        self.learn_trust(held_out, seed, positions, epochs)
         self.count(documents)
         return self
 
@@ -424,31 +425,31 @@ class BlendedCounts(_CountBase):
             if not np.array_equal(other.tables.stream[:size], base.tables.stream):
                 return None
             streams.append(other.tables.stream[size:])
-        made = BlendedCounts(self.vocabulary, self.window)
-        made.tables = kernel.build(np.concatenate(streams), self.vocabulary, kernel.MAX_MATCH)
-        made.trust = self.trust
-        return made
+        merged = BlendedCounts(self.vocabulary, self.window)
+        merged.tables = kernel.build(np.concatenate(streams), self.vocabulary, kernel.MAX_MATCH)
+        merged.trust = self.trust
+        return merged
 
     def learn_trust(self, documents: Sequence[Any], seed: int = 0, positions: int = TRUST_POSITIONS,
                     epochs: int = 4) -> float:
         """Fit the trust on documents that were not counted; returns their cost in bits per element."""
-        found = self._trust_features(documents, positions, np.random.default_rng(seed))
-        self.trust, bits = _fit_trust(*found, self.vocabulary, seed, epochs)
+        training_set = self._trust_features(documents, positions, np.random.default_rng(seed))
+        self.trust, bits = _fit_trust(*training_set, self.vocabulary, seed, epochs)
         return bits
 
     def cross_fit(self, documents: Sequence[Any], seed: int = 0, positions: int = FOLD_POSITIONS, epochs: int = 8,
                   folds: int = 5) -> float:
-        """Count documents and learn trust on the same ones, each predicted by counts of the other folds; for few data,
-        of which neither should lose any. Returns the cost of those predictions in bits per element."""
+        """Count documents and learn trust on the same ones, each predicted by counts of the other folds, so that small
+        data sets lose nothing to a held-out share. Returns the cost of those predictions in bits per element."""
         pieces = documents if len(documents) >= MIN_DOCUMENTS else \
             [part for document in documents for part in np.array_split(np.asarray(document), folds) if len(part)]
         draw = np.random.default_rng(seed)
-        fold, found = draw.permutation(len(pieces)) % folds, []
-        for held in range(min(folds, len(pieces))):
-            self.count([piece for piece, of in zip(pieces, fold) if of != held])
-            own = [piece for piece, of in zip(pieces, fold) if of == held]
-            found.append(self._trust_features(own, positions // folds, draw))
-        rows, facts = (torch.cat(parts) for parts in zip(*found))
+        fold, training_sets = draw.permutation(len(pieces)) % folds, []
+        for number in range(min(folds, len(pieces))):
+            self.count([piece for piece, piece_fold in zip(pieces, fold) if piece_fold != number])
+            held_out = [piece for piece, piece_fold in zip(pieces, fold) if piece_fold == number]
+            training_sets.append(self._trust_features(held_out, positions // folds, draw))
+        rows, facts = (torch.cat(parts) for parts in zip(*training_sets))
         self.trust, bits = _fit_trust(rows, facts, self.vocabulary, seed, epochs)
         self.count(documents)
         return bits
@@ -502,7 +503,8 @@ class BlendedCounts(_CountBase):
 
 
 def _fit_trust(rows: Tensor, facts: Tensor, vocabulary: int, seed: int, epochs: int) -> tuple[kernel.Trust, float]:
-    """Maximise the likelihood of what followed. rows (P, LEVELS, FEATURES), facts (P, LEVELS, 5): see `observe`."""
+    """Fit the trust by maximum likelihood of P tokens; returns it and their cost in bits per token. rows (P, LEVELS,
+    FEATURES), facts (P, LEVELS, 5): see `segue.kernels.counts.observe_document`."""
     hidden, batch, corpus = 16, 512, kernel.CORPUS_ORDERS.size + 1
     sources = (slice(0, corpus), slice(corpus, kernel.LEVELS))
     means = torch.stack([rows[:, s].mean((0, 1)) for s in sources])
@@ -513,28 +515,29 @@ def _fit_trust(rows: Tensor, facts: Tensor, vocabulary: int, seed: int, epochs: 
                   torch.ones(2, kernel.LEVELS)]
     for parameter in parameters:
         parameter.requires_grad_()
-    into, into_bias, out, out_bias, offs = parameters
+    into, into_bias, out, out_bias, discount_logits = parameters
     latest = torch.ones(2, kernel.LEVELS)
     latest[1, corpus:] = 0  # the latest follower's weight of 1 is not discounted
-    asked = torch.from_numpy(kernel.LEVEL_ORDER).flip(0)
+    level_order = torch.from_numpy(kernel.LEVEL_ORDER).flip(0)
 
     def likelihood(x: Tensor, facts: Tensor) -> Tensor:
-        found = []
-        for source, part in enumerate(sources):
-            y = (x[:, part] - means[source]) / scales[source]
+        outputs = []
+        for source, levels in enumerate(sources):
+            y = (x[:, levels] - means[source]) / scales[source]
             y = torch.tanh(y @ into[source] + into_bias[source])
-            found.append((y @ out[source] + out_bias[source]).sigmoid())
-        passed, plain = torch.cat(found, 1).unbind(-1)
-        n, t, second, hit, second_hit = facts.unbind(-1)
-        off, off_second = offs.sigmoid() * latest
-        there = (t > 0).float()
-        one = hit.sub(off).clamp(min=0) / (n - off * t).clamp(min=1e-6)
-        two = second_hit.sub(off_second).clamp(min=0) / (second - off_second * t).clamp(min=1e-6)
-        chance = (plain * one + (1 - plain) * two) * (1 - passed) * there
-        passed = torch.where(t > 0, passed, 1.0)
-        reach = passed[:, asked].cumprod(1)
+            outputs.append((y @ out[source] + out_bias[source]).sigmoid())
+        backoff, first_share = torch.cat(outputs, 1).unbind(-1)
+        total, followers, second_total, count, second_count = facts.unbind(-1)
+        discount, second_discount = discount_logits.sigmoid() * latest
+        observed = (followers > 0).float()
+        first = count.sub(discount).clamp(min=0) / (total - discount * followers).clamp(min=1e-6)
+        second_total = (second_total - second_discount * followers).clamp(min=1e-6)
+        second = second_count.sub(second_discount).clamp(min=0) / second_total
+        level_probability = (first_share * first + (1 - first_share) * second) * (1 - backoff) * observed
+        backoff = torch.where(followers > 0, backoff, 1.0)
+        reach = backoff[:, level_order].cumprod(1)
         before = torch.cat([torch.ones_like(reach[:, :1]), reach[:, :-1]], 1)
-        return (before * chance[:, asked]).sum(1) + reach[:, -1] / vocabulary
+        return (before * level_probability[:, level_order]).sum(1) + reach[:, -1] / vocabulary
 
     steps = max(epochs * len(rows) // batch, 100)
     one_cycle(parameters, lambda now: -likelihood(rows[now], facts[now]).clamp(min=1e-12).log(), len(rows), steps,
@@ -545,5 +548,6 @@ def _fit_trust(rows: Tensor, facts: Tensor, vocabulary: int, seed: int, epochs: 
         into_scaled = into / scales[..., None]
         bias = into_bias[:, 0] - (means[:, None] @ into_scaled)[:, 0]
         trust = kernel.Trust(*(x.double().contiguous().numpy() for x in (
-            into_scaled.transpose(1, 2), bias, out.transpose(1, 2), out_bias[:, 0], offs.sigmoid() * latest)))
+            into_scaled.transpose(1, 2), bias, out.transpose(1, 2), out_bias[:, 0],
+            discount_logits.sigmoid() * latest)))
     return trust, float(bits)

@@ -1,5 +1,5 @@
-"""Weights as vectors: the difference between two models, scaled, added up and put on a third (task arithmetic, Ilharco
-et al. 2023, arXiv 2212.04089); several at once with less in each other's way (TIES and DARE)."""
+"""Weights as vectors: the difference between two models, scaled, summed and added to a third (task arithmetic, Ilharco
+et al. 2023, arXiv 2212.04089); several at once with less interference (TIES and DARE)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ VOCABULARY_LAYERS = ("embedding", "head", "embed_tokens", "lm_head", "wte")  # m
 
 
 class Delta:
-    """A difference of weights, by parameter name, each tied parameter once; in float32 at least, since two models that
-    are nearly the same differ in digits that bfloat16 does not have.
+    """A difference of weights, by parameter name, each tied parameter once; in float32 at least, since similar models
+    differ in digits that bfloat16 does not have.
 
     `Delta.between(fine_tuned, base)` is what was learned; `d * 0.5`, `d + e` and `-d` are deltas; `d.apply(model)`
     moves a model by one. `(d * 0.5).apply(base)` is WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903), and
@@ -51,23 +51,23 @@ class Delta:
 
     @torch.no_grad()
     def apply(self, model: nn.Module) -> None:
-        """Move the model's weights by it: the sum in float32 at least, then the model's own type."""
+        """Add this to the model's weights, in place: summed in float32 at least, then cast to the model's dtype."""
         weights = movable_parameters(model)
         _check(weights, self.tensors)
         for name, parameter in weights.items():
             parameter.copy_(_wide(parameter) + self.tensors[name].to(parameter.device))
 
     def trim(self, keep: float) -> Delta:
-        """Of all numbers only so large a share, the largest ones, one at least; the rest is 0."""
+        """Keep a share `keep` of all numbers, those of the largest magnitude (at least one), and set the rest to 0."""
         if not 0 < keep <= 1:
             raise SegueError(f"a share of {keep} of the numbers cannot be kept: give one above 0, up to 1")
-        sizes = torch.cat([value.abs().flatten() for value in self.tensors.values()])
-        least = sizes.kthvalue(len(sizes) - max(1, round(keep * len(sizes))) + 1).values
-        return Delta({name: value.masked_fill(value.abs() < least, 0.0) for name, value in self.tensors.items()})
+        magnitudes = torch.cat([value.abs().flatten() for value in self.tensors.values()])
+        threshold = magnitudes.kthvalue(len(magnitudes) - max(1, round(keep * len(magnitudes))) + 1).values
+        return Delta({name: value.masked_fill(value.abs() < threshold, 0.0) for name, value in self.tensors.items()})
 
     def drop(self, share: float, seed: int = 0) -> Delta:
-        """DARE (Yu et al. 2023, arXiv 2311.03099): so many of the numbers, drawn by the seed, go to 0, and the others
-        grow by 1 / (1 - share), so that the sum is the same on average."""
+        """DARE (Yu et al. 2023, arXiv 2311.03099): set a random `share` of the numbers to 0 and divide the others by
+        1 - share, which keeps the expected value."""
         if not 0 <= share < 1:
             raise SegueError(f"a share of {share} of the numbers cannot be dropped: give 0 or more, below 1")
         draw = torch.Generator().manual_seed(seed)
@@ -76,12 +76,12 @@ class Delta:
 
     @property
     def norm(self) -> float:
-        """The length of the vector of all numbers."""
+        """The Euclidean norm of all numbers."""
         return float(sum(float(_numbers(value).square().sum()) for value in self.tensors.values()) ** 0.5)
 
     def cosine(self, other: Delta) -> float:
-        """Between -1 and 1: whether two differences point the same way. Where they do, adding both is no longer what
-        either did alone."""
+        """The cosine between two differences. Where it is far from 0 they interfere: their sum does not do what each
+        did alone."""
         _check(self.tensors, other.tensors)
         product = sum(float(_numbers(value) @ _numbers(other.tensors[name]))
                       for name, value in self.tensors.items())
@@ -113,18 +113,18 @@ def movable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def sum_deltas(deltas: Sequence[Delta]) -> Delta:
-    """All of them added up."""
+    """The sum of one or more deltas."""
     return reduce(add, deltas)
 
 
 def ties(deltas: Sequence[Delta], keep: float = 0.2) -> Delta:
-    """TIES (Yadav et al. 2023, arXiv 2306.01708): of each delta only its largest numbers (`keep`) count; for each
-    weight (of a complex one for either part) the sign is elected that has the greater sum, and the mean is taken of
-    those that agree with it."""
-    kept = [delta.trim(keep).tensors for delta in deltas]
+    """TIES (Yadav et al. 2023, arXiv 2306.01708): trim each delta to a share `keep` of its largest numbers, elect for
+    each weight the sign of the sum, and average the deltas that agree with it. Real and imaginary parts of complex
+    weights are treated apart."""
+    trimmed = [delta.trim(keep).tensors for delta in deltas]
     merged = {}
-    for name in kept[0]:
-        values = torch.stack([each[name] for each in kept])
+    for name in trimmed[0]:
+        values = torch.stack([delta[name] for delta in trimmed])
         parts = torch.view_as_real(values) if values.is_complex() else values
         agree = (parts.sign() == parts.sum(0).sign()) & (parts != 0)
         mean = torch.where(agree, parts, 0.0).sum(0) / agree.sum(0).clamp(min=1)
@@ -134,32 +134,33 @@ def ties(deltas: Sequence[Delta], keep: float = 0.2) -> Delta:
 
 def align_vocabulary(weights: Mapping[str, Tensor], have: Sequence[str], want: Sequence[str],
                      tables: Sequence[str] = VOCABULARY_LAYERS) -> dict[str, Tensor]:
-    """The weights of a model over the tokens `have`, as those of one over `want`: rows of embedding and head go with
-    their tokens' text, and tokens that it does not have get rows of 0.
+    """The weights of a model with the vocabulary `have`, rearranged for the vocabulary `want` (the text of each token):
+    rows of embedding and head follow their token's text, and tokens that `have` lacks get rows of 0.
 
-    tables: names of the modules whose tensors have a row for each token.
+    tables: names of the modules whose tensors have one row per token. SegueError if such a tensor has other than
+    len(have) rows.
     """
-    place = {key: at for at, key in enumerate(_numbered(have))}
-    rows = torch.tensor([place.get(key, -1) for key in _numbered(want)])
-    there = rows >= 0
-    found = dict(weights)
+    row_of = {key: row for row, key in enumerate(_numbered(have))}
+    rows = torch.tensor([row_of.get(key, -1) for key in _numbered(want)])
+    known = rows >= 0
+    out = dict(weights)
     for name, value in weights.items():
         if name.split(".")[-2:-1] and name.split(".")[-2] in tables:
             if len(value) != len(have):
                 raise SegueError(f"'{name}' has {len(value):,} rows for {len(have):,} tokens: give a text for each")
-            moved = value.new_zeros(len(want), *value.shape[1:])
-            moved[there] = value.detach()[rows[there]]
-            found[name] = moved
-    return found
+            aligned = value.new_zeros(len(want), *value.shape[1:])
+            aligned[known] = value.detach()[rows[known]]
+            out[name] = aligned
+    return out
 
 
 def _numbered(tokens: Sequence[str]) -> list[tuple[str, int]]:
-    """Tokens of the same text are told apart by their order."""
-    seen, found = defaultdict[str, int](int), []
+    """Each token with its number among the tokens of the same text, which makes them unique."""
+    counts, out = defaultdict[str, int](int), []
     for token in tokens:
-        found.append((token, seen[token]))
-        seen[token] += 1
-    return found
+        out.append((token, counts[token]))
+        counts[token] += 1
+    return out
 
 
 def _numbers(tensor: Tensor) -> Tensor:
@@ -171,5 +172,5 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _check(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
-    if strange := sorted(set(one) ^ set(other)) or [name for name in one if one[name].shape != other[name].shape]:
-        raise SegueError(f"weights of different models cannot be added: '{strange[0]}' is not the same in both")
+    if differing := sorted(set(one) ^ set(other)) or [name for name in one if one[name].shape != other[name].shape]:
+        raise SegueError(f"weights of different models cannot be added: '{differing[0]}' is not the same in both")

@@ -1,8 +1,9 @@
-"""Depth by position: a stack that reads each next element of its answer with fewer of its layers (SkipDecode,
-Del Corro et al. 2023, arXiv 2307.02628).
+"""Depth by position: a stack that reads later elements of its answer with fewer of its layers (SkipDecode, Del Corro et
+al. 2023, arXiv 2307.02628).
 
-Depth never grows along an answer, so wherever a layer runs it has run at all positions before: its cache or recurrence
-holds them, and nothing is computed again. All rows of a batch share the schedule, and the cost is known beforehand.
+Depth never increases along an answer, so a layer that runs at one position has run at all positions before it: its
+cache or recurrence holds them, and nothing is recomputed. All rows of a batch share the schedule, so the cost is known
+in advance.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ UNLIMITED_SPAN = 1 << 40  # longer than any document
 
 @dataclass(frozen=True)
 class DepthSchedule:
-    """How many layers read the element t places behind the prompt, and which.
+    """How many layers read the element t positions after the prompt, and which.
 
-    depths: layers at t = 0, 1, ...; the last number holds from there on. They must not grow.
-    warmup: so many layers at the bottom always run, the others that do are at the top; between them the residual stream
-        is carried unchanged. keep: "top", or "bottom" for the plain early exit, whose layers are all at the bottom.
-    prompt: layers that read the prompt, at least as many as the first depth (default: all).
+    depths: number of layers at t = 0, 1, ...; the last one holds from there on. They must not increase.
+    warmup: number of bottom layers that always run; the rest of the depth is layers at the top, and the residual stream
+        passes those between unchanged. keep: "top", or "bottom" for plain early exit, which runs bottom layers only.
+    prompt: number of layers that read the prompt, at least the first depth (default: all).
     """
 
     depths: tuple[int, ...]
@@ -45,13 +46,13 @@ class DepthSchedule:
             raise SegueError(f"depths down to {depths[-1]}, warmup {self.warmup}, keep '{self.keep}' do not fit: keep "
                              "is 'top' or 'bottom', and the warm-up at most the least depth, which is at least 1")
         if self.prompt is not None and self.prompt < depths[0]:
-            raise SegueError(f"the prompt is read by {self.prompt} layers, fewer than the {depths[0]} behind it: give "
+            raise SegueError(f"the prompt is read by {self.prompt} layers, fewer than the {depths[0]} after it: give "
                              "at least those")
 
     @classmethod
     def linear(cls, most: float, least: float, length: int, warmup: int = 1, keep: str = "top",
                prompt: int | None = None) -> DepthSchedule:
-        """From `most` layers at the first of `length` positions to `least` at the last, rounded to whole ones."""
+        """From `most` layers at the first of `length` positions linearly to `least` at the last, rounded."""
         if length < 1:
             raise SegueError(f"a schedule of {length} positions: give at least 1")
         steps = [most - (most - least) * t / max(length - 1, 1) for t in range(length)]
@@ -60,8 +61,8 @@ class DepthSchedule:
     @classmethod
     def times(cls, faster: float, layers: int, length: int, warmup: int = 1, keep: str = "top",
               prompt: int | None = None) -> DepthSchedule:
-        """Linear, `layers` / `faster` deep on average: from one and a half times that down to half of it, or nearer
-        together where there are not as many layers or the warm-up is more."""
+        """A linear schedule of mean depth `layers` / `faster`: from one and a half times that down to half of it, or
+        over a smaller range where the number of layers or the warm-up limits it."""
         if not 1 <= faster <= layers / max(warmup, 1):
             raise SegueError(f"{layers} layers, {warmup} of them at every position, cannot be {faster:g} times faster")
         mean = layers / faster
@@ -84,28 +85,28 @@ class DepthSchedule:
         return self.depths[min(t, len(self.depths) - 1)]
 
     def active(self, depth: int, layers: int) -> list[int]:
-        """Which of `layers` layers, from 0, run where `depth` do."""
+        """The indices of the layers, of `layers`, that run at a depth of `depth`."""
         below = depth if self.keep == "bottom" else self.warmup
         return [*range(below), *range(layers - depth + below, layers)]
 
     def spans(self, layers: int) -> tuple[int, ...]:
-        """For each of `layers` layers at how many places behind the prompt it runs (below 0: not in the prompt
+        """The number of positions after the prompt at which each of `layers` layers runs (negative: not in the prompt
         either), see `State.spans`."""
         prompt = layers if self.prompt is None else self.prompt
         if prompt > layers or self.depths[0] > layers:
             raise SegueError(f"depths of up to {max(prompt, self.depths[0])} do not fit a model of {layers} layers")
-        runs = [set(self.active(depth, layers)) for depth in (prompt, *self.depths)]
-        return tuple(-UNLIMITED_SPAN if layer not in runs[0] else UNLIMITED_SPAN if layer in runs[-1]
-                     else sum(layer in run for run in runs[1:]) for layer in range(layers))
+        active_layers = [set(self.active(depth, layers)) for depth in (prompt, *self.depths)]
+        return tuple(-UNLIMITED_SPAN if layer not in active_layers[0] else UNLIMITED_SPAN if layer in active_layers[-1]
+                     else sum(layer in run for run in active_layers[1:]) for layer in range(layers))
 
 
 class Scheduled(OnePassModel, nn.Module):
     """A stack under a schedule, with the stack's own weights. Satisfies `segue.models.base.Decodable`.
 
-    In training (`forward`, `hidden`; hence `learn` with any objective) a layer reads only the beginning of each
-    document, up to where it leaves, so steps become cheaper too; where prompts end is told by `Batch.prompt`. In
-    decoding it is told by `State.prompt`, which decoders set. Where nothing tells, t counts from the beginning of the
-    document. Where the rows of a batch stand at different t, the deepest decides what a pass costs.
+    In training (`forward`, `hidden`; hence `learn` with any objective) a layer reads each document only up to its last
+    position, so steps become cheaper too. Prompts end where `Batch.prompt` says, in decoding where `State.prompt` says,
+    which decoders set; without either, t counts from the beginning of the document. Where the rows of a batch are at
+    different t, the deepest one determines the cost of a pass.
     """
 
     counts_from_prompt: ClassVar[bool] = True  # see `set_prompt_lengths`
@@ -141,19 +142,19 @@ class Scheduled(OnePassModel, nn.Module):
 
     def hidden(self, tokens: Tensor, layout: Layout, state: State | None = None) -> Tensor:
         """`Stack.hidden` in which nodes beyond a layer's span skip that layer."""
-        behind = offsets_from_prompts(layout) if state is None else state.offset_from_prompt(layout.positions)
-        least, most = (int(end) for end in behind.aminmax()) if behind.numel() else (0, 0)
-        x, given = self.stack.embed(tokens, layout.positions), dict[int, LayerNodes | None]()
+        offsets = offsets_from_prompts(layout) if state is None else state.offset_from_prompt(layout.positions)
+        lowest, highest = (int(end) for end in offsets.aminmax()) if offsets.numel() else (0, 0)
+        x, layer_nodes = self.stack.embed(tokens, layout.positions), dict[int, LayerNodes | None]()
         for index, span in enumerate(self.spans):
-            if span <= least:
-                given[index] = None
-            elif span > most:
+            if span <= lowest:
+                layer_nodes[index] = None
+            elif span > highest:
                 x = self.stack.run_block(index, x, layout, state)
             else:
-                given[index] = nodes = LayerNodes.of(layout, behind < span)
+                layer_nodes[index] = nodes = LayerNodes.of(layout, offsets < span)
                 x = nodes.scatter(x, self.stack.run_block(index, nodes.gather(x), nodes.layout, state))
         if state is not None:
-            state.layer_nodes = given
+            state.layer_nodes = layer_nodes
         return self.stack.finish(x, layout)
 
     def init_state(self, batch: int, history: int = 0) -> State:

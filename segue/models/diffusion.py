@@ -68,9 +68,9 @@ class NoiseSchedule:
         """Return the keep probabilities at 0, 1/steps, ..., 1, (steps + 1,) float64; exactly 1 first and 0 last."""
         if steps < 1:
             raise SegueError(f"a chain of noise has at least one step, not {steps}")
-        kept = self.keep_probability(torch.linspace(0, 1, steps + 1, dtype=torch.float64))
-        kept[0], kept[-1] = 1.0, 0.0
-        return kept
+        keep = self.keep_probability(torch.linspace(0, 1, steps + 1, dtype=torch.float64))
+        keep[0], keep[-1] = 1.0, 0.0
+        return keep
 
 
 class Process:
@@ -100,11 +100,11 @@ class Process:
 
     def corrupt(self, x: Tensor, now: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Add noise to elements x (B, L) long: each is kept with probability `now`, else resampled."""
-        kept = torch.rand(x.shape, generator=generator, dtype=torch.float64, device=x.device) < now
-        return torch.where(kept, x, self.sample_resting(x, generator))
+        unchanged = torch.rand(x.shape, generator=generator, dtype=torch.float64, device=x.device) < now
+        return torch.where(unchanged, x, self.sample_resting(x, generator))
 
     def predict(self, logits: Tensor, x: Tensor) -> Tensor:
-        """Turn logits (..., V or more) into log-probabilities (..., V) of the clean elements behind noisy ids x."""
+        """Turn logits (..., V or more) into log-probabilities (..., V) of the clean elements, given noisy ids x."""
         return logits[..., : self.elements].log_softmax(-1)
 
     def log_mixture(self, log_p: Tensor, x: Tensor, now: Tensor, before: Tensor) -> Tensor:
@@ -114,12 +114,12 @@ class Process:
         log_p: (..., V) log-probabilities of x_0. x: (...) noisy ids. If both times are equal, this is the log of
         SEDD's concrete score, the ratio of the probabilities of y and x; times q(x | y) it is the posterior.
         """
-        rest = self.resting_distribution.to(x.device)
+        resting = self.resting_distribution.to(x.device)
         now, before = now[..., None], before[..., None]
-        likelihood = now * F.one_hot(x, self.states)[..., : self.elements] + (1 - now) * rest[x][..., None]
+        likelihood = now * F.one_hot(x, self.states)[..., : self.elements] + (1 - now) * resting[x][..., None]
         weight = torch.where(log_p.isneginf(), log_p, log_p - likelihood.log().to(log_p))
         stays = F.pad(weight + before.log().to(log_p), (0, self.states - self.elements), value=-math.inf)
-        return torch.logaddexp(stays, weight.logsumexp(-1, keepdim=True) + ((1 - before) * rest).log().to(log_p))
+        return torch.logaddexp(stays, weight.logsumexp(-1, keepdim=True) + ((1 - before) * resting).log().to(log_p))
 
     def posterior(self, log_p: Tensor, x: Tensor, now: Tensor, before: Tensor) -> Tensor:
         """Return log-probabilities (..., S) of the states at an earlier time, given the noisy ids x: the exact
@@ -131,8 +131,8 @@ class Process:
 
     def ratios(self, x: Tensor, clean: Tensor, now: Tensor) -> Tensor:
         """Return q_now(y | clean) / q_now(x | clean) for every element y: (..., V) float64."""
-        rest, now = self.resting_distribution.to(x.device), now[..., None]
-        likelihood = now * F.one_hot(clean, self.states) + (1 - now) * rest
+        resting, now = self.resting_distribution.to(x.device), now[..., None]
+        likelihood = now * F.one_hot(clean, self.states) + (1 - now) * resting
         return likelihood[..., : self.elements] / likelihood.gather(-1, x[..., None])
 
 
@@ -198,8 +198,8 @@ def add_time(x: Tensor, t: Tensor, process: Process, model: Any) -> Tensor:
         raise SegueError(f"this model has {model.vocabulary} ids, and the process {process.states} states: give as "
                          "many ids as states, or at least two more, to tell the time by")
     weight = model.embedding.weight
-    place = t.to(weight)[:, None] * (knots - 1) - torch.arange(knots, device=x.device)
-    time = (1 - place.abs()).clamp(min=0)[:, None].expand(-1, x.shape[1], -1)
+    offset = t.to(weight)[:, None] * (knots - 1) - torch.arange(knots, device=x.device)
+    time = (1 - offset.abs()).clamp(min=0)[:, None].expand(-1, x.shape[1], -1)
     rows = x if x.is_floating_point() else F.one_hot(x, process.states)
     return torch.cat([rows.to(weight), time], -1)
 

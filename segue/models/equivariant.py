@@ -36,9 +36,9 @@ class Equivariant(nn.Module):
     def forward(self, tokens: Tensor, layout: Layout | None = None) -> Output:
         if layout is not None and layout.starts is not None:
             raise SegueError("a mirrored model reads one document a row: do not pack several into one")
-        ahead, back = self.model(tokens).logits, self.model(mirror(tokens, self.partner)).logits
+        logits_forward, logits_mirrored = self.model(tokens).logits, self.model(mirror(tokens, self.partner)).logits
         if self.classes:
-            logits = (ahead[:, -1:] + back[:, -1:]) / 2
+            logits = (logits_forward[:, -1:] + logits_mirrored[:, -1:]) / 2
             return Output(logits.expand(-1, tokens.shape[1], -1), logits)
-        logits = (ahead + back.flip(1)[..., self.partner]) / 2
+        logits = (logits_forward + logits_mirrored.flip(1)[..., self.partner]) / 2
         return Output(logits, logits)

@@ -29,12 +29,13 @@ TIME_FEATURES = 16  # size of a stack's time embedding
 
 
 class Field(Protocol):
-    """Returns velocities (B, T, C) of elements x (B, T, C), which are meaningful where asked (B, T) bool is True.
+    """Returns velocities (B, T, C) of elements x (B, T, C), which are meaningful where noisy (B, T) bool is True.
 
-    Elements asked for are noisy, at times t (B,); all others are known, at time 0. given: conditions.
+    Noisy elements, which are to be generated, are at times t (B,); all others are known, at time 0.
     """
 
-    def __call__(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Conditions = NOTHING) -> Tensor: ...
+    def __call__(self, x: Tensor, t: Tensor, noisy: Tensor, layout: Layout,
+                 conditions: Conditions = NOTHING) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,10 @@ class Flow:
         return self.shift_times(torch.linspace(1, 0, steps + 1, dtype=torch.float64))
 
     @staticmethod
-    def add_noise(clean: Tensor, noise: Tensor, t: Tensor, asked: Tensor) -> Tensor:
-        """Add noise to elements clean (B, T, C) at times t (B,), leaving those not asked for as they are."""
-        part = t.to(clean)[:, None, None]
-        return torch.where(asked[..., None], (1 - part) * clean + part * noise, clean)
+    def add_noise(clean: Tensor, noise: Tensor, t: Tensor, noisy: Tensor) -> Tensor:
+        """Add noise to elements clean (B, T, C) at times t (B,), where noisy (B, T) is True."""
+        time = t.to(clean)[:, None, None]
+        return torch.where(noisy[..., None], (1 - time) * clean + time * noise, clean)
 
 
 def time_features(t: Tensor, size: int) -> Tensor:
@@ -89,30 +90,30 @@ class LayeredField(nn.Module):
     def layers(self) -> list[nn.Module]:
         raise NotImplementedError
 
-    def begin(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Conditions) -> tuple[Tensor, Any]:
+    def begin(self, x: Tensor, t: Tensor, noisy: Tensor, layout: Layout, conditions: Conditions) -> tuple[Tensor, Any]:
         raise NotImplementedError
 
-    def run(self, block: nn.Module, hidden: Tensor, at: Any) -> Tensor:
+    def run(self, block: nn.Module, hidden: Tensor, inputs: Any) -> Tensor:
         raise NotImplementedError
 
-    def end(self, hidden: Tensor, at: Any) -> Tensor:
+    def end(self, hidden: Tensor, inputs: Any) -> Tensor:
         raise NotImplementedError
 
     def state_parameters(self) -> list[nn.Parameter]:
         """See `Stack.state_parameters`."""
         return [p for module in self.modules() if isinstance(module, Mixer) for p in module.state_parameters()]
 
-    def forward(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Conditions = NOTHING) -> Tensor:
-        hidden, at = self.begin(x, t, asked, layout, given)
+    def forward(self, x: Tensor, t: Tensor, noisy: Tensor, layout: Layout, conditions: Conditions = NOTHING) -> Tensor:
+        hidden, inputs = self.begin(x, t, noisy, layout, conditions)
         for block in self.layers:
-            hidden = self.run(block, hidden, at)
-        return self.end(hidden, at)
+            hidden = self.run(block, hidden, inputs)
+        return self.end(hidden, inputs)
 
 
 class StackField(LayeredField):
     """A stack of any mixers as a field: it reads each element's values, time and conditions.
 
-    config: of the stack; its vocabulary, inputs and head are set here. A field for more than one unknown element must
+    config: of the stack; its vocabulary, inputs and head are overridden. A field for more than one noisy element must
         be bidirectional to model their joint distribution (`segue.models.stack.both_ways`). size: C. told: number of
         classes per condition name; conditions are ids per row (B,) or per element (B, T).
     """
@@ -127,20 +128,21 @@ class StackField(LayeredField):
     def layers(self) -> list[nn.Module]:
         return list(self.stack.blocks)
 
-    def begin(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Conditions) -> tuple[Tensor, Layout]:
-        parts = [x, time_features(torch.where(asked, t[:, None].float(), 0.0), TIME_FEATURES).to(x)]
+    def begin(self, x: Tensor, t: Tensor, noisy: Tensor, layout: Layout,
+              conditions: Conditions) -> tuple[Tensor, Layout]:
+        parts = [x, time_features(torch.where(noisy, t[:, None].float(), 0.0), TIME_FEATURES).to(x)]
         for name, classes in self.told.items():
-            ids = given.get(name, torch.full(x.shape[:1], -1, device=x.device))
+            ids = conditions.get(name, torch.full(x.shape[:1], -1, device=x.device))
             ids = ids[:, None].expand(x.shape[:2]) if ids.dim() == 1 else ids
             parts.append(one_hot(ids, classes).to(x))
         return self.stack.embed(torch.cat(parts, -1), layout.positions), layout
 
-    def run(self, block: Any, hidden: Tensor, at: Layout) -> Tensor:
-        block.mixer.check_layout(at)
-        return block(hidden, lambda mixer, y: mixer.run(y, at, {}))
+    def run(self, block: Any, hidden: Tensor, inputs: Layout) -> Tensor:
+        block.mixer.check_layout(inputs)
+        return block(hidden, lambda mixer, y: mixer.run(y, inputs, {}))
 
-    def end(self, hidden: Tensor, at: Layout) -> Tensor:
-        return self.stack.head(self.stack.finish(hidden, at))
+    def end(self, hidden: Tensor, inputs: Layout) -> Tensor:
+        return self.stack.head(self.stack.finish(hidden, inputs))
 
 
 class EvenField(LayeredField):
@@ -160,15 +162,15 @@ class EvenField(LayeredField):
     def layers(self) -> list[nn.Module]:
         return self.inner.layers
 
-    def begin(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Conditions) -> tuple[Tensor, Any]:
-        hidden, at = self.inner.begin(x, t, asked, layout, given)
-        return hidden, (at, x, t.to(x)[:, None, None])
+    def begin(self, x: Tensor, t: Tensor, noisy: Tensor, layout: Layout, conditions: Conditions) -> tuple[Tensor, Any]:
+        hidden, inputs = self.inner.begin(x, t, noisy, layout, conditions)
+        return hidden, (inputs, x, t.to(x)[:, None, None])
 
-    def run(self, block: nn.Module, hidden: Tensor, at: Any) -> Tensor:
-        return self.inner.run(block, hidden, at[0])
+    def run(self, block: nn.Module, hidden: Tensor, inputs: Any) -> Tensor:
+        return self.inner.run(block, hidden, inputs[0])
 
-    def end(self, hidden: Tensor, at: Any) -> Tensor:
-        inner, x, t = at
+    def end(self, hidden: Tensor, inputs: Any) -> Tensor:
+        inner, x, t = inputs
         variance = (1 - t).square() + t.square()
         return (1 - 2 * t) / variance * x + self.inner.end(hidden, inner) / variance.sqrt()
 
@@ -177,7 +179,7 @@ def one_hot(ids: Tensor, classes: int) -> Tensor:
     """Return one-hot rows (..., classes) of ids (...) long, zeros where an id is -1; a SegueError if out of range."""
     if ids.numel() and (int(ids.max()) >= classes or int(ids.min()) < -1):
         raise SegueError(f"a condition has ids from {int(ids.min())} to {int(ids.max())}, and {classes} classes: ids "
-                         "lie below, or are -1 where nothing is told")
+                         "lie below that, or are -1 for none")
     return F.one_hot(ids + 1, classes + 1)[..., 1:]
 
 
@@ -194,10 +196,11 @@ class Guided:
     weight: float
     names: tuple[str, ...] | None = None
 
-    def __call__(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Conditions = NOTHING) -> Tensor:
-        conditional = self.field(x, t, asked, layout, given)
+    def __call__(self, x: Tensor, t: Tensor, noisy: Tensor, layout: Layout, conditions: Conditions = NOTHING) -> Tensor:
+        conditional = self.field(x, t, noisy, layout, conditions)
         if self.weight == 1:
             return conditional
-        left = {name: ids for name, ids in given.items() if self.names is not None and name not in self.names}
-        unconditional = self.field(x, t, asked, layout, left)
+        kept_conditions = {name: ids for name, ids in conditions.items()
+                           if self.names is not None and name not in self.names}
+        unconditional = self.field(x, t, noisy, layout, kept_conditions)
         return unconditional + self.weight * (conditional - unconditional)

@@ -11,19 +11,19 @@ from segue.models.one_cycle import one_cycle
 
 
 def agreement(p: Tensor, q: Tensor) -> Tensor:
-    """(..., 7): entropies and largest probabilities of two log-distributions (..., V), what each gives to the other's
-    favourite, and their overlap. The gate sees nothing else, so it is the same for any vocabulary."""
-    chances, others = p.exp(), q.exp()
-    top, first = chances.max(-1, keepdim=True)
-    other_top, other_first = others.max(-1, keepdim=True)
-    return torch.cat([-(chances * p).sum(-1, keepdim=True), -(others * q).sum(-1, keepdim=True), top, other_top,
-                      chances.gather(-1, other_first), others.gather(-1, first),
-                      torch.minimum(chances, others).sum(-1, keepdim=True)], -1)
+    """Features (..., 7) of two log-distributions (..., V): entropies, largest probabilities, the probability that each
+    gives to the other's likeliest token, and the overlap. They do not depend on the vocabulary."""
+    p_probs, q_probs = p.exp(), q.exp()
+    p_max, p_argmax = p_probs.max(-1, keepdim=True)
+    q_max, q_argmax = q_probs.max(-1, keepdim=True)
+    return torch.cat([-(p_probs * p).sum(-1, keepdim=True), -(q_probs * q).sum(-1, keepdim=True), p_max, q_max,
+                      p_probs.gather(-1, q_argmax), q_probs.gather(-1, p_argmax),
+                      torch.minimum(p_probs, q_probs).sum(-1, keepdim=True)], -1)
 
 
 class Gate(nn.Module):
-    """A small network that gives the exponents a of the first distribution (the network's) and b of the second (the
-    counts'): the mixture is proportional to p^a q^b."""
+    """A small network that computes, from `agreement`, the exponents a of a first distribution p (the network's) and b
+    of a second q (the counts'): the mixture is proportional to p^a q^b."""
 
     mean: Tensor
     scale: Tensor
@@ -33,7 +33,7 @@ class Gate(nn.Module):
         self.into, self.out = nn.Linear(7, hidden), nn.Linear(hidden, 2)
         self.register_buffer("mean", torch.zeros(7))
         self.register_buffer("scale", torch.ones(7))
-        draw = torch.Generator().manual_seed(0)  # of its own: a fit of one seed gives one gate, whatever ran before
+        draw = torch.Generator().manual_seed(0)  # a separate generator: the result does not depend on what ran before
         for parameter in self.into.parameters():
             nn.init.uniform_(parameter, -(7**-0.5), 7**-0.5, generator=draw)
         nn.init.zeros_(self.out.weight)
@@ -48,8 +48,8 @@ class Gate(nn.Module):
             gate.out.bias.fill_(np.log(np.expm1(0.5)))
         return gate
 
-    def forward(self, seen: Tensor) -> tuple[Tensor, Tensor]:
-        a, b = F.softplus(self.out(torch.tanh(self.into((seen - self.mean) / self.scale)))).split(1, -1)
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = F.softplus(self.out(torch.tanh(self.into((features - self.mean) / self.scale)))).split(1, -1)
         return a, b
 
     def mix(self, p: Tensor, q: Tensor) -> Tensor:
@@ -60,17 +60,17 @@ class Gate(nn.Module):
 
 def fit_gate(gate: Gate, p: Tensor, q: Tensor, targets: Tensor, seed: int, epochs: int) -> float:
     """Maximise the likelihood of `targets` (P,) under the mixture of p and q (P, V); returns its bits per element."""
-    parts = list(zip(p.split(1024), q.split(1024)))
-    seen = torch.cat([agreement(x.float().log_softmax(-1), y.float().log_softmax(-1)) for x, y in parts])
-    gate.mean, gate.scale = seen.mean(0), seen.std(0, correction=0) + 1e-2
-    draw = torch.Generator().manual_seed(seed)
+    batches = list(zip(p.split(1024), q.split(1024)))
+    features = torch.cat([agreement(x.float().log_softmax(-1), y.float().log_softmax(-1)) for x, y in batches])
+    gate.mean, gate.scale = features.mean(0), features.std(0, correction=0) + 1e-2
+    generator = torch.Generator().manual_seed(seed)
     steps, batch = max(epochs * len(targets) // 256, 50), min(256, max(16, epochs * len(targets) // 50))
 
     def cost(rows: Tensor) -> Tensor:
-        a, b = gate(seen[rows])
+        a, b = gate(features[rows])
         mixed = a * p[rows].float() + b * q[rows].float()
         return mixed.logsumexp(-1) - mixed.gather(1, targets[rows, None])[:, 0]
 
-    one_cycle(gate.parameters(), cost, len(targets), steps, batch, draw)
+    one_cycle(gate.parameters(), cost, len(targets), steps, batch, generator)
     with torch.no_grad():
         return float(torch.cat([cost(rows) for rows in torch.arange(len(targets)).split(1024)]).mean() / np.log(2))

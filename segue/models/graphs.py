@@ -37,11 +37,11 @@ def pack_graphs(features: Sequence[Tensor], edges: Sequence[Tensor], length: int
     length = max(map(len, features)) if length is None else length
     width = features[0].shape[1]
     out = torch.zeros(len(features), length, 1 + width + length)
-    for row, own, ends in zip(out, features, edges, strict=True):
-        row[: len(own), 0] = 1
-        row[: len(own), 1 : 1 + width] = own
-        ends = ends.reshape(-1, 2).long()
-        for a, b in (ends.T, ends.T.flip(0)):
+    for row, nodes, pairs in zip(out, features, edges, strict=True):
+        row[: len(nodes), 0] = 1
+        row[: len(nodes), 1 : 1 + width] = nodes
+        pairs = pairs.reshape(-1, 2).long()
+        for a, b in (pairs.T, pairs.T.flip(0)):
             row[a, 1 + width + b] = 1
     return out
 
@@ -73,8 +73,8 @@ class ClusterTree:
     def new(self) -> np.ndarray:
         """(R + 2, N) bool: the cluster differs from that of the round before; always True for nodes and whole graphs.
         """
-        size = np.stack([np.bincount(level)[level] for level in self.clusters])
-        return np.concatenate([size[:1] > 0, size[1:-1] > size[:-2], size[:1] > 0])
+        sizes = np.stack([np.bincount(level)[level] for level in self.clusters])
+        return np.concatenate([sizes[:1] > 0, sizes[1:-1] > sizes[:-2], sizes[:1] > 0])
 
 
 @dataclass(frozen=True)
@@ -96,16 +96,16 @@ class GraphBatch:
 
     def tree(self) -> ClusterTree:
         """Cluster the nodes by their edges' weights."""
-        n, every, graph = len(self.graph), np.arange(len(self.ends)), self.graph[self.ends[:, 0]]
+        n, index, graph = len(self.graph), np.arange(len(self.ends)), self.graph[self.ends[:, 0]]
         rank = np.empty(len(self.ends), np.int64)  # within each graph, independent of the rest of the batch
-        rank[np.lexsort((every, -self.weights, graph))] = every - np.searchsorted(np.sort(graph), np.sort(graph))
+        rank[np.lexsort((index, -self.weights, graph))] = index - np.searchsorted(np.sort(graph), np.sort(graph))
         rounds, taken, order = loops.boruvka(n, *np.ascontiguousarray(self.ends.T), rank)
         order = order[np.argsort(self.graph[order], kind="stable")]
         levels = np.concatenate([rounds, self.graph[None]])
         for level in levels:
-            along = level[order]
-            new = np.concatenate([[True], along[1:] != along[:-1]])[:n]
-            level[order] = np.cumsum(new) - 1
+            ordered = level[order]
+            is_new = np.concatenate([[True], ordered[1:] != ordered[:-1]])[:n]
+            level[order] = np.cumsum(is_new) - 1
         return ClusterTree(levels, order, taken)
 
 
@@ -129,13 +129,13 @@ def order_tokens(graphs: GraphBatch, order: np.ndarray) -> Tokens:
     """Make one sequence per graph: its nodes in the given order, which must keep graphs together."""
     n = len(order)
     count = np.bincount(graphs.graph)
-    place = np.arange(n) - np.repeat(np.cumsum(count) - count, count)
+    rank = np.arange(n) - np.repeat(np.cumsum(count) - count, count)
     rows = np.full((len(count), count.max()), -1)
-    rows[graphs.graph[order], place] = order
-    own = np.empty(n, np.int64)
-    own[order] = graphs.graph[order] * rows.shape[1] + place
-    every = np.arange(n)
-    return Tokens(np.stack([every, every], 1), rows, own, np.zeros(n, np.int64))
+    rows[graphs.graph[order], rank] = order
+    own_token = np.empty(n, np.int64)
+    own_token[order] = graphs.graph[order] * rows.shape[1] + rank
+    index = np.arange(n)
+    return Tokens(np.stack([index, index], 1), rows, own_token, np.zeros(n, np.int64))
 
 
 def nodes(graphs: GraphBatch, draw: np.random.Generator) -> Tokens:
@@ -147,8 +147,8 @@ def khop(graphs: GraphBatch, draw: np.random.Generator, k: int = 2) -> Tokens:
     """Make one sequence per node: the sets of nodes at most k, k - 1, ... 0 edges away (NAGphormer, arXiv 2206.04910).
     """
     n = len(graphs.graph)
-    found = loops.k_hop_neighbourhoods(*graphs.neighbours, k)
-    sets = np.stack([found[:, 0] * (k + 1) + found[:, 1], found[:, 2]], 1)
+    neighbourhoods = loops.k_hop_neighbourhoods(*graphs.neighbours, k)
+    sets = np.stack([neighbourhoods[:, 0] * (k + 1) + neighbourhoods[:, 1], neighbourhoods[:, 2]], 1)
     rows = np.arange(n * (k + 1)).reshape(n, k + 1)[:, ::-1].copy()
     return Tokens(sets, rows, np.arange(n) * (k + 1) + k, np.tile(np.arange(k + 1), n))
 
@@ -157,8 +157,8 @@ def walk(graphs: GraphBatch, draw: np.random.Generator, length: int = 8) -> Toke
     """Make one sequence per node: a random walk that ends at it (DeepWalk, arXiv 1403.6652), resampled in each call."""
     n = len(graphs.graph)
     rows = loops.random_walks(*graphs.neighbours, draw.random((n, length)))[:, ::-1].copy()
-    every = np.arange(n)
-    return Tokens(np.stack([every, every], 1), rows, every * (length + 1) + length, np.zeros(n, np.int64))
+    index = np.arange(n)
+    return Tokens(np.stack([index, index], 1), rows, index * (length + 1) + length, np.zeros(n, np.int64))
 
 
 def leaves(graphs: GraphBatch, draw: np.random.Generator) -> Tokens:
@@ -172,27 +172,27 @@ def dfs(graphs: GraphBatch, draw: np.random.Generator) -> Tokens:
     tree = graphs.tree()
     sets, level = cluster_tokens(tree)
     down, keep = np.flip(tree.numbers, 0).T, np.flip(tree.new, 0).T
-    place = keep.cumsum(1) - 1
+    column = keep.cumsum(1) - 1
     rows: np.ndarray = np.full(down.shape, -1)
-    rows[np.broadcast_to(np.arange(len(rows))[:, None], keep.shape)[keep], place[keep]] = down[keep]
-    own = np.arange(len(rows)) * rows.shape[1] + keep.sum(1) - 1
-    return Tokens(sets, rows, own, level, ancestor_distances(graphs, tree))
+    rows[np.broadcast_to(np.arange(len(rows))[:, None], keep.shape)[keep], column[keep]] = down[keep]
+    own_token = np.arange(len(rows)) * rows.shape[1] + keep.sum(1) - 1
+    return Tokens(sets, rows, own_token, level, ancestor_distances(graphs, tree))
 
 
 def bfs(graphs: GraphBatch, draw: np.random.Generator) -> Tokens:
     """Make one sequence per graph: all clusters level by level, from the whole graph down to its nodes."""
     tree = graphs.tree()
     sets, level = cluster_tokens(tree)
-    used, where = np.unique(sets[:, 0], return_index=True)
-    graph = graphs.graph[sets[where, 1]]
-    order = np.lexsort((used, -np.searchsorted(tree.counts.cumsum(), used, side="right"), graph))
-    many = np.bincount(graph)
-    place = np.arange(len(used)) - np.repeat(np.cumsum(many) - many, many)
-    rows = np.full((len(many), many.max()), -1)
-    rows[graph[order], place] = used[order]
-    at = np.empty(len(level), np.int64)
-    at[used[order]] = graph[order] * rows.shape[1] + place
-    return Tokens(sets, rows, at[tree.clusters[0]], level, ancestor_distances(graphs, tree))
+    kept, first = np.unique(sets[:, 0], return_index=True)
+    graph = graphs.graph[sets[first, 1]]
+    order = np.lexsort((kept, -np.searchsorted(tree.counts.cumsum(), kept, side="right"), graph))
+    counts = np.bincount(graph)
+    rank = np.arange(len(kept)) - np.repeat(np.cumsum(counts) - counts, counts)
+    rows = np.full((len(counts), counts.max()), -1)
+    rows[graph[order], rank] = kept[order]
+    flat_index = np.empty(len(level), np.int64)
+    flat_index[kept[order]] = graph[order] * rows.shape[1] + rank
+    return Tokens(sets, rows, flat_index[tree.clusters[0]], level, ancestor_distances(graphs, tree))
 
 
 TOKENISERS: dict[str, Callable[..., Tokens]] = {
@@ -214,18 +214,18 @@ def ancestor_distances(graphs: GraphBatch, tree: ClusterTree) -> np.ndarray:
     where there is no preceding one in the same graph, or the cluster is not new."""
     steps = len(tree.counts) - 1
     out = np.zeros((tree.counts.sum(), steps), np.int64)
-    for level, (own, new) in enumerate(zip(tree.clusters[:-1], tree.new)):
+    for level, (clusters, new) in enumerate(zip(tree.clusters[:-1], tree.new)):
         count = int(tree.counts[level])
-        u, v = own[graphs.ends].T
+        u, v = clusters[graphs.ends].T
         pairs = np.unique(np.stack([u, v], 1)[u != v], axis=0).reshape(-1, 2)
-        here = np.arange(1, count)
+        cluster = np.arange(1, count)
         distance = np.zeros(count, np.int64)
         lists = loops.adjacency(count, *np.ascontiguousarray(pairs.T))
-        distance[1:] = 1 + loops.shortest_distances(*lists, here, here - 1, MAX_DISTANCE)
+        distance[1:] = 1 + loops.shortest_distances(*lists, cluster, cluster - 1, MAX_DISTANCE)
         graph = np.zeros(count, np.int64)
-        graph[own] = graphs.graph
+        graph[clusters] = graphs.graph
         distance[1:][graph[1:] != graph[:-1]] = 0
-        by_node = np.where(new, distance[own], 0)
+        by_node = np.where(new, distance[clusters], 0)
         for lower in tree.numbers[: level + 1]:
             out[lower, level] = by_node
     return out
@@ -236,9 +236,9 @@ def randomise_edges(graphs: GraphBatch, draw: np.random.Generator) -> GraphBatch
     graph: a control."""
     count = np.bincount(graphs.graph)
     first = np.repeat(np.cumsum(count) - count, count)
-    here = np.flatnonzero(np.arange(len(first)) > first)
-    before = first[here] + (draw.random(len(here)) * (here - first[here])).astype(np.int64)
-    return GraphBatch(graphs.graph, np.stack([before, here], 1), draw.random(len(here)))
+    child = np.flatnonzero(np.arange(len(first)) > first)
+    parent = first[child] + (draw.random(len(child)) * (child - first[child])).astype(np.int64)
+    return GraphBatch(graphs.graph, np.stack([parent, child], 1), draw.random(len(child)))
 
 
 class GatedGCN(nn.Module):
@@ -253,10 +253,10 @@ class GatedGCN(nn.Module):
     def forward(self, h: Tensor, ends: Tensor) -> Tensor:
         """Update node vectors h (P, D); each edge in `ends` (E, 2) long sends a message from its second node to its
         first."""
-        here, there = ends.T
-        gates = torch.sigmoid(self.gate_own(h)[here] + self.gate_other(h)[there])
-        total = torch.zeros_like(h).index_add(0, here, gates)
-        message = torch.zeros_like(h).index_add(0, here, gates * self.other(h)[there]) / (total + 1e-6)
+        target, source = ends.T
+        gates = torch.sigmoid(self.gate_own(h)[target] + self.gate_other(h)[source])
+        total = torch.zeros_like(h).index_add(0, target, gates)
+        message = torch.zeros_like(h).index_add(0, target, gates * self.other(h)[source]) / (total + 1e-6)
         return h + torch.relu(self.norm(self.own(h) + message))
 
 
@@ -288,16 +288,16 @@ def induced_edges(sets: Tensor, ends: Tensor, count: int) -> Tensor:
     of the graph. count: number of nodes."""
     key = sets[:, 0] * count + sets[:, 1]
     sorted_key, order = key.sort()
-    both = torch.cat([ends, ends.flip(1)])
-    begins = torch.searchsorted(both[:, 0].contiguous().sort().values, torch.arange(count + 1, device=ends.device))
-    both = both[both[:, 0].argsort(stable=True)]
+    directed = torch.cat([ends, ends.flip(1)])
+    begins = torch.searchsorted(directed[:, 0].contiguous().sort().values, torch.arange(count + 1, device=ends.device))
+    directed = directed[directed[:, 0].argsort(stable=True)]
     degree = (begins[1:] - begins[:-1])[sets[:, 1]]
-    here = torch.repeat_interleave(torch.arange(len(sets), device=ends.device), degree)
-    step = torch.arange(len(here), device=ends.device) - torch.repeat_interleave(degree.cumsum(0) - degree, degree)
-    wanted = sets[here, 0] * count + both[begins[sets[here, 1]] + step, 1]
-    at = torch.searchsorted(sorted_key, wanted).clamp(max=len(key) - 1)
-    there = sorted_key[at] == wanted
-    return torch.stack([here[there], order[at[there]]], 1)
+    pair = torch.repeat_interleave(torch.arange(len(sets), device=ends.device), degree)
+    step = torch.arange(len(pair), device=ends.device) - torch.repeat_interleave(degree.cumsum(0) - degree, degree)
+    keys = sets[pair, 0] * count + directed[begins[sets[pair, 1]] + step, 1]
+    match = torch.searchsorted(sorted_key, keys).clamp(max=len(key) - 1)
+    found = sorted_key[match] == keys
+    return torch.stack([pair[found], order[match[found]]], 1)
 
 
 def laplacian_eigenvectors(adjacency: Tensor, real: Tensor, count: int) -> Tensor:
@@ -353,15 +353,15 @@ class GraphSequence(nn.Module):
         if tokens.shape[2] != 1 + self.features + tokens.shape[1]:
             raise SegueError(f"elements of {tokens.shape[2]} numbers are no nodes of {self.features} features in rows "
                              f"of {tokens.shape[1]}: pack graphs with segue.models.graphs.pack_graphs")
-        own, adjacency = tokens[..., : 1 + self.features], tokens[..., 1 + self.features :]
+        inputs, adjacency = tokens[..., : 1 + self.features], tokens[..., 1 + self.features :]
         if self.spectral:
             vectors = laplacian_eigenvectors(adjacency, real, self.spectral)
             if self.training:  # their signs are arbitrary
                 signs = torch.randint(0, 2, (len(tokens), 1, self.spectral), device=vectors.device)
                 vectors = vectors * (2 * signs - 1)
-            own = torch.cat([own, vectors], -1)
+            inputs = torch.cat([inputs, vectors], -1)
         graphs = self.graphs(tokens[..., 1 : 1 + self.features], adjacency, real)
-        x = self.embed(own[real])
+        x = self.embed(inputs[real])
         draw = np.random.default_rng(int(torch.randint(1 << 62, ())) if self.training else self.seed)
         ends = torch.from_numpy(graphs.ends).to(x.device)
         if self.randomly:
@@ -375,9 +375,9 @@ class GraphSequence(nn.Module):
         if self.router is None or self.merge is None:
             return outputs[0]
         weights, which = torch.softmax(self.router(x), -1).topk(2)
-        each = torch.stack(list(outputs), 1)  # (N, tokenisations, D)
-        best = each.gather(1, which[..., None].expand(-1, -1, x.shape[1])) * weights[..., None]
-        return self.merge(best.flatten(1))
+        stacked = torch.stack(list(outputs), 1)  # (N, tokenisations, D)
+        chosen = stacked.gather(1, which[..., None].expand(-1, -1, x.shape[1])) * weights[..., None]
+        return self.merge(chosen.flatten(1))
 
     @torch.no_grad()
     def graphs(self, features: Tensor, adjacency: Tensor, real: Tensor) -> GraphBatch:
@@ -385,9 +385,9 @@ class GraphSequence(nn.Module):
         and means of these over neighbourhoods."""
         degree = adjacency.sum(-1, keepdim=True)
         z = torch.cat([features, degree.log1p()], -1).double()
-        around = adjacency.double() / degree.clamp(min=1)
+        averaging = adjacency.double() / degree.clamp(min=1)
         for _ in range(2):
-            z = torch.cat([z, around @ z], -1)
+            z = torch.cat([z, averaging @ z], -1)
         number = torch.full(real.shape, -1, device=real.device)
         number[real] = torch.arange(int(real.sum()), device=real.device)
         row, a, b = adjacency.triu(1).nonzero(as_tuple=True)

@@ -151,13 +151,13 @@ class DraftHeads(nn.Module):
 
         return self.block(hidden, mix)
 
-    def logits(self, k: int, shown: Tensor, tokens: Tensor) -> Tensor:
-        """Return head k's logits (..., V). shown: (..., D), from `condition`. tokens: (..., k) long, those before the
-        predicted one, ignored unless `sequential`; the leading axes of both are broadcast."""
+    def logits(self, k: int, condition: Tensor, tokens: Tensor) -> Tensor:
+        """Return head k's logits (..., V). condition: (..., D), from the method of that name. tokens: (..., k) long,
+        those before the predicted one, ignored unless `sequential`; the leading axes of both are broadcast."""
         if not self.config.sequential:
-            return self.heads[k - 1](shown)
+            return self.heads[k - 1](condition)
         drafted = F.embedding(tokens, self.embedding).flatten(-2)
-        return self.heads[k - 1](torch.cat([shown.expand(*drafted.shape[:-1], -1), drafted], -1))
+        return self.heads[k - 1](torch.cat([condition.expand(*drafted.shape[:-1], -1), drafted], -1))
 
 
 class TabulatedHeads:
@@ -176,25 +176,25 @@ class TabulatedHeads:
         for head in heads.heads:
             first = head.blocks[0]  # type: ignore[index]
             weights: Any = (head.skip.weight, first.weight)  # type: ignore[union-attr]
-            both = torch.cat([weight.to(dtype) for weight in weights])
-            seen, *slots = both.split(width, 1)
-            self.tables.append(torch.cat([embedding @ slot.mT for slot in slots]).to(embedding))  # (k V, 2 D)
-            products.append(seen)
+            joined = torch.cat([weight.to(dtype) for weight in weights])
+            hidden_weight, *token_weights = joined.split(width, 1)
+            self.tables.append(torch.cat([embedding @ slot.mT for slot in token_weights]).to(embedding))  # (k V, 2 D)
+            products.append(hidden_weight)
             biases.append(F.pad(first.bias, (width, 0)))  # type: ignore[union-attr]
         self.product, self.bias = torch.cat(products), torch.cat(biases)
 
     @staticmethod
     def is_worthwhile(config: HeadsConfig, size: int) -> bool:
         """Return whether the tables, at `size` bytes per number, are small enough to be faster than products."""
-        held = config.heads * (config.heads + 1) * config.vocabulary * config.width * size
-        return config.sequential and held <= MAX_TABLE_BYTES
+        table_bytes = config.heads * (config.heads + 1) * config.vocabulary * config.width * size
+        return config.sequential and table_bytes <= MAX_TABLE_BYTES
 
-    def project_condition(self, shown: Tensor) -> tuple[Tensor, ...]:
+    def project_condition(self, condition: Tensor) -> tuple[Tensor, ...]:
         """Return, per head, the condition's (..., D) contribution to its first layers (..., 2 D)."""
-        return F.linear(shown, self.product, self.bias).chunk(self.heads.config.heads, -1)
+        return F.linear(condition, self.product, self.bias).chunk(self.heads.config.heads, -1)
 
-    def logits(self, k: int, begun: Tensor, tokens: Tensor) -> Tensor:
-        """See `DraftHeads.logits`. begun: (..., 2 D), the entry of head k in the result of `project_condition`."""
+    def logits(self, k: int, projected: Tensor, tokens: Tensor) -> Tensor:
+        """See `DraftHeads.logits`. projected: (..., 2 D), the entry of head k in the result of `project_condition`."""
         drafted = F.embedding_bag((tokens + self.offsets[:k]).flatten(0, -2), self.tables[k - 1], mode="sum")
-        skip, inner = (begun + drafted.view(*tokens.shape[:-1], -1)).chunk(2, -1)
+        skip, inner = (projected + drafted.view(*tokens.shape[:-1], -1)).chunk(2, -1)
         return self.heads.heads[k - 1].rest(skip + F.silu(inner))  # type: ignore[operator]

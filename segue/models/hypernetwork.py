@@ -70,18 +70,20 @@ class WeightGenerator(nn.Module):
     def normalise_output(self, out: nn.Linear) -> None:
         """Scale the last layer so that its outputs over all tasks and chunks initially have standard deviation 1."""
         nn.init.zeros_(out.bias)
-        every = torch.arange(len(self.tasks))
-        made = (self.generate_flat(every) - self.offset) / self.scale
-        out.weight /= made.std()
+        tasks = torch.arange(len(self.tasks))
+        outputs = (self.generate_flat(tasks) - self.offset) / self.scale
+        out.weight /= outputs.std()
 
     @property
     def parameter_ratio(self) -> float:
-        """Trained numbers here, as a part of a target for each task: above 1 it is no feat to forget nothing."""
+        """Number of trained parameters, relative to a separate target for each task: above 1, not forgetting is
+        trivial."""
         return sum(p.numel() for p in self.parameters()) / (len(self.tasks) * self.size)
 
 
 class ChunkedMLP(WeightGenerator):
-    """Each chunk by itself, through layers of `hidden` units with ReLUs. Other arguments: see `WeightGenerator`."""
+    """Generates each chunk independently, by layers of `hidden` units with ReLUs. Other arguments: see
+    `WeightGenerator`."""
 
     def __init__(self, target: nn.Module, tasks: int, chunk: int = 256, hidden: Sequence[int] = (32, 32),
                  task_width: int = 8, chunk_width: int = 8) -> None:
@@ -98,7 +100,7 @@ class ChunkedMLP(WeightGenerator):
 
 
 class ChunkedLSTM(WeightGenerator):
-    """The chunks in order, by an LSTM of `units` whose state goes from one to the next and begins at 0.
+    """Generates the chunks in order, by an LSTM of `units` whose state, initially 0, is carried from chunk to chunk.
 
     carry: False sets the state to 0 before each chunk, which makes chunks independent again. Other arguments: see
     `WeightGenerator`.
@@ -119,35 +121,35 @@ class ChunkedLSTM(WeightGenerator):
 
     @torch.no_grad()
     def grow(self, units: int) -> None:
-        """Add units to the cell, with what is generated unchanged: nothing of the old looks at them yet. Do so before
-        an optimiser is made, since parameters are replaced."""
+        """Add units to the cell without changing the generated weights: the old units do not read the new ones yet.
+        Call it before making an optimiser, since parameters are replaced."""
         if units < 1:
             raise SegueError(f"a cell cannot grow by {units} units: give 1 or more")
-        old, last = self.cell, self.out
-        before, after = old.hidden_size, old.hidden_size + units
-        new = nn.LSTM(old.input_size, after, batch_first=True).to(self.tasks)
+        cell, head = self.cell, self.out
+        old_units, new_units = cell.hidden_size, cell.hidden_size + units
+        grown = nn.LSTM(cell.input_size, new_units, batch_first=True).to(self.tasks)
         for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"):
-            held, wide = getattr(old, name).unflatten(0, (4, -1)), getattr(new, name).unflatten(0, (4, -1))  # by gate
+            old_weight, new_weight = (getattr(lstm, name).unflatten(0, (4, -1)) for lstm in (cell, grown))  # by gate
             if name == "weight_hh_l0":
-                wide[:, :before, before:] = 0
-                wide[:, :before, :before] = held
+                new_weight[:, :old_units, old_units:] = 0
+                new_weight[:, :old_units, :old_units] = old_weight
             else:
-                wide[:, :before] = held
-        out = nn.Linear(after, self.chunk).to(self.tasks)
+                new_weight[:, :old_units] = old_weight
+        out = nn.Linear(new_units, self.chunk).to(self.tasks)
         out.weight.zero_()
-        out.weight[:, :before], out.bias[:] = last.weight, last.bias
-        self.cell, self.out = new, out
+        out.weight[:, :old_units], out.bias[:] = head.weight, head.bias
+        self.cell, self.out = grown, out
 
 
 GENERATORS: dict[str, type[WeightGenerator]] = {"mlp": ChunkedMLP, "lstm": ChunkedLSTM}
 
 
 class Generated(nn.Module):
-    """A module whose weights are generated, for the task that `task` says.
+    """A module whose weights are generated, for the current task.
 
-    target: any module that gives an `Output` from (tokens, layout): a `Stack`, a `Classifier`. It has its own weights
-    no more, and no statistics of batches may be learned in it. generator: made for this target.
-    task: () long, which one is learned or asked now.
+    target: any module that maps (tokens, layout) to an `Output`: a `Stack`, a `Classifier`. Its own weights are no
+    longer used, and it must have no batch normalisation. generator: made for this target. task: () long, the current
+    task, to train on or to predict for.
     """
 
     task: Tensor
@@ -166,25 +168,26 @@ class Generated(nn.Module):
         return functional_call(self.target, self.generator(int(self.task)), (tokens, layout))
 
     def choose(self, task: int) -> None:
-        """Let a task be the one that is learned or asked."""
+        """Set the current task."""
         if not 0 <= task < len(self.generator.tasks):
             raise SegueError(f"there is no task {task}: the generator was made for {len(self.generator.tasks)}, from 0")
         self.task.fill_(task)
 
     @torch.no_grad()
     def entropies(self, tokens: Tensor, layout: Layout | None = None, tasks: int | None = None) -> Tensor:
-        """(tasks, B, T): how unsure each of the first `tasks` (default: all) networks is of each place, in nats."""
-        now, found = int(self.task), []
+        """(tasks, B, T): the entropy, in nats, of each prediction by each of the first `tasks` (default: all) networks.
+        """
+        current, entropies = int(self.task), []
         for task in range(len(self.generator.tasks) if tasks is None else tasks):
             self.choose(task)
             logs = self(tokens, layout).logits.log_softmax(-1)
-            found.append(-(logs.exp() * logs).sum(-1))
-        self.choose(now)
-        return torch.stack(found)
+            entropies.append(-(logs.exp() * logs).sum(-1))
+        self.choose(current)
+        return torch.stack(entropies)
 
     def infer(self, tokens: Tensor, layout: Layout | None = None, tasks: int | None = None,
-              asked: Tensor | None = None) -> Tensor:
-        """(B,) the task of each row whose network is least unsure, over the places `asked` (B, T) bool (default: all)
-        (HNET+ENT)."""
-        unsure = self.entropies(tokens, layout, tasks)
-        return (unsure if asked is None else unsure * asked).sum(-1).argmin(0)
+              mask: Tensor | None = None) -> Tensor:
+        """(B,) the task of each row: the one whose network has the least entropy, summed over the positions in `mask`
+        (B, T) bool (default: all) (HNET+ENT)."""
+        entropies = self.entropies(tokens, layout, tasks)
+        return (entropies if mask is None else entropies * mask).sum(-1).argmin(0)

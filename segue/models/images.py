@@ -66,9 +66,9 @@ class ImageTokenizer(nn.Module):
         if self.training:
             self.codebook.learn(vectors.detach().flatten(0, -2))
         codes = self.codebook.nearest(vectors.detach())
-        near = self.codebook.codes[codes]
-        picture = self.decoder(straight_through(near, vectors).movedim(-1, 1))
-        return CodedPicture(picture, codes, (vectors - near.detach()).square().mean())
+        quantised = self.codebook.codes[codes]
+        picture = self.decoder(straight_through(quantised, vectors).movedim(-1, 1))
+        return CodedPicture(picture, codes, (vectors - quantised.detach()).square().mean())
 
     def check(self, pictures: Tensor) -> None:
         """Raise a SegueError unless pictures are (B, 3, H, W) with sides divisible by `factor`."""

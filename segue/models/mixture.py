@@ -1,7 +1,7 @@
 """A network and a count model as one proper distribution, which decodes like any other model.
 
-log p = a log p_network + b log p_counts - log Z, where a and b follow from how sure and how much of one mind the two
-are. A product keeps what both know and lets either veto; on held-out source code it beat every weighted sum tried
+log p = a log p_network + b log p_counts - log Z, where a and b are functions of how certain the two distributions are
+and how well they agree. In a product either can veto; on held-out source code it beat every weighted sum tried
 (`benchmarks/counts.py`).
 """
 
@@ -24,7 +24,7 @@ from segue.models.base import Decodable, Decoding, Output
 from segue.models.counts import MAX_PROBABILITIES, BlendedCounts, TokenState, as_checked_ids, sample_spans
 from segue.models.gate import Gate, fit_gate
 
-GATE_POSITIONS = 12_000  # elements that a gate is fitted on at most
+GATE_POSITIONS = 12_000  # elements to fit a gate on, at most
 Piece = tuple[np.ndarray, int, int]  # ids of a document; begin and end of the tokens to score
 
 
@@ -71,14 +71,14 @@ class MixtureState:
 class Mixture:
     """A network (any `Decodable`) and blended counts over the same tokens; see the module. Satisfies `Decodable`.
 
-    How it is made, where `documents` are the training documents as arrays of ids:
+    To make one from `documents`, the training documents as arrays of ids:
 
-        rest, held = hold_back(documents)
+        train, held_out = split_held_out(documents)
         counts = BlendedCounts(vocabulary)
-        counts.count(rest); counts.learn_trust(held)
-        ...                                              # train the network, on `rest` only
+        counts.count(train); counts.learn_trust(held_out)
+        ...                                              # train the network, on `train` only
         mixture = Mixture(network, counts)
-        mixture.learn_gate(held, context)
+        mixture.learn_gate(held_out, context)
         counts.count(documents)
     """
 
@@ -109,15 +109,15 @@ class Mixture:
         """See `segue.models.base.Decodable.extend`; logits are log-probabilities, hidden is the network's."""
         assert isinstance(state, MixtureState)
         output = self.network.extend(tokens, state.network, parents, at)
-        others = self.counts.extend(tokens.cpu(), state.counts, None if parents is None else parents.cpu(),
-                                    None if at is None else at.cpu())
-        mixed = self.gate.mix(output.logits.float().cpu().log_softmax(-1), others.logits)
+        counted = self.counts.extend(tokens.cpu(), state.counts, None if parents is None else parents.cpu(),
+                                     None if at is None else at.cpu())
+        mixed = self.gate.mix(output.logits.float().cpu().log_softmax(-1), counted.logits)
         return Output(mixed.to(output.logits.device), output.hidden)
 
     @torch.no_grad()
     def step(self, tokens: np.ndarray, state: MixtureState) -> np.ndarray:
-        """Extend each row by one token (B,) int64 and commit it; returns the scores (B, V) of the next. For loops in
-        which microseconds count; uses the network's own `step` if it has one."""
+        """Extend each row by one token (B,) int64 and commit it; returns the log-probabilities (B, V) of the next. For
+        tight decoding loops; uses the network's own `step` if it has one."""
         ids = torch.from_numpy(tokens)[:, None]
         step = getattr(self.network, "step", None)
         if step is not None:
@@ -125,9 +125,9 @@ class Mixture:
         else:
             logits = self.network.extend(ids.to(self._device), state.network).logits[:, 0].float().cpu()
             state.network.commit()
-        others = self.counts.extend(ids, state.counts).logits[:, 0]
+        counted = self.counts.extend(ids, state.counts).logits[:, 0]
         state.counts.commit()
-        return self.gate.mix(logits.log_softmax(-1), others).numpy()
+        return self.gate.mix(logits.log_softmax(-1), counted).numpy()
 
     @property
     def _device(self) -> torch.device:
@@ -137,41 +137,41 @@ class Mixture:
     def _network_scores(self, pieces: Sequence[Piece], context: int, precision: str) -> Tensor:
         """The network's log-probabilities of the tokens [begin, end), begin > 0, of each piece, concatenated. Runs
         windows of `context` tokens, each of which scores its later half (at a document's start all of it)."""
-        table: list[Piece] = []                                     # of each window: ids from its low end, at, high
+        windows: list[Piece] = []  # for each window its ids, and the begin and end of the tokens to score among them
         for ids, begin, end in pieces:
             while begin < end:
                 low = max(0, begin - context // 2 - 1)
                 high = min(end, low + context + 1)
-                table.append((ids[low:], begin - low, high - low))
+                windows.append((ids[low:], begin - low, high - low))
                 begin = high
-        longest, most = max(high for _, _, high in table), max(high - at for _, at, high in table)
-        tokens = np.zeros((len(table), longest - 1), np.int64)      # what follows a window's end changes nothing in it
-        wanted = torch.zeros(len(table), most, dtype=torch.long)
-        for row, (ids, at, high) in enumerate(table):
-            tokens[row, :high - 1] = ids[:high - 1]
-            wanted[row, :high - at] = torch.arange(at - 1, high - 1)
+        longest, max_scored = max(end for _, _, end in windows), max(end - begin for _, begin, end in windows)
+        tokens = np.zeros((len(windows), longest - 1), np.int64)  # padding at the end does not affect earlier tokens
+        wanted = torch.zeros(len(windows), max_scored, dtype=torch.long)
+        for row, (ids, begin, end) in enumerate(windows):
+            tokens[row, :end - 1] = ids[:end - 1]
+            wanted[row, :end - begin] = torch.arange(begin - 1, end - 1)
         device = self._device
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            found = self.network.extend(torch.from_numpy(tokens).to(device), self.network.init_state(len(table)),
-                                        at=wanted.to(device)).logits.float().cpu()
-        return torch.cat([found[row, :high - at] for row, (_, at, high) in enumerate(table)]).log_softmax(-1)
+            logits = self.network.extend(torch.from_numpy(tokens).to(device), self.network.init_state(len(windows)),
+                                         at=wanted.to(device)).logits.float().cpu()
+        return torch.cat([logits[row, :end - begin] for row, (_, begin, end) in enumerate(windows)]).log_softmax(-1)
 
     def _both_log_probabilities(self, groups: Sequence[Sequence[Piece]], context: int,
                                 precision: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the log-distributions of network and counts for each group of pieces; the counts work ahead in a
-        thread."""
+        """Yield the log-distributions of network and counts for each group of pieces; the counts are computed ahead, in
+        a thread."""
         def count(group: Sequence[Piece]) -> Tensor:
             bounds = np.cumsum([0, *(end - begin for _, begin, end in group)])
-            chances = np.empty((bounds[-1], self.vocabulary))
+            probabilities = np.empty((bounds[-1], self.vocabulary))
             for piece, low, high in zip(group, bounds, bounds[1:]):
-                self.counts.distributions(*piece, chances[low:high])
-            return torch.from_numpy(chances.clip(1e-30)).log_().float()
+                self.counts.distributions(*piece, probabilities[low:high])
+            return torch.from_numpy(probabilities.clip(1e-30)).log_().float()
 
-        with ThreadPoolExecutor(1, thread_name_prefix="segue-counts") as pool:
-            ahead = deque(pool.submit(count, group) for group in groups[:2])
+        with ThreadPoolExecutor(1, thread_name_prefix="segue-counts") as executor:
+            ahead = deque(executor.submit(count, group) for group in groups[:2])
             for number, group in enumerate(groups):
                 if number + 2 < len(groups):
-                    ahead.append(pool.submit(count, groups[number + 2]))
+                    ahead.append(executor.submit(count, groups[number + 2]))
                 yield self._network_scores(group, context, precision), ahead.popleft().result()
 
     @torch.no_grad()
@@ -180,20 +180,20 @@ class Mixture:
         """Score every token of the documents except each document's first. Yields, for about `piece` tokens at a time
         and in order, document numbers (n,), log-probabilities (n, V), and the tokens (n,) that were scored.
 
-        The network sees `context` tokens at a time, at least half of them before what it scores (but for a document's
-        beginning), the counts all of their window. precision: "bfloat16" lets the network multiply so, where that is
-        faster.
+        The network reads `context` tokens at a time, of which at least half precede those it scores (except at a
+        document's beginning); the counts read all of their window. precision: "bfloat16" runs the network under
+        autocast to bfloat16.
         """
         ids = [as_checked_ids(document, self.vocabulary) for document in documents]
         piece = self.piece_size(piece)
-        table = [(number, (each, at, min(at + piece, len(each)))) for number, each in enumerate(ids)
-                 for at in range(1, len(each), piece)]
-        groups = group_pieces([row[1] for row in table], piece)
-        rows = iter(table)
-        for group, pair in zip(groups, self._both_log_probabilities(groups, context, precision)):
-            numbers = np.repeat([next(rows)[0] for _ in group], [end - begin for _, begin, end in group])
-            tokens = np.concatenate([each[begin:end] for each, begin, end in group]).astype(np.int64)
-            yield torch.from_numpy(numbers), self.gate.mix(*pair), torch.from_numpy(tokens)
+        pieces = [(number, (document, begin, min(begin + piece, len(document)))) for number, document in enumerate(ids)
+                  for begin in range(1, len(document), piece)]
+        groups = group_pieces([item for _, item in pieces], piece)
+        document_numbers = iter([number for number, _ in pieces])
+        for group, log_probabilities in zip(groups, self._both_log_probabilities(groups, context, precision)):
+            numbers = np.repeat([next(document_numbers) for _ in group], [end - begin for _, begin, end in group])
+            tokens = np.concatenate([document[begin:end] for document, begin, end in group]).astype(np.int64)
+            yield torch.from_numpy(numbers), self.gate.mix(*log_probabilities), torch.from_numpy(tokens)
 
     def piece_size(self, piece: int = 2048) -> int:
         """Tokens to score at a time: `piece`, or fewer for a large vocabulary."""
@@ -201,8 +201,8 @@ class Mixture:
 
     def scores(self, document: Any, context: int) -> Tensor:
         """(n - 1, V) log-probabilities of all tokens of a document but the first; see `iterate_scores`."""
-        found = [scores for _, scores, _ in self.iterate_scores([document], context)]
-        return torch.cat(found) if found else torch.empty(0, self.vocabulary)
+        parts = [scores for _, scores, _ in self.iterate_scores([document], context)]
+        return torch.cat(parts) if parts else torch.empty(0, self.vocabulary)
 
     def log_probabilities(self, document: Any, context: int) -> np.ndarray:
         """(n - 1,): natural logarithm of the probability of each token but the first, given those before it."""
@@ -211,9 +211,10 @@ class Mixture:
 
     def learn_gate(self, documents: Sequence[Any], context: int, seed: int = 0, positions: int = GATE_POSITIONS,
                    epochs: int = 6, precision: str = "float32") -> float:
-        """Fit the gate on documents that neither side has seen; returns their cost in bits per element.
+        """Fit the gate on documents that neither the network nor the counts have seen; returns their cost in bits per
+        element.
 
-        context, precision: see `iterate_scores`. positions: tokens it is fitted on at most.
+        context, precision: see `iterate_scores`. positions: the most tokens to fit it on.
         """
         ids = [d for d in (as_checked_ids(d, self.vocabulary) for d in documents) if len(d) > 1]
         if not ids:
@@ -229,7 +230,7 @@ class Mixture:
         return fit_gate(self.gate, p, q, torch.from_numpy(targets.astype(np.int64)), seed, epochs)
 
     def save(self, folder: str | Path, name: str = "mixture") -> None:
-        """Write the gate and the counts into a folder (the network is saved by whoever made it)."""
+        """Write the gate and the counts into a folder; the network is not saved."""
         from safetensors.torch import save_file
 
         self.counts.save(folder, f"{name}-counts")
@@ -250,8 +251,8 @@ class Mixture:
 
 
 def group_pieces(pieces: Sequence[Piece], size: int) -> list[list[Piece]]:
-    """Neighbouring pieces (ids, begin, end) together, as long as they hold no more than `size` tokens when all are as
-    long as the longest: short documents run in one batch."""
+    """Group consecutive pieces so that short documents share a batch: a group, padded to the end of its longest piece,
+    holds at most `size` tokens."""
     groups: list[list[Piece]] = []
     longest = 0
     for piece in pieces:

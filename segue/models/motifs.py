@@ -61,7 +61,7 @@ class ConvClassifier(nn.Module):
         padding = (0, self.width - 1)  # on the right, so that a pattern is detected where it begins
         first = F.relu(self.first(F.pad(x, padding)))
         second = F.relu(self.second(F.pad(first, padding)))
-        pooled = torch.cat([each for y in (first, second) for each in (y.amax(2), y.mean(2))], 1)
+        pooled = torch.cat([pool for y in (first, second) for pool in (y.amax(2), y.mean(2))], 1)
         return self.dense(pooled)[:, None].expand(-1, tokens.shape[1], -1)
 
     def forward(self, tokens: Tensor, layout: Layout | None = None) -> Output:

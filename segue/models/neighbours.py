@@ -30,119 +30,135 @@ class Neighbours(Advisor):
 
     def __init__(self, vocabulary: int, items: int, most: int = 100) -> None:
         self.vocabulary, self.items, self.most = vocabulary, items, most
-        self.parts = np.tile(np.array([0.2, 0.2, 0.2, 0.35, 0.05]), (len(HISTORY_LENGTHS), 1))
-        self.again = 1.0
+        self.mixture_weights = np.tile(np.array([0.2, 0.2, 0.2, 0.35, 0.05]), (len(HISTORY_LENGTHS), 1))
+        self.recurrence_factor = 1.0
 
     def learn(self, documents: Sequence[np.ndarray]) -> None:
         counts = np.bincount(np.concatenate(documents), minlength=self.vocabulary)[: self.vocabulary] + 0.5
-        self.often = counts / counts.sum()
-        flat = np.concatenate([np.append(ids[ids < self.items], -1) for ids in documents]).astype(np.int64)
-        document = np.cumsum(flat < 0)
-        size, pairs = self.items, [np.empty(0, np.int64)]
-        for distance in range(1, int(np.clip(MAX_PAIRS // max(len(flat), 1), 1, NEIGHBOUR_TOKENS)) + 1):
-            one, other = flat[:-distance], flat[distance:]
-            good = (one >= 0) & (other >= 0) & (one != other) & (document[:-distance] == document[distance:])
-            one, other = one[good], other[good]
-            pairs.append(np.minimum(one, other) * size + np.maximum(one, other))
-        keys = np.sort(np.concatenate(pairs))
-        begins = np.flatnonzero(np.diff(keys, prepend=-1))
-        together = np.tile(np.diff(begins, append=len(keys)), 2)
-        one, other = keys[begins] // size, keys[begins] % size
-        one, other = np.concatenate([one, other]), np.concatenate([other, one])
-        chosen = np.bincount(flat[flat >= 0], minlength=size)
-        near = together / np.sqrt(chosen[one] * chosen[other])
-        order = np.lexsort((-near, one))
-        one, other, near = one[order], other[order], near[order]
-        begins = np.searchsorted(one, np.arange(size))
-        place = np.arange(len(one)) - begins[one]
-        kept = place < self.most
-        width = int(place[kept].max()) + 1 if kept.any() else 1
+        self.frequencies = counts / counts.sum()
+        size = self.items
+        flat = np.concatenate([np.append(ids[ids < size], -1) for ids in documents]).astype(np.int64)
+        left, right, pair_counts = _count_pairs(flat, size)
+        left, right = np.concatenate([left, right]), np.concatenate([right, left])
+        item_counts = np.bincount(flat[flat >= 0], minlength=size)
+        similarity = np.tile(pair_counts, 2) / np.sqrt(item_counts[left] * item_counts[right])
+        order = np.lexsort((-similarity, left))
+        left, right, similarity = left[order], right[order], similarity[order]
+        rank = np.arange(len(left)) - np.searchsorted(left, np.arange(size))[left]
+        kept = rank < self.most
+        width = int(rank[kept].max()) + 1 if kept.any() else 1
         self.near, self.weight = np.zeros((size, width), np.int32), np.zeros((size, width), np.float32)
-        self.near[one[kept], place[kept]] = other[kept]
-        self.weight[one[kept], place[kept]] = near[kept]
+        self.near[left[kept], rank[kept]] = right[kept]
+        self.weight[left[kept], rank[kept]] = similarity[kept]
         self.weight /= np.maximum(self.weight.sum(1, keepdims=True), 1e-12)
 
     def tune(self, documents: Sequence[np.ndarray]) -> None:
         """Fit the mixture weights by expectation-maximisation, and the factor for items already in the history."""
-        at = [(number, place) for number, ids in enumerate(documents) for place in range(1, len(ids))
-              if ids[place] < self.items]
-        evenly = np.unique(np.linspace(0, len(at) - 1, TUNING_POSITIONS).astype(int)) if at else np.empty(0, int)
-        at = [at[i] for i in evenly.tolist()]
-        if not at:
+        positions = [(number, at) for number, ids in enumerate(documents) for at in range(1, len(ids))
+                     if ids[at] < self.items]
+        if not positions:
             return
-        behind = np.concatenate([histories_before(documents[number], np.array([place]), self.reach)
-                                 for number, place in at])
-        targets = np.array([documents[number][place] for number, place in at])
-        weights, length = self._history_weights(behind)
-        rows, columns = np.nonzero(self._items(behind))
-        held = behind[rows, columns]
-        each = (self.weight[held] * (self.near[held] == targets[rows, None])).sum(1)
-        chances = np.stack([*(np.bincount(rows, each * weights[k, rows, columns], len(at)) for k in range(len(DECAYS))),
-                            self.often[targets], np.full(len(at), 1 / self.vocabulary)], 1)
-        for age in range(len(HISTORY_LENGTHS)):
-            mine = chances[length == age]
-            for _ in range(30 if len(mine) else 0):
-                share = mine * self.parts[age]
-                share /= share.sum(1, keepdims=True)
-                self.parts[age] = (share.sum(0) + 1) / (len(mine) + self.parts.shape[1])
-        comes = float(np.mean([target in row for target, row in zip(targets.tolist(), behind.tolist())]))
-        self.again = 1.0
-        repeats = []  # the probability that each prediction gives to items of its history
-        for part in np.array_split(behind, -(-len(behind) // 256)):
-            each = self.predict(part)[np.arange(len(part))[:, None], np.maximum(part, 0)]
-            repeats.append(each.sum(1, where=_is_first_occurrence(part, self.items)))
-        predicted = np.concatenate(repeats).mean()
-        comes = float(np.clip(comes, 1e-6, 1 - 1e-6))
-        self.again = float(np.clip(comes / (1 - comes) * (1 - predicted) / max(predicted, 1e-9), 1e-4, 1e2))
+        sampled = np.unique(np.linspace(0, len(positions) - 1, TUNING_POSITIONS).astype(int))
+        positions = [positions[i] for i in sampled.tolist()]
+        histories = np.concatenate([histories_before(documents[number], np.array([at]), self.reach)
+                                    for number, at in positions])
+        targets = np.array([documents[number][at] for number, at in positions])
+        self._fit_mixture_weights(histories, targets)
+        self._fit_recurrence_factor(histories, targets)
 
-    def predict(self, behind: np.ndarray) -> np.ndarray:
-        n = len(behind)
-        weights, length = self._history_weights(behind)
-        parts = self.parts[length]
-        rows, columns = np.nonzero(self._items(behind))
-        held = behind[rows, columns]
-        each = (weights[:, rows, columns] * parts[rows, : len(DECAYS)].T).sum(0)
-        place = rows[:, None] * self.vocabulary + self.near[held]
-        out = np.bincount(place.ravel(), (self.weight[held] * each[:, None]).ravel(), n * self.vocabulary)
-        out = out[: n * self.vocabulary].reshape(n, self.vocabulary) + parts[:, -2, None] * self.often + \
-            parts[:, -1:] / self.vocabulary
-        if self.again != 1.0:
-            first = _is_first_occurrence(behind, self.items)
-            rows, columns = np.nonzero(first)
-            out[rows, behind[rows, columns]] *= self.again
+    def _fit_mixture_weights(self, histories: np.ndarray, targets: np.ndarray) -> None:
+        weights, length_class = self._history_weights(histories)
+        rows, columns = np.nonzero(self._items(histories))
+        items = histories[rows, columns]
+        target_weight = (self.weight[items] * (self.near[items] == targets[rows, None])).sum(1)
+        components = [np.bincount(rows, target_weight * weights[k, rows, columns], len(targets))
+                      for k in range(len(DECAYS))]
+        likelihoods = np.stack([*components, self.frequencies[targets], np.full(len(targets), 1 / self.vocabulary)], 1)
+        for index in range(len(HISTORY_LENGTHS)):
+            in_class = likelihoods[length_class == index]
+            for _ in range(30 if len(in_class) else 0):
+                posterior = in_class * self.mixture_weights[index]
+                posterior /= posterior.sum(1, keepdims=True)
+                self.mixture_weights[index] = (posterior.sum(0) + 1) / (len(in_class) + posterior.shape[1])
+
+    def _fit_recurrence_factor(self, histories: np.ndarray, targets: np.ndarray) -> None:
+        """Make the mean probability of items already in the history equal to how often they recur."""
+        self.recurrence_factor = 1.0
+        predicted = []
+        for batch in np.array_split(histories, -(-len(histories) // 256)):
+            probabilities = self.predict(batch)[np.arange(len(batch))[:, None], np.maximum(batch, 0)]
+            predicted.append(probabilities.sum(1, where=_is_first_occurrence(batch, self.items)))
+        mean = np.concatenate(predicted).mean()
+        recurred = [target in row for target, row in zip(targets.tolist(), histories.tolist())]
+        observed = float(np.clip(float(np.mean(recurred)), 1e-6, 1 - 1e-6))
+        factor = observed / (1 - observed) * (1 - mean) / max(mean, 1e-9)
+        self.recurrence_factor = float(np.clip(factor, 1e-4, 1e2))
+
+    def predict(self, histories: np.ndarray) -> np.ndarray:
+        n = len(histories)
+        weights, length_class = self._history_weights(histories)
+        mixture = self.mixture_weights[length_class]
+        rows, columns = np.nonzero(self._items(histories))
+        items = histories[rows, columns]
+        item_weights = (weights[:, rows, columns] * mixture[rows, : len(DECAYS)].T).sum(0)
+        cells = rows[:, None] * self.vocabulary + self.near[items]
+        out = np.bincount(cells.ravel(), (self.weight[items] * item_weights[:, None]).ravel(), n * self.vocabulary)
+        out = out[: n * self.vocabulary].reshape(n, self.vocabulary) + mixture[:, -2, None] * self.frequencies + \
+            mixture[:, -1:] / self.vocabulary
+        if self.recurrence_factor != 1.0:
+            is_first = _is_first_occurrence(histories, self.items)
+            rows, columns = np.nonzero(is_first)
+            out[rows, histories[rows, columns]] *= self.recurrence_factor
         return out / out.sum(1, keepdims=True)
 
-    def _items(self, behind: np.ndarray) -> np.ndarray:
-        return (behind >= 0) & (behind < self.items)
+    def _items(self, histories: np.ndarray) -> np.ndarray:
+        return (histories >= 0) & (histories < self.items)
 
-    def _history_weights(self, behind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _history_weights(self, histories: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the weight of each item of a history under each of DECAYS, (3, N, reach), summing to 1 or, without
         items, to 0; and the class of its length in HISTORY_LENGTHS, (N,)."""
-        there = self._items(behind)
-        age = np.cumsum(there[:, ::-1], 1)[:, ::-1] - 1
-        found = np.stack([np.where(there, fade ** np.maximum(age, 0).astype(float), 0.0) for fade in DECAYS])
-        found /= np.maximum(found.sum(2, keepdims=True), 1e-12)
-        length = there.sum(1)
-        return found, np.maximum(np.searchsorted(HISTORY_LENGTHS, length, side="right") - 1, 0)
+        is_item = self._items(histories)
+        steps_back = np.cumsum(is_item[:, ::-1], 1)[:, ::-1] - 1
+        steps_back = np.maximum(steps_back, 0).astype(float)
+        weights = np.stack([np.where(is_item, decay**steps_back, 0.0) for decay in DECAYS])
+        weights /= np.maximum(weights.sum(2, keepdims=True), 1e-12)
+        length = is_item.sum(1)
+        return weights, np.maximum(np.searchsorted(HISTORY_LENGTHS, length, side="right") - 1, 0)
 
     def settings(self) -> dict[str, Any]:
         return {"vocabulary": self.vocabulary, "items": self.items, "most": self.most}
 
     def arrays(self) -> dict[str, np.ndarray]:
-        return {"often": self.often, "near": self.near, "weight": self.weight, "parts": self.parts,
-                "again": np.array([self.again])}
+        return {"often": self.frequencies, "near": self.near, "weight": self.weight, "parts": self.mixture_weights,
+                "again": np.array([self.recurrence_factor])}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        self.often, self.near, self.weight, self.parts = (arrays[n] for n in ("often", "near", "weight", "parts"))
-        self.again = float(arrays["again"][0])
+        self.frequencies, self.mixture_weights = arrays["often"], arrays["parts"]
+        self.near, self.weight = arrays["near"], arrays["weight"]
+        self.recurrence_factor = float(arrays["again"][0])
 
 
-def _is_first_occurrence(behind: np.ndarray, items: int) -> np.ndarray:
+def _count_pairs(flat: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Count how often two of `size` items lie within `NEIGHBOUR_TOKENS` tokens of each other: (P,) each, the smaller
+    item, the larger one, and the count. flat: (n,) items of all documents, each document followed by a -1."""
+    document = np.cumsum(flat < 0)
+    pairs = [np.empty(0, np.int64)]
+    for distance in range(1, int(np.clip(MAX_PAIRS // max(len(flat), 1), 1, NEIGHBOUR_TOKENS)) + 1):
+        left, right = flat[:-distance], flat[distance:]
+        valid = (left >= 0) & (right >= 0) & (left != right) & (document[:-distance] == document[distance:])
+        left, right = left[valid], right[valid]
+        pairs.append(np.minimum(left, right) * size + np.maximum(left, right))
+    keys = np.sort(np.concatenate(pairs))
+    begins = np.flatnonzero(np.diff(keys, prepend=-1))
+    return keys[begins] // size, keys[begins] % size, np.diff(begins, append=len(keys))
+
+
+def _is_first_occurrence(histories: np.ndarray, items: int) -> np.ndarray:
     """Return which tokens of histories (N, reach) are items at their first occurrence, bool."""
-    order = np.argsort(behind, 1, kind="stable")
-    ranked = np.take_along_axis(behind, order, 1)
-    fresh = np.ones(behind.shape, bool)
-    fresh[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
-    found = np.empty_like(fresh)
-    np.put_along_axis(found, order, fresh, 1)
-    return found & (behind >= 0) & (behind < items)
+    order = np.argsort(histories, 1, kind="stable")
+    sorted_tokens = np.take_along_axis(histories, order, 1)
+    is_new = np.ones(histories.shape, bool)
+    is_new[:, 1:] = sorted_tokens[:, 1:] != sorted_tokens[:, :-1]
+    is_first = np.empty_like(is_new)
+    np.put_along_axis(is_first, order, is_new, 1)
+    return is_first & (histories >= 0) & (histories < items)

@@ -18,12 +18,12 @@ def one_cycle(parameters: Iterable[Tensor], cost: Callable[[Tensor], Tensor], ca
     """
     optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps)
-    pick = torch.empty(0, dtype=torch.long)
+    order = torch.empty(0, dtype=torch.long)
     for _ in range(steps):
-        while len(pick) < batch:
-            pick = torch.cat([pick, torch.randperm(cases, generator=draw)])
-        now, pick = pick[:batch], pick[batch:]
-        loss = cost(now).mean()
+        while len(order) < batch:
+            order = torch.cat([order, torch.randperm(cases, generator=draw)])
+        rows, order = order[:batch], order[batch:]
+        loss = cost(rows).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -2,8 +2,8 @@
 
 Any stack of mixers reads the events (type and time). Between two events, one of three heads predicts from its output:
 
-- "decay": the hidden state relaxes towards a target, h(t) = o tanh(rest + (now - rest) exp(-rate (t - t_i))), and type
-  k has the intensity softplus(w_k h(t) + b_k) (the neural Hawkes process, Mei & Eisner 2017, arXiv 1612.09328; there
+- "decay": the hidden state relaxes towards a limit, h(t) = o tanh(limit + (h - limit) exp(-rate (t - t_i))), and type k
+  has the intensity softplus(w_k h(t) + b_k) (the neural Hawkes process, Mei & Eisner 2017, arXiv 1612.09328; there
   the recurrence itself decays, here it starts from the output of any mixer).
 - "query": a node with a time but no type attends to the past as an event would, and to no other query; its output gives
   the same intensity (attentive NHP, Yang et al. 2022, arXiv 2201.00044). A query is a leaf in the tree of nodes, so
@@ -107,17 +107,18 @@ class Past:
     """The decoding state of a point process, per row.
 
     hidden: (B, D), after the last event. time: (B,), of the last event since the first, in units of the scale.
-    begun: (B, D), the sum of the embedded events of the prompts' prefix so far. count: number of events read.
+    prefix_sum: (B, D), the sum of the embedded events so far of the prefix that chooses the prompts. count: number of
+    events read.
     """
 
     state: State
     hidden: Tensor
     time: Tensor
-    begun: Tensor
+    prefix_sum: Tensor
     count: int = 0
 
     def select(self, rows: Tensor) -> Past:
-        return Past(self.state.select(rows), self.hidden[rows], self.time[rows], self.begun[rows], self.count)
+        return Past(self.state.select(rows), self.hidden[rows], self.time[rows], self.prefix_sum[rows], self.count)
 
 
 class PointProcess(nn.Module):
@@ -142,7 +143,7 @@ class PointProcess(nn.Module):
         self.prompts = None if config.prompts is None else \
             LayerPrompts(len(config.stack.mixers), width, **config.prompts)
         with torch.no_grad():  # initially a process with one event per unit of time, of any type
-            nn.init.normal_(self.stack.embedding.weight, std=0.5)  # of about the scale of the time embedding
+            nn.init.normal_(self.stack.embedding.weight, std=0.5)  # about the scale of the time embedding
             self.head.weight *= 0.1
             self.head.bias.fill_(0.0 if config.head == "mixture" else math.log(math.expm1(1 / types)))
 
@@ -190,28 +191,31 @@ class PointProcess(nn.Module):
         x, time = self._events(history)
         rows, length, width = x.shape
         prompts: list[Tensor] = []
-        before = length
+        prefix_length = length
         if self.prompts is not None and length >= self.prompts.prefix:
-            before = self.prompts.prefix
-            prompts = self._layer_prompts(x[:, :before].mean(1), time[:, before - 1])
-        size = prompts[0].shape[1] if prompts else 0
+            prefix_length = self.prompts.prefix
+            prompts = self._layer_prompts(x[:, :prefix_length].mean(1), time[:, prefix_length - 1])
+        prompt_length = prompts[0].shape[1] if prompts else 0
         index = torch.arange(length, device=x.device)
-        places = index + size * (index >= before)  # where the events stand among the nodes
-        nodes = torch.cat([x[:, :before], x.new_zeros(rows, size, width), x[:, before:]], 1)
+        event_nodes = index + prompt_length * (index >= prefix_length)  # indices of the events among the nodes
+        nodes = torch.cat([x[:, :prefix_length], x.new_zeros(rows, prompt_length, width), x[:, prefix_length:]], 1)
         if elapsed is None:
             layout = history.layout if not prompts else Layout.of(nodes)
         else:
-            many = elapsed.shape[2]
-            asked = self._embed_queries(time[..., None].expand_as(elapsed).flatten(1), elapsed.flatten(1))
-            nodes = torch.cat([nodes, asked], 1)
-            follow = (index + size * (index >= before - 1)).repeat_interleave(many)
-            layout = attach_leaves(rows, length + size, follow)
+            num_queries = elapsed.shape[2]
+            queries = self._embed_queries(time[..., None].expand_as(elapsed).flatten(1), elapsed.flatten(1))
+            nodes = torch.cat([nodes, queries], 1)
+            parents = (index + prompt_length * (index >= prefix_length - 1)).repeat_interleave(num_queries)
+            layout = attach_leaves(rows, length + prompt_length, parents)
         for block, _ in enumerate(self.stack.blocks):
             if prompts:
-                nodes = torch.cat([nodes[:, :before], prompts[block], nodes[:, before + size :]], 1)
+                after = nodes[:, prefix_length + prompt_length :]
+                nodes = torch.cat([nodes[:, :prefix_length], prompts[block], after], 1)
             nodes = self.stack.run_block(block, nodes, layout)
         nodes = self.stack.finish(nodes, layout)
-        return nodes[:, places] if elapsed is None else nodes[:, length + size :].unflatten(1, elapsed.shape[1:])
+        if elapsed is None:
+            return nodes[:, event_nodes]
+        return nodes[:, length + prompt_length :].unflatten(1, elapsed.shape[1:])
 
     @torch.no_grad()
     def hidden_after(self, history: History) -> Tensor:
@@ -223,10 +227,10 @@ class PointProcess(nn.Module):
     def _decay(self, hidden: Tensor, elapsed: Tensor) -> tuple[Tensor, Tensor]:
         """Return the state `elapsed` (..., S) after an event with `hidden` (..., D), and its limit: (..., S, D)."""
         assert self.cell is not None
-        now, rest, rate, out = self.cell(hidden)[..., None, :].chunk(4, -1)
+        current, limit, rate, out = self.cell(hidden)[..., None, :].chunk(4, -1)
         gate = torch.sigmoid(out)
-        decayed = rest + (now - rest) * torch.exp(-F.softplus(rate) * elapsed[..., None])
-        return gate * torch.tanh(decayed), gate * torch.tanh(rest)
+        decayed = limit + (current - limit) * torch.exp(-F.softplus(rate) * elapsed[..., None])
+        return gate * torch.tanh(decayed), gate * torch.tanh(limit)
 
     def _rates(self, state: Tensor) -> Tensor:
         return F.softplus(self.head(state))
@@ -265,29 +269,29 @@ class PointProcess(nn.Module):
         """
         if points < 1 or (rule == "trapezoid" and points < 2) or rule not in ("uniform", "trapezoid"):
             raise SegueError(f"{points} points by '{rule}' is no rule: uniform (1 or more) or trapezoid (2 or more)")
-        asked = types >= 0
-        until, target = self._to_scale(until).masked_fill(~asked, 1.0), types.clamp(min=0)[..., None]
+        valid_mask = types >= 0
+        until, target = self._to_scale(until).masked_fill(~valid_mask, 1.0), types.clamp(min=0)[..., None]
         if self.config.head == "mixture":
-            hidden, short = self._read(history), until.clamp(min=MIN_GAP)
+            hidden, gap = self._read(history), until.clamp(min=MIN_GAP)
             weights, means, deviations = self._components(hidden)
-            away = (short.log()[..., None] - means) / deviations
-            each = weights - away.square() / 2 - deviations.log() - math.log(2 * math.pi) / 2
-            time = each.logsumexp(-1) - short.log()
-            kind = self._type_log_probabilities(hidden, until).gather(-1, target)[..., 0]
+            z = (gap.log()[..., None] - means) / deviations
+            log_densities = weights - z.square() / 2 - deviations.log() - math.log(2 * math.pi) / 2
+            time_log_prob = log_densities.logsumexp(-1) - gap.log()
+            type_log_prob = self._type_log_probabilities(hidden, until).gather(-1, target)[..., 0]
         else:
             if rule == "uniform":
-                places = (torch.arange(points) + torch.rand(*until.shape, points)) / points
+                points_in_gap = (torch.arange(points) + torch.rand(*until.shape, points)) / points
                 weights = torch.full((points,), 1 / points)
             else:
-                places = torch.linspace(0, 1, points).expand(*until.shape, points)
+                points_in_gap = torch.linspace(0, 1, points).expand(*until.shape, points)
                 weights = F.pad(torch.ones(points - 2), (1, 1), value=0.5) / (points - 1)
-            places, weights = places.to(until), weights.to(until)
-            rates = self.intensities(history, torch.cat([places * until[..., None], until[..., None]], -1))
+            points_in_gap, weights = points_in_gap.to(until), weights.to(until)
+            rates = self.intensities(history, torch.cat([points_in_gap * until[..., None], until[..., None]], -1))
             total = rates.sum(-1)
-            time = total[..., -1].log() - until * (total[..., :-1] * weights).sum(-1)
-            kind = rates[..., -1, :].gather(-1, target)[..., 0].log() - total[..., -1].log()
-        zero = time.new_zeros(())
-        return torch.where(asked, time - math.log(self.config.scale), zero), torch.where(asked, kind, zero)
+            time_log_prob = total[..., -1].log() - until * (total[..., :-1] * weights).sum(-1)
+            type_log_prob = rates[..., -1, :].gather(-1, target)[..., 0].log() - total[..., -1].log()
+        time_log_prob = time_log_prob - math.log(self.config.scale)  # per unit of the data's time
+        return time_log_prob.where(valid_mask, 0.0), type_log_prob.where(valid_mask, 0.0)
 
     def compensators(self, history: History, elapsed: Tensor) -> Tensor:
         """Return the integrated intensity from each event to `elapsed` after it, (B, T, S): minus the log-probability
@@ -302,16 +306,16 @@ class PointProcess(nn.Module):
     def _mixture_compensator(self, hidden: Tensor, elapsed: Tensor) -> Tensor:
         """Return the compensators (..., S) of a mixture `elapsed` (..., S) after an event with `hidden` (..., D)."""
         weights, means, deviations = (part[..., None, :] for part in self._components(hidden))
-        away = (elapsed.clamp(min=MIN_GAP).log()[..., None] - means) / deviations
-        return -(weights + torch.special.log_ndtr(-away)).logsumexp(-1)
+        z = (elapsed.clamp(min=MIN_GAP).log()[..., None] - means) / deviations
+        return -(weights + torch.special.log_ndtr(-z)).logsumexp(-1)
 
     @torch.no_grad()
     def residuals(self, history: History, until: Tensor, points: int = 32) -> Tensor:
         """Return the compensator over each gap `until` (B, T), in the data's unit: (B, T). Under the true model, they
         are independent and Exp(1)-distributed (time rescaling, Brown et al. 2002)."""
         until = self._to_scale(until)
-        places = torch.linspace(0, 1, points + 1)[1:].to(until).square()  # denser near the event
-        return self.compensators(history, places * until[..., None])[..., -1]
+        fractions = torch.linspace(0, 1, points + 1)[1:].to(until).square()  # denser near the event
+        return self.compensators(history, fractions * until[..., None])[..., -1]
 
     @torch.no_grad()
     def predict(self, history: History, points: int = 48) -> tuple[Tensor, Tensor]:
@@ -320,10 +324,10 @@ class PointProcess(nn.Module):
         grid = self._grid(points, history.types.shape)
         mean = mean_wait(grid, self.compensators(history, grid))
         if self.config.head == "mixture":
-            kinds = self._type_log_probabilities(self._read(history), mean)
+            type_scores = self._type_log_probabilities(self._read(history), mean)
         else:
-            kinds = self.intensities(history, mean[..., None])[..., 0, :]
-        return mean * self.config.scale, kinds.argmax(-1)
+            type_scores = self.intensities(history, mean[..., None])[..., 0, :]
+        return mean * self.config.scale, type_scores.argmax(-1)
 
     def _grid(self, points: int, shape: Sequence[int]) -> Tensor:
         """Return log-spaced times after an event, up to `longest`, in units of the scale: (*shape, points)."""
@@ -334,29 +338,30 @@ class PointProcess(nn.Module):
 
     def begin(self, batch: int) -> Past:
         """Return the state before the first event of `batch` sequences."""
-        nothing = self.head.weight.new_zeros(batch, self.config.stack.width)
-        return Past(self.stack.init_state(batch), nothing, nothing[:, 0], nothing)
+        zeros = self.head.weight.new_zeros(batch, self.config.stack.width)
+        return Past(self.stack.init_state(batch), zeros, zeros[:, 0], zeros)
 
     def observe(self, types: Tensor, gaps: Tensor, past: Past) -> Past:
         """Return the state after N more events: types (B, N), and gaps (B, N) in the data's unit (0 for the first event
         of a sequence). `past` must not be used afterwards."""
-        if self.prompts is not None and past.count < (edge := self.prompts.prefix) < past.count + types.shape[1]:
-            edge -= past.count
-            return self.observe(types[:, edge:], gaps[:, edge:], self.observe(types[:, :edge], gaps[:, :edge], past))
+        if self.prompts is not None and past.count < (split := self.prompts.prefix) < past.count + types.shape[1]:
+            split -= past.count
+            past = self.observe(types[:, :split], gaps[:, :split], past)
+            return self.observe(types[:, split:], gaps[:, split:], past)
         gaps = self._to_scale(gaps)
         time = past.time[:, None] + gaps.cumsum(1)
         layout = past.state.layout(types.shape[1])
         x = self.stack.embed(types, layout.positions) + self.clock(time, gaps)
-        begun, count = past.begun, past.count + types.shape[1]
+        prefix_sum, count = past.prefix_sum, past.count + types.shape[1]
         hidden = self._extend([x], layout, past.state)[:, -1]
         past.state.commit()
         if self.prompts is not None and count <= self.prompts.prefix:
-            begun = begun + x.sum(1)
+            prefix_sum = prefix_sum + x.sum(1)
             if count == self.prompts.prefix:
-                rows = self._layer_prompts(begun / count, time[:, -1])
+                rows = self._layer_prompts(prefix_sum / count, time[:, -1])
                 self._extend(rows, past.state.layout(rows[0].shape[1]), past.state)
                 past.state.commit()
-        return Past(past.state, hidden, time[:, -1], begun, count)
+        return Past(past.state, hidden, time[:, -1], prefix_sum, count)
 
     def _extend(self, rows: list[Tensor], layout: Layout, state: State) -> Tensor:
         """Run nodes after a state and leave them pending there: one tensor (B, N, D), or one per layer."""
@@ -370,9 +375,9 @@ class PointProcess(nn.Module):
         """As `intensities`, `elapsed` (B, S) units of the scale after the last event: (B, S, K)."""
         if self.config.head == "decay":
             return self._rates(self._decay(past.hidden, elapsed)[0])
-        asked = self._embed_queries(past.time[:, None].expand_as(elapsed), elapsed)
+        queries = self._embed_queries(past.time[:, None].expand_as(elapsed), elapsed)
         layout = past.state.layout(elapsed.shape[1], torch.full_like(elapsed, -1, dtype=torch.long))
-        return self._rates(self._extend([asked], layout, past.state))
+        return self._rates(self._extend([queries], layout, past.state))
 
     @torch.no_grad()
     def predict_next(self, past: Past, points: int = 48) -> tuple[Tensor, Tensor]:
@@ -391,8 +396,8 @@ class PointProcess(nn.Module):
         norm, which bounds its length."""
         weight, bias = self.head.weight, self.head.bias
         if self.config.head == "decay":
-            here, there = self._decay(past.hidden, elapsed[:, None])
-            highest = torch.maximum(here * weight, there * weight).sum(-1)  # (B, K)
+            current, limit = self._decay(past.hidden, elapsed[:, None])
+            highest = torch.maximum(current * weight, limit * weight).sum(-1)  # (B, K)
             return F.softplus(highest + bias).sum(-1)
         norm: Any = self.stack.norm
         length = math.sqrt(self.config.stack.width) * (weight * norm.weight).norm(dim=-1)
@@ -404,36 +409,42 @@ class PointProcess(nn.Module):
         """Sample the next event of each row: the gap (B,) in the data's unit, and the type (B,). Intensities are
         sampled exactly by thinning (Lewis & Shedler 1979; Ogata 1981). A row with no event within 100 times `longest`
         has an infinite gap."""
-        rows, scale = len(past.hidden), self.config.scale
+        sample = self._sample_from_mixture if self.config.head == "mixture" else self._sample_by_thinning
+        gap, kind = sample(past, generator)
+        return gap * self.config.scale, kind
+
+    def _sample_from_mixture(self, past: Past, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """As `sample_next`, the gap in units of the scale."""
+        weights, means, deviations = self._components(past.hidden)
+        component = sample_categorical(weights.exp(), generator)[:, None]
+        noise = torch.randn(len(past.hidden), 1, generator=generator).to(past.hidden)
+        gap = (means.gather(1, component) + deviations.gather(1, component) * noise).exp()[:, 0]
+        return gap, sample_categorical(self._type_log_probabilities(past.hidden, gap).exp(), generator)
+
+    def _sample_by_thinning(self, past: Past, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """As `sample_next`, the gap in units of the scale: proposals at the rate of an upper bound of the intensity,
+        accepted in proportion to the intensity itself."""
+        rows, longest = len(past.hidden), 100 * self.config.longest
 
         def uniform(*shape: int) -> Tensor:
             return torch.rand(shape, generator=generator).to(past.hidden)
 
-        def categorical(weights: Tensor) -> Tensor:
-            return torch.multinomial(weights.cpu(), 1, generator=generator)[:, 0].to(weights.device)
-
-        if self.config.head == "mixture":
-            weights, means, deviations = self._components(past.hidden)
-            part = categorical(weights.exp())[:, None]
-            noise = torch.randn(rows, 1, generator=generator).to(past.hidden)
-            gap = (means.gather(1, part) + deviations.gather(1, part) * noise).exp()[:, 0]
-            return gap * scale, categorical(self._type_log_probabilities(past.hidden, gap).exp())
         gap, kind = past.hidden.new_zeros(rows), torch.zeros(rows, dtype=torch.long, device=past.hidden.device)
-        left = torch.ones_like(kind, dtype=torch.bool)
-        while bool(left.any()):
+        pending = torch.ones_like(kind, dtype=torch.bool)
+        while bool(pending.any()):
             bound = self.bound_intensity(past, gap)
             proposals = gap[:, None] + (-torch.log1p(-uniform(rows, MAX_PROPOSALS)) / bound[:, None]).cumsum(1)
             rates = self.intensities_after(past, proposals)
             accepted = uniform(rows, MAX_PROPOSALS) * bound[:, None] < rates.sum(-1)
             any_accepted, first = accepted.any(1), accepted.long().argmax(1)[:, None]
             first_rates = rates.gather(1, first[..., None].expand(-1, -1, rates.shape[2]))[:, 0]
-            done = left & any_accepted
-            gap = torch.where(done, proposals.gather(1, first)[:, 0], torch.where(left, proposals[:, -1], gap))
-            kind = torch.where(done, categorical(first_rates), kind)
-            gap = gap.masked_fill(gap * scale > 100 * self.config.longest, math.inf)
-            left = left & ~any_accepted & gap.isfinite()
+            done = pending & any_accepted
+            gap = torch.where(done, proposals.gather(1, first)[:, 0], torch.where(pending, proposals[:, -1], gap))
+            kind = torch.where(done, sample_categorical(first_rates, generator), kind)
+            gap = gap.masked_fill(gap * self.config.scale > longest, math.inf)
+            pending = pending & ~any_accepted & gap.isfinite()
         past.state.pending = None
-        return gap * scale, kind
+        return gap, kind
 
     @torch.no_grad()
     def sample(self, past: Past, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -447,20 +458,26 @@ class PointProcess(nn.Module):
         return torch.stack(gaps, 1), torch.stack(kinds, 1)
 
 
-def attach_leaves(rows: int, chain: int, follow: Tensor) -> Layout:
-    """Return the layout of a chain of `chain` nodes followed by leaves: leaf i is a child of node `follow[i]` (Q,)."""
-    index = torch.arange(chain + len(follow), device=follow.device)
-    parents = torch.cat([index[:chain] - 1, follow])
-    layout = Layout((parents + 1).expand(rows, -1), parents.expand(rows, -1))
-    upto = torch.where(index < chain, index, F.pad(follow, (chain, 0)))
-    seen = (index < chain) & (index <= upto[:, None]) | torch.eye(len(index), dtype=torch.bool, device=index.device)
-    layout.follows = seen.expand(rows, -1, -1)  # set directly, which saves the transitive closure
+def sample_categorical(weights: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Sample an index (B,) long from each row of unnormalised weights (B, K)."""
+    return torch.multinomial(weights.cpu(), 1, generator=generator)[:, 0].to(weights.device)
+
+
+def attach_leaves(rows: int, chain: int, parents: Tensor) -> Layout:
+    """Return the layout of a chain of `chain` nodes followed by Q leaves: leaf i is a child of node `parents[i]`."""
+    index = torch.arange(chain + len(parents), device=parents.device)
+    all_parents = torch.cat([index[:chain] - 1, parents])
+    layout = Layout((all_parents + 1).expand(rows, -1), all_parents.expand(rows, -1))
+    last_visible = torch.where(index < chain, index, F.pad(parents, (chain, 0)))
+    itself = torch.eye(len(index), dtype=torch.bool, device=index.device)
+    visible = (index < chain) & (index <= last_visible[:, None]) | itself
+    layout.follows = visible.expand(rows, -1, -1)  # set directly, which saves the transitive closure
     return layout
 
 
-def cumulative_trapezoid(values: Tensor, places: Tensor) -> Tensor:
-    """Integrate values (..., S + 1) over ascending places (..., S + 1), from the first to each other: (..., S)."""
-    return ((values[..., 1:] + values[..., :-1]) / 2 * places.diff(dim=-1)).cumsum(-1)
+def cumulative_trapezoid(values: Tensor, points: Tensor) -> Tensor:
+    """Integrate values (..., S + 1) over ascending points (..., S + 1), from the first to each other: (..., S)."""
+    return ((values[..., 1:] + values[..., :-1]) / 2 * points.diff(dim=-1)).cumsum(-1)
 
 
 def mean_wait(grid: Tensor, compensators: Tensor) -> Tensor:

@@ -56,8 +56,8 @@ class PointerConfig:
     def from_dict(cls, values: dict[str, Any]) -> PointerConfig:
         try:
             encoder = values["encoder"]
-            made = SetConfig(**encoder) if "steps" in encoder else StackConfig.from_dict(encoder)
-            return cls(made, StackConfig.from_dict(values["decoder"]), values["glimpses"])
+            encoder_config = SetConfig(**encoder) if "steps" in encoder else StackConfig.from_dict(encoder)
+            return cls(encoder_config, StackConfig.from_dict(values["decoder"]), values["glimpses"])
         except (KeyError, TypeError) as error:
             raise SegueError(f"this is no config of a pointer network ({type(error).__name__}: {error})") from error
 
@@ -156,12 +156,12 @@ class LastNamedSet(Recurrence):
 
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
-        every = torch.cat([state[0][:, None], inputs[0]], 1)
-        changes = every >= 0 if starts is None else (every >= 0) | F.pad(starts, (1, 0))
-        latest = torch.where(changes, torch.arange(every.shape[1], device=every.device), 0).cummax(1).values
-        every = every.gather(1, latest)
-        final = every[:, -1] if lengths is None else every.gather(1, lengths[:, None])[:, 0]
-        return every[:, 1:], (final,)
+        named = torch.cat([state[0][:, None], inputs[0]], 1)
+        changes = named >= 0 if starts is None else (named >= 0) | F.pad(starts, (1, 0))
+        latest = torch.where(changes, torch.arange(named.shape[1], device=named.device), 0).cummax(1).values
+        named = named.gather(1, latest)
+        final = named[:, -1] if lengths is None else named.gather(1, lengths[:, None])[:, 0]
+        return named[:, 1:], (final,)
 
 
 class PointerNetwork(SavedModel):
@@ -260,22 +260,22 @@ class PointerNetwork(SavedModel):
         if bool((lengths == 0).any()):
             raise SegueError("a row has no elements before its delimiter, or no delimiter: make it with Batch.pointing")
         longest, count = int(lengths.max()), n - int(lengths.min())
-        real = length_mask(lengths, longest)
-        elements = tokens[:, :longest, 1:].masked_fill(~real[..., None], 0)
-        node = torch.arange(count, device=device)
-        slots = slots.gather(1, (node + lengths[:, None]).clamp(max=n - 1))
+        element_mask = length_mask(lengths, longest)
+        elements = tokens[:, :longest, 1:].masked_fill(~element_mask[..., None], 0)
+        index = torch.arange(count, device=device)
+        slots = slots.gather(1, (index + lengths[:, None]).clamp(max=n - 1))
         check_tokens(slots.cpu(), 1 + self.slots(longest))
         output = self.decode(slots, self.memory(elements, lengths), Layout.chain((batch, count), device=device))
-        place = torch.arange(n, device=device) - lengths[:, None]
-        there = ((place >= 0) & (place < count))[..., None]
-        return Output(*(gather_nodes(x, place.clamp(max=count - 1)).masked_fill(~there, 0.0)
+        node = torch.arange(n, device=device) - lengths[:, None]
+        is_target = ((node >= 0) & (node < count))[..., None]
+        return Output(*(gather_nodes(x, node.clamp(max=count - 1)).masked_fill(~is_target, 0.0)
                         for x in (output.logits, output.hidden)))
 
     def read(self, sets: Sequence[Any]) -> Pointing:
         """Encode sets (each n_i elements of C real numbers, or n_i ids), for decoding with any decoder."""
-        if not len(sets) or any(not len(one) for one in sets):
+        if not len(sets) or any(not len(elements) for elements in sets):
             raise SegueError("there is nothing to point at: give sets of at least one element")
-        rows = [torch.as_tensor(one).reshape(len(one), -1) for one in sets]
+        rows = [torch.as_tensor(elements).reshape(len(elements), -1) for elements in sets]
         if any(row.shape[1] != max(self.inputs, 1) for row in rows):
             raise SegueError(f"elements of {sorted({row.shape[1] for row in rows})} numbers: this model reads "
                              f"{self.inputs or 'ids'}")

@@ -1,4 +1,4 @@
-"""What every method of next-element prediction offers, neural or not: a prefix in, a distribution out."""
+"""The protocol of next-element predictors, neural or not: a prefix in, a distribution out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from segue.models.base import Decodable, pad_rows
 
 @runtime_checkable
 class SequencePredictor(Protocol):
-    """`vocabulary` is V, the number of different elements, the end of a sequence included where it is predicted."""
+    """Predicts the next element. `vocabulary` is V, the number of distinct elements, the end of a sequence included
+    where it is predicted."""
 
     @property
     def vocabulary(self) -> int: ...
@@ -29,19 +30,19 @@ class SequencePredictor(Protocol):
 
 
 def next_of(model: SequencePredictor, prefixes: Sequence[Any]) -> np.ndarray:
-    """(n, V): what comes after each of several prefixes; of a model that has `next_many`, all at once."""
-    many = getattr(model, "next_many", None)
-    if many is not None:
-        return many(prefixes)
+    """(n, V): the distribution of the element after each of n prefixes, in one batch if the model has `next_many`."""
+    next_many = getattr(model, "next_many", None)
+    if next_many is not None:
+        return next_many(prefixes)
     return np.array([model.next(prefix) for prefix in prefixes]).reshape(len(prefixes), model.vocabulary)
 
 
 class DecodablePredictor:
     """Any `Decodable` model as a predictor of its first `size` tokens (default: all), made to sum to 1 over these.
 
-    start: the token every sequence begins with in training; it is put before each prefix (None: there is none, so that
-    a prefix cannot be empty). length: so many of the latest elements of a prefix are shown (default: all), for models
-    that read no more at once.
+    start: the token that begins every sequence in training, prepended to each prefix (None: there is none, and prefixes
+    cannot be empty). size: V of the predictor. length: how many of a prefix's latest elements the model reads (default:
+    all), for models of a limited context.
     """
 
     def __init__(self, model: Decodable, start: int | None, size: int | None = None, length: int | None = None) -> None:
@@ -55,12 +56,12 @@ class DecodablePredictor:
 
     @torch.no_grad()
     def next_many(self, prefixes: Sequence[Any]) -> np.ndarray:
-        """(n, V): what comes after each of several prefixes."""
+        """(n, V): the distribution of the element after each of n prefixes."""
         if not len(prefixes):
             return np.empty((0, self.vocabulary))
-        begin = [] if self.start is None else [self.start]
+        start = [] if self.start is None else [self.start]
         ids = [np.asarray(getattr(prefix, "ids", prefix), np.int64) for prefix in prefixes]
-        rows = [[*begin, *each[max(0, len(each) - (self.length or len(each))) :].tolist()] for each in ids]
+        rows = [[*start, *row[max(0, len(row) - (self.length or len(row))) :].tolist()] for row in ids]
         if not min(map(len, rows)):
             raise SegueError("an empty prefix has nothing to go on from: give the token that sequences start with")
         last = torch.tensor([[len(row) - 1] for row in rows])

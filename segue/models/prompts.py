@@ -37,13 +37,13 @@ from segue.models.stack import Stack
 class PromptSource(nn.Module):
     """Base of all sources: maps queries (B, D) to prompts (B, L, D) by layer number.
 
-    asks: whether the prompts depend on the query. match: (B,) similarity of the last queries to the keys they chose,
-    summed over layers, or None; an objective or a strategy adds it, since nothing else trains those keys.
+    uses_query: whether the prompts depend on the query. match: (B,) similarity of the last queries to the keys they
+    chose, summed over layers, or None; an objective or a strategy adds it, since nothing else trains those keys.
     begin, end: called at the start and the end of an experience. Parameters of an experience are trained in it and
     frozen at its end.
     """
 
-    asks = True
+    uses_query = True
     match: Tensor | None = None
 
     def forward(self, query: Tensor) -> dict[int, Tensor]:
@@ -63,7 +63,7 @@ class PromptSource(nn.Module):
 class Prefix(PromptSource):
     """The same `length` rows of `width` features for every sequence, in each of `layers`. Initialised from U(-1, 1)."""
 
-    asks = False
+    uses_query = False
 
     def __init__(self, layers: Sequence[int], width: int, length: int = 8) -> None:
         super().__init__()
@@ -183,20 +183,21 @@ class ExpandingSource(PromptSource):
 
     def grow(self) -> None:
         """Append a new slice."""
-        like = next(iter(self.parameters()), torch.empty(0)).detach()
-        self.slices.append(nn.ParameterDict({name: nn.Parameter(x.to(like)) for name, x in self.fresh().items()}))
+        existing = next(iter(self.parameters()), torch.empty(0)).detach()
+        tensors = {name: nn.Parameter(x.to(existing)) for name, x in self.fresh().items()}
+        self.slices.append(nn.ParameterDict(tensors))
 
     def begin(self) -> None:
         self.used.fill_(len(self.slices))
 
     def end(self) -> None:
-        for part in self.slices:
-            part.requires_grad_(False)
+        for parameters in self.slices:
+            parameters.requires_grad_(False)
         self.grow()
 
     def rows(self, name: str, used: int | None = None) -> Tensor:
         """Return the tensor `name` of all slices in use (or of the first `used`), concatenated: (layers, M, ...)."""
-        return torch.cat([part[name] for part in itertools.islice(self.slices, used or int(self.used))], 1)
+        return torch.cat([parameters[name] for parameters in itertools.islice(self.slices, used or int(self.used))], 1)
 
 
 class DualPrompts(ExpandingSource):
@@ -284,11 +285,11 @@ SOURCES: dict[str, type[PromptSource]] = {"prefix": Prefix, "pools": Pools, "dua
 
 def keys_and_values(mixer: Attention, rows: Tensor) -> Source:
     """Use prompt rows (B, L, D), without projections, as alternating keys and values of an attention."""
-    used = mixer.kv_heads * mixer.head_width
-    if rows.shape[1] % 2 or rows.shape[2] < used:
+    width = mixer.kv_heads * mixer.head_width
+    if rows.shape[1] % 2 or rows.shape[2] < width:
         raise SegueError(f"a prompt of {rows.shape[1]} rows of {rows.shape[2]} features does not fit an attention of "
-                         f"keys of {used}: give an even number of rows, which take turns in being a key and a value")
-    k, v = (rows[:, first::2, :used].unflatten(-1, (-1, mixer.head_width)).transpose(1, 2) for first in (0, 1))
+                         f"keys of {width}: give an even number of rows, which take turns in being a key and a value")
+    k, v = (rows[:, offset::2, :width].unflatten(-1, (-1, mixer.head_width)).transpose(1, 2) for offset in (0, 1))
     return Source(k, v, torch.full((len(rows),), k.shape[2], device=rows.device))
 
 
@@ -377,7 +378,7 @@ class Prompted(nn.Module):
     def hidden(self, tokens: Tensor, layout: Layout) -> Tensor:
         """Return hidden vectors (B, T, D) of ids (B, T) or vectors (B, T, C) under the prompt. Through the query, every
         element depends on the whole row, later elements included."""
-        if self.prompts.asks:
+        if self.prompts.uses_query:
             query = self.query(self.hidden_without_prompt(tokens, layout), layout)
         else:
             query = self.backbone.embedding.weight.new_zeros(len(tokens), self.config.width)
@@ -403,7 +404,7 @@ class Prompted(nn.Module):
     def forward(self, tokens: Tensor, layout: Layout | None = None) -> Output:
         """Return a language model's logits (B, T, V); `layout` marks the prefix that chooses the prompts."""
         layout = Layout.of(tokens) if layout is None else layout
-        if not self.prompts.asks:
+        if not self.prompts.uses_query:
             hidden = self.hidden(tokens, layout)
         elif layout.prompt is None:
             raise SegueError("nothing says which elements may choose the prompts of a language model: mark the "
@@ -411,8 +412,8 @@ class Prompted(nn.Module):
         else:
             plain = self.hidden_without_prompt(tokens, layout)
             hidden = self.hidden_under(self.prompts(self.query(plain, layout)), tokens, layout)
-            last = F.pad(layout.prompt[:, 1:], (0, 1))  # whether the next element is still in the prefix
-            hidden = torch.where((layout.prompt & last)[..., None], plain, hidden)
+            next_in_prefix = F.pad(layout.prompt[:, 1:], (0, 1))  # whether the next element is still in the prefix
+            hidden = torch.where((layout.prompt & next_in_prefix)[..., None], plain, hidden)
         return Output(self.backbone.head(hidden), hidden)
 
     @torch.no_grad()
@@ -422,10 +423,10 @@ class Prompted(nn.Module):
         if not len(prime):
             raise SegueError("a prime without elements chooses no prompts: give one or more")
         tokens = torch.tensor([list(prime)], device=self.backbone.embedding.weight.device)
-        was, layout = self.training, Layout.of(tokens)
+        training, layout = self.training, Layout.of(tokens)
         self.eval()
         prompts = self.prompts(self.query(self.hidden_without_prompt(tokens, layout), layout))
-        self.train(was)
+        self.train(training)
         return FixedPromptModel(self.backbone, prompts)
 
 

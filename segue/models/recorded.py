@@ -25,8 +25,8 @@ from segue.mixers.state import Carry, Part, State
 from segue.models.base import Decoding, Output, needs_whole_prompt
 from segue.models.stack import Stack
 
-EXTRA_CAPACITY = 256  # least number of free places in the cache of a new recording
-MAX_RECORDINGS = 4  # kept at a time; the oldest is dropped for the next
+EXTRA_CAPACITY = 256  # free positions in the cache of a new recording, at least
+MAX_RECORDINGS = 4  # kept at a time; the least recently used is dropped
 
 
 class RefuseSynchronisation(TorchDispatchMode):
@@ -47,15 +47,15 @@ class RefuseSynchronisation(TorchDispatchMode):
     def synchronises(self, name: str, args: Any, kwargs: Any) -> bool:
         if name in self.LOOKS or "unique" in name:
             return True
-        if "linalg_" in name:  # a matrix that cannot be inverted is told of
+        if "linalg_" in name:  # most read back whether a matrix was singular
             return name not in self.PLAIN
         if name in ("index", "index_put", "index_put_"):
-            return any(each is not None and each.dtype in (torch.bool, torch.uint8) for each in args[1])
-        if name == "repeat_interleave":  # so many times each as numbers say
+            return any(argument is not None and argument.dtype in (torch.bool, torch.uint8) for argument in args[1])
+        if name == "repeat_interleave":  # a tensor of repeats must be read to size the result
             return isinstance(kwargs.get("repeats", args[min(1, len(args) - 1)]), Tensor)
         if name in ("copy_", "to", "_to_copy"):
-            devices = [each.device if isinstance(each, Tensor) else each for each in (*args, *kwargs.values())
-                       if isinstance(each, Tensor | torch.device)]
+            devices = [argument.device if isinstance(argument, Tensor) else argument
+                       for argument in (*args, *kwargs.values()) if isinstance(argument, Tensor | torch.device)]
             return any(device.type != devices[0].type for device in devices)
         return False
 
@@ -99,8 +99,8 @@ class Recording:
     def __init__(self, stack: Stack, state: State, capacity: int, graph: bool) -> None:
         self.stack, self.capacity = stack, capacity
         self.tenant: weakref.ref[LentState] | None = None
-        self.played = 0  # steps since the tenant came
-        self.most = math.inf  # steps that it may stay
+        self.steps = 0  # since the tenant's state was loaded
+        self.max_steps = math.inf  # steps until the buffers are full
         layers = [{name: self._buffer(part) for name, part in layer.items()} for layer in state.layers]
         self.state = State(layers, state.positions.clone())
         self.tokens = torch.zeros(state.batch, 1, dtype=torch.long, device=state.positions.device)
@@ -130,13 +130,13 @@ class Recording:
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def _record(self) -> Callable[[], Tensor]:
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # what is prepared at a first run must not be part of the recording
+        side_stream = torch.cuda.Stream()
+        side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side_stream):  # lazy initialisation must not be captured
             self._step()
             with without_value_checks(), RefuseSynchronisation():
                 self._step()
-        torch.cuda.current_stream().wait_stream(aside)
+        torch.cuda.current_stream().wait_stream(side_stream)
         graph = torch.cuda.CUDAGraph()
         with without_value_checks(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
             logits = self._step()
@@ -153,31 +153,31 @@ class Recording:
         if tenant is not None:
             tenant.reclaim()
 
-    def load(self, state: LentState, most: float) -> None:
+    def load(self, state: LentState, max_steps: float) -> None:
         """Copy a state into the buffers, to run at most `most` steps on it."""
         self.evict()
-        for here, part in zip(self._parts(self.state), self._parts(state)):
-            if isinstance(here, FixedCache):
+        for buffer_part, part in zip(self._parts(self.state), self._parts(state)):
+            if isinstance(buffer_part, FixedCache):
                 assert isinstance(part, Cache)
-                here.copy_from(part)
+                buffer_part.copy_from(part)
             else:
-                assert isinstance(here, Carry) and isinstance(part, Carry)
-                for buffer, tensor in zip(here.state, part.state):
+                assert isinstance(buffer_part, Carry) and isinstance(part, Carry)
+                for buffer, tensor in zip(buffer_part.state, part.state):
                     buffer.copy_(tensor)
         self.state.positions.copy_(state.positions)
-        self.played, self.most = 0, most
+        self.steps, self.max_steps = 0, max_steps
         self.tenant, state.recording = weakref.ref(state), self
 
     def unload(self, state: LentState) -> None:
         """Copy the buffers back to the state."""
         self.tenant = None
-        for here, part in zip(self._parts(self.state), self._parts(state)):
-            if isinstance(here, FixedCache):
+        for buffer_part, part in zip(self._parts(self.state), self._parts(state)):
+            if isinstance(buffer_part, FixedCache):
                 assert isinstance(part, Cache)
-                here.copy_to(part, self.played)
+                buffer_part.copy_to(part, self.steps)
             else:
-                assert isinstance(here, Carry) and isinstance(part, Carry)
-                part.state = part.replay_state = tuple(buffer.clone() for buffer in here.state)
+                assert isinstance(buffer_part, Carry) and isinstance(part, Carry)
+                part.state = part.replay_state = tuple(buffer.clone() for buffer in buffer_part.state)
         state.positions = self.state.positions.clone()
 
 
@@ -190,23 +190,23 @@ def cached_tokens(state: State) -> int | None:
 class Recorded:
     """A stack whose single-token steps are replayed from a recording. Satisfies `segue.models.base.Decodable`.
 
-    Recorded are stacks of attention and of mixers with a constant state, in states that cannot go back and whose
-    prompts are read from left to right; anything else runs operation by operation, as `Stack.extend` does. Where there
-    is no GPU, the same step runs over the same buffers (tests do that).
+    Steps are recorded for stacks of attention and of mixers with a constant state, and for states without a history,
+    whose prompts are read from left to right; anything else runs operation by operation, as `Stack.extend` does.
+    Without a GPU the same step runs on the same buffers, uncaptured (for tests).
     """
 
     def __init__(self, stack: Stack) -> None:
         self.stack, self.graph = stack, torch.cuda.is_available() and stack.embedding.weight.is_cuda
         self.vocabulary, self.layout_form, self.needs_whole_prompt = stack.vocabulary, stack, needs_whole_prompt(stack)
         self.recordings: dict[tuple[int, int], Recording] = {}
-        self.trouble: str | None = None  # why nothing is recorded
+        self.failure: str | None = None  # why nothing is recorded
         tables = [stack.position_embedding, *(getattr(block.mixer, "places", None) for block in stack.blocks)]
         self.longest = min((table.num_embeddings for table in tables if isinstance(table, nn.Embedding)), default=None)
 
     @property
     def path(self) -> str:
-        told = "" if not self.graph else ", steps as a CUDA graph" if self.trouble is None else f" ({self.trouble})"
-        return self.stack.path + told
+        suffix = "" if not self.graph else ", steps as a CUDA graph" if self.failure is None else f" ({self.failure})"
+        return self.stack.path + suffix
 
     def init_state(self, batch: int, history: int = 0) -> LentState:
         state = self.stack.init_state(batch, history)
@@ -228,23 +228,23 @@ class Recorded:
             return (logits if logits.dtype == torch.float64 else logits.float()).cpu().numpy()
         check_rows(len(tokens), recording.state)
         recording.tokens.copy_(torch.from_numpy(tokens)[:, None])
-        recording.played += 1
+        recording.steps += 1
         return recording.play().cpu().numpy()
 
     def _recording(self, state: LentState) -> Recording | None:
         """The recording for the next step of this state, or None if it cannot be recorded."""
         recording = state.recording
-        if recording is not None and recording.played < recording.most:
+        if recording is not None and recording.steps < recording.max_steps:
             return recording
-        if self.trouble is not None or not self._fits(state):
+        if self.failure is not None or not self._fits(state):
             return None
-        used, most = cached_tokens(state), math.inf
-        capacity = 0 if used is None else 1 << (used + EXTRA_CAPACITY - 1).bit_length()
-        if used is not None:
-            most = capacity - used
+        cached, max_steps = cached_tokens(state), math.inf
+        capacity = 0 if cached is None else 1 << (cached + EXTRA_CAPACITY - 1).bit_length()
+        if cached is not None:
+            max_steps = capacity - cached
         if self.longest is not None:
-            most = min(most, self.longest - int(state.positions.max()))
-        if most < 1:
+            max_steps = min(max_steps, self.longest - int(state.positions.max()))
+        if max_steps < 1:
             return None
         key = (state.batch, capacity)
         recording = self.recordings.pop(key, None)
@@ -253,11 +253,11 @@ class Recorded:
                 self.recordings.pop(next(iter(self.recordings))).evict()
             try:
                 recording = Recording(self.stack, state, capacity, self.graph)
-            except (SegueError, RuntimeError) as error:  # the step then runs as it did, and `path` says why
-                self.trouble = f"not recorded: {str(error).splitlines()[0]}"
+            except (SegueError, RuntimeError) as error:  # steps then run as before, and `path` says why
+                self.failure = f"not recorded: {str(error).splitlines()[0]}"
                 return None
         self.recordings[key] = recording
-        recording.load(state, most)
+        recording.load(state, max_steps)
         return recording
 
     def _fits(self, state: LentState) -> bool:

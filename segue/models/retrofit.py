@@ -1,4 +1,4 @@
-"""A pretrained decoder fitted with what it did not have: a source to look at, a summary of what came before, prompts
+"""Additions to a pretrained decoder: cross-attention to a source, a summary of the story so far, and prompts
 (StoryDALL-E: Maharana et al. 2022, arXiv 2209.06192)."""
 
 from __future__ import annotations
@@ -19,25 +19,27 @@ from segue.models.stack import Stack, StackConfig, make_norm
 
 
 def insert_cross(stack: Stack, layers: Iterable[int], heads: int = 4, first: int | None = None) -> list[CrossAttention]:
-    """Put a cross-attention between mixer and channel mixer of these layers; at first it changes nothing.
+    """Insert a cross-attention, whose output is initially zero, between mixer and channel mixer of these layers, and
+    return the inserted modules.
 
-    first: the position from which on nodes look at the source (default: all do)."""
-    made = []
+    first: the first position that attends to the source (default: all do). SegueError where a layer does not exist,
+    has a cross-attention already, or has parallel branches."""
+    added = []
     for index in layers:
         if not 0 <= index < len(stack.blocks) or stack.blocks[index].cross is not None or stack.config.parallel:
             raise SegueError(f"there is no layer {index} without cross-attention in this stack of {len(stack.blocks)}, "
                              "or its branches are parallel")
-        block, like = stack.blocks[index], stack.embedding.weight
-        block.cross_norm = make_norm(stack.config).to(like)
-        block.cross = CrossAttention(stack.config.width, heads, first=first).to(like)
+        block, weight = stack.blocks[index], stack.embedding.weight
+        block.cross_norm = make_norm(stack.config).to(weight)
+        block.cross = CrossAttention(stack.config.width, heads, first=first).to(weight)
         nn.init.zeros_(block.cross.out.weight)
-        made.append(block.cross)
-    return made
+        added.append(block.cross)
+    return added
 
 
 class SequenceConditioner(nn.Module):
-    """One vector of a sequence of vectors so far: a linear map of each into `stack`, a causal one, whose last hidden
-    vector is mapped to `width` numbers, at first zeros."""
+    """Summarises a sequence of vectors: a causal stack of one layer reads them, and its last hidden vector is mapped
+    linearly, initially to zeros. inputs: C, features of each vector. width: D, of the stack and the summary."""
 
     def __init__(self, inputs: int, width: int, mixer: str = "attention") -> None:
         super().__init__()
@@ -47,22 +49,23 @@ class SequenceConditioner(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, vectors: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T, C), of which the first `lengths` (B,) of each row are real, at least 1 -> (B, D)."""
+        """Summaries (B, D) of vectors (B, T, C), of which the first `lengths` (B,), at least 1, of each row are valid.
+        """
         hidden = self.stack.hidden(vectors, Layout.of(vectors))
         return self.out(hidden[torch.arange(len(hidden)), lengths - 1])
 
 
 class Retrofitted(ConditionedDecoder):
-    """A model of rows of segments that also sees a source: the codes of a picture, and the texts so far.
+    """A model of rows of segments that also reads a source: the codes of a picture, and the texts of the story so far.
 
-    A prompt is `source + [begin] + text`, the source so many codes as the last segment has positions (ids of that
-    segment), then whole texts of the first segment, padded with the id `pad`; the last of them is the one that follows
-    without its first element, for which `begin` stands.
+    A prompt is `source + [begin] + text`. The source is the codes of one picture (as many ids of the last segment as it
+    has positions), then whole texts of the first segment, padded with the id `pad`. The last of these is the current
+    text, which `text` repeats without its first element: `begin` stands for that.
 
-    lm: moved into this model. layers: which look at the codes (their embeddings with positions, normed), from the last
-    position of the text on, where the first code is said. story: makes a vector of the texts so far, each the mean of
-    its words' embeddings; it is added to what `begin` embeds. prompts: rows in front of all. looks: whether there are
-    codes to see; without them the layers look at zeros.
+    lm: becomes part of this model. layers: those that attend to the codes' normed embeddings, from the last position of
+    the text on, where the first code is predicted. story: maps the texts so far, each the mean of its words'
+    embeddings, to a vector that is added to the embedding at `begin`. prompts: rows in front of the sequence. looks:
+    whether the codes are visible; if not, the layers attend to zeros.
     """
 
     def __init__(self, lm: MultiSegmentLM, layers: Iterable[int], *, heads: int = 4, story: SequenceConditioner |
@@ -70,18 +73,17 @@ class Retrofitted(ConditionedDecoder):
         super().__init__()
         self.lm, self.decoder, self.story, self.prompts = lm, lm.stack, story, prompts
         self.looks, self.pad = looks, pad
-        self.pictures = int(lm.place.max())
-        self.text = lm.segment_start(1)  # positions of a text
-        self.codes = len(lm.place) - lm.segment_start(self.pictures)
+        self.picture_segment = int(lm.place.max())
+        self.text_length = lm.segment_start(1)  # positions of a text
+        self.num_codes = len(lm.place) - lm.segment_start(self.picture_segment)
         self.source_norm = make_norm(lm.stack.config)
-        self.cross = insert_cross(lm.stack, layers, heads, first=lm.segment_start(self.pictures) - 1)
+        self.cross = insert_cross(lm.stack, layers, heads, first=lm.segment_start(self.picture_segment) - 1)
 
     def state_parameters(self) -> list[nn.Parameter]:
         return self.decoder.state_parameters()
 
     def freeze(self) -> Retrofitted:
-        """Leave all of the pretrained model as it is, but for its embeddings and what was put into it (prompt
-        tuning)."""
+        """Freeze the pretrained model except its embeddings and the inserted modules (prompt tuning)."""
         self.decoder.requires_grad_(False)
         for block in self.decoder.blocks:
             for part in (block.cross, block.cross_norm):
@@ -93,44 +95,45 @@ class Retrofitted(ConditionedDecoder):
         return self
 
     def memory(self, source: Tensor, lengths: Tensor) -> Tensor:
-        """(B, M, D): the codes' embeddings with their positions in a row, normed."""
-        positions = self.lm.segment_start(self.pictures) + torch.arange(self.codes, device=source.device)
-        memory = self.source_norm(self.decoder.embed(source[:, : self.codes], positions.expand(len(source), -1)))
+        """(B, M, D): the codes' normed embeddings, at the positions that the last segment has in a row."""
+        positions = self.lm.segment_start(self.picture_segment) + torch.arange(self.num_codes, device=source.device)
+        memory = self.source_norm(self.decoder.embed(source[:, : self.num_codes], positions.expand(len(source), -1)))
         return memory if self.looks else memory * 0
 
     def summary(self, source: Tensor, lengths: Tensor) -> Tensor | None:
-        """(B, D): of the texts so far."""
+        """(B, D): the summary of the texts so far, or None without a `story`."""
         if self.story is None:
             return None
-        texts = source[:, self.codes :]
-        texts = texts[:, : texts.shape[1] // self.text * self.text].unflatten(1, (-1, self.text))
-        words = (texts != self.pad)[..., None]
-        means = (self.decoder.embedding(texts) * words).sum(2) / words.sum(2).clamp(min=1)
-        return self.story(means, (lengths - self.codes) // self.text)
+        texts = source[:, self.num_codes :]
+        texts = texts[:, : texts.shape[1] // self.text_length * self.text_length].unflatten(1, (-1, self.text_length))
+        is_word = (texts != self.pad)[..., None]
+        means = (self.decoder.embedding(texts) * is_word).sum(2) / is_word.sum(2).clamp(min=1)
+        return self.story(means, (lengths - self.num_codes) // self.text_length)
 
     def _read(self, prompts: SplitPrompts, state: SourceState | None = None) -> Tensor:
-        if bool(((prompts.lengths - self.codes) % self.text).any()) or bool((prompts.lengths <= self.codes).any()):
-            raise SegueError(f"a source is {self.codes} codes and then texts of {self.text} ids each, at least one: "
-                             f"these are of {prompts.lengths.tolist()} ids")
+        text_ids = prompts.lengths - self.num_codes
+        if bool((text_ids % self.text_length).any()) or bool((text_ids <= 0).any()):
+            raise SegueError(f"a source is {self.num_codes} codes and then texts of {self.text_length} ids each, at "
+                             f"least one: these are of {prompts.lengths.tolist()} ids")
         source, target = (prompts.lengths, self.memory(prompts.source, prompts.lengths)), prompts.target
         layout = Layout(prompts.node, source=source[::-1])
         x = self.decoder.embed(target.masked_fill(target == self.begin, 0), prompts.node)
         if (summary := self.summary(prompts.source, prompts.lengths)) is not None:
             x = torch.cat([x[:, :1] + summary[:, None], x[:, 1:]], 1)
-        front = 0
+        prompt_length = 0
         if self.prompts is not None and state is None:
             rows = self.prompts(len(x))
-            front, x, layout = rows.shape[1], torch.cat([rows, x], 1), replace(layout_with_prompt(rows, layout),
-                                                                               source=layout.source)
+            prompt_length, x = rows.shape[1], torch.cat([rows, x], 1)
+            layout = replace(layout_with_prompt(rows, layout), source=layout.source)
         for index in range(len(self.decoder.blocks)):
             x = self.decoder.run_block(index, x, layout, state)
-        return prompts.scatter_to_rows(self.decoder.finish(x, layout)[:, front:])
+        return prompts.scatter_to_rows(self.decoder.finish(x, layout)[:, prompt_length:])
 
-    def _logits(self, hidden: Tensor, place: Tensor) -> Tensor:
-        return nn.functional.pad(self.lm.scores(hidden, place), (0, 1), value=-torch.inf)
+    def _logits(self, hidden: Tensor, target_positions: Tensor) -> Tensor:
+        return nn.functional.pad(self.lm.scores(hidden, target_positions), (0, 1), value=-torch.inf)
 
     def init_state(self, batch: int, history: int = 0) -> SourceState:
-        """A state that has read the prompts, at positions below 0."""
+        """The state after the prompts, which have positions below 0."""
         state = super().init_state(batch, history)
         if self.prompts is not None:
             x = self.prompts(batch)

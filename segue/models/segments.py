@@ -1,7 +1,7 @@
-"""Language models of rows with segments: so many positions of text, then so many of picture codes (DALL-E: Ramesh et
-al. 2021, arXiv 2102.12092; StoryDALL-E: Maharana et al. 2022, arXiv 2209.06192).
+"""Language models of rows with segments: a fixed number of text positions, then of picture codes (DALL-E: Ramesh et al.
+2021, arXiv 2102.12092; StoryDALL-E: Maharana et al. 2022, arXiv 2209.06192).
 
-Each segment has ids, positions and a head of its own: at a position only the next one's ids can be said.
+Each segment has its own ids, positions and rows of the head: only ids of the next position's segment can be predicted.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from segue.models.stack import Stack, StackConfig
 class MultiSegmentLM(nn.Module):
     """A stack over rows of segments. Satisfies `segue.models.base.Decodable`.
 
-    config: of the stack; its vocabulary and its learned positions follow from the segments, and its head is untied.
-    segments: ids and positions of each, in the order of a row; the ids of the first come first. The row's first element
-    is given, not said.
+    config: of the stack; its vocabulary and learned positions follow from the segments, and its head is untied.
+    segments: (number of ids, number of positions) of each, in the order of a row, which is also that of the ids. A
+    row's first element is given, never predicted.
     owner: (V,) long, the segment of each id. place: (L,) long, the segment of each position of a row.
     """
 
@@ -50,7 +50,7 @@ class MultiSegmentLM(nn.Module):
         return self.stack.path
 
     def ids(self, segment: int) -> Tensor:
-        """(n,) long, the ids of a segment, those that were added last."""
+        """(n,) long, the ids of a segment, ascending: those that were added come last."""
         return (self.owner == segment).nonzero()[:, 0]
 
     def segment_start(self, segment: int) -> int:
@@ -58,9 +58,10 @@ class MultiSegmentLM(nn.Module):
         return int((self.place < segment).sum())
 
     def scores(self, hidden: Tensor, positions: Tensor) -> Tensor:
-        """(B, N, V): of the ids of the segment in which the position behind each of (B, N) lies; others cannot be."""
-        behind = (positions + 1).clamp(0, len(self.place) - 1)
-        return self.stack.head(hidden).masked_fill(self.place[behind][..., None] != self.owner, -torch.inf)
+        """Logits (B, N, V) from hidden vectors (B, N, D) at `positions` (B, N): -inf for all ids but those of the next
+        position's segment."""
+        next_positions = (positions + 1).clamp(0, len(self.place) - 1)
+        return self.stack.head(hidden).masked_fill(self.place[next_positions][..., None] != self.owner, -torch.inf)
 
     def forward(self, tokens: Tensor, layout: Layout | None = None) -> Output:
         layout = Layout.of(tokens) if layout is None else layout
@@ -85,16 +86,17 @@ class MultiSegmentLM(nn.Module):
 
     @torch.no_grad()
     def grow(self, segment: int, count: int) -> Tensor:
-        """Add `count` ids to a segment; (count,) long. They come behind all others, whose rows stay as they are; the
-        new ones begin near the mean of the segment's (of a new name the model knows that it is a word)."""
-        old, stack = self.ids(segment), self.stack
-        if not len(old) or count < 1:
+        """Add `count` ids to a segment and return them, (count,) long. They follow all earlier ids, whose rows stay as
+        they are; new rows are initialised near the mean of the segment's, so that a new id is at least a likely one of
+        its segment."""
+        ids, stack = self.ids(segment), self.stack
+        if not len(ids) or count < 1:
             raise SegueError(f"segment {segment} cannot get {count} new ids: there are {int(self.owner.max()) + 1} "
                              "segments, and 1 id is the least")
         for table in (stack.embedding, stack.head):
             weight = table.weight
-            new = weight[old].mean(0) + 0.02 * torch.randn(count, weight.shape[1]).to(weight)
-            table.weight = nn.Parameter(torch.cat([weight, new]), requires_grad=weight.requires_grad)
+            rows = weight[ids].mean(0) + 0.02 * torch.randn(count, weight.shape[1]).to(weight)
+            table.weight = nn.Parameter(torch.cat([weight, rows]), requires_grad=weight.requires_grad)
         stack.config = replace(stack.config, vocabulary=stack.vocabulary + count)
         stack.embedding.num_embeddings = stack.head.out_features = stack.vocabulary
         self.owner = torch.cat([self.owner, torch.full((count,), segment).to(self.owner)])

@@ -1,4 +1,4 @@
-"""Encoder-decoders (Sutskever et al. 2014; Vaswani et al. 2017) behind the interface of every other model.
+"""Encoder-decoders (Sutskever et al. 2014; Vaswani et al. 2017) with the interface of every other model.
 
 A row is `source + [begin] + target`, where `begin` is an extra id after the model's vocabulary that is never generated.
 The source is encoded once, in both directions, into fixed keys and values; `begin` and the target are read by the
@@ -27,9 +27,9 @@ from segue.models.stack import Stack, StackConfig
 
 @dataclass(frozen=True)
 class EncoderDecoderConfig:
-    """encoder: of any mixers, those that look ahead included. decoder: of causal mixers; its `cross` says how it looks
-    at the source (default: the options that `CrossAttention` has). Both have one vocabulary and width.
-    shared: one embedding for both. restart: target positions count from 0, else they go on behind the source.
+    """encoder: a stack of any mixers, bidirectional ones included. decoder: a stack of causal mixers; its `cross` holds
+    the options of `CrossAttention` (default: none). Both must have the same vocabulary and width. shared: one embedding
+    for both. restart: target positions count from 0, else they continue those of the source.
     """
 
     encoder: StackConfig
@@ -94,34 +94,35 @@ class SourceState(State):
 
 
 class SplitPrompts:
-    """Rows (B, N) of an encoder-decoder split into source and target; `ends` (B,) tokens of each are real (None: all).
+    """Rows (B, N) of an encoder-decoder split into source and target. ends: (B,), the number of tokens of each row that
+    are no padding (None: all).
 
-    source: (B, S) long, 0 behind its `lengths` (B,); real: (B, S) bool. target: (B, M) long, `begin` and what follows.
-    node: (B, M) long, target positions from 0; place: (B, N) long, that of each token, below 0 in the source. layout:
-    the target's nodes where they stand in the rows.
+    source: (B, S) long, 0 after its `lengths` (B,); source_mask: (B, S) bool. target: (B, M) long, `begin` and what
+    follows. node: (B, M) long, target positions from 0. target_positions: (B, N) long, those of the row's tokens, below
+    0 in the source. layout: of the target's nodes, with positions in the row.
     """
 
     def __init__(self, model: Any, tokens: Tensor, ends: Tensor | None = None) -> None:
         begins, n, device = tokens == model.begin, tokens.shape[1], tokens.device
-        good = begins.sum(1) == 1
+        valid = begins.sum(1) == 1
         if n:
-            good &= ~begins[:, 0]
-        if not bool(good.all()):
-            check_prompt(model, tokens[int(good.long().argmin())].tolist())
+            valid &= ~begins[:, 0]
+        if not bool(valid.all()):
+            check_prompt(model, tokens[int(valid.long().argmin())].tolist())
         self.lengths = begins.long().argmax(1)
         longest = int(self.lengths.max())
         count = max(1, int(((n if ends is None else ends) - self.lengths).max()))
-        self.real = length_mask(self.lengths, longest)
-        self.source = tokens[:, :longest].masked_fill(~self.real, 0)
+        self.source_mask = length_mask(self.lengths, longest)
+        self.source = tokens[:, :longest].masked_fill(~self.source_mask, 0)
         self.node = torch.arange(count, device=device).expand(len(tokens), -1)
         self.layout = Layout(self.node + self.lengths[:, None])
         self.target = tokens.gather(1, self.layout.positions.clamp(max=n - 1))
-        self.place = torch.arange(n, device=device) - self.lengths[:, None]
+        self.target_positions = torch.arange(n, device=device) - self.lengths[:, None]
 
     def scatter_to_rows(self, y: Tensor) -> Tensor:
         """Vectors (B, M, F) of the target's nodes -> (B, N, F) at their places in the rows, zero elsewhere."""
-        there = (self.place >= 0) & (self.place < y.shape[1])
-        return gather_nodes(y, self.place.clamp(max=y.shape[1] - 1)).masked_fill(~there[..., None], 0.0)
+        is_target = (self.target_positions >= 0) & (self.target_positions < y.shape[1])
+        return gather_nodes(y, self.target_positions.clamp(max=y.shape[1] - 1)).masked_fill(~is_target[..., None], 0.0)
 
 
 def prompt_ends(at: Tensor | None) -> Tensor | None:
@@ -164,11 +165,12 @@ class SavedModel(nn.Module):
 
 
 def encode_source(encoder: Stack, source: Tensor, lengths: Tensor) -> Tensor:
-    """(B, S) long, or (B, S, C) real vectors, of which the first `lengths` (B,) of each row are real -> (B, S, D)."""
+    """Hidden vectors (B, S, D) of a source, (B, S) long or (B, S, C) real vectors, of which the first `lengths` (B,) of
+    each row are no padding."""
     batch, n = source.shape[:2]
     if bool((lengths == n).all()):
         return encoder.hidden(source, Layout.chain((batch, n), device=source.device))
-    if encoder.resettable:  # the padding is a document of its own, of which no mixer shows the other anything
+    if encoder.resettable:  # padding becomes a separate document, which no mixer mixes with the first
         starts = torch.arange(n, device=source.device) == lengths[:, None]
         return encoder.hidden(source, Layout.chain((batch, n), starts=starts))
     weight = next(encoder.parameters())
@@ -210,37 +212,37 @@ class ConditionedDecoder(nn.Module):
         return [*source, self.begin, *prefix]
 
     def memory(self, source: Tensor, lengths: Tensor) -> Tensor:
-        """(B, M, D): what the decoder looks at of a source (B, S) long, of which the first `lengths` (B,) of each row
-        are real; of the M likewise."""
+        """The vectors (B, M, D) that the decoder attends to, for a source (B, S) long. The first `lengths` (B,) of each
+        row of both are no padding."""
         raise NotImplementedError
 
     def _read(self, prompts: SplitPrompts, state: SourceState | None = None) -> Tensor:
-        """(B, N, D), zero at the source and at padding."""
+        """Hidden vectors (B, N, D) of whole rows, zero at the source and at padding."""
         encoded = self.memory(prompts.source, prompts.lengths)
         positions = prompts.node if self.restart else prompts.layout.positions
         layout = Layout(positions, source=(encoded, prompts.lengths))
         return prompts.scatter_to_rows(self.decoder.hidden(prompts.target, layout, state))
 
     def hidden(self, tokens: Tensor, layout: Layout | None = None) -> Tensor:
-        """(B, T) rows of source, begin and target, padded behind it -> (B, T, D), zero at the source."""
-        return self._hidden_and_places(tokens, layout)[0]
+        """Hidden vectors (B, T, D) of rows (B, T) of source, begin, target and padding; zero at the source."""
+        return self._hidden_and_positions(tokens, layout)[0]
 
-    def _hidden_and_places(self, tokens: Tensor, layout: Layout | None) -> tuple[Tensor, Tensor]:
-        """The hidden vectors of whole rows, and the place of each node in its target."""
+    def _hidden_and_positions(self, tokens: Tensor, layout: Layout | None) -> tuple[Tensor, Tensor]:
+        """The hidden vectors of whole rows (B, N, D), and the target position (B, N) of each token."""
         if layout is not None and layout.starts is not None:
             raise SegueError("an encoder-decoder cannot reset inside a sequence: give it one pair of source and target "
                              "per row")
         prompts = SplitPrompts(self, tokens)
-        return self._read(prompts), prompts.place
+        return self._read(prompts), prompts.target_positions
 
-    def _logits(self, hidden: Tensor, place: Tensor) -> Tensor:
-        """Scores of the nodes (B, N, D) that stand at these places (B, N) of the target."""
+    def _logits(self, hidden: Tensor, target_positions: Tensor) -> Tensor:
+        """Logits (B, N, V + 1) of hidden vectors (B, N, D) at these target positions (B, N)."""
         return F.pad(self.decoder.head(hidden), (0, 1), value=-torch.inf)
 
     def forward(self, tokens: Tensor, layout: Layout | None = None) -> Output:
         """The training form, see `hidden`."""
-        hidden, place = self._hidden_and_places(tokens, layout)
-        return Output(self._logits(hidden, place), hidden)
+        hidden, target_positions = self._hidden_and_positions(tokens, layout)
+        return Output(self._logits(hidden, target_positions), hidden)
 
     def init_state(self, batch: int, history: int = 0) -> SourceState:
         state = self.decoder.init_state(batch, history)
@@ -248,22 +250,22 @@ class ConditionedDecoder(nn.Module):
 
     def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None,
                at: Tensor | None = None) -> Output:
-        """See `Decodable.extend`. The first call takes the whole prompts; where it says `at`, what stands behind the
-        last of those nodes is padding, and cannot be committed."""
+        """See `Decodable.extend`. The first call takes the whole prompts; with `at`, nodes after the last of those are
+        padding and cannot be committed."""
         assert isinstance(state, SourceState)
         check_rows(tokens.shape[0], state)
         layout = state.layout(tokens.shape[1], parents)
         if state.source.is_empty:
             prompts = SplitPrompts(self, tokens, prompt_ends(at))
-            hidden, layout, place = self._read(prompts, state), prompts.layout, prompts.place
+            hidden, layout, target_positions = self._read(prompts, state), prompts.layout, prompts.target_positions
         else:
-            place = layout.positions - state.source.lengths[:, None]
-            positions = place if self.restart else layout.positions
+            target_positions = layout.positions - state.source.lengths[:, None]
+            positions = target_positions if self.restart else layout.positions
             hidden = self.decoder.hidden(tokens, replace(layout, positions=positions), state)
         state.pending = layout
         if at is None:
-            return Output(self._logits(hidden, place), hidden)
-        return Output(self._logits(gather_nodes(hidden, at), place.gather(1, at)), hidden)
+            return Output(self._logits(hidden, target_positions), hidden)
+        return Output(self._logits(gather_nodes(hidden, at), target_positions.gather(1, at)), hidden)
 
 
 class EncoderDecoder(ConditionedDecoder, SavedModel):

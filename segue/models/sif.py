@@ -27,28 +27,28 @@ def cooccurrence_vectors(rows: Sequence[np.ndarray], vocabulary: int, width: int
         raise SegueError(f"{width} features of {vocabulary} elements, window {window}: give from 1 to as many features "
                          "as elements, and a window of 1 or more")
     flat = np.concatenate([np.zeros(0, np.int64), *rows]).astype(np.int64)
-    row = np.repeat(np.arange(len(rows)), [len(each) for each in rows])
+    document = np.repeat(np.arange(len(rows)), [len(ids) for ids in rows])
     codes: np.ndarray = np.zeros(0, np.int64)
     counts: np.ndarray = np.zeros(0)
-    for away in range(1, window + 1):
-        same = row[away:] == row[:-away]
-        a, b = flat[:-away][same], flat[away:][same]
-        found, often = np.unique(np.concatenate([a * vocabulary + b, b * vocabulary + a]), return_counts=True)
-        codes, place = np.unique(np.concatenate([codes, found]), return_inverse=True)
-        counts = np.bincount(place, np.concatenate([counts, often]), len(codes))
+    for distance in range(1, window + 1):
+        same_document = document[distance:] == document[:-distance]
+        a, b = flat[:-distance][same_document], flat[distance:][same_document]
+        new_codes, new_counts = np.unique(np.concatenate([a * vocabulary + b, b * vocabulary + a]), return_counts=True)
+        codes, inverse = np.unique(np.concatenate([codes, new_codes]), return_inverse=True)
+        counts = np.bincount(inverse, np.concatenate([counts, new_counts]), len(codes))
     if not len(codes):
         raise SegueError("no two elements stand in one sequence: there is nothing that occurs together")
     first, second = codes // vocabulary, codes % vocabulary
-    often = np.bincount(first, counts, vocabulary)
-    information = np.log(counts * counts.sum() / (often[first] * often[second]))
+    element_counts = np.bincount(first, counts, vocabulary)
+    information = np.log(counts * counts.sum() / (element_counts[first] * element_counts[second]))
     keep = information > 0
-    table = torch.sparse_coo_tensor(torch.from_numpy(np.stack([first[keep], second[keep]])),
-                                    torch.from_numpy(information[keep]), (vocabulary, vocabulary),
-                                    check_invariants=True)
+    pmi = torch.sparse_coo_tensor(torch.from_numpy(np.stack([first[keep], second[keep]])),
+                                  torch.from_numpy(information[keep]), (vocabulary, vocabulary),
+                                  check_invariants=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        left, values, _ = torch.svd_lowrank(table, min(vocabulary, width + 10), niter=6)
-    return (left[:, :width] * values[:width].sqrt()).float()
+        singular_vectors, values, _ = torch.svd_lowrank(pmi, min(vocabulary, width + 10), niter=6)
+    return (singular_vectors[:, :width] * values[:width].sqrt()).float()
 
 
 class SIFEmbedding(nn.Module):
@@ -78,16 +78,17 @@ class SIFEmbedding(nn.Module):
         """Estimate frequencies and the common direction from rows of ids, which should be the training data alone."""
         counts = torch.bincount(torch.from_numpy(np.concatenate(rows).astype(np.int64)), minlength=len(elements))
         model = cls(elements, counts / counts.sum(), a)
-        plain = torch.cat([model.vectors(torch.from_numpy(np.asarray(row, np.int64))[None], torch.tensor([len(row)]))
-                           for row in rows])
-        model.common = torch.linalg.svd(plain, full_matrices=False).Vh[0]
+        vectors = torch.cat([model.vectors(torch.from_numpy(np.asarray(row, np.int64))[None], torch.tensor([len(row)]))
+                             for row in rows])
+        model.common = torch.linalg.svd(vectors, full_matrices=False).Vh[0]
         return model
 
     def vectors(self, source: Tensor, lengths: Tensor) -> Tensor:
         """Return the vector (B, D) of each row of ids (B, S), of which the first `lengths` (B,) are real."""
-        live = length_mask(lengths, source.shape[1])
-        source = torch.where(live, source, len(self.elements)).sort(1).values  # so that rounding is blind to order
-        source = torch.where(live, source, 0)
-        weights = self.a / (self.a + self.frequency[source]) * live
+        mask = length_mask(lengths, source.shape[1])
+        # sorted, so that rounding does not depend on the order
+        source = torch.where(mask, source, len(self.elements)).sort(1).values
+        source = torch.where(mask, source, 0)
+        weights = self.a / (self.a + self.frequency[source]) * mask
         mean = (weights[..., None] * self.elements[source]).sum(1) / lengths[:, None]
         return mean - (mean @ self.common)[:, None] * self.common

@@ -67,13 +67,13 @@ class SpaceTimeConfig:
 class BlockInputs:
     """What blocks need besides the vectors.
 
-    grid: frames, and the axes of a frame. asked: (B, N) bool, the elements to be generated. clock: (2, B, 6, D), scale
-    and shift parameters of the time, for elements asked for and for known ones (time 0). words: encoded text and its
+    grid: frames, and the axes of a frame. noisy: (B, N) bool, the elements to be generated. clock: (2, B, 6, D), scale
+    and shift parameters of the time, for noisy elements and for known ones (time 0). words: encoded text and its
     lengths, or None.
     """
 
     grid: tuple[int, ...]
-    asked: Tensor
+    noisy: Tensor
     clock: Tensor
     words: tuple[Tensor, Tensor] | None
 
@@ -84,7 +84,7 @@ class BlockInputs:
 
     def unfold(self, x: Tensor, over_time: bool) -> Tensor:
         """Invert `fold`."""
-        x = x.unflatten(0, (len(self.asked), -1))
+        x = x.unflatten(0, (len(self.noisy), -1))
         return (x.transpose(1, 2) if over_time else x).flatten(1, 2)
 
 
@@ -109,16 +109,17 @@ class SpaceTimeBlock(nn.Module):
             if module is not None:
                 zero_init(module.out)
 
-    def forward(self, x: Tensor, scene: BlockInputs) -> Tensor:
-        asked, given = (self.table + scene.clock)[:, :, None]
-        shift, scale, gate, shift2, scale2, gate2 = torch.where(scene.asked[..., None, None], asked, given).unbind(2)
-        lines = scene.fold(unscaled_norm(x) * (1 + scale) + shift, self.over_time)
-        frame = scene.grid[1:]
+    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+        noisy_terms, known_terms = (self.table + inputs.clock)[:, :, None]
+        terms = torch.where(inputs.noisy[..., None, None], noisy_terms, known_terms)
+        shift, scale, gate, shift2, scale2, gate2 = terms.unbind(2)
+        rows = inputs.fold(unscaled_norm(x) * (1 + scale) + shift, self.over_time)
+        frame = inputs.grid[1:]
         grid = frame if not self.over_time and 1 < len(frame) <= self.mixer.axes else None
-        layout = Layout.chain((lines.shape[0], lines.shape[1]), device=x.device, grid=grid)
-        x = x + gate * scene.unfold(self.mixer.run(lines, layout, {}), self.over_time)
+        layout = Layout.chain((rows.shape[0], rows.shape[1]), device=x.device, grid=grid)
+        x = x + gate * inputs.unfold(self.mixer.run(rows, layout, {}), self.over_time)
         if self.cross is not None:
-            x = x + self.cross.run(x, Layout(layout.positions, source=scene.words), {})
+            x = x + self.cross.run(x, Layout(layout.positions, source=inputs.words), {})
         return x + gate2 * self.channel(unscaled_norm(x) * (1 + scale2) + shift2)
 
 
@@ -175,31 +176,31 @@ class SpatioTemporalDiT(LayeredField):
     def layers(self) -> list[nn.Module]:
         return list(self.blocks)
 
-    def begin(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout,
-              given: Conditions = NOTHING) -> tuple[Tensor, BlockInputs]:
+    def begin(self, x: Tensor, t: Tensor, noisy: Tensor, layout: Layout,
+              conditions: Conditions = NOTHING) -> tuple[Tensor, BlockInputs]:
         if layout.starts is not None:
             raise SegueError("a row holds one film: give films of one length, one a row")
         grid = layout.grid or (x.shape[1],)
         clock = self.clock(time_features(torch.stack([t.float(), torch.zeros_like(t, dtype=torch.float)]), 64).to(x))
         words = None
         if self.words is not None:
-            words = self.words(given.get(TEXT, torch.full((len(x), 0), -1, device=x.device)))
+            words = self.words(conditions.get(TEXT, torch.full((len(x), 0), -1, device=x.device)))
         hidden = self.into(x) + self.places(grid[1:], x).repeat(grid[0], 1)
-        return hidden, BlockInputs(grid, asked, clock.unflatten(-1, (6, -1)), words)
+        return hidden, BlockInputs(grid, noisy, clock.unflatten(-1, (6, -1)), words)
 
-    def places(self, frame: tuple[int, ...], like: Tensor) -> Tensor:
+    def places(self, frame: tuple[int, ...], x: Tensor) -> Tensor:
         """Return sinusoids of the places of a frame, (places, D), each axis on its own share of the features."""
         if not frame:
-            return like.new_zeros(1, self.width)
-        share = self.width // len(frame)
-        at = torch.cartesian_prod(*(torch.arange(length, device=like.device) for length in frame))
-        waves = sinusoids(at.view(-1, len(frame)).T, share, like.dtype)  # (axes, places, share)
-        return F.pad(waves.transpose(0, 1).flatten(1), (0, self.width - share * len(frame)))
+            return x.new_zeros(1, self.width)
+        features = self.width // len(frame)
+        coordinates = torch.cartesian_prod(*(torch.arange(length, device=x.device) for length in frame))
+        waves = sinusoids(coordinates.view(-1, len(frame)).T, features, x.dtype)  # (axes, places, features)
+        return F.pad(waves.transpose(0, 1).flatten(1), (0, self.width - features * len(frame)))
 
-    def run(self, block: nn.Module, hidden: Tensor, at: BlockInputs) -> Tensor:
-        return block(hidden, at)
+    def run(self, block: nn.Module, hidden: Tensor, inputs: BlockInputs) -> Tensor:
+        return block(hidden, inputs)
 
-    def end(self, hidden: Tensor, at: BlockInputs) -> Tensor:
-        asked, given = (self.table + at.clock[:, :, :2])[:, :, None]
-        shift, scale = torch.where(at.asked[..., None, None], asked, given).unbind(2)
+    def end(self, hidden: Tensor, inputs: BlockInputs) -> Tensor:
+        noisy_terms, known_terms = (self.table + inputs.clock[:, :, :2])[:, :, None]
+        shift, scale = torch.where(inputs.noisy[..., None, None], noisy_terms, known_terms).unbind(2)
         return self.head(unscaled_norm(hidden) * (1 + scale) + shift)

@@ -67,9 +67,9 @@ class Masked(nn.Module):
     @torch.no_grad()
     def freeze(self, units: Tensor) -> None:
         """Freeze units (D,) bool: whatever happens to the parameters, their weights stay as they are now."""
-        new = units & ~self.frozen
-        self.kept[new], self.kept_bias[new] = self.weight[new], self.bias[new]
-        self.frozen |= new
+        newly_frozen = units & ~self.frozen
+        self.kept[newly_frozen], self.kept_bias[newly_frozen] = self.weight[newly_frozen], self.bias[newly_frozen]
+        self.frozen |= newly_frozen
 
     @torch.no_grad()
     def drop(self, edges: Tensor) -> int:
@@ -91,9 +91,9 @@ class Masked(nn.Module):
     @torch.no_grad()
     def renew(self, units: Tensor, generator: torch.Generator | None = None) -> None:
         """Reinitialise units (D,) bool: He weights (He et al. 2015, fan-out mode) and zero biases."""
-        fresh = nn.init.kaiming_normal_(torch.empty(self.weight.shape), mode="fan_out", nonlinearity="relu",
-                                        generator=generator)
-        self.weight[units], self.bias[units] = fresh[units.cpu()].to(self.weight), 0.0
+        initial = nn.init.kaiming_normal_(torch.empty(self.weight.shape), mode="fan_out", nonlinearity="relu",
+                                          generator=generator)
+        self.weight[units], self.bias[units] = initial[units.cpu()].to(self.weight), 0.0
 
 
 class SparseNetwork(nn.Module):
@@ -117,7 +117,7 @@ class SparseNetwork(nn.Module):
             raise SegueError(f"layers {list(widths)} with kernels {kernels} and densities {densities}, {early} of them "
                              "early, do not fit: give each of them one, and at least one that is not early")
         sizes = [inputs, *widths]
-        self.layers = nn.ModuleList(Masked(*each) for each in zip(sizes, widths, kernels, densities))
+        self.layers = nn.ModuleList(Masked(*arguments) for arguments in zip(sizes, widths, kernels, densities))
         self.early, self.trunk = early, None if trunk is None else trunk.eval().requires_grad_(False)
 
     @property
@@ -177,9 +177,9 @@ class SparseNetwork(nn.Module):
         accounts for the fraction `share` of their layer's activity, else as free (type 0)."""
         for layer, activations in zip(self.masked, activity):
             order = activations.argsort(descending=True, stable=True)
-            before = activations[order].cumsum(0) - activations[order]
+            activity_before = activations[order].cumsum(0) - activations[order]
             chosen = torch.zeros_like(layer.frozen)
-            chosen[order] = (before < share * activations.sum()) & (activations[order] > 0)
+            chosen[order] = (activity_before < share * activations.sum()) & (activations[order] > 0)
             layer.types = torch.where(layer.types > 1, layer.types, chosen.long())
 
     @torch.no_grad()

@@ -37,6 +37,6 @@ class Marginals(nn.Module):
         self.register_buffer("table", table.flatten(1), persistent=False)
 
     def forward(self, logits: Tensor) -> Tensor:
-        chances = logits.softmax(-1) @ self.table.to(logits)
+        probabilities = logits.softmax(-1) @ self.table.to(logits)
         shape = (*logits.shape[:-1], self.places.shape[1], len(self.letters))
-        return chances.reshape(shape).clamp(torch.finfo(chances.dtype).tiny).log()
+        return probabilities.reshape(shape).clamp(torch.finfo(probabilities.dtype).tiny).log()

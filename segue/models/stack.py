@@ -1,7 +1,7 @@
 """The one native model: embed, a stack of blocks (a mixer and a channel mixer each), norm, head.
 
-What differs between two models is the mixers' names in the pattern and nothing else. The same stack with other
-switches holds the GPT-2, Llama, Qwen, GPT-NeoX and Mamba families.
+Models differ only in the names of their mixers and in the options of their config, which cover the GPT-2, Llama, Qwen,
+GPT-NeoX and Mamba families.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-MAX_LAYERS = 1000  # of a pattern: a larger count is a mistake
+MAX_LAYERS = 1000  # of a pattern; a larger count is taken for a mistake
 
 
 def both_ways(config: StackConfig) -> StackConfig:
@@ -86,23 +86,23 @@ class StackConfig:
     embed_norm: normalise the embedding before the first block. dropout: on each branch, in training only.
     inputs: C, where the elements are vectors of C real numbers instead of ids (a linear map embeds them).
     shared: layers of one name (with label) are one block, applied again and again (ALBERT, Lan et al. 2020).
-    post_norm: the norm of a branch stands behind the sum, norm(x + branch(x)), and none behind the last block (Vaswani
-        et al. 2017, BERT); default: in front of the branch, x + branch(norm(x)).
-    transform: a dense layer of width D, the activation and a norm stand in front of the head, which has biases then
-        (BERT, Devlin et al. 2019; BERT4Rec). The hidden vectors that the stack gives are those behind it.
-    pool: "mean" reads the head off the mean of the document's hidden vectors so far instead of the last one: at its
-        last element that is the mean of them all, as a classifier wants it. "" (default) pools nothing.
-    tables: further embeddings, by name the number of their rows. Elements are then (B, T, 1 + tables) long, an id and a
-        row of each table; what they name is summed, with positions where they are learned, before `embed_norm`
-        (Recformer: Li et al. 2023, arXiv 2305.13731: word, position, sort of token, place of the item).
+    post_norm: norms come after the sum, norm(x + branch(x)), and none after the last block (Vaswani et al. 2017, BERT);
+        default: before each branch, x + branch(norm(x)).
+    transform: a dense layer of width D, the activation and a norm precede the head, which then has biases (BERT, Devlin
+        et al. 2019; BERT4Rec). The stack's hidden vectors are the outputs of this transform.
+    pool: "mean" replaces each hidden vector by the mean of those of the document up to there; at the last element that
+        is the mean of all, as a classifier needs. "" (default): no pooling.
+    tables: further embeddings, the number of rows by name. Elements are then (B, T, 1 + tables) long, an id and a row
+        of each table; their embeddings are summed, with learned positions if there are any, before `embed_norm`
+        (Recformer: Li et al. 2023, arXiv 2305.13731: word, position, type of token, position of the item).
     cross: keyword arguments of a cross-attention in each block, between mixer and channel mixer, to the source that the
         layout brings (see `segue.models.seq2seq`), by position where it names a mixer (see `segue.mixers.cross`); the
-        id behind the vocabulary then begins a text. With an entry "gate", "soft" or "xor" or one of them for each
-        block, mixer and cross-attention stand side by side instead, and the second has a say only within regions: the
-        branch is (a + g c) / 2, or of "xor" ((1 - g) a + g c) / 2, with g = 1 there (Theme Transformer, 2021, arXiv
-        2111.04093). None (default): no.
+        id V then begins a target. With an entry "gate", "soft" or "xor" or one of them for each block, mixer output a
+        and cross-attention c are combined in one branch instead, the latter only within regions: (a + g c) / 2 or, for
+        "xor", ((1 - g) a + g c) / 2, with g = 1 in regions and else 0 (Theme Transformer, 2021, arXiv 2111.04093). None
+        (default): no cross-attention.
     regions: the ids that open and close a region (see `segue.mixers.regions`), or None.
-    traits: what ids are besides, by name (see `segue.mixers.traits`), for attention with an option of that name.
+    traits: attributes of ids, by name (see `segue.mixers.traits`), for attention with an option of that name.
     """
 
     vocabulary: int
@@ -151,6 +151,34 @@ class StackConfig:
             raise SegueError(f"the model's config is incomplete: {error}") from error
 
 
+def check_config(config: StackConfig) -> None:
+    """Raise SegueError for a config with unknown values or options that exclude each other."""
+    if config.channel not in ("glu", "mlp", "none") or config.activation not in ACTIVATIONS:
+        raise SegueError(f"channel '{config.channel}' with activation '{config.activation}' is unknown: "
+                         f"choose glu, mlp or none, and one of {', '.join(ACTIVATIONS)}")
+    if config.norm not in ("rms", "layer"):
+        raise SegueError(f"norm '{config.norm}' is unknown: choose rms or layer")
+    if unknown := {name for name in config.options if name.partition(":")[0] not in MIXERS}:
+        raise SegueError(f"options of unknown mixers {sorted(unknown)}: choose from {', '.join(sorted(MIXERS))}")
+    if config.pool not in ("", "mean") or (config.inputs and config.tied):
+        raise SegueError(f"pool '{config.pool}', inputs {config.inputs}, tied {config.tied} do not fit: pool is "
+                         "'' or 'mean', and a model of real vectors has an untied head")
+    if config.parallel and config.post_norm:
+        raise SegueError("parallel branches read one normed input: leave parallel or post_norm out")
+    if config.tables and (config.inputs or config.cross is not None or min(config.tables.values()) < 1):
+        raise SegueError(f"tables {config.tables} stand beside an embedding of ids, with rows in each: leave "
+                         "inputs and cross out")
+    if config.regions is not None and (len(config.regions) != 2 or config.inputs or config.tables or
+                                       not all(0 <= region < config.vocabulary for region in config.regions)):
+        raise SegueError(f"regions {config.regions} are two of the model's ids, of what opens one and what closes "
+                         "it: leave inputs and tables out")
+    if config.traits and (config.inputs or config.tables):
+        raise SegueError("ids have traits: leave inputs and tables out")
+    if config.cross is not None and (config.parallel or config.inputs):
+        raise SegueError("cross-attention stands between mixer and channel mixer, in a model of ids: leave "
+                         "parallel and inputs out")
+
+
 class ChannelMixer(nn.Module):
     """Position-wise network: gated (Shazeer 2020) or plain."""
 
@@ -171,7 +199,7 @@ class ChannelMixer(nn.Module):
 
 
 def make_norm(config: StackConfig) -> nn.Module:
-    """The normalisation layer that the config asks for."""
+    """The normalisation layer of the config's `norm`."""
     return (nn.RMSNorm if config.norm == "rms" else nn.LayerNorm)(config.width, eps=config.norm_eps)
 
 
@@ -190,21 +218,21 @@ class Transform(nn.Module):
 def cross_attention_gates(config: StackConfig) -> list[str]:
     """The gate of each block's cross-attention: "soft", "xor", or "" for a cross-attention after the mixer."""
     gate = (config.cross or {}).get("gate", "")
-    each = [gate] * len(config.mixers) if isinstance(gate, str) else list(gate)
-    if len(each) != len(config.mixers) or not set(each) <= {"", "soft", "xor"}:
+    gates = [gate] * len(config.mixers) if isinstance(gate, str) else list(gate)
+    if len(gates) != len(config.mixers) or not set(gates) <= {"", "soft", "xor"}:
         raise SegueError(f"gate {gate!r} is none of '', soft and xor, nor one of them for each of the "
                          f"{len(config.mixers)} blocks")
-    if any(each) and config.regions is None:
-        raise SegueError("gated cross-attention asks where regions are: give regions, the ids that open and close one")
-    return each
+    if any(gates) and config.regions is None:
+        raise SegueError("gated cross-attention needs regions: give regions, the ids that open and close one")
+    return gates
 
 
 class LearnedState(nn.Module):
     """A learned offset to the initial state of a block's mixers (see `segue.models.adapters.InitialState`).
 
-    parts: of a fresh state, whose carries' free tensors get numbers. rank: those that end in a matrix (K, E) have
-    scale * sum_r k_r v_r^T added, k ~ N(0, 1) and v ~ N(0, scale^2); 0, or one as high as the matrix: all its numbers,
-    which begin at 0, times scale; so have vectors. seed: of k and v.
+    parts: of a fresh state; the learnable tensors of its carries get offsets. rank: matrices (K, E) get the low-rank
+    offset scale * sum_r k_r v_r^T, with k ~ N(0, 1) and v ~ N(0, scale^2) initially; with rank 0, or a rank as high as
+    the matrix's, matrices get scale times a full matrix, initially 0, as vectors do. seed: of k and v.
     """
 
     def __init__(self, parts: Mapping[str, Part], rank: int, scale: float, seed: int) -> None:
@@ -238,17 +266,17 @@ class LearnedState(nn.Module):
         for name, part in parts.items():
             if not isinstance(part, Carry):
                 continue
-            opened, state = part.recurrence.learnable_initial(part.state[0].shape[0], like), list(part.state)
+            initial, state = part.recurrence.learnable_initial(part.state[0].shape[0], like), list(part.state)
             for index, old in enumerate(state):
-                moved = self.offset(f"{name}:{index}")
-                state[index] = opened[index] if moved is None else old + moved.to(old.dtype)
+                offset = self.offset(f"{name}:{index}")
+                state[index] = initial[index] if offset is None else old + offset.to(old.dtype)
             part.state = part.replay_state = tuple(state)
 
 
 class Block(nn.Module):
     """x + mixer(norm(x)), x + cross-attention(norm(x)) where there is one, then x + channel(norm(x)); or mixer and
-    channel mixer from the same x (`parallel`); or the norms behind the sums (`post_norm`); or mixer and cross-attention
-    side by side (`gate`)."""
+    channel mixer from the same x (`parallel`); or norms after the sums (`post_norm`); or mixer and cross-attention
+    in one branch (`gate`)."""
 
     def __init__(self, config: StackConfig, mixer: str, index: int = 0) -> None:
         super().__init__()
@@ -264,17 +292,17 @@ class Block(nn.Module):
         self.channel_norm = make_norm(config) if config.channel != "none" else None
         self.channel = ChannelMixer(config) if config.channel != "none" else None
         self.parallel, self.post_norm, self.drop = config.parallel, config.post_norm, Dropout(config.dropout)
-        self.begins: list[LearnedState] = nn.ModuleList()  # type: ignore[assignment]  # worn by adapters
+        self.begins: list[LearnedState] = nn.ModuleList()  # type: ignore[assignment]  # set by adapters
 
     def _gated_mix(self, mix: Callable[[Mixer, Tensor], Tensor], labels: Tensor | None, x: Tensor) -> Tensor:
-        """Mixer and, within regions, cross-attention. The half stays where a branch is shut, so that sizes do too."""
+        """Mixer and, within regions, cross-attention. The factor 1/2 stays where a gate is 0, to keep the scale."""
         assert self.cross is not None and labels is not None
         inside = (labels > 0)[..., None]
-        own, other = mix(self.mixer, x), mix(self.cross, x).masked_fill(~inside, 0.0)
-        return (own.masked_fill(inside, 0.0) if self.gate == "xor" else own).add(other) / 2
+        mixed, attended = mix(self.mixer, x), mix(self.cross, x).masked_fill(~inside, 0.0)
+        return (mixed.masked_fill(inside, 0.0) if self.gate == "xor" else mixed).add(attended) / 2
 
     def forward(self, x: Tensor, mix: Callable[[Mixer, Tensor], Tensor], labels: Tensor | None = None) -> Tensor:
-        """labels: `Layout.labels`, which gates ask for."""
+        """x: (B, N, D). mix: applies a mixer to normed x. labels: `Layout.labels`, needed by gates."""
         if self.channel is not None and self.channel_norm is not None and self.parallel:
             return x + self.drop(mix(self.mixer, self.mixer_norm(x))) + self.drop(self.channel(self.channel_norm(x)))
 
@@ -342,7 +370,7 @@ class OnePassModel:
     def extend(self: HiddenModel, tokens: Tensor, state: Decoding, parents: Tensor | None = None,
                at: Tensor | None = None, starts: Tensor | None = None, layout: Layout | None = None) -> Output:
         """The decoding form; see `Decodable.extend`. starts: (B, N) bool, a new document begins at these nodes.
-        layout: in place of parents and starts, where the nodes stand and what they see."""
+        layout: replaces parents and starts, with the nodes' positions and what they attend to."""
         assert isinstance(state, State)
         check_rows(tokens.shape[0], state)
         layout = state.layout(tokens.shape[1], parents, None, starts) if layout is None else layout
@@ -356,30 +384,7 @@ class Stack(OnePassModel, nn.Module):
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
-        if config.channel not in ("glu", "mlp", "none") or config.activation not in ACTIVATIONS:
-            raise SegueError(f"channel '{config.channel}' with activation '{config.activation}' is unknown: "
-                             f"choose glu, mlp or none, and one of {', '.join(ACTIVATIONS)}")
-        if config.norm not in ("rms", "layer"):
-            raise SegueError(f"norm '{config.norm}' is unknown: choose rms or layer")
-        if unknown := {name for name in config.options if name.partition(":")[0] not in MIXERS}:
-            raise SegueError(f"options of unknown mixers {sorted(unknown)}: choose from {', '.join(sorted(MIXERS))}")
-        if config.pool not in ("", "mean") or (config.inputs and config.tied):
-            raise SegueError(f"pool '{config.pool}', inputs {config.inputs}, tied {config.tied} do not fit: pool is "
-                             "'' or 'mean', and a model of real vectors has an untied head")
-        if config.parallel and config.post_norm:
-            raise SegueError("parallel branches read one normed input: leave parallel or post_norm out")
-        if config.tables and (config.inputs or config.cross is not None or min(config.tables.values()) < 1):
-            raise SegueError(f"tables {config.tables} stand beside an embedding of ids, with rows in each: leave "
-                             "inputs and cross out")
-        if config.regions is not None and (len(config.regions) != 2 or config.inputs or config.tables or
-                                           not all(0 <= each < config.vocabulary for each in config.regions)):
-            raise SegueError(f"regions {config.regions} are two of the model's ids, of what opens one and what closes "
-                             "it: leave inputs and tables out")
-        if config.traits and (config.inputs or config.tables):
-            raise SegueError("ids have traits: leave inputs and tables out")
-        if config.cross is not None and (config.parallel or config.inputs):
-            raise SegueError("cross-attention stands between mixer and channel mixer, in a model of ids: leave "
-                             "parallel and inputs out")
+        check_config(config)
         self.config = config
         self.embedding = nn.Linear(config.inputs, config.width) if config.inputs else \
             nn.Embedding(config.vocabulary, config.width)
@@ -393,10 +398,10 @@ class Stack(OnePassModel, nn.Module):
         self.traits = Traits(config.traits, config.vocabulary) if config.traits else None
         blocks: list[Block] = []
         for index, name in enumerate(config.mixers):
-            same = config.mixers.index(name)
-            blocks.append(blocks[same] if config.shared and same < index else Block(config, name, index))
+            first = config.mixers.index(name)
+            blocks.append(blocks[first] if config.shared and first < index else Block(config, name, index))
         self.blocks: list[Block] = nn.ModuleList(blocks)  # type: ignore[assignment]
-        self.checkpointing = False  # keep the blocks' inputs only, and compute the rest again on the way back
+        self.checkpointing = False  # store the blocks' inputs only, and recompute the rest in the backward pass
         self.norm = nn.Identity() if config.post_norm else make_norm(config)
         self.transform = Transform(config) if config.transform else None
         self.head = nn.Linear(config.width, config.vocabulary, bias=config.transform)
@@ -438,16 +443,16 @@ class Stack(OnePassModel, nn.Module):
         return f"torch {str(weight.dtype).removeprefix('torch.')} on {weight.device.type}"
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        eager = can_check_values()
+        can_check = can_check_values()
         if self.config.tables and tokens.shape[2:] != (1 + len(self.config.tables),):
             raise SegueError(f"elements of this model are an id and a row of each of the tables "
                              f"{', '.join(self.config.tables)}, not {tuple(tokens.shape[2:])} numbers")
-        beside = tokens[..., 1:].unbind(-1) if self.config.tables else ()
+        table_rows = tokens[..., 1:].unbind(-1) if self.config.tables else ()
         tokens = tokens[..., 0] if self.config.tables else tokens
-        soft = tokens.is_floating_point() and not self.config.inputs
-        if eager and tokens.device.type == "cpu" and not self.config.inputs and not soft:
+        weighted = tokens.is_floating_point() and not self.config.inputs
+        if can_check and tokens.device.type == "cpu" and not self.config.inputs and not weighted:
             check_tokens(tokens, self.config.vocabulary + (self.begin_embedding is not None))
-        if soft:  # rows of weights instead of ids: a one-hot row is an id
+        if weighted:  # rows of weights instead of ids: a one-hot row is an id
             x = (tokens @ self.embedding.weight).to(self.embedding.weight.dtype)
         elif self.begin_embedding is None:
             x = self.embedding(tokens)
@@ -456,12 +461,12 @@ class Stack(OnePassModel, nn.Module):
             x = torch.where(begins[..., None], self.begin_embedding, self.embedding(tokens.masked_fill(begins, 0)))
         if self.position_embedding is not None:
             limit = self.position_embedding.num_embeddings
-            if eager and positions.numel() and int(positions.max()) >= limit:
+            if can_check and positions.numel() and int(positions.max()) >= limit:
                 raise SegueError(f"position {int(positions.max())} is beyond the {limit} learned positions of "
                                  "this model: give a shorter prompt or ask for fewer tokens")
             x = x + self.position_embedding(positions)
-        for table, index in zip(self.tables, beside):
-            if eager and index.device.type == "cpu":
+        for table, index in zip(self.tables, table_rows):
+            if can_check and index.device.type == "cpu":
                 check_tokens(index, table.num_embeddings)
             x = x + table(index)
         return self.drop(x if self.embed_norm is None else self.embed_norm(x))
@@ -488,8 +493,8 @@ class Stack(OnePassModel, nn.Module):
         return x if self.transform is None else self.transform(x)
 
     def hidden(self, tokens: Tensor, layout: Layout, state: State | None = None) -> Tensor:
-        """(B, N), (B, N, V) rows of weights of ids, (B, N, C) real vectors, or (B, N, 1 + tables) long -> (B, N, D)
-        after the last norm, pooled where the config says so."""
+        """Hidden vectors (B, N, D) after the last norm, pooled if the config says so, of ids (B, N) long, rows of
+        weights over ids (B, N, V), real vectors (B, N, C), or ids and rows of tables (B, N, 1 + tables) long."""
         x = self.embed(tokens, layout.positions)
         if self.regions is not None:
             carry = None if state is None else state.layers[0]["regions"]
@@ -514,13 +519,13 @@ class Stack(OnePassModel, nn.Module):
         for name, block in zip(self.config.mixers, self.blocks):
             if not block.mixer.causal:
                 raise SegueError(f"mixer '{name}' looks ahead: this model cannot continue, only score whole sequences")
-        like = self.embedding.weight.detach()
-        layers = [block.parts(batch, like, history) for block in self.blocks]
+        weight = self.embedding.weight.detach()
+        layers = [block.parts(batch, weight, history) for block in self.blocks]
         if self.regions is not None:
-            layers[0]["regions"] = Carry(self.regions, self.regions.initial(batch, like), history)
+            layers[0]["regions"] = Carry(self.regions, self.regions.initial(batch, weight), history)
         if self.traits is not None:
-            layers[0]["sums"] = Carry(self.traits, self.traits.initial(batch, like), history)
-        return State(layers, torch.zeros(batch, dtype=torch.long, device=like.device))
+            layers[0]["sums"] = Carry(self.traits, self.traits.initial(batch, weight), history)
+        return State(layers, torch.zeros(batch, dtype=torch.long, device=weight.device))
 
     @property
     def layout_form(self) -> Stack:

@@ -1,8 +1,8 @@
-"""Elements of several codes at once: the levels of a sound codec's frame (Lina-Speech, 2024, arXiv 2410.23320), or
-pitch, length and loudness of a note.
+"""Elements of several codes: the levels of a sound codec's frame (Lina-Speech, 2024, arXiv 2410.23320), or pitch,
+length and loudness of a note.
 
-Codes of one frame depend on each other, so they are not said at once: level i is shifted i + 1 rows back (the delay
-pattern: Copet et al. 2023, arXiv 2306.05284). A row's embeddings are summed, and each level has a head of its own.
+Codes of one frame depend on each other, so they are not predicted together: level i is delayed by i + 1 rows (the delay
+pattern: Copet et al. 2023, arXiv 2306.05284). A row's embeddings are summed, and each level has its own head.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from segue.mixers.layout import Layout
 from segue.mixers.state import State
 from segue.models.stack import Stack, StackConfig
 
-START, STOP, CODES = 0, 1, 2  # ids of every level: its codes begin at 2
+START, STOP, CODES = 0, 1, 2  # ids of every level; its codes follow from id 2 on
 
 
 def delay_codes(codes: Tensor) -> Tensor:
@@ -40,20 +40,21 @@ def undelay_codes(ids: Tensor) -> Tensor:
         if torch.equal(delay_codes(codes), ids) and bool((codes >= 0).all()):
             return codes
     raise SegueError(f"{len(ids)} rows of {levels} levels are not delayed by one row a level: give whole sequences, as "
-                     "segue.models.streams.delayed makes them")
+                     "segue.models.streams.delay_codes makes them")
 
 
 def next_targets(ids: Tensor) -> Tensor:
-    """What each row is to predict, of ids (..., T, Q) -> (..., T - 1, Q): the next one's, but no starts (-1)."""
-    after = ids[..., 1:, :]
-    return after.masked_fill(after == START, -1)
+    """The targets of ids (..., T, Q): (..., T - 1, Q), the ids of each next row, with starts masked as -1."""
+    next_rows = ids[..., 1:, :]
+    return next_rows.masked_fill(next_rows == START, -1)
 
 
 class MultiStream(nn.Module):
     """A stack over rows of Q ids.
 
-    config: of the stack; `vocabulary`, `tables` and `tied` are set here. codes: how many each level has. `heads` score
-    the next row's levels. `segue.objectives.EachStream` trains it, `segue.decoding.streams` continues.
+    config: of the stack; its `vocabulary`, `tables` and `tied` are overridden. codes: the number of codes of each
+    level. `heads`: one per level, for the next row's id. Trained by `segue.objectives.EachStream`, decoded by
+    `segue.decoding.streams`.
     """
 
     def __init__(self, config: StackConfig, codes: Sequence[int]) -> None:

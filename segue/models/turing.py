@@ -1,4 +1,4 @@
-"""Turing machines: tables of rules, how they run, and some that are well known."""
+"""Turing machines: tables of rules, a simulator, and some well-known machines."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ BLANK = 0
 
 
 class Step(NamedTuple):
-    """What a machine does at once: the state that it is in then, the symbol that it wrote on each tape, and by how many
-    cells (-1, 0 or 1) it moved there afterwards."""
+    """One step of a machine: the state it enters, the symbol it writes on each tape, and by how many cells (-1, 0 or 1)
+    it then moves on each."""
 
     state: int
     written: tuple[int, ...]
@@ -27,9 +27,9 @@ class Step(NamedTuple):
 class TuringMachine:
     """One or more tapes without end, of symbols 0 ... symbols - 1, the first of which is the blank.
 
-    rules: what to do in a state, reading one symbol on each tape. It begins in state 0, all heads on cell 0, the word
-    on the first tape from there; it halts where there is no rule, and accepts if it is in one of the `accepting`
-    states then.
+    rules: the step for each (state, symbol read on each tape). A run begins in state 0 with all heads on cell 0, where
+    the word on the first tape starts; the machine halts where there is no rule, and accepts if its state is then one of
+    `accepting`.
     """
 
     rules: Mapping[tuple[int, tuple[int, ...]], Step]
@@ -56,7 +56,7 @@ class TuringMachine:
         return 1 + max(max(state, step.state) for (state, _), step in self.rules.items())
 
     def run(self, word: Sequence[int], limit: int = 10_000) -> tuple[list[Step], bool | None]:
-        """At most `limit` steps, and whether it accepts (None: it had not halted by then)."""
+        """Run on a word: at most `limit` steps, and whether it accepts (None: it has not halted by then)."""
         cells: list[dict[int, int]] = [dict(enumerate(word)), *({} for _ in range(self.tapes - 1))]
         heads, state, steps = [0] * self.tapes, 0, list[Step]()
         while True:
@@ -72,13 +72,13 @@ class TuringMachine:
 
 
 def tape_contents(word: Sequence[int], steps: Sequence[Step], tape: int = 0) -> list[int]:
-    """What stands on a tape after these steps, from its first to its last symbol that is not blank."""
+    """The symbols on a tape after these steps, from the first to the last that is not blank."""
     cells, at = dict(enumerate(word if tape == 0 else ())), 0
     for step in steps:
         cells[at] = step.written[tape]
         at += step.moves[tape]
-    there = [cell for cell, symbol in cells.items() if symbol != BLANK]
-    return [cells.get(cell, BLANK) for cell in range(min(there), max(there) + 1)] if there else []
+    written = [cell for cell, symbol in cells.items() if symbol != BLANK]
+    return [cells.get(cell, BLANK) for cell in range(min(written), max(written) + 1)] if written else []
 
 
 def increment_machine() -> TuringMachine:

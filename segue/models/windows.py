@@ -11,23 +11,23 @@ from segue.mixers.layout import Layout
 from segue.models.base import Output
 from segue.models.stack import Stack
 
-FAINT = 6.0  # nats by which what a vector does not pool at first lies below what it does
+INITIAL_POOL_GAP = 6.0  # nats between the pooling scores of elements outside and inside a vector's initial span
 
 
 class WindowRecurrence(nn.Module):
-    """A stack that reads a row window by window, of which each is told what the one before it was about.
+    """A stack that reads a row window by window and passes a summary of each window on to the next.
 
-    The hidden states behind block `source` of a window are pooled over time, and a small network adds to what is
-    pooled, nothing at first. The vectors that come out are elements in front of the next window, from block `into` on:
-    what the stack has learned makes keys and values of them, or a recurrence's beginning. The weights of the pools are
-    learned. They begin as those of a mean: of the whole window for the first vector, of its last element for the last
-    one, of ever shorter ends for those between, so that they stand in the order of time; and vectors that began alike
-    would stay so. Gradients flow through all windows of a row. For training and scoring; it keeps no state.
+    The hidden states after block `source` of a window are pooled over time; a small residual network, initially zero,
+    transforms the result. The pooled vectors are prepended to the next window from block `into` on, where attention
+    makes keys and values of them and a recurrence reads them first. The pooling weights are learned. They start as
+    means over spans that end with the window: all of it for the first vector, the last element alone for the last one,
+    and ever shorter spans between, so that the vectors are in the order of time; vectors that start equal would stay
+    equal. Gradients flow through all windows of a row. For training and scoring only: it keeps no decoding state.
 
-    stack: moved with the rest. window: elements of a window. vectors: pooled ones. source, into: blocks, counted from 0
-    (default: the two in the middle, so that vectors are in the space of what they stand in front of); with `into` above
-    `source` a window hears of no more than the one before it. checkpointing: keep each window's inputs only and compute
-    the rest again on the way back, so that memory is that of one window.
+    stack: part of this module. window: elements per window. vectors: number of pooled vectors. source, into: block
+    indices (default: the two in the middle, so that vectors come from the space they are inserted into); with `into`
+    above `source` a window depends on the one before it alone. checkpointing: store each window's inputs only and
+    recompute the rest in the backward pass, so that memory is that of one window.
     """
 
     def __init__(self, stack: Stack, window: int, vectors: int = 1, source: int | None = None, into: int | None = None,
@@ -41,8 +41,8 @@ class WindowRecurrence(nn.Module):
                              f"of {depth}: sizes must be positive, and blocks there")
         self.stack, self.window, self.checkpointing = stack, window, checkpointing
         ends = window ** torch.linspace(1, 0 if vectors > 1 else 1, vectors)
-        distances = torch.arange(window - 1, -1, -1)
-        self.pool = nn.Parameter((distances >= ends.round()[:, None]) * -FAINT)
+        steps_from_end = torch.arange(window - 1, -1, -1)
+        self.pool = nn.Parameter((steps_from_end >= ends.round()[:, None]) * -INITIAL_POOL_GAP)
         self.module = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width),
                                     nn.GELU(), last := nn.Linear(width, width))
         nn.init.zeros_(last.weight)
@@ -57,33 +57,34 @@ class WindowRecurrence(nn.Module):
         pooled = torch.einsum("vw,bwd->bvd", self.pool[:, -x.shape[1] :].softmax(-1), x)
         return pooled + self.module(pooled)
 
-    def _read(self, tokens: Tensor, told: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Hidden states (B, W, D) after the last norm of one window, and what it tells the next one."""
+    def _read(self, tokens: Tensor, carried: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Read one window (B, W) after the vectors `carried` (B, vectors, D) from the window before, if any: hidden
+        states (B, W, D) after the last norm, and the vectors for the next window."""
         length, layout = tokens.shape[1], Layout.of(tokens)
-        x, tell = self.stack.embed(tokens, layout.positions), None
+        x, summary = self.stack.embed(tokens, layout.positions), None
         for index, block in enumerate(self.stack.blocks):
-            if index == self.into and told is not None:
-                x = torch.cat([told, x], 1)
+            if index == self.into and carried is not None:
+                x = torch.cat([carried, x], 1)
                 layout = Layout.of(x[..., 0])
-            parts = block.initial_parts(x)  # every window begins as a row does
+            parts = block.initial_parts(x)  # every window starts from the state of a row's beginning
             x = block(x, lambda mixer, y, layout=layout, parts=parts: mixer.run(y, layout, parts))
             if index == self.source:
-                tell = self.summary(x[:, -length:])
-        assert tell is not None
-        return self.stack.finish(x[:, -length:], Layout.of(tokens)), tell
+                summary = self.summary(x[:, -length:])
+        assert summary is not None
+        return self.stack.finish(x[:, -length:], Layout.of(tokens)), summary
 
     def hidden(self, tokens: Tensor, layout: Layout | None = None) -> Tensor:
         """(B, T) -> (B, T, D) after the last norm. Each row must be one text from its beginning."""
         if layout is not None and (layout.starts is not None or layout.prompt is not None):
             raise SegueError("windows are counted from the beginning of a row: give one document a row, no prompt")
-        found, told = list[Tensor](), None
-        for piece in tokens.split(self.window, 1):
+        outputs, carried = list[Tensor](), None
+        for window in tokens.split(self.window, 1):
             if self.checkpointing and torch.is_grad_enabled():
-                x, told = checkpoint(self._read, piece, told, use_reentrant=False)
+                x, carried = checkpoint(self._read, window, carried, use_reentrant=False)
             else:
-                x, told = self._read(piece, told)
-            found.append(x)
-        return torch.cat(found, 1)
+                x, carried = self._read(window, carried)
+            outputs.append(x)
+        return torch.cat(outputs, 1)
 
     def forward(self, tokens: Tensor, layout: Layout | None = None) -> Output:
         hidden = self.hidden(tokens, layout)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from segue.analysis.calls import numbered, sites_right
+from segue.analysis.calls import site_numbers, sites_right
 from segue.continual import AGEM, EWC, SI, Experience, Replay, RWalk, ScoreMatrix, Strategy, learn_stream
 from segue.continual.stream import bits_per_element, cumulative, domain_incremental
 from segue.models import Stack, StackConfig
@@ -61,7 +61,7 @@ def make_stack(seed: int) -> Stack:
 def count_right_names(model: nn.Module, each: Experience) -> tuple[int, int]:
     """How many names after a dot in the test rows greedy decoding gets right, and how many there are."""
     text = bytes(each.test.targets.flatten().tolist()).decode("ascii")
-    sites = numbered(text, each.test.targets.shape[1])
+    sites = site_numbers(text, each.test.targets.shape[1])
     asked = (sites >= 0).any(1)
     rows = each.test.rows(asked)
     with torch.no_grad():

@@ -54,7 +54,7 @@ OTHER = "gru"
 class Talk:
     """Training and test dialogues as subword ids below `size`."""
 
-    learned: Dialogues
+    training: Dialogues
     test: Dialogues
     size: int
 
@@ -73,101 +73,100 @@ def load_dialogsum(path: Path) -> list[list[str]]:
 
 def count_up_dialogues(seed: int) -> list[list[str]]:
     """Synthetic dialogues whose turns count up from a random start."""
-    draw = np.random.default_rng(seed)
-    return [[f"turn {'abcdefghijklmnop'[at + i]} of {draw.integers(9)}" for i in range(10)]
-            for at in draw.integers(6, size=12).tolist()]
+    rng = np.random.default_rng(seed)
+    return [[f"turn {'abcdefghijklmnop'[start + i]} of {rng.integers(9)}" for i in range(10)]
+            for start in rng.integers(6, size=12).tolist()]
 
 
 @cache
 def load_talk(folders: tuple[Path, Path] | None, part: str) -> Talk:
     """The data. part: "test", or "tune": the first 200 training dialogues are the test instead."""
     if folders is None:
-        learned, test = count_up_dialogues(0), count_up_dialogues(1)
+        training, test = count_up_dialogues(0), count_up_dialogues(1)
     else:
-        learned = load_dailydialog(folders[0] / "validation.dialogues.txt.gz")
-        learned += load_dialogsum(folders[1] / "dialogsum.dev.jsonl.gz")
+        training = load_dailydialog(folders[0] / "validation.dialogues.txt.gz")
+        training += load_dialogsum(folders[1] / "dialogsum.dev.jsonl.gz")
         test = load_dailydialog(folders[0] / "test.dialogues.txt.gz")
         if part == "tune":
-            learned, test = learned[200:], learned[:200]
-    codec = BPECodec.train([turn.lower() for row in learned for turn in row], SUBWORDS)
+            training, test = training[200:], training[:200]
+    codec = BPECodec.train([turn.lower() for row in training for turn in row], SUBWORDS)
 
     def ids(rows: list[list[str]]) -> Dialogues:
         return [[codec.encode(turn.lower())[:LONGEST].tolist() for turn in row] for row in rows]
 
-    return Talk(ids(learned), ids(test), codec.size)
+    return Talk(ids(training), ids(test), codec.size)
 
 
-def train_encoder(system: str, mixer: str, given: Talk, seed: int, steps: int) -> TurnEncoder:
+def train_encoder(system: str, mixer: str, talk: Talk, seed: int, steps: int) -> TurnEncoder:
     """Train a bi-encoder from scratch on pairs of turns; the vector of a turn is the mean over its subwords."""
     torch.manual_seed(seed)
     options = {mixer: {"heads": 4, "causal": False}} if mixer == "attention" else {}
-    model = Stack(StackConfig(given.size + TurnEncoder.marks(), WIDTH, [mixer] * 2, options, pool="mean"))
-    made = TurnEncoder(model, None if system == BLIND else given.size, system == CURVED, LONGEST)
-    turns = [turn for row in given.learned for turn in row]
+    model = Stack(StackConfig(talk.size + TurnEncoder.marks(), WIDTH, [mixer] * 2, options, pool="mean"))
+    encoder = TurnEncoder(model, None if system == BLIND else talk.size, system == CURVED, LONGEST)
+    turns = [turn for row in talk.training for turn in row]
     if system == NEXT:
-        ends = np.cumsum([len(row) for row in given.learned]) - 1
-        pairs = [(at, at + 1, True, 1.0) for at in np.setdiff1d(np.arange(len(turns)), ends).tolist()]
+        ends = np.cumsum([len(row) for row in talk.training]) - 1
+        pairs = [(i, i + 1, True, 1.0) for i in np.setdiff1d(np.arange(len(turns)), ends).tolist()]
     else:
-        pairs = [(each.before, each.after, each.odd, each.cosine)
-                 for each in relative_distances(given.learned, WINDOW, seed)]
+        pairs = [(pair.before, pair.after, pair.odd, pair.cosine)
+                 for pair in relative_distances(talk.training, WINDOW, seed)]
 
     def batch(step: int) -> Batch:
-        some = torch.randint(len(pairs), (PAIRS,), generator=generator_of(seed, step)).tolist()
-        chosen = [pairs[i] for i in some]
-        rows = [made.before_row(turns[before], odd) for before, _, odd, _ in chosen]
-        rows += [made.after_row(turns[after]) for _, after, _, _ in chosen]
+        index = torch.randint(len(pairs), (PAIRS,), generator=generator_of(seed, step)).tolist()
+        sample = [pairs[i] for i in index]
+        rows = [encoder.before_row(turns[before], odd) for before, _, odd, _ in sample]
+        rows += [encoder.after_row(turns[after]) for _, after, _, _ in sample]
         lengths = torch.tensor([*map(len, rows)])
         tokens = pad_rows(rows)
-        asked, cosine = torch.full(tokens.shape, -1), torch.zeros(tokens.shape)
-        asked[torch.arange(len(rows)), lengths - 1] = 0
-        cosine[:PAIRS, 0] = torch.tensor([wanted for *_, wanted in chosen])
-        return Batch(tokens, asked, padding_starts(lengths, tokens.shape[1]), {COSINE: cosine})
+        targets, cosine = torch.full(tokens.shape, -1), torch.zeros(tokens.shape)
+        targets[torch.arange(len(rows)), lengths - 1] = 0
+        cosine[:PAIRS, 0] = torch.tensor([target for *_, target in sample])
+        return Batch(tokens, targets, padding_starts(lengths, tokens.shape[1]), {COSINE: cosine})
 
     learn(model, batch, steps, rate=RATE, seed=seed, cooldown=1.0, muon=True, decay=0.01,
           objective=InBatch(fill=0.0) if system == NEXT else CosineRegression())
     model.eval()
-    return made
+    return encoder
 
 
 class Vectors:
-    """The vectors of all test turns: as the earlier one (`before`, for both parities of the distance) and as the
-    later."""
+    """Scores by the vectors of all test turns: as BEFORE (for even and for odd distances) and as AFTER."""
 
-    def __init__(self, made: TurnEncoder, test: Dialogues) -> None:
+    def __init__(self, encoder: TurnEncoder, test: Dialogues) -> None:
         turns = [turn for row in test for turn in row]
-        self.before = [made.before(turns, odd) for odd in (False, True)]
-        self.after = made.after(turns)
+        self.before = [encoder.before(turns, odd) for odd in (False, True)]
+        self.after = encoder.after(turns)
 
     def score(self, turn: int, others: np.ndarray, odd: bool) -> np.ndarray:
-        """The cosines of a turn, as the earlier one, with others, as the later ones."""
+        """Cosines of a turn as BEFORE with others as AFTER."""
         return (self.after[torch.from_numpy(others)] @ self.before[odd][turn]).double().numpy()
 
     def history(self, turns: list[int], others: np.ndarray) -> np.ndarray:
         """The sum of these cosines over the turns of a history, oldest first."""
-        kept = LateInteraction(self.after[torch.from_numpy(others)])
+        interaction = LateInteraction(self.after[torch.from_numpy(others)])
         for turn in turns:
-            kept.add(self.before[True][turn], self.before[False][turn])
-        return kept.scores.double().numpy()
+            interaction.add(self.before[True][turn], self.before[False][turn])
+        return interaction.scores.double().numpy()
 
 
 class BM25:
-    """The same scores by shared subwords (Robertson & Zaragoza 2009, k = 1.2, b = 0.75). It is symmetric in time but
-    for the lengths of the turns."""
+    """The same scores by shared subwords (Robertson & Zaragoza 2009, k = 1.2, b = 0.75): symmetric in time, except for
+    the lengths of the turns."""
 
     def __init__(self, test: Dialogues) -> None:
         self.counts = [Counter(turn) for row in test for turn in row]
-        self.often = Counter(word for counts in self.counts for word in counts)
+        self.frequency = Counter(word for counts in self.counts for word in counts)  # of turns
         self.length = mean(counts.total() for counts in self.counts)
 
     def score(self, turn: int, others: np.ndarray, odd: bool) -> np.ndarray:
-        found = np.zeros(len(others))
-        for at, other in enumerate(others.tolist()):
+        scores = np.zeros(len(others))
+        for i, other in enumerate(others.tolist()):
             counts = self.counts[other]
             for word in self.counts[turn].keys() & counts.keys():
-                rare = math.log(1 + (len(self.counts) - self.often[word] + 0.5) / (self.often[word] + 0.5))
-                much = 1.2 * (0.25 + 0.75 * counts.total() / self.length)
-                found[at] += rare * counts[word] * 2.2 / (counts[word] + much)
-        return found
+                idf = math.log(1 + (len(self.counts) - self.frequency[word] + 0.5) / (self.frequency[word] + 0.5))
+                saturation = 1.2 * (0.25 + 0.75 * counts.total() / self.length)
+                scores[i] += idf * counts[word] * 2.2 / (counts[word] + saturation)
+        return scores
 
     def history(self, turns: list[int], others: np.ndarray) -> np.ndarray:
         return np.sum([self.score(turn, others, True) for turn in turns], 0)
@@ -177,53 +176,71 @@ def mean_of(values: np.ndarray, rows: np.ndarray) -> float:
     return float(values[rows].mean())
 
 
-def evaluate(by: Vectors | BM25, test: Dialogues, seed: int) -> dict[str, Any]:
+def evaluate(scorer: Vectors | BM25, test: Dialogues, seed: int) -> dict[str, Any]:
     """Every measure of a system on the test dialogues."""
-    firsts = np.cumsum([0, *map(len, test)]).tolist()
-    cosines, distance = list[float](), list[int]()
-    forward, best, told = list[float](), list[float](), list[int]()
-    for number, (first, row) in enumerate(zip(firsts, test)):
-        for at in range(len(row) - WINDOW + 1):
+    starts = np.cumsum([0, *map(len, test)]).tolist()  # the index of each dialogue's first turn
+    return score_distances(scorer, test, starts) | score_goal_orders(scorer, test, starts, seed) | \
+        rank_next_turns(scorer, test, starts)
+
+
+def score_distances(scorer: Vectors | BM25, test: Dialogues, starts: list[int]) -> dict[str, Any]:
+    """Spearman's correlation of scores with nearness, and the mean score of each distance in turns."""
+    cosines, distances = list[float](), list[int]()
+    for start, row in zip(starts, test):
+        for turn in range(start, start + len(row) - WINDOW + 1):
             for d in range(1, WINDOW):
-                cosines.append(float(by.score(first + at, np.array([first + at + d]), bool(d % 2))[0]))
-                distance.append(d)
-        for at in range(len(row) - (GOALS - 1) * APART):
-            goals = np.array([first + at + APART * k for k in range(GOALS)])
-            table = np.stack([by.score(goal, goals, bool(APART % 2)) for goal in goals.tolist()])
+                cosines.append(float(scorer.score(turn, np.array([turn + d]), bool(d % 2))[0]))
+                distances.append(d)
+    return {"spearman": rank_correlation(np.array(cosines), -np.array(distances)),
+            "cosines": [float(np.mean(np.array(cosines)[np.array(distances) == d])) for d in range(1, WINDOW)]}
+
+
+def score_goal_orders(scorer: Vectors | BM25, test: Dialogues, starts: list[int], seed: int) -> dict[str, Any]:
+    """How often the true order of goals scores above the reversed one ("forward"), and above all others ("top order");
+    ties count their share. Intervals by resampling dialogues."""
+    forward, top, dialogue = list[float](), list[float](), list[int]()
+    for number, (start, row) in enumerate(zip(starts, test)):
+        for turn in range(start, start + len(row) - (GOALS - 1) * APART):
+            goals = np.array([turn + APART * k for k in range(GOALS)])
+            table = np.stack([scorer.score(goal, goals, bool(APART % 2)) for goal in goals.tolist()])
             _, scores = chain_scores(torch.from_numpy(table.round(5)))  # rounded, so that ties are exact ties
-            right = float(scores[0])  # the first order is the true one, the last the reversed
-            forward.append(1.0 if right > scores[-1] else 0.5 if right == scores[-1] else 0.0)
-            above, equal = int((scores > right).sum()), int((scores == right).sum())
-            best.append(0.0 if above else 1 / equal)
-            told.append(number)
-    order = np.array(told)
-    found: dict[str, Any] = {"spearman": rank_correlation(np.array(cosines), -np.array(distance)),
-                             "cosines": [float(np.mean(np.array(cosines)[np.array(distance) == d]))
-                                         for d in range(1, WINDOW)]}
-    for name, values in (("forward", np.array(forward)), ("top order", np.array(best))):
-        found[name] = float(values.mean())
-        found[f"{name}, 95%"] = list(bootstrap(partial(mean_of, values), order, 400, seed=seed))
-    long = [(first, row) for first, row in zip(firsts, test) if len(row) > LONG]
-    pool = np.array([first + LONG for first, _ in long])
+            true = float(scores[0])  # the first order is the true one, the last the reversed
+            forward.append(1.0 if true > scores[-1] else 0.5 if true == scores[-1] else 0.0)
+            above, equal = int((scores > true).sum()), int((scores == true).sum())
+            top.append(0.0 if above else 1 / equal)
+            dialogue.append(number)
+    groups, measures = np.array(dialogue), dict[str, Any]()
+    for name, values in (("forward", np.array(forward)), ("top order", np.array(top))):
+        measures[name] = float(values.mean())
+        measures[f"{name}, 95%"] = list(bootstrap(partial(mean_of, values), groups, 400, seed=seed))
+    return measures
+
+
+def rank_next_turns(scorer: Vectors | BM25, test: Dialogues, starts: list[int]) -> dict[str, Any]:
+    """The rank of the true turn in its pool, over the size of the pool: of the next turn by histories of several
+    lengths, and of later turns by one."""
+    measures = dict[str, Any]()
+    pool = np.array([start + LONG for start, row in zip(starts, test) if len(row) > LONG])
     for turns in (1, 2, 4, LONG):
-        place = [ranks(by.history(list(range(target - turns, target)), pool)[None], np.array([i]))[0]
-                 for i, target in enumerate(pool.tolist())]
-        found[f"rank, {turns} turns"] = float(np.mean(place)) / len(pool)
-    short = [(first, row) for first, row in zip(firsts, test) if len(row) > WINDOW][:200]
+        true_ranks = [ranks(scorer.history(list(range(target - turns, target)), pool)[None], np.array([i]))[0]
+                      for i, target in enumerate(pool.tolist())]
+        measures[f"rank, {turns} turns"] = float(np.mean(true_ranks)) / len(pool)
+    first_turns = [start for start, row in zip(starts, test) if len(row) > WINDOW][:200]
     for d in range(1, WINDOW):
-        pool = np.array([first + d for first, _ in short])
-        place = [ranks(by.score(first, pool, bool(d % 2))[None], np.array([i]))[0]
-                 for i, (first, _) in enumerate(short)]
-        found[f"rank, {d} ahead"] = float(np.mean(place)) / len(pool)
-    return found
+        pool = np.array([first + d for first in first_turns])
+        true_ranks = [ranks(scorer.score(first, pool, bool(d % 2))[None], np.array([i]))[0]
+                      for i, first in enumerate(first_turns)]
+        measures[f"rank, {d} ahead"] = float(np.mean(true_ranks)) / len(pool)
+    return measures
 
 
 def run_arm(system: str, mixer: str, folders: tuple[Path, Path] | None, seed: int, steps: int, part: str = "test"
             ) -> dict[str, Any]:
     """Train a system (if it is trained) and evaluate it."""
-    given = load_talk(folders, part)
-    return evaluate(BM25(given.test) if system == LEXICAL else
-                    Vectors(train_encoder(system, mixer, given, seed, steps), given.test), given.test, seed)
+    talk = load_talk(folders, part)
+    scorer = BM25(talk.test) if system == LEXICAL else \
+        Vectors(train_encoder(system, mixer, talk, seed, steps), talk.test)
+    return evaluate(scorer, talk.test, seed)
 
 
 def measure(run: Run) -> list[Row]:
@@ -282,15 +299,14 @@ def draw(figure: Figure, table: list[Row]) -> None:
     history, ahead, order = figure.subplots(1, 3)
     turns = [int(name.split()[1]) for name in table[0] if name.endswith("turns")]
     labels = [f"{row['system']}, {OTHER}" if row["mixer"] == OTHER else row["system"] for row in table]
-    for at, (row, label) in enumerate(zip(table, labels)):
-        again = label in labels[:at]
-        style = {"color": f"C{labels.index(label)}", "label": None if again else label}
+    for i, (row, label) in enumerate(zip(table, labels)):
+        style = {"color": f"C{labels.index(label)}", "label": None if label in labels[:i] else label}
         history.plot(turns, [row[f"rank, {n} turns"] for n in turns], "o-", markersize=3, **style)
         ahead.plot(range(1, WINDOW), [row[f"rank, {d} ahead"] for d in range(1, WINDOW)], "o-", markersize=3, **style)
         low, high = row["forward, 95%"]
-        order.errorbar(row["forward"], at, xerr=[[row["forward"] - low], [high - row["forward"]]], fmt="o",
+        order.errorbar(row["forward"], i, xerr=[[row["forward"] - low], [high - row["forward"]]], fmt="o",
                        color=style["color"])
-        order.plot(row["top order"], at, "x", color=style["color"])
+        order.plot(row["top order"], i, "x", color=style["color"])
     history.set(xlabel="turns of history", ylabel="rank of the next turn / pool", xscale="log", title="More history")
     history.set_xticks(turns, [str(n) for n in turns])
     history.minorticks_off()

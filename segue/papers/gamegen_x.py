@@ -76,37 +76,38 @@ class Studio:
     grid: tuple[int, ...]
     base: EvenField
 
-    def first(self, rows: int) -> Tensor:
-        """The latents that belong to the first frame, (rows, T) bool."""
+    def first_frame(self, rows: int) -> Tensor:
+        """(rows, T) bool: the latents of the first frame."""
         return (torch.arange(self.elements.shape[1]) < self.grid[1] * self.grid[2]).expand(rows, -1)
 
-    def told(self, films: Films) -> dict[str, Tensor]:
-        """The conditions of films by name: captions, the key pressed at each latent after the first frame,
-        instructions."""
+    def conditions(self, films: Films) -> dict[str, Tensor]:
+        """The conditions of films by name: captions, the key held at each latent after the first frame, instructions.
+        """
         keys = F.pad(films.keys, (1, 0), value=-1).repeat_interleave(self.grid[1] * self.grid[2], 1)
         return {TEXT: films.captions, KEY: keys, INSTRUCTION: films.instructions}
 
     def batches(self, setting: Setting, seed: int, whole: float, names: tuple[str, ...]) -> Any:
-        """Step -> a batch of films with the named conditions: with probability `whole` to generate entirely, else to
-        continue from the first frame."""
+        """Step -> a batch of films with the named conditions: with probability `whole` the entire film is the target,
+        else what follows the first frame."""
 
         def batch(step: int) -> Batch:
             generator = generator_of(seed, step)
-            which = torch.randint(len(self.elements), (setting.rows,), generator=generator)
-            given = self.first(setting.rows) & (torch.rand(setting.rows, 1, generator=generator) >= whole)
-            told = self.told(self.films.rows(which))
-            return Batch(self.elements[which], torch.where(given, -1, 0), channels={name: told[name] for name in names},
-                         grid=self.grid)
+            index = torch.randint(len(self.elements), (setting.rows,), generator=generator)
+            observed = self.first_frame(setting.rows) & (torch.rand(setting.rows, 1, generator=generator) >= whole)
+            conditions = self.conditions(self.films.rows(index))
+            return Batch(self.elements[index], torch.where(observed, -1, 0),
+                         channels={name: conditions[name] for name in names}, grid=self.grid)
 
         return batch
 
-    def made(self, field: Field, given: Conditions, setting: Setting, seed: int, whole: bool = False) -> Tensor:
-        """Generate the test films, entirely or from their first frame; pixels."""
+    def generate(self, field: Field, conditions: Conditions, setting: Setting, seed: int, whole: bool = False
+                 ) -> Tensor:
+        """The test films generated under the conditions, entirely (whole) or from their first frame; pixels."""
         elements, grid = self.coder.encode(self.tests.pixels)
-        asked = ~self.first(len(elements)) | whole
+        target_mask = ~self.first_frame(len(elements)) | whole
         layout = Layout.chain((elements.shape[0], elements.shape[1]), grid=self.grid)
-        made = euler(field, elements, asked, layout, given, FLOW, setting.steps, setting.guidance, seed)
-        return self.coder.decode(made, grid)
+        latents = euler(field, elements, target_mask, layout, conditions, FLOW, setting.steps, setting.guidance, seed)
+        return self.coder.decode(latents, grid)
 
 
 @cache
@@ -121,34 +122,34 @@ def studio(setting: Setting, seed: int) -> Studio:
     learn(coder, minibatches(pixels, setting.rows, seed), setting.coder,
           rate=4e-3, seed=seed, objective=Reconstruction(), cooldown=0.5)
     coder.requires_grad_(False).calibrate(films.pixels[:500])
-    coded, grids = zip(*(coder.encode(part) for part in films.pixels.split(500)))
-    normed = {"qk_norm": True}
-    config = SpaceTimeConfig(coder.size, setting.width, setting.pairs, space_options=normed, time_options=normed,
+    latents, grids = zip(*(coder.encode(part) for part in films.pixels.split(500)))
+    options = {"qk_norm": True}
+    config = SpaceTimeConfig(coder.size, setting.width, setting.pairs, space_options=options, time_options=options,
                              text=len(CAPTION))
-    place = Studio(world, films, tests, coder, torch.cat(coded), grids[0], EvenField(SpatioTemporalDiT(config)))
-    learn(place.base, place.batches(setting, seed, WHOLE, (TEXT,)), setting.base, rate=setting.rate, seed=seed,
+    shared = Studio(world, films, tests, coder, torch.cat(latents), grids[0], EvenField(SpatioTemporalDiT(config)))
+    learn(shared.base, shared.batches(setting, seed, WHOLE, (TEXT,)), setting.base, rate=setting.rate, seed=seed,
           objective=FlowMatching(FLOW, {TEXT: 0.25}), muon=True, cooldown=1.0)
-    return place
+    return shared
 
 
 @cache
 def train_critic(setting: Setting, seed: int) -> tuple[nn.Module, Tensor]:
-    """Train a network to classify look, biome and event of real frames; it without its last layer, and its features of
-    real films, for the Fréchet distance. A plain loop: `segue.training.learn` takes batches of sequences, and this
-    reads single frames with three labels."""
-    place = studio(setting, seed)
+    """Train a network to classify look, biome and event of real frames. Returns it without its heads, and its features
+    of real films, for the Fréchet distance. A plain loop, as `segue.training.learn` takes batches of sequences, and
+    this network single frames with three labels."""
+    films = studio(setting, seed).films
     torch.manual_seed(seed)
     sizes = [3, 16, 32, 64]
-    layers = [part for into, out in zip(sizes, sizes[1:]) for part in (nn.Conv2d(into, out, 3, 2, 1), nn.ReLU())]
+    layers = [layer for inputs, outputs in zip(sizes, sizes[1:])
+              for layer in (nn.Conv2d(inputs, outputs, 3, 2, 1), nn.ReLU())]
     net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     heads = [nn.Linear(64, classes) for classes in (len(LOOKS), len(BIOMES), len(EVENTS))]
     optimiser = torch.optim.AdamW([*net.parameters(), *(p for head in heads for p in head.parameters())], 3e-3)
-    films = place.films
     for step in range(setting.branch):
-        which = torch.randint(len(films.look), (64,), generator=generator_of(seed, step))
-        seen = net(films.pixels[which, -1].movedim(-1, 1))
+        index = torch.randint(len(films.look), (64,), generator=generator_of(seed, step))
+        features = net(films.pixels[index, -1].movedim(-1, 1))
         labels = (films.look, films.biome, films.event)
-        loss = sum(F.cross_entropy(head(seen), label[which]) for head, label in zip(heads, labels))
+        loss = sum(F.cross_entropy(head(features), label[index]) for head, label in zip(heads, labels))
         optimiser.zero_grad()
         loss.backward()  # type: ignore[union-attr]
         optimiser.step()
@@ -161,57 +162,59 @@ def frame_features(net: nn.Module, pixels: Tensor) -> Tensor:
     return net(pixels[:, ::4].flatten(0, 1).movedim(-1, 1))
 
 
-def measure_control(place: Studio, pixels: Tensor) -> dict[str, float]:
+def measure_control(shared: Studio, pixels: Tensor) -> dict[str, float]:
     """The share of keys that the hero follows ("character") and of films with the right weather ("environment")."""
-    films = place.tests
-    return {"character": float((place.world.pressed(pixels) == films.keys).float().mean()),
-            "environment": float((place.world.happened(pixels) == films.event).float().mean())}
+    tests, world = shared.tests, shared.world
+    return {"character": float((world.detect_keys(pixels) == tests.keys).float().mean()),
+            "environment": float((world.detect_event(pixels) == tests.event).float().mean())}
 
 
-def frechet_of(place: Studio, field: Field, setting: Setting, seed: int) -> float:
+def frechet_of(shared: Studio, field: Field, setting: Setting, seed: int) -> float:
     """The Fréchet distance between real films and films generated from captions alone."""
     net, real = train_critic(setting, seed)
-    made = place.made(field, {TEXT: place.tests.captions}, setting, seed + 1, whole=True)
-    return frechet_distance(frame_features(net, made.clamp(0, 1)).numpy(), real.numpy())
+    pixels = shared.generate(field, {TEXT: shared.tests.captions}, setting, seed + 1, whole=True)
+    return frechet_distance(frame_features(net, pixels.clamp(0, 1)).numpy(), real.numpy())
 
 
-def train_branch(place: Studio, setting: Setting, seed: int, frozen: bool = True) -> ControlBranch:
+def train_branch(shared: Studio, setting: Setting, seed: int, frozen: bool = True) -> ControlBranch:
     """Train a control branch on a copy of the foundation, which is frozen or (frozen=False) trained with it."""
     torch.manual_seed(seed)
-    branch = ControlBranch(copy.deepcopy(place.base), {KEY: len(KEYS)}, len(SPOKEN), setting.depth, frozen=frozen)
-    learn(branch, place.batches(setting, seed + 1, 0.0, (TEXT, KEY, INSTRUCTION)), setting.branch, rate=setting.rate,
+    branch = ControlBranch(copy.deepcopy(shared.base), {KEY: len(KEYS)}, len(SPOKEN), setting.depth, frozen=frozen)
+    learn(branch, shared.batches(setting, seed + 1, 0.0, (TEXT, KEY, INSTRUCTION)), setting.branch, rate=setting.rate,
           seed=seed + 1, objective=FlowMatching(FLOW, {TEXT: 0.25, KEY: 0.3, INSTRUCTION: 0.3}, blur=0.05), muon=True,
           cooldown=1.0)
     return branch
 
 
 def run_arm(frozen: bool, setting: Setting, seed: int) -> dict[str, Any]:
-    """Measure the films before and after training a branch, with the controls of the arm."""
-    place = studio(setting, seed)
-    told = place.told(place.tests)
-    caption = {TEXT: told[TEXT]}
-    before = place.made(place.base, caption, setting, seed)
-    found: dict[str, Any] = {}
+    """Measures of the films generated by a branch, frozen or trained jointly; with the frozen one also those of real
+    films, the autoencoder, the foundation, and other films' keys."""
+    shared = studio(setting, seed)
+    conditions = shared.conditions(shared.tests)
+    caption = {TEXT: conditions[TEXT]}
+    before = shared.generate(shared.base, caption, setting, seed)
+    results: dict[str, Any] = {}
     if frozen:
-        coded = place.coder.decode(*place.coder.encode(place.tests.pixels))
-        found |= {REAL: measure_control(place, place.tests.pixels), CODED: measure_control(place, coded),
-                  BASE: measure_control(place, before)}
-        found[BASE]["frechet"] = frechet_of(place, place.base, setting, seed)
-    branch = train_branch(place, setting, seed, frozen)
-    pixels = place.made(branch, told, setting, seed)
-    after = place.made(branch, caption, setting, seed)
+        coded = shared.coder.decode(*shared.coder.encode(shared.tests.pixels))
+        results |= {REAL: measure_control(shared, shared.tests.pixels), CODED: measure_control(shared, coded),
+                    BASE: measure_control(shared, before)}
+        results[BASE]["frechet"] = frechet_of(shared, shared.base, setting, seed)
+    branch = train_branch(shared, setting, seed, frozen)
+    pixels = shared.generate(branch, conditions, setting, seed)
+    after = shared.generate(branch, caption, setting, seed)
     name = FROZEN if frozen else JOINT
-    found[name] = measure_control(place, pixels) | {"frechet": frechet_of(place, branch, setting, seed),
-                                                    "same": torch.equal(before, after)}
+    results[name] = measure_control(shared, pixels) | {"frechet": frechet_of(shared, branch, setting, seed),
+                                                       "same": torch.equal(before, after)}
     if frozen:
-        found[SHUFFLED] = measure_control(place, place.made(branch, told | {KEY: told[KEY].roll(1, 0)}, setting, seed))
-    return found
+        other_keys = conditions | {KEY: conditions[KEY].roll(1, 0)}
+        results[SHUFFLED] = measure_control(shared, shared.generate(branch, other_keys, setting, seed))
+    return results
 
 
 def measure(run: Run) -> list[Row]:
     setting = run.pick(SMALL, Setting())
     cells = run.cells({name: partial(run_arm, name == FROZEN, setting, run.seed) for name in (FROZEN, JOINT)})
-    found = cells[FROZEN] | cells[JOINT]
+    results = cells[FROZEN] | cells[JOINT]
     run.note(f"SpriteWorld: {setting.films:,} films to learn from and {setting.tests} others to go on with from their "
              "first frame, 5 frames of 24 x 24 pixels: a hero of 4 looks whom a key moves 2 pixels a frame, from one "
              "of 3 x 3 cells to the next, a stranger who walks at random, 3 grounds, and night, rain, fog or nothing "
@@ -229,16 +232,16 @@ def measure(run: Run) -> list[Row]:
              "300 steps, in worlds where he begins anywhere, their error at time 0.9 was 0.345 with the keys pressed "
              "and with those of other films. These networks are left what no straight guess knows, alike at all times, "
              "and a key moves the hero by just one element")
-    return [{"arm": name, "character": found[name]["character"], "environment": found[name]["environment"],
-             "frechet": found[name].get("frechet"), "same": found[name].get("same")}
-            for name in (REAL, CODED, BASE, FROZEN, SHUFFLED, JOINT)]
+    return [{"arm": arm, "character": results[arm]["character"], "environment": results[arm]["environment"],
+             "frechet": results[arm].get("frechet"), "same": results[arm].get("same")}
+            for arm in (REAL, CODED, BASE, FROZEN, SHUFFLED, JOINT)]
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
-    row = {row["arm"]: row for row in table}
-    base, branch, joint, real = (row[name] for name in (BASE, FROZEN, JOINT, REAL))
+    by_arm = {row["arm"]: row for row in table}
+    base, branch, shuffled, joint, real = (by_arm[arm] for arm in (BASE, FROZEN, SHUFFLED, JOINT, REAL))
     reason = (f"the hero obeys {branch['character']:.0%} of the keys under the branch, {base['character']:.0%} without,"
-              f" {row[SHUFFLED]['character']:.0%} if they are another's, {joint['character']:.0%} if all is trained "
+              f" {shuffled['character']:.0%} if they are another's, {joint['character']:.0%} if all is trained "
               f"together; the weather {branch['environment']:.0%}, {base['environment']:.0%} without; Fréchet distance "
               f"of films of captions {branch['frechet']:.3g}, all together {joint['frechet']:.3g}; told nothing, the "
               f"branch makes {'the same films, bit by bit' if branch['same'] else 'other films'}; the judges are right "
@@ -247,7 +250,7 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
         return "inconclusive", reason
     if branch["character"] < base["character"] + 0.2 or not branch["same"]:
         return "refuted", reason
-    holds = (branch["character"] >= 0.6 and base["character"] <= 0.35 and row[SHUFFLED]["character"] <= 0.3
+    holds = (branch["character"] >= 0.6 and base["character"] <= 0.35 and shuffled["character"] <= 0.3
              and branch["environment"] >= base["environment"] + 0.25 and joint["frechet"] > branch["frechet"])
     return ("confirmed" if holds else "inconclusive"), reason
 
@@ -255,8 +258,8 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
 def draw(figure: Figure, table: list[Row]) -> None:
     obeyed, distance = figure.subplots(1, 2, width_ratios=(3, 1))
     for index, (column, colour) in enumerate((("character", "tab:blue"), ("environment", "tab:green"))):
-        at = [place + 0.4 * (index - 0.5) for place in range(len(table))]
-        obeyed.barh(at, [row[column] for row in table], 0.38, color=colour, label=column)
+        heights = [i + 0.4 * (index - 0.5) for i in range(len(table))]
+        obeyed.barh(heights, [row[column] for row in table], 0.38, color=colour, label=column)
     obeyed.axvline(1 / len(KEYS), color="black", linestyle=":", linewidth=1, label="a key by chance")
     obeyed.set_yticks(range(len(table)), [row["arm"] for row in table], fontsize=8)
     obeyed.invert_yaxis()

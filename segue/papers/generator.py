@@ -51,19 +51,18 @@ STEPS = 500
 def synthetic_genome(size: int, seed: int, families: int = FAMILIES) -> str:
     """A genome that alternates random stretches with copies of a few repeat families, in which a share DIVERGED of the
     bases is mutated; half of it is repeats. The families are the same for every seed."""
-    fixed, draw = np.random.default_rng(0), np.random.default_rng(seed)
-    known = [fixed.integers(0, 4, fixed.integers(*COPY)) for _ in range(families)]
-    split_genome: list[np.ndarray] = []
-    while sum(map(len, split_genome)) < size:
-        copy = known[draw.integers(families)]
-        changed = draw.random(len(copy)) < DIVERGED * 4 / 3  # one in four draws is the base that was there
-        split_genome += [np.where(changed, draw.integers(0, 4, len(copy)), copy),
-                         draw.integers(0, 4, draw.integers(*COPY))]
-    return np.frombuffer(BASES.encode(), np.uint8)[np.concatenate(split_genome)[:size]].tobytes().decode()
+    family_rng, rng = np.random.default_rng(0), np.random.default_rng(seed)
+    repeats = [family_rng.integers(0, 4, family_rng.integers(*COPY)) for _ in range(families)]
+    parts: list[np.ndarray] = []
+    while sum(map(len, parts)) < size:
+        copy = repeats[rng.integers(families)]
+        redrawn = rng.random(len(copy)) < DIVERGED * 4 / 3  # one in four draws is the same base again
+        parts += [np.where(redrawn, rng.integers(0, 4, len(copy)), copy), rng.integers(0, 4, rng.integers(*COPY))]
+    return np.frombuffer(BASES.encode(), np.uint8)[np.concatenate(parts)[:size]].tobytes().decode()
 
 
 def split_genome(genome: Path | None, size: int, held: int) -> tuple[str, str]:
-    """Training and held-out text: the end of a real genome is held out, or another synthetic one of the same
+    """Training and held-out text: the end of the real genome is held out; of synthetic ones, another genome of the same
     families."""
     if genome is None:
         return synthetic_genome(size, 1), synthetic_genome(held, 2)
@@ -72,15 +71,16 @@ def split_genome(genome: Path | None, size: int, held: int) -> tuple[str, str]:
 
 
 def make_codec(arm: str, text: str) -> Codec:
+    """The codec of an arm; BPE is trained on the text."""
     if (k := ARMS[arm]) == 0:
-        pieces = [text[at : at + 1000] for at in range(0, min(len(text), 1_000_000), 1000)]
+        pieces = [text[start : start + 1000] for start in range(0, min(len(text), 1_000_000), 1000)]
         return BPECodec.train(pieces, BYTES + 1 + MERGES - len(BASES))
     return LetterCodec(BASES) if k == 1 else KmerCodec(k, BASES)
 
 
 def rows(codec: Codec, texts: list[str], context: int) -> Batch:
     """Rows of tokens after the codec's start token, cut to `context`."""
-    ids = pad_rows([[codec.bos, *each.tolist()][: context + 1] for each in codec.encode_many(texts)])
+    ids = pad_rows([[codec.bos, *ids.tolist()][: context + 1] for ids in codec.encode_many(texts)])
     return Batch(ids[:, :-1], ids[:, 1:])
 
 
@@ -90,8 +90,8 @@ def bits_per_base(model: Stack, codec: Codec, text: str, context: int, width: in
     weights, half = torch.from_numpy(codec.weights()), context // 2
     nats, bases = 0.0, 0
     starts = range(0, len(text) - width, width // 2)
-    for at in range(0, len(starts), 16):
-        batch = rows(codec, [text[start : start + width] for start in starts[at : at + 16]], context)
+    for i in range(0, len(starts), 16):
+        batch = rows(codec, [text[start : start + width] for start in starts[i : i + 16]], context)
         losses = F.cross_entropy(model(batch.tokens).logits.transpose(1, 2), batch.targets, reduction="none")
         nats += float(losses[:, half:].sum())
         bases += int(weights[batch.targets[:, half:]].sum())
@@ -103,16 +103,17 @@ def measure_recovery(model: Stack, codec: Codec, text: str, room: int, width: in
     """The share of the AHEAD bases after each place that greedy decoding predicts from the `room` tokens before it, and
     its standard error. heal: token healing, for prompts that may end inside a BPE merge."""
     assert codec.bos is not None
-    prompts = [open_prompt(codec, [codec.bos, *codec.prompt(text[at - width : at]).tolist()[-room:]], heal)
-               for at in places.tolist()]
-    word = codec.k if isinstance(codec, KmerCodec) else 1
-    answers = generate(model, prompts, [-(-AHEAD // word) + getattr(prompt, "removed_count", 0) for prompt in prompts],
-                       "greedy", "none", suppress_tokens=[codec.bos], processors=[Healing(spelling_of(codec))])
-    said = [strip_lead(codec.decode(answer.tokens), getattr(prompt, "removed_text", ""))
-            for prompt, answer in zip(prompts, answers)]
-    right = recovery([each if isinstance(each, str) else each.decode("ascii", "replace") for each in said],
-                     [text[at : at + AHEAD] for at in places.tolist()])
-    return float(right.mean()), float(right.std() / math.sqrt(len(right)))
+    prompts = [open_prompt(codec, [codec.bos, *codec.prompt(text[place - width : place]).tolist()[-room:]], heal)
+               for place in places.tolist()]
+    bases_a_token = codec.k if isinstance(codec, KmerCodec) else 1
+    lengths = [-(-AHEAD // bases_a_token) + getattr(prompt, "removed_count", 0) for prompt in prompts]
+    answers = generate(model, prompts, lengths, "greedy", "none", suppress_tokens=[codec.bos],
+                       processors=[Healing(spelling_of(codec))])
+    predicted = [strip_lead(codec.decode(answer.tokens), getattr(prompt, "removed_text", ""))
+                 for prompt, answer in zip(prompts, answers)]
+    shares = recovery([bases if isinstance(bases, str) else bases.decode("ascii", "replace") for bases in predicted],
+                      [text[place : place + AHEAD] for place in places.tolist()])
+    return float(shares.mean()), float(shares.std() / math.sqrt(len(shares)))
 
 
 def run_arm(arm: str, genome: Path | None, steps: int, size: int, held: int, prompts: int, seed: int,
@@ -121,28 +122,29 @@ def run_arm(arm: str, genome: Path | None, steps: int, size: int, held: int, pro
     the context to that many bases (those of another arm)."""
     train, test = split_genome(genome, size, held)
     codec = make_codec(arm, train)
-    per = len(train[:200_000]) / len(codec.encode(train[:200_000]))  # bases a token
-    context = CONTEXT if not shared else max(8, round(shared / per))
-    width, count = math.ceil(1.15 * context * per) if arm == "BPE" else round(context * per), ROWS * CONTEXT // context
+    bases_a_token = len(train[:200_000]) / len(codec.encode(train[:200_000]))
+    context = CONTEXT if not shared else max(8, round(shared / bases_a_token))
+    width = math.ceil(1.15 * context * bases_a_token) if arm == "BPE" else round(context * bases_a_token)
+    count = ROWS * CONTEXT // context
     torch.manual_seed(seed)
     model = Stack(StackConfig(codec.size, WIDTH, ["attention"] * 4, norm="rms", channel="glu"))
 
     def batches(step: int) -> Batch:
-        draw = np.random.default_rng((seed, step))
-        texts = [train[at : at + width] for at in draw.integers(0, len(train) - width, count)]
+        rng = np.random.default_rng((seed, step))
+        texts = [train[start : start + width] for start in rng.integers(0, len(train) - width, count)]
         if genome is not None:
-            texts = [reverse_complement(each) if draw.random() < 0.5 else each for each in texts]
+            texts = [reverse_complement(text) if rng.random() < 0.5 else text for text in texts]
         return rows(codec, texts, context)
 
     run = learn(model, batches, steps, seed=seed, **LEARNING)
     model.eval()
     places = np.linspace(6 * CONTEXT, len(test) - AHEAD, prompts).astype(int)
-    asked = (model, codec, test, context - math.ceil(AHEAD / per), width, places)
-    found, error = measure_recovery(*asked)
-    return {"bases a token": per, "context": context, "bases of context": context * per,
+    recover = partial(measure_recovery, model, codec, test, context - math.ceil(AHEAD / bases_a_token), width, places)
+    recovered, error = recover()
+    return {"bases a token": bases_a_token, "context": context, "bases of context": context * bases_a_token,
             "training loss": run.curve[-1]["loss"], "bits": bits_per_base(model, codec, test, context, width),
-            "recovery": found, "error": error,
-            "not healed": measure_recovery(*asked, heal=False)[0] if arm == "BPE" else found,
+            "recovery": recovered, "error": error,
+            "not healed": recover(heal=False)[0] if arm == "BPE" else recovered,
             "parameters": float(sum(p.numel() for p in model.parameters())), "seconds": run.elapsed}
 
 
@@ -153,8 +155,7 @@ def measure(run: Run) -> list[Row]:
     real = run.dataset("ecoli-536")
     genome = None if real is None else real / "ecoli536.fna.gz"
     steps, size, held, prompts = run.pick((1, 60_000, 4_000, 2), (STEPS, 500_000, 40_000, 400))
-    made = [partial(run_arm, arm, None, steps, size, held, prompts, run.seed) for arm in ARMS]
-    jobs: dict[str, Any] = dict(zip(ARMS, made))
+    jobs: dict[str, Any] = {arm: partial(run_arm, arm, None, steps, size, held, prompts, run.seed) for arm in ARMS}
     jobs[SHORT] = partial(run_arm, "6-mer", None, steps, size, held, prompts, run.seed, CONTEXT)
     jobs[EQUAL] = partial(run_arm, "6-mer", None, -(-steps // 6), size, held, prompts, run.seed, CONTEXT)
     if genome is not None:
@@ -180,18 +181,18 @@ def measure(run: Run) -> list[Row]:
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
-    row = {each["tokens"]: each for each in table if each["genome"] == "repeats"}
-    found = {name: each["recovery"] for name, each in row.items()}
-    gap, merged, short = found["6-mer"] - found["1-mer"], found["6-mer"] - found["BPE"], found[SHORT] - found["1-mer"]
-    real = {each["tokens"]: each for each in table if each["genome"] == "E. coli"}
-    said = "; ".join(f"{name} {each['recovery']:.1%} ({each['bits']:.3f} bits a base)" for name, each in row.items())
-    reason = (f"recovered of {AHEAD} bases: {said}; 6-mers lead 1-mers by {100 * gap:.1f} points and merges by "
+    by_arm = {row["tokens"]: row for row in table if row["genome"] == "repeats"}
+    share = {arm: row["recovery"] for arm, row in by_arm.items()}
+    gap, merged, short = share["6-mer"] - share["1-mer"], share["6-mer"] - share["BPE"], share[SHORT] - share["1-mer"]
+    real = {row["tokens"]: row for row in table if row["genome"] == "E. coli"}
+    shares = "; ".join(f"{arm} {row['recovery']:.1%} ({row['bits']:.3f} bits a base)" for arm, row in by_arm.items())
+    reason = (f"recovered of {AHEAD} bases: {shares}; 6-mers lead 1-mers by {100 * gap:.1f} points and merges by "
               f"{100 * merged:.1f}, with the 1-mers' bases of context by {100 * short:.1f}")
     if real:
-        reason += "; on E. coli " + ", ".join(f"{name} {each['bits']:.3f} bits" for name, each in real.items())
+        reason += "; on E. coli " + ", ".join(f"{arm} {row['bits']:.3f} bits" for arm, row in real.items())
     if merged <= 0:
         return "refuted", reason
-    if max(found.values()) < 0.30:
+    if max(share.values()) < 0.30:
         return "inconclusive", f"{reason}; so few steps teach no arm the repeats"
     return ("confirmed" if gap >= 0.03 and merged >= 0.03 and short <= gap / 2 else "inconclusive"), reason
 

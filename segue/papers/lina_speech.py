@@ -47,169 +47,172 @@ CONTEXTS = (256, 1024, 4096, 8192)
 
 @cache
 def load_tunes(folder: Path | None) -> dict[str, list[str]]:
-    """Tunes in ABC by style, each behind a line break and with the blank lines that end it; made up without data."""
+    """Tunes in ABC by style, each after a line break and with the blank lines that end it; artificial ones without
+    data. """
     if folder is None:
         rng = np.random.default_rng(0)
         return {name: ["\nX: 1\n" + "".join(rng.choice(list(letters), 60)) + "\n\n" for _ in range(60)]
                 for name, letters in ((NEW, "abc"), ("reels", "cde"), ("waltzes", "efg"))}
-    found: dict[str, list[str]] = {}
+    by_style: dict[str, list[str]] = {}
     for record in read(folder / "nottingham-abc-cleaned.zip", kind="text"):
-        found.setdefault(Path(record.name).stem, []).append(f"\n{as_text(record.object)}\n\n")
-    return found
+        by_style.setdefault(Path(record.name).stem, []).append(f"\n{as_text(record.object)}\n\n")
+    return by_style
 
 
 class Tunes:
-    """Characters as ids; tunes of the new style to test on, to choose rates on, and to adapt to; and of the others."""
+    """Characters as ids; tunes of the new style to test on (`test`), to choose rates on (`tune`) and to adapt to
+    (`pool`); held-out tunes of the other styles (`old`), and a stream of training tunes of each."""
 
     def __init__(self, folder: Path | None) -> None:
         by_style = load_tunes(folder)
-        self.letters = sorted({letter for each in by_style.values() for tune in each for letter in tune})
+        self.letters = sorted({letter for tunes in by_style.values() for tune in tunes for letter in tune})
         order = np.random.default_rng(0).permutation(len(by_style[NEW]))
         new = [by_style[NEW][i] for i in order]
-        tenth = len(new) // 6
-        self.test, self.tune, self.pool = new[:tenth], new[tenth : 2 * tenth], new[2 * tenth :]
-        others = [each for name, each in by_style.items() if name != NEW]
-        self.old = [tune for each in others for tune in each[::10]]
-        self.streams = [self.ids("".join(tune for i, tune in enumerate(each) if i % 10)) for each in others]
+        sixth = len(new) // 6
+        self.test, self.tune, self.pool = new[:sixth], new[sixth : 2 * sixth], new[2 * sixth :]
+        others = [tunes for name, tunes in by_style.items() if name != NEW]
+        self.old = [tune for tunes in others for tune in tunes[::10]]
+        self.streams = [self.ids("".join(tune for i, tune in enumerate(tunes) if i % 10)) for tunes in others]
 
     def ids(self, text: str) -> list[int]:
         return [self.letters.index(letter) for letter in text]
 
     def pretraining(self, seed: int, step: int, length: int = LENGTH) -> Batch:
-        """Rows of the old styles, tune after tune of one style."""
+        """Rows of consecutive tunes of one of the old styles, from random positions."""
         rng = np.random.default_rng((seed, step))
-        sizes = np.array([max(1, len(each) - length) for each in self.streams])
+        sizes = np.array([max(1, len(stream) - length) for stream in self.streams])
         rows = []
-        for which in rng.choice(len(sizes), ROWS, p=sizes / sizes.sum()):
-            at = int(rng.integers(sizes[which]))
-            rows.append(self.streams[which][at : at + length + 1])
+        for style in rng.choice(len(sizes), ROWS, p=sizes / sizes.sum()):
+            start = int(rng.integers(sizes[style]))
+            rows.append(self.streams[style][start : start + length + 1])
         ids = pad_rows(rows)
         return Batch(ids[:, :-1], ids[:, 1:])
 
-    def rows(self, some: list[str], front: str = "") -> Batch:
-        """A tune a row, its first `LENGTH` characters; behind `front`, which is not asked for."""
-        table = [self.ids(front + tune[: LENGTH + 1]) for tune in some]
+    def rows(self, tunes: list[str], prompt: str = "") -> Batch:
+        """A row for each tune, its first `LENGTH` characters, after a prompt without targets."""
+        table = [self.ids(prompt + tune[: LENGTH + 1]) for tune in tunes]
         ids = pad_rows(table)
-        live = torch.arange(ids.shape[1]) < torch.tensor([[len(row)] for row in table])
-        targets = ids.masked_fill(~live, -1)[:, 1:]
-        targets[:, : len(front)] = -1
+        valid_mask = torch.arange(ids.shape[1]) < torch.tensor([[len(row)] for row in table])
+        targets = ids.masked_fill(~valid_mask, -1)[:, 1:]
+        targets[:, : len(prompt)] = -1
         return Batch(ids[:, :-1], targets)
 
-    def front(self, some: list[str], room: int = LENGTH) -> str:
-        """As many whole tunes as fit."""
+    def prompt(self, tunes: list[str], room: int = LENGTH) -> str:
+        """Whole tunes, in order, as many as fit."""
         text = ""
-        for tune in some:
+        for tune in tunes:
             text += tune if len(text) + len(tune) <= room else ""
         return text
 
 
 def nats(model: Stack, batch: Batch) -> torch.Tensor:
-    """(B, T), 0 where nothing is asked."""
+    """(B, T) cross-entropy, 0 without a target."""
     with torch.no_grad():
         return F.cross_entropy(model(batch.tokens).logits.transpose(1, 2), batch.targets, ignore_index=-1,
                                reduction="none")
 
 
 def bits(model: Stack, batch: Batch) -> float:
-    """Per asked character."""
+    """Bits per target character."""
     return float(nats(model, batch).sum()) / batch.count / float(np.log(2))
 
 
 def bits_by_place(model: Stack, data: Tunes) -> list[float]:
-    """Bits per character of held-out jigs one after the other, from the beginning of each, by eighths of the row."""
-    text = [data.ids("".join(data.test[first:] + data.test[:first])[: STREAM + 1]) for first in range(len(data.test))]
-    ids = pad_rows(text)
-    found = nats(model, Batch(ids[:, :-1], ids[:, 1:])).mean(0) / float(np.log(2))
-    return [float(part.mean()) for part in found.tensor_split(8)]
+    """Bits per character of rows of consecutive held-out jigs, one row from each, by eighths of the row."""
+    rows = [data.ids("".join(data.test[first:] + data.test[:first])[: STREAM + 1]) for first in range(len(data.test))]
+    ids = pad_rows(rows)
+    by_position = nats(model, Batch(ids[:, :-1], ids[:, 1:])).mean(0) / float(np.log(2))
+    return [float(part.mean()) for part in by_position.tensor_split(8)]
 
 
-def adapt(arm: str, model: Stack, data: Tunes, some: list[str], steps: int, seed: int) -> dict[str, Any]:
-    """Adapt a copy of the model to some tunes by one of the ways; then bits per character of held-out jigs, also by
-    place in a row of many, and of the old styles; where there is a state, without it."""
-    model, front = copy.deepcopy(model), data.front(some) if arm == PROMPT else ""
-    batch, seen = data.rows(some), {name: x.clone() for name, x in weights_of(model).items()}
+def adapt(arm: str, model: Stack, data: Tunes, tunes: list[str], steps: int, seed: int) -> dict[str, Any]:
+    """Adapt a copy of the model to tunes by an arm's method; bits per character of held-out jigs, also by position in
+    rows of many, and of the old styles (those without a tuned state)."""
+    model, prompt = copy.deepcopy(model), data.prompt(tunes) if arm == PROMPT else ""
+    batch, before = data.rows(tunes), {name: x.clone() for name, x in weights_of(model).items()}
     strategies: dict[str, Strategy] = {RANK_ONE: StateTuning(1, RATES[RANK_ONE]), FULL_RANK: StateTuning(
         0, RATES[FULL_RANK]), LORA: AdapterTuning(rank=4, alpha=8.0)}
     size = sum(p.numel() for p in model.parameters()) if arm == FINE else 0
 
     def draw(step: int) -> Batch:
-        each = max(1, len(some) // ROWS)
-        order = np.random.default_rng((seed, step // each)).permutation(len(some))
-        return batch.rows(torch.from_numpy(order[step % each * ROWS :][:ROWS]))
+        epoch = max(1, len(tunes) // ROWS)  # steps
+        order = np.random.default_rng((seed, step // epoch)).permutation(len(tunes))
+        return batch.rows(torch.from_numpy(order[step % epoch * ROWS :][:ROWS]))
 
     strategy = strategies.get(arm, Strategy())
     if arm not in (NONE, PROMPT):
         learn(model, draw, steps, rate=RATES[arm], strategy=strategy, seed=seed)
         model.eval()
-    old, same = bits(model, data.rows(data.old)), all(torch.equal(x, seen[name]) for name, x in
-                                                      weights_of(model).items())
+    old_bits = bits(model, data.rows(data.old))
+    unchanged = all(torch.equal(x, before[name]) for name, x in weights_of(model).items())
     if isinstance(strategy, StateTuning):
         strategy.states[0].attach(model)
         size = sum(p.numel() for _, p in strategy.states[0].named_parameters())
     elif isinstance(strategy, AdapterTuning):
         size = sum(part.a.numel() + part.b.numel() for part in strategy.adapter.layers.values())
-    return {"bits": bits(model, data.rows(data.test, front)), "old styles": old, "numbers": size, "weights kept": same,
-            "by place": bits_by_place(model, data) if arm != PROMPT else []}
+    return {"bits": bits(model, data.rows(data.test, prompt)), "old styles": old_bits, "numbers": size,
+            "weights kept": unchanged, "by place": bits_by_place(model, data) if arm != PROMPT else []}
 
 
 def run_seed(folder: Path | None, seed: int, pretraining: int, steps: int, width: int,
-             wanted: list[tuple[str, int]]) -> dict[str, Any]:
-    """Learn the old styles, then adapt in all the wanted ways, each to so many tunes."""
+             arms: list[tuple[str, int]]) -> dict[str, Any]:
+    """Pretrain on the old styles, then adapt by all arms, each to a number of tunes."""
     data = Tunes(folder)
     torch.manual_seed(seed)
     model = Stack(StackConfig(len(data.letters), width, ["gla"] * 4))
     learn(model, partial(data.pretraining, seed), pretraining, rate=3e-3, seed=seed)
     model.eval()
     order = np.random.default_rng(seed).permutation(len(data.pool))
-    found = {f"{arm}, {count} tunes": adapt(arm, model, data, [data.pool[i] for i in order[:count]], steps, seed)
-             for arm, count in wanted}
-    return {"all": sum(p.numel() for p in model.parameters()), "found": found}
+    results = {f"{arm}, {count} tunes": adapt(arm, model, data, [data.pool[i] for i in order[:count]], steps, seed)
+               for arm, count in arms}
+    return {"all": sum(p.numel() for p in model.parameters()), "found": results}
 
 
 def measure_decoding(mixer: str, contexts: tuple[int, ...], width: int) -> dict[str, Any]:
-    """Bytes of the state, and milliseconds for a further character, behind so many."""
+    """Bytes of the state after each of these numbers of characters, and milliseconds for another character."""
     torch.manual_seed(0)
     model = Stack(StackConfig(90, width, [mixer] * 4)).eval()
-    found: dict[str, list[float]] = {"bytes": [], "milliseconds": []}
+    measures: dict[str, list[float]] = {"bytes": [], "milliseconds": []}
     with torch.no_grad():
         for n in contexts:
-            state, taken = model.init_state(1), []
-            for begin in range(0, n, 1024):
-                model.extend(torch.zeros(1, min(1024, n - begin), dtype=torch.long), state)
+            state, seconds = model.init_state(1), []
+            for start in range(0, n, 1024):
+                model.extend(torch.zeros(1, min(1024, n - start), dtype=torch.long), state)
                 state.commit()
-            found["bytes"].append(sum(x.numel() * x.element_size() for x in state.tensors().values()))
+            measures["bytes"].append(sum(x.numel() * x.element_size() for x in state.tensors().values()))
             for _ in range(30):
-                begun = time.perf_counter()
+                start_time = time.perf_counter()
                 model.extend(torch.zeros(1, 1, dtype=torch.long), state)
                 state.commit()
-                taken.append(time.perf_counter() - begun)
-            found["milliseconds"].append(1000 * float(np.median(taken)))
-    return found
+                seconds.append(time.perf_counter() - start_time)
+            measures["milliseconds"].append(1000 * float(np.median(seconds)))
+    return measures
 
 
 def measure(run: Run) -> list[Row]:
     folder, width = run.dataset("nottingham-abc"), run.pick(16, 128)
     seeds, contexts = range(run.seed, run.seed + run.pick(1, 2)), run.pick(CONTEXTS[:1], CONTEXTS)
     pretraining, steps = run.pick((2, 2), (300, 100))
-    wanted = [(arm, 20) for arm in (NONE, PROMPT, *RATES)] + run.pick([], [(RANK_ONE, 60)])
-    cells = run.cells({f"seed {seed}": partial(run_seed, folder, seed, pretraining, steps, width, wanted)
+    arms = [(arm, 20) for arm in (NONE, PROMPT, *RATES)] + run.pick([], [(RANK_ONE, 60)])
+    cells = run.cells({f"seed {seed}": partial(run_seed, folder, seed, pretraining, steps, width, arms)
                        for seed in seeds})
     speed = run.cells({f"decoding {mixer}": partial(measure_decoding, mixer, contexts, width)
                        for mixer in ("gla", "attention")}, workers=1)
     table: list[Row] = []
     for name in cells[f"seed {seeds[0]}"]["found"]:
-        each = [cells[f"seed {seed}"]["found"][name] for seed in seeds]
+        results = [cells[f"seed {seed}"]["found"][name] for seed in seeds]
         arm, _, count = name.rpartition(", ")
         table.append({"arm": arm, "tunes": int(count.split()[0]), **{
-            key: float(np.mean([one[key] for one in each])) for key in ("bits", "old styles")},
-            "numbers": each[0]["numbers"], "share": each[0]["numbers"] / cells[f"seed {seeds[0]}"]["all"],
-            "weights kept": all(one["weights kept"] for one in each),
-            "by place": [float(x) for x in np.mean([one["by place"] for one in each], 0)],
-            "by seed": [one["bits"] for one in each]})
-    for mixer, found in ((mixer, speed[f"decoding {mixer}"]) for mixer in ("gla", "attention")):
+            key: float(np.mean([result[key] for result in results])) for key in ("bits", "old styles")},
+            "numbers": results[0]["numbers"], "share": results[0]["numbers"] / cells[f"seed {seeds[0]}"]["all"],
+            "weights kept": all(result["weights kept"] for result in results),
+            "by place": [float(x) for x in np.mean([result["by place"] for result in results], 0)],
+            "by seed": [result["bits"] for result in results]})
+    for mixer in ("gla", "attention"):
+        costs = speed[f"decoding {mixer}"]
         run.note(f"decoding with {mixer} behind {', '.join(f'{n:,}' for n in contexts)} characters: a state of " +
-                 ", ".join(f"{size / 1024:,.0f}" for size in found["bytes"]) + " KiB, a further character in " +
-                 ", ".join(f"{each:.1f}" for each in found["milliseconds"]) + " ms (plain torch)")
+                 ", ".join(f"{size / 1024:,.0f}" for size in costs["bytes"]) + " KiB, a further character in " +
+                 ", ".join(f"{time_:.1f}" for time_ in costs["milliseconds"]) + " ms (plain torch)")
     run.note(f"Nottingham tunes in ABC: {pretraining} steps of {ROWS} rows of {LENGTH} characters of all styles but "
              f"jigs, then {steps} steps of {ROWS} whole jigs; gla, 4 layers of width {width}; rates {RATES}, tried on "
              "jigs kept for that: three for rank one and fine-tuning, one for full rank and LoRA")

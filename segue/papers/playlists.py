@@ -23,7 +23,7 @@ from torch import nn
 
 from segue.analysis.embedding import embed
 from segue.analysis.index import VectorIndex, precision_at_recall
-from segue.analysis.probes import Encoder, answered, content_question, length_question, order_question, question
+from segue.analysis.probes import Encoder, answer_question, content_question, length_question, order_question, question
 from segue.data import read
 from segue.models import SequenceAutoencoder, SequenceAutoencoderConfig, SIFEmbedding, StackConfig, cooccurrence_vectors
 from segue.models.stack import both_ways
@@ -177,7 +177,7 @@ def probe_arm(arm: str, data: str, folder: Path | None, seed: int, count: int, l
         questions[GENRE] = question(GENRE, rows, labels, groups)
     found: dict[str, Any] = {}
     for name, each in questions.items():
-        answer = answered(encode, each, 0.3, seed)
+        answer = answer_question(encode, each, 0.3, seed)
         found[name] = {"accuracy": answer.accuracy, "balanced": answer.balanced, "majority": answer.by_majority,
                        "by length": answer.by_length, "tested": answer.tested}
     vectors = embed(model, rows)

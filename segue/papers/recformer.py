@@ -5,7 +5,7 @@ Items are described by key-value text, and a history is encoded as one text, the
 nobody chose yet can be recommended. Arms: Recformer, Recformer without item positions, and SASRec, which embeds item
 ids; baselines: chance, popularity, and popularity of genres. Data: MovieLens with a fifth of the films cold (absent
 from training), which decides the verdict, and Amazon Scientific beside it. The verdict needs text well above chance and
-above genre popularity on cold targets, where ids are at chance, and near SASRec on warm ones. """
+above genre popularity on cold targets, where ids are at chance, and near SASRec on warm ones."""
 
 from __future__ import annotations
 
@@ -53,22 +53,22 @@ Histories = list[np.ndarray]
 
 @dataclass(frozen=True)
 class Shop:
-    """A data set. items: N dictionaries of text, of which the first `warm` were there in training. learned: training
-    histories of warm items, oldest first. checked, asked: pairs of a history of warm items and its next item, for
-    validation (warm ones only) and for the test. genres: of each item (empty: unknown)."""
+    """A data set. items: N dictionaries of text, of which the first `warm` occur in training. training: histories of
+    warm items, oldest first. validation, test: pairs of a history of warm items and its next item; in validation that
+    is warm too. genres: of each item (empty: unknown)."""
 
     items: list[dict[str, str]]
     warm: int
-    learned: Histories
-    checked: list[tuple[np.ndarray, int]]
-    asked: list[tuple[np.ndarray, int]]
+    training: Histories
+    validation: list[tuple[np.ndarray, int]]
+    test: list[tuple[np.ndarray, int]]
     genres: list[frozenset[str]]
 
 
-def split_items(items: list[dict[str, str]], learned: Histories, asked: list[tuple[np.ndarray, int]],
+def split_items(items: list[dict[str, str]], training: Histories, test: list[tuple[np.ndarray, int]],
                 genres: list[frozenset[str]], seed: int) -> Shop:
-    """Renumber the items at random, warm ones first, and drop cold items from histories, whose last item is for
-    validation."""
+    """Renumber the items at random, warm ones first, drop cold items from histories, and split off the last item of
+    each training history for validation."""
     order = np.random.default_rng([4, seed]).permutation(len(items))
     warm = len(items) - round(COLD * len(items))
     number = order.argsort()
@@ -77,24 +77,24 @@ def split_items(items: list[dict[str, str]], learned: Histories, asked: list[tup
         row = number[row]
         return row[row < warm]
 
-    rows = [kept for row in learned if len(kept := keep_warm(row)) > 2]
+    rows = [kept for row in training if len(kept := keep_warm(row)) > 2]
     return Shop([items[i] for i in order], warm, [row[:-1] for row in rows], [(row[:-1], int(row[-1])) for row in rows],
-                [(kept, int(number[item])) for row, item in asked if len(kept := keep_warm(row))],
+                [(kept, int(number[item])) for row, item in test if len(kept := keep_warm(row))],
                 [genres[i] for i in order] if genres else [])
 
 
 def load_movielens(folder: Path, seed: int, least: int = 5) -> Shop:
     """MovieLens: films with at least `least` ratings; the last LAST of each user are test targets."""
-    rows, known = rated_films(folder, least)
+    rows, films = rated_films(folder, least)
     rows = [row for row in rows if len(row) > LAST + 2]
     items, genres = list[dict[str, str]](), list[frozenset[str]]()
-    for film in known:
+    for film in films:
         match = re.fullmatch(r"(.*?)\s*(?:\((\d{4})[^)]*\))?\s*", film["title"])
         title, year = match.groups() if match is not None else (film["title"], None)
         items.append({"title": title, "year": year or "", "genres": film["genres"].replace("|", " ")})
         genres.append(frozenset(film["genres"].split("|")))
-    asked = [(row[:at], int(row[at])) for row in rows for at in range(len(row) - LAST, len(row))]
-    return split_items(items, [row[:-LAST] for row in rows], asked, genres, seed)
+    test = [(row[:i], int(row[i])) for row in rows for i in range(len(row) - LAST, len(row))]
+    return split_items(items, [row[:-LAST] for row in rows], test, genres, seed)
 
 
 def load_scientific(folder: Path, seed: int, most: int = 2_000) -> Shop:
@@ -102,62 +102,62 @@ def load_scientific(folder: Path, seed: int, most: int = 2_000) -> Shop:
     def read_lines(name: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in gzip.decompress((folder / f"{name}.jsonl.gz").read_bytes()).splitlines()]
 
-    items = {each["item"]: {name: str(each[name]) for name in ("title", "brand", "description")}
-             for each in read_lines("items")}
-    known = {item: i for i, item in enumerate(items)}
+    items = {record["item"]: {name: str(record[name]) for name in ("title", "brand", "description")}
+             for record in read_lines("items")}
+    index = {item: i for i, item in enumerate(items)}
 
-    def row(each: dict[str, Any]) -> np.ndarray:
-        return np.array([known[item] for item in each["history"]], np.int64)
+    def history(record: dict[str, Any]) -> np.ndarray:
+        return np.array([index[item] for item in record["history"]], np.int64)
 
-    learned = [np.append(row(each), known[each["item"]]) for each in read_lines("valid")]
-    asked = [(row(each), known[each["item"]]) for each in read_lines("test")]
-    chosen = np.random.default_rng([5, seed]).permutation(len(asked))[:most]
-    return split_items(list(items.values()), learned, [asked[i] for i in chosen], [], seed)
+    training = [np.append(history(record), index[record["item"]]) for record in read_lines("valid")]
+    test = [(history(record), index[record["item"]]) for record in read_lines("test")]
+    sample = np.random.default_rng([5, seed]).permutation(len(test))[:most]
+    return split_items(list(items.values()), training, [test[i] for i in sample], [], seed)
 
 
-def make_up_shop(seed: int) -> Shop:
-    """Made-up items of three colours, whose histories are each of one colour."""
-    draw = np.random.default_rng([6, seed])
+def make_artificial(seed: int) -> Shop:
+    """Artificial items of three colours; each history is of one colour."""
+    rng = np.random.default_rng([6, seed])
     items = [{"title": f"{colour} thing {i}", "genres": colour}
              for colour in ("red", "blue", "green") for i in range(20)]
-    rows = [draw.integers(20, size=8) + 20 * draw.integers(3) for _ in range(40)]
+    rows = [rng.integers(20, size=8) + 20 * rng.integers(3) for _ in range(40)]
     return split_items(items, [row[:-1] for row in rows], [(row[:-1], int(row[-1])) for row in rows],
                        [frozenset([item["genres"]]) for item in items], seed)
 
 
 def load_shop(data: str, folder: Path | None, seed: int) -> Shop:
-    """The data set, made up where there is no folder."""
+    """The data set; an artificial one where there is no folder."""
     if folder is None:
-        return make_up_shop(seed)
+        return make_artificial(seed)
     return load_movielens(folder, seed) if data == FILMS else load_scientific(folder, seed)
 
 
 def sample_pairs(histories: Histories, rows: int, seed: int, step: int, late: bool = False
                  ) -> list[tuple[np.ndarray, int]]:
     """`rows` random pairs of a history's prefix and its next item; users are drawn in proportion to their history's
-    length, places uniformly, with `late` from the history's second half."""
-    draw = np.random.default_rng([seed, step])
+    length, the next item uniformly, or with `late` from the history's second half."""
+    rng = np.random.default_rng([seed, step])
     sizes = np.array([len(row) - 1 for row in histories], float)
-    found = []
-    for user in draw.choice(len(histories), rows, p=sizes / sizes.sum()):
+    pairs = []
+    for user in rng.choice(len(histories), rows, p=sizes / sizes.sum()):
         size = len(histories[user])
-        at = int(draw.integers(max(1, (size - 1) // 2) if late else 1, size))
-        found.append((histories[user][:at], int(histories[user][at])))
-    return found
+        i = int(rng.integers(max(1, (size - 1) // 2) if late else 1, size))
+        pairs.append((histories[user][:i], int(histories[user][i])))
+    return pairs
 
 
 class Texts:
-    """Turns histories and single items into tokens. placed: whether tokens have their item's position."""
+    """Encodes histories and single items as tokens. placed: whether tokens have the position of their item."""
 
     def __init__(self, items: list[dict[str, str]], vocabulary: int, placed: bool, setting: dict[str, Any]) -> None:
         words = BPECodec.train([f" {text}" for item in items for pair in item.items() for text in pair], vocabulary)
         self.codec = TextItemCodec(words, longest=setting["longest"], items=setting["items"], length=setting["length"])
-        self.told, self.placed = [self.codec.item(item) for item in items], placed
+        self.items, self.placed = [self.codec.item(item) for item in items], placed
 
     def tokens(self, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(n, 3) ids of the tokens (token, type, item position), and (n,) the word that each token is of."""
-        kept = history[-self.codec.items :]
-        tokens = self.codec.history([self.told[item] for item in kept.tolist()])
+        """(n, 3) ids of the tokens (token, type, item position), and (n,) the index of each token's word."""
+        recent = history[-self.codec.items :]
+        tokens = self.codec.history([self.items[item] for item in recent.tolist()])
         rows = self.codec.rows(tokens)
         if not self.placed:
             rows[:, 2] = 0
@@ -168,22 +168,22 @@ class Texts:
         return self.tokens(history)[0]
 
     def batch(self, histories: Histories, targets: list[int], masks: torch.Generator | None = None) -> Batch:
-        """Rows with their target at the first token, whose vector stands for the row; masks: the generator of masked
-        tokens, which are to be filled in besides."""
-        both = [self.tokens(history) for history in histories]
-        lengths = torch.tensor([len(rows) for rows, _ in both])
-        tokens = torch.stack([pad_rows([rows[:, i].tolist() for rows, _ in both]) for i in range(3)], -1)
-        asked = torch.full(tokens.shape[:2], -1)
-        asked[:, 0] = torch.tensor(targets)
+        """Rows with their target at the first token, whose vector represents the row. masks: the generator for masked
+        language modelling of the same rows (None: without)."""
+        encoded = [self.tokens(history) for history in histories]
+        lengths = torch.tensor([len(rows) for rows, _ in encoded])
+        tokens = torch.stack([pad_rows([rows[:, i].tolist() for rows, _ in encoded]) for i in range(3)], -1)
+        row_targets = torch.full(tokens.shape[:2], -1)
+        row_targets[:, 0] = torch.tensor(targets)
         starts = padding_starts(lengths, tokens.shape[1])
         if masks is None:
-            return Batch(tokens, asked, starts)
-        live = torch.arange(tokens.shape[1]) < lengths[:, None]
-        live[:, 0] = False
-        hidden = mask_some(Batch(tokens, tokens[..., 0].masked_fill(~live, -1), starts,
-                                 {WORD: pad_rows([words.tolist() for _, words in both], -1)}),
+            return Batch(tokens, row_targets, starts)
+        maskable = torch.arange(tokens.shape[1]) < lengths[:, None]
+        maskable[:, 0] = False
+        masked = mask_some(Batch(tokens, tokens[..., 0].masked_fill(~maskable, -1), starts,
+                                 {WORD: pad_rows([words.tolist() for _, words in encoded], -1)}),
                            self.codec.mask, RandomMask(0.15), masks)
-        return Batch(tokens, asked, starts, {MASKED: hidden.tokens[..., 0], WANTED: hidden.targets})
+        return Batch(tokens, row_targets, starts, {MASKED: masked.tokens[..., 0], WANTED: masked.targets})
 
 
 def build_reader(codec: TextItemCodec, width: int, dropout: float) -> Stack:
@@ -196,41 +196,42 @@ def build_reader(codec: TextItemCodec, width: int, dropout: float) -> Stack:
 
 
 def ndcg(model: SequencePredictor, pairs: list[tuple[np.ndarray, int]], items: int) -> float:
-    """NDCG@10 of the next item among all items that are not in the history; ties get their middle rank."""
-    found = rank_next(model, [history for history, _ in pairs], [item for _, item in pairs], items=items,
-                      drop_seen=True)
-    return ranking(found, (TOP,)).ndcg[TOP]
+    """NDCG@10 of the next item among all items that are not in the history; ties get their mean rank."""
+    item_ranks = rank_next(model, [history for history, _ in pairs], [item for _, item in pairs], items=items,
+                           drop_seen=True)
+    return ranking(item_ranks, (TOP,)).ndcg[TOP]
 
 
-def train_recformer(data_set: Shop, score_arm: str, seed: int, setting: dict[str, Any]) -> SequencePredictor:
-    """Train Recformer: in-batch contrast with the next item and masked language modelling, then two-stage finetuning
-    against an index of all warm items."""
+def train_recformer(data_set: Shop, arm: str, seed: int, setting: dict[str, Any]) -> SequencePredictor:
+    """Train Recformer: contrastively in the batch on next items and by masked language modelling, then two-stage
+    finetuning against an index of all warm items."""
     torch.manual_seed(seed)
-    texts = Texts(data_set.items, setting["vocabulary"], score_arm == TEXT, setting)
+    texts = Texts(data_set.items, setting["vocabulary"], arm == TEXT, setting)
     model = build_reader(texts.codec, setting["width"], setting["dropout"])
-    pretrained, first, second = setting["steps"]
+    pretraining, first, second = setting["steps"]
 
-    def pairs(step: int) -> Batch:
-        chosen = sample_pairs(data_set.learned, setting["rows"], seed, step, late=True)
-        rows = [history for history, _ in chosen] + [np.array([item]) for _, item in chosen]
-        return texts.batch(rows, [*range(len(chosen))] * 2, generator_of(seed, step))
+    def contrastive_batch(step: int) -> Batch:
+        pairs = sample_pairs(data_set.training, setting["rows"], seed, step, late=True)
+        rows = [history for history, _ in pairs] + [np.array([item]) for _, item in pairs]
+        return texts.batch(rows, [*range(len(pairs))] * 2, generator_of(seed, step))
 
-    def batches(step: int) -> Batch:
-        chosen = sample_pairs(data_set.learned, setting["rows"], seed, pretrained + step)
-        return texts.batch([history for history, _ in chosen], [item for _, item in chosen])
+    def finetuning_batch(step: int) -> Batch:
+        pairs = sample_pairs(data_set.training, setting["rows"], seed, pretraining + step)
+        return texts.batch([history for history, _ in pairs], [item for _, item in pairs])
 
-    learn(model, pairs, pretrained, rate=setting["rate"], seed=seed, objective=InBatch(setting["temperature"]))
+    learn(model, contrastive_batch, pretraining, rate=setting["rate"], seed=seed,
+          objective=InBatch(setting["temperature"]))
     warm = ItemIndex([texts.read(np.array([item])) for item in range(data_set.warm)], setting["temperature"])
-    validation = data_set.checked[:: max(1, len(data_set.checked) // setting["looks"])]
+    validation = data_set.validation[:: max(1, len(data_set.validation) // setting["looks"])]
 
     def score(net: nn.Module) -> float:
         return -ndcg(ItemRecommender(net, warm, texts.read), validation, data_set.warm)
 
-    two_stage(model, warm, batches, (first, second), max(1, first // 6), score, seed=seed, rate=setting["rate"],
-              cooldown=0.3)
-    whole = ItemIndex([texts.read(np.array([item])) for item in range(len(data_set.items))], setting["temperature"])
-    whole.refresh(model)
-    return ItemRecommender(model, whole, texts.read)
+    two_stage(model, warm, finetuning_batch, (first, second), max(1, first // 6), score, seed=seed,
+              rate=setting["rate"], cooldown=0.3)
+    index = ItemIndex([texts.read(np.array([item])) for item in range(len(data_set.items))], setting["temperature"])
+    index.refresh(model)
+    return ItemRecommender(model, index, texts.read)
 
 
 def train_sasrec(data_set: Shop, seed: int, setting: dict[str, Any]) -> SequencePredictor:
@@ -238,21 +239,21 @@ def train_sasrec(data_set: Shop, seed: int, setting: dict[str, Any]) -> Sequence
     torch.manual_seed(seed)
     length, width = setting["context"], setting["width"]
     model = item_stack(data_set.warm, length, width, setting["dropout"], causal=True)
-    learn(model, item_batches(data_set.learned, data_set.warm, length, setting["rows"], seed), sum(setting["steps"]),
+    learn(model, item_batches(data_set.training, data_set.warm, length, setting["rows"], seed), sum(setting["steps"]),
           seed=seed, objective=NextElement(), decay=0.01, rate=0.01, muon=True, cooldown=1.0)
     items = len(data_set.items)
-    whole = item_stack(items, length, width, causal=True)
-    vectors = whole.embedding.weight.detach().clone()
+    with_cold = item_stack(items, length, width, causal=True)
+    vectors = with_cold.embedding.weight.detach().clone()
     vectors[[*range(data_set.warm), items]] = model.embedding.weight.detach()
-    whole.load_state_dict(model.state_dict() | {"embedding.weight": vectors, "head.weight": vectors})
-    return DecodablePredictor(whole.eval(), items, items, length - 1)
+    with_cold.load_state_dict(model.state_dict() | {"embedding.weight": vectors, "head.weight": vectors})
+    return DecodablePredictor(with_cold.eval(), items, items, length - 1)
 
 
 def score_warm_and_cold(data_set: Shop, score_pairs: Callable[[list[tuple[np.ndarray, int]]], float],
                         ) -> dict[str, float]:
     """The score (a function of pairs) of warm and of cold test targets."""
-    warm = [pair for pair in data_set.asked if pair[1] < data_set.warm]
-    cold = [pair for pair in data_set.asked if pair[1] >= data_set.warm]
+    warm = [pair for pair in data_set.test if pair[1] < data_set.warm]
+    cold = [pair for pair in data_set.test if pair[1] >= data_set.warm]
     return {"warm": score_pairs(warm), "cold": score_pairs(cold), "cold targets": len(cold),
             "items": len(data_set.items)}
 
@@ -268,19 +269,19 @@ def score_baselines(data: str, folder: Path | None, seed: int) -> dict[str, dict
     """NDCG@10 of popularity in training, and of the mean popularity of the warm items that share a genre."""
     data_set = load_shop(data, folder, seed)
     items = len(data_set.items)
-    often = np.bincount(np.concatenate(data_set.learned), minlength=items).astype(float)
-    scores = {POPULAR: often}
+    popularity = np.bincount(np.concatenate(data_set.training), minlength=items).astype(float)
+    scores = {POPULAR: popularity}
     if data_set.genres:
         names = sorted(frozenset().union(*data_set.genres))
-        has = np.array([[name in genres for name in names] for genres in data_set.genres], float)
-        shares = (has @ has.T[:, : data_set.warm] > 0).astype(float)
-        scores[GENRES] = shares @ often[: data_set.warm] / np.maximum(shares.sum(1), 1)
+        one_hot = np.array([[name in genres for name in names] for genres in data_set.genres], float)
+        shares_genre = (one_hot @ one_hot.T[:, : data_set.warm] > 0).astype(float)
+        scores[GENRES] = shares_genre @ popularity[: data_set.warm] / np.maximum(shares_genre.sum(1), 1)
 
-    def ranked(score: np.ndarray, pairs: list[tuple[np.ndarray, int]]) -> float:
-        found = [ranks(score[None], np.array([item]), seen=[history])[0] for history, item in pairs]
-        return ranking(np.array(found), (TOP,)).ndcg[TOP]
+    def ndcg_of(score: np.ndarray, pairs: list[tuple[np.ndarray, int]]) -> float:
+        item_ranks = [ranks(score[None], np.array([item]), seen=[history])[0] for history, item in pairs]
+        return ranking(np.array(item_ranks), (TOP,)).ndcg[TOP]
 
-    return {name: score_warm_and_cold(data_set, partial(ranked, score)) for name, score in scores.items()}
+    return {name: score_warm_and_cold(data_set, partial(ndcg_of, score)) for name, score in scores.items()}
 
 
 def chance_ndcg(items: int) -> tuple[float, float]:
@@ -305,19 +306,19 @@ def measure(run: Run) -> list[Row]:
             jobs |= {f"{data} {name} {seed}": partial(score_arm, name, data, folders[data], seed, setting)
                      for name in arms}
             jobs[f"{data} baselines {seed}"] = partial(score_baselines, data, folders[data], seed)
-    done = run.cells(jobs)
+    cells = run.cells(jobs)
     table: list[Row] = []
     for data, arms in ARMS.items():
-        every = range(run.seed, run.seed + seeds[data])
-        found = {name: [done[f"{data} {name} {seed}"] for seed in every] for name in arms}
-        for name in done[f"{data} baselines {run.seed}"]:
-            found[name] = [done[f"{data} baselines {seed}"][name] for seed in every]
-        items = found[arms[0]][0]["items"]
-        for name, each in found.items():
-            table.append({"data": data, "arm": name, "warm": mean(one["warm"] for one in each),
-                          "cold": mean(one["cold"] for one in each), "cold targets": sum(
-                              one["cold targets"] for one in each), "items": items,
-                          "warm by seed": [one["warm"] for one in each], "cold by seed": [one["cold"] for one in each]})
+        data_seeds = range(run.seed, run.seed + seeds[data])
+        by_arm = {arm: [cells[f"{data} {arm} {seed}"] for seed in data_seeds] for arm in arms}
+        for baseline in cells[f"{data} baselines {run.seed}"]:
+            by_arm[baseline] = [cells[f"{data} baselines {seed}"][baseline] for seed in data_seeds]
+        items = by_arm[arms[0]][0]["items"]
+        for arm, results in by_arm.items():
+            warm, cold = ([result[part] for result in results] for part in ("warm", "cold"))
+            table.append({"data": data, "arm": arm, "warm": mean(warm), "cold": mean(cold),
+                          "cold targets": sum(result["cold targets"] for result in results), "items": items,
+                          "warm by seed": warm, "cold by seed": cold})
         chance = chance_ndcg(items)[0]
         table.append({"data": data, "arm": RANDOM, "warm": chance, "cold": chance, "cold targets": None, "items": items,
                       "warm by seed": [], "cold by seed": []})
@@ -339,9 +340,9 @@ def measure(run: Run) -> list[Row]:
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
-    load_movielens = {row["arm"]: row for row in table if row["data"] == FILMS}
+    films = {row["arm"]: row for row in table if row["data"] == FILMS}
     other = {row["arm"]: row for row in table if row["data"] == SCIENCE}
-    text, numbers, placeless, genres = (load_movielens[name] for name in (TEXT, NUMBERS, PLACELESS, GENRES))
+    text, numbers, placeless, genres = (films[arm] for arm in (TEXT, NUMBERS, PLACELESS, GENRES))
     chance, deviation = chance_ndcg(text["items"])
     luck = chance + 2 * deviation / numbers["cold targets"] ** 0.5
     noise = 2 * (sum(stdev(row["warm by seed"]) ** 2 for row in (text, placeless)) / SEEDS) ** 0.5
@@ -363,10 +364,11 @@ def draw(figure: Figure, table: list[Row]) -> None:
     for axes, data in zip(figure.subplots(1, 2), ARMS):
         rows = [row for row in table if row["data"] == data]
         for index, row in enumerate(rows):
-            at = np.arange(2) + (index - (len(rows) - 1) / 2) * 0.8 / len(rows)
-            axes.bar(at, [row["warm"], row["cold"]], 0.8 / len(rows), color=colours[row["arm"]], label=row["arm"])
-            for data_set, values in zip(at, (row["warm by seed"], row["cold by seed"])):
-                axes.plot([data_set] * len(values), values, ".", color="black", markersize=3)
+            positions = np.arange(2) + (index - (len(rows) - 1) / 2) * 0.8 / len(rows)
+            axes.bar(positions, [row["warm"], row["cold"]], 0.8 / len(rows), color=colours[row["arm"]],
+                     label=row["arm"])
+            for x, values in zip(positions, (row["warm by seed"], row["cold by seed"])):
+                axes.plot([x] * len(values), values, ".", color="black", markersize=3)
         axes.set_xticks([0, 1], ["warm targets", "cold targets"])
         axes.set(title=data, ylabel=f"NDCG@{TOP}")
     figure.axes[0].legend(fontsize="x-small")

@@ -21,7 +21,7 @@ from segue.models.compiled import compile_model
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.programs import Hashing, Local, RecurrentProgram, Section, SectionedPrompt, Story
 from segue.tasks import Answers, small_decoder
-from segue.tasks.journeys import BEINGS, CODEC, FACTS, FARTHEST, PLACES, PROMPT, SKILLS, next_being, told
+from segue.tasks.journeys import BEINGS, CODEC, FACTS, FARTHEST, PLACES, PROMPT, SKILLS, next_being, parse_move
 from segue.training.learn import learn
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Reader:
         they left the place where they were."""
         found = []
         for story, last, at in zip(self.stories, self.last, self.at):
-            who, move = story.log[-1]["plan"].removeprefix("move "), told(story.paragraph)
+            who, move = story.log[-1]["plan"].removeprefix("move "), parse_move(story.paragraph)
             right = move is not None and move[:2] == (who, at.get(who))
             if who in at:
                 found.append((story.step - 1 - last[who], right))
@@ -128,7 +128,8 @@ def follow_edits(model: Local, seed: int, stories: int) -> float:
     for _ in range(2):
         loop.step(changed, lambda those: [{"plan": f"move {first_in_memory(story)}"} for story in those])
     loop.step(changed, lambda those: [{"plan": f"move {who}"} for who, _ in wanted])
-    return mean(float((told(story.paragraph) or ("", "", ""))[:2] == want) for story, want in zip(changed, wanted))
+    return mean(float((parse_move(story.paragraph) or ("", "", ""))[:2] == want)
+                for story, want in zip(changed, wanted))
 
 
 def score_arms(seed: int, steps: int, stories: int, length: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ classifier forgets; so SEQ* trains everything on the first experience (warm-up) 
 rows are frozen. Arms: SEQ, SEQ with replay, EWC, all classes at once, SEQ* and its parts, and SEQ and SEQ* on a random
 backbone. Data: packages of code (15 classes, decides the verdict) and intents of queries (CLINC150, beside). The
 verdict needs SEQ's linear probe to hardly fall while its own accuracy does, and SEQ* well above SEQ and EWC at a tenth
-of the cost. """
+of the cost."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ RATES = {"whole": (3e-4, 1e-3), "head": (1e-2, 1e-1), "penalty": (10.0, 1000.0)}
 @dataclass(frozen=True)
 class Arm:
     """head: linear or cosine. whole: the whole model is trained throughout; otherwise the backbone and old rows of the
-    head are frozen (FixBC). warm: but the whole model is trained on the first experience (W). ahead: future classes are
-    in the softmax from the start (P). strategy: against forgetting, of a whole model. joint: all experiences at once.
-    random: no pre-training."""
+    head are frozen (FixBC). warm: with FixBC, the whole model is trained on the first experience (W). ahead: future
+    classes are in the softmax from the start (P). strategy: the continual strategy of a whole model. joint: all
+    experiences at once. random: no pre-training."""
 
     head: str = "cosine"
     whole: bool = False
@@ -81,9 +81,9 @@ def score_arm(name: str, kind: str, folder: Path | None, small: bool, weights: s
 
     epochs: of the whole model, the warm-up and a head alone. rate, head_rate: of the whole model, and of a head alone.
     strength: of EWC's penalty."""
-    arm, found = ARMS[name], labelled_rows(kind, folder, small)
-    classes, group = labelled_texts(kind, folder, small).classes, labelled_texts(kind, folder, small).group
-    train, test = found["train"], found["tune" if tuning else "test"]
+    arm, rows, texts = ARMS[name], labelled_rows(kind, folder, small), labelled_texts(kind, folder, small)
+    classes, group = texts.classes, texts.group
+    train, test = rows["train"], rows["tune" if tuning else "test"]
     order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed))
     groups = [part.tolist() for part in order.split(classes if arm.joint else group)]
     train = train.rows(torch.randperm(len(train.targets), generator=torch.Generator().manual_seed(seed)))
@@ -98,26 +98,26 @@ def score_arm(name: str, kind: str, folder: Path | None, small: bool, weights: s
         matrix = learn_stream(model, stream, strategies[arm.strategy], ClassLoss("seen"), epochs=epochs[0], rate=rate,
                               seed=seed)
     else:
-        cost = len(train.targets)
+        objective, cost = ClassLoss("all" if arm.ahead else "seen"), len(train.targets)
         if arm.warm:
             first = stream[0].train
             learn(model, ordered_batches(first, 10, seed), epochs[1] * -(-len(first.targets) // 10), rate=rate,
-                  seed=seed, objective=ClassLoss("all" if arm.ahead else "seen"))
+                  seed=seed, objective=objective)
             cost += 3 * epochs[1] * len(first.targets)
         torch.manual_seed(seed)
         head = Classifier(Features(), CosineHead(WIDTH, classes, 1.0) if arm.head == "cosine" else
                           LinearHead(WIDTH, classes))
-        known = [Experience(each.name, encode_features(model, each.train), encode_features(model, each.test),
-                            each.classes) for each in stream]
-        matrix = learn_stream(head, known, Freeze((), old_classes=True), ClassLoss("all" if arm.ahead else "seen"),
-                              rows=50, epochs=epochs[2], rate=head_rate, seed=seed)
-    seen = [float(row[: 1 + index].mean()) for index, row in enumerate(matrix.scores[1:])]
-    return {"accuracy": matrix.average, "on the way": seen, "probe": probing.found, "cost": cost / whole}
+        encoded = [Experience(experience.name, encode_features(model, experience.train),
+                              encode_features(model, experience.test), experience.classes) for experience in stream]
+        matrix = learn_stream(head, encoded, Freeze((), old_classes=True), objective, rows=50, epochs=epochs[2],
+                              rate=head_rate, seed=seed)
+    on_the_way = [float(row[: 1 + index].mean()) for index, row in enumerate(matrix.scores[1:])]
+    return {"accuracy": matrix.average, "on the way": on_the_way, "probe": probing.found, "cost": cost / whole}
 
 
 def measure(run: Run) -> list[Row]:
-    found = [run.dataset(name) for name in ("clinc150", "dailydialog-valtest")]
-    folder = None if found[0] is None else found[0].parent
+    folders = [run.dataset(name) for name in ("clinc150", "dailydialog-valtest")]
+    folder = None if folders[0] is None else folders[0].parent
     small = run.pick(True, False)
     epochs = run.pick((1, 1, 1), (EPOCHS, WARM_UP, HEAD_EPOCHS))
     bases = run.cells({f"backbone for {kind}": partial(pretrain, kind, folder, small, run.pick(2, steps))

@@ -4,7 +4,7 @@
 Real text (Wikipedia, Shakespeare) is damaged on purpose in seven ways, at five levels each: words dropped, exchanged or
 shuffled, texts cut, looping, copied from the training set or all the same; predictions of it are made over-confident or
 noisy. CLAIMS says which damages each metric should detect, and the verdict needs each metric to follow their level
-(rank correlation). What a metric does not detect is reported too. """
+(rank correlation). What a metric does not detect is reported too."""
 
 from __future__ import annotations
 
@@ -47,44 +47,46 @@ TRIGRAMS, NETWORK = "perplexity (trigrams)", "perplexity (GRU)"
 FEATURES = {"n-grams": "hashed n-grams", "GRU": "a GRU's vectors"}
 
 
-def drop(texts: Texts, level: float, learned: Texts, draw: np.random.Generator) -> Texts:
-    return [[word for word in text if draw.random() >= level] or text[:1] for text in texts]
+def drop(texts: Texts, level: float, training: Texts, rng: np.random.Generator) -> Texts:
+    """Each word is left out with probability `level`, but one is kept."""
+    return [[word for word in text if rng.random() >= level] or text[:1] for text in texts]
 
 
-def loop(texts: Texts, level: float, learned: Texts, draw: np.random.Generator) -> Texts:
+def loop(texts: Texts, level: float, training: Texts, rng: np.random.Generator) -> Texts:
     """The end of each text repeats the REPEATED words before it."""
     kept = WORDS - round(level * WORDS)
     return [[*text[:kept], *(text[kept - REPEATED : kept] * WORDS)[: WORDS - kept]] for text in texts]
 
 
-def shuffle(texts: Texts, level: float, learned: Texts, draw: np.random.Generator) -> Texts:
-    """A share of each text's words trade places."""
-    found = []
+def shuffle(texts: Texts, level: float, training: Texts, rng: np.random.Generator) -> Texts:
+    """A share of each text's words is permuted."""
+    shuffled = []
     for text in texts:
-        some = draw.permutation(len(text))[: round(level * len(text))]
-        moved = list(text)
-        for at, word in zip(some, [text[i] for i in draw.permutation(some)]):
-            moved[at] = word
-        found.append(moved)
-    return found
+        positions = rng.permutation(len(text))[: round(level * len(text))]
+        words = list(text)
+        for position, word in zip(positions, [text[i] for i in rng.permutation(positions)]):
+            words[position] = word
+        shuffled.append(words)
+    return shuffled
 
 
-def cut(texts: Texts, level: float, learned: Texts, draw: np.random.Generator) -> Texts:
+def cut(texts: Texts, level: float, training: Texts, rng: np.random.Generator) -> Texts:
+    """The end of each text is cut off."""
     return [text[: WORDS - round(level * WORDS)] for text in texts]
 
 
-def exchange(texts: Texts, level: float, learned: Texts, draw: np.random.Generator) -> Texts:
+def exchange(texts: Texts, level: float, training: Texts, rng: np.random.Generator) -> Texts:
     """A share of the words is replaced by random training words."""
-    words = [word for text in learned for word in text]
-    return [[words[draw.integers(len(words))] if draw.random() < level else word for word in text] for text in texts]
+    words = [word for text in training for word in text]
+    return [[words[rng.integers(len(words))] if rng.random() < level else word for word in text] for text in texts]
 
 
-def copy(texts: Texts, level: float, learned: Texts, draw: np.random.Generator) -> Texts:
+def copy(texts: Texts, level: float, training: Texts, rng: np.random.Generator) -> Texts:
     """A share of the texts is replaced by training texts."""
-    return [learned[i] if i < level * len(texts) else text for i, text in enumerate(texts)]
+    return [training[i] if i < level * len(texts) else text for i, text in enumerate(texts)]
 
 
-def same(texts: Texts, level: float, learned: Texts, draw: np.random.Generator) -> Texts:
+def same(texts: Texts, level: float, training: Texts, rng: np.random.Generator) -> Texts:
     """A share of the texts is replaced by one and the same text."""
     return [texts[-1] if i < level * len(texts) else text for i, text in enumerate(texts)]
 
@@ -110,44 +112,43 @@ PREDICTIONS = ("perplexity", "log-loss", "Brier", "calibration error", "accuracy
 
 
 def load_words(name: str, folder: Path | None) -> list[str]:
-    """The words of a text; made-up ones where there is no folder."""
+    """The words of a text; artificial ones where there is no folder."""
     if folder is None:
-        draw = np.random.default_rng(5)
-        return [f"{'abcdefgh'[i % 8]}{i}" for i in np.minimum(draw.zipf(1.5, size=8_000), 300).tolist()]
+        rng = np.random.default_rng(5)
+        return [f"{'abcdefgh'[i % 8]}{i}" for i in np.minimum(rng.zipf(1.5, size=8_000), 300).tolist()]
     data = (folder / FILES[name][1]).read_bytes()
     return (gzip.decompress(data) if FILES[name][1].endswith("gz") else data).decode().split()
 
 
 @cache
 def split_windows(name: str, folder: Path | None, count: int, seed: int) -> dict[str, Texts]:
-    """Disjoint windows of words, at random: `made` ones, which are damaged, `real` ones to compare with, and `learned`
-    ones for training."""
+    """Disjoint windows of words, at random: `samples`, which are damaged, `real` ones to compare with, and `training`
+    ones."""
     words = load_words(name, folder)
-    windows = [words[at : at + WORDS] for at in range(0, len(words) - WORDS + 1, WORDS)]
+    windows = [words[start : start + WORDS] for start in range(0, len(words) - WORDS + 1, WORDS)]
     order = np.random.default_rng(seed).permutation(len(windows)).tolist()
-    mixed = [windows[i] for i in order]
-    return {"made": mixed[:count], "real": mixed[count : 2 * count], "learned": mixed[2 * count :]}
+    shuffled = [windows[i] for i in order]
+    return {"samples": shuffled[:count], "real": shuffled[count : 2 * count], "training": shuffled[2 * count :]}
 
 
 class Reader:
     """The language models behind perplexity and features: a trigram model and a GRU over the commonest words, fitted on
     the training texts."""
 
-    def __init__(self, learned: Texts, steps: int, seed: int) -> None:
-        common = Counter(word for text in learned for word in text).most_common(TOP - 1)
-        self.number = {word: i for i, (word, _) in enumerate(common, 1)}
-        rows = [self.ids(text) for text in learned]
+    def __init__(self, training: Texts, steps: int, seed: int) -> None:
+        common = Counter(word for text in training for word in text).most_common(TOP - 1)
+        self.id_of = {word: i for i, (word, _) in enumerate(common, 1)}
+        rows = [self.ids(text) for text in training]
         self.counts = CountModel(TOP, 2, "kneser-ney").fit(rows)
         torch.manual_seed(seed)
         self.network = Stack(StackConfig(TOP + 1, WIDTH, ["gru"]))
-        table = torch.from_numpy(np.stack(rows))
-
-        begun = torch.cat([torch.full((len(table), 1), TOP), table[:, :-1]], 1)
-        learn(self.network, minibatches(Batch(begun, table), 16, seed), steps, rate=3e-3, seed=seed)
+        targets = torch.from_numpy(np.stack(rows))
+        inputs = torch.cat([torch.full((len(targets), 1), TOP), targets[:, :-1]], 1)
+        learn(self.network, minibatches(Batch(inputs, targets), 16, seed), steps, rate=3e-3, seed=seed)
         self.network.eval()
 
     def ids(self, text: list[str]) -> np.ndarray:
-        return np.array([self.number.get(word, 0) for word in text], np.int64)
+        return np.array([self.id_of.get(word, 0) for word in text], np.int64)
 
     def trigram_nats(self, texts: Texts) -> np.ndarray:
         """-log p of every word by the trigram model."""
@@ -156,72 +157,73 @@ class Reader:
     @torch.no_grad()
     def network_nats(self, texts: Texts) -> np.ndarray:
         """-log p of every word by the GRU."""
-        found = []
-        for at in range(0, len(texts), 100):
-            rows = [self.ids(text).tolist() for text in texts[at : at + 100]]
-            target = pad_rows(rows, -1)
-            begun = torch.cat([torch.full((len(rows), 1), TOP), target[:, :-1].clamp(min=0)], 1)
-            nats = -self.network(begun).logits.log_softmax(-1).gather(2, target.clamp(min=0)[..., None])[..., 0]
-            found.append(nats[target >= 0].double().numpy())
-        return np.concatenate(found)
+        parts = []
+        for start in range(0, len(texts), 100):
+            rows = [self.ids(text).tolist() for text in texts[start : start + 100]]
+            targets = pad_rows(rows, -1)
+            inputs = torch.cat([torch.full((len(rows), 1), TOP), targets[:, :-1].clamp(min=0)], 1)
+            nats = -self.network(inputs).logits.log_softmax(-1).gather(2, targets.clamp(min=0)[..., None])[..., 0]
+            parts.append(nats[targets >= 0].double().numpy())
+        return np.concatenate(parts)
 
     def vectors(self, texts: Sequence[list[str]]) -> np.ndarray:
         """(N, WIDTH) feature vectors of texts, by the GRU."""
         return embed(self.network, [self.ids(text) for text in texts]).astype(float)
 
 
-reader = cache(lambda name, folder, count, seed, steps: Reader(split_windows(name, folder, count, seed)["learned"],
+reader = cache(lambda name, folder, count, seed, steps: Reader(split_windows(name, folder, count, seed)["training"],
                                                               steps, seed))
 
 
 def score_texts(name: str, corruption: str, folder: Path | None, count: int, steps: int, seed: int
                 ) -> dict[str, list[float]]:
-    """Every metric of texts at every level of one damage; metrics of sets of features are of all texts, the others of
-    every fifth."""
-    given = split_windows(name, folder, count, seed)
-    read = reader(name, folder, count, seed, steps)
-    features: dict[str, FeatureExtractor] = {"n-grams": HashedNgrams(), "GRU": read.vectors}
-    real = {kind: extract(given["real"]) for kind, extract in features.items()}
-    found: dict[str, list[float]] = {}
+    """Every metric of texts at every level of one damage; metrics of sets of features use all texts, the others every
+    fifth."""
+    windows = split_windows(name, folder, count, seed)
+    models = reader(name, folder, count, seed, steps)
+    extractors: dict[str, FeatureExtractor] = {"n-grams": HashedNgrams(), "GRU": models.vectors}
+    real = {kind: extract(windows["real"]) for kind, extract in extractors.items()}
+    by_metric: dict[str, list[float]] = {}
     for level in LEVELS:
-        whole = CORRUPTIONS[corruption](given["made"], level, given["learned"], np.random.default_rng([seed, 1]))
-        texts = whole[::EACH]
-        rows = {"samples": texts, "references": given["made"][::EACH], "learned": given["learned"]}
-        values = {metric: METRICS[metric].compute(*(rows[need] for need in METRICS[metric].needs))
+        rng = np.random.default_rng([seed, 1])
+        damaged = CORRUPTIONS[corruption](windows["samples"], level, windows["training"], rng)
+        texts = damaged[::EACH]
+        inputs = {"samples": texts, "references": windows["samples"][::EACH], "learned": windows["training"]}
+        values = {metric: METRICS[metric].compute(*(inputs[need] for need in METRICS[metric].needs))
                   for metric in CLAIMS if metric in METRICS and metric not in PREDICTIONS}
-        values |= {TRIGRAMS: METRICS["perplexity"].compute(read.trigram_nats(texts)),
-                   NETWORK: METRICS["perplexity"].compute(read.network_nats(texts))}
-        for kind, extract in features.items():
-            made = extract(whole)
-            values |= {f"MAUVE ({kind})": fmean(mauve(made, real[kind], seed=i) for i in range(SEEDS)),
-                       f"Frechet distance ({kind})": frechet_distance(made, real[kind])}
+        values |= {TRIGRAMS: METRICS["perplexity"].compute(models.trigram_nats(texts)),
+                   NETWORK: METRICS["perplexity"].compute(models.network_nats(texts))}
+        for kind, extract in extractors.items():
+            features = extract(damaged)
+            values |= {f"MAUVE ({kind})": fmean(mauve(features, real[kind], seed=i) for i in range(SEEDS)),
+                       f"Frechet distance ({kind})": frechet_distance(features, real[kind])}
         for metric, value in values.items():
-            found.setdefault(metric, []).append(value)
-    return found
+            by_metric.setdefault(metric, []).append(value)
+    return by_metric
 
 
 def score_predictions(name: str, corruption: str, folder: Path | None, count: int, seed: int) -> dict[str, list[float]]:
     """Every metric of the predictions of a five-gram model of letters, at every level of one damage."""
-    given = split_windows(name, folder, count, seed)
-    joined = {part: " ".join(word for text in given[part] for word in text) for part in ("learned", "real")}
-    alphabet = sorted(set(joined["learned"] + joined["real"]))
-    text = {part: np.array([alphabet.index(letter) for letter in letters]) for part, letters in joined.items()}
-    model, targets = CountModel(len(alphabet), 4, "kneser-ney").fit([text["learned"]]), text["real"][: 4 * count]
-    chances = model.predictions(targets)
-    found: dict[str, list[float]] = {}
+    windows = split_windows(name, folder, count, seed)
+    joined = {part: " ".join(word for text in windows[part] for word in text) for part in ("training", "real")}
+    alphabet = sorted(set(joined["training"] + joined["real"]))
+    ids = {part: np.array([alphabet.index(letter) for letter in letters]) for part, letters in joined.items()}
+    model, targets = CountModel(len(alphabet), 4, "kneser-ney").fit([ids["training"]]), ids["real"][: 4 * count]
+    predictions = model.predictions(targets)
+    by_metric: dict[str, list[float]] = {}
     for level in LEVELS:
-        draw, changed = np.random.default_rng([seed, 2]), chances
+        rng, damaged = np.random.default_rng([seed, 2]), predictions
         if corruption == SHARP:
-            changed = chances ** (1 / (1 - level))
-            changed = changed / changed.sum(1, keepdims=True)
+            damaged = predictions ** (1 / (1 - level))
+            damaged = damaged / damaged.sum(1, keepdims=True)
         else:  # a share of the predictions comes from other positions
-            changed = np.where(draw.random((len(changed), 1)) < level, draw.permutation(changed), changed)
-        rows = {"chances": changed, "scores": changed, "targets": targets, "ranks": ranks(changed, targets),
-                "nats": -np.log(np.maximum(changed[np.arange(len(changed)), targets], 1e-12))}
-        for metric in PREDICTIONS:
-            one = METRICS[metric]
-            found.setdefault(metric, []).append(one.compute(*(rows[need] for need in one.needs)))
-    return found
+            damaged = np.where(rng.random((len(damaged), 1)) < level, rng.permutation(damaged), damaged)
+        inputs = {"chances": damaged, "scores": damaged, "targets": targets, "ranks": ranks(damaged, targets),
+                  "nats": -np.log(np.maximum(damaged[np.arange(len(damaged)), targets], 1e-12))}
+        for name_ in PREDICTIONS:
+            metric = METRICS[name_]
+            by_metric.setdefault(name_, []).append(metric.compute(*(inputs[need] for need in metric.needs)))
+    return by_metric
 
 
 def detect(metric: str, values: list[float]) -> float:
@@ -229,29 +231,30 @@ def detect(metric: str, values: list[float]) -> float:
     at the value of real text: how far it moves from the undamaged value); 0 where it is constant."""
     higher = METRICS[metric.partition(" (")[0]].higher
     worse = np.round(np.array(values) * {True: -1, False: 1, None: 1}[higher], 12)
-    found = rank_correlation(np.array(LEVELS), np.abs(worse - worse[0]) if higher is None else worse)
-    return 0.0 if math.isnan(found) else found
+    correlation = rank_correlation(np.array(LEVELS), np.abs(worse - worse[0]) if higher is None else worse)
+    return 0.0 if math.isnan(correlation) else correlation
 
 
 def measure(run: Run) -> list[Row]:
     count, steps = run.pick(20, 1000), run.pick(2, 250)
     folders = {name: run.dataset(data) for name, (data, _) in FILES.items()}
-    wanted: dict[str, Any] = {
+    jobs: dict[str, Any] = {
         f"{name} {corruption} {count}": partial(score_texts, name, corruption, folder, count, steps, run.seed)
         for name, folder in folders.items() for corruption in CORRUPTIONS}
-    wanted |= {f"{name} {corruption} {count}": partial(score_predictions, name, corruption, folder, count, run.seed)
-               for name, folder in folders.items() for corruption in (SHARP, NOISE)}
-    cells = run.cells(wanted)
+    jobs |= {f"{name} {corruption} {count}": partial(score_predictions, name, corruption, folder, count, run.seed)
+             for name, folder in folders.items() for corruption in (SHARP, NOISE)}
+    cells = run.cells(jobs)
     table: list[Row] = []
     for name in folders:
         for metric, claims in CLAIMS.items():
-            shown = (SHARP, NOISE) if metric in PREDICTIONS else tuple(CORRUPTIONS)
-            values = {corruption: cells[f"{name} {corruption} {count}"][metric] for corruption in shown}
+            applied = (SHARP, NOISE) if metric in PREDICTIONS else tuple(CORRUPTIONS)
+            values = {damage: cells[f"{name} {damage} {count}"][metric] for damage in applied}
             table.append({"text": name, "metric": metric, "claims to see": claims,
-                          "undamaged": values[shown[0]][0],
-                          **{each: round(detect(metric, values[each]), 3) if each in values else None
-                             for each in (*CORRUPTIONS, SHARP, NOISE)},
-                          "values": {each: [float(f"{value:.4g}") for value in row] for each, row in values.items()}})
+                          "undamaged": values[applied[0]][0],
+                          **{damage: round(detect(metric, values[damage]), 3) if damage in values else None
+                             for damage in (*CORRUPTIONS, SHARP, NOISE)},
+                          "values": {damage: [float(f"{value:.4g}") for value in by_level]
+                                     for damage, by_level in values.items()}})
     run.note(f"{count:,} windows of {WORDS} words of each text for MAUVE (means of {SEEDS} groupings) and Frechet "
              "distances, with as many real ones, every fifth for the others; all further windows are known: the test "
              "part of WikiText-2, and TinyShakespeare; levels " + ", ".join(f"{x:g}" for x in LEVELS)
@@ -274,50 +277,52 @@ def measure(run: Run) -> list[Row]:
 
 
 def damages(claims: str) -> list[str]:
-    return [each for each in (*CORRUPTIONS, SHARP, NOISE) if re.search(rf"(^| ){each}( |$)", claims)]
+    """The names of damages in a string of them."""
+    return [damage for damage in (*CORRUPTIONS, SHARP, NOISE) if re.search(rf"(^| ){damage}( |$)", claims)]
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
     names = list(dict.fromkeys(row["text"] for row in table))
-    missed: dict[tuple[str, str], list[str]] = {}
-    blind: dict[str, list[str]] = {}
+    missed: dict[tuple[str, str], list[str]] = {}  # texts by metric and damage
+    rewarded: dict[str, list[str]] = {}
     claimed = 0
     for row in table:
         for damage in damages(" ".join([*CORRUPTIONS, SHARP, NOISE])):
             value = row[damage]
             if value is None:
                 continue
-            there = damage in damages(row["claims to see"])
-            claimed += there
-            if there and value < BOUND:
+            is_claimed = damage in damages(row["claims to see"])
+            claimed += is_claimed
+            if is_claimed and value < BOUND:
                 missed.setdefault((row["metric"], damage), []).append(row["text"])
             if value <= -BOUND and row["metric"] in METRICS and METRICS[row["metric"]].higher is not None:
-                blind.setdefault(f"{row['metric']} rewards {damage}", []).append(row["text"])
-    rewards = [what for what, where in blind.items() if len(where) == len(names)]
+                rewarded.setdefault(f"{row['metric']} rewards {damage}", []).append(row["text"])
+    rewards = [reward for reward, texts in rewarded.items() if len(texts) == len(names)]
     reason = (f"{claimed - sum(map(len, missed.values()))} of {claimed} claims hold"
-              + "".join(f"; {metric} does not see {damage} in {' and '.join(where)}"
-                        for (metric, damage), where in missed.items())
+              + "".join(f"; {metric} does not see {damage} in {' and '.join(texts)}"
+                        for (metric, damage), texts in missed.items())
               + (f"; in all texts {', '.join(rewards)}" if rewards else ""))
-    if any(len(where) == len(names) for where in missed.values()):
+    if any(len(texts) == len(names) for texts in missed.values()):
         return "refuted", reason
     return ("inconclusive" if missed else "confirmed"), reason
 
 
 def draw(figure: Figure, table: list[Row]) -> None:
-    names, damage = list(dict.fromkeys(row["text"] for row in table)), [*CORRUPTIONS, SHARP, NOISE]
+    names, columns = list(dict.fromkeys(row["text"] for row in table)), [*CORRUPTIONS, SHARP, NOISE]
     axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     figure.set_size_inches(11, 8)
     for axis, name in zip(axes, names):
         rows = [row for row in table if row["text"] == name]
-        values = np.array([[np.nan if row[each] is None else row[each] for each in damage] for row in rows], float)
-        shown = axis.imshow(values, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
+        values = np.array([[np.nan if row[damage] is None else row[damage] for damage in columns] for row in rows],
+                          float)
+        image = axis.imshow(values, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
         for y, row in enumerate(rows):
-            for x in (damage.index(each) for each in damages(row["claims to see"])):
+            for x in (columns.index(damage) for damage in damages(row["claims to see"])):
                 axis.plot(x, y, "o" if values[y, x] >= BOUND else "x", color="k", markersize=4)
-        axis.set_xticks(range(len(damage)), damage, rotation=90)
+        axis.set_xticks(range(len(columns)), columns, rotation=90)
         axis.set_yticks(range(len(rows)), [row["metric"] for row in rows], fontsize=8)
         axis.set_title(f"{name} (dots: claimed)")
-    figure.colorbar(shown, ax=list(axes), label="correlation of the level with the metric's fall in quality")
+    figure.colorbar(image, ax=list(axes), label="correlation of the level with the metric's fall in quality")
 
 
 CLAIM = Claim(

@@ -186,7 +186,7 @@ def frame_scores(pictures: Tensor, test: Stories, judge: FrameClassifier) -> dic
     seen, shown = (things > 0).numpy(), meant.sum(1)
     pronoun, scarf = test.pronoun[:, 1:].reshape(-1), np.repeat(test.scarf, FRAMES - 1, 0)
     dressed = meant & (scarf >= 0)
-    colours = stories.scarves_seen((pictures.movedim(1, -1) * 255).round().to(torch.uint8).numpy())
+    colours = stories.detect_scarves((pictures.movedim(1, -1) * 255).round().to(torch.uint8).numpy())
     real = judge.features(frame_pixels(test).unflatten(0, (-1, FRAMES))[:, 1:].flatten(0, 1)).numpy()
     where = places.argmax(1).numpy() == np.repeat(test.place, FRAMES - 1)
     return {"scarf": float((colours == scarf)[dressed].mean()), "pronoun F1": frame_metrics(

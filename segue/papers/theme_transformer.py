@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 Ids = np.ndarray
 
-# Retrieval: a segment is eight notes, each a pitch (ids below 48) and a length (five ids behind).
+# Retrieval: a segment is eight notes, each a pitch (an id below 48) and a length (one of the next five ids).
 PITCHES, LENGTHS, NOTES = 48, 5, 8
 CONTRAST, EDITS = "contrast", "edit distance"
 EPS = {CONTRAST: (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6), EDITS: (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)}
 
-# Conditioning: 60 letters, then what opens and what closes a theme; a theme of 12 among segments of 8 to 12.
+# Conditioning: 60 letters and two marks around themes; a theme of 12 letters among segments of 8 to 12.
 LETTERS, OPEN, CLOSE, WORDS = 60, 60, 61, 64
 THEME, LENGTH, VARIED = 12, 256, 0.1
 PROMPT, CROSS, GATED, UNALIGNED = "prompt", "cross-attention", "gated", "gated, not aligned"
@@ -45,63 +45,66 @@ RATE = 0.02  # of matrices, by Muon
 
 
 def varied(ids: Ids, rng: np.random.Generator) -> Ids:
-    """A melody as a composer would bring it back: transposed, a note's length changed, a note split or two merged."""
+    """A variation of a melody: transposed, with up to two edits: a note's length changed, a note split, or one left
+    out."""
     pitch, length = ids[::2] + rng.integers(-5, 6), ids[1::2] - PITCHES
     notes = list(zip(pitch.clip(0, PITCHES - 1).tolist(), length.tolist()))
     for _ in range(rng.integers(0, 3)):
-        at, what = int(rng.integers(len(notes))), rng.integers(3)
-        tone, lasts = notes[at]
-        if what == 0:
-            notes[at] = tone, int(rng.integers(LENGTHS))
-        elif what == 1 and lasts:
-            notes[at : at + 1] = [(tone, lasts - 1)] * 2
+        i, edit = int(rng.integers(len(notes))), rng.integers(3)
+        note_pitch, note_length = notes[i]
+        if edit == 0:
+            notes[i] = note_pitch, int(rng.integers(LENGTHS))
+        elif edit == 1 and note_length:
+            notes[i : i + 1] = [(note_pitch, note_length - 1)] * 2
         elif len(notes) > 2:
-            del notes[at]
+            del notes[i]
     return np.array(notes).ravel() + np.tile([0, PITCHES], len(notes))
 
 
 def melody(rng: np.random.Generator) -> Ids:
-    """A segment: a walk of eight notes, from anywhere."""
+    """A random segment: eight notes whose pitches are a random walk."""
     steps = np.concatenate([[rng.integers(10, PITCHES - 10)], rng.integers(-4, 5, NOTES - 1)])
     return np.stack([steps.cumsum().clip(0, PITCHES - 1), PITCHES + rng.integers(0, LENGTHS, NOTES)], 1).ravel()
 
 
 def song(rng: np.random.Generator, count: int = 14) -> tuple[list[Ids], Ids]:
-    """Segments, four of them one theme, and which those are (0, else -1)."""
-    theme, there = melody(rng), np.isin(np.arange(count), rng.permutation(count)[:4])
-    return [varied(theme, rng) if each else melody(rng) for each in there], np.where(there, 0, -1)
+    """Segments, four of them variations of one theme, and their labels (count,): 0 for the theme, else -1."""
+    theme, is_theme = melody(rng), np.isin(np.arange(count), rng.permutation(count)[:4])
+    return [varied(theme, rng) if themed else melody(rng) for themed in is_theme], np.where(is_theme, 0, -1)
 
 
 def retrieve(seed: int, songs: int, steps: int) -> dict[str, Any]:
-    """F1 over pairs of segments of both methods, at the eps that is best on tuning songs."""
+    """Pairwise F1 of both methods on test songs, at the eps that is best on tuning songs."""
     rng = np.random.default_rng(seed)
     train, tune, test = ([song(rng) for _ in range(count)] for count in (8 * songs, songs, songs))
     retriever = MotifRetriever(PITCHES + LENGTHS, varied, seed=seed)
     retriever.fit([segments for segments, _ in train], steps, rows=64)
-    points = {part: {CONTRAST: [retriever.vectors(segments) for segments, _ in each],
-                     EDITS: [distance_table(segments) for segments, _ in each]} for part, each in
-              (("tune", tune), ("test", test))}
+    songs_of = {"tune": tune, "test": test}
+    features = {part: {CONTRAST: [retriever.vectors(segments) for segments, _ in part_songs],
+                       EDITS: [distance_table(segments) for segments, _ in part_songs]}
+                for part, part_songs in songs_of.items()}
     metric = {CONTRAST: "cosine", EDITS: "precomputed"}
 
-    def score(part: str, how: str, eps: float) -> float:
-        true = [labels for _, labels in (tune if part == "tune" else test)]
-        both, found, real = np.sum([pair_scores(find_clusters(eps, each, metric[how]), labels)
-                                    for each, labels in zip(points[part][how], true)], 0)
-        return float(2 * both / max(1, found + real))
+    def f1(part: str, method: str, eps: float) -> float:
+        counts = [pair_scores(find_clusters(eps, points, metric[method]), labels)
+                  for points, (_, labels) in zip(features[part][method], songs_of[part])]
+        true_positives, predicted, actual = np.sum(counts, 0)
+        return float(2 * true_positives / max(1, predicted + actual))
 
-    chosen = {how: max(EPS[how], key=lambda eps: score("tune", how, eps)) for how in EPS}
-    return {how: {"f1": score("test", how, eps), "eps": eps} for how, eps in chosen.items()}
+    chosen = {method: max(EPS[method], key=lambda eps: f1("tune", method, eps)) for method in EPS}
+    return {method: {"f1": f1("test", method, eps), "eps": eps} for method, eps in chosen.items()}
 
 
 def piece(rng: np.random.Generator) -> tuple[Ids, Ids]:
-    """A theme, and a piece in which it returns, varied, every three to six segments of a random walk over letters."""
-    theme, told, letter = rng.integers(0, LETTERS, THEME), list[int](), int(rng.integers(LETTERS))
-    while len(told) < LENGTH:
-        told += [OPEN, *(edit_randomly(theme, rng, VARIED, LETTERS) if told else theme).tolist(), CLOSE]
+    """A theme, and a piece in which variations of it return every three to six segments of a random walk over
+    letters."""
+    theme, ids, letter = rng.integers(0, LETTERS, THEME), list[int](), int(rng.integers(LETTERS))
+    while len(ids) < LENGTH:
+        ids += [OPEN, *(edit_randomly(theme, rng, VARIED, LETTERS) if ids else theme).tolist(), CLOSE]
         for _ in range(int(rng.integers(3, 7)) * int(rng.integers(8, 13)) // 2):
             letter = int(letter + rng.integers(1, 4)) % LETTERS
-            told.append(letter)
-    return theme, np.array(told[:LENGTH])
+            ids.append(letter)
+    return theme, np.array(ids[:LENGTH])
 
 
 @cache
@@ -111,16 +114,16 @@ def pieces(seed: int, count: int) -> list[tuple[Ids, Ids]]:
 
 
 def build(arm: str, seed: int) -> Stack | EncoderDecoder:
-    """Two and two layers, or as many of a decoder alone, which has the theme in front."""
+    """An encoder of the theme and a decoder of two layers each; for the prompted arm a decoder of four layers."""
     torch.manual_seed(seed)
-    shape: dict[str, Any] = {"vocabulary": WORDS, "width": 64, "channel": "mlp", "activation": "gelu", "options": {
+    common: dict[str, Any] = {"vocabulary": WORDS, "width": 64, "channel": "mlp", "activation": "gelu", "options": {
         "attention": {"positions": "sinusoidal"}, "attention:both": {"positions": "sinusoidal", "causal": False}}}
     if arm == PROMPT:
-        return Stack(StackConfig(mixers=["attention"] * 4, **shape))
+        return Stack(StackConfig(mixers=["attention"] * 4, **common))
     gated = {"gate": ["soft", "xor"], "aligned": arm == GATED}
     decoder = StackConfig(mixers=["attention"] * 2, cross={} if arm == CROSS else gated,
-                          regions=None if arm == CROSS else [OPEN, CLOSE], **shape)
-    return EncoderDecoder(EncoderDecoderConfig(StackConfig(mixers=["attention:both"] * 2, **shape), decoder))
+                          regions=None if arm == CROSS else [OPEN, CLOSE], **common)
+    return EncoderDecoder(EncoderDecoderConfig(StackConfig(mixers=["attention:both"] * 2, **common), decoder))
 
 
 def make_prefix(arm: str, theme: Ids) -> list[int]:
@@ -128,83 +131,83 @@ def make_prefix(arm: str, theme: Ids) -> list[int]:
     return [OPEN, *theme.tolist(), CLOSE, WORDS if arm != PROMPT else WORDS - 1]
 
 
-def make_batch(arm: str, some: list[tuple[Ids, Ids]]) -> Batch:
-    """Rows of themes and pieces, of which the pieces are the targets."""
-    rows = pad_rows([[*make_prefix(arm, theme), *ids.tolist()] for theme, ids in some])
+def make_batch(arm: str, examples: list[tuple[Ids, Ids]]) -> Batch:
+    """Rows of a theme and its piece; the pieces are the targets."""
+    rows = pad_rows([[*make_prefix(arm, theme), *ids.tolist()] for theme, ids in examples])
     targets = F.pad(rows[:, 1:], (0, 1), value=-1)
     targets[:, : THEME + 2] = -1
     return Batch(rows, targets)
 
 
-def inside(ids: Tensor) -> Tensor:
-    """(B, T) bool: the elements of returning themes (all after the first), without their marks."""
+def theme_mask(ids: Tensor) -> Tensor:
+    """(B, T) bool: the letters of returning themes (all but the first), without their marks."""
     depth = ((ids == OPEN).long() - (ids == CLOSE).long()).cumsum(1)
     return (depth > 0) & (ids != OPEN) & ((ids == OPEN).cumsum(1) > 1)
 
 
 @torch.no_grad()
-def theme_nats(arm: str, model: Stack | EncoderDecoder, some: list[tuple[Ids, Ids]]) -> float:
-    """Nats per element of the returning themes."""
+def theme_nats(arm: str, model: Stack | EncoderDecoder, examples: list[tuple[Ids, Ids]]) -> float:
+    """Cross-entropy in nats per letter of the returning themes."""
     total = count = 0.0
-    for begin in range(0, len(some), 50):
-        part = some[begin : begin + 50]
-        batch = make_batch(arm, part)
+    for start in range(0, len(examples), 50):
+        batch = make_batch(arm, examples[start : start + 50])
         logits = model(batch.tokens).logits[:, THEME + 2 : -1]
-        said = batch.tokens[:, THEME + 3 :]
-        nats = F.cross_entropy(logits.transpose(1, 2), said, reduction="none")[inside(said)]
+        targets = batch.tokens[:, THEME + 3 :]
+        nats = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")[theme_mask(targets)]
         total, count = total + float(nats.sum()), count + nats.numel()
     return total / count
 
 
 def score_conditioning(arm: str, seed: int, steps: int, train: int, count: int, length: int = LENGTH) -> dict[str, Any]:
-    """Train an arm; nats of returning themes under the right theme and another piece's, and how often generated pieces
-    contain the theme, in all and in their last third."""
-    learned, test = pieces(seed, train), pieces(seed + 500_000, count)
+    """Train an arm; nats of returning themes given the right theme and another piece's, and the returns of the theme in
+    generated pieces, in all and in their last third."""
+    training, test = pieces(seed, train), pieces(seed + 500_000, count)
     model = build(arm, seed)
 
     def draw(step: int) -> Batch:
         rng = np.random.default_rng((seed, step))
-        return make_batch(arm, [learned[i] for i in rng.integers(0, len(learned), 16)])
+        return make_batch(arm, [training[i] for i in rng.integers(0, len(training), 16)])
 
     learn(model, draw, steps, rate=RATE, table_rate=0.01, vector_rate=0.01, muon=True, seed=seed)
     model.eval()
     shuffled = [(test[i - 1][0], ids) for i, (_, ids) in enumerate(test)]
     prompts = [[*make_prefix(arm, theme), OPEN] for theme, _ in test]
     answers = generate(model, prompts, length - 1, "sample", seed=seed)
-    ends = [occurrences(theme, [OPEN, *answer.tokens]) for (theme, _), answer in zip(test, answers)]
+    generated = [occurrences(theme, [OPEN, *answer.tokens]) for (theme, _), answer in zip(test, answers)]
     real = [occurrences(theme, ids) for theme, ids in test]
-    late = length * 2 // 3
+    last_third = length * 2 // 3
     return {"theme nats": theme_nats(arm, model, test), "shuffled": theme_nats(arm, model, shuffled),
-            "returns": float(np.mean([len(each) for each in ends])),
-            "late": float(np.mean([sum(at > late for at in each) for each in ends])),
-            "late, real": float(np.mean([sum(at > late for at in each) for each in real])),
-            "places": [at for each in ends for at in each]}
+            "returns": float(np.mean([len(ends) for ends in generated])),
+            "late": float(np.mean([sum(end > last_third for end in ends) for ends in generated])),
+            "late, real": float(np.mean([sum(end > last_third for end in ends) for ends in real])),
+            "places": [end for ends in generated for end in ends]}
 
 
 def measure(run: Run) -> list[Row]:
     seeds = range(run.seed, run.seed + run.pick(1, 2))
-    songs, searched = run.pick((2, 4), (40, 1000))
+    songs, retrieval_steps = run.pick((2, 4), (40, 1000))
     settings = run.pick((3, 16, 4, 12), (400, 2000, 50))
     arms = run.pick((PROMPT, CROSS, GATED), ARMS)
     jobs: dict[str, Any] = {f"{arm} {seed}": partial(score_conditioning, arm, seed, *settings)
                             for seed in seeds for arm in arms if arm != UNALIGNED or seed == run.seed}
-    cells = run.cells(jobs | {f"retrieval {seed}": partial(retrieve, seed, songs, searched) for seed in seeds})
+    cells = run.cells(jobs | {f"retrieval {seed}": partial(retrieve, seed, songs, retrieval_steps) for seed in seeds})
     table: list[Row] = []
-    for how in EPS:
-        each = [cells[f"retrieval {seed}"][how] for seed in seeds]
-        table.append({"part": "retrieval", "arm": how, "f1": float(np.mean([one["f1"] for one in each])),
-                      "eps": [one["eps"] for one in each], "theme nats": "", "shuffled": "", "returns": "", "late": "",
-                      "late, real": "", "places": ""})
+    for method in EPS:
+        results = [cells[f"retrieval {seed}"][method] for seed in seeds]
+        table.append({"part": "retrieval", "arm": method, "f1": float(np.mean([result["f1"] for result in results])),
+                      "eps": [result["eps"] for result in results], "theme nats": "", "shuffled": "", "returns": "",
+                      "late": "", "late, real": "", "places": ""})
     for arm in arms:
-        some = [cells[name] for seed in seeds if (name := f"{arm} {seed}") in cells]
-        means = {key: float(np.mean([one[key] for one in some])) for key in some[0] if key != "places"}
+        results = [cells[name] for seed in seeds if (name := f"{arm} {seed}") in cells]
+        means = {key: float(np.mean([result[key] for result in results])) for key in results[0] if key != "places"}
         table.append({"part": "conditioning", "arm": arm, "f1": "", "eps": "", **means,
-                      "places": [at for one in some for at in one["places"]]})
+                      "places": [end for result in results for end in result["places"]]})
     run.note(f"retrieval: songs of 14 segments of {NOTES} notes, four of them one theme, transposed by up to 5 "
              "semitones and edited up to twice (a length, a note split or left out); a GRU learned from altered copies "
              f"in {8 * songs} songs, eps chosen on {songs}, measured on {songs}, for both ways")
-    run.note(f"{searched} steps of contrast; a first attempt, which was inconclusive, had 300 (F1 0.83 and 0.66). "
-             "Tried before the second, on songs of seed 100: 300 steps 0.87, 1000 steps 0.93, edit distance 0.73")
+    run.note(f"{retrieval_steps} steps of contrast; a first attempt, which was inconclusive, had 300 (F1 0.83 and "
+             "0.66). Tried before the second, on songs of seed 100: 300 steps 0.87, 1000 steps 0.93, edit distance "
+             "0.73")
     run.note(f"conditioning: pieces of {LENGTH} letters of {LETTERS}, a theme of {THEME} that returns with "
              f"{VARIED:.0%} "
              "of its letters edited; width 64, two layers and two (prompt: four of a decoder), the lower soft, the "
@@ -219,9 +222,9 @@ def measure(run: Run) -> list[Row]:
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
-    row = {row["arm"]: row for row in table}
-    contrast, edits = row[CONTRAST]["f1"], row[EDITS]["f1"]
-    gated, cross, prompt = row[GATED], row[CROSS], row[PROMPT]
+    by_arm = {row["arm"]: row for row in table}
+    contrast, edits = by_arm[CONTRAST]["f1"], by_arm[EDITS]["f1"]
+    gated, cross, prompt = by_arm[GATED], by_arm[CROSS], by_arm[PROMPT]
     reason = (f"themes found: F1 {contrast:.2f} by contrast, {edits:.2f} by edit distance; late returns: gated "
               f"{gated['late']:.2f}, cross-attention {cross['late']:.2f}, prompt {prompt['late']:.2f} (real "
               f"{gated['late, real']:.2f}); nats of theme letters: {gated['theme nats']:.3f}, "
@@ -229,33 +232,33 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
               f"{gated['shuffled']:.3f}")
     if cross["theme nats"] <= gated["theme nats"] or gated["shuffled"] <= 1.01 * gated["theme nats"]:
         return "refuted", reason
-    good = contrast >= 0.8 and contrast >= edits + 0.2 and gated["late"] >= 1.5 * prompt["late"] and \
+    holds = contrast >= 0.8 and contrast >= edits + 0.2 and gated["late"] >= 1.5 * prompt["late"] and \
         gated["late"] > 0 and gated["theme nats"] <= 0.95 * cross["theme nats"]
-    return ("confirmed" if good else "inconclusive"), reason
+    return ("confirmed" if holds else "inconclusive"), reason
 
 
 def draw(figure: Figure, table: list[Row]) -> None:
-    found, nats, when = figure.subplots(1, 3, width_ratios=(1, 2, 2))
+    f1, nats, returns = figure.subplots(1, 3, width_ratios=(1, 2, 2))
     retrieval = [row for row in table if row["part"] == "retrieval"]
     names = [row["arm"].replace(" ", "\n") for row in retrieval]
-    bars = found.bar(names, [row["f1"] for row in retrieval], color=["C2", "C7"])
-    found.bar_label(bars, fmt="%.2f")
-    found.axhline(0.8, color="k", lw=0.8, ls=":")
-    found.set(ylabel="F1 over pairs of segments", title="Themes found", ylim=(0, 1))
-    found.tick_params(axis="x", labelsize=8)
+    bars = f1.bar(names, [row["f1"] for row in retrieval], color=["C2", "C7"])
+    f1.bar_label(bars, fmt="%.2f")
+    f1.axhline(0.8, color="k", lw=0.8, ls=":")
+    f1.set(ylabel="F1 over pairs of segments", title="Themes found", ylim=(0, 1))
+    f1.tick_params(axis="x", labelsize=8)
     rows = [row for row in table if row["part"] == "conditioning"]
-    for at, row in enumerate(rows):
-        nats.barh(at, row["theme nats"], 0.4, color=f"C{at}")
-        nats.barh(at + 0.4, row["shuffled"], 0.4, color=f"C{at}", alpha=0.35)
+    for i, row in enumerate(rows):
+        nats.barh(i, row["theme nats"], 0.4, color=f"C{i}")
+        nats.barh(i + 0.4, row["shuffled"], 0.4, color=f"C{i}", alpha=0.35)
         counts, edges = np.histogram(row["places"], bins=np.arange(0, LENGTH + 1, 32))
-        each = row["returns"] / max(1, len(row["places"]))
-        when.plot(edges[:-1] + 16, counts * each, "o-", markersize=3, color=f"C{at}", label=row["arm"])
-    nats.set_yticks([at + 0.2 for at in range(len(rows))], [row["arm"] for row in rows], fontsize=8)
+        per_piece = row["returns"] / max(1, len(row["places"]))
+        returns.plot(edges[:-1] + 16, counts * per_piece, "o-", markersize=3, color=f"C{i}", label=row["arm"])
+    nats.set_yticks([i + 0.2 for i in range(len(rows))], [row["arm"] for row in rows], fontsize=8)
     nats.invert_yaxis()
     nats.set(xlabel="nats per letter of returning themes", title="Lower is better; pale:\nunder another's theme")
-    when.set(xlabel="letter of what was said", ylabel="returns of the theme in 32 letters", title="When themes return",
-             ylim=(0, None))
-    when.legend(fontsize=8)
+    returns.set(xlabel="letter of the generated piece", ylabel="returns of the theme in 32 letters",
+                title="When themes return", ylim=(0, None))
+    returns.legend(fontsize=8)
 
 
 CLAIM = Claim(

@@ -31,7 +31,7 @@ from segue.training.learn import learn
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What the supervisor model is made to write: for each check two right forms and one that is off by one.
+# The verifier functions that the programmed supervisor writes: for each family two correct checks and one off by one.
 SOURCE = """def evaluate(response, argument):
     words = response.split()
     quoted = len(words) > 2 and words[0] == words[-1] == '"'
@@ -66,26 +66,28 @@ RULES = {PAPER: 0.0, MAJORITY: 0.5}
 
 def write_functions(family: str, random: Random) -> list[str]:
     """Candidate verifier functions of a family, of which half are wrong."""
-    *good, near = CHECKS[family]
-    right = [SOURCE.format(check) for check in good]
-    wrong = [SOURCE.format(near), SOURCE.format(TRUE), SOURCE.format(CRASH),
-             right[0].replace("words[1:-1] if quoted else words", "words"), right[0].replace("word.lower()", "word")]
-    return [random.choice(right if random.random() < 0.5 else wrong) for _ in range(FUNCTIONS)]
+    *correct_checks, off_by_one = CHECKS[family]
+    correct = [SOURCE.format(check) for check in correct_checks]
+    wrong = [SOURCE.format(off_by_one), SOURCE.format(TRUE), SOURCE.format(CRASH),
+             correct[0].replace("words[1:-1] if quoted else words", "words"),
+             correct[0].replace("word.lower()", "word")]
+    return [random.choice(correct if random.random() < 0.5 else wrong) for _ in range(FUNCTIONS)]
 
 
 def sample_case(family: str, random: Random) -> tuple[str, Constraint]:
-    """A constraint of the family, and an answer written for it or, as often, for none."""
+    """An answer written for a constraint of the family or, with probability 1/2, for none; and the constraint."""
     while True:
-        asked = Instruction.drawn(random)
-        if family in dict(asked.constraints):
-            other = Instruction(asked.topic, ()) if random.random() < 0.5 else asked
-            return " ".join(other.answer(random)), (family, dict(asked.constraints)[family])
+        instruction = Instruction.sample(random)
+        if family in dict(instruction.constraints):
+            followed = Instruction(instruction.topic, ()) if random.random() < 0.5 else instruction
+            return " ".join(followed.answer(random)), (family, dict(instruction.constraints)[family])
 
 
-def labelled(family: str, count: int, random: Random, wrong: float = 0.0) -> list[Case]:
-    found = [sample_case(family, random) for _ in range(count)]
+def sample_cases(family: str, count: int, random: Random, wrong: float = 0.0) -> list[Case]:
+    """Test cases labelled by the true verifier, a share `wrong` of them with the wrong label."""
+    samples = [sample_case(family, random) for _ in range(count)]
     return [([answer, constraint[1]], holds(constraint, answer.split()) != (random.random() < wrong))
-            for answer, constraint in found]
+            for answer, constraint in samples]
 
 
 def survivors(seed: int, tests: int, support: float, families: Sequence[str],
@@ -93,21 +95,21 @@ def survivors(seed: int, tests: int, support: float, families: Sequence[str],
     """The functions of each family that survive cross-validation, and their agreement with the true verifier, before
     and after."""
     random, sandbox, kept = Random(f"functions {seed}"), Sandbox(seconds=2.0, needs=()), dict[str, list[str]]()
-    before, after, good, always = list[float](), list[float](), list[bool](), 0
+    before, after, correct_kept, always_true = list[float](), list[float](), list[bool](), 0
     for family in families:
-        written = write_functions(family, random)
-        cases = labelled(family, CASES, random, WRONG)
-        kept[family] = cross_validate(written, cases, sandbox, support=support).functions
-        truth = labelled(family, tests, random)
-        for source in dict.fromkeys(written):
-            found = sandbox.run(source, "evaluate", [arguments for arguments, _ in truth])
-            agree = mean(out.value is want for out, (_, want) in zip(found, truth))
-            before += [agree] * written.count(source)
-            after += [agree] * (source in kept[family])
-            good += [source in kept[family]] * (agree == 1)
-            always += source in kept[family] and source.endswith(f"return {TRUE}\n")
-    return kept, {"before": mean(before), "after": mean(after) if after else 0.0, "recall": mean(good),
-                  "always true": always, "families": sum(map(bool, kept.values()))}
+        candidates = write_functions(family, random)
+        cases = sample_cases(family, CASES, random, WRONG)
+        kept[family] = cross_validate(candidates, cases, sandbox, support=support).functions
+        test_cases = sample_cases(family, tests, random)
+        for source in dict.fromkeys(candidates):
+            outputs = sandbox.run(source, "evaluate", [arguments for arguments, _ in test_cases])
+            agreement = mean(output.value is label for output, (_, label) in zip(outputs, test_cases))
+            before += [agreement] * candidates.count(source)
+            after += [agreement] * (source in kept[family])
+            correct_kept += [source in kept[family]] * (agreement == 1)
+            always_true += source in kept[family] and source.endswith(f"return {TRUE}\n")
+    return kept, {"before": mean(before), "after": mean(after) if after else 0.0, "recall": mean(correct_kept),
+                  "always true": always_true, "families": sum(map(bool, kept.values()))}
 
 
 def score_functions(seed: int, tests: int, support: float, families: Sequence[str]) -> dict[str, float]:
@@ -119,50 +121,51 @@ def write_answers(values: Sequence[Value], seed: int, families: Sequence[str]) -
     rows = []
     for value in values:
         random = Random(f"answer {seed} {value['number']}")
-        asked = Instruction.drawn(random, among=families)
-        done = asked
+        instruction = followed = Instruction.sample(random, among=families)
         if random.random() < DROPPED:
-            done = Instruction(asked.topic, tuple(random.sample(asked.constraints, len(asked.constraints) - 1)))
-        rows.append([{"prompt": asked.prompt, "answer": done.answer(random)}])
+            constraints = random.sample(instruction.constraints, len(instruction.constraints) - 1)
+            followed = Instruction(instruction.topic, tuple(constraints))
+        rows.append([{"prompt": instruction.prompt, "answer": followed.answer(random)}])
     return rows
 
 
 def find_violations(values: Sequence[Value], kept: dict[str, list[str]]) -> list[str]:
-    """For each answer the family of a constraint that at least half of its functions reject (or that has none); else
-    ""."""
-    sandbox, why = Sandbox(seconds=2.0, needs=()), [""] * len(values)
-    asked = [(i, *constraint) for i, value in enumerate(values)
-             for constraint in Instruction.read(value["prompt"]).constraints]
+    """For each answer the family of a constraint that at most half of its functions accept (or that has no function);
+    else ""."""
+    sandbox, violated = Sandbox(seconds=2.0, needs=()), [""] * len(values)
+    constraints = [(i, *constraint) for i, value in enumerate(values)
+                   for constraint in Instruction.read(value["prompt"]).constraints]
     for family in kept:
-        own = [(i, argument) for i, name, argument in asked if name == family]
-        calls = [(" ".join(values[i]["answer"]), argument) for i, argument in own]
+        of_family = [(i, argument) for i, name, argument in constraints if name == family]
+        calls = [(" ".join(values[i]["answer"]), argument) for i, argument in of_family]
         votes = [sandbox.run(source, "evaluate", calls) for source in kept[family]]
-        for (i, _), *verdicts in zip(own, *votes):
-            if 2 * sum(out.value is True for out in verdicts) <= len(verdicts):
-                why[i] = family
-    return why
+        for (i, _), *outputs in zip(of_family, *votes):
+            if 2 * sum(output.value is True for output in outputs) <= len(outputs):
+                violated[i] = family
+    return violated
 
 
 def verify_answers(kept: dict[str, list[str]], count: int, seed: int) -> Produced:
+    """`count` instructions with answers, filtered by the functions."""
     return (Pipeline().write("answer", partial(write_answers, seed=seed, families=tuple(kept)))
             .keep("verify", partial(find_violations, kept=kept)).run({"number": number} for number in range(count)))
 
 
 def sample_passages(random: Random) -> tuple[list[str], list[str], list[str]]:
     """Three facts, a question about one of them, and its answer."""
-    about = random.sample(PLACES, 3)
-    colours = [random.choice(COLOURS) for _ in about]
-    facts = [word for place, colour in zip(about, colours) for word in ("fact", place, colour)]
-    which = random.randrange(3)
-    return facts, ["colour", "of", about[which]], [colours[which]]
+    places = random.sample(PLACES, 3)
+    colours = [random.choice(COLOURS) for _ in places]
+    facts = [word for place, colour in zip(places, colours) for word in ("fact", place, colour)]
+    index = random.randrange(3)
+    return facts, ["colour", "of", places[index]], [colours[index]]
 
 
 def after_passages(facts: Sequence[str], prompt: Sequence[str]) -> list[str]:
     return [USER, *facts, *prompt[1:]]
 
 
-def train_learner(score_arm: str, rows: Sequence[tuple[list[str], list[str]]], steps: int, seed: int) -> Local:
-    """Train a model to answer from passages, then on that and on the arm's instructions, half of them after
+def train_model(arm: str, rows: Sequence[tuple[list[str], list[str]]], steps: int, seed: int) -> Local:
+    """Train a model to answer questions from passages, then also to follow the arm's instructions, half of them after
     passages."""
     def ask(random: Random) -> tuple[list[str], list[str]]:
         facts, question, answer = sample_passages(random)
@@ -172,10 +175,10 @@ def train_learner(score_arm: str, rows: Sequence[tuple[list[str], list[str]]], s
         prompt, answer = random.choice(rows)
         return (after_passages(sample_passages(random)[0], prompt) if random.random() < 0.5 else prompt), answer
 
-    again = echo([*NOUNS, *map(str.upper, NOUNS)], 8, before=(USER, "echo"), behind=(BOT,))
-    later = {"ask": 0.9, "echo": 0.1} if score_arm == RAG else {"ask": 0.35, "follow": 0.6, "echo": 0.05}
-    phases = {0: {"ask": 0.6, "echo": 0.4}, 3 * steps // 8: later}
-    task = Answers(BOTH, {"ask": ask, "follow": follow, "echo": again}, phases)
+    repeat = echo([*NOUNS, *map(str.upper, NOUNS)], 8, before=(USER, "echo"), behind=(BOT,))
+    second_phase = {"ask": 0.9, "echo": 0.1} if arm == RAG else {"ask": 0.35, "follow": 0.6, "echo": 0.05}
+    phases = {0: {"ask": 0.6, "echo": 0.4}, 3 * steps // 8: second_phase}
+    task = Answers(BOTH, {"ask": ask, "follow": follow, "echo": repeat}, phases)
     torch.manual_seed(seed)
     model = small_decoder(BOTH.size)
     learn(model, task.batches(96, seed), steps, rate=0.01, seed=seed, muon=True, cooldown=0.3)
@@ -184,52 +187,57 @@ def train_learner(score_arm: str, rows: Sequence[tuple[list[str], list[str]]], s
 
 def score_model(model: Local, tests: int, seed: int) -> dict[str, float]:
     """Shares of instructions followed (true verifier), without and with passages, and of questions answered right."""
-    asked = [Instruction.drawn(Random(f"test {seed} {i}")) for i in range(tests)]
-    found = [sample_passages(Random(f"facts {seed} {i}")) for i in range(tests)]
+    instructions = [Instruction.sample(Random(f"test {seed} {i}")) for i in range(tests)]
+    passages = [sample_passages(Random(f"facts {seed} {i}")) for i in range(tests)]
+    prompts_of = {"": [instruction.prompt for instruction in instructions],
+                  " with passages": [after_passages(facts, instruction.prompt)
+                                     for instruction, (facts, *_) in zip(instructions, passages)]}
     values = dict[str, float]()
-    for place, prompts in (("", [each.prompt for each in asked]),
-                           (" with passages", [after_passages(facts, each.prompt)
-                                               for each, (facts, *_) in zip(asked, found)])):
-        for way, temperature in (("greedy", 0.0), ("drawn", 1.0)):
+    for context, prompts in prompts_of.items():
+        for decoding, temperature in (("greedy", 0.0), ("drawn", 1.0)):
             replies = model.write([" ".join(prompt) for prompt in prompts], most=16, temperature=temperature, seed=seed)
-            values[way + place] = mean(not each.failed(reply.text.split()) for each, reply in zip(asked, replies))
-    replies = model.write([" ".join([USER, *facts, *question, BOT]) for facts, question, _ in found], most=4)
-    return values | {"answers": mean(reply.text.split() == right for reply, (*_, right) in zip(replies, found))}
+            values[decoding + context] = mean(not instruction.violations(reply.text.split())
+                                              for instruction, reply in zip(instructions, replies))
+    replies = model.write([" ".join([USER, *facts, *question, BOT]) for facts, question, _ in passages], most=4)
+    correct = mean(reply.text.split() == answer for reply, (*_, answer) in zip(replies, passages))
+    return values | {"answers": correct}
 
 
 @cache
-def load_data(seed: int, count: int, families: Sequence[str]) -> dict[str, list[tuple[list[str], list[str]]]]:
+def training_rows(seed: int, count: int, families: Sequence[str]) -> dict[str, list[tuple[list[str], list[str]]]]:
+    """Pairs of prompt and answer by arm."""
     kept, _ = survivors(seed, 20, RULES[MAJORITY], families)
-    through = [(item.value["prompt"], item.value["answer"]) for item in verify_answers(kept, count, seed).items]
-    everything = [(row["prompt"], row["answer"]) for row, in
+    verified = [(item.value["prompt"], item.value["answer"]) for item in verify_answers(kept, count, seed).items]
+    unverified = [(row["prompt"], row["answer"]) for row, in
                   write_answers([{"number": i} for i in range(count)], seed, families)]
-    return {RAG: [], UNVERIFIED: everything, VERIFIED: through}
+    return {RAG: [], UNVERIFIED: unverified, VERIFIED: verified}
 
 
-def score_arm(name: str, seed: int, steps: int, count: int, tests: int, families: Sequence[str]) -> dict[str, float]:
-    rows = load_data(seed, count, families)[name]
-    right = mean(not Instruction.read(prompt).failed(answer) for prompt, answer in rows) if rows else 0.0
-    return score_model(train_learner(name, rows, steps, seed), tests, seed) | {"rows": len(rows), "right rows": right}
+def run_arm(arm: str, seed: int, steps: int, count: int, tests: int, families: Sequence[str]) -> dict[str, float]:
+    """Train and score the model of an arm."""
+    rows = training_rows(seed, count, families)[arm]
+    correct = mean(not Instruction.read(prompt).violations(answer) for prompt, answer in rows) if rows else 0.0
+    return score_model(train_model(arm, rows, steps, seed), tests, seed) | {"rows": len(rows), "right rows": correct}
 
 
 def measure(run: Run) -> list[Row]:
     families = FAMILIES[: run.pick(2, len(FAMILIES))]
     setting = run.pick({"steps": 3, "count": 60, "tests": 6}, {"steps": 320, "count": 5000, "tests": 500})
-    seeds, agree = range(run.seed, run.seed + run.pick(1, 2)), run.pick(10, 1000)
-    done = run.cells({f"{name} {seed}": partial(score_arm, name, seed, **setting, families=families) for seed in seeds
-                      for name in (VERIFIED, UNVERIFIED, RAG)}
-                     | {f"{rule} {seed}": partial(score_functions, seed, agree, RULES[rule], families) for rule in RULES
-                        for seed in range(run.seed, run.seed + run.pick(1, 3))})
+    seeds, cases = range(run.seed, run.seed + run.pick(1, 2)), run.pick(10, 1000)
+    cells = run.cells({f"{arm} {seed}": partial(run_arm, arm, seed, **setting, families=families) for seed in seeds
+                       for arm in (VERIFIED, UNVERIFIED, RAG)}
+                      | {f"{rule} {seed}": partial(score_functions, seed, cases, RULES[rule], families)
+                         for rule in RULES for seed in range(run.seed, run.seed + run.pick(1, 3))})
     table: list[Row] = []
-    for name in (RAG, UNVERIFIED, VERIFIED, *RULES):
-        each = [values for key, values in done.items() if key.rsplit(" ", 1)[0] == name]
-        table.append({"part": "functions" if name in RULES else "model", "arm": name}
-                     | {what: mean(one[what] for one in each) for what in each[0]}
-                     | ({} if name in RULES else {"greedy by seed": [one["greedy"] for one in each],
-                                                  "drawn by seed": [one["drawn"] for one in each]}))
+    for arm in (RAG, UNVERIFIED, VERIFIED, *RULES):
+        results = [result for key, result in cells.items() if key.rsplit(" ", 1)[0] == arm]
+        table.append({"part": "functions" if arm in RULES else "model", "arm": arm}
+                     | {metric: mean(result[metric] for result in results) for metric in results[0]}
+                     | ({} if arm in RULES else {"greedy by seed": [result["greedy"] for result in results],
+                                                 "drawn by seed": [result["drawn"] for result in results]}))
     run.note(f"functions: for each of Lilt's {len(families)} families a programmed supervisor writes {FUNCTIONS}, half "
              f"of them off by one, deaf to quotes or case, always true, or crashing, and {CASES} cases, {WRONG:.0%} of "
-             f"them wrong; all run in the sandbox; agreement with the true verifier on {agree} answers a family, in 3 "
+             f"them wrong; all run in the sandbox; agreement with the true verifier on {cases} answers a family, in 3 "
              "draws")
     run.note(f"models: 0.35 million parameters, {setting['steps']} steps of 96 rows: three eighths of questions "
              "about passages and of rows that are said again, alike for all arms, and then 60% instructions (passages "
@@ -244,41 +252,42 @@ def measure(run: Run) -> list[Row]:
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
-    row = {row["arm"]: row for row in table}
-    alone, loose, firm, kept = (row[name] for name in (RAG, UNVERIFIED, VERIFIED, PAPER))
+    by_arm = {row["arm"]: row for row in table}
+    alone, unverified, verified, kept = (by_arm[arm] for arm in (RAG, UNVERIFIED, VERIFIED, PAPER))
     reason = (f"functions agree with the truth {kept['before']:.1%} of the time before, {kept['after']:.1%} after, "
               f"recall {kept['recall']:.0%}, always-true ones left {kept['always true']:g}; verified data "
-              f"{firm['greedy']:.1%} greedy and {firm['drawn']:.1%} drawn, unverified {loose['greedy']:.1%} and "
-              f"{loose['drawn']:.1%}; behind passages {firm['greedy with passages']:.1%}, "
-              f"{loose['greedy with passages']:.1%} and {alone['greedy with passages']:.1%} without instructions; "
-              f"answers {firm['answers']:.1%} and "
+              f"{verified['greedy']:.1%} greedy and {verified['drawn']:.1%} drawn, unverified "
+              f"{unverified['greedy']:.1%} and {unverified['drawn']:.1%}; behind passages "
+              f"{verified['greedy with passages']:.1%}, {unverified['greedy with passages']:.1%} and "
+              f"{alone['greedy with passages']:.1%} without instructions; answers {verified['answers']:.1%} and "
               f"{alone['answers']:.1%}")
-    if row[PAPER]["always true"] or firm["greedy"] <= loose["greedy"]:
+    if kept["always true"] or verified["greedy"] <= unverified["greedy"]:
         return "refuted", reason
-    good = (firm["greedy"] >= loose["greedy"] + 0.10 and firm["drawn"] >= loose["drawn"] + 0.15
-            and kept["after"] >= 0.97 and kept["recall"] >= 0.8
-            and firm["greedy with passages"] >= alone["greedy with passages"] + 0.15
-            and firm["greedy with passages"] >= loose["greedy with passages"] + 0.08
-            and firm["answers"] >= alone["answers"] - 0.02)
-    return ("confirmed" if good else "inconclusive"), reason
+    confirmed = (verified["greedy"] >= unverified["greedy"] + 0.10 and verified["drawn"] >= unverified["drawn"] + 0.15
+                 and kept["after"] >= 0.97 and kept["recall"] >= 0.8
+                 and verified["greedy with passages"] >= alone["greedy with passages"] + 0.15
+                 and verified["greedy with passages"] >= unverified["greedy with passages"] + 0.08
+                 and verified["answers"] >= alone["answers"] - 0.02)
+    return ("confirmed" if confirmed else "inconclusive"), reason
 
 
 def draw(figure: Figure, table: list[Row]) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(2, 3))
     rules = [row for row in table if row["part"] == "functions"]
-    for at, what in enumerate(("before", "after", "recall")):
-        bars = left.bar([at * 3 + i for i in range(len(rules))], [100 * row[what] for row in rules], color=["C0", "C1"])
+    for group, metric in enumerate(("before", "after", "recall")):
+        bars = left.bar([group * 3 + i for i in range(len(rules))], [100 * row[metric] for row in rules],
+                        color=["C0", "C1"])
         left.bar_label(bars, fmt="%.0f", fontsize="small")
     left.set_xticks([0.5, 3.5, 6.5], ["agreement\nbefore", "agreement\nafter", "good ones\nkept"], fontsize="small")
     left.legend(handles=[left.patches[0], left.patches[1]], labels=[row["arm"] for row in rules], fontsize="small")
     left.set(title="functions", ylabel="%", ylim=(0, 130))
     models = [row for row in table if row["part"] == "model"]
-    ways = ("greedy", "drawn", "greedy with passages", "drawn with passages", "answers")
-    for at, row in enumerate(models):
-        bars = right.bar([4 * i + at for i in range(len(ways))], [100 * row[way] for way in ways], color=f"C{at + 2}",
-                         label=row["arm"])
+    metrics = ("greedy", "drawn", "greedy with passages", "drawn with passages", "answers")
+    for offset, row in enumerate(models):
+        bars = right.bar([4 * i + offset for i in range(len(metrics))], [100 * row[metric] for metric in metrics],
+                         color=f"C{offset + 2}", label=row["arm"])
         right.bar_label(bars, fmt="%.0f", fontsize="small")
-    right.set_xticks([4 * i + 1 for i in range(len(ways))], [way.replace(" ", "\n") for way in ways],
+    right.set_xticks([4 * i + 1 for i in range(len(metrics))], [metric.replace(" ", "\n") for metric in metrics],
                      fontsize="small")
     right.set(title="instructions followed, and questions answered", ylim=(0, 130))
     right.legend(fontsize="small")

@@ -1,5 +1,5 @@
-"""Synthetic tasks: sequences drawn without end whose right answers are known. Fresh draws leave nothing to learn by
-heart, so accuracy on other lengths and seeds says what a model can do."""
+"""Synthetic tasks: endless random sequences with known answers. As every batch is new, nothing can be memorised, and
+accuracy at other lengths and seeds measures what a model can do."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Prompts of words and the words that answer them, drawn from a mixture of small skills that may change while a model
-learns: how tiny models learn to follow instructions, reason in steps and rewrite a memory."""
+"""Prompts and answers in words, drawn from a mixture of small skills that may change during training: they teach tiny
+models to follow instructions, to reason in steps and to rewrite a memory."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Draw = Callable[[Random], Pair]
 
 @dataclass(frozen=True)
 class Answers:
-    """Rows of one prompt with its answer and the end, of which the answer and the end are asked for; behind the token
-    that begins a document, as `segue.programs.Local` puts it there.
+    """Rows of a begin token, a prompt and its answer, with targets at the answer and the end token;
+    `segue.programs.Local` puts the same begin token before its prompts.
 
-    codec: of the words. skills: by name, what draws a pair. phases: from which step on the skills are drawn with which
-    weights, by name: `{0: {"echo": 2, "sort": 3}, 250: {"echo": 1, "sort": 9}}`; default: all alike. What must be
-    copied is learned much sooner where a good part of the first rows asks to say the prompt again (`echo`).
+    codec: of the words. skills: by name, a function that draws a pair. phases: the weights of the skills from each step
+    on: `{0: {"echo": 2, "sort": 3}, 250: {"echo": 1, "sort": 9}}`; default: uniform. Copying is learned much sooner
+    where many of the first rows ask to repeat the prompt (`echo`).
     """
 
     codec: ItemCodec
@@ -41,23 +41,23 @@ class Answers:
             raise SegueError("the first phase begins at step 0: say its weights")
 
     def pairs(self, rows: int, random: Random, step: int = 0) -> list[Pair]:
-        """So many pairs as they are drawn at a step."""
+        """Draw pairs with the weights of the phase at a step."""
         phases = self.phases or {0: dict.fromkeys(self.skills, 1.0)}
         weights = phases[max(start for start in phases if start <= step)]
         return [self.skills[name](random) for name in random.choices(list(weights), list(weights.values()), k=rows)]
 
     def batch(self, pairs: Sequence[Pair]) -> Batch:
-        """(B, T) the pairs as rows, padded behind."""
+        """The pairs as rows (B, T), padded behind."""
         tokens, targets = list[list[int]](), list[list[int]]()
         begin, end = self.codec.bos, self.codec.eos
         assert begin is not None and end is not None
         for prompt, answer in pairs:
-            asked, said = self.codec.encode(prompt).tolist(), self.codec.encode(answer).tolist()
-            if self.codec.unk in asked + said:
-                strange = sorted({*prompt, *answer} - set(map(str, self.codec.items)))
-                raise SegueError(f"words that the codec does not know: {' '.join(strange)}")
-            tokens.append([begin, *asked, *said])
-            targets.append([-1] * len(asked) + [*said, end])
+            prompt_ids, answer_ids = self.codec.encode(prompt).tolist(), self.codec.encode(answer).tolist()
+            if self.codec.unk in prompt_ids + answer_ids:
+                unknown = sorted({*prompt, *answer} - set(map(str, self.codec.items)))
+                raise SegueError(f"words that the codec does not know: {' '.join(unknown)}")
+            tokens.append([begin, *prompt_ids, *answer_ids])
+            targets.append([-1] * len(prompt_ids) + [*answer_ids, end])
         return Batch(pad_rows(tokens), pad_rows(targets, -1))
 
     def batches(self, rows: int, seed: int = 0) -> Callable[[int], Batch]:
@@ -70,19 +70,18 @@ class Answers:
 
 
 def echo(words: Sequence[str], most: int, before: Sequence[str] = ("echo",), behind: Sequence[str] = ()) -> Draw:
-    """The skill of saying 1 to `most` drawn words again, which stand between `before` and `behind`."""
+    """The skill of repeating 1 to `most` random words, which the prompt has between `before` and `behind`."""
 
     def draw(random: Random) -> Pair:
-        said = random.choices(words, k=random.randint(1, most))
-        return [*before, *said, *behind], said
+        answer = random.choices(words, k=random.randint(1, most))
+        return [*before, *answer, *behind], answer
 
     return draw
 
 
 def small_decoder(vocabulary: int, width: int = 96, taps: int = 2) -> Stack:
-    """A decoder of three layers and, at width 96, some 0.35 million parameters that learns such skills within minutes
-    on a CPU: attention with rotations, in the first layer over each word and those just before it, `taps` in all (see
-    `Attention`): so many as the words that belong together span. Without (0), copying is learned several times
-    slower."""
-    near = {"attention:near": {"taps": taps}}
-    return Stack(StackConfig(vocabulary, width, ["attention:near", "attention", "attention"], near))
+    """A decoder of three layers that learns such skills within minutes on a CPU (0.35 million parameters at width 96):
+    rotary attention, whose first layer mixes each word with those just before it, `taps` in all (see `Attention`): as
+    many as words that belong together span. With 0, copying is learned several times slower."""
+    options = {"attention:near": {"taps": taps}}
+    return Stack(StackConfig(vocabulary, width, ["attention:near", "attention", "attention"], options))

@@ -1,8 +1,7 @@
-"""Tasks of tracking a state: an automaton reads symbols, and the model says where it stands.
+"""State-tracking tasks: an automaton reads symbols, and the model predicts its state.
 
-Every prefix is asked for (Grazzi et al. 2024, arXiv 2411.12537), or, behind a `Scratchpad`, only the answer after some
-steps of work in between (Merrill & Sabharwal 2023, arXiv 2310.07923).
-"""
+The target is the state after every prefix (Grazzi et al. 2024, arXiv 2411.12537), or with a `Scratchpad` the final
+state after intermediate tokens (Merrill & Sabharwal 2023, arXiv 2310.07923). """
 
 from __future__ import annotations
 
@@ -27,20 +26,20 @@ from segue.tasks.base import Task
 
 
 def tracking(name: str, dfa: DFA, source: str = "arXiv 2411.12537") -> Task:
-    """A start token and random symbols; after each, which state is the automaton in?"""
+    """A start token and random symbols; the target after each symbol is the automaton's state."""
     start = dfa.symbols
 
     def draw(rows: int, length: int, generator: torch.Generator) -> Batch:
         word = torch.randint(dfa.symbols, (rows, length - 1), generator=generator)
-        nothing = torch.full((rows, 1), -1)
-        return Batch(torch.cat([torch.full_like(nothing, start), word], 1), torch.cat([nothing, dfa.run(word)], 1))
+        ignored = torch.full((rows, 1), -1)
+        return Batch(torch.cat([torch.full_like(ignored, start), word], 1), torch.cat([ignored, dfa.run(word)], 1))
 
     return Task(name, max(dfa.symbols + 1, dfa.states), draw, 1 / dfa.states, source)
 
 
 def dyck(kinds: int = 2, depth: int = 8) -> Task:
-    """A walk through nested brackets, never deeper than `depth`: after each, which kind would close, or `kinds` for
-    none. Symbols 0 ... kinds - 1 open, kinds ... 2 kinds - 1 close, 2 kinds starts."""
+    """Random nested brackets up to `depth`; the target after each is the kind of the innermost open bracket, or `kinds`
+    if none is open. Ids: opening brackets 0 ... kinds - 1, closing ones kinds ... 2 kinds - 1, start token 2 kinds."""
 
     def draw(rows: int, length: int, generator: torch.Generator) -> Batch:
         tokens = torch.full((rows, length), 2 * kinds)
@@ -64,11 +63,10 @@ POLICIES = ("none", "dummy", "log", "root", "linear")
 
 @dataclass(frozen=True)
 class Scratchpad:
-    """What is written between a word of n symbols and its answer, the state after all of it.
+    """The intermediate tokens between a word of n symbols and the answer, the state after the word.
 
-    policy: "none"; "dummy", n tokens that say nothing; "log", the states after 2, 4, 8 ... symbols; "root", after each
-    of about sqrt n equal parts; "linear", all of them. Symbols keep their ids, then come the states, a start token and
-    the dummy.
+    policy: "none"; "dummy", n meaningless tokens; "log", the states after 2, 4, 8 ... symbols; "root", after each of
+    about sqrt n equal parts; "linear", all states. Ids: the symbols, the states, a start token, the dummy token.
     """
 
     policy: str
@@ -78,7 +76,7 @@ class Scratchpad:
             raise SegueError(f"scratchpad '{self.policy}' is unknown: choose from {', '.join(POLICIES)}")
 
     def steps(self, n: int) -> list[int]:
-        """After how many symbols the state is written; the last one is the answer."""
+        """The prefix lengths whose states are written; the last one is the answer."""
         if self.policy == "linear":
             return list(range(1, n + 1))
         if self.policy == "root":
@@ -86,20 +84,20 @@ class Scratchpad:
         return [2**i for i in range(1, n.bit_length()) if 2**i < n and self.policy == "log"] + [n]
 
     def length(self, n: int) -> int:
-        """Tokens of a row: the start, the symbols and what is written, without the answer itself."""
+        """Tokens of a row: the start token, the symbols and the intermediate tokens, without the answer."""
         return 1 + n + len(self.steps(n)) - 1 + n * (self.policy == "dummy")
 
     def task(self, name: str, dfa: DFA) -> Task:
-        """The word problem behind this scratchpad; a row that has room left begins with more start tokens."""
+        """The word problem with this scratchpad; rows are padded with start tokens in front."""
         start, dummy = dfa.symbols + dfa.states, dfa.symbols + dfa.states + 1
 
         def draw(rows: int, length: int, generator: torch.Generator) -> Batch:
             n = max(n for n in range(1, length) if self.length(n) <= length)
             word = torch.randint(dfa.symbols, (rows, n), generator=generator)
             written = dfa.symbols + dfa.run(word)[:, torch.tensor(self.steps(n)) - 1]
-            front = torch.full((rows, length - self.length(n) + 1), start)
-            silent = torch.full((rows, n * (self.policy == "dummy")), dummy)
-            tokens = torch.cat([front, word, silent, written[:, :-1]], 1)
+            padding = torch.full((rows, length - self.length(n) + 1), start)
+            dummies = torch.full((rows, n * (self.policy == "dummy")), dummy)
+            tokens = torch.cat([padding, word, dummies, written[:, :-1]], 1)
             targets = torch.full_like(tokens, -1)
             targets[:, length - written.shape[1] :] = written
             return Batch(tokens, targets)

@@ -1,4 +1,4 @@
-"""What a synthetic task is: a vocabulary and a way to draw rows of a length."""
+"""Synthetic tasks: a vocabulary and a generator of rows of any length."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from segue.objectives import Batch, generator_of
 
 @dataclass(frozen=True)
 class Task:
-    """name. vocabulary: element ids are below it, targets too. draw: (rows, length, generator) -> Batch of that many
-    rows of `length` elements, with targets -1 where no answer is asked for. chance: accuracy of a guess. source: the
-    paper it comes from. shortest: the least length that holds a whole question."""
+    """name. vocabulary: ids and targets are below it. draw: (rows, length, generator) -> Batch of that many rows of
+    `length` elements, with target -1 where there is no question. chance: accuracy of guessing. source: the paper it
+    comes from. shortest: the least length of a row."""
 
     name: str
     vocabulary: int
@@ -24,7 +24,7 @@ class Task:
     shortest: int = 2
 
     def batches(self, rows: int, lengths: tuple[int, int], seed: int = 0) -> Callable[[int], Batch]:
-        """A pure function of the step, as training wants it: rows of one length, drawn between the two (inclusive)."""
+        """Batches as a pure function of the training step, of one random length each, between the two (inclusive)."""
 
         def batch(step: int) -> Batch:
             generator = generator_of(seed, step)
@@ -52,8 +52,8 @@ class Curriculum:
 
 
 def read_twice(batch: Batch) -> Batch:
-    """Every row twice, one reading after the other, with its answers asked for only in the second: a model of limited
-    memory then knows at the second reading what the first one asked (Arora et al. 2024, arXiv 2407.05483)."""
-    unasked = torch.full_like(batch.targets, -1)
+    """Every row repeated once, with targets only in the second copy: a model of limited memory reads the second copy
+    knowing the question (Arora et al. 2024, arXiv 2407.05483)."""
+    ignored = torch.full_like(batch.targets, -1)
     prompt = None if batch.prompt is None else torch.cat([torch.ones_like(batch.prompt), batch.prompt], 1)
-    return Batch(torch.cat([batch.tokens, batch.tokens], 1), torch.cat([unasked, batch.targets], 1), prompt=prompt)
+    return Batch(torch.cat([batch.tokens, batch.tokens], 1), torch.cat([ignored, batch.targets], 1), prompt=prompt)

@@ -1,5 +1,5 @@
-"""Journeys: a story of beings that move between places, told paragraph by paragraph; a telling is true if everybody
-leaves where they last went. The world in which memories of words are measured (after RecurrentGPT, 2023, arXiv
+"""Journeys: a story of beings that move between places, one move a paragraph; it is consistent if every being leaves
+the place that it last entered. A world to measure memories in natural language (after RecurrentGPT, 2023, arXiv
 2305.13304)."""
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ CODEC = ItemCodec([*BEINGS, *PLACES, "leaves", "enters", "at", "move", ".", "mem
                    "write", "first", "second", "third", "echo"])
 PROMPT = "memory {memory} paragraph {paragraph} related {related} plan {plan} write"
 FACTS, FARTHEST = 4, 40
-"""How many beings a memory holds, and paragraphs between two of one being at most, as far as it can be helped."""
-TOLD = re.compile(rf"({'|'.join(BEINGS)}) leaves (\w+) \. \1 enters (\w+) \.")
+"""Beings that a memory holds, and the intended maximum of paragraphs between two moves of one being."""
+MOVE = re.compile(rf"({'|'.join(BEINGS)}) leaves (\w+) \. \1 enters (\w+) \.")
 
 
-def told(paragraph: str) -> tuple[str, str, str] | None:
-    """Who left which place and entered which; None if the paragraph does not say so."""
-    found = TOLD.search(paragraph)
-    return None if found is None else (found[1], found[2], found[3])
+def parse_move(paragraph: str) -> tuple[str, str, str] | None:
+    """(being, place it left, place it entered) of a paragraph; None if it has no move."""
+    match = MOVE.search(paragraph)
+    return None if match is None else (match[1], match[2], match[3])
 
 
 def next_being(random: Random, last: Mapping[str, int], now: int) -> str:
-    """Who moves in paragraph `now`: somebody new in every other paragraph while there is, else whoever comes
-    nearest to having been away for a number of paragraphs that is drawn log-uniformly from 1 to FARTHEST. last: when
-    each was told of."""
+    """The being that moves in paragraph `now`: a new one with probability 1/2 while there are some, else the one whose
+    absence is nearest to a number of paragraphs drawn log-uniformly from 1 to FARTHEST. last: the paragraph of each
+    being's last move."""
     new = [being for being in BEINGS if being not in last]
     if not last or (new and random.random() < 0.5):
         return random.choice(new)
-    away = math.exp(random.uniform(0.0, math.log(FARTHEST)))
-    return min(last, key=lambda being: abs(math.log((now - last[being]) / away)))
+    absence = math.exp(random.uniform(0.0, math.log(FARTHEST)))
+    return min(last, key=lambda being: abs(math.log((now - last[being]) / absence)))
 
 
 def paragraph(being: str, origin: str, goal: str) -> str:
@@ -44,26 +44,51 @@ def paragraph(being: str, origin: str, goal: str) -> str:
 
 
 def reply(text: str, facts: Sequence[str], plans: Sequence[str]) -> str:
-    """What a writer says: the paragraph, the memory, three plans."""
+    """A writer's answer: the paragraph, the memory, three plans."""
     parts = zip(("first", "second", "third"), plans)
     return f"paragraph {text} memory {' '.join(facts)} {' '.join(f'{name} move {who}' for name, who in parts)}"
 
 
-def step(random: Random) -> Pair:
-    """The skill of writing one paragraph from what a program shows, as a writer does who believes the memory, then the
-    last paragraph, then the passage that stands first of those on the being; who knows nothing guesses. Often
-    the memory was edited, or is empty, or the passages are none or stale: no source can be leaned on alone."""
-    last, at, passages, facts = dict[str, int](), dict[str, str](), list[str](), dict[str, str]()
-    for now in range(int(60 ** random.random()) - 1):
-        who = next_being(random, last, now)
-        origin = at.get(who) or random.choice(PLACES)
-        goal = random.choice([place for place in PLACES if place != origin])
-        passages.append(paragraph(who, origin, goal))
-        last[who], at[who] = now, goal
-        facts = dict([(who, goal), *((other, place) for other, place in facts.items() if other != who)][:FACTS])
+def write_step(random: Random) -> Pair:
+    """The skill of writing one paragraph from a program's prompt. The being's place is taken from the memory, else from
+    the last paragraph, else from the first related passage about it, else guessed. The memory is often edited or empty,
+    and the passages often missing or outdated, so that no source suffices alone."""
+    last, passages, facts = _random_story(random)
     who = next_being(random, last, len(passages))
     newest, archive = passages[-1:], passages[-2::-1]
-    related = sorted(archive, key=lambda text: not text.startswith(who))  # the newest first, as an archive gives them
+    related = sorted(archive, key=lambda text: not text.startswith(who))  # newest first, as an archive gives them
+    facts, related = _perturbed(random, who, facts, related)
+    known = facts.get(who) or next((move[2] for text in [*newest, *related]
+                                    if (move := parse_move(text)) and move[0] == who), random.choice(PLACES))
+    goal = random.choice([place for place in PLACES if place != known])
+    memory = _remember(facts, who, goal)
+    plans = random.sample(BEINGS, 3)
+    prompt = PROMPT.format(memory=" ".join(_sentences(facts)), paragraph=" ".join(newest), related=" ".join(related),
+                           plan=f"move {who}")
+    return prompt.split(), reply(paragraph(who, known, goal), _sentences(memory), plans).split()
+
+
+def _random_story(random: Random) -> tuple[dict[str, int], list[str], dict[str, str]]:
+    """A story of random length: the paragraph of each being's last move, the passages, and the memory of places."""
+    last, places, passages, facts = dict[str, int](), dict[str, str](), list[str](), dict[str, str]()
+    for now in range(int(60 ** random.random()) - 1):
+        who = next_being(random, last, now)
+        origin = places.get(who) or random.choice(PLACES)
+        goal = random.choice([place for place in PLACES if place != origin])
+        passages.append(paragraph(who, origin, goal))
+        last[who], places[who] = now, goal
+        facts = _remember(facts, who, goal)
+    return last, passages, facts
+
+
+def _remember(facts: Mapping[str, str], who: str, place: str) -> dict[str, str]:
+    """The memory with a being's place put first, of FACTS beings."""
+    return dict([(who, place), *((other, at) for other, at in facts.items() if other != who)][:FACTS])
+
+
+def _perturbed(random: Random, who: str, facts: dict[str, str], related: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The memory, sometimes emptied or with another place of the being; and one or two of the related passages,
+    sometimes shuffled or none."""
     chance = random.random()
     if chance < 0.15:
         facts = {}
@@ -74,22 +99,18 @@ def step(random: Random) -> Pair:
         related = []
     elif chance < 0.4:
         related = random.sample(related, len(related))
-    related = related[:random.choice((1, 2, 2, 2))]
-    known = facts.get(who) or next((move[2] for text in [*newest, *related] if (move := told(text)) and move[0] == who),
-                                   random.choice(PLACES))
-    goal = random.choice([place for place in PLACES if place != known])
-    kept = [(who, goal), *((other, place) for other, place in facts.items() if other != who)][:FACTS]
-    plans = random.sample(BEINGS, 3)
-    shown = PROMPT.format(memory=" ".join(f"{being} at {place} ." for being, place in facts.items()),
-                          paragraph=" ".join(newest), related=" ".join(related), plan=f"move {who}")
-    answer = reply(paragraph(who, known, goal), [f"{being} at {place} ." for being, place in kept], plans)
-    return shown.split(), answer.split()
+    return facts, related[:random.choice((1, 2, 2, 2))]
 
 
-def place(random: Random) -> Pair:
-    """The skill of saying at once where the being of the plan is, by what a writer is shown."""
-    shown, answer = step(random)
-    return [*shown[:-1], "at"], [answer[3]]
+def _sentences(facts: Mapping[str, str]) -> list[str]:
+    return [f"{being} at {place} ." for being, place in facts.items()]
 
 
-SKILLS: dict[str, Draw] = {"step": step, "place": place, "echo": echo([*BEINGS, *PLACES], 8, behind=("write",))}
+def name_place(random: Random) -> Pair:
+    """The skill of naming the place of the plan's being from the same prompt."""
+    prompt, answer = write_step(random)
+    return [*prompt[:-1], "at"], [answer[3]]
+
+
+SKILLS: dict[str, Draw] = {"step": write_step, "place": name_place,
+                           "echo": echo([*BEINGS, *PLACES], 8, behind=("write",))}

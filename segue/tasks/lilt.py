@@ -1,6 +1,6 @@
-"""Lilt, a little language of instructions that programs can check: write some words about a topic under one to three
-constraints. What takes a large model for English is there within two minutes of training on a CPU, and every answer's
-faults are known exactly."""
+"""Lilt, a small language of instructions that programs can verify: write some words about a topic under one to three
+constraints. Tiny models learn to follow it within two minutes on a CPU, and the errors of every answer are known
+exactly."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CODEC = ItemCodec([*NOUNS, *map(str.upper, NOUNS), *map(str, range(1, MOST + 1))
                    "write", "about", ".", "words", "echo"])
 
 Constraint = tuple[str, str]
-"""A family and what it is about: a number, a noun, or nothing."""
+"""A family and its argument: a number, a noun, or ""."""
 
 
 def body(answer: Sequence[str]) -> list[str]:
@@ -41,25 +41,25 @@ def quoted(answer: Sequence[str]) -> bool:
 
 
 def holds(constraint: Constraint, answer: Sequence[str]) -> bool:
-    """Whether an answer keeps to a constraint. Words are the same in either case."""
+    """Whether an answer satisfies a constraint. Nouns are compared without regard to case."""
     family, argument = constraint
     words = body(answer)
-    same = [word.lower() for word in words]
+    lower = [word.lower() for word in words]
     match family:
         case "exactly":
             return len(words) == int(argument)
         case "atleast":
             return len(words) >= int(argument)
         case "include":
-            return argument in same
+            return argument in lower
         case "avoid":
-            return argument not in same
+            return argument not in lower
         case "twice":
-            return same.count(argument) == 2
+            return lower.count(argument) == 2
         case "start":
-            return same[:1] == [argument]
+            return lower[:1] == [argument]
         case "end":
-            return same[-1:] == [argument]
+            return lower[-1:] == [argument]
         case "upper":
             return all(word.isupper() for word in words)
         case "lower":
@@ -67,28 +67,28 @@ def holds(constraint: Constraint, answer: Sequence[str]) -> bool:
         case "quote":
             return quoted(answer)
         case "topic":
-            return bool(same) and set(same) <= set(TOPICS[argument])
+            return bool(lower) and set(lower) <= set(TOPICS[argument])
     raise SegueError(f"'{family}' is no family of constraints: choose from {', '.join(FAMILIES)}")
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """What is asked: words about a topic, under constraints."""
+    """A request for words about a topic, under constraints."""
 
     topic: str
     constraints: tuple[Constraint, ...]
 
     @staticmethod
-    def drawn(random: Random, most: int = 3, among: Sequence[str] = FAMILIES) -> Instruction:
-        """One to `most` constraints of different families, in any order, that can be kept together."""
+    def sample(random: Random, most: int = 3, among: Sequence[str] = FAMILIES) -> Instruction:
+        """One to `most` constraints of different families, in random order, that can all be satisfied."""
         while True:
             topic = random.choice(list(TOPICS))
             families = random.sample(among, random.randint(1, min(most, len(among))))
-            asked = Instruction(topic, tuple((family, str(random.randint(1, MOST)) if family in COUNTED else
-                                              random.choice(TOPICS[topic]) if family in NAMED else "")
-                                             for family in families))
-            if not asked.failed(asked.answer(random)):
-                return asked
+            instruction = Instruction(topic, tuple((family, str(random.randint(1, MOST)) if family in COUNTED else
+                                                    random.choice(TOPICS[topic]) if family in NAMED else "")
+                                                   for family in families))
+            if not instruction.violations(instruction.answer(random)):
+                return instruction
 
     @staticmethod
     def read(prompt: Sequence[str]) -> Instruction:
@@ -108,32 +108,33 @@ class Instruction:
                  (".", family, *[argument] * bool(argument), *["words"] * (family in COUNTED))]
         return [USER, "write", "about", self.topic, *parts, BOT]
 
-    def failed(self, answer: Sequence[str]) -> list[Constraint]:
-        """The constraints that an answer breaks; words of another topic, or none at all, break ("topic", topic)."""
+    def violations(self, answer: Sequence[str]) -> list[Constraint]:
+        """The constraints that an answer violates; words of another topic, or no words, violate ("topic", topic)."""
         return [each for each in (("topic", self.topic), *self.constraints) if not holds(each, answer)]
 
     def answer(self, random: Random, upper: bool | None = None) -> list[str]:
-        """Words that keep to all, where they can. upper: the case, where no constraint says it (default: either)."""
-        said = dict(self.constraints)
-        need = Counter({said[family]: 1 for family in ("include", "start", "end") if family in said})
-        need |= Counter({said["twice"]: 2} if "twice" in said else {})
-        edges = [[said[family]] if family in said else [] for family in ("start", "end")]
-        middle = list((need - Counter(edges[0] + edges[1])).elements())
-        least = max(int(said.get("atleast", 1)), len(middle) + len(edges[0] + edges[1]))
-        count = int(said.get("exactly", random.randint(least, max(least, min(MOST, least + 4)))))
-        others = sorted(set(TOPICS[self.topic]) - {said.get("avoid"), said.get("twice")})
-        middle += random.choices(others, k=max(0, count - len(middle) - len(edges[0] + edges[1])))
+        """Words that satisfy all constraints, if possible. upper: the case, where no constraint fixes it (default:
+        random)."""
+        argument_of = dict(self.constraints)
+        required = Counter({argument_of[family]: 1 for family in ("include", "start", "end") if family in argument_of})
+        required |= Counter({argument_of["twice"]: 2} if "twice" in argument_of else {})
+        start, end = ([argument_of[family]] if family in argument_of else [] for family in ("start", "end"))
+        middle = list((required - Counter(start + end)).elements())
+        least = max(int(argument_of.get("atleast", 1)), len(middle) + len(start + end))
+        count = int(argument_of.get("exactly", random.randint(least, max(least, min(MOST, least + 4)))))
+        others = sorted(set(TOPICS[self.topic]) - {argument_of.get("avoid"), argument_of.get("twice")})
+        middle += random.choices(others, k=max(0, count - len(middle) - len(start + end)))
         random.shuffle(middle)
         if upper is None:
             upper = random.random() < 0.5
-        words = cased([*edges[0], *middle, *edges[1]], "upper" in said or (upper and "lower" not in said))
-        return [QUOTE, *words, QUOTE] if "quote" in said else words
+        words = cased([*start, *middle, *end], "upper" in argument_of or (upper and "lower" not in argument_of))
+        return [QUOTE, *words, QUOTE] if "quote" in argument_of else words
 
-    def mended(self, answer: Sequence[str], constraint: Constraint, random: Random) -> list[str]:
-        """An answer changed in as few words as a constraint needs; others may break by it."""
-        (family, argument), words, marks = constraint, body(answer), quoted(answer)
+    def repaired(self, answer: Sequence[str], constraint: Constraint, random: Random) -> list[str]:
+        """An answer changed in as few words as a constraint needs; it may violate others afterwards."""
+        (family, argument), words, quote = constraint, body(answer), quoted(answer)
         upper = sum(word.isupper() for word in words) * 2 > len(words)
-        noun, place = cased([argument], upper)[0], random.randrange(max(1, len(words)))
+        noun, index = cased([argument], upper)[0], random.randrange(max(1, len(words)))
 
         def other() -> str:
             return cased([random.choice([word for word in TOPICS[self.topic] if word != argument])], upper)[0]
@@ -145,15 +146,15 @@ class Instruction:
                 while family == "exactly" and len(words) > int(argument):
                     words.pop(random.randrange(len(words)))
             case "include":
-                words[place : place + 1] = [noun]
+                words[index : index + 1] = [noun]
             case "avoid":
                 words = [other() if word.lower() == argument else word for word in words]
             case "twice":
-                places = [i for i, word in enumerate(words) if word.lower() == argument]
-                for i in random.sample(places, max(0, len(places) - 2)):
+                present = [i for i, word in enumerate(words) if word.lower() == argument]
+                for i in random.sample(present, max(0, len(present) - 2)):
                     words[i] = other()
-                rest = [i for i in range(len(words)) if i not in places]
-                for i in random.sample(rest, min(len(rest), max(0, 2 - len(places)))):
+                absent = [i for i in range(len(words)) if i not in present]
+                for i in random.sample(absent, min(len(absent), max(0, 2 - len(present)))):
                     words[i] = noun
             case "start":
                 words[:1] = [noun]
@@ -162,10 +163,10 @@ class Instruction:
             case "upper" | "lower":
                 words = cased(words, family == "upper")
             case "quote":
-                marks = True
+                quote = True
             case "topic":
                 words = [word if word.lower() in TOPICS[self.topic] else other() for word in words] or [other()]
-        return [QUOTE, *words, QUOTE] if marks else words
+        return [QUOTE, *words, QUOTE] if quote else words
 
 
 def cased(words: Sequence[str], upper: bool) -> list[str]:
@@ -173,14 +174,14 @@ def cased(words: Sequence[str], upper: bool) -> list[str]:
 
 
 def write(random: Random) -> Pair:
-    """The skill of answering a drawn instruction."""
-    asked = Instruction.drawn(random)
-    return asked.prompt, asked.answer(random)
+    """The skill of answering a random instruction."""
+    instruction = Instruction.sample(random)
+    return instruction.prompt, instruction.answer(random)
 
 
 def lilt(early: int = 300) -> Answers:
-    """Instructions and their answers, among rows that ask to say words again: half of all in the first `early` steps,
-    then 15 in a hundred. Without those no small model learns to put a word of the prompt into its answer."""
-    again = echo([*NOUNS, *map(str.upper, NOUNS)], 8, before=(USER, "echo"), behind=(BOT,))
-    return Answers(CODEC, {"write": write, "echo": again},
+    """Instructions with answers, mixed with echo rows: half of all in the first `early` steps, then 15%. Without echo
+    rows small models do not learn to copy a word of the prompt into the answer."""
+    repeat = echo([*NOUNS, *map(str.upper, NOUNS)], 8, before=(USER, "echo"), behind=(BOT,))
+    return Answers(CODEC, {"write": write, "echo": repeat},
                    {0: {"write": 0.5, "echo": 0.5}, early: {"write": 0.85, "echo": 0.15}})

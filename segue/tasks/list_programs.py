@@ -1,5 +1,5 @@
-"""Programs on lists of whole numbers, a few words each, and what they say in other words: a clause for each operation,
-in any order. Both ways can be learned within minutes on a CPU, and whether a program does what was said is known."""
+"""Programs on lists of integers, and specifications of them in words: one clause for each operation, in any order. Tiny
+models learn to translate both ways within minutes on a CPU, and whether a program meets its specification is known."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOST = 9
 WORDS = tuple(dict.fromkeys([*PHRASES, *map(str, range(1, MOST + 1)), *PLACES, "last", ",",
                              *(word for pair in PHRASES.values() for text in pair for word in text.split()
                                if word != "K")]))
-_SAID = {text: name for name, pair in PHRASES.items() for text in pair}
+_OPERATIONS = {text: name for name, pair in PHRASES.items() for text in pair}
 
 Step = tuple[str, int]
 """An operation and its number, 0 where it has none."""
@@ -48,11 +48,11 @@ SOURCE = '''def evaluate(program, numbers):
             return {"list": list, "sum": sum, "max": lambda n: max(n, default=0), "len": len}[name](numbers)
     raise ValueError("no end")
 '''
-"""What a program does, as Python for `segue.programs.sandbox`: (words of the program, list) -> list or number."""
+"""An interpreter of programs in Python, for `segue.programs.sandbox`: (words of a program, list) -> list or number."""
 
 
-def drawn(random: Random, least: int = 2, most: int = 4) -> list[Step]:
-    """Some operations and an end."""
+def random_program(random: Random, least: int = 2, most: int = 4) -> list[Step]:
+    """`least` to `most` operations and an end."""
     names = random.choices([name for name in PHRASES if name not in ENDS], k=random.randint(least, most))
     return [(name, random.randint(1, MOST) if "K" in PHRASES[name][0] else 0)
             for name in [*names, random.choice(ENDS)]]
@@ -64,33 +64,34 @@ def program(steps: Sequence[Step]) -> list[str]:
 
 
 def clause(place: str, step: Step, wording: int = 0) -> list[str]:
-    """Where an operation comes, and what it does."""
+    """The words of one operation: its place and what it does, in one of two wordings."""
     name, k = step
     return [place, *PHRASES[name][wording].replace("K", str(k)).split()]
 
 
 def clauses(steps: Sequence[Step]) -> list[tuple[str, Step]]:
+    """Each step with its place."""
     return list(zip([*PLACES[: len(steps) - 1], "last"], steps))
 
 
 def specification(steps: Sequence[Step], random: Random | None = None) -> list[str]:
-    """A clause an operation; with a random, in any order and either wording."""
-    found = [clause(place, step, random.randrange(2) if random else 0) for place, step in clauses(steps)]
+    """A clause for each operation; with `random`, in random order and wording."""
+    parts = [clause(place, step, random.randrange(2) if random else 0) for place, step in clauses(steps)]
     if random is not None:
-        random.shuffle(found)
-    return [word for i, words in enumerate(found) for word in ([","] * (i > 0) + words)]
+        random.shuffle(parts)
+    return [word for i, words in enumerate(parts) for word in ([","] * (i > 0) + words)]
 
 
-def read(words: Sequence[str]) -> list[tuple[str, Step]]:
-    """The clauses of a specification by place; those that say nothing are left out."""
-    found = {}
+def parse_clauses(words: Sequence[str]) -> list[tuple[str, Step]]:
+    """The steps of a specification, sorted by place; clauses that cannot be parsed are left out."""
+    step_at = {}
     for part in " ".join(words).split(" , "):
         place, _, text = part.partition(" ")
         number = next((word for word in text.split() if word.isdigit()), "0")
-        name = _SAID.get(" ".join("K" if word.isdigit() else word for word in text.split()))
+        name = _OPERATIONS.get(" ".join("K" if word.isdigit() else word for word in text.split()))
         if name is not None and place in (*PLACES, "last"):
-            found[place] = (name, int(number))
-    return [(place, found[place]) for place in (*PLACES, "last") if place in found]
+            step_at[place] = (name, int(number))
+    return [(place, step_at[place]) for place in (*PLACES, "last") if place in step_at]
 
 
 def steps_of(words: Sequence[str]) -> list[Step]:
@@ -107,16 +108,16 @@ def steps_of(words: Sequence[str]) -> list[Step]:
 
 
 def corrupted(steps: Sequence[Step], random: Random) -> list[Step]:
-    """One step missing, two exchanged, or one with another number or operation: never the same program."""
+    """A different program: one step missing, two exchanged, or one with another number or operation."""
     while True:
-        found, at = list(steps), random.randrange(len(steps))
+        changed, i = list(steps), random.randrange(len(steps))
         match random.choice(("missing", "exchanged", "other")):
-            case "missing" if at < len(steps) - 1:
-                found.pop(at)
-            case "exchanged" if at < len(steps) - 2:
-                found[at : at + 2] = found[at + 1], found[at]
+            case "missing" if i < len(steps) - 1:
+                changed.pop(i)
+            case "exchanged" if i < len(steps) - 2:
+                changed[i : i + 2] = changed[i + 1], changed[i]
             case _:
-                *inner, end = drawn(random)
-                found[at] = end if at == len(steps) - 1 else random.choice(inner)
-        if found != list(steps):
-            return found
+                *inner, end = random_program(random)
+                changed[i] = end if i == len(steps) - 1 else random.choice(inner)
+        if changed != list(steps):
+            return changed

@@ -14,7 +14,7 @@ from segue.tasks.base import Task
 OPERATORS: dict[str, Callable[[list[int]], int]] = {
     "[MIN": min, "[MAX": max, "[MED": lambda digits: int(median(digits)), "[SM": lambda digits: sum(digits) % 10}
 SYMBOLS = [*map(str, range(10)), *OPERATORS, "]"]
-"""What an element id stands for; the id after the last one fills the front of a row."""
+"""The symbol of each id; the id after the last one is padding in front of a row."""
 ARGUMENTS = 5  # of one operator, at most
 
 
@@ -38,7 +38,7 @@ def value(expression: Sequence[str]) -> int:
 
 
 def expression(room: int, generator: torch.Generator) -> list[int]:
-    """Element ids of a random expression of at most `room` elements, an operator's where there is room for one."""
+    """Ids of a random expression of at most `room` elements: an operator's if there is room for one, else a digit."""
     def draw(below: int) -> int:
         return int(torch.randint(below, (), generator=generator))
 
@@ -52,7 +52,7 @@ def expression(room: int, generator: torch.Generator) -> list[int]:
 
 
 def listops(rows: int, length: int, generator: torch.Generator) -> Batch:
-    """One expression a row; its last element asks for the value."""
+    """One expression a row; the target at its last element is its value."""
     tokens, targets = torch.full((rows, length), len(SYMBOLS)), torch.full((rows, length), -1)
     for row in range(rows):
         ids = expression(length, generator)

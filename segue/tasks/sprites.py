@@ -1,8 +1,8 @@
-"""SpriteWorld: films of a small world in which a hero goes where a key says and the weather turns, drawn without end,
-with judges that see in the pixels what happened. For video models under control, as GameGen-X's (Che et al. 2024,
-arXiv 2411.00769) large ones.
+"""SpriteWorld: random films of a small world in which a hero moves by key presses and the weather changes, with
+detectors that recover the keys and the event from pixels. For controllable video models, in the manner of GameGen-X
+(Che et al. 2024, arXiv 2411.00769).
 
-The world has no edges: who leaves on one side comes in on the other.
+The world is a torus: sprites that leave on one side enter on the other.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ RAIN, MIST, STRANGER = (torch.tensor(rgb) for rgb in ([0.35, 0.55, 1.0], [0.72, 
 
 CAPTION = ("hero", "in", *LOOKS, *BIOMES)  # the words of captions, by id
 INSTRUCTIONS = ("nothing happens", "the night falls", "the rain begins to fall", "the fog comes up")
-SPOKEN = tuple(sorted({word for line in INSTRUCTIONS for word in line.split()}))  # of instructions
+SPOKEN = tuple(sorted({word for line in INSTRUCTIONS for word in line.split()}))  # the words of instructions
 SPOKEN_IDS = torch.tensor([[SPOKEN.index(word) for word in line.split()] + [-1] * (5 - len(line.split()))
                            for line in INSTRUCTIONS])
 
 
 @dataclass(frozen=True)
 class Films:
-    """pixels: (B, F, S, S, 3) in [0, 1]. look, biome, event: (B,). keys: (B, (F - 1) / hold), pressed one after the
-    other. x, y: (B, F), where the hero's corner is."""
+    """pixels: (B, F, S, S, 3) in [0, 1]. look, biome, event: (B,). keys: (B, (F - 1) / hold), in order. x, y: (B, F),
+    the position of the hero's corner."""
 
     pixels: Tensor
     look: Tensor
@@ -45,13 +45,13 @@ class Films:
 
     @property
     def captions(self) -> Tensor:
-        """(B, 4) ids of what is told of a film: "red hero in snow"; never of keys, nor of what happens."""
+        """(B, 4) word ids of captions: "red hero in snow"; they tell neither keys nor events."""
         hero, into = (torch.full_like(self.look, CAPTION.index(word)) for word in ("hero", "in"))
         return torch.stack([2 + self.look, hero, into, 2 + len(LOOKS) + self.biome], 1)
 
     @property
     def instructions(self) -> Tensor:
-        """(B, 5) ids of one line that says what happens, -1 behind its last word."""
+        """(B, 5) word ids of the instruction of each event, -1 behind its last word."""
         return SPOKEN_IDS[self.event]
 
     def rows(self, which: slice | Tensor) -> Films:
@@ -60,9 +60,9 @@ class Films:
 
 @dataclass(frozen=True)
 class SpriteWorld:
-    """size: S of a frame. frames: F of a film. hold: frames that a key is pressed for, each moving the hero two pixels.
-    A stranger walks by a pixel a frame, in a direction of its own while each key is held. begins: the frame in which
-    the weather turns. apart: the hero begins at multiples of so many pixels, which part the frame."""
+    """size: S, pixels of a frame's side. frames: F of a film. hold: frames for which a key is held; in each the hero
+    moves two pixels, and a stranger one, in its own random direction. begins: the frame in which the weather changes.
+    apart: the hero starts at multiples of so many pixels, a divisor of `size`."""
 
     size: int = 32
     frames: int = 9
@@ -81,52 +81,54 @@ class SpriteWorld:
     def draw(self, rows: int, generator: torch.Generator) -> Films:
         presses = (self.frames - 1) // self.hold
 
-        def some(below: int, *shape: int) -> Tensor:
+        def integers(below: int, *shape: int) -> Tensor:
             return torch.randint(below, shape or (rows,), generator=generator)
 
-        look, biome, event = some(len(LOOKS)), some(len(BIOMES)), some(len(EVENTS))
-        keys, walks = some(len(KEYS), rows, presses), some(len(KEYS), rows, presses)
-        x, y = self._way(some(self.size // self.apart, rows, 2) * self.apart, MOVES[keys] * 2)
+        look, biome, event = integers(len(LOOKS)), integers(len(BIOMES)), integers(len(EVENTS))
+        keys, walks = integers(len(KEYS), rows, presses), integers(len(KEYS), rows, presses)
+        x, y = self._positions(integers(self.size // self.apart, rows, 2) * self.apart, MOVES[keys] * 2)
         pixels = BIOME_COLOURS[biome][:, None, None, None].expand(-1, self.frames, self.size, self.size, -1)
-        pixels = torch.where(self._square(*self._way(some(self.size, rows, 2), MOVES[walks]), 4), STRANGER, pixels)
+        stranger = self._positions(integers(self.size, rows, 2), MOVES[walks])
+        pixels = torch.where(self._square(*stranger, 4), STRANGER, pixels)
         pixels = torch.where(self._square(x, y, 6), LOOK_COLOURS[look][:, None, None, None], pixels)
         return Films(self._weathered(pixels, event), look, biome, event, keys, x, y)
 
-    def _way(self, begin: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-        """Where it is in each frame, from (B, 2) by (B, presses, 2) for every frame that a key is held."""
-        way = torch.cat([begin[:, None], steps.repeat_interleave(self.hold, 1)], 1).cumsum(1) % self.size
-        return way[..., 0], way[..., 1]
+    def _positions(self, start: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """x and y in each frame, (B, F), from a start (B, 2) and the step in each frame of each key (B, presses, 2)."""
+        positions = torch.cat([start[:, None], steps.repeat_interleave(self.hold, 1)], 1).cumsum(1) % self.size
+        return positions[..., 0], positions[..., 1]
 
     def _square(self, x: Tensor, y: Tensor, side: int) -> Tensor:
-        """(B, F, S, S, 1) bool: the pixels of a square with its corner at (B, F) x, y."""
-        at = torch.arange(self.size)
-        across, down = ((at - corner[..., None]) % self.size < side for corner in (x, y))
+        """(B, F, S, S, 1) bool: the mask of a square with its corner at x, y, (B, F)."""
+        index = torch.arange(self.size)
+        across, down = ((index - corner[..., None]) % self.size < side for corner in (x, y))
         return (across[:, :, None] & down[..., None])[..., None]
 
     def _weathered(self, pixels: Tensor, event: Tensor) -> Tensor:
+        """The pixels under each film's event, from frame `begins` on."""
         frame, row, column = (torch.arange(n) for n in (self.frames, self.size, self.size))
-        streak = (5 * column - row[:, None] + 3 * frame[:, None, None]) % 16 < 2
-        rainy = torch.where(streak[..., None], RAIN, pixels)
-        every = torch.stack([pixels, 0.45 * pixels, rainy, 0.35 * pixels + 0.65 * MIST])
-        turned = torch.where((frame >= self.begins)[:, None], event, 0).T  # (B, F)
-        return every[turned, torch.arange(len(event))[:, None], frame]
+        streaks = (5 * column - row[:, None] + 3 * frame[:, None, None]) % 16 < 2
+        rainy = torch.where(streaks[..., None], RAIN, pixels)
+        by_event = torch.stack([pixels, 0.45 * pixels, rainy, 0.35 * pixels + 0.65 * MIST])
+        event_at = torch.where((frame >= self.begins)[:, None], event, 0).T  # (B, F)
+        return by_event[event_at, torch.arange(len(event))[:, None], frame]
 
-    # The judges.
+    # Detectors.
 
-    def pressed(self, pixels: Tensor) -> Tensor:
-        """(B, (F - 1) / hold): the keys that the hero obeyed, by where its colour's centre went while each was held."""
+    def detect_keys(self, pixels: Tensor) -> Tensor:
+        """(B, (F - 1) / hold): the keys that the hero followed, by the movement of the centre of its colour."""
         red = (pixels[..., 0] - pixels[..., 1:].mean(-1)).clamp(min=0)
         red = torch.where(red > 0.4 * red.amax((2, 3), keepdim=True), red, 0)
         angle = torch.arange(self.size) * (2 * torch.pi / self.size)
-        turns = torch.polar(torch.ones(self.size), angle)
-        centre = torch.stack([(red.sum(axis) * turns).sum(-1).angle() for axis in (2, 3)], -1)  # (B, F, 2), x and y
-        held = centre[:, :: self.hold] * self.size / (2 * torch.pi)
-        moved = (held.diff(dim=1) + self.size / 2) % self.size - self.size / 2
-        wanted = MOVES * 2.0 * self.hold
-        return (moved[:, :, None] - wanted).square().sum(-1).argmin(-1)
+        phase = torch.polar(torch.ones(self.size), angle)  # the circular mean, as the world is a torus
+        centre = torch.stack([(red.sum(axis) * phase).sum(-1).angle() for axis in (2, 3)], -1)  # (B, F, 2), x and y
+        at_keys = centre[:, :: self.hold] * self.size / (2 * torch.pi)
+        moved = (at_keys.diff(dim=1) + self.size / 2) % self.size - self.size / 2
+        expected = MOVES * 2.0 * self.hold
+        return (moved[:, :, None] - expected).square().sum(-1).argmin(-1)
 
-    def happened(self, pixels: Tensor) -> Tensor:
-        """(B,): the event of each film, by what became of light, blue and contrast from its first frame to its last."""
+    def detect_event(self, pixels: Tensor) -> Tensor:
+        """(B,): the event of each film, by the change of light, blue and contrast from its first frame to its last."""
         first, last = pixels[:, 0], pixels[:, -1]
         blue = [(frame[..., 2] - frame[..., 1] - 0.25).clamp(min=0).mean((1, 2)) for frame in (first, last)]
         light, contrast = ([frame.mean((1, 2, 3)) for frame in (first, last)],

@@ -121,7 +121,7 @@ class Run:
         """Take one optimiser step; returns the loss per element."""
         # Processes that hold different parts of a row need different dropout masks.
         other = distributed.rank() if self.reader is not self.model else 0
-        torch.manual_seed(self.generator().initial_seed() + other)
+        seed_step(self.generator().initial_seed() + other, self.device)
         self.loss = loss = self.compute_gradients()
         if not math.isfinite(loss):
             raise SegueError(f"training diverged at step {self.step}: fit again with a lower rate "
@@ -303,6 +303,15 @@ def parallel_form(model: nn.Module, plan: Plan, objective: Objective, strategy: 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def seed_step(seed: int, device: torch.device) -> None:
+    """Seed all generators that a step on `device` draws from. On a CPU that is one; `torch.manual_seed` also records a
+    stack trace for GPUs that may be used later, which takes longer than some layers."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 @cache

@@ -31,10 +31,10 @@ class ReencodeItems(Strategy):
         return batch
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return {"vectors": self.index.different}, {}
+        return {"vectors": self.index.unique_vectors}, {}
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        self.index.different = tensors["vectors"]
+        self.index.unique_vectors = tensors["vectors"]
 
 
 def two_stage(model: nn.Module, index: ItemIndex, batches: Callable[[int], Batch], steps: tuple[int, int], epoch: int,
@@ -52,14 +52,14 @@ def two_stage(model: nn.Module, index: ItemIndex, batches: Callable[[int], Batch
     def looked(net: nn.Module) -> float:
         score = measure(net)
         if not best or score < best[0][0]:
-            best[:] = [(score, index.different.clone())]
+            best[:] = [(score, index.unique_vectors.clone())]
         return score
 
     objective, look = AllItems(index), every * epoch
     index.refresh(model)
     first = learn(model, batches, steps[0], seed=seed, objective=objective, strategy=ReencodeItems(index, epoch),
                   held_out=looked, measure=max(1, steps[0] // look), patience=patience[0], **choices)
-    index.different = best[0][1]
+    index.unique_vectors = best[0][1]
 
     def later(step: int) -> Batch:
         return batches(steps[0] + step)

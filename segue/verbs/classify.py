@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from segue.analysis.ensemble import COMBINED, Learn, ViewEnsemble, fit_ensemble
 from segue.analysis.metrics import rank_correlation
 from segue.analysis.probes import content_groups, lengths_of
-from segue.analysis.told import TOGETHER, Learn, ViewEnsemble, fit_ensemble
-from segue.analysis.views import PLACES, WINDOW, Near, Runs, Scaled, alike, course, spectrum
+from segue.analysis.views import PLACES, WINDOW, Near, Runs, Scaled, course, spectrum, standardise
 from segue.data.options import option_names
 from segue.errors import SegueError
 from segue.files import atomic_write
@@ -82,7 +82,7 @@ class Classified(Shown):
         table, intervals = Table("", "accuracy", "of each class, on average", box=None), self.intervals
         for name, share in sorted(self.accuracy.items(), key=lambda pair: -pair[1]):
             low, high = intervals[name]
-            table.add_row(Text(name, style="bold" if name == TOGETHER else ""),
+            table.add_row(Text(name, style="bold" if name == COMBINED else ""),
                           f"{share:.1%} (95%: {low:.1%} to {high:.1%})", f"{self.balanced[name]:.1%}")
         told = ", ".join(f"{name} {n:,}" for name, n in list(self.classes.items())[:12])
         how = _describe_testing(sum(self.classes.values()), self.tested, self.folds)
@@ -133,7 +133,7 @@ class Valued(Shown):
 
         table = Table("", "error (root mean square)", "rank correlation", box=None)
         for name, error in sorted(self.error.items(), key=lambda pair: pair[1]):
-            table.add_row(Text(name, style="bold" if name == TOGETHER else ""), f"{error:.4g}",
+            table.add_row(Text(name, style="bold" if name == COMBINED else ""), f"{error:.4g}",
                           f"{self.correlation[name]:.3f}")
         return Group(table, Text(f"{self.count:,} numbers ({self.mean:.4g}, give or take {self.deviation:.4g}), "
                                  f"{_describe_testing(self.count, self.tested, self.folds)}"), *map(Text, self.notes))
@@ -171,7 +171,7 @@ def classify(model: Fitted, data: Data | None = None, new: Data | None = None, *
     data: sequences with classes, as their files say (a column of a table, graphs, series), else named by the folders or
         files they are in. A column of measured numbers is predicted likewise. Linear heads learn from `Fitted.embed`,
         n-gram counts, the length and, for measured numbers, their course and spectrum; the model itself is not trained.
-        The prediction combines all these views (see `segue.analysis.told`); the report shows each alone too, on the
+        The prediction combines all these views (see `segue.analysis.ensemble`); the report shows each alone too, on the
         same sequences. Equal sequences are kept in one fold. None: use the classes saved in the model's folder.
     new: sequences to predict, by what is learned from all of `data`.
     test: sequences with classes to measure on, instead of cross-validation.
@@ -189,7 +189,7 @@ def classify(model: Fitted, data: Data | None = None, new: Data | None = None, *
             save_classes(model, result, learned, views)
     if new is not None:
         inputs, _ = views.inputs(model, new, element_rows(model, new), quiet)
-        result.predict_new([new.name(i) for i in range(len(new))], learned(inputs)[TOGETHER])
+        result.predict_new([new.name(i) for i in range(len(new))], learned(inputs)[COMBINED])
     return result
 
 
@@ -212,7 +212,7 @@ def learn_and_evaluate(model: Fitted, data: Data, test: Data | None, label: str 
     with progress("learning", 1.0, quiet=quiet) as meter:
         learned, held = fit_ensemble(views.learners(len(names)), inputs, truth, len(names), content_groups(rows), seed,
                                      meter)
-    scores, folds, truth = held.scores, held.parts, truth[held.rows]
+    scores, folds, truth = held.scores, held.folds, truth[held.rows]
     if test is not None:
         test_labels, folds, test_rows = record_labels(test, label), 0, element_rows(model, test)
         if numbers is None:
@@ -251,7 +251,7 @@ def _evaluate_classes(scores: dict[str, np.ndarray], truth: np.ndarray, names: l
                       {name: float(np.mean([each[truth == c].mean() for c in np.unique(truth)]))
                        for name, each in right.items()},
                       {name: counts[name] for name in names}, folds, len(truth),
-                      float(softmax(scores[TOGETHER]).max(1).mean()), notes)
+                      float(softmax(scores[COMBINED]).max(1).mean()), notes)
 
 
 def numeric_labels(labels: Sequence[str]) -> np.ndarray | None:
@@ -350,7 +350,7 @@ class ViewOptions:
         found = model.embed(data, self.pool, self.device, quiet=quiet)
         given = {OURS: found.vectors, LENGTH: lengths_of(rows), GRAMS: rows, PLACED: rows}
         if self.places and (numbers := model.kind.numbers(model.codec)) is not None:
-            numbers = alike(numbers)
+            numbers = standardise(numbers)
             given[COURSE] = given[COURSE_NEAR] = course(rows, numbers, self.places)
             given[NUMBERS], given[NUMBERS_NEAR], given[CELLS] = given[COURSE], given[COURSE], rows
             if self.places == 1:
@@ -436,7 +436,7 @@ def load_classes(model: Fitted, device: str | None) -> tuple[Classified | Valued
         if values["format"] != FORMAT:
             raise ValueError(f"format '{values['format']}'")
         result_class = Valued if "error" in values["result"] else Classified
-        result, learned = result_class(**values["result"]), ViewEnsemble.restored(tensors, values["views"])
+        result, learned = result_class(**values["result"]), ViewEnsemble.from_state(tensors, values["views"])
         options = replace(ViewOptions(**values["looks"]), device=device)
         wide = len(result.classes) if isinstance(result, Classified) else 1
         if any(len(bias) != wide for _, bias in learned.heads.values()):

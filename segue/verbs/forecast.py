@@ -74,7 +74,7 @@ def combined_forecasts(fitted: Fitted, columns: Sequence[str], pasts: Sequence[n
     prompts = [_prompt(fitted, columns, past) for past in pasts]
     draws = sample_forecasts(fitted.decodable(weights), fitted.codec, prompts, steps, samples, seed)
     if fitted.combination is not None:
-        draws = np.stack([fitted.combination.moved(each, past) for each, past in zip(draws, pasts)])
+        draws = np.stack([fitted.combination.shift(each, past) for each, past in zip(draws, pasts)])
     return draws
 
 

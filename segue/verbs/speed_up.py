@@ -151,7 +151,7 @@ def speed_up(fitted: Fitted, data: Any, minutes: float | None = None, *, steps: 
         asks = sample_prompts(train, prompts)
         assert isinstance(fitted.model, Stack)  # else it had no heads
         hits, asked = count_hits(heads, fitted.model, model, asks, n)
-        drafter = trained = choose_tree(heads, hits / np.maximum(asked, 1)[:, None], model, asks[-1], nodes)
+        drafter = trained = choose_tree(heads, hits / np.maximum(asked, 1)[:, None], model, max(asks, key=len), nodes)
         result.heads |= {"nodes": drafter.nodes, "paths": [list(path) for path in drafter.paths]}
         makers["heads"] = lambda: trained  # it forgets every request that has ended
     result.drafters = measure_drafters(model, makers, sample_prompts(held, prompts), n, begin + 60 * minutes)

@@ -188,7 +188,7 @@ class HeadsDraft:
     def _store_hidden(self, tip: Tip) -> None:
         """Store a tip's hidden states once: there is one for each observed token but the last."""
         seen = self._seen.get(tip.row)
-        if seen is None or tip.hidden is None or seen.read + len(tip.hidden) >= seen.observed:
+        if seen is None or tip.hidden is None or not len(tip.hidden) or seen.read + len(tip.hidden) >= seen.observed:
             return
         seen.read = seen.observed - 1
         if self.heads.config.window:

@@ -12,7 +12,7 @@ from typing import Any
 
 from segue.errors import SegueError
 from segue.kinds.base import HEAD, Problems, bad
-from segue.kinds.documents import begun as up_to_a_cut
+from segue.kinds.documents import complete_prefix as up_to_a_cut
 from segue.kinds.graph_files.base import LABEL, MOST, Found, joined, linked, numbered, one_way
 
 LINKS = ("links", "edges")

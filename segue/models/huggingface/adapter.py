@@ -1,7 +1,7 @@
 """Any causal language model of transformers, with the same `extend`, `commit`, `select` and `rewind` as native models.
 
-How a model can be run is tested when it is loaded, not looked up by its name: the same ragged rows and draft trees are
-run in each of the ways below and compared with the model's plain forward, and the first way that agrees is used.
+How a model can be run is tested when it is loaded, not looked up by its name: ragged rows and draft trees are run in
+each of the ways below and compared with the model's plain forward, and the first way that agrees is used.
 
 1. EDITED: keys and values are kept in our own cache; trees and ragged rows run in one pass, with explicit positions and
    a 4D mask. This works for most attention models.
@@ -140,7 +140,7 @@ class HuggingFaceModel:
     def _weight(self) -> Tensor:
         return self.model.get_input_embeddings().weight
 
-    def _run(self, tokens: Tensor, at: Tensor | None = None, **given: Any) -> tuple[Tensor, Tensor, Any]:
+    def _run(self, tokens: Tensor, at: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor, Any]:
         """Run the model on tokens (B, N): logits (B, N or M, V), hidden states (B, N, D) and the model's own output.
 
         Hidden states are the head's input, captured by a hook, which also restricts the head to the nodes `at` (B, M).
@@ -153,24 +153,25 @@ class HuggingFaceModel:
 
         handle = self.head.register_forward_pre_hook(capture) if self.hooked else None
         try:
-            out = self.model(**{self.tokens: tokens}, return_dict=True, output_hidden_states=not self.hooked, **given)
+            output = self.model(**{self.tokens: tokens}, return_dict=True, output_hidden_states=not self.hooked,
+                                **kwargs)
         finally:
             if handle is not None:
                 handle.remove()
         if self.hooked:
-            return out.logits, captured[-1], out
-        return out.logits if at is None else gather_nodes(out.logits, at), out.hidden_states[-1], out
+            return output.logits, captured[-1], output
+        return output.logits if at is None else gather_nodes(output.logits, at), output.hidden_states[-1], output
 
-    def _nothing(self, batch: int, n: int, at: Tensor | None) -> Output:
+    def _empty_output(self, batch: int, num_nodes: int, at: Tensor | None) -> Output:
         """Return the output of an empty call."""
         weight = self._weight
-        return Output(weight.new_zeros(batch, n if at is None else at.shape[1], self.output_size),
-                      weight.new_zeros(batch, n, self.width))
+        return Output(weight.new_zeros(batch, num_nodes if at is None else at.shape[1], self.output_size),
+                      weight.new_zeros(batch, num_nodes, self.width))
 
     def _extend_edited(self, tokens: Tensor, state: State, layout: Layout, at: Tensor | None) -> tuple[Output, Layout]:
-        """Extend in the way EDITED; return the output and the layout of the pending nodes."""
+        """`extend` in the way EDITED; return the output and the layout of the pending nodes."""
         if not tokens.numel():
-            return self._nothing_edited(tokens, state, layout, at), layout
+            return self._extend_empty(tokens, state, layout, at), layout
         layers: list[Any] = state.layers
         cache = TheirCache(layers=[Layer(layer["cache"], layout) for layer in layers])
         mask, positions = self._mask(state, layout, len(tokens)), layout.positions.expand(tokens.shape)
@@ -178,33 +179,35 @@ class HuggingFaceModel:
                                       **{str(self.slot): cache})
         return Output(logits, hidden), layout
 
-    def _nothing_edited(self, tokens: Tensor, state: State, layout: Layout, at: Tensor | None) -> Output:
+    def _extend_empty(self, tokens: Tensor, state: State, layout: Layout, at: Tensor | None) -> Output:
+        """`_extend_edited` without tokens, which the model itself would not run."""
         for layer in state.layers:
             cache: Any = layer["cache"]
             cache.append(*(x.new_zeros(len(tokens), x.shape[1], tokens.shape[1], x.shape[3])
                         for x in (cache.k, cache.v)), layout)
-        return self._nothing(tokens.shape[0], tokens.shape[1], at)
+        return self._empty_output(tokens.shape[0], tokens.shape[1], at)
 
     def _mask(self, state: State, layout: Layout, batch: int) -> Tensor | None:
         """Return a mask (B, 1, N, L + N) to add to the scores, or None if the nodes are a chain after rows of equal
         length."""
-        first: Any = state.layers[0]["cache"]
-        valid = first.valid(layout)
+        cache: Any = state.layers[0]["cache"]
+        valid = cache.valid(layout)
         if valid is None and layout.sees_whole_past:
             return None
-        seen = causal(first.pairs(layout))
-        seen = (seen if valid is None else seen & valid).expand(batch, -1, -1)[:, None]
+        visible = causal(cache.pairs(layout))
+        visible = (visible if valid is None else visible & valid).expand(batch, -1, -1)[:, None]
         dtype = self._weight.dtype
-        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+        return mask.masked_fill(~visible, torch.finfo(dtype).min)
 
     def _extend_copied(self, tokens: Tensor, state: State, layout: Layout, at: Tensor | None) -> Output:
-        """Extend in the ways COPIED, STEPPED and REREAD."""
+        """`extend` in the ways COPIED, STEPPED and REREAD."""
         memory = state.layers[0]["memory"]
         assert isinstance(memory, Memory)
         memory.pending = [{} for _ in memory.rows]
         memory.tokens = tokens
         if not tokens.numel():
-            return self._nothing(tokens.shape[0], tokens.shape[1], at)
+            return self._empty_output(tokens.shape[0], tokens.shape[1], at)
         logits = tokens.new_zeros(len(tokens), tokens.shape[1] if at is None else at.shape[1], self.output_size,
                                   dtype=self._weight.dtype)
         hidden = tokens.new_zeros(*tokens.shape, self.width, dtype=self._weight.dtype)
@@ -232,8 +235,8 @@ class HuggingFaceModel:
         n = len(tokens)
         leaves = [node for node in range(n) if node not in parents]
         if len(leaves) > 1 and row.stale and self.way != REREAD:  # read the paths' shared prefix once
-            new = self._feed([row], tokens[None, :0], None)[2][0]
-            row.cache, row.place, row.seen, row.marks = new.cache, new.place, new.seen, new.marks
+            read = self._feed([row], tokens[None, :0], None)[2][0]
+            row.cache, row.place, row.seen, row.marks = read.cache, read.place, read.seen, read.marks
         logits = tokens.new_zeros(n, self.output_size, dtype=self._weight.dtype)
         hidden = tokens.new_zeros(n, self.width, dtype=self._weight.dtype)
         for leaf in leaves:
@@ -249,61 +252,64 @@ class HuggingFaceModel:
         """Run the tokens that the rows' cache has not seen yet, the same number in each row, then `tokens` (R, N).
         Return logits and hidden states of the latter, and the rows after them."""
         first = rows[0]
-        behind = torch.tensor([row.tokens[row.seen :] for row in rows], dtype=torch.long, device=tokens.device)
-        line, skip = torch.cat([behind, tokens], 1), behind.shape[1]
-        n = line.shape[1]
-        wanted = torch.arange(skip, n, device=line.device).expand(len(rows), -1) if at is None else at + skip
+        unread = torch.tensor([row.tokens[row.seen :] for row in rows], dtype=torch.long, device=tokens.device)
+        sequence, num_unread = torch.cat([unread, tokens], 1), unread.shape[1]
+        length = sequence.shape[1]
+        if at is None:
+            wanted = torch.arange(num_unread, length, device=sequence.device).expand(len(rows), -1)
+        else:
+            wanted = at + num_unread
         if self.way == REREAD or self.slot is None:
-            logits, hidden, _ = self._run(line, wanted, use_cache=False)
-            return logits, hidden[:, skip:], [row.after(new, None, 0) for row, new in zip(rows, tokens)]
+            logits, hidden, _ = self._run(sequence, wanted, use_cache=False)
+            return logits, hidden[:, num_unread:], [row.after(new, None, 0) for row, new in zip(rows, tokens)]
         cache = None if first.cache is None else first.cache.pick([row.place for row in rows])
-        if self.way == COPIED or cache is None or n == 1:
-            logits, hidden, cache = self._run_with_cache(line, wanted, cache)
+        if self.way == COPIED or cache is None or length == 1:
+            logits, hidden, cache = self._run_with_cache(sequence, wanted, cache)
         else:
             outputs = []
-            for piece in line.split(1, 1):
-                *one, cache = self._run_with_cache(piece, None, cache)
-                outputs.append(one)
+            for piece in sequence.split(1, 1):
+                *step, cache = self._run_with_cache(piece, None, cache)
+                outputs.append(step)
             logits, hidden = (torch.cat(x, 1) for x in zip(*outputs))
             logits = gather_nodes(logits, wanted)
-        kept = Kept(cache, len(rows))
-        return logits, hidden[:, skip:], [row.after(new, kept, place)
-                                          for place, (row, new) in enumerate(zip(rows, tokens))]
+        own_cache = OwnCache(cache, len(rows))
+        return logits, hidden[:, num_unread:], [row.after(new, own_cache, place)
+                                                for place, (row, new) in enumerate(zip(rows, tokens))]
 
-    def _run_with_cache(self, line: Tensor, wanted: Tensor | None, cache: Any) -> tuple[Tensor, Tensor, Any]:
+    def _run_with_cache(self, tokens: Tensor, wanted: Tensor | None, cache: Any) -> tuple[Tensor, Tensor, Any]:
         """Run the model on tokens after its own cache (None: none yet); also return the new cache."""
         assert self.slot is not None
-        given = {} if cache is None else {self.slot: cache}
-        logits, hidden, out = self._run(line, wanted, use_cache=True, **given)
-        cache = getattr(out, self.slot, None)
+        kwargs = {} if cache is None else {self.slot: cache}
+        logits, hidden, output = self._run(tokens, wanted, use_cache=True, **kwargs)
+        cache = getattr(output, self.slot, None)
         if cache is None:
             raise LookupError("the model does not return its cache")
         return logits, hidden, cache
 
-    # Finding the way to run a model.
+    # Testing in which way the model can be run.
 
     @torch.no_grad()
     def _measure(self) -> str:
         """Return the first way that agrees with the plain forward."""
         generator = torch.Generator().manual_seed(0)
-        line = self._as_prompts(self._draw(1, 4, generator=generator))
+        prompt = self._as_prompts(self._draw(1, 4, generator=generator))
         try:
             try:
-                logits, hidden, _ = self._run(line, use_cache=False)
-                self.hooked = hidden.shape[:2] == line.shape
+                logits, hidden, _ = self._run(prompt, use_cache=False)
+                self.hooked = hidden.shape[:2] == prompt.shape
             except (IndexError, AttributeError):  # the head is not called as a module
                 self.hooked = False
             if not self.hooked:
-                logits, hidden, _ = self._run(line, use_cache=False)
+                logits, hidden, _ = self._run(prompt, use_cache=False)
         except Exception as error:
             raise SegueError(f"transformers loads this {self.name} but cannot run it "
                              f"({type(error).__name__}: {error})") from error
         self.output_size, self.width = logits.shape[-1], hidden.shape[-1]
-        truths: dict[tuple[int, ...], Tensor] = {}
+        references: dict[tuple[int, ...], Tensor] = {}
         for way, together in self.ways:
             self.way, self.together = way, together
             try:
-                if (way != EDITED or self._editable(line)) and self._agrees(truths):
+                if (way != EDITED or self._editable(prompt)) and self._agrees(references):
                     return way
             except Exception:  # models raise anything when run in a way they do not support
                 continue
@@ -318,22 +324,22 @@ class HuggingFaceModel:
         """Turn random tokens (B, N) into valid prompts of the model."""
         return x
 
-    def _editable(self, line: Tensor) -> bool:
+    def _editable(self, prompt: Tensor) -> bool:
         """Whether the model's cache holds nothing but keys and values, one of each per token and layer."""
         if self.slot is None or not self.takes_positions:
             return False
-        cache = getattr(self._run(line, use_cache=True)[2], self.slot, None)
+        cache = getattr(self._run(prompt, use_cache=True)[2], self.slot, None)
         if not isinstance(cache, DynamicCache) or not cache.layers:
             return False
         self.layers = []
         for layer in cache.layers:
             if type(layer) is not DynamicLayer or layer.keys is None or layer.keys.dim() != 4 or \
-                    layer.keys.shape[2] != line.shape[1]:
+                    layer.keys.shape[2] != prompt.shape[1]:
                 return False
             self.layers.append((layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]))
         return True
 
-    def _agrees(self, truths: dict[tuple[int, ...], Tensor]) -> bool:
+    def _agrees(self, references: dict[tuple[int, ...], Tensor]) -> bool:
         """Whether ragged rows, a tree, paths of different lengths and a chain after them agree with the plain forward;
         `truths` caches the latter."""
         generator = torch.Generator().manual_seed(1)
@@ -341,19 +347,19 @@ class HuggingFaceModel:
         def draw(*shape: int) -> Tensor:
             return self._draw(*shape, generator=generator)
 
-        def truth(tokens: Sequence[int]) -> Tensor:
+        def reference(tokens: Sequence[int]) -> Tensor:
             key = tuple(tokens)
-            if key not in truths:
-                truths[key] = self._run(torch.tensor([key]), use_cache=False)[0][0]
-            return truths[key]
+            if key not in references:
+                references[key] = self._run(torch.tensor([key]), use_cache=False)[0][0]
+            return references[key]
 
-        worst, scale = 0.0, 1e-2
+        max_error, scale = 0.0, 1e-2
 
-        def compare(found: Tensor, tokens: list[int]) -> None:
-            nonlocal worst, scale
-            expected = truth(tokens)
+        def compare(logits: Tensor, tokens: list[int]) -> None:
+            nonlocal max_error, scale
+            expected = reference(tokens)
             scale = max(scale, float(expected.abs().max()))
-            worst = max(worst, float((found - expected[-len(found) :]).abs().nan_to_num(nan=1e9).max()))
+            max_error = max(max_error, float((logits - expected[-len(logits) :]).abs().nan_to_num(nan=1e9).max()))
 
         state, x = self.init_state(2), self._as_prompts(draw(2, 5))
         y = self.extend(x, state).logits[..., : self.output_size]
@@ -379,7 +385,7 @@ class HuggingFaceModel:
             rows = [row + new for row, new in zip(rows, x.tolist())]
             for row in range(2):
                 compare(y[row], rows[row])
-        return worst <= TOLERANCE * scale
+        return max_error <= TOLERANCE * scale
 
 
 class Layer(CacheLayerMixin):
@@ -407,7 +413,7 @@ class Layer(CacheLayerMixin):
         return -1
 
 
-class Kept:
+class OwnCache:
     """One of the model's own caches for a number of rows; it is copied, never modified."""
 
     def __init__(self, cache: Any, rows: int) -> None:
@@ -415,13 +421,13 @@ class Kept:
 
     def pick(self, places: list[int]) -> Any:
         """Return a copy that holds these rows."""
-        twin = copy.deepcopy(self.cache)
+        copied = copy.deepcopy(self.cache)
         if places == list(range(self.rows)):
-            return twin
-        if isinstance(twin, (list, tuple)):
-            return type(twin)(tensor[places] for tensor in twin)
-        twin.reorder_cache(torch.tensor(places))
-        return twin
+            return copied
+        if isinstance(copied, (list, tuple)):
+            return type(copied)(tensor[places] for tensor in copied)
+        copied.reorder_cache(torch.tensor(places))
+        return copied
 
 
 class Row:
@@ -434,9 +440,9 @@ class Row:
     def __init__(self, history: int = 0) -> None:
         self.history = history
         self.tokens: list[int] = []
-        self.cache: Kept | None = None
+        self.cache: OwnCache | None = None
         self.place = self.seen = 0
-        self.marks: list[tuple[int, Kept | None, int]] = []
+        self.marks: list[tuple[int, OwnCache | None, int]] = []
 
     @property
     def stale(self) -> bool:
@@ -444,32 +450,32 @@ class Row:
         return self.seen < len(self.tokens)
 
     def copy(self) -> Row:
-        twin = Row(self.history)
-        twin.tokens, twin.marks = list(self.tokens), list(self.marks)
-        twin.cache, twin.place, twin.seen = self.cache, self.place, self.seen
-        return twin
+        copied = Row(self.history)
+        copied.tokens, copied.marks = list(self.tokens), list(self.marks)
+        copied.cache, copied.place, copied.seen = self.cache, self.place, self.seen
+        return copied
 
-    def after(self, tokens: Tensor, cache: Kept | None, place: int) -> Row:
+    def after(self, tokens: Tensor, cache: OwnCache | None, place: int) -> Row:
         """Return the row extended by these tokens, all of which `cache` has seen (None: keep the old cache)."""
-        twin = self.copy()
-        twin.tokens += tokens.tolist()
+        new = self.copy()
+        new.tokens += tokens.tolist()
         if cache is not None:
-            twin.cache, twin.place, twin.seen = cache, place, len(twin.tokens)
+            new.cache, new.place, new.seen = cache, place, len(new.tokens)
             if self.history and self.cache is not None and \
                     (not self.marks or self.seen - self.marks[-1][0] >= self.history):
-                twin.marks.append((self.seen, self.cache, self.place))
-                while len(twin.marks) > 1 and twin.marks[1][0] <= len(twin.tokens) - self.history:
-                    del twin.marks[0]
-        return twin
+                new.marks.append((self.seen, self.cache, self.place))
+                while len(new.marks) > 1 and new.marks[1][0] <= len(new.tokens) - self.history:
+                    del new.marks[0]
+        return new
 
     def back(self, n: int) -> Row:
         """Return the row without its last n tokens."""
-        twin = self.copy()
+        new = self.copy()
         if n:
-            del twin.tokens[-n:]
-            while twin.seen > len(twin.tokens):
-                twin.seen, twin.cache, twin.place = twin.marks.pop() if twin.marks else (0, None, 0)
-        return twin
+            del new.tokens[-n:]
+            while new.seen > len(new.tokens):
+                new.seen, new.cache, new.place = new.marks.pop() if new.marks else (0, None, 0)
+        return new
 
 
 class Memory:
@@ -541,15 +547,15 @@ def _load(folder: Path, values: dict[str, Any], auto: Any, what: str) -> Any:
                              "architecture that transformers has itself")
     try:
         with quiet():
-            model, notes = auto.from_pretrained(
+            model, info = auto.from_pretrained(
                 folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True,
                 output_loading_info=True)
     except Exception as error:  # transformers raises anything
         message = " ".join(str(error).split())
         raise SegueError(f"transformers cannot load {folder} as {what} "
                          f"({type(error).__name__}: {message[:200]})") from error
-    for wrong in ("missing_keys", "mismatched_keys"):
-        if left := list(notes.get(wrong) or []):
-            raise SegueError(f"the weights in {folder} do not fit its config.json: {len(left)} {wrong.split('_')[0]} "
-                             f"('{left[0]}')")
+    for problem in ("missing_keys", "mismatched_keys"):
+        if keys := list(info.get(problem) or []):
+            raise SegueError(f"the weights in {folder} do not fit its config.json: {len(keys)} {problem.split('_')[0]} "
+                             f"('{keys[0]}')")
     return model.eval()

@@ -1,7 +1,7 @@
 """Hugging Face folders of known families as native stacks, and native stacks as such folders.
 
-A family is one entry of FAMILIES: its config in both directions, and a table of which of its tensors make which of
-ours. What a family can say but a stack cannot is a SegueError that names it (the adapter then takes the folder).
+A family is one entry of FAMILIES: a conversion of its config in both directions, and a table that maps its tensors to
+those of a stack. An option that a stack does not have is a SegueError that names it (the adapter then runs the folder).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gel
 # Buffers that older checkpoints carry along; they are computed, not learned.
 COMPUTED = re.compile(r"\.(attn\.(bias|masked_bias)|attention\.(bias|masked_bias)|rotary_emb\.inv_freq)$")
 
-# Options of our mixers that some family can say; any other must not be set.
+# Options of our mixers that some family has too; a stack with any other set cannot be written.
 OPTIONS = {"attention": {"heads", "kv_heads", "head_width", "positions", "theta", "rotary_fraction", "scaling",
                          "causal", "window", "qkv_bias", "out_bias", "qk_norm", "norm_eps"},
            "mamba": {"states", "taps", "expand", "rank", "bias"}}
@@ -36,7 +36,7 @@ OPTIONS = {"attention": {"heads", "kv_heads", "head_width", "positions", "theta"
 
 @dataclass(frozen=True)
 class Weight:
-    """How one tensor of a stack is made of a family's, and back."""
+    """The conversion between one tensor of a stack (`ours`) and one or more of a family's (`theirs`)."""
 
     ours: str
     theirs: tuple[str, ...]
@@ -46,9 +46,13 @@ class Weight:
 
 @dataclass(frozen=True)
 class Family:
-    """read: their config -> ours. write: ours -> theirs, for a stack of this family. weights: the table for a stack.
-    prefix: of all their tensors but the head's. fold: factors on queries and keys, for which a stack has no option.
-    head: the head's name."""
+    """A family of models.
+
+    architecture: their class in transformers. prefix: of the names of all their tensors except the head's. read: their
+    config -> ours. write: ours -> theirs, for a stack of this family. weights: the table of tensors for a stack's
+    config. fold: (config, layer) -> factors on queries and keys, which are multiplied into the weights since a stack
+    has no option for them. head: the name of the head's weight.
+    """
 
     architecture: str
     prefix: str
@@ -61,8 +65,8 @@ class Family:
 
 @dataclass
 class Info:
-    """What a folder says beside the weights. positions: the longest sequence it was made for, or None. ends: ids that
-    end a text. begin: the id that begins one, or None."""
+    """What config.json says beyond the stack's config. positions: the longest sequence the model was made for, or None.
+    begin: the id that begins a text, or None. ends: ids that end one. config: all of config.json."""
 
     family: str
     positions: int | None
@@ -78,15 +82,15 @@ class Info:
         return cls(values["model_type"], positions, values.get("bos_token_id"), ends, values)
 
 
-def want(values: Config, model: str, **expected: Any) -> None:
-    """Refuse a config that says something else than a stack can do; an entry that is missing is as expected."""
+def expect(values: Config, model: str, **expected: Any) -> None:
+    """Raise SegueError for config entries that differ from those that a stack can do; missing ones are as expected."""
     for name, value in expected.items():
         if values.get(name, value) != value:
             raise SegueError(f"a {model} with {name} = {values[name]!r} has no native form here")
 
 
-def need(values: Config, name: str) -> int:
-    """A size that the config must give."""
+def size_of(values: Config, name: str) -> int:
+    """The entry `name` of a config, which must be a positive whole number."""
     value = values.get(name)
     if not isinstance(value, int) or value < 1:
         raise SegueError(f"config.json of this {values['model_type']} gives {value!r} as its '{name}', which must be a "
@@ -95,42 +99,45 @@ def need(values: Config, name: str) -> int:
 
 
 def activation(values: Config, name: str, default: str) -> str:
-    """Their activation by our name."""
-    given = values.get(name) or default
-    if given not in ACTIVATIONS:
-        raise SegueError(f"activation '{given}' has no native form here")
-    return ACTIVATIONS[given]
+    """Our name of the activation that the config has as `name`."""
+    hf_name = values.get(name) or default
+    if hf_name not in ACTIVATIONS:
+        raise SegueError(f"activation '{hf_name}' has no native form here")
+    return ACTIVATIONS[hf_name]
 
 
-def rope(values: Config) -> tuple[Config, float]:
-    """Their rotary settings, of any age, as options of our attention, and the factor on queries and keys."""
-    given = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
-    if given and all(isinstance(value, dict) for value in given.values()):
+def read_rope(values: Config) -> tuple[Config, float]:
+    """The rotary settings of a config, in the format of any version of transformers, as options of our attention, and
+    the factor on queries and keys."""
+    settings = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
+    if settings and all(isinstance(value, dict) for value in settings.values()):
         raise SegueError("rotary settings that differ by layer have no native form here")
-    kind = given.get("rope_type", given.get("type", "default"))
-    options: Config = {"theta": float(given.get("rope_theta") or values.get("rope_theta")
+    kind = settings.get("rope_type", settings.get("type", "default"))
+    options: Config = {"theta": float(settings.get("rope_theta") or values.get("rope_theta")
                                       or values.get("rotary_emb_base") or 10_000)}
-    factor: Any = given.get("factor")
-    original: Any = values.get("original_max_position_embeddings") or values.get("max_position_embeddings")
-    original = given.get("original_max_position_embeddings", original)
+    factor: Any = settings.get("factor")
+    original_length: Any = values.get("original_max_position_embeddings") or values.get("max_position_embeddings")
+    original_length = settings.get("original_max_position_embeddings", original_length)
     match kind:
         case "default":
             return options, 1.0
         case "linear":
             return options | {"scaling": {"kind": "linear", "factor": float(factor)}}, 1.0
         case "llama3":
-            scaling = {"kind": "llama3", "factor": float(factor), "length": int(original),
-                       "low": float(given["low_freq_factor"]), "high": float(given["high_freq_factor"])}
+            scaling = {"kind": "llama3", "factor": float(factor), "length": int(original_length),
+                       "low": float(settings["low_freq_factor"]), "high": float(settings["high_freq_factor"])}
             return options | {"scaling": scaling}, 1.0
         case "yarn":
-            factor = factor or values["max_position_embeddings"] / original
-            gain = given.get("attention_factor")
+            factor = factor or values["max_position_embeddings"] / original_length
+            gain = settings.get("attention_factor")
             if gain is None:
-                mscale, over = given.get("mscale"), given.get("mscale_all_dim")
-                gain = yarn_gain(factor, mscale) / yarn_gain(factor, over) if mscale and over else yarn_gain(factor)
-            scaling = {"kind": "yarn", "factor": float(factor), "length": int(original),
-                       "low": float(given.get("beta_slow") or 1), "high": float(given.get("beta_fast") or 32),
-                       "whole": bool(given.get("truncate", True))}
+                mscale, mscale_all = settings.get("mscale"), settings.get("mscale_all_dim")
+                gain = yarn_gain(factor)
+                if mscale and mscale_all:
+                    gain = yarn_gain(factor, mscale) / yarn_gain(factor, mscale_all)
+            scaling = {"kind": "yarn", "factor": float(factor), "length": int(original_length),
+                       "low": float(settings.get("beta_slow") or 1), "high": float(settings.get("beta_fast") or 32),
+                       "whole": bool(settings.get("truncate", True))}
             return options | {"scaling": scaling}, float(gain)
     raise SegueError(f"rotary scaling '{kind}' has no native form here")
 
@@ -140,36 +147,36 @@ def yarn_gain(factor: float, scale: float = 1.0) -> float:
     return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
 
-def unrope(options: Config) -> Config:
-    """Options of our attention as the rotary settings of a config.json."""
+def rope_settings(options: Config) -> Config:
+    """The rotary settings for a config.json, from options of our attention: the inverse of `read_rope`."""
     scaling = dict(options.get("scaling") or {"kind": "default"})
     kind, length = str(scaling.pop("kind")), scaling.pop("length", None)
     names: dict[str, str] = {"llama3": {"low": "low_freq_factor", "high": "high_freq_factor"},
              "yarn": {"low": "beta_slow", "high": "beta_fast", "whole": "truncate"}}.get(kind, {})
-    given: Config = {names.get(name) or name: value for name, value in scaling.items()}
+    settings: Config = {names.get(name) or name: value for name, value in scaling.items()}
     if length is not None:
-        given["original_max_position_embeddings"] = length
+        settings["original_max_position_embeddings"] = length
     if kind == "yarn":
-        given["attention_factor"] = 1.0  # the stack's weights hold it
-    return {"rope_type": kind, "rope_theta": options.get("theta", 10_000.0)} | given
+        settings["attention_factor"] = 1.0  # the stack's weights hold it
+    return {"rope_type": kind, "rope_theta": options.get("theta", 10_000.0)} | settings
 
 
 def linear(ours: str, theirs: str, bias: bool) -> Iterator[Weight]:
-    """One of their linear maps is one of ours."""
+    """The weights of a linear map that exists on both sides."""
     yield Weight(f"{ours}.weight", (f"{theirs}.weight",))
     if bias:
         yield Weight(f"{ours}.bias", (f"{theirs}.bias",))
 
 
 def joined(ours: str, theirs: list[str], sizes: list[int], bias: bool) -> Iterator[Weight]:
-    """Several of their projections of one input are one of ours."""
+    """The weights of several of their projections of one input, of output `sizes`, which are one of ours."""
     for part in ("weight", "bias") if bias else ("weight",):
         yield Weight(f"{ours}.{part}", tuple(f"{name}.{part}" for name in theirs),
                      write=lambda tensor: [x.contiguous() for x in tensor.split(sizes)])
 
 
 def geometry(config: StackConfig, mixer: str) -> tuple[int, int, int]:
-    """Query heads, key-value heads and features per head of an attention layer."""
+    """The number of query heads, of key-value heads and of features per head of an attention layer."""
     options = config.options.get(mixer, {})
     heads = options.get("heads", 4)
     return heads, options.get("kv_heads") or heads, options.get("head_width") or config.width // heads
@@ -179,9 +186,10 @@ def geometry(config: StackConfig, mixer: str) -> tuple[int, int, int]:
 
 def read_llama(values: Config) -> StackConfig:
     model = values["model_type"]
-    want(values, model, pretraining_tp=1)
-    width, layers, heads = (need(values, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
-    options, _ = rope(values)
+    expect(values, model, pretraining_tp=1)
+    width, layers = size_of(values, "hidden_size"), size_of(values, "num_hidden_layers")
+    heads = size_of(values, "num_attention_heads")
+    options, _ = read_rope(values)
     options |= {"heads": heads, "kv_heads": values.get("num_key_value_heads") or heads,
                 "head_width": values.get("head_dim") or (128 if model == "qwen3" else width // heads)}
     bias = bool(values.get("attention_bias", False)) and model in ("llama", "qwen3")
@@ -201,7 +209,7 @@ def read_llama(values: Config) -> StackConfig:
         mixers = ["attention:local" if kind == "sliding_attention" else "attention" for kind in kinds]
         table["attention:local"] = options | {"window": window}
         table = {name: table[name] for name in sorted(set(mixers))}
-    return StackConfig(need(values, "vocab_size"), width, mixers, table, "glu", need(values, "intermediate_size"),
+    return StackConfig(size_of(values, "vocab_size"), width, mixers, table, "glu", size_of(values, "intermediate_size"),
                        activation(values, "hidden_act", "silu"), "rms", eps, bool(values.get("mlp_bias", False)),
                        tied=bool(values.get("tie_word_embeddings", False)))
 
@@ -209,36 +217,36 @@ def read_llama(values: Config) -> StackConfig:
 def write_llama(config: StackConfig) -> Config:
     kinds = sorted(set(config.mixers))
     options = config.options.get(kinds[0], {})
-    others = [config.options.get(kind, {}) for kind in kinds]
-    windows = [other.get("window") for other in others]
-    same = all({**other, "window": None} == {**options, "window": None} for other in others)
-    if len({*windows} - {None}) > 1 or not same:
+    all_options = [config.options.get(kind, {}) for kind in kinds]
+    windows = [other.get("window") for other in all_options]
+    same_options = all({**other, "window": None} == {**options, "window": None} for other in all_options)
+    if len({*windows} - {None}) > 1 or not same_options:
         raise SegueError("layers of attention with different options fit no family")
-    qkv, out, normed = (bool(options.get(name)) for name in ("qkv_bias", "out_bias", "qk_norm"))
-    if normed and options.get("norm_eps", 1e-6) != config.norm_eps:
+    qkv, out, qk_norm = (bool(options.get(name)) for name in ("qkv_bias", "out_bias", "qk_norm"))
+    if qk_norm and options.get("norm_eps", 1e-6) != config.norm_eps:
         raise SegueError("query-key norms with an epsilon of their own fit no family")
-    mixed = len({*windows}) > 1
-    model = "qwen3" if normed else "qwen2" if mixed or qkv > out else "mistral" if windows[0] else "llama"
-    fits = {"qwen3": qkv == out and not config.bias, "qwen2": qkv and not out and not config.bias,
-            "mistral": not (qkv or out or config.bias), "llama": qkv == out}
-    if not fits[model] or options.get("rotary_fraction", 1.0) != 1.0:
+    mixed_windows = len({*windows}) > 1
+    model = "qwen3" if qk_norm else "qwen2" if mixed_windows or qkv > out else "mistral" if windows[0] else "llama"
+    allowed = {"qwen3": qkv == out and not config.bias, "qwen2": qkv and not out and not config.bias,
+               "mistral": not (qkv or out or config.bias), "llama": qkv == out}
+    if not allowed[model] or options.get("rotary_fraction", 1.0) != 1.0:
         raise SegueError(f"this mixture of biases, windows and norms does not fit a {model}")
     heads, kv_heads, head_width = geometry(config, kinds[0])
-    given: Config = {"hidden_act": write_activation(config), "rms_norm_eps": config.norm_eps, "head_dim": head_width,
-                     "num_attention_heads": heads, "num_key_value_heads": kv_heads, "hidden_size": config.width,
-                     "num_hidden_layers": len(config.mixers), "intermediate_size": config.hidden_width,
-                     "rope_parameters": unrope(options)}
+    values: Config = {"hidden_act": write_activation(config), "rms_norm_eps": config.norm_eps, "head_dim": head_width,
+                      "num_attention_heads": heads, "num_key_value_heads": kv_heads, "hidden_size": config.width,
+                      "num_hidden_layers": len(config.mixers), "intermediate_size": config.hidden_width,
+                      "rope_parameters": rope_settings(options)}
     if model in ("llama", "qwen3"):
-        given["attention_bias"] = qkv
+        values["attention_bias"] = qkv
     if model == "llama":
-        given["mlp_bias"] = config.bias
+        values["mlp_bias"] = config.bias
     window = next((span for span in windows if span), None)
     if model == "mistral" or (window and model in ("qwen2", "qwen3")):
-        given["sliding_window"] = window
+        values["sliding_window"] = window
     if window and model in ("qwen2", "qwen3"):
-        given |= {"use_sliding_window": True, "max_window_layers": 0, "layer_types": [
+        values |= {"use_sliding_window": True, "max_window_layers": 0, "layer_types": [
             "sliding_attention" if config.options[name].get("window") else "full_attention" for name in config.mixers]}
-    return {"model_type": model, **given}
+    return {"model_type": model, **values}
 
 
 def llama_weights(config: StackConfig) -> Iterator[Weight]:
@@ -263,20 +271,20 @@ def llama_weights(config: StackConfig) -> Iterator[Weight]:
 
 
 def fold_rope(values: Config, layer: int) -> tuple[float, float]:
-    gain = rope(values)[1]
+    gain = read_rope(values)[1]
     return gain, gain
 
 
 # -- GPT-2 -----------------------------------------------------------------------------------------------------------
 
 def read_gpt2(values: Config) -> StackConfig:
-    want(values, "gpt2", add_cross_attention=False)
-    width, heads = need(values, "n_embd"), need(values, "n_head")
+    expect(values, "gpt2", add_cross_attention=False)
+    width, heads = size_of(values, "n_embd"), size_of(values, "n_head")
     options = {"heads": heads, "positions": "none", "qkv_bias": True, "out_bias": True}
-    return StackConfig(need(values, "vocab_size"), width, ["attention"] * need(values, "n_layer"),
+    return StackConfig(size_of(values, "vocab_size"), width, ["attention"] * size_of(values, "n_layer"),
                        {"attention": options}, "mlp", values.get("n_inner") or 4 * width,
                        activation(values, "activation_function", "gelu_new"), "layer",
-                       float(values.get("layer_norm_epsilon", 1e-5)), True, need(values, "n_positions"),
+                       float(values.get("layer_norm_epsilon", 1e-5)), True, size_of(values, "n_positions"),
                        tied=bool(values.get("tie_word_embeddings", True)))
 
 
@@ -285,7 +293,7 @@ def write_gpt2(config: StackConfig) -> Config:
     heads, kv_heads, head_width = geometry(config, "attention")
     if kv_heads != heads or head_width * heads != config.width or options.get("window") or options.get("qk_norm") or \
             not (options.get("qkv_bias") and options.get("out_bias") and config.bias):
-        raise SegueError("a GPT-2 has plain attention heads and biases everywhere; this stack has not")
+        raise SegueError("a GPT-2 has plain attention heads and biases everywhere; this stack does not")
     return {"model_type": "gpt2", "n_embd": config.width, "n_head": heads, "n_layer": len(config.mixers),
             "n_inner": config.hidden_width, "n_positions": config.learned_positions,
             "activation_function": write_activation(config), "layer_norm_epsilon": config.norm_eps}
@@ -318,16 +326,16 @@ def fold_gpt2(values: Config, layer: int) -> tuple[float, float]:
 # -- GPT-NeoX (Pythia) -----------------------------------------------------------------------------------------------
 
 def read_neox(values: Config) -> StackConfig:
-    width, heads = need(values, "hidden_size"), need(values, "num_attention_heads")
-    options, _ = rope(values)
+    width, heads = size_of(values, "hidden_size"), size_of(values, "num_attention_heads")
+    options, _ = read_rope(values)
     fraction: Any = (values.get("rope_parameters") or {}).get("partial_rotary_factor", values.get("rotary_pct", 0.25))
-    turned = int(width // heads * fraction)
-    if turned % 2:
-        raise SegueError(f"a gpt_neox that turns an odd number of features ({turned}) has no native form here")
+    rotated = int(width // heads * fraction)
+    if rotated % 2:
+        raise SegueError(f"a gpt_neox that rotates an odd number of features ({rotated}) has no native form here")
     bias = bool(values.get("attention_bias", True))
     options |= {"heads": heads, "rotary_fraction": fraction, "qkv_bias": bias, "out_bias": bias}
-    return StackConfig(need(values, "vocab_size"), width, ["attention"] * need(values, "num_hidden_layers"),
-                       {"attention": options}, "mlp", need(values, "intermediate_size"),
+    return StackConfig(size_of(values, "vocab_size"), width, ["attention"] * size_of(values, "num_hidden_layers"),
+                       {"attention": options}, "mlp", size_of(values, "intermediate_size"),
                        activation(values, "hidden_act", "gelu"), "layer", float(values.get("layer_norm_eps", 1e-5)),
                        True, parallel=bool(values.get("use_parallel_residual", True)),
                        tied=bool(values.get("tie_word_embeddings", False)))
@@ -339,13 +347,13 @@ def write_neox(config: StackConfig) -> Config:
     bias = bool(options.get("qkv_bias"))
     if kv_heads != heads or head_width * heads != config.width or options.get("window") or options.get("qk_norm") or \
             bias != bool(options.get("out_bias")) or not config.bias:
-        raise SegueError("a GPT-NeoX has plain attention heads and a channel mixer with biases; this stack has not")
+        raise SegueError("a GPT-NeoX has plain attention heads and a channel mixer with biases; this stack does not")
     fraction = options.get("rotary_fraction", 1.0)
     return {"model_type": "gpt_neox", "hidden_size": config.width, "num_attention_heads": heads,
             "num_hidden_layers": len(config.mixers), "intermediate_size": config.hidden_width,
             "hidden_act": write_activation(config), "layer_norm_eps": config.norm_eps, "attention_bias": bias,
             "use_parallel_residual": config.parallel, "rotary_pct": fraction,
-            "rope_parameters": unrope(options) | {"partial_rotary_factor": fraction}}
+            "rope_parameters": rope_settings(options) | {"partial_rotary_factor": fraction}}
 
 
 def neox_weights(config: StackConfig) -> Iterator[Weight]:
@@ -372,15 +380,15 @@ def neox_weights(config: StackConfig) -> Iterator[Weight]:
 # -- Mamba -----------------------------------------------------------------------------------------------------------
 
 def read_mamba(values: Config) -> StackConfig:
-    want(values, "mamba", hidden_act="silu")
-    width = need(values, "hidden_size")
+    expect(values, "mamba", hidden_act="silu")
+    width = size_of(values, "hidden_size")
     rank: Any = values.get("time_step_rank", "auto")
     options: Config = {"states": values.get("state_size", 16), "taps": values.get("conv_kernel", 4),
                "expand": values.get("expand", 2), "rank": math.ceil(width / 16) if rank == "auto" else rank,
                "bias": bool(values.get("use_bias", False))}
     if options["expand"] != int(options["expand"]):
         raise SegueError(f"a mamba that expands {options['expand']} times has no native form here")
-    return StackConfig(need(values, "vocab_size"), width, ["mamba"] * need(values, "num_hidden_layers"),
+    return StackConfig(size_of(values, "vocab_size"), width, ["mamba"] * size_of(values, "num_hidden_layers"),
                        {"mamba": options}, "none", norm="rms", norm_eps=float(values.get("layer_norm_epsilon", 1e-5)),
                        tied=bool(values.get("tie_word_embeddings", True)))
 
@@ -424,18 +432,18 @@ FAMILIES: dict[str, Family] = {
 
 
 def from_huggingface(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Stack, Info]:
-    """A native stack with the weights of a local Hugging Face folder, and what else its config says.
+    """A native stack with the weights of a local Hugging Face folder, and the rest of its config.
 
-    Reads config.json and safetensors itself: transformers is not needed, and nothing is executed. dtype: of the
+    Reads config.json and safetensors itself: transformers is not needed, and no code of the folder runs. dtype: of the
     weights. A family or an option without a native form is a SegueError (`HuggingFaceModel` runs those).
     """
     values = read_config(folder)
     family = FAMILIES.get(values["model_type"])
     if family is None:
         raise SegueError(f"model_type '{values['model_type']}' has no native form here, only {', '.join(FAMILIES)}")
-    named = values.get("architectures") or [family.architecture]
-    if family.architecture not in named and not any(name.endswith("Model") for name in named):
-        raise SegueError(f"{folder} holds a {named[0]}, not a causal language model ({family.architecture})")
+    architectures = values.get("architectures") or [family.architecture]
+    if family.architecture not in architectures and not any(name.endswith("Model") for name in architectures):
+        raise SegueError(f"{folder} holds a {architectures[0]}, not a causal language model ({family.architecture})")
     try:
         config = family.read(values)
         gains = [family.fold(values, layer) for layer in range(len(config.mixers))]
@@ -447,8 +455,30 @@ def from_huggingface(folder: str | Path, dtype: torch.dtype = torch.float32) -> 
 
 def load(family: Family, config: StackConfig, weights: Weights, gains: list[tuple[float, float]],
          dtype: torch.dtype) -> Stack:
-    """A stack of this config with the folder's weights. gains: of each layer, what its queries and keys are
-    multiplied by."""
+    """A stack of this config with the folder's weights. gains: the factors on queries and keys of each layer.
+    SegueError where tensors are missing, unused or of another shape."""
+    tensors, tied = read_tensors(family, config, weights, dtype)
+    config = StackConfig.from_dict(config.to_dict() | {"tied": tied})
+    with torch.device("meta"):
+        stack = Stack(config)
+    for name, parameter in stack.state_dict().items():
+        if name not in tensors or tensors[name].shape != parameter.shape:
+            problem = "is missing" if name not in tensors else f"has shape {tuple(tensors[name].shape)}"
+            raise SegueError(f"{weights.folder}: the weights of '{name}' {problem}, not {tuple(parameter.shape)}: "
+                             "they do not fit config.json")
+    for layer, (queries, keys) in enumerate(gains):
+        if (queries, keys) != (1.0, 1.0):
+            fold(stack.blocks[layer].mixer, f"blocks.{layer}.mixer", tensors, queries, keys)
+    stack.load_state_dict(tensors, assign=True)
+    if tied:
+        stack.head.weight = stack.embedding.weight
+    return stack.requires_grad_(True).eval()
+
+
+def read_tensors(family: Family, config: StackConfig, weights: Weights, dtype: torch.dtype,
+                 ) -> tuple[dict[str, Tensor], bool]:
+    """The folder's weights by the names of a stack's, and whether head and embedding are tied: where the config says
+    so, unless the folder holds a different head."""
     prefix = family.prefix if any(name.startswith(family.prefix) for name in weights) else ""
     tensors: dict[str, Tensor] = {}
     used: set[str] = set()
@@ -460,40 +490,26 @@ def load(family: Family, config: StackConfig, weights: Weights, gains: list[tupl
             continue
         used.update(names)
         tensors[weight.ours] = weight.read([weights[name] for name in names]).to(dtype)
-    # The head is the embedding where the config says so, unless the file holds a different one.
     head = next((name for name in (family.head, "lm_head.weight") if name in weights), None)
     tied = config.tied or head is None
     if head is not None:
         used.add(head)
         tensors["head.weight"] = weights[head].to(dtype)
         tied = tied and torch.equal(tensors["head.weight"], tensors["embedding.weight"])
-    if left := [name for name in weights if name not in used and not COMPUTED.search(name)]:
-        raise SegueError(f"{weights.folder} has {len(left)} tensors that its config.json does not explain "
-                         f"('{sorted(left)[0]}', ...)")
+    if unused := [name for name in weights if name not in used and not COMPUTED.search(name)]:
+        raise SegueError(f"{weights.folder} has {len(unused)} tensors that its config.json does not explain "
+                         f"('{sorted(unused)[0]}', ...)")
     if tied:
         tensors["head.weight"] = tensors["embedding.weight"]
-    config = StackConfig.from_dict(config.to_dict() | {"tied": tied})
-    with torch.device("meta"):
-        stack = Stack(config)
-    for name, parameter in stack.state_dict().items():
-        if name not in tensors or tensors[name].shape != parameter.shape:
-            found = "is missing" if name not in tensors else f"has shape {tuple(tensors[name].shape)}"
-            raise SegueError(f"{weights.folder}: the weights of '{name}' {found}, not {tuple(parameter.shape)}: "
-                             "they do not fit config.json")
-    for layer, (queries, keys) in enumerate(gains):
-        if (queries, keys) != (1.0, 1.0):
-            fold(stack.blocks[layer].mixer, f"blocks.{layer}.mixer", tensors, queries, keys)
-    stack.load_state_dict(tensors, assign=True)
-    if tied:
-        stack.head.weight = stack.embedding.weight
-    return stack.requires_grad_(True).eval()
+    return tensors, tied
 
 
 def fold(mixer: Any, name: str, tensors: dict[str, Tensor], queries: float, keys: float) -> None:
-    """Put factors on queries and keys (of rotary attention: on what is turned) into the weights that make them."""
-    turned = 2 * len(mixer.frequencies) if mixer.positions == "rotary" else mixer.head_width
+    """Multiply factors on queries and keys (in rotary attention: on the rotated features) into the weights of the mixer
+    called `name` in `tensors`."""
+    rotated = 2 * len(mixer.frequencies) if mixer.positions == "rotary" else mixer.head_width
     gain = torch.ones(2, mixer.head_width)
-    gain[0, :turned], gain[1, :turned] = queries, keys
+    gain[0, :rotated], gain[1, :rotated] = queries, keys
     if mixer.q_norm is not None:
         for index, norm in enumerate(("q_norm", "k_norm")):
             key = f"{name}.{norm}.weight"
@@ -507,38 +523,38 @@ def fold(mixer: Any, name: str, tensors: dict[str, Tensor], queries: float, keys
 
 
 def write_activation(config: StackConfig) -> str:
-    """Our activation by their name."""
+    """The name that transformers has for our activation."""
     return {"gelu_tanh": "gelu_pytorch_tanh"}.get(config.activation, config.activation)
 
 
 def family_of(config: StackConfig) -> Config:
-    """The config.json of the family that a stack belongs to; a SegueError where it belongs to none."""
+    """The config.json of a stack, in the family that it fits; a SegueError if it fits none."""
     kinds = {name.partition(":")[0] for name in config.mixers}
     options = [config.options.get(name, {}) for name in config.mixers]
     rotary = all(o.get("positions", "rotary") == "rotary" for o in options)
     plain = all(o.get("causal", True) and not {key for key, value in o.items() if value}
                 - OPTIONS.get(name.partition(":")[0], set()) for name, o in zip(config.mixers, options))
-    common: Config = {}
-    usual = not (config.embed_norm or config.post_norm or config.transform or config.inputs or config.pool
-                 or config.tables) and config.cross is None
-    if usual and plain:
+    values: Config = {}
+    standard = not (config.embed_norm or config.post_norm or config.transform or config.inputs or config.pool
+                    or config.tables) and config.cross is None
+    if standard and plain:
         shape = (config.norm, config.channel)
         if kinds == {"mamba"} and shape == ("rms", "none") and not config.learned_positions:
-            common = write_mamba(config)
+            values = write_mamba(config)
         elif kinds == {"attention"} and rotary and shape == ("rms", "glu") and not config.parallel and \
                 not config.learned_positions:
-            common = write_llama(config)
+            values = write_llama(config)
         elif set(config.mixers) == {"attention"} and rotary and shape == ("layer", "mlp") and \
                 not config.learned_positions:
-            common = write_neox(config)
+            values = write_neox(config)
         elif set(config.mixers) == {"attention"} and shape == ("layer", "mlp") and config.learned_positions and \
                 not config.parallel and options[0].get("positions") == "none":
-            common = write_gpt2(config)
-    if not common:
+            values = write_gpt2(config)
+    if not values:
         raise SegueError(f"a stack of {'+'.join(sorted(kinds))} with these options, {config.norm} norms and channel "
                          f"'{config.channel}' fits none of the families {', '.join(FAMILIES)}")
-    family = FAMILIES[common["model_type"]]
-    return common | {"architectures": [family.architecture], "vocab_size": config.vocabulary,
+    family = FAMILIES[values["model_type"]]
+    return values | {"architectures": [family.architecture], "vocab_size": config.vocabulary,
                      "tie_word_embeddings": config.tied}
 
 
@@ -546,8 +562,8 @@ def to_huggingface(stack: Stack, folder: str | Path, positions: int = 4096, begi
                    ends: list[int] | None = None) -> None:
     """Write a stack as a Hugging Face folder (config.json, model.safetensors) that transformers loads.
 
-    positions: what the folder says is the longest sequence (of no effect on the numbers). begin, ends: ids that begin
-    and end a text. A stack that fits no family is a SegueError. Replaces the folder, atomically.
+    positions: the longest sequence, for config.json only (no effect on outputs). begin, ends: ids that begin and end a
+    text. A stack that fits no family is a SegueError. Replaces the folder, atomically.
     """
     from safetensors.torch import save_file
 

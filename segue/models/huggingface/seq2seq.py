@@ -67,18 +67,18 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
 
     def encode(self, source: Tensor, lengths: Tensor) -> Tensor:
         """Encode sources (B, S) long, of which the first `lengths` (B,) elements are real: (B, S, D)."""
-        real = length_mask(lengths, source.shape[1])
-        output = self.model.get_encoder()(input_ids=source, attention_mask=real.long(), return_dict=True)
+        mask = length_mask(lengths, source.shape[1])
+        output = self.model.get_encoder()(input_ids=source, attention_mask=mask.long(), return_dict=True)
         return output.last_hidden_state
 
     def init_state(self, batch: int, history: int = 0) -> State:
         state = super().init_state(batch, history)
         if self.way != EDITED:
             return state
-        like, none = self._weight, torch.zeros(batch, dtype=torch.long, device=self._weight.device)
+        weight, no_tokens = self._weight, torch.zeros(batch, dtype=torch.long, device=self._weight.device)
         for layer, (heads, keys, values) in zip(state.layers, self.sources):
-            k, v = (like.new_zeros(batch, heads, 0, width) for width in (keys, values))
-            layer["source"] = Source(k, v, none)
+            k, v = (weight.new_zeros(batch, heads, 0, width) for width in (keys, values))
+            layer["source"] = Source(k, v, no_tokens)
         return SourceState(state.layers, state.positions)
 
     def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None,
@@ -93,38 +93,40 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
         """Replace the separator by the decoder start token."""
         return target.masked_fill(target == self.begin, self.start)
 
-    def _run(self, tokens: Tensor, at: Tensor | None = None, **given: Any) -> tuple[Tensor, Tensor, Any]:
+    def _run(self, tokens: Tensor, at: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor, Any]:
         """See the base class; without `encoder_outputs`, tokens are whole rows of source, separator and target."""
-        if "encoder_outputs" in given:
-            return super()._run(tokens, at, **given)
+        if "encoder_outputs" in kwargs:
+            return super()._run(tokens, at, **kwargs)
         prompts = SplitPrompts(self, tokens)
-        logits, hidden, out = super()._run(self._replace_begin(prompts.target), input_ids=prompts.source,
-                                           attention_mask=prompts.real.long(), **given)
+        logits, hidden, output = super()._run(self._replace_begin(prompts.target), input_ids=prompts.source,
+                                              attention_mask=prompts.source_mask.long(), **kwargs)
         logits = prompts.scatter_to_rows(logits)
-        return logits if at is None else gather_nodes(logits, at), prompts.scatter_to_rows(hidden), out
+        return logits if at is None else gather_nodes(logits, at), prompts.scatter_to_rows(hidden), output
 
     def _extend_edited(self, tokens: Tensor, state: State, layout: Layout, at: Tensor | None) -> tuple[Output, Layout]:
         assert isinstance(state, SourceState)
         prompts = SplitPrompts(self, tokens, prompt_ends(at)) if state.source.is_empty else None
         if prompts is not None:
-            lengths, real, target, nodes = prompts.lengths, prompts.real, prompts.target, Layout(prompts.node)
+            lengths, source_mask, target = prompts.lengths, prompts.source_mask, prompts.target
+            nodes = Layout(prompts.node)
             encoded = self.encode(prompts.source, lengths)
-            wanted = None if at is None else (at - lengths[:, None]).clamp(min=0)
+            target_at = None if at is None else (at - lengths[:, None]).clamp(min=0)
         else:
-            lengths, target, wanted = state.source.lengths, tokens, at
+            lengths, target, target_at = state.source.lengths, tokens, at
             nodes = replace(layout, positions=layout.positions - lengths[:, None])
             if not tokens.numel():
-                return self._nothing_edited(tokens, state, nodes, at), layout
-            real = length_mask(lengths, state.source.k.shape[2])
-            encoded = self._weight.new_zeros(1, 1, 1).expand(*real.shape, self.width)  # only its shape is used
+                return self._extend_empty(tokens, state, nodes, at), layout
+            source_mask = length_mask(lengths, state.source.k.shape[2])
+            encoded = self._weight.new_zeros(1, 1, 1).expand(*source_mask.shape, self.width)  # only its shape is used
         layers: list[Any] = state.layers
         cache = EncoderDecoderCache(TheirCache(layers=[Layer(layer["cache"], nodes) for layer in layers]),
                                     TheirCache(layers=[SourceLayer(layer["source"], lengths) for layer in layers]))
         mask = self._mask(state, nodes, len(tokens))
         with self._override_positions(state, nodes):
             logits, hidden, _ = self._run(
-                self._replace_begin(target), wanted, encoder_outputs=BaseModelOutput(encoded),
-                attention_mask=real.long(), decoder_attention_mask=mask, use_cache=True, **{str(self.slot): cache})
+                self._replace_begin(target), target_at, encoder_outputs=BaseModelOutput(encoded),
+                attention_mask=source_mask.long(), decoder_attention_mask=mask, use_cache=True,
+                **{str(self.slot): cache})
         if prompts is None:
             return Output(logits, hidden), layout
         logits = prompts.scatter_to_rows(logits) if at is None else logits
@@ -158,9 +160,10 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
 
         def override_bias(compute_bias: Callable[..., Tensor]) -> Callable[..., Tensor]:
             def bias(*_: Any, device: Any = None, **__: Any) -> Tensor:
-                far = int(distance.max()) + 1
-                row = compute_bias(1, far, device=device, past_seen_tokens=far - 1)[0, :, 0]  # (H, far), farthest first
-                return row.flip(-1)[:, distance].transpose(0, 1)
+                num_distances = int(distance.max()) + 1
+                # (H, num_distances), the farthest first
+                biases = compute_bias(1, num_distances, device=device, past_seen_tokens=num_distances - 1)[0, :, 0]
+                return biases.flip(-1)[:, distance].transpose(0, 1)
 
             return bias
 
@@ -172,24 +175,24 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
                     stack.callback(delattr, module, name)
             yield
 
-    # Finding the way to run a model.
+    # Testing in which way the model can be run.
 
     def _draw(self, *shape: int, generator: torch.Generator) -> Tensor:
         return torch.randint(self.common, shape, generator=generator)
 
     def _as_prompts(self, x: Tensor) -> Tensor:
-        place = 2 - torch.arange(len(x))[:, None] % 2
-        return x.scatter(1, place, self.begin)
+        separator = 2 - torch.arange(len(x))[:, None] % 2
+        return x.scatter(1, separator, self.begin)
 
-    def _editable(self, line: Tensor) -> bool:
-        cache = getattr(self._run(line, use_cache=True)[2], str(self.slot), None)
+    def _editable(self, prompt: Tensor) -> bool:
+        cache = getattr(self._run(prompt, use_cache=True)[2], str(self.slot), None)
         if not isinstance(cache, EncoderDecoderCache) or not (self._tables() or self._biases()):
             return False
-        for part, found in ((cache.self_attention_cache, self.layers), (cache.cross_attention_cache, self.sources)):
+        for part, sizes in ((cache.self_attention_cache, self.layers), (cache.cross_attention_cache, self.sources)):
             for layer in part.layers:
                 if type(layer) is not DynamicLayer or layer.keys is None or layer.keys.dim() != 4:
                     return False
-                found.append((layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]))
+                sizes.append((layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]))
         return len(self.layers) == len(self.sources) > 0
 
 

@@ -1,4 +1,4 @@
-"""Views of sequences, heads on them, and what is told from all together."""
+"""Views of sequences, the linear heads on them, and their weighted sum."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segue.analysis.told import STRENGTHS, TOGETHER, Learn, ViewEnsemble, fit_ensemble, heads
+from segue.analysis.ensemble import COMBINED, STRENGTHS, Learn, ViewEnsemble, fit_ensemble, heads
 from segue.analysis.views import Near, Runs, Scaled, Sparse, course, spectrum
 from segue.data.reading import of
 from segue.errors import SegueError
@@ -76,7 +76,7 @@ def test_heads_of_both_sorts_find_lines() -> None:
             assert (found[2].argmax(1) == y).mean() > 0.95 if classes else np.abs(found[3][:, 0] - y).max() < 0.1
 
 
-def test_all_together_is_as_good_as_the_best_view() -> None:
+def test_the_weighted_sum_is_as_good_as_the_best_view() -> None:
     draw = np.random.default_rng(0)
     y = draw.integers(3, size=300)
     rows = [draw.integers(0, 4, 12) + 4 * (draw.random(12) < 0.4) * c for c in y]
@@ -85,14 +85,14 @@ def test_all_together_is_as_good_as_the_best_view() -> None:
     learn: dict[str, Learn] = {"runs": partial(Runs.learn, bits=4), "noise": Scaled.learn, "near": Near.learn}
     found, held = fit_ensemble(learn, given, y, 3, np.arange(300))
     right = {name: float((each.argmax(1) == y[held.rows]).mean()) for name, each in held.scores.items()}
-    assert len(held.rows) == 300 and right[TOGETHER] >= max(right.values()) - 0.01 and right["noise"] < 0.5
+    assert len(held.rows) == 300 and right[COMBINED] >= max(right.values()) - 0.01 and right["noise"] < 0.5
     assert found.weights[list(found.views).index("noise")] < 0.3 * found.weights.max()
     tensors, values = found.state()
-    again = ViewEnsemble.restored(tensors, values)
+    again = ViewEnsemble.from_state(tensors, values)
     for name, scores in found(given).items():
         np.testing.assert_array_equal(again(given)[name], scores)
     with pytest.raises(ValueError, match="other views"):
-        ViewEnsemble.restored({**tensors, "weights": torch.ones(2)}, values)
+        ViewEnsemble.from_state({**tensors, "weights": torch.ones(2)}, values)
     doubled = {"noise": np.tile(given["noise"], (2, 1))}  # the same row does not teach its own class
     _, held = fit_ensemble({"noise": Scaled.learn}, doubled, np.tile(y, 2), 3, np.tile(np.arange(300), 2))
     assert (held.scores["noise"].argmax(1) == np.tile(y, 2)[held.rows]).mean() < 0.5
@@ -100,15 +100,15 @@ def test_all_together_is_as_good_as_the_best_view() -> None:
         fit_ensemble({"noise": Scaled.learn}, given, y, 3, np.zeros(300))
 
 
-def test_numbers_are_told_too() -> None:
+def test_numbers_are_predicted_too() -> None:
     draw = np.random.default_rng(0)
     x = draw.normal(size=(300, 4))
     y = (x[:, 0] - x[:, 1] + 0.1 * draw.normal(size=300)).astype(np.float32)
     found, held = fit_ensemble({"all": Scaled.learn, "one": Scaled.learn}, {"all": x, "one": x[:, :1]}, y, 0,
                                np.arange(300))
     error = {name: float(np.square(each[:, 0] - y[held.rows]).mean()) for name, each in held.scores.items()}
-    assert error[TOGETHER] < 0.03 < error["one"] and len(STRENGTHS) > 1
-    assert np.square(found({"all": x, "one": x[:, :1]})[TOGETHER][:, 0] - y).mean() < 0.03
+    assert error[COMBINED] < 0.03 < error["one"] and len(STRENGTHS) > 1
+    assert np.square(found({"all": x, "one": x[:, :1]})[COMBINED][:, 0] - y).mean() < 0.03
 
 
 def test_numbers_of_kinds_keep_their_course() -> None:
