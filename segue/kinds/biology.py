@@ -33,7 +33,7 @@ from segue.kinds.sequence_files import (
     BLANKS,
     READERS,
     Found,
-    annotations,
+    annotation_files,
     format_of,
     has_annotation_lines,
     is_fastq,
@@ -146,8 +146,8 @@ class Letters(Kind):
     def read_all(self, paths: list[Path], problems: Problems, named: frozenset[Path],
                  **options: Any) -> Iterator[Record]:
         """As `Kind.read_all`, but a long sequence that an earlier file holds too (a genome is often there as FASTA and
-        as GenBank) is reported and skipped, so that it is not counted and learned twice; and so are `annotations`."""
-        for path, other in annotations(paths).items():
+        as GenBank) is reported and skipped, so that it is not counted and learned twice; and so are `annotation_files`."""
+        for path, other in annotation_files(paths).items():
             problems.refuse(path, f"skipped: a letter or digit for each {self.unit} of {other.name}")
             paths = [each for each in paths if each != path]
         first: dict[bytes, str] = {}  # from a digest of the letters: the record that has them

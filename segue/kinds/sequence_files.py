@@ -371,7 +371,7 @@ READERS: dict[str, Callable[[Path, BinaryIO, Problems | None], Iterator[Found]]]
 }  # formats of `FORMATS` that Biopython is not asked for
 
 
-def annotations(paths: Sequence[Path]) -> dict[Path, Path]:
+def annotation_files(paths: Sequence[Path]) -> dict[Path, Path]:
     """The FASTA files that say something of each letter of another one's sequences, such as the secondary structure,
     with the other: their first records have the same names and lengths, but other letters, at most half as many."""
     first = {path: records for path in paths if 1 < len(paths) <= MOST_FILES and (records := _first_records(path))}
