@@ -146,7 +146,7 @@ class Letters(Kind):
     def read_all(self, paths: list[Path], problems: Problems, named: frozenset[Path],
                  **options: Any) -> Iterator[Record]:
         """As `Kind.read_all`, but a long sequence that an earlier file holds too (a genome is often there as FASTA and
-        as GenBank) is reported and skipped, so that it is not counted and learned twice; and so are `annotation_files`."""
+        as GenBank) is reported and skipped, so that it is not learned twice; and so are `annotation_files`."""
         for path, other in annotation_files(paths).items():
             problems.refuse(path, f"skipped: a letter or digit for each {self.unit} of {other.name}")
             paths = [each for each in paths if each != path]
