@@ -35,7 +35,7 @@ from segue.continual import (
     learn_stream,
     strategy_named,
 )
-from segue.continual.importance import fisher
+from segue.continual.importance import fisher, sampled_nats
 from segue.continual.lora import overlap
 from segue.continual.stream import bits_per_element, cumulative, domain_incremental, element_nats
 from segue.errors import SegueError
@@ -399,7 +399,19 @@ def test_the_fisher_information_of_logistic_regression_has_its_closed_form() -> 
     for i in range(20):  # with y drawn from the model: p (1 - p) x^2
         each = [fisher(model, Batch(x[i : i + 1], torch.full((1, 1), c)))["weight"] for c in (0, 1)]
         both = both + ((1 - p[i]) * each[0] + p[i] * each[1]) / 20
-    torch.testing.assert_close(both, ((p * (1 - p))[:, None] * x[:, 0].square()).mean(0), atol=1e-7, rtol=1e-6)
+    exact = ((p * (1 - p))[:, None] * x[:, 0].square()).mean(0)
+    torch.testing.assert_close(both, exact, atol=1e-7, rtol=1e-6)
+
+    many, wrong = x.repeat(100, 1, 1), torch.zeros(2000, 1, dtype=torch.long)  # these targets must not matter
+    fourth = ((1 - p) * p**4 + p * (1 - p) ** 4)[:, None] * x[:, 0] ** 4
+    deviation = ((fourth - ((p * (1 - p))[:, None] * x[:, 0].square()).square()).mean(0) / len(many)).sqrt()
+    sampled = fisher(model, Batch(many, wrong), partial(sampled_nats, generator=draw))["weight"]
+    assert ((sampled - exact).abs() < 4 * deviation).all() and (deviation < 0.1 * exact).all()
+    learner = Run(model, lambda step: Batch(x, y), Plan(vocabulary=2, rows=20, context=1, steps=1))
+    estimated = EWC(labels="model").estimate(learner, Batch(many, wrong))["weight"]
+    assert ((2 * estimated - exact).abs() < 4 * deviation).all()
+    with pytest.raises(SegueError, match="choose from data, model"):
+        EWC(labels="none")
 
 
 def test_the_path_integral_of_si_is_the_fall_of_the_loss() -> None:

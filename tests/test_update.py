@@ -161,3 +161,15 @@ def test_a_model_that_reads_both_ways_is_not_asked_for_the_next(tmp_path: Path) 
     with pytest.raises(SegueError, match="ewc asks for the next element, and this model reads both ways"):
         model.update(words("def"), strategy="ewc", steps=2, quiet=True)
     assert model.update(words("def"), strategy="replay", steps=2, quiet=True).steps == 2
+
+
+def test_an_update_on_few_data_stops_before_it_harms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random letters, in which there is nothing to learn but by heart."""
+    monkeypatch.setattr("segue.verbs.update.steps_before", lambda *_: 200)
+    draw = random.Random(0)
+    data = ["".join(draw.choices("abcdefgh", k=60)) for _ in range(24)]
+    model = segue.fit(data, steps=60, quiet=True, vocabulary=259, mix=False, **SMALL)
+    report = model.update(data, minutes=0.1, rate=0.02, quiet=True)
+    assert report.matrix.gain("update 1") > -0.02
+    assert "of 200 steps: more did no better" in report.notes[-1]
+    assert model.update(data, minutes=0.1, rate=0.02, patience=0, quiet=True).matrix.gain("update 2") < -0.05

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.continual.buffer import Buffer
-from segue.continual.gradients import ROWS, evaluation_mode, row_gradients, trainable_parameters
+from segue.continual.gradients import ROWS, evaluation_mode, row_gradients, total_nats, trainable_parameters
 from segue.errors import SegueError
 from segue.models.stack import Stack, running_mean
-from segue.objectives import Batch
+from segue.objectives import Batch, generator_of
 from segue.training.loop import Run
 from segue.training.strategy import Strategy
 
@@ -145,27 +147,49 @@ def pad_like(value: Tensor, like: Tensor) -> Tensor:
     return wide
 
 
-def fisher(model: nn.Module, rows: Batch) -> Weights:
-    """The diagonal of the empirical Fisher information per predicted element: each row's squared gradient of log p of
-    what it asks for, one row at a time (not the square of a batch's mean), summed and divided by the elements."""
+def fisher(model: nn.Module, rows: Batch, nats: Callable[[nn.Module, Batch], Tensor] = total_nats) -> Weights:
+    """The diagonal of the Fisher information per predicted element: each row's squared gradient of log p of its
+    targets, one row at a time (not the square of a batch's mean), summed and divided by the elements.
+
+    nats: (model, row) -> -log p. By default of the row's own targets, which is the empirical Fisher information;
+    `sampled_nats` samples targets from the model."""
     total = {name: torch.zeros_like(p) for name, p in trainable_parameters(model).items()}
-    for row in row_gradients(model, rows):
+    for row in row_gradients(model, rows, nats):
         for into, g in zip(total.values(), row):
             into.addcmul_(g, g)
     return {name: value / rows.count for name, value in total.items()}
 
 
+def sampled_nats(model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
+    """Scalar: the sum of -log p over targets sampled from the model, where the batch has targets."""
+    logits = model(batch.tokens, batch.layout).logits[batch.targets >= 0].float()
+    targets = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0]
+    return F.cross_entropy(logits, targets.to(logits.device), reduction="sum")
+
+
 class EWC(Importance):
     """Elastic weight consolidation (Kirkpatrick et al. 2017, arXiv 1612.00796) with one penalty for all experiences
     (Huszar 2018); with keep below 1 online EWC (Schwarz et al. 2018, arXiv 1805.06370). The importance is half the
-    Fisher information, so that `strength` is their lambda."""
+    Fisher information, so that `strength` is their lambda.
+
+    labels: "data", the empirical Fisher information of the rows' own targets, or "model", of targets sampled from the
+    model's predictions; see `Importance` for the others.
+    """
 
     name = "ewc"
     asks_next = True
     default_strength = 1000.0
 
+    def __init__(self, strength: float | None = None, keep: float = 1.0, rows: int = 256, update: str = "reservoir",
+                 anneal: float = 0.0, seed: int = 0, labels: str = "data") -> None:
+        super().__init__(strength, keep, rows, update, anneal, seed)
+        if labels not in ("data", "model"):
+            raise SegueError(f"labels of '{labels}' are unknown: choose from data, model")
+        self.labels, self.seed = labels, seed
+
     def estimate(self, run: Run, rows: Batch) -> Weights:
-        return {name: value / 2 for name, value in fisher(run.model, rows).items()}
+        nats = total_nats if self.labels == "data" else partial(sampled_nats, generator=generator_of(self.seed, 0))
+        return {name: value / 2 for name, value in fisher(run.model, rows, nats).items()}
 
 
 class L2(Importance):

@@ -94,7 +94,7 @@ def pretrain(seed: int, steps: int, small: bool) -> str:
 
 def make_strategy(arm: str, strength: float, seed: int) -> Strategy:
     made: dict[str, Callable[[], Strategy]] = {
-        "EWC": partial(EWC, strength, rows=60), "SI": partial(SI, strength, damping=0.1),
+        "EWC": partial(EWC, strength, rows=60, labels="model"), "SI": partial(SI, strength, damping=0.1),
         "RWalk": partial(RWalk, strength, every=2), "A-GEM": partial(AGEM, 6, KEPT[0], seed=seed),
         LARGE: partial(Replay, KEPT[0], retrieve="earlier", seed=seed),
         SMALL: partial(Replay, KEPT[1], retrieve="earlier", seed=seed)}
@@ -155,7 +155,11 @@ def measure(run: Run) -> list[Row]:
              "whole, and ends where they end")
     run.note("tried since, for EWC, on seed 2000 and the rows kept for choosing, where naive forgets 0.364: a Fisher "
              "information from 300 rows in place of 60, at strength 10, cuts that by 79% and costs 0.136 bits at "
-             "learning; what holds more also costs more, and the rows are not what is missing")
+             "learning; what holds more also costs more, and the rows are not what is missing. With 60 rows the "
+             "information of the data's own targets, as before, cuts by 78% (+0.131 bits at learning, 2.540 at the "
+             "end), with one anchor for each domain by 64% (+0.135, 2.585), at strength 15 by 86% (+0.163, 2.549), and "
+             "of targets sampled from the model by 80% (+0.138, 2.542). Those of the data were inconclusive in a first "
+             "run (68% to 77%); since then they are sampled, as EWC defines the information; the rule is as it was")
     return table
 
 

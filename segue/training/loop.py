@@ -151,6 +151,8 @@ class Run:
             resumed = self.resume()
             self.strategy.before_experience(self)
             if not resumed:
+                if plan.patience and self.held_out is not None:  # of a trained model the first weights may be the best
+                    self.keep_if_best(self.score_held_out(self.held_out))
                 self.save()
             quiet = quiet or distributed.rank() > 0
             begin, saved = time.monotonic(), time.monotonic()
@@ -199,18 +201,26 @@ class Run:
         entry: dict[str, float] = {"step": self.step, "loss": sum(self._losses) / max(1, len(self._losses))}
         self._losses = []
         if self.held_out is not None:
-            self.model.eval()
-            with torch.no_grad():
-                entry["held_out"] = score = self.held_out(self.model)
-            self.model.train()
-            if score < self.best:
-                self.best, self.since_best = score, 0
-                if self.plan.patience:
-                    self.best_weights = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-            else:
-                self.since_best += 1
-                self.stopped = 0 < self.plan.patience <= self.since_best
+            entry["held_out"] = score = self.score_held_out(self.held_out)
+            self.keep_if_best(score)
         self.curve.append(entry)
+
+    def score_held_out(self, measure: Callable[[nn.Module], float]) -> float:
+        self.model.eval()
+        with torch.no_grad():
+            score = measure(self.model)
+        self.model.train()
+        return score
+
+    def keep_if_best(self, score: float) -> None:
+        """Keep the weights, with early stopping, if their held-out score is the best so far; else stop in time."""
+        if score < self.best:
+            self.best, self.since_best = score, 0
+            if self.plan.patience:
+                self.best_weights = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        else:
+            self.since_best += 1
+            self.stopped = 0 < self.plan.patience <= self.since_best
 
     # Checkpoints.
 

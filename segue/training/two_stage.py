@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from segue.analysis.items import ItemIndex
@@ -64,12 +63,6 @@ def two_stage(model: nn.Module, index: ItemIndex, batches: Callable[[int], Batch
     def later(step: int) -> Batch:
         return batches(steps[0] + step)
 
-    with torch.no_grad():
-        start = measure(model)
-    kept = {name: p.detach().clone() for name, p in model.named_parameters()}
     second = learn(model, later, steps[1], seed=seed, objective=objective, held_out=measure,
                    measure=max(1, steps[1] // look), patience=patience[1], **choices)
-    if second.best > start:  # it went down from where the first stage left it
-        for name, parameter in model.named_parameters():
-            parameter.data.copy_(kept[name])
     return first, second

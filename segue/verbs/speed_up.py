@@ -103,7 +103,7 @@ class SpeedUp(Shown):
         if self.heads:
             made = (f"heads: {self.heads['sort']}, {self.heads['parameters']:,} parameters, {self.heads['steps']:,} "
                     f"steps in {self.heads['seconds']:.0f} s over {self.heads['tokens']:,} tokens, half of them what "
-                    f"the model says itself; a tree of {self.heads['nodes']} nodes")
+                    f"the model says itself; nodes of the draft tree: {self.heads['nodes']}")
         return Group(Text(f"{self.path} on {self.machine}; half greedy, half sampled"), table, Text(made),
                      Text(f"continue now drafts with: {self.best}"))
 

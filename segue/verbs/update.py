@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 MINUTES = 1.0
+EARLY_STOP_PASSES = 3  # over the new data, from which an update of so many minutes stops once more steps do not help
+PATIENCE = 3  # held-out measurements without progress before it does
 RATE_FACTOR = 0.3  # of the first fit's learning rates, so that what the model knows is not washed away
 
 # Entries of the plan that an update may choose; the others are the model's.
@@ -138,6 +140,8 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
                       past=memory.past(plan.rows, plan.seed, packing))
         with closing(batches):
             run.train("update", quiet)
+        if run.step < plan.steps:
+            notes.append(f"{run.step:,} of {plan.steps:,} steps: more did no better on held-out pieces of the new data")
         notes += update_counts_and_states(fitted, made, name, train)
         scores = ScoreMatrix(np.array([before, bits_per_unit(fitted, exams)]), list(exams), ["before", "after"],
                              f"bits per {fitted.kind.unit}")
@@ -209,7 +213,8 @@ def load_or_make_plan(work: Path, fitted: Fitted, train: TokenStore, exams: dict
 
 def make_plan(fitted: Fitted, train: TokenStore, minutes: float | None, steps: int | None, begin: float,
               choices: dict[str, Any]) -> Plan:
-    """The first fit's plan with lower rates, this machine's threads, and `steps` or as many as fit into the minutes."""
+    """The first fit's plan with lower rates, this machine's threads, and `steps`, or as many as fit into the minutes,
+    then with early stopping if they are many passes over the new data."""
     if not (said := fitted.report.get("plan")):
         raise SegueError("the model's report holds no plan to learn on by: update a model that fit wrote")
     plan = Plan.from_dict(said)
@@ -222,7 +227,10 @@ def make_plan(fitted: Fitted, train: TokenStore, minutes: float | None, steps: i
         return plan.with_(steps=steps)
     threads, seconds = measure_step_time(train, plan, fitted.device, minutes, bidirectional_objective(plan),
                                          fixed="threads" in choices)
-    return plan.with_(threads=threads, steps=steps_before(begin + 60 * minutes, seconds))
+    steps = steps_before(begin + 60 * minutes, seconds)
+    if "patience" not in choices and steps * plan.tokens_per_step > EARLY_STOP_PASSES * len(train.tokens):
+        plan = plan.with_(patience=PATIENCE)
+    return plan.with_(threads=threads, steps=steps)
 
 
 def bidirectional_objective(plan: Plan) -> Objective | None:
