@@ -142,6 +142,30 @@ def test_times_of_other_sorts(tmp_path: Path) -> None:
     assert log[0].object == ["start", "stop"] and log[0].name.endswith("log.csv"), "a file of one entity"
 
 
+def test_days_before_months_and_months_in_order(tmp_path: Path) -> None:
+    days = [datetime(2018, 8, 14) + timedelta(days=i) for i in range(40)]
+    months = [datetime(1990 + i // 12, 1 + i % 12, 1) for i in range(40)]
+    for form, times, pace in (("%d-%m-%Y", days, "every 1 day"), ("%m-%d-%Y", days, "every 1 day"),
+                              ("%d/%m/%Y", months, "every month"), ("%m/%d/%Y", months, "every month"),
+                              ("%d-%m-%Y", months, "every month"), ("%B-%Y", months, "every month")):
+        rows = "".join(f"{time.strftime(form)},{1.5 + i % 7}\n" for i, time in enumerate(times))
+        data = read(put(tmp_path / "price.csv", "Date,Price\n" + rows))
+        assert f"when=Date ({times[0]} to {times[-1]}, {pace})" in data.problems.note, form
+
+
+def test_line_ends_of_old_macs_but_the_last(tmp_path: Path) -> None:
+    rows = "\r".join(f"{who},{item}" for who, item in (("u", "a"), ("u", "b"), ("v", "a"), ("v", "c")))
+    data = read(put(tmp_path / "clicks.csv", ("user,item\r" + rows + "\r\n").encode()))
+    assert said(data) == {"u": ["a", "b"], "v": ["a", "c"]}
+
+
+def test_numbers_of_rows_and_of_customers_are_no_events(tmp_path: Path) -> None:
+    rows = "".join(f"{i + 1},{15634602 + 37 * i},{600 + i * i % 97},{'FM'[i % 2]},{i % 7}.5,{i * i % 3 % 2}\n"
+                   for i in range(60))
+    data = read(put(tmp_path / "churn.csv", "RowNumber,CustomerId,Score,Gender,Balance,Exited\n" + rows))
+    assert (data.kind.name, len(data)) == ("rows", 60)
+
+
 def test_parquet_as_pandas_and_others_write_it(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq

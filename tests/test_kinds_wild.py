@@ -379,6 +379,35 @@ def test_files_of_another_kind_are_skipped_and_told(tmp_path: Path) -> None:
         assert len(data) == 1 and f"skipped: looks like {other}, not {kind}" in str(data.problems[0])
 
 
+def test_tables_of_one_heading_are_of_one_kind(tmp_path: Path) -> None:
+    waves = "".join(f"{np.sin(i / 9):.4f},{np.cos(i / 7):.4f}\n" for i in range(200))
+    put(tmp_path / "1.csv", "#left, right\n" + waves)
+    put(tmp_path / "2.csv", "#left, right\n1,0\n1,1\n0,1\n")
+    put(tmp_path / "target.csv", "#number, class\n1,0\n2,1\n3,0\n")
+    data = read(tmp_path)
+    assert (data.kind.name, len(data), len(data.problems)) == ("series", 2, 1)
+    assert "target.csv: skipped" in str(data.problems[0])
+
+
+def test_what_is_said_of_each_letter_is_no_sequence(tmp_path: Path) -> None:
+    names = [f"P{i}" for i in range(9)]
+    put(tmp_path / "sequences.fasta", "".join(f">{name}\n{'MKTAYIAKQRQISFVKSHFW' * 3}{name}EE\n" for name in names))
+    put(tmp_path / "sampled.fasta", "".join(f">{name} SET=train\n{'CCHHHHHHCCEEEEEECCCC' * 3}CCCC\n" for name in names))
+    put(tmp_path / "mask.fasta", "".join(f">{name}\n{'01111111111111111111' * 3}1111\n" for name in names[4:]))
+    put(tmp_path / "mutants.fasta", "".join(f">{name}\n{'MKTAYIAKQRQISFVKSHWW' * 3}CCEE\n" for name in names))
+    data = read(tmp_path, illegal="mask")
+    assert (data.kind.name, len(data), data.problems.total) == ("protein", 18, 2)
+    assert all("skipped: a letter or digit for each residue of " in str(problem) for problem in data.problems)
+
+
+def test_clicks_with_milliseconds_beside_their_day(tmp_path: Path) -> None:
+    rows = [(1, "c", 526309, "09"), (1, "b", 75848, "09"), (2, "c", 990, "10"), (1, "a", 7, "09"), (2, "a", 12, "10")]
+    data = read(put(tmp_path / "views.csv", "session_id;user_id;item_id;timeframe;eventdate\n" + "".join(
+        f"{who};NA;{item};{at};2016-05-{day}\n" for who, item, at, day in rows * 4)))
+    assert "who=session_id, what=item_id, when=eventdate timeframe (2016-05-09 00:00:00 to" in data.problems.note
+    assert "".join(data[0].object) == "aaaabbbbcccc" and data[0].channels["gap"].tolist()[4] == pytest.approx(75.841)
+
+
 def test_a_notebook_is_what_was_typed(tmp_path: Path) -> None:
     cells = [{"cell_type": "markdown", "source": ["# Title\n", "words"]},
              {"cell_type": "code", "source": "x = 1", "outputs": [{"data": {"image/png": "iVBORw0KGgo" * 99}}]}]
@@ -569,6 +598,10 @@ def test_texts_of_before_unicode_are_told_by_their_letters(tmp_path: Path) -> No
     for options in ({}, {"encoding": "latin-1"}):
         data = read(put(tmp_path / "c.csv", rows.encode("latin-1")), **options)
         assert data.kind.name == "text" and texts(data)[1] == "Ça va très bien, merci 1"
+    line = b"title,line\n" + b"".join(b"I went to the river %d,It was high, said he\n".replace(b", s", b" s") % i
+                                     for i in range(9))
+    with pytest.raises(SegueError, match=r"byte \d+ \(line 11\) is not UTF-8 \(0xd5\); give encoding="):  # of a Mac
+        read(put(tmp_path / "e.csv", line + b"It was\xd5t,I said it was\xd5t\n"))
     data = read(put(tmp_path / "d.csv", "user,item\nann,thé\nann,café\nann,lait\n".encode("latin-1")))
     assert data[0].object == ["thé", "café", "lait"] and "read as latin-1" in data.describe()["note"]
 
@@ -721,6 +754,13 @@ def _series(row: str, of: int = 60) -> str:
      "a series a block of lines"),
     ("libras.data", "".join(",".join(f"{.5 + .4 * np.sin(k / 9 + i * i):.5f}" for k in range(30)) + f",{i % 10}\n"
                             for i in range(40)), 40, "a row a series, the last number its class"),
+    ("pbs.csv", "Month,Scripts\n" + "".join(f"{1991 + i // 12} {CLOCK[0].replace(month=1 + i % 12):%b},{i * i % 7}\n"
+                                             for i in range(24)), 1,
+     "columns=Scripts, when=Month (1991-01-01 00:00:00 to 1992-12-01 00:00:00, every month)"),
+    ("eurostat.csv", "period,value\n" + "".join(f"{1991 + i // 12}M{1 + i % 12:02},{WAVE[i]}\n" for i in range(24)), 1,
+     "columns=value, when=period (1991-01-01 00:00:00 to 1992-12-01 00:00:00, every month)"),
+    ("lynx.csv", ",0\n" + "".join(f"{1821 + i},{269 + i * i % 70}\n" for i in range(30)), 1,
+     "columns=0, when=1 (1821 to 1850, every 1)"),
     ("meteo.json", json.dumps({"elevation": 38.0, "hourly": {"time": [str(each) for each in CLOCK], "rain": WAVE,
                                                              "heat": WAVE}}), 1,
      "columns=hourly.rain,hourly.heat, when=hourly.time (*)")])
@@ -1228,6 +1268,12 @@ DAYS = [f"2016-03-{1 + i:02d} 10:0{i % 7}:00" for i in range(20)]
     ("log_structured.csv", "LineId,Time,Level,EventId\n" + "".join(
         f"{i},{day},{'ab'[i % 2]},E{i * i % 3}\n" for i, day in enumerate(DAYS)),
      "who=the file, what=EventId, when=Time (*)", 1),
+    ("phone_structured.csv", "LineId,Date,Time,Pid,EventId\n" + "".join(
+        f"{i},03-1{i // 10},0{i % 10}:15:16.5,{10 + i},E{i * i % 3}\n" for i in range(20)),
+     "who=the file, what=EventId, when=Date Time (*)", 1),
+    ("hdfs_structured.csv", "LineId,Date,Time,Pid,EventId\n" + "".join(
+        f"{i},081109,2035{18 + i},{i * 2 // 3},E{i * i % 3}\n" for i in range(20)),
+     "who=the file, what=EventId, when=Date Time (*)", 1),
     ("linux_structured.csv", "LineId,Month,Date,Time,Component,EventId\n" + "".join(
         f"{i},{'Jun' if i < 9 else 'Jul'},{14 + i % 9},0{i % 9}:15:16,{'ab'[i * i % 3 % 2]},E{i * i % 3}\n"
         for i in range(20)), "who=the file, what=EventId, when=Month Date Time (*)", 1),
@@ -1312,6 +1358,8 @@ TREE = {"text": "Who was it?", "role": "prompter", "lang": "en", "replies": [
 @pytest.mark.parametrize("name, content, count, said, label", [
     ("trec.label", LABELLED, 30, f"{ASKED_FOR[0]} ?", "DESC:manner"),
     ("rt.all", "".join(f"{i * i % 3 % 2} {text}\n" for i, text in enumerate(ASKED_FOR * 4)), 32, ASKED_FOR[0], "0"),
+    ("subj.all", "".join(f"{i // 900} {text}\n" for i, text in enumerate(ASKED_FOR * 225)), 1800, ASKED_FOR[0], "0"),
+    ("cr.all", "".join(f"{1 - i // 900} {text}\n" for i, text in enumerate(ASKED_FOR * 225)), 1800, ASKED_FOR[0], "1"),
     ("phrases.txt", "".join(f"{text} .@{'ab'[i * i % 3 % 2]}\n" for i, text in enumerate(ASKED_FOR * 4)), 32,
      f"{ASKED_FOR[0]} .", "a"),
     ("sms.txt", "".join(f"{'hs'[i * i % 3 % 2]}am\t{text} {i}\n" for i, text in enumerate(ASKED_FOR * 4)), 32,
@@ -1392,6 +1440,10 @@ def test_letters_with_marks_and_classes(tmp_path: Path, name: str, content: str,
     assert (data.kind.name, data[0].object, class_in(data.name(0))[1]) == (kind, said, label)
     assert read(tmp_path / name)[0].object == said and not data.problems
     if name == "signalp.fasta":
+        order = "".join(f">P{i}|{'AB'[i // 3000]}|{'XY'[i % 2]}|{i % 3}\n{RESIDUES}\n" for i in range(6000))
+        sorted_ = put(tmp_path / "sorted.fasta", order)
+        assert class_in(read(sorted_, classes="").name(5999))[1] == "B"
+        assert class_in(read(sorted_, classes="3").name(5999))[1] == "Y"
         cut = read(put(tmp_path / name, content[:-5]))
         assert len(cut) == 8 and "cut short" in str(cut.problems[0])
     if name in ("fold.dbn", "one.ct"):

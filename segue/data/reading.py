@@ -18,6 +18,7 @@ from segue.errors import SegueError
 from segue.kinds import KINDS
 from segue.kinds.base import Kind, Problems, Record, head_of
 from segue.kinds.beside import owner
+from segue.kinds.frame import DELIMITED, glance
 from segue.kinds.packed import actual, bare, foreign, is_archive, unpacked
 from segue.progress import progress
 
@@ -174,8 +175,11 @@ def _choose_kind(files: list[Path], named: frozenset[Path], name: str | None, pr
                          if path in heads else str(problems[0]))
     winner = KINDS[max(votes, key=lambda k: votes[k])]
     fitting = []
+    fits = {path: score > 0 and (found == winner.name or bool(winner.family and KINDS[found].family == winner.family))
+            for path, (score, found) in best.items()}
+    headers = set() if all(fits.values()) else {_header(path, heads[path]) for path in fits if fits[path]} - {b""}
     for path, (score, found) in best.items():
-        if score > 0 and (found == winner.name or (winner.family and KINDS[found].family == winner.family)):
+        if fits[path] or (score > 0 and _header(path, heads[path]) in headers):
             fitting.append(path)
         elif path in named:
             looks = f"looks like {found}" if score > 0 else "looks of no kind known here"
@@ -185,6 +189,12 @@ def _choose_kind(files: list[Path], named: frozenset[Path], name: str | None, pr
             looks = f"looks like {found}, where most is {winner.name}" if score > 0 else foreign(heads[path])
             problems.refuse(path, f"skipped: {looks}")
     return winner, fitting
+
+
+def _header(path: Path, head: bytes) -> bytes:
+    """The line that names the columns of a delimited table; b"" of other files."""
+    return head.partition(b"\n")[0].strip() if bare(path).suffix.lower() in DELIMITED and (
+        look := glance(bare(path), head)) is not None and look.headed else b""
 
 
 def likely(path: Path, chosen: Kind) -> str:

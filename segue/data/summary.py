@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from segue.data.records import Data
 
 EXAMPLES, WIDTH = 3, 72  # number of examples, and characters of each
+SHOWN = 1 << 16  # elements up to which an example that is no text is shown as a whole
 
 
 def describe(data: Data) -> dict[str, Any]:
@@ -84,8 +85,12 @@ def _examples(data: Data) -> list[list[str]]:
         if data.kind.drawn:
             found.append([data.name(i), "\n" + data.kind.show(data.object_of(data.values(i)))])
             continue
-        begin = data.object_of(data.values(i)[: 4 * WIDTH])
+        values = data.values(i)
+        begin = data.object_of(values[: 4 * WIDTH])
+        whole = len(values) <= (4 * WIDTH if isinstance(begin, str) else SHOWN)  # of others, what is shown counts parts
+        if whole and len(values) > 4 * WIDTH:
+            begin = data.object_of(values)
         text = " ".join((begin if isinstance(begin, str) else data.kind.show(begin)).split())
-        more = len(text) > WIDTH or data.lengths[i] > 4 * WIDTH
+        more = len(text) > WIDTH or not whole
         found.append([data.name(i), text[:WIDTH] + ("…" if more else "")])
     return found

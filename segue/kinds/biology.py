@@ -17,7 +17,7 @@ from segue.kinds.base import ARFF, MARK, Dataset, Kind, Problem, Problems, Recor
 from segue.kinds.codecs import BASES, NUCLEOTIDES, RESIDUES, Codec, KmerCodec, LetterCodec
 from segue.kinds.columns import cells_of
 from segue.kinds.frame import DELIMITED, JSON, PARQUET, TABULAR, glance, is_parquet
-from segue.kinds.headers import class_in_headers
+from segue.kinds.headers import class_in_headers, headers_of
 from segue.kinds.packed import bare, opened
 from segue.kinds.sequence_columns import (
     COLUMNS,
@@ -33,6 +33,7 @@ from segue.kinds.sequence_files import (
     BLANKS,
     READERS,
     Found,
+    annotation_files,
     format_of,
     has_annotation_lines,
     is_fastq,
@@ -114,7 +115,8 @@ class Letters(Kind):
 
         case: "fold" makes all letters upper case; "keep" leaves soft-masked (lower-case) letters different. illegal:
         what happens to a record with a letter outside the alphabet: "skip" (and tell) or "mask" (it becomes N or X).
-        classes: the column of a table, or of FASTA the key of its headers, that says of which class each record is
+        classes: the column of a table, or of FASTA the key of its headers or the number of their part between bars or
+        blanks (of >P1|EUK|SP, 3 is SP), that says of which class each record is
         ("": one called so, if there is one, or a part of the headers that says few things), which its name then tells.
         FASTQ qualities come as the channel `quality` (Phred). features: of GenBank and EMBL files, in place of whole
         sequences their parts of that sort (CDS, tRNA, gene ...), joined and on their own strand, or for proteins what
@@ -144,7 +146,10 @@ class Letters(Kind):
     def read_all(self, paths: list[Path], problems: Problems, named: frozenset[Path],
                  **options: Any) -> Iterator[Record]:
         """As `Kind.read_all`, but a long sequence that an earlier file holds too (a genome is often there as FASTA and
-        as GenBank) is reported and skipped, so that it is not counted and learned twice."""
+        as GenBank) is reported and skipped, so that it is not learned twice; and so are `annotation_files`."""
+        for path, other in annotation_files(paths).items():
+            problems.refuse(path, f"skipped: a letter or digit for each {self.unit} of {other.name}")
+            paths = [each for each in paths if each != path]
         record_of: dict[bytes, str] = {}  # from a digest of the letters: the record that has them
         scored = len(paths) < 2 or all(map(is_fastq, paths))
         if not scored and any(map(is_fastq, paths)):
@@ -201,11 +206,11 @@ class Letters(Kind):
             elif start[:1] == b"@":
                 yield from read_fastq(path, handle, problems)
             elif start[:1] == b">" or head.startswith(b"##gff"):
-                beginning = head_of(path)
-                label = class_in_headers(re.findall(r"(?m)^>(.*\S)", beginning.decode("utf-8", "replace")), classes)
+                label = None if classes is None else class_in_headers(headers_of(path), classes)
                 if classes and label is None:
-                    raise SegueError(f"{path}: no {classes}= in its headers to say the class; leave classes out")
-                yield from read_fasta(path, handle, problems, has_annotation_lines(beginning), label)
+                    raise SegueError(f"{path}: no {classes}= in its headers to say the class; leave classes out, or "
+                                     "give the number of the part between bars that says it")
+                yield from read_fasta(path, handle, problems, has_annotation_lines(head_of(path)), label)
             elif self._bare_letters(without_annotation(without_comments(head))):
                 yield from read_lines(handle, problems)
             else:

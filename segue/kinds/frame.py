@@ -273,7 +273,7 @@ def _look_text(suffix: str, text: str, cut: bool, requested: frozenset[str] = fr
         return _look_arff(text)
     text = text.replace("'", '"') if SINGLE_QUOTED.match(text) else text
     text = LINE_SEMICOLON.sub("\n", text) if has_line_semicolons(text) else text
-    lines = re.split(r"(?<=\n)", text) if "\n" in text else re.split(r"(?<=\r)", text)
+    lines = re.split(r"(?<=\r)" if text.count("\r") > 2 * text.count("\n") else r"(?<=\n)", text)
     if cut and len(lines) > 2:
         lines.pop()
     if _is_access_log(line.encode() for line in lines[:ROWS]):
@@ -507,8 +507,9 @@ def _is_header(first: list[str], body: list[list[str]], requested: frozenset[str
     days = {cell for cell in first if DATE.fullmatch(cell)}
     if requested.intersection(first) or (len(days) >= DAYS and 2 * len(days) > len(set(first)) == len(first)):
         return True
-    if first[0] == "" and [row[0] for row in body[:3]] == ["0", "1", "2"]:
-        return True  # of pandas: rows are counted, and columns may be
+    if first[0] == "" and body and ([row[0] for row in body[:3]] == ["0", "1", "2"] or
+                                    first[1:] == list(map(str, range(len(first) - 1)))):
+        return True  # of pandas: rows or columns are counted
     if _has_numbered_names(first, body):
         return True
     if any(map(number, first)) or any(all(map(LONG_WORD.fullmatch, column)) for column in zip(first, *body)):
@@ -784,7 +785,9 @@ def _usual_csv(raw: bytes) -> bytes:
         raw = raw.replace(b"'", b'"')
     if has_line_semicolons(raw[:HEAD].decode("utf-8", "ignore")):
         raw = LINE_SEMICOLON.sub("\n", raw.decode()).encode()
-    return raw if b"\n" in raw else raw.replace(b"\r", b"\n")  # line ends of old Macs
+    if raw.count(b"\r") > 2 * raw.count(b"\n"):
+        raw = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n")  # line ends of old Macs
+    return raw
 
 
 def _parse_csv(path: Path, raw: bytes, look: Look, delimiter: str, first_line: int,

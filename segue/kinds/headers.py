@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from segue.kinds.columns import CLASSES, says_few
 from segue.kinds.documents import PART
+from segue.kinds.packed import opened
 
 BASES = re.compile(r"(sp|tr|gi|gb|emb|dbj|ref|pdb|pir|lcl|gnl|UniRef\d*)[|_]")  # of databases, which say names alone
 KEYS = (*CLASSES, "target", "type", "family")
+MANY = 2000  # headers by which a file is judged
 Reads = Callable[[str], str]
 
 
+def headers_of(path: Path) -> list[str]:
+    """Headers from all over a FASTA file, since classes often stand one behind the other."""
+    with opened(path) as handle:
+        headers = [line for line in handle if line[:1] == b">"]
+    step = max(1, len(headers) // MANY)
+    return [header[1:].strip().decode("utf-8", "replace") for header in headers[::step]]
+
+
 def class_in_headers(headers: Sequence[str], requested: str | None) -> Reads | None:
-    """What reads the class from a header; None where headers say none. requested: the key before its = sign; "": a key
-    called as classes are, or a part between bars, or a second word, that says few things over and over."""
+    """What reads the class from a header; None where headers say none. requested: the key before its = sign; a number:
+    the part of that place between bars or blanks; "": a key called as classes are, or a part between bars, or a second
+    word, that says few things over and over."""
+    if requested and requested.isdigit():
+        separator, place = "|" if any("|" in header for header in headers) else None, int(requested) - 1
+        return _part(separator, place) if any(map(_part(separator, place), headers)) else None
     if requested:
         return _value(requested) if any(map(_value(requested), headers)) else None
     if requested is None or not headers or any(map(BASES.match, headers)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
 from functools import lru_cache, partial
 from typing import Any
 
@@ -20,6 +21,9 @@ MONTHS = words("jan feb mar apr may jun jul aug sep oct nov dec")
 CLOCK = re.compile(r"\d{1,2}:\d\d(:\d\d([.,]\d+)?)?( ?[AaPp]\.?[Mm]\.?)?|([01]\d|2[0-3])\.[0-5]\d\.[0-5]\d")  # alone
 UNSAID = 1972  # in place of a year that nothing says: a leap year, and too long ago to be shown as a date
 DAY = re.compile(r"\d\d(0[1-9]|1[0-2])([0-2]\d|3[01])")  # 081109, of this century
+MONTH_DAY = re.compile(r"(0[1-9]|1[0-2])[-/]([0-2]\d|3[01])")  # 03-17, as phones write their logs
+ISO = re.compile(r"\d{4}-\d\d-\d\d")
+OFFSET = words("timeframe milliseconds millis ms")  # columns of milliseconds since a day's visit began
 SECOND = re.compile(r"([01]?\d|2[0-3])[0-5]\d[0-5]\d|\d{1,4}")  # 203518 of a clock, without noughts in front
 
 Cells = Callable[[str], Sequence[Any]]
@@ -40,8 +44,12 @@ def moment_columns(names: Iterable[str], cells: Cells) -> dict[str, str]:
     date = first(lambda cell: DATE.fullmatch(cell) and ":" not in cell and not CLOCK.fullmatch(cell))
     if date is None and (date := first(DAY.fullmatch, "date")) is not None and clock is None:
         clock = first(SECOND.fullmatch, "time")
+    if date is None and clock is not None:
+        date = first(MONTH_DAY.fullmatch, "date")
     if date is not None:
-        clock_columns = {clock: "clock"} if clock else hours if len(set(values_of[date])) < len(values_of[date]) else {}
+        offset = first(str.isdigit, *OFFSET) if all(map(ISO.fullmatch, values_of[date])) else None
+        repeated = len(set(values_of[date])) < len(values_of[date])
+        clock_columns = {clock: "clock"} if clock else {offset: "offset"} if offset else hours if repeated else {}
         return {date: "date", **clock_columns} if clock_columns else {}
     days: dict[str, str] = {parts[part]: part for part in ("year", "month", "day") if part in parts}
     if "month" not in parts or ("year" not in parts and not ("day" in parts and clock)):
@@ -62,6 +70,10 @@ def _text(cells: Mapping[str, str]) -> str | None:
     date = cells.get("date") or f"{numbers.get('year', UNSAID)}-{numbers['month']:02d}-{numbers.get('day', 1):02d}"
     if DAY.fullmatch(date):
         date = f"20{date[:2]}-{date[2:4]}-{date[4:]}"
+    if MONTH_DAY.fullmatch(date):
+        date = f"{UNSAID}-{date[:2]}-{date[3:]}"
+    if "offset" in cells:
+        return str(datetime.fromisoformat(date) + timedelta(milliseconds=int(cells["offset"])))
     clock = cells.get("clock", "")
     if SECOND.fullmatch(clock):
         clock = f"{clock.zfill(6)[:2]}:{clock.zfill(6)[2:4]}:{clock.zfill(6)[4:]}"

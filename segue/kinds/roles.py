@@ -88,6 +88,12 @@ def numbered(name: str) -> bool:
     return bool(IDS.search(name)) and plain(name) not in ("id", "no")
 
 
+def counts_up(cells: Sequence[Any]) -> bool:
+    """Whether these count rows: 1, 2, 3."""
+    return len(cells) > 2 and str(cells[0]).isdigit() and \
+        all(str(cell) == str(int(cells[0]) + i) for i, cell in enumerate(cells))
+
+
 def are_numbers_of(cells: Sequence[Any]) -> bool:
     """Whether these are long whole numbers, as those of users, of which some come again."""
     return all(isinstance(cell, str) and cell.isdigit() and len(cell) > 5 for cell in cells) and \
@@ -203,8 +209,9 @@ def _what_happens(frame: Frame, who: str | None, when: str | None, entity_column
     ids = [name for name in entity_columns if IDS.search(name)] if who is None else [who]
     happen = (name for name in candidates if _is_list(name, frame) or
               _happens(frame.columns, next((whose for whose in ids if whose != name), None), name))
-    others = [name for name in free if numbered(name) and not names_the_same(
-        columns[name][:MANY].to_pylist(), columns[who][:MANY].to_pylist())] if who in columns and not candidates else []
+    others = [name for name in free if numbered(name) and not counts_up(columns[name][:MANY].to_pylist())
+              and not names_the_same(columns[name][:MANY].to_pylist(), columns[who][:MANY].to_pylist())] \
+        if who in columns and not candidates else []
     return next(happen, next(iter(candidates), others[0] if len(others) == 1 else None))
 
 
@@ -334,7 +341,9 @@ def _parts(names: Iterable[str], cells: Callable[[str], Sequence[Any]]) -> dict[
 
 
 def time_column(names: Iterable[str], cells: Callable[[str], Sequence[Any]]) -> str | None:
-    """The column that says when: by its usual name, by how its name ends and what is in it, or by the dates in it."""
+    """The column that says when: by its usual name, by how its name ends and what is in it, by the dates in it, or, if
+    it has no name, by the years it counts."""
+    names = list(names)
     named = columns_called(names, WHEN)
     if named:  # the first that can be read, rather one that only grows
         readable = [name for name in named if all(NUMBER.fullmatch(str(cell)) for cell in cells(name)) or
@@ -347,7 +356,15 @@ def time_column(names: Iterable[str], cells: Callable[[str], Sequence[Any]]) -> 
     dates = [name for name in likely if not all(NUMBER.fullmatch(str(cell)) or CLOCK.fullmatch(str(cell).strip())
                                                 for cell in cells(name) if cell is not None)]
     # The moment of an event differs from row to row; that of a last change does not.
-    return max(by_ending or dates, key=lambda name: len(set(map(str, cells(name)))), default=None)
+    years = [name for name in names[:1] if name in ("", "1") and _counts_years(cells(name))]
+    return max(by_ending or dates or years, key=lambda name: len(set(map(str, cells(name)))), default=None)
+
+
+def _counts_years(cells: Sequence[Any]) -> bool:
+    """Whether these are years, one after the other."""
+    texts = list(map(str, cells))
+    return len(texts) > 2 and all(re.fullmatch(r"1[5-9]\d\d|2[01]\d\d", text) for text in texts) and \
+        all(int(b) - int(a) == 1 for a, b in zip(texts, texts[1:]))
 
 
 def is_growing(cells: Sequence[Any]) -> bool:
@@ -383,6 +400,8 @@ def guess_who_and_what(names: Iterable[str], cells: Callable[[str], Sequence[Any
         varied = [name for name in candidates[1:] if not is_determined_by(cells(name), cells(candidates[0]))]
         return (candidates[0], varied[0]) if varied and len(candidates) > max(1, num_measured) else (None, None)
     only = candidates[0] if len(candidates) == 1 or (what is None and candidates) else None
+    if what is not None and only is not None and 2 * len({*map(str, cells(only))}) > len(cells(only)):
+        only = None  # hardly anything happens twice to one of these
     if who is None and len(candidates) > 1:
         only = next((name for name in candidates if IDS.search(name) and
                      5 * len({*map(str, cells(name))}) <= 4 * len(cells(name))), None)  # not one for each row

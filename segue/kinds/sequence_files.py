@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import permutations
+from operator import eq
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from segue.errors import SegueError
-from segue.kinds.base import MARK, Problems, bad, head_of, of_class
+from segue.kinds.base import HEAD, MARK, Problems, bad, head_of, of_class
 
 BLOCK = 1 << 22
+MOST_FILES = 64  # that are compared with each other
 PHRED = bytes(range(33, 127))
 BLANKS = b" \t\r\n\v\f"
 FORMATS = {  # what files of databases and aligners begin with, and the name of their format in Biopython
@@ -366,3 +369,30 @@ def read_fastq(path: Path, handle: BinaryIO, problems: Problems | None) -> Itera
 READERS: dict[str, Callable[[Path, BinaryIO, Problems | None], Iterator[Found]]] = {
     "clustal": _read_clustal, "phylip": _read_phylip, "sam": _read_sam, "ct": _read_ct, "bpseq": _read_bpseq,
 }  # formats of `FORMATS` that Biopython is not asked for
+
+
+def annotation_files(paths: Sequence[Path]) -> dict[Path, Path]:
+    """The FASTA files that say something of each letter of another one's sequences, such as the secondary structure,
+    with the other: their first records have the same names and lengths, but other letters, at most half as many."""
+    first = {path: records for path in paths if 1 < len(paths) <= MOST_FILES and (records := _first_records(path))}
+    found = {}
+    for path, other in permutations(first, 2):
+        both = [(marks, first[other][name]) for name, marks in first[path].items() if name in first[other]]
+        if len(both) < 3 or any(len(a) != len(b) for a, b in both):
+            continue
+        said, letters = (b"".join(parts) for parts in zip(*both))
+        if 2 * len(set(said)) <= len(set(letters)) and 2 * sum(map(eq, said, letters)) < len(letters):
+            found[path] = other
+    return found
+
+
+def _first_records(path: Path) -> dict[str, bytes]:
+    """The letters of the first records of a FASTA file by their names, without one that the look at it cuts."""
+    head = head_of(path)
+    if head[:1] != b">":
+        return {}
+    parts = [part.partition(b"\n") for part in head[1:].split(b"\n>")]
+    if len(head) >= HEAD and len(parts) > 1:
+        parts.pop()
+    named = [(name.split()[0].decode("utf-8", "replace"), body) for name, _, body in parts if name.split()]
+    return {name: b"".join(body.split()) for name, body in named}

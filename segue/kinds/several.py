@@ -60,12 +60,12 @@ def form_of(head: str, field: Sequence[str] = (), table: bool = False) -> Form |
         return None
     counted = [int(found[1]) if (found := NUMBERED.match(line)) else 0 for line in lines]
     num_first = counted.count(1)
-    if num_first > 1 and counted[0] == 1 and all(b in (a + 1, 1) for a, b in zip(counted, counted[1:])):
+    if len(lines) > num_first > 1 and counted[0] == 1 and all(b in (a + 1, 1) for a, b in zip(counted, counted[1:])):
         return Form("a text from each line numbered 1", _stories) if num_first < len(lines) // 2 else None
     if sum(TURN in line for line in lines) > 0.9 * len(lines):
         return Form(f"a line a text, {TURN} behind each turn", _lines)
-    first = [found[1] for line in lines if (found := FIRST.match(line))]
-    if len(first) == len(lines) and _few(first) and \
+    first = [found[1] for line in lines if (found := FIRST.match(line))]  # one class alone where they stand in order
+    if len(first) == len(lines) and (_few(first) or len({*first}) == 1) and \
             5 * sum(len(WORDS.findall(line)) > 2 for line in lines) > 4 * len(lines):
         return Form(BEHIND, _behind)
     keys = [found[0] for line in lines if (found := KEY.match(line))]

@@ -48,6 +48,7 @@ from segue.kinds.roles import (
     are_things,
     are_wordy,
     column_called,
+    counts_up,
     find_roles,
     guess_who_and_what,
     has_merged_cells,
@@ -108,8 +109,9 @@ class Events(Kind):
         item = what or weak_what
         if item and any(isinstance(cell, list) for cell in table.column(item)):
             return 0.9 if what or not text_columns(table) else 0.65
-        if who and not item and (candidates := [name for name in names if name != who and numbered(name) and
-                                                not names_the_same(table.column(name), table.column(who))]):
+        if who and not item and (candidates := [name for name in names if name != who and numbered(name)
+                                                and not counts_up(table.column(name))
+                                                and not names_the_same(table.column(name), table.column(who))]):
             what = item = candidates[0] if len(candidates) == 1 else None
         if item and who:
             return 0.9 if what else 0.65

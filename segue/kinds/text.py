@@ -24,6 +24,7 @@ from segue.kinds.base import (
     Kind,
     Problems,
     Record,
+    as_utf8,
     bad,
     check_text,
     encoding_of,
@@ -400,7 +401,11 @@ class Text(Kind):
                             (record := _record(path, number, text, cells, roles, problems)):
                         found = True
                         yield record
-            except (csv.Error, UnicodeError) as error:
+            except UnicodeError:
+                with opened(path) as whole:
+                    as_utf8(path, whole.read(), encoding)  # says at which byte, and what encoding it may be
+                raise
+            except csv.Error as error:
                 where = f"{path}: line {before + rows.line_num}"
                 raise SegueError(f"{where}: {error}; mend it, or read it as plain text with lines=true") from error
         if not found:

@@ -15,18 +15,20 @@ import numpy as np
 from segue.errors import SegueError
 from segue.kinds.base import words
 
-DATES = [*words("%Y-%m-%d %Y/%m/%d %Y.%m.%d %Y年%m月%d日 %d.%m.%Y %d-%m-%Y %d/%m/%Y %m/%d/%Y %d/%m/%y %m/%d/%y "
-                "%d.%m.%y %d-%b-%Y %d-%b-%y"),
+DATES = [*words("%Y-%m-%d %Y/%m/%d %Y.%m.%d %Y年%m月%d日 %d.%m.%Y %d-%m-%Y %m-%d-%Y %d/%m/%Y %m/%d/%Y %d/%m/%y "
+                "%m/%d/%y %d.%m.%y %d-%b-%Y %d-%b-%y"),
          "%d/%b/%Y", "%d %b %Y", "%b %d, %Y", "%b %d %Y", "%a, %d %b %Y", "%a %b %d %Y"]
 CLOCKS = ("", " %H:%M:%S", " %H:%M", " %I:%M:%S %p", " %I:%M %p", " %H.%M.%S", " %H.%M")
-MONTHS = words("%Y-%m %Y/%m %m/%Y %m.%Y %b-%Y %b-%y")
+MONTHS = words("%Y-%m %Y/%m %m/%Y %m.%Y %b-%Y %b-%y %Y-%b %YM%m")
 FORMATS = [date + clock for date in DATES for clock in CLOCKS] + \
-    ["%d/%b/%Y:%H:%M:%S", "%a %b %d %H:%M:%S %Y", *MONTHS, "%b %Y"]
+    ["%d/%b/%Y:%H:%M:%S", "%a %b %d %H:%M:%S %Y", *MONTHS, "%b %Y", "%Y %b"]
 DATED = re.compile(r"(?i)dat(e|um|a)|fecha|日|tag\b")
 SERIAL = 29221, 65746  # days of a spreadsheet: the years 1980 to 2079
 DATE = re.compile(r"\[?([A-Z][a-z]{2},? )?(\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|\d{1,2}[-/ ][A-Za-z]{3,9}[-/ ]\d{2,4}|"
                   r"[A-Z][a-z]{2,8}\.? \d{1,2},?( [\d:]+)?( [+-]\d{4}| [A-Z]{3,4})? \d{4}|\d{4}年\d{1,2}月\d{1,2}日)"
-                  r"([T ,:].*)?|\d{4}[-/](0?[1-9]|1[0-2])|\d{4}[-/ ]?Q[1-4]|[A-Z][a-z]{2}[- ](\d{2}|\d{4})")
+                  r"([T ,:].*)?|\d{4}[-/](0?[1-9]|1[0-2])|\d{4}[-/ ]?Q[1-4]|[A-Z][a-z]{2}[- ](\d{2}|\d{4})|"
+                  r"(January|February|March|April|June|July|August|September|October|November|December)[- ]\d{4}|"
+                  r"\d{4}[- ][A-Z][a-z]{2}|\d{4}M(0?[1-9]|1[0-2])")
 NUMBER = re.compile(r"[-+]?[\d.]+([eE][-+]?\d+)?")
 
 
@@ -212,6 +214,8 @@ def _dated(texts: list[str], path: Path) -> np.ndarray:
         text = POINTED.sub(r"\1:\2:\3.\4", text)
         text = QUARTER.sub(lambda quarter: f"{quarter[1]}-{3 * int(quarter[2]) - 2:02d}", text)
         parsed = WRITTEN.fullmatch(text)
+        if parsed and (parsed["zone"] or "")[:1] in ("+", "-") and not re.search(r"\d[:.]\d\d", parsed["clock"]):
+            parsed = None  # 14-08-2018
         fraction, zone = (parsed["fraction"], parsed["zone"] or "") if parsed else (None, "")
         if zone[1:] in ("ST", "DT"):
             zone = f"-{int(AMERICA[zone[0]][1:]) - 100 * (zone[1] == 'D'):04d}"
@@ -232,11 +236,22 @@ def _dated(texts: list[str], path: Path) -> np.ndarray:
     best = [times for times, failed in zip(tried, failures) if failed == min(failures)]
     if any(not np.array_equal(best[0], other, equal_nan=True) for other in best[1:]):
         in_order = [times for times in best if (np.diff(times) > 0).all() or (np.diff(times) < 0).all()]
-        if len(in_order) == 1 and len(texts) > 2:  # rows were kept as they came
-            return in_order[0] + np.array(offsets)
+        even = [times for times in in_order if _unevenness(times) < 4]  # 01/02/1990 behind 01/01/1990: months, not days
+        if len(texts) > 2 and (len(in_order) == 1 or len(even) == 1):  # rows were kept as they came
+            return (in_order[0] if len(in_order) == 1 else even[0]) + np.array(offsets)
+        dashed = [times for form, times, failed in zip(candidates, tried, failures)
+                  if failed == min(failures) and form.startswith("%d-%m-%Y")]
+        if dashed:  # whoever writes 01-04-1982 mostly means April
+            return dashed[0] + np.array(offsets)
         raise SegueError(f"{path}: the times may be day/month or month/day; give when_format='%d/%m/%Y ...' or "
                          "'%m/%d/%Y ...'")
     return best[0] + np.array(offsets)
+
+
+def _unevenness(times: np.ndarray) -> float:
+    """The longest gap between times (N,) in shortest ones."""
+    gaps = np.abs(np.diff(times))
+    return float(gaps.max() / gaps.min())
 
 
 def _parsed(text: Any, form: str, path: Path) -> np.ndarray:

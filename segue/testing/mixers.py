@@ -494,7 +494,7 @@ class _MixerChecker:
                     self.check.agree(f"gradient of '{name}' in float32", grad, exact.grad, 10 * TOLERANCE[dtype])
         mixer = copy.deepcopy(self.mixer).float()
         with torch.no_grad(), torch.autocast(self.device.split(":")[0], torch.bfloat16):
-            self._close(mixer, x.float(), self.mixer(x), torch.bfloat16, "under autocast", same=False)
+            self._close(mixer, x.float(), self.mixer(x), torch.bfloat16, "under autocast", same_dtype=False)
 
     def _close(self, mixer: Mixer, x: Tensor, expected: Tensor, dtype: torch.dtype, context: str = "",
                same_dtype: bool = True) -> None:

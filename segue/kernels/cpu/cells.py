@@ -119,7 +119,7 @@ class Rows:
         return Numbers(b, values[0] if self.num_rows == 1 else self._shuffle(values[0], values[1], 0, 2 * self.lanes))
 
     def put(self, value: Numbers, address: Any, row: Any, nontemporal: bool = False) -> None:
-        """past: the cache, if it is not read soon."""
+        """nontemporal: past the cache, for what is not read soon."""
         b = self.builder
         for k, pointer in enumerate(self._addresses(address, row)):
             row_value = self._shuffle(value.value, value.value, k * self.lanes, self.lanes)
@@ -182,7 +182,7 @@ def _forward(cell: str, builder: Any, kind: Any, args: list[Any]) -> None:
         rows.put(new_states[0], output, y_row)
         with b.if_then(b.icmp_signed("!=", saved, simd.I64(0))):
             for value, address in zip(saved_values, addresses(b.add(saved, at), state_stride, len(saved_values))):
-                rows.put(value, address, line, past=True)
+                rows.put(value, address, line, nontemporal=True)
 
     _loop_rows(b, kind, num_rows, wide, body)
 
