@@ -220,7 +220,7 @@ def test_o_lora_punishes_what_earlier_experiences_read() -> None:
 
     strategy.prepare(run)
     first = {name: part.a.detach().clone() for name, part in strategy.adapter.layers.items()}
-    lengths = sum(0.1 * float(part.a.norm() + part.b.norm()) for part in strategy.adapter.layers.values())
+    lengths = sum(0.1 * (part.a.norm() + part.b.norm()).item() for part in strategy.adapter.layers.values())
     assert term() == pytest.approx(lengths, rel=1e-5)  # nothing is earlier yet
     strategy.after_experience(run)
     strategy.shrink = 0.0
@@ -248,7 +248,7 @@ def test_a_strong_o_lora_keeps_the_readings_apart() -> None:
 
 
 def test_adapters_need_to_know_where_experiences_end() -> None:
-    with pytest.raises(SegueError, match="where experiences end"):
+    with pytest.raises(SegueError, match="boundaries of experiences"):
         learn(stack(), lambda step: rows(), 2, strategy=TaskFree(AdapterTuning()))
 
 

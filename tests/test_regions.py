@@ -146,7 +146,7 @@ def test_what_does_not_fit_is_told() -> None:
     with pytest.raises(SegueError, match="two of the model's ids"):
         Stack(StackConfig(V, 8, ["gru"], regions=[1, 20]))
     plain = Stack(StackConfig(V, 8, ["gru"], cross={"heads": 2, "aligned": True}))
-    with pytest.raises(SegueError, match="where regions are"):
+    with pytest.raises(SegueError, match="needs regions"):
         plain.hidden(torch.zeros(1, 2).long(), Layout(torch.arange(2)[None], source=(torch.zeros(1, 2, 8),
                                                                                       torch.tensor([2]))))
 
