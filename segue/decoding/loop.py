@@ -69,8 +69,8 @@ class Prefill:
             piece = self.table[:, self.done : self.done + self.size]
             counts = (self.lengths - self.done).clamp(0, piece.shape[1])
             last = (counts - 1).clamp(min=0)[:, None]
-            wanted = None if self.all_logprobs else last
-            output = self.model.extend(piece, self.state, None, wanted, **self.extend_options)
+            logit_positions = None if self.all_logprobs else last
+            output = self.model.extend(piece, self.state, None, logit_positions, **self.extend_options)
             if self.all_logprobs:
                 self.logprobs = log_softmax(output.logits.double().cpu().numpy())
                 output.logits = gather_nodes(output.logits, last)
@@ -178,13 +178,14 @@ class Loop:
         if not self.keep:
             for row in self.live:
                 self._trim_history(row)
-        stay = [index for index, row in enumerate(self.live) if row.finish is None]
-        if len(stay) == len(self.live):
+        remaining = [index for index, row in enumerate(self.live) if row.finish is None]
+        if len(remaining) == len(self.live):
             return
-        self.live = [self.live[index] for index in stay]
+        self.live = [self.live[index] for index in remaining]
         assert self.state is not None
         with torch.inference_mode():
-            self.state = self.state.select(torch.tensor(stay, device=self.state.positions.device)) if stay else None
+            self.state = self.state.select(torch.tensor(remaining, device=self.state.positions.device)) \
+                if remaining else None
 
     def _rewind(self) -> None:
         """Rewind the states of rows that took a backspace."""
@@ -197,6 +198,7 @@ class Loop:
             row.rewind_by = 0
 
     def _observe(self, rows: list[Row]) -> None:
+        """Show the drafter the tokens that rows took since it last saw them, and release the finished rows."""
         if self.drafter is None:
             return
         for row in rows:
@@ -209,6 +211,7 @@ class Loop:
         self.release([row for row in rows if row.finish is not None])
 
     def _pass(self, live: list[Row]) -> None:
+        """One pass: draft, verify, accept and commit; records the seconds of each, and the cost of the draft."""
         assert self.state is not None
         started = time.perf_counter()
         with single_torch_thread(self.model):
@@ -233,21 +236,23 @@ class Loop:
             self.cost.record(1 + max(map(len, trees)), tokens_per_row, drafted - started, ended - drafted)
 
     def _draft(self, live: list[Row]) -> list[Tree]:
+        """A draft for each row, within the cost model's budget and the tokens that the row has left."""
         assert self.drafter is not None
         budget = self.cost.budget()
         # Each pass ends with a token of the model's own, so a draft is at least one shorter than the tokens left.
         depths = [budget if row.limit is None else min(row.limit - row.produced - 1, budget) for row in live]
         # A drafter that needs hidden states gets all of them, even where no draft is wanted.
-        wanted = [index for index, depth in enumerate(depths) if depth > 0 or self.hidden]
-        if not wanted:
+        drafting = [index for index, depth in enumerate(depths) if depth > 0 or self.hidden]
+        if not drafting:
             return [NO_DRAFT] * len(live)
-        tips = [Tip(live[index].request, budget, depths[index], live[index].hidden) for index in wanted]
+        tips = [Tip(live[index].request, budget, depths[index], live[index].hidden) for index in drafting]
         trees = [NO_DRAFT] * len(live)
-        for index, tree in zip(wanted, self.drafter.propose(tips)):
+        for index, tree in zip(drafting, self.drafter.propose(tips)):
             trees[index] = tree
         return trees
 
     def _trim_history(self, row: Row) -> None:
+        """Keep only the last tokens of a row, for streams without end."""
         if len(row.out) > 2 * PREFIX_WINDOW:
             drop = len(row.out) - PREFIX_WINDOW
             del row.out[:drop]

@@ -1,6 +1,6 @@
-"""Learning from a text while it is scored: each block of it is scored first, and then something moves by the gradient
-of that block's loss, the weights (dynamic evaluation, Krause et al. 2018, arXiv 1709.07432) or the state alone
-(hidden-state optimisation, Yoshida & Gimpel 2021, arXiv 2112.08653)."""
+"""Adaptation to a text while it is scored: each block is scored first, then a gradient step on that block's loss
+updates the weights (dynamic evaluation, Krause et al. 2018, arXiv 1709.07432) or only the model's state (hidden-state
+optimisation, Yoshida & Gimpel 2021, arXiv 2112.08653)."""
 
 from __future__ import annotations
 
@@ -19,24 +19,29 @@ from segue.models.stack import Stack
 
 
 class StateOptimiser:
-    """Moves what a model remembers, its weights untouched: keys and values of attention and the carries of recurrences
-    alike, by Adam.
+    """Optimises a model's state by Adam with the weights fixed: the keys and values of attention, and the carries of
+    recurrences.
 
-    Each key and value has moments of its own, which go with it through the cache and leave with it. A block's new ones
-    move too, by what they did to the rest of the block. A carry did nothing to the block before it: the one that the
-    block began with moves, and the block is read again from there.
+    Each cached key and value has its own Adam moments, which move with it through the cache and are dropped with it.
+    The keys and values that a block appends are updated too, by their gradient through the rest of the block. The carry
+    after a block has no gradient from that block's loss, so the carry before it is updated, and the block is read again
+    from there.
 
-    state: a fresh one or one that has read something; it is moved in place. rate, betas, eps: of Adam.
+    state: an initial state, or one that has read tokens already; updated in place. rate, betas, eps: of Adam.
     """
 
     def __init__(self, model: Stack, state: State, rate: float, betas: tuple[float, float] = (0.9, 0.999),
                  eps: float = 1e-8) -> None:
         self.model, self.state, self.rate, self.betas, self.eps = model, state, rate, betas, eps
-        self.moments: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # first, second, and how many gradients they saw
+        self.moments: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # first and second moment, number of gradients
 
     def gradients(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Nats (B, N) of a block's targets; the state before it by name; the gradients of their sum by that, and, in a
-        cache, by the block's own nodes behind it. The block is pending then."""
+        """Score a block and differentiate its loss by the state.
+
+        Returns the nats (B, N) of the block's targets, the state tensors before the block by name, and the gradients of
+        the summed nats with respect to these. For a cache, the gradients of the keys and values that the block appends
+        follow along axis 2. The block is left pending in the state.
+        """
         state, new = self.state, dict[str, Tensor]()
         with torch.enable_grad(), _unfrozen(self.model):
             tensors = state.tensors()
@@ -48,26 +53,28 @@ class StateOptimiser:
                 for name, part in layer.items():
                     if type(part) is Cache and part.pending is not None:
                         new[f"{index}.{name}.k"], new[f"{index}.{name}.v"] = part.pending[:2]
-            wanted = [*before.values(), *new.values()]
-            found = [torch.zeros_like(x) if grad is None else grad
-                     for x, grad in zip(wanted, torch.autograd.grad(nats.sum(), wanted, allow_unused=True))]
-        grads = dict(zip(before, found))
-        for name, grad in zip(new, found[len(before) :]):
+            inputs = [*before.values(), *new.values()]
+            input_grads = [torch.zeros_like(x) if grad is None else grad
+                           for x, grad in zip(inputs, torch.autograd.grad(nats.sum(), inputs, allow_unused=True))]
+        grads = dict(zip(before, input_grads))
+        for name, grad in zip(new, input_grads[len(before) :]):
             grads[name] = torch.cat([grads[name], grad], 2)
         return nats.detach(), {name: x.detach() for name, x in before.items()}, grads
 
     def read(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Nats (B, N) of the targets (-1: none) behind a block's tokens; the state then has read and learned from them.
+        """Score a block of tokens (B, N), then commit it and take one Adam step on the state.
+
+        targets: (B, N) the token after each, -1 where none is scored. Returns the nats (B, N) from before the step.
         """
         state = self.state
         nats, before, grads = self.gradients(tokens, targets)
         with torch.no_grad():
             steps = {name: self._step(name, grad) for name, grad in grads.items()}
             cached = {name for name, x in before.items() if x.shape != grads[name].shape}
-            moved = {name: x - (steps[name][:, :, : x.shape[2]] if name in cached else steps[name])
-                     for name, x in before.items()}
+            updated = {name: x - (steps[name][:, :, : x.shape[2]] if name in cached else steps[name])
+                       for name, x in before.items()}
             if cached != set(before):
-                state.load({**state.tensors(), **moved})
+                state.load({**state.tensors(), **updated})
                 self.model.extend(tokens, state)
             state.commit()
             after = {name: x.detach() for name, x in state.tensors().items()}
@@ -75,20 +82,22 @@ class StateOptimiser:
                 length = after[name].shape[2]
                 new = after[name][:, :, -tokens.shape[1] :]
                 new = new - steps[name][:, :, -new.shape[2] :]
-                after[name] = torch.cat([moved[name], new], 2)[:, :, -length:]
+                after[name] = torch.cat([updated[name], new], 2)[:, :, -length:]
                 first, second, age = (x[:, :, -length:] for x in self.moments[name])  # the others have left the window
                 self.moments[name] = first, second, age
             state.load(after)
         return nats
 
     def _step(self, name: str, grad: Tensor) -> Tensor:
-        known = self.moments.get(name)
-        if known is None:
-            known = torch.zeros_like(grad), torch.zeros_like(grad.abs()), torch.zeros_like(grad.abs())
-        elif known[0].shape != grad.shape:  # the nodes of a block that have come since
-            room = torch.zeros_like(grad[:, :, known[0].shape[2] :])
-            known = torch.cat([known[0], room], 2), torch.cat([known[1], room], 2), torch.cat([known[2], room], 2)
-        (a, b), (first, second, age) = self.betas, known
+        """Update the Adam moments of a state tensor, and return the step to subtract from it."""
+        moments = self.moments.get(name)
+        if moments is None:
+            moments = torch.zeros_like(grad), torch.zeros_like(grad.abs()), torch.zeros_like(grad.abs())
+        elif moments[0].shape != grad.shape:  # the block has appended nodes to the cache since
+            padding = torch.zeros_like(grad[:, :, moments[0].shape[2] :])
+            moments = (torch.cat([moments[0], padding], 2), torch.cat([moments[1], padding], 2),
+                       torch.cat([moments[2], padding], 2))
+        (a, b), (first, second, age) = self.betas, moments
         first, second, age = a * first + (1 - a) * grad, b * second + (1 - b) * grad.abs().square(), age + 1
         self.moments[name] = first, second, age
         return self.rate * first / (1 - a**age) / ((second / (1 - b**age)).sqrt() + self.eps)
@@ -96,7 +105,8 @@ class StateOptimiser:
 
 @contextmanager
 def _unfrozen(model: Stack) -> Iterator[None]:
-    """The keys and values of a frozen model's first layer would come from nothing that has a gradient."""
+    """Context in which all parameters require gradients: in a frozen model the keys and values of the first layer would
+    otherwise not be part of the autograd graph."""
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(True)
@@ -108,12 +118,14 @@ def _unfrozen(model: Stack) -> Iterator[None]:
 
 
 def token_nats(model: Stack, tokens: Tensor, targets: Tensor, state: State) -> Tensor:
-    """(B, N) of the targets (-1: none) behind tokens, which are then pending in the state."""
+    """Nats (B, N) of the targets (B, N) that follow the tokens (-1: none, 0 nats); the tokens are left pending in the
+    state."""
     logits = model.extend(tokens, state).logits
     return F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-1, reduction="none")
 
 
 def _split_blocks(tokens: Tensor, block: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and targets of successive blocks of `block` elements; the last may be shorter."""
     if block < 1 or tokens.shape[1] < 2:
         raise SegueError(f"a text of {tokens.shape[1]} elements in blocks of {block}: give at least two elements, and "
                          "blocks of at least one")
@@ -123,24 +135,27 @@ def _split_blocks(tokens: Tensor, block: int) -> Iterator[tuple[Tensor, Tensor]]
 
 
 def state_evaluation(model: Stack, tokens: Tensor, block: int, rate: float) -> Tensor:
-    """(B, T - 1) nats of each element of streams (B, T) given those before it, by a model whose state learns from each
-    block once that is scored. rate 0 is plain evaluation."""
+    """Score streams (B, T) by a model whose state is optimised on each block after scoring it.
+
+    Returns the nats (B, T - 1) of every element but the first. rate: of Adam; 0 is plain evaluation.
+    """
     optimiser = StateOptimiser(model, model.init_state(len(tokens)), rate)
     return torch.cat([optimiser.read(piece, targets) for piece, targets in _split_blocks(tokens, block)], 1)
 
 
 def dynamic_evaluation(model: Stack, tokens: Tensor, block: int, rate: float) -> Tensor:
-    """The same of a model whose weights learn, by gradient descent on the mean of each block; `model` itself stays."""
+    """Like `state_evaluation`, but updates the weights, by gradient descent on each block's mean nats. `model` itself is
+    not changed."""
     model = copy.deepcopy(model).requires_grad_()
-    state, parameters, told = model.init_state(len(tokens)), list(model.parameters()), []
+    state, parameters, scores = model.init_state(len(tokens)), list(model.parameters()), []
     for piece, targets in _split_blocks(tokens, block):
         nats = token_nats(model, piece, targets, state)
         grads = torch.autograd.grad(nats.mean(), parameters, allow_unused=True)
-        told.append(nats.detach())
+        scores.append(nats.detach())
         state.commit()
         state.detach()
         with torch.no_grad():
             for parameter, grad in zip(parameters, grads):
                 if grad is not None:
                     parameter.sub_(rate * grad)
-    return torch.cat(told, 1)
+    return torch.cat(scores, 1)

@@ -59,12 +59,15 @@ class Scored:
 
 @dataclass
 class Evaluation(Shown):
-    """unit: what a base unit is (byte, base, residue, event). bits_per_unit: with its 95% interval over documents.
+    """Results of an evaluation on held-out documents.
+
+    unit: what a base unit is (byte, base, residue, event). bits_per_unit: with its 95% interval over documents.
     bits_per_element, perplexity: per token. top: share of elements among the k most probable. calibration_error:
     expected, between confidence and accuracy of the most probable element, over 15 bins. baselines: bits per unit.
     ranking: where elements are items, accuracy, HR@10, NDCG@10 and MRR (see `RankCollector`) of this model and of those
-    baselines that rank items, by name. forecasts: of measured numbers, by column, method and measure, errors of
-    forecasts."""
+    baselines that rank items, by name. forecasts: of measured numbers, the errors of forecasts by column, method and
+    measure.
+    """
 
     unit: str
     documents: int
@@ -130,8 +133,9 @@ class RankCollector:
     def add(self, scores: np.ndarray, targets: np.ndarray, documents: np.ndarray) -> None:
         """Add predictions: scores (N, V), targets (N,), documents (N,) the document number of each."""
         rank_of = np.full(len(targets), np.inf)
-        places = np.flatnonzero(targets < self.items)
-        for chunk in np.array_split(places, -(-places.size * self.items // SCORES_AT_ONCE)) if places.size else ():
+        positions = np.flatnonzero(targets < self.items)
+        for chunk in np.array_split(positions, -(-positions.size * self.items // SCORES_AT_ONCE)) \
+                if positions.size else ():
             history = None
             if self.fresh:  # then the target identifies its position in the document
                 pairs = [(self.documents[d], t) for d, t in zip(documents[chunk].tolist(), targets[chunk].tolist())]
@@ -178,8 +182,8 @@ class Tally:
         for i, k in enumerate(TOPS):
             self.hits[:, i] += torch.bincount(documents, repeats * (rank < k), size).cpu().numpy()
         bucket = (confidence * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
-        right = (rank == 0).double()
-        for i, weight in enumerate((torch.ones_like(confidence), confidence, right)):
+        correct = (rank == 0).double()
+        for i, weight in enumerate((torch.ones_like(confidence), confidence, correct)):
             self.bins[i] += torch.bincount(bucket, repeats * weight, CALIBRATION_BINS).cpu().numpy()
 
     def result(self) -> Scored:
@@ -222,15 +226,15 @@ def score_bound(model: Stack, store: Store, context: int, rows: int = 16, limit:
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         for i in range(0, len(table), rows):
             windows = table[i : i + rows]
-            ids, live = window_ids(store, windows, device)
-            clean, documents = ids[:, 1:], torch.from_numpy(windows[:, 0]).to(device)[:, None].expand(live.shape)
-            live = live & ~isin(clean, known)
+            ids, valid_mask = window_ids(store, windows, device)
+            clean, documents = ids[:, 1:], torch.from_numpy(windows[:, 0]).to(device)[:, None].expand(valid_mask.shape)
+            valid_mask = valid_mask & ~isin(clean, known)
             starts = padding_starts(torch.from_numpy(windows[:, 2]).to(device), clean.shape[1])
             layout = Layout.chain((clean.shape[0], clean.shape[1]), starts=starts, device=device)
-            scored += np.bincount(windows[:, 0], live.sum(1).cpu().numpy(), len(scored)).astype(np.int64)
-            for hidden, weights in draw_masks(live, draws, generator):
+            scored += np.bincount(windows[:, 0], valid_mask.sum(1).cpu().numpy(), len(scored)).astype(np.int64)
+            for hidden, weights in draw_masks(valid_mask, draws, generator):
                 logits = mask_tokens(model(clean.masked_fill(hidden, mask), layout).logits[hidden][:, :mask], known)
-                tally.add(logits, clean[hidden], documents[hidden], weights[:, None].expand(live.shape)[hidden])
+                tally.add(logits, clean[hidden], documents[hidden], weights[:, None].expand(valid_mask.shape)[hidden])
     return replace(tally.result(), counts=scored)
 
 
@@ -243,12 +247,12 @@ def scoring_windows(offsets: np.ndarray, predicted: np.ndarray, context: int, ov
     for document in np.flatnonzero(predicted > 0):
         n, first = int(predicted[document]), int(offsets[document])
         windows.append((document, first, min(n, context), 0))
-        done = min(n, context)
-        while done < n:
-            end = min(n, done + step)
+        scored_end = min(n, context)
+        while scored_end < n:
+            end = min(n, scored_end + step)
             start = max(0, end - context)
-            windows.append((document, first + start, end - start, done - start))
-            done = end
+            windows.append((document, first + start, end - start, scored_end - start))
+            scored_end = end
     return np.array(windows, dtype=np.int64).reshape(-1, 4)
 
 
@@ -257,8 +261,8 @@ def select_windows(offsets: np.ndarray, predicted: np.ndarray, context: int, ove
     """Evenly spread windows with about `limit` elements in all, or all windows; the longest first."""
     table = scoring_windows(offsets, predicted, context, overlap)
     if limit is not None and table[:, 2].sum() > limit:
-        keep = max(1, int(len(table) * limit / table[:, 2].sum()))
-        table = table[np.linspace(0, len(table) - 1, keep).astype(np.int64)]
+        num_windows = max(1, int(len(table) * limit / table[:, 2].sum()))
+        table = table[np.linspace(0, len(table) - 1, num_windows).astype(np.int64)]
     return table[np.argsort(-table[:, 2], kind="stable")]
 
 
@@ -266,8 +270,8 @@ def window_ids(store: Store, windows: np.ndarray, device: Any) -> tuple[Tensor, 
     """Ids of B windows, padded (B, N + 1), and a mask of the positions after the first that are scored (B, N)."""
     column = np.arange(int(windows[:, 2].max()))
     index = np.minimum(windows[:, 1, None] + np.arange(len(column) + 1), len(store.tokens) - 1)
-    live = torch.from_numpy((column < windows[:, 2, None]) & (column >= windows[:, 3, None]))
-    return torch.from_numpy(store.tokens[index].astype(np.int64)).to(device), live.to(device)
+    valid_mask = torch.from_numpy((column < windows[:, 2, None]) & (column >= windows[:, 3, None]))
+    return torch.from_numpy(store.tokens[index].astype(np.int64)).to(device), valid_mask.to(device)
 
 
 def _score_windows(model: Any, store: Store, offsets: np.ndarray, predicted: np.ndarray, context: int, rows: int,
@@ -275,14 +279,14 @@ def _score_windows(model: Any, store: Store, offsets: np.ndarray, predicted: np.
     table = select_windows(offsets, predicted, context, overlap, limit)
     for i in range(0, len(table), rows):
         windows = table[i : i + rows]
-        ids, live = window_ids(store, windows, device)
-        n = live.shape[1]
+        ids, valid_mask = window_ids(store, windows, device)
+        n = valid_mask.shape[1]
         if isinstance(model, nn.Module):
             logits = model(ids[:, :-1]).logits
         else:
             logits = model.extend(ids[:, :-1], model.init_state(len(windows))).logits
         documents = torch.from_numpy(windows[:, 0]).to(device)[:, None].expand(-1, n)
-        tally.add(logits[live], ids[:, 1:][live], documents[live])
+        tally.add(logits[valid_mask], ids[:, 1:][valid_mask], documents[valid_mask])
 
 
 def _score_whole(model: Decodable, store: Store, offsets: np.ndarray, predicted: np.ndarray, rows: int, tally: Tally,
@@ -294,31 +298,31 @@ def _score_whole(model: Decodable, store: Store, offsets: np.ndarray, predicted:
         group = order[at : at + rows]
         state = model.init_state(len(group))
         for begin in range(0, int(predicted[group[0]]), 256):
-            going = int((predicted[group] > begin).sum())  # sorted: the rows still going are the first ones
-            if going < len(group):
-                group = group[:going]
-                state = state.select(torch.arange(going, device=device))
+            num_active = int((predicted[group] > begin).sum())  # sorted: the rows still going are the first ones
+            if num_active < len(group):
+                group = group[:num_active]
+                state = state.select(torch.arange(num_active, device=device))
             n = min(256, int(predicted[group[0]]) - begin)
             index = np.minimum(offsets[group, None] + begin + np.arange(n + 1), len(store.tokens) - 1)
             ids = torch.from_numpy(store.tokens[index].astype(np.int64)).to(device)
-            live = torch.from_numpy(begin + np.arange(n) < predicted[group, None]).to(device)
+            valid_mask = torch.from_numpy(begin + np.arange(n) < predicted[group, None]).to(device)
             logits = model.extend(ids[:, :-1], state).logits
             state.commit()
             documents = torch.from_numpy(group).to(device)[:, None].expand(-1, n)
-            tally.add(logits[live], ids[:, 1:][live], documents[live])
+            tally.add(logits[valid_mask], ids[:, 1:][valid_mask], documents[valid_mask])
 
 
 def bits_interval(nats: np.ndarray, units: np.ndarray) -> tuple[float, float]:
     """The 95% bootstrap interval over documents of the bits per unit; for one document, its value twice."""
-    live = units > 0
-    nats, units = nats[live], units[live]
+    nonempty = units > 0
+    nats, units = nats[nonempty], units[nonempty]
     if len(units) < 2:
         value = float(nats.sum() / max(1, units.sum()) / math.log(2))
         return value, value
-    draw = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     ratios = []
     for _ in range(BOOTSTRAP_DRAWS):
-        weight = np.bincount(draw.integers(0, len(units), len(units)), minlength=len(units))
+        weight = np.bincount(generator.integers(0, len(units), len(units)), minlength=len(units))
         ratios.append((weight @ nats) / (weight @ units) / math.log(2))
     low, high = np.percentile(ratios, [2.5, 97.5])
     return float(low), float(high)
@@ -334,10 +338,10 @@ def predicted_units(store: TokenStore, codec: Codec) -> np.ndarray:
     """(D,) predicted base units of each document: all, except those of a first token without a begin token before it
     (as in a part of a longer document)."""
     units = np.array(store.units)
-    some = np.flatnonzero(np.diff(store.offsets) > 0)
-    first = np.asarray(store.tokens[store.offsets[some]], dtype=np.int64)
-    units[some] -= np.where(first == codec.bos, 0, codec.weights()[first]) if codec.bos is not None else \
-        codec.weights()[first]
+    nonempty = np.flatnonzero(np.diff(store.offsets) > 0)
+    first_tokens = np.asarray(store.tokens[store.offsets[nonempty]], dtype=np.int64)
+    units[nonempty] -= np.where(first_tokens == codec.bos, 0, codec.weights()[first_tokens]) \
+        if codec.bos is not None else codec.weights()[first_tokens]
     return units
 
 
@@ -374,10 +378,10 @@ def sequence_nats(model: CountModel | Advisor, store: Store, ranks: RankCollecto
     for number, (begin, end) in enumerate(zip(store.offsets[:-1], store.offsets[1:])):
         ids = np.asarray(store.tokens[int(begin) : int(end)], np.int32)
         for at in range(1, len(ids), piece):
-            chances, targets = model.predictions(ids, at, at + piece), ids[at : at + piece].astype(np.int64)
-            nats -= float(np.log(np.maximum(chances[np.arange(len(targets)), targets], 1e-300)).sum())
+            probabilities, targets = model.predictions(ids, at, at + piece), ids[at : at + piece].astype(np.int64)
+            nats -= float(np.log(np.maximum(probabilities[np.arange(len(targets)), targets], 1e-300)).sum())
             if ranks is not None:
-                ranks.add(chances, targets, np.full(len(chances), number))
+                ranks.add(probabilities, targets, np.full(len(probabilities), number))
     return nats
 
 
@@ -387,12 +391,12 @@ def summarise(scored: Scored, units: np.ndarray, unit: str, path: str, baselines
     elements = int(scored.counts.sum())
     if not elements or not units.sum():
         raise SegueError("there is nothing to score: every sequence has fewer than two elements")
-    many, confidence, right = scored.bins
+    counts, confidence, correct = scored.bins
     return Evaluation(
         unit, len(scored.nats), int(units.sum()), elements,
         float(scored.nats.sum() / units.sum() / math.log(2)), bits_interval(scored.nats, units),
         scored.mean / math.log(2), math.exp(min(scored.mean, 700.0)),
         {str(k): float(scored.hits[:, i].sum() / elements) for i, k in enumerate(TOPS)},
-        float(np.abs(confidence - right).sum() / max(1.0, many.sum())), baselines, path, notes or [],
-        {name: {"accuracy": each.hits[1], "HR@10": each.hits[10], "NDCG@10": each.ndcg[10], "MRR": each.mrr}
-         for name, each in (ranked or {}).items()})
+        float(np.abs(confidence - correct).sum() / max(1.0, counts.sum())), baselines, path, notes or [],
+        {name: {"accuracy": metrics.hits[1], "HR@10": metrics.hits[10], "NDCG@10": metrics.ndcg[10], "MRR": metrics.mrr}
+         for name, metrics in (ranked or {}).items()})

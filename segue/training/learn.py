@@ -42,8 +42,7 @@ def minibatches(data: Batch, rows: int, seed: int = 0) -> Callable[[int], Batch]
 
 
 def random_windows(ids: Tensor, rows: int, length: int, generator: torch.Generator) -> Tensor:
-    """(rows, length + 1) pieces from random places of a long sequence (n,): `length` inputs and the targets after them.
-    """
+    """(rows, length + 1) windows at random offsets of a long sequence (n,): `length` inputs and their targets."""
     begins = torch.randint(len(ids) - length - 1, (rows, 1), generator=generator)
     return ids[begins + torch.arange(length + 1)]
 
@@ -71,9 +70,9 @@ def accuracy(model: nn.Module, batch: Batch) -> float:
     """The share of targets (-1: none) that are the model's most probable prediction."""
     model.eval()
     batch = batch.to(device_of(model))
-    guess = model(batch.tokens, batch.layout).logits.argmax(-1)
-    asked = batch.targets >= 0
-    return float((guess == batch.targets)[asked].float().mean())
+    predictions = model(batch.tokens, batch.layout).logits.argmax(-1)
+    valid_mask = batch.targets >= 0
+    return float((predictions == batch.targets)[valid_mask].float().mean())
 
 
 @torch.no_grad()

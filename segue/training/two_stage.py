@@ -1,5 +1,6 @@
-"""Two-stage finetuning against a frozen index of items (Recformer: Li et al. 2023, arXiv 2305.13731): first the index
-is made again at the beginning of each epoch, then it stays as it was when it was best, and the model goes on."""
+"""Two-stage fine-tuning against an index of item vectors (Recformer: Li et al. 2023, arXiv 2305.13731). In the first
+stage the items are re-encoded at the beginning of each epoch; in the second the best index is frozen, and only the
+model is trained on."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from segue.training.strategy import Strategy
 
 
 class ReencodeItems(Strategy):
-    """Makes an index again before the first step, and every `every` steps."""
+    """Re-encodes an item index with the current model before the first step, and every `every` steps."""
 
     name = "re-encode"
 
@@ -39,30 +40,32 @@ class ReencodeItems(Strategy):
 def two_stage(model: nn.Module, index: ItemIndex, batches: Callable[[int], Batch], steps: tuple[int, int], epoch: int,
               measure: Callable[[nn.Module], float], patience: tuple[int, int] = (5, 3), every: int = 1,
               seed: int = 0, **choices: Any) -> tuple[Run, Run]:
-    """Learn which items come next, and leave in `model` and `index` the best of both; what was done, stage by stage.
+    """Train a model to predict the next item; `model` and `index` end with the best weights and vectors. Returns the
+    training runs of the two stages.
 
-    batches: histories, each with the number of the item that came next as the target at the place that the vector is
-        read off. steps: at most so many, of each stage. epoch: steps after which the index is made again in the first.
-    measure: the model with the index as it stands on validation data, lower is better; looked at every `every` epochs,
-        `patience` times in vain of each stage. choices: of `learn`, for both.
+    batches: histories of items; the target, at the position whose hidden state is the user's vector, is the index of
+        the next item. steps: maximum number of steps of each stage. epoch: steps between two re-encodings of the index,
+        in the first stage.
+    measure: validation score of the model with the current index, lower is better; taken every `every` epochs.
+        patience: measurements without improvement after which each stage stops. choices: passed to `learn`, in both.
     """
     best: list[tuple[float, Tensor]] = []
 
-    def looked(net: nn.Module) -> float:
+    def record_best(net: nn.Module) -> float:
         score = measure(net)
         if not best or score < best[0][0]:
             best[:] = [(score, index.unique_vectors.clone())]
         return score
 
-    objective, look = AllItems(index), every * epoch
+    objective, interval = AllItems(index), every * epoch
     index.refresh(model)
     first = learn(model, batches, steps[0], seed=seed, objective=objective, strategy=ReencodeItems(index, epoch),
-                  held_out=looked, measure=max(1, steps[0] // look), patience=patience[0], **choices)
+                  held_out=record_best, measure=max(1, steps[0] // interval), patience=patience[0], **choices)
     index.unique_vectors = best[0][1]
 
     def later(step: int) -> Batch:
         return batches(steps[0] + step)
 
     second = learn(model, later, steps[1], seed=seed, objective=objective, held_out=measure,
-                   measure=max(1, steps[1] // look), patience=patience[1], **choices)
+                   measure=max(1, steps[1] // interval), patience=patience[1], **choices)
     return first, second

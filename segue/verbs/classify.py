@@ -54,7 +54,7 @@ class Classified(Shown):
     classes: number of training sequences of each class. folds: of cross-validation (with many sequences, only some of
         them are tested); 0: separate test data. tested: number of tested sequences.
     confidence: mean probability of the predicted classes, by all views together.
-    said: (name, class, probability) of each new sequence.
+    said: predictions for new sequences, as (name, class, probability).
     """
 
     accuracy: dict[str, float]
@@ -84,11 +84,11 @@ class Classified(Shown):
             low, high = intervals[name]
             table.add_row(Text(name, style="bold" if name == COMBINED else ""),
                           f"{share:.1%} (95%: {low:.1%} to {high:.1%})", f"{self.balanced[name]:.1%}")
-        told = ", ".join(f"{name} {n:,}" for name, n in list(self.classes.items())[:12])
-        how = _describe_testing(sum(self.classes.values()), self.tested, self.folds)
-        return Group(table, Text(f"{sum(self.classes.values()):,} sequences of {len(self.classes)} classes ({told}"
-                                 f"{', ...' if len(self.classes) > 12 else ''}), {how}; on average with a "
-                                 f"probability of {self.confidence:.1%}"), *map(Text, self.notes))
+        class_counts = ", ".join(f"{name} {n:,}" for name, n in list(self.classes.items())[:12])
+        testing = _describe_testing(sum(self.classes.values()), self.tested, self.folds)
+        return Group(table, Text(f"{sum(self.classes.values()):,} sequences of {len(self.classes)} classes "
+                                 f"({class_counts}{', ...' if len(self.classes) > 12 else ''}), {testing}; on "
+                                 f"average with a probability of {self.confidence:.1%}"), *map(Text, self.notes))
 
     def predict_new(self, names: Sequence[str], scores: np.ndarray) -> None:
         """Set `said` to the predictions for new sequences, from their scores (N, C)."""
@@ -97,11 +97,12 @@ class Classified(Shown):
                      for name, row in zip(names, softmax(scores))]
 
     def lines(self) -> list[str]:
-        return [f"{name}: {label} ({chance:.0%})" for name, label, chance in self.said]
+        return [f"{name}: {label} ({probability:.0%})" for name, label, probability in self.said]
 
     def save(self, path: str | Path) -> None:
         """Write the new sequences as CSV: name, class, probability."""
-        save_rows(path, ["name", "class", "probability"], [(*each, f"{chance:.4f}") for *each, chance in self.said])
+        save_rows(path, ["name", "class", "probability"],
+                  [(*row, f"{probability:.4f}") for *row, probability in self.said])
 
 
 @dataclass
@@ -109,8 +110,8 @@ class Valued(Shown):
     """Results of regression.
 
     error, correlation: by method, root mean square error and Spearman's rank correlation on sequences that were not
-    learned from. count, mean, deviation: of the training numbers. folds, tested: as in `Classified`. said: (name,
-    number) of each new sequence.
+    learned from. count, mean, deviation: of the training numbers. folds, tested: as in `Classified`. said:
+    predictions for new sequences, as (name, number).
     """
 
     error: dict[str, float]
@@ -151,12 +152,14 @@ class Valued(Shown):
 
 
 def _describe_testing(learned: int, tested: int, folds: int) -> str:
+    """How the accuracy was measured, in words: on separate test data (folds 0) or by cross-validation."""
     if not folds:
         return f"by which {tested:,} others were told"
     return ("each" if tested == learned else f"{tested:,} of them") + " told by what was learned without its part"
 
 
 def save_rows(path: str | Path, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write a CSV file atomically."""
     with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle, lineterminator="\n")
         writer.writerow(head)
@@ -210,9 +213,9 @@ def learn_and_evaluate(model: Fitted, data: Data, test: Data | None, label: str 
     views = ViewOptions.for_data(model, rows, pool, device)
     inputs, embeddings = views.inputs(model, data, rows, quiet)
     with progress("learning", 1.0, quiet=quiet) as meter:
-        learned, held = fit_ensemble(views.learners(len(names)), inputs, truth, len(names), content_groups(rows), seed,
-                                     meter)
-    scores, folds, truth = held.scores, held.folds, truth[held.rows]
+        learned, held_out = fit_ensemble(views.learners(len(names)), inputs, truth, len(names), content_groups(rows),
+                                         seed, meter)
+    scores, folds, truth = held_out.scores, held_out.folds, truth[held_out.rows]
     if test is not None:
         test_labels, folds, test_rows = record_labels(test, label), 0, element_rows(model, test)
         if numbers is None:
@@ -222,9 +225,10 @@ def learn_and_evaluate(model: Fitted, data: Data, test: Data | None, label: str 
                              "were learned")
         else:
             truth = ((test_numbers - mean) / deviation).astype(np.float32)
-        same = {row.tobytes() for row in rows}
-        if again := sum(row.tobytes() in same for row in test_rows):
-            notes.append(f"{again:,} of the {len(test_labels):,} test sequences were learned from too: leave them out")
+        training_rows = {row.tobytes() for row in rows}
+        if overlap := sum(row.tobytes() in training_rows for row in test_rows):
+            notes.append(f"{overlap:,} of the {len(test_labels):,} test sequences were learned from too: "
+                         "leave them out")
         scores = learned(views.inputs(model, test, test_rows, quiet)[0])
     notes += embeddings.notes
     if numbers is not None:
@@ -235,21 +239,22 @@ def learn_and_evaluate(model: Fitted, data: Data, test: Data | None, label: str 
 def _evaluate_numbers(scores: dict[str, np.ndarray], truth: np.ndarray, mean: float, deviation: float, count: int,
                       folds: int, notes: list[str]) -> Valued:
     """Error and rank correlation of each view's scores (N, 1) against standardised numbers (N,)."""
-    guesses = {name: each[:, 0] for name, each in scores.items()} | {"the mean": np.zeros(len(truth), np.float32)}
-    error = {name: deviation * float(np.sqrt(np.square(each - truth).mean())) for name, each in guesses.items()}
-    ranked = {name: float(np.nan_to_num(rank_correlation(each, truth))) for name, each in guesses.items()}
-    return Valued(error, ranked, count, mean, deviation, folds, len(truth), notes)
+    predictions = {name: values[:, 0] for name, values in scores.items()} | \
+        {"the mean": np.zeros(len(truth), np.float32)}
+    error = {name: deviation * float(np.sqrt(np.square(values - truth).mean())) for name, values in predictions.items()}
+    correlation = {name: float(np.nan_to_num(rank_correlation(values, truth))) for name, values in predictions.items()}
+    return Valued(error, correlation, count, mean, deviation, folds, len(truth), notes)
 
 
 def _evaluate_classes(scores: dict[str, np.ndarray], truth: np.ndarray, names: list[str], counts: Counter[str],
                       folds: int, notes: list[str]) -> Classified:
     """Accuracy of each view's scores (N, C) against class indices (N,)."""
-    guesses = {name: each.argmax(1) for name, each in scores.items()}
-    guesses["the most frequent class"] = np.full(len(truth), names.index(counts.most_common(1)[0][0]))
-    right = {name: each == truth for name, each in guesses.items()}
-    return Classified({name: float(each.mean()) for name, each in right.items()},
-                      {name: float(np.mean([each[truth == c].mean() for c in np.unique(truth)]))
-                       for name, each in right.items()},
+    predictions = {name: values.argmax(1) for name, values in scores.items()}
+    predictions["the most frequent class"] = np.full(len(truth), names.index(counts.most_common(1)[0][0]))
+    correct = {name: values == truth for name, values in predictions.items()}
+    return Classified({name: float(values.mean()) for name, values in correct.items()},
+                      {name: float(np.mean([values[truth == c].mean() for c in np.unique(truth)]))
+                       for name, values in correct.items()},
                       {name: counts[name] for name in names}, folds, len(truth),
                       float(softmax(scores[COMBINED]).max(1).mean()), notes)
 
@@ -260,17 +265,17 @@ def numeric_labels(labels: Sequence[str]) -> np.ndarray | None:
     They count as measured if at least LEAST_NUMBERS differ and some have fractions, or most of them differ, or few are
     equal with large gaps between. Raises SegueError if all but a few labels are such numbers.
     """
-    found = np.array([_to_number(label) for label in labels])
-    known = found[np.isfinite(found)]
-    several = len(np.unique(known))
-    measured = (known != np.round(known)).any() or 2 * several > len(known) or (
-        10 * several > len(known) and np.ptp(known) > 2 * several)  # numbered classes leave no such gaps
-    if several < LEAST_NUMBERS or not measured or 10 * len(known) < 9 * len(labels):
+    numbers = np.array([_to_number(label) for label in labels])
+    finite = numbers[np.isfinite(numbers)]
+    num_distinct = len(np.unique(finite))
+    measured = (finite != np.round(finite)).any() or 2 * num_distinct > len(finite) or (
+        10 * num_distinct > len(finite) and np.ptp(finite) > 2 * num_distinct)  # numbered classes leave no such gaps
+    if num_distinct < LEAST_NUMBERS or not measured or 10 * len(finite) < 9 * len(labels):
         return None
-    if len(known) < len(labels):
-        raise SegueError(f"'{labels[int(np.isfinite(found).argmin())]}' is no number to learn from, and {len(known):,} "
-                         "others are: mend it, or leave its row out")
-    return found
+    if len(finite) < len(labels):
+        raise SegueError(f"'{labels[int(np.isfinite(numbers).argmin())]}' is no number to learn from, and "
+                         f"{len(finite):,} others are: mend it, or leave its row out")
+    return numbers
 
 
 def _to_number(label: str) -> float:
@@ -322,8 +327,8 @@ class ViewOptions:
         """The options that suit these rows."""
         lengths, numbers = np.array([len(row) for row in rows]), model.kind.numbers(model.codec)
         if numbers is None:
-            often = np.bincount(lengths).max()
-            return ViewOptions(pool, device, placed=bool(2 * often >= len(rows) and lengths.max() <= PLACES))
+            mode_count = np.bincount(lengths).max()
+            return ViewOptions(pool, device, placed=bool(2 * mode_count >= len(rows) and lengths.max() <= PLACES))
         if isinstance(model.codec, CellCodec):
             return ViewOptions(pool, device, places=1, placed=True)
         length = float(np.median(lengths)) / numbers.shape[1]
@@ -333,30 +338,31 @@ class ViewOptions:
 
     def learners(self, classes: int) -> dict[str, Learn]:
         """By name of the view, the function that learns its features."""
-        most = 8_000_000 // max(1, classes)
-        apart, near = partial(Scaled.learn, one_sort=False), partial(Near.learn, one_sort=False)
-        found: dict[str, Learn] = {OURS: Scaled.learn, LENGTH: apart}
+        max_size = 8_000_000 // max(1, classes)
+        learn_scaled, learn_near = partial(Scaled.learn, one_sort=False), partial(Near.learn, one_sort=False)
+        learners: dict[str, Learn] = {OURS: Scaled.learn, LENGTH: learn_scaled}
         if self.places == 1:  # a row of a table
-            return {OURS: Scaled.learn, NUMBERS: apart, NUMBERS_NEAR: near,
-                    CELLS: partial(Runs.learn, bits=6, placed=True, most=most)}
+            return {OURS: Scaled.learn, NUMBERS: learn_scaled, NUMBERS_NEAR: learn_near,
+                    CELLS: partial(Runs.learn, bits=6, placed=True, most=max_size)}
         if self.places:
-            return found | {COURSE: Scaled.learn, COURSE_NEAR: Near.learn, SPECTRUM: apart, SPECTRUM_NEAR: near}
-        found[GRAMS] = partial(Runs.learn, bits=16, most=most)
-        return found | ({PLACED: partial(Runs.learn, bits=6, placed=True, most=most)} if self.placed else {})
+            return learners | {COURSE: Scaled.learn, COURSE_NEAR: Near.learn, SPECTRUM: learn_scaled,
+                               SPECTRUM_NEAR: learn_near}
+        learners[GRAMS] = partial(Runs.learn, bits=16, most=max_size)
+        return learners | ({PLACED: partial(Runs.learn, bits=6, placed=True, most=max_size)} if self.placed else {})
 
     def inputs(self, model: Fitted, data: Data, rows: Sequence[np.ndarray], quiet: bool
                ) -> tuple[dict[str, Any], Embeddings]:
         """The input of each view for these sequences, by name, and their embeddings."""
-        found = model.embed(data, self.pool, self.device, quiet=quiet)
-        given = {OURS: found.vectors, LENGTH: lengths_of(rows), GRAMS: rows, PLACED: rows}
+        embeddings = model.embed(data, self.pool, self.device, quiet=quiet)
+        inputs = {OURS: embeddings.vectors, LENGTH: lengths_of(rows), GRAMS: rows, PLACED: rows}
         if self.places and (numbers := model.kind.numbers(model.codec)) is not None:
             numbers = standardise(numbers)
-            given[COURSE] = given[COURSE_NEAR] = course(rows, numbers, self.places)
-            given[NUMBERS], given[NUMBERS_NEAR], given[CELLS] = given[COURSE], given[COURSE], rows
+            inputs[COURSE] = inputs[COURSE_NEAR] = course(rows, numbers, self.places)
+            inputs[NUMBERS], inputs[NUMBERS_NEAR], inputs[CELLS] = inputs[COURSE], inputs[COURSE], rows
             if self.places == 1:
-                return given, found
-            given[SPECTRUM] = given[SPECTRUM_NEAR] = spectrum(rows, numbers, self.window)
-        return given, found
+                return inputs, embeddings
+            inputs[SPECTRUM] = inputs[SPECTRUM_NEAR] = spectrum(rows, numbers, self.window)
+        return inputs, embeddings
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
@@ -396,21 +402,22 @@ def labels_from_names(record_names: Sequence[str]) -> list[str]:
         return stated
     if any(stated):
         raise SegueError(f"{record_names[stated.index('')]} says no class, others do: give files that all do, or none")
-    places = [name.split("/") for name in record_names]
-    shared, least = 0, min(map(len, places)) - 1  # number of folders that all share; the last part is the file
-    while shared < least and (len(names := {place[shared] for place in places}) == 1 or
-                              all(name.lower() in SPLIT_FOLDERS for name in names)):
-        shared += 1
-    found = [place[shared] if len(place) > shared + 1 else place[-1].partition(":")[0] for place in places]
-    first = [re.split(r"[_.\s-]|(?<=[a-z])(?=\d)", name, maxsplit=1)[0] for name in found]
-    few = 2 * len(set(found)) > len(found) >= 2 * len(set(first)) > 2
-    return first if few else found
+    path_parts = [name.split("/") for name in record_names]
+    # Number of leading folders that all paths share; the last part is the file.
+    num_shared, max_shared = 0, min(map(len, path_parts)) - 1
+    while num_shared < max_shared and (len(names := {parts[num_shared] for parts in path_parts}) == 1 or
+                                       all(name.lower() in SPLIT_FOLDERS for name in names)):
+        num_shared += 1
+    labels = [parts[num_shared] if len(parts) > num_shared + 1 else parts[-1].partition(":")[0] for parts in path_parts]
+    prefixes = [re.split(r"[_.\s-]|(?<=[a-z])(?=\d)", name, maxsplit=1)[0] for name in labels]
+    use_prefixes = 2 * len(set(labels)) > len(labels) >= 2 * len(set(prefixes)) > 2
+    return prefixes if use_prefixes else labels
 
 
 def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
     """The score interval (Wilson 1927) of a share of `count` draws, which is not a point even if all or none hit."""
-    middle, spread = share + z * z / (2 * count), z * (share * (1 - share) / count + (z / (2 * count)) ** 2) ** 0.5
-    return max(0.0, (middle - spread) / (1 + z * z / count)), min(1.0, (middle + spread) / (1 + z * z / count))
+    centre, margin = share + z * z / (2 * count), z * (share * (1 - share) / count + (z / (2 * count)) ** 2) ** 0.5
+    return max(0.0, (centre - margin) / (1 + z * z / count)), min(1.0, (centre + margin) / (1 + z * z / count))
 
 
 def _abbreviate(names: Sequence[str]) -> str:
@@ -438,8 +445,8 @@ def load_classes(model: Fitted, device: str | None) -> tuple[Classified | Valued
         result_class = Valued if "error" in values["result"] else Classified
         result, learned = result_class(**values["result"]), ViewEnsemble.from_state(tensors, values["views"])
         options = replace(ViewOptions(**values["looks"]), device=device)
-        wide = len(result.classes) if isinstance(result, Classified) else 1
-        if any(len(bias) != wide for _, bias in learned.heads.values()):
+        num_outputs = len(result.classes) if isinstance(result, Classified) else 1
+        if any(len(bias) != num_outputs for _, bias in learned.heads.values()):
             raise ValueError("heads of other classes")
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise SegueError(f"{path} holds no classes that can be read ({error}): learn and save them again") from error
@@ -451,8 +458,9 @@ def load_classes(model: Fitted, device: str | None) -> tuple[Classified | Valued
 
 def _weights_hash(model: Fitted) -> str:
     """A hash of the weights, on which the embeddings depend."""
-    found, network = hashlib.blake2b(digest_size=16), model.model
+    digest, network = hashlib.blake2b(digest_size=16), model.model
     network = network if isinstance(network, torch.nn.Module) else network.model  # what transformers runs
     for name, tensor in sorted(weights_of(network).items()):
-        found.update(name.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        digest.update(name.encode() +
+                      tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -55,18 +55,18 @@ class Embeddings:
         return "\n".join([f"{count:,} vectors of {width} numbers ({self.pool}), run by: {self.path}", *self.notes])
 
 
-def _npz(found: Embeddings, path: Path) -> None:
+def _npz(embeddings: Embeddings, path: Path) -> None:
     with open(path, "wb") as handle:
-        np.savez(handle, vectors=found.vectors, names=np.array(found.names, dtype=str))
+        np.savez(handle, vectors=embeddings.vectors, names=np.array(embeddings.names, dtype=str))
 
 
-def _parquet(found: Embeddings, path: Path) -> None:
+def _parquet(embeddings: Embeddings, path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    flat = pa.array(found.vectors.reshape(-1))
-    vectors = pa.FixedSizeListArray.from_arrays(flat, found.vectors.shape[1])
-    parquet.write_table(pa.table({"name": pa.array(found.names, pa.string()), "vector": vectors}), path)
+    flat = pa.array(embeddings.vectors.reshape(-1))
+    vectors = pa.FixedSizeListArray.from_arrays(flat, embeddings.vectors.shape[1])
+    parquet.write_table(pa.table({"name": pa.array(embeddings.names, pa.string()), "vector": vectors}), path)
 
 
 WRITERS: dict[str, Callable[[Embeddings, Path], None]] = {".npz": _npz, ".parquet": _parquet}

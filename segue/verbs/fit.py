@@ -113,22 +113,23 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
     arguments = arguments_class(data, minutes, steps, seed, choices, codec, codec_options, held_out, split, objective,
                                 known, mix)
     request = arguments.to_request()
-    if folder is not None and (done := load_if_finished(folder, request)) is not None:
+    if folder is not None and (finished := load_if_finished(folder, request)) is not None:
         if not quiet and distributed.rank() == 0:
             print(f"{folder} holds the model of this very call already: nothing is left to do", file=sys.stderr)
-        return done
+        return finished
 
     with workspace(None if folder is None else folder / "training", hold=distributed.rank() == 0) as work:
         with remove_on_failure(work):
             if distributed.rank() == 0:
                 arguments.prepare(work, request)
             distributed.barrier()
-            job, where = arguments.make_job(work), place(device)
-            plan, why = load_or_make_plan(work, job, begin, {**job.choices, "objective": objective, "seed": seed,
-                                                             **({} if steps is None else {"steps": steps})}, where)
-            model = job.build(plan).to(where)
+            job, torch_device = arguments.make_job(work), place(device)
+            plan, reason = load_or_make_plan(
+                work, job, begin, {**job.choices, "objective": objective, "seed": seed,
+                                   **({} if steps is None else {"steps": steps})}, torch_device)
+            model = job.build(plan).to(torch_device)
             parallel_form(model, plan, job.objective)  # raises before the first step if it cannot
-        line = describe_plan(plan, why)
+        line = describe_plan(plan, reason)
         if not quiet and distributed.rank() == 0:
             print(line, file=sys.stderr)
         vary = variation(job.codec, bool(choices.get("strands")))
@@ -144,8 +145,8 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
         fitted = job.to_fitted(model.eval(), plan, report)
         if distributed.rank() == 0:
             if job.counts_data is not None and job.codec.turns() and \
-                    (found := choose_combination(fitted, job.arguments.train_and_held_out()[1])):
-                fitted.report.values["combination"] = asdict(found)
+                    (combination := choose_combination(fitted, job.arguments.train_and_held_out()[1])):
+                fitted.report.values["combination"] = asdict(combination)
             fitted.report.values["held_out"] = job.score_held_out(fitted)
             if folder is not None:
                 write_model_folder(fitted, run, folder, work)
@@ -222,11 +223,11 @@ class FitArguments:
         write_json(work / "request.json", request)
         if not (work / "codec" / "codec.json").exists():
             try:
-                made = self.codec if self.codec is not None else train.codec(**self.codec_options)
+                new_codec = self.codec if self.codec is not None else train.codec(**self.codec_options)
             except TypeError as error:
                 raise SegueError(f"{self.data.kind.name} takes no such option for its codec ({error}): leave it out") \
                     from error
-            made.save(work / "codec")
+            new_codec.save(work / "codec")
         codec = Codec.load(work / "codec")
         train.encode(codec, work / "train", self.boundary)
         held.encode(codec, work / "held", self.boundary)
@@ -291,13 +292,13 @@ class FitJob:
                                             memory=memory, mixture=mixture, ngram=ngram)
 
     def score_held_out(self, fitted: Fitted) -> dict[str, Any]:
-        """The evaluation on held-out data for the report, on a sample of them if the budget asks for it."""
-        whole = self.arguments.train_and_held_out()[1]
+        """The evaluation on held-out data for the report, on a sample of them if the time budget is short."""
+        held_out = self.arguments.train_and_held_out()[1]
         elements = mixed.elements_to_score(self.codec.size, self.arguments.minutes)
-        data = subsample(whole, elements / len(self.held.tokens))
+        data = subsample(held_out, elements / len(self.held.tokens))
         scores = fitted.score_data(data, unknown=unknown_share(self.codec, data))
-        if len(data) < len(whole):
-            scores.notes.append(f"a sample of the {len(whole):,} held-out documents: evaluate scores all")
+        if len(data) < len(held_out):
+            scores.notes.append(f"a sample of the {len(held_out):,} held-out documents: evaluate scores all")
         return scores.to_dict()
 
 
@@ -305,11 +306,11 @@ class FitJob:
 def remove_on_failure(work: Path) -> Iterator[None]:
     """Empty the folder `work` if the body raises, so that files of a refused setting do not block a corrected call.
     Does nothing if there were files in it before."""
-    fresh = not any(work.iterdir())
+    was_empty = not any(work.iterdir())
     try:
         yield
     except Exception:
-        if fresh and distributed.rank() == 0:
+        if was_empty and distributed.rank() == 0:
             shutil.rmtree(work, ignore_errors=True)
             with suppress(OSError):
                 work.parent.rmdir()
@@ -364,7 +365,7 @@ def repeat_share(store: TokenStore, items: int) -> float:
 
 
 def request_hash(request: Mapping[str, Any]) -> str:
-    """A hash of the request, stored in checkpoints to tell whose they are."""
+    """A hash of the request, stored in checkpoints to identify the run that they belong to."""
     return hashlib.blake2b(json.dumps(request, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
@@ -375,28 +376,30 @@ def load_if_finished(folder: Path, request: dict[str, Any]) -> Fitted | None:
     """
     if folder.exists() and not folder.is_dir():
         raise SegueError(f"{folder} is a file: choose another place for the model")
-    plan, report = folder / "training" / "request.json", folder / "report.json"
-    if plan.exists():
-        if read_json(plan) != request:
+    request_path, report_path = folder / "training" / "request.json", folder / "report.json"
+    if request_path.exists():
+        if read_json(request_path) != request:
             raise SegueError(f"{folder} holds an unfinished fit of other data or settings "
-                             f"({describe_difference(read_json(plan), request)}): choose another folder, or remove it")
+                             f"({describe_difference(read_json(request_path), request)}): choose another folder, or "
+                             "remove it")
         return None
-    if report.exists():
-        if read_json(report).get("request") != request:
+    if report_path.exists():
+        if read_json(report_path).get("request") != request:
             raise SegueError(f"{folder} holds a model of other data or settings "
-                             f"({describe_difference(read_json(report).get('request') or {}, request)}): choose "
+                             f"({describe_difference(read_json(report_path).get('request') or {}, request)}): choose "
                              "another folder, or remove it")
         return load(folder)
     # A folder that holds only `training` belongs to a fit that was killed before it wrote anything.
-    if folder.exists() and any(each != plan.parent for each in folder.iterdir()):
+    if folder.exists() and any(entry != request_path.parent for entry in folder.iterdir()):
         raise SegueError(f"{folder} is not empty and holds no model: choose another place")
     return None
 
 
-def describe_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+def describe_difference(stored: Mapping[str, Any], requested: Mapping[str, Any]) -> str:
     """The entries in which two requests differ, in words."""
-    names = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
-    return ", ".join(f"{n} {there.get(n)} there, {here.get(n)} here" if n != "data" else "the data" for n in names[:3])
+    names = [name for name in sorted({*stored, *requested}) if stored.get(name) != requested.get(name)]
+    return ", ".join(f"{n} {stored.get(n)} there, {requested.get(n)} here" if n != "data" else "the data"
+                     for n in names[:3])
 
 
 def subsample(data: Data, share: float) -> Data:
@@ -416,15 +419,15 @@ def load_or_make_plan(work: Path, job: FitJob, begin: float, choices: Mapping[st
     path, minutes = work / "plan.json", job.arguments.minutes
     if distributed.rank() == 0 and not path.exists():
         facts = gather_facts(job.train, job.codec, minutes, choices, device)
-        plan, why = choose_plan(facts, **choices)
+        plan, reason = choose_plan(facts, **choices)
         if minutes is not None:
             threads, seconds = measure_step_time(job.source, plan, device, minutes, job.objective,
                                                  fixed="threads" in choices, make=job.build)
             deadline = max(begin + 60 * minutes - job.reserve, time.monotonic() + 60 * LEAST_TRAINING_SHARE * minutes)
             steps = min(steps_before(deadline, seconds), most_steps(facts.tokens, plan))
-            plan, why = choose_plan(facts, **{**choices, "threads": threads, "steps": steps})
-            why += f", {1000 * seconds:.3g} ms a step"
-        write_json(path, {"plan": plan.to_dict(), "why": why})
+            plan, reason = choose_plan(facts, **{**choices, "threads": threads, "steps": steps})
+            reason += f", {1000 * seconds:.3g} ms a step"
+        write_json(path, {"plan": plan.to_dict(), "why": reason})
     distributed.barrier()
     values = read_json(path)
     return Plan.from_dict(values["plan"]), values["why"]
@@ -485,7 +488,7 @@ def measure_step_time(store: Any, plan: Plan, device: torch.device, minutes: flo
     budget = min(2.0, 0.025 * 60 * minutes)
     model = make(plan).to(device)
     fixed = fixed or plan.threads == 1 or device.type != "cpu" or distributed.world_size() > 1
-    found = []
+    candidates = []
     with closing(Batches(store, plan.context, plan.rows, plan.seed, model.resettable)) as batches:
         run = Run(model, batches, plan, objective=objective)
         run.model.train()
@@ -497,8 +500,8 @@ def measure_step_time(store: Any, plan: Plan, device: torch.device, minutes: flo
                     start = time.monotonic()
                     run.advance()
                     times.append(time.monotonic() - start)
-            found.append((float(np.median(times[min(2, len(times) - 1):])), threads))
-    seconds, threads = min(found)
+            candidates.append((float(np.median(times[min(2, len(times) - 1):])), threads))
+    seconds, threads = min(candidates)
     return threads, seconds
 
 

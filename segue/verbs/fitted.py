@@ -95,8 +95,8 @@ class Report(Shown):
         lines: list[Any] = []  # the choice was printed when the fit began
         if "steps" in v:
             planned = v["plan"]["steps"]
-            early = f" of {planned:,} (more did no better on held-out data)" if v["steps"] < planned else ""
-            lines.append(Text(f"{v['steps']:,} steps{early}, {v['tokens']:,} tokens in {v['seconds']:.0f} s "
+            stopped_early = f" of {planned:,} (more did no better on held-out data)" if v["steps"] < planned else ""
+            lines.append(Text(f"{v['steps']:,} steps{stopped_early}, {v['tokens']:,} tokens in {v['seconds']:.0f} s "
                               f"({v['tokens_per_s']:,.0f} tokens/s, {v['precision']}, {v['machine']})"))
         if v.get("held_out"):
             lines.append(self.held_out.__rich__())
@@ -145,12 +145,12 @@ class Fitted:
         rounded to bytes: smaller and faster, and slightly less accurate.
         """
         network: Decodable = self.model
-        where = self.device.type
-        if isinstance(self.model, Stack) and (where == "cpu" or (where == "cuda" and weights == "float32")):
+        device_type = self.device.type
+        if isinstance(self.model, Stack) and (device_type == "cpu" or (device_type == "cuda" and weights == "float32")):
             # The engine copies the weights and a recording holds their addresses: rebuilt when a weight has changed.
             key = (weights, sum(p._version for p in self.model.parameters()))
             if self._engine is None or self._engine[0] != key:
-                self._engine = key, self._accelerated(self._bounded(self.model), weights, where)
+                self._engine = key, self._accelerated(self._bounded(self.model), weights, device_type)
             network = self._engine[1]
         elif weights != "float32":
             raise SegueError(f"weights '{weights}' need a native model on the CPU: leave them out")
@@ -161,12 +161,12 @@ class Fitted:
         return bound_attention(stack, self.context)
 
     @staticmethod
-    def _accelerated(stack: Stack, weights: str, where: str) -> Decodable:
-        """The fastest form of the stack on a device of type `where`."""
+    def _accelerated(stack: Stack, weights: str, device_type: str) -> Decodable:
+        """The fastest form of the stack on a device of type `device_type`."""
         from segue.models.compiled import accelerate
         from segue.models.recorded import Recorded
 
-        if where == "cuda":
+        if device_type == "cuda":
             return Recorded(stack)
         try:
             return accelerate(stack, weights)
@@ -182,22 +182,22 @@ class Fitted:
 
     def to(self, device: str | torch.device) -> Self:
         """Move the model, with its learned states and draft heads; see `segue.verbs.devices`."""
-        where = place(device)
-        if where.type != self.device.type or where.index not in (None, self.device.index):
+        target = place(device)
+        if target.type != self.device.type or target.index not in (None, self.device.index):
             self._engine = None
-            self.model.to(where)
+            self.model.to(target)
             for state in self.states.values():
-                state.to(where)
+                state.to(target)
             if self.heads is not None:
-                self.heads = self.heads.to(where)
+                self.heads = self.heads.to(target)
         return self
 
     @contextmanager
     def on_device(self, device: str | None, weights: str = "float32") -> Iterator[None]:
         """Context in which the model is on `device` (default: a GPU if there is one, since the callers process much
-        data at once; see `segue.verbs.devices`). It goes back afterwards."""
-        before, where = self.device, place(device if weights == "float32" else device or "cpu")
-        self.to(where)
+        data at once; see `segue.verbs.devices`). Afterwards it is moved back to its previous device."""
+        before, target = self.device, place(device if weights == "float32" else device or "cpu")
+        self.to(target)
         try:
             yield
         finally:
@@ -205,7 +205,7 @@ class Fitted:
 
     @contextmanager
     def from_state(self, state: str | None) -> Iterator[None]:
-        """Context in which the model starts from a learned initial state (see `states`); None: from its usual one."""
+        """Context in which the model starts from a learned initial state (see `states`); None: from its default one."""
         if state is None:
             yield
             return
@@ -231,14 +231,14 @@ class Fitted:
         if (saved := self.report.get("combination")) is None:
             return None
         try:
-            found = Combination(saved["name"], saved["weight"], tuple(map(int, saved["lags"])))
+            combination = Combination(saved["name"], saved["weight"], tuple(map(int, saved["lags"])))
         except (TypeError, KeyError, ValueError) as error:
             raise SegueError(f"report.json says nothing that forecasts can be combined with ({saved!r:.60}): copy the "
                              "folder again, or take 'combination' out of it") from error
-        if len(found.lags) != len(self.codec.turns()):
-            raise SegueError(f"report.json has lags of {len(found.lags)} columns, the model has "
+        if len(combination.lags) != len(self.codec.turns()):
+            raise SegueError(f"report.json has lags of {len(combination.lags)} columns, the model has "
                              f"{len(self.codec.turns())}: copy the folder again")
-        return found
+        return combination
 
     @property
     def reading(self) -> dict[str, Any]:
@@ -252,11 +252,12 @@ class Fitted:
         if data.reading is None:
             return []
         ignored = {*self.kind.reading(self.codec), *FILE_OPTIONS}
-        ours, theirs = ({name: value for name, value in options.items() if name not in ignored}
-                        for options in (self.report.get("reading") or {}, data.reading))
-        return [f"the data were read {describe_option(name, theirs)}, those that the model was fitted on "
-                f"{describe_option(name, ours)}"
-                for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
+        fitted_options, data_options = ({name: value for name, value in options.items() if name not in ignored}
+                                        for options in (self.report.get("reading") or {}, data.reading))
+        return [f"the data were read {describe_option(name, data_options)}, those that the model was fitted on "
+                f"{describe_option(name, fitted_options)}"
+                for name in sorted({*fitted_options, *data_options})
+                if fitted_options.get(name) != data_options.get(name)]
 
     @property
     def processors(self) -> tuple[Rules, ...]:
@@ -273,13 +274,13 @@ class Fitted:
     def continue_(self, prime: Any = "", n: int | None = None, decoder: str | None = None, **options: Any) -> Any:
         """Continue `prime` (an object of the kind, or a path to one). An option `state` names a learned initial state
         (see `from_state`); the other options are those of `segue.decoding.continuation.continue_`."""
-        given: dict[str, Any] = {k: v for k, v in {"n": n, "decoder": decoder}.items() if v is not None}
+        explicit: dict[str, Any] = {k: v for k, v in {"n": n, "decoder": decoder}.items() if v is not None}
         if isinstance(draft := options.get("draft"), str | Path) and Path(draft).is_dir():
             options["draft"] = self._load_drafter(Path(draft))
         from segue.decoding.continuation import continue_
 
         with self.from_state(options.pop("state", None)):
-            return continue_(self, prime, **given, **options)
+            return continue_(self, prime, **explicit, **options)
 
     def _load_drafter(self, folder: Path) -> ModelDraft:
         """A drafter that runs the model saved in `folder`, which must have the same codec."""
@@ -345,14 +346,14 @@ class Fitted:
         if (share := unknown_share(self.codec, data)) == 1:
             raise nothing_known_error(data)
         with self.on_device(device, weights), self.from_state(state):
-            found = self.score_data(data, weights, share)
-            found.notes += self.reading_differences(data)
+            evaluation = self.score_data(data, weights, share)
+            evaluation.notes += self.reading_differences(data)
             if self.codec.turns() and self.objective not in ANY_ORDER:
                 from segue.verbs.forecast import forecast_errors
 
-                found.forecasts, line = forecast_errors(self, data, weights)
-                found.notes.append(line)
-            return found
+                evaluation.forecasts, line = forecast_errors(self, data, weights)
+                evaluation.notes.append(line)
+            return evaluation
 
     def variants(self, data: Any, variants: str | Path, **options: Any) -> list[dict[str, Any]]:
         """Score the variants of a VCF file: one row each, whose `score` is the log-likelihood of the alternative less
@@ -367,21 +368,22 @@ class Fitted:
         self.check_kind(data)
         if not has_constant_state(self.model):  # read no more before a variant than the context of training
             options.setdefault("before", min(1500, max(1, self.context // 2) * int(self.codec.weights().max())))
-        where = {data.name(i).rpartition(":")[2]: i for i in range(len(data))}
+        record_index = {data.name(i).rpartition(":")[2]: i for i in range(len(data))}
         rows: list[dict[str, Any]] = []
-        wanted = read_variants(variants)
-        for name in dict.fromkeys(name for name, _ in wanted):
-            if name not in where:
-                raise SegueError(f"{variants}: no sequence is called '{name}' (but {', '.join(list(where)[:5])} ...): "
-                                 "give the reference that the variants were called against")
-            those = [variant for each, variant in wanted if each == name]
+        requested = read_variants(variants)
+        for name in dict.fromkeys(name for name, _ in requested):
+            if name not in record_index:
+                raise SegueError(f"{variants}: no sequence is called '{name}' (but "
+                                 f"{', '.join(list(record_index)[:5])} ...): give the reference that "
+                                 "the variants were called against")
+            on_sequence = [variant for sequence, variant in requested if sequence == name]
             try:
-                scores = variant_scores(self.decodable(), self.codec, data[where[name]].object, those,  # type: ignore[arg-type]
+                scores = variant_scores(self.decodable(), self.codec, data[record_index[name]].object, on_sequence,  # type: ignore[arg-type]
                                         **{"strands": self.kind.name == "dna", **options})
             except SegueError as error:
                 raise SegueError(f"{variants}, sequence {name}: {error}") from error
-            rows += [{"sequence": name, "position": at + 1, "reference": reference, "alternative": alternative,
-                      "score": float(score)} for (at, reference, alternative), score in zip(those, scores)]
+            rows += [{"sequence": name, "position": position + 1, "reference": reference, "alternative": alternative,
+                      "score": float(score)} for (position, reference, alternative), score in zip(on_sequence, scores)]
         return rows
 
     def score_data(self, data: Data, weights: str = "float32", unknown: float = 0.0) -> Evaluation:
@@ -406,22 +408,22 @@ class Fitted:
             nats = -sum(ngram.log_probabilities(sequence)[1:].sum() for sequence in store)
             baselines[f"Kneser-Ney of order {ngram.order}"] = float(nats) / total / math.log(2)
         if ngram is not None and ranks is not None:
-            first = ngram.classical(1, "witten-bell")
-            nats = -sum(first.log_probabilities(sequence)[1:].sum() for sequence in store)
+            first_order = ngram.classical(1, "witten-bell")
+            nats = -sum(first_order.log_probabilities(sequence)[1:].sum() for sequence in store)
             baselines["counts of order 1"] = float(nats) / total / math.log(2)
-            for name, model in (("unigram", ngram.classical(0, "none")), ("counts of order 1", first),
+            for name, model in (("unigram", ngram.classical(0, "none")), ("counts of order 1", first_order),
                                 (f"Kneser-Ney of order {ngram.order}", ngram)):
                 ranked[name] = count_model_ranks(model, store, ranks.empty_copy())
             notes.append("ranks among all items" + (", but for those that a sequence had already" if ranks.fresh else
                                                     ", those that a sequence had already too"))
         if (advisor := getattr(None if self.mixture is None else self.mixture.counts, "advisor", None)) is not None:
-            nats = sequence_nats(advisor, store, None if ranks is None else (alone := ranks.empty_copy()))
+            nats = sequence_nats(advisor, store, None if ranks is None else (advisor_ranks := ranks.empty_copy()))
             baselines[advisor.name] = nats / total / math.log(2)
             if ranks is not None:
-                ranked[advisor.name] = alone.result()
+                ranked[advisor.name] = advisor_ranks.result()
         if self.kind.storage in ("bytes", "letters"):
-            whole = b"".join(data.values(i).tobytes() for i in range(len(data)))
-            baselines["xz -9e"] = xz_bits(whole) / int(store.units.sum())
+            contents = b"".join(data.values(i).tobytes() for i in range(len(data)))
+            baselines["xz -9e"] = xz_bits(contents) / int(store.units.sum())
         return summarise(scored, units, self.kind.unit, path, baselines, notes, ranked)
 
     def score_store(self, store: TokenStore, weights: str, ranks: RankCollector | None = None) -> tuple[Scored, str]:
@@ -464,9 +466,10 @@ class Fitted:
             raise SegueError(f"{folder} is a file: choose another place for the model")
         with staged_in(folder) as new:
             self.write(new)
-            was = (folder / "config.json").exists() and FORMAT in (folder / "config.json").read_text("utf-8", "replace")
-            gone = [folder / part for part in OPTIONAL_FILES if was and not (new / part).exists()]
-        for part in gone:
+            was_model = (folder / "config.json").exists() and \
+                FORMAT in (folder / "config.json").read_text("utf-8", "replace")
+            obsolete = [folder / part for part in OPTIONAL_FILES if was_model and not (new / part).exists()]
+        for part in obsolete:
             shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
         self.folder = folder
         return folder
@@ -524,11 +527,11 @@ class Fitted:
         from segue.decoding.draft.heads import HeadsDraft
 
         values = read_json(path)
-        best = values.get("draft") if isinstance(values, dict) else None
-        if best not in (*DRAFTERS, "counts", "heads", "none"):
+        drafter = values.get("draft") if isinstance(values, dict) else None
+        if drafter not in (*DRAFTERS, "counts", "heads", "none"):
             raise SegueError(f"{path} names no drafter of this version: run segue speed-up again, or remove it")
         self.heads = HeadsDraft.load(path.parent / "heads.safetensors", self.model) if values.get("heads") else None
-        self.best_draft = best
+        self.best_draft = drafter
 
     def load_states(self, folder: Path) -> None:
         """Load the learned initial states, if there are any."""
@@ -554,8 +557,8 @@ class Fitted:
                          f"{report['seconds']:.0f} s, seed {report['plan']['seed']}, on {report['machine']}.")
         if held := report.get("held_out"):
             low, high = held["interval"]
-            most = "at most " if self.objective in ANY_ORDER else ""
-            lines.append(f"- Held out: {most}{held['bits_per_unit']:.3f} bits per {held['unit']} (95%: {low:.3f} to "
+            bound = "at most " if self.objective in ANY_ORDER else ""
+            lines.append(f"- Held out: {bound}{held['bits_per_unit']:.3f} bits per {held['unit']} (95%: {low:.3f} to "
                          f"{high:.3f}) on {held['units']:,} {held['unit']}s; " +
                          ", ".join(f"{name} {bits:.3f}" for name, bits in held["baselines"].items()) + ".")
             if ranked := held.get("ranking", {}).get(OURS):
@@ -570,8 +573,8 @@ class Fitted:
 def load(folder: str | Path, device: str | None = None) -> Fitted:
     """Load a model that `fit` or `save` wrote, or a local Hugging Face folder. The files are checked, and nothing in
     them is executed. device: where to put the model (default: the CPU), see `segue.verbs.devices`."""
-    where = place(device or "cpu")  # raises before anything is read
-    return load_folder(Path(folder)).to(where)
+    target = place(device or "cpu")  # raises before anything is read
+    return load_folder(Path(folder)).to(target)
 
 
 def load_folder(folder: Path) -> Fitted:
@@ -603,8 +606,8 @@ def load_folder(folder: Path) -> Fitted:
     counts = tensors.pop("unigram", None)
     load_into(model, tensors, folder / "model.safetensors")
     codec = Codec.load(folder / "codec")
-    made = fitted_class(values.get("objective", "next"))
-    if codec.size != model.vocabulary - (made.objective in ANY_ORDER):
+    model_class = fitted_class(values.get("objective", "next"))
+    if codec.size != model.vocabulary - (model_class.objective in ANY_ORDER):
         raise SegueError(f"{folder}: the codec has {codec.size} tokens, the model {model.vocabulary}; "
                          "were the two copied from different models?")
     report = read_json(folder / "report.json")
@@ -621,8 +624,8 @@ def load_folder(folder: Path) -> Fitted:
         from segue.models.counts import CountModel
 
         ngram = CountModel.load(folder, "ngram")
-    fitted = made(model, codec, kind, Report(report), context, None if counts is None else counts.numpy(), folder,
-                  memory, mixture, ngram)
+    fitted = model_class(model, codec, kind, Report(report), context, None if counts is None else counts.numpy(),
+                         folder, memory, mixture, ngram)
     fitted.load_drafts(folder)
     fitted.load_states(folder)
     return fitted
@@ -653,10 +656,10 @@ def fitted_class(objective: str) -> type[Fitted]:
 
 def check_config(config: StackConfig) -> None:
     """Check types and sizes of a config that was read from a file, before memory is allocated."""
-    for name, least, most in (("vocabulary", 1, 1 << 24), ("width", 1, 1 << 16)):
+    for name, minimum, maximum in (("vocabulary", 1, 1 << 24), ("width", 1, 1 << 16)):
         value = getattr(config, name)
-        if not isinstance(value, int) or not least <= value <= most:
-            raise SegueError(f"{name} is {value!r}, not a whole number from {least} to {most}")
+        if not isinstance(value, int) or not minimum <= value <= maximum:
+            raise SegueError(f"{name} is {value!r}, not a whole number from {minimum} to {maximum}")
     if not isinstance(config.mixers, list) or not all(isinstance(m, str) for m in config.mixers):
         raise SegueError("mixers is not a list of names")
     for mixer in config.mixers:
@@ -670,7 +673,7 @@ def staged_in(folder: Path) -> Iterator[Path]:
 
     On failure `folder` stays as it was. A move that is interrupted is completed by the next process that opens it.
     """
-    fresh, work = not folder.exists(), folder / SAVING
+    is_new, work = not folder.exists(), folder / SAVING
     try:
         with workspace(work):
             if (work / "complete.json").exists():
@@ -682,7 +685,7 @@ def staged_in(folder: Path) -> Iterator[Path]:
     except BaseException:
         if not (work / "complete.json").exists():
             shutil.rmtree(work, ignore_errors=True)
-        if fresh:
+        if is_new:
             with suppress(OSError):
                 folder.rmdir()
         raise
@@ -697,9 +700,9 @@ def roll_forward(work: Path) -> None:
         if old.is_dir():
             shutil.rmtree(old)
         os.replace(new, old)
-    for rest in work.iterdir():  # complete.json goes last, so that after a kill this is repeated
-        if rest.is_dir():
-            shutil.rmtree(rest)
-        elif rest.name != "complete.json":
-            rest.unlink()
+    for leftover in work.iterdir():  # complete.json goes last, so that after a kill this is repeated
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        elif leftover.name != "complete.json":
+            leftover.unlink()
     shutil.rmtree(work)

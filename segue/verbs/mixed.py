@@ -1,4 +1,4 @@
-"""Fitting counts next to the network in `fit`: which documents calibrate the mixture, how it is fitted and scored."""
+"""The count model that `fit` mixes with the network: its calibration documents, fitting and scoring."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def reserved_seconds(train: Store, held: Store, vocabulary: int, minutes: float,
     if size >= LEAST_CALIBRATED:
         gate = GATE_SECONDS * vocabulary * min(calibration_sizes(vocabulary, minutes)[1], 0.08 * size)
     score = (4e-5 + 5e-8 * vocabulary) * min(elements_to_score(vocabulary, minutes), len(held.tokens))
-    beside = gate + 2.0 if advised else 0.0
-    return min(0.4 * 60 * minutes, 3 + 2e-6 * size + gate + beside + score)
+    advisor_seconds = gate + 2.0 if advised else 0.0
+    return min(0.4 * 60 * minutes, 3 + 2e-6 * size + gate + advisor_seconds + score)
 
 
 def find_seasons(codec: Codec, documents: Sequence[np.ndarray]) -> list[int]:
@@ -148,26 +148,26 @@ def fit_mixture(model: Stack | ClozeModel, data: CountsData, context: int, seed:
     if advisor is not None and advisor.gated and not data.calibration:
         advisor = None  # there is no data to learn its gate on
     counts = BlendedCounts(model.vocabulary) if advisor is None else Advised(model.vocabulary, advisor)
-    trusted, gated = calibration_sizes(model.vocabulary, minutes)
+    trust_size, gate_size = calibration_sizes(model.vocabulary, minutes)
     if size < CROSS_FIT_BELOW:
         counts.cross_fit(data.training, seed)
     else:
         counts.count(data.training)
-        counts.learn_trust(data.calibration, seed, trusted)
+        counts.learn_trust(data.calibration, seed, trust_size)
     # With few numbers a regression predicts better than a network, and the gate's initial value says so.
     mixture = Mixture(model, counts, None if data.calibration or advisor is not None else Gate.geometric_mean())
     if data.calibration:
         if isinstance(counts, Advised):
-            counts.learn_gate(data.calibration, seed, gated)
+            counts.learn_gate(data.calibration, seed, gate_size)
         documents = data.calibration
         if isinstance(codec, LevelCodec):  # also learn how far to trust the network on shifted series
-            draw = np.random.default_rng(seed)
-            documents = [*documents, *(codec.moved(each, draw) for each in documents)]
-        mixture.learn_gate(documents, context, seed, gated, precision=precision)
+            generator = np.random.default_rng(seed)
+            documents = [*documents, *(codec.moved(document, generator) for document in documents)]
+        mixture.learn_gate(documents, context, seed, gate_size, precision=precision)
         counts.count([*data.training, *data.calibration])
-    first = counts.init_state(1)  # compile the kernels now, so that the first prompt does not wait for them
-    counts.extend(torch.zeros(1, 1, dtype=torch.long), first)
-    counts.draft_likeliest(first, 1, 0.0)
+    state = counts.init_state(1)  # compile the kernels now, so that the first prompt does not wait for them
+    counts.extend(torch.zeros(1, 1, dtype=torch.long), state)
+    counts.draft_likeliest(state, 1, 0.0)
     return mixture
 
 

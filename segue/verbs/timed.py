@@ -69,8 +69,8 @@ class TimedEvaluation(Shown):
             return item[1].time is None or item[1].type is None, item[1].nats
 
         for name, score in sorted(self.scores.items(), key=rank):
-            whole = None if score.time is None or score.type is None else score.nats
-            table.add_row(Text(name), likelihood(whole), likelihood(score.time), likelihood(score.type),
+            total = None if score.time is None or score.type is None else score.nats
+            table.add_row(Text(name), likelihood(total), likelihood(score.time), likelihood(score.type),
                           number(score.rmse, ".4g"), number(score.error, ".1%"), number(score.misfit))
         events = next(iter(self.scores.values())).events
         return Group(table, Text(
@@ -156,14 +156,15 @@ class FittedProcess(Fitted):
         longest = self.process.config.longest
         with self.on_device(device):
             scores = {"this model": score_process(self.process, window_batches(store, self.context))}
-        whole = TimedEvents.of(store.sequences())
+        typed_events = TimedEvents.of(store.sequences())
         for name, rival in self.rivals.items():
-            blind = len(rival.base) == 1 < self.codec.size
-            events = TimedEvents(np.minimum(whole.types, 0), whole.times) if blind else whole
-            found = score_hawkes(rival, events, longest)
-            if blind:
-                found = EventScores(found.events, found.time, None, found.rmse, None, found.misfit)
-            scores[name] = found
+            ignores_types = len(rival.base) == 1 < self.codec.size
+            events = TimedEvents(np.minimum(typed_events.types, 0), typed_events.times) if ignores_types else \
+                typed_events
+            result = score_hawkes(rival, events, longest)
+            if ignores_types:
+                result = EventScores(result.events, result.time, None, result.rmse, None, result.misfit)
+            scores[name] = result
         if self.ngram is not None:
             scores[f"Kneser-Ney of order {self.ngram.order}"] = score_types(self.ngram, store)
         return TimedEvaluation(scores, len(store.lengths), [*([describe_unknown(share, data)] if share else []),
@@ -179,23 +180,23 @@ class FittedProcess(Fitted):
         """
         seed, reading = options.pop("seed", 0), options.pop("reading", None) or {}
         if decoder not in (None, "sample") or options:
-            named = ", ".join(options) or f"decoder {decoder}"
-            raise SegueError(f"a model of times draws what comes from n and seed alone: leave {named} out")
+            unsupported = ", ".join(options) or f"decoder {decoder}"
+            raise SegueError(f"a model of times draws what comes from n and seed alone: leave {unsupported} out")
         record = read_prime(prime, self.kind, self.reading | reading)
         times = np.asarray(record.channels["time"], dtype=np.float64)[-self.context :]
-        kinds = torch.from_numpy(self.codec.encode(record.object).astype(np.int64))[None, -self.context :]
+        types = torch.from_numpy(self.codec.encode(record.object).astype(np.int64))[None, -self.context :]
         gaps = torch.from_numpy(np.diff(times, prepend=times[:1]))[None]
-        draw, count = torch.Generator().manual_seed(seed), 10 if n is None else n
+        generator, count = torch.Generator().manual_seed(seed), 10 if n is None else n
         with torch.no_grad():
-            past = self.process.observe(kinds.to(self.device), gaps.to(self.device), self.process.begin(1))
-            mean, kind = self.process.predict_next(past)
-            drawn, found = self.process.sample(past, count, draw)
-        coming = drawn[0].cpu().double().cumsum(0).numpy()
-        live = np.isfinite(coming)
-        items = [self.item(int(id)) for id in found[0].cpu().numpy()[live]]
-        return TimedContinuation(items, (times[-1] + coming[live]).tolist(), Record(record.object, {"time": np.asarray(
-            record.channels["time"])}, record.name), self.kind, (float(times[-1] + mean[0]), self.item(int(kind[0]))),
-            seed)
+            history = self.process.observe(types.to(self.device), gaps.to(self.device), self.process.begin(1))
+            mean_gap, likeliest = self.process.predict_next(history)
+            sampled_gaps, sampled_types = self.process.sample(history, count, generator)
+        elapsed = sampled_gaps[0].cpu().double().cumsum(0).numpy()
+        finite = np.isfinite(elapsed)
+        items = [self.item(int(id)) for id in sampled_types[0].cpu().numpy()[finite]]
+        return TimedContinuation(items, (times[-1] + elapsed[finite]).tolist(),
+                                 Record(record.object, {"time": np.asarray(record.channels["time"])}, record.name),
+                                 self.kind, (float(times[-1] + mean_gap[0]), self.item(int(likeliest[0]))), seed)
 
     def item(self, id: int) -> Any:
         """The item with this id."""
@@ -228,22 +229,22 @@ class FittedProcess(Fitted):
                  f"{report['machine']}."]
         if held := report.get("held_out"):
             for name, score in held["scores"].items():
-                told = EventScores(**score)
-                if told.time is not None and told.type is not None:
-                    lines.append(f"- Held out, {name}: log-likelihood {-told.nats:.3f} nats an event.")
+                event_scores = EventScores(**score)
+                if event_scores.time is not None and event_scores.type is not None:
+                    lines.append(f"- Held out, {name}: log-likelihood {-event_scores.nats:.3f} nats an event.")
         lines += ["", "```", "segue continue . --prime-file EVENTS.csv -n 10", "segue evaluate . FILES", "```", ""]
         return "\n".join(lines)
 
 
 def score_types(model: CountModel, store: EventStore) -> EventScores:
     """Scores of a count model on the types alone, of every event but the first of each sequence."""
-    nats, events, wrong = 0.0, 0, 0
+    nats, events, errors = 0.0, 0, 0
     for types, _ in store.sequences():
-        chances = model.predictions(types)[1 : len(types)]
-        nats -= float(np.log(chances[np.arange(len(chances)), types[1:]]).sum())
-        wrong += int((chances.argmax(1) != types[1:]).sum())
+        probabilities = model.predictions(types)[1 : len(types)]
+        nats -= float(np.log(probabilities[np.arange(len(probabilities)), types[1:]]).sum())
+        errors += int((probabilities.argmax(1) != types[1:]).sum())
         events += len(types) - 1
-    return EventScores(events, None, nats / events, None, wrong / events)
+    return EventScores(events, None, nats / events, None, errors / events)
 
 
 def read_prime(prime: Any, kind: Kind, reading: dict[str, Any]) -> Record:
@@ -262,10 +263,11 @@ def fit_baselines(store: EventStore, types: int) -> dict[str, Hawkes]:
     """By name, classical processes fitted on the training data: Poisson, and Hawkes with kernels of three decays."""
     data, mean = TimedEvents.of(store.sequences()), float(store.gaps.mean())
     decays = [decay / mean for decay in DECAYS]
-    found = {"Poisson": Hawkes.fit(data, types)}
+    baselines = {"Poisson": Hawkes.fit(data, types)}
     if data.types.size * types * len(decays) <= MOST_HAWKES_NUMBERS:
-        return found | {"Hawkes": Hawkes.fit(data, types, decays)}
-    return found | {"Hawkes (times alone)": Hawkes.fit(TimedEvents(np.minimum(data.types, 0), data.times), 1, decays)}
+        return baselines | {"Hawkes": Hawkes.fit(data, types, decays)}
+    return baselines | {
+        "Hawkes (times alone)": Hawkes.fit(TimedEvents(np.minimum(data.types, 0), data.times), 1, decays)}
 
 
 @dataclass
