@@ -52,13 +52,13 @@ def command(name: str, example: str) -> Callable[[Callable[..., None]], Callable
     return register
 
 
-def show(thing: Any) -> None:
+def show(renderable: Any) -> None:
     """Print a rich renderable or plain text to stdout."""
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else 120)
     with console.capture() as text:  # rich, too, would make a failure of a pipe that is closed
-        console.print(thing, markup=False, highlight=False)
+        console.print(renderable, markup=False, highlight=False)
     print(text.get(), end="")
 
 
@@ -75,9 +75,9 @@ def show_json(value: Any, file: Path | None = None) -> None:
 def replace_nonfinite(value: Any) -> Any:
     """The same, with null for numbers that JSON does not know (not a number, infinite)."""
     if isinstance(value, dict):
-        return {name: replace_nonfinite(each) for name, each in value.items()}
+        return {name: replace_nonfinite(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [replace_nonfinite(each) for each in value]
+        return [replace_nonfinite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -101,15 +101,17 @@ def parse_settings(pairs: list[str] | None) -> dict[str, Any]:
 
 
 def read_files(paths: list[Path], kind: str | None = None, how: list[str] | None = None, fitted: Any = None,
-               **more: Any) -> Any:
-    """The data, of a fitted model as it needs them; an error that asks for an option of the kind says how to type it.
-    more: options of the kind that stand where --read says nothing else."""
-    options = more if fitted is None else fitted.reading | more
+               **defaults: Any) -> Any:
+    """Read files, with the options of a fitted model if there is one. An error that asks for an option of the kind also
+    says how to give it on the command line.
+    defaults: options of the kind, overridden by those of --read."""
+    options = defaults if fitted is None else fitted.reading | defaults
     try:
         return segue.read(*map(str, paths), **drop_unset(kind=kind), **options | parse_settings(how))
     except SegueError as error:
-        if asked := re.findall(r"\b([a-z_]+)=(?!=)", str(error)):
-            typed = " and ".join("--kind" if name == "kind" else f"--read {name}=..." for name in dict.fromkeys(asked))
+        if required := re.findall(r"\b([a-z_]+)=(?!=)", str(error)):
+            typed = " and ".join("--kind" if name == "kind" else f"--read {name}=..."
+                                 for name in dict.fromkeys(required))
             raise SegueError(f"{error} (on the command line: {typed})") from error
         raise
 
@@ -272,17 +274,18 @@ def write(story: Annotated[Path, typer.Argument(metavar="STORY", show_default=Fa
     if steps is not None and steps < 0:
         raise SegueError(f"--steps must not be below 0, not {steps}")
 
-    def ask(told: Any) -> str:
-        print(f"\n{told.paragraph}\n", *(f"{at}. {plan}" for at, plan in enumerate(told.plans, 1)), sep="\n")
-        said = typer.prompt("A number, or what is to happen").strip()
-        return told.plans[int(said) - 1] if said in map(str, range(1, len(told.plans) + 1)) else said
+    def ask(current: Any) -> str:
+        print(f"\n{current.paragraph}\n", *(f"{at}. {plan}" for at, plan in enumerate(current.plans, 1)), sep="\n")
+        reply = typer.prompt("A number, or what is to happen").strip()
+        return current.plans[int(reply) - 1] if reply in map(str, range(1, len(current.plans) + 1)) else reply
 
-    told = go_on(story, text_model(model, endpoint), ask=ask, **drop_unset(premise=premise, steps=steps, plans=plans))
+    current = go_on(story, text_model(model, endpoint), ask=ask,
+                    **drop_unset(premise=premise, steps=steps, plans=plans))
     if text is not None:
-        write_text(text, told.text + "\n")
+        write_text(text, current.text + "\n")
     else:
-        print(told.text)
-    print(f"{told.step} paragraphs in {story}; the same command goes on", file=sys.stderr)
+        print(current.text)
+    print(f"{current.step} paragraphs in {story}; the same command goes on", file=sys.stderr)
 
 
 @command("update", "segue update model new/ --strategy replay --minutes 2")
@@ -319,8 +322,8 @@ def merge(model: Model,
     from segue.verbs.merge import merge as run
 
     options = parse_settings(choices) | drop_unset(scale=scale, how=how)
-    made, report = run(segue.load(model), [segue.load(each) for each in plus], segue.load(minus), **options)
-    made.save(out)
+    merged, report = run(segue.load(model), [segue.load(folder) for folder in plus], segue.load(minus), **options)
+    merged.save(out)
     show(report)
     print(f"saved in {out}", file=sys.stderr)
 
@@ -396,9 +399,9 @@ def embed(model: Model, paths: Paths,
     if out.suffix.lower() not in WRITERS:
         raise SegueError(f"{out}: vectors are written as {' or '.join(WRITERS)}; give --out one of these endings")
     fitted = segue.load(model)
-    found = fitted.embed(read_files(paths, fitted.kind.name, how, fitted), **drop_unset(pool=pool, device=device))
-    found.save(out)
-    show(str(found))
+    embeddings = fitted.embed(read_files(paths, fitted.kind.name, how, fitted), **drop_unset(pool=pool, device=device))
+    embeddings.save(out)
+    show(str(embeddings))
     print(f"written to {out}", file=sys.stderr)
 
 
@@ -426,24 +429,25 @@ def classify(model: Model,
     if out is not None and not new:
         raise SegueError("--out is for the classes of --new: give files of which the class is to be said")
     fitted = segue.load(model)
-    saying = reading_options(fitted.kind, label)
-    data, held = (read_files(each, fitted.kind.name, how, fitted, **saying) if each else None for each in (paths, test))
-    others = read_files(new, fitted.kind.name, how, fitted) if new else None
+    class_options = reading_options(fitted.kind, label)
+    data, test_data = (read_files(files, fitted.kind.name, how, fitted, **class_options) if files else None
+                       for files in (paths, test))
+    new_data = read_files(new, fitted.kind.name, how, fitted) if new else None
     try:
-        found = fitted.classify(data, others, test=held, label=label, save=save,
-                                **drop_unset(pool=pool, seed=seed, device=device))
+        result = fitted.classify(data, new_data, test=test_data, label=label, save=save,
+                                 **drop_unset(pool=pool, seed=seed, device=device))
     except SegueError as error:
         raise SegueError(re.sub(r"\b(label|save)=(True)?", r"--\1", str(error))) from error
-    show(found)
+    show(result)
     if out is not None:
-        found.save(out)
+        result.save(out)
         print(f"written to {out}", file=sys.stderr)
     else:
-        print(*found.lines()[:20], sep="\n", end="\n" if found.said else "")
-        if len(found.said) > 20:
-            print(f"and {len(found.said) - 20:,} more: --out FILE has all", file=sys.stderr)
+        print(*result.lines()[:20], sep="\n", end="\n" if result.said else "")
+        if len(result.said) > 20:
+            print(f"and {len(result.said) - 20:,} more: --out FILE has all", file=sys.stderr)
     if json_file is not None:
-        show_json(found.to_dict(), json_file)
+        show_json(result.to_dict(), json_file)
 
 
 @command("score", "segue score generated.txt --reference real.txt")
@@ -461,10 +465,11 @@ def score(paths: Paths,
     """How good generated sequences are beside real ones: overlap, variety, copies, distance (of a text: its lines)."""
     from segue.verbs.score import score as run
 
-    real = read_files(reference, kind, how)
-    made, old = (read_files(each, real.kind.name, how) if each else None for each in (paths, learned))
+    references = read_files(reference, kind, how)
+    generated, training_data = (read_files(files, references.kind.name, how) if files else None
+                                for files in (paths, learned))
     fitted = None if model is None else segue.load(model)
-    report = run(made, real, old, model=fitted, pairs=pairs, **drop_unset(most=most, seed=seed))
+    report = run(generated, references, training_data, model=fitted, pairs=pairs, **drop_unset(most=most, seed=seed))
     show(report)
     if json_file is not None:
         show_json(report.to_dict(), json_file)
@@ -553,16 +558,16 @@ def design(model: Model,
     choices = drop_unset(n=n, by=by, sequence=sequence, score=score, lower=lower or None, positions=positions,
                     changes=changes, steps=steps, seed=seed)
     try:
-        found = segue.load(model, device).design(scores, **choices)
+        designs = segue.load(model, device).design(scores, **choices)
     except SegueError as error:
         raise SegueError(re.sub(r"\b(sequence|score)=", r"--\1 ", str(error))) from error
     if out is not None:
-        found.save(out)
-        print(f"{len(found.rows)} designs written to {out}", file=sys.stderr)
+        designs.save(out)
+        print(f"{len(designs.rows)} designs written to {out}", file=sys.stderr)
     if as_json:
-        show_json(found.to_dict())
+        show_json(designs.to_dict())
     else:
-        show(found)
+        show(designs)
 
 
 @command("verify", "segue verify ifeval.jsonl responses.jsonl --json scores.json")
@@ -691,5 +696,5 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except Exception as error:
         if os.environ.get("SEGUE_TRACEBACK"):
             traceback.print_exc()
-        what = " ".join(str(error).split()) or "no message"
-        fail(1, f"internal error: {type(error).__name__}: {what[:300]} (SEGUE_TRACEBACK=1 shows where)")
+        message = " ".join(str(error).split()) or "no message"
+        fail(1, f"internal error: {type(error).__name__}: {message[:300]} (SEGUE_TRACEBACK=1 shows where)")

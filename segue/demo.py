@@ -105,8 +105,8 @@ def demo(out: str | Path = "demo-out", minutes: float = 2.0, update_minutes: flo
             shutil.rmtree(folder / name)
     model = fit(read(*train, kind="code"), held_out=read(*held, kind="code"), out=folder / "model", minutes=minutes,
                 quiet=quiet)
-    found = model.report["held_out"]
-    scores = {OURS: found["bits_per_unit"], **found["baselines"], **baselines(train, held)}
+    held_out = model.report["held_out"]
+    scores = {OURS: held_out["bits_per_unit"], **held_out["baselines"], **baselines(train, held)}
     say("\nHeld-out bits per byte:")
     for name in sorted(scores, key=lambda name: scores[name]):
         say(f"  {scores[name]:.3f}  {name}")
@@ -137,16 +137,17 @@ def say(text: str) -> None:
 
 
 def baselines(train: list[Path], held: list[Path]) -> dict[str, float]:
-    """Bits per held-out byte of what needs no network: `xz` that has packed the training text first, an n-gram."""
+    """Bits per held-out byte of baselines without a network: `xz` after the training text, and an n-gram model."""
     import numpy as np
 
     from segue.models.counts import CountModel, documents_bits
 
-    before, text = ([path.read_bytes() for path in files] for files in (train, held))
-    size = sum(map(len, text))
-    packed = [len(lzma.compress(b"".join(part), preset=9 | lzma.PRESET_EXTREME)) for part in (before, before + text)]
-    counts = CountModel(256, NGRAM, "kneser-ney").fit([np.frombuffer(content, np.uint8) for content in before])
-    bits = documents_bits(counts, [np.frombuffer(content, np.uint8) for content in text])
+    train_bytes, held_bytes = ([path.read_bytes() for path in files] for files in (train, held))
+    size = sum(map(len, held_bytes))
+    packed = [len(lzma.compress(b"".join(part), preset=9 | lzma.PRESET_EXTREME))
+              for part in (train_bytes, train_bytes + held_bytes)]
+    counts = CountModel(256, NGRAM, "kneser-ney").fit([np.frombuffer(content, np.uint8) for content in train_bytes])
+    bits = documents_bits(counts, [np.frombuffer(content, np.uint8) for content in held_bytes])
     return {"xz -9e after the library": 8 * (packed[1] - packed[0]) / size,
             f"bytes, Kneser-Ney of order {NGRAM}": float(bits / size)}
 
@@ -172,13 +173,13 @@ def continued(model: Fitted) -> dict[str, Any]:
         model.continue_(PRIME, n=TOKENS, decoder="greedy", draft=draft)
     answers = {"plain": fastest(lambda: "none"), "trie draft": fastest(lambda: trie_of(model)),
                "trie draft, asked again": fastest(lambda: trie)}
-    plain, *drafted = answers.values()
-    same = all(answer.tokens == plain.tokens for answer in drafted)
-    say(f"\nA half-written function, continued:\n\n{PRIME}{plain.text}\n")
+    baseline, *drafted = answers.values()
+    all_same = all(answer.tokens == baseline.tokens for answer in drafted)
+    say(f"\nA half-written function, continued:\n\n{PRIME}{baseline.text}\n")
     for name, answer in answers.items():
         say(f"  {name}: {answer.tokens_per_second:.0f} tokens/s, {answer.tokens_per_pass:.2f} tokens a forward pass")
-    say(f"  the texts {'are the same' if same else 'DIFFER'}; {plain.path}")
-    return {"prime": PRIME, "pieces": drafted[-1].pieces, "same": same,
+    say(f"  the texts {'are the same' if all_same else 'DIFFER'}; {baseline.path}")
+    return {"prime": PRIME, "pieces": drafted[-1].pieces, "same": all_same,
             "answers": {name: answer.as_dict() for name, answer in answers.items()}}
 
 
@@ -197,8 +198,8 @@ def updated(folder: Path, manual: list[Path], minutes: float, quiet: bool) -> di
         before, after = result.matrix.scores.tolist()
         moves[strategy] = {"library": (before[0], after[0]), "manual": (before[-1], after[-1])}
         say(f"\nLearning the manual, {strategy}:" if strategy == STRATEGIES[0] else f"\nThe same, with {strategy}:")
-        for what, (start, end) in moves[strategy].items():
-            say(f"  {what}: {start:.3f} before, {end:.3f} after ({'forgotten' if end > start else 'gained'} "
+        for dataset, (start, end) in moves[strategy].items():
+            say(f"  {dataset}: {start:.3f} before, {end:.3f} after ({'forgotten' if end > start else 'gained'} "
                 f"{abs(end - start):.3f} bits per byte)")
     return moves
 
@@ -230,9 +231,9 @@ def picture(size: tuple[float, float], paint: Callable[[Axes], None]) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
-    look: Any = {"svg.fonttype": "none", "svg.hashsalt": "segue", "font.family": "sans-serif", "font.size": 10,
-                 "axes.spines.top": False, "axes.spines.right": False}
-    with matplotlib.rc_context(look):
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": "segue", "font.family": "sans-serif", "font.size": 10,
+                  "axes.spines.top": False, "axes.spines.right": False}
+    with matplotlib.rc_context(style):
         figure = Figure(figsize=size, layout="constrained")
         paint(figure.subplots())
         text = io.StringIO()
@@ -265,18 +266,18 @@ def paint_bars(axes: Axes, scores: dict[str, float]) -> None:
 
 def paint_moves(axes: Axes, moves: dict[str, dict[str, tuple[float, float]]]) -> None:
     """An arrow from before to after the update. moves: strategy -> {"library" or "manual": (before, after)}."""
-    rows = [(what, strategy) for what in ("library", "manual") for strategy in reversed(moves)]
-    for place, (what, strategy) in enumerate(rows):
-        before, after = moves[strategy][what]
+    rows = [(dataset, strategy) for dataset in ("library", "manual") for strategy in reversed(moves)]
+    for row, (dataset, strategy) in enumerate(rows):
+        before, after = moves[strategy][dataset]
         colour = WORSE if after > before else BETTER
-        axes.annotate("", (after, place), (before, place), arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 2})
-        axes.plot([before], [place], marker="o", color=colour, markersize=4)
-        axes.annotate(f"{before:.3f} to {after:.3f}", (max(before, after), place), (10, 0), va="center", color=colour,
+        axes.annotate("", (after, row), (before, row), arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 2})
+        axes.plot([before], [row], marker="o", color=colour, markersize=4)
+        axes.annotate(f"{before:.3f} to {after:.3f}", (max(before, after), row), (10, 0), va="center", color=colour,
                       textcoords="offset points")
     low, high = (f(value for move in moves.values() for pair in move.values() for value in pair) for f in (min, max))
     axes.set(xlabel="held-out bits per byte (left is better)", yticks=range(len(rows)), ylim=(-0.6, len(rows) - 0.4),
              xlim=(low - 0.1 * (high - low), high + 0.35 * (high - low)),
-             yticklabels=[f"{what}, {strategy}" for what, strategy in rows])
+             yticklabels=[f"{dataset}, {strategy}" for dataset, strategy in rows])
 
 
 def table(rows: list[list[str]]) -> str:
@@ -298,14 +299,14 @@ def page(facts: dict[str, Any]) -> str:
     """The whole report as one HTML page that needs nothing else."""
     data, fit, scores = facts["data"], facts["fit"], facts["scores"]
     answers, moves = facts["answers"], facts["update"]
-    plain, *_, again = answers.values()
+    baseline, *_, warm = answers.values()
     forgot = {strategy: after - before for strategy, move in moves.items() for before, after in [move["library"]]}
     gained = {strategy: before - after for strategy, move in moves.items() for before, after in [move["manual"]]}
-    best = min((name for name in scores if name != OURS), key=lambda name: scores[name])
+    best_baseline = min((name for name in scores if name != OURS), key=lambda name: scores[name])
     cards = [
         (f"{scores[OURS]:.3f}", f"bits per byte on held-out files, after {fit['seconds'] / 60:.1f} minutes"),
-        (f"{scores[best]:.3f}", f"the best baseline ({best})"),
-        (f"{again['tokens_per_second'] / plain['tokens_per_second']:.1f}×",
+        (f"{scores[best_baseline]:.3f}", f"the best baseline ({best_baseline})"),
+        (f"{warm['tokens_per_second'] / baseline['tokens_per_second']:.1f}×",
          "as fast with the trie draft, asked again; the same text"),
         (f"{forgot['replay']:+.3f}", f"bits forgotten with replay; {forgot['naive']:+.3f} without"),
     ]
@@ -317,7 +318,7 @@ def page(facts: dict[str, Any]) -> str:
     for strategy, move in moves.items():
         updating.append([strategy, *(f"{bits:.3f}" for bits in move["library"]), f"{forgot[strategy]:+.3f}",
                          *(f"{bits:.3f}" for bits in move["manual"]), f"{gained[strategy]:+.3f}"])
-    same = "All texts are the same, token by token." if facts["same"] else "The texts differ."
+    same_note = "All texts are the same, token by token." if facts["same"] else "The texts differ."
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Segue: the demo's report</title><style>{STYLE}</style>
@@ -332,9 +333,9 @@ def page(facts: dict[str, Any]) -> str:
 <h2>Continuing a half-written function</h2>
 <p>Grey is what was given; each shade is what one forward pass of the model added when it was asked again, drafting from
 a trie. That trie has read the pieces of the library which go with the model for replay, and keeps what was answered;
-drafts that do not pay are switched off. {same}</p>
+drafts that do not pay are switched off. {same_note}</p>
 {shaded(facts['prime'], facts['pieces'])}{table(decoding)}
-<p class="small">{html.escape(plain['path'])}</p>
+<p class="small">{html.escape(baseline['path'])}</p>
 <h2>Learning on: the interpreter's manual</h2>
 <p>The same model then learned {data['manual_files']} pages of documentation ({data['manual_megabytes']:.2f} MB), twice
 from the same start: naively, and with replay of what it had learned before. Green arrows are gains, red ones are what

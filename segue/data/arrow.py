@@ -154,9 +154,9 @@ class Writer:
             raise SegueError(f"record '{record.name}' has the channels {sorted(record.channels)}, others have "
                              f"{sorted(self._types)}: give all records the same")
         for name, values in record.channels.items():
-            given, kind = _channel_array(values), self._types[name]
-            column = given.astype(kind, copy=False)
-            if kind.kind in "iu" and not np.array_equal(column, given):
+            array, kind = _channel_array(values), self._types[name]
+            column = array.astype(kind, copy=False)
+            if kind.kind in "iu" and not np.array_equal(column, array):
                 raise SegueError(f"record '{record.name}': channel '{name}' holds numbers that are no {kind}, which "
                                  "the first record's are: give all records one type")
             if len(column) != len(record):
@@ -174,8 +174,8 @@ class Writer:
             pass
         for item in items:
             item = item.item() if isinstance(item, np.generic) else item
-            wanted = str if not codes else type(next(iter(codes)))
-            if type(item) is not wanted and not (not codes and type(item) is int):
+            item_type = str if not codes else type(next(iter(codes)))
+            if type(item) is not item_type and not (not codes and type(item) is int):
                 raise SegueError(f"record '{name}': items are all strings or all whole numbers, in every record alike")
             codes.setdefault(item, len(codes))
         return np.fromiter(map(codes.__getitem__, items), dtype=np.int32, count=len(items))
@@ -183,12 +183,13 @@ class Writer:
     def _flush(self) -> None:
         if not self._names:
             return
-        named = self.kind.storage == "items"  # names of entities are part of the fingerprint, paths of files are not
+        # Names of entities are part of the fingerprint, paths of files are not.
+        has_items = self.kind.storage == "items"
         columns = {"name": pa.array(self._names, pa.string()),
-                   "object": _list_column(self._objects) if named else pa.array(self._objects, pa.large_binary())}
+                   "object": _list_column(self._objects) if has_items else pa.array(self._objects, pa.large_binary())}
         columns |= {f"channel:{name}": _list_column(parts) for name, parts in self._values.items()}
         batch = pa.RecordBatch.from_pydict(columns)
-        for column in batch.columns[0 if named else 1 :]:
+        for column in batch.columns[0 if has_items else 1 :]:
             for buffer in column.buffers():
                 if buffer is not None:
                     self._digest.update(buffer)

@@ -20,7 +20,7 @@ def check_options(function: Callable[..., Any], whose: str, options: Mapping[str
     Options that are None are dropped. whose: the owner of the options, in words for errors."""
     known = {name: parameter for name, parameter in inspect.signature(function).parameters.items()
              if parameter.kind is parameter.KEYWORD_ONLY}
-    taken: dict[str, Any] = {}
+    checked: dict[str, Any] = {}
     for option, value in options.items():
         if option not in known:
             raise SegueError(f"{whose} has no option '{option}'; it takes {', '.join(known) or 'none'}")
@@ -36,5 +36,5 @@ def check_options(function: Callable[..., Any], whose: str, options: Mapping[str
             raise SegueError(f"the option '{option}' is true or false, not {value!r}")
         elif annotation.startswith("int") and type(value) is not int:
             raise SegueError(f"the option '{option}' is a whole number, not {value!r}")
-        taken[option] = value
-    return taken
+        checked[option] = value
+    return checked

@@ -33,12 +33,12 @@ def same_length(pairs: Sequence[Pair], draw: np.random.Generator) -> Iterator[st
     by_length = defaultdict[int, list[int]](list)
     for i, (_, second) in enumerate(pairs):
         by_length[len(second)].append(i)
-    several = {n for n, group in by_length.items() if len({pairs[i][1] for i in group}) > 1}
+    with_choice = {n for n, group in by_length.items() if len({pairs[i][1] for i in group}) > 1}
     for _, second in pairs:
         n = len(second)
-        nearest = min((abs(m - n) for m in by_length if m != n or n in several), default=0)
-        among = by_length[n] if nearest == 0 else by_length.get(n - nearest, []) + by_length.get(n + nearest, [])
-        yield _draw_other(pairs, second, among, draw)
+        nearest = min((abs(m - n) for m in by_length if m != n or n in with_choice), default=0)
+        candidates = by_length[n] if nearest == 0 else by_length.get(n - nearest, []) + by_length.get(n + nearest, [])
+        yield _draw_other(pairs, second, candidates, draw)
 
 
 def shuffled(pairs: Sequence[Pair], draw: np.random.Generator) -> Iterator[str]:
@@ -72,11 +72,11 @@ def frameshifted(pairs: Sequence[Pair], draw: np.random.Generator, code: int = 1
         yield translate(first[:at] + first[at + 1 :] + str(draw.choice(list(ORDER))), code)
 
 
-def _draw_other(pairs: Sequence[Pair], second: str, among: Sequence[int], draw: np.random.Generator) -> str:
+def _draw_other(pairs: Sequence[Pair], second: str, candidates: Sequence[int], draw: np.random.Generator) -> str:
     """A random second of `among` that differs from `second`; at least one must."""
-    while (found := pairs[among[int(draw.integers(len(among)))]][1]) == second:
+    while (drawn := pairs[candidates[int(draw.integers(len(candidates)))]][1]) == second:
         pass
-    return found
+    return drawn
 
 
 def _check_pairs(pairs: Sequence[Pair]) -> None:
@@ -98,8 +98,8 @@ def matched_negatives(pairs: Sequence[Pair], how: str = "composition", seed: int
 
 def length_features(pairs: Sequence[Pair], times: float = 1.0) -> np.ndarray:
     """(n, 3) features of length alone: both lengths, and how far the first is from `times` the second."""
-    both = np.array([[len(first), len(second)] for first, second in pairs], np.float32)
-    return np.concatenate([both, np.abs(both[:, :1] - times * both[:, 1:])], 1)
+    lengths = np.array([[len(first), len(second)] for first, second in pairs], np.float32)
+    return np.concatenate([lengths, np.abs(lengths[:, :1] - times * lengths[:, 1:])], 1)
 
 
 @dataclass(frozen=True)
@@ -125,14 +125,14 @@ def relative_distances(sequences: Sequence[Sequence[Any]], window: int = 5, seed
     """
     if window < 2:
         raise SegueError(f"in a window of {window} nothing lies before anything: give 2 or more")
-    draw, total, first = np.random.default_rng(seed), sum(map(len, sequences)), 0
-    found = list[Distance]()
+    generator, total, first = np.random.default_rng(seed), sum(map(len, sequences)), 0
+    pairs = list[Distance]()
     for sequence in sequences:
         for at in range(first, first + len(sequence) - window + 1):
             for d in range(1, window):
-                odd, other = bool(d % 2), int(draw.integers(total))
-                found += [Distance(at, at + d, odd, (window - d) / window), Distance(at + d, at, odd, 0.0)]
-                pair = (other, at + d) if draw.integers(2) else (at, other)
-                found.append(Distance(*pair, bool(draw.integers(2)), 0.0))
+                odd, random_index = bool(d % 2), int(generator.integers(total))
+                pairs += [Distance(at, at + d, odd, (window - d) / window), Distance(at + d, at, odd, 0.0)]
+                pair = (random_index, at + d) if generator.integers(2) else (at, random_index)
+                pairs.append(Distance(*pair, bool(generator.integers(2)), 0.0))
         first += len(sequence)
-    return found
+    return pairs

@@ -50,28 +50,28 @@ def read(*paths: str | os.PathLike[str], kind: str | None = None, memory: int = 
             raise SegueError(f"{paths[0]} holds {data.kind.name}, not {kind}: leave kind= out, or read its files anew")
         return data
     problems = Problems()
-    files, named = _find_files(paths)
-    with_ = {path: owner(path) or path for path in files}
-    files, named = list(dict.fromkeys(with_.values())), frozenset(with_[path] for path in named)
-    chosen, files = _choose_kind(files, named, kind, problems, options.get("encoding"))
+    files, explicit = _find_files(paths)
+    owners = {path: owner(path) or path for path in files}
+    files, explicit = list(dict.fromkeys(owners.values())), frozenset(owners[path] for path in explicit)
+    chosen, files = _choose_kind(files, explicit, kind, problems, options.get("encoding"))
     options = check_options(chosen.read, f"reading {chosen.name}", options)
     writer = Writer(chosen, memory=memory)
     size = sum(_size(path) * (1 if bare(path) == path else 4) for path in files)
     try:
         with progress("reading", size, quiet=size < PROGRESS_BYTES) as meter:
-            for record in chosen.read_all(files, problems, named, **options):
+            for record in chosen.read_all(files, problems, explicit, **options):
                 writer.add(record)
                 meter(min(writer.total, size), f"{writer.count:,} sequences")
         if not writer.count:
-            telling = [problem for problem in problems if not problem.text.startswith("skipped")] or problems
-            first = f"; first of {problems.total:,} problems: {telling[0]}" if telling else ""
+            informative = [problem for problem in problems if not problem.text.startswith("skipped")] or problems
+            first = f"; first of {problems.total:,} problems: {informative[0]}" if informative else ""
             raise SegueError(f"no usable {chosen.name} sequence in {_join_names(paths)}{first}")
         if kind is not None and problems.total > writer.count and likely(files[0], chosen):
             raise SegueError(f"most of {_join_names(paths)} is no {kind}: {problems[0]}")
     except SegueError as error:
-        if kind is None or not (other := likely(files[0], chosen)):
+        if kind is None or not (likely_kind := likely(files[0], chosen)):
             raise
-        raise SegueError(f"{error}; it looks like {other}, not {kind}") from error
+        raise SegueError(f"{error}; it looks like {likely_kind}, not {kind}") from error
     return _make_data(writer, problems, options)
 
 
@@ -96,33 +96,33 @@ def _find_files(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], fr
     README or LICENSE are left out of folders.
     """
     files: dict[Path, None] = {}
-    named: set[Path] = set()
-    for given in paths:
-        path = Path(given).expanduser()
+    explicit: set[Path] = set()
+    for pattern in paths:
+        path = Path(pattern).expanduser()
         try:
             if path.is_dir() or is_archive(path):
-                within = _files_within(path)
-                if not within:
-                    what = "archive" if path.is_file() else "folder"
-                    raise SegueError(f"{path}: the {what} has no file to read in it")
-                files.update(dict.fromkeys(within))
+                contents = _files_within(path)
+                if not contents:
+                    container = "archive" if path.is_file() else "folder"
+                    raise SegueError(f"{path}: the {container} has no file to read in it")
+                files.update(dict.fromkeys(contents))
             elif actual(path).exists():
                 files[path] = None
-                named.add(path)
+                explicit.add(path)
             elif glob.has_magic(str(path)):
                 matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
                 matches = [match for match in matches if match.is_file()]
                 if not matches:
-                    raise SegueError(f"{given}: no file matches this pattern")
+                    raise SegueError(f"{pattern}: no file matches this pattern")
                 for match in matches:
                     files.update(dict.fromkeys(_files_within(match) if is_archive(match) else [match]))
             else:
-                why = "standard input is not read: write it into a file, and give that" if str(given) == "-" else \
+                reason = "standard input is not read: write it into a file, and give that" if str(pattern) == "-" else \
                     "no such file or folder; check the path"
-                raise SegueError(f"{given}: {why}")
+                raise SegueError(f"{pattern}: {reason}")
         except (OSError, ValueError) as error:
-            raise SegueError(f"{given}: cannot be looked up ({error})") from error
-    return list(files), frozenset(named if len(named) < LEAST_PATTERN_FILES else ())
+            raise SegueError(f"{pattern}: cannot be looked up ({error})") from error
+    return list(files), frozenset(explicit if len(explicit) < LEAST_PATTERN_FILES else ())
 
 
 def _files_within(path: Path) -> list[Path]:
@@ -133,7 +133,7 @@ def _files_within(path: Path) -> list[Path]:
         return [path / file.relative_to(folder) for file in _walk(folder)]
     files = list(_walk(path))
     if all(map(is_archive, files)):
-        files = [within for file in files for within in _files_within(file)]
+        files = [file_within for file in files for file_within in _files_within(file)]
     return files
 
 
@@ -148,20 +148,20 @@ def _walk(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def _choose_kind(files: list[Path], named: frozenset[Path], name: str | None, problems: Problems,
+def _choose_kind(files: list[Path], explicit: frozenset[Path], name: str | None, problems: Problems,
                  encoding: str | None = None) -> tuple[Kind, list[Path]]:
     """The kind with the most bytes of evidence, and its files; others are recorded as problems, or, if named
     explicitly, raise a SegueError. encoding: of the files, if the user gave it."""
-    heads = _read_heads(files, named, problems, encoding if isinstance(encoding, str) else "utf-8")
+    heads = _read_heads(files, explicit, problems, encoding if isinstance(encoding, str) else "utf-8")
     if name is not None:
         if not heads:
             raise SegueError(f"no usable file: {problems[0]}")
         chosen = KINDS[name]
-        other = {path: found for path, head in heads.items()
-                 if path not in named and (found := _another(path, head, chosen)) and not KINDS[found].family}
-        for path, found in other.items() if len(other) < len(heads) else ():
+        excluded = {path: found for path, head in heads.items()
+                    if path not in explicit and (found := _another(path, head, chosen)) and not KINDS[found].family}
+        for path, found in excluded.items() if len(excluded) < len(heads) else ():
             problems.refuse(path, f"skipped: looks like {found}, not {name}; give the file itself to read it as {name}")
-        return chosen, [path for path in heads if path not in other] or list(heads)
+        return chosen, [path for path in heads if path not in excluded] or list(heads)
     best: dict[Path, tuple[float, str]] = {}  # confidence and name of each file's kind
     votes: dict[str, float] = {}
     for path, head in heads.items():
@@ -170,31 +170,33 @@ def _choose_kind(files: list[Path], named: frozenset[Path], name: str | None, pr
         if score > 0:
             votes[found] = votes.get(found, 0.0) + score * (1 + _size(path))
     if not votes:
-        path = next((path for path in heads if path in named), next(iter(heads), files[0]))
+        path = next((path for path in heads if path in explicit), next(iter(heads), files[0]))
         raise SegueError(f"{path}: not a file of a kind known here ({', '.join(KINDS)}): {foreign(heads[path])}"
                          if path in heads else str(problems[0]))
     winner = KINDS[max(votes, key=lambda k: votes[k])]
-    fitting = []
-    fits = {path: score > 0 and (found == winner.name or bool(winner.family and KINDS[found].family == winner.family))
-            for path, (score, found) in best.items()}
-    headers = set() if all(fits.values()) else {_header(path, heads[path]) for path in fits if fits[path]} - {b""}
+    selected = []
+    fitting = {path: score > 0 and (found == winner.name or
+                                    bool(winner.family and KINDS[found].family == winner.family))
+               for path, (score, found) in best.items()}
+    headers = set() if all(fitting.values()) else \
+        {_header(path, heads[path]) for path in fitting if fitting[path]} - {b""}
     for path, (score, found) in best.items():
-        if fits[path] or (score > 0 and _header(path, heads[path]) in headers):
-            fitting.append(path)
-        elif path in named:
-            looks = f"looks like {found}" if score > 0 else "looks of no kind known here"
-            raise SegueError(f"{path} {looks}, other files like {winner.name}: read one kind at a time, or name the "
-                             "kind with kind=")
+        if fitting[path] or (score > 0 and _header(path, heads[path]) in headers):
+            selected.append(path)
+        elif path in explicit:
+            description = f"looks like {found}" if score > 0 else "looks of no kind known here"
+            raise SegueError(f"{path} {description}, other files like {winner.name}: read one kind at a time, or name "
+                             "the kind with kind=")
         else:
-            looks = f"looks like {found}, where most is {winner.name}" if score > 0 else foreign(heads[path])
-            problems.refuse(path, f"skipped: {looks}")
-    return winner, fitting
+            description = f"looks like {found}, where most is {winner.name}" if score > 0 else foreign(heads[path])
+            problems.refuse(path, f"skipped: {description}")
+    return winner, selected
 
 
 def _header(path: Path, head: bytes) -> bytes:
     """The line that names the columns of a delimited table; b"" of other files."""
     return head.partition(b"\n")[0].strip() if bare(path).suffix.lower() in DELIMITED and (
-        look := glance(bare(path), head)) is not None and look.headed else b""
+        layout := glance(bare(path), head)) is not None and layout.headed else b""
 
 
 def likely(path: Path, chosen: Kind) -> str:
@@ -206,12 +208,12 @@ def likely(path: Path, chosen: Kind) -> str:
 
 def _another(path: Path, head: bytes, chosen: Kind) -> str:
     """The kind that a file surely is of, if it is not the chosen one; else ""."""
-    score, found = max(((kind.sniff(bare(path), head), kind.name) for kind in KINDS.values()), key=lambda s: s[0])
-    surely = score >= 0.8 > chosen.sniff(bare(path), head)
-    return found if surely and (KINDS[found].family or found) != (chosen.family or chosen.name) else ""
+    score, kind_name = max(((kind.sniff(bare(path), head), kind.name) for kind in KINDS.values()), key=lambda s: s[0])
+    is_certain = score >= 0.8 > chosen.sniff(bare(path), head)
+    return kind_name if is_certain and (KINDS[kind_name].family or kind_name) != (chosen.family or chosen.name) else ""
 
 
-def _read_heads(files: list[Path], named: frozenset[Path], problems: Problems,
+def _read_heads(files: list[Path], explicit: frozenset[Path], problems: Problems,
                 encoding: str) -> dict[Path, bytes]:
     """The first bytes of each readable file; others are recorded as problems, or, if named explicitly, raise a
     SegueError."""
@@ -226,7 +228,8 @@ def _read_heads(files: list[Path], named: frozenset[Path], problems: Problems,
                 raise SegueError(f"{path}: the file is empty; give a file with sequences in it")
             heads[path] = head
         except SegueError as error:
-            if path in named and (head is None or len(files) == 1):  # one empty file among others is no reason to stop
+            # One empty file among others is no reason to stop.
+            if path in explicit and (head is None or len(files) == 1):
                 raise
             problems.refuse(path, error)
     return heads
@@ -252,13 +255,13 @@ def of(objects: Any, kind: str | None = None) -> Data:
         objects = objects.to_pylist()
     if not isinstance(objects, Iterable):
         raise SegueError(f"{objects!r:.40} is no data: give a path, or a list of sequences")
-    named = objects.items() if isinstance(objects, Mapping) else ((None, obj) for obj in objects)
+    pairs = objects.items() if isinstance(objects, Mapping) else ((None, obj) for obj in objects)
     writer: Writer | None = None
-    for number, (name, obj) in enumerate(named, 1):
+    for number, (name, obj) in enumerate(pairs, 1):
         record = _record(obj, str(number if name is None else name))
         if writer is None:
-            plain = isinstance(record.object, (str, bytes))
-            writer = Writer(KINDS[kind or ("text" if plain else "events")])
+            is_text = isinstance(record.object, (str, bytes))
+            writer = Writer(KINDS[kind or ("text" if is_text else "events")])
         try:
             obj = writer.kind.normalise(record.object)
         except (SegueError, TypeError, ValueError) as error:

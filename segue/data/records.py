@@ -287,8 +287,8 @@ class Data:
                                  "it again from its files")
             kind = KINDS[meta["kind"]]
             elements = read_json(folder / "elements.json") if kind.storage == "items" else None
-            found = (Problem(**problem) for problem in meta["problems"])
-            problems = Problems(found, meta["problems_total"], meta.get("note", ""), meta.get("columns", ()))
+            loaded_problems = (Problem(**problem) for problem in meta["problems"])
+            problems = Problems(loaded_problems, meta["problems_total"], meta.get("note", ""), meta.get("columns", ()))
             data = cls(kind, map_batches(folder / "records.arrow"), elements=elements, problems=problems,
                        fingerprint=meta["fingerprint"], reading=meta.get("reading"))
             if len(data) != meta["records"] or data.total != meta["elements"]:

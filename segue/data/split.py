@@ -33,17 +33,17 @@ def split(data: Data, fraction: float, by: str | None, seed: int) -> tuple[Data,
         raise SegueError("there is too little data to hold anything out: at least two elements are needed")
     spans = data.spans()
     spans = spans[spans[:, 2] > spans[:, 1]]
-    whole = len(spans)
+    num_records = len(spans)
     key = by or data.kind.split_by
-    few = len(spans) * fraction < 1
-    if by == "position" or (by is None and (few or key != "entity")):
+    too_few = len(spans) * fraction < 1
+    if by == "position" or (by is None and (too_few or key != "entity")):
         block = max(1, int(total * fraction / 16), min(LEAST_BLOCK, total // 4))
-        spans = _blocks(data, spans, block, everything=by == "position" or few)
+        spans = _blocks(data, spans, block, everything=by == "position" or too_few)
     hashes = _hashes(data, spans, key, seed) if key != "cluster" else _cluster_hashes(data, spans, seed)
     sizes = spans[:, 2] - spans[:, 1]
     held = hashes < fraction * 2.0**64
     share = sizes[held].sum() / total
-    if len(spans) > whole or not fraction / 1.5 <= share <= fraction * 1.5:
+    if len(spans) > num_records or not fraction / 1.5 <= share <= fraction * 1.5:
         distinct, group = np.unique(hashes, return_inverse=True)
         if len(distinct) < 2 and by is None:
             return split(data, fraction, "position", seed)
@@ -70,23 +70,23 @@ def _by_time(data: Data, fraction: float) -> tuple[Data, Data]:
     flat = np.sort(np.concatenate(times)) if times else np.zeros(0)
     cutoff = flat[min(len(flat) - 1, int(len(flat) * (1 - fraction)))] if len(flat) else 0.0
     cuts = spans[:, 1] + np.array([int(np.searchsorted(time, cutoff)) for time in times], dtype=np.int64)
-    early = np.stack([spans[:, 0], spans[:, 1], cuts], 1)
-    late = np.stack([spans[:, 0], cuts, spans[:, 2]], 1)
-    early, late = early[early[:, 2] > early[:, 1]], late[late[:, 2] > late[:, 1]]
-    if not len(early) or not len(late):
+    before = np.stack([spans[:, 0], spans[:, 1], cuts], 1)
+    after = np.stack([spans[:, 0], cuts, spans[:, 2]], 1)
+    before, after = before[before[:, 2] > before[:, 1]], after[after[:, 2] > after[:, 1]]
+    if not len(before) or not len(after):
         raise SegueError("all events have the same time: split by name, content or position")
-    return data.view(early), data.view(late)
+    return data.view(before), data.view(after)
 
 
 def _by_last(data: Data) -> tuple[Data, Data]:
     spans = data.spans()
     spans = spans[spans[:, 2] > spans[:, 1]]
-    several = spans[:, 2] - spans[:, 1] > 1
-    if not several.any():
+    has_several = spans[:, 2] - spans[:, 1] > 1
+    if not has_several.any():
         raise SegueError("no record has two elements, one to be held out: split by name, content or time")
-    cuts = spans[:, 2] - several
+    cuts = spans[:, 2] - has_several
     return (data.view(np.stack([spans[:, 0], spans[:, 1], cuts], 1)),
-            data.view(np.stack([spans[:, 0], cuts, spans[:, 2]], 1)[several]))
+            data.view(np.stack([spans[:, 0], cuts, spans[:, 2]], 1)[has_several]))
 
 
 def _blocks(data: Data, spans: np.ndarray, block: int, everything: bool) -> np.ndarray:
@@ -97,9 +97,9 @@ def _blocks(data: Data, spans: np.ndarray, block: int, everything: bool) -> np.n
         if stop - start > (block if everything else 4 * block):
             batch, row = data.locate(record)
             first = int(batch.offsets[row])
-            for wished in range(start + block, stop - block // 2, block):
-                window = batch.values[first + wished : first + min(stop, wished + min(block // 2, 1024))]
-                cuts.append(wished + (data.kind.cut(window.tobytes()) if data.kind.storage == "bytes" else 0))
+            for target in range(start + block, stop - block // 2, block):
+                window = batch.values[first + target : first + min(stop, target + min(block // 2, 1024))]
+                cuts.append(target + (data.kind.cut(window.tobytes()) if data.kind.storage == "bytes" else 0))
         parts += [(record, a, b) for a, b in zip(cuts, [*cuts[1:], stop])]
     return np.array(parts, dtype=np.int64).reshape(-1, 3)
 
@@ -124,9 +124,9 @@ def _hashes(data: Data, spans: np.ndarray, key: str, seed: int) -> np.ndarray:
 def _cluster_hashes(data: Data, spans: np.ndarray, seed: int) -> np.ndarray:
     """(n,) uint64: the smallest content hash in each span's cluster, the same for all of a cluster."""
     family = clusters(data.view(spans))
-    least = np.full(len(spans), np.iinfo(np.uint64).max)
-    np.minimum.at(least, family, _hashes(data, spans, "content", seed))
-    return least[family]
+    smallest = np.full(len(spans), np.iinfo(np.uint64).max)
+    np.minimum.at(smallest, family, _hashes(data, spans, "content", seed))
+    return smallest[family]
 
 
 def _merge_parts(spans: np.ndarray) -> np.ndarray:

@@ -20,14 +20,14 @@ SHOWN = 1 << 16  # elements up to which an example that is no text is shown as a
 def describe(data: Data) -> dict[str, Any]:
     """See `Data.describe`."""
     lengths = data.lengths
-    spread = {"least": int(lengths.min()), "median": float(np.median(lengths)), "mean": float(lengths.mean()),
-              "most": int(lengths.max())} if len(lengths) else {}
+    quantiles = {"least": int(lengths.min()), "median": float(np.median(lengths)), "mean": float(lengths.mean()),
+                 "most": int(lengths.max())} if len(lengths) else {}
     return {
         "kind": data.kind.name,
         "unit": data.kind.unit,
         "sequences": len(data),
         "total": data.total,
-        "lengths": spread,
+        "lengths": quantiles,
         "vocabulary": len(data.vocabulary),
         "most_frequent": {_label(data, element): n for element, n in list(data.vocabulary.items())[:20]},
         "channels": sorted(data.channels),
@@ -54,9 +54,9 @@ def summary_table(data: Data) -> RenderableType:
         rows.add_row("read as", Text(facts["note"]))
     rows.add_row("sequences", f"{facts['sequences']:,}")
     rows.add_row(f"{unit}s", f"{facts['total']:,}")
-    if spread := facts["lengths"]:
-        rows.add_row("lengths", f"{spread['least']:,} to {spread['most']:,}, median {spread['median']:,.0f}, "
-                                f"mean {spread['mean']:,.1f}")
+    if lengths := facts["lengths"]:
+        rows.add_row("lengths", f"{lengths['least']:,} to {lengths['most']:,}, median {lengths['median']:,.0f}, "
+                                f"mean {lengths['mean']:,.1f}")
     frequent = "  ".join(f"{element} {count / max(1, facts['total']):.1%}"
                          for element, count in list(facts["most_frequent"].items())[:8])
     rows.add_row("vocabulary", Text(f"{facts['vocabulary']:,} different {unit}s: {frequent}"))
@@ -80,17 +80,18 @@ def _label(data: Data, element: Any) -> str:
 
 def _examples(data: Data) -> list[list[str]]:
     """Name and beginning of a few records, evenly spread."""
-    found = []
+    examples = []
     for i in sorted({int(i) for i in np.linspace(0, len(data) - 1, EXAMPLES)}) if len(data) else []:
         if data.kind.drawn:
-            found.append([data.name(i), "\n" + data.kind.show(data.object_of(data.values(i)))])
+            examples.append([data.name(i), "\n" + data.kind.show(data.object_of(data.values(i)))])
             continue
         values = data.values(i)
         begin = data.object_of(values[: 4 * WIDTH])
-        whole = len(values) <= (4 * WIDTH if isinstance(begin, str) else SHOWN)  # of others, what is shown counts parts
-        if whole and len(values) > 4 * WIDTH:
+        # What is shown of an object that is no text counts its parts, so it is made from the whole object.
+        is_complete = len(values) <= (4 * WIDTH if isinstance(begin, str) else SHOWN)
+        if is_complete and len(values) > 4 * WIDTH:
             begin = data.object_of(values)
         text = " ".join((begin if isinstance(begin, str) else data.kind.show(begin)).split())
-        more = len(text) > WIDTH or not whole
-        found.append([data.name(i), text[:WIDTH] + ("…" if more else "")])
-    return found
+        is_cut = len(text) > WIDTH or not is_complete
+        examples.append([data.name(i), text[:WIDTH] + ("…" if is_cut else "")])
+    return examples

@@ -75,11 +75,11 @@ class Stops:
         positions = []
         for needle in self.needles:
             if isinstance(value, list):
-                at = next((i for i, item in enumerate(value) if str(item) == str(needle[0])), -1)
+                position = next((i for i, item in enumerate(value) if str(item) == str(needle[0])), -1)
             else:
-                at = value.find(needle)  # type: ignore[arg-type]
-            if at >= 0:
-                positions.append(at)
+                position = value.find(needle)  # type: ignore[arg-type]
+            if position >= 0:
+                positions.append(position)
         return min(positions, default=None)
 
     def reached(self, tokens: list[int], skip: int = 0) -> bool:
@@ -113,8 +113,8 @@ def open_prompt(codec: Codec, prompt: list[int], heal: bool | None = None) -> li
 
     heal: None heals all prompts but those of a Hugging Face folder, which continues as transformers would.
     """
-    wanted = not isinstance(codec, TokenizerCodec) if heal is None else heal
-    return (spelling_of(codec).open(prompt, 1) if wanted else None) or prompt
+    should_heal = not isinstance(codec, TokenizerCodec) if heal is None else heal
+    return (spelling_of(codec).open(prompt, 1) if should_heal else None) or prompt
 
 
 MAX_DRAWS = 24  # attempts at one well-formed sample
@@ -218,11 +218,12 @@ def continue_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: i
     request = build_request(model, codec, primes, n, decoder, stop, until, heal, options, rules)
     answers = generate(model, request.prompts, request.n, decoder, draft, **request.options)
     for row, (prompt, answer) in enumerate(zip(request.prompts, answers)):
-        for each in (answer, *answer.others):
-            _decode_answer(each, codec, request, row)
-            each.whole = each.value
+        for continuation in (answer, *answer.others):
+            _decode_answer(continuation, codec, request, row)
+            continuation.whole = continuation.value
             if begin_token(model) is None:
-                each.whole = codec.decode(list(prompt)) + (request.leads[row] or codec.decode([])) + each.value
+                continuation.whole = \
+                    codec.decode(list(prompt)) + (request.leads[row] or codec.decode([])) + continuation.value
     return answers
 
 
@@ -280,18 +281,18 @@ class StreamDecoder:
         end = self.stops.find(value) if self.stops is not None else None
         if end is None:
             end = len(value) if last else max(len(value) - self.holdback, 0)
-        fresh, self.buffer = value[:end], value[end:]
+        new, self.buffer = value[:end], value[end:]
         if self.units_left is not None:  # the last token may stand for more units than are left
-            fresh = fresh[: self.units_left]
-            self.units_left -= len(fresh)
+            new = new[: self.units_left]
+            self.units_left -= len(new)
             finish = "length" if last and not self.units_left else finish
-        if isinstance(fresh, bytes):
-            return fresh, self.utf8.decode(fresh, final=last), finish
-        if isinstance(fresh, str):
-            return fresh, fresh, finish
-        text = (self.separator if self.has_output and fresh else "") + as_text(fresh, self.separator)
-        self.has_output = self.has_output or bool(fresh)
-        return fresh, text, finish
+        if isinstance(new, bytes):
+            return new, self.utf8.decode(new, final=last), finish
+        if isinstance(new, str):
+            return new, new, finish
+        text = (self.separator if self.has_output and new else "") + as_text(new, self.separator)
+        self.has_output = self.has_output or bool(new)
+        return new, text, finish
 
 
 def stream_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int | Sequence[int] | None = None,
@@ -367,32 +368,32 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
     kind, reading = fitted.kind, fitted.reading | dict(reading or {})
     items = kind.storage == "items"
     is_list = isinstance(prime, (list, tuple)) and (
-        not items or any(isinstance(each, (list, tuple, Path, SetPrompt)) for each in prime))
+        not items or any(isinstance(item, (list, tuple, Path, SetPrompt)) for item in prime))
     primes = prime if is_list else [prime]
     problems = [Problems() for _ in primes]
-    records = [prime_record(kind, each, fitted.codec, reading, issues) for each, issues in zip(primes, problems)]
+    records = [prime_record(kind, item, fitted.codec, reading, issues) for item, issues in zip(primes, problems)]
     if not records:
         raise SegueError("there is nothing to continue: give a prime, or none at all")
     unknown_counts = [count_unknown(fitted.codec, record.object) for record in records]
     if depth is not None and (weights != "float32" or not isinstance(n, int)):
         raise SegueError("depth needs to know how long answers may be, one n for all, and leaves weights as they are")
     model = fitted.decodable(weights) if depth is None else fitted.scheduled(DepthSchedule.parse(depth, n or 1))
-    plain = draft is None and not len(stop) and options.keys() <= {*option_names("sample"), "seed"}
+    is_plain = draft is None and not len(stop) and options.keys() <= {*option_names("sample"), "seed"}
     options = ({"no_repeat_ngram_size": 1} if fitted.rarely_repeats else {}) | options
-    if samples is None and decoder is None and plain and fitted.codec.turns():
+    if samples is None and decoder is None and is_plain and fitted.codec.turns():
         samples = DEFAULT_SAMPLES
     if samples is not None:
         if decoder not in (None, "sample") or samples < 1:
             raise SegueError(f"{samples} samples by decoder '{decoder or 'sample'}': give samples=1 or more, which "
                              "decoder sample draws")
-        forecast = fitted.codec.turns() and plain
+        forecast = fitted.codec.turns() and is_plain
         results = [_forecast(fitted, model, record, n, samples, options, issues.clock) if forecast else
                    _draw_samples(fitted, model, record, n, samples, draft, stop, options)
                    for record, issues in zip(records, problems)]
         return results if is_list else results[0]
     decoder = decoder or kind.decoder
     objects = [record.object for record in records]
-    if all(each is None for each in objects):  # an empty answer to an empty prime says nothing
+    if all(item is None for item in objects):  # an empty answer to an empty prime says nothing
         options = {"min_new_tokens": 1} | options
     answers = _continue_well_formed(fitted, model, objects, n, decoder, draft, stop, options)
     for answer, count, record in zip(answers, unknown_counts, records):
@@ -402,10 +403,10 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
             answer.remark = f"it is cut off, and not a whole {kind.name}: a larger n lets it end"
         if count:
             answer.remark = f"{count} of the {len(record)} {kind.unit}s of the prime are unknown to the model"
-        for each in (answer, *answer.others):
+        for item in (answer, *answer.others):
             if kind.drawn:
-                each.text = kind.show(each.whole)
-            each.writer = partial(_write, kind, record.name)
+                item.text = kind.show(item.whole)
+            item.writer = partial(_write, kind, record.name)
     return answers if is_list else answers[0]
 
 
@@ -446,23 +447,23 @@ def _continue_well_formed(fitted: FittedModel, model: Decodable, primes: list[An
     """Continue primes; samples that ended by themselves and are not well formed are drawn again, up to MAX_DRAWS times
     in all. So samples follow the model's distribution among well-formed answers (rejection sampling)."""
     options = dict(options)
-    wanted = options.pop("well_formed", True) and decoder == "sample"
+    redraw = options.pop("well_formed", True) and decoder == "sample"
     proposer, seed = drafter_for(fitted, decoder, draft), options.get("seed", 0)
     answers = continue_objects(model, fitted.codec, primes, n, decoder, proposer, stop=stop, **options)
 
     def is_malformed(row: int) -> bool:
         return answers[row].finish == "stop" and not fitted.kind.well_formed(answers[row].whole)
 
-    malformed, draw = [row for row in range(len(answers)) if wanted and is_malformed(row)], 1
-    while malformed and draw < MAX_DRAWS:
-        draw += 1
-        seeds = [(seed if isinstance(seed, int) else seed[row]) + row + SEED_STRIDE * draw for row in malformed]
+    malformed, attempt = [row for row in range(len(answers)) if redraw and is_malformed(row)], 1
+    while malformed and attempt < MAX_DRAWS:
+        attempt += 1
+        seeds = [(seed if isinstance(seed, int) else seed[row]) + row + SEED_STRIDE * attempt for row in malformed]
         limits = n if n is None or isinstance(n, int) else [n[row] for row in malformed]
         redrawn = continue_objects(model, fitted.codec, [primes[row] for row in malformed], limits, decoder, proposer,
                                    stop=stop, **options | {"seed": seeds})
         for row, answer in zip(malformed, redrawn):
             answers[row] = answer
-            answer.remark = f"draw {draw}: those before were not well formed"
+            answer.remark = f"draw {attempt}: those before were not well formed"
         malformed = [row for row in malformed if is_malformed(row)]
     for row in malformed:
         answers[row].remark = f"not well formed, nor were {MAX_DRAWS - 1} draws before"
@@ -482,19 +483,19 @@ def _forecast(fitted: FittedModel, model: Decodable, record: Record, n: int | No
               options: dict[str, Any], clock: Clock | None) -> Forecast:
     if n is None:
         raise SegueError("a forecast needs to know of how many moments: give n")
-    codec, past = fitted.codec, record.object or []
+    codec, history = fitted.codec, record.object or []
     columns = [parted(codec.token(int(turn[0])))[0] for turn in codec.turns()]
     row_elements = max(1, fitted.context // len(columns)) * len(columns)  # of a training row, in whole moments
-    first = -(-max(0, len(past) - row_elements) // len(columns)) * len(columns)
-    ids = codec.prompt(past[first:]).tolist() if first else list(prime_tokens(codec, past, model))
-    past_columns = as_columns(past)
-    length = max(map(len, past_columns.values()), default=0)
-    past_values = np.stack([past_columns.get(column, np.full(length, np.nan)) for column in columns], 1)
+    first = -(-max(0, len(history) - row_elements) // len(columns)) * len(columns)
+    ids = codec.prompt(history[first:]).tolist() if first else list(prime_tokens(codec, history, model))
+    history_columns = as_columns(history)
+    length = max(map(len, history_columns.values()), default=0)
+    history_values = np.stack([history_columns.get(column, np.full(length, np.nan)) for column in columns], 1)
     column_names = [column or getattr(codec, "column", "") or "value" for column in columns]
     draws = sample_forecasts(model, codec, [ids], n, samples, **options)[0]
     if fitted.combination is not None:
-        draws = fitted.combination.shift(draws, past_values)
-    return Forecast(columns, column_names, draws, past_values, options.get("seed", 0), model.path, list(past),
+        draws = fitted.combination.shift(draws, history_values)
+    return Forecast(columns, column_names, draws, history_values, options.get("seed", 0), model.path, list(history),
                     partial(_write, fitted.kind, record.name), clock)
 
 

@@ -91,13 +91,13 @@ class Continuation:
         drafts = ""
         if self.draft:
             drafts = f", {self.tokens_per_pass:.2f} a pass ({self.accepted} of {self.drafted} drafted)"
-        together = f", {self.rows} rows together" if self.rows > 1 else ""
+        batch_note = f", {self.rows} rows together" if self.rows > 1 else ""
         if self.proven is not None:
-            together += ", the best there is" if self.proven else ", the best until the budget ran out: not proven"
+            batch_note += ", the best there is" if self.proven else ", the best until the budget ran out: not proven"
         ended = f"ended by {self.finish}"
         if self.finish == "stop" and not self.tokens:
             ended = "to the model the sequence ends here (min_new_tokens=100 goes on)"
-        return (f"{len(self.tokens)} tokens, {self.tokens_per_second:.0f} tokens/s{drafts}{together}; "
+        return (f"{len(self.tokens)} tokens, {self.tokens_per_second:.0f} tokens/s{drafts}{batch_note}; "
                 f"{ended}; {self.path}, {self.decoder}{f' + {self.draft}' if self.draft else ''}"
                 f"{f'; {self.remark}' if self.remark else ''}")
 
@@ -109,7 +109,7 @@ class Continuation:
         return values | {"tokens_per_pass": round(self.tokens_per_pass, 4),
                          "tokens_per_second": round(self.tokens_per_second, 2),
                          "seconds": {name: round(value, 6) for name, value in self.seconds.items()},
-                         "others": [other.as_dict() for other in self.others]}
+                         "others": [continuation.as_dict() for continuation in self.others]}
 
     def save(self, path: Any) -> None:
         """Write the prime followed by the answer in its kind's own file format."""
@@ -179,8 +179,8 @@ def make_cost(drafter: Drafter | None, adaptive: bool = True) -> Cost:
     return Cost((0, smallest, *sizes), getattr(drafter, "measured", 0), fixed=not adaptive)
 
 
-def _resolve_acceptor(named: str | Acceptor) -> Acceptor:
-    return look_up("acceptor", named, ACCEPTORS) if isinstance(named, str) else named
+def _resolve_acceptor(acceptor: str | Acceptor) -> Acceptor:
+    return look_up("acceptor", acceptor, ACCEPTORS) if isinstance(acceptor, str) else acceptor
 
 
 def _make_rows(model: Decodable, prompts: list[Sequence[int]], sampling: Sampling, *, n: int | Sequence[int] | None,
@@ -219,7 +219,7 @@ def _surviving_counts(per_pass: list[int]) -> list[int]:
     for count in per_pass:
         surviving.append(max(count, 0))
         if count < 0:
-            surviving[max(index for index, left in enumerate(surviving) if left)] -= 1
+            surviving[max(index for index, remaining in enumerate(surviving) if remaining)] -= 1
     return surviving
 
 
@@ -255,17 +255,18 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
         apart (`search.diverse`) or conditions them (`search.conditional`); budget and more of the other searches
         (`search.exact`, `search.tree`, `search.contrastive`).
     """
-    name, sampling, drafter, label, rest = resolve(decoder, draft, options, model)
+    name, sampling, drafter, label, search_options = resolve(decoder, draft, options, model)
     if (recipe := DECODERS[name]).search is not None:
         if n is None:
             raise SegueError(f"decoder '{name}' needs to know how long the answer may be: give n")
         if "seed" in SEARCHES[recipe.search].options:
             if not isinstance(seed, int):
                 raise SegueError(f"decoder '{name}' draws the same for every prompt: give one seed")
-            rest["seed"] = seed
+            search_options["seed"] = seed
         if backspace is not None:
             raise SegueError(f"decoder '{name}' searches, nothing is taken back there: choose greedy or sample")
-        return _search(model, prompts, n, name, build(SEARCHES[recipe.search], **rest), sampling, eos, batch, logprobs)
+        return _search(model, prompts, n, name, build(SEARCHES[recipe.search], **search_options), sampling, eos, batch,
+                       logprobs)
     answers: list[Continuation] = []
     rule, cost = _resolve_acceptor(acceptor), cost or make_cost(drafter, adaptive)
     model, lists = _check_prompts(prompts, model)
@@ -311,17 +312,17 @@ def stream(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] |
                 yield Piece(row.index, tokens, scores, row.finish, max(-row.per_pass[-1], 0))
 
 
-def _search(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int], name: str, make: Options,
+def _search(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int], name: str, options: Options,
             sampling: Sampling, eos: int | Sequence[int] | None, batch: int, logprobs: bool) -> list[Continuation]:
     model, lists = _check_prompts(prompts, model)
     limits, stops = resolve_limits(n, len(lists)), _stop_ids(eos)
     answers = []
-    together = 1 if make.sequential else max(1, batch // make.width)
-    for start in range(0, len(lists), together):
-        group = slice(start, start + together)
+    group_size = 1 if options.sequential else max(1, batch // options.width)
+    for start in range(0, len(lists), group_size):
+        group = slice(start, start + group_size)
         begin = time.perf_counter()
         with eval_mode(model):
-            found = make.run(model, lists[group], limits[group], sampling, stops)
+            results = options.run(model, lists[group], limits[group], sampling, stops)
         seconds = {"total": time.perf_counter() - begin}
 
         def as_continuation(best: Hypothesis, passes: int, nodes: int, rows: int = len(lists[group]),
@@ -330,11 +331,11 @@ def _search(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int],
                                 logprobs=best.logprobs if logprobs else None, produced=best.length, passes=passes,
                                 rows=rows, seconds=seconds, score=best.score, nodes=nodes, proven=best.proven)
 
-        for number, each in enumerate(found, start):
-            if not each.answers:
+        for number, result in enumerate(results, start):
+            if not result.answers:
                 raise SegueError(f"nothing may follow in any hypothesis of prompt {number}: the processors rule out "
                                  "all answers, or more hypotheses (num_beams) are needed")
-            best, *others = (as_continuation(hypothesis, each.passes, each.nodes) for hypothesis in each.answers)
+            best, *others = (as_continuation(hypothesis, result.passes, result.nodes) for hypothesis in result.answers)
             best.others = others
             answers.append(best)
     return answers

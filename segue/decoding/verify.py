@@ -83,9 +83,9 @@ class Row:
         return 0 if self.backspace is None else (self.limit or 0) + 1
 
     def choose(self, node: int) -> int:
-        best = self.scores.best
-        if best is not None and self.sampling.is_argmax:
-            return best[self.batch_row][node + 1]
+        argmax = self.scores.best
+        if argmax is not None and self.sampling.is_argmax:
+            return argmax[self.batch_row][node + 1]
         scores = self.scores.at(self.batch_row, node + 1)
         return self.sampling.choose(scores, self.prefix, self._noise.at(self.position))
 
@@ -142,8 +142,8 @@ class Row:
 def top_tokens(logprobs: np.ndarray, count: int) -> list[tuple[int, float]]:
     """The `count` likeliest tokens of log-probabilities (V,), as (token, log-probability), best first."""
     count = min(count, len(logprobs))
-    best = np.argpartition(-logprobs, count - 1)[:count]
-    return [(int(token), float(logprobs[token])) for token in best[np.lexsort((best, -logprobs[best]))]]
+    top = np.argpartition(-logprobs, count - 1)[:count]
+    return [(int(token), float(logprobs[token])) for token in top[np.lexsort((top, -logprobs[top]))]]
 
 
 Step = Callable[[np.ndarray, Decoding], np.ndarray]  # see `segue.decoding.loop`
@@ -201,10 +201,10 @@ def accept(rows: Sequence[Row], trees: Sequence[Tree], acceptor: Acceptor) -> li
     """Let each row take tokens along its draft; returns the last accepted node of each (-1: none)."""
     last = []
     for row, tree in zip(rows, trees):
-        before, length = row.produced, len(row.out)
+        produced_before, length_before = row.produced, len(row.out)
         node = acceptor(tree, row)
-        row.per_pass.append(len(row.out) - length)
+        row.per_pass.append(len(row.out) - length_before)
         # All tokens of a pass but the last are drafted ones; the last always comes from the model.
-        row.accepted += row.produced - before - 1 if len(tree) else 0
+        row.accepted += row.produced - produced_before - 1 if len(tree) else 0
         last.append(node)
     return last

@@ -133,10 +133,10 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(http: HTTPRequest, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        where = next((place for place in first["loc"][1:2] if isinstance(place, str)), None)
-        if where is None and "json" not in http.headers.get("content-type", ""):  # curl -d alone says it is a form
+        parameter = next((place for place in first["loc"][1:2] if isinstance(place, str)), None)
+        if parameter is None and "json" not in http.headers.get("content-type", ""):  # curl -d alone says it is a form
             return error_response(400, "body: send a JSON object, with the header Content-Type: application/json")
-        return error_response(400, f"{where or 'body'}: {first['msg']}", where)
+        return error_response(400, f"{parameter or 'body'}: {first['msg']}", parameter)
 
 
 class RequestGuard:
@@ -149,11 +149,11 @@ class RequestGuard:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         headers, left = Headers(scope=scope), MAX_BODY_BYTES
-        sent = headers.get("authorization", "").removeprefix("Bearer ")
+        given_key = headers.get("authorization", "").removeprefix("Bearer ")
         if self.key is not None and scope["path"].startswith("/v1") and \
-                not secrets.compare_digest(sent.encode("latin-1"), self.key.encode()):
-            answer = error_response(401, "send the key of this server as 'Authorization: Bearer KEY'")
-            return await answer(scope, receive, send)
+                not secrets.compare_digest(given_key.encode("latin-1"), self.key.encode()):
+            refusal = error_response(401, "send the key of this server as 'Authorization: Bearer KEY'")
+            return await refusal(scope, receive, send)
         if (length := headers.get("content-length", "0")).isdecimal() and int(length) > MAX_BODY_BYTES:
             return await error_response(413, TOO_LARGE)(scope, receive, send)
 
@@ -210,20 +210,20 @@ class CompletionJob:
 
     def _prompts(self, prompt: Any) -> list[list[int]]:
         """The prompts of the body as token ids."""
-        many = prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else [prompt]
-        if len(many) > self.engine.queue:
-            raise Refused(400, f"{len(many)} prompts are more than may wait here: send {self.engine.queue} at once at "
-                          "most", "prompt")
-        found, model = [], self.engine.model
-        for one in many:
-            if isinstance(one, str):
-                prime = one if self.kind is None else prime_object(self.kind, one, self.codec)
+        prompts = prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else [prompt]
+        if len(prompts) > self.engine.queue:
+            raise Refused(400, f"{len(prompts)} prompts are more than may wait here: send {self.engine.queue} at once "
+                          "at most", "prompt")
+        token_ids, model = [], self.engine.model
+        for item in prompts:
+            if isinstance(item, str):
+                prime = item if self.kind is None else prime_object(self.kind, item, self.codec)
                 count_unknown(self.codec, prime)
                 ids = list(prime_tokens(self.codec, prime, model))
                 if begin_token(model) is None and not self.body.echo and self.body.logprobs is None:
                     ids = open_prompt(self.codec, ids)  # not where the reply lists the prompt's tokens one by one
             else:
-                ids = list(one)
+                ids = list(item)
             if (begin := begin_token(model)) is not None:
                 if self.body.echo:
                     raise Refused(400, "an encoder-decoder does not echo what it read", "echo")
@@ -231,8 +231,8 @@ class CompletionJob:
                     ids = model.prompt(ids)  # type: ignore[attr-defined]
             if not ids:
                 raise Refused(400, "the prompt is empty", "prompt")
-            found.append(ids)
-        return found
+            token_ids.append(ids)
+        return token_ids
 
     def _deliver(self, number: int) -> Callable[[AnswerUpdate], None]:
         """A callback that queues the updates of prompt `number`."""
@@ -294,10 +294,10 @@ class CompletionJob:
         scores = None
         if self.body.logprobs is not None:
             names = list(map(self.codec.token, tokens))
-            logprobs = [None if own is None else max(own, MIN_LOGPROB) for own in logprobs]
+            logprobs = [None if logprob is None else max(logprob, MIN_LOGPROB) for logprob in logprobs]
             alternatives = None if not self.body.logprobs else [None if top is None else {
-                self.codec.token(each): max(value, MIN_LOGPROB) for each, value in top} | {name: own}
-                for name, own, top in zip(names, logprobs, tops)]
+                self.codec.token(token): max(value, MIN_LOGPROB) for token, value in top} | {name: logprob}
+                for name, logprob, top in zip(names, logprobs, tops)]
             scores = {"tokens": names, "token_logprobs": logprobs, "top_logprobs": alternatives,
                       "text_offset": list(map(offsets, tokens))}
         reason = None if finish is None else "length" if finish == "length" else "stop"

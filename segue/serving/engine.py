@@ -284,8 +284,9 @@ class Engine:
                            request.logprobs or 0)
                        for index in range(request.count)]
         cached = None if request.prompt_logprobs else self.prefixes.find(request.prompt)
-        done, state = cached or (0, None)
-        return Prefill(self.model, ticket.rows, self.loop.hidden, self.piece, state, done, request.prompt_logprobs)
+        num_cached, state = cached or (0, None)
+        return Prefill(self.model, ticket.rows, self.loop.hidden, self.piece, state, num_cached,
+                       request.prompt_logprobs)
 
     def _read_prompts(self) -> None:
         """Read a bounded piece of the prompts; rows whose prompts are read join the batch."""
@@ -324,10 +325,10 @@ class Engine:
             for row in ticket.rows:
                 if id(row) not in rows:
                     continue
-                since, now = ticket.delivered.get(row.index, 0), len(row.out)
-                ticket.delivered[row.index] = now
-                ticket.send(AnswerUpdate(row.index, row.out[since:now], (row.logprobs or [])[since:now],
-                                 row.top_logprobs[since:now], row.finish, error=self._errors.pop(row.request, None)))
+                start, end = ticket.delivered.get(row.index, 0), len(row.out)
+                ticket.delivered[row.index] = end
+                ticket.send(AnswerUpdate(row.index, row.out[start:end], (row.logprobs or [])[start:end],
+                                 row.top_logprobs[start:end], row.finish, error=self._errors.pop(row.request, None)))
             if all(row.finish is not None for row in ticket.rows):
                 self.answering.remove(ticket)
                 self.served += 1
@@ -335,15 +336,15 @@ class Engine:
     def _fail(self, error: Exception) -> None:
         """End all active requests with an error (when closing, waiting ones too), and start with an empty batch."""
         with self._changed:
-            lost = [*self.answering, *(ticket for ticket, _ in self.reading)]
+            failed = [*self.answering, *(ticket for ticket, _ in self.reading)]
             if self._closed:
-                lost += self.waiting
+                failed += self.waiting
                 self.waiting.clear()
         self.loop.release([row for ticket in self.answering for row in ticket.rows])
         self.reading, self.answering = [], []
         self.loop.live, self.loop.state = [], None
         self._errors.clear()
-        for ticket in lost:
+        for ticket in failed:
             ticket.send(AnswerUpdate(0, error=error))
 
 

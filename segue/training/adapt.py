@@ -144,8 +144,8 @@ def state_evaluation(model: Stack, tokens: Tensor, block: int, rate: float) -> T
 
 
 def dynamic_evaluation(model: Stack, tokens: Tensor, block: int, rate: float) -> Tensor:
-    """Like `state_evaluation`, but updates the weights, by gradient descent on each block's mean nats. `model` itself is
-    not changed."""
+    """Like `state_evaluation`, but updates the weights, by gradient descent on each block's mean nats. `model` itself
+    is not changed."""
     model = copy.deepcopy(model).requires_grad_()
     state, parameters, scores = model.init_state(len(tokens)), list(model.parameters()), []
     for piece, targets in _split_blocks(tokens, block):

@@ -53,11 +53,11 @@ def pack_documents(lengths: np.ndarray, room: int) -> list[list[int]]:
             if not rows_with[space]:
                 spaces.pop(at)
         rows[row].append(index)
-        left = space - length
-        if left > 1:
-            if not rows_with.get(left):
-                insort(spaces, left)
-            rows_with.setdefault(left, []).append(row)
+        remaining = space - length
+        if remaining > 1:
+            if not rows_with.get(remaining):
+                insort(spaces, remaining)
+            rows_with.setdefault(remaining, []).append(row)
     return rows
 
 

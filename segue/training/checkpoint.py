@@ -59,24 +59,26 @@ def remove_leftovers(folder: Path) -> None:
 
 def load_into(model: torch.nn.Module, tensors: dict[str, Tensor], where: str | Path) -> None:
     """Copy weights into a model, after checking that names, shapes and types are exactly its own."""
-    wanted = model.state_dict()
+    parameters = model.state_dict()
     shared = tied_names(model)
-    missing = sorted(set(wanted) - set(tensors) - set(shared))
-    unknown = sorted(set(tensors) - set(wanted))
+    missing = sorted(set(parameters) - set(tensors) - set(shared))
+    unknown = sorted(set(tensors) - set(parameters))
     if missing or unknown:
-        what = f"lacks {', '.join(missing[:3])}" if missing else f"has the unknown {', '.join(unknown[:3])}"
-        raise SegueError(f"{where} does not fit its config.json: it {what}; were the two copied from different models?")
+        description = f"lacks {', '.join(missing[:3])}" if missing else f"has the unknown {', '.join(unknown[:3])}"
+        raise SegueError(f"{where} does not fit its config.json: it {description}; were the two copied from different "
+                         "models?")
     for name, tensor in tensors.items():
-        if tensor.shape != wanted[name].shape:
+        if tensor.shape != parameters[name].shape:
             raise SegueError(f"{where}: '{name}' has shape {tuple(tensor.shape)}, config.json asks for "
-                             f"{tuple(wanted[name].shape)}; were the two copied from different models?")
-        if tensor.dtype.is_floating_point != wanted[name].dtype.is_floating_point:
-            raise SegueError(f"{where}: '{name}' holds {tensor.dtype}, not numbers of the kind {wanted[name].dtype}")
+                             f"{tuple(parameters[name].shape)}; were the two copied from different models?")
+        if tensor.dtype.is_floating_point != parameters[name].dtype.is_floating_point:
+            raise SegueError(f"{where}: '{name}' holds {tensor.dtype}, not numbers of the kind "
+                             f"{parameters[name].dtype}")
         if tensor.dtype.is_floating_point and not bool(tensor.isfinite().all()):
             raise SegueError(f"{where}: '{name}' holds numbers that are not finite: copy it again or fit again")
     with torch.no_grad():
         for name, tensor in tensors.items():
-            wanted[name].copy_(tensor)
+            parameters[name].copy_(tensor)
 
 
 def tied_names(model: torch.nn.Module) -> dict[str, str]:

@@ -65,10 +65,10 @@ class Mixture:
 
     def __call__(self, step: int) -> Batch:
         sorts, first = self.corpus.row_sorts(0, (step + 1) * self.rows), step * self.rows
-        drawn = []
+        chosen = []
         for number, part in enumerate(self.parts):
             ranks = range(int((sorts[:first] == number).sum()), int((sorts == number).sum()))
             for batch in sorted({rank // self.rows for rank in ranks}):
                 rows = [rank % self.rows for rank in ranks if rank // self.rows == batch]
-                drawn.append(part.make(batch).rows(slice(rows[0], rows[-1] + 1)))
-        return Batch.join(drawn)
+                chosen.append(part.make(batch).rows(slice(rows[0], rows[-1] + 1)))
+        return Batch.join(chosen)

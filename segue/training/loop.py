@@ -120,8 +120,8 @@ class Run:
     def advance(self) -> float:
         """Take one optimiser step; returns the loss per element."""
         # Processes that hold different parts of a row need different dropout masks.
-        other = distributed.rank() if self.reader is not self.model else 0
-        seed_step(self.generator().initial_seed() + other, self.device)
+        rank_offset = distributed.rank() if self.reader is not self.model else 0
+        seed_step(self.generator().initial_seed() + rank_offset, self.device)
         self.loss = loss = self.compute_gradients()
         if not math.isfinite(loss):
             raise SegueError(f"training diverged at step {self.step}: fit again with a lower rate "
@@ -183,11 +183,11 @@ class Run:
     def finish(self) -> None:
         """Put the final weights into the model: the best ones with early stopping, else averaged ones if there are any.
         """
-        kept = self.best_weights or self.average
+        weights = self.best_weights or self.average
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
-                if name in kept:
-                    parameter.copy_(kept[name])
+                if name in weights:
+                    parameter.copy_(weights[name])
         self.model.eval()
         self.strategy.after_experience(self)
 
@@ -231,8 +231,8 @@ class Run:
         tensors |= {f"optimiser.{name}": t for name, t in self.optimiser.state().items()}
         tensors |= {f"average.{name}": t for name, t in self.average.items()}
         tensors |= {f"best.{name}": t for name, t in self.best_weights.items()}
-        kept, values = self.strategy.state()
-        tensors |= {f"strategy.{name}": t for name, t in kept.items()}
+        strategy_tensors, values = self.strategy.state()
+        tensors |= {f"strategy.{name}": t for name, t in strategy_tensors.items()}
         save_tensors(self.folder / CHECKPOINT, tensors, {
             "key": self.key, "plan": self.plan.to_dict(), "step": self.step, "elapsed": self.elapsed,
             "curve": self.curve, "losses": self._losses, "best": None if self.best == math.inf else self.best,
@@ -285,14 +285,14 @@ class Run:
         path = None if self.folder is None else self.folder / "log.jsonl"
         if path is None or not path.exists() or distributed.rank() > 0:
             return
-        kept = []
+        lines = []
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 if json.loads(line)["step"] <= self.step:
-                    kept.append(line + "\n")
+                    lines.append(line + "\n")
             except (ValueError, KeyError, TypeError):
                 continue  # a line truncated by a kill
-        write_text(path, "".join(kept))
+        write_text(path, "".join(lines))
 
 
 def parallel_form(model: nn.Module, plan: Plan, objective: Objective, strategy: Strategy | None = None) -> nn.Module:

@@ -32,20 +32,21 @@ def cut_segments(ids: Ids, length: int, hop: int | None = None) -> list[Ids]:
 
 
 def edit_randomly(ids: Ids, rng: np.random.Generator, rate: float, letters: int) -> Ids:
-    """An altered copy: each element is, at `rate`, replaced by any of `letters`, doubled by one, or left out. Never
-    empty."""
-    told: list[int] = []
-    for each in ids.tolist():
+    """An altered copy: each element is, with probability `rate`, replaced by a random one of `letters`, followed by an
+    inserted one, or deleted. Never empty."""
+    edited: list[int] = []
+    for element in ids.tolist():
         if rng.random() >= rate:
-            told.append(each)
+            edited.append(element)
             continue
-        what = rng.integers(3)
-        told += [int(rng.integers(letters))] if what == 0 else [each, int(rng.integers(letters))] if what == 1 else []
-    return np.array(told or ids[:1].tolist())
+        operation = rng.integers(3)
+        edited += [int(rng.integers(letters))] if operation == 0 else \
+            [element, int(rng.integers(letters))] if operation == 1 else []
+    return np.array(edited or ids[:1].tolist())
 
 
 def find_clusters(eps: float, points: np.ndarray, metric: str) -> np.ndarray:
-    """(N,) long: which cluster each point is of by DBSCAN (Ester et al. 1996), -1 of none. Two near ones are a cluster.
+    """(N,) cluster labels by DBSCAN (Ester et al. 1996), -1 for none. Two neighbours within `eps` make a cluster.
     metric: "cosine" of vectors (N, D), or "precomputed" distances (N, N)."""
     labels: np.ndarray = require("sklearn.cluster", "classical").DBSCAN(
         eps=eps, min_samples=2, metric=metric).fit_predict(points)
@@ -53,19 +54,19 @@ def find_clusters(eps: float, points: np.ndarray, metric: str) -> np.ndarray:
 
 
 def largest_cluster(labels: np.ndarray) -> np.ndarray:
-    """The segments of the largest cluster, in order (of equal ones the earliest); none where nothing comes twice."""
-    known = labels[labels >= 0]
-    return np.flatnonzero(labels == np.bincount(known).argmax()) if len(known) else np.zeros(0, np.int64)
+    """The indices of the largest cluster, in order (of equally large ones the first); empty if there is no cluster."""
+    clustered = labels[labels >= 0]
+    return np.flatnonzero(labels == np.bincount(clustered).argmax()) if len(clustered) else np.zeros(0, np.int64)
 
 
 class MotifRetriever:
-    """Finds, segment by segment, what in a sequence is a varied repetition.
+    """Finds the segments of a sequence that repeat a motif with variations, by contrastive embeddings and clustering.
 
-    letters: ids are below. alter: makes the copies that are to lie near (`edit_randomly`, or what varies motifs of the
-    kind: transposition, say). mixer, width, depth: of the network, whose vector of a segment is the mean of its hidden
-    ones.
-    temperature: of the contrastive loss (InfoNCE). eps: how near, in cosine distance, segments of one cluster lie: it
-    decides everything, so choose it on sequences whose motifs are known.
+    letters: the vocabulary size. alter: makes the positive examples, altered copies of a segment (`edit_randomly`, or
+    the variations of the kind, such as transposition). mixer, width, depth: of the network; the vector of a segment is
+    the mean of its hidden states.
+    temperature: of the contrastive loss (InfoNCE). eps: the largest cosine distance of neighbours in a cluster. Results
+    depend on it strongly, so choose it on sequences whose motifs are known.
     """
 
     def __init__(self, letters: int, alter: Alter, mixer: str = "gru", width: int = 64, depth: int = 1,
@@ -77,8 +78,8 @@ class MotifRetriever:
         self.model = Stack(StackConfig(letters, width, [mixer] * depth, pool="mean"))
 
     def fit(self, pieces: Sequence[Sequence[Ids]], steps: int = 200, rows: int = 32, rate: float = 3e-3) -> None:
-        """Learn from pieces, each a list of segments. A batch has two altered copies of one segment of each of so many
-        pieces: the others are what it must be told from, and those of its own piece are not among them."""
+        """Train on pieces, each a list of segments. A batch has two altered copies of one segment from each of `rows`
+        pieces: the copies of one segment are positives, those from other pieces are negatives."""
         pieces = [piece for piece in pieces if len(piece)]
         if len(pieces) < 2:
             raise SegueError(f"{len(pieces)} pieces: segments are told from those of other pieces, give 2 or more")
@@ -96,7 +97,7 @@ class MotifRetriever:
         learn(self.model, draw, steps, rate=rate, seed=self.seed, objective=InBatch(self.temperature, fill=0.0))
 
     def vectors(self, segments: Sequence[Ids]) -> np.ndarray:
-        """(N, D)."""
+        """The vectors of N segments, (N, D)."""
         return embed(self.model, list(segments), "last")
 
     def clusters(self, segments: Sequence[Ids]) -> np.ndarray:

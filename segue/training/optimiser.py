@@ -116,10 +116,10 @@ class Optimiser:
             if not blocks:
                 continue
             stacked = torch.stack([updates[name][at : at + height] for name, at, _ in blocks])
-            turned = orthogonalise(stacked, dtype=self.dtype)
+            orthogonal = orthogonalise(stacked, dtype=self.dtype)
             # The root mean square of the update does not depend on the shape: 0.2 is what AdamW's usually is.
             size = 0.2 * max(height, width) ** 0.5
-            for (name, at, _), update in zip(blocks, turned):
+            for (name, at, _), update in zip(blocks, orthogonal):
                 rows = self.matrices[name].data[at : at + height]
                 rows.mul_(1 - rate * self.decay).add_(update, alpha=-rate * size)
 

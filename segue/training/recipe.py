@@ -99,12 +99,12 @@ class Plan:
             if not same_type(value, example):
                 raise SegueError(f"{name} cannot be {value!r}: it is, for example, {example!r}")
         plan = replace(self, **choices)
-        for names, good, words in RANGES:
+        for names, is_valid, words in RANGES:
             for name in names:
-                if (value := getattr(plan, name)) is not None and not good(value):
+                if (value := getattr(plan, name)) is not None and not is_valid(value):
                     raise SegueError(f"{name} must be {words}, not {value}")
-        if plan.threads > (most := os.cpu_count() or 1) and "threads" in choices:
-            raise SegueError(f"this machine has {most} cores: threads cannot be {plan.threads}")
+        if plan.threads > (num_cores := os.cpu_count() or 1) and "threads" in choices:
+            raise SegueError(f"this machine has {num_cores} cores: threads cannot be {plan.threads}")
         if plan.schedule not in SCHEDULES:
             raise SegueError(f"schedule '{plan.schedule}' is unknown: choose from {', '.join(SCHEDULES)}")
         if plan.precision not in ("float32", "bfloat16"):
@@ -119,8 +119,8 @@ class Plan:
         """The factor on all learning rates at `step`: a linear warm-up, then the schedule."""
         rise = max(1.0, self.warmup * self.steps)
         fall = max(1.0, min(self.cooldown * self.steps, self.steps - rise))
-        left = SCHEDULES[self.schedule](step + 1 - rise, self.steps - step, fall)
-        return min((step + 1) / rise, self.floor + (1 - self.floor) * max(0.0, min(1.0, left)))
+        factor = SCHEDULES[self.schedule](step + 1 - rise, self.steps - step, fall)
+        return min((step + 1) / rise, self.floor + (1 - self.floor) * max(0.0, min(1.0, factor)))
 
 
 def cosine(part: float) -> float:
@@ -195,16 +195,16 @@ def choose_plan(facts: Facts, **choices: Any) -> tuple[Plan, str]:
     context = choices.get("context")
     if not isinstance(context, int) or context < 1:
         moments = MOMENTS_PER_ROW * facts.turn
-        if (whole := (facts.season + MOMENTS_BESIDE_SEASON) * facts.turn) <= MOST_CONTEXT:
-            moments = max(moments, whole)
-        most = max(256, min(MOST_CONTEXT, 1 << (moments - 1).bit_length()))
-        context = max(8, min(most, 1 << (longest - 1).bit_length()))
+        if (season_context := (facts.season + MOMENTS_BESIDE_SEASON) * facts.turn) <= MOST_CONTEXT:
+            moments = max(moments, season_context)
+        max_context = max(256, min(MOST_CONTEXT, 1 << (moments - 1).bit_length()))
+        context = max(8, min(max_context, 1 << (longest - 1).bit_length()))
     steps = choices.get("steps")
     given_steps = steps if isinstance(steps, int) and steps > 0 else 1000
     # FLOPs of the time budget; or those that the given steps take at the size that would be chosen for them.
     compute = facts.flops * facts.seconds if facts.seconds is not None else (6 * SIZE_FACTOR * given_steps * 4096) ** 2
-    wanted = max(facts.least, 1 << min(16, round(math.log2(BATCH_FACTOR * compute**0.25))))
-    rows = max(1, max(256, min(wanted, facts.tokens // 4)) // context)
+    tokens_per_step = max(facts.least, 1 << min(16, round(math.log2(BATCH_FACTOR * compute**0.25))))
+    rows = max(1, max(256, min(tokens_per_step, facts.tokens // 4)) // context)
     size = max(20_000.0, min(SIZE_FACTOR * math.sqrt(compute), 40.0 * facts.tokens, 3e8))
     width = max(32, min(1024, round((64 * size / 12) ** (1 / 3) / 32) * 32))
     width = width if width < 128 else width // 64 * 64  # whole heads of 64
@@ -219,15 +219,15 @@ def choose_plan(facts: Facts, **choices: Any) -> tuple[Plan, str]:
         choices = {**choices, "heads": choose_heads(choices["width"])}
     plan = plan.with_(**choices)
     passes = plan.steps * plan.tokens_per_step / max(1, facts.tokens)
-    given = f"{facts.seconds:.0f} s" if facts.seconds is not None else f"{plan.steps:,} steps"
+    budget = f"{facts.seconds:.0f} s" if facts.seconds is not None else f"{plan.steps:,} steps"
     threads = "1 thread" if plan.threads == 1 else f"{plan.threads} threads"
-    why = (f"{facts.tokens:,} tokens of {facts.vocabulary:,} kinds, {given} on {threads} in "
-           f"{plan.precision}: about {max(passes, 0.01):.2g} passes")
+    reason = (f"{facts.tokens:,} tokens of {facts.vocabulary:,} kinds, {budget} on {threads} in "
+              f"{plan.precision}: about {max(passes, 0.01):.2g} passes")
     if facts.turn > 1:
         moments = plan.context // facts.turn
-        few = " (few: take less with --read columns=...)" if moments < 8 else ""
-        why += f"; a row has {moments} moments of {facts.turn} columns{few}"
-    return plan, why
+        note = " (few: take less with --read columns=...)" if moments < 8 else ""
+        reason += f"; a row has {moments} moments of {facts.turn} columns{note}"
+    return plan, reason
 
 
 def most_steps(tokens: int, plan: Plan) -> int:

@@ -36,9 +36,9 @@ def item_batches(histories: Sequence[np.ndarray], items: int, length: int, rows:
         users = torch.multinomial(weights, rows, replacement=True, generator=generator)
         counts = sizes[users].clamp(max=length)
         begin = (torch.rand(rows, generator=generator) * (sizes[users] - counts + 1)).long()
-        alive = torch.arange(length) < counts[:, None]
-        tokens = flat[torch.where(alive, (first[users] + begin)[:, None] + torch.arange(length), 0)]
-        targets, starts = tokens.masked_fill(~alive, -1), padding_starts(counts, length)
+        valid_mask = torch.arange(length) < counts[:, None]
+        tokens = flat[torch.where(valid_mask, (first[users] + begin)[:, None] + torch.arange(length), 0)]
+        targets, starts = tokens.masked_fill(~valid_mask, -1), padding_starts(counts, length)
         if mask is None:
             return Batch(F.pad(tokens, (1, 0), value=items)[:, :-1], targets, starts)
         return mask_some(Batch(tokens, targets, starts), items, mask, generator, unmasked=0.0)

@@ -107,35 +107,36 @@ def exponential_misfit(residuals: np.ndarray) -> float:
 @torch.no_grad()
 def score_process(model: PointProcess, batches: Iterable[Batch], points: int = 20, grid: int = 48,
                   seed: int = 0) -> EventScores:
-    """Over all that the batches ask for. points: of the integral of an intensity, drawn with `seed`. grid: places in
-    time at which predictions and the fit look (0: leave these out; they take longer than the likelihood)."""
+    """Scores of the model over all targets of the batches. points: samples of the integral of an intensity, drawn with
+    `seed`. grid: points in time at which predictions and residuals are computed (0: leave these out; they take longer
+    than the likelihood)."""
     model.eval()
-    where = next(model.parameters()).device
-    events, wrong = 0, 0
+    device = next(model.parameters()).device
+    events, errors = 0, 0
     nats, square = np.zeros(2), 0.0
     residuals: list[np.ndarray] = []
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for batch in (each.to(where) for each in batches):
-            history, until, asked = history_of(batch), batch.channels["until"], batch.targets >= 0
-            events += int(asked.sum())
-            nats -= [float(part.double().sum()) for part in model.terms(history, until, batch.targets, points)]
+        for batch in (batch.to(device) for batch in batches):
+            history, gaps, scored = history_of(batch), batch.channels["until"], batch.targets >= 0
+            events += int(scored.sum())
+            nats -= [float(part.double().sum()) for part in model.terms(history, gaps, batch.targets, points)]
             if grid:
                 mean, kind = model.predict(history, grid)
-                square += float((mean.double() - until)[asked].square().sum())
-                wrong += int((kind != batch.targets)[asked].sum())
-                residuals.append(model.residuals(history, until, grid)[asked].cpu().double().numpy())
+                square += float((mean.double() - gaps)[scored].square().sum())
+                errors += int((kind != batch.targets)[scored].sum())
+                residuals.append(model.residuals(history, gaps, grid)[scored].cpu().double().numpy())
     if not events:
         raise SegueError("there is nothing to score: every sequence has fewer than two events")
     time, kind_nats = (float(part) / events for part in nats)
     if not grid:
         return EventScores(events, time, kind_nats)
-    return EventScores(events, time, kind_nats, math.sqrt(square / events), wrong / events,
+    return EventScores(events, time, kind_nats, math.sqrt(square / events), errors / events,
                        exponential_misfit(np.concatenate(residuals)))
 
 
 def score_hawkes(model: Hawkes, data: TimedEvents, longest: float) -> EventScores:
-    """A classical process on whole sequences. longest: beyond which no prediction goes."""
+    """Scores of a classical process on whole sequences. longest: upper limit of predicted gaps."""
     live = data.has_predecessor
     time, kind = model.log_likelihood(data)
     mean, likely = model.predict(data, longest)
@@ -148,8 +149,8 @@ def score_hawkes(model: Hawkes, data: TimedEvents, longest: float) -> EventScore
 
 
 def window_batches(store: EventStore, context: int, rows: int = 16, overlap: float = 0.5) -> Iterator[Batch]:
-    """Batches that ask for each event but the first of each sequence once, with up to `context` events before it; see
-    `segue.training.evaluate.scoring_windows`."""
+    """Batches in which each event but the first of a sequence is a target once, after up to `context` earlier events;
+    see `segue.training.evaluate.scoring_windows`."""
     predicted = np.diff(store.offsets) - 1
     table = scoring_windows(store.offsets, predicted, context, overlap)
     table = table[np.argsort(-table[:, 2], kind="stable")]

@@ -156,10 +156,10 @@ def _read_rows(model: Decodable, state: Decoding, rows: Sequence[Sequence[int]],
     """Extend a state by rows of tokens of any lengths, and commit. options: of `extend`."""
     lengths, table = torch.tensor([len(tokens) for tokens in rows]), pad_rows(rows)
     device, width = state.positions.device, table.shape[1]
-    even = bool((lengths == width).all())
+    same_length = bool((lengths == width).all())
     lengths = lengths.to(device)
     output = model.extend(table.to(device), state, None, None if width == 1 else (lengths - 1)[:, None], **options)
-    state.commit(None, None if even else lengths)
+    state.commit(None, None if same_length else lengths)
     return output
 
 
@@ -225,22 +225,22 @@ def search(model: Decodable, prompts: Sequence[Sequence[int]], limits: Sequence[
     with torch.inference_mode():
         state, output = prefill(model, prompts)
         places = [Place(state, row) for row in range(len(prompts))]
-        fresh = [len(prompt) for prompt in prompts]
+        new_counts = [len(prompt) for prompt in prompts]
         passes = 1
         while True:
-            every = [hypothesis for group in living for hypothesis in group]
-            for number, hypothesis in enumerate(every):
+            flat = [hypothesis for group in living for hypothesis in group]
+            for number, hypothesis in enumerate(flat):
                 hypothesis.place = places[number]
-                hypothesis.hidden = output.hidden[number, : fresh[number]] if make.needs_hidden else None
-            logprobs, start = next_logprobs(output, every, sampling, make.ranks_whole), 0
+                hypothesis.hidden = output.hidden[number, : new_counts[number]] if make.needs_hidden else None
+            logprobs, start = next_logprobs(output, flat, sampling, make.ranks_whole), 0
             for number, group in enumerate(living):
                 if group:
                     living[number] = searches[number].advance(group, logprobs[start : start + len(group)])
                     nodes[number] += sum(len(h.tokens) - h.place.read for h in living[number] if h.place is not None)
                     start += len(group)
-            every = [hypothesis for group in living for hypothesis in group]
-            if not every:
-                return [SearchResult(each.results(), passes, count) for each, count in zip(searches, nodes)]
-            fresh = [len(each.tokens) - each.place.read for each in every if each.place is not None]
-            places, output = read_hypotheses(model, every, make.revisits)
+            flat = [hypothesis for group in living for hypothesis in group]
+            if not flat:
+                return [SearchResult(item.results(), passes, count) for item, count in zip(searches, nodes)]
+            new_counts = [len(item.tokens) - item.place.read for item in flat if item.place is not None]
+            places, output = read_hypotheses(model, flat, make.revisits)
             passes += 1

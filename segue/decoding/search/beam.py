@@ -65,25 +65,25 @@ class BeamSearch:
                   + extra + lookaheads).ravel()
         # Every hypothesis may end with every stop token: with this many candidates, at least `width` continue.
         count = min(width * (1 + len(self.stops)), totals.size)
-        best = np.argpartition(-totals, count - 1)[:count] if count < totals.size else np.arange(count)
-        best = best[np.lexsort((best, -totals[best]))]
-        going: list[Hypothesis] = []
+        top = np.argpartition(-totals, count - 1)[:count] if count < totals.size else np.arange(count)
+        top = top[np.lexsort((top, -totals[top]))]
+        continuing: list[Hypothesis] = []
         length = len(living[0].tokens) + 1
-        for rank, place in enumerate(best.tolist()):
-            if totals[place] == -np.inf or len(going) == width:
+        for rank, index in enumerate(top.tolist()):
+            if totals[index] == -np.inf or len(continuing) == width:
                 break
-            parent, token = divmod(place, vocabulary)
+            parent, token = divmod(index, vocabulary)
             scores = tuple(float(terms[parent, token]) for terms in (logprobs, extra, lookaheads))
             if token in self.stops:
                 if rank < width:
                     self._keep(living[parent].ended(*scores), length)
             else:
-                going.append(living[parent].extended(token, *scores))
-        if length == self.n or not going:
-            for hypothesis in going:
+                continuing.append(living[parent].extended(token, *scores))
+        if length == self.n or not continuing:
+            for hypothesis in continuing:
                 self._keep(hypothesis, length)
             return []
-        return [] if self._settled(going, length) else going
+        return [] if self._settled(continuing, length) else continuing
 
     def _rank(self, total: float, length: int) -> float:
         return total / length**self.options.length_penalty
@@ -94,7 +94,7 @@ class BeamSearch:
         self.done.sort(key=lambda kept: -kept.score)
         del self.done[self.options.num_beams :]
 
-    def _settled(self, going: list[Hypothesis], length: int) -> bool:
+    def _settled(self, continuing: list[Hypothesis], length: int) -> bool:
         """Whether no live hypothesis can change the result."""
         if len(self.done) < self.options.num_beams:
             return False
@@ -102,8 +102,8 @@ class BeamSearch:
             return True
         # A total only falls; its best possible rank is at the longest length (penalty > 0) or at the next one.
         farthest = self.n if self.options.length_penalty > 0 else length + 1
-        best = max(hypothesis.total + hypothesis.bonus for hypothesis in going)
-        return self._rank(best, farthest) <= self.done[-1].score
+        best_total = max(hypothesis.total + hypothesis.bonus for hypothesis in continuing)
+        return self._rank(best_total, farthest) <= self.done[-1].score
 
     def results(self) -> list[Hypothesis]:
         return self.done[: self.options.num_return_sequences]

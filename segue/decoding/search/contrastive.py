@@ -51,16 +51,18 @@ class ContrastiveSearch:
 
     def advance(self, living: Sequence[Hypothesis], logprobs: np.ndarray) -> list[Hypothesis]:
         """living: the candidates for the last token (a stop token may be one), all after the same tokens."""
-        directions = [F.normalize(each.hidden.double(), dim=-1) for each in living if each.hidden is not None]
+        directions = [F.normalize(hypothesis.hidden.double(), dim=-1)
+                      for hypothesis in living if hypothesis.hidden is not None]
         best = 0
         if self.before:
-            similarities = [max((float((before @ own.T).max()) for before in self.before if len(before)), default=0.0)
-                            for own in directions]
+            similarities = [max((float((before @ direction.T).max()) for before in self.before if len(before)),
+                                default=0.0) for direction in directions]
             weight = self.options.penalty_alpha
-            best = int(np.argmax([(1 - weight) * np.exp(each.logprobs[-1]) - weight * similarity
-                                  for each, similarity in zip(living, similarities)]))
-        read = directions[best]
-        self.before.append(read[read.any(-1)])  # hidden states at an encoder-decoder's source are all zero
+            best = int(np.argmax([(1 - weight) * np.exp(hypothesis.logprobs[-1]) - weight * similarity
+                                  for hypothesis, similarity in zip(living, similarities)]))
+        chosen_directions = directions[best]
+        # Hidden states at an encoder-decoder's source are all zero.
+        self.before.append(chosen_directions[chosen_directions.any(-1)])
         chosen = living[best]
         if chosen.tokens and chosen.tokens[-1] in self.stops:
             self.answer = Hypothesis(chosen.tokens[:-1], chosen.logprobs[:-1], chosen.total, stopped=True)

@@ -65,28 +65,28 @@ def hamming(options: DiverseBeam, living: Sequence[Hypothesis], earlier: Sequenc
 
 def cumulative(options: DiverseBeam, living: Sequence[Hypothesis], earlier: Sequence[Hypothesis], v: int) -> np.ndarray:
     """The sum over the earlier hypotheses of exp(-positions that would differ / diversity_scale)."""
-    found = np.zeros((len(living), v))
+    similarity = np.zeros((len(living), v))
     for row, hypothesis in enumerate(living):
         for other in earlier:
             distance = sum(a != b for a, b in zip(hypothesis.tokens, other.tokens))
-            same, different = (np.exp(-count / options.diversity_scale) for count in (distance, distance + 1))
-            found[row] += different
-            found[row, other.tokens[-1]] += same - different
-    return found
+            if_same, if_different = (np.exp(-count / options.diversity_scale) for count in (distance, distance + 1))
+            similarity[row] += if_different
+            similarity[row, other.tokens[-1]] += if_same - if_different
+    return similarity
 
 
 def ngram(options: DiverseBeam, living: Sequence[Hypothesis], earlier: Sequence[Hypothesis], v: int) -> np.ndarray:
     """How often the earlier hypotheses contain the n-gram that each token would complete."""
-    found, n = np.zeros((len(living), v)), options.diversity_ngram
+    counts, n = np.zeros((len(living), v)), options.diversity_ngram
     for row, hypothesis in enumerate(living):
-        before = hypothesis.tokens[len(hypothesis.tokens) - n + 1 :]
-        if len(before) < n - 1:
+        context = hypothesis.tokens[len(hypothesis.tokens) - n + 1 :]
+        if len(context) < n - 1:
             continue
         for other in earlier:
-            for at in range(n - 1, len(other.tokens)):
-                if other.tokens[at - n + 1 : at] == before:
-                    found[row, other.tokens[at]] += 1
-    return found
+            for position in range(n - 1, len(other.tokens)):
+                if other.tokens[position - n + 1 : position] == context:
+                    counts[row, other.tokens[position]] += 1
+    return counts
 
 
 def embedding(options: DiverseBeam, living: Sequence[Hypothesis], earlier: Sequence[Hypothesis], v: int) -> np.ndarray:
@@ -116,23 +116,23 @@ class DiverseBeamSearch:
 
     def advance(self, living: Sequence[Hypothesis], logprobs: np.ndarray) -> list[Hypothesis]:
         """Advance one group after the other; each is penalised by what those before it have just chosen."""
-        begun, length = bool(living[0].tokens), len(living[0].tokens) + 1
-        going: list[Hypothesis] = []
+        has_tokens, length = bool(living[0].tokens), len(living[0].tokens) + 1
+        continuing: list[Hypothesis] = []
         earlier: list[Hypothesis] = []  # chosen by the groups before, also where they are finished
         for number, group in enumerate(self.groups):
-            places = [place for place, hypothesis in enumerate(living) if hypothesis.group == number or not begun]
-            if not places:
+            rows = [row for row, hypothesis in enumerate(living) if hypothesis.group == number or not has_tokens]
+            if not rows:
                 continue
-            own_hypotheses = [replace(living[place], group=number) for place in places]
+            members = [replace(living[row], group=number) for row in rows]
             bonus = None
             if earlier and self.options.diversity_penalty:
                 measure = SIMILARITIES[self.options.diversity]
-                similarity = measure(self.options, own_hypotheses, earlier, logprobs.shape[1])
+                similarity = measure(self.options, members, earlier, logprobs.shape[1])
                 bonus = -self.options.diversity_penalty * similarity
-            advanced = group.advance(own_hypotheses, logprobs[places], bonus)
+            advanced = group.advance(members, logprobs[rows], bonus)
             earlier += advanced or [done for done in group.done if len(done.tokens) == length]
-            going += advanced
-        return going
+            continuing += advanced
+        return continuing
 
     def results(self) -> list[Hypothesis]:
         """The answers of all groups by the model's own score; one that several groups found is returned once."""

@@ -98,9 +98,9 @@ class BranchAndBound:
         """Rewind the state to the hypothesis' last token but one, and read its last. begin: the position after the
         prompt."""
         self.passes += 1
-        back = int(state.positions[0]) - begin - len(hypothesis.tokens) + 1
-        if back:
-            state.rewind(back)
+        num_rewind = int(state.positions[0]) - begin - len(hypothesis.tokens) + 1
+        if num_rewind:
+            state.rewind(num_rewind)
         output = self.model.extend(torch.tensor([hypothesis.tokens[-1:]], device=state.positions.device), state)
         state.commit()
         return output

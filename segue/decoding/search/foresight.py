@@ -41,13 +41,13 @@ class Foresight(nn.Module):
 
     def forward(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """h (M, H) as `hidden` and next tokens (M, K) -> logits (M, K) of A."""
-        read = self.read((hidden - self.mean) / self.deviation)
-        return self.out(F.gelu(read[:, None] + self.next(tokens)))[..., 0]
+        projected = self.read((hidden - self.mean) / self.deviation)
+        return self.out(F.gelu(projected[:, None] + self.next(tokens)))[..., 0]
 
     def attribute(self, living: Sequence[Hypothesis], tokens: np.ndarray) -> np.ndarray:
         """The `attribute` of a conditional beam search (see `search.conditional`)."""
-        hidden = torch.stack([each.hidden[-1] for each in living if each.hidden is not None])
-        hidden = _with_positions(hidden.to(self.mean), torch.tensor([len(each.tokens) for each in living]))
+        hidden = torch.stack([hypothesis.hidden[-1] for hypothesis in living if hypothesis.hidden is not None])
+        hidden = _with_positions(hidden.to(self.mean), torch.tensor([len(hypothesis.tokens) for hypothesis in living]))
         with torch.inference_mode():
             logits = self(hidden, torch.from_numpy(tokens).to(hidden.device))
         return F.logsigmoid(logits.double()).cpu().numpy()
@@ -71,31 +71,32 @@ def foresee(model: Decodable, texts: Sequence[Sequence[int]], labels: Sequence[b
     if any(not 1 <= begin < len(text) for begin, text in zip(prompt_lengths, texts)):
         raise SegueError("each text needs a prompt of at least one token, and at least one token behind it")
     hidden, tokens, owner = _prefixes(model, texts, prompt_lengths)
-    truth = torch.tensor([float(label) for label in labels], device=hidden.device)[owner]
+    target = torch.tensor([float(label) for label in labels], device=hidden.device)[owner]
     fold = torch.from_numpy(np.random.default_rng(seed).permutation(len(texts)) % 10).to(hidden.device)[owner]
-    learning, calibrating, measuring = fold > 1, fold == 0, fold == 1
+    is_training, is_calibration, is_test = fold > 1, fold == 0, fold == 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         foresight = Foresight(hidden.shape[1], model.vocabulary, width).to(hidden.device)
-        foresight.mean = hidden[learning].mean(0)
-        foresight.deviation = hidden[learning].std(0, correction=0).clamp(min=1e-6)
+        foresight.mean = hidden[is_training].mean(0)
+        foresight.deviation = hidden[is_training].std(0, correction=0).clamp(min=1e-6)
         optimiser = torch.optim.AdamW(foresight.parameters(), rate, weight_decay=0.01)
-        places = learning.nonzero()[:, 0].cpu()
+        training_rows = is_training.nonzero()[:, 0].cpu()
         for _ in range(steps):
-            chosen = places[torch.randint(len(places), (batch,))].to(hidden.device)
-            loss = F.binary_cross_entropy_with_logits(foresight(hidden[chosen], tokens[chosen])[:, 0], truth[chosen])
+            batch_rows = training_rows[torch.randint(len(training_rows), (batch,))].to(hidden.device)
+            loss = F.binary_cross_entropy_with_logits(foresight(hidden[batch_rows], tokens[batch_rows])[:, 0],
+                                                      target[batch_rows])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
     with torch.no_grad():
         logits = foresight(hidden, tokens)[:, 0]
-        scale, shift = _platt_scaling(logits[calibrating], truth[calibrating])
+        scale, shift = _platt_scaling(logits[is_calibration], target[is_calibration])
         foresight.out.weight *= scale
         foresight.out.bias.mul_(scale).add_(shift)
-        rate_of_all = truth[~measuring].mean().expand(int(measuring.sum()))
+        base_rate = target[~is_test].mean().expand(int(is_test.sum()))
         foresight.report = {
-            "loss": float(F.binary_cross_entropy_with_logits(scale * logits[measuring] + shift, truth[measuring])),
-            "base": float(F.binary_cross_entropy(rate_of_all, truth[measuring]))}
+            "loss": float(F.binary_cross_entropy_with_logits(scale * logits[is_test] + shift, target[is_test])),
+            "base": float(F.binary_cross_entropy(base_rate, target[is_test]))}
     return foresight.eval().requires_grad_(False)
 
 
@@ -110,10 +111,10 @@ def _prefixes(model: Decodable, texts: Sequence[Sequence[int]],
             state = init_prompt_state(model, [texts[number][: prompt_lengths[number]] for number in group])
             table = table.to(state.positions.device)
             last = torch.tensor([[len(texts[number]) - 1] for number in group], device=table.device)
-            every = model.extend(table, state, None, last).hidden  # `last` only: the logits are not needed
+            states = model.extend(table, state, None, last).hidden  # `last` only: the logits are not needed
         for row, number in enumerate(group):
             start, end = prompt_lengths[number], len(texts[number])
-            hidden.append(_with_positions(every[row, start - 1 : end - 1].float(), torch.arange(end - start)))
+            hidden.append(_with_positions(states[row, start - 1 : end - 1].float(), torch.arange(end - start)))
             tokens.append(table[row, start:end, None])
             owner.append(torch.full((end - start,), number, device=table.device))
     return torch.cat(hidden).clone(), torch.cat(tokens), torch.cat(owner)
@@ -124,14 +125,14 @@ def _with_positions(hidden: Tensor, lengths: Tensor) -> Tensor:
     return torch.cat([hidden, sinusoids(lengths[None], POSITION_FEATURES, hidden.dtype)[0].to(hidden.device)], 1)
 
 
-def _platt_scaling(logits: Tensor, truth: Tensor) -> tuple[float, float]:
+def _platt_scaling(logits: Tensor, target: Tensor) -> tuple[float, float]:
     """The maximum-likelihood scale and shift of logits (Platt 1999), by Newton's method, regularised towards (1, 0)."""
     features = torch.stack([logits, torch.ones_like(logits)], 1).double()
     start = torch.tensor([1.0, 0.0], dtype=torch.float64, device=logits.device)
     weights = start.clone()
     for _ in range(20):
         q = torch.sigmoid(features @ weights)
-        gradient = features.T @ (q - truth) + weights - start
+        gradient = features.T @ (q - target) + weights - start
         hessian = features.T @ (features * (q * (1 - q))[:, None]) + torch.eye(2).to(features)
         weights = weights - torch.linalg.solve(hessian, gradient)
     scale, shift = weights.tolist()

@@ -71,12 +71,12 @@ class Tree(BatchedSearch):
     num_return_sequences: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("budget", 1), ("branching", 1), ("chunk", 1), ("exploration", 0), ("rollout", 0),
-                            ("repetition_cost", 0), ("parallel", 1), ("move_every", 1), ("states", 1),
-                            ("num_return_sequences", 1)):
+        for name, minimum in (("budget", 1), ("branching", 1), ("chunk", 1), ("exploration", 0), ("rollout", 0),
+                              ("repetition_cost", 0), ("parallel", 1), ("move_every", 1), ("states", 1),
+                              ("num_return_sequences", 1)):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise SegueError(f"{name} of a tree search must be at least {least}, not {value}")
+            if value is not None and value < minimum:
+                raise SegueError(f"{name} of a tree search must be at least {minimum}, not {value}")
         for name, allowed in (("selection", ("puct", "best-first")), ("backup", ("mean", "max")),
                               ("confidence", (*CONFIDENCES,))):
             value = getattr(self, name)
@@ -155,28 +155,32 @@ class TreeSearch:
             self.root.hypothesis = living[0]
         for hypothesis, row in zip(living, logprobs):
             self._record(hypothesis, row)
-        asked = self._advance_simulations()
-        if not self.finishing and (not asked or self.tokens_read + self._cost(asked) > self.options.budget):
+        requests = self._advance_simulations()
+        if not self.finishing and (not requests or self.tokens_read + self._cost(requests) > self.options.budget):
             if self.answers:
                 return []
             self.finishing, self.running = True, [self._finish()]
-            asked = self._advance_simulations()
-        self.tokens_read += self._cost(asked)
-        return asked
+            requests = self._advance_simulations()
+        self.tokens_read += self._cost(requests)
+        return requests
 
     def results(self) -> list[Hypothesis]:
         return sorted(self.answers.values(), key=lambda answer: -answer.score)[: self.options.num_return_sequences]
 
-    def _cost(self, asked: Sequence[Hypothesis]) -> int:
-        return sum(len(each.tokens) - each.place.read for each in asked if each.place is not None)
+    def _cost(self, requests: Sequence[Hypothesis]) -> int:
+        """The number of tokens that the model must read for these hypotheses."""
+        return sum(len(hypothesis.tokens) - hypothesis.place.read
+                   for hypothesis in requests if hypothesis.place is not None)
 
     def _record(self, hypothesis: Hypothesis, logprobs: np.ndarray) -> None:
+        """Store the likeliest and the sampled next tokens of a hypothesis, and its state; evict the oldest state if
+        there are too many."""
         likely = [choice for choice in top_tokens(logprobs, self.options.branching) if choice[1] > -np.inf]
         expansion = Expansion(likely, place=hypothesis.place)
         hypothesis.place = None  # only the expansion holds the state, so that it can be evicted
         if self.options.chunk > 1:
-            drawn = [draw(np.exp(logprobs), float(self.random.random())) for _ in range(self.options.branching)]
-            expansion.sampled = [(token, float(logprobs[token])) for token in drawn]
+            samples = [draw(np.exp(logprobs), float(self.random.random())) for _ in range(self.options.branching)]
+            expansion.sampled = [(token, float(logprobs[token])) for token in samples]
         key = tuple(hypothesis.tokens)
         self.expansions[key] = expansion
         if key:
@@ -187,21 +191,22 @@ class TreeSearch:
             self.expansions[oldest].place = None
 
     def _advance_simulations(self) -> list[Hypothesis]:
-        """Run simulations until each waits for the model; returns the hypotheses that they want read."""
-        waiting, asked = self.running, list[Hypothesis]()
+        """Run simulations until each waits for the model; returns the hypotheses to read next."""
+        waiting, requests = self.running, list[Hypothesis]()
         self.running = []
         while len(self.running) < self.options.parallel:
             simulation = waiting.pop(0) if waiting else None if self.finishing else self._begin()
             if simulation is None:
                 break
-            if wanted := next(simulation, None):
+            if needed := next(simulation, None):
                 self.running.append(simulation)
-                for hypothesis in wanted:
+                for hypothesis in needed:
                     hypothesis.place = self._nearest_state(hypothesis.tokens)
-                asked += wanted
-        return asked
+                requests += needed
+        return requests
 
     def _nearest_state(self, tokens: list[int]) -> Place:
+        """The kept state of the longest proper prefix of the tokens; marks it as recently used."""
         for length in range(len(tokens) - 1, -1, -1):
             key = tuple(tokens[:length])
             expansion = self.expansions.get(key)
@@ -221,11 +226,12 @@ class TreeSearch:
         if node is None:
             return None
         node.evaluating = True
-        for each in node.path_to_root():
-            each.in_flight += 1
+        for ancestor in node.path_to_root():
+            ancestor.in_flight += 1
         return self._simulate(node)
 
     def _select(self) -> Node | None:
+        """The leaf to evaluate next, by PUCT or best-first; None if all candidates are being evaluated."""
         if self.options.selection == "best-first":
             while self.heap:
                 node = heapq.heappop(self.heap)[-1]
@@ -234,16 +240,17 @@ class TreeSearch:
             return None
         node = self.root
         while node.children is not None and not node.evaluating:
-            free = [child for child in node.children if not child.exhausted and not child.evaluating]
-            if not free:
+            candidates = [child for child in node.children if not child.exhausted and not child.evaluating]
+            if not candidates:
                 return None
-            spread = self.options.exploration * max(sum(c.visits + c.in_flight for c in node.children), 1) ** 0.5
+            exploration = self.options.exploration * max(sum(c.visits + c.in_flight for c in node.children), 1) ** 0.5
             parent = self._q_value(node, 0.0)
-            node = max(free, key=lambda child: self._q_value(child, parent)
-                       + spread * child.prior / (1 + child.visits + child.in_flight))
+            node = max(candidates, key=lambda child: self._q_value(child, parent)
+                       + exploration * child.prior / (1 + child.visits + child.in_flight))
         return None if node.evaluating else node
 
     def _q_value(self, node: Node, unvisited: float) -> float:
+        """The maximum or mean of the values backed up through a node; `unvisited` if there are none."""
         if not node.visits + node.in_flight:
             return unvisited
         if self.options.backup == "max":
@@ -251,6 +258,7 @@ class TreeSearch:
         return node.value_sum / (node.visits + node.in_flight)  # unfinished ones count as a value of 0 (virtual loss)
 
     def _simulate(self, node: Node) -> Reading:
+        """Expand a leaf, value it by a rollout, and back the value up to the root."""
         end = node.hypothesis
         if not self._is_complete(end):
             node.children = yield from self._children(node)
@@ -262,39 +270,41 @@ class TreeSearch:
             self._keep(end)
         value = float(np.exp(self._confidence(end)))
         node.evaluating = False
-        for each in node.path_to_root():
-            each.visits += 1
-            each.in_flight -= 1
-            each.value_sum += value
-            each.best = max(each.best, value)
-            each.exhausted = all(child.exhausted for child in each.children or ())
+        for ancestor in node.path_to_root():
+            ancestor.visits += 1
+            ancestor.in_flight -= 1
+            ancestor.value_sum += value
+            ancestor.best = max(ancestor.best, value)
+            ancestor.exhausted = all(child.exhausted for child in ancestor.children or ())
 
     def _children(self, node: Node) -> Generator[list[Hypothesis], None, list[Node]]:
+        """The child nodes of a leaf, the most probable first."""
         if self.options.chunk == 1:
             yield from self._read([node.hypothesis])
-            found = [self._append(node.hypothesis, *choice) for choice in self._look_up(node.hypothesis).most_likely]
+            continuations = [self._append(node.hypothesis, *choice)
+                             for choice in self._look_up(node.hypothesis).most_likely]
         else:
-            found = yield from self._chunks(node.hypothesis)
-        priors = np.exp([child.total - node.hypothesis.total for child in found])
+            continuations = yield from self._chunks(node.hypothesis)
+        priors = np.exp([child.total - node.hypothesis.total for child in continuations])
         order = np.argsort(-priors, kind="stable")
-        return [Node(found[i], float(priors[i] / priors.sum()), node) for i in order]
+        return [Node(continuations[i], float(priors[i] / priors.sum()), node) for i in order]
 
     def _chunks(self, start: Hypothesis) -> Generator[list[Hypothesis], None, list[Hypothesis]]:
         """`branching` sampled continuations of `chunk` tokens; identical ones are merged and read once."""
-        grown = [(start, self.options.branching)]
+        beams = [(start, self.options.branching)]
         for _ in range(self.options.chunk):
-            yield from self._read([hypothesis for hypothesis, _ in grown if not self._is_complete(hypothesis)])
-            after: dict[tuple[tuple[int, ...], bool], tuple[Hypothesis, int]] = {}
-            for hypothesis, times in grown:
+            yield from self._read([hypothesis for hypothesis, _ in beams if not self._is_complete(hypothesis)])
+            merged: dict[tuple[tuple[int, ...], bool], tuple[Hypothesis, int]] = {}
+            for hypothesis, count in beams:
                 if self._is_complete(hypothesis):
-                    after[tuple(hypothesis.tokens), hypothesis.stopped] = hypothesis, times
+                    merged[tuple(hypothesis.tokens), hypothesis.stopped] = hypothesis, count
                     continue
-                for choice in self._look_up(hypothesis).sampled[:times]:
+                for choice in self._look_up(hypothesis).sampled[:count]:
                     longer = self._append(hypothesis, *choice)
                     key = tuple(longer.tokens), longer.stopped
-                    after[key] = longer, after.get(key, (longer, 0))[1] + 1
-            grown = list(after.values())
-        return [hypothesis for hypothesis, _ in grown]
+                    merged[key] = longer, merged.get(key, (longer, 0))[1] + 1
+            beams = list(merged.values())
+        return [hypothesis for hypothesis, _ in beams]
 
     def _complete(self, hypothesis: Hypothesis, limit: int | None) -> Generator[list[Hypothesis], None, Hypothesis]:
         """Extend greedily to the end, or by `limit` tokens at most."""
@@ -305,14 +315,14 @@ class TreeSearch:
         return hypothesis
 
     def _finish(self) -> Reading:
-        """The budget is spent and no answer is there: complete the most visited path."""
+        """Complete the most visited path greedily; used when the budget is spent before any answer was complete."""
         node = self.root
         while node.children and any(child.visits for child in node.children):
             node = max(node.children, key=lambda child: child.visits)
         self._keep((yield from self._complete(node.hypothesis, None)))
 
     def _read(self, hypotheses: Sequence[Hypothesis]) -> Reading:
-        if unread := [each for each in hypotheses if tuple(each.tokens) not in self.expansions]:
+        if unread := [hypothesis for hypothesis in hypotheses if tuple(hypothesis.tokens) not in self.expansions]:
             yield unread
 
     def _look_up(self, hypothesis: Hypothesis) -> Expansion:
