@@ -31,7 +31,7 @@ def clusters(data: Data, k: int | None = None, share: float = 0.4) -> np.ndarray
 
     codes = [hash_elements(data.values(i)) for i in range(len(data))]
     k = k or word_length(codes, share)
-    sets = [word_hashes(each, k) for each in codes]
+    sets = [word_hashes(sequence, k) for sequence in codes]
     offsets = np.cumsum([0, *map(len, sets)])
     _, flat = np.unique(np.concatenate(sets), return_inverse=True)
     owners = np.repeat(np.arange(len(sets)), np.diff(offsets))[np.argsort(flat, kind="stable")]

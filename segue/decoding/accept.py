@@ -117,10 +117,10 @@ def typical(tree: Tree, row: RowView, floor: float = 0.09, share: float = 0.3) -
         if not likely:
             row.take(draw(p, row.noise(0).at(row.position)), node)
             return node
-        best = max(likely, key=lambda child: p[tree.tokens[child]])
-        if row.take(tree.tokens[best], node):
+        likeliest = max(likely, key=lambda child: p[tree.tokens[child]])
+        if row.take(tree.tokens[likeliest], node):
             return node
-        node = best
+        node = likeliest
 
 
 def near_best(tree: Tree, row: RowView, beta: int = 5, tau: float = 3.0) -> int:
@@ -133,9 +133,9 @@ def near_best(tree: Tree, row: RowView, beta: int = 5, tau: float = 3.0) -> int:
         children = [child for node in nodes for child in tree.children.get(node, ())]
         if children and all(tree.tokens[child] != token for child in children):
             scores = row.ranking(nodes[0])
-            best = max((tree.tokens[child] for child in children), key=lambda drafted: scores[drafted])
-            if scores.max() - scores[best] < tau and (scores >= scores[best]).sum() <= beta:
-                token = best
+            best_token = max((tree.tokens[child] for child in children), key=lambda drafted: scores[drafted])
+            if scores.max() - scores[best_token] < tau and (scores >= scores[best_token]).sum() <= beta:
+                token = best_token
         if row.take(token, nodes[0]):
             return nodes[0]
         matching = [child for child in children if tree.tokens[child] == token]

@@ -104,9 +104,9 @@ class Cost:
             return
         arm.tries += 1
         weight = max(1 / arm.tries, 0.4 if arm.trial else 0.1)  # a trial outweighs older measurements
-        typical = self.clock.seconds(nodes) or forward  # the median: one slow pass must not switch drafting off
+        median = self.clock.seconds(nodes) or forward  # the median: one slow pass must not switch drafting off
         arm.tokens += weight * (tokens - arm.tokens)
-        arm.forward += weight * (typical - arm.forward)
+        arm.forward += weight * (median - arm.forward)
         arm.drafting += weight * (drafting - arm.drafting)
         arm.trial = max(arm.trial - 1, 0)
         if not arm.trial:
@@ -114,8 +114,8 @@ class Cost:
             larger = next((other for other in self.arms if other.size > arm.size), None)
             if arm.size and larger is not None and not larger.tries:
                 # Guess that a larger draft costs in proportion and gains no more: if this one lost, it has to wait.
-                guess = Arm(larger.size, arm.tokens, arm.forward * larger.size / arm.size, arm.drafting)
-                larger.due = self.passes + (self._wait(guess) if arm.rate < self.best else 0)
+                estimate = Arm(larger.size, arm.tokens, arm.forward * larger.size / arm.size, arm.drafting)
+                larger.due = self.passes + (self._wait(estimate) if arm.rate < self.best else 0)
 
     def _guess(self, arm: Arm) -> Arm:
         """An optimistic guess about an untried arm: as cheap as the cheapest, with half the gain of the first arm."""

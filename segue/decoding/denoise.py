@@ -36,7 +36,7 @@ def denoise(model: Stack, prompts: Sequence[Sequence[int]], lengths: Sequence[Se
     if len(lengths) != len(prompts) or not all(map(len, lengths)) or min(map(min, lengths), default=1) < 1 or steps < 1:
         raise SegueError(f"{len(prompts)} prompts, {len(lengths)} lists of lengths and {steps} steps: give for each "
                          "prompt at least one length to try, of at least one element, and take at least one step")
-    candidates = [(number, length) for number, each in enumerate(lengths) for length in each]
+    candidates = [(number, length) for number, options in enumerate(lengths) for length in options]
     device = model.embedding.weight.device
     tokens = pad_rows([[*prompts[number], *[0] * length] for number, length in candidates]).to(device)
     index = torch.arange(tokens.shape[1], device=device)

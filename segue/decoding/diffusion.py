@@ -40,7 +40,7 @@ def ancestral(predict: Predict, x: Tensor, gaps: Tensor, process: Process, steps
     cached: reuse the model's output while nothing changes: the same draws, with no more passes than elements; for the
     absorbing process and models without a time input.
     """
-    kept = (schedule or NoiseSchedule()).grid(steps).to(x.device)
+    keep_probabilities = (schedule or NoiseSchedule()).grid(steps).to(x.device)
     x = torch.where(gaps, process.sample_resting(x, generator), x)
     passes, log_p = 0, None
     for step in range(steps, 0, -1):
@@ -49,7 +49,8 @@ def ancestral(predict: Predict, x: Tensor, gaps: Tensor, process: Process, steps
             break
         if log_p is None:
             log_p, passes = predict(x, torch.full((len(x),), step / steps, dtype=torch.float64)), passes + 1
-        posterior = process.posterior(log_p[noisy].to(dtype), x[noisy], kept[step], kept[step - 1])
+        posterior = process.posterior(log_p[noisy].to(dtype), x[noisy], keep_probabilities[step],
+                                      keep_probabilities[step - 1])
         new = x.masked_scatter(noisy, gumbel_max(posterior, generator, dtype))
         if not cached or not torch.equal(new, x):
             log_p = None
@@ -65,10 +66,10 @@ def first_hitting(predict: Predict, x: Tensor, gaps: Tensor, process: Process, s
     x, passes = torch.where(gaps, process.sample_resting(x), x), 0
     rank = torch.rand(gaps.shape, generator=generator, dtype=torch.float64, device=x.device)
     rank = rank.masked_fill(~gaps, 2.0).argsort(1).argsort(1)
-    for turn in range(int(gaps.sum(1).max())):
-        now = gaps & (rank == turn)
-        log_p = predict(x, (gaps & (rank >= turn)).sum(1) / gaps.sum(1).clamp(min=1))
-        x, passes = x.masked_scatter(now, gumbel_max(log_p[now], generator)), passes + 1
+    for order in range(int(gaps.sum(1).max())):
+        current = gaps & (rank == order)
+        log_p = predict(x, (gaps & (rank >= order)).sum(1) / gaps.sum(1).clamp(min=1))
+        x, passes = x.masked_scatter(current, gumbel_max(log_p[current], generator)), passes + 1
     return x, passes
 
 
@@ -79,15 +80,15 @@ def confidence(predict: Predict, x: Tensor, gaps: Tensor, process: Process, step
     too often."""
     x, count, passes = torch.where(gaps, process.sample_resting(x), x), gaps.sum(1), 0
     hidden = gaps
-    for turn in range(1, min(steps, int(count.max())) + 1):
+    for step in range(1, min(steps, int(count.max())) + 1):
         rounds = count.clamp(max=steps)
-        num_hidden = (count * torch.cos(math.pi / 2 * turn / rounds.clamp(min=1)) + 1e-9).floor().long()
-        num_hidden = torch.where(turn >= rounds, 0, torch.minimum(num_hidden, hidden.sum(1) - 1)).clamp(min=0)
+        num_hidden = (count * torch.cos(math.pi / 2 * step / rounds.clamp(min=1)) + 1e-9).floor().long()
+        num_hidden = torch.where(step >= rounds, 0, torch.minimum(num_hidden, hidden.sum(1) - 1)).clamp(min=0)
         log_p, passes = predict(x, hidden.sum(1) / count.clamp(min=1)), passes + 1
-        drawn = gumbel_max(log_p, generator)
-        certainty = log_p.gather(2, drawn[..., None])[..., 0].masked_fill(~hidden, math.inf)
-        stays = hidden & (certainty.argsort(1).argsort(1) < num_hidden[:, None])
-        x, hidden = torch.where(hidden & ~stays, drawn, x), stays
+        sampled = gumbel_max(log_p, generator)
+        certainty = log_p.gather(2, sampled[..., None])[..., 0].masked_fill(~hidden, math.inf)
+        still_hidden = hidden & (certainty.argsort(1).argsort(1) < num_hidden[:, None])
+        x, hidden = torch.where(hidden & ~still_hidden, sampled, x), still_hidden
     return x, passes
 
 
@@ -102,8 +103,8 @@ SAMPLERS: dict[str, Callable[..., Sampled]] = {
 def sample_entropy(tokens: Sequence[int]) -> float:
     """The entropy of a text's id frequencies, in nats; lower where a sampler misses rare ids."""
     counts = torch.tensor(tokens).unique(return_counts=True)[1].double()
-    chances = counts / counts.sum()
-    return float(-(chances * chances.log()).sum()) + 0.0
+    frequencies = counts / counts.sum()
+    return float(-(frequencies * frequencies.log()).sum()) + 0.0
 
 
 @dataclass
@@ -164,17 +165,17 @@ def go_on(model: Stack, prompts: Sequence[Sequence[int]], n: int, block: int = 3
         raise SegueError(f"n {n}, block {block} and context {context}: add at least one element, in blocks of at least "
                          "one that are smaller than the context")
     mask = options.get("elements") or model.vocabulary - 1
-    texts, going, passes = [list(prompt) for prompt in prompts], list(range(len(prompts))), 0
-    while going:
-        counts = [min(block, n + len(prompts[i]) - len(texts[i])) for i in going]
-        windows = [texts[i][-(context - count):] + [mask] * count for i, count in zip(going, counts)]
+    texts, active, passes = [list(prompt) for prompt in prompts], list(range(len(prompts))), 0
+    while active:
+        counts = [min(block, n + len(prompts[i]) - len(texts[i])) for i in active]
+        windows = [texts[i][-(context - count):] + [mask] * count for i, count in zip(active, counts)]
         filled = fill(model, windows, seed=seed * 1_000_003 + passes, **options)
         passes += filled[0].passes
-        for i, count, row in zip(list(going), counts, filled):
+        for i, count, row in zip(list(active), counts, filled):
             new = row.tokens[-count:]
             ended = eos is not None and eos in new
             texts[i] += new[: new.index(eos)] if ended else new  # type: ignore[arg-type]
             if ended or len(texts[i]) - len(prompts[i]) >= n:
-                going.remove(i)
+                active.remove(i)
     answers = [text[len(prompt):] for text, prompt in zip(texts, prompts)]
     return [Filled(answer, passes, sample_entropy(answer) if answer else 0.0) for answer in answers]

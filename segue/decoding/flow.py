@@ -35,10 +35,10 @@ def euler(model: Field, x: Tensor, noisy: Tensor, layout: Layout | None = None, 
     x = torch.where(noisy[..., None], noise, x)
     guided = Guided(model, guidance)
     with eval_mode(model):
-        for now, after in pairwise((flow or Flow()).times(steps).tolist()):
-            t = torch.full(x.shape[:1], now, device=x.device)
-            moved = x + (now - after) * guided(x, t, noisy, layout, conditions)
-            x = torch.where(noisy[..., None], moved, x)
+        for time, next_time in pairwise((flow or Flow()).times(steps).tolist()):
+            t = torch.full(x.shape[:1], time, device=x.device)
+            updated = x + (time - next_time) * guided(x, t, noisy, layout, conditions)
+            x = torch.where(noisy[..., None], updated, x)
     return x
 
 
@@ -94,13 +94,13 @@ class ClipRollout:
         if frames.shape[1] < self.context:
             raise SegueError(f"{frames.shape[1]} frames, and the model goes on from {self.context}: give as many")
         for clip in range(clips):
-            seen, (moments, *places) = self.codec.encode(frames[:, -self.context :])
+            context, (moments, *space) = self.codec.encode(frames[:, -self.context :])
             count = self.block // self.codec.stride
-            new = seen.new_zeros(len(seen), count * seen.shape[1] // moments, seen.shape[2])
-            grid, x = (moments + count, *places), torch.cat([seen, new], 1)
-            noisy = (torch.arange(x.shape[1], device=x.device) >= seen.shape[1]).expand(x.shape[:2])
-            layout = Layout.chain((x.shape[0], x.shape[1]), device=x.device, grid=grid if places else None)
-            made = euler(self.model, x, noisy, layout, NOTHING if conditions is None else conditions(clip, grid),
-                         self.flow, self.steps, self.guidance, seed + clip)
-            frames = torch.cat([frames, self.codec.decode(made, grid)[:, -self.block :]], 1)
+            new = context.new_zeros(len(context), count * context.shape[1] // moments, context.shape[2])
+            grid, x = (moments + count, *space), torch.cat([context, new], 1)
+            noisy = (torch.arange(x.shape[1], device=x.device) >= context.shape[1]).expand(x.shape[:2])
+            layout = Layout.chain((x.shape[0], x.shape[1]), device=x.device, grid=grid if space else None)
+            generated = euler(self.model, x, noisy, layout, NOTHING if conditions is None else conditions(clip, grid),
+                              self.flow, self.steps, self.guidance, seed + clip)
+            frames = torch.cat([frames, self.codec.decode(generated, grid)[:, -self.block :]], 1)
         return frames

@@ -55,9 +55,9 @@ class RowCells:
         self.column = {id: column for column, ids in enumerate(cells) for id in ids.tolist()}
 
     def __call__(self, scores: Array, prefix: Prefix) -> Array:
-        done = [self.column[id] for id in prefix.tokens if id in self.column]
-        ahead = (column for column in range(done[-1] + 1 if done else 0, len(self.cells)) if column not in done)
-        return keep_only(scores, next((self.cells[column] for column in ahead), self.end))
+        used = [self.column[id] for id in prefix.tokens if id in self.column]
+        remaining = (column for column in range(used[-1] + 1 if used else 0, len(self.cells)) if column not in used)
+        return keep_only(scores, next((self.cells[column] for column in remaining), self.end))
 
 
 def sample_forecasts(model: Decodable, codec: Codec, prompts: Sequence[Sequence[int]], steps: int,
@@ -72,16 +72,16 @@ def sample_forecasts(model: Decodable, codec: Codec, prompts: Sequence[Sequence[
     numbers = np.full(codec.size, np.nan)
     for ids in turns:
         numbers[ids] = [parted(codec.token(id))[1] for id in ids.tolist()]
-    known = [rule.after(prompt) for prompt in prompts]
+    num_known = [rule.after(prompt) for prompt in prompts]
     rows = [prompt for prompt in prompts for _ in range(samples)]
-    limits = [steps * len(turns) - begun for begun in known for _ in range(samples)]
+    limits = [steps * len(turns) - count for count in num_known for _ in range(samples)]
     answers = generate(model, rows, limits, "sample", "none", seed=seed, batch=BATCH_ROWS,
                        **{**options, "processors": (rule, *options.get("processors", ()))})
-    found = np.full((len(prompts), samples, steps * len(turns)), np.nan)
-    for place, answer in enumerate(answers):
-        row = place // samples
-        found[row, place % samples, known[row] :] = numbers[answer.tokens]
-    return found.reshape(len(prompts), samples, steps, len(turns))
+    draws = np.full((len(prompts), samples, steps * len(turns)), np.nan)
+    for index, answer in enumerate(answers):
+        row = index // samples
+        draws[row, index % samples, num_known[row] :] = numbers[answer.tokens]
+    return draws.reshape(len(prompts), samples, steps, len(turns))
 
 
 @dataclass
@@ -114,8 +114,8 @@ class Forecast:
     def quantile(self, level: float) -> np.ndarray:
         """(H, C) quantiles of the samples; nan where the value was known."""
         forecast = np.isfinite(self.draws[0])
-        found = np.quantile(np.where(forecast, self.draws, 0.0), level, axis=0)
-        return np.where(forecast, found, np.nan)
+        quantiles = np.quantile(np.where(forecast, self.draws, 0.0), level, axis=0)
+        return np.where(forecast, quantiles, np.nan)
 
     @property
     def value(self) -> list[str]:
@@ -131,18 +131,18 @@ class Forecast:
     @property
     def text(self) -> str:
         """A table with a row for each moment: each column's median and 80% interval (first eight columns, 4 digits)."""
-        low, middle, high = map(self.quantile, ((1 - SHARE) / 2, 0.5, (1 + SHARE) / 2))
+        low, median, high = map(self.quantile, ((1 - SHARE) / 2, 0.5, (1 + SHARE) / 2))
 
         def short(value: float) -> str:
             return np.format_float_positional(value, precision=4, unique=False, fractional=False, trim="-")
 
         def cell(h: int, c: int) -> str:
-            return "" if np.isnan(middle[h, c]) else \
-                f"{short(middle[h, c])} ({short(low[h, c])} to {short(high[h, c])})"
+            return "" if np.isnan(median[h, c]) else \
+                f"{short(median[h, c])} ({short(low[h, c])} to {short(high[h, c])})"
 
-        shown = range(min(len(self.columns), MAX_TEXT_COLUMNS))
+        columns = range(min(len(self.columns), MAX_TEXT_COLUMNS))
         rows = [["step" if self.clock is None else self.clock.name, *self.called[:MAX_TEXT_COLUMNS]]]
-        rows += [[time, *(cell(h, c) for c in shown)] for h, time in enumerate(self.times)]
+        rows += [[time, *(cell(h, c) for c in columns)] for h, time in enumerate(self.times)]
         widths = [max(map(len, column)) for column in zip(*rows)]
         return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows)
 
@@ -150,9 +150,9 @@ class Forecast:
     def note(self) -> str:
         count, steps, columns = self.draws.shape
         hidden = columns - MAX_TEXT_COLUMNS
-        more = f"; {hidden} more columns are in --json and --out" if hidden > 0 else ""
+        hidden_note = f"; {hidden} more columns are in --json and --out" if hidden > 0 else ""
         return (f"{steps} moments behind {len(self.past)}: the median of {count} samples and the interval of "
-                f"{SHARE:.0%} of them, seed {self.seed}; {self.path}{more}")
+                f"{SHARE:.0%} of them, seed {self.seed}; {self.path}{hidden_note}")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; null where the value was known."""

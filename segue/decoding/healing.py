@@ -41,14 +41,14 @@ class Spelling:
     def open(self, tokens: Sequence[int], keep: int) -> OpenPrompt | None:
         """The prompt without as many last tokens as some longer token might begin with, never any of the first `keep`;
         None where there is no such token."""
-        found: OpenPrompt | None = None
+        prompt: OpenPrompt | None = None
         for count in range(1, len(tokens) - keep + 1):
             text: Text = self.codec.decode(tokens[-count:])
             if not text or len(text) >= self.longest:
                 break
             if any(len(longer) > len(text) for longer in self.texts[self.starting_with(text)]):
-                found = OpenPrompt(tokens[:-count], text, count)
-        return found
+                prompt = OpenPrompt(tokens[:-count], text, count)
+        return prompt
 
     def allowed(self, text: Text) -> Array:
         """The tokens that begin with `text`, and those that `text` begins with."""

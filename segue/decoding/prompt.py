@@ -105,16 +105,16 @@ def layout_with_sets(prompts: Sequence[Sequence[int]], device: torch.device | st
     """The layout of prompts read in one batch, padded at their ends; None if no prompt has sets."""
     if not any(isinstance(prompt, SetPrompt) for prompt in prompts):
         return None
-    places = set_placements(prompts).to(device)
-    return Layout(places[..., 0], sets=places[..., 1:])
+    placements = set_placements(prompts).to(device)
+    return Layout(placements[..., 0], sets=placements[..., 1:])
 
 
 def set_placements(prompts: Sequence[Sequence[int]]) -> Tensor:
     """(B, N, 3) long: position, set and part of every token of padded prompts (see `Batch.sets`)."""
-    places = torch.zeros(len(prompts), max(map(len, prompts)), 3, dtype=torch.long)
+    placements = torch.zeros(len(prompts), max(map(len, prompts)), 3, dtype=torch.long)
     for row, prompt in enumerate(prompts):
         if isinstance(prompt, SetPrompt):
-            places[row, : len(prompt)] = torch.tensor([place[1:] for place in prompt.placements])
+            placements[row, : len(prompt)] = torch.tensor([place[1:] for place in prompt.placements])
         else:
-            places[row, : len(prompt), 0] = torch.arange(len(prompt))
-    return places
+            placements[row, : len(prompt), 0] = torch.arange(len(prompt))
+    return placements

@@ -69,8 +69,8 @@ def build(make: Callable[..., Any], **options: Any) -> Any:
     try:
         return make(**options)
     except TypeError as error:
-        given = ", ".join(f"{name}={value!r}" for name, value in options.items())
-        raise SegueError(f"a value of the wrong sort in {given} ({error}): give numbers where they belong") from error
+        listed = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        raise SegueError(f"a value of the wrong sort in {listed} ({error}): give numbers where they belong") from error
 
 
 def resolve(decoder: str | None, draft: str | Drafter | None, options: dict[str, Any], model: Decodable,
@@ -95,9 +95,9 @@ def resolve(decoder: str | None, draft: str | Drafter | None, options: dict[str,
     rules = Rules(**{name: options.pop(name) for name in RULE_OPTIONS if name in options})
     if rules != Rules():
         options["processors"] = (rules, *options.get("processors", ()))
-    chosen = {name: options.pop(name) for name in list(options)
-              if name in (*SAMPLING_OPTIONS, *COMMON_OPTIONS) and name not in search_options}
-    sampling = build(Sampling, do_sample=recipe.do_sample, **chosen)
+    sampling_options = {name: options.pop(name) for name in list(options)
+                        if name in (*SAMPLING_OPTIONS, *COMMON_OPTIONS) and name not in search_options}
+    sampling = build(Sampling, do_sample=recipe.do_sample, **sampling_options)
     draft = recipe.draft if draft is None else draft
     if draft == "none":
         draft = None

@@ -126,10 +126,10 @@ class Processor(Protocol):
 def repetition_penalty(scores: Array, prefix: Prefix, penalty: float) -> Array:
     """Divide positive scores of tokens that occurred before by the penalty, multiply negative ones (Keskar et al.
     2019)."""
-    seen = np.flatnonzero(prefix.seen)
+    repeated = np.flatnonzero(prefix.seen)
     scores = scores.copy()
-    old = scores[seen]
-    scores[seen] = np.where(old > 0, old / penalty, old * penalty)
+    penalised = scores[repeated]
+    scores[repeated] = np.where(penalised > 0, penalised / penalty, penalised * penalty)
     return scores
 
 
@@ -255,7 +255,7 @@ class Sampling:
     renormalize_logits: bool = False
 
     def __post_init__(self) -> None:
-        bad = [f"{name} must be {rule}, not {value}" for name, value, rule, good in (
+        violations = [f"{name} must be {rule}, not {value}" for name, value, rule, is_valid in (
             ("temperature", self.temperature, "0 or more", self.temperature >= 0),
             ("top_k", self.top_k, "0 (off) or a positive whole number", self.top_k >= 0 and self.top_k % 1 == 0),
             ("top_p", self.top_p, "above 0 and at most 1", 0 < self.top_p <= 1),
@@ -263,9 +263,9 @@ class Sampling:
             ("typical_p", self.typical_p, "above 0 and at most 1", 0 < self.typical_p <= 1),
             ("epsilon_cutoff", self.epsilon_cutoff, "at least 0 and below 1", 0 <= self.epsilon_cutoff < 1),
             ("eta_cutoff", self.eta_cutoff, "at least 0 and below 1", 0 <= self.eta_cutoff < 1),
-            ("repetition_penalty", self.repetition_penalty, "above 0", self.repetition_penalty > 0)) if not good]
-        if bad:
-            raise SegueError("; ".join(bad))
+            ("repetition_penalty", self.repetition_penalty, "above 0", self.repetition_penalty > 0)) if not is_valid]
+        if violations:
+            raise SegueError("; ".join(violations))
 
     @cached_property
     def greedy(self) -> bool:
@@ -292,8 +292,8 @@ class Sampling:
     def process(self, scores: Array, prefix: Prefix) -> Array:
         """As `apply_processors`, with an error if no token is left."""
         scores = self.apply_processors(scores, prefix)
-        best = scores.max()
-        if not np.isfinite(best):
+        highest = scores.max()
+        if not np.isfinite(highest):
             raise SegueError(f"no token can follow after {len(prefix.tokens)} tokens: every score is ruled out or "
                              "not a number; look at the model's weights or the processors")
         return scores

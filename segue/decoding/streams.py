@@ -28,8 +28,9 @@ def continue_streams(model: MultiStream, prompts: Sequence[Tensor], n: int, seed
     levels = len(model.codes)
     if top_k < 1 or temperature < 0 or n < 0:
         raise SegueError(f"top_k {top_k}, temperature {temperature}, n {n}: give 1 or more, 0 or more, 0 or more")
-    if wrong := [codes for codes in prompts if codes.dim() != 2 or codes.shape[1] != levels]:
-        raise SegueError(f"a prompt of shape {tuple(wrong[0].shape)} is not (frames, {levels}): give one code a level")
+    if malformed := [codes for codes in prompts if codes.dim() != 2 or codes.shape[1] != levels]:
+        raise SegueError(f"a prompt of shape {tuple(malformed[0].shape)} is not (frames, {levels}): give one code a "
+                         "level")
     with eval_mode(model):
         return [_continue_one(model, codes, n, Noise(seed), top_k, temperature) for codes in prompts]
 
@@ -41,11 +42,11 @@ def _continue_one(model: MultiStream, codes: Tensor, n: int, noise: Noise, top_k
     state, ended, rows = model.init_state(1), frames + n, list(ids)
     step = ids
     while len(rows) < ended + levels + 1:
-        scores = [each[0, -1].double().cpu().numpy() for each in model(step[None].to(device), state=state)]
+        scores = [logits[0, -1].double().cpu().numpy() for logits in model(step[None].to(device), state=state)]
         state.commit()
-        row, at = torch.empty(levels, dtype=torch.long), len(rows)
+        row, position = torch.empty(levels, dtype=torch.long), len(rows)
         for level, score in enumerate(scores):
-            frame = at - level - 1
+            frame = position - level - 1
             if frame < 0:
                 row[level] = START
             elif frame < frames:
@@ -55,7 +56,7 @@ def _continue_one(model: MultiStream, codes: Tensor, n: int, noise: Noise, top_k
             else:
                 score = keep_only(score, np.arange(STOP if level == 0 else CODES, len(score)))
                 row[level] = int(score.argmax()) if level or not temperature else \
-                    draw(softmax(keep_top_k(score / temperature, top_k)), noise.at(at))
+                    draw(softmax(keep_top_k(score / temperature, top_k)), noise.at(position))
             if level == 0 and row[0] == STOP:
                 ended = min(ended, frame)
         rows.append(row)

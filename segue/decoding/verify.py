@@ -83,6 +83,7 @@ class Row:
         return 0 if self.backspace is None else (self.limit or 0) + 1
 
     def choose(self, node: int) -> int:
+        """The model's own token after a node of the draft (-1: the confirmed token)."""
         argmax = self.scores.best
         if argmax is not None and self.sampling.is_argmax:
             return argmax[self.batch_row][node + 1]
@@ -90,13 +91,16 @@ class Row:
         return self.sampling.choose(scores, self.prefix, self._noise.at(self.position))
 
     def distribution(self, node: int) -> np.ndarray:
+        """(V,) probabilities of the token after a node, as sampled from."""
         return self.sampling.distribution(self.scores.at(self.batch_row, node + 1), self.prefix)
 
     def ranking(self, node: int) -> np.ndarray:
+        """(V,) scores of the token after a node, with processors (and when sampling, truncation) applied."""
         scores = self.scores.at(self.batch_row, node + 1)
         return (self.sampling.process if self.sampling.greedy else self.sampling.warp)(scores, self.prefix)
 
     def take(self, token: int, node: int) -> bool:
+        """Append the token chosen after a node to the answer, or apply a backspace; True if the row's pass ends."""
         self.produced += 1
         self.position += 1  # also with a backspace: a second try must not draw the same number
         if self.actions is not None:

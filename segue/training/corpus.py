@@ -64,10 +64,10 @@ class Mixture:
         self.parts = [Batches(store, context, rows, seed, packing) for store in corpus.stores.values()]
 
     def __call__(self, step: int) -> Batch:
-        sorts, first = self.corpus.row_sorts(0, (step + 1) * self.rows), step * self.rows
+        row_sorts, first = self.corpus.row_sorts(0, (step + 1) * self.rows), step * self.rows
         chosen = []
         for number, part in enumerate(self.parts):
-            ranks = range(int((sorts[:first] == number).sum()), int((sorts == number).sum()))
+            ranks = range(int((row_sorts[:first] == number).sum()), int((row_sorts == number).sum()))
             for batch in sorted({rank // self.rows for rank in ranks}):
                 rows = [rank % self.rows for rank in ranks if rank // self.rows == batch]
                 chosen.append(part.make(batch).rows(slice(rows[0], rows[-1] + 1)))

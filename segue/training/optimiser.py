@@ -109,8 +109,8 @@ class Optimiser:
         for name, parameter in self.matrices.items():
             if parameter.grad is None:
                 continue
-            heavy = self.heavy[name].lerp_(parameter.grad, 1 - MOMENTUM)
-            updates[name] = parameter.grad.lerp(heavy, MOMENTUM)
+            momentum = self.heavy[name].lerp_(parameter.grad, 1 - MOMENTUM)
+            updates[name] = parameter.grad.lerp(momentum, MOMENTUM)
         for (height, width), blocks in self.shapes.items():
             blocks = [block for block in blocks if block[0] in updates]
             if not blocks:

@@ -83,12 +83,12 @@ class Comparison(Shown):
 
 def cut_sequences(store: TokenStore, start: int | None) -> list[np.ndarray]:
     """The sequences without their begin token, cut into pieces of at most PIECE_LENGTH elements."""
-    found = []
+    pieces = []
     for begin, end in zip(store.offsets[:-1], store.offsets[1:]):
         ids = np.asarray(store.tokens[int(begin) : int(end)], np.int32)
         ids = ids[1:] if len(ids) and start is not None and ids[0] == start else ids
-        found += [ids[at : at + PIECE_LENGTH] for at in range(0, len(ids), PIECE_LENGTH)]
-    return [piece for piece in found if len(piece)]
+        pieces += [ids[at : at + PIECE_LENGTH] for at in range(0, len(ids), PIECE_LENGTH)]
+    return [piece for piece in pieces if len(piece)]
 
 
 def subsample(sequences: list[np.ndarray], elements: int) -> list[np.ndarray]:
@@ -96,8 +96,8 @@ def subsample(sequences: list[np.ndarray], elements: int) -> list[np.ndarray]:
     total = sum(map(len, sequences))
     if total <= elements:
         return sequences
-    keep = max(1, int(len(sequences) * elements / total))
-    return [sequences[i] for i in np.linspace(0, len(sequences) - 1, keep).astype(int)]
+    count = max(1, int(len(sequences) * elements / total))
+    return [sequences[i] for i in np.linspace(0, len(sequences) - 1, count).astype(int)]
 
 
 def compare(data: Any = None, minutes: float | None = None, seed: int = 0, quiet: bool = False, *,
@@ -118,8 +118,8 @@ def compare(data: Any = None, minutes: float | None = None, seed: int = 0, quiet
         return scoreboard(tasks, seed=seed, out=out, quiet=quiet,
                           **choices | ({} if minutes is None else {"minutes": minutes}))
     if out is not None or choices:
-        named = ["out"] * (out is not None) + list(choices)
-        raise SegueError(f"{', '.join(named)} goes with tasks, not with sequences: leave it out")
+        unsupported = ["out"] * (out is not None) + list(choices)
+        raise SegueError(f"{', '.join(unsupported)} goes with tasks, not with sequences: leave it out")
     return compare_methods(data, 2.0 if minutes is None else minutes, seed, quiet, device)
 
 
@@ -131,15 +131,15 @@ def compare_methods(data: Any, minutes: float, seed: int, quiet: bool, device: s
     train, test = data.split(HELD_OUT)
     codec = train.codec()
     start = codec.bos
-    learn = cut_sequences(train.encode(codec), start)
+    train_pieces = cut_sequences(train.encode(codec), start)
     test_pieces = subsample(cut_sequences(test.encode(codec), start), TEST_ELEMENTS)
-    if len(learn) < 5 or not test_pieces:
+    if len(train_pieces) < 5 or not test_pieces:
         raise SegueError("there is too little to learn from and to compare on: give more sequences")
-    order = np.random.default_rng(seed).permutation(len(learn))
-    check = subsample([learn[i] for i in order[: len(learn) // 5]], TEST_ELEMENTS)
-    rest = [learn[i] for i in order[len(learn) // 5 :]]
+    order = np.random.default_rng(seed).permutation(len(train_pieces))
+    validation = subsample([train_pieces[i] for i in order[: len(train_pieces) // 5]], TEST_ELEMENTS)
+    fitting = [train_pieces[i] for i in order[len(train_pieces) // 5 :]]
     units = max(1, sum(codec.units(piece) for piece in test_pieces))
-    methods = classical_methods(learn, rest, check, codec.size, codec.eos, seed)
+    methods = classical_methods(train_pieces, fitting, validation, codec.size, codec.eos, seed)
     share = minutes / (len(NETWORKS) + 1)
     for mixer in NETWORKS:
         methods[mixer] = partial(fit_network, train, codec, share, seed, mixer=mixer, mix=False, device=device)

@@ -77,8 +77,8 @@ class Designs:
         for rank, row in enumerate(self.rows[:SHOWN], 1):
             table.add_row(str(rank), shorten(row["sequence"], row["start"]), f"{row['predicted_score']:.4g}",
                           f"{row['start_score']:.4g}", str(row["changes"]))
-        more = [f"and {len(self.rows) - SHOWN} more"] if len(self.rows) > SHOWN else []
-        lines = [*more, f"{v['measured']:,} measured sequences, scores {v['least']:.4g} to {v['most']:.4g}; by "
+        omitted = [f"and {len(self.rows) - SHOWN} more"] if len(self.rows) > SHOWN else []
+        lines = [*omitted, f"{v['measured']:,} measured sequences, scores {v['least']:.4g} to {v['most']:.4g}; by "
                  f"{v['by']}, scores predicted from {v['features']}",
                  f"these are predictions, not measurements: on measured sequences that it had not seen the predictor's "
                  f"rank correlation is {v['correlation']:.2f}, its error {v['error']:.3g}; it knows less about designs "
@@ -124,18 +124,18 @@ def design(fitted: Fitted, scores: str | Path | Sequence[tuple[str, float]], n: 
                          f"{fitted.objective}: fit one with objective diffusion, or design by {BY[0]}")
     if by != BY[0] and (fitted.report.values.get("plan") or {}).get("known"):
         raise SegueError(f"this model was fitted with known letters, and cannot write those: design by {BY[0]}")
-    for name, value, least in (("n", n, 1), ("steps", steps, 1), ("changes", changes, 1), ("strength", strength, 0)):
-        if value is not None and (value < least or value == 0 or not math.isfinite(value)):
+    for name, value, minimum in (("n", n, 1), ("steps", steps, 1), ("changes", changes, 1), ("strength", strength, 0)):
+        if value is not None and (value < minimum or value == 0 or not math.isfinite(value)):
             raise SegueError(f"{name} must be more than 0, not {value:g}")
     notes: list[str] = []
     pairs = read_scores(fitted, Path(scores), sequence, score, notes) if isinstance(scores, str | Path) else \
-        [(kind.normalise(each), float(value)) for each, value in scores]
-    if (count := MOST_LETTERS * len(pairs) // max(1, sum(len(each) for each, _ in pairs))) < len(pairs):
+        [(kind.normalise(letters), float(value)) for letters, value in scores]
+    if (count := MOST_LETTERS * len(pairs) // max(1, sum(len(letters) for letters, _ in pairs))) < len(pairs):
         chosen = torch.randperm(len(pairs), generator=generator_of(seed, 9))[:count].tolist()
         notes.append(f"{count:,} of the {len(pairs):,} measured sequences, by chance, are used")
         pairs = [pairs[i] for i in chosen]
     direction = -1.0 if lower else 1.0
-    measured = Measured.of([codec.encode(each).tolist() for each, _ in pairs], [direction * v for _, v in pairs])
+    measured = Measured.of([codec.encode(letters).tolist() for letters, _ in pairs], [direction * v for _, v in pairs])
     free = parse_positions(positions, measured)
     frozen = copy.deepcopy(stack)  # the fitted model itself can go on learning
     prefix = [] if fitted.objective in ANY_ORDER or isinstance(network, ClozeModel) else [codec.size - 1]  # a beginning
@@ -145,18 +145,19 @@ def design(fitted: Fitted, scores: str | Path | Sequence[tuple[str, float]], n: 
         proposals = propose(measured, predictor, n, by, frozen, free, changes, steps, seed, strength,
                             progress=sub_meter(meter, 0.3, 1.0))
     decode = codec.decode
-    starts = {each.start: decode(measured.letters[measured.ids[each.start, : measured.lengths[each.start]]].tolist())
-              for each in proposals}
-    rows = [{"sequence": decode(each.ids), "predicted_score": direction * each.predicted,
-             "climbed_score": direction * each.climbed, "start": starts[each.start],
-             "start_score": direction * float(measured.scores[each.start]), "changes": each.changes}
-            for each in proposals]
+    starts = {proposal.start:
+              decode(measured.letters[measured.ids[proposal.start, : measured.lengths[proposal.start]]].tolist())
+              for proposal in proposals}
+    rows = [{"sequence": decode(proposal.ids), "predicted_score": direction * proposal.predicted,
+             "climbed_score": direction * proposal.climbed, "start": starts[proposal.start],
+             "start_score": direction * float(measured.scores[proposal.start]), "changes": proposal.changes}
+            for proposal in proposals]
     if len(rows) < n:
         notes.append(f"only {len(rows)} new sequences were found: allow more positions or changes, or more steps")
     if not predictor.correlation >= FAIR_CORRELATION:
         notes.append(f"a rank correlation below {FAIR_CORRELATION} is little better than a guess: measure more "
                      "sequences, or fit the model on more of their kind")
-    extremes = sorted(direction * float(each) for each in (measured.scores.min(), measured.scores.max()))
+    extremes = sorted(direction * float(value) for value in (measured.scores.min(), measured.scores.max()))
     values = {"by": by, "measured": len(measured.scores), "least": extremes[0], "most": extremes[1], "lower": lower,
               "features": predictor.kind, "correlation": predictor.correlation, "error": predictor.error, "seed": seed,
               "positions": (measured.varying if free is None else free).nonzero()[:, 0].add(1).tolist()}
@@ -187,23 +188,23 @@ def read_scores(fitted: Fitted, path: Path, sequence: str | None, score: str | N
     frame = load_table(path, Problems(), "utf-8", [sequence, score])
     cells = {name: values.to_pylist() for name, values in frame.columns.items()}
     letters_in, scores_in = find_columns(fitted, frame, cells, sequence, score)
-    pairs, bad = list[tuple[str, float]](), list[str]()
+    pairs, rejected = list[tuple[str, float]](), list[str]()
     for row, (text, value) in enumerate(zip(cells[letters_in], cells[scores_in])):
         try:
             letters, measured = fitted.kind.normalise(str(text or "")), float(value)
             fitted.codec.encode(letters)
         except (SegueError, TypeError, ValueError) as error:
-            bad.append(f"{frame.place(row)}: {error}")
+            rejected.append(f"{frame.place(row)}: {error}")
             continue
         if letters and math.isfinite(measured):
             pairs.append((letters, measured))
         else:
-            bad.append(f"{frame.place(row)}: no sequence, or no number")
+            rejected.append(f"{frame.place(row)}: no sequence, or no number")
     if not pairs:
         raise SegueError(f"{path}: no row has a {fitted.kind.name} sequence in column '{letters_in}' and a number in "
-                         f"column '{scores_in}' ({bad[0]}); name the columns with sequence= and score=")
-    if bad:
-        notes.append(f"{len(bad):,} of {len(pairs) + len(bad):,} rows were left out ({bad[0]})")
+                         f"column '{scores_in}' ({rejected[0]}); name the columns with sequence= and score=")
+    if rejected:
+        notes.append(f"{len(rejected):,} of {len(pairs) + len(rejected):,} rows were left out ({rejected[0]})")
     notes.append(f"{path.name}: sequences from column '{letters_in}', scores from column '{scores_in}'")
     return pairs
 
@@ -218,17 +219,17 @@ def find_columns(fitted: Fitted, frame: Frame, cells: dict[str, list[Any]], sequ
             raise SegueError(f"{frame.path}: there is no column '{name}': give {option}= one of {names}")
     legal = set(fitted.kind.letters + fitted.kind.letters.lower())  # type: ignore[attr-defined]
     if sequence is None:
-        words = [name for name, column in cells.items() if any(column) and all(
+        candidates = [name for name, column in cells.items() if any(column) and all(
             len(str(cell)) > 1 and legal.issuperset(str(cell)) for cell in column[:ROWS_LOOKED_AT] if cell)]
-        sequence = next((name for name in cells if name.lower() in COLUMNS), words[0] if words else None)
+        sequence = next((name for name in cells if name.lower() in COLUMNS), candidates[0] if candidates else None)
     if score is None:
         numbers = [name for name, column in cells.items() if name != sequence and any(map(is_number, column)) and
                    all(cell in (None, "") or is_number(cell) for cell in column[:ROWS_LOOKED_AT])]
-        named = [name for name in numbers if name.lower() in SCORES]
-        score = named[0] if named else numbers[0] if len(numbers) == 1 else None
+        recognised = [name for name in numbers if name.lower() in SCORES]
+        score = recognised[0] if recognised else numbers[0] if len(numbers) == 1 else None
     if sequence is None or score is None:
-        what, option = ("sequences", "sequence") if sequence is None else ("scores", "score")
-        raise SegueError(f"{frame.path}: which column has the {what}? name it with {option}= (columns: {names})")
+        missing, option = ("sequences", "sequence") if sequence is None else ("scores", "score")
+        raise SegueError(f"{frame.path}: which column has the {missing}? name it with {option}= (columns: {names})")
     return sequence, score
 
 

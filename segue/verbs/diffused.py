@@ -73,8 +73,9 @@ class Diffused(Fitted):
         if self.counts is not None:
             counts = np.delete(self.counts + 0.5, self.known)
             cost = np.insert(np.log2(counts.sum() / counts), np.array(self.known) - np.arange(len(self.known)), 0.0)
-            result.baselines["unigram"] = float(sum(cost[each.ids[1:]].sum() for each in store)) / max(1, result.units)
-        rows = [each.ids[1:] for each in store if len(each.ids) > 2][:BLANK_SEQUENCES]
+            result.baselines["unigram"] = \
+                float(sum(cost[sequence.ids[1:]].sum() for sequence in store)) / max(1, result.units)
+        rows = [sequence.ids[1:] for sequence in store if len(sequence.ids) > 2][:BLANK_SEQUENCES]
         scores = blank_scores(self.fill_blanks(rows), rows, self.known)
         result.notes.append(f"with only {self.describe_ids(self.known)} to be seen, {scores.pooled:.1%} of the blanks "
                             f"are right at the first guess (mean over sequences {scores.mean:.1%}; identity "
@@ -84,14 +85,14 @@ class Diffused(Fitted):
     def fill_blanks(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Rows with all but the known ids hidden and filled in greedily, in one pass over each piece of `context`
         ids."""
-        mask, answers = self.model.vocabulary - 1, []
+        mask, filled_rows = self.model.vocabulary - 1, []
         allowed = ~isin(torch.arange(mask), self.known)
         for row in rows:
             hidden = np.where(np.isin(row, self.known), row, mask).tolist()
             pieces = [hidden[at : at + self.context] for at in range(0, len(hidden), self.context)]
             filled = fill(self.model, pieces, "confidence", 1, temperature=0.0, allowed=allowed)
-            answers.append(np.array([id for piece in filled for id in piece.tokens]))
-        return answers
+            filled_rows.append(np.array([id for piece in filled for id in piece.tokens]))
+        return filled_rows
 
     def continue_(self, prime: Any = "", n: int | None = None, decoder: str | None = None, gap: Any = None,
                   block: int | None = None, steps: int | None = None, seed: int = 0, temperature: float = 1.0,
@@ -111,13 +112,13 @@ class Diffused(Fitted):
                              f"{', '.join(CHOICES)}")
         items = self.kind.storage == "items"
         is_list = isinstance(prime, (list, tuple)) and \
-            (not items or any(isinstance(each, (list, tuple)) for each in prime))
+            (not items or any(isinstance(item, (list, tuple)) for item in prime))
         begin = time.perf_counter()
         excluded = [*self.known, *([] if known is None else known_ids(self.codec, known))]
         gap = "_" if gap is None and self.known else gap
         if self.known and n:
             raise SegueError("this model was fitted with known letters, and fills gaps alone: leave n out")
-        rows = [self.prime_ids(each, gap) for each in (prime if is_list else [prime])]
+        rows = [self.prime_ids(item, gap) for item in (prime if is_list else [prime])]
         n = (256 if gap is None else 0) if n is None else n
         choices: dict[str, Any] = {"sampler": decoder or "first-hitting", "steps": steps, "seed": seed,
                                    "temperature": temperature}
@@ -128,14 +129,14 @@ class Diffused(Fitted):
             end = [self.codec.eos] if self.known and self.codec.eos is not None else []  # never hidden in training
             allowed = ~isin(torch.arange(self.model.vocabulary - 1), excluded) if excluded else None
             filled = fill(self.model, [row + end for row in rows], allowed=allowed, **choices)
-            rows = [each.tokens[: len(each.tokens) - len(end)] for each in filled]
+            rows = [item.tokens[: len(item.tokens) - len(end)] for item in filled]
             passes = filled[0].passes
-            entropies = [each.entropy for each in filled]
+            entropies = [item.entropy for item in filled]
         if n:
             block = min(BLOCK, max(1, self.context // 2)) if block is None else block
             continuations = go_on(self.model, rows, n, block, self.context, eos=self.codec.eos, **choices)
-            added_ids, passes = [each.tokens for each in continuations], passes + continuations[0].passes
-            entropies = [each.entropy for each in continuations] if gap is None else entropies
+            added_ids, passes = [item.tokens for item in continuations], passes + continuations[0].passes
+            entropies = [item.entropy for item in continuations] if gap is None else entropies
         elif gap is None:
             raise SegueError("there is nothing to write: give n, or say what stands for a gap")
         answers = []
@@ -147,8 +148,8 @@ class Diffused(Fitted):
                                   seconds={"total": time.perf_counter() - begin},
                                   remark=f"the entropy of what was drawn is {entropy:.2f} nats an element")
             answer.value, answer.whole = self.codec.decode(tokens), full_object
-            if self.codec.counted and (over := self.codec.units(added) - units) > 0:
-                answer.value, answer.whole = answer.value[:-over], full_object[:-over]
+            if self.codec.counted and (excess := self.codec.units(added) - units) > 0:
+                answer.value, answer.whole = answer.value[:-excess], full_object[:-excess]
             answer.text = as_text(answer.value, item_separator(self.codec))
             answer.writer = lambda value, path: self.kind.write([value], path)
             answers.append(answer)

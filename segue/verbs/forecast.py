@@ -48,13 +48,13 @@ def forecast_errors(fitted: Fitted, data: Data, weights: str = "float32", seed: 
     if not windows.pasts:
         return {}, f"no forecasts: the sequences are too short ({windows.usual} moments) to look ahead in"
     steps, pasts = windows.steps, windows.pasts
-    ours = combined_forecasts(fitted, windows.columns, pasts, steps, SAMPLES, weights, seed)
+    samples = combined_forecasts(fitted, windows.columns, pasts, steps, SAMPLES, weights, seed)
     errors: dict[str, dict[str, dict[str, float]]] = {}
     for c, column in enumerate(windows.columns):
         history, truth = [past[:, c] for past in pasts], windows.truth[..., c]
         lag = find_season(max(history, key=len))
         sizes = np.repeat(np.array([naive_scale(past, min(lag, len(past) - 1)) for past in history])[:, None], steps, 1)
-        by_method = {OURS: (np.median(ours[..., c], 1), ours[..., c]), **_simple_forecasts(history, steps, lag)}
+        by_method = {OURS: (np.median(samples[..., c], 1), samples[..., c]), **_simple_forecasts(history, steps, lag)}
         observed = np.isfinite(truth)
         if observed.any():
             errors[column or getattr(fitted.codec, "column", "") or "value"] = {
@@ -84,7 +84,7 @@ def choose_combination(fitted: Fitted, data: Data) -> Combination | None:
     windows = _select_windows(fitted, *data.histories(), at_most=2 * WINDOWS)
     if len(windows.pasts) < LEAST_WINDOWS:
         return None
-    ours = np.median(combined_forecasts(fitted, windows.columns, windows.pasts, windows.steps, CHOICE_SAMPLES), 1)
+    medians = np.median(combined_forecasts(fitted, windows.columns, windows.pasts, windows.steps, CHOICE_SAMPLES), 1)
     sizes = np.array([[naive_scale(column) for column in past.T] for past in windows.pasts])[:, None]
     sizes = np.where(sizes > 0, sizes, np.nan)
     lags = tuple(find_season(column) for column in max(windows.pasts, key=len).T)
@@ -95,19 +95,19 @@ def choose_combination(fitted: Fitted, data: Data) -> Combination | None:
         mask = np.isfinite(scaled).reshape(len(scaled), -1)
         return np.where(mask, scaled.reshape(len(scaled), -1), 0).sum(1) / np.where(mask.any(1), mask.sum(1), np.nan)
 
-    model_errors = errors(ours)
+    model_errors = errors(medians)
     if np.isfinite(model_errors).sum() < LEAST_WINDOWS:  # constant numbers have no scale
         return None
-    best, best_error = None, ERROR_RATIO * np.nanmean(model_errors)
+    chosen, best_error = None, ERROR_RATIO * np.nanmean(model_errors)
     for name in SIMPLE:
         simple = np.stack([Combination(name, 1.0, lags).points(past, windows.steps) for past in windows.pasts])
         for weight in WEIGHTS:
-            combined_errors = errors(ours + weight * np.nan_to_num(simple - ours))
+            combined_errors = errors(medians + weight * np.nan_to_num(simple - medians))
             gain = (model_errors - combined_errors)[np.isfinite(model_errors - combined_errors)]
-            clear = len(gain) >= LEAST_WINDOWS and gain.mean() > STANDARD_ERRORS * gain.std() / np.sqrt(len(gain))
-            if clear and np.nanmean(combined_errors) < best_error:
-                best, best_error = Combination(name, weight, lags), float(np.nanmean(combined_errors))
-    return best
+            is_clear = len(gain) >= LEAST_WINDOWS and gain.mean() > STANDARD_ERRORS * gain.std() / np.sqrt(len(gain))
+            if is_clear and np.nanmean(combined_errors) < best_error:
+                chosen, best_error = Combination(name, weight, lags), float(np.nanmean(combined_errors))
+    return chosen
 
 
 @dataclass
@@ -133,23 +133,23 @@ def _select_windows(fitted: Fitted, data: Data, start: np.ndarray | None = None,
     first = lengths // 2 if start is None else start // len(turns)
     median_length = int(np.median(lengths if start is None else 2 * (lengths - first)))
     steps = min(STEPS, median_length // 4)
-    places = [(row, place) for row in range(len(series))
-              for place in range(max(LEAST_PAST, first[row]), lengths[row] - steps + 1)] if steps else []
+    starts = [(row, moment) for row in range(len(series))
+              for moment in range(max(LEAST_PAST, first[row]), lengths[row] - steps + 1)] if steps else []
     num_windows = max(2, min(at_most, TOKENS // max(1, SAMPLES * steps * len(turns))))
-    chosen = np.unique(np.linspace(0, len(places) - 1, min(num_windows, len(places))).astype(int))
-    places = [places[i] for i in chosen.tolist()]
+    chosen = np.unique(np.linspace(0, len(starts) - 1, min(num_windows, len(starts))).astype(int))
+    starts = [starts[i] for i in chosen.tolist()]
     grids = {row: np.stack([series[row].get(column, np.full(lengths[row], np.nan)) for column in columns], 1)
-             for row in {row for row, _ in places}}
-    truth = np.array([grids[row][place : place + steps] for row, place in places])
-    return ForecastWindows(columns, median_length, steps, [grids[row][:place] for row, place in places], truth)
+             for row in {row for row, _ in starts}}
+    truth = np.array([grids[row][moment : moment + steps] for row, moment in starts])
+    return ForecastWindows(columns, median_length, steps, [grids[row][:moment] for row, moment in starts], truth)
 
 
 def _prompt(fitted: Fitted, columns: Sequence[str], past: np.ndarray) -> list[int]:
     """Token ids of the last moments of a past (T, columns), as many as fit into the model's context."""
-    room, begin = max(1, fitted.context // len(columns)), fitted.codec.bos
+    max_moments, begin = max(1, fitted.context // len(columns)), fitted.codec.bos
     ids = np.stack([fitted.codec.encode([element(column, number) for number in numbers.tolist()])
-                    for column, numbers in zip(columns, past[-room:].T)], 1)
-    return ([begin] if begin is not None and len(past) <= room else []) + ids.reshape(-1).tolist()
+                    for column, numbers in zip(columns, past[-max_moments:].T)], 1)
+    return ([begin] if begin is not None and len(past) <= max_moments else []) + ids.reshape(-1).tolist()
 
 
 def _simple_forecasts(pasts: Sequence[np.ndarray], steps: int, lag: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -160,9 +160,10 @@ def _simple_forecasts(pasts: Sequence[np.ndarray], steps: int, lag: int) -> dict
     lines = [line for past in pasts if (line := linear_forecast(past, steps)) is not None]
     if len(lines) == len(pasts):
         by_name[LINE] = lines
-    even = (np.arange(SAMPLES) + 0.5) / SAMPLES  # quantiles that turn any number of samples into SAMPLES
+    quantiles = (np.arange(SAMPLES) + 0.5) / SAMPLES  # quantiles that turn any number of samples into SAMPLES
     return {name: (np.stack([points for points, _ in each]),
-                   np.stack([np.quantile(draws, even, axis=0) for _, draws in each])) for name, each in by_name.items()}
+                   np.stack([np.quantile(draws, quantiles, axis=0) for _, draws in each]))
+            for name, each in by_name.items()}
 
 
 def _mean_over_columns(scores: Sequence[Mapping[str, Mapping[str, float]]],

@@ -53,11 +53,11 @@ class Foreign(Fitted):
         decoder = decoder or self._default_decoder(options)
         # Settings of beam searches mean nothing to exact and tree.
         names = COMMON_OPTIONS if decoder in ("exact", "tree") else option_names(decoder)
-        given = {name: settings[name] for name in names if name in settings and name in SUPPORTED}
+        folder_options = {name: settings[name] for name in names if name in settings and name in SUPPORTED}
         if "stop_strings" in settings:
-            given["stop"] = settings["stop_strings"]
+            folder_options["stop"] = settings["stop_strings"]
         n = self._default_length if n is None else n
-        answers = super().continue_(prime, n, decoder, **{"eos": self.ends, **given, **options})
+        answers = super().continue_(prime, n, decoder, **{"eos": self.ends, **folder_options, **options})
         if self.unused:
             for answer in answers if isinstance(answers, list) else [answers]:
                 answer.remark = f"not offered here, of generation_config.json: {', '.join(self.unused)}"
@@ -75,12 +75,12 @@ class Foreign(Fitted):
 
     def _default_decoder(self, options: dict[str, Any]) -> str:
         """The decoder that transformers would use; options that only sampling has select sampling."""
-        wanted = {**self.settings, **options}
+        merged = {**self.settings, **options}
         if any(name in SAMPLING_OPTIONS for name in options):
             return "sample"
-        if wanted.get("num_beams", 1) > 1 and wanted.get("draft") in (None, "none"):
-            return "beam" if wanted.get("num_beam_groups", 1) == 1 else "diverse-beam"
-        return "sample" if wanted.get("do_sample") else "greedy"
+        if merged.get("num_beams", 1) > 1 and merged.get("draft") in (None, "none"):
+            return "beam" if merged.get("num_beam_groups", 1) == 1 else "diverse-beam"
+        return "sample" if merged.get("do_sample") else "greedy"
 
     @property
     def _default_length(self) -> int | None:
@@ -112,14 +112,14 @@ class Foreign(Fitted):
         self._require_native("saved")
         return super().save(folder)
 
-    def _refuse_encoder_decoder(self, what: str) -> None:
+    def _refuse_encoder_decoder(self, verb: str) -> None:
         if begin_token(self.model) is not None:
-            raise SegueError(f"an encoder-decoder cannot be {what} on single texts, only continued: the prime is what "
+            raise SegueError(f"an encoder-decoder cannot be {verb} on single texts, only continued: the prime is what "
                              "it reads")
 
-    def _require_native(self, what: str) -> None:
+    def _require_native(self, verb: str) -> None:
         if not isinstance(self.model, Stack):
-            raise SegueError(f"this model runs in transformers' own code and cannot be {what}, only continued and "
+            raise SegueError(f"this model runs in transformers' own code and cannot be {verb}, only continued and "
                              "evaluated")
 
 

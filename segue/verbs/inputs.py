@@ -27,8 +27,8 @@ def known_ids(codec: Codec, known: Any) -> list[int]:
     if not codec.elementwise:
         raise SegueError("known letters need a codec of one token a letter, which this is not: choose another with "
                          "codec=, for text segue.kinds.ByteCodec()")
-    given = known.split() if isinstance(codec, ItemCodec) and isinstance(known, str) else known
-    ids = codec.encode(given if isinstance(given, (str, bytes, list)) else str(given)).tolist()
+    elements = known.split() if isinstance(codec, ItemCodec) and isinstance(known, str) else known
+    ids = codec.encode(elements if isinstance(elements, (str, bytes, list)) else str(elements)).tolist()
     if not ids or codec.unk in ids:
         raise SegueError(f"known={known!r} names nothing that there is: give letters, or items, of the sequences")
     return sorted({*ids, *([] if codec.eos is None else [codec.eos])})

@@ -113,8 +113,8 @@ def _look(model: Fitted, data: Any, out: str | Path | None, elements: int) -> Lo
     result = Look(list(network.config.mixers), maps, names)
     causal = all(block.mixer.causal for block in network.blocks)
     if causal:
-        room = network.config.learned_positions or 2 * INDUCTION_LENGTH
-        result.induction = induction_scores(network, min(INDUCTION_LENGTH, room // 2))
+        max_length = network.config.learned_positions or 2 * INDUCTION_LENGTH
+        result.induction = induction_scores(network, min(INDUCTION_LENGTH, max_length // 2))
     if adds_up(network.config) and causal:
         rows = [ids]
         if isinstance(data, Path):
@@ -127,8 +127,8 @@ def _look(model: Fitted, data: Any, out: str | Path | None, elements: int) -> Lo
                          "and it does not go on from left to right: there is nothing to look at")
     if out is not None:
         result.picture = Path(out)
-        drawn = sum(m is not None for m in maps) + bool(result.effects)
-        write_picture(out, lambda figure: draw(figure, result), (14, 3.6 * drawn))
+        num_panels = sum(m is not None for m in maps) + bool(result.effects)
+        write_picture(out, lambda figure: draw(figure, result), (14, 3.6 * num_panels))
     return result
 
 
@@ -140,10 +140,10 @@ def draw(figure: Figure, result: Look) -> None:
     grid = figure.add_gridspec(len(rows) + bool(result.effects), columns)
     for index, (name, matrix) in enumerate(rows):
         for column, head in enumerate(np.linspace(0, len(matrix) - 1, min(HEADS, len(matrix))).astype(int)):
-            panel, shown = figure.add_subplot(grid[index, column]), matrix[head]
-            limit = float(np.abs(shown).max()) or 1.0
-            signed = bool((shown < 0).any())
-            panel.imshow(shown, cmap="RdBu" if signed else "Greys", vmin=-limit if signed else 0, vmax=limit)
+            panel, weights = figure.add_subplot(grid[index, column]), matrix[head]
+            limit = float(np.abs(weights).max()) or 1.0
+            signed = bool((weights < 0).any())
+            panel.imshow(weights, cmap="RdBu" if signed else "Greys", vmin=-limit if signed else 0, vmax=limit)
             panel.set_title(f"{name}, head {head + 1} of {len(matrix)}", fontsize="small")
             if len(result.elements) <= MOST_NAMES:
                 panel.set_xticks(range(len(result.elements)), result.elements, fontsize=5, rotation=90)

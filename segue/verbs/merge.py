@@ -71,39 +71,39 @@ def merge(model: Fitted, plus: Sequence[Fitted], minus: Fitted, scale: float = 1
     """
     if how not in METHODS or not plus:
         raise SegueError(f"how={how!r} of {len(plus)} models: choose {', '.join(METHODS)}, and give one model at least")
-    for each in (model, minus, *plus):
-        if not isinstance(each.model, Stack) or replace(each.model.config, vocabulary=0) != \
+    for fitted_model in (model, minus, *plus):
+        if not isinstance(fitted_model.model, Stack) or replace(fitted_model.model.config, vocabulary=0) != \
                 replace(plus[0].model.config, vocabulary=0):
             raise SegueError("these are not networks of one shape: what is added is a difference of weights, one by "
                              "one; give models that were learned from the same base")
-    want = token_texts(plus[0])
+    target_texts = token_texts(plus[0])
 
     def weights(fitted: Fitted) -> dict[str, torch.Tensor]:
-        return align_vocabulary(movable_parameters(fitted.model), token_texts(fitted), want)
+        return align_vocabulary(movable_parameters(fitted.model), token_texts(fitted), target_texts)
 
     base, before = weights(minus), weights(model)
     try:
         combine = partial(METHODS[how], **options)
-        added = combine([Delta.between(weights(each), base) for each in plus]) * scale
+        added = combine([Delta.between(weights(fitted_model), base) for fitted_model in plus]) * scale
     except TypeError as error:
         raise SegueError(f"options {options} of how='{how}': {error}") from error
     learned = Delta.between(before, base)
-    made = Stack(plus[0].model.config)
-    made.load_state_dict(plus[0].model.state_dict())  # buffers, and the places of what is tied
+    network = Stack(plus[0].model.config)
+    network.load_state_dict(plus[0].model.state_dict())  # buffers, and the places of what is tied
     with torch.no_grad():
-        for name, parameter in movable_parameters(made).items():
+        for name, parameter in movable_parameters(network).items():
             parameter.copy_(before[name])
-    added.apply(made)
-    mixture, counts = _merge_counts(made, model, plus, minus, scale)
-    same = model.codec == plus[0].codec
-    report = Merge(how, scale, added.norm, learned.norm, added.cosine(learned), len(want) - len(token_texts(minus)),
-                   counts)
+    added.apply(network)
+    mixture, counts = _merge_counts(network, model, plus, minus, scale)
+    same_codec = model.codec == plus[0].codec
+    report = Merge(how, scale, added.norm, learned.norm, added.cosine(learned),
+                   len(target_texts) - len(token_texts(minus)), counts)
     plan = model.report.get("plan")  # for later updates
-    values = {"merge": report.to_dict()} | ({"plan": plan | {"vocabulary": len(want)}} if plan else {})
+    values = {"merge": report.to_dict()} | ({"plan": plan | {"vocabulary": len(target_texts)}} if plan else {})
     values |= {"reading": reading} if (reading := model.report.get("reading")) else {}
-    merged = fitted_class(plus[0].objective)(made, plus[0].codec, model.kind, Report(values),
-                                             model.context, model.counts if same else None,
-                                             memory=model.memory if same else None, mixture=mixture)
+    merged = fitted_class(plus[0].objective)(network, plus[0].codec, model.kind, Report(values),
+                                             model.context, model.counts if same_codec else None,
+                                             memory=model.memory if same_codec else None, mixture=mixture)
     return merged, report
 
 
@@ -111,14 +111,14 @@ def _merge_counts(network: Stack, model: Fitted, plus: Sequence[Fitted], minus: 
                   scale: float) -> tuple[Mixture | None, str]:
     """Mix the merged network with the counts of all models, if all extend those of the base. Returns the mixture, or
     None, and a note on what was done."""
-    every = (model, minus, *plus)
-    found = [each.mixture.counts for each in every if each.mixture is not None]
-    if not found:
+    models = (model, minus, *plus)
+    counts = [fitted.mixture.counts for fitted in models if fitted.mixture is not None]
+    if not counts:
         return None, ""
-    if len(found) < len(every) or any(each.codec != model.codec for each in every):
+    if len(counts) < len(models) or any(fitted.codec != model.codec for fitted in models):
         return None, "the counts beside the networks are left out: not all models have some, of one codec"
     assert model.mixture is not None
-    joined = found[0] if scale <= 0 else found[0].merged_with(found[2:], found[1])
+    joined = counts[0] if scale <= 0 else counts[0].merged_with(counts[2:], counts[1])
     if joined is None:
         return None, "the counts beside the networks are left out: they do not go on from those of the base"
     return Mixture(network, joined, model.mixture.gate), \

@@ -79,14 +79,15 @@ def prefer(fitted: Fitted, pairs: str | Path | Sequence[Pair], steps: int | None
     if fitted.folder is not None and (fitted.folder / "updating" / "request.json").exists():
         raise SegueError(f"{fitted.folder} holds an unfinished update: run that one again, or remove "
                          f"{fitted.folder / 'updating'}")
-    given, places = _read_pairs(Path(pairs)) if isinstance(pairs, str | Path) else \
+    triples, descriptions = _read_pairs(Path(pairs)) if isinstance(pairs, str | Path) else \
         (pairs, [f"pair {number}" for number in range(1, len(pairs) + 1)])
     try:
-        rows = [_encode_pair(fitted, *pair) for pair in given]
+        rows = [_encode_pair(fitted, *pair) for pair in triples]
     except (AttributeError, TypeError) as error:
         raise SegueError(f"the pairs are no (prompt, better, worse) of {fitted.kind.name}: {error}") from error
-    if (same := next((i for i, (_, better, worse) in enumerate(rows) if better == worse), None)) is not None:
-        raise SegueError(f"{places[same]}: both continuations are the same, neither is better; remove this pair")
+    if (duplicate := next((i for i, (_, better, worse) in enumerate(rows) if better == worse), None)) is not None:
+        raise SegueError(f"{descriptions[duplicate]}: both continuations are the same, neither is better; remove this "
+                         "pair")
     if len(rows) < 2:
         raise SegueError(f"{len(rows)} pairs are too few: give 2 at least, to learn from and to measure on")
     Random(f"{seed} held out").shuffle(rows)
@@ -106,10 +107,10 @@ def prefer(fitted: Fitted, pairs: str | Path | Sequence[Pair], steps: int | None
                 objective=Preference(reference, beta, likelihood))
     model.eval()
     after = _log_likelihoods(model, held)
-    gained = (after - before)[0] > (after - before)[1]
+    margin_grew = (after - before)[0] > (after - before)[1]
     report = PreferReport(len(train), len(held), run.step, round(time.monotonic() - begin, 2),
                           (float((before[0] > before[1]).float().mean()), float((after[0] > after[1]).float().mean())),
-                          float(gained.float().mean()),
+                          float(margin_grew.float().mean()),
                           dict(zip(exams, zip(bits, bits_per_unit(fitted, exams)))), fitted.kind.unit)
     fitted.report.values.setdefault("preferences", []).append(report.to_dict())
     if fitted.folder is not None:
@@ -120,9 +121,9 @@ def prefer(fitted: Fitted, pairs: str | Path | Sequence[Pair], steps: int | None
 def _encode_pair(fitted: Fitted, prompt: Any, better: Any, worse: Any) -> tuple[Ids, Ids, Ids]:
     """Ids of the prompt and of both continuations, with the begin and end tokens that `continue` uses."""
     codec = fitted.codec
-    prompt_object, *answers = (prime_object(fitted.kind, each, codec) for each in (prompt, better, worse))
+    prompt_object, *answers = (prime_object(fitted.kind, item, codec) for item in (prompt, better, worse))
     end = [] if codec.eos is None else [codec.eos]
-    chosen, rejected = ([*(() if each is None else codec.encode(each).tolist()), *end] for each in answers)
+    chosen, rejected = ([*(() if item is None else codec.encode(item).tolist()), *end] for item in answers)
     return prime_tokens(codec, prompt_object, fitted.model), chosen, rejected
 
 
@@ -155,8 +156,9 @@ def _read_pairs(path: Path) -> tuple[list[Pair], list[str]]:
         raise SegueError(f"{path} has no column {missing[0]}: it has {', '.join(frame.columns)}; name them "
                          f"{', '.join(COLUMNS)}")
     columns = [columns_of[name] for name in COLUMNS]
-    if wrong := [i for i, pair in enumerate(zip(*columns)) if None in pair[1:]]:
-        raise SegueError(f"{path}, {frame.place(wrong[0])}: no continuation; give a chosen and a rejected one in each")
+    if incomplete := [i for i, pair in enumerate(zip(*columns)) if None in pair[1:]]:
+        raise SegueError(f"{path}, {frame.place(incomplete[0])}: no continuation; give a chosen and a rejected "
+                         "one in each")
     return ([(prompt or "", better, worse) for prompt, better, worse in zip(*columns)],
             [f"{path}, {frame.place(row)}" for row in range(len(columns[0]))])
 

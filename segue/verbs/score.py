@@ -92,10 +92,10 @@ def score(samples: Any, reference: Any, learned: Any = None, *, model: Fitted | 
     if n < LEAST_SEQUENCES:
         raise SegueError(f"{len(generated):,} samples and {len(real):,} real sequences are too few to compare: give "
                          f"{LEAST_SEQUENCES} or more of each" + (", one a line" if real.kind.name == "text" else ""))
-    draw, notes = np.random.default_rng(seed), []
-    order, real_order = draw.permutation(len(generated)), draw.permutation(len(real))
+    generator, notes = np.random.default_rng(seed), []
+    order, real_order = generator.permutation(len(generated)), generator.permutation(len(real))
     compared = real.select(np.sort(order[:n] if pairs else real_order[:n]))
-    second = real.select(np.sort(np.setdiff1d(real_order, order[:n])[:n] if pairs else real_order[n : 2 * n]))
+    second_real = real.select(np.sort(np.setdiff1d(real_order, order[:n])[:n] if pairs else real_order[n : 2 * n]))
     if max(len(generated), len(real)) > n:
         notes.append(f"drawn from {len(generated):,} samples and {len(real):,} real sequences")
     codec = None if real.kind.family == "text" else real.codec()
@@ -106,19 +106,21 @@ def score(samples: Any, reference: Any, learned: Any = None, *, model: Fitted | 
                 model.embed(data, quiet=True).vectors.astype(float)}
 
     compared_inputs = inputs_of(compared)
-    shared = {"real": compared_inputs["features"]} | ({"references": compared_inputs["samples"]} if pairs else {}) \
+    shared_inputs = {"real": compared_inputs["features"]} \
+        | ({"references": compared_inputs["samples"]} if pairs else {}) \
         | ({} if training is None else {"learned": _elements(training, codec)})
-    inputs = inputs_of(generated.select(np.sort(order[:n]))) | shared
-    has_second = len(second) == n  # there are enough real sequences for a second set, next to those to compare with
-    real_inputs = (inputs_of(second) if has_second else compared_inputs) | shared
+    inputs = inputs_of(generated.select(np.sort(order[:n]))) | shared_inputs
+    # Whether there are enough real sequences for a second set, next to those to compare with.
+    has_second = len(second_real) == n
+    real_inputs = (inputs_of(second_real) if has_second else compared_inputs) | shared_inputs
     if not has_second:
         notes.append(f"{2 * n:,} real sequences would tell how near real ones come to each other")
     applicable = [name for name, metric in METRICS.items()
                   if set(metric.needs) in METRIC_INPUTS and set(metric.needs) <= inputs.keys()]
     rows = []
     with progress("scoring", len(applicable), quiet=quiet) as meter:
-        for done, name in enumerate(applicable):
-            meter(done, name)
+        for index, name in enumerate(applicable):
+            meter(index, name)
             metric = METRICS[name]
             result = metric.measure(*(inputs[need] for need in metric.needs), seed=seed)
             comparable = "references" not in metric.needs and (has_second or "real" not in metric.needs)

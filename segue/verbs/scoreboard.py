@@ -80,9 +80,9 @@ class Scoreboard(Shown):
     machine: str
     picture: str | None = None
 
-    def above_guess(self, mixer: str, task: str, what: str) -> float:
+    def above_guess(self, mixer: str, task: str, measure: str) -> float:
         """The "accuracy", or the one of "longer" rows, rescaled so that a guess is 0 and all right is 1."""
-        value = getattr(self.score(mixer, task), what)
+        value = getattr(self.score(mixer, task), measure)
         return 0.0 if value is None else max(0.0, (value - self.guess[task]) / (1 - self.guess[task]))
 
     def score(self, mixer: str, task: str) -> Score:
@@ -126,12 +126,12 @@ class Scoreboard(Shown):
     def draw(self, figure: Figure) -> None:
         """Two heat maps: at the longest length of the training, and at twice that."""
         panels, mixers = figure.subplots(1, 2, sharey=True), self.mixers
-        for panel, (what, times) in zip(panels, (("accuracy", 1), ("longer", 2))):
-            shares = [[100 * self.above_guess(mixer, task, what) for task in self.lengths] for mixer in mixers]
+        for panel, (measure, times) in zip(panels, (("accuracy", 1), ("longer", 2))):
+            shares = [[100 * self.above_guess(mixer, task, measure) for task in self.lengths] for mixer in mixers]
             image = panel.imshow([*shares, [0] * len(self.lengths)], cmap="viridis", vmin=0, vmax=100, aspect="auto")
             for row, mixer in enumerate([*mixers, None]):
                 for column, task in enumerate(self.lengths):
-                    value = self.guess[task] if mixer is None else getattr(self.score(mixer, task), what)
+                    value = self.guess[task] if mixer is None else getattr(self.score(mixer, task), measure)
                     light = mixer is not None and shares[row][column] > 60
                     panel.text(column, row, format_percent(value), ha="center", va="center", fontsize=9,
                                color="black" if light else "white")
@@ -244,23 +244,23 @@ def scoreboard(tasks: str = "synthetic", minutes: float | None = None, steps: in
     with progress("scoreboard", total=len(chosen) + len(pairs), quiet=quiet) as meter:
         cells.meter = meter
         longest = max(names, key=lengths.__getitem__)
-        middle = max(TASKS[longest].shortest, lengths[longest] // 2)  # of the rows that a training draws
-        setting = (longest, middle, parameters, rows)
+        typical_length = max(TASKS[longest].shortest, lengths[longest] // 2)  # of the rows that a training draws
+        setting = (longest, typical_length, parameters, rows)
         speed_cells = cells.compute({" ".join(map(str, ("speed", mixer, *setting))):
                                      partial(run_cell, measure_speed, mixer, *setting) for mixer in chosen}, 1)
-        speeds = {mixer: each.get("seconds", 0.0) for mixer, each in zip(chosen, speed_cells.values())}
+        speeds = {mixer: cell.get("seconds", 0.0) for mixer, cell in zip(chosen, speed_cells.values())}
         if minutes is not None:
             factor = 60 * minutes * workers / max(1e-9, sum(max_steps.values()) * sum(speeds.values()))
             max_steps = {name: max(1, int(factor * n)) for name, n in max_steps.items()}
         jobs = {" ".join(map(str, job)): partial(run_cell, train_cell, *job) for job in (
             (mixer, task, lengths[task], max_steps[task], parameters, rows, seed) for mixer, task in pairs)}
-        to_do = [pair for name, pair in zip(jobs, pairs) if name not in cells.values]
-        if to_do and not quiet:
-            about = sum(max_steps[task] * speeds[mixer] for mixer, task in to_do) / workers / 60
-            print(f"{len(to_do):,} of {len(jobs):,} cells to do: about {about:,.1f} minutes, less what is solved "
+        pending = [pair for name, pair in zip(jobs, pairs) if name not in cells.values]
+        if pending and not quiet:
+            estimate = sum(max_steps[task] * speeds[mixer] for mixer, task in pending) / workers / 60
+            print(f"{len(pending):,} of {len(jobs):,} cells to do: about {estimate:,.1f} minutes, less what is solved "
                   f"early, on {workers} core{'s' * (workers > 1)}", file=sys.stderr)
-        done = cells.compute(jobs, workers)
-    board = Scoreboard([Score(*pair, **each) for pair, each in zip(pairs, done.values())], lengths, max_steps,
+        results = cells.compute(jobs, workers)
+    board = Scoreboard([Score(*pair, **cell) for pair, cell in zip(pairs, results.values())], lengths, max_steps,
                        {name: majority_accuracy(name, lengths[name], seed) for name in names}, rows, seed,
                        describe_machine())
     if folder is not None:

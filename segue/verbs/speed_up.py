@@ -95,16 +95,17 @@ class SpeedUp(Shown):
         from rich.text import Text
 
         table = Table("draft", "tokens a pass", "tokens/s", "times none", "same text", box=None)
-        plain = self.drafters["none"].tokens_per_second
+        baseline = self.drafters["none"].tokens_per_second
         for name, row in sorted(self.drafters.items(), key=lambda each: -each[1].tokens_per_second):
             table.add_row(name, f"{row.tokens_per_pass:.2f}", f"{row.tokens_per_second:,.0f}",
-                          f"{row.tokens_per_second / plain:.2f}", f"{row.same} of {row.texts}")
-        made = self.without
+                          f"{row.tokens_per_second / baseline:.2f}", f"{row.same} of {row.texts}")
+        heads_note = self.without
         if self.heads:
-            made = (f"heads: {self.heads['sort']}, {self.heads['parameters']:,} parameters, {self.heads['steps']:,} "
-                    f"steps in {self.heads['seconds']:.0f} s over {self.heads['tokens']:,} tokens, half of them what "
-                    f"the model says itself; nodes of the draft tree: {self.heads['nodes']}")
-        return Group(Text(f"{self.path} on {self.machine}; half greedy, half sampled"), table, Text(made),
+            heads_note = (f"heads: {self.heads['sort']}, {self.heads['parameters']:,} parameters, "
+                          f"{self.heads['steps']:,} steps in "
+                          f"{self.heads['seconds']:.0f} s over {self.heads['tokens']:,} tokens, half of them "
+                          f"what the model says itself; nodes of the draft tree: {self.heads['nodes']}")
+        return Group(Text(f"{self.path} on {self.machine}; half greedy, half sampled"), table, Text(heads_note),
                      Text(f"continue now drafts with: {self.best}"))
 
 
@@ -151,8 +152,8 @@ def speed_up(fitted: Fitted, data: Any, minutes: float | None = None, *, steps: 
         probes = sample_prompts(train, prompts)
         assert isinstance(fitted.model, Stack)  # else it had no heads
         hits, counts = count_hits(heads, fitted.model, model, probes, n)
-        chances, longest = hits / np.maximum(counts, 1)[:, None], max(probes, key=len)
-        drafter = trained = choose_tree(heads, chances, model, longest, nodes)
+        acceptance_rates, longest = hits / np.maximum(counts, 1)[:, None], max(probes, key=len)
+        drafter = trained = choose_tree(heads, acceptance_rates, model, longest, nodes)
         result.heads |= {"nodes": drafter.nodes, "paths": [list(path) for path in drafter.paths]}
         makers["heads"] = lambda: trained  # it forgets every request that has ended
     result.drafters = measure_drafters(model, makers, sample_prompts(held, prompts), n, begin + 60 * minutes)
@@ -211,13 +212,13 @@ class HeadsTrainingData:
         batches_made: list[Batch] = []
         try:
             while not batches_made or (len(batches_made) * rows_per_batch < max_rows and time.monotonic() < deadline):
-                turn, generated = divmod(len(batches_made), 2)
+                index, generated = divmod(len(batches_made), 2)
                 if generated:
-                    chosen = order[np.arange(turn * rows_per_batch, (turn + 1) * rows_per_batch) % len(order)]
-                    batch = continue_rows(model, [primes[each] for each in chosen], context, fitted.codec.eos,
-                                          seed + turn, DECODING_SETTINGS[turn % len(DECODING_SETTINGS)])
+                    chosen = order[np.arange(index * rows_per_batch, (index + 1) * rows_per_batch) % len(order)]
+                    batch = continue_rows(model, [primes[i] for i in chosen], context, fitted.codec.eos,
+                                          seed + index, DECODING_SETTINGS[index % len(DECODING_SETTINGS)])
                 else:
-                    batch = batches(turn)
+                    batch = batches(index)
                 batches_made.append(add_hidden_states(base, batch))
         finally:
             batches.close()
@@ -287,17 +288,17 @@ def choose_tree(heads: DraftHeads, chances: np.ndarray, model: Decodable, prompt
     with torch.inference_mode():
         hidden = model.extend(torch.tensor([prompt[:-1]], device=device), state).hidden[0]
         state.commit()
-        for turn in range(6):  # the first warms up
+        for repeat in range(6):  # the first warms up
             for size in sizes:
                 begin = time.perf_counter()
                 tree = drafter.propose([Tip(0, size, size, hidden)])[0]
                 parents = torch.tensor([[-1, *(parent + 1 for parent in tree.parents)]], device=device)
-                out = model.extend(torch.tensor([[prompt[-1], *tree.tokens]], device=device), state, parents)
-                float(out.logits[0, 0, 0])  # waits for a GPU to finish
+                output = model.extend(torch.tensor([[prompt[-1], *tree.tokens]], device=device), state, parents)
+                float(output.logits[0, 0, 0])  # waits for a GPU to finish
                 elapsed = time.perf_counter() - begin
-                seconds[size] = min(seconds[size], elapsed if turn else math.inf)
-    best = max(sizes, key=lambda size: (1 + accepted[size - 1]) / seconds[size])
-    return HeadsDraft(heads, paths[:best])
+                seconds[size] = min(seconds[size], elapsed if repeat else math.inf)
+    num_nodes = max(sizes, key=lambda size: (1 + accepted[size - 1]) / seconds[size])
+    return HeadsDraft(heads, paths[:num_nodes])
 
 
 def count_hits(heads: DraftHeads, base: Stack, model: Decodable, prompts: list[list[int]], n: int,
@@ -315,7 +316,7 @@ def count_hits(heads: DraftHeads, base: Stack, model: Decodable, prompts: list[l
 
 
 def measure_drafters(model: Decodable, makers: dict[str, Callable[[], Drafter | str]], prompts: list[list[int]], n: int,
-                     until: float,
+                     deadline: float,
                      ways_to_decode: Sequence[dict[str, Any]] = DECODING_SETTINGS) -> dict[str, DrafterSpeed]:
     """Measure every drafter on the same prompts, one request at a time. Drafters take turns at each prompt, so that
     changes in the machine's load affect all alike. Stops early, after whole prompts, at the time `until`."""
@@ -331,6 +332,6 @@ def measure_drafters(model: Decodable, makers: dict[str, Callable[[], Drafter | 
                 row.seconds += answer.seconds["total"] - answer.seconds["prefill"]
                 row.texts += 1
                 row.same += tokens[name] == tokens["none"]
-        if time.monotonic() > until:
+        if time.monotonic() > deadline:
             break
     return rows

@@ -161,12 +161,12 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
 
 def check_request(fitted: Fitted, data: Any, strategy: Strategy, choices: Mapping[str, Any]) -> None:
     """Raise a SegueError for choices, strategies or data that do not suit the model."""
-    if fixed := [each for each in choices if each not in UPDATE_CHOICES]:
-        raise SegueError(f"an update cannot choose {fixed[0]}: choose from {', '.join(UPDATE_CHOICES)}")
+    if unsupported := [component for component in choices if component not in UPDATE_CHOICES]:
+        raise SegueError(f"an update cannot choose {unsupported[0]}: choose from {', '.join(UPDATE_CHOICES)}")
     if (fitted.report.values.get("plan") or {}).get("objective") in BOTH_WAYS:
-        for each in component_strategies(strategy):
-            if each.asks_next:
-                raise SegueError(f"{each.name} asks for the next element, and this model reads both ways: choose "
+        for component in component_strategies(strategy):
+            if component.asks_next:
+                raise SegueError(f"{component.name} asks for the next element, and this model reads both ways: choose "
                                  "replay, agem, gem, si, l2, lora, merge or naive")
     fitted.check_kind(data)
 
@@ -207,8 +207,8 @@ def load_or_make_plan(work: Path, fitted: Fitted, train: TokenStore, exams: dict
     if not (work / "plan.json").exists():
         plan = make_plan(fitted, train, minutes, steps, begin, choices)
         write_json(work / "plan.json", {"plan": plan.to_dict(), "before": bits_per_unit(fitted, exams)})
-    kept = read_json(work / "plan.json")
-    return Plan.from_dict(kept["plan"]), kept["before"]
+    saved = read_json(work / "plan.json")
+    return Plan.from_dict(saved["plan"]), saved["before"]
 
 
 def make_plan(fitted: Fitted, train: TokenStore, minutes: float | None, steps: int | None, begin: float,
@@ -241,7 +241,8 @@ def bidirectional_objective(plan: Plan) -> Objective | None:
 def update_counts_and_states(fitted: Fitted, strategy: Strategy, name: str, train: TokenStore) -> list[str]:
     """Add the new data to the model's counts; or, if the strategy only learned an initial state, store that under
     `name` and leave the counts alone. Returns notes for the report."""
-    tuning = next((each for each in component_strategies(strategy) if isinstance(each, StateTuning)), None)
+    tuning = next((component for component in component_strategies(strategy)
+                   if isinstance(component, StateTuning)), None)
     if tuning is not None:
         fitted.states[name] = tuning.states.pop()
         return [f"nothing that the model said before has changed: with state='{name}' it begins where these data do "

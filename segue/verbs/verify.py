@@ -59,30 +59,30 @@ def verify(items: str | Path, responses: str | Path | None = None) -> VerifyRepo
     responses: such a file of objects with "response" and the item's "prompt" (or "key"); default: they are among the
     items. A SegueError says which line of which file cannot be used.
     """
-    asked = [(place, row) for place, row in _read_objects(Path(items))]
-    for place, row in asked:
+    instructions = [(place, row) for place, row in _read_objects(Path(items))]
+    for place, row in instructions:
         names, arguments = row.get("instruction_id_list"), row.get("kwargs")
         if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)
                 and isinstance(arguments, list) and len(names) == len(arguments)):
             raise SegueError(f"{items}: {place} has no instruction_id_list with as many kwargs: give a file of the "
                              "form of IFEval's")
-        if wrong := [each for each in arguments if each is not None and not isinstance(each, dict)]:
-            raise SegueError(f"{items}: {place} has kwargs that are no object ({wrong[0]!r}): write {{}} for none")
+        if malformed := [argument for argument in arguments if argument is not None and not isinstance(argument, dict)]:
+            raise SegueError(f"{items}: {place} has kwargs that are no object ({malformed[0]!r}): write {{}} for none")
     texts: dict[tuple[str, Any], str] = {}
-    for place, row in asked if responses is None else _read_objects(Path(responses)):
+    for place, row in instructions if responses is None else _read_objects(Path(responses)):
         keys = [(key, str(row[key])) for key in KEYS if key in row]
         if not isinstance(row.get("response"), str) or not keys:
             raise SegueError(f"{responses or items}: {place} has no text 'response' with a prompt or key: give " + (
                 "a file of responses" if responses is None else "one object a line, as {\"prompt\": ..., "
                 "\"response\": ...}"))
         texts.update(dict.fromkeys(keys, row["response"]))
-    found = [next((texts[key, str(row[key])] for key in KEYS if key in row and (key, str(row[key])) in texts), None)
-             for _, row in asked]
-    pairs = [(row, text) for (_, row), text in zip(asked, found) if text is not None]
+    matched_texts = [next((texts[key, str(row[key])] for key in KEYS
+                           if key in row and (key, str(row[key])) in texts), None) for _, row in instructions]
+    pairs = [(row, text) for (_, row), text in zip(instructions, matched_texts) if text is not None]
     if not pairs:
         raise SegueError(f"no item of {items} has a response in {responses or items}: prompts (or keys) must be alike")
     checked = following([row for row, _ in pairs], [text for _, text in pairs])
-    return _report(checked, len(asked) - len(pairs))
+    return _report(checked, len(instructions) - len(pairs))
 
 
 def _report(checked: Following, missing: int) -> VerifyReport:

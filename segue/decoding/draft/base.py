@@ -36,10 +36,10 @@ class Tree:
     @cached_property
     def children(self) -> dict[int, list[int]]:
         """The children of each node that has some, by node (-1: the last confirmed token), in order."""
-        found: dict[int, list[int]] = {}
+        children: dict[int, list[int]] = {}
         for node, parent in enumerate(self.parents):
-            found.setdefault(parent, []).append(node)
-        return found
+            children.setdefault(parent, []).append(node)
+        return children
 
     def path(self, node: int) -> list[int]:
         """The nodes from a root down to `node`; empty for -1."""

@@ -43,10 +43,10 @@ class BlockDraft:
         groups: dict[int, list[int]] = {}
         for row in rows:  # a model that cannot reset inside a row would see padding: group by length
             groups.setdefault(0 if self.model.resettable else len(self._texts[row]), []).append(row)
-        guesses: dict[int, list[int]] = {}
+        drafts: dict[int, list[int]] = {}
         for group in groups.values():
-            guesses |= zip(group, self.guess([self._texts[row] for row in group]))
-        return [chain_tree(guesses.get(tip.row, [])[: min(tip.nodes, tip.depth)]) for tip in tips]
+            drafts |= zip(group, self.guess([self._texts[row] for row in group]))
+        return [chain_tree(drafts.get(tip.row, [])[: min(tip.nodes, tip.depth)]) for tip in tips]
 
     @torch.inference_mode()
     def guess(self, texts: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -85,5 +85,5 @@ class CachedBlockDraft(ModelDraft):
         tokens[:, 0] = torch.tensor([self._unread[row][-1] for row in rows])
         output = self.model.extend(tokens.to(state.positions.device), state)  # pending, and never committed
         scores = output.logits[:, 1:, : self.mask]
-        for tip, guess in zip(tips, scores.argmax(-1).tolist()):
-            chains[tip.row] = guess[: min(tip.nodes, tip.depth, self.length)]
+        for tip, drafted in zip(tips, scores.argmax(-1).tolist()):
+            chains[tip.row] = drafted[: min(tip.nodes, tip.depth, self.length)]

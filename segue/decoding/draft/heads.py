@@ -40,15 +40,15 @@ def build_tree(chances: np.ndarray, nodes: int) -> Paths:
     if nodes < 1 or (chances < 0).any() or (chances > 1).any():
         raise SegueError(f"a tree of {nodes} nodes: it has at least one, and chances are from 0 to 1")
     frontier: list[tuple[float, int, tuple[int, ...]]] = [
-        (-float(chance), 1, (rank,)) for rank, chance in enumerate(chances[0])]
+        (-float(negative_probability), 1, (rank,)) for rank, negative_probability in enumerate(chances[0])]
     heapify(frontier)
     paths: list[tuple[int, ...]] = []
     while frontier and len(paths) < nodes and frontier[0][0] < 0:
-        chance, size, path = heappop(frontier)
+        negative_probability, size, path = heappop(frontier)
         paths.append(path)
         if size < depth:
             for rank in range(ranks):
-                heappush(frontier, (chance * float(chances[size, rank]), size + 1, (*path, rank)))
+                heappush(frontier, (negative_probability * float(chances[size, rank]), size + 1, (*path, rank)))
     return tuple(paths) or ((0,),)
 
 
@@ -67,8 +67,8 @@ def count_ranks(heads: DraftHeads, base: nn.Module, batch: Batch) -> tuple[np.nd
     hits, counts = np.zeros((heads.config.heads, ranks), np.int64), np.zeros(heads.config.heads, np.int64)
     for k in range(1, heads.config.heads + 1):
         valid, context, label = lookahead_targets(batch, k)
-        best = heads.logits(k, condition[:, : valid.shape[1]][valid], context[valid]).topk(ranks, -1).indices
-        hits[k - 1] = (best == label[valid][:, None]).sum(0).cpu().numpy()
+        top = heads.logits(k, condition[:, : valid.shape[1]][valid], context[valid]).topk(ranks, -1).indices
+        hits[k - 1] = (top == label[valid][:, None]).sum(0).cpu().numpy()
         counts[k - 1] = int(valid.sum())
     return hits, counts
 
@@ -201,17 +201,17 @@ class HeadsDraft:
         """Run the heads' attention layer over the fresh hidden states of all these rows at once."""
         if not rows:
             return
-        fresh = [torch.cat(self._seen[row].fresh) for row in rows]
+        unread = [torch.cat(self._seen[row].fresh) for row in rows]
         states = [self._seen[row].state or self.reader.init_state(1) for row in rows]
-        counts = [len(hidden) for hidden in fresh]
+        counts = [len(hidden) for hidden in unread]
         state = states[0].join(states[1:]) if len(rows) > 1 else states[0]
         device = self.heads.embedding.device
-        condition = self.reader.condition(nn.utils.rnn.pad_sequence(fresh, batch_first=True), None, state)
+        condition = self.reader.condition(nn.utils.rnn.pad_sequence(unread, batch_first=True), None, state)
         state.commit(None, torch.tensor(counts, device=device))
-        for place, row in enumerate(rows):
+        for index, row in enumerate(rows):
             request = self._seen[row]
-            request.state = state.select(torch.tensor([place], device=device)) if len(rows) > 1 else state
-            request.shown, request.fresh = condition[place, counts[place] - 1], []
+            request.state = state.select(torch.tensor([index], device=device)) if len(rows) > 1 else state
+            request.shown, request.fresh = condition[index, counts[index] - 1], []
 
     def _draft(self, tips: list[Tip]) -> dict[int, Tree]:
         nodes, depth = max(tip.nodes for tip in tips), max(tip.depth for tip in tips)
@@ -225,20 +225,20 @@ class HeadsDraft:
         drafted = torch.zeros(len(tips), self.nodes, dtype=torch.long, device=device)
         for k, level in enumerate(self._plan(nodes, depth), 1):
             context = context[:, level.expand]  # (R, P, k)
-            best = score(k, projected[k - 1], context).topk(level.ranks, -1).indices
-            tokens = best.expand(-1, len(level.expand), -1)[:, level.slot, level.rank]
+            top = score(k, projected[k - 1], context).topk(level.ranks, -1).indices
+            tokens = top.expand(-1, len(level.expand), -1)[:, level.slot, level.rank]
             drafted[:, level.nodes] = tokens
             context = torch.cat([context[:, level.slot], tokens[..., None]], -1)
         return {tip.row: self._tree(row, tip) for tip, row in zip(tips, drafted.tolist())}
 
     def _tree(self, drafted: list[int], tip: Tip) -> Tree:
-        places: dict[tuple[int, ...], int] = {(): -1}
+        indices: dict[tuple[int, ...], int] = {(): -1}
         tree = Tree()
         for path, token in zip(self.paths[: tip.nodes], drafted):
             if len(path) <= tip.depth:
-                places[path] = len(tree.tokens)
+                indices[path] = len(tree.tokens)
                 tree.tokens.append(token)
-                tree.parents.append(places[path[:-1]])
+                tree.parents.append(indices[path[:-1]])
         return tree
 
     def _plan(self, nodes: int, depth: int) -> list[_TreeLevel]:
@@ -247,16 +247,16 @@ class HeadsDraft:
         if key in self._plans:
             return self._plans[key]
         levels: list[_TreeLevel] = []
-        above: list[tuple[int, ...]] = [()]
+        previous: list[tuple[int, ...]] = [()]
         for size in range(1, key[1] + 1):
             paths = [path for path in self.paths[: key[0]] if len(path) == size]
             if not paths:
                 break
             parents = list(dict.fromkeys(path[:-1] for path in paths))
-            expand, slot, rank, places = (torch.tensor(column, device=self.heads.embedding.device) for column in (
-                [above.index(path) for path in parents], [parents.index(path[:-1]) for path in paths],
+            expand, slot, rank, indices = (torch.tensor(column, device=self.heads.embedding.device) for column in (
+                [previous.index(path) for path in parents], [parents.index(path[:-1]) for path in paths],
                 [path[-1] for path in paths], [self.paths.index(path) for path in paths]))
-            levels.append(_TreeLevel(expand, slot, rank, places, 1 + max(path[-1] for path in paths)))
-            above = paths
+            levels.append(_TreeLevel(expand, slot, rank, indices, 1 + max(path[-1] for path in paths)))
+            previous = paths
         self._plans[key] = levels
         return levels

@@ -72,17 +72,17 @@ class ModelDraft:
             logits = self.model.extend(torch.tensor(last, device=device)[:, None], state).logits
             scores = logits[:, -1].double().cpu().numpy()
             state.commit()
-            best = scores.argmax(-1)
-            likely = [float(softmax(row)[token]) >= self.min_probability for row, token in zip(scores, best)]
-            room = [depth < min(tips[place].nodes, tips[place].depth, self.length) for place in live]
-            stay = np.flatnonzero(np.array(likely) & np.array(room)).tolist()
-            if not stay:
+            tokens = scores.argmax(-1)
+            confident = [float(softmax(row)[token]) >= self.min_probability for row, token in zip(scores, tokens)]
+            within_budget = [depth < min(tips[index].nodes, tips[index].depth, self.length) for index in live]
+            continuing = np.flatnonzero(np.array(confident) & np.array(within_budget)).tolist()
+            if not continuing:
                 return
-            live, last = [live[i] for i in stay], [int(best[i]) for i in stay]
-            for place, token in zip(live, last):
-                chains[rows[place]].append(token)
-            if len(stay) < len(likely):
-                state = state.select(torch.tensor(stay, device=device))
+            live, last = [live[i] for i in continuing], [int(tokens[i]) for i in continuing]
+            for index, token in zip(live, last):
+                chains[rows[index]].append(token)
+            if len(continuing) < len(confident):
+                state = state.select(torch.tensor(continuing, device=device))
 
     def forget(self, row: int) -> None:
         self._states.pop(row, None)

@@ -39,10 +39,10 @@ class _Request:
         """The source position after the answer's last token: the match nearest to `expected`; else by the shortest
         suffix that occurs in the source exactly once; else `expected`, taking the token for a substitution."""
         end, token = len(self.source), self.tail[-1]
-        near = [place for place in range(max(2, expected - self.reach), min(end, expected + self.reach) + 1)
-                if self.source[place - 1] == token] if self.reach else []
-        if near:
-            return min(near, key=lambda place: abs(place - expected))
+        nearby = [place for place in range(max(2, expected - self.reach), min(end, expected + self.reach) + 1)
+                  if self.source[place - 1] == token] if self.reach else []
+        if nearby:
+            return min(nearby, key=lambda place: abs(place - expected))
         for suffix in suffixes(self.tail, self.ngram):
             place = self.after.get(suffix)
             if place is None:

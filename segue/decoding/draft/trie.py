@@ -101,10 +101,10 @@ class Trie:
             stack = [root]
             while stack:
                 node = stack.pop()
-                kept = {token: child for token, child in node.child_nodes().items() if child.count > 1}
-                node.children, node.tail = kept or None, ()
-                size += len(kept)
-                for child in kept.values():
+                frequent = {token: child for token, child in node.child_nodes().items() if child.count > 1}
+                node.children, node.tail = frequent or None, ()
+                size += len(frequent)
+                for child in frequent.values():
                     child.count /= 2
                     stack.append(child)
             self.sizes[first] = size
@@ -147,19 +147,22 @@ _rank = itemgetter(0)
 
 def _ranked_children(prompt: Node | None, answer: Node | None) -> list[_Sibling]:
     """The tokens that follow a node in either trie, best first."""
-    beside = answer.child_nodes() if answer is not None else {}
+    answer_children = answer.child_nodes() if answer is not None else {}
     if prompt is None:
-        found: list[_Sibling] = [(OUTPUT_WEIGHT * y.count, token, None, y) for token, y in beside.items()]
+        siblings: list[_Sibling] = [(OUTPUT_WEIGHT * in_answer.count, token, None, in_answer)
+                                    for token, in_answer in answer_children.items()]
     else:
-        below = prompt.child_nodes()
-        found = []
-        for token, x in below.items():
-            y = beside.get(token)
-            rank = INPUT_WEIGHT * x.count
-            found.append((rank if y is None else rank + OUTPUT_WEIGHT * y.count, token, x, y))
-        found += [(OUTPUT_WEIGHT * y.count, token, None, y) for token, y in beside.items() if token not in below]
-    found.sort(key=_rank, reverse=True)
-    return found
+        prompt_children = prompt.child_nodes()
+        siblings = []
+        for token, in_prompt in prompt_children.items():
+            in_answer = answer_children.get(token)
+            rank = INPUT_WEIGHT * in_prompt.count
+            siblings.append((rank if in_answer is None else rank + OUTPUT_WEIGHT * in_answer.count, token, in_prompt,
+                             in_answer))
+        siblings += [(OUTPUT_WEIGHT * in_answer.count, token, None, in_answer)
+                     for token, in_answer in answer_children.items() if token not in prompt_children]
+    siblings.sort(key=_rank, reverse=True)
+    return siblings
 
 
 class _Request:
@@ -241,9 +244,9 @@ class TrieDraft:
                 continue
             prompt = request.prompt.find(query) if request.prompt is not None else None
             answer = self.answers.find(query) if self.source != "input" else None
-            found = self._best(prompt, answer, nodes, branch)
-            if len(found) > len(best):
-                best = found
+            candidates = self._best(prompt, answer, nodes, branch)
+            if len(candidates) > len(best):
+                best = candidates
             if len(best) >= branch:
                 break
         return self._lay_out(best, nodes) if best else NO_DRAFT
@@ -279,17 +282,17 @@ class TrieDraft:
                     heappush(heap, (-siblings[0][0], age, 0, parent, siblings))
             if not heap or len(chosen) >= limit:
                 return
-            _, place, turn, above, siblings = heap[0]
-            rank, token, prompt, answer = siblings[turn]
-            if turn + 1 < len(siblings):
-                heapreplace(heap, (-siblings[turn + 1][0], place, turn + 1, above, siblings))
+            _, order, position, grandparent, siblings = heap[0]
+            rank, token, prompt, answer = siblings[position]
+            if position + 1 < len(siblings):
+                heapreplace(heap, (-siblings[position + 1][0], order, position + 1, grandparent, siblings))
             else:
                 heappop(heap)
-            depth = 1 if above < 0 else chosen[above].depth + 1
-            parent = known.get((above, token), -1)
+            depth = 1 if grandparent < 0 else chosen[grandparent].depth + 1
+            parent = known.get((grandparent, token), -1)
             if parent < 0:
-                parent = known[above, token] = len(chosen)
-                chosen.append(_DraftNode(token, above, depth, rank))
+                parent = known[grandparent, token] = len(chosen)
+                chosen.append(_DraftNode(token, grandparent, depth, rank))
 
     def _follow(self, prompt: Node | None, answer: Node | None, length: int) -> list[_DraftNode]:
         chosen: list[_DraftNode] = []
@@ -301,12 +304,12 @@ class TrieDraft:
             chosen.append(_DraftNode(token, len(chosen) - 1, len(chosen) + 1, rank))
         return chosen
 
-    def _lay_out(self, found: list[_DraftNode], nodes: int) -> Tree:
+    def _lay_out(self, draft: list[_DraftNode], nodes: int) -> Tree:
         """The draft as a tree in the order found, or (mode "par") as separate branches, best first, while they fit."""
         if self.mode != "par":
-            return Tree([node.token for node in found], [node.parent for node in found])
-        inner = {node.parent for node in found}
-        leaves = [(-node.rank, place) for place, node in enumerate(found) if place not in inner]
+            return Tree([node.token for node in draft], [node.parent for node in draft])
+        inner = {node.parent for node in draft}
+        leaves = [(-node.rank, place) for place, node in enumerate(draft) if place not in inner]
         heapify(leaves)
         tokens: list[int] = []
         parents: list[int] = []
@@ -314,8 +317,8 @@ class TrieDraft:
             place = heappop(leaves)[1]
             branch = []
             while place >= 0:
-                branch.append(found[place].token)
-                place = found[place].parent
+                branch.append(draft[place].token)
+                place = draft[place].parent
             for depth, token in enumerate(branch[::-1][: nodes - len(tokens)]):
                 parents.append(len(tokens) - 1 if depth else -1)
                 tokens.append(token)
