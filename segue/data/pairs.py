@@ -114,14 +114,14 @@ class Distance:
 
 
 def relative_distances(sequences: Sequence[Sequence[Any]], window: int = 5, seed: int = 0) -> list[Distance]:
-    """What curved contrastive learning learns from (Erker et al. 2022, arXiv 2211.07591), of every window of so many
-    elements, the last one too; a sequence that is shorter gives none. For each distance d in it
+    """The training pairs of curved contrastive learning (Erker et al. 2022, arXiv 2211.07591), from every window of
+    `window` elements; a shorter sequence gives none. For each distance d in a window there are
 
-    - its first element before the d-th: a cosine of (window - d) / window;
-    - the d-th before the first, which is the wrong way round: 0;
-    - one of the two beside a random element, which takes the place of the other, with either parity: 0.
+    - its first element before the d-th, with a target cosine of (window - d) / window;
+    - the same two in reverse order, with target 0;
+    - one of the two with a random element in place of the other, with random parity and target 0.
 
-    Indices are of the elements of all sequences, one behind the other. The same for the same sequences and seed.
+    Indices count the elements of all sequences, concatenated. Deterministic given sequences and seed.
     """
     if window < 2:
         raise SegueError(f"in a window of {window} nothing lies before anything: give 2 or more")

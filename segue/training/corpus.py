@@ -57,7 +57,7 @@ class MixedCorpus:
 
 
 class Mixture:
-    """`batches(step)` -> Batch: a pure function of the step, each sort's rows in the order of its own epochs."""
+    """`batches(step)` -> Batch, a pure function of the step. Each store's rows come in the order of its own epochs."""
 
     def __init__(self, corpus: MixedCorpus, context: int, rows: int, seed: int, packing: bool) -> None:
         self.corpus, self.rows = corpus, rows

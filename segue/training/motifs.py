@@ -1,6 +1,6 @@
-"""Motifs: which passages of a sequence are variations of one thing. A network learns from altered copies to place them
-near each other, and what lies close together within one sequence is a motif (the theme retrieval of Theme Transformer,
-2021, arXiv 2111.04093). For melodies, DNA, logs: whatever can be cut and altered.
+"""Motif retrieval: the passages of a sequence that are variations of one motif. A network learns, from altered copies
+of segments, embeddings that are near for variations of one segment; a cluster of segments within one sequence is then a
+motif (the theme retrieval of Theme Transformer, 2021, arXiv 2111.04093). For any kind of sequence.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Alter = Callable[[Ids, np.random.Generator], Ids]
 
 
 def cut_segments(ids: Ids, length: int, hop: int | None = None) -> list[Ids]:
-    """Segments of `length` elements, one every `hop` (default: length); what is left at the end is a shorter one, if it
-    is at least half as long."""
+    """Segments of `length` elements, one every `hop` (default: length). A shorter one at the end is kept if it has at
+    least half of that length."""
     hop = hop or length
     if length < 1 or hop < 1:
         raise SegueError(f"segments of {length} elements every {hop}: give 1 or more")
@@ -105,7 +105,5 @@ class MotifRetriever:
         return find_clusters(self.eps, self.vectors(segments), "cosine")
 
     def motif(self, segments: Sequence[Ids]) -> np.ndarray:
-        """Which segments are the motif of a sequence: see `largest_cluster`. The first of them is the condition that
-        returns.
-        """
+        """The indices of the segments that are the motif of a sequence (see `largest_cluster`), the theme first."""
         return largest_cluster(self.clusters(segments))

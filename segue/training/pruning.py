@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 class Prune(Strategy):
-    """Of all weights in matrices (not in tables, norms or biases), the part 1 - (1 - t)^3 of `share` is zero when the
-    part t of the schedule is over, which ends at the part `until` of the steps; what is zero stays so.
+    """Prunes the weights in matrices (not in tables, norms or biases) by magnitude.
 
-    every: steps between choices. The weights stay dense tensors: smaller when packed, not faster.
+    share: of these weights that is zero in the end; at fraction t of the schedule, (1 - (1 - t)^3) * share of them is.
+    until: the fraction of the steps at which the schedule ends. every: steps between two choices. Pruned weights stay
+    zero. The tensors stay dense: smaller when compressed, not faster.
     """
 
     name = "prune"

@@ -1,5 +1,5 @@
-"""Models that recommend items by their numbers: the stack of SASRec (Kang & McAuley 2018, arXiv 1808.09781) and of
-BERT4Rec (Sun et al. 2019, arXiv 1904.06690), and the rows that they learn from."""
+"""Sequential recommenders over item ids: the networks of SASRec (Kang & McAuley 2018, arXiv 1808.09781) and BERT4Rec
+(Sun et al. 2019, arXiv 1904.06690), and their training batches."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from segue.objectives.masked import MaskPolicy, mask_some
 
 
 def item_stack(items: int, length: int, width: int, dropout: float = 0.0, causal: bool = False) -> Stack:
-    """Two blocks of attention with learned positions and a tied head over items and one more id, `items`: what stands
-    in front of a history (causal: SASRec), or a mask (BERT4Rec, with BERT's transform before the head)."""
+    """Two blocks of attention with learned positions and a tied head over the items and one more id, `items`: the begin
+    token of a history (causal: SASRec), or the mask (BERT4Rec, with BERT's transform before the head)."""
     attention = {"heads": 2, "causal": causal, "positions": "none"}
     return Stack(StackConfig(items + 1, width, ["attention"] * 2, {"attention": attention}, channel="mlp",
                              activation="gelu", norm="layer", bias=True, learned_positions=length, dropout=dropout,
@@ -26,8 +26,9 @@ def item_stack(items: int, length: int, width: int, dropout: float = 0.0, causal
 
 def item_batches(histories: Sequence[np.ndarray], items: int, length: int, rows: int, seed: int = 0,
                  mask: MaskPolicy | None = None) -> Callable[[int], Batch]:
-    """The rows of each step: pieces of `length` items, of users drawn by how much they did, shorter histories whole.
-    mask: what is masked, to be filled in; None: each item asks for the next, with the id `items` in front."""
+    """The training batches, by step: windows of `length` items of users drawn in proportion to the lengths of their
+    histories; shorter histories are padded. mask: the masking policy of BERT4Rec; None: next-item targets, with the id
+    `items` before the first item."""
     flat, sizes = torch.from_numpy(np.concatenate(histories)), torch.tensor([len(each) for each in histories])
     first, weights = sizes.cumsum(0) - sizes, sizes.double()
 

@@ -1,4 +1,5 @@
-"""Events in time, as rows to learn from and as scores: likelihood of times and of types, errors, goodness of fit."""
+"""Training rows of events in time, and their scores: likelihood of times and types, prediction errors, goodness of
+fit."""
 
 from __future__ import annotations
 
@@ -64,8 +65,8 @@ class EventStore:
 
 
 def event_batch(sequences: Iterable[tuple[np.ndarray, np.ndarray]]) -> Batch:
-    """One row for each sequence of types (n,) and times (n,), for a point process: the event before is read, the next
-    one predicted; padded behind."""
+    """A batch for a point process with one row for each sequence of types (n,) and times (n,): inputs are all events
+    but the last, targets all but the first; padded at the end."""
     data = TimedEvents.of(sequences)
     gaps = np.diff(data.times, axis=1)
     gap = np.concatenate([np.zeros((len(gaps), 1)), gaps[:, :-1]], 1)
@@ -75,12 +76,12 @@ def event_batch(sequences: Iterable[tuple[np.ndarray, np.ndarray]]) -> Batch:
 
 @dataclass(frozen=True)
 class EventScores:
-    """How well a process tells what comes, over `events` events given those before.
+    """Scores of a process that predicts each of `events` events from those before.
 
-    time, type: nats of an event's time (its density is per unit of the data's time) and of its type given that.
-    rmse: of the expected time to the next event, in that unit. error: share of wrong types. misfit: the greatest
-    distance between the distribution of the events that were expected in each gap and Exp(1), which the right model has
-    (Kolmogorov-Smirnov). None is what was not asked for, or what the method does not tell.
+    time, type: mean nats of an event's time (a density per unit of the data's time) and of its type given the time.
+    rmse: of the expected time to the next event, in that unit. error: share of wrongly predicted types. misfit: the
+    Kolmogorov-Smirnov distance of the expected numbers of events in the gaps from Exp(1), their distribution under the
+    true model. None: not computed, or not predicted by the method.
     """
 
     events: int
@@ -99,7 +100,7 @@ class EventScores:
 
 
 def exponential_misfit(residuals: np.ndarray) -> float:
-    """The greatest distance of the distribution of residuals (n,) from Exp(1)."""
+    """The Kolmogorov-Smirnov distance of the distribution of residuals (n,) from Exp(1)."""
     expected, n = -np.expm1(-np.sort(residuals)), len(residuals)
     return float(max((np.arange(1, n + 1) / n - expected).max(), (expected - np.arange(n) / n).max()))
 

@@ -1,5 +1,5 @@
-"""Learning through time other than by unrolling everything: truncated back-propagation (Williams & Peng 1990) and
-real-time recurrent learning (Williams & Zipser 1989). Reference account: Lipton et al. 2015, arXiv 1506.00019."""
+"""Alternatives to full back-propagation through time: truncated back-propagation (Williams & Peng 1990) and real-time
+recurrent learning (Williams & Zipser 1989). Reference account: Lipton et al. 2015, arXiv 1506.00019."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from segue.mixers.state import Recurrence, State, Tensors
 
 def truncated_bptt(run: Callable[[Tensor, State], Tensor], state: State, inputs: Tensor, k1: int,
                    k2: int | None = None) -> Iterator[tuple[slice, Tensor]]:
-    """Walk contiguous streams: every k1 nodes give the outputs through which a loss reaches k2 nodes back.
+    """Truncated back-propagation through contiguous streams: every k1 steps yields their outputs, whose graph reaches
+    k2 steps back.
 
     run: extends a state by some inputs, e.g. `mixer.extend` or a model's. inputs: (B, T, ...), row b of one call
-    continues row b of the call before. k2: a multiple of k1 (default: k1). Yields the slice of the nodes, and their
-    outputs: back-propagate a loss of these before asking for the next. The state is carried on, its graph is cut.
+    continues row b of the call before. k2: a multiple of k1 (default: k1). Yields the slice of the steps, and their
+    outputs: back-propagate a loss of these before taking the next. The state is carried on without its graph.
     """
     k2 = k1 if k2 is None else k2
     if k1 < 1 or k2 % k1:

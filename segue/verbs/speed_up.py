@@ -256,8 +256,8 @@ def add_hidden_states(base: Stack, batch: Batch) -> Batch:
 
 def train_heads(heads: DraftHeads, fitted: Fitted, data: HeadsTrainingData, seconds: float, steps: int | None,
                 seed: int, quiet: bool) -> dict[str, Any]:
-    """Distil the model's next-token distributions into the heads for so many steps, or seconds; returns what was done.
-    """
+    """Distil the model's next-token distributions into the heads for `steps` steps, or for `seconds`. Returns entries
+    of the report: parameters, steps, seconds and loss."""
     assert isinstance(fitted.model, Stack)
     threads, rows, deadline = cores(), data.data, time.monotonic() + seconds
     inputs = heads.config.width * (heads.config.heads + 1)

@@ -59,8 +59,9 @@ def default_tree(heads: int, nodes: int = 63) -> Paths:
 
 @torch.inference_mode()
 def count_ranks(heads: DraftHeads, base: nn.Module, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """How often the text's token has rank r for head k, (K, RANKS), and at how many positions head k was asked, (K,).
-    Their quotient is what `build_tree` wants. Each head is given the text's own tokens before its own."""
+    """Hits (K, RANKS), how often the text's token has rank r in head k, and the number of positions (K,) that each head
+    predicted. Their quotient are the acceptance rates of `build_tree`. Heads are conditioned on the text's own tokens.
+    """
     output = base(batch.tokens, batch.layout)
     condition = heads.condition(output.hidden, batch.layout)
     ranks = min(RANKS, heads.config.vocabulary)
@@ -89,7 +90,7 @@ class _TreeLevel:
 @dataclass
 class _RequestState:
     """A request. observed: number of observed tokens. last: the last of them. read: number of hidden states received.
-    fresh: hidden states that the heads' attention layer, whose cache is `state`, has yet to read. shown: (D,), the
+    fresh: hidden states that the heads' attention layer, whose cache is `state`, has not read yet. shown: (D,), the
     heads' input."""
 
     observed: int = 0
