@@ -83,7 +83,7 @@ STRATEGIES = ("naive", "replay")
 
 
 def demo(out: str | Path = "demo-out", minutes: float = 2.0, update_minutes: float = 0.5, quiet: bool = False) -> Path:
-    """The whole tour; returns the report's path.
+    """Run the whole tour: fit, evaluate, continue, update and report; returns the report's path.
 
     out: folder for the models and the report. minutes: of learning; update_minutes: of learning on, each of two times.
     Interrupted while learning, it goes on from there the next time. What an earlier tour has finished is removed; a
@@ -163,7 +163,7 @@ def trie_of(model: Fitted) -> TrieDraft:
 
 
 def continued(model: Fitted) -> dict[str, Any]:
-    """The half-written function continued, plainly and with the trie draft; each the fastest of three times."""
+    """Continue the half-written function by plain decoding and with the trie draft; the fastest of three runs each."""
     def fastest(draft: Callable[[], Any]) -> Any:
         answers = [model.continue_(PRIME, n=TOKENS, decoder="greedy", draft=draft()) for _ in range(3)]
         return max(answers, key=lambda answer: answer.tokens_per_second)
@@ -184,9 +184,9 @@ def continued(model: Fitted) -> dict[str, Any]:
 
 
 def updated(folder: Path, manual: list[Path], minutes: float, quiet: bool) -> dict[str, Any]:
-    """The manual learned on top of the library, by each strategy from the same start.
+    """Update the model of the library on the manual with each strategy, always from the same weights.
 
-    strategy -> {"library" or "manual": (before, after)}, bits per byte on held-out pieces.
+    Returns strategy -> {"library" or "manual": (before, after)}, bits per byte on held-out pieces.
     """
     from segue.data import read
     from segue.verbs.fitted import load
@@ -227,7 +227,7 @@ pre .prime { color: #7b8794 } pre .a { background: #d9e7f7 } pre .b { background
 
 
 def picture(size: tuple[float, float], paint: Callable[[Axes], None]) -> str:
-    """A picture as SVG for the page; letters stay letters, in the page's own font."""
+    """A picture as SVG for the page; text is kept as text, in the page's font."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -297,14 +297,14 @@ def shaded(prime: str, passes: list[str]) -> str:
 
 def page(facts: dict[str, Any]) -> str:
     """The whole report as one HTML page that needs nothing else."""
-    data, fit, scores = facts["data"], facts["fit"], facts["scores"]
+    data, training, scores = facts["data"], facts["fit"], facts["scores"]
     answers, moves = facts["answers"], facts["update"]
     baseline, *_, warm = answers.values()
     forgot = {strategy: after - before for strategy, move in moves.items() for before, after in [move["library"]]}
     gained = {strategy: before - after for strategy, move in moves.items() for before, after in [move["manual"]]}
     best_baseline = min((name for name in scores if name != OURS), key=lambda name: scores[name])
     cards = [
-        (f"{scores[OURS]:.3f}", f"bits per byte on held-out files, after {fit['seconds'] / 60:.1f} minutes"),
+        (f"{scores[OURS]:.3f}", f"bits per byte on held-out files, after {training['seconds'] / 60:.1f} minutes"),
         (f"{scores[best_baseline]:.3f}", f"the best baseline ({best_baseline})"),
         (f"{warm['tokens_per_second'] / baseline['tokens_per_second']:.1f}×",
          "as fast with the trie draft, asked again; the same text"),
@@ -326,8 +326,8 @@ def page(facts: dict[str, Any]) -> str:
 <p class="lead">{data['train_files']} source files ({data['train_megabytes']:.1f} MB) to learn from,
 {data['held_files']} others ({data['held_megabytes']:.1f} MB) kept apart by the hash of their names.</p>
 <div class="cards">{''.join(f'<div class="card"><b>{big}</b>{html.escape(small)}</div>' for big, small in cards)}</div>
-<h2>Learning</h2><p>{html.escape(fit['choice'])}</p>
-<div class="pictures">{picture((5.6, 3.6), lambda axes: paint_curve(axes, fit['curve'], scores))}
+<h2>Learning</h2><p>{html.escape(training['choice'])}</p>
+<div class="pictures">{picture((5.6, 3.6), lambda axes: paint_curve(axes, training['curve'], scores))}
 {picture((5.6, 3.6), lambda axes: paint_bars(axes, scores))}</div>
 <p class="small">All on the same split; 'after the library', xz has packed the training text first.</p>
 <h2>Continuing a half-written function</h2>

@@ -200,14 +200,14 @@ def _header(path: Path, head: bytes) -> bytes:
 
 
 def likely(path: Path, chosen: Kind) -> str:
-    """What a file looks like that was to be of another kind, "" where that is in doubt."""
+    """The name of the kind that a file looks like, if it is clearly not the chosen one; else ""."""
     with suppress(SegueError):
         return _another(path, head_of(path), chosen)
     return ""
 
 
 def _another(path: Path, head: bytes, chosen: Kind) -> str:
-    """The kind that a file surely is of, if it is not the chosen one; else ""."""
+    """The kind that sniffing assigns a file with confidence, if it is not the chosen one; else ""."""
     score, kind_name = max(((kind.sniff(bare(path), head), kind.name) for kind in KINDS.values()), key=lambda s: s[0])
     is_certain = score >= 0.8 > chosen.sniff(bare(path), head)
     return kind_name if is_certain and (KINDS[kind_name].family or kind_name) != (chosen.family or chosen.name) else ""

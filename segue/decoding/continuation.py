@@ -129,21 +129,21 @@ def codec_processors(codec: Codec) -> tuple[Processor, ...]:
 
 
 def stop_condition(stops: Stops | None, skip: int = 0, also: Until = None) -> Until:
-    """A condition that ends an answer at a stop after its first `skip` bytes or letters, or where `also` says so."""
+    """A condition that ends an answer at a stop after its first `skip` bytes or letters, or where `also` is true."""
     if stops is None:
         return also
     return lambda tokens: stops.reached(tokens, skip) or (also is not None and also(tokens))
 
 
 def unit_limit_condition(codec: Codec, units: int, also: Until) -> Until:
-    """A condition that ends an answer at this many base units (bases), or where `also` says so."""
+    """A condition that ends an answer at this many base units (bases), or where `also` is true."""
     widest = int(codec.weights().max())
     return lambda tokens: (len(tokens) * widest >= units and codec.units(tokens) >= units) or \
         (also is not None and also(tokens))
 
 
 def answer_lead(codec: Codec, model: Any) -> bytes:
-    """What answers may begin with that is not part of them: the space that some tokenizers put before a text."""
+    """The prefix of decoded answers that is not part of them: the space that some tokenizers put before a text."""
     return b" " if begin_token(model) is not None and codec.dummy_prefix else b""
 
 
@@ -270,7 +270,7 @@ class StreamDecoder:
         self.separator, self.has_output = item_separator(codec), False
 
     def __call__(self, tokens: Sequence[int], finish: str | None) -> tuple[Value, str, str | None]:
-        """What these tokens add, as a value and as text, and why the answer ended: `finish`, or "length" where
+        """The value and the text that these tokens add, and why the answer ended: `finish`, or "length" where
         max_units are reached. With `finish` set, these are the last tokens, and nothing is held back."""
         value, last = self.buffer + self.codec.decode(tokens), finish is not None
         if self.lead and len(value) < len(self.lead) and not last:
@@ -412,7 +412,7 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
 
 @dataclass
 class Samples:
-    """Several answers to one prime, sampled independently. name: of the prime."""
+    """Independently sampled answers to one prime. name: of the prime."""
 
     answers: list[Continuation]
     kind: Kind
@@ -472,6 +472,7 @@ def _continue_well_formed(fitted: FittedModel, model: Decodable, primes: list[An
 
 def _draw_samples(fitted: FittedModel, model: Decodable, record: Record, n: int | None, samples: int, draft: Any,
                   stop: Sequence[Any], options: dict[str, Any]) -> Samples:
+    """Sample `samples` answers to one prime."""
     answers = _continue_well_formed(fitted, model, [record.object] * samples, n, "sample", draft, stop, options)
     for answer in answers:
         if fitted.kind.drawn:
@@ -481,6 +482,7 @@ def _draw_samples(fitted: FittedModel, model: Decodable, record: Record, n: int 
 
 def _forecast(fitted: FittedModel, model: Decodable, record: Record, n: int | None, samples: int,
               options: dict[str, Any], clock: Clock | None) -> Forecast:
+    """Sample the next n moments of measured numbers, given the last training row's worth of moments before them."""
     if n is None:
         raise SegueError("a forecast needs to know of how many moments: give n")
     codec, history = fitted.codec, record.object or []

@@ -76,16 +76,16 @@ class Cost:
             return max(self.sizes)
         if self._first.tries < (FIRST_ARM_PASSES if self.first else TRIAL_PASSES):
             return self._first.size
-        best = max(self.arms, key=lambda arm: arm.rate if arm.tries else 0.0)
+        best_arm = max(self.arms, key=lambda arm: arm.rate if arm.tries else 0.0)
         arm = next((arm for arm in self.arms if arm.trial), None)
         if arm is None:
-            arm = next((arm for arm in self.arms if arm is not best and arm.due <= self.passes), None)
+            arm = next((arm for arm in self.arms if arm is not best_arm and arm.due <= self.passes), None)
             if arm is not None and self._first.size and not arm.tries:
                 arm.due = self.passes + self._wait(self._guess(arm))
                 arm = arm if arm.due == self.passes + MIN_WAIT else None
             if arm is not None:
                 arm.trial = TRIAL_PASSES
-        self._now = arm or best
+        self._now = arm or best_arm
         return self._now.size
 
     def record(self, nodes: int, tokens: float, drafting: float, forward: float) -> None:

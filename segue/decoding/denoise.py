@@ -60,10 +60,10 @@ def denoise(model: Stack, prompts: Sequence[Sequence[int]], lengths: Sequence[Se
             else:
                 current = logits.argmax(-1)
         logprobs = predict(current).log_softmax(-1).gather(1, current[:, None])[:, 0]
-    best: list[DenoisedAnswer | None] = [None] * len(prompts)
+    best_answers: list[DenoisedAnswer | None] = [None] * len(prompts)
     sizes = [length for _, length in candidates]
     for (number, _), answer_tokens, answer_logprobs in zip(candidates, current.split(sizes), logprobs.split(sizes)):
-        answer, before = DenoisedAnswer(answer_tokens.tolist(), float(answer_logprobs.mean())), best[number]
-        if before is None or answer.score > before.score:
-            best[number] = answer
-    return [answer for answer in best if answer is not None]
+        answer, incumbent = DenoisedAnswer(answer_tokens.tolist(), float(answer_logprobs.mean())), best_answers[number]
+        if incumbent is None or answer.score > incumbent.score:
+            best_answers[number] = answer
+    return [answer for answer in best_answers if answer is not None]

@@ -135,9 +135,9 @@ def repetition_penalty(scores: Array, prefix: Prefix, penalty: float) -> Array:
 
 def keep_only(scores: Array, tokens: Array) -> Array:
     """The scores with all tokens but these at -inf."""
-    kept = np.full_like(scores, -np.inf)
-    kept[tokens] = scores[tokens]
-    return kept
+    restricted = np.full_like(scores, -np.inf)
+    restricted[tokens] = scores[tokens]
+    return restricted
 
 
 def top_k(scores: Array, k: int) -> Array:

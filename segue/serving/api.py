@@ -148,7 +148,7 @@ class RequestGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        headers, left = Headers(scope=scope), MAX_BODY_BYTES
+        headers, bytes_left = Headers(scope=scope), MAX_BODY_BYTES
         given_key = headers.get("authorization", "").removeprefix("Bearer ")
         if self.key is not None and scope["path"].startswith("/v1") and \
                 not secrets.compare_digest(given_key.encode("latin-1"), self.key.encode()):
@@ -158,10 +158,10 @@ class RequestGuard:
             return await error_response(413, TOO_LARGE)(scope, receive, send)
 
         async def limited_receive() -> Message:  # for bodies without a content-length
-            nonlocal left
+            nonlocal bytes_left
             message = await receive()
-            left -= len(message.get("body", b""))
-            if left < 0:
+            bytes_left -= len(message.get("body", b""))
+            if bytes_left < 0:
                 raise BodyTooLarge(413, TOO_LARGE)
             return message
 

@@ -22,12 +22,12 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor], values: dict[str,
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    seen = set[int]()
+    storages = set[int]()
     for name, tensor in tensors.items():
         storage = tensor.untyped_storage().data_ptr()
-        if tensor.numel() and storage in seen:
+        if tensor.numel() and storage in storages:
             tensors[name] = tensor.clone()
-        seen.add(storage)
+        storages.add(storage)
     with atomic_write(path) as temporary:
         save_file(tensors, str(temporary), {"values": json.dumps(values or {})})
 
@@ -51,10 +51,10 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def remove_leftovers(folder: Path) -> None:
     """Delete temporary files of processes that were killed while writing."""
-    for left in folder.glob(".*.tmp"):
-        if left.is_file():
+    for path in folder.glob(".*.tmp"):
+        if path.is_file():
             with suppress(OSError):
-                left.unlink()
+                path.unlink()
 
 
 def load_into(model: torch.nn.Module, tensors: dict[str, Tensor], where: str | Path) -> None:

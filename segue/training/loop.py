@@ -350,18 +350,18 @@ def isolated_torch(threads: int) -> Iterator[None]:
 def catch_interrupt() -> Iterator[Callable[[], bool]]:
     """Context in which Ctrl-C only sets a flag, so that the current step is finished; a second Ctrl-C interrupts at
     once. Yields a function that returns the flag."""
-    came = threading.Event()
+    received = threading.Event()
 
     def note(number: int, frame: Any) -> None:
-        if came.is_set():
+        if received.is_set():
             raise KeyboardInterrupt
-        came.set()
+        received.set()
 
     if threading.current_thread() is not threading.main_thread():
-        yield came.is_set
+        yield received.is_set
         return
     before = signal.signal(signal.SIGINT, note)
     try:
-        yield came.is_set
+        yield received.is_set
     finally:
         signal.signal(signal.SIGINT, before)

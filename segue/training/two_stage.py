@@ -49,19 +49,19 @@ def two_stage(model: nn.Module, index: ItemIndex, batches: Callable[[int], Batch
     measure: validation score of the model with the current index, lower is better; taken every `every` epochs.
         patience: measurements without improvement after which each stage stops. choices: passed to `learn`, in both.
     """
-    best: list[tuple[float, Tensor]] = []
+    best_state: list[tuple[float, Tensor]] = []
 
     def record_best(net: nn.Module) -> float:
         score = measure(net)
-        if not best or score < best[0][0]:
-            best[:] = [(score, index.unique_vectors.clone())]
+        if not best_state or score < best_state[0][0]:
+            best_state[:] = [(score, index.unique_vectors.clone())]
         return score
 
     objective, interval = AllItems(index), every * epoch
     index.refresh(model)
     first = learn(model, batches, steps[0], seed=seed, objective=objective, strategy=ReencodeItems(index, epoch),
                   held_out=record_best, measure=max(1, steps[0] // interval), patience=patience[0], **choices)
-    index.unique_vectors = best[0][1]
+    index.unique_vectors = best_state[0][1]
 
     def later(step: int) -> Batch:
         return batches(steps[0] + step)

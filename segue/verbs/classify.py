@@ -332,9 +332,9 @@ class ViewOptions:
         if isinstance(model.codec, CellCodec):
             return ViewOptions(pool, device, places=1, placed=True)
         length = float(np.median(lengths)) / numbers.shape[1]
-        places = int(np.clip(length, 2, max(8, PLACES // numbers.shape[1])))
+        num_places = int(np.clip(length, 2, max(8, PLACES // numbers.shape[1])))
         window = min(WINDOW, 1 << int(np.log2(max(1, length / 4)))) if length >= 32 else 0
-        return ViewOptions(pool, device, places, window)
+        return ViewOptions(pool, device, num_places, window)
 
     def learners(self, classes: int) -> dict[str, Learn]:
         """By name of the view, the function that learns its features."""

@@ -201,7 +201,7 @@ def classical_methods(learn: list[np.ndarray], rest: list[np.ndarray], check: li
 
 
 def fit_network(train: Data, codec: Codec, minutes: float, seed: int, **choices: Any) -> Learned:
-    """Fit a network for so many minutes."""
+    """Fit a network with a budget of `minutes`."""
     if codec.bos is None:
         raise SegueError(f"{codec} has no token that begins a sequence: its networks cannot predict first elements")
     fitted = fit(train, minutes=minutes, codec=codec, seed=seed, quiet=True, **choices)

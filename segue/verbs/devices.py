@@ -18,11 +18,11 @@ def place(device: str | torch.device | None = None) -> torch.device:
     """The device of that name; for None, a GPU if there is one, else the CPU. Raises SegueError if it is not
     available."""
     try:
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=where)
+        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=target)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise SegueError(f"device '{device}' is not to be had ({' '.join(str(error).split())[:120]}): leave it out, or "
                          "choose cpu") from error
-    if where.type == "meta":
+    if target.type == "meta":
         raise SegueError("device 'meta' holds no numbers: leave it out, or choose cpu")
-    return where
+    return target

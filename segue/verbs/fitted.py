@@ -331,8 +331,8 @@ class Fitted:
         from segue.verbs.classify import classify, reading_options
 
         options_of_read = reading_options(self.kind, label)
-        learned, held = (None if each is None else self.read(each, **options_of_read) for each in (data, test))
-        return classify(self, learned, None if new is None else self.read(new), test=held, label=label, **options)
+        train, test_data = (None if each is None else self.read(each, **options_of_read) for each in (data, test))
+        return classify(self, train, None if new is None else self.read(new), test=test_data, label=label, **options)
 
     def evaluate(self, data: Any, weights: str = "float32", state: str | None = None,
                  device: str | None = None) -> Evaluation:

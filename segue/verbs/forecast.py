@@ -74,7 +74,7 @@ def combined_forecasts(fitted: Fitted, columns: Sequence[str], pasts: Sequence[n
     prompts = [_prompt(fitted, columns, past) for past in pasts]
     draws = sample_forecasts(fitted.decodable(weights), fitted.codec, prompts, steps, samples, seed)
     if fitted.combination is not None:
-        draws = np.stack([fitted.combination.shift(each, past) for each, past in zip(draws, pasts)])
+        draws = np.stack([fitted.combination.shift(window, past) for window, past in zip(draws, pasts)])
     return draws
 
 
@@ -172,10 +172,10 @@ def _mean_over_columns(scores: Sequence[Mapping[str, Mapping[str, float]]],
     columns."""
     means = {}
     for name in (OURS, "last value", SEASON, LINE):
-        every = [each for column in scores for method, each in column.items() if method.startswith(name)]
-        if len(every) == columns:
-            means[name] = {measure: float(np.mean([each[measure] for each in every])) for measure in MEASURES
-                           if all(measure in each for each in every)}
+        methods = [errors for column in scores for method, errors in column.items() if method.startswith(name)]
+        if len(methods) == columns:
+            means[name] = {measure: float(np.mean([errors[measure] for errors in methods])) for measure in MEASURES
+                           if all(measure in errors for errors in methods)}
     return means
 
 

@@ -35,7 +35,7 @@ def known_ids(codec: Codec, known: Any) -> list[int]:
 
 
 def nothing_known_error(data: Data) -> SegueError:
-    """The error for data of which the codec has a token for no item."""
+    """The error for data none of whose items has a token in the codec."""
     return SegueError(f"the model knows none of these {data.total:,} {data.kind.unit}s: give data of the sort it was "
                       "fitted on, or name the columns (who=, what=)")
 

@@ -164,7 +164,7 @@ def parameter_count(config: StackConfig) -> int:
 
 
 def config_of_size(mixer: str, vocabulary: int, parameters: int) -> StackConfig:
-    """The widest model with at most so many parameters; the rest goes to its channel mixers."""
+    """The widest model with at most `parameters` parameters; those left over widen its channel mixers."""
     def config(width: int, hidden: int | None = None) -> StackConfig:
         options = {mixer: VARIANTS[mixer]} if mixer in VARIANTS else {}
         return StackConfig(vocabulary, width, [mixer] * DEPTH, options, hidden=hidden, tied=False, embed_norm=True)

@@ -79,6 +79,7 @@ class CachedBlockDraft(ModelDraft):
         self.mask = model.vocabulary - 1
 
     def _draft(self, tips: list[Tip], chains: dict[int, list[int]]) -> None:
+        """Draft the likeliest tokens at the masks, for all tips in one pass."""
         rows = [tip.row for tip in tips]
         state = self._read(rows)
         tokens = torch.full((len(rows), 1 + self.length), self.mask)

@@ -60,7 +60,7 @@ def default_tree(heads: int, nodes: int = 63) -> Paths:
 @torch.inference_mode()
 def count_ranks(heads: DraftHeads, base: nn.Module, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
     """Hits (K, RANKS), how often the text's token has rank r in head k, and the number of positions (K,) that each head
-    predicted. Their quotient are the acceptance rates of `build_tree`. Heads are conditioned on the text's own tokens.
+    predicted. Their quotients are the acceptance rates of `build_tree`. Heads are conditioned on the text's own tokens.
     """
     output = base(batch.tokens, batch.layout)
     condition = heads.condition(output.hidden, batch.layout)
@@ -215,6 +215,7 @@ class HeadsDraft:
             request.shown, request.fresh = condition[index, counts[index] - 1], []
 
     def _draft(self, tips: list[Tip]) -> dict[int, Tree]:
+        """Draft a tree for each tip, level by level: head k predicts the nodes at depth k."""
         nodes, depth = max(tip.nodes for tip in tips), max(tip.depth for tip in tips)
         device = self.heads.embedding.device
         condition = torch.stack([self._seen[tip.row].shown for tip in tips])[:, None]  # type: ignore[misc]
@@ -233,6 +234,7 @@ class HeadsDraft:
         return {tip.row: self._tree(row, tip) for tip, row in zip(tips, drafted.tolist())}
 
     def _tree(self, drafted: list[int], tip: Tip) -> Tree:
+        """The tree of one tip's drafted tokens, within its nodes and depth."""
         indices: dict[tuple[int, ...], int] = {(): -1}
         tree = Tree()
         for path, token in zip(self.paths[: tip.nodes], drafted):

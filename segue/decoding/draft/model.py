@@ -64,6 +64,7 @@ class ModelDraft:
         return state
 
     def _draft(self, tips: list[Tip], chains: dict[int, list[int]]) -> None:
+        """Extend each tip's chain by the likeliest token until that is too unlikely or the draft is long enough."""
         rows = [tip.row for tip in tips]
         state = self._read(rows)
         device = state.positions.device

@@ -122,7 +122,7 @@ class Trie:
         return node
 
     def count(self, tokens: Sequence[int]) -> float:
-        """How often these tokens (1 to `depth`) occurred, less what squeezing dropped."""
+        """How often these tokens (1 to `depth`) occurred, as halved by squeezing."""
         node = self.find(tokens)
         return 0.0 if node is None else node.count
 
@@ -233,6 +233,7 @@ class TrieDraft:
         return [self._retrieve(tip) for tip in tips]
 
     def _retrieve(self, tip: Tip) -> Tree:
+        """The draft after a tip, from the longest suffix with enough continuations."""
         request = self._requests.get(tip.row)
         nodes, branch = min(self.nodes, tip.nodes), min(self.branch, tip.depth)
         if request is None or nodes < 1 or branch < 1:
@@ -295,6 +296,7 @@ class TrieDraft:
                 chosen.append(_DraftNode(token, grandparent, depth, rank))
 
     def _follow(self, prompt: Node | None, answer: Node | None, length: int) -> list[_DraftNode]:
+        """The most frequent branch below the query, of at most `length` nodes."""
         chosen: list[_DraftNode] = []
         while len(chosen) < length:
             siblings = _ranked_children(prompt, answer)

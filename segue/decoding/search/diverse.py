@@ -141,5 +141,5 @@ class DiverseBeamSearch:
             for hypothesis in group.done:
                 hypothesis.score = hypothesis.total / hypothesis.length**self.options.length_penalty
                 unique.setdefault((*hypothesis.tokens, -1 if hypothesis.stopped else -2), hypothesis)
-        best = sorted(unique.values(), key=lambda hypothesis: -hypothesis.score)
-        return best[: self.options.num_return_sequences]
+        ranked = sorted(unique.values(), key=lambda hypothesis: -hypothesis.score)
+        return ranked[: self.options.num_return_sequences]

@@ -131,15 +131,15 @@ class BranchAndBound:
 
     def _kept_threshold(self, key: int) -> float:
         """What an answer must beat to be kept: a log-probability with each_length, else a score."""
-        kept = self.kept.get(key, [])
-        if len(kept) < self.options.num_return_sequences:
+        best_answers = self.kept.get(key, [])
+        if len(best_answers) < self.options.num_return_sequences:
             return -np.inf
-        return kept[-1].total if self.options.each_length else kept[-1].score
+        return best_answers[-1].total if self.options.each_length else best_answers[-1].score
 
     def _keep(self, answer: Hypothesis) -> None:
         key = answer.length if self.options.each_length else 0
         answer.score, answer.place = self._rank(answer.total, answer.length), None
-        kept = self.kept.setdefault(key, [])
-        kept.append(answer)
-        kept.sort(key=lambda other: -other.score)
-        del kept[self.options.num_return_sequences :]
+        best_answers = self.kept.setdefault(key, [])
+        best_answers.append(answer)
+        best_answers.sort(key=lambda other: -other.score)
+        del best_answers[self.options.num_return_sequences :]
