@@ -403,10 +403,10 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
             answer.remark = f"it is cut off, and not a whole {kind.name}: a larger n lets it end"
         if count:
             answer.remark = f"{count} of the {len(record)} {kind.unit}s of the prime are unknown to the model"
-        for item in (answer, *answer.others):
+        for continuation in (answer, *answer.others):
             if kind.drawn:
-                item.text = kind.show(item.whole)
-            item.writer = partial(_write, kind, record.name)
+                continuation.text = kind.show(continuation.whole)
+            continuation.writer = partial(_write, kind, record.name)
     return answers if is_list else answers[0]
 
 

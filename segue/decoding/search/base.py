@@ -240,7 +240,8 @@ def search(model: Decodable, prompts: Sequence[Sequence[int]], limits: Sequence[
                     start += len(group)
             flat = [hypothesis for group in living for hypothesis in group]
             if not flat:
-                return [SearchResult(item.results(), passes, count) for item, count in zip(searches, nodes)]
-            new_counts = [len(item.tokens) - item.place.read for item in flat if item.place is not None]
+                return [SearchResult(member.results(), passes, count) for member, count in zip(searches, nodes)]
+            new_counts = [len(hypothesis.tokens) - hypothesis.place.read
+                          for hypothesis in flat if hypothesis.place is not None]
             places, output = read_hypotheses(model, flat, make.revisits)
             passes += 1
