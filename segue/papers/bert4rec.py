@@ -82,9 +82,9 @@ def load_histories(folder: Path | None, users: int, seed: int) -> tuple[Historie
 
 def ndcg(model: DecodablePredictor | CountModel, histories: Histories, items: int, drop_seen: bool = False) -> float:
     """NDCG@10 of each history's last item ranked among all items; `drop_seen` leaves out those in the history."""
-    found = rank_next(model, [history[:-1] for history in histories], [history[-1] for history in histories],
+    ranks = rank_next(model, [history[:-1] for history in histories], [history[-1] for history in histories],
                       items=items, drop_seen=drop_seen)
-    return ranking(found, (10,)).ndcg[10]
+    return ranking(ranks, (10,)).ndcg[10]
 
 
 class NdcgDuringTraining(Strategy):
@@ -149,8 +149,8 @@ def measure(run: Run) -> list[Row]:
     done = run.cells(jobs)
     table: list[Row] = []
     for data, count in seeds.items():
-        found = [done[f"{data} counted {seed}"] for seed in range(run.seed, run.seed + count)]
-        table += [{"data": data, "arm": name, "steps": 0, "NDCG@10": mean(each[name] for each in found)}
+        counted = [done[f"{data} counted {seed}"] for seed in range(run.seed, run.seed + count)]
+        table += [{"data": data, "arm": name, "steps": 0, "NDCG@10": mean(scores[name] for scores in counted)}
                   for name in (POPULAR, ORDER)]
         for arm in ARMS[data]:
             curves = [done[f"{data} {arm} {seed}"] for seed in range(run.seed, run.seed + count)]

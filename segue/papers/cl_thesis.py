@@ -58,8 +58,9 @@ def class_stream(folder: Path | None, seed: int, share: list[float]) -> tuple[li
     """Two classes at a time, `share[i]` * ROWS rows in experience i: the stream evaluated on validation rows, and the
     same stream evaluated on test rows."""
     train, *measured = split_digits(folder, seed)
-    choosing, testing = ([replace(each, train=each.train.rows(slice(0, round(ROWS * part))))
-                          for each, part in zip(class_incremental(train, rows, GROUPS), share)] for rows in measured)
+    choosing, testing = ([replace(experience, train=experience.train.rows(slice(0, round(ROWS * part))))
+                          for experience, part in zip(class_incremental(train, rows, GROUPS), share)]
+                         for rows in measured)
     return choosing, testing
 
 
@@ -110,7 +111,7 @@ def run_arm(arm: str, stream: str, size: int, folder: Path | None, seed: int, ra
         if "diverged" not in str(error):
             raise
         return {"chosen": 0.0, "accuracy": 0.0, "forgotten": 1.0}
-    chosen = [measure(model, each, range(10)) for each in choosing]
+    chosen = [measure(model, experience, range(10)) for experience in choosing]
     return {"chosen": float(np.mean(chosen)), "accuracy": matrix.average, "forgotten": -matrix.backward_transfer}
 
 
@@ -134,22 +135,22 @@ def measure(run: Run) -> list[Row]:
             return {(TOLD_RATE, strength): tuning[:1] for strength in run.pick([1.0], STRENGTHS.get(arm, [0.0]))}
         return {(rate, 0.0): tuning for rate in run.pick(RATES[:1], RATES)}
 
-    found = run.cells(dict(job(line, setting, seed) for line in wanted for setting, by in tried(line).items()
-                           for seed in by if len(tried(line)) > 1))
+    results = run.cells(dict(job(line, setting, seed) for line in wanted for setting, by in tried(line).items()
+                             for seed in by if len(tried(line)) > 1))
     best: dict[tuple[str, str, int], Setting] = {}
     for line in wanted:
         every = tried(line)
-        best[line] = max(every, key=lambda setting: sum(found[job(line, setting, seed)[0]]["chosen"]
+        best[line] = max(every, key=lambda setting: sum(results[job(line, setting, seed)[0]]["chosen"]
                                                         for seed in every[setting])) if len(every) > 1 else \
             next(iter(every))
-    found = run.cells(dict(job(line, best[line], seed) for line in wanted for seed in seeds))
+    results = run.cells(dict(job(line, best[line], seed) for line in wanted for seed in seeds))
     table: list[Row] = []
     for line in wanted:
-        each = [found[job(line, best[line], seed)[0]] for seed in seeds]
-        right = [one["accuracy"] for one in each]
+        runs = [results[job(line, best[line], seed)[0]] for seed in seeds]
+        right = [result["accuracy"] for result in runs]
         table.append(dict(zip(("stream", "strategy", "rows kept"), line)) | {
             "accuracy": float(np.mean(right)), "error": float(np.std(right) / len(right) ** 0.5),
-            "forgotten": float(np.mean([one["forgotten"] for one in each])), "rate": best[line][0],
+            "forgotten": float(np.mean([result["forgotten"] for result in runs])), "rate": best[line][0],
             "strength": best[line][1], "by seed": right})
     run.note(f"MNIST's 10,000 test digits at 14 x 14, dealt out anew by each of {len(seeds)} seeds: 2,000 to test, "
              "1,000 to choose settings by, the others to learn from; a network of 196-100-100 and a linear head, "
@@ -174,12 +175,12 @@ def measure(run: Run) -> list[Row]:
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
-    found = {(row["stream"], row["strategy"], row["rows kept"]): 100 * row["accuracy"] for row in table}
-    gain = found["imbalanced", "GSS", 50] - found["imbalanced", "reservoir", 50]
-    cost = found["balanced", "reservoir", 50] - found["balanced", "GSS", 50]
-    mir = {size: found["balanced", HARMED, size] - found["balanced", OLD, size] for size in SIZES}
-    mas = found["tasks", "MAS", 0] - found["tasks", "naive", 0]
-    apart = found["tasks", "EWC", 0] - found["tasks", "MAS", 0]
+    accuracy = {(row["stream"], row["strategy"], row["rows kept"]): 100 * row["accuracy"] for row in table}
+    gain = accuracy["imbalanced", "GSS", 50] - accuracy["imbalanced", "reservoir", 50]
+    cost = accuracy["balanced", "reservoir", 50] - accuracy["balanced", "GSS", 50]
+    mir = {size: accuracy["balanced", HARMED, size] - accuracy["balanced", OLD, size] for size in SIZES}
+    mas = accuracy["tasks", "MAS", 0] - accuracy["tasks", "naive", 0]
+    apart = accuracy["tasks", "EWC", 0] - accuracy["tasks", "MAS", 0]
     holds = {"GSS": gain >= 5 and cost <= 8, "MIR": max(mir.values()) >= 2, "MAS": mas >= 15 and apart <= 5}
     more = ", ".join(f"{value:+.1f} at {size} rows" for size, value in mir.items())
     reason = (f"GSS {gain:+.1f} points on a reservoir where the stream is imbalanced, {-cost:+.1f} where it is "

@@ -96,7 +96,7 @@ def make_prompts(arm: str, size: int) -> PromptSource:
 def score(arm: str, size: int, weights: str, small: bool, seed: int, rate: float, epochs: int,
           tuning: bool = False) -> list[float]:
     """Train one arm: final accuracy over all classes, and mean forgetting of all experiences but the last."""
-    found = {part: rows.as_prompts() for part, rows in labelled_rows("code", None, small).items()}
+    parts = {part: rows.as_prompts() for part, rows in labelled_rows("code", None, small).items()}
     classes, group = labelled_texts("code", None, small).classes, labelled_texts("code", None, small).group
     stack, rows = load_backbone(weights, seed).eval(), pretraining_rows(small)
     prompted = Prompted(stack, make_prompts(arm, size))
@@ -104,13 +104,13 @@ def score(arm: str, size: int, weights: str, small: bool, seed: int, rate: float
     head = StandardisedHead(classes, prompted.centre.clone(), prompted.spread.clone())
     draw = torch.Generator().manual_seed(seed)
     order = torch.randperm(classes, generator=draw).split(classes if arm == JOINT else group)
-    train = found["train"].rows(torch.randperm(len(found["train"].targets), generator=draw))
-    stream = class_incremental(train, found["tune" if tuning else "test"], [part.tolist() for part in order])
+    train = parts["train"].rows(torch.randperm(len(parts["train"].targets), generator=draw))
+    stream = class_incremental(train, parts["tune" if tuning else "test"], [part.tolist() for part in order])
     held: Strategy = Prompting() if arm in PROMPTS else Freeze((), old_classes=True)
     model = Classifier(prompted if arm in PROMPTS else stack.requires_grad_(arm == FINE), head, "mean")
     if arm == LINEAR:
-        stream = [Experience(each.name, encode_features(model, each.train), encode_features(model, each.test),
-                             each.classes) for each in stream]
+        stream = [Experience(experience.name, encode_features(model, experience.train),
+                             encode_features(model, experience.test), experience.classes) for experience in stream]
         model = Classifier(Features(), head)
     matrix = learn_stream(model, stream, held, ClassLoss("new"), rows=ROWS, epochs=epochs, rate=rate, seed=seed,
                           table_rate=rate if arm == LINEAR else HEAD_RATE, cooldown=1.0, measure=accuracy_so_far)
@@ -141,10 +141,10 @@ def measure(run: Run) -> list[Row]:
     lines += [(arm, size, seeds[:1]) for arm in (L2P, CODA) for size in OTHERS]
     jobs = {(arm, size, seed): job(arm, size, seed, best[CODA if arm == JOINT else arm])
             for arm, size, used in lines for seed in used}
-    found = run.cells(dict(jobs.values()))
+    results = run.cells(dict(jobs.values()))
     table: list[Row] = []
     for arm, size, used in lines:
-        right, forgotten = zip(*(found[jobs[arm, size, seed][0]] for seed in used))
+        right, forgotten = zip(*(results[jobs[arm, size, seed][0]] for seed in used))
         table.append({"arm": arm, "components": size if arm in (L2P, CODA, JOINT) else None, "accuracy": mean(right),
                       "forgetting": mean(forgotten), "by seed": list(right),
                       "rate": best[CODA if arm == JOINT else arm]})
@@ -194,8 +194,8 @@ def draw(figure: Figure, table: list[Row]) -> None:
     arms.invert_yaxis()
     arms.set(xlabel="accuracy over all classes at the end (dots: seeds)", title="15 packages, 3 at a time")
     for arm in (L2P, CODA):
-        found = sorted((row["components"], row["accuracy"]) for row in table if row["arm"] == arm)
-        sizes.plot(*zip(*found), "o-", label=arm)
+        points = sorted((row["components"], row["accuracy"]) for row in table if row["arm"] == arm)
+        sizes.plot(*zip(*points), "o-", label=arm)
     sizes.set(xlabel="slots or components", ylabel="accuracy", title="More of them", xscale="log")
     sizes.minorticks_off()
     sizes.set_xticks(counts := sorted((SIZE, *OTHERS)), map(str, counts))

@@ -148,8 +148,8 @@ def measure(run: Run) -> list[Row]:
                       for arm, seed in wanted})
     table: list[Row] = []
     for arm, seed in wanted:
-        found = done[f"{arm} {seed}"]
-        table += [{"arm": name, "seed": seed, **found[name]} for name in (BEFORE, TARGET, SMC, *ARMS) if name in found]
+        cell = done[f"{arm} {seed}"]
+        table += [{"arm": name, "seed": seed, **cell[name]} for name in (BEFORE, TARGET, SMC, *ARMS) if name in cell]
     explained = [done[f"{BEFORE} {seed}"]["explained"] for seed in seeds]
     run.note(f"real data: words of eight bases of the chromosome of E. coli K-12, {teach:,} steps of {rows} for a "
              f"network of two layers of {width}; the scores are how strongly {FACTOR} binds all 65,536 words, 0 to 1; "

@@ -60,12 +60,12 @@ def timings(cell: str, heads: int, rows: int = 16, length: int = 1024, rounds: i
             h[:, t] = states[0]
         return h
 
-    mine = (x, weight, bias)
+    arguments = (x, weight, bias)
     steps: dict[str, tuple[Callable[[], Tensor], tuple[Tensor, ...]]] = {
-        "ours": (lambda: recurrence(cell, x, weight, bias, state)[0], mine),
-        "loop": (lambda: recurrence_reference(cell, x, weight, bias, state)[0], mine)}
+        "ours": (lambda: recurrence(cell, x, weight, bias, state)[0], arguments),
+        "loop": (lambda: recurrence_reference(cell, x, weight, bias, state)[0], arguments)}
     if length <= 256:  # its backward pass grows with the square of the length
-        steps["writing"] = writing, mine
+        steps["writing"] = writing, arguments
     if cell in MODULES and heads == 1:
         module = MODULES[cell](WIDTH, WIDTH, batch_first=True, device=device)
         into = torch.randn(rows, length, WIDTH, device=device, requires_grad=True)
@@ -141,11 +141,11 @@ def measure(run: Run) -> list[Row]:
     table: list[Row] = []
     for task in seeds:
         for name in MODELS:
-            found = [done[f"{task} {name} {seed}"] for seed in range(run.seed, run.seed + seeds[task])]
+            runs = [done[f"{task} {name} {seed}"] for seed in range(run.seed, run.seed + seeds[task])]
             named = name.replace("4 heads", f"heads of {UNITS}") if run.device == "cuda" else name
-            table.append({"what": task, "model": named, "trained": mean(f["trained"] for f in found),
-                          "tested": mean(f["tested"] for f in found), "best": max(f["tested"] for f in found),
-                          "parameters": int(found[0]["parameters"])})
+            table.append({"what": task, "model": named, "trained": mean(f["trained"] for f in runs),
+                          "tested": mean(f["tested"] for f in runs), "best": max(f["tested"] for f in runs),
+                          "parameters": int(runs[0]["parameters"])})
     tokens = rows * length
     for n, took in speed.items():
         table.append({"what": "speed", "model": f"LSTM, {n} heads", "heads": n, "tokens/s": tokens / took["ours"],

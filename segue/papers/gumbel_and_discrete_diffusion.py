@@ -92,7 +92,7 @@ def bits_per_symbol(arm: str, model: Stack, rows: Tensor, draws: int, hidden: sl
         nats = any_order_nll(Denoiser(model, AbsorbingProcess(SYMBOLS)), rows, where, BEYOND, draws)
     else:
         bound, times = StepwiseDiffusion(UniformProcess(SYMBOLS), SCHEDULE), rows.repeat_interleave(draws, 0)
-        nats = torch.stack([bound(model, make_batch(each, False)).total for each in times.split(draws)]) / draws
+        nats = torch.stack([bound(model, make_batch(part, False)).total for part in times.split(draws)]) / draws
     return nats.double() / where.sum(1) / math.log(2)
 
 
@@ -110,17 +110,17 @@ def run_arm(folder: Path | None, arm: str, seed: int, width: int, steps: int, ro
     begins = torch.linspace(0, len(test) - LENGTH, held).long()
     whole = test[begins[:, None] + torch.arange(LENGTH)]
     torch.manual_seed(seed)
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for what, hidden in ((BITS, slice(None)), (INFILLED, MIDDLE)):
         if what == BITS or arm != UNIFORM:
-            each = torch.cat([bits_per_symbol(arm, model, part, draws, hidden) for part in whole.split(64)])
-            found[what], found[f"{what}, error"] = float(each.mean()), float(each.std()) / math.sqrt(len(each))
+            bits = torch.cat([bits_per_symbol(arm, model, part, draws, hidden) for part in whole.split(64)])
+            result[what], result[f"{what}, error"] = float(bits.mean()), float(bits.std()) / math.sqrt(len(bits))
     if arm == MASKED:
         gap = whole[held // 2].clone()
         gap[MIDDLE] = BEYOND
-        said = "".join(LETTERS[i] for i in fill(model, [gap.tolist()], seed=seed)[0].tokens)
-        found["sample"] = f"{said[: MIDDLE.start]}[{said[MIDDLE]}]{said[MIDDLE.stop :]}"
-    return found
+        text = "".join(LETTERS[i] for i in fill(model, [gap.tolist()], seed=seed)[0].tokens)
+        result["sample"] = f"{text[: MIDDLE.start]}[{text[MIDDLE]}]{text[MIDDLE.stop :]}"
+    return result
 
 
 def sample_surprisal(double: bool, seed: int, positions: int) -> dict[str, float]:
@@ -129,15 +129,15 @@ def sample_surprisal(double: bool, seed: int, positions: int) -> dict[str, float
     process, kept = AbsorbingProcess(WORDS), NoiseSchedule().grid(CHAIN)
     chances = 1 / torch.arange(1, WORDS + 1, dtype=torch.float64)
     log_p = (chances / chances.sum()).log()
-    said, generator = [], torch.Generator().manual_seed(seed)
+    nats, generator = [], torch.Generator().manual_seed(seed)
     for count in torch.ones(positions).split(64):
         x = torch.full((len(count),), process.elements)
         for step in range(CHAIN, CHAIN - CHAIN // PART, -1):
             free = x == process.elements
             before = process.posterior(log_p.to(dtype).expand(int(free.sum()), -1), x[free], kept[step], kept[step - 1])
             x[free] = gumbel_max(before, generator, dtype)
-        said.append(-log_p[x[x < process.elements]])
-    surprisal = torch.cat(said)
+        nats.append(-log_p[x[x < process.elements]])
+    surprisal = torch.cat(nats)
     return {"sum": float(surprisal.sum()), "squares": float(surprisal.square().sum()), "count": len(surprisal)}
 
 

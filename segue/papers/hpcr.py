@@ -107,7 +107,7 @@ def load_intents(folder: Path | None) -> Data:
 
     def table(part: str, most: int) -> Batch:
         chosen = [(text, kind) for kind in kinds
-                  for text in [text for text, each in parts[part] if each == kind][:most]]
+                  for text in [text for text, intent in parts[part] if intent == kind][:most]]
         return Batch.labelled([[known.get(word, 0) for word in split_words(text)] for text, _ in chosen],
                               [kinds.index(kind) for _, kind in chosen], length=20)
 
@@ -188,13 +188,14 @@ def measure(run: Run) -> list[Row]:
         return [(rate, settings, [job(line, seed, rate, settings, True)[0] for seed in line.tuning])
                 for settings in line.grid for rate in rates]
 
-    found = run.cells(dict(job(line, seed, rate, settings, True) for line in lines for settings in line.grid
-                           for rate in rates for seed in line.tuning))
-    best = [max(tried(line), key=lambda choice: mean(found[name][0] for name in choice[2]))[:2] for line in lines]
-    found = run.cells(dict(job(line, seed, *choice, False) for line, choice in zip(lines, best) for seed in line.seeds))
+    results = run.cells(dict(job(line, seed, rate, settings, True) for line in lines for settings in line.grid
+                             for rate in rates for seed in line.tuning))
+    best = [max(tried(line), key=lambda choice: mean(results[name][0] for name in choice[2]))[:2] for line in lines]
+    results = run.cells(dict(job(line, seed, *choice, False) for line, choice in zip(lines, best)
+                             for seed in line.seeds))
     table: list[Row] = []
     for line, (rate, settings) in zip(lines, best):
-        right, forgotten = zip(*(found[job(line, seed, rate, settings, False)[0]] for seed in line.seeds))
+        right, forgotten = zip(*(results[job(line, seed, rate, settings, False)[0]] for seed in line.seeds))
         table.append({"stream": line.stream, "reader": line.reader, "arm": line.arm, "accuracy": mean(right),
                       "forgetting": mean(forgotten), "by seed": list(right), "rate": rate,
                       "settings": ", ".join(f"{name} {value:g}" for name, value in settings.items())})
@@ -240,8 +241,8 @@ def draw(figure: Figure, table: list[Row]) -> None:
     rest = [row for row in table if row not in rows]
     groups = list(dict.fromkeys((row["stream"], row["reader"]) for row in rest))
     for colour, arm in enumerate(dict.fromkeys(row["arm"] for row in rest)):
-        found = {(row["stream"], row["reader"]): row["accuracy"] for row in rest if row["arm"] == arm}
-        others.bar([groups.index(group) + 0.2 * colour - 0.3 for group in found], list(found.values()), 0.2, label=arm)
+        shown = {(row["stream"], row["reader"]): row["accuracy"] for row in rest if row["arm"] == arm}
+        others.bar([groups.index(group) + 0.2 * colour - 0.3 for group in shown], list(shown.values()), 0.2, label=arm)
     others.set_xticks(range(len(groups)), ["\n".join(group) for group in groups], fontsize=8)
     others.set(title="Other readers, other rows", ylim=(0, 1))
     others.legend(fontsize=7)

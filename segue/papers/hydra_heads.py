@@ -58,10 +58,10 @@ class TokensOnlyHeads(DraftHeads):
 def synthetic_text(count: int) -> Tensor:
     """Characters of a random bigram grammar with three successors each."""
     random = np.random.default_rng(0)
-    follow, said = random.integers(0, 20, (20, 3)), [0]
+    follow, text = random.integers(0, 20, (20, 3)), [0]
     for _ in range(count):
-        said.append(int(follow[said[-1], random.integers(3)]))
-    return torch.tensor(said)
+        text.append(int(follow[text[-1], random.integers(3)]))
+    return torch.tensor(text)
 
 
 @cache
@@ -105,7 +105,7 @@ def score(arm: str, path: Path | None, width: int, depth: int, base_steps: int, 
     base, heads = base.double(), heads.double().eval()
     places = np.linspace(0, len(held) - CONTEXT, prompts).astype(int)
     primes = [held[place : place + CONTEXT // 2].tolist() for place in places]
-    found: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in heads.parameters())}
+    result: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in heads.parameters())}
     same = []
     for name, way, paths in (("chain", {"decoder": "greedy"}, CHAIN), ("tree", {"decoder": "greedy"}, TREE),
                              ("sampled", {"decoder": "sample", "temperature": 1.0}, CHAIN)):
@@ -113,11 +113,11 @@ def score(arm: str, path: Path | None, width: int, depth: int, base_steps: int, 
         drafted = generate(base, primes, n, seed=seed, draft=HeadsDraft(heads, paths), adaptive=False,
                            **way)
         # The first token comes from the prompt's own pass.
-        found[name] = sum(answer.produced - 1 for answer in drafted) / sum(answer.passes - 1 for answer in drafted)
+        result[name] = sum(answer.produced - 1 for answer in drafted) / sum(answer.passes - 1 for answer in drafted)
         same += [one.tokens == two.tokens for one, two in zip(plain, drafted)]
-    hits, asked = count_hits(heads, base, base, primes, n, [{"decoder": "greedy"}])
-    found |= {f"head {k + 1}": float(hits[k, 0] / asked[k]) for k in range(HEADS)}
-    return found | {"same texts": sum(same) / len(same)}
+    hits, totals = count_hits(heads, base, base, primes, n, [{"decoder": "greedy"}])
+    result |= {f"head {k + 1}": float(hits[k, 0] / totals[k]) for k in range(HEADS)}
+    return result | {"same texts": sum(same) / len(same)}
 
 
 def measure(run: Run) -> list[Row]:

@@ -100,14 +100,14 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
         return (row[worse]["nats"] - row[better]["nats"],
                 2 * sqrt(row[worse]["error"] ** 2 + row[better]["error"] ** 2))
 
-    both, _ = gap("one way", "quasiseparable")
+    saving, _ = gap("one way", "quasiseparable")
     added, noise = gap("added", "quasiseparable")
     aligned = {name: gap(f"{name}, free", f"{name}, aligned") for name in CLASSES}
-    reason = (f"reading both ways saves {both:.2f} nats; quasiseparable against added {added:+.3f} (noise {noise:.3f}"
+    reason = (f"reading both ways saves {saving:.2f} nats; quasiseparable against added {added:+.3f} (noise {noise:.3f}"
               "); alignment saves " + ", ".join(f"{g:.3f} (noise {n:.3f}, {name})" for name, (g, n) in aligned.items()))
-    if both <= 0 or added < -noise or any(g < -n for g, n in aligned.values()):
+    if saving <= 0 or added < -noise or any(g < -n for g, n in aligned.values()):
         return "refuted", reason
-    if both >= 0.3 and all(g > n for g, n in aligned.values()):
+    if saving >= 0.3 and all(g > n for g, n in aligned.values()):
         return "confirmed", reason
     return "inconclusive", reason
 

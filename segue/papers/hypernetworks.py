@@ -69,11 +69,11 @@ def load_digits(made_up: bool) -> dict[str, Batch]:
 
 def make_stream(made_up: bool, seed: int, part: str) -> list[Experience]:
     """One experience per task: all digits, under the task's own permutation of the pixels."""
-    draw, found = torch.Generator().manual_seed(seed), load_digits(made_up)
+    draw, digits = torch.Generator().manual_seed(seed), load_digits(made_up)
     made = []
     for number in range(TASKS):
         order = torch.randperm(64, generator=draw)
-        train, test = (Batch(found[side].tokens[..., order], found[side].targets) for side in ("train", part))
+        train, test = (Batch(digits[side].tokens[..., order], digits[side].targets) for side in ("train", part))
         made.append(Experience(f"order {number}", train, test, tuple(range(10))))
     return made
 
@@ -98,7 +98,7 @@ def score(name: str, made_up: bool, seed: int, rate: float, beta: float, steps: 
     matrix = learn_stream(model, tasks, OutputMatching(beta), NextElement(), measure=known_task_accuracy(tasks),
                           **choices)
     return {"final": matrix.average, "new": accuracy_when_learned(matrix.scores), "ratio": generator.parameter_ratio,
-            "inferred": mean(inferred_accuracy(model, each.test, TASKS) for each in tasks),
+            "inferred": mean(inferred_accuracy(model, task.test, TASKS) for task in tasks),
             "weights": sum(p.numel() for p in generator.parameters())}
 
 
@@ -117,24 +117,26 @@ def measure(run: Run) -> list[Row]:
 
     def best(tried: dict[str, list[tuple[float, float]]]) -> dict[str, tuple[float, float]]:
         """The (rate, beta) of each arm with the best final accuracy on the tuning seed."""
-        found = run.cells(dict(job(name, TUNING, rate, beta, True)
-                               for name, some in tried.items() for rate, beta in some))
-        return {name: max(some, key=lambda each: found[job(name, TUNING, each[0], each[1], True)[0]]["final"])
-                for name, some in tried.items()}
+        results = run.cells(dict(job(name, TUNING, rate, beta, True)
+                                 for name, choices in tried.items() for rate, beta in choices))
+        return {name: max(choices, key=lambda setting: results[job(name, TUNING, setting[0], setting[1], True)[0]]
+                          ["final"]) for name, choices in tried.items()}
 
     chosen = {name: (RATES[1], BETAS[1]) for name in ARMS}
     if not made_up:
         chosen = best({name: [(rate, BETAS[1]) for rate in RATES] for name in ARMS})
         chosen |= best({name: [(rate, beta) for beta in BETAS] for name, (rate, _) in chosen.items() if name != NAIVE})
-    lines = [(name, name, chosen[name], seeds if name in SMALL else seeds[:3]) for name in ARMS]
-    lines.append((FREE, WIDE, (chosen[WIDE][0], 0.0), seeds[:3]))
-    found = run.cells(dict(job(name, seed, rate, beta) for _, name, (rate, beta), used in lines for seed in used))
+    runs = [(name, name, chosen[name], seeds if name in SMALL else seeds[:3]) for name in ARMS]
+    runs.append((FREE, WIDE, (chosen[WIDE][0], 0.0), seeds[:3]))
+    results = run.cells(dict(job(name, seed, rate, beta) for _, name, (rate, beta), arm_seeds in runs
+                             for seed in arm_seeds))
     table: list[Row] = []
-    for shown, name, (rate, beta), used in lines:
-        each = [found[job(name, seed, rate, beta)[0]] for seed in used]
-        table.append({"arm": shown, **{what: mean(one[what] for one in each) for what in ("final", "new", "inferred")},
-                      "weights": each[0]["weights"], "ratio": each[0]["ratio"], "rate": rate,
-                      "beta": None if name == NAIVE else beta, "by seed": [one["final"] for one in each]})
+    for shown, name, (rate, beta), arm_seeds in runs:
+        cells = [results[job(name, seed, rate, beta)[0]] for seed in arm_seeds]
+        table.append({"arm": shown,
+                      **{what: mean(result[what] for result in cells) for what in ("final", "new", "inferred")},
+                      "weights": cells[0]["weights"], "ratio": cells[0]["ratio"], "rate": rate,
+                      "beta": None if name == NAIVE else beta, "by seed": [result["final"] for result in cells]})
     run.note(f"{'noise' if made_up else 'handwritten digits of scikit-learn'}: {TASKS} tasks, the 64 pixels in another "
              f"order in each; target of 64-32-10 units, 2,410 weights; {STEPS} steps of {ROWS} rows a task, AdamW")
     run.note("each arm's rate (of three) and then beta (of four) are the best on permutations and rows of their own; "

@@ -87,10 +87,10 @@ def run_arm(mixer: str, seed: int, steps: int, tested: int, window: int = WINDOW
     run = learn(model, task.batches(rows, counts, seed, window=windows), steps, rate=rate, seed=seed,
                 warmup=min(1.0, 200 / steps), objective=SquaredError(), measure=looks,
                 held_out=lambda model: last_error(model, fresh))
-    found = {name: summarise_errors(squared_errors(model, prompts.batch)[:, ::2].cpu()) for name, prompts in
-             conditions(task, points, seed, tested).items()}
-    found["prompt"]["steps"] = next((entry["step"] for entry in run.curve if entry["held_out"] <= LEARNED), None)
-    return found
+    errors = {name: summarise_errors(squared_errors(model, prompts.batch)[:, ::2].cpu()) for name, prompts in
+              conditions(task, points, seed, tested).items()}
+    errors["prompt"]["steps"] = next((entry["step"] for entry in run.curve if entry["held_out"] <= LEARNED), None)
+    return errors
 
 
 def last_error(model: torch.nn.Module, prompts: Prompts) -> float:

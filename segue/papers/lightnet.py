@@ -95,9 +95,9 @@ def step_time(arms: tuple[str, ...], side: int, repeats: int) -> dict[str, float
     models, best = {arm: classifier(arm) for arm in arms}, dict.fromkeys(arms, float("inf"))
     for _ in range(repeats + 1):
         for arm, model in models.items():
-            given = batch(arm, pictures, labels, side)
+            examples = batch(arm, pictures, labels, side)
             begin = time.perf_counter()
-            objective(model, given).total.backward()
+            objective(model, examples).total.backward()
             best[arm] = min(best[arm], 1000 * (time.perf_counter() - begin))
     return best
 

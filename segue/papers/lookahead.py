@@ -154,11 +154,11 @@ def edit(model: Stack, prompts: list[list[int]], drafter: Any, n: int) -> list[C
 
 
 def summary(answers: list[Continuation], plain: list[list[int]]) -> dict[str, Any]:
-    said = sum(answer.produced for answer in answers)
+    produced = sum(answer.produced for answer in answers)
     passes = sum(answer.passes for answer in answers)
-    return {"tokens per pass": round(said / passes, 4),
+    return {"tokens per pass": round(produced / passes, 4),
             "different answers": sum(answer.tokens != tokens for answer, tokens in zip(answers, plain)),
-            "ms per token": round(1e3 * sum(answer.seconds["total"] for answer in answers) / said, 3),
+            "ms per token": round(1e3 * sum(answer.seconds["total"] for answer in answers) / produced, 3),
             "retrieval ms per pass": round(1e3 * sum(answer.seconds["draft"] for answer in answers) / passes, 3),
             "nodes per pass": round(sum(answer.drafted for answer in answers) / passes, 1)}
 
@@ -191,15 +191,15 @@ def measure(run: Run) -> list[Row]:
         return [answer.tokens for answer in plain], [[*answer.tokens, END] for answer in before]
 
     def plain() -> dict[str, Any]:
-        said, _ = answers()
-        right = mean(SequenceMatcher(None, words, target, False).ratio() for words, (_, target) in zip(said, tests))
-        exact = mean(float(words == target) for words, (_, target) in zip(said, tests))
-        copied = mean(float(words == source) for words, (source, _) in zip(said, tests))
-        return summary(edit(model(), prompts, None, longest), said) | {
+        texts, _ = answers()
+        right = mean(SequenceMatcher(None, words, target, False).ratio() for words, (_, target) in zip(texts, tests))
+        exact = mean(float(words == target) for words, (_, target) in zip(texts, tests))
+        copied = mean(float(words == source) for words, (source, _) in zip(texts, tests))
+        return summary(edit(model(), prompts, None, longest), texts) | {
             "words right": round(right, 4), "sentences right": round(exact, 4), "mere copies": round(copied, 4)}
 
     def drafted(mode: Any, warm: bool, shuffled: bool = False) -> dict[str, Any]:
-        said, before = answers()
+        texts, before = answers()
 
         def make() -> TrieDraft:
             drafter = (Shuffled if shuffled else TrieDraft)(nodes=NODES, branch=BRANCH, mode=mode)
@@ -211,7 +211,7 @@ def measure(run: Run) -> list[Row]:
         if warm:
             drafter = make()
             drafter.warm(before)
-        return summary(edit(model(), prompts, drafter, longest), said)
+        return summary(edit(model(), prompts, drafter, longest), texts)
 
     table = [{"trie": "none", "mode": "plain", **run.cell("plain", plain)}]
     for trie in ("cold", "warm"):

@@ -90,18 +90,18 @@ def compare_adaptation(folder: Path | None, seed: int, width: int, steps: int, l
     batches = partial(sample_windows, learned, 16, min(CONTEXT, length), seed)
     learn(model, batches, steps, rate=0.02, seed=seed, muon=True)
     model.requires_grad_(False)
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
     evaluations = {STATE: state_evaluation, WEIGHTS: dynamic_evaluation}
     for domain, (choose, test) in {"Shakespeare": (choosing, testing), "Python": (
             python_source("argparse.py"), python_source("dataclasses.py"))}.items():
         choose, test = cut_rows(choose, 4, length), cut_rows(test, 4, length)
-        found[f"{domain}, {NONE}"] = float(state_evaluation(model, test, BLOCK, 0.0).mean())
+        result[f"{domain}, {NONE}"] = float(state_evaluation(model, test, BLOCK, 0.0).mean())
         for arm, evaluate in evaluations.items():
             scores = {rate: float(evaluate(model, choose, BLOCK, rate).mean()) for rate in RATES[arm]}
             rate = min(scores, key=lambda rate: scores[rate])
-            found[f"{domain}, {arm}"] = float(evaluate(model, test, BLOCK, rate).mean())
-            found[f"{domain}, {arm}, rate"] = rate
-    return found
+            result[f"{domain}, {arm}"] = float(evaluate(model, test, BLOCK, rate).mean())
+            result[f"{domain}, {arm}, rate"] = rate
+    return result
 
 
 # --- (2) windows -----------------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def compare_windows(folder: Path | None, seed: int, width: int, steps: int, more
     base = build_reader(width)
     learn(base, partial(sample_windows, learned, 16, CONTEXT, seed), steps, rate=0.02, seed=seed, muon=True)
     weights = {name: value.clone() for name, value in base.state_dict().items()}
-    found = {}
+    scores = {}
     for arm, wrap in ((WHOLE, lambda stack: stack), (ALONE, Windows),
                       (TOLD, lambda stack: WindowRecurrence(stack, WINDOW, vectors=VECTORS))):
         torch.manual_seed(seed)
@@ -147,10 +147,10 @@ def compare_windows(folder: Path | None, seed: int, width: int, steps: int, more
         stack.load_state_dict(weights)
         model = wrap(stack)
         learn(model, partial(sample_windows, learned, 16, CONTEXT, seed + 1), more, rate=0.01, seed=seed, muon=True)
-        found[arm] = nats_per_byte(model, testing)
+        scores[arm] = nats_per_byte(model, testing)
         if arm == ALONE:
-            found[SLIDING] = nats_per_byte_overlapping(stack, testing)
-    return found
+            scores[SLIDING] = nats_per_byte_overlapping(stack, testing)
+    return scores
 
 
 @torch.no_grad()
@@ -217,29 +217,29 @@ def compare_searches(folder: Path | None, seed: int, width: int, steps: int, hel
     def has_length(answer: Continuation) -> bool:
         return len(answer.tokens) == length and answer.finish == "stop"
 
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
     plain = {"num_beams": 5, "num_return_sequences": 5, "length_penalty": 0.0}
     for name, options in {"greedy": {}, "beam 2": {"decoder": "beam", "num_beams": 2, "length_penalty": 0.0},
                           f"beam {WIDE}": {"decoder": "beam", "num_beams": WIDE, "length_penalty": 0.0},
                           "exact": {"decoder": "exact", "budget": 500}}.items():
-        found[f"empty, {name}"] = mean(not answer.tokens for answer in search_answers(**options))
+        result[f"empty, {name}"] = mean(not answer.tokens for answer in search_answers(**options))
     texts = sample_captions(learned, 1500, np.random.default_rng((seed, 0, 1)))
     foresight = foresee(model, texts, [len(text) == GIVEN + length + 1 for text in texts], prompts=GIVEN, seed=seed)
     lists = {FILTERED: search_answers(decoder="beam", **plain),
              CONDITIONAL: search_answers(decoder="conditional-beam", attribute=foresight.attribute,
                                          attribute_weight=WEIGHT, holds=lambda tokens: len(tokens) == length, **plain)}
-    best = {arm: [max((each.score or 0.0 for each in (answer, *answer.others) if has_length(each)), default=-math.inf)
-                  for answer in every] for arm, every in lists.items()}
+    best = {arm: [max((option.score or 0.0 for option in (answer, *answer.others) if has_length(option)),
+                      default=-math.inf) for answer in every] for arm, every in lists.items()}
     for arm, every in lists.items():
-        found[f"empty, {arm}"] = mean(not answer.tokens for answer in every) if arm == CONDITIONAL else 0.0
-        found[f"found, {arm}"] = mean(nats_per_byte > -math.inf for nats_per_byte in best[arm])
-        found[f"tokens read, {arm}"] = mean(answer.nodes for answer in every)
+        result[f"empty, {arm}"] = mean(not answer.tokens for answer in every) if arm == CONDITIONAL else 0.0
+        result[f"found, {arm}"] = mean(nats_per_byte > -math.inf for nats_per_byte in best[arm])
+        result[f"tokens read, {arm}"] = mean(answer.nodes for answer in every)
     pairs = [(a, b) for a, b in zip(best[CONDITIONAL], best[FILTERED]) if max(a, b) > -math.inf]
-    both = [a - b for a, b in pairs if min(a, b) > -math.inf]
-    found["at least as likely"] = mean(a >= b - 1e-9 for a, b in pairs) if pairs else 0.0
-    found["nats more where both found one"] = mean(both) if both else 0.0
-    found["length"] = length
-    return found
+    differences = [a - b for a, b in pairs if min(a, b) > -math.inf]
+    result["at least as likely"] = mean(a >= b - 1e-9 for a, b in pairs) if pairs else 0.0
+    result["nats more where both found one"] = mean(differences) if differences else 0.0
+    result["length"] = length
+    return result
 
 
 # --- the claim -------------------------------------------------------------------------------------------------------
@@ -291,8 +291,8 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     what = "perplexity per byte"
     lower = {domain: 100 * (1 - value[domain, STATE, what] / value[domain, NONE, what])
              for domain in ("Shakespeare", "Python")}
-    alone, told, whole = (value["windows", arm, "nats per byte"] for arm in (ALONE, TOLD, WHOLE))
-    closed = (alone - told) / (alone - whole) if alone > whole else 0.0
+    alone, in_context, whole = (value["windows", arm, "nats per byte"] for arm in (ALONE, TOLD, WHOLE))
+    closed = (alone - in_context) / (alone - whole) if alone > whole else 0.0
     empty = {name: value["captions", name, "empty"] for name in ("beam 2", f"beam {WIDE}", "exact", CONDITIONAL)}
     likely = value["captions", CONDITIONAL, "at least as likely"]
     more = value["captions", CONDITIONAL, "nats more where both found one"]

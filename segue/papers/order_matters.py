@@ -205,25 +205,25 @@ def measure(run: Run) -> list[Row]:
             for first in (True, False):
                 wanted[f"{STAR} {first} {samples} {seed}"] = partial(score_star, first, samples, seed, cut[samples],
                                                                      rows, width, tests)
-    found = run.cells(wanted)
+    results = run.cells(wanted)
 
     def row(part: str, system: str, what: str, values: list[float]) -> Row:
         return {"part": part, "system": system, "what": what, "mean": float(np.mean(values)),
                 **{f"seed {1 + i}": value for i, value in enumerate(values)}}
 
-    table = [row(SORT, f"{reads}, {glimpses} glimpses", "sorted", [found[f"{SORT} {reads} {glimpses} {seed}"]
+    table = [row(SORT, f"{reads}, {glimpses} glimpses", "sorted", [results[f"{SORT} {reads} {glimpses} {seed}"]
                                                                    for seed in seeds])
              for reads in READS for glimpses in (0, 1)]
     table += [row(STAR, f"head {'first' if first else 'last'}, {samples:,} samples", "excess nats",
-                  [found[f"{STAR} {first} {samples} {seed}"] for seed in seeds])
+                  [results[f"{STAR} {first} {samples} {seed}"] for seed in seeds])
               for samples in (FEW, MANY) for first in (True, False)]
-    table += [row(GRAMS, arm, "perplexity", [found[f"{GRAMS} {arm} {seed}"]["perplexity"] for seed in seeds])
+    table += [row(GRAMS, arm, "perplexity", [results[f"{GRAMS} {arm} {seed}"]["perplexity"] for seed in seeds])
               for arm in (NATURAL, OTHER, SEARCH)]
-    return [*table, row(GRAMS, SETTLED, "share", [found[f"{GRAMS} {SEARCH} {seed}"]["share"] for seed in seeds])]
+    return [*table, row(GRAMS, SETTLED, "share", [results[f"{GRAMS} {SEARCH} {seed}"]["share"] for seed in seeds])]
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
-    cell = {(each["part"], each["system"]): each for each in table}
+    cell = {(row["part"], row["system"]): row for row in table}
 
     def mean(part: str, system: str) -> float:
         return cell[part, system]["mean"]

@@ -152,9 +152,9 @@ def measure(run: Run) -> list[Row]:
     done = run.cells(jobs)
     table: list[Row] = []
     for arm in (*ARMS, BOTH, *LESS):
-        found = {name: [cell for key, cell in done.items() if key.rpartition(", ")[0] == f"{name}, {arm}"]
-                 for name in ("copy", "told")}
-        cells = found["copy"]
+        by_task = {name: [cell for key, cell in done.items() if key.rpartition(", ")[0] == f"{name}, {arm}"]
+                   for name in ("copy", "told")}
+        cells = by_task["copy"]
 
         def mean_by_step(what: str, cells: list[Any] = cells) -> np.ndarray:
             return np.mean([cell[what] for cell in cells], 0)
@@ -166,7 +166,7 @@ def measure(run: Run) -> list[Row]:
             row |= {f"{what}, time {number + 1}": float(mean_by_step(what)[where].mean())
                     for what in ("right", "mass", "sensitivity")}
         row |= {"mass, step 40 to step 4": float(mass[40] / mass[4]), "exact": mean(cell["exact"] for cell in cells)}
-        row |= {what: mean(cell[what] for cell in found["told"]) if found["told"] else None
+        row |= {what: mean(cell[what] for cell in by_task["told"]) if by_task["told"] else None
                 for what in ("cross-entropy", "BLEU")}
         table.append(row)
     run.note(f"4 layers of width {width}, 4 heads, Muon at {RATE}, {ROWS} rows a step; {steps} steps on the "

@@ -54,14 +54,14 @@ def load_proteins(path: Path | None, seed: int = 0) -> Data:
         alleles = [np.where(draw.random(40) < 0.03, draw.integers(0, 20, 40), gene) for gene in genes for _ in range(5)]
         return of([CODEC.decode(ids) for ids in alleles], kind="protein")
     table = str.maketrans("UOBZJ", "XXXXX", "*-")
-    found = {letters.translate(table) for letters in read(path).objects()}
-    return of(sorted(letters for letters in found if SHORTEST <= len(letters) <= LONGEST), kind="protein")
+    proteins = {letters.translate(table) for letters in read(path).objects()}
+    return of(sorted(letters for letters in proteins if SHORTEST <= len(letters) <= LONGEST), kind="protein")
 
 
 def split_proteins(path: Path | None, by: str, seed: int) -> tuple[Rows, Rows]:
     """Training and test proteins as ids; by: how they are held out (`Data.split`)."""
     train, test = load_proteins(path, seed).split(TESTED, by=by, seed=seed)
-    return [CODEC.encode(each) for each in train.objects()], [CODEC.encode(each) for each in test.objects()]
+    return [CODEC.encode(protein) for protein in train.objects()], [CODEC.encode(protein) for protein in test.objects()]
 
 
 def masked_batches(rows: Rows, known: Sequence[int], count: int, seed: int) -> Callable[[int], Batch]:
@@ -93,7 +93,7 @@ def fill_blanks(model: Stack, rows: Rows, known: Sequence[int]) -> Rows:
         batch = mask_some(make_batch(part), MASK, LetterMask(tuple(known)), unmasked=0.0)
         best: Tensor = mask_tokens(model(batch.tokens, batch.layout).logits, excluded).argmax(-1)
         filled = torch.where(batch.tokens == MASK, best, batch.tokens).numpy()
-        answers += [each[: len(row)] for each, row in zip(filled, part)]
+        answers += [tokens[: len(row)] for tokens, row in zip(filled, part)]
     return answers
 
 
@@ -117,14 +117,14 @@ def score_arm(path: Path | None, by: str, known: str, seed: int, steps: int, cou
     missed = [i for i, row in enumerate(test) if lookup.find(row)[1] < HIT]
     answers = {COMMONEST: [np.where(np.isin(row, ids), row, lookup.commonest) for row in test],
                LOOKUP: [lookup.fill(row) for row in test], NETWORK: fill_blanks(model.eval(), test, ids)}
-    found = {}
+    result = {}
     for name, rows in answers.items():
         scores = blank_scores(rows, test, ids)
         alone = blank_scores([rows[i] for i in missed], [test[i] for i in missed], ids)
-        found[name] = {"blanks": 100 * scores.mean, "pooled": 100 * scores.pooled, "identity": 100 * scores.identity,
-                       "no hit": 100 * alone.pooled if missed else 0.0, "proteins": len(test),
-                       "without hit": len(missed)}
-    return found
+        result[name] = {"blanks": 100 * scores.mean, "pooled": 100 * scores.pooled, "identity": 100 * scores.identity,
+                        "no hit": 100 * alone.pooled if missed else 0.0, "proteins": len(test),
+                        "without hit": len(missed)}
+    return result
 
 
 def measure(run: Run) -> list[Row]:

@@ -175,16 +175,16 @@ def probe_arm(arm: str, data: str, folder: Path | None, seed: int, count: int, l
     questions |= {order_question_name(share): order_question(rows, share, seed=seed, groups=groups) for share in SHARES}
     if (labels >= 0).any():
         questions[GENRE] = question(GENRE, rows, labels, groups)
-    found: dict[str, Any] = {}
-    for name, each in questions.items():
-        answer = answer_question(encode, each, 0.3, seed)
-        found[name] = {"accuracy": answer.accuracy, "balanced": answer.balanced, "majority": answer.by_majority,
-                       "by length": answer.by_length, "tested": answer.tested}
+    result: dict[str, Any] = {}
+    for name, probe in questions.items():
+        answer = answer_question(encode, probe, 0.3, seed)
+        result[name] = {"accuracy": answer.accuracy, "balanced": answer.balanced, "majority": answer.by_majority,
+                        "by length": answer.by_length, "tested": answer.tested}
     vectors = embed(model, rows)
     for name, classes in ((LENGTH, questions[LENGTH].labels), (GENRE, labels)):
         if (classes >= 0).any():
-            found[name]["precision at 0"], found[name]["precision at 0.2"] = search_precision(vectors, classes, seed)
-    return found
+            result[name]["precision at 0"], result[name]["precision at 0.2"] = search_precision(vectors, classes, seed)
+    return result
 
 
 SETTING = {"width": 64, "dropout": 0.1, "rows": 64, "rate": 3e-3, "reversed": False}
@@ -208,9 +208,9 @@ def measure(run: Run) -> list[Row]:
     table: list[Row] = []
     for data, arms in ARMS.items():
         for arm in arms:
-            found = [done[f"{data} {arm} {seed}"] for seed in seeds(data, arm)]
-            for name in found[0]:
-                row = {column: mean(each[name][column] for each in found) if column in found[0][name] else None
+            runs = [done[f"{data} {arm} {seed}"] for seed in seeds(data, arm)]
+            for name in runs[0]:
+                row = {column: mean(result[name][column] for result in runs) if column in runs[0][name] else None
                        for column in COLUMNS}
                 table.append({"data": data, "arm": arm, "question": name, **row})
     run.note(f"made up: {count:,} lists of {SHORTEST} to {LONGEST} of {GENRES * EACH} songs, {SEEDS} seeds "

@@ -114,14 +114,14 @@ def time_step(length: int, rounds: int) -> dict[str, float]:
     looped, native = LoopedGRU(32), nn.GRU(32, 32, batch_first=True)
     arms: dict[str, Callable[[], Tensor]] = {name: partial(mixer, x, layout) for name, mixer in mixers.items()}
     arms |= {"GRU, loop in Python": partial(looped, x, starts), "GRU of torch, no reset": lambda: native(x)[0]}
-    found: dict[str, list[float]] = {name: [] for name in arms}
+    times: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(rounds + 1):  # the first only warms up
         for name, forward in arms.items():
             begin = time.process_time()
             forward().sum().backward()
             if turn:
-                found[name].append(time.process_time() - begin)
-    return {name: median(seconds) for name, seconds in found.items()}
+                times[name].append(time.process_time() - begin)
+    return {name: median(seconds) for name, seconds in times.items()}
 
 
 # --- reinforcement learning: repeat the suit of four cards ago ---------------------------------------------------

@@ -121,10 +121,10 @@ def encode_stories(tokenizer: ImageTokenizer, batch: Stories) -> Tensor:
     return torch.cat([words, codes.view(*words.shape[:2], TOKENS)], -1)
 
 
-def make_batch(rows: Tensor, given: int) -> Batch:
-    """Next-element targets after the first `given` elements of the rows; padding of captions is no target."""
+def make_batch(rows: Tensor, num_given: int) -> Batch:
+    """Next-element targets after the first `num_given` elements of the rows; padding of captions is no target."""
     targets = rows[:, 1:].clone()
-    targets[:, :given] = -1
+    targets[:, :num_given] = -1
     return Batch(rows[:, :-1], targets.masked_fill(targets == PAD, -1))
 
 
@@ -201,12 +201,12 @@ def score_arm(arm: str, folder: Path, size: Size, seed: int, test_seed: int) -> 
         folder, size, seed)
     test = sample_stories(size.test, test_seed)
     rows = encode_stories(tokenizer, test)
-    found = {arm: frame_scores(tokenizer.decode(generate_frames(model, rows, seed)), test, judge)}
+    scores = {arm: frame_scores(tokenizer.decode(generate_frames(model, rows, seed)), test, judge)}
     if arm == FULL:
         other = rows.clone()
         other[:, 0, TEXT:] = rows.roll(1, 0)[:, 0, TEXT:]
-        found[SHUFFLED] = frame_scores(tokenizer.decode(generate_frames(model, other, seed)), test, judge)
-    return found
+        scores[SHUFFLED] = frame_scores(tokenizer.decode(generate_frames(model, other, seed)), test, judge)
+    return scores
 
 
 def train_part(part: str, folder: Path, size: Size, seed: int, test_seed: int) -> dict[str, Any]:
@@ -232,7 +232,7 @@ def measure(run: Run) -> list[Row]:
                            for part in ("base", "judge")})
         cells = run.cells({arm: partial(score_arm, arm, folder, size, seed, test_seed) for arm in ARMS})
     empty = dict.fromkeys(("PSNR", "same codes"), "")
-    table = [{"model": arm, **values, **empty} for found in cells.values() for arm, values in found.items()]
+    table = [{"model": arm, **values, **empty} for scores in cells.values() for arm, values in scores.items()]
     table.append({"model": "real frames", **ready["judge"], **ready["base"]})
     run.note(f"Pip stories in 24 x 24 pixels (32 x 32 would not fit the time): {size.train:,} stories to learn from, "
              f"{size.test} other ones, {FRAMES - 1} frames each, to measure on; {TOKENS} codes of {CODES} a frame, "

@@ -46,15 +46,16 @@ def train_solver(seed: int, steps: int) -> Local:
 def answer_problems(model: Local, problems: list[Problem]) -> dict[str, list[str]]:
     """The answers of each way of prompting; and, as "lists", the solver's answers to the first simple question."""
     def answer(template: str, most: int) -> list[str]:
-        prompts = [template.format(passage=each.passage, question=each.question) for each in problems]
+        prompts = [template.format(passage=problem.passage, question=problem.question) for problem in problems]
         return [reply.text for reply in model.write(prompts, most=most)]
 
     def answer_stepwise(tools: SymbolicTools | None) -> list[str]:
         program = SuccessivePrompting(model, tools=tools, decompose=DECOMPOSE, solve=SOLVE, step=STEP, done=DONE,
                                       limit=6, most=24)
-        return [trace.answer for trace in program.run([Trace(each.passage, each.question) for each in problems])]
+        return [trace.answer
+                for trace in program.run([Trace(problem.passage, problem.question) for problem in problems])]
 
-    first = [SOLVE.format(passage=each.passage, question=each.chain[0][0]) for each in problems]
+    first = [SOLVE.format(passage=problem.passage, question=problem.chain[0][0]) for problem in problems]
     return {DIRECTLY: answer(DIRECT, 3), IN_CHAIN: [text.rpartition("|")[2].strip() for text in answer(CHAIN, 64)],
             STEPS: answer_stepwise(None), TOOLS: answer_stepwise(SymbolicTools()),
             "lists": [reply.text for reply in model.write(first, most=16)]}
@@ -63,15 +64,15 @@ def answer_problems(model: Local, problems: list[Problem]) -> dict[str, list[str
 def score_seed(seed: int, steps: int, counts: dict[str, int]) -> dict[str, Any]:
     """Train a model; by size of passage and way of prompting, whether each problem was answered rightly (1) or not
     (0)."""
-    model, found = train_solver(seed, steps), dict[str, Any]()
+    model, result = train_solver(seed, steps), dict[str, Any]()
     for size, count in counts.items():
         problems = [problem(Random(f"asked {seed} {size} {index}"), *SIZES[size]) for index in range(count)]
         answers = answer_problems(model, problems)
         lists = answers.pop("lists")
-        found[size] = {arm: [int(given == each.answer) for given, each in zip(texts, problems)]
-                       for arm, texts in answers.items()}
-        found[size]["lists"] = [int(given == each.chain[0][1]) for given, each in zip(lists, problems)]
-    return found
+        result[size] = {arm: [int(answer == problem.answer) for answer, problem in zip(texts, problems)]
+                        for arm, texts in answers.items()}
+        result[size]["lists"] = [int(answer == problem.chain[0][1]) for answer, problem in zip(lists, problems)]
+    return result
 
 
 def bootstrap_lower(gains: np.ndarray) -> float:

@@ -41,11 +41,11 @@ HEADS, STEPS = 4, {"attention": 800, "gla": 550}
 
 def make_orders() -> list[Order]:
     """The classes of ordered words, their ids one after the other from 0 on."""
-    first, found = 0, []
+    first, orders = 0, []
     for name, size in SIZES.items():
-        found.append(Order(name, tuple(range(first, first + size)), name in CYCLIC))
+        orders.append(Order(name, tuple(range(first, first + size)), name in CYCLIC))
         first += size
-    return found
+    return orders
 
 
 ORDERS = make_orders()
