@@ -59,15 +59,15 @@ def mask_policy(arm: str, share: float) -> MaskPolicy | None:
 def sample_visits(users: int, seed: int) -> Histories:
     """Synthetic histories of 20 items each. A user walks a Markov chain over clusters, each with three successors, and
     takes an item of every cluster by Zipf's law; then some neighbours are swapped. All seeds share the chain."""
-    law, draw = np.random.default_rng(0), np.random.default_rng([1, seed])
-    ways = np.array([law.choice(CLUSTERS, 3, replace=False) for _ in range(CLUSTERS)])
+    law, rng = np.random.default_rng(0), np.random.default_rng([1, seed])
+    successors = np.array([law.choice(CLUSTERS, 3, replace=False) for _ in range(CLUSTERS)])
     zipf = 1 / np.arange(1.0, EACH + 1)
-    cluster, rows = draw.integers(CLUSTERS, size=users), np.empty((users, EVENTS), np.int64)
+    cluster, rows = rng.integers(CLUSTERS, size=users), np.empty((users, EVENTS), np.int64)
     for t in range(EVENTS):
-        rows[:, t] = cluster * EACH + draw.choice(EACH, users, p=zipf / zipf.sum())
-        cluster = ways[cluster, draw.choice(3, users, p=[0.6, 0.3, 0.1])]
+        rows[:, t] = cluster * EACH + rng.choice(EACH, users, p=zipf / zipf.sum())
+        cluster = successors[cluster, rng.choice(3, users, p=[0.6, 0.3, 0.1])]
     for t in range(EVENTS - 1):
-        swap = draw.random(users) < SWAPPED
+        swap = rng.random(users) < SWAPPED
         rows[swap, t : t + 2] = rows[swap, t : t + 2][:, ::-1]
     return list(rows)
 

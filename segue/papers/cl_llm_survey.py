@@ -125,10 +125,10 @@ def run_arm(arm: str, strength: float, weights: str, seed: int, steps: int, smal
 def measure(run: Run) -> list[Row]:
     steps, small = run.pick(2, STEPS), run.scale == "smoke"
     seeds = [run.seed + i for i in range(run.pick(1, 3))]
-    wanted = seeds if small else [TUNING, *seeds]
+    all_seeds = seeds if small else [TUNING, *seeds]
     bases = run.cells({f"first domain, seed {seed}": partial(pretrain, seed, run.pick(2, PRETRAIN), small)
-                       for seed in wanted})
-    weights = {seed: bases[f"first domain, seed {seed}"] for seed in wanted}
+                       for seed in all_seeds})
+    weights = {seed: bases[f"first domain, seed {seed}"] for seed in all_seeds}
     chosen = {arm: spec.tried[0] for arm, spec in ARMS.items()}
     if not small:
         names = {(arm, strength): f"{arm} {strength:g}, tuning" for arm, spec in ARMS.items()
@@ -180,12 +180,12 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
               f"the best is {best}")
     if equal:
         return "refuted", reason
-    good = plain["forgetting"] > 0 and cut >= 0.5 and cost <= 0.02 and best == "joint"
-    return ("confirmed" if good else "inconclusive"), reason
+    holds = plain["forgetting"] > 0 and cut >= 0.5 and cost <= 0.02 and best == "joint"
+    return ("confirmed" if holds else "inconclusive"), reason
 
 
 def draw(figure: Figure, table: list[Row]) -> None:
-    plane, way = figure.subplots(1, 2, width_ratios=(3, 2))
+    plane, curves = figure.subplots(1, 2, width_ratios=(3, 2))
     for at, row in enumerate(table):
         if row["new"] is not None:
             plane.plot(row["new"], row["forgetting"], "o", color=f"C{at}")
@@ -196,11 +196,11 @@ def draw(figure: Figure, table: list[Row]) -> None:
               title="What is learned and what is lost")
     for at, row in enumerate(table):
         if row["arm"] in ("low, level", PLAIN, KEEPING, "EWC", "LoRA"):
-            way.plot(range(len(row["the first domain"])), row["the first domain"], "o-", color=f"C{at}",
-                     label=row["arm"])
-    way.set(xlabel="domains learned since", ylabel="bits per character", title=f"The first domain, {DOMAINS[0]}")
-    way.xaxis.get_major_locator().set_params(integer=True)
-    way.legend(fontsize=7)
+            curves.plot(range(len(row["the first domain"])), row["the first domain"], "o-", color=f"C{at}",
+                        label=row["arm"])
+    curves.set(xlabel="domains learned since", ylabel="bits per character", title=f"The first domain, {DOMAINS[0]}")
+    curves.xaxis.get_major_locator().set_params(integer=True)
+    curves.legend(fontsize=7)
 
 
 CLAIM = Claim(

@@ -69,7 +69,7 @@ def permutation_stream(folder: Path | None, seed: int) -> tuple[list[Experience]
     evaluated on validation rows and on test rows, as in the class stream."""
     train, *measured = split_digits(folder, seed)
     draw = np.random.default_rng([seed, 1])
-    made: tuple[list[Experience], list[Experience]] = ([], [])
+    streams: tuple[list[Experience], list[Experience]] = ([], [])
     for number, classes in enumerate(ORDERS):
         order = torch.from_numpy(draw.permutation(train.tokens.shape[-1]))
         size = min(ROWS, len(train.targets) // len(ORDERS))
@@ -77,18 +77,18 @@ def permutation_stream(folder: Path | None, seed: int) -> tuple[list[Experience]
         def task(rows: Batch, order: Tensor = order, first: int = classes[0]) -> Batch:
             return Batch(rows.tokens[..., order], rows.targets + first)
 
-        own = task(train.rows(slice(number * size, (number + 1) * size)))
-        for stream, rows in zip(made, measured):
-            stream.append(Experience(f"order {number}", own, task(rows), classes))
-    return made
+        train_rows = task(train.rows(slice(number * size, (number + 1) * size)))
+        for stream, rows in zip(streams, measured):
+            stream.append(Experience(f"order {number}", train_rows, task(rows), classes))
+    return streams
 
 
 def make_strategy(arm: str, size: int, strength: float) -> Strategy:
-    made: dict[str, Any] = {
+    factories: dict[str, Any] = {
         "naive": Strategy, "reservoir": partial(Replay, size), "GSS": partial(GSS, size),
         OLD: partial(Replay, size, retrieve="earlier"), HARMED: partial(MIR, size, among="earlier"),
         "EWC": partial(EWC, strength), "MAS": partial(MAS, strength)}
-    return made[arm]()
+    return factories[arm]()
 
 
 def run_arm(arm: str, stream: str, size: int, folder: Path | None, seed: int, rate: float, strength: float,
@@ -118,9 +118,9 @@ def run_arm(arm: str, stream: str, size: int, folder: Path | None, seed: int, ra
 def measure(run: Run) -> list[Row]:
     folder, seeds = run.dataset("mnist-t10k"), range(run.seed, run.seed + run.pick(1, 5))
     passes, tuning = run.pick(1, PASSES), TUNING[: run.pick(1, 2)]
-    wanted: list[tuple[str, str, int]] = [("tasks", arm, 0) for arm in ("naive", "EWC", "MAS")]
-    wanted += [(stream, arm, 50) for stream in ("balanced", "imbalanced") for arm in ("naive", "reservoir", "GSS")]
-    wanted += [("balanced", arm, size) for size in SIZES for arm in (OLD, HARMED)]
+    lines: list[tuple[str, str, int]] = [("tasks", arm, 0) for arm in ("naive", "EWC", "MAS")]
+    lines += [(stream, arm, 50) for stream in ("balanced", "imbalanced") for arm in ("naive", "reservoir", "GSS")]
+    lines += [("balanced", arm, size) for size in SIZES for arm in (OLD, HARMED)]
     Setting = tuple[float, float]
 
     def job(line: tuple[str, str, int], setting: Setting, seed: int) -> tuple[str, Any]:
@@ -135,17 +135,17 @@ def measure(run: Run) -> list[Row]:
             return {(TOLD_RATE, strength): tuning[:1] for strength in run.pick([1.0], STRENGTHS.get(arm, [0.0]))}
         return {(rate, 0.0): tuning for rate in run.pick(RATES[:1], RATES)}
 
-    results = run.cells(dict(job(line, setting, seed) for line in wanted for setting, by in tried(line).items()
+    results = run.cells(dict(job(line, setting, seed) for line in lines for setting, by in tried(line).items()
                              for seed in by if len(tried(line)) > 1))
     best: dict[tuple[str, str, int], Setting] = {}
-    for line in wanted:
-        every = tried(line)
-        best[line] = max(every, key=lambda setting: sum(results[job(line, setting, seed)[0]]["chosen"]
-                                                        for seed in every[setting])) if len(every) > 1 else \
-            next(iter(every))
-    results = run.cells(dict(job(line, best[line], seed) for line in wanted for seed in seeds))
+    for line in lines:
+        settings = tried(line)
+        best[line] = max(settings, key=lambda setting: sum(results[job(line, setting, seed)[0]]["chosen"]
+                                                           for seed in settings[setting])) if len(settings) > 1 else \
+            next(iter(settings))
+    results = run.cells(dict(job(line, best[line], seed) for line in lines for seed in seeds))
     table: list[Row] = []
-    for line in wanted:
+    for line in lines:
         runs = [results[job(line, best[line], seed)[0]] for seed in seeds]
         right = [result["accuracy"] for result in runs]
         table.append(dict(zip(("stream", "strategy", "rows kept"), line)) | {
@@ -182,9 +182,9 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     mas = accuracy["tasks", "MAS", 0] - accuracy["tasks", "naive", 0]
     apart = accuracy["tasks", "EWC", 0] - accuracy["tasks", "MAS", 0]
     holds = {"GSS": gain >= 5 and cost <= 8, "MIR": max(mir.values()) >= 2, "MAS": mas >= 15 and apart <= 5}
-    more = ", ".join(f"{value:+.1f} at {size} rows" for size, value in mir.items())
+    mir_gains = ", ".join(f"{value:+.1f} at {size} rows" for size, value in mir.items())
     reason = (f"GSS {gain:+.1f} points on a reservoir where the stream is imbalanced, {-cost:+.1f} where it is "
-              f"balanced; MIR {more}; MAS {mas:+.1f} on fine-tuning and {-apart:+.1f} on EWC; "
+              f"balanced; MIR {mir_gains}; MAS {mas:+.1f} on fine-tuning and {-apart:+.1f} on EWC; "
               f"holds: {', '.join(name for name, held in holds.items() if held) or 'none'}")
     if gain <= 0:
         return "refuted", reason
@@ -193,9 +193,9 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
 
 def draw(figure: Figure, table: list[Row]) -> None:
     panels = figure.subplots(1, 4, sharey=True, width_ratios=[4, 4, 4, 3])
-    kept = [("balanced", 50), ("imbalanced", 50), ("balanced", None), ("tasks", 0)]
+    shown = [("balanced", 50), ("imbalanced", 50), ("balanced", None), ("tasks", 0)]
     titles = ["balanced, 50 rows", "imbalanced, 50 rows", "balanced, replay of earlier rows", "tasks told, no rows"]
-    for axes, (stream, size), title in zip(panels, kept, titles):
+    for axes, (stream, size), title in zip(panels, shown, titles):
         rows = [row for row in table if row["stream"] == stream
                 and (row["rows kept"] == size if size is not None else True)
                 and (stream != "balanced" or (row["strategy"] in (OLD, HARMED)) == (size is None))]

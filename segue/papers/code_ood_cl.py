@@ -124,9 +124,9 @@ def run_arm(arm: str, strength: float, weights: str, seed: int, steps: int, smal
 def measure(run: Run) -> list[Row]:
     steps, warmup, small = run.pick(2, STEPS), run.pick(2, PRETRAIN), run.scale == "smoke"
     seeds = [run.seed + i for i in range(run.pick(1, 3))]
-    wanted = seeds if small else [TUNING, *seeds]
-    bases = run.cells({f"pre-trained, seed {seed}": partial(pretrain, seed, warmup, small) for seed in wanted})
-    weights = {seed: bases[f"pre-trained, seed {seed}"] for seed in wanted}
+    all_seeds = seeds if small else [TUNING, *seeds]
+    bases = run.cells({f"pre-trained, seed {seed}": partial(pretrain, seed, warmup, small) for seed in all_seeds})
+    weights = {seed: bases[f"pre-trained, seed {seed}"] for seed in all_seeds}
     tuning_names = {(arm, strength): f"{arm} {strength:g}, tuning" for arm, values in STRENGTHS.items()
                     for strength in values}
     chosen = {arm: values[0] for arm, values in STRENGTHS.items()}

@@ -194,11 +194,11 @@ def rated_films(folder: Path, least: int = 5) -> tuple[list[np.ndarray], list[di
     """MovieLens: each user's rated films as ids in order of time, and (movieId, title, genres) of each id.
     Films with fewer than `least` ratings are left out."""
     data = segue.read(folder / "ratings.csv.gz")
-    known = {film: i for i, film in enumerate(film for film, n in data.vocabulary.items() if n >= least)}
-    rows = [np.array([known[film] for film in record.object if film in known], np.int64) for record in data]
+    ids = {film: i for i, film in enumerate(film for film, n in data.vocabulary.items() if n >= least)}
+    rows = [np.array([ids[film] for film in record.object if film in ids], np.int64) for record in data]
     table = csv.DictReader(io.StringIO(gzip.decompress((folder / "movies.csv.gz").read_bytes()).decode()))
-    details = {film["movieId"]: film for film in table if film["movieId"] in known}
-    return rows, [details[film] for film in known]
+    details = {film["movieId"]: film for film in table if film["movieId"] in ids}
+    return rows, [details[film] for film in ids]
 
 
 # --- a model pre-trained on texts, and labelled pieces of other texts to classify -----------------------------
@@ -225,10 +225,10 @@ class Labelled:
 
 def longest_files(root: Path, most: int) -> list[str]:
     """The text of the `most` longest Python files below a folder, without tests and installed packages."""
-    every = [path for path in root.rglob("*.py")
+    files = [path for path in root.rglob("*.py")
              if not {"test", "tests", "site-packages", "dist-packages"} & set(path.relative_to(root).parts)]
-    every.sort(key=lambda path: (-path.stat().st_size, path.as_posix()))
-    return [path.read_text("utf-8", "replace") for path in every[:most]]
+    files.sort(key=lambda path: (-path.stat().st_size, path.as_posix()))
+    return [path.read_text("utf-8", "replace") for path in files[:most]]
 
 
 @cache
@@ -329,7 +329,7 @@ SEPARATOR, END, UNKNOWN, WORDS = 0, 1, 2, 3  # ids; words begin at WORDS
 Facts = dict[tuple[int, ...], list[list[int]]]  # facts as ids -> the reference sentences for them
 
 
-def restaurants(folder: Path | None, held: int, choosing: int, rng: np.random.Generator
+def restaurants(folder: Path | None, num_tests: int, choosing: int, rng: np.random.Generator
                 ) -> tuple[int, Facts, Facts, Facts]:
     """The E2E data: vocabulary size, training facts, `choosing` facts to choose options on, and `held` test facts.
     None: a few synthetic sentences, which name their three facts in any order."""
@@ -351,7 +351,7 @@ def restaurants(folder: Path | None, held: int, choosing: int, rng: np.random.Ge
 
     keys = [list(dev)[i] for i in rng.permutation(len(dev))]
     several = [key for key, texts in test.items() if len(texts) > 1]
-    chosen = [several[i] for i in rng.permutation(len(several))[:held]]
+    chosen = [several[i] for i in rng.permutation(len(several))[:num_tests]]
     return WORDS + len(ids), facts(dev, keys[choosing:]), facts(dev, keys[:choosing]), facts(test, chosen)
 
 

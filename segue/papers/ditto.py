@@ -49,8 +49,8 @@ UNLIKELIHOODS = [{"weight": weight, "rate": 1e-3} for weight in (1.0, 3.0)]
 
 def characters(path: Path | None) -> tuple[Tensor, int, tuple[int, int]]:
     """The text as ids, the id of the newline, and the ids that end a word. path None: synthetic text."""
-    made = "".join(f"the {a} of {b}\nand then {b}\n" for a in "abcdefgh" * 9 for b in "mnopqrstu")
-    text = made if path is None else (path / "input.txt").read_text(encoding="utf-8")
+    synthetic = "".join(f"the {a} of {b}\nand then {b}\n" for a in "abcdefgh" * 9 for b in "mnopqrstu")
+    text = synthetic if path is None else (path / "input.txt").read_text(encoding="utf-8")
     alphabet = sorted(set(text))
     newline, space = map(alphabet.index, "\n ")
     return torch.tensor([alphabet.index(letter) for letter in text]), newline, (newline, space)
@@ -125,14 +125,14 @@ def evaluate(model: Stack, text: Tensor, vocabulary: int, newline: int, count: i
 
 
 def run_arms(data: Path | None, seed: int, width: int, steps: tuple[int, int, int], count: int, piece: str,
-             wanted: list[tuple[str, dict[str, float]]]) -> list[dict[str, Any]]:
+             settings: list[tuple[str, dict[str, float]]]) -> list[dict[str, Any]]:
     """Train one base model, then every wanted arm from it; evaluate each on a part of the text, "tune" or "test"."""
     text, newline, ends = characters(data)
     vocabulary = int(text.max()) + 1
     train, tune, test = text.tensor_split([len(text) * 90 // 100, len(text) * 95 // 100])
     model, scores = train_base(train, vocabulary, seed, width, steps[:2]), []
     begin = {name: weight.clone() for name, weight in model.state_dict().items()}
-    for arm, setting in wanted:
+    for arm, setting in settings:
         model.load_state_dict(begin)
         if arm != START:
             learn(model, batches(train, vocabulary, seed + 1000), steps[2], rate=setting["rate"], seed=seed,
@@ -190,9 +190,9 @@ def row(piece: str, arm: str, setting: dict[str, float], looks: list[dict[str, A
     def mean(name: str) -> Any:
         return np.round(np.mean([scores[name] for scores in looks], 0), 4).tolist()
 
-    more = np.mean([math.log(scores["perplexity"] / other["perplexity"]) for scores, other in zip(looks, control)])
+    ratio = np.mean([math.log(scores["perplexity"] / other["perplexity"]) for scores, other in zip(looks, control)])
     return {"text": piece, "arm": arm, "setting": ", ".join(f"{name} {value:g}" for name, value in setting.items()),
-            "rep-12": mean("rep-12"), "perplexity": mean("perplexity"), "to control": round(math.exp(float(more)), 4),
+            "rep-12": mean("rep-12"), "perplexity": mean("perplexity"), "to control": round(math.exp(float(ratio)), 4),
             "TP": mean("TP"), "IP": mean("IP"), "WR": mean("WR"), "copied": mean("copied")}
 
 

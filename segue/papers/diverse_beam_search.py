@@ -51,9 +51,9 @@ def decode_lists(model: Any, prompts: list[list[int]], n: int, options: Options,
                  **more: Any) -> list[list[tuple[float, list[int]]]]:
     """For each prompt at most `width` answers with their log-probabilities, the likeliest first."""
     if options["decoder"] == "sample":
-        every = generate(model, [prompt for prompt in prompts for _ in range(width)], n, eos=END, seed=seed, batch=60,
-                         **options, **more)
-        groups = [every[at : at + width] for at in range(0, len(every), width)]
+        samples = generate(model, [prompt for prompt in prompts for _ in range(width)], n, eos=END, seed=seed, batch=60,
+                           **options, **more)
+        groups = [samples[at : at + width] for at in range(0, len(samples), width)]
     else:
         best = generate(model, prompts, n, eos=END, batch=60, num_beams=width, num_return_sequences=width,
                         length_penalty=0.0, **options, **more)
@@ -95,10 +95,10 @@ class Templates:
                     after[token] = after.get(token, 0.0) + chance
 
     def __call__(self, scores: np.ndarray, prefix: Prefix) -> np.ndarray:
-        known, after = np.full_like(scores, -np.inf), self.mass[tuple(prefix.generated)]
+        log_chances, after = np.full_like(scores, -np.inf), self.mass[tuple(prefix.generated)]
         for token, chance in after.items():
-            known[token] = np.log(chance / sum(after.values()))
-        return known
+            log_chances[token] = np.log(chance / sum(after.values()))
+        return log_chances
 
 
 def count_modes(options: Options, seed: int, width: int = 12) -> int:

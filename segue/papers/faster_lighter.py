@@ -54,8 +54,8 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def load_task(task: str, seed: int, every: int = 1) -> tuple[Callable[[int], Batch], Batch]:
     """Step -> training batch, and the test rows, of "digits" or "ListOps". every: train on each such row alone."""
-    known, new = pixel_rows(8) if task == "digits" else (expressions(2048, LENGTH, 1), expressions(512, LENGTH, 2))
-    return minibatches(known.rows(slice(None, None, every)), ROWS, seed), new
+    train, test = pixel_rows(8) if task == "digits" else (expressions(2048, LENGTH, 1), expressions(512, LENGTH, 2))
+    return minibatches(train.rows(slice(None, None, every)), ROWS, seed), test
 
 
 def classifier(arm: str, task: str, seed: int, width: int = WIDTH, layers: int = 2) -> Stack:

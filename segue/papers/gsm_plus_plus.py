@@ -125,8 +125,8 @@ def score_fold(arm: Arm | None, folder: Path | None, number: int, seed: int, ste
     graphs, atoms, classes = load_molecules(folder)
     order = np.random.default_rng(seed).permutation(len(graphs))
     ranked = sorted(order, key=lambda i: graphs[i].label)
-    held = set(ranked[number::FOLDS])
-    train, test = [graphs[i] for i in order if i not in held], [graphs[i] for i in order if i in held]
+    test_ids = set(ranked[number::FOLDS])
+    train, test = [graphs[i] for i in order if i not in test_ids], [graphs[i] for i in order if i in test_ids]
     if arm is None:
         from segue.models.estimators import forest
 
@@ -202,9 +202,9 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
         return "refuted", reason
     best = {task: max(value for (name, _), value in accuracies.items() if name == task) for task in floor}
     learned = all(best[task] >= floor[task] + 0.2 for task in ("degree", "colours", "connectivity"))
-    good = near >= node + 0.2 and counted >= shares + 0.2 and linked >= single and hops <= min(linked, single) - 0.05 \
+    holds = near >= node + 0.2 and counted >= shares + 0.2 and linked >= single and hops <= min(linked, single) - 0.05 \
         and control <= linked - 0.05
-    return ("confirmed" if learned and good else "inconclusive"), reason
+    return ("confirmed" if learned and holds else "inconclusive"), reason
 
 
 def draw(figure: Figure, table: list[Row]) -> None:

@@ -96,22 +96,22 @@ def load_digits(small: bool) -> Data:
 def load_intents(folder: Path | None) -> Data:
     """Queries to an assistant (CLINC150) as words: 60 intents with 40 training queries each."""
     if folder is None:
-        made = [(f"word{c} to {i}", f"intent {c}") for c in range(10) for i in range(4)]
-        parts = {name: made for name in ("train", "val", "test")}
+        synthetic = [(f"word{c} to {i}", f"intent {c}") for c in range(10) for i in range(4)]
+        parts = {name: synthetic for name in ("train", "val", "test")}
     else:
         parts = clinc150(folder)
-    every = sorted({kind for _, kind in parts["train"]})
-    count = min(60, len(every))
-    kinds = [every[i * len(every) // count] for i in range(count)]
-    known = {word: 1 + i for i, word in enumerate(sorted({w for text, _ in parts["train"] for w in split_words(text)}))}
+    all_kinds = sorted({kind for _, kind in parts["train"]})
+    count = min(60, len(all_kinds))
+    kinds = [all_kinds[i * len(all_kinds) // count] for i in range(count)]
+    ids = {word: 1 + i for i, word in enumerate(sorted({w for text, _ in parts["train"] for w in split_words(text)}))}
 
     def table(part: str, most: int) -> Batch:
         chosen = [(text, kind) for kind in kinds
                   for text in [text for text, intent in parts[part] if intent == kind][:most]]
-        return Batch.labelled([[known.get(word, 0) for word in split_words(text)] for text, _ in chosen],
+        return Batch.labelled([[ids.get(word, 0) for word in split_words(text)] for text, _ in chosen],
                               [kinds.index(kind) for _, kind in chosen], length=20)
 
-    return Data(table("train", 40), table("val", 10), table("test", 20), count, 5, 300, 1 + len(known))
+    return Data(table("train", 40), table("val", 10), table("test", 20), count, 5, 300, 1 + len(ids))
 
 
 def split_words(text: str) -> list[str]:
@@ -224,8 +224,8 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
               f"settings {100 * (row[HPCR]['accuracy'] - pcr['accuracy']):+.1f}")
     if gain <= 0 or further <= 0:
         return "refuted", reason
-    good = wins >= 4 and pcr["forgetting"] < er["forgetting"] and further >= 0.01
-    return ("confirmed" if good else "inconclusive"), reason
+    holds = wins >= 4 and pcr["forgetting"] < er["forgetting"] and further >= 0.01
+    return ("confirmed" if holds else "inconclusive"), reason
 
 
 def draw(figure: Figure, table: list[Row]) -> None:

@@ -113,8 +113,8 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
 
 
 def draw(figure: Figure, table: list[Row]) -> None:
-    ways, classes = figure.subplots(1, 2, width_ratios=[1, 1.2])
-    for axes, rows, title in ((ways, [row for row in table if row["mixer"] in WAYS], "Reading both ways"),
+    directions, classes = figure.subplots(1, 2, width_ratios=[1, 1.2])
+    for axes, rows, title in ((directions, [row for row in table if row["mixer"] in WAYS], "Reading both ways"),
                               (classes, [row for row in table if row["mixer"] not in WAYS], "Classes of matrices")):
         axes.bar([row["mixer"].replace(", ", "\n") for row in rows], [row["nats"] for row in rows],
                  yerr=[2 * row["error"] for row in rows], capsize=3,

@@ -69,13 +69,13 @@ def load_digits(made_up: bool) -> dict[str, Batch]:
 
 def make_stream(made_up: bool, seed: int, part: str) -> list[Experience]:
     """One experience per task: all digits, under the task's own permutation of the pixels."""
-    draw, digits = torch.Generator().manual_seed(seed), load_digits(made_up)
-    made = []
+    generator, digits = torch.Generator().manual_seed(seed), load_digits(made_up)
+    stream = []
     for number in range(TASKS):
-        order = torch.randperm(64, generator=draw)
+        order = torch.randperm(64, generator=generator)
         train, test = (Batch(digits[side].tokens[..., order], digits[side].targets) for side in ("train", part))
-        made.append(Experience(f"order {number}", train, test, tuple(range(10))))
-    return made
+        stream.append(Experience(f"order {number}", train, test, tuple(range(10))))
+    return stream
 
 
 def score(name: str, made_up: bool, seed: int, rate: float, beta: float, steps: int,
@@ -115,12 +115,12 @@ def measure(run: Run) -> list[Row]:
         return f"{'tune' if tuning else 'test'} {name} {seed} {rate} {beta}", partial(
             score, name, made_up, seed, rate, beta, steps, tuning)
 
-    def best(tried: dict[str, list[tuple[float, float]]]) -> dict[str, tuple[float, float]]:
+    def best(grid: dict[str, list[tuple[float, float]]]) -> dict[str, tuple[float, float]]:
         """The (rate, beta) of each arm with the best final accuracy on the tuning seed."""
         results = run.cells(dict(job(name, TUNING, rate, beta, True)
-                                 for name, choices in tried.items() for rate, beta in choices))
+                                 for name, choices in grid.items() for rate, beta in choices))
         return {name: max(choices, key=lambda setting: results[job(name, TUNING, setting[0], setting[1], True)[0]]
-                          ["final"]) for name, choices in tried.items()}
+                          ["final"]) for name, choices in grid.items()}
 
     chosen = {name: (RATES[1], BETAS[1]) for name in ARMS}
     if not made_up:
@@ -150,17 +150,17 @@ def measure(run: Run) -> list[Row]:
 def judge(table: list[Row]) -> tuple[Verdict, str]:
     row = {row["arm"]: row for row in table}
     lstm, mlp, cut = row[LSTM], row[MLP], row[CUT]
-    over, due = lstm["final"] - mlp["final"], lstm["final"] - cut["final"]
-    fell = {name: row[name]["new"] - row[name]["final"] for name in (WIDE, FREE)}
+    gain, due = lstm["final"] - mlp["final"], lstm["final"] - cut["final"]
+    lost = {name: row[name]["new"] - row[name]["final"] for name in (WIDE, FREE)}
     reason = (f"in chunks of 64 the LSTM ({lstm['weights']:,} weights) is right {lstm['final']:.1%} of the time at the "
               f"end, the MLP ({mlp['weights']:,}) {mlp['final']:.1%}, the LSTM whose state is not carried "
               f"{cut['final']:.1%}; one network for all {row[NAIVE]['final']:.1%}; in chunks of 256 the MLP loses "
-              f"{100 * fell[WIDE]:.1f} points of what it had learned, without output matching {100 * fell[FREE]:.1f}")
+              f"{100 * lost[WIDE]:.1f} points of what it had learned, without output matching {100 * lost[FREE]:.1f}")
     if due < 0.01:
         return "refuted", reason
-    good = over >= 0.03 and lstm["weights"] <= mlp["weights"] and cut["final"] <= mlp["final"] + 0.01
-    holds = fell[WIDE] <= 0.03 and fell[FREE] >= 0.30
-    return ("confirmed" if good and holds else "inconclusive"), reason
+    better = gain >= 0.03 and lstm["weights"] <= mlp["weights"] and cut["final"] <= mlp["final"] + 0.01
+    holds = lost[WIDE] <= 0.03 and lost[FREE] >= 0.30
+    return ("confirmed" if better and holds else "inconclusive"), reason
 
 
 def draw(figure: Figure, table: list[Row]) -> None:

@@ -168,11 +168,11 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
 def judge_windows(table: list[Row]) -> tuple[Verdict, str]:
     """The rule of scale gpu: that of scale cpu for windows of WINDOW, and the steps that each window takes."""
     verdict, reason = judge([row for row in table if row["window"] == WINDOW])
-    took = {row["window"]: row["steps"] for row in table if row["what"] == "attention" and row["prompt"] == "prompt"}
-    steps = [math.inf if took[window] is None else took[window] for window in sorted(took)]
+    needed = {row["window"]: row["steps"] for row in table if row["what"] == "attention" and row["prompt"] == "prompt"}
+    steps = [math.inf if needed[window] is None else needed[window] for window in sorted(needed)]
     reason += "; attention took " + ", ".join(
         f"{f'{count:,.0f}' if count < math.inf else 'more than all'} steps for windows of {window}"
-        for window, count in zip(sorted(took), steps))
+        for window, count in zip(sorted(needed), steps))
     if verdict == "refuted" or steps[0] > steps[-1]:
         return "refuted", reason
     grows = steps == sorted(steps) and steps[0] < steps[-1]

@@ -61,8 +61,8 @@ def run_arm(arm: str, seed: int, steps: int, rows: int) -> dict[str, float]:
     stack, show, draw = make_model(arm), batch_view(arm), TASK.batches(64, (LENGTH, LENGTH), seed)
     learn(stack, lambda step: show(draw(step)), steps, rate=0.01, seed=seed, cooldown=1.0, muon=True)
     batch = TASK.test(rows, LENGTH, seed)
-    few = (batch.tokens == SECOND).float().argmax(1) < LENGTH // 2
-    scores = {name: accuracy(stack, show(batch.rows(which))) for name, which in (("small", few), ("large", ~few))}
+    early = (batch.tokens == SECOND).float().argmax(1) < LENGTH // 2
+    scores = {name: accuracy(stack, show(batch.rows(which))) for name, which in (("small", early), ("large", ~early))}
     return {**scores, "parameters": count_used(stack, arm)}
 
 

@@ -97,11 +97,11 @@ def answers(model: Any, prompts: list[list[int]], n: int, arm: str, budget: int,
     rows = max(budget // (n - 1), 1)
     if arm in ("greedy", "best of n"):
         rows = rows if arm == "best of n" else 1
-        every = generate(model, [prompt for prompt in prompts for _ in range(rows)], n,
-                         "sample" if arm == "best of n" else "greedy", seed=seed, batch=TOGETHER, **more)
+        samples = generate(model, [prompt for prompt in prompts for _ in range(rows)], n,
+                           "sample" if arm == "best of n" else "greedy", seed=seed, batch=TOGETHER, **more)
         groups = []
         for number, prompt in enumerate(prompts):
-            group = {tuple(answer.tokens): answer for answer in every[number * rows : (number + 1) * rows]}
+            group = {tuple(answer.tokens): answer for answer in samples[number * rows : (number + 1) * rows]}
             for answer, total in zip(group.values(), likelihoods(prompt, [said(answer) for answer in group.values()])):
                 answer.score = total / answer.produced
             groups.append(sorted(group.values(), key=lambda answer: -(answer.score or 0.0))[:LIST])

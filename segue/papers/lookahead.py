@@ -76,7 +76,7 @@ def synthetic_pairs(count: int, vocabulary: int, random: np.random.Generator) ->
     return pairs
 
 
-def load_pairs(jfleg: Path, multi30k: Path, vocabulary: int, train: int, held: int,
+def load_pairs(jfleg: Path, multi30k: Path, vocabulary: int, train: int, num_tests: int,
                random: np.random.Generator) -> tuple[list[Pair], list[Pair]]:
     """Learners' sentences with their four corrections (JFLEG), and captions (Multi30k) with made mistakes; the held-out
     pairs are half of each, from the sets' own test parts."""
@@ -88,8 +88,8 @@ def load_pairs(jfleg: Path, multi30k: Path, vocabulary: int, train: int, held: i
         test = list(zip(lines("test/test.src"), lines("test/test.ref0")))
 
     clean, clean_held = captions(multi30k, "train")[:train], captions(multi30k, "test_2016_flickr")
-    every = (word for texts in (*dev, clean) for words in texts for word in words)
-    ids = frequent_word_ids(every, vocabulary - WORDS, WORDS)
+    all_words = (word for texts in (*dev, clean) for words in texts for word in words)
+    ids = frequent_word_ids(all_words, vocabulary - WORDS, WORDS)
 
     def encode(words: list[str]) -> list[int]:
         return [ids.get(word, UNKNOWN) for word in words]
@@ -102,9 +102,9 @@ def load_pairs(jfleg: Path, multi30k: Path, vocabulary: int, train: int, held: i
 
     learners = short([(encode(source), encode(target)) for source, target in dev])
     tests = short([(encode(source), encode(target)) for source, target in test])
-    made, made_held = short(noisy(clean)), short(noisy(clean_held))
-    chosen = [pool[i] for pool in (tests, made_held) for i in random.permutation(len(pool))[: held // 2]]
-    return learners + made, chosen
+    synthetic, synthetic_test = short(noisy(clean)), short(noisy(clean_held))
+    chosen = [pool[i] for pool in (tests, synthetic_test) for i in random.permutation(len(pool))[: num_tests // 2]]
+    return learners + synthetic, chosen
 
 
 # --- the model ---------------------------------------------------------------------------------------------------
@@ -164,13 +164,13 @@ def summary(answers: list[Continuation], plain: list[list[int]]) -> dict[str, An
 
 
 def measure(run: Run) -> list[Row]:
-    vocabulary, held, earlier = run.pick(60, 2000), run.pick(4, 200), run.pick(8, 1000)
+    vocabulary, num_tests, earlier = run.pick(60, 2000), run.pick(4, 200), run.pick(8, 1000)
     random = np.random.default_rng(run.seed)
     jfleg, multi30k = run.dataset("jfleg"), run.dataset("multi30k-en-de")
     if jfleg is None or multi30k is None:
-        pairs, tests = synthetic_pairs(80, vocabulary, random), synthetic_pairs(held, vocabulary, random)
+        pairs, tests = synthetic_pairs(80, vocabulary, random), synthetic_pairs(num_tests, vocabulary, random)
     else:
-        pairs, tests = load_pairs(jfleg, multi30k, vocabulary, 29_000, held, random)
+        pairs, tests = load_pairs(jfleg, multi30k, vocabulary, 29_000, num_tests, random)
         run.note("a model of two layers, width 128, over 2,000 words in lower case; half of the held-out sentences are "
                  "captions with made mistakes")
     run.note("decoding in float64, so that the same text means the same; batch 1; the prompt's pass is counted")

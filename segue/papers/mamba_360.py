@@ -42,8 +42,8 @@ def load_task(task: str, seed: int, size: int) -> tuple[dict[str, Any], Callable
         return {"vocabulary": TASKS[task].vocabulary}, minibatches(expressions(2048, size, 1), 32, seed), \
             expressions(512, size, 2)
     if task == "digits":
-        known, new = pixel_rows(size)
-        return {"vocabulary": 10, "inputs": 1, "pool": "mean"}, minibatches(known, 16, seed), new
+        train, test = pixel_rows(size)
+        return {"vocabulary": 10, "inputs": 1, "pool": "mean"}, minibatches(train, 16, seed), test
     if task == "delayed cue":
         cue = TASKS["delayed-cue"]
         return {"vocabulary": cue.vocabulary}, lambda step: cue.draw(8, size, generator_of(seed, step)), \

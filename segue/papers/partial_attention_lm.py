@@ -115,7 +115,7 @@ def load_restaurants(folder: Path | None) -> tuple[int, Facts, Facts]:
     return vocabulary, train, test
 
 
-def score_sentences(arm: str, seed: int, folder: Path | None, width: int, steps: int, held: int) -> dict[str, Any]:
+def score_sentences(arm: str, seed: int, folder: Path | None, width: int, steps: int, num_tests: int) -> dict[str, Any]:
     """Cross-entropy per word of all test sentences, and BLEU of `held` greedy sentences against all references."""
     vocabulary, train, test = load_restaurants(folder)
 
@@ -129,7 +129,7 @@ def score_sentences(arm: str, seed: int, folder: Path | None, width: int, steps:
         for begin in range(0, len(pairs), 64):
             loss = NextElement()(model, make_batch(pairs[begin : begin + 64], vocabulary))
             nats, count = nats + float(loss.total), count + loss.count
-    chosen = list(test)[:held]
+    chosen = list(test)[:num_tests]
     answers = generate(model, [[*facts, vocabulary] for facts in chosen], 50, eos=END, batch=64)
     return {"cross-entropy": nats / count, "parameters": sum(p.numel() for p in model.parameters()),
             "BLEU": mean(sentence_bleu(answer.tokens, test[facts]) for facts, answer in zip(chosen, answers))}

@@ -118,18 +118,18 @@ def follow_edits(model: Local, seed: int, stories: int) -> float:
     for _ in range(20):
         loop.step(changed, reader.turn)
         reader.check_moves()
-    wanted = list[tuple[str, str]]()
+    moves = list[tuple[str, str]]()
     for story, draws in zip(changed, reader.draws):
         who = first_in_memory(story)
         rest = [fact for fact in story.memory.sentences if not fact.startswith(who)]
         other = draws.choice([place for place in PLACES if f"{who} at {place} ." not in story.memory.sentences])
         story.edit({"memory": " ".join([*rest, f"{who} at {other} ."])})
-        wanted.append((who, other))
+        moves.append((who, other))
     for _ in range(2):
         loop.step(changed, lambda those: [{"plan": f"move {first_in_memory(story)}"} for story in those])
-    loop.step(changed, lambda those: [{"plan": f"move {who}"} for who, _ in wanted])
+    loop.step(changed, lambda those: [{"plan": f"move {who}"} for who, _ in moves])
     return mean(float((parse_move(story.paragraph) or ("", "", ""))[:2] == want)
-                for story, want in zip(changed, wanted))
+                for story, want in zip(changed, moves))
 
 
 def score_arms(seed: int, steps: int, stories: int, length: int) -> dict[str, Any]:
@@ -177,9 +177,9 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
               f"{full['edits followed']:.1%} of edits are followed")
     if full[LAST] < rolling[LAST] + 0.10:
         return "refuted", reason
-    good = full[LAST] >= 0.85 and full[LAST] - rolling[LAST] >= 0.40 and short[LAST] < 0.50 and \
+    holds = full[LAST] >= 0.85 and full[LAST] - rolling[LAST] >= 0.40 and short[LAST] < 0.50 and \
         full["prompt late"] <= 1.1 * full["prompt early"] and full["edits followed"] >= 0.80
-    return ("confirmed" if good else "inconclusive"), reason
+    return ("confirmed" if holds else "inconclusive"), reason
 
 
 def draw(figure: Figure, table: list[Row]) -> None:

@@ -150,13 +150,13 @@ def score_hidden_characters(bidirectional: bool, seed: int, steps: int) -> dict[
 
     def losses() -> Iterator[Tensor]:
         for _ in range(steps):
-            seen, whole, hidden = batch(learn, 32)
-            yield F.cross_entropy(model(seen)[hidden], whole[hidden])
+            masked, whole, hidden = batch(learn, 32)
+            yield F.cross_entropy(model(masked)[hidden], whole[hidden])
 
     train_model(model, losses())
     with torch.no_grad():
-        seen, whole, hidden = batch(test, 512)
-        accuracy = (model(seen)[hidden].argmax(-1) == whole[hidden]).float().mean().item()
+        masked, whole, hidden = batch(test, 512)
+        accuracy = (model(masked)[hidden].argmax(-1) == whole[hidden]).float().mean().item()
     return {"accuracy": accuracy, "parameters": count_parameters(model)}
 
 

@@ -141,8 +141,8 @@ def train_base(seed: int, width: int, right: float, steps: int) -> dict[str, Any
     """Train the base model of two layers until the share `right` of digits is right; its weights and steps."""
     torch.manual_seed(seed)
     small = build(width, 2)
-    held = sample_sums(60, torch.Generator().manual_seed(-1 - seed))
-    first = learn(small, training_batches(seed), steps, rate=3e-3, seed=seed, strategy=StopWhenAccurate(held, right),
+    check = sample_sums(60, torch.Generator().manual_seed(-1 - seed))
+    first = learn(small, training_batches(seed), steps, rate=3e-3, seed=seed, strategy=StopWhenAccurate(check, right),
                   cooldown=0.0)
     return {"weights": dump_weights(small), "steps": first.step}
 
@@ -190,9 +190,9 @@ def measure(run: Run) -> list[Row]:
              "of their own: " + ", ".join(f"{cell['whole']:.1%}" for cell in pilots.values()))
     table: list[Row] = []
     for arm in (PLAIN, LONGER, CLONED, MATCHED, BOTH, UNLIKELY):
-        looks = [cells[f"{arm} {seed}, c {c:g}"] for seed in seeds]
-        whole = [look["whole"] for look in looks]
-        means = {name: round(float(np.mean([look[name] for look in looks])), 4)
+        runs = [cells[f"{arm} {seed}, c {c:g}"] for seed in seeds]
+        whole = [result["whole"] for result in runs]
+        means = {name: round(float(np.mean([result[name] for result in runs])), 4)
                  for name in ("valid", "wrong", "taken back", "well taken", "actions")}
         table.append({"arm": arm, "all right": round(float(np.mean(whole)), 4), "least": min(whole), "most": max(whole),
                       **means})

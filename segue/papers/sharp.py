@@ -109,11 +109,11 @@ def measure(run: Run) -> list[Row]:
         return f"{part} {trunk} {arm} {choice} {seed}", partial(
             score_arm, arm, folder, trunk, seed, *choice, epochs, part)
 
-    tried = {arm: [(rate, least) for rate in rates for least in (leasts if ARMS[arm].sparse else (1.0,))]
-             for arm in (BARE, RAW, SHARP)}
-    tuning = run.cells(dict(job(arm, "convolution", TUNING, choice, "tune") for arm in tried for choice in tried[arm]))
-    chosen = {arm: max(tried[arm], key=lambda choice: tuning[job(arm, "convolution", TUNING, choice, "tune")[0]]
-                       ["accuracy"]) for arm in tried}
+    grid = {arm: [(rate, least) for rate in rates for least in (leasts if ARMS[arm].sparse else (1.0,))]
+            for arm in (BARE, RAW, SHARP)}
+    tuning = run.cells(dict(job(arm, "convolution", TUNING, choice, "tune") for arm in grid for choice in grid[arm]))
+    chosen = {arm: max(grid[arm], key=lambda choice: tuning[job(arm, "convolution", TUNING, choice, "tune")[0]]
+                       ["accuracy"]) for arm in grid}
     chosen |= {LOOSE: chosen[SHARP], ALONE: chosen[SHARP]}
     lines = [("convolution", arm, seeds) for arm in ARMS] + [(OTHER, arm, seeds[:1]) for arm in (BARE, RAW, SHARP)]
     cells = run.cells(dict(job(arm, trunk, seed, chosen[arm], "test") for trunk, arm, used in lines for seed in used))
@@ -151,27 +151,27 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
               f"forgets {row[SHARP]['forgetting']:.1%}, without freezing {row[LOOSE]['forgetting']:.1%}")
     if loose >= sharp or alone >= sharp:
         return "refuted", reason
-    good = sharp >= raw - 0.03 and sharp - loose >= 0.10 and sharp - alone >= 0.05
-    return ("confirmed" if good else "inconclusive"), reason
+    holds = sharp >= raw - 0.03 and sharp - loose >= 0.10 and sharp - alone >= 0.05
+    return ("confirmed" if holds else "inconclusive"), reason
 
 
 def draw(figure: Figure, table: list[Row]) -> None:
-    final, way = figure.subplots(1, 2, width_ratios=(3, 2))
+    final, curves = figure.subplots(1, 2, width_ratios=(3, 2))
     rows = [row for row in table if row["trunk"] == "convolution"]
     for at, row in enumerate(rows):
         final.barh(at, row["accuracy"], color=f"C{at}", alpha=0.6)
         final.plot(row["by seed"], [at] * len(row["by seed"]), "k.", markersize=4)
         final.text(0.01, at, f"forgets {row['forgetting']:.0%}, {row['bytes'] / 1000:.0f} kB", va="center", fontsize=7)
-        way.plot(range(1, 1 + len(row["on the way"])), row["on the way"], "o-", markersize=3, color=f"C{at}")
+        curves.plot(range(1, 1 + len(row["on the way"])), row["on the way"], "o-", markersize=3, color=f"C{at}")
     for row in table:
         if row["trunk"] != "convolution":
             at = [one["arm"] for one in rows].index(row["arm"])
-            way.plot(range(1, 1 + len(row["on the way"])), row["on the way"], ":", color=f"C{at}")
+            curves.plot(range(1, 1 + len(row["on the way"])), row["on the way"], ":", color=f"C{at}")
     final.set_yticks(range(len(rows)), [row["arm"] for row in rows], fontsize=8)
     final.invert_yaxis()
     final.set(xlabel="accuracy over all classes at the end (dots: seeds)", title="Digits, two classes at a time",
               xlim=(0, 1))
-    way.set(xlabel="experiences learned", title=f"Dotted: {OTHER} below", ylim=(0, 1))
+    curves.set(xlabel="experiences learned", title=f"Dotted: {OTHER} below", ylim=(0, 1))
 
 
 CLAIM = Claim(

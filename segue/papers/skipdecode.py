@@ -113,7 +113,7 @@ def build(vocabulary: int, width: int) -> Stack:
     return Stack(StackConfig(vocabulary, width, ["attention"] * LAYERS, {"attention": {"heads": max(width // 32, 1)}}))
 
 
-def train_arms(folder: Path | None, seed: int, width: int, rows: int, steps: int, more: int) -> dict[str, Any]:
+def train_arms(folder: Path | None, seed: int, width: int, rows: int, steps: int, tuning: int) -> dict[str, Any]:
     """Train one model and, from there, each arm: nats before and after, mean layers per element of the sentences,
     BLEU."""
     vocabulary, facts, _, test = load_restaurants(folder, seed)
@@ -126,7 +126,7 @@ def train_arms(folder: Path | None, seed: int, width: int, rows: int, steps: int
     for arm, (_, make) in ARMS.items():
         model = Scheduled(copy.deepcopy(trained), make(schedule_length(arm, facts)))
         before = score_nats(model, texts)
-        learn(model.train(), partial(sample_batch, facts, rows, seed + 1000), more, rate=1e-2, muon=True, seed=seed)
+        learn(model.train(), partial(sample_batch, facts, rows, seed + 1000), tuning, rate=1e-2, muon=True, seed=seed)
         answers = generate(model.eval(), [[*source, SEPARATOR] for source, _ in requests], 60, eos=END, batch=100)
         layers = sum(model.schedule.depth(t) for length in lengths for t in range(length)) / sum(lengths)
         result[arm] = {"before": before, "nats": score_nats(model, texts), "layers": layers,

@@ -88,7 +88,7 @@ def measure(run: Run) -> list[Row]:
     table: list[Row] = []
     for size in SIZES:
         for arm in (DIRECTLY, IN_CHAIN, STEPS, TOOLS):
-            right, chain = (np.array([cells[f"seed {seed}"][size][way] for seed in seeds]) for way in (arm, IN_CHAIN))
+            right, chain = (np.array([cells[f"seed {seed}"][size][name] for seed in seeds]) for name in (arm, IN_CHAIN))
             gains = (right - chain).ravel()
             table.append({"passages": size, "asked": arm, "right": float(right.mean()),
                           "above the chain": float(gains.mean()), "at least": bootstrap_lower(gains),
@@ -107,8 +107,8 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     reason = (f"right: {row[DIRECTLY]['right']:.1%} directly, {row[IN_CHAIN]['right']:.1%} by a chain of thought, "
               f"{bare['right']:.1%} successively ({bare['above the chain']:+.1%}, at least {bare['at least']:+.1%}), "
               f"{tools['right']:.1%} with tools ({tools['above the chain']:+.1%}, at least {tools['at least']:+.1%})")
-    good = bare["above the chain"] >= 0.05 and tools["above the chain"] >= 0.08
-    return ("confirmed" if good and min(bare["at least"], tools["at least"]) > 0 else "refuted"), reason
+    holds = bare["above the chain"] >= 0.05 and tools["above the chain"] >= 0.08
+    return ("confirmed" if holds and min(bare["at least"], tools["at least"]) > 0 else "refuted"), reason
 
 
 def draw(figure: Figure, table: list[Row]) -> None:
