@@ -331,7 +331,7 @@ Facts = dict[tuple[int, ...], list[list[int]]]  # facts as ids -> the reference 
 
 def restaurants(folder: Path | None, num_tests: int, choosing: int, rng: np.random.Generator
                 ) -> tuple[int, Facts, Facts, Facts]:
-    """The E2E data: vocabulary size, training facts, `choosing` facts to choose options on, and `held` test facts.
+    """The E2E data: vocabulary size, training facts, `choosing` facts to choose options on, and `num_tests` test facts.
     None: a few synthetic sentences, which name their three facts in any order."""
     if folder is None:
         def synthesise(count: int) -> Facts:

@@ -132,7 +132,7 @@ def run_seed(mixer: str, seed: int, lengths: tuple[int, ...], base_steps: int, t
 
     def train(start: dict[str, Tensor] | None, batch: Callable[[int], Batch], steps: int, rate: float,
               save_steps: tuple[int, ...] = ()) -> dict[int, dict[str, Tensor]]:
-        """Weights by the number of steps (`at`, else only the last), at a constant rate after a new warm-up."""
+        """Weights by the number of steps (`save_steps`, else only the last), at a constant rate after a new warm-up."""
         snapshots = Snapshots(save_steps or (steps,))
         learn(make_model(start), batch, steps, rate=rate, seed=seed, strategy=snapshots, warmup=min(0.5, 20 / steps),
               cooldown=0.0)

@@ -116,7 +116,7 @@ def load_restaurants(folder: Path | None) -> tuple[int, Facts, Facts]:
 
 
 def score_sentences(arm: str, seed: int, folder: Path | None, width: int, steps: int, num_tests: int) -> dict[str, Any]:
-    """Cross-entropy per word of all test sentences, and BLEU of `held` greedy sentences against all references."""
+    """Cross-entropy per word of all test sentences, and BLEU of `num_tests` greedy sentences against all references."""
     vocabulary, train, test = load_restaurants(folder)
 
     def batches(step: int) -> Batch:
