@@ -340,7 +340,7 @@ def sets(folder: Path) -> dict[str, tuple[str, list[Path], Callable[[float], Mea
         "vowels": ("series", at(*vowel), lambda minutes: vowels(minutes, *at(*vowel))),
         **{f"made up: {sort}": ("series", [], partial(made_up, sort)) for sort in ("seasons", "walk", "oscillation")},
         "JSB chorales": ("bits", music[:1], lambda minutes: bits(minutes, lambda: by_name(music[0], ":train:",
-                                                                                        ":test:"))),
+                                                                                          ":test:"))),
         "POP909": ("bits", music[1:], lambda minutes: bits(minutes, lambda: segue.read(music[1]).split(0.2))),
         "ZINC": ("bits", zinc, lambda minutes: bits(minutes, lambda: (segue.read(zinc[0]), segue.read(zinc[1])), 300)),
         "ChEMBL": ("bits", chembl, lambda minutes: bits(minutes, lambda: (segue.read(chembl[0]), segue.read(

@@ -241,7 +241,7 @@ def test_counts_are_better_advised(known: tuple[Advised, list[np.ndarray]]) -> N
 
 
 def test_a_file_an_addition_and_a_merge_keep_the_advisor(known: tuple[Advised, list[np.ndarray]],
-                                                          tmp_path: Path) -> None:
+                                                         tmp_path: Path) -> None:
     model, exam = known
     model.save(tmp_path)
     again = load_counts(tmp_path, "counts")

@@ -87,7 +87,7 @@ def test_a_head_that_was_built_to_step_on_is_found_and_no_other() -> None:
 
 def test_random_weights_are_right_by_chance() -> None:
     hits = torch.cat([torch.cat(list(head_hits(random_stack(["attention"] * 2, seed), [Order("all", tuple(range(V)),
-                                                                                              True)]).values()))
+                                                                                             True)]).values()))
                       for seed in range(12)]).double()
     assert abs(float(hits.mean()) - 1 / V) < 4 * (1 / V * (1 - 1 / V) / len(hits)) ** 0.5
 

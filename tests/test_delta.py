@@ -142,7 +142,7 @@ def test_an_adapter_is_merged_before_a_residual_is_added() -> None:
 
 
 def test_instructions_come_back_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     for seed, name in enumerate(("base", "asked", "new")):
         torch.manual_seed(seed)
         Fitted(Stack(StackConfig(257, 8, ["gru"])), ByteCodec(), KINDS["text"], Report({}), 16).save(tmp_path / name)

@@ -60,7 +60,7 @@ def test_a_kill_between_the_old_folder_and_the_new_one_loses_neither(tmp_path: P
 
 
 def test_ctrl_c_between_the_old_folder_and_the_new_one_loses_neither(tmp_path: Path,
-                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     folder, moves, real = tmp_path / "data", list[str](), os.replace
     write_text(folder / "old", "")
 

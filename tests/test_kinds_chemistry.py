@@ -160,4 +160,4 @@ def test_samples_are_molecules_where_they_end(tmp_path: Path) -> None:
         assert (first.whole == last.whole) == (well or not over) and bool(last.remark) == (over and not well)
         assert last.finish != "stop" or model.kind.well_formed(last.whole) or "nor were" in last.remark
     assert [answer.whole for answer in told] == [each.whole for each in model.continue_("C", n=60, samples=24,
-                                                                                         seed=1).answers]
+                                                                                        seed=1).answers]

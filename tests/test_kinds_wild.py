@@ -278,7 +278,7 @@ CHAINS = "HEADER    DNA WITH A PROTEIN                      01-JAN-01   1ABC\nSE
          "SEQRES   1 B    2   DG  DC\n"
 SNAPGENE = b"\t\0\0\0\x0eSnapGene\0\1\0\x0f\0\x13" + b"\0\0\0\0\x0d\0ACGTACGTACGT"
 AMINO = GENBANK.replace("24 bp    DNA  ", "24 aa         ").replace("acgtacgtac gtacgtacgt nnac",
-                                                                  "mktayiakqr qisfvkshfs rqle")
+                                                                    "mktayiakqr qisfvkshfs rqle")
 
 
 @pytest.mark.parametrize("name, content, kind, letters", [

@@ -37,7 +37,7 @@ def test_rtrl_equals_bptt(cell: type[Mixer]) -> None:
 @given(length=st.integers(1, 12), k1=st.integers(1, 5), times=st.integers(1, 4),
        cell=st.sampled_from([*CELLS, Attention]))
 def test_truncated_bptt_is_exact_when_it_reaches_far_enough(length: int, k1: int, times: int,
-                                                             cell: type[Mixer]) -> None:
+                                                            cell: type[Mixer]) -> None:
     torch.manual_seed(length)
     mixer = cell(8).double()
     x, target = torch.randn(2, length, 8).double(), torch.randn(2, length, 8).double()

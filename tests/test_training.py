@@ -447,7 +447,7 @@ def test_fit_learns_saves_and_loads(tmp_path: Path) -> None:
 
 
 def test_whatever_a_kill_leaves_of_the_end_of_a_fit_is_a_fitted_model(tmp_path: Path,
-                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {"out": tmp_path / "m", "steps": 3, "quiet": True, "mix": False, **SMALL}
     (tmp_path / "m" / "training").mkdir(parents=True)  # killed before it wrote anything
     with held(tmp_path / "m" / "training"), pytest.raises(SegueError, match="another process is at work"):

@@ -83,7 +83,7 @@ class LowRankStateSpace(DenseStateSpace):
             angle = 2 * math.pi / length * torch.arange(length // 2 + 1, device=p.device, dtype=a.dtype)
             turn = torch.polar(torch.ones_like(angle), -angle)
             spectrum = kernel_spectrum(self.eigenvalues(), torch.stack([c * b, c * p, p.conj() * b, p.conj() * p], 1),
-                                turn, self.steps())
+                                       turn, self.steps())
             return torch.fft.irfft(spectrum, n=length).T
 
     def advance(self, size: int) -> Advance:

@@ -29,7 +29,7 @@ def targets_in_place(batch: Batch) -> Batch:
     targets = F.pad(batch.targets, (1, 0), value=-1)
     asked = targets >= 0
     starts = padding_starts(torch.where(asked, torch.arange(1, asked.shape[1] + 1, device=asked.device), 0).amax(1),
-                     asked.shape[1])
+                            asked.shape[1])
     return Batch(torch.where(asked, targets, F.pad(batch.tokens, (0, 1))), targets, starts)
 
 

@@ -68,10 +68,8 @@ def run_arm(arm: str, seed: int, steps: int, rows: int) -> dict[str, float]:
 
 def measure(run: Run) -> list[Row]:
     steps, seeds, rows = run.pick(5, 2500), run.pick(1, 3), run.pick(64, 4096)
-    jobs = {f"{arm} {seed}": partial(run_arm, arm, seed, steps, rows) for seed in range(run.seed, run.seed + seeds)
-            for arm in (BOTH, ONCE)}
-    jobs[f"{TWICE} {run.seed}"] = partial(run_arm, TWICE, run.seed, steps, rows)
-    done = run.cells(jobs)
+    arms = [(TWICE, run.seed), *((arm, seed) for seed in range(run.seed, run.seed + seeds) for arm in (ONCE, BOTH))]
+    done = run.cells({f"{arm} {seed}": partial(run_arm, arm, seed, steps, rows) for arm, seed in arms})  # longest first
     table: list[Row] = []
     for arm in WIDTHS:
         cells = [cell for name, cell in done.items() if name.rpartition(" ")[0] == arm]

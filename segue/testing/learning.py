@@ -52,7 +52,7 @@ def check_objective(objective: Objective, make: Callable[[], nn.Module] | None =
     _require(loss.count == batch.count == int((targets >= 0).sum()), name, f"it counts {loss.count} of {batch.count}")
     _require(loss.total.dim() == 0 and bool(loss.total.isfinite()), name, "the total is not one finite number")
     _require(bool(loss.terms) and not any(term.requires_grad for term in loss.terms.values()), name,
-          "there are no terms, or they carry gradients")
+             "there are no terms, or they carry gradients")
     loss.total.backward()
     num_reached = sum(float(p.grad.abs().sum()) > 0 for p in model.parameters() if p.grad is not None)
     _require(num_reached > 0, name, "no gradient reaches the parameters")
@@ -64,7 +64,7 @@ def check_objective(objective: Objective, make: Callable[[], nn.Module] | None =
     noise = tokens.clone()
     noise[1, 7:] = (noise[1, 7:] + 1) % VOCABULARY
     _check_close(name, "the total with other tokens behind the last prediction", total(Batch(noise, targets)), expected,
-          tolerance)
+                 tolerance)
 
     starts = torch.zeros(1, 9, dtype=torch.bool)
     starts[0, [0, 4]] = True
@@ -109,11 +109,11 @@ def check_strategy(make: Callable[[], Strategy], seed: int = 0, model: Callable[
     _require(all(bool(w.isfinite().all()) for w in second.values()), name, "a second experience breaks it")
     _check_same(name, "a second experience, by what state() kept of the first,",
                 _weights(restore(), seed + 1, learner)[0],
-          second)
+                second)
     _check_same(name, "a second experience killed and resumed", _killed(restore, seed + 1, learner, STEPS // 2), second)
     past = [Batches(Arrays(_sequences(seed + 2)), 8, 4).make(step) for step in range(2)]
     _check_same(name, "an update killed and resumed", _killed(make, seed, learner, STEPS // 2, past),
-          _weights(make(), seed, learner, past=past)[0])
+                _weights(make(), seed, learner, past=past)[0])
 
 
 def _killed(make: Callable[[], Strategy], seed: int, model: Callable[[], nn.Module], stop: int,
@@ -140,9 +140,9 @@ class _Run(Run):
         original = self.batches(self.step)
         batch = self.strategy.before_step(self, original)
         _require(batch.tokens.shape[1] == original.tokens.shape[1], self.strategy.name,
-              f"before_step made rows of {batch.tokens.shape[1]} elements from rows of {original.tokens.shape[1]}")
+                 f"before_step made rows of {batch.tokens.shape[1]} elements from rows of {original.tokens.shape[1]}")
         _require(all(p.grad is None for p in self.model.parameters()), self.strategy.name,
-              "there are gradients before the backward pass")
+                 "there are gradients before the backward pass")
         return super().compute_gradients()
 
 

@@ -394,7 +394,7 @@ def _quantise(builder: Any, args: list[Any]) -> None:
         return [b.add(total, integers)]
 
     total = call(b, f"llvm.vector.reduce.add.v{LANES}i32", I32,
-                  *emit_loop(b, vectors, [ir.Constant(WORDS, [0] * LANES)], write_bytes))
+                 *emit_loop(b, vectors, [ir.Constant(WORDS, [0] * LANES)], write_bytes))
     trailer = b.add(into, b.shl(k, I64(2)))
     b.store(b.fmul(top, F32(1 / 127)), b.inttoptr(trailer, F32.as_pointer()), align=4)
     b.store(b.mul(total, I32(-128)), b.inttoptr(b.add(trailer, I64(4)), I32.as_pointer()), align=4)

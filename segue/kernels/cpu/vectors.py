@@ -61,7 +61,7 @@ class Numbers:
 
     def _library(self, name: str) -> Numbers:
         return Numbers(self.builder, simd.call(self.builder, f"llvm.{name}.v{self.type.count}f64", self.type,
-                                                self.value))
+                                               self.value))
 
     def exp(self) -> Numbers:
         if self.type.element == simd.F32:
@@ -121,7 +121,7 @@ class Numbers:
 def prefetch(builder: Any, address: Any, write: bool = False) -> None:
     """Ask for the line of memory at an address, to read or to write it."""
     simd.call(builder, "llvm.prefetch.p0", ir.VoidType(), builder.inttoptr(address, simd.I8.as_pointer()),
-               simd.I32(int(write)), simd.I32(3), simd.I32(1))
+              simd.I32(int(write)), simd.I32(3), simd.I32(1))
 
 
 class Place:
