@@ -126,7 +126,8 @@ def evaluate(model: Stack, text: Tensor, vocabulary: int, newline: int, count: i
 
 def run_arms(data: Path | None, seed: int, width: int, steps: tuple[int, int, int], count: int, piece: str,
              settings: list[tuple[str, dict[str, float]]]) -> list[dict[str, Any]]:
-    """Train one base model, then an arm from it for each of `settings`; evaluate each on a part of the text, "tune" or "test"."""
+    """Train one base model, then an arm from it for each of `settings`; evaluate each on a part of the text, "tune" or
+    "test"."""
     text, newline, ends = characters(data)
     vocabulary = int(text.max()) + 1
     train, tune, test = text.tensor_split([len(text) * 90 // 100, len(text) * 95 // 100])
