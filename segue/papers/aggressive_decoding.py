@@ -70,15 +70,15 @@ def captions(folder: Path | None, languages: Sequence[str], size: int) -> tuple[
     languages share. None: synthetic sentences of a random bigram grammar."""
     if folder is None:
         rng = np.random.default_rng(0)
-        follow, made = rng.integers(WORDS, size, (size, 4)), []
+        successors, sentences = rng.integers(WORDS, size, (size, 4)), []
         for _ in range(80):
-            made.append([int(rng.integers(WORDS, size))])
+            sentences.append([int(rng.integers(WORDS, size))])
             for _ in range(int(rng.integers(5, 12))):
-                made[-1].append(int(follow[made[-1][-1], rng.integers(4)]))
-        pairs = [(words, words) for words in made]
+                sentences[-1].append(int(successors[sentences[-1][-1], rng.integers(4)]))
+        pairs = [(words, words) for words in sentences]
         return pairs[:-10], pairs[-10:]
 
-    train, held = ([corpora.captions(folder, part, language) for language in languages]
+    train, test = ([corpora.captions(folder, part, language) for language in languages]
                    for part in ("train", "test_2016_flickr"))
     ids = frequent_word_ids((word for side in train for words in side for word in words), size - WORDS, WORDS)
 
@@ -86,7 +86,7 @@ def captions(folder: Path | None, languages: Sequence[str], size: int) -> tuple[
         source, answer = ([ids.get(word, UNKNOWN) for word in words] for words in sides)
         return source, answer
 
-    return [pair(sides) for sides in zip(*train)], [pair(sides) for sides in zip(*held)]
+    return [pair(sides) for sides in zip(*train)], [pair(sides) for sides in zip(*test)]
 
 
 def cipher(count: int, rng: np.random.Generator) -> list[Pair]:
@@ -160,8 +160,8 @@ def compare(pairs: Sequence[Pair], plain: Sequence[Continuation], drafted: Seque
     """A row of the table: the same pairs answered without (`plain`) and with drafts."""
 
     def similarity(answers: Sequence[Continuation]) -> float:
-        return mean(SequenceMatcher(None, answer.tokens, wanted, False).ratio()
-                    for answer, (_, wanted) in zip(answers, pairs))
+        return mean(SequenceMatcher(None, answer.tokens, target, False).ratio()
+                    for answer, (_, target) in zip(answers, pairs))
 
     return {"ratio": count_iterations(plain) / count_iterations(drafted),
             "iterations a token": count_iterations(drafted) / sum(answer.produced - 1 for answer in drafted),
@@ -170,7 +170,7 @@ def compare(pairs: Sequence[Pair], plain: Sequence[Continuation], drafted: Seque
             "ms a token": milliseconds_per_token(drafted), "ms a token, greedy": milliseconds_per_token(plain)}
 
 
-def correct_captions(folder: Path | None, size: int, width: int, steps: int, rows: int, held: int, seed: int
+def correct_captions(folder: Path | None, size: int, width: int, steps: int, rows: int, num_tests: int, seed: int
                      ) -> list[Row]:
     """Train on captions with mistakes at all rates, then correct held-out ones at each rate with IAD."""
     train, test = captions(folder, ("en", "en"), size)
@@ -184,25 +184,25 @@ def correct_captions(folder: Path | None, size: int, width: int, steps: int, row
     table = []
     for rate in RATES:
         rng = np.random.default_rng([seed, 1])
-        pairs = [(add_mistakes(words, rate, size, rng), words) for _, words in test[:held]]
+        pairs = [(add_mistakes(words, rate, size, rng), words) for _, words in test[:num_tests]]
         table.append({"task": f"captions, {rate:.0%} mistakes", "decoding": "IAD"} |
                      compare(pairs, decode(model, pairs), decode(model, pairs, SourceCopy(model.begin, reach=0))))
     return table
 
 
-def translate_captions(folder: Path | None, size: int, width: int, steps: int, rows: int, held: int, seed: int
+def translate_captions(folder: Path | None, size: int, width: int, steps: int, rows: int, num_tests: int, seed: int
                        ) -> list[Row]:
     """The control, German captions into English: there is nothing to copy for IAD."""
     train, test = captions(folder, ("de", "en"), size)
     torch.manual_seed(seed)
     batches = batches_by_length(train, rows, seed, lambda pair, rng: pair, size)
     model = train_model(make_model(size, width), batches, steps, seed)
-    test = test[:held]
+    test = test[:num_tests]
     return [{"task": "German to English", "decoding": "IAD"} |
             compare(test, decode(model, test), decode(model, test, SourceCopy(model.begin, reach=0)))]
 
 
-def decipher(width: int, steps: int, block_steps: int, rows: int, held: int, seed: int) -> list[Row]:
+def decipher(width: int, steps: int, block_steps: int, rows: int, num_tests: int, seed: int) -> list[Row]:
     """Train a model of the cipher and a block drafter for it, then decode with the strict and the lenient acceptor."""
     size, places = WORDS + LETTERS, LONGEST + 1 + LIMIT + BLOCK
 
@@ -215,7 +215,7 @@ def decipher(width: int, steps: int, block_steps: int, rows: int, held: int, see
                                learned_positions=places))
     learn(blocks, masked_blocks(batch, BLOCK, size + 1, block_steps, seed), block_steps, rate=0.01, seed=seed,
           muon=True, objective=MaskedElements(0.1))
-    test = cipher(held, np.random.default_rng([seed, 1 << 30]))
+    test = cipher(num_tests, np.random.default_rng([seed, 1 << 30]))
     drafter = BlockDraft(blocks.double(), BLOCK)
     plain = decode(model, test)
     return [{"task": "cipher", "decoding": name} | compare(test, plain, decode(model, test, drafter, acceptor))
@@ -224,20 +224,20 @@ def decipher(width: int, steps: int, block_steps: int, rows: int, held: int, see
 
 def measure(run: Run) -> list[Row]:
     folder = run.dataset("multi30k-en-de")
-    size, width, letters, rows, held = run.pick((40, 32, 32, 8, 2), (3000, 128, 64, 32, 200))
+    size, width, letters, rows, num_tests = run.pick((40, 32, 32, 8, 2), (3000, 128, 64, 32, 200))
     steps = run.pick((3, 3, 3, 3), (2000, 500, 600, 300))
     run.note(f"word-level encoder-decoders of 2 + 2 layers, width {width}, over {size} words in lower case: {steps[0]} "
              f"steps of {rows} captions with mistakes (half of them at 8%), {steps[1]} of German ones; of the cipher "
              f"(width {letters}) {steps[2]}, of its drafter (4 layers both ways, blocks of {BLOCK}) {steps[3]}")
-    run.note(f"{held} held-out pairs each, greedy, float64, batch 1, no cost model; iterations leave out the pass that "
-             "reads the source and gives the first token, for all alike")
+    run.note(f"{num_tests} held-out pairs each, greedy, float64, batch 1, no cost model; iterations leave out the pass "
+             "that reads the source and gives the first token, for all alike")
     run.note("the rate was chosen by 400 steps on captions with mistakes: Muon at 0.005, 0.01 and 0.02 came to 1.78, "
              "1.70 and 2.16 nats a word; with random words to copy in half of the rows fewer words were right, 69% "
              "against 77%, on 50 captions kept from training")
     done = run.cells({
-        "captions": partial(correct_captions, folder, size, width, steps[0], rows, held, run.seed),
-        "cipher": partial(decipher, letters, steps[2], steps[3], rows, held, run.seed),
-        "translation": partial(translate_captions, folder, size, width, steps[1], rows, held, run.seed)})
+        "captions": partial(correct_captions, folder, size, width, steps[0], rows, num_tests, run.seed),
+        "cipher": partial(decipher, letters, steps[2], steps[3], rows, num_tests, run.seed),
+        "translation": partial(translate_captions, folder, size, width, steps[1], rows, num_tests, run.seed)})
     return [*done["captions"], *done["translation"], *done["cipher"]]
 
 

@@ -59,15 +59,15 @@ def mask_policy(arm: str, share: float) -> MaskPolicy | None:
 def sample_visits(users: int, seed: int) -> Histories:
     """Synthetic histories of 20 items each. A user walks a Markov chain over clusters, each with three successors, and
     takes an item of every cluster by Zipf's law; then some neighbours are swapped. All seeds share the chain."""
-    law, draw = np.random.default_rng(0), np.random.default_rng([1, seed])
-    ways = np.array([law.choice(CLUSTERS, 3, replace=False) for _ in range(CLUSTERS)])
+    law, rng = np.random.default_rng(0), np.random.default_rng([1, seed])
+    successors = np.array([law.choice(CLUSTERS, 3, replace=False) for _ in range(CLUSTERS)])
     zipf = 1 / np.arange(1.0, EACH + 1)
-    cluster, rows = draw.integers(CLUSTERS, size=users), np.empty((users, EVENTS), np.int64)
+    cluster, rows = rng.integers(CLUSTERS, size=users), np.empty((users, EVENTS), np.int64)
     for t in range(EVENTS):
-        rows[:, t] = cluster * EACH + draw.choice(EACH, users, p=zipf / zipf.sum())
-        cluster = ways[cluster, draw.choice(3, users, p=[0.6, 0.3, 0.1])]
+        rows[:, t] = cluster * EACH + rng.choice(EACH, users, p=zipf / zipf.sum())
+        cluster = successors[cluster, rng.choice(3, users, p=[0.6, 0.3, 0.1])]
     for t in range(EVENTS - 1):
-        swap = draw.random(users) < SWAPPED
+        swap = rng.random(users) < SWAPPED
         rows[swap, t : t + 2] = rows[swap, t : t + 2][:, ::-1]
     return list(rows)
 
@@ -82,9 +82,9 @@ def load_histories(folder: Path | None, users: int, seed: int) -> tuple[Historie
 
 def ndcg(model: DecodablePredictor | CountModel, histories: Histories, items: int, drop_seen: bool = False) -> float:
     """NDCG@10 of each history's last item ranked among all items; `drop_seen` leaves out those in the history."""
-    found = rank_next(model, [history[:-1] for history in histories], [history[-1] for history in histories],
+    ranks = rank_next(model, [history[:-1] for history in histories], [history[-1] for history in histories],
                       items=items, drop_seen=drop_seen)
-    return ranking(found, (10,)).ndcg[10]
+    return ranking(ranks, (10,)).ndcg[10]
 
 
 class NdcgDuringTraining(Strategy):
@@ -149,8 +149,8 @@ def measure(run: Run) -> list[Row]:
     done = run.cells(jobs)
     table: list[Row] = []
     for data, count in seeds.items():
-        found = [done[f"{data} counted {seed}"] for seed in range(run.seed, run.seed + count)]
-        table += [{"data": data, "arm": name, "steps": 0, "NDCG@10": mean(each[name] for each in found)}
+        counted = [done[f"{data} counted {seed}"] for seed in range(run.seed, run.seed + count)]
+        table += [{"data": data, "arm": name, "steps": 0, "NDCG@10": mean(scores[name] for scores in counted)}
                   for name in (POPULAR, ORDER)]
         for arm in ARMS[data]:
             curves = [done[f"{data} {arm} {seed}"] for seed in range(run.seed, run.seed + count)]

@@ -97,15 +97,15 @@ def design_by_ridge(folder: Path | None, features: str, seed: int, size: int, de
     table, words, scores = offline_table(folder, size)
     encoder = make_encoder(folder, features, seed, width, teach, rows)
     with torch.no_grad():
-        found = torch.cat([encoder(F.one_hot(part, LETTERS).float()) for part in words.split(500)]).double()
-    head = RidgeHead.fit(found, scores)
+        encoded = torch.cat([encoder(F.one_hot(part, LETTERS).float()) for part in words.split(500)]).double()
+    head = RidgeHead.fit(encoded, scores)
     standardised = (scores - head.mean) / head.scale
-    auxiliary = RidgeHead.bagged(found, scores, generator=generator_of(seed, 2))
-    done: dict[str, Any] = {"explained": 1 - float((head.standard(found) - standardised).square().mean())}
+    auxiliary = RidgeHead.bagged(encoded, scores, generator=generator_of(seed, 2))
+    results: dict[str, Any] = {"explained": 1 - float((head.standard(encoded) - standardised).square().mean())}
     for arm, mix in MIXES.items():
-        search = OfflineDesign(Bidirectional.of(found, standardised), encoder, mix, auxiliary, steps=steps)
-        done[arm] = evaluate(search(start_designs(words, scores, designs, seed)), table)
-    return done
+        search = OfflineDesign(Bidirectional.of(encoded, standardised), encoder, mix, auxiliary, steps=steps)
+        results[arm] = evaluate(search(start_designs(words, scores, designs, seed)), table)
+    return results
 
 
 def design_by_network(folder: Path | None, seed: int, size: int, designs: int, width: int, teach: int, rows: int,
@@ -124,21 +124,22 @@ def design_by_network(folder: Path | None, seed: int, size: int, designs: int, w
 def measure(run: Run) -> list[Row]:
     folder = run.dataset("tfbind8")
     size, designs, width, teach, rows, steps = run.pick((200, 8, 16, 3, 16, 3), (5000, 128, 128, 400, 128, 100))
-    seeds = [run.seed + number for number in range(run.pick(1, SEEDS))]
+    seeds = [run.seed + index for index in range(run.pick(1, SEEDS))]
     cells: dict[str, Any] = {}
     for seed in seeds:
         for features in (PRETRAINED, RANDOM):
             cells[f"{features} {seed}"] = partial(design_by_ridge, folder, features, seed, size, designs, width, teach,
                                                   rows, steps)
         cells[f"network {seed}"] = partial(design_by_network, folder, seed, size, designs, width, teach, rows, steps)
-    done = run.cells(cells)
+    results = run.cells(cells)
     table: list[Row] = []
     for seed in seeds:
         for features in (RANDOM, PRETRAINED):
-            cell = done[f"{features} {seed}"]
+            cell = results[f"{features} {seed}"]
             table += [{"arm": arm, "features": features, "seed": seed, **cell[arm]} for arm in MIXES]
-        table += [{"arm": arm, "features": "", "seed": seed, **done[f"network {seed}"][arm]} for arm in (START, ASCENT)]
-    explained = {features: [done[f"{features} {seed}"]["explained"] for seed in seeds]
+        table += [{"arm": arm, "features": "", "seed": seed, **results[f"network {seed}"][arm]}
+                  for arm in (START, ASCENT)]
+    explained = {features: [results[f"{features} {seed}"]["explained"] for seed in seeds]
                  for features in (RANDOM, PRETRAINED)}
     run.note(f"real data: all 65,536 words of eight bases and how strongly {TASK} binds them, scaled to 0 .. 1; the "
              f"{size:,} weakest are the table, the {designs} best of them the starts. Both strands are in the table "
@@ -161,15 +162,15 @@ def median_over_seeds(table: list[Row], arm: str, features: str, what: str = "me
 def judge(table: list[Row]) -> tuple[Verdict, str]:
     arms = {arm: median_over_seeds(table, arm, PRETRAINED) for arm in MIXES}
     random, ascent = median_over_seeds(table, ADAPTIVE, RANDOM), median_over_seeds(table, ASCENT, "")
-    each = {arm: [row["median"] for row in table if (row["arm"], row["features"]) == (arm, PRETRAINED)]
-            for arm in (ADAPTIVE, BOTH)}
-    lost = sum(adaptive < both for adaptive, both in zip(each[ADAPTIVE], each[BOTH]))
+    medians = {arm: [row["median"] for row in table if (row["arm"], row["features"]) == (arm, PRETRAINED)]
+               for arm in (ADAPTIVE, BOTH)}
+    num_lost = sum(adaptive < half_each for adaptive, half_each in zip(medians[ADAPTIVE], medians[BOTH]))
     spread = {arm: median_over_seeds(table, arm, PRETRAINED, "variance") for arm in (BOTH, FORWARD)}
     reason = ("median true score of the designs, median over seeds, pretrained features: " + ", ".join(
         f"{arm} {value:.3f}" for arm, value in arms.items()) + f"; adaptive with random features {random:.3f}; "
-        f"{ASCENT} {ascent:.3f}; adaptive below half each in {lost} of {len(each[BOTH])} seeds; variance of the "
+        f"{ASCENT} {ascent:.3f}; adaptive below half each in {num_lost} of {len(medians[BOTH])} seeds; variance of the "
         f"designs: both {spread[BOTH]:.4f}, forward {spread[FORWARD]:.4f}")
-    if 2 * lost > len(each[BOTH]) or ascent > max(*arms.values(), random):
+    if 2 * num_lost > len(medians[BOTH]) or ascent > max(*arms.values(), random):
         return "refuted", reason
     if arms[ADAPTIVE] >= random + 0.05 and arms[ADAPTIVE] >= max(arms[FORWARD], arms[BACKWARD], arms[BOTH]) - 0.02 \
             and arms[ADAPTIVE] >= arms[BOTH] + 0.02 \
@@ -182,10 +183,10 @@ def draw(figure: Figure, table: list[Row]) -> None:
     arms = [(arm, features) for features in (PRETRAINED, RANDOM) for arm in MIXES] + [(ASCENT, ""), (START, "")]
     colours = {PRETRAINED: "#2f6fb3", RANDOM: "#9aa5b1", "": "#c8553d"}
     for axes, what in zip(figure.subplots(1, 2, sharey=True), ("median", "best")):
-        for place, (arm, features) in enumerate(arms):
+        for position, (arm, features) in enumerate(arms):
             values = [row[what] for row in table if (row["arm"], row["features"]) == (arm, features)]
-            axes.barh(place, np.median(values), color=colours[features], height=0.7)
-            axes.plot(values, [place] * len(values), ".", color="black", markersize=4)
+            axes.barh(position, np.median(values), color=colours[features], height=0.7)
+            axes.plot(values, [position] * len(values), ".", color="black", markersize=4)
         axes.set(title=f"{what} true score of the designs", xlim=(0, 1), xlabel="binding of SIX6, 0 to 1")
         axes.set_yticks(range(len(arms)), [f"{arm}{f', {features}' if features else ''}" for arm, features in arms],
                         fontsize=7)

@@ -82,19 +82,19 @@ def similar_domains(path: Path | None, symbols: dict[str, int], held: list[Domai
     if path is None:
         return []
     with zipfile.ZipFile(path / "chembl31-mini-train.zip") as archive:
-        lines = archive.read(archive.namelist()[0]).decode().split()
-    unseen = {molecule.tobytes() for domain in held for molecule in domain}
-    known = [np.array([symbols[c] for c in line + "."]) for line in lines
-             if len(line) < 100 and symbols.keys() - {"."} >= set(line)]
-    known = [molecule for molecule in known if len(molecule) > 4 and molecule.tobytes() not in unseen]
-    runs = np.zeros((len(known), RUNS), np.float32)
-    for row, m in zip(runs, known):
-        row[(m[:-3] * 1_000_003 + m[1:-2] * 10_007 + m[2:-1] * 101 + m[3:]) % RUNS] = 1
-    runs *= np.log(len(known) / (1 + runs.sum(0)))
-    runs /= np.linalg.norm(runs, axis=1, keepdims=True)
-    chosen = np.random.default_rng(0).choice(len(known), min(count, len(known)), replace=False)
-    return [[known[i] for i in near] for part in np.array_split(chosen, -(-len(chosen) // 250))
-            for near in np.argpartition(-(runs[part] @ runs.T), LIKE, axis=1)[:, :LIKE]]
+        smiles = archive.read(archive.namelist()[0]).decode().split()
+    held_out = {molecule.tobytes() for domain in held for molecule in domain}
+    molecules = [np.array([symbols[c] for c in line + "."]) for line in smiles
+                 if len(line) < 100 and symbols.keys() - {"."} >= set(line)]
+    molecules = [molecule for molecule in molecules if len(molecule) > 4 and molecule.tobytes() not in held_out]
+    features = np.zeros((len(molecules), RUNS), np.float32)
+    for row, molecule in zip(features, molecules):
+        row[(molecule[:-3] * 1_000_003 + molecule[1:-2] * 10_007 + molecule[2:-1] * 101 + molecule[3:]) % RUNS] = 1
+    features *= np.log(len(molecules) / (1 + features.sum(0)))
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    chosen = np.random.default_rng(0).choice(len(molecules), min(count, len(molecules)), replace=False)
+    return [[molecules[i] for i in neighbours] for block in np.array_split(chosen, -(-len(chosen) // 250))
+            for neighbours in np.argpartition(-(features[block] @ features.T), LIKE, axis=1)[:, :LIKE]]
 
 
 def sample_context(domain: Domain, rng: np.random.Generator, length: int) -> np.ndarray:
@@ -126,19 +126,19 @@ def nats_per_element(model: nn.Module, prompts: list[np.ndarray], counts: list[i
 def score_contexts(name: str, path: Path | None, steps: int, context: int, queries: int, seed: int) -> dict[str, float]:
     """Train on 3 of 4 domains and on `similar_domains`; score held-out molecules behind 0 to 8 molecules of their own
     domain and of another held-out one."""
-    found, symbols = load_domains(path)
-    found.sort(key=len)
-    held = found[1::4]  # every fourth by size: small domains as well as large ones are tested
-    known = [domain for domain in found if not any(domain is h for h in held)]
-    near = similar_domains(path, symbols, held, NEAR)
+    domains, symbols = load_domains(path)
+    domains.sort(key=len)
+    test_domains = domains[1::4]  # every fourth by size: small domains as well as large ones are tested
+    train_domains = [domain for domain in domains if not any(domain is h for h in test_domains)]
+    extra_domains = similar_domains(path, symbols, test_domains, NEAR)
     torch.manual_seed(seed)
     model = Stack(StackConfig(len(symbols), WIDTH, **MODELS[name]))
-    share = np.sqrt([len(domain) for domain in known])
+    share = np.sqrt([len(domain) for domain in train_domains])
 
     def row(rng: np.random.Generator) -> np.ndarray:
-        among = near[rng.integers(len(near))] if near and rng.random() < OFTEN else \
-            known[rng.choice(len(known), p=share / share.sum())]
-        return sample_context(among, rng, context + 1)
+        source = extra_domains[rng.integers(len(extra_domains))] if extra_domains and rng.random() < OFTEN else \
+            train_domains[rng.choice(len(train_domains), p=share / share.sum())]
+        return sample_context(source, rng, context + 1)
 
     def batches(step: int) -> Batch:
         rng = np.random.default_rng((seed, step))
@@ -149,16 +149,16 @@ def score_contexts(name: str, path: Path | None, steps: int, context: int, queri
     run = learn(model, batches, steps, seed=seed, **LEARNING)
     model.eval()
     result = {"parameters": float(sum(p.numel() for p in model.parameters())), "training loss": run.curve[-1]["loss"]}
-    rng, queries_drawn = np.random.default_rng(seed + 1), []  # the same queries for both contexts
-    for index, domain in enumerate(held):
+    rng, draws = np.random.default_rng(seed + 1), []  # the same queries for both contexts
+    for index, domain in enumerate(test_domains):
         for _ in range(queries):
-            query, *own = (domain[i] for i in rng.permutation(len(domain))[: max(GIVEN) + 1])
-            other = held[(index + int(rng.integers(1, len(held)))) % len(held)]
-            queries_drawn.append((query, own, [other[i] for i in rng.permutation(len(other))[: max(GIVEN)]]))
-    for side, kind in enumerate(("own", "foreign"), 1):
-        for given in GIVEN:
-            prompts = [np.concatenate([np.zeros(1, np.int64), *each[side][:given], each[0]]) for each in queries_drawn]
-            result[f"{kind} {given}"] = nats_per_element(model, prompts, [len(each[0]) for each in queries_drawn])
+            query, *same_domain = (domain[i] for i in rng.permutation(len(domain))[: max(GIVEN) + 1])
+            other = test_domains[(index + int(rng.integers(1, len(test_domains)))) % len(test_domains)]
+            draws.append((query, same_domain, [other[i] for i in rng.permutation(len(other))[: max(GIVEN)]]))
+    for place, side in enumerate(("own", "foreign"), 1):
+        for count in GIVEN:
+            prompts = [np.concatenate([np.zeros(1, np.int64), *drawn[place][:count], drawn[0]]) for drawn in draws]
+            result[f"{side} {count}"] = nats_per_element(model, prompts, [len(drawn[0]) for drawn in draws])
     return result
 
 
@@ -173,15 +173,15 @@ SHARING = ("none", "augmentation", "parameter sharing")
 def motif_batch(bases: Tensor, rows: int, generator: torch.Generator) -> Batch:
     """Windows of the genome; half of them get copies of the motif, each on a random strand. The target, at the last
     base, is whether the motif is there."""
-    begin = torch.randint(len(bases) - LENGTH, (rows, 1), generator=generator)
-    tokens = bases[begin + torch.arange(LENGTH)]
-    label = torch.randint(2, (rows,), generator=generator)
+    start = torch.randint(len(bases) - LENGTH, (rows, 1), generator=generator)
+    tokens = bases[start + torch.arange(LENGTH)]
+    labels = torch.randint(2, (rows,), generator=generator)
     for _ in range(COPIES):
-        place = torch.randint(LENGTH - len(MOTIF), (rows, 1), generator=generator) + torch.arange(len(MOTIF))
-        either = torch.where(torch.rand(rows, 1, generator=generator) < 0.5, MOTIF, PARTNER[MOTIF.flip(0)])
-        tokens = tokens.scatter(1, place, torch.where(label[:, None] == 1, either, tokens.gather(1, place)))
+        positions = torch.randint(LENGTH - len(MOTIF), (rows, 1), generator=generator) + torch.arange(len(MOTIF))
+        copy = torch.where(torch.rand(rows, 1, generator=generator) < 0.5, MOTIF, PARTNER[MOTIF.flip(0)])
+        tokens = tokens.scatter(1, positions, torch.where(labels[:, None] == 1, copy, tokens.gather(1, positions)))
     targets = torch.full_like(tokens, -1)
-    targets[:, -1] = label
+    targets[:, -1] = labels
     return Batch(tokens, targets)
 
 
@@ -200,15 +200,15 @@ def score_strands(sharing: str, path: Path | None, rows: int, steps: int, seed: 
     def batches(step: int) -> Batch:
         generator = generator_of(seed, step)
         batch = train.rows(torch.randint(rows, (16,), generator=generator))
-        turned = torch.rand(16, 1, generator=generator) < (0.5 if sharing == "augmentation" else 0.0)
-        return Batch(torch.where(turned, mirror(batch.tokens, PARTNER), batch.tokens), batch.targets)
+        flipped = torch.rand(16, 1, generator=generator) < (0.5 if sharing == "augmentation" else 0.0)
+        return Batch(torch.where(flipped, mirror(batch.tokens, PARTNER), batch.tokens), batch.targets)
 
     learn(model, batches, steps, seed=seed, **LEARNING)
-    right = accuracy(model, test)
+    test_accuracy = accuracy(model, test)
     with torch.no_grad():
-        few = test.tokens[:64]
-        ahead, back = (model(tokens).logits[:, -1].double() for tokens in (few, mirror(few, PARTNER)))
-    return {"accuracy": right, "error": float((ahead - back).abs().max() / ahead.abs().max())}
+        sample = test.tokens[:64]
+        forward, reverse = (model(tokens).logits[:, -1].double() for tokens in (sample, mirror(sample, PARTNER)))
+    return {"accuracy": test_accuracy, "error": float((forward - reverse).abs().max() / forward.abs().max())}
 
 
 # --- the claim ---------------------------------------------------------------------------------------------------
@@ -223,17 +223,17 @@ def measure(run: Run) -> list[Row]:
                                                          run.seed) for name in MODELS}
     jobs |= {f"strands {sharing} {size} {seed}": partial(score_strands, sharing, dna, size, shots, seed)
              for size in sizes for sharing in SHARING for seed in range(run.seed, run.seed + seeds)}
-    done = run.cells(jobs)
+    results = run.cells(jobs)
     table: list[Row] = []
     for name in MODELS:
-        found = done[f"molecules {name}"]
-        for given in GIVEN:
-            own, foreign = found[f"own {given}"], found[f"foreign {given}"]
-            table.append({"task": "molecules", "model": name, "given": given, "own": own, "foreign": foreign,
+        scores = results[f"molecules {name}"]
+        for num_context in GIVEN:
+            own, foreign = scores[f"own {num_context}"], scores[f"foreign {num_context}"]
+            table.append({"task": "molecules", "model": name, "given": num_context, "own": own, "foreign": foreign,
                           "gap": foreign - own})
     for size in sizes:
         for sharing in SHARING:
-            cells = [done[f"strands {sharing} {size} {seed}"] for seed in range(run.seed, run.seed + seeds)]
+            cells = [results[f"strands {sharing} {size} {seed}"] for seed in range(run.seed, run.seed + seeds)]
             table.append({"task": f"strands {size}", "model": sharing, "accuracy": mean(c["accuracy"] for c in cells),
                           "error": max(c["error"] for c in cells)})
     run.note(f"{steps} steps of 8 rows of {context} elements each; own and foreign are nats per element of molecules "

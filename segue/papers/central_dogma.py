@@ -1,7 +1,7 @@
 """Find Central Dogma Again: Leveraging Multilingual Transfer in Large Language Models (2025, arXiv 2502.06253).
 
-A decoder is pre-trained on DNA, proteins and an artificial language, all unpaired, and fine-tuned to tell whether two
-sentences of the language belong together. Without further training it must then tell whether a protein is the
+A decoder is pre-trained on DNA, proteins and an artificial language, all unpaired, and fine-tuned to classify whether
+two sentences of the language belong together. Without further training it must then classify whether a protein is the
 translation of a DNA. This is the paper's mechanism at small size: the pairs of the language are related in the same
 way, by a hidden code of three symbols to one. The genes are those of E. coli, gene families split between training and
 test. Wrong pairs are random, matched in length, or matched in length and composition.
@@ -56,39 +56,39 @@ def load_genes(path: Path | None, seed: int) -> list[str]:
             and len(letters) > 3 * LONG + 6]
 
 
-def sample_genes(sequences: list[str], count: int, draw: np.random.Generator) -> list[Pair]:
+def sample_genes(sequences: list[str], count: int, rng: np.random.Generator) -> list[Pair]:
     """Random fragments of genes (lower case) with their translations."""
-    found = []
-    for gene in draw.choice(len(sequences), count):
-        n = int(draw.integers(SHORT, LONG + 1))
-        at = 3 * int(draw.integers(0, len(sequences[gene]) // 3 - n + 1))
-        letters = sequences[gene][at : at + 3 * n]
-        found.append((letters.lower(), translate(letters, 11)))
-    return found
+    pairs = []
+    for gene in rng.choice(len(sequences), count):
+        num_codons = int(rng.integers(SHORT, LONG + 1))
+        start = 3 * int(rng.integers(0, len(sequences[gene]) // 3 - num_codons + 1))
+        letters = sequences[gene][start : start + 3 * num_codons]
+        pairs.append((letters.lower(), translate(letters, 11)))
+    return pairs
 
 
-def sample_language(count: int, draw: np.random.Generator, code: np.ndarray) -> list[Pair]:
+def sample_language(count: int, rng: np.random.Generator, code: np.ndarray) -> list[Pair]:
     """Pairs of the artificial language: words by Zipf's law, and their spelling in triplets by `code`, (64,)."""
     chances = 1 / np.arange(3.0, 23.0)
     words = [np.flatnonzero(code == word) for word in range(20)]
-    found = []
-    for n in draw.integers(SHORT, LONG + 1, count).tolist():
-        sentence = draw.choice(20, n, p=chances / chances.sum())
-        spelled = [int(draw.choice(words[word])) for word in sentence]
-        found.append(("".join(SOURCE[c // 16] + SOURCE[c // 4 % 4] + SOURCE[c % 4] for c in spelled),
+    pairs = []
+    for num_words in rng.integers(SHORT, LONG + 1, count).tolist():
+        sentence = rng.choice(20, num_words, p=chances / chances.sum())
+        triplets = [int(rng.choice(words[word])) for word in sentence]
+        pairs.append(("".join(SOURCE[c // 16] + SOURCE[c // 4 % 4] + SOURCE[c % 4] for c in triplets),
                       "".join(TARGET[word] for word in sentence)))
-    return found
+    return pairs
 
 
-def sample_code(draw: np.random.Generator) -> np.ndarray:
+def sample_code(rng: np.random.Generator) -> np.ndarray:
     """The word, 0 .. 19, that each of the 64 triplets stands for, (64,); every word has at least one triplet."""
-    return draw.permutation(np.concatenate([np.arange(20), draw.integers(0, 20, 44)]))
+    return rng.permutation(np.concatenate([np.arange(20), rng.integers(0, 20, 44)]))
 
 
-def label_pairs(pairs: list[Pair], how: tuple[str, ...], seed: int) -> tuple[list[Pair], list[int]]:
-    """The pairs (label 1), then as many wrong ones (label 0), whose kind of negatives cycles through `how`."""
-    sorts = [matched_negatives(pairs, each, seed) for each in how]
-    wrong = [sorts[i % len(how)][i] for i in range(len(pairs))]
+def label_pairs(pairs: list[Pair], kinds: tuple[str, ...], seed: int) -> tuple[list[Pair], list[int]]:
+    """The pairs (label 1), then as many wrong ones (label 0), whose kind of negatives cycles through `kinds`."""
+    negatives = [matched_negatives(pairs, kind, seed) for kind in kinds]
+    wrong = [negatives[i % len(kinds)][i] for i in range(len(pairs))]
     return [*pairs, *wrong], [1] * len(pairs) + [0] * len(pairs)
 
 
@@ -98,12 +98,12 @@ def make_batch(pairs: list[Pair], labels: list[int]) -> Batch:
 
 
 def fine_tune(model: Classifier, pairs: list[Pair], labels: list[int], steps: int, count: int, rate: float, seed: int,
-           ) -> None:
+              ) -> None:
     """Train in place; the class is read off the last symbol's vector."""
-    every = make_batch(pairs, labels)
+    examples = make_batch(pairs, labels)
 
     def batch(step: int) -> Batch:
-        return every.rows(torch.from_numpy(np.random.default_rng((seed, step)).integers(0, len(pairs), count)))
+        return examples.rows(torch.from_numpy(np.random.default_rng((seed, step)).integers(0, len(pairs), count)))
 
     learn(model, batch, steps, rate=rate, seed=seed, muon=True, cooldown=0.5, objective=ClassLoss("all"))
 
@@ -113,20 +113,23 @@ def percent_right(model: Classifier, pairs: list[Pair], labels: list[int]) -> fl
     """Accuracy in per cent."""
     batch = make_batch(pairs, labels)
     labelled = batch.targets >= 0
-    guess = torch.cat([model(rows.tokens).logits.argmax(-1)[rows.targets >= 0]
-                       for rows in (batch.rows(slice(at, at + 250)) for at in range(0, len(pairs), 250))])
-    return 100 * float((guess == batch.targets[labelled]).float().mean())
+    predictions = torch.cat([model(rows.tokens).logits.argmax(-1)[rows.targets >= 0]
+                             for rows in (batch.rows(slice(at, at + 250)) for at in range(0, len(pairs), 250))])
+    return 100 * float((predictions == batch.targets[labelled]).float().mean())
 
 
-def run_arm(learned: list[str], held: list[str], arm: str, seed: int, setting: dict[str, int]) -> dict[str, float]:
+def run_arm(train_genes: list[str], test_genes: list[str], arm: str, seed: int, setting: dict[str, int],
+            ) -> dict[str, float]:
     """Pre-train, fine-tune and test one seed of TRANSFER or SUPERVISED: accuracy on DNA-protein pairs by kind of
     negatives, and ("taught") on held-out pairs of the kind that it was fine-tuned on."""
-    draw, count = np.random.default_rng(seed), setting["pairs"]
-    spoken, coded = sample_language(count, draw, code := sample_code(draw)), sample_genes(learned, count, draw)
-    lines = {"dna": [first for first, _ in coded], "protein": [second for _, second in reversed(coded)],
-             "source": [first for first, _ in spoken], "target": [second for _, second in reversed(spoken)]}
-    stores = {name: Arrays([np.concatenate([[CODEC.eos], CODEC.encode(each), [CODEC.eos]]) for each in some])
-              for name, some in lines.items()}
+    rng, count = np.random.default_rng(seed), setting["pairs"]
+    language_pairs, gene_pairs = (sample_language(count, rng, code := sample_code(rng)),
+                                  sample_genes(train_genes, count, rng))
+    corpora = {"dna": [first for first, _ in gene_pairs], "protein": [second for _, second in reversed(gene_pairs)],
+               "source": [first for first, _ in language_pairs],
+               "target": [second for _, second in reversed(language_pairs)]}
+    stores = {name: Arrays([np.concatenate([[CODEC.eos], CODEC.encode(letters), [CODEC.eos]]) for letters in sequences])
+              for name, sequences in corpora.items()}
     torch.manual_seed(seed)
     stack = Stack(StackConfig(CODEC.size, setting["width"], ["attention"] * setting["depth"],
                               {"attention": {"heads": 4}}, norm="layer", learned_positions=2 * ROOM))
@@ -135,41 +138,44 @@ def run_arm(learned: list[str], held: list[str], arm: str, seed: int, setting: d
           cooldown=0.3)
     model = Classifier(stack, LinearHead(setting["width"], 2, bias=False))
     transfer = arm == TRANSFER
-    fine_tune(model, *label_pairs(spoken if transfer else coded, NEGATIVES, seed), setting["finetune"],
+    fine_tune(model, *label_pairs(language_pairs if transfer else gene_pairs, NEGATIVES, seed), setting["finetune"],
               setting["count"], 0.005, seed)
-    unseen = np.random.default_rng((seed, 1))
-    same = sample_language(setting["tests"], unseen, code) if transfer else sample_genes(held, setting["tests"], unseen)
-    tested = sample_genes(held, setting["tests"], unseen)
-    found = {each: percent_right(model.eval(), *label_pairs(tested, (each,), seed)) for each in NEGATIVES}
-    return found | {"taught": percent_right(model, *label_pairs(same, NEGATIVES, seed))}
+    test_rng = np.random.default_rng((seed, 1))
+    taught_pairs = sample_language(setting["tests"], test_rng, code) if transfer else \
+        sample_genes(test_genes, setting["tests"], test_rng)
+    test_pairs = sample_genes(test_genes, setting["tests"], test_rng)
+    accuracy = {kind: percent_right(model.eval(), *label_pairs(test_pairs, (kind,), seed)) for kind in NEGATIVES}
+    return accuracy | {"taught": percent_right(model, *label_pairs(taught_pairs, NEGATIVES, seed))}
 
 
-def length_baseline(learned: list[str], held: list[str], seed: int, setting: dict[str, int]) -> dict[str, float]:
+def length_baseline(train_genes: list[str], test_genes: list[str], seed: int, setting: dict[str, int],
+                    ) -> dict[str, float]:
     """Accuracy of a logistic regression on the two lengths, trained and tested on each kind of negatives."""
-    draw, found = np.random.default_rng((seed, 2)), {}
-    for each in NEGATIVES:
-        parts = [label_pairs(sample_genes(some, setting["tests"], draw), (each,), seed) for some in (learned, held)]
-        given = [(torch.from_numpy(length_features(pairs, 3.0)) / ROOM, torch.tensor(labels))
-                 for pairs, labels in parts]
-        found[each] = 100 * probe("linear", given[0], given[1], epochs=30, rate=0.1)
-    return found
+    rng, accuracy = np.random.default_rng((seed, 2)), {}
+    for kind in NEGATIVES:
+        labelled = [label_pairs(sample_genes(genes, setting["tests"], rng), (kind,), seed)
+                    for genes in (train_genes, test_genes)]
+        examples = [(torch.from_numpy(length_features(pairs, 3.0)) / ROOM, torch.tensor(labels))
+                    for pairs, labels in labelled]
+        accuracy[kind] = 100 * probe("linear", examples[0], examples[1], epochs=30, rate=0.1)
+    return accuracy
 
 
 def measure(run: Run) -> list[Row]:
     folder = run.dataset("ecoli-k12")
     path = None if folder is None else folder / "GCF_000005845.2_ASM584v2_genomic.gbff.gz"
-    every = of(load_genes(path, run.seed), kind="dna")
-    learned, held = (list(part.objects()) for part in every.split(0.1, by="cluster", seed=run.seed))
+    genes = of(load_genes(path, run.seed), kind="dna")
+    train_genes, test_genes = (list(part.objects()) for part in genes.split(0.1, by="cluster", seed=run.seed))
     setting = run.pick({"width": 16, "depth": 1, "count": 8, "pretrain": 2, "finetune": 2, "pairs": 60, "tests": 20},
                        {"width": 64, "depth": 2, "count": 32, "pretrain": 120, "finetune": 600, "pairs": 12_000,
                         "tests": 500})
     seeds = range(run.seed, run.seed + run.pick(2, SEEDS))
-    ways: dict[str, Any] = {TRANSFER: partial(run_arm, learned, held, TRANSFER),
-                            FLOOR: partial(length_baseline, learned, held),
-                            SUPERVISED: partial(run_arm, learned, held, SUPERVISED)}
-    runs = [(arm, seed) for arm in ways for seed in (seeds if arm != SUPERVISED else seeds[:CHECKED])]
-    done = run.cells({f"{arm} {seed}": partial(ways[arm], seed, setting) for arm, seed in runs})
-    what = "made-up genes" if path is None else f"{len(every):,} coding sequences of E. coli K-12 (GenBank)"
+    arms: dict[str, Any] = {TRANSFER: partial(run_arm, train_genes, test_genes, TRANSFER),
+                            FLOOR: partial(length_baseline, train_genes, test_genes),
+                            SUPERVISED: partial(run_arm, train_genes, test_genes, SUPERVISED)}
+    runs = [(arm, seed) for arm in arms for seed in (seeds if arm != SUPERVISED else seeds[:CHECKED])]
+    results = run.cells({f"{arm} {seed}": partial(arms[arm], seed, setting) for arm, seed in runs})
+    what = "made-up genes" if path is None else f"{len(genes):,} coding sequences of E. coli K-12 (GenBank)"
     run.note(f"DNA and proteins: pieces of {SHORT} to {LONG} codons of {what}, a tenth of the genes, families apart, "
              "for tests; language: made-up sentences with a hidden code of three symbols to one, other for each seed")
     run.note(f"one decoder for each seed (attention, width {setting['width']}, {setting['depth']} blocks, learned "
@@ -177,36 +183,37 @@ def measure(run: Run) -> list[Row]:
              f"{setting['finetune']} of {setting['count']} pairs, of which half belong together; the last symbol "
              "decides; negatives in training: all three sorts alike")
     run.note(f"language pairs not seen in training are told apart in "
-             f"{Sweep(tuple(done[f'{TRANSFER} {seed}']['taught'] for seed in seeds))} per cent of cases")
-    return [{"arm": arm, "seed": seed} | {each: done[f"{arm} {seed}"][each] for each in NEGATIVES}
+             f"{Sweep(tuple(results[f'{TRANSFER} {seed}']['taught'] for seed in seeds))} per cent of cases")
+    return [{"arm": arm, "seed": seed} | {kind: results[f"{arm} {seed}"][kind] for kind in NEGATIVES}
             for arm, seed in runs]
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
-    def over(arm: str, negatives: str) -> Sweep:
+    def sweep(arm: str, negatives: str) -> Sweep:
         return Sweep(tuple(row[negatives] for row in table if row["arm"] == arm))
 
-    length, order = over(TRANSFER, "length"), over(TRANSFER, "composition")
-    level, taught_ = over(FLOOR, "length").mean, over(SUPERVISED, "composition")
-    shortcut = over(TRANSFER, "other").mean >= order.mean + 10
-    reason = (f"after language pairs alone {over(TRANSFER, 'other')}% with negatives of any length, {length}% of the "
-              f"same length, {order}% of the same composition too; lengths alone reach "
-              f"{over(FLOOR, 'other').mean:.0f}, {level:.0f} and {over(FLOOR, 'composition').mean:.0f}%; taught with "
-              f"DNA and proteins {taught_}% of the same composition; length is {'' if shortcut else 'not '}a shortcut")
-    if length.above(50) and length.mean > level:
+    length, composition = sweep(TRANSFER, "length"), sweep(TRANSFER, "composition")
+    floor, supervised = sweep(FLOOR, "length").mean, sweep(SUPERVISED, "composition")
+    shortcut = sweep(TRANSFER, "other").mean >= composition.mean + 10
+    reason = (f"after language pairs alone {sweep(TRANSFER, 'other')}% with negatives of any length, {length}% of the "
+              f"same length, {composition}% of the same composition too; lengths alone reach "
+              f"{sweep(FLOOR, 'other').mean:.0f}, {floor:.0f} and {sweep(FLOOR, 'composition').mean:.0f}%; taught with "
+              f"DNA and proteins {supervised}% of the same composition; length is {'' if shortcut else 'not '}"
+              "a shortcut")
+    if length.above(50) and length.mean > floor:
         return "confirmed", reason
-    return ("refuted" if taught_.mean >= 80 else "inconclusive"), reason
+    return ("refuted" if supervised.mean >= 80 else "inconclusive"), reason
 
 
 def draw(figure: Figure, table: list[Row]) -> None:
     axes = figure.subplots()
     colours = {TRANSFER: "tab:blue", SUPERVISED: "tab:green", FLOOR: "tab:grey"}
     for shift, (arm, colour) in zip((-0.2, 0.0, 0.2), colours.items()):
-        for place, negatives in enumerate(NEGATIVES):
+        for position, negatives in enumerate(NEGATIVES):
             values = [row[negatives] for row in table if row["arm"] == arm]
-            axes.plot([place + shift] * len(values), values, "o", color=colour, alpha=0.6,
-                      label=arm if place == 0 else None)
-            axes.plot([place + shift - 0.07, place + shift + 0.07], [float(np.mean(values))] * 2, color=colour)
+            axes.plot([position + shift] * len(values), values, "o", color=colour, alpha=0.6,
+                      label=arm if position == 0 else None)
+            axes.plot([position + shift - 0.07, position + shift + 0.07], [float(np.mean(values))] * 2, color=colour)
     axes.axhline(50, color="black", linestyle=":")
     axes.set_xticks(range(len(NEGATIVES)), ["any length", "same length", "same length\nand composition"])
     axes.set(xlabel="negatives", ylabel="right, % (all runs and their mean)", ylim=(20, 102))

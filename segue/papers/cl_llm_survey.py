@@ -79,8 +79,9 @@ ARMS = {
 def experiences(seed: int, steps: int, small: bool, tune: bool = False) -> list[Experience]:
     """The domains as a stream. small: only 4,000 characters of each domain. tune: evaluate on the validation rows."""
     texts = {name: standard_library(name)[: 4000 if small else None] for name in DOMAINS}
-    return [replace(each, test=each.check if tune and each.check else each.test.rows(slice(None, None, 4)))
-            for each in domain_incremental(texts, CONTEXT, ROWS * steps, check=0.05, seed=seed)]
+    return [replace(experience, test=experience.check if tune and experience.check
+                    else experience.test.rows(slice(None, None, 4)))
+            for experience in domain_incremental(texts, CONTEXT, ROWS * steps, check=0.05, seed=seed)]
 
 
 def make_stack(seed: int) -> Stack:
@@ -109,7 +110,7 @@ def run_arm(arm: str, strength: float, weights: str, seed: int, steps: int, smal
     schedule = (spec.schedule or REWARMED) | ({"rate": strength} if spec.plain else {})
     if spec.joint:
         size = ROWS * steps * (len(stream) - 1)
-        all_rows = Batch.join([each.train for each in stream])
+        all_rows = Batch.join([experience.train for experience in stream])
         order = torch.from_numpy(np.random.default_rng(seed).permutation(len(all_rows.targets))[:size])
         whole = [Experience("the others at once", all_rows.rows(order), stream[-1].test)]
         bits = continue_on(model, whole, strategy, learned=stream, **schedule).scores[:, : len(stream)]
@@ -124,10 +125,10 @@ def run_arm(arm: str, strength: float, weights: str, seed: int, steps: int, smal
 def measure(run: Run) -> list[Row]:
     steps, small = run.pick(2, STEPS), run.scale == "smoke"
     seeds = [run.seed + i for i in range(run.pick(1, 3))]
-    wanted = seeds if small else [TUNING, *seeds]
+    all_seeds = seeds if small else [TUNING, *seeds]
     bases = run.cells({f"first domain, seed {seed}": partial(pretrain, seed, run.pick(2, PRETRAIN), small)
-                       for seed in wanted})
-    weights = {seed: bases[f"first domain, seed {seed}"] for seed in wanted}
+                       for seed in all_seeds})
+    weights = {seed: bases[f"first domain, seed {seed}"] for seed in all_seeds}
     chosen = {arm: spec.tried[0] for arm, spec in ARMS.items()}
     if not small:
         names = {(arm, strength): f"{arm} {strength:g}, tuning" for arm, spec in ARMS.items()
@@ -140,12 +141,12 @@ def measure(run: Run) -> list[Row]:
                        for arm in ARMS for seed in seeds})
     table: list[Row] = []
     for arm, spec in ARMS.items():
-        each = [cells[f"{arm}, seed {seed}"] for seed in seeds]
+        results = [cells[f"{arm}, seed {seed}"] for seed in seeds]
         row: Row = {"arm": arm, "strength or rate": chosen[arm] if len(spec.tried) > 1 else None}
         for what in ("final", "new", "forgetting", "transfer"):
-            row[what] = None if each[0][what] is None else mean(one[what] for one in each)
-        table.append({**row, "final by seed": [one["final"] for one in each],
-                      "the first domain": [mean(values) for values in zip(*(one["first"] for one in each))]})
+            row[what] = None if results[0][what] is None else mean(result[what] for result in results)
+        table.append({**row, "final by seed": [result["final"] for result in results],
+                      "the first domain": [mean(values) for values in zip(*(result["first"] for result in results))]})
     run.note(f"real data: characters of the running Python's standard library, the packages {', '.join(DOMAINS)} one "
              f"after the other, {run.pick(2, PRETRAIN):,} steps of the first and {steps} of each other; every fourth "
              "row of the last tenth of each is the test, the twentieth before it kept for choosing")
@@ -179,12 +180,12 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
               f"the best is {best}")
     if equal:
         return "refuted", reason
-    good = plain["forgetting"] > 0 and cut >= 0.5 and cost <= 0.02 and best == "joint"
-    return ("confirmed" if good else "inconclusive"), reason
+    holds = plain["forgetting"] > 0 and cut >= 0.5 and cost <= 0.02 and best == "joint"
+    return ("confirmed" if holds else "inconclusive"), reason
 
 
 def draw(figure: Figure, table: list[Row]) -> None:
-    plane, way = figure.subplots(1, 2, width_ratios=(3, 2))
+    plane, curves = figure.subplots(1, 2, width_ratios=(3, 2))
     for at, row in enumerate(table):
         if row["new"] is not None:
             plane.plot(row["new"], row["forgetting"], "o", color=f"C{at}")
@@ -195,11 +196,11 @@ def draw(figure: Figure, table: list[Row]) -> None:
               title="What is learned and what is lost")
     for at, row in enumerate(table):
         if row["arm"] in ("low, level", PLAIN, KEEPING, "EWC", "LoRA"):
-            way.plot(range(len(row["the first domain"])), row["the first domain"], "o-", color=f"C{at}",
-                     label=row["arm"])
-    way.set(xlabel="domains learned since", ylabel="bits per character", title=f"The first domain, {DOMAINS[0]}")
-    way.xaxis.get_major_locator().set_params(integer=True)
-    way.legend(fontsize=7)
+            curves.plot(range(len(row["the first domain"])), row["the first domain"], "o-", color=f"C{at}",
+                        label=row["arm"])
+    curves.set(xlabel="domains learned since", ylabel="bits per character", title=f"The first domain, {DOMAINS[0]}")
+    curves.xaxis.get_major_locator().set_params(integer=True)
+    curves.legend(fontsize=7)
 
 
 CLAIM = Claim(

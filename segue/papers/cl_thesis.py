@@ -58,8 +58,9 @@ def class_stream(folder: Path | None, seed: int, share: list[float]) -> tuple[li
     """Two classes at a time, `share[i]` * ROWS rows in experience i: the stream evaluated on validation rows, and the
     same stream evaluated on test rows."""
     train, *measured = split_digits(folder, seed)
-    choosing, testing = ([replace(each, train=each.train.rows(slice(0, round(ROWS * part))))
-                          for each, part in zip(class_incremental(train, rows, GROUPS), share)] for rows in measured)
+    choosing, testing = ([replace(experience, train=experience.train.rows(slice(0, round(ROWS * part))))
+                          for experience, part in zip(class_incremental(train, rows, GROUPS), share)]
+                         for rows in measured)
     return choosing, testing
 
 
@@ -68,7 +69,7 @@ def permutation_stream(folder: Path | None, seed: int) -> tuple[list[Experience]
     evaluated on validation rows and on test rows, as in the class stream."""
     train, *measured = split_digits(folder, seed)
     draw = np.random.default_rng([seed, 1])
-    made: tuple[list[Experience], list[Experience]] = ([], [])
+    streams: tuple[list[Experience], list[Experience]] = ([], [])
     for number, classes in enumerate(ORDERS):
         order = torch.from_numpy(draw.permutation(train.tokens.shape[-1]))
         size = min(ROWS, len(train.targets) // len(ORDERS))
@@ -76,18 +77,18 @@ def permutation_stream(folder: Path | None, seed: int) -> tuple[list[Experience]
         def task(rows: Batch, order: Tensor = order, first: int = classes[0]) -> Batch:
             return Batch(rows.tokens[..., order], rows.targets + first)
 
-        own = task(train.rows(slice(number * size, (number + 1) * size)))
-        for stream, rows in zip(made, measured):
-            stream.append(Experience(f"order {number}", own, task(rows), classes))
-    return made
+        train_rows = task(train.rows(slice(number * size, (number + 1) * size)))
+        for stream, rows in zip(streams, measured):
+            stream.append(Experience(f"order {number}", train_rows, task(rows), classes))
+    return streams
 
 
 def make_strategy(arm: str, size: int, strength: float) -> Strategy:
-    made: dict[str, Any] = {
+    factories: dict[str, Any] = {
         "naive": Strategy, "reservoir": partial(Replay, size), "GSS": partial(GSS, size),
         OLD: partial(Replay, size, retrieve="earlier"), HARMED: partial(MIR, size, among="earlier"),
         "EWC": partial(EWC, strength), "MAS": partial(MAS, strength)}
-    return made[arm]()
+    return factories[arm]()
 
 
 def run_arm(arm: str, stream: str, size: int, folder: Path | None, seed: int, rate: float, strength: float,
@@ -110,16 +111,16 @@ def run_arm(arm: str, stream: str, size: int, folder: Path | None, seed: int, ra
         if "diverged" not in str(error):
             raise
         return {"chosen": 0.0, "accuracy": 0.0, "forgotten": 1.0}
-    chosen = [measure(model, each, range(10)) for each in choosing]
+    chosen = [measure(model, experience, range(10)) for experience in choosing]
     return {"chosen": float(np.mean(chosen)), "accuracy": matrix.average, "forgotten": -matrix.backward_transfer}
 
 
 def measure(run: Run) -> list[Row]:
     folder, seeds = run.dataset("mnist-t10k"), range(run.seed, run.seed + run.pick(1, 5))
     passes, tuning = run.pick(1, PASSES), TUNING[: run.pick(1, 2)]
-    wanted: list[tuple[str, str, int]] = [("tasks", arm, 0) for arm in ("naive", "EWC", "MAS")]
-    wanted += [(stream, arm, 50) for stream in ("balanced", "imbalanced") for arm in ("naive", "reservoir", "GSS")]
-    wanted += [("balanced", arm, size) for size in SIZES for arm in (OLD, HARMED)]
+    lines: list[tuple[str, str, int]] = [("tasks", arm, 0) for arm in ("naive", "EWC", "MAS")]
+    lines += [(stream, arm, 50) for stream in ("balanced", "imbalanced") for arm in ("naive", "reservoir", "GSS")]
+    lines += [("balanced", arm, size) for size in SIZES for arm in (OLD, HARMED)]
     Setting = tuple[float, float]
 
     def job(line: tuple[str, str, int], setting: Setting, seed: int) -> tuple[str, Any]:
@@ -134,22 +135,22 @@ def measure(run: Run) -> list[Row]:
             return {(TOLD_RATE, strength): tuning[:1] for strength in run.pick([1.0], STRENGTHS.get(arm, [0.0]))}
         return {(rate, 0.0): tuning for rate in run.pick(RATES[:1], RATES)}
 
-    found = run.cells(dict(job(line, setting, seed) for line in wanted for setting, by in tried(line).items()
-                           for seed in by if len(tried(line)) > 1))
+    results = run.cells(dict(job(line, setting, seed) for line in lines for setting, by in tried(line).items()
+                             for seed in by if len(tried(line)) > 1))
     best: dict[tuple[str, str, int], Setting] = {}
-    for line in wanted:
-        every = tried(line)
-        best[line] = max(every, key=lambda setting: sum(found[job(line, setting, seed)[0]]["chosen"]
-                                                        for seed in every[setting])) if len(every) > 1 else \
-            next(iter(every))
-    found = run.cells(dict(job(line, best[line], seed) for line in wanted for seed in seeds))
+    for line in lines:
+        settings = tried(line)
+        best[line] = max(settings, key=lambda setting: sum(results[job(line, setting, seed)[0]]["chosen"]
+                                                           for seed in settings[setting])) if len(settings) > 1 else \
+            next(iter(settings))
+    results = run.cells(dict(job(line, best[line], seed) for line in lines for seed in seeds))
     table: list[Row] = []
-    for line in wanted:
-        each = [found[job(line, best[line], seed)[0]] for seed in seeds]
-        right = [one["accuracy"] for one in each]
+    for line in lines:
+        runs = [results[job(line, best[line], seed)[0]] for seed in seeds]
+        right = [result["accuracy"] for result in runs]
         table.append(dict(zip(("stream", "strategy", "rows kept"), line)) | {
             "accuracy": float(np.mean(right)), "error": float(np.std(right) / len(right) ** 0.5),
-            "forgotten": float(np.mean([one["forgotten"] for one in each])), "rate": best[line][0],
+            "forgotten": float(np.mean([result["forgotten"] for result in runs])), "rate": best[line][0],
             "strength": best[line][1], "by seed": right})
     run.note(f"MNIST's 10,000 test digits at 14 x 14, dealt out anew by each of {len(seeds)} seeds: 2,000 to test, "
              "1,000 to choose settings by, the others to learn from; a network of 196-100-100 and a linear head, "
@@ -174,16 +175,16 @@ def measure(run: Run) -> list[Row]:
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
-    found = {(row["stream"], row["strategy"], row["rows kept"]): 100 * row["accuracy"] for row in table}
-    gain = found["imbalanced", "GSS", 50] - found["imbalanced", "reservoir", 50]
-    cost = found["balanced", "reservoir", 50] - found["balanced", "GSS", 50]
-    mir = {size: found["balanced", HARMED, size] - found["balanced", OLD, size] for size in SIZES}
-    mas = found["tasks", "MAS", 0] - found["tasks", "naive", 0]
-    apart = found["tasks", "EWC", 0] - found["tasks", "MAS", 0]
+    accuracy = {(row["stream"], row["strategy"], row["rows kept"]): 100 * row["accuracy"] for row in table}
+    gain = accuracy["imbalanced", "GSS", 50] - accuracy["imbalanced", "reservoir", 50]
+    cost = accuracy["balanced", "reservoir", 50] - accuracy["balanced", "GSS", 50]
+    mir = {size: accuracy["balanced", HARMED, size] - accuracy["balanced", OLD, size] for size in SIZES}
+    mas = accuracy["tasks", "MAS", 0] - accuracy["tasks", "naive", 0]
+    apart = accuracy["tasks", "EWC", 0] - accuracy["tasks", "MAS", 0]
     holds = {"GSS": gain >= 5 and cost <= 8, "MIR": max(mir.values()) >= 2, "MAS": mas >= 15 and apart <= 5}
-    more = ", ".join(f"{value:+.1f} at {size} rows" for size, value in mir.items())
+    mir_gains = ", ".join(f"{value:+.1f} at {size} rows" for size, value in mir.items())
     reason = (f"GSS {gain:+.1f} points on a reservoir where the stream is imbalanced, {-cost:+.1f} where it is "
-              f"balanced; MIR {more}; MAS {mas:+.1f} on fine-tuning and {-apart:+.1f} on EWC; "
+              f"balanced; MIR {mir_gains}; MAS {mas:+.1f} on fine-tuning and {-apart:+.1f} on EWC; "
               f"holds: {', '.join(name for name, held in holds.items() if held) or 'none'}")
     if gain <= 0:
         return "refuted", reason
@@ -192,9 +193,9 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
 
 def draw(figure: Figure, table: list[Row]) -> None:
     panels = figure.subplots(1, 4, sharey=True, width_ratios=[4, 4, 4, 3])
-    kept = [("balanced", 50), ("imbalanced", 50), ("balanced", None), ("tasks", 0)]
+    shown = [("balanced", 50), ("imbalanced", 50), ("balanced", None), ("tasks", 0)]
     titles = ["balanced, 50 rows", "imbalanced, 50 rows", "balanced, replay of earlier rows", "tasks told, no rows"]
-    for axes, (stream, size), title in zip(panels, kept, titles):
+    for axes, (stream, size), title in zip(panels, shown, titles):
         rows = [row for row in table if row["stream"] == stream
                 and (row["rows kept"] == size if size is not None else True)
                 and (stream != "balanced" or (row["strategy"] in (OLD, HARMED)) == (size is None))]

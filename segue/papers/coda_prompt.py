@@ -96,7 +96,7 @@ def make_prompts(arm: str, size: int) -> PromptSource:
 def score(arm: str, size: int, weights: str, small: bool, seed: int, rate: float, epochs: int,
           tuning: bool = False) -> list[float]:
     """Train one arm: final accuracy over all classes, and mean forgetting of all experiences but the last."""
-    found = {part: rows.as_prompts() for part, rows in labelled_rows("code", None, small).items()}
+    parts = {part: rows.as_prompts() for part, rows in labelled_rows("code", None, small).items()}
     classes, group = labelled_texts("code", None, small).classes, labelled_texts("code", None, small).group
     stack, rows = load_backbone(weights, seed).eval(), pretraining_rows(small)
     prompted = Prompted(stack, make_prompts(arm, size))
@@ -104,15 +104,15 @@ def score(arm: str, size: int, weights: str, small: bool, seed: int, rate: float
     head = StandardisedHead(classes, prompted.centre.clone(), prompted.spread.clone())
     draw = torch.Generator().manual_seed(seed)
     order = torch.randperm(classes, generator=draw).split(classes if arm == JOINT else group)
-    train = found["train"].rows(torch.randperm(len(found["train"].targets), generator=draw))
-    stream = class_incremental(train, found["tune" if tuning else "test"], [part.tolist() for part in order])
-    held: Strategy = Prompting() if arm in PROMPTS else Freeze((), old_classes=True)
+    train = parts["train"].rows(torch.randperm(len(parts["train"].targets), generator=draw))
+    stream = class_incremental(train, parts["tune" if tuning else "test"], [part.tolist() for part in order])
+    strategy: Strategy = Prompting() if arm in PROMPTS else Freeze((), old_classes=True)
     model = Classifier(prompted if arm in PROMPTS else stack.requires_grad_(arm == FINE), head, "mean")
     if arm == LINEAR:
-        stream = [Experience(each.name, encode_features(model, each.train), encode_features(model, each.test),
-                             each.classes) for each in stream]
+        stream = [Experience(experience.name, encode_features(model, experience.train),
+                             encode_features(model, experience.test), experience.classes) for experience in stream]
         model = Classifier(Features(), head)
-    matrix = learn_stream(model, stream, held, ClassLoss("new"), rows=ROWS, epochs=epochs, rate=rate, seed=seed,
+    matrix = learn_stream(model, stream, strategy, ClassLoss("new"), rows=ROWS, epochs=epochs, rate=rate, seed=seed,
                           table_rate=rate if arm == LINEAR else HEAD_RATE, cooldown=1.0, measure=accuracy_so_far)
     return [matrix.average, mean([matrix.forgetting(name) for name in matrix.names[:-1]] or [0.0])]
 
@@ -134,17 +134,17 @@ def measure(run: Run) -> list[Row]:
 
     best = {arm: rates[-1] for arm, rates in RATES.items()}
     if not small:
-        tried = run.cells(dict(job(arm, SIZE, TUNING, rate, True) for arm, rates in RATES.items() for rate in rates))
-        best = {arm: max(rates, key=lambda rate: tried[job(arm, SIZE, TUNING, rate, True)[0]][0])
+        tuning = run.cells(dict(job(arm, SIZE, TUNING, rate, True) for arm, rates in RATES.items() for rate in rates))
+        best = {arm: max(rates, key=lambda rate: tuning[job(arm, SIZE, TUNING, rate, True)[0]][0])
                 for arm, rates in RATES.items()}
     lines = [(arm, SIZE, seeds[:1] if arm == JOINT else seeds) for arm in ARMS]
     lines += [(arm, size, seeds[:1]) for arm in (L2P, CODA) for size in OTHERS]
     jobs = {(arm, size, seed): job(arm, size, seed, best[CODA if arm == JOINT else arm])
-            for arm, size, used in lines for seed in used}
-    found = run.cells(dict(jobs.values()))
+            for arm, size, arm_seeds in lines for seed in arm_seeds}
+    results = run.cells(dict(jobs.values()))
     table: list[Row] = []
-    for arm, size, used in lines:
-        right, forgotten = zip(*(found[jobs[arm, size, seed][0]] for seed in used))
+    for arm, size, arm_seeds in lines:
+        right, forgotten = zip(*(results[jobs[arm, size, seed][0]] for seed in arm_seeds))
         table.append({"arm": arm, "components": size if arm in (L2P, CODA, JOINT) else None, "accuracy": mean(right),
                       "forgetting": mean(forgotten), "by seed": list(right),
                       "rate": best[CODA if arm == JOINT else arm]})
@@ -171,16 +171,16 @@ def measure(run: Run) -> list[Row]:
 def judge(table: list[Row]) -> tuple[Verdict, str]:
     row = {(row["arm"], row["components"]): row for row in table}
     coda, dual, linear = row[CODA, SIZE], row[DUAL, None], row[LINEAR, None]
-    over, above = coda["accuracy"] - dual["accuracy"], coda["accuracy"] - linear["accuracy"]
+    over_dual, over_linear = coda["accuracy"] - dual["accuracy"], coda["accuracy"] - linear["accuracy"]
     grown = {arm: row[arm, OTHERS[1]]["accuracy"] - row[arm, OTHERS[0]]["accuracy"] for arm in (CODA, L2P)}
     reason = (f"CODA-P is right {coda['accuracy']:.1%} of the time and forgets {coda['forgetting']:.1%}, DualPrompt "
               f"{dual['accuracy']:.1%} and {dual['forgetting']:.1%}, L2P {row[L2P, SIZE]['accuracy']:.1%}, a linear "
               f"head on the frozen backbone {linear['accuracy']:.1%}; from {OTHERS[0]} to {OTHERS[1]} components "
               f"CODA-P gains {100 * grown[CODA]:+.1f} points, L2P with as many slots {100 * grown[L2P]:+.1f}")
-    if above <= 0:
+    if over_linear <= 0:
         return "refuted", reason
-    good = over >= 0.02 and above >= 0.02 and coda["forgetting"] <= dual["forgetting"] + 0.01
-    return ("confirmed" if good else "inconclusive"), reason
+    holds = over_dual >= 0.02 and over_linear >= 0.02 and coda["forgetting"] <= dual["forgetting"] + 0.01
+    return ("confirmed" if holds else "inconclusive"), reason
 
 
 def draw(figure: Figure, table: list[Row]) -> None:
@@ -194,8 +194,8 @@ def draw(figure: Figure, table: list[Row]) -> None:
     arms.invert_yaxis()
     arms.set(xlabel="accuracy over all classes at the end (dots: seeds)", title="15 packages, 3 at a time")
     for arm in (L2P, CODA):
-        found = sorted((row["components"], row["accuracy"]) for row in table if row["arm"] == arm)
-        sizes.plot(*zip(*found), "o-", label=arm)
+        points = sorted((row["components"], row["accuracy"]) for row in table if row["arm"] == arm)
+        sizes.plot(*zip(*points), "o-", label=arm)
     sizes.set(xlabel="slots or components", ylabel="accuracy", title="More of them", xscale="log")
     sizes.minorticks_off()
     sizes.set_xticks(counts := sorted((SIZE, *OTHERS)), map(str, counts))

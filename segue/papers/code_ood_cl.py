@@ -49,8 +49,9 @@ def experiences(names: dict[str, tuple[str, ...]], rows: int, small: bool, tune:
     """The packages as a stream. Of each text the last tenth is for testing (every fifth row), the twentieth before it
     for validation: early stopping and, where `tune`, choosing strengths. small: only the first 3,000 characters."""
     texts = {name: standard_library(*parts)[: 3000 if small else None] for name, parts in names.items()}
-    return [replace(each, test=each.check if tune and each.check is not None else each.test.rows(slice(None, None, 5)))
-            for each in domain_incremental(texts, CONTEXT, rows, check=0.05, seed=seed)]
+    return [replace(experience, test=experience.check if tune and experience.check is not None
+                    else experience.test.rows(slice(None, None, 5)))
+            for experience in domain_incremental(texts, CONTEXT, rows, check=0.05, seed=seed)]
 
 
 def make_stack(seed: int) -> Stack:
@@ -58,47 +59,47 @@ def make_stack(seed: int) -> Stack:
     return Stack(StackConfig(ASCII, WIDTH, ["attention"] * 2, {"attention": {"heads": 4}}))
 
 
-def count_right_names(model: nn.Module, each: Experience) -> tuple[int, int]:
+def count_right_names(model: nn.Module, experience: Experience) -> tuple[int, int]:
     """How many names after a dot in the test rows greedy decoding gets right, and how many there are."""
-    text = bytes(each.test.targets.flatten().tolist()).decode("ascii")
-    sites = site_numbers(text, each.test.targets.shape[1])
-    asked = (sites >= 0).any(1)
-    rows = each.test.rows(asked)
+    text = bytes(experience.test.targets.flatten().tolist()).decode("ascii")
+    sites = site_numbers(text, experience.test.targets.shape[1])
+    has_site = (sites >= 0).any(1)
+    rows = experience.test.rows(has_site)
     with torch.no_grad():
-        return sites_right(model(rows.tokens, rows.layout).logits, rows.targets, sites[asked])
+        return sites_right(model(rows.tokens, rows.layout).logits, rows.targets, sites[has_site])
 
 
 def learn_domains(model: nn.Module, stream: Sequence[Experience], strategy: Strategy, seed: int,
-                  learned: Sequence[Experience] = (), rate: float = 1e-3, **choices: Any
+                  learned: Sequence[Experience] = (), rate: float = 1e-3, **options: Any
                   ) -> tuple[ScoreMatrix, np.ndarray]:
     """Learn the stream; the matrix of bits per character, and one of the same shape of the share of names right."""
     right: list[float] = []
 
-    def measure(model: nn.Module, each: Experience, seen: Sequence[int]) -> float:
-        hits, sites = count_right_names(model, each)
-        right.append(hits / max(1, sites))
-        return bits_per_element(model, each, seen)
+    def measure(model: nn.Module, experience: Experience, seen: Sequence[int]) -> float:
+        num_right, num_sites = count_right_names(model, experience)
+        right.append(num_right / max(1, num_sites))
+        return bits_per_element(model, experience, seen)
 
     matrix = learn_stream(model, stream, strategy, rows=ROWS, rate=rate, seed=seed, measure=measure, learned=learned,
-                          named="bits per character", higher_is_better=False, **choices)
+                          named="bits per character", higher_is_better=False, **options)
     return matrix, np.array(right).reshape(matrix.scores.shape)
 
 
 def pretrain(seed: int, steps: int, small: bool) -> str:
     """Train on the familiar packages; the weights as text."""
     model = make_stack(seed)
-    first = experiences({"familiar": FAMILIAR}, ROWS * steps, small, True, seed)
-    learn_stream(model, first, Strategy(), rows=ROWS, rate=1e-3, seed=seed, measure=bits_per_element, cooldown=0.0)
+    familiar = experiences({"familiar": FAMILIAR}, ROWS * steps, small, True, seed)
+    learn_stream(model, familiar, Strategy(), rows=ROWS, rate=1e-3, seed=seed, measure=bits_per_element, cooldown=0.0)
     return dump_weights(model)
 
 
 def make_strategy(arm: str, strength: float, seed: int) -> Strategy:
-    made: dict[str, Callable[[], Strategy]] = {
+    factories: dict[str, Callable[[], Strategy]] = {
         "EWC": partial(EWC, strength, rows=60, labels="model"), "SI": partial(SI, strength, damping=0.1),
         "RWalk": partial(RWalk, strength, every=2), "A-GEM": partial(AGEM, 6, KEPT[0], seed=seed),
         LARGE: partial(Replay, KEPT[0], retrieve="earlier", seed=seed),
         SMALL: partial(Replay, KEPT[1], retrieve="earlier", seed=seed)}
-    return made.get(arm, Strategy)()
+    return factories.get(arm, Strategy)()
 
 
 def run_arm(arm: str, strength: float, weights: str, seed: int, steps: int, small: bool, tune: bool = False
@@ -108,40 +109,43 @@ def run_arm(arm: str, strength: float, weights: str, seed: int, steps: int, smal
     load_weights(model, weights)
     stream = experiences({name: (name,) for name in DOMAINS}, ROWS * steps, small, tune, seed)
     familiar = experiences({"familiar": FAMILIAR}, 1, small, tune)
-    stop = {"patience": 2} if arm == "early stopping" else {}
-    matrix, right = learn_domains(model, cumulative(stream, seed) if arm == "cumulative" else stream,
-                                  make_strategy(arm, strength, seed), seed, familiar, cooldown=0.0, **stop)
-    bits, new = matrix.scores, range(1, len(matrix.names))
-    return {"final": float(bits[-1, 1:].mean()), "at learning": float(np.mean([bits[i, i] for i in new])),
-            "forgetting": float(np.mean([bits[-1, i] - bits[i, i] for i in new[:-1]])),
-            "familiar": float(bits[-1, 0] - bits[0, 0]), "names": float(right[-1, 1:].mean()),
-            "names lost": float(np.mean([right[i, i] - right[-1, i] for i in new[:-1]])), "matrix": bits.tolist()}
+    early_stopping = {"patience": 2} if arm == "early stopping" else {}
+    matrix, names_right = learn_domains(model, cumulative(stream, seed) if arm == "cumulative" else stream,
+                                        make_strategy(arm, strength, seed), seed, familiar, cooldown=0.0,
+                                        **early_stopping)
+    scores, domains = matrix.scores, range(1, len(matrix.names))
+    return {"final": float(scores[-1, 1:].mean()), "at learning": float(np.mean([scores[i, i] for i in domains])),
+            "forgetting": float(np.mean([scores[-1, i] - scores[i, i] for i in domains[:-1]])),
+            "familiar": float(scores[-1, 0] - scores[0, 0]), "names": float(names_right[-1, 1:].mean()),
+            "names lost": float(np.mean([names_right[i, i] - names_right[-1, i] for i in domains[:-1]])),
+            "matrix": scores.tolist()}
 
 
 def measure(run: Run) -> list[Row]:
     steps, warmup, small = run.pick(2, STEPS), run.pick(2, PRETRAIN), run.scale == "smoke"
     seeds = [run.seed + i for i in range(run.pick(1, 3))]
-    wanted = seeds if small else [TUNING, *seeds]
-    bases = run.cells({f"pre-trained, seed {seed}": partial(pretrain, seed, warmup, small) for seed in wanted})
-    weights = {seed: bases[f"pre-trained, seed {seed}"] for seed in wanted}
-    tried = {(arm, strength): f"{arm} {strength:g}, tuning" for arm, values in STRENGTHS.items()
-             for strength in values}
+    all_seeds = seeds if small else [TUNING, *seeds]
+    bases = run.cells({f"pre-trained, seed {seed}": partial(pretrain, seed, warmup, small) for seed in all_seeds})
+    weights = {seed: bases[f"pre-trained, seed {seed}"] for seed in all_seeds}
+    tuning_names = {(arm, strength): f"{arm} {strength:g}, tuning" for arm, values in STRENGTHS.items()
+                    for strength in values}
     chosen = {arm: values[0] for arm, values in STRENGTHS.items()}
     if not small:
         tuned = run.cells({name: partial(run_arm, arm, strength, weights[TUNING], TUNING, steps, False, True)
-                           for (arm, strength), name in tried.items()})
-        chosen = {arm: min(values, key=lambda s: tuned[tried[arm, s]]["final"]) for arm, values in STRENGTHS.items()}
+                           for (arm, strength), name in tuning_names.items()})
+        chosen = {arm: min(values, key=lambda s: tuned[tuning_names[arm, s]]["final"])
+                  for arm, values in STRENGTHS.items()}
     cells = run.cells({f"{arm}, seed {seed}": partial(run_arm, arm, chosen.get(arm, 0.0), weights[seed], seed, steps,
                                                       small) for arm in ARMS for seed in seeds})
     table: list[Row] = []
     for arm in ARMS:
-        each = [cells[f"{arm}, seed {seed}"] for seed in seeds]
+        results = [cells[f"{arm}, seed {seed}"] for seed in seeds]
         table.append({"arm": arm, "strength": chosen.get(arm),
-                      **{what: mean(one[what] for one in each) for what in
+                      **{metric: mean(result[metric] for result in results) for metric in
                          ("final", "at learning", "forgetting", "familiar", "names", "names lost")},
-                      "final by seed": [one["final"] for one in each],
-                      "forgetting by seed": [one["forgetting"] for one in each],
-                      "the first domain": np.mean([one["matrix"] for one in each], 0)[1:, 1].tolist()})
+                      "final by seed": [result["final"] for result in results],
+                      "forgetting by seed": [result["forgetting"] for result in results],
+                      "the first domain": np.mean([result["matrix"] for result in results], 0)[1:, 1].tolist()})
     run.note(f"real data: characters of the running Python's standard library; pre-trained on {', '.join(FAMILIAR)} "
              f"({warmup} steps), then {', '.join(DOMAINS)}, {steps} steps each; the test is every fifth row of the "
              "last tenth of each; the twentieth before it is kept for choosing strengths and for early stopping")
@@ -164,27 +168,29 @@ def measure(run: Run) -> list[Row]:
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
-    row = {row["arm"]: row for row in table}
-    naive, held, reason, costs = row["naive"], [], [], []
+    rows = {row["arm"]: row for row in table}
+    naive, holds, reason, costs = rows["naive"], [], [], []
     for arm in (LARGE, "EWC"):
-        cuts = [1 - own / plain for own, plain in zip(row[arm]["forgetting by seed"], naive["forgetting by seed"])]
-        better = [own < plain for own, plain in zip(row[arm]["final by seed"], naive["final by seed"])]
-        costs.append(row[arm]["at learning"] - naive["at learning"])
-        held.append(min(cuts) >= 0.7 and all(better))
-        reason.append(f"{arm} cuts forgetting by {min(cuts):.0%} to {max(cuts):.0%} and ends at "
-                      f"{row[arm]['final']:.3f} bits ({costs[-1]:+.3f} at learning)")
+        reductions = [1 - arm_bits / naive_bits for arm_bits, naive_bits in
+                      zip(rows[arm]["forgetting by seed"], naive["forgetting by seed"])]
+        improves = [arm_bits < naive_bits for arm_bits, naive_bits in
+                    zip(rows[arm]["final by seed"], naive["final by seed"])]
+        costs.append(rows[arm]["at learning"] - naive["at learning"])
+        holds.append(min(reductions) >= 0.7 and all(improves))
+        reason.append(f"{arm} cuts forgetting by {min(reductions):.0%} to {max(reductions):.0%} and ends at "
+                      f"{rows[arm]['final']:.3f} bits ({costs[-1]:+.3f} at learning)")
     summary = f"naive forgets {naive['forgetting']:.3f} bits and ends at {naive['final']:.3f}; " + "; ".join(reason)
     if max(costs) > 0.1:
         return "refuted", summary
-    return ("confirmed" if all(held) and naive["forgetting"] > 0 else "inconclusive"), summary
+    return ("confirmed" if all(holds) and naive["forgetting"] > 0 else "inconclusive"), summary
 
 
 def draw(figure: Figure, table: list[Row]) -> None:
-    bars, ways = figure.subplots(1, 2, width_ratios=(3, 2))
-    for at, row in enumerate(table):
-        bars.plot([row["at learning"], row["final"]], [at, at], "k-", linewidth=1, zorder=0)
-        bars.plot(row["final by seed"], [at] * len(row["final by seed"]), "C3|", markersize=9)
-        bars.text(max(row["at learning"], row["final"]), at, f"  {row['forgetting']:+.2f}", va="center", fontsize=7)
+    bars, curves = figure.subplots(1, 2, width_ratios=(3, 2))
+    for place, row in enumerate(table):
+        bars.plot([row["at learning"], row["final"]], [place, place], "k-", linewidth=1, zorder=0)
+        bars.plot(row["final by seed"], [place] * len(row["final by seed"]), "C3|", markersize=9)
+        bars.text(max(row["at learning"], row["final"]), place, f"  {row['forgetting']:+.2f}", va="center", fontsize=7)
     bars.scatter([row["at learning"] for row in table], range(len(table)), c="C0", s=30, label="right after learning")
     bars.scatter([row["final"] for row in table], range(len(table)), c="C3", s=30, label="at the end")
     bars.set_yticks(range(len(table)), [row["arm"] for row in table], fontsize=8)
@@ -194,9 +200,9 @@ def draw(figure: Figure, table: list[Row]) -> None:
     bars.legend(fontsize=7)
     for row in table:
         if row["arm"] in ("naive", "EWC", LARGE, "cumulative"):
-            ways.plot(range(1, 1 + len(DOMAINS)), row["the first domain"], "o-", label=row["arm"])
-    ways.set(xlabel="libraries learned", ylabel="bits per character", title=f"The first one, {DOMAINS[0]}")
-    ways.legend(fontsize=7)
+            curves.plot(range(1, 1 + len(DOMAINS)), row["the first domain"], "o-", label=row["arm"])
+    curves.set(xlabel="libraries learned", ylabel="bits per character", title=f"The first one, {DOMAINS[0]}")
+    curves.legend(fontsize=7)
 
 
 CLAIM = Claim(

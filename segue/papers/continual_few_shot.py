@@ -60,28 +60,28 @@ KINDS = {"motifs": Kind(200, 30, 120, 100, 600, (5, 1)), "strokes": Kind(56, 20,
 # --- the rows ---
 
 @cache
-def sample_motifs(classes: int, rows: int) -> tuple[Tensor, Tensor]:
-    """Synthetic rows and their classes: each class is a motif of 24 symbols, placed at random in a row of 48 with 15%
-    of its symbols replaced."""
-    draw = np.random.default_rng(0)
-    kinds = draw.integers(SYMBOLS, size=(classes, MOTIF))
-    labels = np.arange(classes).repeat(rows)
-    found = draw.integers(SYMBOLS, size=(len(labels), LENGTH))
-    other = draw.integers(SYMBOLS, size=(len(labels), MOTIF))
-    shown = np.where(draw.random(other.shape) < 0.15, other, kinds[labels])
-    at = draw.integers(LENGTH - MOTIF + 1, size=(len(labels), 1)) + np.arange(MOTIF)
-    np.put_along_axis(found, at, shown, 1)
-    return torch.from_numpy(found), torch.from_numpy(labels)
+def sample_motifs(classes: int, per_class: int) -> tuple[Tensor, Tensor]:
+    """Synthetic rows, (classes * per_class, 48), and their classes: each class is a motif of 24 symbols, placed at
+    random in a row with 15% of its symbols replaced."""
+    rng = np.random.default_rng(0)
+    motifs = rng.integers(SYMBOLS, size=(classes, MOTIF))
+    labels = np.arange(classes).repeat(per_class)
+    rows = rng.integers(SYMBOLS, size=(len(labels), LENGTH))
+    noise = rng.integers(SYMBOLS, size=(len(labels), MOTIF))
+    copies = np.where(rng.random(noise.shape) < 0.15, noise, motifs[labels])
+    positions = rng.integers(LENGTH - MOTIF + 1, size=(len(labels), 1)) + np.arange(MOTIF)
+    np.put_along_axis(rows, positions, copies, 1)
+    return torch.from_numpy(rows), torch.from_numpy(labels)
 
 
 @cache
 def load_strokes(folder: Path) -> tuple[Tensor, Tensor]:
-    """Omniglot drawings and their classes: 48 points at equal distances along the pen's path, each with its normalised
-    position, the step from the point before, and whether the pen was down, (M, 48, 5)."""
-    found, labels = [], []
+    """Omniglot drawings, (M, 48, 5), and their classes, (M,): 48 points at equal distances along the pen's path, each
+    with its normalised position, the offset from the point before, and whether the pen was down."""
+    drawings, labels = [], []
     with zipfile.ZipFile(folder / "strokes_background_small1.zip") as archive:
         names = sorted(name for name in archive.namelist() if name.endswith(".txt") and "MACOSX" not in name)
-        kinds = sorted({name.rpartition("/")[0] for name in names})
+        characters = sorted({name.rpartition("/")[0] for name in names})
         for name in names:
             points, down = [], False
             for line in archive.read(name).decode().splitlines():
@@ -91,36 +91,36 @@ def load_strokes(folder: Path) -> tuple[Tensor, Tensor]:
                     x, y, _ = map(float, line.split(","))
                     points.append((x, y, float(down)))
                     down = True
-            way = np.array(points)
-            steps = np.linalg.norm(np.diff(way[:, :2], axis=0), axis=1) + 1e-6
-            along = np.concatenate([[0.0], steps.cumsum()])
-            at = np.linspace(0, along[-1], LENGTH)
-            place = np.stack([np.interp(at, along, way[:, axis]) for axis in (0, 1)], 1)
-            place = (place - place.mean(0)) / place.std()
-            moved = np.diff(place, axis=0, prepend=place[:1]) * 5
-            pen = way[np.searchsorted(along, at).clip(max=len(way) - 1), 2:]
-            found.append(np.concatenate([place, moved, pen - 0.5], 1))
-            labels.append(kinds.index(name.rpartition("/")[0]))
-    return torch.tensor(np.array(found), dtype=torch.float32), torch.tensor(labels)
+            path = np.array(points)
+            segment_lengths = np.linalg.norm(np.diff(path[:, :2], axis=0), axis=1) + 1e-6
+            distances = np.concatenate([[0.0], segment_lengths.cumsum()])
+            spaced = np.linspace(0, distances[-1], LENGTH)
+            positions = np.stack([np.interp(spaced, distances, path[:, axis]) for axis in (0, 1)], 1)
+            positions = (positions - positions.mean(0)) / positions.std()
+            offsets = np.diff(positions, axis=0, prepend=positions[:1]) * 5
+            pen = path[np.searchsorted(distances, spaced).clip(max=len(path) - 1), 2:]
+            drawings.append(np.concatenate([positions, offsets, pen - 0.5], 1))
+            labels.append(characters.index(name.rpartition("/")[0]))
+    return torch.tensor(np.array(drawings), dtype=torch.float32), torch.tensor(labels)
 
 
 @cache
 def load_tables(kind: str, folder: Path | None) -> dict[str, Batch]:
-    """The rows of each part; the parts share no class, and each numbers its own from 0."""
-    known = KINDS[kind]
-    rows, labels = sample_motifs(known.base + known.tune + known.test, 60) if folder is None else load_strokes(folder)
+    """The rows of each part ("base", "tune", "test"); the parts share no class, and class ids of a part start at 0."""
+    split = KINDS[kind]
+    rows, labels = sample_motifs(split.base + split.tune + split.test, 60) if folder is None else load_strokes(folder)
     order = torch.randperm(int(labels.max()) + 1, generator=torch.Generator().manual_seed(0))
-    sizes = {"base": known.base, "tune": known.tune, "test": known.test}
+    sizes = {"base": split.base, "tune": split.tune, "test": split.test}
     parts = dict(zip(sizes, order[: sum(sizes.values())].split(list(sizes.values()))))
-    made = {}
+    tables = {}
     for part, classes in parts.items():
-        number = torch.full((len(order),), -1)
-        number[classes] = torch.arange(len(classes))
-        chosen = number[labels] >= 0
-        targets = torch.full((int(chosen.sum()), LENGTH), -1)
-        targets[:, -1] = number[labels[chosen]]
-        made[part] = Batch(rows[chosen], targets)
-    return made
+        class_ids = torch.full((len(order),), -1)
+        class_ids[classes] = torch.arange(len(classes))
+        in_part = class_ids[labels] >= 0
+        targets = torch.full((int(in_part.sum()), LENGTH), -1)
+        targets[:, -1] = class_ids[labels[in_part]]
+        tables[part] = Batch(rows[in_part], targets)
+    return tables
 
 
 # --- the network and the episodes ---
@@ -152,13 +152,13 @@ def episode_shape(task: str, kind: str) -> dict[str, Any]:
     return {"sets": 20, "change": 2, "way": 2, "targets": 2 if task == "long" else 1, "instances": task == "instances"}
 
 
-def damage(test: Batch, number: int) -> dict[str, Batch]:
+def damage(test: Batch, episode_number: int) -> dict[str, Batch]:
     """The test rows as they are and under each corruption and share, by name."""
-    made = {"clean": test}
+    tests = {"clean": test}
     for how, corrupt in CORRUPTIONS.items():
         for share in SHARES:
-            made[f"{how} {share:.0%}"] = corrupt(test, share, generator_of(0, number))
-    return made
+            tests[f"{how} {share:.0%}"] = corrupt(test, share, generator_of(0, episode_number))
+    return tests
 
 
 def score(arm: str, task: str, kind: str, folder: Path | None, weights: str, episodes: int, steps: int, seed: int,
@@ -166,26 +166,26 @@ def score(arm: str, task: str, kind: str, folder: Path | None, weights: str, epi
     """Per-episode accuracy of one arm on each test of the task, and mean accuracy by group of classes in order of
     arrival."""
     table = load_tables(kind, folder)[part]
-    draw = Episodes(table, **episode_shape(task, kind), seed=seed)
-    right: dict[str, list[float]] = {}
+    sampler = Episodes(table, **episode_shape(task, kind), seed=seed)
+    accuracies: dict[str, list[float]] = {}
     groups = []
     for number in range(episodes):
-        episode = draw(number)
+        episode = sampler(number)
         torch.manual_seed(number)
         model = make_reader(kind, episode.classes).eval()  # the fresh head is the same for all arms
         load_weights(model.backbone, weights)
         tests = damage(episode.test, number) if task == "instances" else {"clean": episode.test}
-        for name, hits in evaluate_arm(arm, model, episode, tests, steps, rate, number).items():
-            right.setdefault(name, []).append(float(hits.float().mean()))
+        for name, correct in evaluate_arm(arm, model, episode, tests, steps, rate, number).items():
+            accuracies.setdefault(name, []).append(float(correct.float().mean()))
             if name == "clean":
-                groups.append(hits.float().view(-1, draw.way * len(hits) // draw.classes).mean(1).tolist())
-    return {"right": right, "groups": np.mean(groups, 0).tolist()}
+                groups.append(correct.float().view(-1, sampler.way * len(correct) // sampler.classes).mean(1).tolist())
+    return {"right": accuracies, "groups": np.mean(groups, 0).tolist()}
 
 
 def evaluate_arm(arm: str, model: Classifier, episode: Episode, tests: dict[str, Batch], steps: int,
                  rate: float, number: int) -> dict[str, Tensor]:
     """Train the arm on an episode; for each test, which rows are classified correctly."""
-    found = {}
+    correct = {}
     if arm == PROTOTYPES:
         head = PrototypeHead(WIDTH, episode.classes)
         with torch.no_grad():
@@ -193,66 +193,66 @@ def evaluate_arm(arm: str, model: Classifier, episode: Episode, tests: dict[str,
                 head.add_examples(*target_features(model, rows))
             for name, test in tests.items():
                 features, labels = target_features(model, test)
-                found[name] = head(features).argmax(-1) == labels
-        return found
+                correct[name] = head(features).argmax(-1) == labels
+        return correct
     if arm == JOINT:
-        whole, size = Batch.join(episode.sets), len(episode.sets[0].targets) + RECALL
+        all_sets, size = Batch.join(episode.sets), len(episode.sets[0].targets) + RECALL
         inner = InnerLoop(model, steps * len(episode.sets), rate)
-        weights = inner.learn(inner.start(), lambda step: whole.rows(
-            torch.randperm(len(whole.targets), generator=generator_of(number, step))[:size]))
+        weights = inner.learn(inner.start(), lambda step: all_sets.rows(
+            torch.randperm(len(all_sets.targets), generator=generator_of(number, step))[:size]))
     else:
         inner = InnerLoop(model, steps, rate)
         weights = tuned(inner, episode.sets, RECALL if arm == REPLAY else 0, QUEUE, number)
     with torch.no_grad():
         for name, test in tests.items():
-            found[name] = inner.scores(weights, test).argmax(-1) == test.targets[test.targets >= 0]
-    return found
+            correct[name] = inner.scores(weights, test).argmax(-1) == test.targets[test.targets >= 0]
+    return correct
 
 
 def measure(run: Run) -> list[Row]:
-    found = {"motifs": None, "strokes": run.dataset("omniglot-small1")}
+    folders = {"motifs": None, "strokes": run.dataset("omniglot-small1")}
     tasks = run.pick(("base", "long", "instances"), ("base", "wide", "long", "many", "instances"))
     kinds = run.pick(["motifs"], list(KINDS))
-    episodes, few, steps = run.pick(2, 100), run.pick(1, 10), run.pick(1, STEPS)
-    bases = run.cells({f"reader of {kind}": partial(pretrain, kind, found[kind], run.pick(2, KINDS[kind].steps))
-                       for kind in kinds})
+    episodes, few_episodes, steps = run.pick(2, 100), run.pick(1, 10), run.pick(1, STEPS)
+    readers = run.cells({f"reader of {kind}": partial(pretrain, kind, folders[kind], run.pick(2, KINDS[kind].steps))
+                         for kind in kinds})
 
     def job(arm: str, task: str, kind: str, rate: float, count: int, seed: int, part: str) -> tuple[str, Any]:
         return f"{part} {kind} {task} {arm} {rate} {seed}", partial(
-            score, arm, task, kind, found[kind], bases[f"reader of {kind}"]["weights"], count, steps, seed, rate,
+            score, arm, task, kind, folders[kind], readers[f"reader of {kind}"]["weights"], count, steps, seed, rate,
             part)
 
     rates = {}
-    tried = run.pick(RATES[-1:], RATES)
+    candidates = run.pick(RATES[-1:], RATES)
     learners = (TUNE, REPLAY, JOINT)
-    tuning = run.cells(dict(job(arm, task, kind, rate, few, 1000, "tune") for kind in kinds for arm in learners
-                            for task in ("base", "long") for rate in tried))
+    tuning = run.cells(dict(job(arm, task, kind, rate, few_episodes, 1000, "tune") for kind in kinds
+                            for arm in learners for task in ("base", "long") for rate in candidates))
     for kind in kinds:
         rates[kind, PROTOTYPES] = 0.0
         for arm in learners:
-            rates[kind, arm] = max(tried, key=lambda rate: sum(
-                mean(tuning[job(arm, task, kind, rate, few, 1000, "tune")[0]]["right"]["clean"])
+            rates[kind, arm] = max(candidates, key=lambda rate: sum(
+                mean(tuning[job(arm, task, kind, rate, few_episodes, 1000, "tune")[0]]["right"]["clean"])
                 for task in ("base", "long")))
-    lines = [(kind, task, arm) for kind in kinds for task in tasks for arm in (TUNE, REPLAY, JOINT, PROTOTYPES)]
+    arms_run = [(kind, task, arm) for kind in kinds for task in tasks for arm in (TUNE, REPLAY, JOINT, PROTOTYPES)]
     cells = run.cells(dict(job(arm, task, kind, rates[kind, arm], episodes, run.seed, "test")
-                           for kind, task, arm in lines))
+                           for kind, task, arm in arms_run))
     table: list[Row] = []
-    for kind, task, arm in lines:
+    for kind, task, arm in arms_run:
         cell = cells[job(arm, task, kind, rates[kind, arm], episodes, run.seed, "test")[0]]
-        plain = cells[job(TUNE, task, kind, rates[kind, TUNE], episodes, run.seed, "test")[0]]
-        for test, right in cell["right"].items():
-            accuracy, half = mean_interval(right)
-            gain, gain_half = mean_interval([a - b for a, b in zip(right, plain["right"][test])])
-            table.append({"rows": kind, "task": task, "test": test, "arm": arm, "accuracy": accuracy, "+-": half,
-                          "over tune": gain, "gain +-": gain_half, "rate": rates[kind, arm],
+        reference = cells[job(TUNE, task, kind, rates[kind, TUNE], episodes, run.seed, "test")[0]]
+        for test, accuracies in cell["right"].items():
+            accuracy, half_width = mean_interval(accuracies)
+            gain, gain_half_width = mean_interval([a - b for a, b in zip(accuracies, reference["right"][test])])
+            table.append({"rows": kind, "task": task, "test": test, "arm": arm, "accuracy": accuracy, "+-": half_width,
+                          "over tune": gain, "gain +-": gain_half_width, "rate": rates[kind, arm],
                           "by group": cell["groups"] if test == "clean" else None})
     run.note(f"motifs: made up, as in the rule; strokes: Omniglot (small set 1), drawings as {LENGTH} points along the "
              "pen's way; classes to pre-train on, to choose rates on and to measure on are apart: " +
-             ", ".join(f"{kind} {known.base}, {known.tune}, {known.test}" for kind, known in KINDS.items()))
+             ", ".join(f"{kind} {split.base}, {split.tune}, {split.test}" for kind, split in KINDS.items()))
     run.note(f"{episodes} episodes a task, the same for all arms, each arm with the same fresh head; {STEPS} steps of "
              f"gradient descent on each set; replay keeps {QUEUE} sets and brings {RECALL} rows to a step; all sets at "
-             f"once: as many steps, of as many rows; each arm's rate is the best of {RATES} on {few} base and {few} "
-             "long episodes of classes kept for that")
+             f"once: as many steps, of as many rows; each arm's rate is the best of {RATES} on {few_episodes} base "
+             f"and {few_episodes} long episodes of classes kept for that")
     run.note("base: 4 sets of 5 classes, new ones every 2 sets, 1 row of each; wide: 10 classes; long: 20 sets of 2; "
              "many: 4 sets of half the classes (motifs 100, strokes 60 in all); instances: as long, but 20 rows of one "
              "class, which are asked for again; +-: 95% intervals over episodes; gains are paired")
@@ -267,25 +267,25 @@ def measure(run: Run) -> list[Row]:
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
-    found: list[Verdict] = []
+    verdicts: list[Verdict] = []
     reasons = []
     for kind in dict.fromkeys(row["rows"] for row in table):
         row = {(row["task"], row["test"], row["arm"]): row for row in table if row["rows"] == kind}
-        fall = row["base", "clean", TUNE]["accuracy"] - row["many", "clean", TUNE]["accuracy"]
-        long, same = row["long", "clean", REPLAY], row["instances", "clean", REPLAY]
+        drop = row["base", "clean", TUNE]["accuracy"] - row["many", "clean", TUNE]["accuracy"]
+        long, instances = row["long", "clean", REPLAY], row["instances", "clean", REPLAY]
         clean = row["instances", "clean", TUNE]["accuracy"]
-        hard = mean(row["instances", f"{how} 40%", TUNE]["accuracy"] for how in CORRUPTIONS)
-        reasons.append(f"{kind}: tuning falls by {100 * fall:.1f} points from 10 to many classes; replay gains "
+        corrupted = mean(row["instances", f"{how} 40%", TUNE]["accuracy"] for how in CORRUPTIONS)
+        reasons.append(f"{kind}: tuning falls by {100 * drop:.1f} points from 10 to many classes; replay gains "
                        f"{100 * long['over tune']:+.1f} (+-{100 * long['gain +-']:.1f}) on long and "
-                       f"{100 * same['over tune']:+.1f} on instances, at equal steps; instances {clean:.1%} clean and "
-                       f"{hard:.1%} with 40% damaged (by chance 5%)")
+                       f"{100 * instances['over tune']:+.1f} on instances, at equal steps; instances {clean:.1%} clean "
+                       f"and {corrupted:.1%} with 40% damaged (by chance 5%)")
         if long["over tune"] - long["gain +-"] <= 0:
-            found.append("refuted")
+            verdicts.append("refuted")
         else:
-            good = fall >= 0.10 and long["over tune"] >= 0.05 and same["over tune"] > long["over tune"] and \
-                hard <= clean / 2
-            found.append("confirmed" if good else "inconclusive")
-    verdict = found[0] if len(set(found)) == 1 else "inconclusive"
+            holds = drop >= 0.10 and long["over tune"] >= 0.05 and instances["over tune"] > long["over tune"] and \
+                corrupted <= clean / 2
+            verdicts.append("confirmed" if holds else "inconclusive")
+    verdict = verdicts[0] if len(set(verdicts)) == 1 else "inconclusive"
     return verdict, "; ".join(reasons)
 
 
@@ -293,20 +293,20 @@ def draw(figure: Figure, table: list[Row]) -> None:
     kinds = list(dict.fromkeys(row["rows"] for row in table))
     axes = figure.subplots(len(kinds), 2, width_ratios=(3, 2), squeeze=False)
     arms = (TUNE, REPLAY, JOINT, PROTOTYPES)
-    for line, kind in zip(axes, kinds):
+    for panels, kind in zip(axes, kinds):
         rows = [row for row in table if row["rows"] == kind]
         names = list(dict.fromkeys((row["task"], row["test"]) for row in rows))
         for index, arm in enumerate(arms):
-            mine = [row for row in rows if row["arm"] == arm]
-            line[0].bar([names.index((row["task"], row["test"])) + 0.2 * index - 0.3 for row in mine],
-                        [row["accuracy"] for row in mine], 0.2, yerr=[row["+-"] for row in mine],
-                        error_kw={"elinewidth": 0.8}, label=arm)
-            groups = next(row["by group"] for row in mine if row["task"] == "long")
-            line[1].plot(range(1, 1 + len(groups)), groups, "o-", markersize=3, label=arm)
-        line[0].set_xticks(range(len(names)), [task if test == "clean" and task != "instances" else f"{task}\n{test}"
-                                               for task, test in names], rotation=60, fontsize=6)
-        line[0].set(title=f"{kind}: accuracy after the last set", ylim=(0, 1))
-        line[1].set(title=f"{kind}, long", ylim=(0, 1))
+            arm_rows = [row for row in rows if row["arm"] == arm]
+            panels[0].bar([names.index((row["task"], row["test"])) + 0.2 * index - 0.3 for row in arm_rows],
+                          [row["accuracy"] for row in arm_rows], 0.2, yerr=[row["+-"] for row in arm_rows],
+                          error_kw={"elinewidth": 0.8}, label=arm)
+            groups = next(row["by group"] for row in arm_rows if row["task"] == "long")
+            panels[1].plot(range(1, 1 + len(groups)), groups, "o-", markersize=3, label=arm)
+        panels[0].set_xticks(range(len(names)), [task if test == "clean" and task != "instances" else f"{task}\n{test}"
+                                                 for task, test in names], rotation=60, fontsize=6)
+        panels[0].set(title=f"{kind}: accuracy after the last set", ylim=(0, 1))
+        panels[1].set(title=f"{kind}, long", ylim=(0, 1))
     axes[0][0].legend(fontsize=6, loc="upper right")
     axes[-1][1].set_xlabel("by group of classes, in their order")
 

@@ -41,8 +41,8 @@ from segue.training.learn import learn, random_windows
 
 def handwritten_digits() -> tuple[Tensor, Tensor]:
     """Pixels (1797, 8, 8) from 0 to 1 and classes (1797,): the digits that ship with scikit-learn."""
-    found = require("sklearn.datasets", "classical").load_digits()
-    return torch.tensor(found.images, dtype=torch.float32) / 16, torch.tensor(found.target).long()
+    digits = require("sklearn.datasets", "classical").load_digits()
+    return torch.tensor(digits.images, dtype=torch.float32) / 16, torch.tensor(digits.target).long()
 
 
 @cache
@@ -98,9 +98,9 @@ def binding_scores(folder: Path | None, factor: str, length: int = WORD) -> Tens
     """How strongly a transcription factor binds each word, scaled to 0 .. 1, (4^length,), in the order of `all_words`.
     The measurements are of words of 8 bases. None: a synthetic landscape, a product of one factor per position."""
     if folder is None:
-        each = torch.rand(length, len(BASES), generator=generator_of(len(factor), ord(factor[0])))
+        weights = torch.rand(length, len(BASES), generator=generator_of(len(factor), ord(factor[0])))
         words = all_words(length)
-        scores = torch.stack([each[place, words[:, place]] for place in range(length)]).prod(0).double()
+        scores = torch.stack([weights[place, words[:, place]] for place in range(length)]).prod(0).double()
     else:
         scores = torch.full((len(BASES)**WORD,), torch.nan, dtype=torch.float64)
         with gzip.open(folder / f"{factor}_REF_R1_8mers.txt.gz", "rt", encoding="utf-8") as lines:
@@ -123,12 +123,12 @@ FAMILIAR = ("logging", "argparse", "unittest", "json")  # packages that models a
 @cache
 def standard_library(*names: str) -> np.ndarray:
     """The source of these packages and modules of the standard library as ASCII codes, (n,), without their tests."""
-    found = []
+    texts = []
     for name in names:
         files = [STDLIB / f"{name}.py"] if (STDLIB / f"{name}.py").exists() else \
             sorted(path for path in (STDLIB / name).rglob("*.py") if not {"test", "tests"} & set(path.parts))
-        found += [path.read_text("utf-8", "replace") for path in files]
-    return np.frombuffer("\n".join(found).encode("ascii", "ignore"), np.uint8)
+        texts += [path.read_text("utf-8", "replace") for path in files]
+    return np.frombuffer("\n".join(texts).encode("ascii", "ignore"), np.uint8)
 
 
 def documentation() -> tuple[Tensor, Tensor, int]:
@@ -194,11 +194,11 @@ def rated_films(folder: Path, least: int = 5) -> tuple[list[np.ndarray], list[di
     """MovieLens: each user's rated films as ids in order of time, and (movieId, title, genres) of each id.
     Films with fewer than `least` ratings are left out."""
     data = segue.read(folder / "ratings.csv.gz")
-    known = {film: i for i, film in enumerate(film for film, n in data.vocabulary.items() if n >= least)}
-    rows = [np.array([known[film] for film in record.object if film in known], np.int64) for record in data]
+    ids = {film: i for i, film in enumerate(film for film, n in data.vocabulary.items() if n >= least)}
+    rows = [np.array([ids[film] for film in record.object if film in ids], np.int64) for record in data]
     table = csv.DictReader(io.StringIO(gzip.decompress((folder / "movies.csv.gz").read_bytes()).decode()))
-    details = {film["movieId"]: film for film in table if film["movieId"] in known}
-    return rows, [details[film] for film in known]
+    details = {film["movieId"]: film for film in table if film["movieId"] in ids}
+    return rows, [details[film] for film in ids]
 
 
 # --- a model pre-trained on texts, and labelled pieces of other texts to classify -----------------------------
@@ -225,10 +225,10 @@ class Labelled:
 
 def longest_files(root: Path, most: int) -> list[str]:
     """The text of the `most` longest Python files below a folder, without tests and installed packages."""
-    every = [path for path in root.rglob("*.py")
+    files = [path for path in root.rglob("*.py")
              if not {"test", "tests", "site-packages", "dist-packages"} & set(path.relative_to(root).parts)]
-    every.sort(key=lambda path: (-path.stat().st_size, path.as_posix()))
-    return [path.read_text("utf-8", "replace") for path in every[:most]]
+    files.sort(key=lambda path: (-path.stat().st_size, path.as_posix()))
+    return [path.read_text("utf-8", "replace") for path in files[:most]]
 
 
 @cache
@@ -244,9 +244,9 @@ def labelled_texts(kind: str, folder: Path | None, small: bool) -> Labelled:
         text = longest_files(STDLIB, 5 if small else 400)
         rng = np.random.default_rng(0)
         for number, name in enumerate(PACKAGES[:6] if small else PACKAGES):
-            found = importlib.util.find_spec(name)
-            assert found is not None and found.origin is not None
-            file = longest_files(Path(found.origin).parent, 1)[0]
+            spec = importlib.util.find_spec(name)
+            assert spec is not None and spec.origin is not None
+            file = longest_files(Path(spec.origin).parent, 1)[0]
             for turn, (part, count) in enumerate((("train", 30), ("tune", 25), ("test", 25))):
                 for _ in range(2 if small else count):
                     block = int(rng.integers(max(1, len(file) // BLOCK // 3))) * 3 + turn
@@ -263,7 +263,7 @@ def labelled_texts(kind: str, folder: Path | None, small: bool) -> Labelled:
     kinds = sorted({intent for _, intent in parts["train"]})[::3]
     for part, named, most in (("train", "train", 20), ("tune", "val", 10), ("test", "test", 15)):
         for number, intent in enumerate(kinds):
-            queries = [query for query, each in parts[named] if each == intent]
+            queries = [query for query, label in parts[named] if label == intent]
             rows += [(part, query, number) for query in queries[:most]]
     return Labelled(text, rows, 5)
 
@@ -277,11 +277,11 @@ def labelled_codec(kind: str, folder: Path | None, small: bool) -> BPECodec:
 @cache
 def labelled_rows(kind: str, folder: Path | None, small: bool) -> dict[str, Batch]:
     """The encoded rows of each part, at most 40 tokens each."""
-    found = labelled_texts(kind, folder, small)
-    ids = labelled_codec(kind, folder, small).encode_many([text for _, text, _ in found.rows])
+    texts = labelled_texts(kind, folder, small)
+    ids = labelled_codec(kind, folder, small).encode_many([text for _, text, _ in texts.rows])
     length = 40
-    return {part: Batch.labelled([row.tolist() for row, (where, *_) in zip(ids, found.rows) if where == part],
-                                 [number for where, _, number in found.rows if where == part], length)
+    return {part: Batch.labelled([row.tolist() for row, (where, *_) in zip(ids, texts.rows) if where == part],
+                                 [number for where, _, number in texts.rows if where == part], length)
             for part in ("train", "tune", "test")}
 
 
@@ -329,9 +329,9 @@ SEPARATOR, END, UNKNOWN, WORDS = 0, 1, 2, 3  # ids; words begin at WORDS
 Facts = dict[tuple[int, ...], list[list[int]]]  # facts as ids -> the reference sentences for them
 
 
-def restaurants(folder: Path | None, held: int, choosing: int, rng: np.random.Generator
+def restaurants(folder: Path | None, num_tests: int, choosing: int, rng: np.random.Generator
                 ) -> tuple[int, Facts, Facts, Facts]:
-    """The E2E data: vocabulary size, training facts, `choosing` facts to choose options on, and `held` test facts.
+    """The E2E data: vocabulary size, training facts, `choosing` facts to choose options on, and `num_tests` test facts.
     None: a few synthetic sentences, which name their three facts in any order."""
     if folder is None:
         def synthesise(count: int) -> Facts:
@@ -351,13 +351,13 @@ def restaurants(folder: Path | None, held: int, choosing: int, rng: np.random.Ge
 
     keys = [list(dev)[i] for i in rng.permutation(len(dev))]
     several = [key for key, texts in test.items() if len(texts) > 1]
-    chosen = [several[i] for i in rng.permutation(len(several))[:held]]
+    chosen = [several[i] for i in rng.permutation(len(several))[:num_tests]]
     return WORDS + len(ids), facts(dev, keys[choosing:]), facts(dev, keys[:choosing]), facts(test, chosen)
 
 
 def restaurant_texts(path: Path) -> dict[tuple[str, ...], list[list[str]]]:
     """Facts and their sentences as words; the names of the restaurant and of its neighbour become placeholders."""
-    found: dict[tuple[str, ...], list[list[str]]] = {}
+    sentences: dict[tuple[str, ...], list[list[str]]] = {}
     with gzip.open(path, "rt", encoding="utf-8") as handle:
         for row in csv.DictReader(handle):
             facts, text = row["mr"], row["ref"]
@@ -366,8 +366,8 @@ def restaurant_texts(path: Path) -> dict[tuple[str, ...], list[list[str]]]:
                     facts = facts.replace(value[0], f"{field}[{mark}]")
                     text = re.sub(re.escape(value[1]), mark, text, flags=re.IGNORECASE)
             words = [re.findall(r"[\w£'-]+|[^\w\s]", part.lower()) for part in (facts, text)]
-            found.setdefault(tuple(word for word in words[0] if word not in "[],"), []).append(words[1])
-    return found
+            sentences.setdefault(tuple(word for word in words[0] if word not in "[],"), []).append(words[1])
+    return sentences
 
 
 def sample_sentences(facts: Facts, rows: int, seed: int, step: int) -> Batch:

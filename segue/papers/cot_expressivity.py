@@ -43,33 +43,33 @@ CONTAINS_AB = DFA(torch.tensor([[1, 0, 0, 0, 0, 0], [1, 2, 0, 0, 0, 0], [2, 2, 2
 
 def check_automata(automata: int, length: int, precision: str) -> float:
     """The share of tokens (states and answers) that compiled random automata get right on random words."""
-    right, asked = 0, 0
+    right, total = 0, 0
     for seed in range(automata):
         generator = torch.Generator().manual_seed(seed)
         states, symbols = (int(torch.randint(2, limit + 1, (), generator=generator)) for limit in (8, 4))
         dfa = random_dfa(states, symbols, seed)
         model = compile_dfa(dfa, getattr(torch, precision))
         word = torch.randint(symbols, (1, length), generator=generator)
-        wanted, tokens = model.transcript(dfa, word)
-        found = model(tokens).logits.argmax(-1)[:, length:]
-        right, asked = right + int((found == wanted).sum()), asked + wanted.numel()
-    return right / asked
+        targets, tokens = model.transcript(dfa, word)
+        predicted = model(tokens).logits.argmax(-1)[:, length:]
+        right, total = right + int((predicted == targets).sum()), total + targets.numel()
+    return right / total
 
 
 def check_machines(machines: int, limit: int, precision: str) -> float:
     """The same for compiled Turing machines: one that recognises palindromes, and random ones of one and two tapes."""
-    right, asked = 0, 0
+    right, total = 0, 0
     for seed in range(machines):
         draw = np.random.default_rng(seed)
         states, symbols, tapes = int(draw.integers(2, 7)), int(draw.integers(2, 5)), 1 + seed % 2
         machine = random_machine(states, symbols, tapes, seed) if seed else palindrome_machine()
         word = draw.integers(machine.symbols, size=draw.integers(20)).tolist() if seed else [1, 2, 2, 1] * 8
         model = compile_turing(machine, dtype=getattr(torch, precision))
-        wanted = model.expected_output(*machine.run(word, limit))
-        row = torch.tensor([model.prompt(word) + wanted[:-1]])
-        found = model(row).logits[0, len(word) :].argmax(-1)
-        right, asked = right + int((found == torch.tensor(wanted)).sum()), asked + len(wanted)
-    return right / asked
+        targets = model.expected_output(*machine.run(word, limit))
+        row = torch.tensor([model.prompt(word) + targets[:-1]])
+        predicted = model(row).logits[0, len(word) :].argmax(-1)
+        right, total = right + int((predicted == torch.tensor(targets)).sum()), total + len(targets)
+    return right / total
 
 
 def train(policy: str, steps: int, rows: int, seed: int, symbols: int = SYMBOLS, depth: int = 2,

@@ -50,25 +50,25 @@ DIRECT, RESTORED, REPLAY, BARE, AGAIN = ("instruct, learned on", "base, learned 
 OTHER = "gru"
 
 
-def sample_request(form: int, draw: np.random.Generator) -> tuple[str, str]:
+def sample_request(form: int, rng: np.random.Generator) -> tuple[str, str]:
     """A random prompt and its answer. form: 0 for the notation of pre-training, 1 for that of the instructions."""
-    forms, function = SKILLS[draw.integers(len(SKILLS))]
-    word = "".join(draw.choice(list(string.ascii_lowercase), LETTERS))
+    forms, function = SKILLS[rng.integers(len(SKILLS))]
+    word = "".join(rng.choice(list(string.ascii_lowercase), LETTERS))
     return forms[form].format(word), function(word) + "\n"
 
 
-def sample_requests(rows: int, form: int, draw: np.random.Generator, most: int = CONTEXT) -> Batch:
+def sample_requests(rows: int, form: int, rng: np.random.Generator, most: int = CONTEXT) -> Batch:
     """Rows of up to `most` requests each, one after the other; only the answers are targets."""
-    tokens, answers = np.full((rows, CONTEXT + 1), ord("\n")), np.zeros((rows, CONTEXT + 1), bool)
-    for row, mark in zip(tokens, answers):
-        at = 1
+    tokens, answer_masks = np.full((rows, CONTEXT + 1), ord("\n")), np.zeros((rows, CONTEXT + 1), bool)
+    for row, answer_mask in zip(tokens, answer_masks):
+        position = 1
         for _ in range(most):
-            asked, answer = sample_request(form, draw)
-            line = np.frombuffer((asked + answer).encode(), np.uint8)[: CONTEXT + 1 - at]
-            row[at : at + len(line)] = line
-            mark[at + len(asked) : at + len(line)] = True
-            at += len(line)
-    return Batch(torch.from_numpy(tokens)[:, :-1], torch.from_numpy(np.where(answers, tokens, -1))[:, 1:])
+            prompt, answer = sample_request(form, rng)
+            line = np.frombuffer((prompt + answer).encode(), np.uint8)[: CONTEXT + 1 - position]
+            row[position : position + len(line)] = line
+            answer_mask[position + len(prompt) : position + len(line)] = True
+            position += len(line)
+    return Batch(torch.from_numpy(tokens)[:, :-1], torch.from_numpy(np.where(answer_masks, tokens, -1))[:, 1:])
 
 
 def load_text(name: str) -> tuple[Tensor, Tensor]:
@@ -80,17 +80,17 @@ def load_text(name: str) -> tuple[Tensor, Tensor]:
 
 
 def sample_rows(text: Tensor, rows: int, generator: torch.Generator) -> Batch:
-    found = random_windows(text, rows, CONTEXT, generator)
-    return Batch(found[:, :-1], found[:, 1:])
+    windows = random_windows(text, rows, CONTEXT, generator)
+    return Batch(windows[:, :-1], windows[:, 1:])
 
 
-def batches(text: Tensor, form: int, asked: int, seed: int) -> Callable[[int], Batch]:
-    """Step -> a batch of ROWS rows of a text, `asked` of which are requests instead."""
+def batches(text: Tensor, form: int, num_requests: int, seed: int) -> Callable[[int], Batch]:
+    """Step -> a batch of ROWS rows: `num_requests` rows of requests, the others random windows of the text."""
     def batch(step: int) -> Batch:
-        rows = sample_rows(text, ROWS - asked, generator_of(seed, step))
-        if not asked:
+        rows = sample_rows(text, ROWS - num_requests, generator_of(seed, step))
+        if not num_requests:
             return rows
-        return Batch.join([rows, sample_requests(asked, form, np.random.default_rng([5, seed, step]))])
+        return Batch.join([rows, sample_requests(num_requests, form, np.random.default_rng([5, seed, step]))])
 
     return batch
 
@@ -107,21 +107,21 @@ class Snapshots(Strategy):
 
 
 @torch.no_grad()
-def scores(model: Stack, fresh: Tensor, known: Tensor, asked: Batch, rows: int) -> dict[str, float]:
+def scores(model: Stack, new_text: Tensor, old_text: Tensor, requests: Batch, rows: int) -> dict[str, float]:
     """right: the share of requests that greedy decoding answers exactly; new, old: bits per character of the new and
     the familiar text, over `rows` rows each."""
     model.eval()
-    guess = model(asked.tokens).logits.argmax(-1)
-    right = ((guess == asked.targets) | (asked.targets < 0)).all(1).float().mean()
+    predictions = model(requests.tokens).logits.argmax(-1)
+    right = ((predictions == requests.targets) | (requests.targets < 0)).all(1).float().mean()
     bits = {name: element_nats(model, sample_rows(text, rows, torch.Generator().manual_seed(11))) / math.log(2)
-            for name, text in (("new", fresh), ("old", known))}
+            for name, text in (("new", new_text), ("old", old_text))}
     return {"right": float(right), **bits}
 
 
 def run_seed(mixer: str, seed: int, lengths: tuple[int, ...], base_steps: int, tune: int, rows: int) -> list[Row]:
     """Train all arms of one seed; their rows of the table at every length, each measured on `rows` rows."""
-    (familiar, old), (fresh, new) = load_text("familiar"), load_text(NEW)
-    asked = sample_requests(rows, 1, np.random.default_rng([7, seed]), most=1)
+    (old_text, old_test), (new_text, new_test) = load_text("familiar"), load_text(NEW)
+    requests = sample_requests(rows, 1, np.random.default_rng([7, seed]), most=1)
 
     def make_model(weights: dict[str, Tensor] | None = None) -> Stack:
         torch.manual_seed(seed)
@@ -130,37 +130,37 @@ def run_seed(mixer: str, seed: int, lengths: tuple[int, ...], base_steps: int, t
             model.load_state_dict(weights)
         return model
 
-    def train(start: dict[str, Tensor] | None, draw: Callable[[int], Batch], steps: int, rate: float,
-              at: tuple[int, ...] = ()) -> dict[int, dict[str, Tensor]]:
-        """Weights by the number of steps (`at`, else only the last), at a constant rate after a new warm-up."""
-        snapshots = Snapshots(at or (steps,))
-        learn(make_model(start), draw, steps, rate=rate, seed=seed, strategy=snapshots, warmup=min(0.5, 20 / steps),
+    def train(start: dict[str, Tensor] | None, batch: Callable[[int], Batch], steps: int, rate: float,
+              save_steps: tuple[int, ...] = ()) -> dict[int, dict[str, Tensor]]:
+        """Weights by the number of steps (`save_steps`, else only the last), at a constant rate after a new warm-up."""
+        snapshots = Snapshots(save_steps or (steps,))
+        learn(make_model(start), batch, steps, rate=rate, seed=seed, strategy=snapshots, warmup=min(0.5, 20 / steps),
               cooldown=0.0)
         return snapshots.weights
 
     def evaluate(weights: dict[str, Tensor]) -> dict[str, float]:
-        return scores(make_model(weights), new, old, asked, rows)
+        return scores(make_model(weights), new_test, old_test, requests, rows)
 
-    base = train(None, batches(familiar, 0, ROWS // 2, seed), base_steps, RATE)[base_steps]
-    instruct = train(base, batches(familiar, 1, ROWS // 2, seed + 1), tune, GENTLE)[tune]
+    base = train(None, batches(old_text, 0, ROWS // 2, seed), base_steps, RATE)[base_steps]
+    instruct = train(base, batches(old_text, 1, ROWS // 2, seed + 1), tune, GENTLE)[tune]
     residual = Delta.between(make_model(instruct), make_model(base))
-    last = lengths[-1]
-    learned = {BARE: train(base, batches(fresh, 1, 0, seed + 2), last, GENTLE, lengths),
-               DIRECT: train(instruct, batches(fresh, 1, 0, seed + 2), last, GENTLE, lengths),
-               REPLAY: train(instruct, batches(fresh, 1, ROWS // 20, seed + 2), last, GENTLE, lengths)}
+    longest = lengths[-1]
+    trained = {BARE: train(base, batches(new_text, 1, 0, seed + 2), longest, GENTLE, lengths),
+               DIRECT: train(instruct, batches(new_text, 1, 0, seed + 2), longest, GENTLE, lengths),
+               REPLAY: train(instruct, batches(new_text, 1, ROWS // 20, seed + 2), longest, GENTLE, lengths)}
     table: list[Row] = [{"arm": name, "steps": 0, "scale": None, **evaluate(weights), "length": None, "cosine": None}
                         for name, weights in (("base", base), ("instruct", instruct))]
     for steps in lengths:
-        for arm, kept in learned.items():
-            table.append({"arm": arm, "steps": steps, "scale": None, **evaluate(kept[steps]), "length": None,
+        for arm, weights_by_step in trained.items():
+            table.append({"arm": arm, "steps": steps, "scale": None, **evaluate(weights_by_step[steps]), "length": None,
                           "cosine": None})
-        moved = Delta.between(make_model(learned[BARE][steps]), make_model(base))
+        change = Delta.between(make_model(trained[BARE][steps]), make_model(base))
         for scale in (0.5, 1.0, 1.5):
-            model = make_model(learned[BARE][steps])
+            model = make_model(trained[BARE][steps])
             (residual * scale).apply(model)
             table.append({"arm": RESTORED, "steps": steps, "scale": scale, **evaluate(model.state_dict()),
-                          "length": moved.norm / residual.norm, "cosine": moved.cosine(residual)})
-        tuned = train(learned[BARE][steps], batches(familiar, 1, ROWS // 2, seed + 1), tune, GENTLE)[tune]
+                          "length": change.norm / residual.norm, "cosine": change.cosine(residual)})
+        tuned = train(trained[BARE][steps], batches(old_text, 1, ROWS // 2, seed + 1), tune, GENTLE)[tune]
         table.append({"arm": AGAIN, "steps": steps, "scale": None, **evaluate(tuned), "length": None, "cosine": None})
     return table
 
@@ -168,18 +168,19 @@ def run_seed(mixer: str, seed: int, lengths: tuple[int, ...], base_steps: int, t
 def measure(run: Run) -> list[Row]:
     lengths, base_steps, tune, rows = run.pick(((2,), 2, 2, 20), (LENGTHS, BASE, TUNE, 200))
     seeds = [run.seed + i for i in range(run.pick(1, 3))]
-    wanted = [*(("attention", seed) for seed in seeds), (OTHER, seeds[0])]
+    runs = [*(("attention", seed) for seed in seeds), (OTHER, seeds[0])]
     jobs = {f"{mixer}, seed {seed}": partial(run_seed, mixer, seed, lengths, base_steps, tune, rows)
-            for mixer, seed in wanted}
-    cells = run.cells(jobs)
+            for mixer, seed in runs}
+    results = run.cells(jobs)
     table: list[Row] = []
-    for mixer, tables in (("attention", [cells[f"attention, seed {seed}"] for seed in seeds]),
-                          (OTHER, [cells[f"{OTHER}, seed {seeds[0]}"]])):
-        for each in zip(*tables):
-            row: Row = {"mixer": mixer, "arm": each[0]["arm"], "steps": each[0]["steps"], "scale": each[0]["scale"]}
-            for what in ("right", "new", "old", "length", "cosine"):
-                row[what] = None if each[0][what] is None else mean(one[what] for one in each)
-            table.append({**row, "right by seed": [one["right"] for one in each]})
+    for mixer, tables in (("attention", [results[f"attention, seed {seed}"] for seed in seeds]),
+                          (OTHER, [results[f"{OTHER}, seed {seeds[0]}"]])):
+        for seed_rows in zip(*tables):
+            row: Row = {"mixer": mixer, "arm": seed_rows[0]["arm"], "steps": seed_rows[0]["steps"],
+                        "scale": seed_rows[0]["scale"]}
+            for metric in ("right", "new", "old", "length", "cosine"):
+                row[metric] = None if seed_rows[0][metric] is None else mean(seed_row[metric] for seed_row in seed_rows)
+            table.append({**row, "right by seed": [seed_row["right"] for seed_row in seed_rows]})
     run.note(f"characters of the running Python's standard library: {', '.join(FAMILIAR)} with two skills (upper case "
              f"and twice, of {LETTERS} letters) in one form for {base_steps:,} steps, then {tune} that teach to do "
              f"them by instruction, half of the rows text in both; then up to {lengths[-1]} of {NEW}; two layers, "
@@ -198,21 +199,21 @@ def measure(run: Run) -> list[Row]:
 def judge(table: list[Row]) -> tuple[Verdict, str]:
     rows = {(row["arm"], row["steps"]): row for row in table
             if row["mixer"] == "attention" and row["scale"] in (None, 1)}
-    before, reasons = rows["base", 0]["new"], []
-    restores, keeps, beaten = [], [], []
+    base_bits, reasons = rows["base", 0]["new"], []
+    restores, keeps, replay_wins = [], [], []
     for steps in sorted({steps for _, steps in rows} - {0}):
         direct, restored, replay, bare = (rows[arm, steps] for arm in (DIRECT, RESTORED, REPLAY, BARE))
-        part = (before - restored["new"]) / max(before - bare["new"], 1e-9)
+        kept_share = (base_bits - restored["new"]) / max(base_bits - bare["new"], 1e-9)
         restores.append(restored["right"] - direct["right"] >= 0.15)
-        keeps.append(restores[-1] and before > bare["new"] and part >= 0.5)
-        beaten.append(replay["right"] >= restored["right"] and replay["new"] <= restored["new"])
+        keeps.append(restores[-1] and base_bits > bare["new"] and kept_share >= 0.5)
+        replay_wins.append(replay["right"] >= restored["right"] and replay["new"] <= restored["new"])
         reasons.append(f"after {steps} steps the residual has {restored['right']:.0%} right at {restored['new']:.2f} "
-                       f"bits ({part:.0%} of what the base gained), learning on directly {direct['right']:.0%} at "
-                       f"{direct['new']:.2f}, with replay {replay['right']:.0%} at {replay['new']:.2f}")
+                       f"bits ({kept_share:.0%} of what the base gained), learning on directly {direct['right']:.0%} "
+                       f"at {direct['new']:.2f}, with replay {replay['right']:.0%} at {replay['new']:.2f}")
     reason = "; ".join(reasons)
     if not any(restores):
         return "refuted", f"the residual restores too little: {reason}"
-    if all(beaten):
+    if all(replay_wins):
         return "refuted", f"where instruction data is there, 5% of replay is better on both axes: {reason}"
     return ("confirmed" if any(keeps) else "inconclusive"), reason
 
@@ -220,9 +221,9 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
 def draw(figure: Figure, table: list[Row]) -> None:
     axes = figure.subplots(1, 2, sharey=True)
     for axis, mixer in zip(axes, ("attention", OTHER)):
-        for at, arm in enumerate((DIRECT, RESTORED, REPLAY, BARE, AGAIN)):
+        for index, arm in enumerate((DIRECT, RESTORED, REPLAY, BARE, AGAIN)):
             rows = [row for row in table if (row["mixer"], row["arm"]) == (mixer, arm) and row["scale"] in (None, 1)]
-            axis.plot([row["new"] for row in rows], [row["right"] for row in rows], "o-", color=f"C{at}", label=arm)
+            axis.plot([row["new"] for row in rows], [row["right"] for row in rows], "o-", color=f"C{index}", label=arm)
             for row in rows:
                 axis.annotate(str(row["steps"]), (row["new"], row["right"]), (3, 3), textcoords="offset points",
                               fontsize=6)

@@ -206,8 +206,8 @@ def score_goal_orders(scorer: Vectors | BM25, test: Dialogues, starts: list[int]
             _, scores = chain_scores(torch.from_numpy(table.round(5)))  # rounded, so that ties are exact ties
             true = float(scores[0])  # the first order is the true one, the last the reversed
             forward.append(1.0 if true > scores[-1] else 0.5 if true == scores[-1] else 0.0)
-            above, equal = int((scores > true).sum()), int((scores == true).sum())
-            top.append(0.0 if above else 1 / equal)
+            better, equal = int((scores > true).sum()), int((scores == true).sum())
+            top.append(0.0 if better else 1 / equal)
             dialogue.append(number)
     groups, measures = np.array(dialogue), dict[str, Any]()
     for name, values in (("forward", np.array(forward)), ("top order", np.array(top))):
@@ -290,9 +290,9 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
               f"{other[NEXT][f'rank, {WINDOW - 1} ahead']:.3f}")
     if not clear:
         return "refuted", reason
-    good = (middle("spearman") >= 0.2 and falls and middle("forward") >= 0.65 and middle("top order") >= 0.30
-            and gain <= 0.8 and abs(other[BLIND]["forward"] - 0.5) < 1e-6)
-    return ("confirmed" if good else "inconclusive"), reason
+    holds = (middle("spearman") >= 0.2 and falls and middle("forward") >= 0.65 and middle("top order") >= 0.30
+             and gain <= 0.8 and abs(other[BLIND]["forward"] - 0.5) < 1e-6)
+    return ("confirmed" if holds else "inconclusive"), reason
 
 
 def draw(figure: Figure, table: list[Row]) -> None:

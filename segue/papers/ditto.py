@@ -49,8 +49,8 @@ UNLIKELIHOODS = [{"weight": weight, "rate": 1e-3} for weight in (1.0, 3.0)]
 
 def characters(path: Path | None) -> tuple[Tensor, int, tuple[int, int]]:
     """The text as ids, the id of the newline, and the ids that end a word. path None: synthetic text."""
-    made = "".join(f"the {a} of {b}\nand then {b}\n" for a in "abcdefgh" * 9 for b in "mnopqrstu")
-    text = made if path is None else (path / "input.txt").read_text(encoding="utf-8")
+    synthetic = "".join(f"the {a} of {b}\nand then {b}\n" for a in "abcdefgh" * 9 for b in "mnopqrstu")
+    text = synthetic if path is None else (path / "input.txt").read_text(encoding="utf-8")
     alphabet = sorted(set(text))
     newline, space = map(alphabet.index, "\n ")
     return torch.tensor([alphabet.index(letter) for letter in text]), newline, (newline, space)
@@ -102,8 +102,8 @@ def objective(arm: str, ends: tuple[int, int], setting: dict[str, float]) -> Obj
 def sample_lines(text: Tensor, newline: int, count: int) -> list[tuple[list[int], list[int]]]:
     """(the line before, a line) of which TIMES copies fit into the context."""
     ends = (text == newline).nonzero()[:, 0].tolist()
-    found = [(text[a + 1 : b].tolist(), text[b:c].tolist()) for a, b, c in zip(ends, ends[1:], ends[2:])]
-    fit = [(before, line) for before, line in found if before and len(line) >= 8
+    lines = [(text[a + 1 : b].tolist(), text[b:c].tolist()) for a, b, c in zip(ends, ends[1:], ends[2:])]
+    fit = [(before, line) for before, line in lines if before and len(line) >= 8
            and len(before) + TIMES * len(line) <= CONTEXT]
     return fit[:: max(1, len(fit) // count)][:count]
 
@@ -116,36 +116,37 @@ def evaluate(model: Stack, text: Tensor, vocabulary: int, newline: int, count: i
     rows = random_windows(text, 2 * count, CONTEXT, draw)
     nats = NextElement()(model, Batch(rows[:, :-1], rows[:, 1:])).total / rows[:, 1:].numel()
     prompts = [row[:PROMPT].tolist() for row in random_windows(text, count, CONTEXT, draw)]
-    said = [answer.tokens for answer in generate(model, prompts, SAID, "greedy", batch=count)]
+    texts = [answer.tokens for answer in generate(model, prompts, SAID, "greedy", batch=count)]
     curves = reinforcement(model, sample_lines(text, newline, count), TIMES)
     copied = sample_copies(vocabulary, count, draw)
     right = (model(copied[:, :-1]).logits.argmax(-1) == copied[:, 1:])[:, CONTEXT // 2 :]
-    return {"perplexity": math.exp(float(nats)), "rep-12": float(np.mean([repetition(each, NGRAM) for each in said])),
+    return {"perplexity": math.exp(float(nats)), "rep-12": float(np.mean([repetition(text, NGRAM) for text in texts])),
             "TP": curves.chance, "IP": curves.risen, "WR": curves.chosen, "copied": float(right.float().mean())}
 
 
 def run_arms(data: Path | None, seed: int, width: int, steps: tuple[int, int, int], count: int, piece: str,
-             wanted: list[tuple[str, dict[str, float]]]) -> list[dict[str, Any]]:
-    """Train one base model, then every wanted arm from it; evaluate each on a part of the text, "tune" or "test"."""
+             settings: list[tuple[str, dict[str, float]]]) -> list[dict[str, Any]]:
+    """Train one base model, then an arm from it for each of `settings`; evaluate each on a part of the text, "tune" or
+    "test"."""
     text, newline, ends = characters(data)
     vocabulary = int(text.max()) + 1
     train, tune, test = text.tensor_split([len(text) * 90 // 100, len(text) * 95 // 100])
-    model, found = train_base(train, vocabulary, seed, width, steps[:2]), []
+    model, scores = train_base(train, vocabulary, seed, width, steps[:2]), []
     begin = {name: weight.clone() for name, weight in model.state_dict().items()}
-    for arm, setting in wanted:
+    for arm, setting in settings:
         model.load_state_dict(begin)
         if arm != START:
             learn(model, batches(train, vocabulary, seed + 1000), steps[2], rate=setting["rate"], seed=seed,
                   objective=objective(arm, ends, setting), clip=CLIP)
-        found.append(evaluate(model, tune if piece == "tune" else test, vocabulary, newline, count))
-    return found
+        scores.append(evaluate(model, tune if piece == "tune" else test, vocabulary, newline, count))
+    return scores
 
 
 def choose(tried: list[tuple[dict[str, float], dict[str, Any]]], control: dict[str, Any]) -> dict[str, float]:
     """The setting with the lowest perplexity among those that halve rep-12; if none does, with the lowest rep-12."""
-    halved = [(each["perplexity"], place) for place, (_, each) in enumerate(tried)
-              if each["rep-12"] <= 0.5 * control["rep-12"]]
-    fallback = [(each["rep-12"], place) for place, (_, each) in enumerate(tried)]
+    halved = [(scores["perplexity"], place) for place, (_, scores) in enumerate(tried)
+              if scores["rep-12"] <= 0.5 * control["rep-12"]]
+    fallback = [(scores["rep-12"], place) for place, (_, scores) in enumerate(tried)]
     return tried[min(halved or fallback)[1]][0]
 
 
@@ -159,10 +160,10 @@ def measure(run: Run) -> list[Row]:
     halves = [grid[0::2], grid[1::2]]
     tried = run.cells({f"tuning, part {part}": partial(run_arms, data, run.seed + 100, width, steps, count, "tune",
                                                        half) for part, half in enumerate(halves)}).values()
-    looks = [(arm, setting, each) for half, cell in zip(halves, tried) for (arm, setting), each in zip(half, cell)]
-    plain, control = min(((setting, each) for arm, setting, each in looks if arm == CONTROL),
+    looks = [(arm, setting, scores) for half, cell in zip(halves, tried) for (arm, setting), scores in zip(half, cell)]
+    plain, control = min(((setting, scores) for arm, setting, scores in looks if arm == CONTROL),
                          key=lambda pair: pair[1]["perplexity"])
-    chosen = {arm: choose([(setting, each) for name, setting, each in looks if name == arm], control)
+    chosen = {arm: choose([(setting, scores) for name, setting, scores in looks if name == arm], control)
               for arm in (DITTO, UNLIKELY)}
     final: list[tuple[str, dict[str, float]]] = [(START, {}), (CONTROL, plain), *chosen.items()]
     cells = run.cells({f"seed {seed}, {chosen}": partial(run_arms, data, seed, width, steps, count, "test", final)
@@ -178,8 +179,8 @@ def measure(run: Run) -> list[Row]:
     run.note(f"greedy continuations of {SAID} characters behind {PROMPT}; 'copied': of random strings that repeat "
              "themselves, the share of characters that the model names")
     table: list[Row] = []
-    for arm, setting, each in sorted(looks, key=lambda look: look[0]):
-        table.append(row("tuning", arm, setting, [each], [control]))
+    for arm, setting, scores in sorted(looks, key=lambda look: look[0]):
+        table.append(row("tuning", arm, setting, [scores], [control]))
     for place, (arm, setting) in enumerate(final):
         table.append(row("test", arm, setting, [cell[place] for cell in cells], [cell[1] for cell in cells]))
     return table
@@ -188,11 +189,11 @@ def measure(run: Run) -> list[Row]:
 def row(piece: str, arm: str, setting: dict[str, float], looks: list[dict[str, Any]],
         control: list[dict[str, Any]]) -> Row:
     def mean(name: str) -> Any:
-        return np.round(np.mean([each[name] for each in looks], 0), 4).tolist()
+        return np.round(np.mean([scores[name] for scores in looks], 0), 4).tolist()
 
-    more = np.mean([math.log(each["perplexity"] / other["perplexity"]) for each, other in zip(looks, control)])
+    ratio = np.mean([math.log(scores["perplexity"] / other["perplexity"]) for scores, other in zip(looks, control)])
     return {"text": piece, "arm": arm, "setting": ", ".join(f"{name} {value:g}" for name, value in setting.items()),
-            "rep-12": mean("rep-12"), "perplexity": mean("perplexity"), "to control": round(math.exp(float(more)), 4),
+            "rep-12": mean("rep-12"), "perplexity": mean("perplexity"), "to control": round(math.exp(float(ratio)), 4),
             "TP": mean("TP"), "IP": mean("IP"), "WR": mean("WR"), "copied": mean("copied")}
 
 
@@ -235,15 +236,15 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
 def draw(figure: Figure, table: list[Row]) -> None:
     curves, trade = figure.subplots(1, 2)
     colours = {START: "#c3ccd5", CONTROL: "#52606d", DITTO: "#2f6fb3", UNLIKELY: "#c0504d"}
-    for each in table:
-        colour = colours[each["arm"]]
-        if each["text"] == "test":
-            curves.plot(range(len(each["TP"])), each["TP"], "o-", color=colour, label=each["arm"])
-        if each["arm"] == START:
+    for line in table:
+        colour = colours[line["arm"]]
+        if line["text"] == "test":
+            curves.plot(range(len(line["TP"])), line["TP"], "o-", color=colour, label=line["arm"])
+        if line["arm"] == START:
             continue
-        trade.plot(min(100 * (each["to control"] - 1), FAR), each["rep-12"], "o" if each["text"] == "test" else ".",
-                   color=colour, markersize=10 if each["text"] == "test" else 7,
-                   alpha=1 if each["text"] == "test" else 0.5)
+        trade.plot(min(100 * (line["to control"] - 1), FAR), line["rep-12"], "o" if line["text"] == "test" else ".",
+                   color=colour, markersize=10 if line["text"] == "test" else 7,
+                   alpha=1 if line["text"] == "test" else 0.5)
     curves.set(xlabel="how often the line was said before", ylabel="probability of its characters (TP)",
                title="A line said again", ylim=(0, None), xticks=range(TIMES))
     curves.legend(fontsize=8)

@@ -51,28 +51,28 @@ def decode_lists(model: Any, prompts: list[list[int]], n: int, options: Options,
                  **more: Any) -> list[list[tuple[float, list[int]]]]:
     """For each prompt at most `width` answers with their log-probabilities, the likeliest first."""
     if options["decoder"] == "sample":
-        every = generate(model, [prompt for prompt in prompts for _ in range(width)], n, eos=END, seed=seed, batch=60,
-                         **options, **more)
-        groups = [every[at : at + width] for at in range(0, len(every), width)]
+        samples = generate(model, [prompt for prompt in prompts for _ in range(width)], n, eos=END, seed=seed, batch=60,
+                           **options, **more)
+        groups = [samples[at : at + width] for at in range(0, len(samples), width)]
     else:
         best = generate(model, prompts, n, eos=END, batch=60, num_beams=width, num_return_sequences=width,
                         length_penalty=0.0, **options, **more)
         groups = [[answer, *answer.others] for answer in best]
-    found = []
+    lists = []
     for prompt, group in zip(prompts, groups):
-        said = [answer.tokens + [END] * (answer.finish == "stop") for answer in group]
-        pairs = zip(log_likelihoods(model, prompt, said), (answer.tokens for answer in group))
-        found.append(sorted(pairs, key=lambda pair: -pair[0]))
-    return found
+        answers = [answer.tokens + [END] * (answer.finish == "stop") for answer in group]
+        pairs = zip(log_likelihoods(model, prompt, answers), (answer.tokens for answer in group))
+        lists.append(sorted(pairs, key=lambda pair: -pair[0]))
+    return lists
 
 
-def score(found: list[list[tuple[float, list[int]]]], references: list[list[list[int]]]) -> dict[str, Any]:
+def score(lists: list[list[tuple[float, list[int]]]], references: list[list[list[int]]]) -> dict[str, Any]:
     """For every prompt: best BLEU among the first k answers, distinct n-grams, mean log-probability of the list."""
-    bleu = [[sentence_bleu(tokens, texts) for _, tokens in answers] for answers, texts in zip(found, references)]
-    said = [[tokens for _, tokens in answers] for answers in found]
-    return {"log-prob": [mean(total for total, _ in answers) for answers in found],
+    bleu = [[sentence_bleu(tokens, texts) for _, tokens in answers] for answers, texts in zip(lists, references)]
+    sequences = [[tokens for _, tokens in answers] for answers in lists]
+    return {"log-prob": [mean(total for total, _ in answers) for answers in lists],
             **{f"oracle@{k}": [max(scores[:k]) for scores in bleu] for k in (1, 3, LIST)},
-            **{f"distinct-{n}": [distinct(answers, n) for answers in said] for n in (2, 4)}}
+            **{f"distinct-{n}": [distinct(answers, n) for answers in sequences] for n in (2, 4)}}
 
 
 # --- a known mixture ---------------------------------------------------------------------------------------
@@ -89,16 +89,16 @@ class Templates:
         for mode, weight in enumerate(weights / weights.sum()):
             for fill in np.ndindex(3, 3, 3):
                 chance = weight * float(np.prod(np.array([0.5, 0.3, 0.2])[list(fill)]))
-                said = [WORDS, WORDS + 4 + mode, *[WORDS + 1 + word for word in fill], END]
-                for at, token in enumerate(said):
-                    after = self.mass.setdefault(tuple(said[:at]), {})
+                tokens = [WORDS, WORDS + 4 + mode, *[WORDS + 1 + word for word in fill], END]
+                for at, token in enumerate(tokens):
+                    after = self.mass.setdefault(tuple(tokens[:at]), {})
                     after[token] = after.get(token, 0.0) + chance
 
     def __call__(self, scores: np.ndarray, prefix: Prefix) -> np.ndarray:
-        known, after = np.full_like(scores, -np.inf), self.mass[tuple(prefix.generated)]
+        log_chances, after = np.full_like(scores, -np.inf), self.mass[tuple(prefix.generated)]
         for token, chance in after.items():
-            known[token] = np.log(chance / sum(after.values()))
-        return known
+            log_chances[token] = np.log(chance / sum(after.values()))
+        return log_chances
 
 
 def count_modes(options: Options, seed: int, width: int = 12) -> int:
@@ -107,8 +107,8 @@ def count_modes(options: Options, seed: int, width: int = 12) -> int:
     torch.manual_seed(seed)
     blank = Stack(StackConfig(templates.vocabulary, 8, ["gru"])).eval()  # the processor replaces its logits
     groups = {"num_beam_groups": width // 2} if "num_beam_groups" in options else {}
-    (found,) = decode_lists(blank, [[SEPARATOR]], 8, options | groups, width, seed, processors=(templates,))
-    return len({tokens[1] for _, tokens in found})
+    (answers,) = decode_lists(blank, [[SEPARATOR]], 8, options | groups, width, seed, processors=(templates,))
+    return len({tokens[1] for _, tokens in answers})
 
 
 # --- the measurement -----------------------------------------------------------------------------------------------

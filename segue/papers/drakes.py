@@ -81,15 +81,15 @@ def make_oracles(table: Tensor, length: int, seed: int, width: int, steps: int, 
     and the true score (the table); and the share of the other half's variance that the proxy explains."""
     words = all_words(length)
     strand = torch.minimum(sequence_index(words, LETTERS), sequence_index(LETTERS - 1 - words.flip(1), LETTERS))
-    seen = torch.rand(len(words), generator=generator_of(seed, 1))[strand] < 0.5
-    known, unknown = seen.nonzero()[:, 0], (~seen).nonzero()[:, 0]
+    in_training = torch.rand(len(words), generator=generator_of(seed, 1))[strand] < 0.5
+    train, test = in_training.nonzero()[:, 0], (~in_training).nonzero()[:, 0]
     torch.manual_seed(seed)
     network = Flat(LETTERS, length, [width] * 2, 1)
-    learn(network, minibatches(scored_batch(words[known], table[known]), rows, seed), steps,
+    learn(network, minibatches(scored_batch(words[train], table[train]), rows, seed), steps,
           rate=2e-3, seed=seed, objective=SquaredError(), cooldown=0.5)
-    pair, unseen = OraclePair(NetworkOracle(network), TableOracle(table, LETTERS)), F.one_hot(words[unknown], LETTERS)
+    pair, unseen = OraclePair(NetworkOracle(network), TableOracle(table, LETTERS)), F.one_hot(words[test], LETTERS)
     error = (pair.train(unseen.float()) - pair.judge(unseen)).square().mean()
-    return pair, 1 - float(error / table[unknown].var())
+    return pair, 1 - float(error / table[test].var())
 
 
 def describe_law(law: Tensor, true: Tensor, guess: Tensor, target: Tensor) -> dict[str, float]:
@@ -129,8 +129,8 @@ def sample_by_smc(model: Flat, oracle: Oracle, runs: int, seed: int) -> Tensor:
     """The distribution of words, (4^L,), over `runs` runs of SMC with PARTICLES particles each."""
     total = torch.zeros(LETTERS**model.length, dtype=torch.float64)
     generator = generator_of(seed, 3)
-    for some in torch.ones(runs).split(16):
-        x = torch.zeros(len(some) * PARTICLES, model.length, dtype=torch.long)
+    for block in torch.ones(runs).split(16):
+        x = torch.zeros(len(block) * PARTICLES, model.length, dtype=torch.long)
         with torch.no_grad():
             drawn, _ = STEERED["smc"](Denoiser(model, PROCESS), x, x == 0, PROCESS, oracle, STRENGTH, steps=8,
                                       particles=PARTICLES, generator=generator)
@@ -142,14 +142,14 @@ def measure(run: Run) -> list[Row]:
     data = run.dataset("ecoli-k12"), run.dataset("tfbind8")
     length, width, teach, steps, rows, runs = run.pick((3, 16, 5, 2, 16, 1), (8, 256, 1500, 400, 256, 300))
     seeds = [run.seed + number for number in range(run.pick(1, 3))]
-    wanted = [(arm, seed) for seed in seeds for arm in (BEFORE, *ARMS)
-              if seed == run.seed or arm in REPEATED]
+    arm_seeds = [(arm, seed) for seed in seeds for arm in (BEFORE, *ARMS)
+                 if seed == run.seed or arm in REPEATED]
     done = run.cells({f"{arm} {seed}": partial(run_arm, data, length, arm, seed, width, teach, steps, rows, runs)
-                      for arm, seed in wanted})
+                      for arm, seed in arm_seeds})
     table: list[Row] = []
-    for arm, seed in wanted:
-        found = done[f"{arm} {seed}"]
-        table += [{"arm": name, "seed": seed, **found[name]} for name in (BEFORE, TARGET, SMC, *ARMS) if name in found]
+    for arm, seed in arm_seeds:
+        cell = done[f"{arm} {seed}"]
+        table += [{"arm": name, "seed": seed, **cell[name]} for name in (BEFORE, TARGET, SMC, *ARMS) if name in cell]
     explained = [done[f"{BEFORE} {seed}"]["explained"] for seed in seeds]
     run.note(f"real data: words of eight bases of the chromosome of E. coli K-12, {teach:,} steps of {rows} for a "
              f"network of two layers of {width}; the scores are how strongly {FACTOR} binds all 65,536 words, 0 to 1; "

@@ -54,8 +54,8 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def load_task(task: str, seed: int, every: int = 1) -> tuple[Callable[[int], Batch], Batch]:
     """Step -> training batch, and the test rows, of "digits" or "ListOps". every: train on each such row alone."""
-    known, new = pixel_rows(8) if task == "digits" else (expressions(2048, LENGTH, 1), expressions(512, LENGTH, 2))
-    return minibatches(known.rows(slice(None, None, every)), ROWS, seed), new
+    train, test = pixel_rows(8) if task == "digits" else (expressions(2048, LENGTH, 1), expressions(512, LENGTH, 2))
+    return minibatches(train.rows(slice(None, None, every)), ROWS, seed), test
 
 
 def classifier(arm: str, task: str, seed: int, width: int = WIDTH, layers: int = 2) -> Stack:
@@ -171,9 +171,9 @@ def measure(run: Run) -> list[Row]:
             add(task, arm, "accuracy", mean(done[f"{arm} {task} {seed}"] for seed in seeds))
     for length in lengths:
         for arm in ("full, unfused", *ARMS):
-            found = run.cell(f"cost {arm} {length}", partial(cost, arm, length))
-            add("cost", arm, "seconds", found["seconds"], length)
-            add("cost", arm, "MiB", found["bytes"] / 2**20, length)
+            costs = run.cell(f"cost {arm} {length}", partial(cost, arm, length))
+            add("cost", arm, "seconds", costs["seconds"], length)
+            add("cost", arm, "MiB", costs["bytes"] / 2**20, length)
     ratios = run.cell("recomputed", partial(measure_recompute, *run.pick((2, 2), (8, 9))))
     for measure in ("memory", "seconds"):
         add("general", "blocks recomputed", measure, ratios[measure])
@@ -221,8 +221,8 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     for row in table:
         if row["part"].startswith("general "):
             pupils.setdefault(row["part"], {})[row["arm"]] = row["value"]
-    wins = sum(found["half the width, taught"] > found["half the width"] for found in pupils.values())
-    lost = mean(found["full"] - found["half the weights pruned"] for found in pupils.values())
+    wins = sum(scores["half the width, taught"] > scores["half the width"] for scores in pupils.values())
+    lost = mean(scores["full"] - scores["half the weights pruned"] for scores in pupils.values())
     reason = (f"most accurate {best} ({right[best]:.1%}; sparse {right[SPARSE]:.1%}, full {right[FULL]:.1%}); at "
               f"{longest} fastest {fastest} ({speed:.2f} of unfused full), leanest {leanest}; recomputing takes "
               f"{saved['memory']:.0%} of the memory in {saved['seconds']:.2f} times the time; teaching helps {wins} of "

@@ -60,12 +60,12 @@ def timings(cell: str, heads: int, rows: int = 16, length: int = 1024, rounds: i
             h[:, t] = states[0]
         return h
 
-    mine = (x, weight, bias)
+    arguments = (x, weight, bias)
     steps: dict[str, tuple[Callable[[], Tensor], tuple[Tensor, ...]]] = {
-        "ours": (lambda: recurrence(cell, x, weight, bias, state)[0], mine),
-        "loop": (lambda: recurrence_reference(cell, x, weight, bias, state)[0], mine)}
+        "ours": (lambda: recurrence(cell, x, weight, bias, state)[0], arguments),
+        "loop": (lambda: recurrence_reference(cell, x, weight, bias, state)[0], arguments)}
     if length <= 256:  # its backward pass grows with the square of the length
-        steps["writing"] = writing, mine
+        steps["writing"] = writing, arguments
     if cell in MODULES and heads == 1:
         module = MODULES[cell](WIDTH, WIDTH, batch_first=True, device=device)
         into = torch.randn(rows, length, WIDTH, device=device, requires_grad=True)
@@ -109,8 +109,8 @@ def sized(vocabulary: int, units: int = 0, **options: Any) -> Stack:
     heads = options.get("options", {}) if units else {}
 
     def make(width: int) -> Stack:
-        own = {mixer: values | {"heads": width // units} for mixer, values in heads.items()}
-        return Stack(StackConfig(vocabulary, width, tied=False, **options | ({"options": own} if own else {})))
+        mixers = {mixer: values | {"heads": width // units} for mixer, values in heads.items()}
+        return Stack(StackConfig(vocabulary, width, tied=False, **options | ({"options": mixers} if mixers else {})))
 
     return min(map(make, range(16, 129, units if heads else 8)),
                key=lambda stack: abs(sum(p.numel() for p in stack.parameters()) - SIZE))
@@ -141,17 +141,17 @@ def measure(run: Run) -> list[Row]:
     table: list[Row] = []
     for task in seeds:
         for name in MODELS:
-            found = [done[f"{task} {name} {seed}"] for seed in range(run.seed, run.seed + seeds[task])]
+            runs = [done[f"{task} {name} {seed}"] for seed in range(run.seed, run.seed + seeds[task])]
             named = name.replace("4 heads", f"heads of {UNITS}") if run.device == "cuda" else name
-            table.append({"what": task, "model": named, "trained": mean(f["trained"] for f in found),
-                          "tested": mean(f["tested"] for f in found), "best": max(f["tested"] for f in found),
-                          "parameters": int(found[0]["parameters"])})
+            table.append({"what": task, "model": named, "trained": mean(f["trained"] for f in runs),
+                          "tested": mean(f["tested"] for f in runs), "best": max(f["tested"] for f in runs),
+                          "parameters": int(runs[0]["parameters"])})
     tokens = rows * length
-    for n, took in speed.items():
-        table.append({"what": "speed", "model": f"LSTM, {n} heads", "heads": n, "tokens/s": tokens / took["ours"],
-                      "times the loop": took["loop"] / took["ours"],
-                      "times torch's module": took["module"] / took["projected"] if "module" in took else None,
-                      "torch's module, tokens/s": tokens / took["module"] if "module" in took else None})
+    for n, seconds in speed.items():
+        table.append({"what": "speed", "model": f"LSTM, {n} heads", "heads": n, "tokens/s": tokens / seconds["ours"],
+                      "times the loop": seconds["loop"] / seconds["ours"],
+                      "times torch's module": seconds["module"] / seconds["projected"] if "module" in seconds else None,
+                      "torch's module, tokens/s": tokens / seconds["module"] if "module" in seconds else None})
     run.note(f"states: trained on words of up to {TRAINED} symbols for {steps} steps of 64 rows, tested on {TESTED}; "
              f"accuracy over all prefixes, mean (and best) of {seeds}")
     run.note(f"speed: {rows} rows of {length} steps, width {WIDTH}, forward and backward, float32; the loop is the "
@@ -170,15 +170,15 @@ def parity_scores(table: list[Row]) -> tuple[str, float, float]:
 def judge(table: list[Row]) -> tuple[Verdict, str]:
     speed = {row["heads"]: row for row in table if row["what"] == "speed"}
     name, best, other = parity_scores(table)
-    most, few = max(speed), min(speed)
-    over, beside = speed[most]["times the loop"], speed[few]["times torch's module"]
-    gain = speed[most]["tokens/s"] / speed[few]["tokens/s"]
+    most, fewest = max(speed), min(speed)
+    speedup, beside = speed[most]["times the loop"], speed[fewest]["times torch's module"]
+    gain = speed[most]["tokens/s"] / speed[fewest]["tokens/s"]
     reason = (f"parity at length {TESTED}: {name} {best:.1%}, attention and Mamba at best {other:.1%}; {most} heads "
-              f"are {over:.1f} times as fast as the loop and {gain:.1f} times as fast as one, and one head runs at "
+              f"are {speedup:.1f} times as fast as the loop and {gain:.1f} times as fast as one, and one head runs at "
               f"{beside:.2f} times torch's module")
     if best < 0.99 or other > 0.6:
         return "refuted", reason
-    return ("confirmed" if over >= 5 and beside >= 0.8 and gain > 1 else "inconclusive"), reason
+    return ("confirmed" if speedup >= 5 and beside >= 0.8 and gain > 1 else "inconclusive"), reason
 
 
 def judge_fused(table: list[Row]) -> tuple[Verdict, str]:

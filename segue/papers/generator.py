@@ -61,13 +61,13 @@ def synthetic_genome(size: int, seed: int, families: int = FAMILIES) -> str:
     return np.frombuffer(BASES.encode(), np.uint8)[np.concatenate(parts)[:size]].tobytes().decode()
 
 
-def split_genome(genome: Path | None, size: int, held: int) -> tuple[str, str]:
+def split_genome(genome: Path | None, size: int, test_size: int) -> tuple[str, str]:
     """Training and held-out text: the end of the real genome is held out; of synthetic ones, another genome of the same
     families."""
     if genome is None:
-        return synthetic_genome(size, 1), synthetic_genome(held, 2)
+        return synthetic_genome(size, 1), synthetic_genome(test_size, 2)
     text = segue.read(genome)[0].object
-    return text[: -len(text) // 10], text[-held:]
+    return text[: -len(text) // 10], text[-test_size:]
 
 
 def make_codec(arm: str, text: str) -> Codec:
@@ -116,11 +116,11 @@ def measure_recovery(model: Stack, codec: Codec, text: str, room: int, width: in
     return float(shares.mean()), float(shares.std() / math.sqrt(len(shares)))
 
 
-def run_arm(arm: str, genome: Path | None, steps: int, size: int, held: int, prompts: int, seed: int,
+def run_arm(arm: str, genome: Path | None, steps: int, size: int, test_size: int, prompts: int, seed: int,
             shared: int = 0) -> dict[str, float]:
     """Train and measure one arm, on rows from random positions and, of the real genome, both strands. shared: limits
     the context to that many bases (those of another arm)."""
-    train, test = split_genome(genome, size, held)
+    train, test = split_genome(genome, size, test_size)
     codec = make_codec(arm, train)
     bases_a_token = len(train[:200_000]) / len(codec.encode(train[:200_000]))
     context = CONTEXT if not shared else max(8, round(shared / bases_a_token))
@@ -154,12 +154,12 @@ def run_arm(arm: str, genome: Path | None, steps: int, size: int, held: int, pro
 def measure(run: Run) -> list[Row]:
     real = run.dataset("ecoli-536")
     genome = None if real is None else real / "ecoli536.fna.gz"
-    steps, size, held, prompts = run.pick((1, 60_000, 4_000, 2), (STEPS, 500_000, 40_000, 400))
-    jobs: dict[str, Any] = {arm: partial(run_arm, arm, None, steps, size, held, prompts, run.seed) for arm in ARMS}
-    jobs[SHORT] = partial(run_arm, "6-mer", None, steps, size, held, prompts, run.seed, CONTEXT)
-    jobs[EQUAL] = partial(run_arm, "6-mer", None, -(-steps // 6), size, held, prompts, run.seed, CONTEXT)
+    steps, size, test_size, prompts = run.pick((1, 60_000, 4_000, 2), (STEPS, 500_000, 40_000, 400))
+    jobs: dict[str, Any] = {arm: partial(run_arm, arm, None, steps, size, test_size, prompts, run.seed) for arm in ARMS}
+    jobs[SHORT] = partial(run_arm, "6-mer", None, steps, size, test_size, prompts, run.seed, CONTEXT)
+    jobs[EQUAL] = partial(run_arm, "6-mer", None, -(-steps // 6), size, test_size, prompts, run.seed, CONTEXT)
     if genome is not None:
-        jobs |= {f"{arm}, E. coli": partial(run_arm, arm, genome, steps // 2, 0, held, prompts, run.seed)
+        jobs |= {f"{arm}, E. coli": partial(run_arm, arm, genome, steps // 2, 0, test_size, prompts, run.seed)
                  for arm in ("1-mer", "6-mer")}
     table: list[Row] = []
     for name, cell in run.cells(jobs).items():

@@ -125,8 +125,8 @@ def score_fold(arm: Arm | None, folder: Path | None, number: int, seed: int, ste
     graphs, atoms, classes = load_molecules(folder)
     order = np.random.default_rng(seed).permutation(len(graphs))
     ranked = sorted(order, key=lambda i: graphs[i].label)
-    held = set(ranked[number::FOLDS])
-    train, test = [graphs[i] for i in order if i not in held], [graphs[i] for i in order if i in held]
+    test_ids = set(ranked[number::FOLDS])
+    train, test = [graphs[i] for i in order if i not in test_ids], [graphs[i] for i in order if i in test_ids]
     if arm is None:
         from segue.models.estimators import forest
 
@@ -155,18 +155,18 @@ def measure(run: Run) -> list[Row]:
     jobs |= {f"MUTAG {arm.name if arm else ATOMS} {number}":
              partial(score_fold, arm, folder, number, run.seed, steps["MUTAG"])
              for arm in (*REAL, None) for number in folds}
-    found = run.cells(jobs)
+    results = run.cells(jobs)
     table: list[Row] = []
     for arm in MADE:
-        each = [found[f"{arm.task} {arm.name} {seed}"] for seed in seeds]
-        table.append({"task": arm.task, "arm": arm.name, "accuracy": mean(each),
-                      "chance": mean(chance(arm.task, seed, test, nodes) for seed in seeds), "by seed": each})
+        scores = [results[f"{arm.task} {arm.name} {seed}"] for seed in seeds]
+        table.append({"task": arm.task, "arm": arm.name, "accuracy": mean(scores),
+                      "chance": mean(chance(arm.task, seed, test, nodes) for seed in seeds), "by seed": scores})
     graphs, _, _ = load_molecules(folder)
     largest = max(Counter(graph.label for graph in graphs).values()) / len(graphs)
     for real in (*REAL, None):
         name = real.name if real else ATOMS
-        each = [found[f"MUTAG {name} {number}"] for number in folds]
-        table.append({"task": "MUTAG", "arm": name, "accuracy": mean(each), "chance": largest, "by seed": each})
+        scores = [results[f"MUTAG {name} {number}"] for number in folds]
+        table.append({"task": "MUTAG", "arm": name, "accuracy": mean(scores), "chance": largest, "by seed": scores})
     run.note(f"graphs of {nodes} nodes, {ROWS} drawn anew at each of {steps['connectivity']} steps, to count colours "
              f"of {steps['colours']}; two layers of width {WIDTH}, rate {RATE}, {test} fresh graphs to measure on; "
              "mamba reads one way, attention both, without positions of its own; all arms but those that count colours "
@@ -186,11 +186,11 @@ def measure(run: Run) -> list[Row]:
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
-    found = {(row["task"], row["arm"]): row["accuracy"] for row in table}
+    accuracies = {(row["task"], row["arm"]): row["accuracy"] for row in table}
     floor = {row["task"]: row["chance"] for row in table}
 
     def of(arm: Arm) -> float:
-        return found[arm.task, arm.name]
+        return accuracies[arm.task, arm.name]
 
     node, near = of(DEGREE["node"]), max(of(DEGREE["khop"]), of(DEGREE["bfs"]))
     counted, shares = of(COUNT[MAMBA]), of(COUNT[ATTENTION])
@@ -200,11 +200,11 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
               f"k-hop {hops:.1%}, random clusters {control:.1%}")
     if near < node or counted < shares or linked < single - 0.02 or hops > min(linked, single):
         return "refuted", reason
-    best = {task: max(value for (name, _), value in found.items() if name == task) for task in floor}
+    best = {task: max(value for (name, _), value in accuracies.items() if name == task) for task in floor}
     learned = all(best[task] >= floor[task] + 0.2 for task in ("degree", "colours", "connectivity"))
-    good = near >= node + 0.2 and counted >= shares + 0.2 and linked >= single and hops <= min(linked, single) - 0.05 \
+    holds = near >= node + 0.2 and counted >= shares + 0.2 and linked >= single and hops <= min(linked, single) - 0.05 \
         and control <= linked - 0.05
-    return ("confirmed" if learned and good else "inconclusive"), reason
+    return ("confirmed" if learned and holds else "inconclusive"), reason
 
 
 def draw(figure: Figure, table: list[Row]) -> None:

@@ -92,11 +92,11 @@ def bits_per_symbol(arm: str, model: Stack, rows: Tensor, draws: int, hidden: sl
         nats = any_order_nll(Denoiser(model, AbsorbingProcess(SYMBOLS)), rows, where, BEYOND, draws)
     else:
         bound, times = StepwiseDiffusion(UniformProcess(SYMBOLS), SCHEDULE), rows.repeat_interleave(draws, 0)
-        nats = torch.stack([bound(model, make_batch(each, False)).total for each in times.split(draws)]) / draws
+        nats = torch.stack([bound(model, make_batch(part, False)).total for part in times.split(draws)]) / draws
     return nats.double() / where.sum(1) / math.log(2)
 
 
-def run_arm(folder: Path | None, arm: str, seed: int, width: int, steps: int, rows: int, held: int, draws: int,
+def run_arm(folder: Path | None, arm: str, seed: int, width: int, steps: int, rows: int, tests: int, draws: int,
             ) -> dict[str, Any]:
     """Train one arm; bits per character of test rows and of their middle thirds with standard errors, and one
     infilling."""
@@ -107,37 +107,37 @@ def run_arm(folder: Path | None, arm: str, seed: int, width: int, steps: int, ro
     learn(model, draw, steps, rate=0.02, seed=seed, objective=make_objective(arm), muon=True, cooldown=1.0,
           precision="bfloat16" if is_bfloat16_fast(1) else "float32")
     model.eval()
-    begins = torch.linspace(0, len(test) - LENGTH, held).long()
+    begins = torch.linspace(0, len(test) - LENGTH, tests).long()
     whole = test[begins[:, None] + torch.arange(LENGTH)]
     torch.manual_seed(seed)
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for what, hidden in ((BITS, slice(None)), (INFILLED, MIDDLE)):
         if what == BITS or arm != UNIFORM:
-            each = torch.cat([bits_per_symbol(arm, model, part, draws, hidden) for part in whole.split(64)])
-            found[what], found[f"{what}, error"] = float(each.mean()), float(each.std()) / math.sqrt(len(each))
+            bits = torch.cat([bits_per_symbol(arm, model, part, draws, hidden) for part in whole.split(64)])
+            result[what], result[f"{what}, error"] = float(bits.mean()), float(bits.std()) / math.sqrt(len(bits))
     if arm == MASKED:
-        gap = whole[held // 2].clone()
+        gap = whole[tests // 2].clone()
         gap[MIDDLE] = BEYOND
-        said = "".join(LETTERS[i] for i in fill(model, [gap.tolist()], seed=seed)[0].tokens)
-        found["sample"] = f"{said[: MIDDLE.start]}[{said[MIDDLE]}]{said[MIDDLE.stop :]}"
-    return found
+        text = "".join(LETTERS[i] for i in fill(model, [gap.tolist()], seed=seed)[0].tokens)
+        result["sample"] = f"{text[: MIDDLE.start]}[{text[MIDDLE]}]{text[MIDDLE.stop :]}"
+    return result
 
 
 def sample_surprisal(double: bool, seed: int, positions: int) -> dict[str, float]:
     """Sample words by their exact Zipf probabilities in the first steps of a long chain; sums of their surprisal."""
     dtype = torch.float64 if double else torch.float32
-    process, kept = AbsorbingProcess(WORDS), NoiseSchedule().grid(CHAIN)
+    process, grid = AbsorbingProcess(WORDS), NoiseSchedule().grid(CHAIN)
     chances = 1 / torch.arange(1, WORDS + 1, dtype=torch.float64)
     log_p = (chances / chances.sum()).log()
-    said, generator = [], torch.Generator().manual_seed(seed)
+    nats, generator = [], torch.Generator().manual_seed(seed)
     for count in torch.ones(positions).split(64):
         x = torch.full((len(count),), process.elements)
         for step in range(CHAIN, CHAIN - CHAIN // PART, -1):
             free = x == process.elements
-            before = process.posterior(log_p.to(dtype).expand(int(free.sum()), -1), x[free], kept[step], kept[step - 1])
+            before = process.posterior(log_p.to(dtype).expand(int(free.sum()), -1), x[free], grid[step], grid[step - 1])
             x[free] = gumbel_max(before, generator, dtype)
-        said.append(-log_p[x[x < process.elements]])
-    surprisal = torch.cat(said)
+        nats.append(-log_p[x[x < process.elements]])
+    surprisal = torch.cat(nats)
     return {"sum": float(surprisal.sum()), "squares": float(surprisal.square().sum()), "count": len(surprisal)}
 
 
@@ -150,9 +150,9 @@ def pool_surprisals(parts: list[dict[str, float]]) -> tuple[float, float]:
 
 def measure(run: Run) -> list[Row]:
     folder = run.dataset("tiny-shakespeare")
-    width, steps, rows, held, draws, positions, parts = run.pick((16, 3, 4, 4, 2, 64, 1),
-                                                                 (128, 600, 32, 512, 8, 7000, 2))
-    cells: dict[str, Any] = {arm: partial(run_arm, folder, arm, run.seed, width, steps, rows, held, draws)
+    width, steps, rows, tests, draws, positions, parts = run.pick((16, 3, 4, 4, 2, 64, 1),
+                                                                  (128, 600, 32, 512, 8, 7000, 2))
+    cells: dict[str, Any] = {arm: partial(run_arm, folder, arm, run.seed, width, steps, rows, tests, draws)
                              for arm in (LEFT_TO_RIGHT, MASKED, UNIFORM)}
     precisions = {"float64": True, "float32": False}
     for part in range(parts):
@@ -172,7 +172,7 @@ def measure(run: Run) -> list[Row]:
              "steps: rates 0.005 and 0.02 came to 3.62 and 3.53 bits with log-linear noise (a longer warm-up "
              "to 3.54), cosine noise to 3.42, and to 3.25 with normalised queries and keys and rotary frequencies for "
              "short rows; all three have these")
-    run.note(f"{held} rows of the last twentieth of the plays. Left to right is exact; the others are upper bounds: "
+    run.note(f"{tests} rows of the last twentieth of the plays. Left to right is exact; the others are upper bounds: "
              f"masked diffusion over random orders ({draws} draws a row), uniform diffusion by a chain of 1,000 steps; "
              "it alone is told the time, and its scores are read off what it says each element was")
     run.note(f"the middle third: masked diffusion sees both sides of it, left to right its left. Filled in: "

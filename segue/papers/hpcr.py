@@ -96,22 +96,22 @@ def load_digits(small: bool) -> Data:
 def load_intents(folder: Path | None) -> Data:
     """Queries to an assistant (CLINC150) as words: 60 intents with 40 training queries each."""
     if folder is None:
-        made = [(f"word{c} to {i}", f"intent {c}") for c in range(10) for i in range(4)]
-        parts = {name: made for name in ("train", "val", "test")}
+        synthetic = [(f"word{c} to {i}", f"intent {c}") for c in range(10) for i in range(4)]
+        parts = {name: synthetic for name in ("train", "val", "test")}
     else:
         parts = clinc150(folder)
-    every = sorted({kind for _, kind in parts["train"]})
-    count = min(60, len(every))
-    kinds = [every[i * len(every) // count] for i in range(count)]
-    known = {word: 1 + i for i, word in enumerate(sorted({w for text, _ in parts["train"] for w in split_words(text)}))}
+    all_kinds = sorted({kind for _, kind in parts["train"]})
+    count = min(60, len(all_kinds))
+    kinds = [all_kinds[i * len(all_kinds) // count] for i in range(count)]
+    ids = {word: 1 + i for i, word in enumerate(sorted({w for text, _ in parts["train"] for w in split_words(text)}))}
 
     def table(part: str, most: int) -> Batch:
         chosen = [(text, kind) for kind in kinds
-                  for text in [text for text, each in parts[part] if each == kind][:most]]
-        return Batch.labelled([[known.get(word, 0) for word in split_words(text)] for text, _ in chosen],
+                  for text in [text for text, intent in parts[part] if intent == kind][:most]]
+        return Batch.labelled([[ids.get(word, 0) for word in split_words(text)] for text, _ in chosen],
                               [kinds.index(kind) for _, kind in chosen], length=20)
 
-    return Data(table("train", 40), table("val", 10), table("test", 20), count, 5, 300, 1 + len(known))
+    return Data(table("train", 40), table("val", 10), table("test", 20), count, 5, 300, 1 + len(ids))
 
 
 def split_words(text: str) -> list[str]:
@@ -188,13 +188,14 @@ def measure(run: Run) -> list[Row]:
         return [(rate, settings, [job(line, seed, rate, settings, True)[0] for seed in line.tuning])
                 for settings in line.grid for rate in rates]
 
-    found = run.cells(dict(job(line, seed, rate, settings, True) for line in lines for settings in line.grid
-                           for rate in rates for seed in line.tuning))
-    best = [max(tried(line), key=lambda choice: mean(found[name][0] for name in choice[2]))[:2] for line in lines]
-    found = run.cells(dict(job(line, seed, *choice, False) for line, choice in zip(lines, best) for seed in line.seeds))
+    results = run.cells(dict(job(line, seed, rate, settings, True) for line in lines for settings in line.grid
+                             for rate in rates for seed in line.tuning))
+    best = [max(tried(line), key=lambda choice: mean(results[name][0] for name in choice[2]))[:2] for line in lines]
+    results = run.cells(dict(job(line, seed, *choice, False) for line, choice in zip(lines, best)
+                             for seed in line.seeds))
     table: list[Row] = []
     for line, (rate, settings) in zip(lines, best):
-        right, forgotten = zip(*(found[job(line, seed, rate, settings, False)[0]] for seed in line.seeds))
+        right, forgotten = zip(*(results[job(line, seed, rate, settings, False)[0]] for seed in line.seeds))
         table.append({"stream": line.stream, "reader": line.reader, "arm": line.arm, "accuracy": mean(right),
                       "forgetting": mean(forgotten), "by seed": list(right), "rate": rate,
                       "settings": ", ".join(f"{name} {value:g}" for name, value in settings.items())})
@@ -223,8 +224,8 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
               f"settings {100 * (row[HPCR]['accuracy'] - pcr['accuracy']):+.1f}")
     if gain <= 0 or further <= 0:
         return "refuted", reason
-    good = wins >= 4 and pcr["forgetting"] < er["forgetting"] and further >= 0.01
-    return ("confirmed" if good else "inconclusive"), reason
+    holds = wins >= 4 and pcr["forgetting"] < er["forgetting"] and further >= 0.01
+    return ("confirmed" if holds else "inconclusive"), reason
 
 
 def draw(figure: Figure, table: list[Row]) -> None:
@@ -240,8 +241,8 @@ def draw(figure: Figure, table: list[Row]) -> None:
     rest = [row for row in table if row not in rows]
     groups = list(dict.fromkeys((row["stream"], row["reader"]) for row in rest))
     for colour, arm in enumerate(dict.fromkeys(row["arm"] for row in rest)):
-        found = {(row["stream"], row["reader"]): row["accuracy"] for row in rest if row["arm"] == arm}
-        others.bar([groups.index(group) + 0.2 * colour - 0.3 for group in found], list(found.values()), 0.2, label=arm)
+        shown = {(row["stream"], row["reader"]): row["accuracy"] for row in rest if row["arm"] == arm}
+        others.bar([groups.index(group) + 0.2 * colour - 0.3 for group in shown], list(shown.values()), 0.2, label=arm)
     others.set_xticks(range(len(groups)), ["\n".join(group) for group in groups], fontsize=8)
     others.set(title="Other readers, other rows", ylim=(0, 1))
     others.legend(fontsize=7)

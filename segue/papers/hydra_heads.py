@@ -58,10 +58,10 @@ class TokensOnlyHeads(DraftHeads):
 def synthetic_text(count: int) -> Tensor:
     """Characters of a random bigram grammar with three successors each."""
     random = np.random.default_rng(0)
-    follow, said = random.integers(0, 20, (20, 3)), [0]
+    follow, text = random.integers(0, 20, (20, 3)), [0]
     for _ in range(count):
-        said.append(int(follow[said[-1], random.integers(3)]))
-    return torch.tensor(said)
+        text.append(int(follow[text[-1], random.integers(3)]))
+    return torch.tensor(text)
 
 
 @cache
@@ -70,8 +70,8 @@ def text(path: Path | None) -> tuple[Tensor, Tensor]:
     if path is None:
         ids = synthetic_text(4000)
     else:
-        known = np.frombuffer((path / "input.txt").read_bytes(), np.uint8)
-        ids = torch.from_numpy(np.unique(known, return_inverse=True)[1])
+        characters = np.frombuffer((path / "input.txt").read_bytes(), np.uint8)
+        ids = torch.from_numpy(np.unique(characters, return_inverse=True)[1])
     return ids[: len(ids) * 9 // 10], ids[len(ids) * 9 // 10 :]
 
 
@@ -97,27 +97,27 @@ def score(arm: str, path: Path | None, width: int, depth: int, base_steps: int, 
           seed: int) -> dict[str, Any]:
     """Train the heads of an arm, then decode with them, in float64 so that rounding changes no token."""
     base = train_base(path, width, depth, base_steps, seed).float()
-    train, held = text(path)
+    train, test = text(path)
     torch.manual_seed(seed)
     heads = (TokensOnlyHeads if "unseen" in arm else DraftHeads).for_base(base, heads=HEADS, **ARMS[arm])
     learn(heads, batches(train, seed + 1), steps, rate=1e-3, seed=seed,
           objective=DraftHeadsLoss(base, distil=arm in ("hydra, distilled", "hydra++")))
     base, heads = base.double(), heads.double().eval()
-    places = np.linspace(0, len(held) - CONTEXT, prompts).astype(int)
-    primes = [held[place : place + CONTEXT // 2].tolist() for place in places]
-    found: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in heads.parameters())}
+    places = np.linspace(0, len(test) - CONTEXT, prompts).astype(int)
+    primes = [test[place : place + CONTEXT // 2].tolist() for place in places]
+    result: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in heads.parameters())}
     same = []
-    for name, way, paths in (("chain", {"decoder": "greedy"}, CHAIN), ("tree", {"decoder": "greedy"}, TREE),
-                             ("sampled", {"decoder": "sample", "temperature": 1.0}, CHAIN)):
-        plain = generate(base, primes, n, seed=seed, **way)
+    for name, options, paths in (("chain", {"decoder": "greedy"}, CHAIN), ("tree", {"decoder": "greedy"}, TREE),
+                                 ("sampled", {"decoder": "sample", "temperature": 1.0}, CHAIN)):
+        plain = generate(base, primes, n, seed=seed, **options)
         drafted = generate(base, primes, n, seed=seed, draft=HeadsDraft(heads, paths), adaptive=False,
-                           **way)
+                           **options)
         # The first token comes from the prompt's own pass.
-        found[name] = sum(answer.produced - 1 for answer in drafted) / sum(answer.passes - 1 for answer in drafted)
+        result[name] = sum(answer.produced - 1 for answer in drafted) / sum(answer.passes - 1 for answer in drafted)
         same += [one.tokens == two.tokens for one, two in zip(plain, drafted)]
-    hits, asked = count_hits(heads, base, base, primes, n, [{"decoder": "greedy"}])
-    found |= {f"head {k + 1}": float(hits[k, 0] / asked[k]) for k in range(HEADS)}
-    return found | {"same texts": sum(same) / len(same)}
+    hits, totals = count_hits(heads, base, base, primes, n, [{"decoder": "greedy"}])
+    result |= {f"head {k + 1}": float(hits[k, 0] / totals[k]) for k in range(HEADS)}
+    return result | {"same texts": sum(same) / len(same)}
 
 
 def measure(run: Run) -> list[Row]:

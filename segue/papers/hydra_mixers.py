@@ -100,21 +100,21 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
         return (row[worse]["nats"] - row[better]["nats"],
                 2 * sqrt(row[worse]["error"] ** 2 + row[better]["error"] ** 2))
 
-    both, _ = gap("one way", "quasiseparable")
+    saving, _ = gap("one way", "quasiseparable")
     added, noise = gap("added", "quasiseparable")
     aligned = {name: gap(f"{name}, free", f"{name}, aligned") for name in CLASSES}
-    reason = (f"reading both ways saves {both:.2f} nats; quasiseparable against added {added:+.3f} (noise {noise:.3f}"
+    reason = (f"reading both ways saves {saving:.2f} nats; quasiseparable against added {added:+.3f} (noise {noise:.3f}"
               "); alignment saves " + ", ".join(f"{g:.3f} (noise {n:.3f}, {name})" for name, (g, n) in aligned.items()))
-    if both <= 0 or added < -noise or any(g < -n for g, n in aligned.values()):
+    if saving <= 0 or added < -noise or any(g < -n for g, n in aligned.values()):
         return "refuted", reason
-    if both >= 0.3 and all(g > n for g, n in aligned.values()):
+    if saving >= 0.3 and all(g > n for g, n in aligned.values()):
         return "confirmed", reason
     return "inconclusive", reason
 
 
 def draw(figure: Figure, table: list[Row]) -> None:
-    ways, classes = figure.subplots(1, 2, width_ratios=[1, 1.2])
-    for axes, rows, title in ((ways, [row for row in table if row["mixer"] in WAYS], "Reading both ways"),
+    directions, classes = figure.subplots(1, 2, width_ratios=[1, 1.2])
+    for axes, rows, title in ((directions, [row for row in table if row["mixer"] in WAYS], "Reading both ways"),
                               (classes, [row for row in table if row["mixer"] not in WAYS], "Classes of matrices")):
         axes.bar([row["mixer"].replace(", ", "\n") for row in rows], [row["nats"] for row in rows],
                  yerr=[2 * row["error"] for row in rows], capsize=3,

@@ -69,13 +69,13 @@ def load_digits(made_up: bool) -> dict[str, Batch]:
 
 def make_stream(made_up: bool, seed: int, part: str) -> list[Experience]:
     """One experience per task: all digits, under the task's own permutation of the pixels."""
-    draw, found = torch.Generator().manual_seed(seed), load_digits(made_up)
-    made = []
+    generator, digits = torch.Generator().manual_seed(seed), load_digits(made_up)
+    stream = []
     for number in range(TASKS):
-        order = torch.randperm(64, generator=draw)
-        train, test = (Batch(found[side].tokens[..., order], found[side].targets) for side in ("train", part))
-        made.append(Experience(f"order {number}", train, test, tuple(range(10))))
-    return made
+        order = torch.randperm(64, generator=generator)
+        train, test = (Batch(digits[side].tokens[..., order], digits[side].targets) for side in ("train", part))
+        stream.append(Experience(f"order {number}", train, test, tuple(range(10))))
+    return stream
 
 
 def score(name: str, made_up: bool, seed: int, rate: float, beta: float, steps: int,
@@ -98,7 +98,7 @@ def score(name: str, made_up: bool, seed: int, rate: float, beta: float, steps: 
     matrix = learn_stream(model, tasks, OutputMatching(beta), NextElement(), measure=known_task_accuracy(tasks),
                           **choices)
     return {"final": matrix.average, "new": accuracy_when_learned(matrix.scores), "ratio": generator.parameter_ratio,
-            "inferred": mean(inferred_accuracy(model, each.test, TASKS) for each in tasks),
+            "inferred": mean(inferred_accuracy(model, task.test, TASKS) for task in tasks),
             "weights": sum(p.numel() for p in generator.parameters())}
 
 
@@ -115,26 +115,28 @@ def measure(run: Run) -> list[Row]:
         return f"{'tune' if tuning else 'test'} {name} {seed} {rate} {beta}", partial(
             score, name, made_up, seed, rate, beta, steps, tuning)
 
-    def best(tried: dict[str, list[tuple[float, float]]]) -> dict[str, tuple[float, float]]:
+    def best(grid: dict[str, list[tuple[float, float]]]) -> dict[str, tuple[float, float]]:
         """The (rate, beta) of each arm with the best final accuracy on the tuning seed."""
-        found = run.cells(dict(job(name, TUNING, rate, beta, True)
-                               for name, some in tried.items() for rate, beta in some))
-        return {name: max(some, key=lambda each: found[job(name, TUNING, each[0], each[1], True)[0]]["final"])
-                for name, some in tried.items()}
+        results = run.cells(dict(job(name, TUNING, rate, beta, True)
+                                 for name, choices in grid.items() for rate, beta in choices))
+        return {name: max(choices, key=lambda setting: results[job(name, TUNING, setting[0], setting[1], True)[0]]
+                          ["final"]) for name, choices in grid.items()}
 
     chosen = {name: (RATES[1], BETAS[1]) for name in ARMS}
     if not made_up:
         chosen = best({name: [(rate, BETAS[1]) for rate in RATES] for name in ARMS})
         chosen |= best({name: [(rate, beta) for beta in BETAS] for name, (rate, _) in chosen.items() if name != NAIVE})
-    lines = [(name, name, chosen[name], seeds if name in SMALL else seeds[:3]) for name in ARMS]
-    lines.append((FREE, WIDE, (chosen[WIDE][0], 0.0), seeds[:3]))
-    found = run.cells(dict(job(name, seed, rate, beta) for _, name, (rate, beta), used in lines for seed in used))
+    runs = [(name, name, chosen[name], seeds if name in SMALL else seeds[:3]) for name in ARMS]
+    runs.append((FREE, WIDE, (chosen[WIDE][0], 0.0), seeds[:3]))
+    results = run.cells(dict(job(name, seed, rate, beta) for _, name, (rate, beta), arm_seeds in runs
+                             for seed in arm_seeds))
     table: list[Row] = []
-    for shown, name, (rate, beta), used in lines:
-        each = [found[job(name, seed, rate, beta)[0]] for seed in used]
-        table.append({"arm": shown, **{what: mean(one[what] for one in each) for what in ("final", "new", "inferred")},
-                      "weights": each[0]["weights"], "ratio": each[0]["ratio"], "rate": rate,
-                      "beta": None if name == NAIVE else beta, "by seed": [one["final"] for one in each]})
+    for shown, name, (rate, beta), arm_seeds in runs:
+        cells = [results[job(name, seed, rate, beta)[0]] for seed in arm_seeds]
+        table.append({"arm": shown,
+                      **{what: mean(result[what] for result in cells) for what in ("final", "new", "inferred")},
+                      "weights": cells[0]["weights"], "ratio": cells[0]["ratio"], "rate": rate,
+                      "beta": None if name == NAIVE else beta, "by seed": [result["final"] for result in cells]})
     run.note(f"{'noise' if made_up else 'handwritten digits of scikit-learn'}: {TASKS} tasks, the 64 pixels in another "
              f"order in each; target of 64-32-10 units, 2,410 weights; {STEPS} steps of {ROWS} rows a task, AdamW")
     run.note("each arm's rate (of three) and then beta (of four) are the best on permutations and rows of their own; "
@@ -148,17 +150,17 @@ def measure(run: Run) -> list[Row]:
 def judge(table: list[Row]) -> tuple[Verdict, str]:
     row = {row["arm"]: row for row in table}
     lstm, mlp, cut = row[LSTM], row[MLP], row[CUT]
-    over, due = lstm["final"] - mlp["final"], lstm["final"] - cut["final"]
-    fell = {name: row[name]["new"] - row[name]["final"] for name in (WIDE, FREE)}
+    gain, due = lstm["final"] - mlp["final"], lstm["final"] - cut["final"]
+    lost = {name: row[name]["new"] - row[name]["final"] for name in (WIDE, FREE)}
     reason = (f"in chunks of 64 the LSTM ({lstm['weights']:,} weights) is right {lstm['final']:.1%} of the time at the "
               f"end, the MLP ({mlp['weights']:,}) {mlp['final']:.1%}, the LSTM whose state is not carried "
               f"{cut['final']:.1%}; one network for all {row[NAIVE]['final']:.1%}; in chunks of 256 the MLP loses "
-              f"{100 * fell[WIDE]:.1f} points of what it had learned, without output matching {100 * fell[FREE]:.1f}")
+              f"{100 * lost[WIDE]:.1f} points of what it had learned, without output matching {100 * lost[FREE]:.1f}")
     if due < 0.01:
         return "refuted", reason
-    good = over >= 0.03 and lstm["weights"] <= mlp["weights"] and cut["final"] <= mlp["final"] + 0.01
-    holds = fell[WIDE] <= 0.03 and fell[FREE] >= 0.30
-    return ("confirmed" if good and holds else "inconclusive"), reason
+    better = gain >= 0.03 and lstm["weights"] <= mlp["weights"] and cut["final"] <= mlp["final"] + 0.01
+    holds = lost[WIDE] <= 0.03 and lost[FREE] >= 0.30
+    return ("confirmed" if better and holds else "inconclusive"), reason
 
 
 def draw(figure: Figure, table: list[Row]) -> None:

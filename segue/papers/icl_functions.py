@@ -87,10 +87,10 @@ def run_arm(mixer: str, seed: int, steps: int, tested: int, window: int = WINDOW
     run = learn(model, task.batches(rows, counts, seed, window=windows), steps, rate=rate, seed=seed,
                 warmup=min(1.0, 200 / steps), objective=SquaredError(), measure=looks,
                 held_out=lambda model: last_error(model, fresh))
-    found = {name: summarise_errors(squared_errors(model, prompts.batch)[:, ::2].cpu()) for name, prompts in
-             conditions(task, points, seed, tested).items()}
-    found["prompt"]["steps"] = next((entry["step"] for entry in run.curve if entry["held_out"] <= LEARNED), None)
-    return found
+    errors = {name: summarise_errors(squared_errors(model, prompts.batch)[:, ::2].cpu()) for name, prompts in
+              conditions(task, points, seed, tested).items()}
+    errors["prompt"]["steps"] = next((entry["step"] for entry in run.curve if entry["held_out"] <= LEARNED), None)
+    return errors
 
 
 def last_error(model: torch.nn.Module, prompts: Prompts) -> float:
@@ -168,11 +168,11 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
 def judge_windows(table: list[Row]) -> tuple[Verdict, str]:
     """The rule of scale gpu: that of scale cpu for windows of WINDOW, and the steps that each window takes."""
     verdict, reason = judge([row for row in table if row["window"] == WINDOW])
-    took = {row["window"]: row["steps"] for row in table if row["what"] == "attention" and row["prompt"] == "prompt"}
-    steps = [math.inf if took[window] is None else took[window] for window in sorted(took)]
+    needed = {row["window"]: row["steps"] for row in table if row["what"] == "attention" and row["prompt"] == "prompt"}
+    steps = [math.inf if needed[window] is None else needed[window] for window in sorted(needed)]
     reason += "; attention took " + ", ".join(
         f"{f'{count:,.0f}' if count < math.inf else 'more than all'} steps for windows of {window}"
-        for window, count in zip(sorted(took), steps))
+        for window, count in zip(sorted(needed), steps))
     if verdict == "refuted" or steps[0] > steps[-1]:
         return "refuted", reason
     grows = steps == sorted(steps) and steps[0] < steps[-1]

@@ -61,9 +61,9 @@ def run_arm(arm: str, seed: int, steps: int, rows: int) -> dict[str, float]:
     stack, show, draw = make_model(arm), batch_view(arm), TASK.batches(64, (LENGTH, LENGTH), seed)
     learn(stack, lambda step: show(draw(step)), steps, rate=0.01, seed=seed, cooldown=1.0, muon=True)
     batch = TASK.test(rows, LENGTH, seed)
-    few = (batch.tokens == SECOND).float().argmax(1) < LENGTH // 2
-    found = {name: accuracy(stack, show(batch.rows(which))) for name, which in (("small", few), ("large", ~few))}
-    return {**found, "parameters": count_used(stack, arm)}
+    early = (batch.tokens == SECOND).float().argmax(1) < LENGTH // 2
+    scores = {name: accuracy(stack, show(batch.rows(which))) for name, which in (("small", early), ("large", ~early))}
+    return {**scores, "parameters": count_used(stack, arm)}
 
 
 def measure(run: Run) -> list[Row]:
@@ -72,10 +72,10 @@ def measure(run: Run) -> list[Row]:
     done = run.cells({f"{arm} {seed}": partial(run_arm, arm, seed, steps, rows) for arm, seed in arms})  # longest first
     table: list[Row] = []
     for arm in WIDTHS:
-        found = [cell for name, cell in done.items() if name.rpartition(" ")[0] == arm]
-        small, large = (mean(cell[name] for cell in found) for name in ("small", "large"))
-        table.append({"model": arm, "seeds": len(found), "accuracy": (small + large) / 2, "small set first": small,
-                      "large set first": large, "parameters": found[0]["parameters"]})
+        cells = [cell for name, cell in done.items() if name.rpartition(" ")[0] == arm]
+        small, large = (mean(cell[name] for cell in cells) for name in ("small", "large"))
+        table.append({"model": arm, "seeds": len(cells), "accuracy": (small + large) / 2, "small set first": small,
+                      "large set first": large, "parameters": cells[0]["parameters"]})
     run.note(f"{steps} steps of 64 rows; two layers, one head, queries and keys of 3: a state of 10 features; a guess "
              "among the smaller set is right a quarter of the time")
     run.note("rates were chosen on prefix linear attention with one seed: AdamW at 0.002 to 0.006 was right 13% to 23% "

@@ -95,9 +95,9 @@ def step_time(arms: tuple[str, ...], side: int, repeats: int) -> dict[str, float
     models, best = {arm: classifier(arm) for arm in arms}, dict.fromkeys(arms, float("inf"))
     for _ in range(repeats + 1):
         for arm, model in models.items():
-            given = batch(arm, pictures, labels, side)
+            examples = batch(arm, pictures, labels, side)
             begin = time.perf_counter()
-            objective(model, given).total.backward()
+            objective(model, examples).total.backward()
             best[arm] = min(best[arm], 1000 * (time.perf_counter() - begin))
     return best
 
@@ -123,8 +123,8 @@ def measure(run: Run) -> list[Row]:
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
     right = {row["model"]: 100 * row["accuracy"] for row in table}
-    took = {row["model"]: row["ms at 64 x 64"] for row in table}
-    ahead, share, worth = right[FULL] - right[TWO], took[FULL] / took[TWO], right[FULL] - right[PLAIN]
+    times = {row["model"]: row["ms at 64 x 64"] for row in table}
+    ahead, share, worth = right[FULL] - right[TWO], times[FULL] / times[TWO], right[FULL] - right[PLAIN]
     needed = right[FULL] - right[BARE]
     reason = (f"LightNet is {ahead:+.1f} points against two scans of GLA, at {share:.2f} of their time; {needed:+.1f} "
               f"points against itself without positions; and {worth:+.1f} against plain linear attention with the same "
@@ -138,7 +138,7 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
 
 
 def draw(figure: Figure, table: list[Row]) -> None:
-    right, took = figure.subplots(1, 2)
+    right, times = figure.subplots(1, 2)
     names = [row["model"].replace(", ", "\n").replace(" without", "\nwithout") for row in table]
     right.barh(names, [row["accuracy"] for row in table])
     right.set(xlabel="accuracy", title="Digits, held out", xlim=(min(row["accuracy"] for row in table) - 0.05, 1))
@@ -146,11 +146,11 @@ def draw(figure: Figure, table: list[Row]) -> None:
     columns = [name for name in table[0] if name.startswith("ms")]
     sides = [int(name.split()[-1]) for name in columns]
     for row in table:
-        took.plot([side * side for side in sides], [row[name] for name in columns], marker="o", label=row["model"])
-    took.set(xscale="log", yscale="log", xlabel="pixels", ylabel="milliseconds", title="Forward and backward")
-    took.set_xticks([side * side for side in sides], [f"{side} x {side}" for side in sides])
-    took.set_xticks([], minor=True)
-    took.legend(fontsize="x-small")
+        times.plot([side * side for side in sides], [row[name] for name in columns], marker="o", label=row["model"])
+    times.set(xscale="log", yscale="log", xlabel="pixels", ylabel="milliseconds", title="Forward and backward")
+    times.set_xticks([side * side for side in sides], [f"{side} x {side}" for side in sides])
+    times.set_xticks([], minor=True)
+    times.legend(fontsize="x-small")
 
 
 CLAIM = Claim(

@@ -46,12 +46,12 @@ ARMS = ("greedy", "best of n", "beam", "diverse beam", *TREES)
 
 def sums(rows: int, digits: int, random: np.random.Generator) -> list[tuple[list[int], list[int]]]:
     """Pairs of a sum to do and its answer, the highest digit first."""
-    found = []
+    pairs = []
     for a, b in random.integers(0, 10**digits, (rows, 2)).tolist():
-        said = [[ZERO + int(digit) for digit in f"{number:0{size}d}"]
-                for number, size in ((a, digits), (b, digits), (a + b, digits + 1))]
-        found.append(([*said[0], PLUS, *said[1], EQUALS], said[2]))
-    return found
+        terms = [[ZERO + int(digit) for digit in f"{number:0{size}d}"]
+                 for number, size in ((a, digits), (b, digits), (a + b, digits + 1))]
+        pairs.append(([*terms[0], PLUS, *terms[1], EQUALS], terms[2]))
+    return pairs
 
 
 def batches(rows: int, digits: int, seed: int, step: int) -> Batch:
@@ -97,21 +97,21 @@ def answers(model: Any, prompts: list[list[int]], n: int, arm: str, budget: int,
     rows = max(budget // (n - 1), 1)
     if arm in ("greedy", "best of n"):
         rows = rows if arm == "best of n" else 1
-        every = generate(model, [prompt for prompt in prompts for _ in range(rows)], n,
-                         "sample" if arm == "best of n" else "greedy", seed=seed, batch=TOGETHER, **more)
+        samples = generate(model, [prompt for prompt in prompts for _ in range(rows)], n,
+                           "sample" if arm == "best of n" else "greedy", seed=seed, batch=TOGETHER, **more)
         groups = []
         for number, prompt in enumerate(prompts):
-            group = {tuple(each.tokens): each for each in every[number * rows : (number + 1) * rows]}
-            for each, total in zip(group.values(), likelihoods(prompt, [said(each) for each in group.values()])):
-                each.score = total / each.produced
-            groups.append(sorted(group.values(), key=lambda each: -(each.score or 0.0))[:LIST])
+            group = {tuple(answer.tokens): answer for answer in samples[number * rows : (number + 1) * rows]}
+            for answer, total in zip(group.values(), likelihoods(prompt, [said(answer) for answer in group.values()])):
+                answer.score = total / answer.produced
+            groups.append(sorted(group.values(), key=lambda answer: -(answer.score or 0.0))[:LIST])
         return groups
     if arm in TREES:
         options = {"decoder": "tree", "budget": budget, "num_return_sequences": LIST, **TREES[arm]}
     else:
         options = {"decoder": arm.replace(" ", "-"), "num_beams": rows, "num_return_sequences": min(rows, LIST)}
     best = generate(model, prompts, n, batch=TOGETHER, **options, **more)
-    return [[each, *each.others] for each in best]
+    return [[answer, *answer.others] for answer in best]
 
 
 def said(answer: Continuation) -> list[int]:
@@ -123,13 +123,14 @@ def evaluate_sums(model: Any, tests: list[tuple[list[int], list[int]]], arm: str
     digits = len(tests[0][1])
     lists = answers(model, [question for question, _ in tests], digits + 1, arm, budget, seed,
                     partial(log_likelihoods, model), eos=END)
-    right = [float(each[0].tokens == truth) for each, (_, truth) in zip(lists, tests)]
-    every = [(each.score or 0.0, each.tokens == truth) for group, (_, truth) in zip(lists, tests) for each in group]
+    right = [float(group[0].tokens == truth) for group, (_, truth) in zip(lists, tests)]
+    scored = [(answer.score or 0.0, answer.tokens == truth) for group, (_, truth) in zip(lists, tests)
+              for answer in group]
     return {"accuracy": mean(right), "mean log-prob": mean(group[0].score or 0.0 for group in lists),
-            "list, mean log-prob": mean(each.score or 0.0 for group in lists for each in group),
-            "list, distinct-2": mean(distinct([each.tokens for each in group], 2) for group in lists),
+            "list, mean log-prob": mean(answer.score or 0.0 for group in lists for answer in group),
+            "list, distinct-2": mean(distinct([answer.tokens for answer in group], 2) for group in lists),
             "repeated": mean(repetition(group[0].tokens, REPETITION_NGRAM) for group in lists),
-            "confidence and truth": rank_correlation(*zip(*every)),
+            "confidence and truth": rank_correlation(*zip(*scored)),
             "tokens read": mean(group[0].nodes or (digits if arm == "greedy" else budget) for group in lists)}
 
 
@@ -148,9 +149,9 @@ def share_of_modes(arm: str, budget: int, seed: int, count: int, n: int) -> floa
     blank = Stack(StackConfig(WORDS, 8, ["gru"])).eval()  # whatever it says, the chain overrules it
     chain = Chain(seed)
     prompts = [list(divmod(number, WORDS)) for number in range(count)]
-    found = answers(blank, prompts, n, arm, budget, seed, chain.likelihoods, processors=(chain,))
+    lists = answers(blank, prompts, n, arm, budget, seed, chain.likelihoods, processors=(chain,))
     return mean(float(chain.likelihoods(prompt, [group[0].tokens])[0] > chain.mode(prompt, n) - 1e-6)
-                for prompt, group in zip(prompts, found))
+                for prompt, group in zip(prompts, lists))
 
 
 # --- the measurement -----------------------------------------------------------------------------------------------
@@ -188,9 +189,9 @@ def measure(run: Run) -> list[Row]:
                       partial(run_seed, seed, scale, budgets if seed == run.seed else (BUDGET,)) for seed in seeds})
     table = []
     for place, (budget, arm) in enumerate((budget, arm) for budget in budgets for arm in ARMS):
-        cells = [found[place] for found in done.values() if place < len(found)]
+        cells = [arms[place] for arms in done.values() if place < len(arms)]
         table.append({"arm": arm, "budget": budget,
-                      **{key: round(mean(each[key] for each in cells), 4) for key in cells[0]}})
+                      **{key: round(mean(cell[key] for cell in cells), 4) for key in cells[0]}})
     return sorted(table, key=lambda row: row["budget"])
 
 

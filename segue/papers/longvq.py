@@ -215,9 +215,9 @@ def draw(figure: Figure, table: list[Row]) -> None:
     far_back.axhline(1 / KEYS, color="grey", linestyle=":", label="chance")
     far_back.set(ylabel="accuracy", ylim=(0, 1.05), title=f"Recall from more than {2 * WINDOW} elements back")
     far_back.legend()
-    both = [row for row in table if row["nats per note"] is not None]
-    notes.bar([f"{row['attention']}\ntime as\nlength^{row['cost exponent']:.2f}" for row in both],
-              [row["nats per note"] for row in both])
+    rows = [row for row in table if row["nats per note"] is not None]
+    notes.bar([f"{row['attention']}\ntime as\nlength^{row['cost exponent']:.2f}" for row in rows],
+              [row["nats per note"] for row in rows])
     notes.set(ylabel="nats per note", title="Chorales, held out")
 
 

@@ -76,7 +76,7 @@ def synthetic_pairs(count: int, vocabulary: int, random: np.random.Generator) ->
     return pairs
 
 
-def load_pairs(jfleg: Path, multi30k: Path, vocabulary: int, train: int, held: int,
+def load_pairs(jfleg: Path, multi30k: Path, vocabulary: int, train: int, num_tests: int,
                random: np.random.Generator) -> tuple[list[Pair], list[Pair]]:
     """Learners' sentences with their four corrections (JFLEG), and captions (Multi30k) with made mistakes; the held-out
     pairs are half of each, from the sets' own test parts."""
@@ -88,8 +88,8 @@ def load_pairs(jfleg: Path, multi30k: Path, vocabulary: int, train: int, held: i
         test = list(zip(lines("test/test.src"), lines("test/test.ref0")))
 
     clean, clean_held = captions(multi30k, "train")[:train], captions(multi30k, "test_2016_flickr")
-    every = (word for texts in (*dev, clean) for words in texts for word in words)
-    ids = frequent_word_ids(every, vocabulary - WORDS, WORDS)
+    all_words = (word for texts in (*dev, clean) for words in texts for word in words)
+    ids = frequent_word_ids(all_words, vocabulary - WORDS, WORDS)
 
     def encode(words: list[str]) -> list[int]:
         return [ids.get(word, UNKNOWN) for word in words]
@@ -102,9 +102,9 @@ def load_pairs(jfleg: Path, multi30k: Path, vocabulary: int, train: int, held: i
 
     learners = short([(encode(source), encode(target)) for source, target in dev])
     tests = short([(encode(source), encode(target)) for source, target in test])
-    made, made_held = short(noisy(clean)), short(noisy(clean_held))
-    chosen = [pool[i] for pool in (tests, made_held) for i in random.permutation(len(pool))[: held // 2]]
-    return learners + made, chosen
+    synthetic, synthetic_test = short(noisy(clean)), short(noisy(clean_held))
+    chosen = [pool[i] for pool in (tests, synthetic_test) for i in random.permutation(len(pool))[: num_tests // 2]]
+    return learners + synthetic, chosen
 
 
 # --- the model ---------------------------------------------------------------------------------------------------
@@ -154,23 +154,23 @@ def edit(model: Stack, prompts: list[list[int]], drafter: Any, n: int) -> list[C
 
 
 def summary(answers: list[Continuation], plain: list[list[int]]) -> dict[str, Any]:
-    said = sum(answer.produced for answer in answers)
+    produced = sum(answer.produced for answer in answers)
     passes = sum(answer.passes for answer in answers)
-    return {"tokens per pass": round(said / passes, 4),
+    return {"tokens per pass": round(produced / passes, 4),
             "different answers": sum(answer.tokens != tokens for answer, tokens in zip(answers, plain)),
-            "ms per token": round(1e3 * sum(answer.seconds["total"] for answer in answers) / said, 3),
+            "ms per token": round(1e3 * sum(answer.seconds["total"] for answer in answers) / produced, 3),
             "retrieval ms per pass": round(1e3 * sum(answer.seconds["draft"] for answer in answers) / passes, 3),
             "nodes per pass": round(sum(answer.drafted for answer in answers) / passes, 1)}
 
 
 def measure(run: Run) -> list[Row]:
-    vocabulary, held, earlier = run.pick(60, 2000), run.pick(4, 200), run.pick(8, 1000)
+    vocabulary, num_tests, earlier = run.pick(60, 2000), run.pick(4, 200), run.pick(8, 1000)
     random = np.random.default_rng(run.seed)
     jfleg, multi30k = run.dataset("jfleg"), run.dataset("multi30k-en-de")
     if jfleg is None or multi30k is None:
-        pairs, tests = synthetic_pairs(80, vocabulary, random), synthetic_pairs(held, vocabulary, random)
+        pairs, tests = synthetic_pairs(80, vocabulary, random), synthetic_pairs(num_tests, vocabulary, random)
     else:
-        pairs, tests = load_pairs(jfleg, multi30k, vocabulary, 29_000, held, random)
+        pairs, tests = load_pairs(jfleg, multi30k, vocabulary, 29_000, num_tests, random)
         run.note("a model of two layers, width 128, over 2,000 words in lower case; half of the held-out sentences are "
                  "captions with made mistakes")
     run.note("decoding in float64, so that the same text means the same; batch 1; the prompt's pass is counted")
@@ -191,15 +191,15 @@ def measure(run: Run) -> list[Row]:
         return [answer.tokens for answer in plain], [[*answer.tokens, END] for answer in before]
 
     def plain() -> dict[str, Any]:
-        said, _ = answers()
-        right = mean(SequenceMatcher(None, words, target, False).ratio() for words, (_, target) in zip(said, tests))
-        exact = mean(float(words == target) for words, (_, target) in zip(said, tests))
-        copied = mean(float(words == source) for words, (source, _) in zip(said, tests))
-        return summary(edit(model(), prompts, None, longest), said) | {
+        texts, _ = answers()
+        right = mean(SequenceMatcher(None, words, target, False).ratio() for words, (_, target) in zip(texts, tests))
+        exact = mean(float(words == target) for words, (_, target) in zip(texts, tests))
+        copied = mean(float(words == source) for words, (source, _) in zip(texts, tests))
+        return summary(edit(model(), prompts, None, longest), texts) | {
             "words right": round(right, 4), "sentences right": round(exact, 4), "mere copies": round(copied, 4)}
 
     def drafted(mode: Any, warm: bool, shuffled: bool = False) -> dict[str, Any]:
-        said, before = answers()
+        texts, before = answers()
 
         def make() -> TrieDraft:
             drafter = (Shuffled if shuffled else TrieDraft)(nodes=NODES, branch=BRANCH, mode=mode)
@@ -211,7 +211,7 @@ def measure(run: Run) -> list[Row]:
         if warm:
             drafter = make()
             drafter.warm(before)
-        return summary(edit(model(), prompts, drafter, longest), said)
+        return summary(edit(model(), prompts, drafter, longest), texts)
 
     table = [{"trie": "none", "mode": "plain", **run.cell("plain", plain)}]
     for trie in ("cold", "warm"):

@@ -62,15 +62,15 @@ def memory(family: str, dt: float, seed: int, length: int) -> dict[str, float]:
     u = u / u.std()
     a, b = hippo.bilinear(*matrices(family, seed), torch.tensor(dt, dtype=torch.float64))
     states = long_convolution(u[None, :, None].expand(1, length, STATES), krylov(a, b, length).T)[0]
-    states, found = states / states.std(0), {}
+    states, scores = states / states.std(0), {}
     for lag, ridge in itertools.product(LAGS, RIDGES):
         past, now = u[max(LAGS) - lag : length - lag], states[max(LAGS) :]
         half = len(past) // 2
         gram = now[:half].T @ now[:half] + ridge * half * torch.eye(STATES)
         guess = now[half:] @ torch.linalg.solve(gram, now[:half].T @ past[:half])
         rest = (guess - past[half:]).square().mean() / (past[half:] - past[half:].mean()).square().mean()
-        found[f"{lag} {ridge}"] = 1 - float(rest)
-    return found
+        scores[f"{lag} {ridge}"] = 1 - float(rest)
+    return scores
 
 
 def sample_tones(rows: int, rate: int, generator: torch.Generator) -> Batch:
@@ -91,15 +91,15 @@ def measure_rates(mixer: str, seed: int, steps: int, rows: int) -> dict[str, flo
                               inputs=1, pool="mean"))
     learn(model, lambda step: sample_tones(32, 1, generator_of(seed, step)), steps, rate=5e-3,
           seed=seed)
-    found = {}
+    scores = {}
     for rate in (1, 2, 4):
         test = sample_tones(rows, rate, torch.Generator().manual_seed(-1 - seed))
-        found[f"{rate} as it is"] = accuracy(model, test)
+        scores[f"{rate} as it is"] = accuracy(model, test)
         if mixer == "lssl":
             scaled = copy.deepcopy(model)
             scale_step_sizes(scaled, rate)
-            found[f"{rate} rescaled"] = accuracy(scaled, test)
-    return found
+            scores[f"{rate} rescaled"] = accuracy(scaled, test)
+    return scores
 
 
 def measure(run: Run) -> list[Row]:

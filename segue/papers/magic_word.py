@@ -40,10 +40,10 @@ def sample_chains(seed: int) -> Tensor:
 def sample_sequences(table: Tensor, rows: int, generator: torch.Generator) -> Tensor:
     """(rows, LENGTH + 1) elements, each row from one chain and with a uniformly drawn first element."""
     chain = torch.randint(CHAINS, (rows,), generator=generator)
-    said = [torch.randint(V, (rows,), generator=generator)]
+    tokens = [torch.randint(V, (rows,), generator=generator)]
     for _ in range(LENGTH):
-        said.append(torch.multinomial(table[chain, said[-1]], 1, generator=generator)[:, 0])
-    return torch.stack(said, 1)
+        tokens.append(torch.multinomial(table[chain, tokens[-1]], 1, generator=generator)[:, 0])
+    return torch.stack(tokens, 1)
 
 
 def sample_batch(seed: int, shuffled: bool, step: int) -> Batch:
@@ -56,8 +56,8 @@ def sample_batch(seed: int, shuffled: bool, step: int) -> Batch:
 def sample_states(seed: int, count: int) -> list[tuple[list[int], int]]:
     """Contexts of 1 to 4 elements, each with its true next element."""
     generator = torch.Generator().manual_seed(-1 - seed)
-    said = sample_sequences(sample_chains(seed), count, generator).tolist()
-    return [(row[: 1 + i % 4], row[1 + i % 4]) for i, row in enumerate(said)]
+    rows = sample_sequences(sample_chains(seed), count, generator).tolist()
+    return [(row[: 1 + i % 4], row[1 + i % 4]) for i, row in enumerate(rows)]
 
 
 def measure_control(arm: str, seed: int, steps: int, count: int, k: int, tries: int, swaps: int) -> dict[str, Any]:
@@ -99,7 +99,8 @@ def measure_control(arm: str, seed: int, steps: int, count: int, k: int, tries: 
         unlikely = order[V // 2 + uniform // 2]
         tally["low"] += backoff(task, unlikely, swaps=(4,), steps=swaps, seed=seed).reached
         tally["deep"] += greedy_backward(task, uniform, DEEP).reached
-    tally |= {"reached": {kind: [1 - missed for missed in k_epsilon(found, k)] for kind, found in lengths.items()}}
+    tally |= {"reached": {kind: [1 - missed for missed in k_epsilon(shortest, k)]
+                          for kind, shortest in lengths.items()}}
     return tally | {name: tally[name] / count for name in ("low", "deep")}
 
 
@@ -112,8 +113,8 @@ def measure(run: Run) -> list[Row]:
         for kind, shares in cell["reached"].items():
             table.append({"model": arm, "what": kind, "reached": shares[-1], "by k": [round(s, 4) for s in shares]})
         for name in ("greedy", "gcg"):
-            hits, asked = cell[name]
-            table.append({"model": arm, "what": f"recall of {name}", "reached": hits / max(asked, 1), "by k": []})
+            hits, total = cell[name]
+            table.append({"model": arm, "what": f"recall of {name}", "reached": hits / max(total, 1), "by k": []})
         others = {"false members": "false", "lower half, k up to 4": "low", f"uniform, greedy k = {DEEP}": "deep"}
         table += [{"model": arm, "what": what, "reached": cell[name], "by k": []} for what, name in others.items()]
         table.append({"model": arm, "what": "elements reached", "reached": cell["sizes"][-1],
@@ -171,8 +172,8 @@ def draw(figure: Figure, table: list[Row]) -> None:
     reach.legend(fontsize=7)
     models = list(dict.fromkeys(row["model"] for row in table))
     for number, name in enumerate(("recall of greedy", "recall of gcg", "lower half, k up to 4")):
-        found = {row["model"]: row["reached"] for row in table if row["what"] == name}
-        bars = [found[model] for model in models]
+        shares = {row["model"]: row["reached"] for row in table if row["what"] == name}
+        bars = [shares[model] for model in models]
         search.bar([i + 0.25 * number for i in range(len(models))], bars, 0.25, label=name)
     search.set_xticks([i + 0.25 for i in range(len(models))], [model.replace(", ", ",\n") for model in models],
                       fontsize=7)

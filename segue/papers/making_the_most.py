@@ -90,18 +90,18 @@ def compare_adaptation(folder: Path | None, seed: int, width: int, steps: int, l
     batches = partial(sample_windows, learned, 16, min(CONTEXT, length), seed)
     learn(model, batches, steps, rate=0.02, seed=seed, muon=True)
     model.requires_grad_(False)
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
     evaluations = {STATE: state_evaluation, WEIGHTS: dynamic_evaluation}
     for domain, (choose, test) in {"Shakespeare": (choosing, testing), "Python": (
             python_source("argparse.py"), python_source("dataclasses.py"))}.items():
         choose, test = cut_rows(choose, 4, length), cut_rows(test, 4, length)
-        found[f"{domain}, {NONE}"] = float(state_evaluation(model, test, BLOCK, 0.0).mean())
+        result[f"{domain}, {NONE}"] = float(state_evaluation(model, test, BLOCK, 0.0).mean())
         for arm, evaluate in evaluations.items():
             scores = {rate: float(evaluate(model, choose, BLOCK, rate).mean()) for rate in RATES[arm]}
             rate = min(scores, key=lambda rate: scores[rate])
-            found[f"{domain}, {arm}"] = float(evaluate(model, test, BLOCK, rate).mean())
-            found[f"{domain}, {arm}, rate"] = rate
-    return found
+            result[f"{domain}, {arm}"] = float(evaluate(model, test, BLOCK, rate).mean())
+            result[f"{domain}, {arm}, rate"] = rate
+    return result
 
 
 # --- (2) windows -----------------------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ def nats_per_byte(model: nn.Module, text: Tensor) -> float:
         return float(NextElement()(model, batch).total) / batch.count
 
 
-def compare_windows(folder: Path | None, seed: int, width: int, steps: int, more: int, rows: int) -> dict[str, float]:
+def compare_windows(folder: Path | None, seed: int, width: int, steps: int, tuning: int, rows: int) -> dict[str, float]:
     """Nats per byte of one pretrained model, trained further with the whole context, with isolated windows, and with
     vectors of the window before; and of the isolated-window model on overlapping windows."""
     text = shakespeare(folder)
@@ -139,18 +139,18 @@ def compare_windows(folder: Path | None, seed: int, width: int, steps: int, more
     base = build_reader(width)
     learn(base, partial(sample_windows, learned, 16, CONTEXT, seed), steps, rate=0.02, seed=seed, muon=True)
     weights = {name: value.clone() for name, value in base.state_dict().items()}
-    found = {}
+    scores = {}
     for arm, wrap in ((WHOLE, lambda stack: stack), (ALONE, Windows),
                       (TOLD, lambda stack: WindowRecurrence(stack, WINDOW, vectors=VECTORS))):
         torch.manual_seed(seed)
         stack = build_reader(width)
         stack.load_state_dict(weights)
         model = wrap(stack)
-        learn(model, partial(sample_windows, learned, 16, CONTEXT, seed + 1), more, rate=0.01, seed=seed, muon=True)
-        found[arm] = nats_per_byte(model, testing)
+        learn(model, partial(sample_windows, learned, 16, CONTEXT, seed + 1), tuning, rate=0.01, seed=seed, muon=True)
+        scores[arm] = nats_per_byte(model, testing)
         if arm == ALONE:
-            found[SLIDING] = nats_per_byte_overlapping(stack, testing)
-    return found
+            scores[SLIDING] = nats_per_byte_overlapping(stack, testing)
+    return scores
 
 
 @torch.no_grad()
@@ -172,8 +172,8 @@ def captions(folder: Path | None, vocabulary: int) -> tuple[int, list[list[int]]
     """The vocabulary's size, training captions and test captions."""
     if folder is None:
         random = np.random.default_rng(0)
-        made = [random.integers(WORDS, 12, random.integers(5, 9)).tolist() for _ in range(80)]
-        return 12, made[:60], made[60:]
+        sentences = [random.integers(WORDS, 12, random.integers(5, 9)).tolist() for _ in range(80)]
+        return 12, sentences[:60], sentences[60:]
 
     learned, test = ([words for words in corpora.captions(folder, part, marks=".,\"") if len(words) > GIVEN + 1]
                      for part in ("train", "test_2016_flickr"))
@@ -201,14 +201,14 @@ def sample_caption_batch(learned: list[list[int]], rows: int, seed: int, step: i
     return Batch(tokens, targets)
 
 
-def compare_searches(folder: Path | None, seed: int, width: int, steps: int, held: int) -> dict[str, float]:
+def compare_searches(folder: Path | None, seed: int, width: int, steps: int, num_tests: int) -> dict[str, float]:
     """How often each search returns an empty answer, and how likely the answers of one given length are that plain and
     conditional beam search find."""
     vocabulary, learned, test = captions(folder, 2500)
     torch.manual_seed(seed)
     model = Stack(StackConfig(vocabulary, width, ["attention"] * 4, {"attention": {"heads": 4}}))
     learn(model, partial(sample_caption_batch, learned, 64, seed), steps, rate=0.02, seed=seed, muon=True)
-    prompts = [list(prompt) for prompt in dict.fromkeys(tuple(words[:GIVEN]) for words in test)][:held]
+    prompts = [list(prompt) for prompt in dict.fromkeys(tuple(words[:GIVEN]) for words in test)][:num_tests]
     length = int(np.median([len(words) for words in learned])) - GIVEN
 
     def search_answers(**options: Any) -> list[Continuation]:
@@ -217,29 +217,29 @@ def compare_searches(folder: Path | None, seed: int, width: int, steps: int, hel
     def has_length(answer: Continuation) -> bool:
         return len(answer.tokens) == length and answer.finish == "stop"
 
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
     plain = {"num_beams": 5, "num_return_sequences": 5, "length_penalty": 0.0}
     for name, options in {"greedy": {}, "beam 2": {"decoder": "beam", "num_beams": 2, "length_penalty": 0.0},
                           f"beam {WIDE}": {"decoder": "beam", "num_beams": WIDE, "length_penalty": 0.0},
                           "exact": {"decoder": "exact", "budget": 500}}.items():
-        found[f"empty, {name}"] = mean(not answer.tokens for answer in search_answers(**options))
+        result[f"empty, {name}"] = mean(not answer.tokens for answer in search_answers(**options))
     texts = sample_captions(learned, 1500, np.random.default_rng((seed, 0, 1)))
     foresight = foresee(model, texts, [len(text) == GIVEN + length + 1 for text in texts], prompts=GIVEN, seed=seed)
     lists = {FILTERED: search_answers(decoder="beam", **plain),
              CONDITIONAL: search_answers(decoder="conditional-beam", attribute=foresight.attribute,
                                          attribute_weight=WEIGHT, holds=lambda tokens: len(tokens) == length, **plain)}
-    best = {arm: [max((each.score or 0.0 for each in (answer, *answer.others) if has_length(each)), default=-math.inf)
-                  for answer in every] for arm, every in lists.items()}
-    for arm, every in lists.items():
-        found[f"empty, {arm}"] = mean(not answer.tokens for answer in every) if arm == CONDITIONAL else 0.0
-        found[f"found, {arm}"] = mean(nats_per_byte > -math.inf for nats_per_byte in best[arm])
-        found[f"tokens read, {arm}"] = mean(answer.nodes for answer in every)
+    best = {arm: [max((option.score or 0.0 for option in (answer, *answer.others) if has_length(option)),
+                      default=-math.inf) for answer in found_answers] for arm, found_answers in lists.items()}
+    for arm, found_answers in lists.items():
+        result[f"empty, {arm}"] = mean(not answer.tokens for answer in found_answers) if arm == CONDITIONAL else 0.0
+        result[f"found, {arm}"] = mean(nats_per_byte > -math.inf for nats_per_byte in best[arm])
+        result[f"tokens read, {arm}"] = mean(answer.nodes for answer in found_answers)
     pairs = [(a, b) for a, b in zip(best[CONDITIONAL], best[FILTERED]) if max(a, b) > -math.inf]
-    both = [a - b for a, b in pairs if min(a, b) > -math.inf]
-    found["at least as likely"] = mean(a >= b - 1e-9 for a, b in pairs) if pairs else 0.0
-    found["nats more where both found one"] = mean(both) if both else 0.0
-    found["length"] = length
-    return found
+    differences = [a - b for a, b in pairs if min(a, b) > -math.inf]
+    result["at least as likely"] = mean(a >= b - 1e-9 for a, b in pairs) if pairs else 0.0
+    result["nats more where both found one"] = mean(differences) if differences else 0.0
+    result["length"] = length
+    return result
 
 
 # --- the claim -------------------------------------------------------------------------------------------------------
@@ -248,9 +248,9 @@ def compare_searches(folder: Path | None, seed: int, width: int, steps: int, hel
 def measure(run: Run) -> list[Row]:
     width = run.pick(16, 128)
     shakespeare_folder, multi30k = run.dataset("tiny-shakespeare"), run.dataset("multi30k-en-de")
-    steps, more, words = run.pick((2, 2, 2), (STEPS, MORE, WORD_STEPS))
+    steps, tuning, words = run.pick((2, 2, 2), (STEPS, MORE, WORD_STEPS))
     jobs = {"adapted": partial(compare_adaptation, shakespeare_folder, run.seed, width, steps, run.pick(40, 2048)),
-            "windowed": partial(compare_windows, shakespeare_folder, run.seed, width, steps, more, run.pick(2, 256)),
+            "windowed": partial(compare_windows, shakespeare_folder, run.seed, width, steps, tuning, run.pick(2, 256)),
             "degenerate": partial(compare_searches, multi30k, run.seed, width, words, run.pick(2, 60))}
     state, windows, search = run.cells(jobs).values()
     rates = [f"{name.removesuffix(', rate')} {value:g}" for name, value in state.items() if name.endswith("rate")]
@@ -269,7 +269,7 @@ def measure(run: Run) -> list[Row]:
             table.append({"part": "captions", "arm": name, "measure": what, "value": search[f"{what}, {name}"]})
     for what in ("at least as likely", "nats more where both found one"):
         table.append({"part": "captions", "arm": CONDITIONAL, "measure": what, "value": search[what]})
-    run.note(f"4 layers of width {width}, Muon; {steps} steps of 16 rows of {CONTEXT} bytes and {more} more for each "
+    run.note(f"4 layers of width {width}, Muon; {steps} steps of 16 rows of {CONTEXT} bytes and {tuning} more for each "
              f"kind of window; {words} steps of 64 captions, of which one in twenty is broken off behind its first "
              f"{GIVEN} words, the prompt; the length asked for is {search['length']} more words; Python is the text of "
              "two modules of the standard library of the Python that runs this, one to choose rates by, one to test on")
@@ -291,21 +291,21 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     what = "perplexity per byte"
     lower = {domain: 100 * (1 - value[domain, STATE, what] / value[domain, NONE, what])
              for domain in ("Shakespeare", "Python")}
-    alone, told, whole = (value["windows", arm, "nats per byte"] for arm in (ALONE, TOLD, WHOLE))
-    closed = (alone - told) / (alone - whole) if alone > whole else 0.0
+    alone, in_context, whole = (value["windows", arm, "nats per byte"] for arm in (ALONE, TOLD, WHOLE))
+    closed = (alone - in_context) / (alone - whole) if alone > whole else 0.0
     empty = {name: value["captions", name, "empty"] for name in ("beam 2", f"beam {WIDE}", "exact", CONDITIONAL)}
     likely = value["captions", CONDITIONAL, "at least as likely"]
-    more = value["captions", CONDITIONAL, "nats more where both found one"]
+    extra_nats = value["captions", CONDITIONAL, "nats more where both found one"]
     reason = (f"a state that learns lowers perplexity by {lower['Python']:.1f}% out of the domain and "
               f"{lower['Shakespeare']:.1f}% in it; windows told by the last one close {closed:.0%} of the gap to a "
               f"context of 128; empty answers: beam 2 {empty['beam 2']:.0%}, beam {WIDE} {empty[f'beam {WIDE}']:.0%}, "
               f"exact {empty['exact']:.0%}, conditional beam {empty[CONDITIONAL]:.0%}; of one length its answer is at "
-              f"least as likely as that of a beam {likely:.0%} of the time, by {more:.2f} nats in the mean")
+              f"least as likely as that of a beam {likely:.0%} of the time, by {extra_nats:.2f} nats in the mean")
     if max(lower.values()) <= 0 or likely < 0.5:
         return "refuted", reason
     rises = empty["exact"] >= empty[f"beam {WIDE}"] >= empty["beam 2"] and empty["exact"] > empty["beam 2"]
     if lower["Python"] >= 2 and lower["Shakespeare"] >= 0 and closed >= 0.25 and rises and not empty[CONDITIONAL] \
-            and more >= 0:
+            and extra_nats >= 0:
         return "confirmed", reason
     return "inconclusive", reason
 

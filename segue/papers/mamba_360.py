@@ -42,8 +42,8 @@ def load_task(task: str, seed: int, size: int) -> tuple[dict[str, Any], Callable
         return {"vocabulary": TASKS[task].vocabulary}, minibatches(expressions(2048, size, 1), 32, seed), \
             expressions(512, size, 2)
     if task == "digits":
-        known, new = pixel_rows(size)
-        return {"vocabulary": 10, "inputs": 1, "pool": "mean"}, minibatches(known, 16, seed), new
+        train, test = pixel_rows(size)
+        return {"vocabulary": 10, "inputs": 1, "pool": "mean"}, minibatches(train, 16, seed), test
     if task == "delayed cue":
         cue = TASKS["delayed-cue"]
         return {"vocabulary": cue.vocabulary}, lambda step: cue.draw(8, size, generator_of(seed, step)), \
@@ -90,9 +90,9 @@ def measure(run: Run) -> list[Row]:
     table: list[Row] = []
     for mixer in MIXERS:
         for task in steps:
-            found = [done[f"{task} {mixer} {seed}"] for seed in seeds]
-            table.append({"mixer": mixer, "task": task, "accuracy": mean(f["accuracy"] for f in found),
-                          "lowest": min(f["accuracy"] for f in found), "parameters": found[0]["parameters"]})
+            runs = [done[f"{task} {mixer} {seed}"] for seed in seeds]
+            table.append({"mixer": mixer, "task": task, "accuracy": mean(f["accuracy"] for f in runs),
+                          "lowest": min(f["accuracy"] for f in runs), "parameters": runs[0]["parameters"]})
     run.note(f"mean of {len(seeds)} seeds; steps of training: {steps}; lengths (digits: side of the picture): {sizes}; "
              f"chance is {TASKS['delayed-cue'].chance:.2f} for the cue, 0.1 for ListOps and digits, "
              f"{TASKS['mqar'].chance:.2f} for recall")

@@ -54,12 +54,12 @@ def sample_recall(rows: int, length: int, generator: torch.Generator) -> Batch:
         return torch.rand(rows, of, generator=generator).argsort(1)[:, :count]
 
     keys, values = choose(KEYS, PAIRS), KEYS + torch.randint(VALUES, (rows, PAIRS), generator=generator)
-    where, asked = 2 * choose(length // 8, PAIRS), 3 * length // 4 + choose(length // 4, PAIRS)
-    for at, element in ((where, keys), (where + 1, values), (asked, keys)):
+    where, queries = 2 * choose(length // 8, PAIRS), 3 * length // 4 + choose(length // 4, PAIRS)
+    for at, element in ((where, keys), (where + 1, values), (queries, keys)):
         tokens.scatter_(1, at, element)
     marks = F.one_hot(torch.stack([tokens, tokens.roll(1, 1)], 2), ELEMENTS).float()
     marks[:, 0, 1] = 0
-    return Batch(marks.flatten(2), targets.scatter(1, asked, values))
+    return Batch(marks.flatten(2), targets.scatter(1, queries, values))
 
 
 TASK = Task("far pairs", ELEMENTS, sample_recall, 1 / VALUES, "arXiv 2310.12442", shortest=32)
@@ -73,8 +73,8 @@ def build(pattern: str, width: int) -> Stack:
 def count_attended_pairs(model: Stack, length: int) -> int:
     """The number of query-key pairs that the layers' attention masks allow, summed over layers."""
     layout = Layout.chain((1, length))
-    seen = Pairs(layout.positions[:, :, None], layout.positions[:, None], layout.follows)
-    return sum(int(block.mixer.rule(seen).sum()) for block in model.blocks if isinstance(block.mixer, Attention))
+    pairs = Pairs(layout.positions[:, :, None], layout.positions[:, None], layout.follows)
+    return sum(int(block.mixer.rule(pairs).sum()) for block in model.blocks if isinstance(block.mixer, Attention))
 
 
 def score_recall(arm: str, seed: int, steps: int, width: int, tests: int) -> dict[str, float]:
@@ -111,8 +111,8 @@ def score_novels(arm: str, folder: Path | None, seed: int, steps: int, width: in
     model.eval()
     pieces = rest[: (len(rest) - 1) // TEXT_LENGTH * TEXT_LENGTH + 1].unfold(0, TEXT_LENGTH + 1, TEXT_LENGTH)
     with torch.no_grad():
-        nats = torch.cat([F.cross_entropy(model(some[:, :-1]).logits.transpose(1, 2), some[:, 1:], reduction="none")
-                          for some in pieces.split(8)])
+        nats = torch.cat([F.cross_entropy(model(chunk[:, :-1]).logits.transpose(1, 2), chunk[:, 1:], reduction="none")
+                          for chunk in pieces.split(8)])
     return {"nats": float(nats.mean()), "late": float(nats[:, -TEXT_LENGTH // 4 :].mean()),
             "pairs": count_attended_pairs(model, TEXT_LENGTH)}
 
@@ -123,9 +123,9 @@ def measure(run: Run) -> list[Row]:
     jobs = {f"{arm}, seed {run.seed}": partial(score_recall, arm, run.seed, steps, width, tests) for arm in arms}
     jobs |= {f"{arm}, novels": partial(score_novels, arm, folder, run.seed, reads, width) for arm in ON_TEXT}
     cells = run.cells(jobs)
-    found, text = ({arm: cells[f"{arm}, {of}"] for arm in some}
-                   for some, of in ((arms, f"seed {run.seed}"), (ON_TEXT, "novels")))
-    full = found["all full"]["pairs"]
+    recall, text = ({arm: cells[f"{arm}, {of}"] for arm in chosen}
+                    for chosen, of in ((arms, f"seed {run.seed}"), (ON_TEXT, "novels")))
+    full = recall["all full"]["pairs"]
     run.note(f"{LAYERS} layers of width {width}, 4 heads, rotary positions, blocks of {BLOCK} in {LENGTH} elements, 32 "
              f"rows, AdamW at 0.002, at most {steps} steps; training ends when 256 answers on fresh rows are right")
     run.note("every element comes with the one before it, in all arms: in a first try a layer of its own, which sees "
@@ -139,7 +139,7 @@ def measure(run: Run) -> list[Row]:
              "overlap, and of the last quarter of each; queries, keys and values are made of an element and the one "
              "before it in all arms; no part of the verdict")
     rows: list[Row] = [{"part": "recall", "layers": arm, "accuracy": cell["accuracy"], "pairs": cell["pairs"] / full,
-                        "steps": cell["steps"], "nats": None, "late": None} for arm, cell in found.items()]
+                        "steps": cell["steps"], "nats": None, "late": None} for arm, cell in recall.items()]
     whole = text["all full"]["pairs"]
     return rows + [{"part": "novels", "layers": arm, "accuracy": None, "pairs": cell["pairs"] / whole, "steps": reads,
                     "nats": cell["nats"], "late": cell["late"]} for arm, cell in text.items()]

@@ -170,9 +170,9 @@ def measure(run: Run) -> list[Row]:
                          "seconds": None} for (arm, data, seed), value in zip(jobs, done.values())]
     for length in run.pick([64, 128], [256, 512, 1024, 2048]):
         for how in ("skewed", "looked up"):
-            found = run.cell(f"scores {how} {length}", partial(measure_scores, how, length))
+            cost = run.cell(f"scores {how} {length}", partial(measure_scores, how, length))
             table.append({"part": "memory", "arm": how, "seed": run.seed, "length": length, "nats": None,
-                          "MiB": found["bytes"] / 2**20, "seconds": found["seconds"]})
+                          "MiB": cost["bytes"] / 2**20, "seconds": cost["seconds"]})
     run.note(f"3 layers of width {width}, 4 heads, rows of {CONTEXT} x {ROWS}, AdamW at 1e-3 with linear decay, "
              f"{steps} steps (tunes: half), chorales transposed by -3 to 3 semitones; the voice of a note is part of "
              "its id; sinusoids enter at every layer, relative vectors reach half the length and nothing lies beyond; "
@@ -184,15 +184,15 @@ def measure(run: Run) -> list[Row]:
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
-    found: dict[tuple[str, int], float] = {(row["arm"], row["seed"]): row["nats"] for row in table
-                                           if row["part"] == "chorales"}
-    gaps = [value - found["sinusoids + relative", seed] for (arm, seed), value in found.items() if arm == "sinusoids"]
+    nats: dict[tuple[str, int], float] = {(row["arm"], row["seed"]): row["nats"] for row in table
+                                          if row["part"] == "chorales"}
+    gaps = [value - nats["sinusoids + relative", seed] for (arm, seed), value in nats.items() if arm == "sinusoids"]
     memory = {(row["arm"], row["length"]): row["MiB"] for row in table if row["part"] == "memory"}
     longest = max(length for _, length in memory)
     ratio = memory["looked up", longest] / memory["skewed", longest]
     reason = (f"relative attention saves {mean(gaps):.3f} nats per note (at least {min(gaps):.3f}) on the chorales; at "
               f"length {longest} a vector per pair takes {ratio:.0f} times the extra memory of skewing")
-    beyond = [found["sinusoids + relative", seed] - value for (arm, seed), value in found.items() if arm == NOTES]
+    beyond = [nats["sinusoids + relative", seed] - value for (arm, seed), value in nats.items() if arm == NOTES]
     if beyond:
         reason += f"; time and pitch save {mean(beyond):.3f} more (at least {min(beyond):.3f})"
     if min(gaps) >= 0.08 and ratio >= HEAD / 4:

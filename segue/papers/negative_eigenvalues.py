@@ -87,8 +87,8 @@ def measure(run: Run, arms: Mapping[tuple[str, str], Any] = ARMS) -> list[Row]:
     done = run.cells(jobs)
     table: list[Row] = []
     for arm in arms:
-        found = [done[f"{' '.join(arm)} {seed}"] for seed in seeds]
-        near, far = ([f[where] for f in found] for where in ("near", "far"))
+        runs = [done[f"{' '.join(arm)} {seed}"] for seed in seeds]
+        near, far = ([f[where] for f in runs] for where in ("near", "far"))
         table.append({"task": arm[0], "model": arm[1], f"best at {TRAINED}": max(near), "median": median(near),
                       "worst": min(near), f"mean over positions to {FAR}": mean(far), f"best to {FAR}": max(far)})
     lessons = ", ".join(f"{task}: {lesson.steps:,} steps of {lesson.rows} rows, {lesson.short:.0%} of them of at most "

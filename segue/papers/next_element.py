@@ -56,49 +56,50 @@ def read_log(path: Path) -> Log:
 
 def make_up_log(cases: int = 80) -> Log:
     """A small log of an invented process, for the smoke scale: a review that may loop, then one of two ends."""
-    draw, found = random.Random(0), []
+    rng, log = random.Random(0), []
     for _ in range(cases):
         case = [0, 1]
-        while draw.random() < 0.5:
+        while rng.random() < 0.5:
             case += [2, 1]
-        found.append(np.array([*case, 3 if len(case) > 4 else 4, 5], np.int32))
-    return found, 6
+        log.append(np.array([*case, 3 if len(case) > 4 else 4, 5], np.int32))
+    return log, 6
 
 
 def split_cases(cases: list[np.ndarray], seed: int) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-    """Training, validation and test cases at random: two thirds for the first two (validation is a fifth), one
-    third."""
+    """A random split into training, validation and test cases: a third is for testing, a fifth of the rest for
+    validation."""
     order = np.random.default_rng(seed).permutation(len(cases))
     train, test = order[: 2 * len(order) // 3], order[2 * len(order) // 3 :]
-    choose = len(train) // 5
-    return [cases[i] for i in train[choose:]], [cases[i] for i in train[:choose]], [cases[i] for i in test]
+    cut = len(train) // 5
+    return [cases[i] for i in train[cut:]], [cases[i] for i in train[:cut]], [cases[i] for i in test]
 
 
-def fit_best(make: Callable[[Any], Fitted], choices: Iterable[Any], learn: list[np.ndarray], check: list[np.ndarray],
-             ) -> Fitted:
+def fit_best(make: Callable[[Any], Fitted], choices: Iterable[Any], train: list[np.ndarray],
+             validation: list[np.ndarray]) -> Fitted:
     """The model of the setting with the lowest Brier score on validation cases, refitted on all training cases."""
-    chosen = min(choices, key=lambda choice: evaluate(make(choice).fit(learn), check).brier)
-    return make(chosen).fit(learn + check)
+    chosen = min(choices, key=lambda choice: evaluate(make(choice).fit(train), validation).brier)
+    return make(chosen).fit(train + validation)
 
 
-def train_gru(learn: list[np.ndarray], check: list[np.ndarray], size: int, epochs: int, seed: int) -> SequencePredictor:
+def train_gru(train: list[np.ndarray], validation: list[np.ndarray], size: int, epochs: int, seed: int,
+              ) -> SequencePredictor:
     """A recurrent network of 64 units, trained with early stopping on the validation cases."""
     from segue.training.loop import Run as Training
 
     start = size
-    rows, longest = 16, max(map(len, learn + check))
+    rows, longest = 16, max(map(len, train + validation))
 
     def stream(cases: list[np.ndarray]) -> Arrays:
         return Arrays([np.concatenate([[start], case]) for case in cases])
 
-    per_epoch = -(-sum(map(len, learn)) // (rows * longest))
+    per_epoch = -(-sum(map(len, train)) // (rows * longest))
     plan = Plan(size + 1, "gru", width=64, depth=1, context=longest, rows=rows, steps=max(10, epochs * per_epoch),
                 muon=False, rate=0.005, table_rate=0.005, vector_rate=0.005, decay=0.01, patience=5, measure=epochs,
                 seed=seed)
     torch.manual_seed(seed)
     model = Stack(StackConfig(size + 1, 64, ["gru"], channel="none", tied=False, dropout=0.1))
-    batches = Batches(stream(learn), plan.context, plan.rows, seed)
-    run = Training(model, batches, plan, held_out=lambda _: score(model, stream(check)).mean)
+    batches = Batches(stream(train), plan.context, plan.rows, seed)
+    run = Training(model, batches, plan, held_out=lambda _: score(model, stream(validation)).mean)
     run.train(quiet=True)
     batches.close()
     return DecodablePredictor(model, start, size)
@@ -107,22 +108,22 @@ def train_gru(learn: list[np.ndarray], check: list[np.ndarray], size: int, epoch
 def compare(log: Path | None, method: str, seed: int, epochs: int, restarts: int) -> dict[str, Any]:
     """One method's test scores on one split, and the settings it chose."""
     cases, size = read_log(log) if log is not None else make_up_log()
-    learn, check, test = split_cases(cases, seed)
-    everything, chosen = learn + check, ""
+    train, validation, test = split_cases(cases, seed)
+    train_all, chosen = train + validation, ""
     model: SequencePredictor
     if method == "directly-follows graph":
-        model = directly_follows(everything, size)
+        model = directly_follows(train_all, size)
     elif method == "ALERGIA":
-        model = merged = fit_best(lambda alpha: StateMerging(size, alpha, end=size - 1), ALPHAS, learn, check)
+        model = merged = fit_best(lambda alpha: StateMerging(size, alpha, end=size - 1), ALPHAS, train, validation)
         chosen = f"{merged.states} states"
     elif method == "HMM":
-        model = HMM(size, size, restarts=restarts, seed=seed).fit(everything)
+        model = HMM(size, size, restarts=restarts, seed=seed).fit(train_all)
         chosen = f"{size} states"
     elif method == "GRU":
-        model = train_gru(learn, check, size, epochs, seed)
+        model = train_gru(train, validation, size, epochs, seed)
     else:
         smoothing = "none" if method == "AKOM" else "witten-bell"
-        model = counts = fit_best(lambda order: CountModel(size, order, smoothing), ORDERS, learn, check)
+        model = counts = fit_best(lambda order: CountModel(size, order, smoothing), ORDERS, train, validation)
         chosen = f"order {counts.order}"
     return asdict(evaluate(model, test)) | {"chosen": chosen}
 
@@ -130,8 +131,8 @@ def compare(log: Path | None, method: str, seed: int, epochs: int, restarts: int
 def score_akom(log: Path | None, order: int, start: bool, seed: int) -> float:
     """Brier score of AKOM of this order, with or without a start symbol."""
     cases, size = read_log(log) if log is not None else make_up_log()
-    learn, check, test = split_cases(cases, seed)
-    return evaluate(CountModel(size, order, "none", start=start).fit(learn + check), test).brier
+    train, validation, test = split_cases(cases, seed)
+    return evaluate(CountModel(size, order, "none", start=start).fit(train + validation), test).brier
 
 
 def measure(run: Run) -> list[Row]:
@@ -142,21 +143,22 @@ def measure(run: Run) -> list[Row]:
     jobs: dict[str, Any] = {
         f"{name} {method} {seed}": partial(compare, log, method, seed, epochs, restarts)
         for name, log in logs.items() for method in METHODS for seed in seeds}
-    last, deep = list(logs.items())[-1], [(order, start) for start in (True, False) for order in (4, 12)]
+    last, deep_orders = list(logs.items())[-1], [(order, start) for start in (True, False) for order in (4, 12)]
     jobs |= {f"deep {order} {start} {seed}": partial(score_akom, last[1], order, start, seed)
-             for order, start in deep for seed in seeds}
-    done = run.cells(jobs)
+             for order, start in deep_orders for seed in seeds}
+    results = run.cells(jobs)
     table: list[Row] = []
     for name in logs:
-        reference = mean(done[f"{name} AKOM {seed}"]["brier"] for seed in seeds)
+        reference = mean(results[f"{name} AKOM {seed}"]["brier"] for seed in seeds)
         for method in METHODS:
-            found = [done[f"{name} {method} {seed}"] for seed in seeds]
-            brier = mean(f["brier"] for f in found)
+            splits = [results[f"{name} {method} {seed}"] for seed in seeds]
+            brier = mean(split["brier"] for split in splits)
             table.append({"log": name, "method": method, "Brier": brier, "to AKOM": brier / reference,
-                          "accuracy": mean(f["accuracy"] for f in found), "bits": mean(f["bits"] for f in found),
-                          "classes": found[0]["classes"], "chosen": ", ".join(sorted({f["chosen"] for f in found}))})
-    for order, start in deep:
-        brier = mean(done[f"deep {order} {start} {seed}"] for seed in seeds)
+                          "accuracy": mean(split["accuracy"] for split in splits),
+                          "bits": mean(split["bits"] for split in splits), "classes": splits[0]["classes"],
+                          "chosen": ", ".join(sorted({split["chosen"] for split in splits}))})
+    for order, start in deep_orders:
+        brier = mean(results[f"deep {order} {start} {seed}"] for seed in seeds)
         table.append({"log": last[0], "method": f"AKOM, order {order}, {'with' if start else 'without'} start symbol",
                       "Brier": brier})
     run.note("mean of 3 random splits of the cases (two thirds, one third); AKOM's order and ALERGIA's alpha (of "
@@ -174,8 +176,8 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     gru = [ratio[log, "GRU"] for log in logs]
     readable = {(log, method): ratio[log, method] for log in logs for method in INTERPRETABLE}
     deep = {row["method"]: row["Brier"] for row in table if "start symbol" in row["method"]}
-    rise = {way: deep[f"AKOM, order 12, {way} start symbol"] / deep[f"AKOM, order 4, {way} start symbol"] - 1
-            for way in ("with", "without")}
+    rise = {start: deep[f"AKOM, order 12, {start} start symbol"] / deep[f"AKOM, order 4, {start} start symbol"] - 1
+            for start in ("with", "without")}
     worst = min(readable, key=lambda key: readable[key])
     reason = (f"the GRU's Brier score is {' and '.join(f'{r:.3f}' for r in gru)} of AKOM's ({', '.join(logs)}); "
               f"the best readable model ({worst[1]} on {worst[0]}) has {readable[worst]:.2f} of it; from order 4 to 12 "

@@ -155,7 +155,7 @@ def score_grams(arm: str, path: str | None, seed: int, steps: int, searched: int
     def scores(text: np.ndarray) -> Tensor:
         """(N, orders): log-probabilities of evenly spaced 5-grams of the text."""
         begins = np.linspace(0, len(text) - GRAM, tests, dtype=np.int64)
-        parts = [Sets(make_gram_batch(text, some, size)) for some in np.array_split(begins, max(1, len(begins) // 250))]
+        parts = [Sets(make_gram_batch(text, part, size)) for part in np.array_split(begins, max(1, len(begins) // 250))]
         return torch.cat([torch.stack([sets.score_orders(model, torch.tensor([order]).expand(len(sets.row), -1))
                                        for order in orders], 1) for sets in parts])
 
@@ -192,38 +192,38 @@ def measure(run: Run) -> list[Row]:
              "above). Both texts were looked at first by counts of word pairs: in the novel the word before tells more "
              "of the next one")
     place = None if novels is None else str(novels / "war-and-peace.txt.gz")
-    wanted: dict[str, Any] = {}
+    jobs: dict[str, Any] = {}
     for seed in seeds:
         for arm in (SEARCH, NATURAL, OTHER):
-            wanted[f"{GRAMS} {arm} {seed}"] = partial(score_grams, arm, place, seed, cut["grams"], searched,
-                                                      rows // 2, width, size, tests)
+            jobs[f"{GRAMS} {arm} {seed}"] = partial(score_grams, arm, place, seed, cut["grams"], searched,
+                                                    rows // 2, width, size, tests)
         for reads in READS:
             for glimpses in (0, 1):
-                wanted[f"{SORT} {reads} {glimpses} {seed}"] = partial(score_sorting, reads, glimpses, seed, cut["sort"],
-                                                                      rows, width, tests)
+                jobs[f"{SORT} {reads} {glimpses} {seed}"] = partial(score_sorting, reads, glimpses, seed, cut["sort"],
+                                                                    rows, width, tests)
         for samples in (MANY, FEW):
             for first in (True, False):
-                wanted[f"{STAR} {first} {samples} {seed}"] = partial(score_star, first, samples, seed, cut[samples],
-                                                                     rows, width, tests)
-    found = run.cells(wanted)
+                jobs[f"{STAR} {first} {samples} {seed}"] = partial(score_star, first, samples, seed, cut[samples],
+                                                                   rows, width, tests)
+    results = run.cells(jobs)
 
     def row(part: str, system: str, what: str, values: list[float]) -> Row:
         return {"part": part, "system": system, "what": what, "mean": float(np.mean(values)),
                 **{f"seed {1 + i}": value for i, value in enumerate(values)}}
 
-    table = [row(SORT, f"{reads}, {glimpses} glimpses", "sorted", [found[f"{SORT} {reads} {glimpses} {seed}"]
+    table = [row(SORT, f"{reads}, {glimpses} glimpses", "sorted", [results[f"{SORT} {reads} {glimpses} {seed}"]
                                                                    for seed in seeds])
              for reads in READS for glimpses in (0, 1)]
     table += [row(STAR, f"head {'first' if first else 'last'}, {samples:,} samples", "excess nats",
-                  [found[f"{STAR} {first} {samples} {seed}"] for seed in seeds])
+                  [results[f"{STAR} {first} {samples} {seed}"] for seed in seeds])
               for samples in (FEW, MANY) for first in (True, False)]
-    table += [row(GRAMS, arm, "perplexity", [found[f"{GRAMS} {arm} {seed}"]["perplexity"] for seed in seeds])
+    table += [row(GRAMS, arm, "perplexity", [results[f"{GRAMS} {arm} {seed}"]["perplexity"] for seed in seeds])
               for arm in (NATURAL, OTHER, SEARCH)]
-    return [*table, row(GRAMS, SETTLED, "share", [found[f"{GRAMS} {SEARCH} {seed}"]["share"] for seed in seeds])]
+    return [*table, row(GRAMS, SETTLED, "share", [results[f"{GRAMS} {SEARCH} {seed}"]["share"] for seed in seeds])]
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
-    cell = {(each["part"], each["system"]): each for each in table}
+    cell = {(row["part"], row["system"]): row for row in table}
 
     def mean(part: str, system: str) -> float:
         return cell[part, system]["mean"]
@@ -239,7 +239,7 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     many = [mean(STAR, f"head {side}, {MANY:,} samples") for side in ("first", "last")]
     natural, other, search = (mean(GRAMS, arm) for arm in (NATURAL, OTHER, SEARCH))
     settled = [share >= 0.5 if natural <= other else share < 0.5 for share in by_seed(GRAMS, SETTLED)]
-    good, bad = min(natural, other), max(natural, other)
+    better, worse = min(natural, other), max(natural, other)
     reason = (f"sorting: {seeing:.1%} with five reads, {blind:.1%} with none, {glimpsing:.1%} with none but a glimpse; "
               f"star: {few[0]:.2f} nats above the truth head first, {few[1]:.2f} last by {FEW} samples, {many[0]:.2f} "
               f"and {many[1]:.2f} by {MANY:,}; 5-grams: perplexity {natural:.0f} in order, {other:.0f} as 5 1 3 4 2, "
@@ -248,7 +248,7 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
         return "refuted", reason
     sorting = seeing - blind >= 0.1 and glimpsing - blind >= 0.1
     graph = few[1] >= 1.15 * few[0] and many[1] - many[0] <= (few[1] - few[0]) / 2
-    if sorting and graph and search <= 1.03 * good and bad >= 1.08 * good:
+    if sorting and graph and search <= 1.03 * better and worse >= 1.08 * better:
         return "confirmed", reason
     return "inconclusive", reason
 

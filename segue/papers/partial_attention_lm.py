@@ -115,8 +115,8 @@ def load_restaurants(folder: Path | None) -> tuple[int, Facts, Facts]:
     return vocabulary, train, test
 
 
-def score_sentences(arm: str, seed: int, folder: Path | None, width: int, steps: int, held: int) -> dict[str, Any]:
-    """Cross-entropy per word of all test sentences, and BLEU of `held` greedy sentences against all references."""
+def score_sentences(arm: str, seed: int, folder: Path | None, width: int, steps: int, num_tests: int) -> dict[str, Any]:
+    """Cross-entropy per word of all test sentences, and BLEU of `num_tests` greedy sentences against all references."""
     vocabulary, train, test = load_restaurants(folder)
 
     def batches(step: int) -> Batch:
@@ -129,7 +129,7 @@ def score_sentences(arm: str, seed: int, folder: Path | None, width: int, steps:
         for begin in range(0, len(pairs), 64):
             loss = NextElement()(model, make_batch(pairs[begin : begin + 64], vocabulary))
             nats, count = nats + float(loss.total), count + loss.count
-    chosen = list(test)[:held]
+    chosen = list(test)[:num_tests]
     answers = generate(model, [[*facts, vocabulary] for facts in chosen], 50, eos=END, batch=64)
     return {"cross-entropy": nats / count, "parameters": sum(p.numel() for p in model.parameters()),
             "BLEU": mean(sentence_bleu(answer.tokens, test[facts]) for facts, answer in zip(chosen, answers))}
@@ -152,9 +152,9 @@ def measure(run: Run) -> list[Row]:
     done = run.cells(jobs)
     table: list[Row] = []
     for arm in (*ARMS, BOTH, *LESS):
-        found = {name: [cell for key, cell in done.items() if key.rpartition(", ")[0] == f"{name}, {arm}"]
-                 for name in ("copy", "told")}
-        cells = found["copy"]
+        by_task = {name: [cell for key, cell in done.items() if key.rpartition(", ")[0] == f"{name}, {arm}"]
+                   for name in ("copy", "told")}
+        cells = by_task["copy"]
 
         def mean_by_step(what: str, cells: list[Any] = cells) -> np.ndarray:
             return np.mean([cell[what] for cell in cells], 0)
@@ -166,7 +166,7 @@ def measure(run: Run) -> list[Row]:
             row |= {f"{what}, time {number + 1}": float(mean_by_step(what)[where].mean())
                     for what in ("right", "mass", "sensitivity")}
         row |= {"mass, step 40 to step 4": float(mass[40] / mass[4]), "exact": mean(cell["exact"] for cell in cells)}
-        row |= {what: mean(cell[what] for cell in found["told"]) if found["told"] else None
+        row |= {what: mean(cell[what] for cell in by_task["told"]) if by_task["told"] else None
                 for what in ("cross-entropy", "BLEU")}
         table.append(row)
     run.note(f"4 layers of width {width}, 4 heads, Muon at {RATE}, {ROWS} rows a step; {steps} steps on the "

@@ -54,23 +54,23 @@ def load_proteins(path: Path | None, seed: int = 0) -> Data:
         alleles = [np.where(draw.random(40) < 0.03, draw.integers(0, 20, 40), gene) for gene in genes for _ in range(5)]
         return of([CODEC.decode(ids) for ids in alleles], kind="protein")
     table = str.maketrans("UOBZJ", "XXXXX", "*-")
-    found = {letters.translate(table) for letters in read(path).objects()}
-    return of(sorted(letters for letters in found if SHORTEST <= len(letters) <= LONGEST), kind="protein")
+    proteins = {letters.translate(table) for letters in read(path).objects()}
+    return of(sorted(letters for letters in proteins if SHORTEST <= len(letters) <= LONGEST), kind="protein")
 
 
 def split_proteins(path: Path | None, by: str, seed: int) -> tuple[Rows, Rows]:
     """Training and test proteins as ids; by: how they are held out (`Data.split`)."""
     train, test = load_proteins(path, seed).split(TESTED, by=by, seed=seed)
-    return [CODEC.encode(each) for each in train.objects()], [CODEC.encode(each) for each in test.objects()]
+    return [CODEC.encode(protein) for protein in train.objects()], [CODEC.encode(protein) for protein in test.objects()]
 
 
-def masked_batches(rows: Rows, known: Sequence[int], count: int, seed: int) -> Callable[[int], Batch]:
+def masked_batches(rows: Rows, known_ids: Sequence[int], count: int, seed: int) -> Callable[[int], Batch]:
     """A function of the step: `count` proteins, reshuffled each epoch, with all but the known residues masked and
     scored."""
     def draw(step: int) -> Batch:
         epoch, at = divmod(step, max(1, len(rows) // count))
         order = np.random.default_rng((seed, epoch)).permutation(len(rows))[at * count : (at + 1) * count]
-        return mask_some(make_batch([rows[i] for i in order]), MASK, LetterMask(tuple(known)), unmasked=0.0)
+        return mask_some(make_batch([rows[i] for i in order]), MASK, LetterMask(tuple(known_ids)), unmasked=0.0)
 
     return draw
 
@@ -84,16 +84,16 @@ def make_batch(rows: Rows) -> Batch:
 
 
 @torch.no_grad()
-def fill_blanks(model: Stack, rows: Rows, known: Sequence[int]) -> Rows:
+def fill_blanks(model: Stack, rows: Rows, known_ids: Sequence[int]) -> Rows:
     """The rows with each blank filled in by its likeliest residue, in one pass."""
     answers = []
-    excluded = [*known, CODEC.letters.index("X"), MASK]
+    excluded = [*known_ids, CODEC.letters.index("X"), MASK]
     for at in range(0, len(rows), 16):
         part = rows[at : at + 16]
-        batch = mask_some(make_batch(part), MASK, LetterMask(tuple(known)), unmasked=0.0)
+        batch = mask_some(make_batch(part), MASK, LetterMask(tuple(known_ids)), unmasked=0.0)
         best: Tensor = mask_tokens(model(batch.tokens, batch.layout).logits, excluded).argmax(-1)
         filled = torch.where(batch.tokens == MASK, best, batch.tokens).numpy()
-        answers += [each[: len(row)] for each, row in zip(filled, part)]
+        answers += [tokens[: len(row)] for tokens, row in zip(filled, part)]
     return answers
 
 
@@ -117,14 +117,14 @@ def score_arm(path: Path | None, by: str, known: str, seed: int, steps: int, cou
     missed = [i for i, row in enumerate(test) if lookup.find(row)[1] < HIT]
     answers = {COMMONEST: [np.where(np.isin(row, ids), row, lookup.commonest) for row in test],
                LOOKUP: [lookup.fill(row) for row in test], NETWORK: fill_blanks(model.eval(), test, ids)}
-    found = {}
+    result = {}
     for name, rows in answers.items():
         scores = blank_scores(rows, test, ids)
         alone = blank_scores([rows[i] for i in missed], [test[i] for i in missed], ids)
-        found[name] = {"blanks": 100 * scores.mean, "pooled": 100 * scores.pooled, "identity": 100 * scores.identity,
-                       "no hit": 100 * alone.pooled if missed else 0.0, "proteins": len(test),
-                       "without hit": len(missed)}
-    return found
+        result[name] = {"blanks": 100 * scores.mean, "pooled": 100 * scores.pooled, "identity": 100 * scores.identity,
+                        "no hit": 100 * alone.pooled if missed else 0.0, "proteins": len(test),
+                        "without hit": len(missed)}
+    return result
 
 
 def measure(run: Run) -> list[Row]:
@@ -151,16 +151,16 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     def value(score_arm: str, method: str, what: str = "blanks") -> float:
         return next(row[what] for row in table if (row["arm"], row["method"]) == (score_arm, method))
 
-    random, family, more = (value(name, NETWORK) for name in ARMS)
+    random, family, k2 = (value(name, NETWORK) for name in ARMS)
     common, alone = value("family, K1", COMMONEST), value("random, K1", COMMONEST)
     looked_up = value("random, K1", LOOKUP)
     beyond = value("random, K1", NETWORK, "no hit") - value("random, K1", COMMONEST, "no hit")
     reason = (f"the network fills in {random:.1f}% of the blanks with a random split, {family:.1f}% with families "
-              f"apart (commonest residue {common:.1f}%), {more:.1f}% with K2 known; lookup has {looked_up:.1f}% with a "
+              f"apart (commonest residue {common:.1f}%), {k2:.1f}% with K2 known; lookup has {looked_up:.1f}% with a "
               f"random split; where it finds nothing the network is {beyond:+.1f} points above the commonest residue")
     if random < alone + 5:
         return "inconclusive", reason
-    split = random >= 3 * family and more >= random + 3 and family >= common + 1
+    split = random >= 3 * family and k2 >= random + 3 and family >= common + 1
     return ("confirmed" if split and (random > looked_up or beyond >= 2) else "refuted"), reason
 
 

@@ -105,8 +105,8 @@ def load_movielens(folder: Path, seed: int, least: int = 5) -> Lists:
     people, films = rated_films(folder, least)
     rows, of = cut_pieces(people, seed)
     genres = [film["genres"].split("|") for film in films]
-    most = [Counter(genre for film in row.tolist() for genre in genres[film]).most_common(2) for row in rows]
-    named = ["" if len(two) > 1 and two[0][1] == two[1][1] else two[0][0] for two in most]
+    commonest = [Counter(genre for film in row.tolist() for genre in genres[film]).most_common(2) for row in rows]
+    named = ["" if len(two) > 1 and two[0][1] == two[1][1] else two[0][0] for two in commonest]
     often = [genre for genre, n in Counter(named).most_common() if genre and 30 * n >= len(rows)]
     return Lists(rows, np.array([often.index(genre) if genre in often else -1 for genre in named]), of, len(films))
 
@@ -133,11 +133,11 @@ def train_encoder(arm: str, rows: list[np.ndarray], size: int, seed: int, settin
     if arm == BAG:
         return SIFEmbedding.fit(rows, cooccurrence_vectors(rows, size, setting["width"], seed=seed))
     model = build_autoencoder(arm, size, setting["width"], setting["dropout"])
-    way = -1 if setting["reversed"] else 1
+    direction = -1 if setting["reversed"] else 1
 
     def batches(step: int) -> Batch:
         chosen = np.random.default_rng([seed, step]).integers(len(rows), size=setting["rows"])
-        return Batch.pairs([(rows[i].tolist(), [*rows[i][::way].tolist(), size]) for i in chosen], model.begin)
+        return Batch.pairs([(rows[i].tolist(), [*rows[i][::direction].tolist(), size]) for i in chosen], model.begin)
 
     learn(model, batches, steps, rate=setting["rate"], seed=seed, objective=NextElement(), cooldown=0.5, decay=0.01)
     return model
@@ -152,9 +152,9 @@ def choose_songs(rows: list[np.ndarray], count: int = LISTED) -> list[int]:
 def search_precision(vectors: np.ndarray, labels: np.ndarray, seed: int, queries: int = 100) -> list[float]:
     """Precision at recalls 0 and 0.2 of a search for lists with the query's label, over random labelled queries."""
     vectors, labels = vectors[labels >= 0], labels[labels >= 0]
-    own = np.random.default_rng(seed).permutation(len(vectors))[:queries]
-    places = VectorIndex(vectors).search(vectors[own], len(vectors), without=own.tolist(), below=1 - 1e-6)[1].numpy()
-    right = (labels[places] == labels[own][:, None]) & (places >= 0)
+    ids = np.random.default_rng(seed).permutation(len(vectors))[:queries]
+    places = VectorIndex(vectors).search(vectors[ids], len(vectors), without=ids.tolist(), below=1 - 1e-6)[1].numpy()
+    right = (labels[places] == labels[ids][:, None]) & (places >= 0)
     return precision_at_recall(right, right.sum(1), [0.0, 0.2]).tolist()
 
 
@@ -164,10 +164,10 @@ def probe_arm(arm: str, data: str, folder: Path | None, seed: int, count: int, l
     question."""
     all_of = load_lists(data, folder, count, seed)
     owners = np.random.default_rng([3, seed]).permutation(all_of.groups.max() + 1)
-    known = np.isin(all_of.groups, owners[: int(learned * len(owners))])
-    rows = [all_of.rows[i] for i in np.flatnonzero(~known)]
-    groups, labels = all_of.groups[~known], all_of.labels[~known]
-    model = train_encoder(arm, [all_of.rows[i] for i in np.flatnonzero(known)], all_of.size, seed, setting, steps)
+    is_known = np.isin(all_of.groups, owners[: int(learned * len(owners))])
+    rows = [all_of.rows[i] for i in np.flatnonzero(~is_known)]
+    groups, labels = all_of.groups[~is_known], all_of.labels[~is_known]
+    model = train_encoder(arm, [all_of.rows[i] for i in np.flatnonzero(is_known)], all_of.size, seed, setting, steps)
     encode: Encoder = partial(embed, model)
     questions = {LENGTH: length_question(rows, BINS, groups),
                  CONTENT: content_question(rows, choose_songs(rows), groups),
@@ -175,16 +175,16 @@ def probe_arm(arm: str, data: str, folder: Path | None, seed: int, count: int, l
     questions |= {order_question_name(share): order_question(rows, share, seed=seed, groups=groups) for share in SHARES}
     if (labels >= 0).any():
         questions[GENRE] = question(GENRE, rows, labels, groups)
-    found: dict[str, Any] = {}
-    for name, each in questions.items():
-        answer = answer_question(encode, each, 0.3, seed)
-        found[name] = {"accuracy": answer.accuracy, "balanced": answer.balanced, "majority": answer.by_majority,
-                       "by length": answer.by_length, "tested": answer.tested}
+    result: dict[str, Any] = {}
+    for name, probe in questions.items():
+        answer = answer_question(encode, probe, 0.3, seed)
+        result[name] = {"accuracy": answer.accuracy, "balanced": answer.balanced, "majority": answer.by_majority,
+                        "by length": answer.by_length, "tested": answer.tested}
     vectors = embed(model, rows)
     for name, classes in ((LENGTH, questions[LENGTH].labels), (GENRE, labels)):
         if (classes >= 0).any():
-            found[name]["precision at 0"], found[name]["precision at 0.2"] = search_precision(vectors, classes, seed)
-    return found
+            result[name]["precision at 0"], result[name]["precision at 0.2"] = search_precision(vectors, classes, seed)
+    return result
 
 
 SETTING = {"width": 64, "dropout": 0.1, "rows": 64, "rate": 3e-3, "reversed": False}
@@ -208,9 +208,9 @@ def measure(run: Run) -> list[Row]:
     table: list[Row] = []
     for data, arms in ARMS.items():
         for arm in arms:
-            found = [done[f"{data} {arm} {seed}"] for seed in seeds(data, arm)]
-            for name in found[0]:
-                row = {column: mean(each[name][column] for each in found) if column in found[0][name] else None
+            runs = [done[f"{data} {arm} {seed}"] for seed in seeds(data, arm)]
+            for name in runs[0]:
+                row = {column: mean(result[name][column] for result in runs) if column in runs[0][name] else None
                        for column in COLUMNS}
                 table.append({"data": data, "arm": arm, "question": name, **row})
     run.note(f"made up: {count:,} lists of {SHORTEST} to {LONGEST} of {GENRES * EACH} songs, {SEEDS} seeds "

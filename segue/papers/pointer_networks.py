@@ -49,7 +49,7 @@ Sizes = tuple[int, int]
 
 def build_network(model: str, width: int) -> PointerNetwork:
     """LSTM encoder and decoder. The dictionary's decoder has two layers, with attention to the input between them, so
-    that what was read reaches the next step's state, as in the paper."""
+    that the attended input reaches the next step's state, as in the paper."""
     def stack(layers: int, vocabulary: int = 1, **more: Any) -> StackConfig:
         return StackConfig(vocabulary, width, ["lstm"] * layers, channel="none", tied=False, **more)
 
@@ -72,7 +72,7 @@ def sample_uniform(tests: int, n: int, seed: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Lesson:
-    """How a model is trained. rows: point sets a step. how: options of `learn`."""
+    """How a model is trained. rows: point sets per step. how: options of `learn`."""
 
     steps: int
     rows: int = 64
@@ -91,10 +91,10 @@ def train_network(task: str, model: str, sizes: Sizes, seed: int, lesson: Lesson
 
 def search_answers(model: PointerNetwork, points: np.ndarray, **options: Any) -> list[list[int]]:
     """Answers by beam search (3 beams), as indices from 1. points: (B, n, 2)."""
-    read = model.read(list(torch.from_numpy(points.astype(np.float32))))
-    found = generate(read, read.prompts, 2 * points.shape[1], "beam", eos=0, num_beams=3, length_penalty=0.0, batch=96,
-                     **options)
-    return [answer.tokens for answer in found]
+    encoded = model.read(list(torch.from_numpy(points.astype(np.float32))))
+    answers = generate(encoded, encoded.prompts, 2 * points.shape[1], "beam", eos=0, num_beams=3, length_penalty=0.0,
+                       batch=96, **options)
+    return [answer.tokens for answer in answers]
 
 
 def score_hulls(model: str, sizes: Sizes, tested: tuple[int, ...], tests: int, seed: int, lesson: Lesson) -> list[Row]:
@@ -102,39 +102,39 @@ def score_hulls(model: str, sizes: Sizes, tested: tuple[int, ...], tests: int, s
     net, table = train_network("hull", model, sizes, seed, lesson), []
     for n in tested:
         points = sample_uniform(tests, n, seed)
-        found, truths = search_answers(net, points), [convex_hull(one) for one in points]
-        coverage, bad = area_coverage(points, found, truths)
-        right = [corners(answer) == corners(truth) for answer, truth in zip(found, truths)]
-        table.append(make_row("hull", model, n, float(np.mean(right)), coverage, bad))
+        answers, truths = search_answers(net, points), [convex_hull(point_set) for point_set in points]
+        coverage, invalid = area_coverage(points, answers, truths)
+        correct = [corners(answer) == corners(truth) for answer, truth in zip(answers, truths)]
+        table.append(make_row("hull", model, n, float(np.mean(correct)), coverage, invalid))
     return table
 
 
 def score_half_hulls(tests: int, seed: int) -> list[Row]:
     """Baseline: the hull of a random half of the points as the answer."""
-    points, random = sample_uniform(tests, LARGEST, seed), np.random.default_rng(seed)
-    found = []
-    for one in points:
-        half = random.permutation(LARGEST)[: LARGEST // 2]
-        found.append([1 + int(half[i - 1]) for i in convex_hull(one[half])])
-    truths = [convex_hull(one) for one in points]
-    right = [corners(answer) == corners(truth) for answer, truth in zip(found, truths)]
-    return [make_row("hull", HALF, LARGEST, float(np.mean(right)), *area_coverage(points, found, truths))]
+    points, rng = sample_uniform(tests, LARGEST, seed), np.random.default_rng(seed)
+    answers = []
+    for point_set in points:
+        half = rng.permutation(LARGEST)[: LARGEST // 2]
+        answers.append([1 + int(half[i - 1]) for i in convex_hull(point_set[half])])
+    truths = [convex_hull(point_set) for point_set in points]
+    correct = [corners(answer) == corners(truth) for answer, truth in zip(answers, truths)]
+    return [make_row("hull", HALF, LARGEST, float(np.mean(correct)), *area_coverage(points, answers, truths))]
 
 
 def sample_cities(path: Path | None, tests: int, seed: int) -> np.ndarray:
     """(tests, CITIES, 2): random cities of random TSPLIB instances, scaled to the unit square; without a path cities on
     a grid."""
-    random = np.random.default_rng((seed, 1 << 41))
+    rng = np.random.default_rng((seed, 1 << 41))
     if path is None:
-        maps = [np.argwhere(np.ones((7, 9))).astype(np.float64)]
+        instances = [np.argwhere(np.ones((7, 9))).astype(np.float64)]
     else:
         with zipfile.ZipFile(path / "tsplib.zip") as archive:
             names = sorted(name for name in archive.namelist() if name.endswith(".tsp"))
-            maps = [read_tsplib(archive.read(name).decode()) for name in names]
+            instances = [read_tsplib(archive.read(name).decode()) for name in names]
     sampled = []
     for _ in range(tests):
-        places = np.unique(maps[random.integers(len(maps))], axis=0)
-        sampled.append(places[random.permutation(len(places))[:CITIES]])
+        cities = np.unique(instances[rng.integers(len(instances))], axis=0)
+        sampled.append(cities[rng.permutation(len(cities))[:CITIES]])
     return unit_square(np.stack(sampled).astype(np.float32).astype(np.float64))
 
 
@@ -142,22 +142,24 @@ def score_tours(path: str | None, tests: int, seed: int, lesson: Lesson) -> list
     """Train pointers on tours; rows of a free beam, a beam that only makes tours, and the nearest neighbour."""
     net, table = train_network("tour", POINTER, TOURS, seed, lesson), []
     sizes = range(TOURS[0], TOURS[1] + 1)
-    sampled = {UNIFORM: [sample_uniform(tests // len(sizes), n, seed) for n in sizes],
+    samples = {UNIFORM: [sample_uniform(tests // len(sizes), n, seed) for n in sizes],
                REAL: [sample_cities(None if path is None else Path(path), tests, seed)]}
-    for task, groups in sampled.items():
-        sets = [one for points in groups for one in points]
-        best = [tour_length(one, tour) for points in groups for one, tour in zip(points, shortest_tours(points))]
+    for task, groups in samples.items():
+        point_sets = [point_set for points in groups for point_set in points]
+        shortest = [tour_length(point_set, tour) for points in groups
+                    for point_set, tour in zip(points, shortest_tours(points))]
         arms = {VALID: [tour for points in groups for tour in search_answers(net, points, processors=[EachOnce()])],
                 FREE: [tour for points in groups for tour in search_answers(net, points)],
-                NEAREST: [nearest_neighbours(one) for one in sets]}
-        for arm, tried in arms.items():
-            lengths = [(tour_length(one, tour), length) for one, tour, length in zip(sets, tried, best)
-                       if is_tour(tour, len(one))]
-            found, least = np.array(lengths).reshape(-1, 2).T
+                NEAREST: [nearest_neighbours(point_set) for point_set in point_sets]}
+        for arm, tours in arms.items():
+            lengths = [(tour_length(point_set, tour), length)
+                       for point_set, tour, length in zip(point_sets, tours, shortest)
+                       if is_tour(tour, len(point_set))]
+            actual, optimal = np.array(lengths).reshape(-1, 2).T
             table.append(make_row(task, arm, f"{TOURS[0]}-{TOURS[1]}" if task == UNIFORM else CITIES,
-                                  float((found < least * (1 + 1e-6)).sum()) / len(sets),
-                                  float(found.sum() / least.sum()) if len(lengths) else 0.0,
-                                  (len(sets) - len(lengths)) / len(sets)))
+                                  float((actual < optimal * (1 + 1e-6)).sum()) / len(point_sets),
+                                  float(actual.sum() / optimal.sum()) if len(lengths) else 0.0,
+                                  (len(point_sets) - len(lengths)) / len(point_sets)))
     return table
 
 
@@ -178,33 +180,34 @@ def measure(run: Run) -> list[Row]:
     run.note(f"TSPLIB: {CITIES} cities at random of each of {tests} drawn instances, scaled to the unit square"
              if path else "cities: made up, on a grid")
     one_number = (TRAINED[1],) * 2
-    found = run.cells({
+    results = run.cells({
         ATTENTION: partial(score_hulls, ATTENTION, one_number, (TRAINED[1],), tests, seed, hull),
         POINTER: partial(score_hulls, POINTER, TRAINED, SIZES, tests, seed, hull),
         FIXED: partial(score_hulls, FIXED, one_number, (TRAINED[1],), tests, seed, hull),
         "tours": partial(score_tours, None if path is None else str(path), tests, seed, tour),
         HALF: partial(score_half_hulls, tests, seed)})
-    return [each for name in (POINTER, ATTENTION, FIXED, HALF, "tours") for each in found[name]]
+    return [row for name in (POINTER, ATTENTION, FIXED, HALF, "tours") for row in results[name]]
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
-    cell = {(each["task"], each["model"], each["n"]): each for each in table}
-    pointer, attention, fixed = (cell["hull", arm, "10"]["exact"] for arm in (POINTER, ATTENTION, FIXED))
-    cover = {n: cell["hull", POINTER, str(n)]["to the best"] for n in SIZES}
-    half = cell["hull", HALF, str(LARGEST)]["to the best"]
-    valid, free, nearest = (cell[UNIFORM, arm, f"{TOURS[0]}-{TOURS[1]}"] for arm in (VALID, FREE, NEAREST))
-    failed = [str(n) for n in SIZES if cell["hull", POINTER, str(n)]["invalid"] > 0.01]
+    rows = {(row["task"], row["model"], row["n"]): row for row in table}
+    pointer, attention, fixed = (rows["hull", arm, "10"]["exact"] for arm in (POINTER, ATTENTION, FIXED))
+    coverage = {n: rows["hull", POINTER, str(n)]["to the best"] for n in SIZES}
+    half_coverage = rows["hull", HALF, str(LARGEST)]["to the best"]
+    valid, free, nearest = (rows[UNIFORM, arm, f"{TOURS[0]}-{TOURS[1]}"] for arm in (VALID, FREE, NEAREST))
+    failed = [str(n) for n in SIZES if rows["hull", POINTER, str(n)]["invalid"] > 0.01]
     reason = (f"hulls of 10 points: right in {pointer:.1%} by pointers, {attention:.1%} by a dictionary with "
               f"attention, {fixed:.1%} without; area covered "
-              f"{', '.join(f'{share:.1%} of {n} points' for n, share in cover.items())}, by a random half {half:.1%}; "
+              f"{', '.join(f'{share:.1%} of {n} points' for n, share in coverage.items())}, "
+              f"by a random half {half_coverage:.1%}; "
               f"more than 1% not simple at {', '.join(failed) or 'no number of'} points; tours "
               f"{valid['to the best']:.3f} times the shortest, nearest neighbour {nearest['to the best']:.3f}; "
               f"{free['invalid']:.1%} are no tours where anything may follow")
-    if attention >= pointer or cover[LARGEST] <= half:
+    if attention >= pointer or coverage[LARGEST] <= half_coverage:
         return "refuted", reason
-    seen, beyond = min(cover[5], cover[10]) >= 0.98 and not failed, cover[LARGEST] >= 0.95
-    short = valid["to the best"] <= 1.05 and valid["to the best"] < nearest["to the best"]
-    if pointer >= 1.5 * attention and attention >= fixed and seen and beyond and short:
+    covers_trained, covers_larger = min(coverage[5], coverage[10]) >= 0.98 and not failed, coverage[LARGEST] >= 0.95
+    short_tours = valid["to the best"] <= 1.05 and valid["to the best"] < nearest["to the best"]
+    if pointer >= 1.5 * attention and attention >= fixed and covers_trained and covers_larger and short_tours:
         return "confirmed", reason
     return "inconclusive", reason
 
@@ -213,15 +216,15 @@ def draw(figure: Figure, table: list[Row]) -> None:
     left, middle, right = figure.subplots(1, 3)
     for axes, what, title in ((left, "exact", "Hulls that are right"), (middle, "to the best", "Area covered")):
         for model, style in ((POINTER, "o-"), (ATTENTION, "s"), (FIXED, "^"), (HALF, "x")):
-            rows = [each for each in table if each["task"] == "hull" and each["model"] == model]
-            axes.plot([int(each["n"]) for each in rows], [100 * each[what] for each in rows], style, label=model)
+            rows = [row for row in table if row["task"] == "hull" and row["model"] == model]
+            axes.plot([int(row["n"]) for row in rows], [100 * row[what] for row in rows], style, label=model)
         axes.axvspan(*TRAINED, alpha=0.1)
         axes.set(title=f"{title}, %", xlabel="points (shaded: trained on)", xticks=SIZES)
     left.set_ylim(0, 100)
     left.legend(frameon=False, fontsize="x-small")
     places = np.arange(2)
     for index, arm in enumerate((VALID, NEAREST)):
-        ratios = [100 * (each["to the best"] - 1) for each in table if each["model"] == arm]
+        ratios = [100 * (row["to the best"] - 1) for row in table if row["model"] == arm]
         right.bar_label(right.bar(places + 0.4 * index - 0.2, ratios, 0.38, label=arm), fmt="%.1f")
     right.set_xticks(places, ["uniform", "TSPLIB cities"])
     right.set(title="Tours, % longer")

@@ -15,7 +15,8 @@ neural Hawkes process.
 Two differences from the released code, in which the future leaks into retrieval and scores: prompts are retrieved by
 the first events of a sequence alone, and only later events see them. And queries are centred (their mean over all
 sequences is taken off), since embeddings all point nearly one way, so that every sequence would choose the same
-prompts. """
+prompts.
+"""
 
 from __future__ import annotations
 
@@ -58,31 +59,31 @@ def make_up_stream(seed: int, rows: int) -> list[tuple[Sequences, Sequences]]:
     """For each window its training and test sequences, of Hawkes processes; the fifth window's is the first's again."""
     stream = []
     for window in range(WINDOWS):
-        draw = np.random.default_rng([seed, 0 if window == AGAIN else window])
-        base = draw.dirichlet(np.full(5, 0.5)) + 0.05
-        excite = draw.dirichlet(np.full(5, 0.3), 5).T[..., None] * 0.7  # each event triggers about 0.7, of few types
-        process = Hawkes(base, excite, draw.uniform(1.0, 4.0, 1))
-        generator = np.random.default_rng([seed, window, 1])
+        rng = np.random.default_rng([seed, 0 if window == AGAIN else window])
+        base = rng.dirichlet(np.full(5, 0.5)) + 0.05
+        excite = rng.dirichlet(np.full(5, 0.3), 5).T[..., None] * 0.7  # each event triggers about 0.7, of few types
+        hawkes = Hawkes(base, excite, rng.uniform(1.0, 4.0, 1))
+        sample_rng = np.random.default_rng([seed, window, 1])
         stream.append(tuple(list(zip(data.types, data.times)) for data in
-                            (process.sample(many, LENGTH, generator) for many in (rows, rows // 3))))
+                            (hawkes.sample(count, LENGTH, sample_rng) for count in (rows, rows // 3))))
     return stream  # type: ignore[return-value]
 
 
 def cut_windows(sequences: Sequences, rows: int, seed: int) -> list[tuple[Sequences, Sequences]]:
-    """Windows of the clock with equally many events each: training and test sequences of each window, which are the
-    first LENGTH events in it, where there are at least FEWEST. A quarter of the sequences, always the same, is for
-    testing."""
+    """Training and test sequences of each of WINDOWS time windows with equally many events. Each sequence contributes
+    its first LENGTH events in a window, if it has at least FEWEST there; the same quarter of them is for testing in
+    every window. rows: at most so many training sequences per window, and a third of that for testing."""
     edges = np.quantile(np.concatenate([times for _, times in sequences]), np.linspace(0, 1, WINDOWS + 1))
     edges[-1] = np.inf
     order = np.random.default_rng(seed).permutation(len(sequences))
     stream = []
-    for begin, end in zip(edges, edges[1:]):
+    for start, end in zip(edges, edges[1:]):
         parts: tuple[Sequences, Sequences] = [], []
-        for place, index in enumerate(order):
+        for position, index in enumerate(order):
             types, times = sequences[index]
-            inside = np.flatnonzero((times >= begin) & (times < end))[:LENGTH]
+            inside = np.flatnonzero((times >= start) & (times < end))[:LENGTH]
             if len(inside) >= FEWEST:
-                parts[place % 4 == 0].append((types[inside], times[inside]))
+                parts[position % 4 == 0].append((types[inside], times[inside]))
         stream.append((parts[0][:rows], parts[1][: rows // 3]))
     return stream
 
@@ -95,18 +96,18 @@ def load_stream(folder: Path) -> Sequences:
             for record in read(*(folder / f"{part}.jsonl.gz" for part in ("train", "dev", "test")))]
 
 
-def window_batches(windows: list[Batch], chosen: list[int], seed: int, old: int = 0) -> Any:
-    """A function of the step: a batch of rows of all `chosen` windows or, with `old` > 0, of the last one but for `old`
-    rows, which replay the first twentieth of the windows before it."""
+def window_batches(windows: list[Batch], chosen: list[int], seed: int, num_replayed: int = 0) -> Any:
+    """A function step -> batch of ROWS rows. num_replayed 0: rows of all `chosen` windows alike; otherwise rows of the
+    last one, except for `num_replayed` rows from the first twentieth of each window before it."""
     def batch(step: int) -> Batch:
-        generator, picked = generator_of(seed, step), []
-        for number in range(ROWS):
-            of = chosen[-1] if number >= old and old else \
-                chosen[int(torch.randint(len(chosen) - bool(old), (), generator=generator))]
-            many = len(windows[of].targets)
-            many = many if number >= old else max(1, many // 20)
-            picked.append((of, int(torch.randint(many, (), generator=generator))))
-        return Batch.join([windows[of].rows(torch.tensor([make_row])) for of, make_row in picked])
+        generator, picks = generator_of(seed, step), []
+        for index in range(ROWS):
+            window = chosen[-1] if index >= num_replayed and num_replayed else \
+                chosen[int(torch.randint(len(chosen) - bool(num_replayed), (), generator=generator))]
+            num_rows = len(windows[window].targets)
+            num_rows = num_rows if index >= num_replayed else max(1, num_rows // 20)
+            picks.append((window, int(torch.randint(num_rows, (), generator=generator))))
+        return Batch.join([windows[window].rows(torch.tensor([row])) for window, row in picks])
 
     return batch
 
@@ -125,12 +126,13 @@ def choose_training(arm: str, window: int) -> tuple[Strategy, list[int], int]:
 
 def run_arm(stream: str, folder: Path | None, arm: str, seed: int, rows: int, steps: int,
             rate: float = 2e-3) -> dict[str, Any]:
-    """Train one arm along a stream. Nats per event of each window but the first before it is trained on (before), after
-    it (after), and at the end of the stream (last); rmse and error are of predictions before."""
-    pieces = make_up_stream(seed, rows) if folder is None else cut_windows(load_stream(folder), rows, seed)
-    types = 1 + max(int(kinds.max()) for parts in pieces for part in parts for kinds, _ in part)
+    """Train one arm along a stream and return lists over windows: nats per event before training on the window (before,
+    without the first), after it (after) and at the end of the stream (last); rmse of times and error of types of
+    predictions before it."""
+    windows = make_up_stream(seed, rows) if folder is None else cut_windows(load_stream(folder), rows, seed)
+    types = 1 + max(int(marks.max()) for parts in windows for part in parts for marks, _ in part)
     train, test = ([event_batch([*part, (np.zeros(LENGTH, int), np.zeros(LENGTH))]).rows(slice(0, len(part)))
-                    for part in side] for side in zip(*pieces))
+                    for part in split] for split in zip(*windows))
     gaps = train[0].channels["until"][train[0].targets >= 0]
     torch.manual_seed(seed)
     stack = StackConfig(types, 16, ["attention"], {"attention": {"heads": 2}}, channel="mlp")
@@ -143,20 +145,20 @@ def run_arm(stream: str, folder: Path | None, arm: str, seed: int, rows: int, st
     def nats(window: int) -> float:
         return score_process(model, [test[window]], 4 if folder is None else 20, 0).nats - shift
 
-    found: dict[str, Any] = {"before": [], "after": [], "last": [], "rmse": [], "error": []}
+    result: dict[str, Any] = {"before": [], "after": [], "last": [], "rmse": [], "error": []}
     for window in range(WINDOWS):
         if window:
-            found["before"].append(nats(window))
-            some = score_process(model, [test[window].rows(slice(0, 20))], 2, 12)
-            found["rmse"].append(some.rmse)
-            found["error"].append(some.error)
+            result["before"].append(nats(window))
+            predictions = score_process(model, [test[window].rows(slice(0, 20))], 2, 12)
+            result["rmse"].append(predictions.rmse)
+            result["error"].append(predictions.error)
         if window == 0 or arm != FROZEN:
-            strategy, seen, old = choose_training(arm, window)
-            learn(model, window_batches(train, seen, seed + 100 * window, old), steps * (1 + 2 * (window == 0)),
+            strategy, chosen, replayed = choose_training(arm, window)
+            learn(model, window_batches(train, chosen, seed + 100 * window, replayed), steps * (1 + 2 * (window == 0)),
                   rate=rate, seed=seed + window, objective=objective, strategy=strategy)
-        found["after"].append(nats(window))
-    found["last"] = [nats(window) for window in range(WINDOWS)]
-    return found
+        result["after"].append(nats(window))
+    result["last"] = [nats(window) for window in range(WINDOWS)]
+    return result
 
 
 def measure(run: Run) -> list[Row]:
@@ -178,14 +180,14 @@ def measure(run: Run) -> list[Row]:
              "sequences choose different prompts, 0.155 with prompts")
     run.note("the rule's words, the streams (Amazon's was left out: too few sequences a window), rates and steps were "
              "settled on that seed too, before any that is judged")
-    wanted = {f"{stream} {arm} {seed}": partial(run_arm, stream, folders[stream], arm, run.seed + seed, rows, steps)
-              for stream in folders for arm in (ARMS if stream == MADE else (REPLAY, *judged))
-              for seed in range(seeds[stream] if stream != MADE or arm in judged else min(2, seeds[stream]))}
-    found = run.cells(wanted)
+    jobs = {f"{stream} {arm} {seed}": partial(run_arm, stream, folders[stream], arm, run.seed + seed, rows, steps)
+            for stream in folders for arm in (ARMS if stream == MADE else (REPLAY, *judged))
+            for seed in range(seeds[stream] if stream != MADE or arm in judged else min(2, seeds[stream]))}
+    results = run.cells(jobs)
     table = []
     for stream in folders:
         for arm in ARMS:
-            cells = [found[name] for seed in range(seeds[stream]) if (name := f"{stream} {arm} {seed}") in found]
+            cells = [results[name] for seed in range(seeds[stream]) if (name := f"{stream} {arm} {seed}") in results]
             if cells:
                 table.append(make_row(stream, arm, cells))
     return table
@@ -196,8 +198,8 @@ def make_row(stream: str, arm: str, cells: list[dict[str, Any]]) -> Row:
     def by_seed(name: str) -> list[float]:
         return [round(float(np.mean(cell[name])), 4) for cell in cells]
 
-    forgotten = [float(np.mean(np.subtract(cell["last"][:-1], cell["after"][:-1]))) for cell in cells]
-    return {"stream": stream, "arm": arm, "forgetting": [round(value, 4) for value in forgotten],
+    forgetting = [float(np.mean(np.subtract(cell["last"][:-1], cell["after"][:-1]))) for cell in cells]
+    return {"stream": stream, "arm": arm, "forgetting": [round(value, 4) for value in forgetting],
             "new window": by_seed("before"), "all windows": by_seed("last"), "rmse": by_seed("rmse"),
             "error": by_seed("error"),
             "curve": np.round(np.mean([[*cell["after"][:1], *cell["before"]] for cell in cells], 0), 4).tolist(),
@@ -216,23 +218,23 @@ RULE = (
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
-    arms = {(each["stream"], each["arm"]): each for each in table}
+    arms = {(row["stream"], row["arm"]): row for row in table}
     helped: dict[str, bool] = {}
     reasons = []
-    for stream in dict.fromkeys(each["stream"] for each in table):
+    for stream in dict.fromkeys(row["stream"] for row in table):
         online, prompts, always = (arms[stream, arm] for arm in (ONLINE, PROMPTS, ALWAYS))
-        forgotten, left = np.array(online["forgetting"]), np.array(prompts["forgetting"])
-        close = np.array(prompts["new window"]) <= np.array(online["new window"]) + 0.02 * np.maximum(
+        forgetting, prompted = np.array(online["forgetting"]), np.array(prompts["forgetting"])
+        keeps_nats = np.array(prompts["new window"]) <= np.array(online["new window"]) + 0.02 * np.maximum(
             1.0, np.abs(online["new window"]))
-        good = int((close & (left <= 0.7 * forgotten)).sum())
-        void = forgotten.mean() < LEAST
+        seeds_helped = int((keeps_nats & (prompted <= 0.7 * forgetting)).sum())
+        void = forgetting.mean() < LEAST
         if not void:
-            helped[stream] = good >= (4 if stream == MADE else len(forgotten))
-        reasons.append(f"{stream}: forgetting {forgotten.mean():.3f} online, {left.mean():.3f} with prompts, "
-                    f"{np.mean(always['forgetting']):.3f} with all prompts always; new windows "
-                    f"{np.mean(online['new window']):.3f}, {np.mean(prompts['new window']):.3f}, "
-                    f"{np.mean(always['new window']):.3f}; " +
-                    ("void" if void else f"prompts help in {good} of {len(forgotten)} seeds"))
+            helped[stream] = seeds_helped >= (4 if stream == MADE else len(forgetting))
+        reasons.append(f"{stream}: forgetting {forgetting.mean():.3f} online, {prompted.mean():.3f} with prompts, "
+                       f"{np.mean(always['forgetting']):.3f} with all prompts always; new windows "
+                       f"{np.mean(online['new window']):.3f}, {np.mean(prompts['new window']):.3f}, "
+                       f"{np.mean(always['new window']):.3f}; " +
+                       ("void" if void else f"prompts help in {seeds_helped} of {len(forgetting)} seeds"))
     reason = "; ".join(reasons)
     if MADE not in helped:
         return "inconclusive", reason
@@ -241,31 +243,31 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
         np.mean(always["new window"]) <= np.mean(prompts["new window"]) + 0.005
     if as_well or np.mean(prompts["forgetting"]) >= np.mean(online["forgetting"]):
         return "refuted", reason
-    others = [good for stream, good in helped.items() if stream != MADE]
-    if helped[MADE] and others and 2 * sum(others) >= len(others):
+    real_streams = [seeds_helped for stream, seeds_helped in helped.items() if stream != MADE]
+    if helped[MADE] and real_streams and 2 * sum(real_streams) >= len(real_streams):
         return "confirmed", reason
     return "inconclusive", reason
 
 
 def draw(figure: Figure, table: list[Row]) -> None:
-    streams = list(dict.fromkeys(each["stream"] for each in table))
+    streams = list(dict.fromkeys(row["stream"] for row in table))
     curves, bars = figure.subplots(1, 2, width_ratios=(1, 1))
     colours = dict(zip(ARMS, ("#c3ccd5", "#52606d", "#8fa3b5", "#7f6fb0", "#9cc3e6", "#2f6fb3", "#c0504d")))
-    for each in table:
-        if each["stream"] == MADE:
-            curves.plot(range(1, WINDOWS + 1), each["end"], "o-", color=colours[each["arm"]], label=each["arm"])
+    for row in table:
+        if row["stream"] == MADE:
+            curves.plot(range(1, WINDOWS + 1), row["end"], "o-", color=colours[row["arm"]], label=row["arm"])
     curves.set(xlabel="window (the fifth is the first again)", ylabel="nats an event, at the end",
                title="What is left of each window (made up)", xticks=range(1, WINDOWS + 1))
     curves.margins(y=0.35)
     curves.legend(fontsize=7, ncols=2, loc="upper center")
     shown = (ONLINE, REPLAY, PROMPTS, ALWAYS)
-    for place, stream in enumerate(streams):
-        for number, arm in enumerate(shown):
-            values: list[float] = next((each["forgetting"] for each in table
-                                        if (each["stream"], each["arm"]) == (stream, arm)), [])
-            x = place + 0.2 * (number - 1.5)
+    for position, stream in enumerate(streams):
+        for index, arm in enumerate(shown):
+            values: list[float] = next((row["forgetting"] for row in table
+                                        if (row["stream"], row["arm"]) == (stream, arm)), [])
+            x = position + 0.2 * (index - 1.5)
             if values:
-                bars.bar(x, np.mean(values), 0.18, color=colours[arm], label=arm if place == 0 else None)
+                bars.bar(x, np.mean(values), 0.18, color=colours[arm], label=arm if position == 0 else None)
                 bars.plot([x] * len(values), values, ".", color="black", markersize=3)
     bars.set(title="Forgetting (nats an event; dots: seeds)", xticks=range(len(streams)))
     bars.set_xticklabels([stream.split(",")[0] for stream in streams])

@@ -62,16 +62,16 @@ class Reader:
     def check_moves(self) -> list[tuple[int, bool]]:
         """(paragraphs since, right) of each story whose new paragraph moves somebody that it has moved before; right:
         they left the place where they were."""
-        found = []
+        checks = []
         for story, last, at in zip(self.stories, self.last, self.at):
             who, move = story.log[-1]["plan"].removeprefix("move "), parse_move(story.paragraph)
             right = move is not None and move[:2] == (who, at.get(who))
             if who in at:
-                found.append((story.step - 1 - last[who], right))
+                checks.append((story.step - 1 - last[who], right))
             last[who] = story.step - 1
             if move is not None and move[0] == who:
                 at[who] = move[2]
-        return found
+        return checks
 
 
 def train_writer(seed: int, steps: int) -> Local:
@@ -95,13 +95,13 @@ def write_stories(model: Local, arm: str, seed: int, stories: int, steps: int) -
     prompt in each quarter of the stories."""
     loop = build_loop(model, arm)
     written = [loop.blank() for _ in range(stories)]
-    reader, found, longest = Reader(written, seed), list[tuple[int, bool]](), [0] * 4
+    reader, checks, longest = Reader(written, seed), list[tuple[int, bool]](), [0] * 4
     for step in range(steps):
         loop.step(written, reader.turn)
-        found += reader.check_moves()
+        checks += reader.check_moves()
         quarter = 4 * step // steps
         longest[quarter] = max(longest[quarter], *(story.log[-1]["words"] for story in written))
-    return {"returns": found, "words": longest}
+    return {"returns": checks, "words": longest}
 
 
 def first_in_memory(story: Story) -> str:
@@ -118,18 +118,18 @@ def follow_edits(model: Local, seed: int, stories: int) -> float:
     for _ in range(20):
         loop.step(changed, reader.turn)
         reader.check_moves()
-    wanted = list[tuple[str, str]]()
+    moves = list[tuple[str, str]]()
     for story, draws in zip(changed, reader.draws):
         who = first_in_memory(story)
         rest = [fact for fact in story.memory.sentences if not fact.startswith(who)]
-        other = draws.choice([each for each in PLACES if f"{who} at {each} ." not in story.memory.sentences])
+        other = draws.choice([place for place in PLACES if f"{who} at {place} ." not in story.memory.sentences])
         story.edit({"memory": " ".join([*rest, f"{who} at {other} ."])})
-        wanted.append((who, other))
+        moves.append((who, other))
     for _ in range(2):
         loop.step(changed, lambda those: [{"plan": f"move {first_in_memory(story)}"} for story in those])
-    loop.step(changed, lambda those: [{"plan": f"move {who}"} for who, _ in wanted])
+    loop.step(changed, lambda those: [{"plan": f"move {who}"} for who, _ in moves])
     return mean(float((parse_move(story.paragraph) or ("", "", ""))[:2] == want)
-                for story, want in zip(changed, wanted))
+                for story, want in zip(changed, moves))
 
 
 def score_arms(seed: int, steps: int, stories: int, length: int) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def measure(run: Run) -> list[Row]:
     followed, table = mean(cell["edited"] for cell in cells.values()), list[Row]()
     for arm in ARMS:
         returns = [pair for seed in seeds for pair in cells[f"seed {seed}"][arm]["returns"]]
-        quarters = [max(each) for each in zip(*(cells[f"seed {seed}"][arm]["words"] for seed in seeds))]
+        quarters = [max(words) for words in zip(*(cells[f"seed {seed}"][arm]["words"] for seed in seeds))]
         row: Row = {"memory": arm}
         for name, bucket in BUCKETS.items():
             row[name] = mean([float(right) for away, right in returns if away in bucket] or [0.0])
@@ -177,9 +177,9 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
               f"{full['edits followed']:.1%} of edits are followed")
     if full[LAST] < rolling[LAST] + 0.10:
         return "refuted", reason
-    good = full[LAST] >= 0.85 and full[LAST] - rolling[LAST] >= 0.40 and short[LAST] < 0.50 and \
+    holds = full[LAST] >= 0.85 and full[LAST] - rolling[LAST] >= 0.40 and short[LAST] < 0.50 and \
         full["prompt late"] <= 1.1 * full["prompt early"] and full["edits followed"] >= 0.80
-    return ("confirmed" if good else "inconclusive"), reason
+    return ("confirmed" if holds else "inconclusive"), reason
 
 
 def draw(figure: Figure, table: list[Row]) -> None:

@@ -75,9 +75,9 @@ def train_model(model: nn.Module, losses: Iterator[Tensor], rate: float = 3e-3, 
 
 def lag_accuracy(model: nn.Module, lag: int, generator: torch.Generator, batch: int = 256) -> float:
     """Accuracy of the cue on fresh sequences of this lag."""
-    asked = LAG.draw(batch, lag, generator)
+    queries = LAG.draw(batch, lag, generator)
     with torch.no_grad():
-        return (model(asked.tokens)[:, -1].argmax(-1) == asked.targets[:, -1]).float().mean().item()
+        return (model(queries.tokens)[:, -1].argmax(-1) == queries.targets[:, -1]).float().mean().item()
 
 
 def gradient_reach(model: Reader, lag: int, generator: torch.Generator) -> float:
@@ -111,8 +111,8 @@ def train_at_lag(arm: str, lag: int, seed: int, steps: int) -> dict[str, float]:
     def losses() -> Iterator[Tensor]:
         nonlocal taken
         for taken in range(1, steps + 1):
-            asked = LAG.draw(32, lag, train_on)
-            yield F.cross_entropy(model(asked.tokens)[:, -1], asked.targets[:, -1])
+            queries = LAG.draw(32, lag, train_on)
+            yield F.cross_entropy(model(queries.tokens)[:, -1], queries.targets[:, -1])
             if taken % 50 == 0 and lag_accuracy(model, lag, check_on) == 1.0:
                 return
 
@@ -133,13 +133,13 @@ def build_equal_size(make: Callable[[int], Reader], target: int) -> Reader:
     return min((make(inner) for inner in range(32, 257, 4)), key=lambda model: abs(count_parameters(model) - target))
 
 
-def score_hidden_characters(both: bool, seed: int, steps: int) -> dict[str, float]:
+def score_hidden_characters(bidirectional: bool, seed: int, steps: int) -> dict[str, float]:
     """Accuracy on characters that are masked in the input (15%), with context from the left or from both sides."""
     learn, test, symbols = documentation()
     torch.manual_seed(seed)
     two = Reader(symbols + 1, symbols, 64, "bidirectional", {"mixer": "lstm"})
-    model = two if both else build_equal_size(lambda n: Reader(symbols + 1, symbols, 64, "lstm", {"inner": n}),
-                                              count_parameters(two))
+    model = two if bidirectional else build_equal_size(lambda n: Reader(symbols + 1, symbols, 64, "lstm", {"inner": n}),
+                                                       count_parameters(two))
     generator = torch.Generator().manual_seed(seed)
 
     def batch(text: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -150,13 +150,13 @@ def score_hidden_characters(both: bool, seed: int, steps: int) -> dict[str, floa
 
     def losses() -> Iterator[Tensor]:
         for _ in range(steps):
-            seen, whole, hidden = batch(learn, 32)
-            yield F.cross_entropy(model(seen)[hidden], whole[hidden])
+            masked, whole, hidden = batch(learn, 32)
+            yield F.cross_entropy(model(masked)[hidden], whole[hidden])
 
     train_model(model, losses())
     with torch.no_grad():
-        seen, whole, hidden = batch(test, 512)
-        accuracy = (model(seen)[hidden].argmax(-1) == whole[hidden]).float().mean().item()
+        masked, whole, hidden = batch(test, 512)
+        accuracy = (model(masked)[hidden].argmax(-1) == whole[hidden]).float().mean().item()
     return {"accuracy": accuracy, "parameters": count_parameters(model)}
 
 
@@ -213,10 +213,10 @@ def measure(run: Run) -> list[Row]:
     done = run.cells(jobs)
     for arm in ARMS:
         for lag in sorted(seeds):
-            found = [done[f"lag {arm} {lag} {seed}"] for seed in range(run.seed, run.seed + seeds[lag])]
+            runs = [done[f"lag {arm} {lag} {seed}"] for seed in range(run.seed, run.seed + seeds[lag])]
             table.append({"task": f"lag {lag}", "model": arm, "measure": "accuracy",
-                          "value": mean(f["accuracy"] for f in found), "steps": mean(f["steps"] for f in found),
-                          "reach": mean(f["reach"] for f in found)})
+                          "value": mean(f["accuracy"] for f in runs), "steps": mean(f["steps"] for f in runs),
+                          "reach": mean(f["reach"] for f in runs)})
     for name in ("BLSTM", "LSTM"):
         table.append({"task": "hidden character", "model": name, "measure": "accuracy",
                       "value": done[f"hidden {name}"]["accuracy"]})

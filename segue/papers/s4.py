@@ -143,11 +143,11 @@ def measure(run: Run) -> list[Row]:
     done = run.cells(jobs)
     table: list[Row] = []
     for arm in ARMS:
-        found = [done[f"{arm} {seed}"] for seed in seeds[arm]]
+        runs = [done[f"{arm} {seed}"] for seed in seeds[arm]]
         table.append({"task": task, "model": arm, "length": run.pick(MNIST_SIDE**2, MNIST_SIDE**2, 1024),
-                      "parameters": found[0]["parameters"],
-                      **{what: mean(f[what] for f in found) for what in ("loss", "accuracy")},
-                      "spread": max(f["accuracy"] for f in found) - min(f["accuracy"] for f in found)})
+                      "parameters": runs[0]["parameters"],
+                      **{what: mean(f[what] for f in runs) for what in ("loss", "accuracy")},
+                      "spread": max(f["accuracy"] for f in runs) - min(f["accuracy"] for f in runs)})
     for mixer, name in (("s4", "S4"), ("attention", "attention")):
         for length in run.pick((64, 128), (1024, 4096, 16384)):
             cost = run.cell(f"{mixer} {length}",

@@ -114,14 +114,14 @@ def time_step(length: int, rounds: int) -> dict[str, float]:
     looped, native = LoopedGRU(32), nn.GRU(32, 32, batch_first=True)
     arms: dict[str, Callable[[], Tensor]] = {name: partial(mixer, x, layout) for name, mixer in mixers.items()}
     arms |= {"GRU, loop in Python": partial(looped, x, starts), "GRU of torch, no reset": lambda: native(x)[0]}
-    found: dict[str, list[float]] = {name: [] for name in arms}
+    times: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(rounds + 1):  # the first only warms up
         for name, forward in arms.items():
             begin = time.process_time()
             forward().sum().backward()
             if turn:
-                found[name].append(time.process_time() - begin)
-    return {name: median(seconds) for name, seconds in found.items()}
+                times[name].append(time.process_time() - begin)
+    return {name: median(seconds) for name, seconds in times.items()}
 
 
 # --- reinforcement learning: repeat the suit of four cards ago ---------------------------------------------------
@@ -184,7 +184,7 @@ def train_agent(memory: bool, seed: int, rollouts: int, rows: int = 64, length: 
     returns: list[float] = []
     for _ in range(rollouts):
         before: State = state.snapshot()
-        seen, firsts, actions, log_probabilities, rewards, values = (list[Tensor]() for _ in range(6))
+        observations, firsts, actions, log_probabilities, rewards, values = (list[Tensor]() for _ in range(6))
         with torch.no_grad():
             for _ in range(length):
                 tokens, first = game.observe()
@@ -193,7 +193,7 @@ def train_agent(memory: bool, seed: int, rollouts: int, rows: int = 64, length: 
                 assert hidden is not None
                 logs, value = agent.heads(hidden[:, 0])
                 action = torch.multinomial(logs.exp(), 1, generator=generator)[:, 0]
-                for line, x in ((seen, tokens), (firsts, first), (actions, action), (values, value),
+                for line, x in ((observations, tokens), (firsts, first), (actions, action), (values, value),
                                 (rewards, game.act(action)),
                                 (log_probabilities, logs.gather(1, action[:, None])[:, 0])):
                     line.append(x)
@@ -204,7 +204,7 @@ def train_agent(memory: bool, seed: int, rollouts: int, rows: int = 64, length: 
         returns.append(float(torch.stack(rewards).sum()) / (rows * length / CARDS))
         ends = torch.stack([*firsts[1:], first], 1)
         gain = advantages(torch.stack(rewards, 1), torch.stack(values, 1), ends, 0.9, 0.9)
-        rollout = [torch.stack(line, 1) for line in (seen, firsts, actions, log_probabilities)]
+        rollout = [torch.stack(line, 1) for line in (observations, firsts, actions, log_probabilities)]
         aim = gain + torch.stack(values[:-1], 1)
         for _ in range(3):
             for part in torch.randperm(rows, generator=generator).chunk(4):  # whole rows: time stays in order

@@ -90,8 +90,8 @@ def score_arm(name: str, kind: str, folder: Path | None, small: bool, weights: s
     stream = class_incremental(train, test, groups)
     model = Classifier(load_backbone("" if arm.random else weights, seed), HEADS[arm.head](WIDTH, classes), "mean")
     # Cost in forward passes over a row; a training step counts as three.
-    whole = 3 * epochs[0] * len(train.targets)
-    cost = 2 * whole if arm.strategy == "replay" else whole
+    seq_cost = 3 * epochs[0] * len(train.targets)
+    cost = 2 * seq_cost if arm.strategy == "replay" else seq_cost
     probing = Probing(train, test, **PROBE)
     if arm.whole:
         strategies: dict[str, Strategy] = {"": probing, "replay": Replay(100, seed=seed), "ewc": EWC(strength, rows=64)}
@@ -112,7 +112,7 @@ def score_arm(name: str, kind: str, folder: Path | None, small: bool, weights: s
         matrix = learn_stream(head, encoded, Freeze((), old_classes=True), objective, rows=50, epochs=epochs[2],
                               rate=head_rate, seed=seed)
     on_the_way = [float(row[: 1 + index].mean()) for index, row in enumerate(matrix.scores[1:])]
-    return {"accuracy": matrix.average, "on the way": on_the_way, "probe": probing.accuracies, "cost": cost / whole}
+    return {"accuracy": matrix.average, "on the way": on_the_way, "probe": probing.accuracies, "cost": cost / seq_cost}
 
 
 def measure(run: Run) -> list[Row]:
@@ -129,30 +129,31 @@ def measure(run: Run) -> list[Row]:
             score_arm, name, kind, folder, small, weights, seed, epochs, rates["whole"], rates["head"],
             rates["penalty"], tuning)
 
-    chosen = {what: values[0] for what, values in RATES.items()}
+    chosen = {name: values[0] for name, values in RATES.items()}
     if run.scale != "smoke":
-        tried = {what: [dict(chosen, whole=RATES["whole"][-1]) | {what: value} for value in values]
-                 for what, values in RATES.items()}
-        by = {"whole": "all at once", "head": STAR, "penalty": "EWC"}
-        tuned = run.cells(dict(job(by[what], "code", TUNING, rates, True) for what in tried for rates in tried[what]))
-        chosen = {what: max(tried[what], key=lambda rates: tuned[job(by[what], "code", TUNING, rates, True)[0]]
-                            ["accuracy"])[what] for what in tried}
+        candidates = {name: [dict(chosen, whole=RATES["whole"][-1]) | {name: value} for value in values]
+                      for name, values in RATES.items()}
+        arms = {"whole": "all at once", "head": STAR, "penalty": "EWC"}
+        tuned = run.cells(dict(job(arms[name], "code", TUNING, rates, True) for name in candidates
+                               for rates in candidates[name]))
+        chosen = {name: max(candidates[name], key=lambda rates: tuned[job(arms[name], "code", TUNING, rates, True)[0]]
+                            ["accuracy"])[name] for name in candidates}
     seeds = range(run.seed, run.seed + run.pick(1, 3))
-    few = ("all at once", RANDOM + SEQ)
-    lines = [("code", name, seeds[:1] if name in few else seeds) for name in ARMS]
-    lines += [("queries", name, seeds[:1]) for name in (SEQ, "all at once", "W+FixBC+Cos", STAR)]
-    cells = run.cells(dict(job(name, kind, seed, chosen) for kind, name, used in lines for seed in used))
+    single_seed = ("all at once", RANDOM + SEQ)
+    runs = [("code", name, seeds[:1] if name in single_seed else seeds) for name in ARMS]
+    runs += [("queries", name, seeds[:1]) for name in (SEQ, "all at once", "W+FixBC+Cos", STAR)]
+    cells = run.cells(dict(job(name, kind, seed, chosen) for kind, name, arm_seeds in runs for seed in arm_seeds))
     table: list[Row] = []
-    for kind, name, used in lines:
-        each = [cells[job(name, kind, seed, chosen)[0]] for seed in used]
-        table.append({"stream": kind, "arm": name, "A_T": mean(one["accuracy"] for one in each),
-                      "mean on the way": mean(mean(one["on the way"]) for one in each),
-                      "first": mean(one["on the way"][0] for one in each),
-                      "probe before": mean(one["probe"][0] for one in each) if each[0]["probe"] else None,
-                      "probe after": mean(one["probe"][-1] for one in each) if each[0]["probe"] else None,
-                      "cost to SEQ": each[0]["cost"], "by seed": [one["accuracy"] for one in each],
-                      "on the way": [mean(values) for values in zip(*(one["on the way"] for one in each))],
-                      "probes": [mean(values) for values in zip(*(one["probe"] for one in each))]})
+    for kind, name, arm_seeds in runs:
+        results = [cells[job(name, kind, seed, chosen)[0]] for seed in arm_seeds]
+        table.append({"stream": kind, "arm": name, "A_T": mean(result["accuracy"] for result in results),
+                      "mean on the way": mean(mean(result["on the way"]) for result in results),
+                      "first": mean(result["on the way"][0] for result in results),
+                      "probe before": mean(result["probe"][0] for result in results) if results[0]["probe"] else None,
+                      "probe after": mean(result["probe"][-1] for result in results) if results[0]["probe"] else None,
+                      "cost to SEQ": results[0]["cost"], "by seed": [result["accuracy"] for result in results],
+                      "on the way": [mean(values) for values in zip(*(result["on the way"] for result in results))],
+                      "probes": [mean(values) for values in zip(*(result["probe"] for result in results))]})
     bits = {kind: bases[f"backbone for {kind}"]["bits"] for kind in ("code", "queries")}
     run.note(f"backbone: {DEPTH} layers of attention, width {WIDTH}, {VOCABULARY} byte pairs, pre-trained here as a "
              f"language model of the standard library ({bits['code']:.2f} bits per token at the end), for the queries "
@@ -176,38 +177,39 @@ def measure(run: Run) -> list[Row]:
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
-    row = {row["arm"]: row for row in table if row["stream"] == "code"}
-    seq, star, ewc = row[SEQ], row[STAR], row["EWC"]
-    kept, fell = seq["probe before"] - seq["probe after"], seq["first"] - seq["A_T"]
-    over, above = star["A_T"] - seq["A_T"], star["A_T"] - ewc["A_T"]
+    rows = {row["arm"]: row for row in table if row["stream"] == "code"}
+    seq, star, ewc = rows[SEQ], rows[STAR], rows["EWC"]
+    probe_drop, accuracy_drop = seq["probe before"] - seq["probe after"], seq["first"] - seq["A_T"]
+    over_seq, over_ewc = star["A_T"] - seq["A_T"], star["A_T"] - ewc["A_T"]
     reason = (f"SEQ's probe goes from {seq['probe before']:.1%} to {seq['probe after']:.1%} while its own accuracy "
               f"falls from {seq['first']:.1%} to {seq['A_T']:.1%}; SEQ* is right {star['A_T']:.1%} of the time, "
-              f"{100 * over:+.1f} points from SEQ and {100 * above:+.1f} from EWC, at {star['cost to SEQ']:.1%} of "
-              f"SEQ's cost; on a random backbone {row[RANDOM + STAR]['A_T']:.1%}")
-    if kept >= 0.25 or kept >= fell or over <= 0:
+              f"{100 * over_seq:+.1f} points from SEQ and {100 * over_ewc:+.1f} from EWC, at {star['cost to SEQ']:.1%} "
+              f"of SEQ's cost; on a random backbone {rows[RANDOM + STAR]['A_T']:.1%}")
+    if probe_drop >= 0.25 or probe_drop >= accuracy_drop or over_seq <= 0:
         return "refuted", reason
-    good = kept <= 0.08 and fell >= 0.25 and over >= 0.20 and above >= 0.10 and star["cost to SEQ"] < 0.10
-    return ("confirmed" if good else "inconclusive"), reason
+    holds = probe_drop <= 0.08 and accuracy_drop >= 0.25 and over_seq >= 0.20 and over_ewc >= 0.10 and \
+        star["cost to SEQ"] < 0.10
+    return ("confirmed" if holds else "inconclusive"), reason
 
 
 def draw(figure: Figure, table: list[Row]) -> None:
-    final, way = figure.subplots(1, 2, width_ratios=(3, 2))
+    final, curves = figure.subplots(1, 2, width_ratios=(3, 2))
     rows = [row for row in table if row["stream"] == "code"]
     final.barh([row["arm"] for row in rows], [row["A_T"] for row in rows],
                color=["C1" if "Fix" in row["arm"] else "C0" for row in rows])
-    for at, row in enumerate(rows):
-        final.plot(row["by seed"], [at] * len(row["by seed"]), "k.", markersize=4)
-        final.text(0.005, at, f"cost {row['cost to SEQ']:.2f}", va="center", fontsize=7)
+    for position, row in enumerate(rows):
+        final.plot(row["by seed"], [position] * len(row["by seed"]), "k.", markersize=4)
+        final.text(0.005, position, f"cost {row['cost to SEQ']:.2f}", va="center", fontsize=7)
     final.tick_params(axis="y", labelsize=8)
     final.invert_yaxis()
     final.set(xlabel="accuracy over all classes at the end", title="Packages of code")
     for kind, colour in (("code", "C0"), ("queries", "C2")):
         seq = next(row for row in table if (row["stream"], row["arm"]) == (kind, SEQ))
         steps = range(1, 1 + len(seq["on the way"]))
-        way.plot(steps, seq["on the way"], f"{colour}o-", label=f"{kind}: SEQ says")
-        way.plot([0, *steps], seq["probes"], f"{colour}s--", label=f"{kind}: a probe finds")
-    way.set(xlabel="experiences learned", title="Learn or recall", ylim=(0, 1))
-    way.legend(fontsize=7)
+        curves.plot(steps, seq["on the way"], f"{colour}o-", label=f"{kind}: SEQ says")
+        curves.plot([0, *steps], seq["probes"], f"{colour}s--", label=f"{kind}: a probe finds")
+    curves.set(xlabel="experiences learned", title="Learn or recall", ylim=(0, 1))
+    curves.legend(fontsize=7)
 
 
 CLAIM = Claim(

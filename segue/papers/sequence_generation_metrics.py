@@ -54,8 +54,8 @@ def drop(texts: Texts, level: float, training: Texts, rng: np.random.Generator) 
 
 def loop(texts: Texts, level: float, training: Texts, rng: np.random.Generator) -> Texts:
     """The end of each text repeats the REPEATED words before it."""
-    kept = WORDS - round(level * WORDS)
-    return [[*text[:kept], *(text[kept - REPEATED : kept] * WORDS)[: WORDS - kept]] for text in texts]
+    prefix = WORDS - round(level * WORDS)
+    return [[*text[:prefix], *(text[prefix - REPEATED : prefix] * WORDS)[: WORDS - prefix]] for text in texts]
 
 
 def shuffle(texts: Texts, level: float, training: Texts, rng: np.random.Generator) -> Texts:

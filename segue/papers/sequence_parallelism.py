@@ -76,10 +76,10 @@ def measure_memory(scheme: str, ranks: int, width: int, times: int) -> dict[str,
             weights = [p for module in modules for p in module.parameters()]
             return saved_memory(run, weights), COPIES * sum(p.numel() for p in weights)
 
-        saved, held = bytes_of([model.stack], lambda: model.hidden(tokens, layout))
+        saved, persistent = bytes_of([model.stack], lambda: model.hidden(tokens, layout))
         mlps = bytes_of(channels, lambda: [channel(x + 0) for channel in channels])  # x + 0: each has its own
         attentions = bytes_of(mixers, lambda: [mix(mixer, x + 0) for mixer in mixers])
-        return {SAVED: saved, LAYER: saved + held, MLP: sum(mlps), ATTENTION: sum(attentions)}
+        return {SAVED: saved, LAYER: saved + persistent, MLP: sum(mlps), ATTENTION: sum(attentions)}
 
     return simulate(ranks, body)[0]
 
@@ -99,11 +99,11 @@ def train_on_rank(comm: Communicator, stack: Stack, folder: Path | None, steps: 
     stack, data = copy.deepcopy(stack), load_text(folder)
     model = context_parallel(stack, Lossy(comm) if broken else comm, "contiguous")
     optimiser = torch.optim.AdamW(stack.parameters(), RATE)
-    draw, losses = torch.Generator().manual_seed(seed), []
+    generator, losses = torch.Generator().manual_seed(seed), []
     for _ in range(steps):
-        at = torch.randint(len(data) - LENGTH, (ROWS, 1), generator=draw) + torch.arange(LENGTH)
-        hidden = torch.rand(at.shape, generator=draw) < 0.15
-        batch = Batch(data[at].masked_fill(hidden, MASK), data[at].masked_fill(~hidden, -1))
+        positions = torch.randint(len(data) - LENGTH, (ROWS, 1), generator=generator) + torch.arange(LENGTH)
+        masked = torch.rand(positions.shape, generator=generator) < 0.15
+        batch = Batch(data[positions].masked_fill(masked, MASK), data[positions].masked_fill(~masked, -1))
         loss = NextElement()(model, batch.map(model.share)).total / batch.count
         optimiser.zero_grad()
         loss.backward()
@@ -121,8 +121,8 @@ class Lossy:
     def __init__(self, inner: Communicator) -> None:
         self.inner, self.rank, self.size, self.hops = inner, inner.rank, inner.size, 0
 
-    def exchange(self, measure_traffic: Any, receives: Any) -> Callable[[], None]:
-        wait, self.hops = self.inner.exchange(measure_traffic, receives), self.hops + bool(receives)
+    def exchange(self, sends: Any, receives: Any) -> Callable[[], None]:
+        wait, self.hops = self.inner.exchange(sends, receives), self.hops + bool(receives)
         lost = self.hops % (self.size - 1) == 0
 
         def drop_last_hop() -> None:
@@ -166,11 +166,11 @@ def check_ranks(ranks: int, width: int) -> dict[str, bool]:
     return {"sequence": can_split(context_parallel), "tensor": can_split(tensor_parallel)}
 
 
-def loss_curve(ranks: int, folder: Path | None, width: int, steps: int, broken: bool, real: bool, seed: int,
+def loss_curve(ranks: int, folder: Path | None, width: int, steps: int, broken: bool, processes: bool, seed: int,
                ) -> list[float]:
-    """The loss of each step on so many ranks; real: processes, otherwise threads of this one."""
+    """The loss of each step on so many ranks; processes: separate ones (gloo), otherwise threads of this one."""
     stack = build_bert(width, seed)
-    if real:
+    if processes:
         return launch(ranks, train_on_rank, stack, folder, steps, broken, seed)[0]
     return simulate(ranks, lambda comm: train_on_rank(comm, stack, folder, steps, broken, seed))[0]
 
@@ -181,8 +181,8 @@ def measure(run: Run) -> list[Row]:
     jobs: dict[str, Any] = {}
     for ranks in (1, 2, 4):
         for scheme in ("sequence", "tensor"):
-            for at in times:
-                jobs[f"{scheme} {ranks} {at}"] = partial(measure_memory, scheme, ranks, width, at)
+            for elements in times:
+                jobs[f"{scheme} {ranks} {elements}"] = partial(measure_memory, scheme, ranks, width, elements)
     for scheme in ("sequence", "sequence, as published", "tensor"):
         jobs[f"{scheme} sends"] = partial(measure_traffic, scheme, 4, width)
     for ranks in (1, 2, 4, 8):
@@ -190,27 +190,29 @@ def measure(run: Run) -> list[Row]:
                                          ranks == 4 and run.scale != "smoke", run.seed)
         jobs[f"runs {ranks}"] = partial(check_ranks, ranks, width)
     jobs["curve broken"] = partial(loss_curve, 4, folder, width, steps, True, False, run.seed)
-    found = run.cells(jobs)
+    results = run.cells(jobs)
     table: list[Row] = []
 
-    def row(what: str, ranks: int, at: int | None, sequence: float | None, tensor: float | None) -> None:
-        table.append({"what": what, "ranks": ranks, "elements / H": at, "sequence": sequence, "tensor": tensor})
+    def row(what: str, ranks: int, elements: int | None, sequence: float | None, tensor: float | None) -> None:
+        table.append({"what": what, "ranks": ranks, "elements / H": elements, "sequence": sequence, "tensor": tensor})
 
     for what in (SAVED, LAYER, MLP, ATTENTION):
         for ranks in (1, 2, 4):
-            for at in times:
-                row(what, ranks, at, *(found[f"{scheme} {ranks} {at}"][what] for scheme in ("sequence", "tensor")))
-    row(SENT, 4, None, found["sequence sends"], found["tensor sends"])
-    row(f"{SENT}, as published", 4, None, found["sequence, as published sends"], found["tensor sends"])
+            for elements in times:
+                row(what, ranks, elements,
+                    *(results[f"{scheme} {ranks} {elements}"][what] for scheme in ("sequence", "tensor")))
+    row(SENT, 4, None, results["sequence sends"], results["tensor sends"])
+    row(f"{SENT}, as published", 4, None, results["sequence, as published sends"], results["tensor sends"])
 
-    def apart(losses: list[float]) -> float:
-        return max(abs(a - b) for a, b in zip(losses, found["curve 1"], strict=True))
+    def max_difference(losses: list[float]) -> float:
+        return max(abs(a - b) for a, b in zip(losses, results["curve 1"], strict=True))
 
     for ranks in (2, 4, 8):
-        row(APART, ranks, None, apart(found[f"curve {ranks}"]), None)
-    row(LOST, 4, None, apart(found["curve broken"]), None)
-    most = {scheme: max(n for n in (1, 2, 4, 8) if found[f"runs {n}"][scheme]) for scheme in ("sequence", "tensor")}
-    row(MOST, 8, None, most["sequence"], most["tensor"])
+        row(APART, ranks, None, max_difference(results[f"curve {ranks}"]), None)
+    row(LOST, 4, None, max_difference(results["curve broken"]), None)
+    most_ranks = {scheme: max(n for n in (1, 2, 4, 8) if results[f"runs {n}"][scheme])
+                  for scheme in ("sequence", "tensor")}
+    row(MOST, 8, None, most_ranks["sequence"], most_ranks["tensor"])
     run.note(f"{LAYERS} layers of BERT, H = {width}, {HEADS} heads, rows of {LENGTH}, fused attention in both schemes; "
              f"bytes of the first rank: what autograd keeps, and with it {COPIES} bytes a weight (itself, its "
              "gradient, Adam's averages); the head is left out, since Megatron cuts the vocabulary too")
@@ -224,43 +226,44 @@ def measure(run: Run) -> list[Row]:
 def crossing(table: list[Row], what: str, ranks: int) -> float:
     """Elements, in widths, from which cutting the sequence is lighter; inf where it never is."""
     rows = [row for row in table if row["what"] == what and row["ranks"] == ranks]
-    more = [(row["elements / H"], row["sequence"] - row["tensor"]) for row in rows]
-    for (a, x), (b, y) in zip(more, more[1:]):
+    excess = [(row["elements / H"], row["sequence"] - row["tensor"]) for row in rows]
+    for (a, x), (b, y) in zip(excess, excess[1:]):
         if x > 0 >= y:
             return a + (b - a) * x / (x - y)
-    return 0.0 if more[0][1] <= 0 else float("inf")
+    return 0.0 if excess[0][1] <= 0 else float("inf")
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
-    def each(what: str) -> list[Row]:
+    def rows_of(what: str) -> list[Row]:
         return [row for row in table if row["what"] == what]
 
-    saved = {(row["ranks"], row["elements / H"]): row for row in each(SAVED)}
-    cuts = {scheme: [saved[n, at][scheme] / saved[2 * n, at][scheme] for n, at in saved if (2 * n, at) in saved]
-            for scheme in ("sequence", "tensor")}
+    saved = {(row["ranks"], row["elements / H"]): row for row in rows_of(SAVED)}
+    reductions = {scheme: [saved[n, at][scheme] / saved[2 * n, at][scheme] for n, at in saved if (2 * n, at) in saved]
+                  for scheme in ("sequence", "tensor")}
     mlp, attention = ([crossing(table, what, n) for n in (2, 4)] for what in (MLP, ATTENTION))
-    apart, lost, (most,) = max(row["sequence"] for row in each(APART)), each(LOST)[0]["sequence"], each(MOST)
-    reason = (f"doubling the ranks cuts what is kept by {min(cuts['sequence']):.2f} at least, in tensor parallelism by "
-              f"{max(cuts['tensor']):.2f} at most; MLPs cross at {min(mlp):.0f} to {max(mlp):.0f} H, attentions at "
-              f"{min(attention):.0f} to {max(attention):.0f} H; losses differ by {apart:.1e}, with a hop lost by "
-              f"{lost:.1e}; tensor parallelism takes {most['tensor']} ranks")
-    heavy = any(row["sequence"] > row["tensor"] for row in each(LAYER) if row["elements / H"] >= 64)
-    if heavy or most["tensor"] > HEADS or most["sequence"] <= HEADS or apart > 1e-5:
+    difference, control, (most_ranks,) = (
+        max(row["sequence"] for row in rows_of(APART)), rows_of(LOST)[0]["sequence"], rows_of(MOST))
+    reason = (f"doubling the ranks cuts what is kept by {min(reductions['sequence']):.2f} at least, in tensor "
+              f"parallelism by {max(reductions['tensor']):.2f} at most; MLPs cross at {min(mlp):.0f} to {max(mlp):.0f} "
+              f"H, attentions at {min(attention):.0f} to {max(attention):.0f} H; losses differ by {difference:.1e}, "
+              f"with a hop lost by {control:.1e}; tensor parallelism takes {most_ranks['tensor']} ranks")
+    heavier = any(row["sequence"] > row["tensor"] for row in rows_of(LAYER) if row["elements / H"] >= 64)
+    if heavier or most_ranks["tensor"] > HEADS or most_ranks["sequence"] <= HEADS or difference > 1e-5:
         return "refuted", reason
-    good = min(cuts["sequence"]) >= 1.8 and max(cuts["tensor"]) <= 1.6 and lost > 1e-5 and \
+    holds = min(reductions["sequence"]) >= 1.8 and max(reductions["tensor"]) <= 1.6 and control > 1e-5 and \
         all(16 <= x <= 64 for x in mlp) and all(8 <= x <= 32 for x in attention)
-    return ("confirmed" if good else "inconclusive"), reason
+    return ("confirmed" if holds else "inconclusive"), reason
 
 
 def draw(figure: Figure, table: list[Row]) -> None:
     for axes, what, expected in zip(figure.subplots(1, 3), (MLP, ATTENTION, LAYER), (32, 16, None)):
         for color, ranks in enumerate((1, 2, 4)):
             rows = [row for row in table if row["what"] == what and row["ranks"] == ranks]
-            at = [row["elements / H"] for row in rows]
-            axes.plot(at, [row["sequence"] / 1e6 for row in rows], "o-", color=f"C{color}", markersize=3,
+            elements = [row["elements / H"] for row in rows]
+            axes.plot(elements, [row["sequence"] / 1e6 for row in rows], "o-", color=f"C{color}", markersize=3,
                       label=f"{ranks}, sequence")
             if ranks > 1:
-                axes.plot(at, [row["tensor"] / 1e6 for row in rows], "s:", color=f"C{color}", markersize=3,
+                axes.plot(elements, [row["tensor"] / 1e6 for row in rows], "s:", color=f"C{color}", markersize=3,
                           label=f"{ranks}, tensor")
         if expected is not None:
             axes.axvline(expected, color="gray", linewidth=0.8)

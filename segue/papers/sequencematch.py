@@ -47,12 +47,12 @@ LONG = 4
 def sample_sums(rows: int, generator: torch.Generator, wrong: float = 0.0) -> Batch:
     """Rows of the digits a_t, a mark, x_0, the sums x_t and EOS; only sums and EOS are targets. wrong: the share of
     sums that are wrong; later sums continue from them."""
-    given = torch.randint(10, (rows, SUMS), generator=generator)
+    digits = torch.randint(10, (rows, SUMS), generator=generator)
     first = torch.randint(10, (rows, 1), generator=generator)
     slips = torch.randint(1, 10, (rows, SUMS), generator=generator) * \
         (torch.rand(rows, SUMS, generator=generator) < wrong)
-    answers = (first + (given + slips).cumsum(1)) % 10
-    whole = torch.cat([given, torch.full((rows, 1), MARK), first, answers, torch.full((rows, 1), EOS)], 1)
+    answers = (first + (digits + slips).cumsum(1)) % 10
+    whole = torch.cat([digits, torch.full((rows, 1), MARK), first, answers, torch.full((rows, 1), EOS)], 1)
     targets = whole[:, 1:].clone()
     targets[:, : 1 + SUMS] = -1
     return Batch(whole[:, :-1], targets)
@@ -88,12 +88,12 @@ def make_objective(arm: str, c: float, noise: float) -> Objective:
     """The arm's objective. Those of matching alternate at random with one without rollouts, which take most of the
     time."""
     cloned = OccupancyMatching("none", eos=EOS, backspace=BACK, noise=noise)
-    both = OccupancyMatching(c=c, eos=EOS, backspace=BACK, noise=noise, decode=compile_now)
+    matching = OccupancyMatching(c=c, eos=EOS, backspace=BACK, noise=noise, decode=compile_now)
     table: dict[str, Objective] = {
         PLAIN: NextElement(), LONGER: NextElement(), UNLIKELY: RolloutUnlikelihood(eos=EOS, decode=compile_now),
         CLONED: cloned,
         MATCHED: Mixed([(OccupancyMatching(c=c, eos=EOS, decode=compile_now), 1.0), (NextElement(), 1.0)]),
-        BOTH: Mixed([(both, 1.0), (cloned, 1.0)])}
+        BOTH: Mixed([(matching, 1.0), (cloned, 1.0)])}
     return table[arm]
 
 
@@ -141,8 +141,8 @@ def train_base(seed: int, width: int, right: float, steps: int) -> dict[str, Any
     """Train the base model of two layers until the share `right` of digits is right; its weights and steps."""
     torch.manual_seed(seed)
     small = build(width, 2)
-    held = sample_sums(60, torch.Generator().manual_seed(-1 - seed))
-    first = learn(small, training_batches(seed), steps, rate=3e-3, seed=seed, strategy=StopWhenAccurate(held, right),
+    check = sample_sums(60, torch.Generator().manual_seed(-1 - seed))
+    first = learn(small, training_batches(seed), steps, rate=3e-3, seed=seed, strategy=StopWhenAccurate(check, right),
                   cooldown=0.0)
     return {"weights": dump_weights(small), "steps": first.step}
 
@@ -190,9 +190,9 @@ def measure(run: Run) -> list[Row]:
              "of their own: " + ", ".join(f"{cell['whole']:.1%}" for cell in pilots.values()))
     table: list[Row] = []
     for arm in (PLAIN, LONGER, CLONED, MATCHED, BOTH, UNLIKELY):
-        looks = [cells[f"{arm} {seed}, c {c:g}"] for seed in seeds]
-        whole = [each["whole"] for each in looks]
-        means = {name: round(float(np.mean([each[name] for each in looks])), 4)
+        runs = [cells[f"{arm} {seed}, c {c:g}"] for seed in seeds]
+        whole = [result["whole"] for result in runs]
+        means = {name: round(float(np.mean([result[name] for result in runs])), 4)
                  for name in ("valid", "wrong", "taken back", "well taken", "actions")}
         table.append({"arm": arm, "all right": round(float(np.mean(whole)), 4), "least": min(whole), "most": max(whole),
                       **means})
@@ -211,18 +211,18 @@ RULE = (
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
     rows = {row["arm"]: row for row in table}
-    plain, longer, cloned, both = (rows[arm] for arm in (PLAIN, LONGER, CLONED, BOTH))
-    reason = (f"all right: {both['all right']:.1%} with matching and backspaces ({both['least']:.1%} to "
-              f"{both['most']:.1%}), {plain['all right']:.1%} with maximum likelihood ({plain['least']:.1%} to "
+    plain, longer, cloned, matching = (rows[arm] for arm in (PLAIN, LONGER, CLONED, BOTH))
+    reason = (f"all right: {matching['all right']:.1%} with matching and backspaces ({matching['least']:.1%} to "
+              f"{matching['most']:.1%}), {plain['all right']:.1%} with maximum likelihood ({plain['least']:.1%} to "
               f"{plain['most']:.1%}) and {longer['all right']:.1%} with {LONG} times the steps, "
               f"{cloned['all right']:.1%} with cloned backspaces, {rows[MATCHED]['all right']:.1%} with matching "
-              f"alone; taken back rightly {both['well taken']:.0%}, wrong without {plain['wrong']:.1%}")
+              f"alone; taken back rightly {matching['well taken']:.0%}, wrong without {plain['wrong']:.1%}")
     if cloned["well taken"] < 0.5:
         return "inconclusive", f"backspaces were not learned ({cloned['well taken']:.0%} of them right); {reason}"
-    if cloned["all right"] > both["all right"] - 0.01 or longer["all right"] >= both["all right"]:
+    if cloned["all right"] > matching["all right"] - 0.01 or longer["all right"] >= matching["all right"]:
         return "refuted", reason
-    if both["all right"] >= plain["all right"] + 0.05 and both["least"] > plain["most"] \
-            and both["well taken"] > 3 * plain["wrong"]:
+    if matching["all right"] >= plain["all right"] + 0.05 and matching["least"] > plain["most"] \
+            and matching["well taken"] > 3 * plain["wrong"]:
         return "confirmed", reason
     return "inconclusive", reason
 

@@ -50,7 +50,7 @@ Question = tuple[list[int], list[list[int]], int]  # key part, options, index of
 def sample_questions(rows: int, random: np.random.Generator, first: float = 1 / OPTIONS) -> list[Question]:
     """Random questions. first: how often the right option is the first one. An option is a value and one or two
     words."""
-    found: list[Question] = []
+    questions: list[Question] = []
     for _ in range(rows):
         classes = random.permutation(CLASSES)[:OPTIONS]
         values = KEYS + classes + CLASSES * random.integers(VALUES // CLASSES, size=OPTIONS)
@@ -58,22 +58,22 @@ def sample_questions(rows: int, random: np.random.Generator, first: float = 1 / 
         right = 0 if random.random() < first else int(random.integers(1, OPTIONS))
         options = [[value, *some[: random.integers(1, 3)]] for value, some in zip(values.tolist(), words.tolist())]
         key = int(classes[right] + CLASSES * random.integers(KEYS // CLASSES))
-        found.append(([ASK, UNKNOWN if random.random() < UNREADABLE else key], options, right))
-    return found
+        questions.append(([ASK, UNKNOWN if random.random() < UNREADABLE else key], options, right))
+    return questions
 
 
 def make_prompt(question: Question, order: tuple[int, ...]) -> SetPrompt:
     """The question with its options in this order."""
-    asked, options, _ = question
-    return SetPrompt([asked, [options[place] for place in order], [ANSWER]], canonical=False)
+    key, options, _ = question
+    return SetPrompt([key, [options[place] for place in order], [ANSWER]], canonical=False)
 
 
 def make_batch(prompts: list[SetPrompt], arm: str, truth: list[int] | None = None) -> Batch:
     """Padded prompts, masked and placed as the arm has it, with their answers as targets of the last elements."""
     tokens, places = pad_rows(prompts, END), set_placements(prompts)
     targets = torch.full_like(tokens, -1)
-    for row, each in enumerate(prompts):
-        targets[row, len(each) - 1] = 0 if truth is None else truth[row]
+    for row, prompt in enumerate(prompts):
+        targets[row, len(prompt) - 1] = 0 if truth is None else truth[row]
     if arm in (ORDERED, MASK):
         places[..., 0] = torch.arange(tokens.shape[1])
     if arm in (ORDERED, PLACES):
@@ -83,25 +83,25 @@ def make_batch(prompts: list[SetPrompt], arm: str, truth: list[int] | None = Non
 
 def sample_batch(rows: int, seed: int, arm: str, step: int) -> Batch:
     """A training batch."""
-    asked = sample_questions(rows, np.random.default_rng((seed, step)), FIRST)
-    return make_batch([make_prompt(question, tuple(range(OPTIONS))) for question in asked], arm,
-                      [options[right][0] for _, options, right in asked])
+    questions = sample_questions(rows, np.random.default_rng((seed, step)), FIRST)
+    return make_batch([make_prompt(question, tuple(range(OPTIONS))) for question in questions], arm,
+                      [options[right][0] for _, options, right in questions])
 
 
 @torch.no_grad()
-def answer_orders(model: Stack, asked: list[Question], orders: list[tuple[int, ...]], arm: str,
+def answer_orders(model: Stack, questions: list[Question], orders: list[tuple[int, ...]], arm: str,
                   ) -> tuple[np.ndarray, np.ndarray, float]:
     """The answer to each question in each order and its lead over the next best, both (N, orders), and the largest
     difference of any score between orders."""
     model.eval()
     answered, ahead, apart = [], [], 0.0
-    for start in range(0, len(asked), 64):
-        some = asked[start : start + 64]
-        prompts = [make_prompt(question, order) for question in some for order in orders]
+    for start in range(0, len(questions), 64):
+        chunk = questions[start : start + 64]
+        prompts = [make_prompt(question, order) for question in chunk for order in orders]
         data = make_batch(prompts, arm)
-        last = torch.tensor([len(each) - 1 for each in prompts])
+        last = torch.tensor([len(prompt) - 1 for prompt in prompts])
         hidden = model.hidden(data.tokens, data.layout)[torch.arange(len(prompts)), last]
-        scores: Tensor = model.head(hidden).unflatten(0, (len(some), len(orders)))
+        scores: Tensor = model.head(hidden).unflatten(0, (len(chunk), len(orders)))
         best = scores.topk(2, -1)
         answered.append(best.indices[..., 0].numpy())
         ahead.append((best.values[..., 0] - best.values[..., 1]).numpy())
@@ -113,20 +113,20 @@ def score_arms(positions: str, seed: int, steps: int, tuning: int, rows: int, te
     """Train one model with these positions; the rows of all arms."""
     torch.manual_seed(seed)
     model = Stack(StackConfig(VOCABULARY, width, ["attention"] * 4, **POSITIONS[positions]))
-    asked = sample_questions(tests, np.random.default_rng((seed, 1 << 40)))
-    truth = np.array([options[right][0] for _, options, right in asked])
+    questions = sample_questions(tests, np.random.default_rng((seed, 1 << 40)))
+    truth = np.array([options[right][0] for _, options, right in questions])
     orders = list(itertools.permutations(range(OPTIONS)))
     learn(model, partial(sample_batch, rows, seed, ORDERED), steps, rate=1e-3, seed=seed, cooldown=0.5)
     table = []
     for arm in ARMS:
         if arm == TUNED:
             learn(model, partial(sample_batch, rows, seed + 1, SETS), tuning, rate=3e-4, seed=seed, cooldown=0.5)
-        answered, ahead, apart = answer_orders(model, asked, orders, SETS if arm == TUNED else arm)
-        found = order_sensitivity(answered, truth)
+        answered, ahead, apart = answer_orders(model, questions, orders, SETS if arm == TUNED else arm)
+        sensitivity = order_sensitivity(answered, truth)
         moved = answered != answered[:, :1]
         ties = moved & (np.minimum(ahead, ahead[:, :1]) < ROUNDING)
-        table.append({"positions": positions, "arm": arm, "mean": found.mean, "best": found.best,
-                      "worst": found.worst, "changed": float((moved & ~ties).any(1).mean()),
+        table.append({"positions": positions, "arm": arm, "mean": sensitivity.mean, "best": sensitivity.best,
+                      "worst": sensitivity.worst, "changed": float((moved & ~ties).any(1).mean()),
                       "ties": int(ties.any(1).sum()), "apart": apart})
     return table
 
@@ -136,9 +136,9 @@ def measure(run: Run) -> list[Row]:
              f"{FIRST:.0%} of the training rows; best and worst: right in some order, right in every order; the "
              "paper's data (CSQA, MMLU) need a pretrained model")
     steps, tuning, rows, tests, width = run.pick((3, 2, 8, 4, 16), (1000, 200, 64, 1000, 128))
-    found = run.cells({positions: partial(score_arms, positions, run.seed, steps, tuning, rows, tests, width)
-                       for positions in POSITIONS})
-    return [row for table in found.values() for row in table]
+    tables = run.cells({positions: partial(score_arms, positions, run.seed, steps, tuning, rows, tests, width)
+                        for positions in POSITIONS})
+    return [row for table in tables.values() for row in table]
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:

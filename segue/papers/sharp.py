@@ -71,8 +71,8 @@ def load_features(folder: Path | None, trunk: str) -> dict[str, Batch]:
     torch.manual_seed(0)
     fixed = SparseNetwork(SIDE, [TRUNK], early=0, density=1.0, kernels=[SIDE]) if trunk == "convolution" else \
         Stack(StackConfig(CLASSES, TRUNK, [trunk], inputs=SIDE, channel="none", tied=False, norm="layer"))
-    found = features_of(fixed, pixels.view(-1, SIDE, SIDE) - 0.5, rows=500)[:, None]
-    whole, quarter = Batch(found, classes[:, None]), len(classes) // 4
+    features = features_of(fixed, pixels.view(-1, SIDE, SIDE) - 0.5, rows=500)[:, None]
+    whole, quarter = Batch(features, classes[:, None]), len(classes) // 4
     parts = {"train": slice(0, min(4000, 2 * quarter)), "tune": slice(2 * quarter, 2 * quarter + min(1000, quarter)),
              "test": slice(-min(2000, quarter), None)}
     return {name: whole.rows(part) for name, part in parts.items()}
@@ -81,9 +81,9 @@ def load_features(folder: Path | None, trunk: str) -> dict[str, Batch]:
 def score_arm(name: str, folder: Path | None, trunk: str, seed: int, rate: float, least: float, epochs: int,
               part: str) -> dict[str, Any]:
     """Train an arm on the stream of a seed's class order and score it on `part`. rate, least: its settings."""
-    arm, found = ARMS[name], load_features(folder, trunk)
+    arm, features = ARMS[name], load_features(folder, trunk)
     order = torch.randperm(CLASSES, generator=torch.Generator().manual_seed(seed)).split(GROUP)
-    stream = class_incremental(found["train"], found[part], [group.tolist() for group in order])
+    stream = class_incremental(features["train"], features[part], [group.tolist() for group in order])
     torch.manual_seed(seed)
     network = SparseNetwork(TRUNK, WIDTHS, 0 if arm.raw else 1, 0.4 if arm.sparse else 1.0)
     inputs = memory_bytes() // (CLASSES * SIDE**2)
@@ -109,24 +109,24 @@ def measure(run: Run) -> list[Row]:
         return f"{part} {trunk} {arm} {choice} {seed}", partial(
             score_arm, arm, folder, trunk, seed, *choice, epochs, part)
 
-    tried = {arm: [(rate, least) for rate in rates for least in (leasts if ARMS[arm].sparse else (1.0,))]
-             for arm in (BARE, RAW, SHARP)}
-    tuning = run.cells(dict(job(arm, "convolution", TUNING, choice, "tune") for arm in tried for choice in tried[arm]))
-    chosen = {arm: max(tried[arm], key=lambda choice: tuning[job(arm, "convolution", TUNING, choice, "tune")[0]]
-                       ["accuracy"]) for arm in tried}
+    grid = {arm: [(rate, least) for rate in rates for least in (leasts if ARMS[arm].sparse else (1.0,))]
+            for arm in (BARE, RAW, SHARP)}
+    tuning = run.cells(dict(job(arm, "convolution", TUNING, choice, "tune") for arm in grid for choice in grid[arm]))
+    chosen = {arm: max(grid[arm], key=lambda choice: tuning[job(arm, "convolution", TUNING, choice, "tune")[0]]
+                       ["accuracy"]) for arm in grid}
     chosen |= {LOOSE: chosen[SHARP], ALONE: chosen[SHARP]}
     lines = [("convolution", arm, seeds) for arm in ARMS] + [(OTHER, arm, seeds[:1]) for arm in (BARE, RAW, SHARP)]
     cells = run.cells(dict(job(arm, trunk, seed, chosen[arm], "test") for trunk, arm, used in lines for seed in used))
     table: list[Row] = []
     for trunk, arm, used in lines:
-        each = [cells[job(arm, trunk, seed, chosen[arm], "test")[0]] for seed in used]
+        results = [cells[job(arm, trunk, seed, chosen[arm], "test")[0]] for seed in used]
         examples = CLASSES * EXAMPLES * WIDTHS[-1] * 4
         size = memory_bytes() if ARMS[arm].recent else examples + ARMS[arm].sparse * CLASSES * WIDTHS[-1] // 8
-        table.append({"trunk": trunk, "arm": arm, "accuracy": mean(one["accuracy"] for one in each),
-                      "forgetting": mean(one["forgetting"] for one in each), "bytes": size,
-                      "units in use": mean(one["units"] for one in each), "rate": chosen[arm][0],
-                      "least": chosen[arm][1], "by seed": [one["accuracy"] for one in each],
-                      "on the way": [mean(values) for values in zip(*(one["on the way"] for one in each))]})
+        table.append({"trunk": trunk, "arm": arm, "accuracy": mean(result["accuracy"] for result in results),
+                      "forgetting": mean(result["forgetting"] for result in results), "bytes": size,
+                      "units in use": mean(result["units"] for result in results), "rate": chosen[arm][0],
+                      "least": chosen[arm][1], "by seed": [result["accuracy"] for result in results],
+                      "on the way": [mean(values) for values in zip(*(result["on the way"] for result in results))]})
     run.note("digits: the 10,000 of MNIST's test at 14 x 14, read line by line by a random trunk that never learns (a "
              f"convolution over 14 lines, or a GRU), {TRUNK} features; 4,000 to learn from, 1,000 to choose settings "
              "on, 2,000 to measure on; 5 experiences of 2 classes in a random order")
@@ -151,27 +151,27 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
               f"forgets {row[SHARP]['forgetting']:.1%}, without freezing {row[LOOSE]['forgetting']:.1%}")
     if loose >= sharp or alone >= sharp:
         return "refuted", reason
-    good = sharp >= raw - 0.03 and sharp - loose >= 0.10 and sharp - alone >= 0.05
-    return ("confirmed" if good else "inconclusive"), reason
+    holds = sharp >= raw - 0.03 and sharp - loose >= 0.10 and sharp - alone >= 0.05
+    return ("confirmed" if holds else "inconclusive"), reason
 
 
 def draw(figure: Figure, table: list[Row]) -> None:
-    final, way = figure.subplots(1, 2, width_ratios=(3, 2))
+    final, curves = figure.subplots(1, 2, width_ratios=(3, 2))
     rows = [row for row in table if row["trunk"] == "convolution"]
     for at, row in enumerate(rows):
         final.barh(at, row["accuracy"], color=f"C{at}", alpha=0.6)
         final.plot(row["by seed"], [at] * len(row["by seed"]), "k.", markersize=4)
         final.text(0.01, at, f"forgets {row['forgetting']:.0%}, {row['bytes'] / 1000:.0f} kB", va="center", fontsize=7)
-        way.plot(range(1, 1 + len(row["on the way"])), row["on the way"], "o-", markersize=3, color=f"C{at}")
+        curves.plot(range(1, 1 + len(row["on the way"])), row["on the way"], "o-", markersize=3, color=f"C{at}")
     for row in table:
         if row["trunk"] != "convolution":
             at = [one["arm"] for one in rows].index(row["arm"])
-            way.plot(range(1, 1 + len(row["on the way"])), row["on the way"], ":", color=f"C{at}")
+            curves.plot(range(1, 1 + len(row["on the way"])), row["on the way"], ":", color=f"C{at}")
     final.set_yticks(range(len(rows)), [row["arm"] for row in rows], fontsize=8)
     final.invert_yaxis()
     final.set(xlabel="accuracy over all classes at the end (dots: seeds)", title="Digits, two classes at a time",
               xlim=(0, 1))
-    way.set(xlabel="experiences learned", title=f"Dotted: {OTHER} below", ylim=(0, 1))
+    curves.set(xlabel="experiences learned", title=f"Dotted: {OTHER} below", ylim=(0, 1))
 
 
 CLAIM = Claim(

@@ -70,9 +70,9 @@ def sample_batch(facts: Facts, rows: int, seed: int, step: int) -> Batch:
     return mark_prompt(sample_sentences(facts, rows, seed, step))
 
 
-def make_batches(facts: Facts, each: int) -> list[Batch]:
-    """Batches of at most `each` sentences about the same facts, sorted by length."""
-    pairs = sorted(((source, text) for source, texts in facts.items() for text in texts[:each]),
+def make_batches(facts: Facts, per_fact: int) -> list[Batch]:
+    """Batches of 64 sentences, sorted by length, of which at most `per_fact` are about the same facts."""
+    pairs = sorted(((source, text) for source, texts in facts.items() for text in texts[:per_fact]),
                    key=lambda pair: len(pair[0]) + len(pair[1]))
     return [mark_prompt(sentence_batch(pairs[at : at + 64])) for at in range(0, len(pairs), 64)]
 
@@ -113,26 +113,26 @@ def build(vocabulary: int, width: int) -> Stack:
     return Stack(StackConfig(vocabulary, width, ["attention"] * LAYERS, {"attention": {"heads": max(width // 32, 1)}}))
 
 
-def train_arms(folder: Path | None, seed: int, width: int, rows: int, steps: int, more: int) -> dict[str, Any]:
+def train_arms(folder: Path | None, seed: int, width: int, rows: int, steps: int, tuning: int) -> dict[str, Any]:
     """Train one model and, from there, each arm: nats before and after, mean layers per element of the sentences,
     BLEU."""
     vocabulary, facts, _, test = load_restaurants(folder, seed)
     torch.manual_seed(seed)
     trained = build(vocabulary, width)
     learn(trained, partial(sample_batch, facts, rows, seed), steps, rate=1e-2, muon=True, seed=seed)
-    texts, asked = make_batches(test, 3), list(test.items())[:100]
+    texts, requests = make_batches(test, 3), list(test.items())[:100]
     lengths = [len(text) for texts in test.values() for text in texts[:3]]
-    found = {}
+    result = {}
     for arm, (_, make) in ARMS.items():
         model = Scheduled(copy.deepcopy(trained), make(schedule_length(arm, facts)))
         before = score_nats(model, texts)
-        learn(model.train(), partial(sample_batch, facts, rows, seed + 1000), more, rate=1e-2, muon=True, seed=seed)
-        said = generate(model.eval(), [[*source, SEPARATOR] for source, _ in asked], 60, eos=END, batch=100)
+        learn(model.train(), partial(sample_batch, facts, rows, seed + 1000), tuning, rate=1e-2, muon=True, seed=seed)
+        answers = generate(model.eval(), [[*source, SEPARATOR] for source, _ in requests], 60, eos=END, batch=100)
         layers = sum(model.schedule.depth(t) for length in lengths for t in range(length)) / sum(lengths)
-        found[arm] = {"before": before, "nats": score_nats(model, texts), "layers": layers,
-                      "bleu": mean(sentence_bleu(answer.tokens, references)
-                                   for answer, (_, references) in zip(said, asked))}
-    return found
+        result[arm] = {"before": before, "nats": score_nats(model, texts), "layers": layers,
+                       "bleu": mean(sentence_bleu(answer.tokens, references)
+                                    for answer, (_, references) in zip(answers, requests))}
+    return result
 
 
 def measure_speed(folder: Path | None, seed: int, width: int, repeats: int) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def measure_speed(folder: Path | None, seed: int, width: int, repeats: int) -> d
     stack = build(vocabulary, width).eval()
     length = schedule_length(OURS, facts)
     prompts = torch.randint(3, vocabulary, (TOGETHER, 16)).tolist()
-    found: dict[str, Any] = {arm: {"rates": []} for arm in ARMS}
+    result: dict[str, Any] = {arm: {"rates": []} for arm in ARMS}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so narrow a model gains nothing by more, and other work on the machine disturbs it less
     for turn in range(repeats + 1):
@@ -151,13 +151,13 @@ def measure_speed(folder: Path | None, seed: int, width: int, repeats: int) -> d
             model = Scheduled(stack, make(length))
             if turn:
                 spent = generate(model, prompts, length + 1)[0].seconds  # the first token comes with the prompt
-                found[arm]["rates"].append(TOGETHER * length / (spent["total"] - spent["prefill"]))
+                result[arm]["rates"].append(TOGETHER * length / (spent["total"] - spent["prefill"]))
             else:
                 with count_calls(stack) as calls:
                     generate(model, prompts, length + 1)
-                found[arm]["calls"] = sum(calls[LAYERS:])
+                result[arm]["calls"] = sum(calls[LAYERS:])
     torch.set_num_threads(threads)
-    return found
+    return result
 
 
 def measure(run: Run) -> list[Row]:
@@ -165,7 +165,7 @@ def measure(run: Run) -> list[Row]:
     width = run.pick(32, 96)
     shape = (width, run.pick(4, 16), run.pick(6, 400), run.pick(3, 240))
     seeds = [run.seed + number for number in range(run.pick(1, SEEDS))]
-    found = run.cells({f"seed {seed}": partial(train_arms, folder, seed, *shape) for seed in seeds}).values()
+    cells = run.cells({f"seed {seed}": partial(train_arms, folder, seed, *shape) for seed in seeds}).values()
     quick = run.cell("speed", partial(measure_speed, folder, run.seed, width, run.pick(1, 7)))
     if folder is not None:
         facts = load_restaurants(folder, run.seed)[1]
@@ -184,11 +184,11 @@ def measure(run: Run) -> list[Row]:
     run.note(f"calls and tokens/s: {TOGETHER} rows over the planned length of 2x, torch on one thread, the prompt's "
              "reading left out; times: tokens/s against the full model's, the median of alternating rounds")
     rates = {arm: np.array(quick[arm]["rates"]) for arm in ARMS}
-    return [{"arm": arm, "nats": round(mean(cell[arm]["nats"] for cell in found), 4),
-             "by seed": ", ".join(f"{cell[arm]['nats']:.3f}" for cell in found),
-             "before": round(mean(cell[arm]["before"] for cell in found), 4),
-             "bleu": round(mean(cell[arm]["bleu"] for cell in found), 2),
-             "layers": round(mean(cell[arm]["layers"] for cell in found), 3),
+    return [{"arm": arm, "nats": round(mean(cell[arm]["nats"] for cell in cells), 4),
+             "by seed": ", ".join(f"{cell[arm]['nats']:.3f}" for cell in cells),
+             "before": round(mean(cell[arm]["before"] for cell in cells), 4),
+             "bleu": round(mean(cell[arm]["bleu"] for cell in cells), 2),
+             "layers": round(mean(cell[arm]["layers"] for cell in cells), 3),
              "calls": quick[arm]["calls"] / quick[FULL]["calls"],
              "tokens/s": round(median(rates[arm])), "times": round(float(np.median(rates[arm] / rates[FULL])), 3)}
             for arm in ARMS]

@@ -104,9 +104,9 @@ def get_tokenizer(folder: Path, size: Size, seed: int) -> ImageTokenizer:
 
 def get_judge(folder: Path, size: Size, seed: int) -> FrameClassifier:
     def train(model: FrameClassifier) -> None:
-        known = sample_stories(size.train, seed)
-        labels = np.concatenate([known.present.reshape(-1, len(NAMES)), np.repeat(known.place, FRAMES)[:, None]], 1)
-        whole = Batch(frame_pixels(known), torch.from_numpy(labels.astype(np.int64)))
+        stories = sample_stories(size.train, seed)
+        labels = np.concatenate([stories.present.reshape(-1, len(NAMES)), np.repeat(stories.place, FRAMES)[:, None]], 1)
+        whole = Batch(frame_pixels(stories), torch.from_numpy(labels.astype(np.int64)))
         learn(model, lambda step: whole.rows(sample_indices(len(labels), seed, step)), size.judge, seed=seed,
               objective=FrameLabels(), cooldown=0.5)
 
@@ -121,10 +121,10 @@ def encode_stories(tokenizer: ImageTokenizer, batch: Stories) -> Tensor:
     return torch.cat([words, codes.view(*words.shape[:2], TOKENS)], -1)
 
 
-def make_batch(rows: Tensor, given: int) -> Batch:
-    """Next-element targets after the first `given` elements of the rows; padding of captions is no target."""
+def make_batch(rows: Tensor, num_given: int) -> Batch:
+    """Next-element targets after the first `num_given` elements of the rows; padding of captions is no target."""
     targets = rows[:, 1:].clone()
-    targets[:, :given] = -1
+    targets[:, :num_given] = -1
     return Batch(rows[:, :-1], targets.masked_fill(targets == PAD, -1))
 
 
@@ -170,28 +170,28 @@ def train_arm(arm: str, folder: Path, size: Size, seed: int) -> Retrofitted:
 
 def generate_frames(model: Retrofitted, rows: Tensor, seed: int) -> Tensor:
     """(N (F - 1), TOKENS) long: sampled codes of all frames of the stories but the first."""
-    made = []
+    frames = []
     for frame in range(1, FRAMES):
         prompts = make_rows(rows, frame, model.begin)[:, :-TOKENS].tolist()
         answers = generate(model, prompts, TOKENS, "sample", seed=seed + frame, top_k=TOP, batch=len(prompts))
-        made.append([answer.tokens for answer in answers])
-    return torch.tensor(made).transpose(0, 1).flatten(0, 1) - len(WORDS)
+        frames.append([answer.tokens for answer in answers])
+    return torch.tensor(frames).transpose(0, 1).flatten(0, 1) - len(WORDS)
 
 
 @torch.no_grad()
 def frame_scores(pictures: Tensor, test: Stories, judge: FrameClassifier) -> dict[str, float]:
     """Metrics of pictures of all frames but the first, by what the judge sees in them."""
     meant = test.present[:, 1:].reshape(-1, len(NAMES))
-    things, places = judge(pictures)
-    seen, shown = (things > 0).numpy(), meant.sum(1)
+    characters, places = judge(pictures)
+    detected, shown = (characters > 0).numpy(), meant.sum(1)
     pronoun, scarf = test.pronoun[:, 1:].reshape(-1), np.repeat(test.scarf, FRAMES - 1, 0)
     dressed = meant & (scarf >= 0)
     colours = stories.detect_scarves((pictures.movedim(1, -1) * 255).round().to(torch.uint8).numpy())
     real = judge.features(frame_pixels(test).unflatten(0, (-1, FRAMES))[:, 1:].flatten(0, 1)).numpy()
     where = places.argmax(1).numpy() == np.repeat(test.place, FRAMES - 1)
     return {"scarf": float((colours == scarf)[dressed].mean()), "pronoun F1": frame_metrics(
-        seen[pronoun], meant[pronoun])["F1"], **frame_metrics(seen, meant), **{
-        f"F1 of {count}": frame_metrics(seen[shown == count], meant[shown == count])["F1"] for count in (1, 2, 3)},
+        detected[pronoun], meant[pronoun])["F1"], **frame_metrics(detected, meant), **{
+        f"F1 of {count}": frame_metrics(detected[shown == count], meant[shown == count])["F1"] for count in (1, 2, 3)},
         "place": float(where.mean()), "FID": frechet_distance(judge.features(pictures).numpy(), real)}
 
 
@@ -201,12 +201,12 @@ def score_arm(arm: str, folder: Path, size: Size, seed: int, test_seed: int) -> 
         folder, size, seed)
     test = sample_stories(size.test, test_seed)
     rows = encode_stories(tokenizer, test)
-    found = {arm: frame_scores(tokenizer.decode(generate_frames(model, rows, seed)), test, judge)}
+    scores = {arm: frame_scores(tokenizer.decode(generate_frames(model, rows, seed)), test, judge)}
     if arm == FULL:
         other = rows.clone()
         other[:, 0, TEXT:] = rows.roll(1, 0)[:, 0, TEXT:]
-        found[SHUFFLED] = frame_scores(tokenizer.decode(generate_frames(model, other, seed)), test, judge)
-    return found
+        scores[SHUFFLED] = frame_scores(tokenizer.decode(generate_frames(model, other, seed)), test, judge)
+    return scores
 
 
 def train_part(part: str, folder: Path, size: Size, seed: int, test_seed: int) -> dict[str, Any]:
@@ -232,7 +232,7 @@ def measure(run: Run) -> list[Row]:
                            for part in ("base", "judge")})
         cells = run.cells({arm: partial(score_arm, arm, folder, size, seed, test_seed) for arm in ARMS})
     empty = dict.fromkeys(("PSNR", "same codes"), "")
-    table = [{"model": arm, **values, **empty} for found in cells.values() for arm, values in found.items()]
+    table = [{"model": arm, **values, **empty} for scores in cells.values() for arm, values in scores.items()]
     table.append({"model": "real frames", **ready["judge"], **ready["base"]})
     run.note(f"Pip stories in 24 x 24 pixels (32 x 32 would not fit the time): {size.train:,} stories to learn from, "
              f"{size.test} other ones, {FRAMES - 1} frames each, to measure on; {TOKENS} codes of {CODES} a frame, "
@@ -271,8 +271,8 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
             reason
     if source < 30 or row[SHUFFLED]["scarf"] > 0.25 or story < 10:
         return "refuted", reason
-    good = full["FID"] < prompts["FID"] and full["F1 of 3"] < full["F1 of 1"]
-    return ("confirmed" if good else "inconclusive"), reason
+    holds = full["FID"] < prompts["FID"] and full["F1 of 3"] < full["F1 of 1"]
+    return ("confirmed" if holds else "inconclusive"), reason
 
 
 def draw(figure: Figure, table: list[Row]) -> None:

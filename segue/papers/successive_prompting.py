@@ -46,15 +46,16 @@ def train_solver(seed: int, steps: int) -> Local:
 def answer_problems(model: Local, problems: list[Problem]) -> dict[str, list[str]]:
     """The answers of each way of prompting; and, as "lists", the solver's answers to the first simple question."""
     def answer(template: str, most: int) -> list[str]:
-        prompts = [template.format(passage=each.passage, question=each.question) for each in problems]
+        prompts = [template.format(passage=problem.passage, question=problem.question) for problem in problems]
         return [reply.text for reply in model.write(prompts, most=most)]
 
     def answer_stepwise(tools: SymbolicTools | None) -> list[str]:
         program = SuccessivePrompting(model, tools=tools, decompose=DECOMPOSE, solve=SOLVE, step=STEP, done=DONE,
                                       limit=6, most=24)
-        return [trace.answer for trace in program.run([Trace(each.passage, each.question) for each in problems])]
+        return [trace.answer
+                for trace in program.run([Trace(problem.passage, problem.question) for problem in problems])]
 
-    first = [SOLVE.format(passage=each.passage, question=each.chain[0][0]) for each in problems]
+    first = [SOLVE.format(passage=problem.passage, question=problem.chain[0][0]) for problem in problems]
     return {DIRECTLY: answer(DIRECT, 3), IN_CHAIN: [text.rpartition("|")[2].strip() for text in answer(CHAIN, 64)],
             STEPS: answer_stepwise(None), TOOLS: answer_stepwise(SymbolicTools()),
             "lists": [reply.text for reply in model.write(first, most=16)]}
@@ -63,15 +64,15 @@ def answer_problems(model: Local, problems: list[Problem]) -> dict[str, list[str
 def score_seed(seed: int, steps: int, counts: dict[str, int]) -> dict[str, Any]:
     """Train a model; by size of passage and way of prompting, whether each problem was answered rightly (1) or not
     (0)."""
-    model, found = train_solver(seed, steps), dict[str, Any]()
+    model, result = train_solver(seed, steps), dict[str, Any]()
     for size, count in counts.items():
         problems = [problem(Random(f"asked {seed} {size} {index}"), *SIZES[size]) for index in range(count)]
         answers = answer_problems(model, problems)
         lists = answers.pop("lists")
-        found[size] = {arm: [int(given == each.answer) for given, each in zip(texts, problems)]
-                       for arm, texts in answers.items()}
-        found[size]["lists"] = [int(given == each.chain[0][1]) for given, each in zip(lists, problems)]
-    return found
+        result[size] = {arm: [int(answer == problem.answer) for answer, problem in zip(texts, problems)]
+                        for arm, texts in answers.items()}
+        result[size]["lists"] = [int(answer == problem.chain[0][1]) for answer, problem in zip(lists, problems)]
+    return result
 
 
 def bootstrap_lower(gains: np.ndarray) -> float:
@@ -87,7 +88,7 @@ def measure(run: Run) -> list[Row]:
     table: list[Row] = []
     for size in SIZES:
         for arm in (DIRECTLY, IN_CHAIN, STEPS, TOOLS):
-            right, chain = (np.array([cells[f"seed {seed}"][size][way] for seed in seeds]) for way in (arm, IN_CHAIN))
+            right, chain = (np.array([cells[f"seed {seed}"][size][name] for seed in seeds]) for name in (arm, IN_CHAIN))
             gains = (right - chain).ravel()
             table.append({"passages": size, "asked": arm, "right": float(right.mean()),
                           "above the chain": float(gains.mean()), "at least": bootstrap_lower(gains),
@@ -106,8 +107,8 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     reason = (f"right: {row[DIRECTLY]['right']:.1%} directly, {row[IN_CHAIN]['right']:.1%} by a chain of thought, "
               f"{bare['right']:.1%} successively ({bare['above the chain']:+.1%}, at least {bare['at least']:+.1%}), "
               f"{tools['right']:.1%} with tools ({tools['above the chain']:+.1%}, at least {tools['at least']:+.1%})")
-    good = bare["above the chain"] >= 0.05 and tools["above the chain"] >= 0.08
-    return ("confirmed" if good and min(bare["at least"], tools["at least"]) > 0 else "refuted"), reason
+    holds = bare["above the chain"] >= 0.05 and tools["above the chain"] >= 0.08
+    return ("confirmed" if holds and min(bare["at least"], tools["at least"]) > 0 else "refuted"), reason
 
 
 def draw(figure: Figure, table: list[Row]) -> None:

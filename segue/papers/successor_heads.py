@@ -41,11 +41,11 @@ HEADS, STEPS = 4, {"attention": 800, "gla": 550}
 
 def make_orders() -> list[Order]:
     """The classes of ordered words, their ids one after the other from 0 on."""
-    first, found = 0, []
+    first, orders = 0, []
     for name, size in SIZES.items():
-        found.append(Order(name, tuple(range(first, first + size)), name in CYCLIC))
+        orders.append(Order(name, tuple(range(first, first + size)), name in CYCLIC))
         first += size
-    return found
+    return orders
 
 
 ORDERS = make_orders()
@@ -129,8 +129,8 @@ class Writer:
         tokens, kinds = list[int](), list[int]()
         makers = self.sample_list, self.sample_repeated_span, self.sample_spelled_number, self.sample_words
         while len(tokens) <= LENGTH:
-            more = makers[self.rng.choice(4, p=(0.45, 0.25, 0.15, 0.15))]()
-            tokens, kinds = tokens + more[0], kinds + more[1]
+            part = makers[self.rng.choice(4, p=(0.45, 0.25, 0.15, 0.15))]()
+            tokens, kinds = tokens + part[0], kinds + part[1]
         return tokens[: LENGTH + 1], kinds[:LENGTH]
 
 
@@ -192,8 +192,8 @@ def train_and_analyse(mixer: str, folder: str | None, seed: int, steps: int, wid
                "effect on spans": float(spans[best].mean()), "domains": {}}
     targets = fresh.targets[kinds == LISTS]
     for order in ORDERS:
-        own = torch.isin(targets, torch.tensor(order.ids))
-        result["domains"][order.name] = float(worst[own].float().mean()) if bool(own.any()) else 0.0
+        in_order = torch.isin(targets, torch.tensor(order.ids))
+        result["domains"][order.name] = float(worst[in_order].float().mean()) if bool(in_order.any()) else 0.0
     unseen, kinds = sample_batch(rows, text, set(), (seed, 0, 2))
     places = (kinds == LISTS).nonzero()
     begins = [next(int(i) for i in unseen.tokens[row, :at].flip(0) if i < ITEMS) for row, at in places.tolist()]

@@ -63,9 +63,9 @@ class Paced(Flash):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         end = time.perf_counter() + self.seconds * q.shape[2] * k.shape[2] / self.size**2 * (0.5 if causal else 1.0)
-        found = super().forward(q, k, v, causal, bias)
+        output = super().forward(q, k, v, causal, bias)
         time.sleep(max(0.0, end - time.perf_counter()))
-        return found
+        return output
 
 
 def slowest(comm: Communicator, seconds: float) -> float:
@@ -87,8 +87,8 @@ def time_methods(comm: Communicator, kv_heads: int, links: Links, causal: bool, 
     draw = torch.Generator().manual_seed(seed)
     whole = [torch.randn(1, heads, length, WIDTH, generator=draw) for heads in (HEADS, kv_heads, kv_heads)]
     q, k, v = whole
-    wanted = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
-    q, k, v, wanted = (shard.take(x, comm.rank, 2) for x in (q, k, v, wanted))
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
+    q, k, v, expected = (shard.take(x, comm.rank, 2) for x in (q, k, v, expected))
 
     def time_work(work: Callable[[], object]) -> float:
         all_reduce(comm, torch.zeros(1))  # all begin together
@@ -104,25 +104,25 @@ def time_methods(comm: Communicator, kv_heads: int, links: Links, causal: bool, 
     slow = Throttled(comm, links)
     results, back = q.numel() * 4, q.numel() * 4 * (WIDTH + 1) // WIDTH
     methods: dict[str, Callable[[Communicator], Tensor]] = {} if causal else \
-        {GATHER: lambda over: gather_attention(over, q, k, v, core)}
+        {GATHER: lambda communicator: gather_attention(communicator, q, k, v, core)}
     model: dict[str, float | None] = {GATHER: None}
     for name, rotate in ROTATES.items():
         schedule = RingSchedule(comm.size, rotate, causal, shard.order)
-        methods[name] = lambda over, schedule=schedule: forward(over, schedule, q, k, v, core)[0]  # type: ignore[misc]
+        methods[name] = lambda communicator, schedule=schedule: forward(communicator, schedule, q, k, v, core)[0]  # type: ignore[misc]
         model[name] = schedule.seconds(block, size if rotate == "kv" else results, back, links)
-    found: dict[str, dict[str, Any]] = {}
+    measured: dict[str, dict[str, Any]] = {}
     for name, method in methods.items():
         counted = Counted(comm)
         out = method(counted)
-        error = slowest(comm, float((out - wanted).abs().max()))
-        found[name] = {"error": error, "megabytes": max(counted.sent.values()) / 1e6, "block": block,
-                       "model": model[name], "each": []}
+        error = slowest(comm, float((out - expected).abs().max()))
+        measured[name] = {"error": error, "megabytes": max(counted.sent.values()) / 1e6, "block": block,
+                          "model": model[name], "each": []}
     for _ in range(repeats):  # in turn, so that a machine that grows slower does so for all
         for name, method in methods.items():
-            found[name]["each"].append(time_work(partial(method, slow)))
-    for values in found.values():
+            measured[name]["each"].append(time_work(partial(method, slow)))
+    for values in measured.values():
         values["seconds"] = median(values["each"])
-    return found
+    return measured
 
 
 def run_case(name: str, real: bool, length: int, repeats: int, seed: int) -> dict[str, dict[str, Any]]:
@@ -138,9 +138,9 @@ def run_case(name: str, real: bool, length: int, repeats: int, seed: int) -> dic
 def measure(run: Run) -> list[Row]:
     length, repeats = run.pick(256, LENGTH), run.pick(1, REPEATS)
     jobs = {name: partial(run_case, name, run.scale != "smoke", length, repeats, run.seed) for name in CASES}
-    found = run.cells(jobs, workers=1)  # four processes each
+    results = run.cells(jobs, workers=1)  # four processes each
     table: list[Row] = []
-    for name, methods in found.items():
+    for name, methods in results.items():
         ring = methods[RING]["seconds"]
         for method, values in methods.items():
             table.append({"links": name, "method": method, "seconds": values["seconds"],
@@ -177,8 +177,8 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
               f"key, {half:.2f} on half-duplex ones; outputs are off by {error:.1e}")
     if error > TOLERANCE or full >= 0.95 or half < 0.9:
         return "refuted", reason
-    good = full <= 0.75 and grouped >= 1.3 and half <= 1.1
-    return ("confirmed" if good else "inconclusive"), reason
+    holds = full <= 0.75 and grouped >= 1.3 and half <= 1.1
+    return ("confirmed" if holds else "inconclusive"), reason
 
 
 def draw(figure: Figure, table: list[Row]) -> None:

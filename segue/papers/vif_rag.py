@@ -206,8 +206,8 @@ def score_model(model: Local, tests: int, seed: int) -> dict[str, float]:
 @cache
 def training_rows(seed: int, count: int, families: Sequence[str]) -> dict[str, list[tuple[list[str], list[str]]]]:
     """Pairs of prompt and answer by arm."""
-    kept, _ = survivors(seed, 20, RULES[MAJORITY], families)
-    verified = [(item.value["prompt"], item.value["answer"]) for item in verify_answers(kept, count, seed).items]
+    functions, _ = survivors(seed, 20, RULES[MAJORITY], families)
+    verified = [(item.value["prompt"], item.value["answer"]) for item in verify_answers(functions, count, seed).items]
     unverified = [(row["prompt"], row["answer"]) for row, in
                   write_answers([{"number": i} for i in range(count)], seed, families)]
     return {RAG: [], UNVERIFIED: unverified, VERIFIED: verified}
