@@ -232,7 +232,7 @@ def compare_searches(folder: Path | None, seed: int, width: int, steps: int, num
                       default=-math.inf) for answer in found_answers] for arm, found_answers in lists.items()}
     for arm, found_answers in lists.items():
         result[f"empty, {arm}"] = mean(not answer.tokens for answer in found_answers) if arm == CONDITIONAL else 0.0
-        result[f"found, {arm}"] = mean(nats_per_byte > -math.inf for nats_per_byte in best[arm])
+        result[f"found, {arm}"] = mean(score > -math.inf for score in best[arm])
         result[f"tokens read, {arm}"] = mean(answer.nodes for answer in found_answers)
     pairs = [(a, b) for a, b in zip(best[CONDITIONAL], best[FILTERED]) if max(a, b) > -math.inf]
     differences = [a - b for a, b in pairs if min(a, b) > -math.inf]
@@ -249,9 +249,9 @@ def measure(run: Run) -> list[Row]:
     width = run.pick(16, 128)
     shakespeare_folder, multi30k = run.dataset("tiny-shakespeare"), run.dataset("multi30k-en-de")
     steps, tuning, words = run.pick((2, 2, 2), (STEPS, MORE, WORD_STEPS))
-    jobs = {"adapted": partial(compare_adaptation, shakespeare_folder, run.seed, width, steps, run.pick(40, 2048)),
+    jobs = {"adapted": partial(compare_adaptation, shakespeare_folder, run.seed, width, steps, run.pick(40, 4096)),
             "windowed": partial(compare_windows, shakespeare_folder, run.seed, width, steps, tuning, run.pick(2, 256)),
-            "degenerate": partial(compare_searches, multi30k, run.seed, width, words, run.pick(2, 60))}
+            "degenerate": partial(compare_searches, multi30k, run.seed, width, words, run.pick(2, 120))}
     state, windows, search = run.cells(jobs).values()
     rates = [f"{name.removesuffix(', rate')} {value:g}" for name, value in state.items() if name.endswith("rate")]
     run.note(f"rates chosen: {'; '.join(rates)}")
@@ -283,6 +283,9 @@ def measure(run: Run) -> list[Row]:
              "2.3 nats less likely in the mean than the beam's with the weight 1 of Bayes' rule, 0.6 with 0.5, 0.3 "
              "with 0.25 (one of the length is found for 98%, 88%, 79% of the prompts), 0.01 more likely with 0.1 (64%; "
              "the beam: 25%); with 1 the test had been run before, and had failed in the mean")
+    run.note("of 60 prompts and half of this text two runs came out apart by the same rule: confirmed (answers 0.02 "
+             "nats more likely in the mean, perplexity in the domain 0.01% lower) and, on another machine with faster "
+             "kernels, inconclusive (0.40 nats less likely, 0.01% higher): twice as many of both are taken since")
     return table
 
 
