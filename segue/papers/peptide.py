@@ -148,8 +148,8 @@ def measure(run: Run) -> list[Row]:
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
-    def value(score_arm: str, method: str, what: str = "blanks") -> float:
-        return next(row[what] for row in table if (row["arm"], row["method"]) == (score_arm, method))
+    def value(arm: str, method: str, what: str = "blanks") -> float:
+        return next(row[what] for row in table if (row["arm"], row["method"]) == (arm, method))
 
     random, family, k2 = (value(name, NETWORK) for name in ARMS)
     common, alone = value("family, K1", COMMONEST), value("random, K1", COMMONEST)

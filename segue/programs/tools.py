@@ -16,7 +16,7 @@ SMALL = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 WORDS = {word: value for value, word in (*enumerate(SMALL), *zip(range(20, 100, 10), TENS))}
 SCALES = {"hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000}
-MONTHS = {name: parse_number for parse_number, name in enumerate((
+MONTHS = {name: month for month, name in enumerate((
     "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
     "december"), 1)}
 MONTH = re.compile(rf"\b(?:{'|'.join(f'{name[:3]}(?:{name[3:]})?' for name in MONTHS)})\b\.?", re.IGNORECASE)
