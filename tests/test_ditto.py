@@ -121,7 +121,7 @@ def test_a_model_that_decays_is_left_alone() -> None:
     chance = torch.cat([first * gamma**n for n in range(4)])[None].requires_grad_()
     period = torch.tensor([[0] * 3 + [3] * 9])
     loss = (DecayedRepetition(END, gamma).penalty(chance, period) * (period > 0)).sum()
-    assert float(loss) == pytest.approx(0, abs=1e-12)
+    assert loss.item() == pytest.approx(0, abs=1e-12)
     for step in (1e-3, -1e-3):
         moved = (chance + step * torch.rand_like(chance)).detach()
         assert float((DecayedRepetition(END, gamma).penalty(moved, period) * (period > 0)).sum()) > 1e-4

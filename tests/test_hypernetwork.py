@@ -90,7 +90,7 @@ def test_what_is_generated_begins_as_the_module_does() -> None:
                 found = torch.stack([each[name] for each in weights]).std()
                 assert 0.5 < float(found / p.std()) < 2, name
             if name.endswith("norm.weight"):
-                assert abs(float(weights[0][name].mean()) - 1) < 0.2
+                assert abs(weights[0][name].mean().item() - 1) < 0.2
 
 
 @pytest.mark.parametrize("units", [1, 5])
