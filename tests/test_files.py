@@ -107,3 +107,24 @@ def test_a_move_whose_clearing_up_was_cut_short_is_over(tmp_path: Path) -> None:
     with staged_in(tmp_path / "model") as new:
         write_text(new / "fresh", "")
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["fresh", "old"]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_data_are_on_disk_before_they_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: bool) -> None:
+    """A power cut between a rename and its data would leave an empty file; `conftest` lets no test wait for a disk."""
+    calls: list[str] = []
+    rename = os.replace
+
+    def replace(source: Path, target: Path) -> None:
+        calls.append("replace")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", lambda handle: calls.append("fsync"))
+    monkeypatch.setattr(os, "replace", replace)
+    if folder:
+        with atomic_folder(tmp_path / "whole") as temporary:
+            (temporary / "a").write_text("a")
+    else:
+        with atomic_write(tmp_path / "whole") as temporary:
+            temporary.write_text("a")
+    assert calls == ["fsync", "replace"] and (tmp_path / "whole").exists()
