@@ -166,8 +166,8 @@ def test_the_short_convolution_is_its_sum(length: int, width: int, taps: int, pa
 def test_blocks_are_a_sum_each(blocks: int, outputs: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = [strided(2, 270, blocks * width, seed=1), strided(blocks, outputs, width, width, seed=2)]
 
-    def run(x: Tensor, weight: Tensor) -> tuple[Tensor]:
-        return (block_product(x, weight),)
+    def run(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        return block_product(x, weight)
 
     found = with_gradients(run, inputs, given=1)
     assert bool(block_module._blocks_per_vector(*inputs)) == (width != 5 and width <= MOST_PANELS * simd.LANES // 2)
