@@ -16,6 +16,7 @@ from segue.kernels.cpu.products import at, multiply
 from segue.kernels.rnn import CELLS, EMPTY
 
 GRU = CELLS["gru"].code
+LARGE = 1 << 24  # bytes of a gradient that no cache holds until it is read: to fetch what is overwritten would be vain
 
 
 @kernel
@@ -83,6 +84,7 @@ def backward(begin, end, cell, rows, panels, padded_width, span, w, starts, leng
     row_step, step = length * heads * d * size, heads * d * size
     num_previous = min(states, 3)  # states that a step needs of the one before
     direct = padded_width == d
+    past = direct and dx.size * size > LARGE
     dy_buffer, dx_buffer = np.zeros(state_stride, dx.dtype), np.zeros((gates, state_stride), dx.dtype)
     dg, total = np.zeros((span, gates, state_stride), dx.dtype), np.zeros((gates, state_stride), dx.dtype)
     hs = np.zeros(span * state_stride, dx.dtype)  # the states before, row by row
@@ -118,13 +120,13 @@ def backward(begin, end, cell, rows, panels, padded_width, span, w, starts, leng
             if direct:
                 cells.backward(cell, size, count, padded_width, state_stride * size, at(saved[task, t]), previous,
                                at(dy[row, t, n]), row_step, -step, at(dstates), gate_grads, at(dx[row, t, n]),
-                               gates * row_step, d * size, -gates * step, at(total), hidden_address)
+                               gates * row_step, d * size, -gates * step, past, at(total), hidden_address)
             else:
                 for r in range(count):
                     copy(dy[row + r, t, n], dy_buffer[r * padded_width : r * padded_width + d])
                 cells.backward(cell, size, count, padded_width, state_stride * size, at(saved[task, t]), previous,
                                at(dy_buffer), padded_width * size, 0, at(dstates), gate_grads, at(dx_buffer),
-                               padded_width * size, state_stride * size, 0, at(total), hidden_address)
+                               padded_width * size, state_stride * size, 0, False, at(total), hidden_address)
                 for r in range(count):
                     for k in range(gates):
                         copy(dx_buffer[k, r * padded_width : r * padded_width + d], dx[row + r, t, n, k])
