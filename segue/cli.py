@@ -486,8 +486,8 @@ def compare(paths: Annotated[list[Path] | None, typer.Argument(metavar="PATH", s
             seed: Seed = None, choices: Choices = None, device: Bulk = None) -> None:
     """Which method predicts these sequences best? Classical and neural, on one split. Or: which mixer learns what?"""
     data = read_files(paths, kind, how) if paths else None
-    report = segue.compare(data, **parse_settings(choices) | drop_unset(minutes=minutes, tasks=tasks, out=out, seed=seed,
-                                                                        device=device))
+    options = parse_settings(choices) | drop_unset(minutes=minutes, tasks=tasks, out=out, seed=seed, device=device)
+    report = segue.compare(data, **options)
     show(report)
     if json_file is not None:
         show_json(report.to_dict(), json_file)
