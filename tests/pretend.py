@@ -62,15 +62,15 @@ class Operations(TorchDispatchMode):
         kwargs = kwargs or {}
         leaves, _ = tree_flatten((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        on = [there(each) for each in tensors]
+        on = [there(tensor) for tensor in tensors]
         if any(on) and function not in ACROSS:
             met = tensors
             if function in INDEXED and on[0]:
                 met = [args[0], *args[2:3]]
             strict = function in STRICT
-            if alone := [t for t in met if isinstance(t, Tensor) and not there(t) and (t.dim() or strict)]:
+            if single := [t for t in met if isinstance(t, Tensor) and not there(t) and (t.dim() or strict)]:
                 shapes = ", ".join(f"{tuple(t.shape)} on {'cuda' if there(t) else 'cpu'}" for t in tensors)
-                raise Mixed(f"{function}: tensors on two devices ({shapes}): {len(alone)} on the CPU")
+                raise Mixed(f"{function}: tensors on two devices ({shapes}): {len(single)} on the CPU")
         out = function(*args, **kwargs)
         if function in ACROSS:
             return out if function is aten.copy_.default else put(out, on[0])

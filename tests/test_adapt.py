@@ -56,12 +56,12 @@ def test_a_block_is_scored_before_anything_is_learned_from_it(mixers: list[str])
     model, tokens = stack(*mixers), text(21)
     weights = [p.clone() for p in model.parameters()]
     for evaluate in (state_evaluation, dynamic_evaluation):
-        found = evaluate(model, tokens, 5, 0.1)
-        torch.testing.assert_close(found[:, :5], plain(model, tokens)[:, :5])
-        assert (found[:, 5:] - plain(model, tokens)[:, 5:]).abs().max() > 1e-3
+        results = evaluate(model, tokens, 5, 0.1)
+        torch.testing.assert_close(results[:, :5], plain(model, tokens)[:, :5])
+        assert (results[:, 5:] - plain(model, tokens)[:, 5:]).abs().max() > 1e-3
         other = tokens.clone()
         other[:, 16:] = (other[:, 16:] + 1) % 9
-        torch.testing.assert_close(evaluate(model, other, 5, 0.1)[:, :15], found[:, :15])
+        torch.testing.assert_close(evaluate(model, other, 5, 0.1)[:, :15], results[:, :15])
     assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters()))
 
 
@@ -129,9 +129,9 @@ def test_moments_leave_with_what_the_window_drops() -> None:
     """A windowed cache forgets; what stays in sight moves as if nothing had been dropped."""
     model, tokens = stack("attention", "attention", window=6), text(160, 1)
     optimiser = StateOptimiser(model, model.init_state(1), 0.05)
-    found, sizes = [], []
+    result, sizes = [], []
     for begin in range(0, 155, 5):
-        found.append(optimiser.read(tokens[:, begin : begin + 5], tokens[:, begin + 1 : begin + 6]))
+        result.append(optimiser.read(tokens[:, begin : begin + 5], tokens[:, begin + 1 : begin + 6]))
         cache = optimiser.state.layers[0]["cache"]
         assert isinstance(cache, Cache) and optimiser.moments["0.cache.k"][0].shape == cache.tensors()["k"].shape
         sizes.append(cache.longest)
@@ -139,7 +139,7 @@ def test_moments_leave_with_what_the_window_drops() -> None:
     kept = stack("attention", "attention", window=6)
     for block in kept.blocks:
         block.mixer._cache_window = lambda: None  # type: ignore[method-assign, union-attr, operator]
-    torch.testing.assert_close(torch.cat(found, 1), state_evaluation(kept, tokens[:, :156], 5, 0.05))
+    torch.testing.assert_close(torch.cat(result, 1), state_evaluation(kept, tokens[:, :156], 5, 0.05))
 
 
 def test_it_lowers_the_loss_of_a_text_that_repeats() -> None:
@@ -207,13 +207,13 @@ def test_a_window_hears_of_those_before_it_alone(places: dict[str, int]) -> None
 
 
 def test_gradients_reach_through_the_windows_and_with_less_memory_are_the_same() -> None:
-    tokens, found = text(21), []
+    tokens, result = text(21), []
     for checkpointing in (False, True):
         torch.manual_seed(3)
         model = recurrent("attention", "gru", checkpointing=checkpointing)
         loss = NextElement()(model, Batch(tokens[:, :-1], torch.where(torch.arange(20) == 19, tokens[:, 1:], -1)))
-        found.append(torch.autograd.grad(loss.total, list(model.parameters())))
+        result.append(torch.autograd.grad(loss.total, list(model.parameters())))
         names = [name for name, _ in model.named_parameters()]
-    for name, a, b in zip(names, *found):
+    for name, a, b in zip(names, *result):
         assert a.abs().max() > 0, name
         torch.testing.assert_close(a, b)

@@ -35,13 +35,13 @@ TURNS = [list(range(82)), list(range(82, 164))]
 
 def waves(count: int, seed: int, length: int = 60) -> list[np.ndarray]:
     """Two columns: an oscillation, and what it was a moment before; here and there a number is missing."""
-    draw, found = np.random.default_rng(seed), []
+    draw, result = np.random.default_rng(seed), []
     for _ in range(count):
         x = np.sin(np.arange(length + 1) * 2 * np.pi / 11 + draw.uniform(0, 6)) * 2 + draw.normal(0, 0.1, length + 1)
         ids = np.stack([np.abs(LEVELS - x[1:, None]).argmin(1), 82 + np.abs(LEVELS - x[:-1, None]).argmin(1)], 1)
         ids[draw.integers(0, length), 1] = 163
-        found.append(np.concatenate([[164], ids.ravel(), [164]]).astype(np.int32))
-    return found
+        result.append(np.concatenate([[164], ids.ravel(), [164]]).astype(np.int32))
+    return result
 
 
 def regression() -> Regression:
@@ -50,13 +50,13 @@ def regression() -> Regression:
 
 def voices(count: int, seed: int, length: int = 64) -> list[np.ndarray]:
     """One swinging wave each, of a pace of its own, with the end before and behind it."""
-    draw, found = np.random.default_rng(seed), []
+    draw, result = np.random.default_rng(seed), []
     for _ in range(count):
         wave, angle = np.zeros(length), draw.uniform(0.1, 1.5)
         for t in range(2, length):
             wave[t] = 1.98 * np.cos(angle) * wave[t - 1] - 0.98 * wave[t - 2] + draw.normal(0, 0.1)
-        found.append(np.concatenate([[81], np.abs(LEVELS - wave[:, None]).argmin(1), [81]]).astype(np.int32))
-    return found
+        result.append(np.concatenate([[81], np.abs(LEVELS - wave[:, None]).argmin(1), [81]]).astype(np.int32))
+    return result
 
 
 def prediction() -> LinearPrediction:
@@ -92,14 +92,14 @@ def test_tails_of_nodes_are_their_ancestors_behind_the_past(data: st.DataObject)
     at = draw.integers(0, n, (rows, 4))
     chain = np.tile(np.arange(n) - 1, (rows, 1))
     for tree, given_ in ((parents, parents), (chain, None)):
-        found = histories_of_nodes(past, begins, tokens, given_, at, reach).reshape(rows, 4, reach)
+        results = histories_of_nodes(past, begins, tokens, given_, at, reach).reshape(rows, 4, reach)
         for row, column in np.ndindex(rows, 4):
             way, node = [], int(at[row, column])
             while node >= 0:
                 way.insert(0, int(tokens[row, node]))
                 node = int(tree[row, node])
             whole = [*past[row, begins[row] :].tolist(), *way][-reach:]
-            assert found[row, column].tolist() == [NO_TOKEN] * (reach - len(whole)) + whole
+            assert results[row, column].tolist() == [NO_TOKEN] * (reach - len(whole)) + whole
 
 
 def test_neighbours_are_those_of_the_formula() -> None:
@@ -183,7 +183,7 @@ def test_counts_are_heard_beside_a_regression_where_courses_come_again() -> None
     model.learn_trust([course], positions=80, epochs=1)
     model.learn_gate([course] * 2)
     assert model.gated and model.log_probabilities(course)[40:].mean() > -0.5
-    model.count([each[1:-1:2] for each in waves(20, 0)])
+    model.count([wave[1:-1:2] for wave in waves(20, 0)])
     model.learn_gate([waves(1, 30)[0][1:-1:2]])
     assert not model.gated  # of noisy swings the regression knows more
 
@@ -195,8 +195,8 @@ def test_a_wave_of_any_pace_is_predicted_by_the_normal_equations() -> None:
     wave = np.append(LEVELS, [0.0, 0.0])[behind[0]] * model.taper
     alike = np.array([wave[lag:] @ wave[: len(wave) - lag] for lag in range(PREDICTION_ORDER + 1)])
     alike[0] = alike[0] * (1 + NOISE_SHARE) + model.smallest_step**2
-    apart = np.abs(np.subtract.outer(range(PREDICTION_ORDER), range(PREDICTION_ORDER)))
-    weights = np.linalg.solve(alike[apart], alike[1:])
+    separate = np.abs(np.subtract.outer(range(PREDICTION_ORDER), range(PREDICTION_ORDER)))
+    weights = np.linalg.solve(alike[separate], alike[1:])
     said = weights @ LEVELS[ids[199 : 199 - PREDICTION_ORDER : -1]]
     np.testing.assert_allclose(model._predict_mean_and_features(behind)[0], said, rtol=1e-6)
     told = model.predictions(ids, 60, 240)
@@ -236,8 +236,8 @@ def test_counts_are_better_advised(known: tuple[Advised, list[np.ndarray]]) -> N
     model, exam = known
     plain = BlendedCounts(model.vocabulary)
     plain.tables, plain.trust = model.tables, model.trust
-    mine, theirs = (sum(each.log_probabilities(ids)[1:].sum() for ids in exam) for each in (model, plain))
-    assert mine > theirs + 0.05 * abs(theirs)
+    mine, reference = (sum(each.log_probabilities(ids)[1:].sum() for ids in exam) for each in (model, plain))
+    assert mine > reference + 0.05 * abs(reference)
 
 
 def test_a_file_an_addition_and_a_merge_keep_the_advisor(known: tuple[Advised, list[np.ndarray]],

@@ -86,8 +86,8 @@ def nearest(source: list[int], said: list[int], reach: int) -> int:
     for count, token in enumerate(said, 1):
         near = [(abs(end - at - 1), end) for end in range(1, len(source) + 1)
                 if source[end - 1] == token and abs(end - at - 1) <= reach]
-        found = min(near)[1] if near else place(source, said[:count])
-        at = min(at + 1, len(source)) if found is None else found
+        results = min(near)[1] if near else place(source, said[:count])
+        at = min(at + 1, len(source)) if results is None else results
     return at
 
 
@@ -143,17 +143,17 @@ class Script(TableModel):
 def passes(source: list[int], target: list[int]) -> tuple[int, int, int]:
     """Of the paper's loop once the first token is there: passes, those whose draft is not the rest of the answer (it
     goes wrong, or ends before), those without draft."""
-    wanted, said, count, short, alone = [*target, END], [target[0]], 0, 0, 0
+    expected, said, count, short, single = [*target, END], [target[0]], 0, 0, 0
     while said[-1] != END:
         at = place(source, said)
         draft = [] if at is None else source[at:]
-        left = wanted[len(said) :]
+        left = expected[len(said) :]
         same = next((i for i, pair in enumerate(zip(draft, left)) if pair[0] != pair[1]), min(len(draft), len(left)))
         said += left[: same + 1]
         count += 1
-        alone += not draft
+        single += not draft
         short += bool(draft) and said[-1] != END
-    return count, short, alone
+    return count, short, single
 
 
 @settings(max_examples=40, deadline=None)
@@ -166,8 +166,8 @@ def test_a_pass_for_each_edit(source: list[int], data: st.DataObject) -> None:
     answer = generate(Script(len(prompt), target), [prompt], len(target) + 1, draft=SourceCopy(99, reach=0), eos=END,
                       adaptive=False)[0]
     assert answer.tokens == target and answer.finish == "stop"
-    count, short, alone = passes(source, target)
-    assert answer.passes - 1 == count <= 1 + short + alone
+    count, short, single = passes(source, target)
+    assert answer.passes - 1 == count <= 1 + short + single
     if target == source and len(set(source)) == len(source):
         assert answer.passes == 2
 
@@ -357,8 +357,8 @@ def test_answers_are_named_where_they_stand() -> None:
     for row, (source, answer) in enumerate(pairs(0)):
         text = [*source, BEGIN, *answer]
         assert batch.tokens[row].tolist()[: len(text)] == text
-        wanted = [-1] * (len(source) + 1) + answer
-        assert batch.targets[row].tolist() == wanted + [-1] * (batch.targets.shape[1] - len(wanted))
+        expected = [-1] * (len(source) + 1) + answer
+        assert batch.targets[row].tolist() == expected + [-1] * (batch.targets.shape[1] - len(expected))
 
 
 @settings(max_examples=50, deadline=None)
@@ -374,8 +374,8 @@ def test_blocks_are_masked_behind_a_kept_part(seed: int, length: int) -> None:
         kept = len(text) - (math.floor(n * u) + 1)
         lengths.append(kept + length)
         assert masked.tokens[row, : kept + length].tolist() == text[:kept] + [MASK] * length
-        wanted = [-1] * kept + text[kept : kept + length]
-        assert masked.targets[row].tolist() == wanted + [-1] * (masked.tokens.shape[1] - len(wanted))
+        expected = [-1] * kept + text[kept : kept + length]
+        assert masked.targets[row].tolist() == expected + [-1] * (masked.tokens.shape[1] - len(expected))
     assert masked.tokens.shape[1] == max(lengths)
     if masked.starts is not None:
         assert masked.starts.nonzero().tolist() == [[row, end] for row, end in enumerate(lengths) if end < max(lengths)]

@@ -279,8 +279,8 @@ def test_random_blocks_depend_on_the_position_alone() -> None:
 def test_sinusoids_shift_by_rotation() -> None:
     """A fixed linear map takes the vectors of any position to those k positions later."""
     here, there = (sinusoids(torch.arange(50)[None] + k, 8, torch.float64)[0] for k in (0, 3))
-    found = torch.linalg.lstsq(here, there)
-    assert torch.allclose(here @ found.solution, there, atol=1e-9)
+    result = torch.linalg.lstsq(here, there)
+    assert torch.allclose(here @ result.solution, there, atol=1e-9)
 
 
 @pytest.mark.parametrize("options, message", [
@@ -325,9 +325,9 @@ def test_reformer_is_attention_to_whom_the_hashes_name(n: int, rounds: int) -> N
                 for i in range(n):
                     seen[i] |= {j for j in range(n) if bucket[i] == bucket[j] and chunk[i] - chunk[j] in (0, 1)} - {i}
             for i in range(n):
-                found = sorted(seen[i] or {i})
-                weights = (keys[row, head, found] @ q[row, head, i] / 2).softmax(0)
-                mixed[row, head, i] = weights @ v[row, head, found]
+                results = sorted(seen[i] or {i})
+                weights = (keys[row, head, results] @ q[row, head, i] / 2).softmax(0)
+                mixed[row, head, i] = weights @ v[row, head, results]
     assert torch.allclose(mixer(x), mixer.output(mixed, x), atol=1e-10)
 
 
@@ -409,13 +409,13 @@ def test_block_recurrence_is_its_equations() -> None:
     q, r, k, v = heads(mixer.qrkv(x[0]), 4)
     memory, outputs = torch.zeros(3, 8).double(), []
     for begin in range(0, 10, 4):
-        mine, theirs, keys, values = heads(cell.project(cell.norm(memory + cell.names)), 4)
+        mine, reference, keys, values = heads(cell.project(cell.norm(memory + cell.names)), 4)
         for t in range(begin, min(begin + 4, 10)):
             here = slice(max(0, begin - 4), t + 1)
             own = soft(q[t : t + 1], k[here], v[here])
             outputs.append(torch.cat([own, soft(r[t : t + 1], keys, values)], -1))
         block = slice(begin, begin + 4)
-        z = cell.update(torch.cat([soft(mine, keys, values), soft(theirs, k[block], v[block])], -1))
+        z = cell.update(torch.cat([soft(mine, keys, values), soft(reference, k[block], v[block])], -1))
         memory = cell.gate.sigmoid() * memory + (1 - cell.gate.sigmoid()) * z
     assert torch.allclose(mixer(x)[0], mixer.out(torch.cat(outputs)), atol=1e-12)
 

@@ -75,12 +75,12 @@ def test_any_pair_keeps_the_decoding_contract(encoder: str, decoder: str, attent
 def test_the_vector_is_what_it_says(pool: str) -> None:
     model = autoencoder("lstm", both=True, pool=pool, size=5).double()
     rows = [np.arange(5), np.array([3]), np.arange(7) % 4]
-    found = embed(model, rows)
+    result = embed(model, rows)
     hidden = embed(model, rows, pool).astype(np.float64)
-    wanted = hidden @ model.narrow.weight.detach().numpy().T + model.narrow.bias.detach().numpy()
-    assert found.shape == (3, 5)
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
-    np.testing.assert_allclose(np.concatenate([embed(model, [row]) for row in rows]), found, atol=1e-6)
+    expected = hidden @ model.narrow.weight.detach().numpy().T + model.narrow.bias.detach().numpy()
+    assert result.shape == (3, 5)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate([embed(model, [row]) for row in rows]), result, atol=1e-6)
 
 
 @pytest.mark.parametrize("attention", [0, 3, None])
@@ -204,9 +204,9 @@ def test_vectors_that_know_nothing_answer_by_the_majority() -> None:
     draw = np.random.default_rng(0)
     rows = [draw.integers(50, size=draw.integers(3, 30)) for _ in range(3000)]
     labels = (draw.random(3000) < 0.3).astype(int)
-    found = answer_question(lambda rows: draw.normal(size=(len(rows), 8)), question("coin", rows, labels))
-    assert abs(found.accuracy - found.by_majority) < 0.02 and abs(found.balanced - 0.5) < 0.03
-    assert found.by_majority == pytest.approx(0.7, abs=0.03) and found.classes == 2 and found.tested == 600
+    result = answer_question(lambda rows: draw.normal(size=(len(rows), 8)), question("coin", rows, labels))
+    assert abs(result.accuracy - result.by_majority) < 0.02 and abs(result.balanced - 0.5) < 0.03
+    assert result.by_majority == pytest.approx(0.7, abs=0.03) and result.classes == 2 and result.tested == 600
 
 
 def test_a_bag_does_not_know_the_order_and_knows_what_is_in_it() -> None:
@@ -278,6 +278,6 @@ def test_a_question_may_be_of_any_sequence() -> None:
     proteins = ["".join(draw.choice(list("AGLK" if i % 2 else "WYFC"), 9 + i % 5)) for i in range(80)]
     model = segue.fit(proteins, kind="protein", mixer="mamba", steps=2, width=16, depth=1, quiet=True,
                       mix=False)
-    rows = [model.codec.encode(each) for each in proteins]
+    rows = [model.codec.encode(protein) for protein in proteins]
     asked = Question("family", rows, np.arange(80) % 2, np.arange(80))
     assert answer_question(partial(embed, model.model, begin=model.codec.bos), asked).accuracy > 0.9

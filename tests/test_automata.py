@@ -66,9 +66,9 @@ def test_written_token_by_token() -> None:
 
 def said(model: TuringTransformer, machine: TuringMachine, word: list[int], limit: int) -> tuple[list[int], list[int]]:
     """What a compiled machine writes in one pass over what is to be written, and that."""
-    wanted = model.expected_output(*machine.run(word, limit))
-    row = torch.tensor([model.prompt(word) + wanted[:-1]])
-    return model(row).logits.argmax(-1)[0, len(word) :].tolist(), wanted
+    expected = model.expected_output(*machine.run(word, limit))
+    row = torch.tensor([model.prompt(word) + expected[:-1]])
+    return model(row).logits.argmax(-1)[0, len(word) :].tolist(), expected
 
 
 @settings(max_examples=25, deadline=None)
@@ -78,8 +78,8 @@ def test_compiled_turing_machines_are_right_in_float64(states: int, symbols: int
                                                        data: st.DataObject) -> None:
     machine = random_machine(states, symbols, tapes, seed)
     word = data.draw(st.lists(st.integers(0, symbols - 1), max_size=12))
-    found, wanted = said(compile_turing(machine), machine, word, 120)
-    assert found == wanted
+    results, expected = said(compile_turing(machine), machine, word, 120)
+    assert results == expected
 
 
 def test_a_compiled_machine_adds_one() -> None:
@@ -113,8 +113,8 @@ def test_the_tape_is_right_after_every_step() -> None:
 def test_float32_is_too_coarse_for_long_runs() -> None:
     machine, word = palindrome_machine(), [1, 2, 2, 1] * 6
     for precision, right in ((torch.float64, True), (torch.float32, False)):
-        found, wanted = said(compile_turing(machine, reach=40, dtype=precision), machine, word, 1000)
-        assert (found == wanted) == right
+        results, expected = said(compile_turing(machine, reach=40, dtype=precision), machine, word, 1000)
+        assert (results == expected) == right
 
 
 def test_a_machine_must_make_sense() -> None:

@@ -70,11 +70,12 @@ def test_tokens_are_taken_back(mixers: str, draft: str | None) -> None:
     sampling = Sampling(True, repetition_penalty=1.2)
     taken = 0
     for seed, eos in ((0, None), (1, EOS)):
-        wanted = [walked(stack, prompt, 30, sampling, seed, row, eos) for row, prompt in enumerate(PROMPTS)]
-        drafter: Any = draft if draft != "wild" else WildDraft(V, seed, truth=[said for _, said in wanted], honest=0.9)
+        expected = [walked(stack, prompt, 30, sampling, seed, row, eos) for row, prompt in enumerate(PROMPTS)]
+        drafter: Any = draft if draft != "wild" else WildDraft(V, seed,
+                                                               truth=[said for _, said in expected], honest=0.9)
         answers = generate(stack, PROMPTS, 30, "sample", drafter, eos=eos, seed=seed, backspace=BACK, logprobs=True,
                            repetition_penalty=1.2, adaptive=False)
-        for answer, (actions, said) in zip(answers, wanted):
+        for answer, (actions, said) in zip(answers, expected):
             assert answer.actions == actions and answer.tokens == said
             assert answer.finish == ("stop" if actions[-1] == eos else "length")
             assert answer.produced == len(actions) <= 30 and len(answer.logprobs or []) == len(said)
@@ -184,8 +185,8 @@ def test_one_pass_reads_every_stack(many: list[list[int]], mixers: str, seed: in
     stack = model(mixers, seed)
     walks = [Walk([3, 4, 1][: 1 + number], actions, [True] * len(actions)) for number, actions in enumerate(many)]
     with torch.no_grad():
-        found, known = build_stacks(walks, EOS, BACK), evaluate_walks(stack, walks, EOS, BACK, torch.device("cpu"))
-        logits = stack(found.tokens, Layout.tree(found.parents, torch.zeros(len(walks), dtype=torch.long))).logits
+        result, known = build_stacks(walks, EOS, BACK), evaluate_walks(stack, walks, EOS, BACK, torch.device("cpu"))
+        logits = stack(result.tokens, Layout.tree(result.parents, torch.zeros(len(walks), dtype=torch.long))).logits
     at = 0
     for number, walk in enumerate(walks):
         state, left = stack.init_state(1, history=30), list(walk.prompt)
@@ -195,8 +196,8 @@ def test_one_pass_reads_every_stack(many: list[list[int]], mixers: str, seed: in
         for action in walk.actions:
             with torch.no_grad():
                 fresh = stack(torch.tensor([left])).logits[0, -1]
-            assert found.row[at] == number and found.action[at] == action
-            torch.testing.assert_close(logits[number, found.before[at]], fresh)
+            assert result.row[at] == number and result.action[at] == action
+            torch.testing.assert_close(logits[number, result.before[at]], fresh)
             torch.testing.assert_close(rewound, fresh)
             torch.testing.assert_close(known.value[at], fresh.logsumexp(-1))
             torch.testing.assert_close(known.score[at], fresh[action])
@@ -213,7 +214,7 @@ def test_one_pass_reads_every_stack(many: list[list[int]], mixers: str, seed: in
             state.commit()
             torch.testing.assert_close(known.after[at], value)
             at += 1
-    assert at == len(found.row)
+    assert at == len(result.row)
 
 
 def test_a_token_that_is_read_again_says_the_same() -> None:
@@ -284,9 +285,9 @@ def test_noise_comes_to_rollouts_as_to_data(actions: list[int], rate: float, see
     noise = Wrong(rate, V, BACK, EOS)
     noisy = [noise.insert(walk, np.random.default_rng([seed, row])) for row, walk in enumerate(walks)]
     chances = [np.full(len(walk.actions), 0.5) for walk in noisy]
-    found = rollouts(Expert(walks), [walk.prompt for walk in walks], chances, EOS, BACK, noise,
-                     [np.random.default_rng([seed, row]) for row in range(3)])
-    assert found == noisy
+    results = rollouts(Expert(walks), [walk.prompt for walk in walks], chances, EOS, BACK, noise,
+                       [np.random.default_rng([seed, row]) for row in range(3)])
+    assert results == noisy
 
 
 def batch() -> Batch:
@@ -305,9 +306,9 @@ def test_prompts_and_walks() -> None:
 def test_without_values_it_is_maximum_likelihood(mixers: str) -> None:
     """Parity check 1."""
     stack, given = model(mixers), batch()
-    wanted = NextElement()(stack, given).total
+    expected = NextElement()(stack, given).total
     for objective in (OccupancyMatching("none", eos=EOS), OccupancyMatching("none", eos=EOS, backspace=BACK)):
-        torch.testing.assert_close(objective(stack, given).total.float(), wanted.float())
+        torch.testing.assert_close(objective(stack, given).total.float(), expected.float())
 
 
 def test_the_right_action_after_noise_is_the_backspace() -> None:
@@ -361,8 +362,8 @@ def test_exact_occupancies_are_matched(c: float, low: float, high: float) -> Non
         sum(matching_terms(*terms(scores, gamma), occupancy, own, gamma, c)).backward()  # type: ignore[union-attr]
         optimiser.step()
         schedule.step()
-    found = exact(scores.detach().softmax(-1), gamma)[1]
-    assert low <= float((found - texts).abs().sum() / 2) <= high
+    results = exact(scores.detach().softmax(-1), gamma)[1]
+    assert low <= float((results - texts).abs().sum() / 2) <= high
 
 
 @given(st.integers(0, 99), st.floats(0.5, 1.0))
@@ -409,14 +410,14 @@ def test_the_loss_by_hand() -> None:
     own, = rollouts(stack, [[1, 2]], [content_rng(1, 2, 3, EOS).random(2)], EOS)
 
     def along(actions: list[int]) -> list[tuple[float, float, float]]:
-        found, left = [], [1, 2]
+        result, left = [], [1, 2]
         for action in actions:
             with torch.no_grad():
                 scores = stack(torch.tensor([left])).logits[0, -1]
                 left = [*left, action]
                 after = 0.0 if action == EOS else float(stack(torch.tensor([left])).logits[0, -1].logsumexp(-1))
-            found.append((float(scores[action]), float(scores.logsumexp(-1)), after))
-        return found
+            result.append((float(scores[action]), float(scores.logsumexp(-1)), after))
+        return result
 
     expected = 0.0
     for actions, share, data in (([3, EOS], 1.0, True), (own.actions, 2 / len(own.actions), False)):
@@ -427,7 +428,7 @@ def test_the_loss_by_hand() -> None:
 
 
 def test_settings_are_checked() -> None:
-    for wrong, says in (({"divergence": "kl"}, "divergence 'kl'"), ({"gamma": 0.0}, "gamma 0.0"),
-                        ({"c": -1.0}, "c -1.0"), ({"noise": 0.1}, "needs a backspace")):
-        with pytest.raises(SegueError, match=says):
+    for wrong, message in (({"divergence": "kl"}, "divergence 'kl'"), ({"gamma": 0.0}, "gamma 0.0"),
+                           ({"c": -1.0}, "c -1.0"), ({"noise": 0.1}, "needs a backspace")):
+        with pytest.raises(SegueError, match=message):
             OccupancyMatching(**wrong)  # type: ignore[arg-type]

@@ -144,27 +144,27 @@ def test_diffusion_given_what_is_known(backbone: str) -> None:
 
 
 def test_scores_by_hand() -> None:
-    truth = [np.array([0, 1, 2, 3]), np.array([2, 3, 4, 5]), np.array([0, 0])]
+    expected = [np.array([0, 1, 2, 3]), np.array([2, 3, 4, 5]), np.array([0, 0])]
     guess = [np.array([0, 1, 2, 4]), np.array([3, 3, 4, 5]), np.array([0, 0])]
-    scores = blank_scores(guess, truth, [0, 1])
+    scores = blank_scores(guess, expected, [0, 1])
     assert scores.right.tolist() == [1, 3, 0] and scores.blanks.tolist() == [2, 4, 0]
     assert scores.mean == (1 / 2 + 3 / 4) / 2 and scores.pooled == 4 / 6 and scores.identity == 8 / 10
     with pytest.raises(SegueError, match="as long"):
-        blank_scores(guess[:2], truth, [0])
+        blank_scores(guess[:2], expected, [0])
 
 
 def looked_up(rows: list[list[int]], row: list[int], known: set[int]) -> list[int]:
     """`PatternLookup`, place by place."""
     free = [id for each in rows for id in each if id not in known]
     commonest = max(sorted(set(free)), key=free.count)
-    best, found = -1.0, None
+    best, results = -1.0, None
     for other in rows:
         if len(other) == len(row):
             same = sum(a == b and a in known for a, b in zip(other, row))
             either = sum(a in known or b in known for a, b in zip(other, row))
             if same / max(1, either) > best:
-                best, found = same / max(1, either), other
-    guess = found or [commonest] * len(row)
+                best, results = same / max(1, either), other
+    guess = results or [commonest] * len(row)
     return [a if a in known else commonest if b in known else b for a, b in zip(row, guess)]
 
 
@@ -207,9 +207,9 @@ KINDS = {"text": "abcd ", "dna": "ACGT", "protein": "ACDE", "cases": "abcd"}
 def test_families_pair_by_pair(kind: str, k: int, share: float, seed: int) -> None:
     draw = np.random.default_rng(seed)
     objects = ["".join(draw.choice(list(KINDS[kind]), draw.integers(1, 12))) for _ in range(draw.integers(2, 14))]
-    data = of([list(each) for each in objects] if kind == "cases" else objects, kind=kind)
-    found = data.clusters(k, share)
-    assert found.tolist() == by_pairs(objects, k, share)
+    data = of([list(object) for object in objects] if kind == "cases" else objects, kind=kind)
+    result = data.clusters(k, share)
+    assert result.tolist() == by_pairs(objects, k, share)
 
 
 @pytest.mark.parametrize("kind", ["protein", "dna", "text"])
@@ -252,8 +252,9 @@ def test_word_length_follows_the_data() -> None:
 def alleles(letters: str, families: int, seed: int = 0) -> list[str]:
     draw = np.random.default_rng(seed)
     ancestors = draw.integers(0, len(letters), (families, 24))
-    return ["".join(letters[id] for id in np.where(draw.random(24) < 0.02, draw.integers(0, len(letters), 24), each))
-            for each in ancestors for _ in range(30)]
+    return ["".join(letters[id] for id in np.where(draw.random(24) < 0.02,
+                                                   draw.integers(0, len(letters), 24), ancestor))
+            for ancestor in ancestors for _ in range(30)]
 
 
 @pytest.mark.parametrize("kind, letters, known, mixer", [
@@ -295,7 +296,7 @@ def test_what_known_letters_need() -> None:
                          ({"objective": "diffusion", "vocabulary": 300}, "one token a")):
         with pytest.raises(SegueError, match=match):
             segue.fit(of(objects), steps=2, known="ab", quiet=True, **wrong)
-    items = [list(each) for each in objects]
+    items = [list(object) for object in objects]
     with pytest.raises(SegueError, match="names nothing"):
         segue.fit(of(items, kind="cases"), steps=2, known="zz", objective="diffusion", quiet=True)
 
@@ -304,7 +305,7 @@ def test_what_known_letters_need() -> None:
 def test_learning_from_blanks(backbone: str) -> None:
     """Any backbone learns what stands between letters that can be read."""
     codec = LetterCodec("abcdefgh")
-    rows = np.stack([codec.encode(each) for each in alleles("abcdefgh", 3)])
+    rows = np.stack([codec.encode(allele) for allele in alleles("abcdefgh", 3)])
     known = codec.encode("ae").tolist()
 
     def draw(step: int) -> Batch:

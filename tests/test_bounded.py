@@ -27,20 +27,20 @@ def stack_of(*mixers: str, **options: object) -> Stack:
 @pytest.mark.parametrize("mixers", [("attention", "attention"), ("gru", "attention")], ids="+".join)
 def test_it_is_a_window(mixers: tuple[str, ...], options: dict[str, object]) -> None:
     stack = stack_of(*mixers, **options)
-    twin, windowed = bound_attention(stack, 7), stack_of(*mixers, **options, window=7)
+    copied, windowed = bound_attention(stack, 7), stack_of(*mixers, **options, window=7)
     tokens = torch.randint(29, (2, 40))
-    before, state = stack(tokens).logits, twin.init_state(2)
-    found = []
+    before, state = stack(tokens).logits, copied.init_state(2)
+    result = []
     for part in tokens.split([5, 1, 20, 14], 1):
-        found.append(twin.extend(part, state).logits)
+        result.append(copied.extend(part, state).logits)
         state.commit()
-    assert torch.equal(twin(tokens).logits, windowed(tokens).logits)
-    torch.testing.assert_close(torch.cat(found, 1), windowed(tokens).logits, rtol=0, atol=1e-12)
+    assert torch.equal(copied(tokens).logits, windowed(tokens).logits)
+    torch.testing.assert_close(torch.cat(result, 1), windowed(tokens).logits, rtol=0, atol=1e-12)
     assert torch.equal(stack(tokens).logits, before)  # left alone
-    torch.testing.assert_close(twin(tokens[:, :7]).logits, before[:, :7], rtol=0, atol=1e-12)
-    assert not torch.allclose(twin(tokens).logits[:, 30:], before[:, 30:])
-    assert all(a is b for a, b in zip(stack.parameters(), twin.parameters(), strict=True))
-    assert has_constant_state(twin) and not has_constant_state(stack)
+    torch.testing.assert_close(copied(tokens[:, :7]).logits, before[:, :7], rtol=0, atol=1e-12)
+    assert not torch.allclose(copied(tokens).logits[:, 30:], before[:, 30:])
+    assert all(a is b for a, b in zip(stack.parameters(), copied.parameters(), strict=True))
+    assert has_constant_state(copied) and not has_constant_state(stack)
 
 
 def test_what_is_bounded_already_or_sees_by_other_means_stays_as_it_is() -> None:

@@ -113,10 +113,10 @@ def test_nodes_past_the_length_learn_nothing() -> None:
     lengths, live = torch.tensor([40, 100]), torch.arange(100) < torch.tensor([[40], [100]])
     for function, inputs in ((MLSTM, memory_inputs(2, 100, 2, 8, 8, 0, False)),
                              (DELTA, delta_inputs(2, 100, 1, 2, 8, 8, 0))):
-        found = with_gradients(function, inputs, None, lengths)
-        assert all(not x[~live].any() for x in found[2:] if x.shape[1] == 100)
-        alone = function(*[x[:1, :40] if x.shape[1] == 100 else x[:1] for x in inputs])[:2]
-        agree([found[0][:1, :40], found[1][:1]], list(alone), 1e-12)
+        results = with_gradients(function, inputs, None, lengths)
+        assert all(not x[~live].any() for x in results[2:] if x.shape[1] == 100)
+        single = function(*[x[:1, :40] if x.shape[1] == 100 else x[:1] for x in inputs])[:2]
+        agree([results[0][:1, :40], results[1][:1]], list(single), 1e-12)
 
 
 def test_low_precision() -> None:
@@ -154,10 +154,10 @@ def test_the_short_convolution_is_its_sum(length: int, width: int, taps: int, pa
             return y, last
 
         layer.zero_grad()
-        found = with_gradients(of, [x, window])
+        results = with_gradients(of, [x, window])
         y, _ = of(x, window)
         (y * y).sum().backward()
-        return [*found, layer.weight.grad.clone(), layer.bias.grad.clone()]  # type: ignore[union-attr]
+        return [*results, layer.weight.grad.clone(), layer.bias.grad.clone()]  # type: ignore[union-attr]
 
     agree(run(ShortConvolution.scan), run(WindowRecurrence.scan), 1e-12)
 
@@ -169,10 +169,10 @@ def test_blocks_are_a_sum_each(blocks: int, outputs: int, width: int, monkeypatc
     def run(x: Tensor, weight: Tensor) -> tuple[Tensor]:
         return (block_product(x, weight),)
 
-    found = with_gradients(run, inputs, given=1)
+    results = with_gradients(run, inputs, given=1)
     assert bool(block_module._blocks_per_vector(*inputs)) == (width != 5 and width <= MOST_PANELS * simd.LANES // 2)
     monkeypatch.setattr(block_module, "_blocks_per_vector", lambda *_: 0)
-    agree(found, with_gradients(run, inputs, given=1), 1e-12)
+    agree(results, with_gradients(run, inputs, given=1), 1e-12)
 
 
 @pytest.mark.parametrize("name", ["mamba2", "mlstm", "deltanet"])
@@ -183,18 +183,18 @@ def test_what_is_wrong_in_one_row_stays_there(name: str) -> None:
     torch.set_num_threads(1)
     try:
         x = torch.cat([torch.full_like(clean, torch.nan), clean]).requires_grad_()
-        y, alone = mixer(x)[1], mixer(clean.requires_grad_())[0]
-        grads = torch.autograd.grad(y.sum(), x)[0][1], torch.autograd.grad(alone.sum(), clean)[0][0]
+        y, single = mixer(x)[1], mixer(clean.requires_grad_())[0]
+        grads = torch.autograd.grad(y.sum(), x)[0][1], torch.autograd.grad(single.sum(), clean)[0][0]
     finally:
         torch.set_num_threads(threads)
-    torch.testing.assert_close(y, alone)
+    torch.testing.assert_close(y, single)
     torch.testing.assert_close(*grads)
 
 
-@pytest.mark.parametrize("ours", [False, True])
-def test_threads_share_the_parts(ours: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("actual", [False, True])
+def test_threads_share_the_parts(actual: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """On those of torch and on our own."""
-    if ours:
+    if actual:
         monkeypatch.setattr(threads, "_team", lambda: None)
     before, seen = torch.get_num_threads(), list[int]()
     torch.set_num_threads(3)

@@ -111,10 +111,10 @@ def test_all_writes_and_all_their_logits_add_up_to_the_model(choices: dict[str, 
                                                              seed: int) -> None:
     model = random_stack(mixers, seed, **choices)
     tokens = torch.randint(V, (2, 9), generator=torch.Generator().manual_seed(seed))
-    written, wanted = writes(model, tokens, heads=heads), model(tokens).logits
+    written, expected = writes(model, tokens, heads=heads), model(tokens).logits
     whole = torch.stack(list(written.values())).sum(0)
-    torch.testing.assert_close(model.head(model.norm(whole)), wanted, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(torch.stack(list(direct_logits(model, written).values())).sum(0), wanted, rtol=1e-9,
+    torch.testing.assert_close(model.head(model.norm(whole)), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(torch.stack(list(direct_logits(model, written).values())).sum(0), expected, rtol=1e-9,
                                atol=1e-9)
     if heads and mixers[0] == "attention":
         assert {f"layer 1 head {i}" for i in (1, 2, 3, 4)} < set(written) and "layer 1 attention" not in written
@@ -191,23 +191,23 @@ def test_circuits_of_converted_folders_are_those_of_their_weights(family: str, t
                            "llama": common | {"num_key_value_heads": 2}, "gpt_neox": common}[family]
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(family, **own, bos_token_id=0, eos_token_id=1)
-    theirs = transformers.AutoModelForCausalLM.from_config(config).double().eval()
+    reference = transformers.AutoModelForCausalLM.from_config(config).double().eval()
     with torch.no_grad():
-        for parameter in theirs.parameters():
+        for parameter in reference.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-    theirs.save_pretrained(tmp_path)
-    ours, ids = from_huggingface(tmp_path, torch.float64)[0], torch.arange(31)
+    reference.save_pretrained(tmp_path)
+    actual, ids = from_huggingface(tmp_path, torch.float64)[0], torch.arange(31)
     for layer in (0, 1):
-        found = ov_circuit(ours, layer + 1, effective_inputs(ours, ids.tolist()))
+        results = ov_circuit(actual, layer + 1, effective_inputs(actual, ids.tolist()))
         near = 1e-5 if family == "llama" else 1e-9  # their RMS norm computes in float32
-        torch.testing.assert_close(found, naive_circuit(theirs, family, layer, ids), rtol=near, atol=near)
+        torch.testing.assert_close(results, naive_circuit(reference, family, layer, ids), rtol=near, atol=near)
     tokens = torch.randint(31, (2, 7))  # forced attention: alone, an element reads itself, and what a head adds is this
-    written = writes(ours, tokens[:, :1])
-    read = ours.blocks[0].mixer
-    alone = read.output(torch.zeros(2, 4, 1, read.head_width, dtype=torch.float64), tokens[:, :1, None].double())
+    written = writes(actual, tokens[:, :1])
+    read = actual.blocks[0].mixer
+    single = read.output(torch.zeros(2, 4, 1, read.head_width, dtype=torch.float64), tokens[:, :1, None].double())
     heads = torch.stack([written[f"layer 1 head {h}"] for h in (1, 2, 3, 4)]).sum(0)
-    x = ours.blocks[0].mixer_norm(ours.embed(tokens[:, :1], torch.zeros(2, 1, dtype=torch.long)))
-    torch.testing.assert_close(heads, read(x) - alone, rtol=1e-9, atol=1e-9)
+    x = actual.blocks[0].mixer_norm(actual.embed(tokens[:, :1], torch.zeros(2, 1, dtype=torch.long)))
+    torch.testing.assert_close(heads, read(x) - single, rtol=1e-9, atol=1e-9)
 
 
 def test_a_circuit_is_what_an_element_alone_is_made_of() -> None:
@@ -227,16 +227,16 @@ def test_a_circuit_is_what_an_element_alone_is_made_of() -> None:
 
 def test_induction_is_read_off_the_matrices() -> None:
     model = random_stack(["attention", "lstm", "gla"])
-    found = induction_scores(model, length=5, rows=3, seed=2)
+    results = induction_scores(model, length=5, rows=3, seed=2)
     once = torch.randint(V, (3, 5), generator=torch.Generator().manual_seed(2))
     layer, _, other = matrices(model, torch.cat([once, once], 1))
     assert layer is not None and other is not None
     for name, matrix in (("layer 1", layer), ("layer 3", other)):
         for head in range(matrix.shape[1]):
             row = matrix[:, head].abs()
-            wanted = sum(row[b, i, i - 4] / row[b, i].sum() for b in range(3) for i in range(5, 9)) / 12
-            assert found[f"{name} head {head + 1}"] == pytest.approx(float(wanted))
-    assert not any(name.startswith("layer 2") for name in found)
+            expected = sum(row[b, i, i - 4] / row[b, i].sum() for b in range(3) for i in range(5, 9)) / 12
+            assert results[f"{name} head {head + 1}"] == pytest.approx(float(expected))
+    assert not any(name.startswith("layer 2") for name in results)
 
 
 def test_what_has_no_sum_of_writes_is_refused() -> None:
@@ -250,10 +250,10 @@ def test_what_has_no_sum_of_writes_is_refused() -> None:
 
 def test_a_sparse_autoencoder_finds_what_vectors_were_made_of() -> None:
     torch.manual_seed(0)
-    truth = F.normalize(torch.randn(24, 16), dim=-1)
-    x = (torch.rand(3000, 24) < 0.08).float() * (1 + torch.rand(3000, 24)) @ truth
+    expected = F.normalize(torch.randn(24, 16), dim=-1)
+    x = (torch.rand(3000, 24) < 0.08).float() * (1 + torch.rand(3000, 24)) @ expected
     model = fit_autoencoder(x, features=48, sparsity=0.1, steps=1500, rate=3e-3)
-    cosines = truth @ F.normalize(model.directions, dim=-1).T
+    cosines = expected @ F.normalize(model.directions, dim=-1).T
     assert float((cosines.amax(1) > 0.8).float().mean()) > 0.9
     assert float((model(x) - x).square().sum() / x.square().sum()) < 0.1
     torch.testing.assert_close(model.directions.norm(dim=-1), torch.ones(48))

@@ -68,9 +68,9 @@ def test_one_step_of_baum_welch_is_that_of_hmmlearn(known: tuple[np.ndarray, ...
     flat = np.concatenate([np.array(line) for line in lines])
     offsets = np.cumsum([0, *map(len, lines)])
     model._run_baum_welch(flat, offsets, np.ones(len(lines)), len(flat), 1)
-    for mine, theirs in ((model.start, other.startprob_), (model.transition, other.transmat_),
-                         (model.emission, other.emissionprob_)):
-        assert np.allclose(mine, theirs, atol=1e-8)
+    for mine, reference in ((model.start, other.startprob_), (model.transition, other.transmat_),
+                            (model.emission, other.emissionprob_)):
+        assert np.allclose(mine, reference, atol=1e-8)
 
 
 def test_baum_welch_climbs_and_learns(known: tuple[np.ndarray, ...]) -> None:
@@ -78,10 +78,10 @@ def test_baum_welch_climbs_and_learns(known: tuple[np.ndarray, ...]) -> None:
     lines = [sample_hmm(rng, *known, 40) for _ in range(60)]
     model = HMM(5, 3, restarts=4, iterations=150).fit(lines)
     assert (np.diff(model.history) > -1e-7).all() and len(model.history) > 5
-    truth = HMM(5, 3)
-    truth.start, truth.transition, truth.emission = known
+    expected = HMM(5, 3)
+    expected.start, expected.transition, expected.emission = known
     held = [sample_hmm(rng, *known, 40) for _ in range(40)]
-    assert sum(map(model.log_likelihood, held)) > sum(map(truth.log_likelihood, held)) - 60
+    assert sum(map(model.log_likelihood, held)) > sum(map(expected.log_likelihood, held)) - 60
     assert np.allclose(model.predictions(held[0]).sum(1), 1)
 
 
@@ -112,11 +112,11 @@ def test_alergia_recovers_an_automaton() -> None:
         mine, true = pairs.pop()
         assert np.allclose(model.counts[mine] / model.counts[mine].sum(), CHANCES[true], atol=0.02)
         for x in range(3):
-            there, wanted = int(model.moves[mine, x]), int(MOVES[true, x])
+            there, expected = int(model.moves[mine, x]), int(MOVES[true, x])
             if there not in match:
-                match[there] = wanted
-                pairs.append((there, wanted))
-            assert match[there] == wanted
+                match[there] = expected
+                pairs.append((there, expected))
+            assert match[there] == expected
 
 
 def test_alergia_keeps_deterministic_lines_apart() -> None:
@@ -132,10 +132,10 @@ def test_spectral_learning_is_exact_on_exact_values() -> None:
     stop = 1 - sum(matrix.sum(1) for matrix in step.values())
 
     def state(word: tuple[int, ...]) -> np.ndarray:
-        found = start
+        results = start
         for x in word:
-            found = found @ step[x]
-        return found
+            results = results @ step[x]
+        return results
 
     words = [(), (0,), (1,), (0, 1), (1, 1)]
     model = Spectral(3, end=2, rank=2).learn(lambda w: state(w).sum(), lambda w: state(w) @ stop, words)
@@ -163,9 +163,9 @@ def test_all_are_predictors_and_beat_guessing(shared_data: Callable[[str], Path]
     scores = {}
     for name, model in models.items():
         assert isinstance(model, SequencePredictor), name
-        found = model.predictions(test[0])
-        assert found.shape == (len(test[0]), size) and np.allclose(found.sum(1), 1) and (found >= 0).all(), name
-        assert np.allclose(found[3], model.next(test[0][:3]), atol=1e-6), name
+        result = model.predictions(test[0])
+        assert result.shape == (len(test[0]), size) and np.allclose(result.sum(1), 1) and (result >= 0).all(), name
+        assert np.allclose(result[3], model.next(test[0][:3]), atol=1e-6), name
         scores[name] = evaluate(model, test if name != "stack" else test[:5])
     assert 0.006 < scores["witten-bell"].brier < 0.0075 and scores["witten-bell"].accuracy > 0.87
     assert scores["witten-bell"].brier <= scores["akom"].brier < scores["dfg"].brier < 0.013

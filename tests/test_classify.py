@@ -79,8 +79,8 @@ def test_padding_changes_nothing(mixer: str, pool: str) -> None:
     model = Classifier(backbone(mixer), LinearHead(8, 3), pool).eval().double()
     rows = [[3, 1, 4], [1, 5, 9, 2, 6], [5]]
     together = target_features(model, Batch.labelled(rows, [0, 1, 2], length=9))[0]
-    alone = torch.cat([target_features(model, Batch.labelled([row], [0]))[0] for row in rows])
-    torch.testing.assert_close(together, alone, atol=1e-12, rtol=0)
+    single = torch.cat([target_features(model, Batch.labelled([row], [0]))[0] for row in rows])
+    torch.testing.assert_close(together, single, atol=1e-12, rtol=0)
     if pool:
         hidden = model.backbone.hidden(torch.tensor([rows[1]]), Batch.labelled([rows[1]], [0]).layout)  # type: ignore
         torch.testing.assert_close(together[1], hidden[0].mean(0), atol=1e-6, rtol=0)
@@ -231,9 +231,9 @@ def test_proxy_replay_is_a_double_loop_and_a_count_adjusted_softmax(rows: int, c
     scores = model.head(features).detach().requires_grad_()
     counts = F.one_hot(labels, classes).sum(0)
     adjusted = scores + counts.double().log()  # classes that are absent at -inf
-    wanted = torch.autograd.grad(F.cross_entropy(adjusted, labels, reduction="sum"), scores)[0]
+    expected = torch.autograd.grad(F.cross_entropy(adjusted, labels, reduction="sum"), scores)[0]
     weight = torch.autograd.grad(loss.total, model.head.weight)[0]  # type: ignore[arg-type]
-    again = torch.autograd.grad((model.head(features) * wanted).sum(), model.head.weight)[0]  # type: ignore[arg-type]
+    again = torch.autograd.grad((model.head(features) * expected).sum(), model.head.weight)[0]  # type: ignore[arg-type]
     torch.testing.assert_close(weight, again, atol=1e-9, rtol=1e-7)
 
 
@@ -369,8 +369,8 @@ def test_probes_read_frozen_features(mixer: str) -> None:
 
     torch.testing.assert_close(read(train)[0], target_features(model, train)[0], atol=1e-5, rtol=0)
     for kind in PROBES:
-        found = probe(kind, read(train, "mean"), read(test, "mean"), rate=0.05, epochs=30)
-        assert found > 0.6, kind
+        results = probe(kind, read(train, "mean"), read(test, "mean"), rate=0.05, epochs=30)
+        assert results > 0.6, kind
     assert fitted_head("linear", *read(train), 3).weight.requires_grad is False  # type: ignore[union-attr]
     with pytest.raises(SegueError, match="unknown"):
         probe("quadratic", read(train), read(test))
@@ -433,18 +433,18 @@ def test_what_is_stored_is_of_the_moment_before_the_step() -> None:
 
 
 def test_distillation_begins_with_the_second_experience() -> None:
-    model, found = Classifier(backbone(), CosineHead(8, 2)), list[Tensor | None]()
+    model, result = Classifier(backbone(), CosineHead(8, 2)), list[Tensor | None]()
 
     class Watched(ProxyDistillation):
         def loss_term(self, run: Any, batch: Batch) -> Tensor | None:
-            found.append(super().loss_term(run, batch))
-            return found[-1]
+            result.append(super().loss_term(run, batch))
+            return result[-1]
 
     strategy, batch = Watched(capacity=10), rows_of(2, 5)
     for _ in range(2):
         learn(model, lambda step: batch, 3, strategy=strategy, objective=ProxyReplay(), rate=0.1)
-    assert found[:3] == [None] * 3
-    assert all(term is not None and float(term.detach()) > 0 for term in found[3:])
+    assert result[:3] == [None] * 3
+    assert all(term is not None and float(term.detach()) > 0 for term in result[3:])
     drawn = strategy.buffer.rows(strategy.drawn)  # type: ignore[arg-type]
     assert len(strategy.labels) == 20 and drawn.targets.shape[0] == 10
 
@@ -467,15 +467,15 @@ def test_a_buffer_s_rows_are_a_fair_sample() -> None:
 def test_features_computed_once_teach_as_a_frozen_backbone_does(head: str) -> None:
     stream = class_incremental(rows_of(4, 10), rows_of(4, 5, seed=1), [[2, 0], [1, 3]])
     whole = Classifier(backbone("lstm", dropout=0.5), HEADS[head](8, 4), "mean")
-    alone = Classifier(Features(), copy.deepcopy(whole.head))  # type: ignore[arg-type]
+    single = Classifier(Features(), copy.deepcopy(whole.head))  # type: ignore[arg-type]
 
     def read(batch: Batch) -> Batch:
         return Batch(features_of(whole, batch.tokens, batch.targets.argmax(1))[:, None], batch.targets.amax(1)[:, None])
 
     known = [Experience(each.name, read(each.train), read(each.test), each.classes) for each in stream]
     first = learn_stream(whole, stream, Freeze(["backbone"], old_classes=True), ClassLoss("all"), epochs=3, rate=0.01)
-    second = learn_stream(alone, known, Freeze((), old_classes=True), ClassLoss("all"), epochs=3, rate=0.01)
-    torch.testing.assert_close(whole.head.state_dict(), alone.head.state_dict(), atol=1e-4, rtol=1e-3)
+    second = learn_stream(single, known, Freeze((), old_classes=True), ClassLoss("all"), epochs=3, rate=0.01)
+    torch.testing.assert_close(whole.head.state_dict(), single.head.state_dict(), atol=1e-4, rtol=1e-3)
     np.testing.assert_allclose(first.scores, second.scores)
 
 

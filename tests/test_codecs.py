@@ -50,11 +50,11 @@ class ShortensRows(ByteCodec):
         return ids[:-1]
 
 
-@pytest.mark.parametrize("wrong, says", [(GivesItsMemory, "own memory"), (WeighsTheEnd, "weighs something"),
-                                         (SaysMore, "what prompt puts"), (ShortensRows, "varied")])
-def test_wrong_codecs_are_caught(wrong: type[Codec], says: str) -> None:
-    with pytest.raises(AssertionError, match=says):
-        check_codec(wrong(), [b"hello"])
+@pytest.mark.parametrize("broken, message", [(GivesItsMemory, "own memory"), (WeighsTheEnd, "weighs something"),
+                                             (SaysMore, "what prompt puts"), (ShortensRows, "varied")])
+def test_wrong_codecs_are_caught(broken: type[Codec], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_codec(broken(), [b"hello"])
 
 
 def test_a_wrong_table_of_elements_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

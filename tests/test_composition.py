@@ -35,9 +35,9 @@ def test_the_page_has_every_name_and_no_mistake(tool: Any) -> None:
     for head, rows in tables:
         columns = [column.strip() for column in head.split("|")]
         assert {*DECODERS, *DRAFTERS, *(name for name in ACCEPTORS if name != "walk"), "sets"} <= set(columns)
-        found = {row.split("|")[1].strip(" `"): row.split("|")[2:-1] for row in rows.split("\n")}
-        assert {name for name in MIXERS if MIXERS[name].causal} | set(tool.TRANSFORMERS) <= set(found)
-        assert all(len(cells) == len(columns) and all(cell.strip() for cell in cells) for cells in found.values())
+        result = {row.split("|")[1].strip(" `"): row.split("|")[2:-1] for row in rows.split("\n")}
+        assert {name for name in MIXERS if MIXERS[name].causal} | set(tool.TRANSFORMERS) <= set(result)
+        assert all(len(cells) == len(columns) and all(cell.strip() for cell in cells) for cells in result.values())
     assert "·" not in page or "Not applicable:\n\n- " in page
 
 
@@ -52,15 +52,15 @@ def test_a_row_of_it(tool: Any, name: str) -> None:
 
 
 def test_a_wrong_model_is_seen(tool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, truth = tool.native("gru")
+    model, expected = tool.native("gru")
     commit = type(model.init_state(1)).commit
 
     def forgetful(state: Any, path: Any = None, counts: Any = None) -> None:
         commit(state, None if path is None else path[:, :1], None if counts is None else counts.clamp(max=1))
 
-    assert tool.answers(model, truth, "beam", 8)[1] and tool.answers(model, truth, "both", 8)[1]
+    assert tool.answers(model, expected, "beam", 8)[1] and tool.answers(model, expected, "both", 8)[1]
     monkeypatch.setattr(type(model.init_state(1)), "commit", forgetful)
-    assert not tool.answers(model, truth, "beam", 8)[1] and not tool.answers(model, truth, "both", 8)[1]
+    assert not tool.answers(model, expected, "beam", 8)[1] and not tool.answers(model, expected, "both", 8)[1]
 
 
 def test_reading_again_is_the_same_model() -> None:
@@ -69,7 +69,8 @@ def test_reading_again_is_the_same_model() -> None:
     truth = Reread(lambda tokens: stack(tokens[None]), 7)
     for way in ({}, {"decoder": "beam", "num_beams": 3}, {"decoder": "sample", "draft": "both"}):
         expected = generate(stack, [[1, 2], [3]], 12, **way)  # type: ignore[arg-type]
-        assert [a.tokens for a in generate(truth, [[1, 2], [3]], 12, **way)] == [a.tokens for a in expected]  # type: ignore[arg-type]
+        assert [a.tokens for a in generate(truth, [[1, 2], [3]], 12,
+                                           **way)] == [a.tokens for a in expected]  # type: ignore[arg-type]
     table = TableModel(7)
     tokens = torch.tensor([[1, 2, 3, 4, 5]])
     parents = torch.tensor([[-1, 0, 0, 2, 1]])
@@ -95,10 +96,11 @@ def test_a_hundred_thousand_tokens(tool: Any) -> None:
             what, way = next(rounds)
             prompts = prompts_for(seed, shortest=3)
             plain = generate(model, prompts, 60, seed=seed, **way)  # type: ignore[arg-type]
-            truth = [answer.tokens for answer in plain]
-            for drafter in drafters(truth, seed):
-                drafted = generate(model, prompts, 60, draft=drafter, seed=seed, adaptive=False, **way)  # type: ignore[arg-type]
-                assert [answer.tokens for answer in drafted] == truth, (name, what, seed, type(drafter).__name__)
+            expected = [answer.tokens for answer in plain]
+            for drafter in drafters(expected, seed):
+                drafted = generate(model, prompts, 60, draft=drafter, seed=seed, adaptive=False,
+                                   **way)  # type: ignore[arg-type]
+                assert [answer.tokens for answer in drafted] == expected, (name, what, seed, type(drafter).__name__)
                 emitted[name] += sum(answer.produced for answer in drafted)
         if sum(emitted.values()) >= 100_000:
             break

@@ -52,15 +52,15 @@ def test_drafts_change_nothing_under_a_pattern() -> None:
 def test_json_of_a_schema() -> None:
     pytest.importorskip("outlines_core")
     codec = ByteCodec()
-    wanted = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 0}, "ok": {"type": "boolean"}},
-              "required": ["n", "ok"]}
-    found = 0
-    for answer in continue_objects(stack(codec.size), codec, [""] * 8, 120, "sample", json_schema=wanted, seed=3):
+    expected = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 0}, "ok": {"type": "boolean"}},
+                "required": ["n", "ok"]}
+    results = 0
+    for answer in continue_objects(stack(codec.size), codec, [""] * 8, 120, "sample", json_schema=expected, seed=3):
         if answer.finish == "stop":
             value = json.loads(answer.text or "")
             assert isinstance(value["n"], int) and isinstance(value["ok"], bool)
-            found += 1
-    assert found
+            results += 1
+    assert results
     with pytest.raises(SegueError, match="schema"):
         continue_objects(stack(codec.size), codec, [""], 5, json_schema="{not json")
     with pytest.raises(SegueError, match="pattern"):

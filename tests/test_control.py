@@ -73,7 +73,7 @@ def test_searches_find_a_part_of_what_brute_force_finds(pattern: str, seed: int,
 def test_one_hot_gradients_are_central_differences(pattern: str) -> None:
     model = sharp(pattern, 2).double()
     task, control, target = Control(model, [4, 5], begin=[0]), torch.tensor([1, 6]), 3
-    found = task.gradient(control, lambda chances: -chances[target])
+    results = task.gradient(control, lambda chances: -chances[target])
     rows = torch.nn.functional.one_hot(task.rows(control[None]), V).double()
     for place, token in itertools.product(range(2), range(V)):
         ends = []
@@ -81,7 +81,7 @@ def test_one_hot_gradients_are_central_differences(pattern: str) -> None:
             moved = rows.clone()
             moved[0, 1 + place, token] += step
             ends.append(-float(model(moved).logits[0, -1].detach().log_softmax(-1)[target]))
-        assert float(found[place, token]) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4, abs=1e-7)
+        assert float(results[place, token]) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4, abs=1e-7)
 
 
 @pytest.mark.parametrize("pattern", [*PATTERNS, "jrt"])
@@ -102,9 +102,9 @@ def test_gradients_are_those_of_the_scores(pattern: str) -> None:
 def test_gcg_keeps_what_it_has_and_may_be_told_which_ids() -> None:
     model = sharp("attention", 4)
     task = Control(model, [1], allowed=[2, 5])
-    found = [gcg(task, 0, 3, steps=steps, candidates=6, top=2, patience=2) for steps in (0, 1, 2, 4, 12)]
-    losses = [each.loss for each in found]
-    assert losses == sorted(losses, reverse=True) or found[-1].reached
+    results = [gcg(task, 0, 3, steps=steps, candidates=6, top=2, patience=2) for steps in (0, 1, 2, 4, 12)]
+    losses = [each.loss for each in results]
+    assert losses == sorted(losses, reverse=True) or results[-1].reached
     assert set(gcg(task, 0, 3, steps=4).control) <= {2, 5}
     assert {i for u in brute_force(task, 2).values() for i in u} <= {2, 5}
     started = gcg(task, 0, 3, steps=0, start=[5, 2])
@@ -130,11 +130,11 @@ def test_one_control_for_many_states(pattern: str) -> None:
 
     best = min(loss((token,)) for token in range(V))
     assert gcg_shared(tasks, targets, 1, steps=1, candidates=200, top=V).loss == pytest.approx(best, abs=1e-4)
-    found = [gcg_shared(tasks, targets, 2, steps=steps, candidates=8, top=3, examples=2) for steps in (0, 2, 6)]
-    assert [each.loss for each in found] == sorted((each.loss for each in found), reverse=True)
-    assert found[-1].loss == pytest.approx(loss(found[-1].control), abs=1e-4)
-    for task, target, reached in zip(tasks, targets, found[-1].reached):
-        assert reached == (int(task.scores(torch.tensor([found[-1].control]))[0]) == target)
+    results = [gcg_shared(tasks, targets, 2, steps=steps, candidates=8, top=3, examples=2) for steps in (0, 2, 6)]
+    assert [each.loss for each in results] == sorted((each.loss for each in results), reverse=True)
+    assert results[-1].loss == pytest.approx(loss(results[-1].control), abs=1e-4)
+    for task, target, reached in zip(tasks, targets, results[-1].reached):
+        assert reached == (int(task.scores(torch.tensor([results[-1].control]))[0]) == target)
     with pytest.raises(SegueError, match="a target for each"):
         gcg_shared(tasks, targets[:2], 1)
 
@@ -144,12 +144,12 @@ def test_backoff_takes_the_shortest_that_reaches() -> None:
     task = Control(model, [1, 2])
     exact = [set(brute_force(task, k)) for k in (0, 1, 2)]
     for target in range(V):
-        found = backoff(task, target, greedy=2, swaps=(3, 4), steps=8, candidates=64)
+        result = backoff(task, target, greedy=2, swaps=(3, 4), steps=8, candidates=64)
         least = next((k for k in (0, 1, 2) if target in exact[k]), 3)
-        assert len(found.control) >= least or not found.reached
+        assert len(result.control) >= least or not result.reached
         if target in exact[1]:
-            assert found.reached and len(found.control) == least
-    assert found.tried > 0
+            assert result.reached and len(result.control) == least
+    assert result.tried > 0
 
 
 def test_epsilon_never_grows_with_k() -> None:
@@ -171,18 +171,18 @@ def test_a_folder_of_transformers_is_searched_by_scores_and_says_so(tmp_path: Pa
         for parameter in model.parameters():
             parameter.add_(0.5 * torch.randn_like(parameter))
     to_huggingface(model.eval(), tmp_path / "model")
-    theirs, ours = Control(adapt(tmp_path / "model"), [1, 2]), Control(model, [1, 2])
-    exact = [brute_force(task, 2) for task in (ours, theirs)]
+    reference, actual = Control(adapt(tmp_path / "model"), [1, 2]), Control(model, [1, 2])
+    exact = [brute_force(task, 2) for task in (actual, reference)]
     assert exact[0] == exact[1]
     lengths: list[list[int | None]] = [[], []]
-    for found, task in zip(lengths, (ours, theirs)):
+    for found, task in zip(lengths, (actual, reference)):
         found += [len(u.control) if u.reached else None for u in
                   (backoff(task, target, greedy=2, swaps=()) for target in range(V))]
     assert k_epsilon(lengths[0], 2) == k_epsilon(lengths[1], 2)
-    blind, guided = (gcg(task, 3, 4, steps=1, candidates=8) for task in (theirs, ours))
+    blind, guided = (gcg(task, 3, 4, steps=1, candidates=8) for task in (reference, actual))
     assert blind.how == "random swaps, k = 4" and guided.how == "gcg, k = 4"
     with pytest.raises(SegueError, match="no gradient"):
-        theirs.gradient(torch.tensor([1]), lambda chances: chances[0])
+        reference.gradient(torch.tensor([1]), lambda chances: chances[0])
 
 
 def test_models_of_any_kind_are_searched() -> None:

@@ -44,16 +44,16 @@ def naive(train: list[list[int]], order: int, smoothing: str, start: bool, backo
                     longer[context][x].add(line[place] if place >= 0 else -1)
     out = []
     for i in range(len(document)):
-        found = contexts(document, i, order, start)
-        seen = [context for context in found if table[context]]
+        results = contexts(document, i, order, start)
+        seen = [context for context in results if table[context]]
         p = np.full(V, 1 / V)
         if smoothing == "none":
-            if backoff or len(seen) == len(found):
+            if backoff or len(seen) == len(results):
                 p = np.array([table[seen[-1]][x] for x in range(V)]) / table[seen[-1]].total()
         else:
             for context in seen:
                 c = np.array([table[context][x] for x in range(V)], float)
-                if smoothing == "kneser-ney" and context != found[-1]:
+                if smoothing == "kneser-ney" and context != results[-1]:
                     c = np.array([len(longer[context][x]) for x in range(V)], float)
                 if smoothing == "witten-bell":
                     t = (c > 0).sum()
@@ -70,9 +70,9 @@ def naive(train: list[list[int]], order: int, smoothing: str, start: bool, backo
 def test_estimates_equal_dictionary_counts(train: list[list[int]], document: list[int], order: int, smoothing: str,
                                            start: bool, backoff: bool) -> None:
     model = CountModel(V, order, smoothing, start, backoff, discount=0.7).fit(train)
-    found = model.predictions(document)
-    assert np.allclose(found, naive(train, order, smoothing, start, backoff, 0.7, document), atol=1e-12)
-    assert np.allclose(found.sum(1), 1)
+    result = model.predictions(document)
+    assert np.allclose(result, naive(train, order, smoothing, start, backoff, 0.7, document), atol=1e-12)
+    assert np.allclose(result.sum(1), 1)
 
 
 def long_runs() -> list[np.ndarray]:
@@ -92,9 +92,9 @@ def test_a_blend_holds_every_classical_model() -> None:
     blend = BlendedCounts(V)
     blend.count(long_runs()[1:])
     for order, smoothing in ((5, "kneser-ney"), (2, "witten-bell")):
-        found = blend.classical(order, smoothing).predictions(long_runs()[0])
+        results = blend.classical(order, smoothing).predictions(long_runs()[0])
         expected = CountModel(V, order, smoothing).fit(long_runs()[1:]).predictions(long_runs()[0])
-        assert np.allclose(found, expected, atol=1e-12)
+        assert np.allclose(results, expected, atol=1e-12)
 
 
 def test_contexts_are_sorted() -> None:
@@ -121,8 +121,8 @@ def test_decoding_agrees_with_scoring(smoothing: str) -> None:
     line = rng.integers(0, V, 12)
     expected = model.predictions(np.append(line, 0))[1:]
 
-    def check(logits: torch.Tensor, wanted: np.ndarray) -> None:
-        assert np.allclose(logits.exp().numpy(), wanted, atol=1e-6)
+    def check(logits: torch.Tensor, expected: np.ndarray) -> None:
+        assert np.allclose(logits.exp().numpy(), expected, atol=1e-6)
 
     tokens = torch.from_numpy(line)[None]
     state = model.init_state(1, history=4)
@@ -196,12 +196,12 @@ def sentences(count: int, seed: int) -> list[np.ndarray]:
     """Documents of words from a small lexicon, each with favourites of its own: corpus and own past both help."""
     rng = np.random.default_rng(seed)
     lexicon = [np.random.default_rng(i).integers(0, 12, 2 + i % 4) for i in range(40)]
-    found = []
+    result = []
     for _ in range(count):
         mine = rng.choice(40, 4)
         words = [lexicon[rng.choice(mine) if rng.random() < 0.7 else rng.integers(40)] for _ in range(60)]
-        found.append(np.concatenate(words).astype(np.int32))
-    return found
+        result.append(np.concatenate(words).astype(np.int32))
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -261,23 +261,23 @@ def test_few_data_are_trusted_as_far_as_folds_predict_each_other() -> None:
 def test_a_large_vocabulary_is_scored_in_smaller_pieces(blend: BlendedCounts, mixture: Mixture,
                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     line = np.concatenate(sentences(30, 5))[:300]
-    whole, alone = mixture.log_probabilities(line, 16), blend.log_probabilities(line)
+    whole, single = mixture.log_probabilities(line, 16), blend.log_probabilities(line)
     monkeypatch.setattr("segue.models.mixture.MAX_PROBABILITIES", 64 * 12)
     monkeypatch.setattr("segue.models.counts.MAX_PROBABILITIES", 64 * 12)
     assert max(len(scores) for _, scores, _ in mixture.iterate_scores([line], 16)) == 64
     assert np.allclose(mixture.log_probabilities(line, 16), whole, atol=1e-5)
-    assert np.allclose(blend.log_probabilities(line), alone)
+    assert np.allclose(blend.log_probabilities(line), single)
 
 
 @pytest.mark.parametrize(("sizes", "first"), [([5] * 4000, 0), ([5] * 4000, 1), ([3000, 70_000], 1), ([1, 2, 3], 1),
                                               ([9, 4000] * 20, 0)])
 def test_no_more_is_looked_at_than_asked_for(sizes: list[int], first: int) -> None:
     """Of many short documents some are left out: with a large vocabulary each position costs much."""
-    found = sample_spans(sizes, 1000, np.random.default_rng(0), first)
-    assert all(first <= begin < end <= sizes[number] for number, begin, end in found)
-    assert len({number for number, _, _ in found}) == len(found)
+    results = sample_spans(sizes, 1000, np.random.default_rng(0), first)
+    assert all(first <= begin < end <= sizes[number] for number, begin, end in results)
+    assert len({number for number, _, _ in results}) == len(results)
     most = sum(size - first for size in sizes)
-    assert min(1000, most) <= sum(end - begin for _, begin, end in found) <= 1000 + 2 * 64
+    assert min(1000, most) <= sum(end - begin for _, begin, end in results) <= 1000 + 2 * 64
 
 
 def test_blend_survives_a_file(blend: BlendedCounts, tmp_path: Path) -> None:
@@ -320,8 +320,8 @@ def test_mixture_is_proper_and_scores_what_it_decodes(mixture: Mixture, tmp_path
     tokens = torch.from_numpy(line.astype(np.int64))[None]
     decoded = mixture.extend(tokens, mixture.init_state(1)).logits[0, :-1]
     assert torch.allclose(decoded, scores, atol=1e-4)
-    found = mixture.log_probabilities(line, context=40)
-    assert np.allclose(found, scores.gather(1, tokens[0, 1:, None])[:, 0].numpy(), atol=1e-5)
+    results = mixture.log_probabilities(line, context=40)
+    assert np.allclose(results, scores.gather(1, tokens[0, 1:, None])[:, 0].numpy(), atol=1e-5)
     state = mixture.init_state(1)
     stepped = [mixture.step(tokens[:, i].numpy(), state)[0] for i in range(4)]
     assert np.allclose(stepped, scores[:4].numpy(), atol=1e-4) and state.positions.tolist() == [4]
@@ -365,10 +365,10 @@ def test_drafts_by_counting_keep_the_contract() -> None:
 def test_threads_share_a_count_model(blend: BlendedCounts) -> None:
     documents = [np.random.default_rng(seed).integers(0, 12, 300) for seed in range(8)]
     for model in (blend, CountModel(12, 3).fit(documents)):
-        alone = [model.predictions(document) for document in documents]
+        single = [model.predictions(document) for document in documents]
         with ThreadPoolExecutor(4) as threads:
-            for apart, together in zip(alone * 3, threads.map(model.predictions, documents * 3)):
-                np.testing.assert_array_equal(apart, together)
+            for separate, together in zip(single * 3, threads.map(model.predictions, documents * 3)):
+                np.testing.assert_array_equal(separate, together)
 
 
 def test_ids_outside_the_vocabulary_are_refused_before_a_kernel_writes_there(blend: BlendedCounts) -> None:

@@ -63,18 +63,18 @@ def scripted(f: Scripted, **options: Any) -> CycleProgram[str, str]:
 
 def test_prompts_hold_the_hints_of_the_cycles_before() -> None:
     f = Scripted(["a", "ab", "abc", "x"])
-    found = scripted(f).run(["abcd"])[0]
+    result = scripted(f).run(["abcd"])[0]
     assert f.prompts == ["abcd", "abcd | missing bcd", "abcd | missing bcd | missing cd",
                          "abcd | missing bcd | missing cd | missing d"]
-    assert found.calls == 3 * 3 + 1 and found.last == "x" and found.best == "abc"
-    assert found.hints() == ["missing bcd", "missing cd", "missing d"] and found.hints(1) == ["missing d"]
-    assert found.hints(0) == []
+    assert result.calls == 3 * 3 + 1 and result.last == "x" and result.best == "abc"
+    assert result.hints() == ["missing bcd", "missing cd", "missing d"] and result.hints(1) == ["missing d"]
+    assert result.hints(0) == []
 
 
 def test_an_exact_inverse_ends_at_once() -> None:
-    found = scripted(Scripted(lambda prompt: prompt)).run(["abc", "d"])
-    assert [each.calls for each in found] == [3, 3] and all(each.consistent and not each.hints() for each in found)
-    assert found[0].drafts[0].difference.score == 1 and found[0].last == found[0].best == "abc"
+    results = scripted(Scripted(lambda prompt: prompt)).run(["abc", "d"])
+    assert [each.calls for each in results] == [3, 3] and all(each.consistent and not each.hints() for each in results)
+    assert results[0].drafts[0].difference.score == 1 and results[0].last == results[0].best == "abc"
 
 
 def test_a_planted_error_is_mended_in_one_cycle() -> None:
@@ -133,15 +133,15 @@ def test_programs_and_what_they_say(seed: int) -> None:
     assert steps_of(program(steps)) == steps and set(said) <= set(WORDS) and set(program(steps)) <= set(WORDS)
     wrong = corrupted(steps, random)
     assert wrong != steps
-    found = difference(said, specification(wrong))
-    assert found.hint and found.score < 1 and difference(said, specification(steps)) == Difference("", 1.0)
+    result = difference(said, specification(wrong))
+    assert result.hint and result.score < 1 and difference(said, specification(steps)) == Difference("", 1.0)
 
 
 def test_programs_do_what_they_say() -> None:
     table = [("add 2 list", [3, 4, 3]), ("mul 3 sum", 12), ("odd once list", [1]), ("above 1 len", 1),
              ("drop 1 take 1 list", [2]), ("reverse sort max", 2), ("even reverse list", [2]), ("drop 9 max", 0)]
     calls = [[words.split(), [1, 2, 1]] for words, _ in table]
-    assert [out.value for out in Sandbox().run(SOURCE, "evaluate", calls)] == [want for _, want in table]
+    assert [out.value for out in Sandbox().run(SOURCE, "evaluate", calls)] == [expected for _, expected in table]
     wrong = [[["add"], [1]], [["sum", "add"], [1]], [[], []]]
     assert not any(out.ok for out in Sandbox().run(SOURCE, "evaluate", wrong))
     tasks = [[("add", 2), ("list", 0)]] * 3

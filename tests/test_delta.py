@@ -29,9 +29,9 @@ def stack(vocabulary: int, seed: int, mixer: str = "gru", tied: bool = True) -> 
 
 @pytest.mark.parametrize(("mixer", "tied"), [("attention", True), ("mamba", False), ("gru", True)])
 def test_what_a_tuned_model_learned_goes_with_its_tokens(mixer: str, tied: bool) -> None:
-    have, want = ["a", "b", "<end>"], ["<chat>", "b", "a", "<end>", "<pad>"]
+    have, expected = ["a", "b", "<end>"], ["<chat>", "b", "a", "<end>", "<pad>"]
     base, tuned = stack(3, 0, mixer, tied), stack(5, 1, mixer, tied)
-    wide = align_vocabulary(movable_parameters(base), have, want)
+    wide = align_vocabulary(movable_parameters(base), have, expected)
     assert not wide["embedding.weight"][[0, 4]].any()
     residual = Delta.between(tuned, wide)
     restored = stack(5, 2, mixer, tied)
@@ -44,16 +44,16 @@ def test_what_a_tuned_model_learned_goes_with_its_tokens(mixer: str, tied: bool)
     (residual * -1.0).apply(restored)
     assert not restored.embedding.weight[0].any()
     torch.testing.assert_close(restored.embedding.weight[[2, 1, 3]], base.embedding.weight)
-    back = align_vocabulary(wide, want, have)
+    back = align_vocabulary(wide, expected, have)
     assert all(torch.equal(back[name], value) for name, value in movable_parameters(base).items())
     with pytest.raises(SegueError, match="for 2 tokens"):
-        align_vocabulary(movable_parameters(base), ["a", "b"], want)
+        align_vocabulary(movable_parameters(base), ["a", "b"], expected)
 
 
 def test_tokens_of_one_text_keep_their_order() -> None:
     rows = {"head.weight": torch.arange(3.0)[:, None]}
-    found = align_vocabulary(rows, ["x", "x", "y"], ["y", "x", "x", "x"])["head.weight"]
-    assert found[:, 0].tolist() == [2, 0, 1, 0]
+    results = align_vocabulary(rows, ["x", "x", "y"], ["y", "x", "x", "x"])["head.weight"]
+    assert results[:, 0].tolist() == [2, 0, 1, 0]
 
 
 values = st.lists(st.floats(-3, 3).map(lambda x: round(x, 1)), min_size=6, max_size=6)
@@ -80,16 +80,16 @@ def test_ties_is_trim_elect_and_mean(deltas: list[list[float]], keep: float) -> 
 def test_ties_takes_small_and_complex_weights() -> None:
     assert Delta({"a": torch.tensor([1.0, -3.0])}).trim(0.2).tensors["a"].tolist() == [0, -3]
     parts = torch.randn(3, 5, 2, generator=torch.Generator().manual_seed(0))
-    merged = ties([Delta({"a": torch.view_as_complex(each)}) for each in parts], 1.0).tensors["a"]
-    expected = ties([Delta({"a": each}) for each in parts], 1.0).tensors["a"]
+    merged = ties([Delta({"a": torch.view_as_complex(part)}) for part in parts], 1.0).tensors["a"]
+    expected = ties([Delta({"a": part}) for part in parts], 1.0).tensors["a"]
     torch.testing.assert_close(torch.view_as_real(merged), expected)
 
 
 def test_dropped_numbers_leave_the_mean() -> None:
     delta = Delta({"a": torch.ones(200, 200)})
-    found = delta.drop(0.9).tensors["a"]
-    assert {round(x, 4) for x in found.unique().tolist()} == {0.0, 10.0}
-    assert found.mean() == pytest.approx(1, abs=0.1) and torch.equal(found, delta.drop(0.9).tensors["a"])
+    result = delta.drop(0.9).tensors["a"]
+    assert {round(x, 4) for x in result.unique().tolist()} == {0.0, 10.0}
+    assert result.mean() == pytest.approx(1, abs=0.1) and torch.equal(result, delta.drop(0.9).tensors["a"])
     assert torch.equal(delta.drop(0.0).tensors["a"], delta.tensors["a"])
     for wrong in (lambda: delta.drop(1.0), lambda: delta.trim(0.0)):
         with pytest.raises(SegueError, match="cannot be"):
@@ -155,10 +155,10 @@ def test_instructions_come_back_on_the_command_line(tmp_path: Path, capsys: pyte
     for name, value in merged.items():
         torch.testing.assert_close(value, new[name] + asked[name] - base[name], rtol=0, atol=1e-6)
     assert isinstance(segue.load(tmp_path / "merged").continue_("the", n=3).text, str)
-    for more, says in ((["--how", "mean"], "choose sum, ties, dare"), (["--set", "keep=0.5"], "unexpected keyword")):
+    for more, message in ((["--how", "mean"], "choose sum, ties, dare"), (["--set", "keep=0.5"], "unexpected keyword")):
         with pytest.raises(SystemExit) as end:
             cli.main(["merge", *places, str(tmp_path / "x"), *more])
-        assert end.value.code == 2 and says in capsys.readouterr().err and not (tmp_path / "x").exists()
+        assert end.value.code == 2 and message in capsys.readouterr().err and not (tmp_path / "x").exists()
     def full(path: Path, *_: object) -> None:
         raise SegueError(f"cannot write {path}: No space left on device")
 

@@ -113,7 +113,7 @@ def test_the_paper_s_schedules() -> None:
         assert abs(sum(depths) / len(depths) - layers / faster) < 0.05 and depths[0] <= layers and depths[-1] >= 1
 
 
-@pytest.mark.parametrize("make, says", [
+@pytest.mark.parametrize("make, message", [
     (lambda: DepthSchedule(()), "must not grow"), (lambda: DepthSchedule((3, 1), warmup=2), "at most the least depth"),
     (lambda: DepthSchedule((3,), keep="middle"), "keep 'middle'"),
     (lambda: DepthSchedule((3,), prompt=2), "read by 2 layers"),
@@ -121,8 +121,8 @@ def test_the_paper_s_schedules() -> None:
     (lambda: DepthSchedule.times(9, 8, 20), "cannot be 9 times faster"),
     (lambda: Scheduled(stack("gru*2"), DepthSchedule((3,))), "do not fit a model of 2 layers"),
     (lambda: Scheduled(stack("bidirectional"), DepthSchedule((1,))), "looks ahead")])
-def test_what_cannot_be(make: Any, says: str) -> None:
-    with pytest.raises(SegueError, match=says):
+def test_what_cannot_be(make: Any, message: str) -> None:
+    with pytest.raises(SegueError, match=message):
         make()
 
 
@@ -213,10 +213,10 @@ def test_packed_documents_have_their_own_depths(pattern: str) -> None:
 def test_gradients_are_those_of_the_loops() -> None:
     model, schedule = stack("mamba+attention+gru+gla"), DepthSchedule((3, 2, 1), prompt=3)
     tokens, parameters = torch.randint(VOCABULARY, (2, 8)), list(model.parameters())
-    apart = torch.stack([by_loops(model, schedule, row, length) for row, length in zip(tokens, (2, 4))])
-    scale = torch.randn_like(apart)
+    separate = torch.stack([by_loops(model, schedule, row, length) for row, length in zip(tokens, (2, 4))])
+    scale = torch.randn_like(separate)
     together = Scheduled(model, schedule)(tokens, marked([2, 4], 8)).logits
-    one, other = (torch.autograd.grad((y * scale).sum(), parameters, allow_unused=True) for y in (together, apart))
+    one, other = (torch.autograd.grad((y * scale).sum(), parameters, allow_unused=True) for y in (together, separate))
     for a, b in zip(one, other):
         assert (a is None and b is None) or near(a, b)
 
@@ -255,9 +255,9 @@ PROMPTS = [[1, 2, 3, 4, 5, 6], [7], [2, 2, 9], [4, 5, 6, 7], [3, 1], [12, 11, 10
 def test_a_batch_says_what_its_rows_say_alone(pattern: str, draft: str | None) -> None:
     model = Scheduled(stack(pattern), DepthSchedule((3, 3, 2, 2, 1)))
     options: dict[str, Any] = {"decoder": "sample", "seed": [*range(8)], "draft": draft, "adaptive": False}
-    alone = [generate(model, [prompt], 12, "sample", seed=[seed])[0].tokens for seed, prompt in enumerate(PROMPTS)]
+    single = [generate(model, [prompt], 12, "sample", seed=[seed])[0].tokens for seed, prompt in enumerate(PROMPTS)]
     answers = generate(model, PROMPTS, 12, **options)
-    assert [answer.tokens for answer in answers] == alone and "3 to 1 of" in answers[0].path
+    assert [answer.tokens for answer in answers] == single and "3 to 1 of" in answers[0].path
 
 
 @pytest.mark.parametrize("decoder", ["greedy", "beam", "diverse-beam", "contrastive", "exact", "tree"])

@@ -155,7 +155,7 @@ def test_gradients_of_a_soft_rollout_by_finite_differences(backbone: str) -> Non
         return (rows[..., :V] * reward).sum(), total.sum()
 
     designs, kl = rollout(Denoiser(model, PROCESS), *start(6), PROCESS, old, torch.Generator().manual_seed(2))
-    found = [torch.autograd.grad(each, weight, retain_graph=True)[0] for each in ((designs * reward).sum(), kl.sum())]
+    results = [torch.autograd.grad(each, weight, retain_graph=True)[0] for each in ((designs * reward).sum(), kl.sum())]
     with torch.no_grad():
         assert torch.equal(designs, F.one_hot(designs.argmax(-1), V).double())
         direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -163,7 +163,7 @@ def test_gradients_of_a_soft_rollout_by_finite_differences(backbone: str) -> Non
         up = value()
         weight -= 2e-6 * direction
         down = value()
-    for slope, high, low in zip(found, up, down):
+    for slope, high, low in zip(results, up, down):
         numeric = float(high - low) / 2e-6
         assert abs(numeric) > 1e-3
         assert float((slope * direction).sum()) == pytest.approx(numeric, rel=1e-4)
@@ -224,14 +224,14 @@ def test_fine_tuning_comes_to_the_tilted_law() -> None:
     law = law_of(old)
     target = tilted(law, SCORES, strength)
     x = torch.zeros(64, L, dtype=torch.long)
-    apart = {}
+    separate = {}
     for name, how in (("tilted", strength), ("as it was", 1e4)):
         model = copy.deepcopy(old)
         objective = RewardFineTuning(Smooth(), copy.deepcopy(old), how, GumbelRollout(6, 6, 0.5, dtype=torch.float64))
         learn(model, lambda step: Batch(x, x), 100 if name == "tilted" else 5, rate=0.01, objective=objective)
-        apart[name] = float((law_of(model) - (target if name == "tilted" else law)).abs().sum()) / 2
+        separate[name] = float((law_of(model) - (target if name == "tilted" else law)).abs().sum()) / 2
     assert float((law - target).abs().sum()) / 2 > 0.45
-    assert apart["tilted"] < 0.3 and apart["as it was"] < 0.02
+    assert separate["tilted"] < 0.3 and separate["as it was"] < 0.02
 
 
 @torch.no_grad()
@@ -260,9 +260,9 @@ def test_particles_come_to_the_tilted_law(name: str) -> None:
     target = tilted(law, SCORES, 0.2)
     x, passes = STEERED[name](Denoiser(model, PROCESS), *start(20_000), PROCESS, Smooth(), 0.2, steps=16,
                               generator=generator)
-    found = torch.bincount(sequence_index(x, V), minlength=V**L) / len(x)
+    results = torch.bincount(sequence_index(x, V), minlength=V**L) / len(x)
     assert passes == 17
-    assert float((law - target).abs().sum()) / 2 > 0.25 and float((found - target).abs().sum()) / 2 < 0.08
+    assert float((law - target).abs().sum()) / 2 > 0.25 and float((results - target).abs().sum()) / 2 < 0.08
 
 
 def test_guidance_alone_raises_the_score_and_known_elements_stay() -> None:
@@ -271,8 +271,8 @@ def test_guidance_alone_raises_the_score_and_known_elements_stay() -> None:
     gaps[:, 1], x[:, 1] = False, 2
     drawn = {strength: STEERED["guidance"](Denoiser(model, PROCESS), x, gaps, PROCESS, Smooth(), strength, steps=8,
                                            generator=torch.Generator().manual_seed(0))[0] for strength in (1e6, 0.1)}
-    assert all(bool((each[:, 1] == 2).all()) for each in drawn.values())
-    weak, strong = (float(SCORES[sequence_index(each, V)].mean()) for each in drawn.values())
+    assert all(bool((value[:, 1] == 2).all()) for value in drawn.values())
+    weak, strong = (float(SCORES[sequence_index(value, V)].mean()) for value in drawn.values())
     assert strong > weak + 0.1
 
 
@@ -285,10 +285,10 @@ def test_what_is_told_counts_for_more(backbone: str) -> None:
     told, untold = predict(x, t), predict(torch.where(labels, 0, x), t)
     assert (told - untold)[x == V].abs().max().item() > 0.05
     for weight in (0.0, 1.0, 3.0):
-        found = classifier_free(predict, labels, 0, weight)(x, t)
-        wanted = (told.exp() ** weight * untold.exp() ** (1 - weight))[x == V]
-        torch.testing.assert_close(found.exp()[x == V], wanted / wanted.sum(-1, keepdim=True))
-        assert torch.equal(found[x != V].argmax(-1), x[x != V]) and not bool(found.isnan().any())
+        result = classifier_free(predict, labels, 0, weight)(x, t)
+        expected = (told.exp() ** weight * untold.exp() ** (1 - weight))[x == V]
+        torch.testing.assert_close(result.exp()[x == V], expected / expected.sum(-1, keepdim=True))
+        assert torch.equal(result[x != V].argmax(-1), x[x != V]) and not bool(result.isnan().any())
     drawn, _ = ancestral(classifier_free(predict, labels, 0, 3.0), x, x == V, PROCESS, steps=4)
     assert bool((drawn < V).all()) and torch.equal(drawn[x != V], x[x != V])
 
@@ -336,10 +336,10 @@ def test_the_head_is_scikit_learns_ridge() -> None:
     features = torch.randn(40, 5, generator=generator, dtype=torch.float64)
     targets = features @ torch.arange(5.0).double() + torch.randn(40, generator=generator, dtype=torch.float64) + 3
     head = RidgeHead.fit(features, targets, 1e-2)
-    theirs = linear.Ridge(alpha=1e-2 * float(features.square().sum()) / 40, fit_intercept=False)
+    reference = linear.Ridge(alpha=1e-2 * float(features.square().sum()) / 40, fit_intercept=False)
     standard = (targets - targets.mean()) / targets.std(correction=0)
-    theirs.fit(features.numpy(), standard.numpy())
-    torch.testing.assert_close(head.standard(features), torch.from_numpy(theirs.predict(features.numpy())))
+    reference.fit(features.numpy(), standard.numpy())
+    torch.testing.assert_close(head.standard(features), torch.from_numpy(reference.predict(features.numpy())))
     torch.testing.assert_close(head(features), head.standard(features) * targets.std(correction=0) + targets.mean())
 
 
@@ -366,8 +366,8 @@ def test_an_encoder_reads_rows_as_the_backbone_reads_ids(backbone: str) -> None:
     model, letters = stack(backbone, vocabulary=9, two=backbone != "mamba").float(), [4, 2, 7]
     encoder, ids = Encoder(model, 9, letters, before=[8]), torch.tensor([[0, 1, 2, 2], [2, 0, 1, 1]])
     lengths = torch.tensor([4, 2])
-    found = encoder(F.one_hot(ids, 3).float(), lengths)
-    for row, length, features in zip(ids, lengths.tolist(), found):
+    results = encoder(F.one_hot(ids, 3).float(), lengths)
+    for row, length, features in zip(ids, lengths.tolist(), results):
         known = torch.tensor([[8, *(letters[i] for i in row[:length])]])
         torch.testing.assert_close(model(known).hidden[0, 1:].mean(0), features, atol=1e-5, rtol=1e-5)
     rows = F.one_hot(ids, 3).float().requires_grad_()
@@ -384,8 +384,8 @@ def test_a_network_learns_to_score(network: str) -> None:
     batch = scored_batch(EVERY, scores)
     learn(model, lambda step: batch, 60, rate=0.03, objective=SquaredError())
     oracle = NetworkOracle(model)
-    found = oracle(F.one_hot(EVERY, V).float())
-    assert float((found - scores).square().mean()) < 0.5 * float(scores.var())
+    results = oracle(F.one_hot(EVERY, V).float())
+    assert float((results - scores).square().mean()) < 0.5 * float(scores.var())
     table = TableOracle(scores, V)(F.one_hot(EVERY, V).float())
     assert torch.equal(table, scores)
 
@@ -412,9 +412,9 @@ def table(rows: int = 12, width: int = 5, seed: int = 0) -> tuple[Tensor, Tensor
 @given(st.integers(1, 7), st.integers(0, 99))
 def test_the_backward_loss_by_a_direct_solution(designs: int, seed: int) -> None:
     features, targets = table()
-    found = Bidirectional.of(features, targets, strength=1e-3)
+    result = Bidirectional.of(features, targets, strength=1e-3)
     design = torch.randn(2, designs, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    for each, loss in zip(design, found.backward_loss(design)):
+    for each, loss in zip(design, result.backward_loss(design)):
         kernel = each @ each.T
         penalty = 1e-3 * torch.trace(kernel) / designs * torch.eye(designs)
         guess = features @ each.T @ torch.linalg.solve(kernel + penalty, torch.full((designs,), 10.0).double())
@@ -475,9 +475,9 @@ def test_each_design_moves_alone() -> None:
     for options in ({"mix": "adaptive"}, {"mix": "adaptive", "adaptive_rate": True}, {"mix": 0.3}):
         offline, _, begin = problem(**options)  # type: ignore[arg-type]
         together = soft(begin)
-        alone = soft(begin[2:3])
-        alone.logits = together.logits[2:3].clone()
-        torch.testing.assert_close(offline(together).logits[2:3], offline(alone).logits, atol=1e-8, rtol=1e-6)
+        single = soft(begin[2:3])
+        single.logits = together.logits[2:3].clone()
+        torch.testing.assert_close(offline(together).logits[2:3], offline(single).logits, atol=1e-8, rtol=1e-6)
 
 
 def test_hard_rows_have_the_features_of_what_is_decoded() -> None:
@@ -534,13 +534,13 @@ def test_reports() -> None:
     report = percentile_report(torch.tensor([1.0, 2.0, 4.0]), 0.0, 4.0)
     assert (report.best, report.median, report.mean) == (1.0, 0.5, pytest.approx(7 / 12))
     ids = torch.tensor([[0, 1, 2], [0, 1, 2], [0, 2, 2], [1, 1, 1]])
-    found = diversity(ids, V, k=2, natural=ids)
+    results = diversity(ids, V, k=2, natural=ids)
     pairs = [sum(a != b for a, b in zip(x, y)) / 3 for x, y in itertools.combinations(ids.tolist(), 2)]
-    assert found["apart"] == pytest.approx(sum(pairs) / len(pairs)) and found["k-mers"] == pytest.approx(1)
-    assert found["distinct"] == 0.75 and found["entropy"] == pytest.approx(0.5 * math.log(4) + 0.5 * math.log(2))
+    assert results["apart"] == pytest.approx(sum(pairs) / len(pairs)) and results["k-mers"] == pytest.approx(1)
+    assert results["distinct"] == 0.75 and results["entropy"] == pytest.approx(0.5 * math.log(4) + 0.5 * math.log(2))
 
 
-@pytest.mark.parametrize(("what", "says"), [
+@pytest.mark.parametrize(("what", "message"), [
     (lambda: GumbelRollout(0), "at least one step"), (lambda: GumbelRollout(kl="other"), "path, released"),
     (lambda: RewardFineTuning(Smooth(), stack(), -1.0), "0 or more"),
     (lambda: STEERED["smc"](None, *start(5), PROCESS, Smooth(), particles=2), "whole groups"),
@@ -549,8 +549,8 @@ def test_reports() -> None:
     (lambda: SoftDesign(torch.tensor([[5]]), V), "none of the 3 letters"),
     (lambda: percentile_report(torch.ones(3), 1.0, 1.0), "span nothing"),
     (lambda: RidgeHead.fit(torch.ones(1, 2), torch.ones(1)), "at least 2")])
-def test_mistakes(what: partial[object], says: str) -> None:
-    with pytest.raises(SegueError, match=says):
+def test_mistakes(what: partial[object], message: str) -> None:
+    with pytest.raises(SegueError, match=message):
         what()
 
 

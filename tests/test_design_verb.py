@@ -63,44 +63,44 @@ def capsids(path: Path, rows: int = 200) -> Path:
 @pytest.mark.parametrize("mixer", ("mamba", "attention"))
 def test_designs_are_new_and_better_than_the_table(mixer: str) -> None:
     measured = weak()
-    found = design(model(mixer=mixer), measured, 20, steps=30)
-    words = [row["sequence"] for row in found.rows]
+    result = design(model(mixer=mixer), measured, 20, steps=30)
+    words = [row["sequence"] for row in result.rows]
     assert len(words) == len(set(words)) == 20 and not {word for word, _ in measured} & set(words)
     assert sum(map(seen, words)) / 20 > 3 and max(map(seen, words)) >= 5
-    predicted = [row["predicted_score"] for row in found.rows]
+    predicted = [row["predicted_score"] for row in result.rows]
     assert predicted == sorted(predicted, reverse=True)
-    for row in found.rows:
+    for row in result.rows:
         assert row["changes"] == sum(a != b for a, b in zip(row["sequence"], row["start"]))
         assert row["start_score"] == seen(row["start"])
-    assert found.values["correlation"] > 0.5 and found.values["positions"] == [1, 2, 3, 4, 5, 6]
+    assert result.values["correlation"] > 0.5 and result.values["positions"] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("by", BY[1:])
 def test_a_diffusion_model_designs_too(by: str) -> None:
     measured, fitted = weak(), model(mixer="mamba" if by == "fine-tune" else "attention", diffusion=True)
     before = [p.clone() for p in fitted.model.parameters()]
-    found = design(fitted, measured, 12, by, steps=4, strength=1.0)
-    words = [row["sequence"] for row in found.rows]
+    result = design(fitted, measured, 12, by, steps=4, strength=1.0)
+    words = [row["sequence"] for row in result.rows]
     assert len(set(words)) == len(words) == 12 and set("".join(words)) <= set("ACGT")
     assert sum(map(seen, words)) / 12 > (1.6 if by == "fine-tune" else 2.2)
     assert all(torch.equal(a, b) and b.requires_grad for a, b in zip(before, fitted.model.parameters()))
 
 
 def test_lower_scores_can_be_better() -> None:
-    found = design(model(), [(word, -value) for word, value in weak()], 10, lower=True, steps=20)
-    words = [row["sequence"] for row in found.rows]
+    result = design(model(), [(word, -value) for word, value in weak()], 10, lower=True, steps=20)
+    words = [row["sequence"] for row in result.rows]
     assert sum(map(seen, words)) / 10 > 3.2
-    assert found.rows[0]["predicted_score"] <= found.rows[-1]["predicted_score"] < 0
-    assert found.values["least"] == -3 and found.values["most"] == 0
+    assert result.rows[0]["predicted_score"] <= result.rows[-1]["predicted_score"] < 0
+    assert result.values["least"] == -3 and result.values["most"] == 0
 
 
 def test_sequences_of_different_lengths() -> None:
     measured = [(word + "A" * (i % 3), value) for i, (word, value) in enumerate(weak())]
     for fitted, by in ((model(), BY[0]), (model(mixer="attention", diffusion=True), "smc"),
                        (model(mixer="attention", diffusion=True), "fine-tune")):
-        found = design(fitted, measured, 5, by, steps=2)
-        assert len(found.rows) == 5
-        assert all(len(row["sequence"]) == len(row["start"]) for row in found.rows)
+        result = design(fitted, measured, 5, by, steps=2)
+        assert len(result.rows) == 5
+        assert all(len(row["sequence"]) == len(row["start"]) for row in result.rows)
 
 
 def test_the_command_proposes_proteins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,8 +157,8 @@ def test_a_table_of_binding_needs_the_name_of_its_score(tmp_path: Path, capsys: 
     table = binding(tmp_path / "SIX6.txt.gz")
     with pytest.raises(SegueError, match=r"which column has the scores.*score="):
         design(model(), table)
-    found = design(model(), table, 5, score="E-score", steps=3)
-    assert len(found.rows) == 5 and "sequences from column '8-mer', scores from column 'E-score'" in found.notes[0]
+    result = design(model(), table, 5, score="E-score", steps=3)
+    assert len(result.rows) == 5 and "sequences from column '8-mer', scores from column 'E-score'" in result.notes[0]
     folder = model().save(tmp_path / "model")
     with pytest.raises(SystemExit) as end:
         cli.main(["design", str(folder), "--scores", str(table)])
@@ -170,31 +170,31 @@ def test_rows_that_cannot_be_used_are_told_and_repeats_averaged(tmp_path: Path) 
     rows = [f"{word},{value}" for word, value in weak(60)]
     table = tmp_path / "table.csv"
     table.write_text("\n".join(["seq,fitness", *rows, "AC?GTT,3", "ACGTTA,", ",4", rows[0].split(",")[0] + ",2.0"]))
-    found = design(model(), table, 3, steps=2)
-    assert any("3 of" in note and "left out" in note and "line" in note for note in found.notes)
-    assert found.values["measured"] == len(rows)
+    result = design(model(), table, 3, steps=2)
+    assert any("3 of" in note and "left out" in note and "line" in note for note in result.notes)
+    assert result.values["measured"] == len(rows)
     measured = Measured.of([[1, 2]] * 2 + [[i, 0] for i in range(30)], [1.0, 3.0, *range(30)])
     assert float(measured.scores[0]) == 2.0
 
 
 def test_scores_that_nothing_predicts_are_said_to_be_so() -> None:
     generator = torch.Generator().manual_seed(0)
-    found = design(model(), [(word, float(torch.rand((), generator=generator))) for word, _ in weak(80)], 3, steps=2)
-    assert any("little better than a guess" in note for note in found.notes)
+    result = design(model(), [(word, float(torch.rand((), generator=generator))) for word, _ in weak(80)], 3, steps=2)
+    assert any("little better than a guess" in note for note in result.notes)
 
 
 def test_scores_of_which_one_half_sees_a_single_value() -> None:
     words = [word for word, _ in weak(80)]
-    found = design(model(), [(word, float(i == 3)) for i, word in enumerate(words)], 3, steps=2)
-    assert found.values["correlation"] == 0 and len(found.rows) == 3
+    result = design(model(), [(word, float(i == 3)) for i, word in enumerate(words)], 3, steps=2)
+    assert result.values["correlation"] == 0 and len(result.rows) == 3
 
 
-@pytest.mark.parametrize(("options", "says"), [
+@pytest.mark.parametrize(("options", "message"), [
     ({"by": "luck"}, "choose from bidirectional, fine-tune"), ({"by": "smc"}, "fit one with objective diffusion"),
     ({"n": 0}, "n must be more than 0"), ({"changes": 0}, "changes must be more"), ({"strength": 0.0}, "strength must"),
     ({"positions": "5-9"}, "'5-9' is no place"), ({"positions": "x"}, "from 1 to 6")])
-def test_mistakes(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(SegueError, match=says):
+def test_mistakes(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SegueError, match=message):
         design(model(), weak(60), **options)
 
 

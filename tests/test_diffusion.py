@@ -135,10 +135,10 @@ def test_posteriors_by_matrices(name: str, before: float, step: float, seed: int
             kept = chances > 0
             expected = (chances[kept] / made[kept]) @ (chain(before)[:V][kept] * chain(step)[:, x])
             times = [torch.tensor(time, dtype=torch.float64) for time in (now, before)]
-            found = process.posterior(chances.log(), torch.tensor(x), *times).exp()
-            torch.testing.assert_close(found, expected)
-            assert float(found.sum()) == pytest.approx(1)
-            torch.testing.assert_close(Process.posterior(process, chances.log(), torch.tensor(x), *times).exp(), found)
+            result = process.posterior(chances.log(), torch.tensor(x), *times).exp()
+            torch.testing.assert_close(result, expected)
+            assert float(result.sum()) == pytest.approx(1)
+            torch.testing.assert_close(Process.posterior(process, chances.log(), torch.tensor(x), *times).exp(), result)
 
 
 def test_noise_comes_at_its_rate() -> None:
@@ -154,15 +154,15 @@ def test_subs() -> None:
     likeliest id."""
     logits, x = torch.randn(2, 5, V + 1, dtype=torch.float64, requires_grad=True), torch.tensor([[0, V, 2, V, 1]] * 2)
     before = logits.detach().clone()
-    found = subs_log_probabilities(logits, x, V)
-    assert found.shape[-1] == V and torch.equal(logits, before)
-    torch.testing.assert_close(found.exp().sum(-1), torch.ones(2, 5, dtype=torch.float64))
-    assert bool((found.exp()[x < V] == F.one_hot(x[x < V], V)).all())
-    (found[x == V] * torch.randn(V)).sum().backward()
+    result = subs_log_probabilities(logits, x, V)
+    assert result.shape[-1] == V and torch.equal(logits, before)
+    torch.testing.assert_close(result.exp().sum(-1), torch.ones(2, 5, dtype=torch.float64))
+    assert bool((result.exp()[x < V] == F.one_hot(x[x < V], V)).all())
+    (result[x == V] * torch.randn(V)).sum().backward()
     assert logits.grad is not None and bool(logits.grad.isfinite().all())
     assert not bool(logits.grad[x < V].any()) and bool(logits.grad[x == V][:, :V].any())
     soft = 0.6 * F.one_hot(x, V + 1) + 0.4 / (V + 1)
-    torch.testing.assert_close(subs_log_probabilities(logits, soft, V), found)
+    torch.testing.assert_close(subs_log_probabilities(logits, soft, V), result)
 
 
 # Losses and bounds.
@@ -183,8 +183,8 @@ def test_the_bound_is_the_entropy_by_enumeration() -> None:
 
 def within(values: list[float] | Tensor, expected: float, errors: float = 3.0) -> bool:
     """Whether the mean is within so many of its standard errors."""
-    found = torch.as_tensor(values, dtype=torch.float64)
-    return abs(float(found.mean()) - expected) < errors * float(found.std()) / math.sqrt(len(found))
+    result = torch.as_tensor(values, dtype=torch.float64)
+    return abs(float(result.mean()) - expected) < errors * float(result.std()) / math.sqrt(len(result))
 
 
 @pytest.mark.parametrize("name", NOISES)
@@ -210,16 +210,16 @@ def test_random_orders() -> None:
 def test_score_entropy_is_the_masked_bound(backbone: str) -> None:
     """Through the link the two losses are one, gradients included."""
     model, tokens = stack(backbone, depth=1).double(), torch.randint(7, (4, 9))
-    batch, found = Batch(tokens, tokens.masked_fill(torch.rand(4, 9) < 0.2, -1)), []
+    batch, result = Batch(tokens, tokens.masked_fill(torch.rand(4, 9) < 0.2, -1)), []
     for objective in (MaskedDiffusion(NoiseSchedule()), ScoreEntropy(AbsorbingProcess(7))):
         torch.manual_seed(2)
         model.zero_grad()
         loss = objective(model, batch)
         loss.total.backward()
         assert loss.count == batch.count
-        found.append((loss.total.detach(), model.embedding.weight.grad.clone()))  # type: ignore[union-attr]
-    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-13, atol=0)
-    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-10, atol=1e-12)
+        result.append((loss.total.detach(), model.embedding.weight.grad.clone()))  # type: ignore[union-attr]
+    torch.testing.assert_close(result[0][0], result[1][0], rtol=1e-13, atol=0)
+    torch.testing.assert_close(result[0][1], result[1][1], rtol=1e-10, atol=1e-12)
 
 
 @settings(max_examples=25, deadline=None)
@@ -238,13 +238,13 @@ def test_score_entropy_by_loops(name: str, kept: float, seed: int) -> None:
     def chance(y: int, of: int) -> float:
         return kept * (y == of) + (1 - kept) * float(rest[y])
 
-    for at, found in enumerate(score_entropy(process, scores, x, clean, now)):
+    for at, results in enumerate(score_entropy(process, scores, x, clean, now)):
         total = 0.0
         for y in range(V):
             if y != int(x[at]):
                 ratio, s = chance(y, int(clean[at])) / chance(int(x[at]), int(clean[at])), float(scores[at, y])
                 total += float(rest[x[at]]) * (math.exp(s) - (ratio * (s + 1 - math.log(ratio)) if ratio else 0))
-        assert float(found) == pytest.approx(total)
+        assert float(results) == pytest.approx(total)
     if name == "uniform":
         true = process.ratios(x, clean, now).log()
         none = torch.zeros_like(now)
@@ -264,9 +264,9 @@ def test_many_steps_are_continuous_time(name: str) -> None:
         objective = StepwiseDiffusion(process, steps=steps)
         values = [float(objective(model, drawn(500, seed)).total) / 500 for seed in range(40)]
         means[steps] = sum(values) / len(values)
-    apart = -sum(float((EVERY[:, i] == v).double() @ JOINT) * math.log(float((EVERY[:, i] == v).double() @ JOINT))
-                 for i in range(L) for v in range(V))
-    assert means[1] == pytest.approx(apart, rel=0.02)  # all at once: each element apart from the others
+    separate = -sum(float((EVERY[:, i] == v).double() @ JOINT) * math.log(float((EVERY[:, i] == v).double() @ JOINT))
+                    for i in range(L) for v in range(V))
+    assert means[1] == pytest.approx(separate, rel=0.02)  # all at once: each element apart from the others
     assert means[1] > means[8] > ENTROPY
     assert within(values, ENTROPY + 0.003 * ENTROPY, 3.5)
     entropy = ScoreEntropy(process, NoiseSchedule(least=1e-4), earliest=1e-4)
@@ -297,10 +297,10 @@ def law(sampler: Callable[..., Any], process: Process, rows: int = 3000, **optio
     predict = Denoiser(Exact(process), process)
     x, _ = sampler(predict, torch.zeros(rows, L, dtype=torch.long), torch.ones(rows, L, dtype=torch.bool), process,
                    generator=torch.Generator().manual_seed(7), **options)
-    found = np.bincount((x * V ** torch.arange(L - 1, -1, -1)).sum(1).numpy(), minlength=len(EVERY))
+    results = np.bincount((x * V ** torch.arange(L - 1, -1, -1)).sum(1).numpy(), minlength=len(EVERY))
     expected = rows * JOINT.numpy()
     few = expected < 5  # taken together
-    return float(chisquare([*found[~few], found[few].sum()], [*expected[~few], expected[few].sum()]).pvalue)
+    return float(chisquare([*results[~few], results[few].sum()], [*expected[~few], expected[few].sum()]).pvalue)
 
 
 def test_laws_of_samplers() -> None:
@@ -317,8 +317,8 @@ def test_what_is_known_stays_and_caching_changes_nothing() -> None:
     predict, x = Denoiser(Exact(process), process), drawn(20).tokens
     gaps = torch.rand(x.shape, generator=generator) < 0.5
     for sampler in SAMPLERS.values():
-        found, passes = sampler(predict, x, gaps, process, steps=200, generator=generator)
-        assert torch.equal(found[~gaps], x[~gaps]) and int(found.max()) < V and passes <= 200
+        result, passes = sampler(predict, x, gaps, process, steps=200, generator=generator)
+        assert torch.equal(result[~gaps], x[~gaps]) and int(result.max()) < V and passes <= 200
         untouched, passes = sampler(predict, x, gaps & False, process, steps=5, generator=generator)
         assert torch.equal(untouched, x) and passes == 0
     plain, cached = (ancestral(predict, x[:2], gaps[:2], process, 200, torch.Generator().manual_seed(3), cached=each)
@@ -326,9 +326,9 @@ def test_what_is_known_stays_and_caching_changes_nothing() -> None:
     assert torch.equal(plain[0], cached[0]) and cached[1] <= int(gaps[:2].sum()) < plain[1]
     known = JOINT * (EVERY[:, 0] == 1) * (EVERY[:, 3] == 2)  # the middle between what is known on both sides
     between = torch.tensor([[1, 0, 0, 2]]).expand(3000, L)
-    found, _ = first_hitting(predict, between, torch.tensor([[False, True, True, False]]).expand(3000, L), process,
-                             generator=generator)
-    counts = np.bincount((found * V ** torch.arange(L - 1, -1, -1)).sum(1).numpy(), minlength=len(EVERY))[known > 0]
+    result, _ = first_hitting(predict, between, torch.tensor([[False, True, True, False]]).expand(3000, L), process,
+                              generator=generator)
+    counts = np.bincount((result * V ** torch.arange(L - 1, -1, -1)).sum(1).numpy(), minlength=len(EVERY))[known > 0]
     assert chisquare(counts, 3000 * (known / known.sum())[known > 0].numpy()).pvalue > 1e-3
 
 
@@ -347,9 +347,9 @@ def test_a_taught_model_fills_gaps_and_goes_on(backbone: str) -> None:
           objective=MaskedDiffusion(), muon=True)
     rows = [[7, 7, 2, 3, 7, 7, 6, 7, 7, 7], [7, 5, 6, 7, 7, 2], [0, 1]]
     for sampler in SAMPLERS:
-        found = fill(model, rows, sampler, steps=8, temperature=0.0)
-        assert [each.tokens for each in found] == [[i % 7 for i in range(10)], [4, 5, 6, 0, 1, 2], [0, 1]]
-        assert found[2].entropy == 0 and found[0].entropy > 1
+        results = fill(model, rows, sampler, steps=8, temperature=0.0)
+        assert [each.tokens for each in results] == [[i % 7 for i in range(10)], [4, 5, 6, 0, 1, 2], [0, 1]]
+        assert results[2].entropy == 0 and results[0].entropy > 1
     assert fill(model, rows, seed=3) == fill(model, rows, seed=3)
     answers = go_on(model, [[1, 2, 3, 4], [5, 6]], 9, block=3, context=10, temperature=0.0)
     assert [answer.tokens for answer in answers] == [[(5 + i) % 7 for i in range(9)], [i % 7 for i in range(9)]]
@@ -379,28 +379,28 @@ def test_a_model_that_is_told_the_time() -> None:
 def test_soft_rows_of_one_id_are_that_id(backbone: str) -> None:
     model, tokens = stack(backbone).double(), torch.randint(8, (2, 9))
     rows = F.one_hot(tokens, 8).double().requires_grad_()
-    found = model(rows).logits
-    torch.testing.assert_close(found, model(tokens).logits, rtol=1e-12, atol=1e-12)
-    found.square().sum().backward()
+    result = model(rows).logits
+    torch.testing.assert_close(result, model(tokens).logits, rtol=1e-12, atol=1e-12)
+    result.square().sum().backward()
     assert rows.grad is not None and bool(rows.grad.any())
 
 
 def test_what_cannot_be_asked() -> None:
     model = stack()
-    for rows, options, says in (
+    for rows, options, message in (
             ([], {}, "at least one row"), ([[]], {}, "none of them empty"), ([[8]], {}, "none of the 7 elements"),
             ([[7]], {"steps": 0}, "at least one step"), ([[7]], {"temperature": -1.0}, "temperature 0 or above"),
             ([[7]], {"sampler": "mask"}, "'mask' is unknown"), ([[5]], {"elements": 5}, "is told the time")):
-        with pytest.raises(SegueError, match=says):
+        with pytest.raises(SegueError, match=message):
             fill(model, rows, **options)  # type: ignore[arg-type]
     for more in ({"block": 0}, {"block": 8, "context": 8}, {"n": 0}):
         with pytest.raises(SegueError, match="block"):
             go_on(model, [[1]], **{"n": 4, **more})  # type: ignore[arg-type]
-    for make, says in ((partial(NoiseSchedule, "log"), "schedule 'log'"),
-                       (partial(NoiseSchedule, least=0.0), "least 0.0"),
-                       (partial(AbsorbingProcess, 0), "at least one element"),
-                       (partial(NoiseSchedule().grid, 0), "at least one step")):
-        with pytest.raises(SegueError, match=says):
+    for make, message in ((partial(NoiseSchedule, "log"), "schedule 'log'"),
+                          (partial(NoiseSchedule, least=0.0), "least 0.0"),
+                          (partial(AbsorbingProcess, 0), "at least one element"),
+                          (partial(NoiseSchedule().grid, 0), "at least one step")):
+        with pytest.raises(SegueError, match=message):
             make()
     assert sample_entropy([1, 1, 2, 2]) == pytest.approx(math.log(2)) and sample_entropy([3]) == 0
 
@@ -436,12 +436,12 @@ def test_straight_through() -> None:
     best = F.one_hot(scores.argmax(-1), 4).double()
     hard = straight_through(best, soft(scores))
     assert torch.equal(hard.detach(), best)
-    found, = torch.autograd.grad((hard * weights).sum(), scores)
+    results, = torch.autograd.grad((hard * weights).sum(), scores)
     for at in itertools.product(range(5), range(4)):
         step = torch.zeros_like(scores)
         step[at] = 1e-6
         slope = ((soft(scores + step) - soft(scores - step)).detach() * weights).sum() / 2e-6
-        assert float(found[at]) == pytest.approx(float(slope), abs=1e-7)
+        assert float(results[at]) == pytest.approx(float(slope), abs=1e-7)
     rough = torch.randn(9, dtype=torch.float32)
     assert torch.equal(straight_through(rough, torch.randn(9) * 1e6), rough)
 
@@ -499,9 +499,9 @@ def test_the_bound_of_a_store() -> None:
     model = stack(vocabulary=8).double().eval()
     random = np.random.default_rng(0)
     documents = [random.integers(0, 7, length).astype(np.int32) for length in (5, 9, 2, 30)]
-    found = score_bound(model, Arrays(documents), 12, rows=3, draws=300)
-    assert found.counts.tolist() == [4, 8, 1, 29]
-    for document, nats in zip(documents[:3], found.nats):
+    result = score_bound(model, Arrays(documents), 12, rows=3, draws=300)
+    assert result.counts.tolist() == [4, 8, 1, 29]
+    for document, nats in zip(documents[:3], result.nats):
         clean = torch.from_numpy(document[1:].astype(np.int64))[None]
         expected = any_order_nll(Denoiser(model, AbsorbingProcess(7)), clean, clean >= 0, 7, draws=300, seed=9)
         assert nats == pytest.approx(float(expected), rel=0.03)

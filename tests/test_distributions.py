@@ -74,8 +74,8 @@ def test_groups_are_the_nearest_centres() -> None:
     crowded = draw.normal(size=(200, 2))
 
     def squares(tries: int) -> float:
-        found = k_means(crowded, 12, tries=tries)
-        return sum(float(np.square(crowded[found == i] - crowded[found == i].mean(0)).sum()) for i in set(found))
+        results = k_means(crowded, 12, tries=tries)
+        return sum(float(np.square(crowded[results == i] - crowded[results == i].mean(0)).sum()) for i in set(results))
 
     assert squares(8) < squares(1)  # the first try is one of the eight
 

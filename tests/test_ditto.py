@@ -69,31 +69,31 @@ def test_by_hand() -> None:
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(0, 99), st.integers(1, 3))
 def test_a_sentence_is_repeated_with_the_one_before_it(text: list[int], seed: int, together: int) -> None:
     row = torch.tensor(text)
-    found = repeat_sentence(row, END, np.random.default_rng(seed), together)
+    result = repeat_sentence(row, END, np.random.default_rng(seed), together)
     ends = [i for i, token in enumerate(text) if token == END]
     choices = [(text[a + 1 : b], text[b:c]) for a, b in zip(ends, ends[1:]) for c in ends
                if c > b and text[b:c].count(END) <= together]
     choices = [(before, said) for before, said in choices if len(said) > 1 and len(before) + 2 * len(said) <= len(text)]
-    if found is None:
+    if result is None:
         assert not choices
         return
-    said = row[found.places].tolist()
+    said = row[result.places].tolist()
     assert len(said) == len(text) + 1
     assert said in [(before + sentence * len(text))[: len(text) + 1] for before, sentence in choices]
-    assert said[found.begin : -found.period] == said[found.begin + found.period :]
-    assert 1 <= said[found.begin : found.begin + found.period].count(END) <= together
+    assert said[result.begin : -result.period] == said[result.begin + result.period :]
+    assert 1 <= said[result.begin : result.begin + result.period].count(END) <= together
 
 
 def test_what_is_drawn_belongs_to_the_step() -> None:
     text = torch.randint(0, 5, (1, 60))
-    batch, objective, found = Batch(text, text.roll(-1, 1)), DecayedRepetition(END), set()
+    batch, objective, result = Batch(text, text.roll(-1, 1)), DecayedRepetition(END), set()
     for seed in range(12):
         torch.manual_seed(seed)
         torch.rand(seed)  # what was drawn before in this step changes nothing
-        found.add(tuple(objective.repeat(batch)[0].tokens[0].tolist()))
+        result.add(tuple(objective.repeat(batch)[0].tokens[0].tolist()))
         torch.manual_seed(seed)
-        assert tuple(objective.repeat(batch)[0].tokens[0].tolist()) in found
-    assert len(found) > 3
+        assert tuple(objective.repeat(batch)[0].tokens[0].tolist()) in result
+    assert len(result) > 3
 
 
 def test_gradients() -> None:
@@ -109,9 +109,9 @@ def test_gradients() -> None:
         return -(1 - (x - 0.5 * shifted).abs()).log() * (period > 0)
 
     assert torch.autograd.gradcheck(penalty, chance)
-    wanted, = torch.autograd.grad(penalty(chance).sum(), chance)
+    expected, = torch.autograd.grad(penalty(chance).sum(), chance)
     actual, = torch.autograd.grad((objective.penalty(chance, period) * (period > 0)).sum(), chance)
-    torch.testing.assert_close(actual, wanted)
+    torch.testing.assert_close(actual, expected)
     assert not actual[0, :4].any() and actual[0, 4:].all()  # places 1 to 3 are only ever compared with
 
 
@@ -213,8 +213,8 @@ def test_shares_and_gamma_are_checked() -> None:
 @given(st.lists(st.integers(0, 3), max_size=30), st.integers(1, 5))
 def test_repetition_counts_ngrams(text: list[int], n: int) -> None:
     """Parity check 5: against plain sets and lists."""
-    found = [tuple(text[i : i + n]) for i in range(len(text) - n + 1)]
-    assert repetition(text, n) == pytest.approx(1 - len(set(found)) / len(found) if found else 0.0)
+    results = [tuple(text[i : i + n]) for i in range(len(text) - n + 1)]
+    assert repetition(text, n) == pytest.approx(1 - len(set(results)) / len(results) if results else 0.0)
 
 
 def test_reinforcement_by_hand() -> None:
@@ -227,8 +227,8 @@ def test_reinforcement_by_hand() -> None:
         chance.append(said)
         rises.append(said > said[0])
         wins.append(p.argmax(-1) == np.array(sentence))
-    found = reinforcement(model, texts, 4)
-    for ours, naive in ((found.chance, chance), (found.risen, rises), (found.chosen, wins)):
-        np.testing.assert_allclose(ours, np.concatenate(naive, 1).mean(1))
+    result = reinforcement(model, texts, 4)
+    for actual, naive in ((result.chance, chance), (result.risen, rises), (result.chosen, wins)):
+        np.testing.assert_allclose(actual, np.concatenate(naive, 1).mean(1))
     inner = reinforcement(model, texts, 4, slice(1, None))
     np.testing.assert_allclose(inner.chance, np.concatenate([said[:, 1:] for said in chance], 1).mean(1))

@@ -106,8 +106,8 @@ def test_an_untrained_head_says_what_the_base_says(kind: str) -> None:
     output = model(torch.arange(8)[None])
     heads = DraftHeads.for_base(model, **KINDS[kind])
     for k in range(1, 5):
-        ours = heads.logits(k, heads.condition(output.hidden), torch.ones(1, 8, k).long())
-        torch.testing.assert_close(ours, output.logits)
+        actual = heads.logits(k, heads.condition(output.hidden), torch.ones(1, 8, k).long())
+        torch.testing.assert_close(actual, output.logits)
 
 
 @pytest.mark.parametrize("many", [True, False])
@@ -126,8 +126,8 @@ def test_heads_begin_as_the_nearest_linear_map(kind: str, many: bool) -> None:
         z = hidden[:, :length]
         if heads.config.sequential:
             z = torch.cat([z, model.embedding(said[:, :, :k]).flatten(2)], -1)
-        wanted = hidden[:, k : k + length].flatten(0, 1)
-        nearest = torch.linalg.lstsq(z.flatten(0, 1), wanted, driver="gelsd").solution
+        expected = hidden[:, k : k + length].flatten(0, 1)
+        nearest = torch.linalg.lstsq(z.flatten(0, 1), expected, driver="gelsd").solution
         scores = heads.logits(k, heads.condition(hidden[:, :length]), said[:, :, :k]).flatten(0, 1)
         torch.testing.assert_close(scores, model.head(z.flatten(0, 1) @ nearest), atol=0.01, rtol=0.01)
     before = {name: tensor.clone() for name, tensor in heads.state_dict().items()}
@@ -186,8 +186,8 @@ def test_compiled_heads_are_the_heads(kind: str, tables: bool, monkeypatch: pyte
                 shown = one[:, -1:]
                 for k, begun in enumerate(fast.project_condition(shown), 1):
                     scores = heads.logits(k, shown.expand(2, 4, 16), said[..., :k])
-                    found = fast.logits(k, begun, said[..., :k]).expand_as(scores)
-                    assert float((scores - found).norm() / scores.norm()) < tolerance
+                    results = fast.logits(k, begun, said[..., :k]).expand_as(scores)
+                    assert float((scores - results).norm() / scores.norm()) < tolerance
     assert isinstance(HeadsDraft(heads).reader, CompiledHeads) == is_warm()
 
 
@@ -267,8 +267,8 @@ def test_scores_at_the_nodes_are_those_of_the_paths() -> None:
                               torch.tensor([[-1, *(parent + 1 for parent in tree.parents)]]))
         for node in range(len(tree)):
             path = [tree.tokens[each] for each in tree.path(node)]
-            alone = model(torch.tensor([[*text, *path]])).logits[0, -1]
-            torch.testing.assert_close(output.logits[0, node + 1], alone)
+            single = model(torch.tensor([[*text, *path]])).logits[0, -1]
+            torch.testing.assert_close(output.logits[0, node + 1], single)
 
 
 def test_heads_draft_together_with_others() -> None:

@@ -54,22 +54,22 @@ def stack(mixer: str, both: bool, seed: int = 0) -> Stack:
 def test_a_vector_is_that_of_the_row_alone(mixer: str, both: bool, seed: int, sizes: list[int]) -> None:
     model, draw = stack(mixer, both), np.random.default_rng(seed)
     rows = [draw.integers(VOCABULARY - 1, size=n) for n in sizes]
-    found = {pool: embed(model, rows, pool, begin=VOCABULARY - 1) for pool in embedding.POOLS}
+    results = {pool: embed(model, rows, pool, begin=VOCABULARY - 1) for pool in embedding.POOLS}
     for index, row in enumerate(rows):
         tokens = torch.tensor([[VOCABULARY - 1, *row]])
         with torch.no_grad():
             hidden = model.hidden(tokens, Layout.of(tokens))[0, 1:].numpy()
-        for pool, wanted in (("mean", hidden.mean(0)), ("first", hidden[0]), ("last", hidden[-1]),
-                             ("ends", np.concatenate([hidden[0], hidden[-1]]))):
-            np.testing.assert_allclose(found[pool][index], wanted, atol=2e-6)
+        for pool, expected in (("mean", hidden.mean(0)), ("first", hidden[0]), ("last", hidden[-1]),
+                               ("ends", np.concatenate([hidden[0], hidden[-1]]))):
+            np.testing.assert_allclose(results[pool][index], expected, atol=2e-6)
 
 
 @given(n=st.integers(1, 40), context=st.integers(1, 12))
 def test_pieces_hold_each_element_once_as_new(n: int, context: int) -> None:
-    found = list(pieces(n, context))
-    assert [i for _, end, new in found for i in range(new, end)] == list(range(n))
-    assert all(0 < end - first <= context for first, end, _ in found)
-    assert all(new - first >= context // 2 for first, _, new in found[1:])
+    results = list(pieces(n, context))
+    assert [i for _, end, new in results for i in range(new, end)] == list(range(n))
+    assert all(0 < end - first <= context for first, end, _ in results)
+    assert all(new - first >= context // 2 for first, _, new in results[1:])
 
 
 def test_long_rows_are_read_by_pieces_or_by_a_state(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,9 +82,9 @@ def test_long_rows_are_read_by_pieces_or_by_a_state(monkeypatch: pytest.MonkeyPa
         tokens = torch.tensor([[1, *rows[0]]])
         with torch.no_grad():
             hidden = carried.hidden(tokens, Layout.of(tokens))[0, 1:].numpy()
-        wanted = {"mean": hidden.mean(0), "first": hidden[0], "last": hidden[-1],
-                  "ends": np.concatenate([hidden[0], hidden[-1]])}
-        np.testing.assert_allclose(one[0][0], wanted[pool], atol=1e-6)
+        expected = {"mean": hidden.mean(0), "first": hidden[0], "last": hidden[-1],
+                    "ends": np.concatenate([hidden[0], hidden[-1]])}
+        np.testing.assert_allclose(one[0][0], expected[pool], atol=1e-6)
     windowed, hidden = stack("attention", True), []
     for first, end, new in pieces(17, 6):
         tokens = torch.from_numpy(rows[0][first:end])[None]
@@ -100,8 +100,8 @@ def test_the_encoder_of_an_encoder_decoder_is_read() -> None:
     model = EncoderDecoder(EncoderDecoderConfig(both_ways(side), side)).eval()
     rows = [np.arange(5), np.arange(2)]
     with torch.no_grad():
-        wanted = model.encoder.hidden(torch.arange(2)[None], Layout.chain((1, 2)))[0].mean(0)
-    np.testing.assert_allclose(embed(model, rows)[1], wanted, atol=1e-6)
+        expected = model.encoder.hidden(torch.arange(2)[None], Layout.chain((1, 2)))[0].mean(0)
+    np.testing.assert_allclose(embed(model, rows)[1], expected, atol=1e-6)
 
 
 def test_what_stands_on_a_backbone_gives_the_backbones_vectors() -> None:
@@ -110,9 +110,9 @@ def test_what_stands_on_a_backbone_gives_the_backbones_vectors() -> None:
     torch.manual_seed(0)
     points = PointerNetwork(PointerConfig(SetConfig(2, 8), StackConfig(1, 8, ["gru"]))).eval()
     drawn = np.random.default_rng(0).random((6, 2)).astype(np.float32)
-    found = embed(points, [drawn, drawn[::-1], drawn[:3]])
-    np.testing.assert_allclose(found[0], found[1], atol=1e-6)  # a set is read in no order
-    assert np.abs(found[0] - found[2]).max() > 1e-4
+    results = embed(points, [drawn, drawn[::-1], drawn[:3]])
+    np.testing.assert_allclose(results[0], results[1], atol=1e-6)  # a set is read in no order
+    assert np.abs(results[0] - results[2]).max() > 1e-4
     with pytest.raises(SegueError, match="no hidden vectors"):
         embed(object(), rows)
 
@@ -131,10 +131,10 @@ def test_every_fitted_model_embeds(options: dict[str, str], tmp_path: Path) -> N
             with pytest.raises(SegueError, match=r"2: the sequence is empty"):
                 model.embed(new)
             new = new[:1]
-        found = model.embed(new)
-        assert found.vectors.shape == (len(new), 16) and np.isfinite(found.vectors).all()
+        result = model.embed(new)
+        assert result.vectors.shape == (len(new), 16) and np.isfinite(result.vectors).all()
         again = segue.load(tmp_path / data.__class__.__name__).embed(new)
-        np.testing.assert_array_equal(found.vectors, again.vectors)
+        np.testing.assert_array_equal(result.vectors, again.vectors)
         one = model.embed(new[:1] if isinstance(new, list) else {"a": new["a"]}, pool="ends")
         assert one.vectors.shape == (1, 32)
 
@@ -144,11 +144,11 @@ def test_a_model_of_times_embeds() -> None:
         return Record(["a", "b", "a", "c"][: 2 + i % 3], {"time": np.cumsum(np.arange(2 + i % 3) + 0.5)}, f"u{i}")
 
     model = segue.fit([played(i) for i in range(30)], objective="timed", **SMALL)
-    found = model.embed([played(2), played(0), played(2)])
-    assert found.names == ["u2", "u0", "u2"] and found.vectors.shape == (3, 16)
-    np.testing.assert_allclose(found.vectors[0], found.vectors[2])
+    result = model.embed([played(2), played(0), played(2)])
+    assert result.names == ["u2", "u0", "u2"] and result.vectors.shape == (3, 16)
+    np.testing.assert_allclose(result.vectors[0], result.vectors[2])
     late = Record(played(2).object, {"time": played(2).channels["time"] * 3}, "late")
-    assert np.abs(model.embed([late]).vectors[0] - found.vectors[0]).max() > 1e-4
+    assert np.abs(model.embed([late]).vectors[0] - result.vectors[0]).max() > 1e-4
 
 
 def test_a_file_of_vectors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,8 +183,8 @@ def test_what_cannot_be_embedded_is_told() -> None:
     model = segue.fit(PLAYED, mixer="lstm", **SMALL)
     with pytest.raises(SegueError, match="knows none of these"):
         model.embed({"a": ["x", "y"]})
-    found = model.embed({"a": ["s1", "y"]})
-    assert found.notes == ["50.0% of the events are unknown to the model"]
+    result = model.embed({"a": ["s1", "y"]})
+    assert result.notes == ["50.0% of the events are unknown to the model"]
     with pytest.raises(SegueError, match="give at least one"):
         model.embed([])
     with pytest.raises(SegueError, match="sequence 2 is empty"):

@@ -446,10 +446,10 @@ def test_every_verb_agrees_with_torch(pairs: Any, name: str, data: st.DataObject
 
     def both(n: int, parents: torch.Tensor | None = None, at: torch.Tensor | None = None) -> None:
         tokens = draw(stack, batch, n, seed=data.draw(st.integers(0, 99)))
-        theirs, ours = stack.extend(tokens, a, parents, at), model.extend(tokens, b, parents, at)
-        assert ours.logits.shape == theirs.logits.shape and ours.hidden.shape == theirs.hidden.shape
-        torch.testing.assert_close(ours.logits, theirs.logits, atol=TOLERANCE, rtol=TOLERANCE)
-        torch.testing.assert_close(ours.hidden, theirs.hidden, atol=TOLERANCE, rtol=TOLERANCE)
+        reference, actual = stack.extend(tokens, a, parents, at), model.extend(tokens, b, parents, at)
+        assert actual.logits.shape == reference.logits.shape and actual.hidden.shape == reference.hidden.shape
+        torch.testing.assert_close(actual.logits, reference.logits, atol=TOLERANCE, rtol=TOLERANCE)
+        torch.testing.assert_close(actual.hidden, reference.hidden, atol=TOLERANCE, rtol=TOLERANCE)
 
     def ragged(n: int) -> torch.Tensor:
         return torch.tensor(data.draw(st.lists(st.integers(0, n), min_size=batch, max_size=batch)))
@@ -543,11 +543,11 @@ def test_the_same_bits_alone_in_a_batch_as_a_draft_and_on_any_number_of_threads(
     together = model.extend(draft, state).logits
     for row, threads in ((0, 1), (8, 2), (4, 5)):
         model.threads = threads
-        alone = model.init_state(1)
-        model.extend(prompts[row : row + 1], alone)
-        alone.commit()
+        single = model.init_state(1)
+        model.extend(prompts[row : row + 1], single)
+        single.commit()
         for node in range(8):
-            logits = model.step(draft[row, node : node + 1].numpy(), alone)
+            logits = model.step(draft[row, node : node + 1].numpy(), single)
             assert np.array_equal(logits[0], together[row, node].numpy()), (row, node)
     model.threads = 2
 
@@ -589,11 +589,11 @@ def as_bytes(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
 @given(width=st.integers(1, 70), size=st.sampled_from([1e-38, 1e-3, 1.0, 1e30]), seed=st.integers(0, 99))
 def test_rows_become_bytes_as_in_numpy(width: int, size: float, seed: int) -> None:
     x = (size * np.random.default_rng(seed).standard_normal(width)).astype(np.float32)
-    memory, found, k = as_bytes(x)
+    memory, results, k = as_bytes(x)
     top = max(np.abs(x).max(), np.float32(1e-30))
     expected = np.zeros(4 * k, np.int8)
     expected[:width] = np.rint(x * (np.float32(127) / top))
-    assert np.array_equal(found, expected)
+    assert np.array_equal(results, expected)
     assert memory.view(np.float32)[k] == top * np.float32(1 / 127) and memory[k + 1] == -128 * expected.sum(dtype=int)
     if size >= 1e-3:
         assert np.abs(expected[:width] * memory.view(np.float32)[k] - x).max() <= 0.501 * memory.view(np.float32)[k]
@@ -601,8 +601,8 @@ def test_rows_become_bytes_as_in_numpy(width: int, size: float, seed: int) -> No
 
 def test_what_is_not_a_number_stays_none_as_bytes() -> None:
     x = np.ones(40, np.float32)
-    memory, found, k = as_bytes(0 * x)
-    assert not found.any() and memory.view(np.float32)[k] > 0 and memory[k + 1] == 0
+    memory, result, k = as_bytes(0 * x)
+    assert not result.any() and memory.view(np.float32)[k] > 0 and memory[k + 1] == 0
     x[33] = np.nan
     memory, _, k = as_bytes(x)
     assert np.isnan(memory.view(np.float32)[k])
@@ -696,8 +696,8 @@ def test_prompts_are_read_both_ways_as_torch_reads_them(name: str, lengths: list
 
 def test_prompts_are_told_to_the_engine_too() -> None:
     *forms, _, state = told("both", [5, 9], history=8)
-    expected, found = ([x.tokens for x in generate(form, [[5, 8, 2, 9, 9, 1], [7]], 12)] for form in forms)
-    assert found == expected
+    expected, results = ([x.tokens for x in generate(form, [[5, 8, 2, 9, 9, 1], [7]], 12)] for form in forms)
+    assert results == expected
     with pytest.raises(SegueError, match="go back"):
         state.rewind(1)
 
@@ -764,9 +764,9 @@ def test_it_reads_without_being_asked_for_scores(mixer: str) -> None:
     model, ids = compile_model(stack), draw(stack, 2, 7)
     a, b = stack.init_state(2), model.init_state(2)
     none = torch.empty(2, 0, dtype=torch.long)
-    theirs, ours = stack.extend(ids, a, None, none), model.extend(ids, b, None, none)
-    assert ours.logits.shape == theirs.logits.shape == (2, 0, stack.vocabulary)
-    torch.testing.assert_close(ours.hidden, theirs.hidden, atol=TOLERANCE, rtol=TOLERANCE)
+    reference, actual = stack.extend(ids, a, None, none), model.extend(ids, b, None, none)
+    assert actual.logits.shape == reference.logits.shape == (2, 0, stack.vocabulary)
+    torch.testing.assert_close(actual.hidden, reference.hidden, atol=TOLERANCE, rtol=TOLERANCE)
     for state in (a, b):
         state.commit()
     torch.testing.assert_close(model.extend(ids, b).logits, stack.extend(ids, a).logits, atol=TOLERANCE, rtol=TOLERANCE)
@@ -783,13 +783,13 @@ def test_many_python_threads_may_call_at_once(pairs: Any) -> None:
         state = model.init_state(1)
         return np.stack([model.step(tokens[i : i + 1].numpy(), state)[0] for i in range(60)])
 
-    expected, found = decode(), {}
-    workers = [threading.Thread(target=lambda i=i: found.update({i: decode()})) for i in range(4)]
+    expected, result = decode(), {}
+    workers = [threading.Thread(target=lambda i=i: result.update({i: decode()})) for i in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(timeout=60)
-    assert len(found) == 4 and all(np.array_equal(expected, value) for value in found.values())
+    assert len(result) == 4 and all(np.array_equal(expected, value) for value in result.values())
 
 
 def test_recurrent_memory_is_flat_over_100_000_tokens() -> None:
@@ -915,9 +915,9 @@ raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 def run(code: str, **environment: str) -> None:
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=os.environ | environment, timeout=300,
-                          cwd=Path(__file__).parents[1], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=os.environ | environment, timeout=300,
+                             cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

@@ -31,18 +31,18 @@ def test_runs_are_counted_as_by_hand(rows: list[np.ndarray], placed: bool) -> No
     view, table = Runs.learn(rows, bits=100, placed=placed)
     counts = [Counter((*row[i : i + n].tolist(), *([i] if placed else []), n) for n in range(1, view.order + 1)
                       for i in range(len(row) - n + 1)) for row in rows]
-    having = Counter(run for each in counts for run in each)
+    having = Counter(run for count in counts for run in count)
     kept = [run for run, often in having.items() if often > 1]
     weights = np.array([1 + np.log((1 + len(rows)) / (1 + having[run])) for run in kept])
-    wanted = np.array([[1 + np.log(each[run]) if each[run] else 0 for run in kept] for each in counts]) * weights
-    wanted = wanted.reshape(len(rows), -1)
-    wanted /= np.maximum(np.linalg.norm(wanted, axis=1, keepdims=True), 1e-9)
-    found = dense(table)
-    assert found.shape == wanted.shape
-    np.testing.assert_allclose(found @ found.T, wanted @ wanted.T, atol=1e-5)  # columns have another order
-    np.testing.assert_allclose(dense(view(rows[::-1])), found[::-1])
+    expected = np.array([[1 + np.log(count[run]) if count[run] else 0 for run in kept] for count in counts]) * weights
+    expected = expected.reshape(len(rows), -1)
+    expected /= np.maximum(np.linalg.norm(expected, axis=1, keepdims=True), 1e-9)
+    result = dense(table)
+    assert result.shape == expected.shape
+    np.testing.assert_allclose(result @ result.T, expected @ expected.T, atol=1e-5)  # columns have another order
+    np.testing.assert_allclose(dense(view(rows[::-1])), result[::-1])
     keep = np.arange(len(rows)) % 2 == 0
-    np.testing.assert_allclose(dense(table[keep]), found[keep])
+    np.testing.assert_allclose(dense(table[keep]), result[keep])
 
 
 @pytest.mark.parametrize("hinge", [True, False])
@@ -71,9 +71,9 @@ def test_heads_of_both_sorts_find_lines() -> None:
         starts = np.arange(0, 1001, 5)
         sparse = Sparse(starts, np.tile(np.arange(5), 200), x.reshape(-1), 5)
         for table in (x, sparse):
-            found = [table @ weight + bias for weight, bias in heads(table, y, classes)]
-            assert len(found) == len(STRENGTHS) and found[0].shape == (200, max(1, classes))
-            assert (found[2].argmax(1) == y).mean() > 0.95 if classes else np.abs(found[3][:, 0] - y).max() < 0.1
+            results = [table @ weight + bias for weight, bias in heads(table, y, classes)]
+            assert len(results) == len(STRENGTHS) and results[0].shape == (200, max(1, classes))
+            assert (results[2].argmax(1) == y).mean() > 0.95 if classes else np.abs(results[3][:, 0] - y).max() < 0.1
 
 
 def test_the_weighted_sum_is_as_good_as_the_best_view() -> None:
@@ -83,13 +83,13 @@ def test_the_weighted_sum_is_as_good_as_the_best_view() -> None:
     given: dict[str, Any] = {"runs": rows, "noise": draw.normal(size=(300, 4)),
                              "near": np.eye(3)[y] + draw.normal(size=(300, 3))}
     learn: dict[str, Learn] = {"runs": partial(Runs.learn, bits=4), "noise": Scaled.learn, "near": Near.learn}
-    found, held = fit_ensemble(learn, given, y, 3, np.arange(300))
+    result, held = fit_ensemble(learn, given, y, 3, np.arange(300))
     right = {name: float((each.argmax(1) == y[held.rows]).mean()) for name, each in held.scores.items()}
     assert len(held.rows) == 300 and right[COMBINED] >= max(right.values()) - 0.01 and right["noise"] < 0.5
-    assert found.weights[list(found.views).index("noise")] < 0.3 * found.weights.max()
-    tensors, values = found.state()
+    assert result.weights[list(result.views).index("noise")] < 0.3 * result.weights.max()
+    tensors, values = result.state()
     again = ViewEnsemble.from_state(tensors, values)
-    for name, scores in found(given).items():
+    for name, scores in result(given).items():
         np.testing.assert_array_equal(again(given)[name], scores)
     with pytest.raises(ValueError, match="other views"):
         ViewEnsemble.from_state({**tensors, "weights": torch.ones(2)}, values)
@@ -104,11 +104,11 @@ def test_numbers_are_predicted_too() -> None:
     draw = np.random.default_rng(0)
     x = draw.normal(size=(300, 4))
     y = (x[:, 0] - x[:, 1] + 0.1 * draw.normal(size=300)).astype(np.float32)
-    found, held = fit_ensemble({"all": Scaled.learn, "one": Scaled.learn}, {"all": x, "one": x[:, :1]}, y, 0,
-                               np.arange(300))
+    results, held = fit_ensemble({"all": Scaled.learn, "one": Scaled.learn}, {"all": x, "one": x[:, :1]}, y, 0,
+                                 np.arange(300))
     error = {name: float(np.square(each[:, 0] - y[held.rows]).mean()) for name, each in held.scores.items()}
     assert error[COMBINED] < 0.03 < error["one"] and len(STRENGTHS) > 1
-    assert np.square(found({"all": x, "one": x[:, :1]})[COMBINED][:, 0] - y).mean() < 0.03
+    assert np.square(results({"all": x, "one": x[:, :1]})[COMBINED][:, 0] - y).mean() < 0.03
 
 
 def test_numbers_of_kinds_keep_their_course() -> None:

@@ -154,7 +154,7 @@ def test_tuning_is_gradient_descent_on_a_copy(backbone: str) -> None:
     model = learner(backbone)
     before = {name: x.clone() for name, x in model.state_dict().items()}
     inner = InnerLoop(model, steps=3, rate=0.1)
-    found = tuned(inner, episode.sets)
+    results = tuned(inner, episode.sets)
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
     plain = copy.deepcopy(model).eval()
     sgd = torch.optim.SGD(plain.parameters(), lr=0.1)
@@ -165,12 +165,12 @@ def test_tuning_is_gradient_descent_on_a_copy(backbone: str) -> None:
             (loss.total / loss.count).backward()
             sgd.step()
     for name, weight in plain.named_parameters():
-        torch.testing.assert_close(found[name], weight.detach(), atol=1e-6, rtol=1e-5)
-    scores = inner.scores(found, episode.test)
+        torch.testing.assert_close(results[name], weight.detach(), atol=1e-6, rtol=1e-5)
+    scores = inner.scores(results, episode.test)
     torch.testing.assert_close(scores, plain(episode.test.tokens).logits[episode.test.targets >= 0],
                                atol=1e-5, rtol=1e-4)
-    alone = torch.cat([inner.scores(found, episode.test.rows(slice(i, i + 1))) for i in range(len(scores))])
-    torch.testing.assert_close(alone, scores, atol=1e-5, rtol=1e-4)  # no statistics of the test
+    single = torch.cat([inner.scores(results, episode.test.rows(slice(i, i + 1))) for i in range(len(scores))])
+    torch.testing.assert_close(single, scores, atol=1e-5, rtol=1e-4)  # no statistics of the test
 
 
 def test_replay_of_nothing_is_plain_tuning_and_of_all_is_joint() -> None:
@@ -183,11 +183,11 @@ def test_replay_of_nothing_is_plain_tuning_and_of_all_is_joint() -> None:
     whole = Batch.join(episode.sets)
     weights = tuned(inner, episode.sets[:-1], recall=99, queue=6, seed=3)
     joint = inner.learn(weights, whole)
-    found = tuned(inner, episode.sets, recall=99, queue=6, seed=3)
+    results = tuned(inner, episode.sets, recall=99, queue=6, seed=3)
     for name in joint:
-        torch.testing.assert_close(found[name], joint[name], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(results[name], joint[name], atol=1e-6, rtol=1e-5)
     rows = target_features(inner.model, whole)[1]
-    losses = [float(F.cross_entropy(inner.scores(w, whole), rows)) for w in (plain, found)]
+    losses = [float(F.cross_entropy(inner.scores(w, whole), rows)) for w in (plain, results)]
     assert losses[1] < 0.8 * losses[0]
 
 
@@ -203,13 +203,13 @@ def test_rates_are_learned_through_the_tuning() -> None:
         return inner.loss(weights, episode.test)
 
     rates = inner.log_rates.detach().clone()
-    found, = torch.autograd.grad(after(rates), inner.log_rates)
+    result, = torch.autograd.grad(after(rates), inner.log_rates)
     for place in ((0, 0), (1, 3)):
         step = torch.zeros_like(rates)
         step[place] = 1e-5
         slope = (after(rates + step) - after(rates - step)) / 2e-5
-        torch.testing.assert_close(found[place], slope.detach(), atol=1e-7, rtol=1e-4)
-    assert found.shape == (2, len(inner.start()))
+        torch.testing.assert_close(result[place], slope.detach(), atol=1e-7, rtol=1e-4)
+    assert result.shape == (2, len(inner.start()))
     inner.log_rates.data.copy_(rates)
     slopes = torch.autograd.grad(inner.loss(inner.learn(inner.start(), episode.sets[0]), episode.test),
                                  list(inner.model.parameters()), allow_unused=True)

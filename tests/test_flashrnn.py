@@ -141,9 +141,9 @@ def test_extreme_gates_stay_finite(cell: str) -> None:
 @pytest.mark.parametrize("which", [0, 1])
 def test_gradients_of_outputs_alone_and_of_the_last_state_alone(cell: str, which: int) -> None:
     inputs = [y.requires_grad_() for y in drawn(cell, (2, 40, 2, 16), torch.float64, 9)]
-    found = [torch.autograd.grad((run(cell, *inputs[:3], tuple(inputs[3:]))[which][0]).square().sum(), inputs,
-                                 materialize_grads=True) for run in (recurrence, recurrence_reference)]
-    agree(list(found[0]), list(found[1]), 1e-10)
+    results = [torch.autograd.grad((run(cell, *inputs[:3], tuple(inputs[3:]))[which][0]).square().sum(), inputs,
+                                   materialize_grads=True) for run in (recurrence, recurrence_reference)]
+    agree(list(results[0]), list(results[1]), 1e-10)
 
 
 def test_not_a_number_is_not_hidden() -> None:
@@ -178,14 +178,14 @@ def test_half_precision_is_computed_in_float32() -> None:
 
 
 def test_threads_give_the_same_bits() -> None:
-    inputs, before, found = drawn("slstm", (17, 40, 3, 16), torch.float32, 7), torch.get_num_threads(), []
+    inputs, before, result = drawn("slstm", (17, 40, 3, 16), torch.float32, 7), torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(with_gradients(recurrence, "slstm", inputs))
+            result.append(with_gradients(recurrence, "slstm", inputs))
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
+    assert all(torch.equal(a, b) for other in result[1:] for a, b in zip(result[0], other))
 
 
 def test_unknown_cell() -> None:

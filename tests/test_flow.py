@@ -91,13 +91,13 @@ def test_against_a_scheduler_by_hand(shift: float, steps: int) -> None:
     sigmas = [1 - i / steps for i in range(steps)]
     sigmas = [shift * s / (1 + (shift - 1) * s) for s in sigmas] + [0.0]
     x = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    wanted = x.clone()
+    expected = x.clone()
     for now, after in zip(sigmas, sigmas[1:]):
-        said = -(wanted.sin() + now)
-        wanted = wanted + (after - now) * said
+        said = -(expected.sin() + now)
+        expected = expected + (after - now) * said
     asked = torch.ones(3, 2, dtype=torch.bool)
     made = euler(lambda x, t, *_: x.sin() + t[:, None, None], torch.empty_like(x), asked, flow=Flow(shift), steps=steps)
-    torch.testing.assert_close(made, wanted, atol=1e-6, rtol=0)
+    torch.testing.assert_close(made, expected, atol=1e-6, rtol=0)
 
 
 @settings(max_examples=20, deadline=None)
@@ -255,8 +255,8 @@ def test_times() -> None:
     plain, late = Flow().times(4), Flow(3.0).times(4)
     assert plain.tolist() == [1, 0.75, 0.5, 0.25, 0] and late[0] == 1 and late[-1] == 0 and bool((late >= plain).all())
     assert time_features(torch.zeros(2, 3), 8).shape == (2, 3, 8)
-    for wrong, says in ((lambda: Flow(0.0), "above 0"), (lambda: Flow().times(0), "at least one step")):
-        with pytest.raises(SegueError, match=says):
+    for wrong, message in ((lambda: Flow(0.0), "above 0"), (lambda: Flow().times(0), "at least one step")):
+        with pytest.raises(SegueError, match=message):
             wrong()
     with pytest.raises(SegueError, match="real"):
         euler(exact, torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool))

@@ -42,18 +42,18 @@ from segue.verbs.mixed import find_seasons
 @given(st.integers(1, 30), st.integers(1, 9), st.integers(0, 10**6))
 def test_crps_is_its_definition(count: int, rows: int, seed: int) -> None:
     draw = np.random.default_rng(seed)
-    draws, truth = draw.normal(size=(rows, count)).round(1), draw.normal(size=rows)
-    plain = [np.abs(x - y).mean() - np.abs(x[:, None] - x).mean() / 2 for x, y in zip(draws, truth)]
-    assert crps(draws, truth) == pytest.approx(np.mean(plain), abs=1e-12)
-    assert crps(draws[:, :1], truth) == pytest.approx(mae(draws[:, 0], truth))
+    draws, expected = draw.normal(size=(rows, count)).round(1), draw.normal(size=rows)
+    plain = [np.abs(x - y).mean() - np.abs(x[:, None] - x).mean() / 2 for x, y in zip(draws, expected)]
+    assert crps(draws, expected) == pytest.approx(np.mean(plain), abs=1e-12)
+    assert crps(draws[:, :1], expected) == pytest.approx(mae(draws[:, 0], expected))
 
 
 def test_measures_by_hand() -> None:
-    points, truth = np.array([1.0, 2.0, 5.0]), np.array([2.0, 2.0, 1.0])
-    assert mae(points, truth) == pytest.approx(5 / 3) and rmse(points, truth) == pytest.approx(math.sqrt(17 / 3))
-    assert mase(points, truth, np.array([0.5, 1.0, 2.0])) == pytest.approx((2 + 0 + 2) / 3)
-    assert mase(points, truth, np.array([0.5, 1.0, 0.0])) == pytest.approx(1.0)  # a past that never changed
-    assert math.isnan(mase(points, truth, np.zeros(3)))
+    points, expected = np.array([1.0, 2.0, 5.0]), np.array([2.0, 2.0, 1.0])
+    assert mae(points, expected) == pytest.approx(5 / 3) and rmse(points, expected) == pytest.approx(math.sqrt(17 / 3))
+    assert mase(points, expected, np.array([0.5, 1.0, 2.0])) == pytest.approx((2 + 0 + 2) / 3)
+    assert mase(points, expected, np.array([0.5, 1.0, 0.0])) == pytest.approx(1.0)  # a past that never changed
+    assert math.isnan(mase(points, expected, np.zeros(3)))
     draws = np.tile(np.arange(11.0), (3, 1))
     assert coverage(draws, np.array([1.0, 9.0, 9.5])) == pytest.approx(2 / 3)
 
@@ -179,16 +179,16 @@ def test_a_clock_goes_on_by_the_calendar(times: list[str], then: list[str]) -> N
 
 
 def test_forecasts_are_measured_beside_simple_ones(waves: Path) -> None:
-    found = segue.load(waves / "model").evaluate(waves / "test.csv")
-    assert list(found.forecasts) == ["load", "flow", "mean of columns"]
-    for methods in found.forecasts.values():
-        assert all(list(each) == ["MAE", "RMSE", "MASE", "CRPS", "coverage"] for each in methods.values())
-    load = found.forecasts["load"]
+    result = segue.load(waves / "model").evaluate(waves / "test.csv")
+    assert list(result.forecasts) == ["load", "flow", "mean of columns"]
+    for methods in result.forecasts.values():
+        assert all(list(value) == ["MAE", "RMSE", "MASE", "CRPS", "coverage"] for value in methods.values())
+    load = result.forecasts["load"]
     assert load["value of a season ago (12)"]["MASE"] == pytest.approx(1, abs=0.3)
     assert load["value of a season ago (12)"]["coverage"] == pytest.approx(0.8, abs=0.1)
     assert load["last value"]["MAE"] > 2 > 0.5 > load["value of a season ago (12)"]["MAE"]
     assert load["this model"]["MAE"] < 0.5  # after 40 steps, with a regression beside it
-    assert type(found)(**json.loads(json.dumps(found.to_dict()))).forecasts == found.forecasts
+    assert type(result)(**json.loads(json.dumps(result.to_dict()))).forecasts == result.forecasts
     short = segue.load(waves / "model-one").evaluate([["10", "11", "12"]] * 3)
     assert short.forecasts == {} and "too short" in short.notes[-1]
 
@@ -197,13 +197,13 @@ def test_a_combination_moves_medians_and_nothing_else() -> None:
     past = np.stack([np.tile([3.0, 0, 0, 5], 6), np.linspace(-1, 1, 24)], 1)
     draws = np.stack([np.arange(8.0).reshape(4, 2), np.arange(8.0).reshape(4, 2) + 2,
                       np.arange(8.0).reshape(4, 2) + 4])  # (3, 4, 2)
-    found = Combination("season", 0.5, (4, 1)).shift(draws, past)
+    results = Combination("season", 0.5, (4, 1)).shift(draws, past)
     middle = np.median(draws, 0)[:, 0]
-    assert (found[..., 1] == draws[..., 1]).all()  # no season
-    assert (np.median(found[..., 0], 0) == np.maximum(np.rint((middle + past[:4, 0]) / 2), 0)).all()
-    assert (found[..., 0] >= 0).all() and (found[..., 0] == np.rint(found[..., 0])).all()
-    found = Combination("last value", 0.25, (4, 1)).shift(draws, past)
-    assert found[..., 1] == pytest.approx(draws[..., 1] + 0.25 * (1 - np.median(draws[..., 1], 0)))
+    assert (results[..., 1] == draws[..., 1]).all()  # no season
+    assert (np.median(results[..., 0], 0) == np.maximum(np.rint((middle + past[:4, 0]) / 2), 0)).all()
+    assert (results[..., 0] >= 0).all() and (results[..., 0] == np.rint(results[..., 0])).all()
+    results = Combination("last value", 0.25, (4, 1)).shift(draws, past)
+    assert results[..., 1] == pytest.approx(draws[..., 1] + 0.25 * (1 - np.median(draws[..., 1], 0)))
     draws[:, 0] = np.nan  # a moment that was known
     assert np.isnan(Combination("last value", 0.25, (4, 1)).shift(draws, past)[:, 0]).all()
     assert (Combination("linear", 0.5, (4, 1)).shift(draws[:, 1:], past[:20]) == draws[:, 1:]).all()  # too short
@@ -213,22 +213,22 @@ def test_a_combination_is_chosen_where_it_is_clearly_better(waves: Path, monkeyp
     """The network's forecasts replaced by bad ones, and by right ones."""
     model, data = segue.load(waves / "model"), segue.read(waves / "test.csv")
     model.report.values.pop("combination", None)
-    truth = verb._select_windows(model, *data.histories()).truth
+    expected = verb._select_windows(model, *data.histories()).truth
     draw = np.random.default_rng(0)
     for far, chosen in ((0.1, False), (30.0, True)):
-        told = (truth + far * draw.normal(size=truth.shape))[:, None]
+        told = (expected + far * draw.normal(size=expected.shape))[:, None]
         monkeypatch.setattr(verb, "sample_forecasts", lambda *_, told=told: told)
-        found = verb.choose_combination(model, data)
-        assert (found is not None) == chosen
-    assert found is not None and found.weight == 1 and found.lags == (12, 12)
-    model.report.values["combination"] = json.loads(json.dumps(dataclasses.asdict(found)))
-    assert model.combination == found
+        result = verb.choose_combination(model, data)
+        assert (result is not None) == chosen
+    assert result is not None and result.weight == 1 and result.lags == (12, 12)
+    model.report.values["combination"] = json.loads(json.dumps(dataclasses.asdict(result)))
+    assert model.combination == result
     for wrong in ({}, [1], {"name": "oracle", "weight": 0.5, "lags": [1, 1]},
                   {"name": "linear", "weight": 0.5, "lags": [1]}):
         model.report.values["combination"] = wrong
         with pytest.raises(SegueError, match=r"combined with|lags of 1"):
             _ = model.combination
-    model.report.values["combination"] = dataclasses.asdict(found)
+    model.report.values["combination"] = dataclasses.asdict(result)
     assert "combined with" in model.evaluate(data).notes[-1]
 
 
@@ -282,5 +282,5 @@ def test_rows_hold_a_season_that_is_worth_it() -> None:
     codec, draw = LevelCodec({"": list(range(60))}), np.random.default_rng(0)
     week = draw.integers(5, 55, 70)
     sure = np.tile(week, 20) + draw.integers(-3, 4, 1400)
-    for numbers, found in ((sure, 70), (np.cumsum(draw.integers(-1, 2, 1400)) % 60, 1)):
-        assert find_seasons(codec, [codec.encode([str(number) for number in numbers])]) == [found]
+    for numbers, results in ((sure, 70), (np.cumsum(draw.integers(-1, 2, 1400)) % 60, 1)):
+        assert find_seasons(codec, [codec.encode([str(number) for number in numbers])]) == [results]

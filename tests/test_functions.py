@@ -42,8 +42,8 @@ def test_labels_are_those_of_the_sum_over_the_window(inputs: int, window: int, p
     w = torch.randn(3, window, inputs, generator=generator) / (window * inputs) ** 0.5
     torch.testing.assert_close(prompts.x, x)
     for i in range(points):
-        wanted = sum((w[:, j] * x[:, i - j]).sum(-1) for j in range(window) if i >= j)
-        torch.testing.assert_close(prompts.y[:, i], wanted)
+        expected = sum((w[:, j] * x[:, i - j]).sum(-1) for j in range(window) if i >= j)
+        torch.testing.assert_close(prompts.y[:, i], expected)
     if window == 1:  # the linear regression of Garg et al., (x @ w) of the same draws
         torch.testing.assert_close(prompts.y, (x @ w[:, 0, :, None])[..., 0])
 
@@ -61,16 +61,16 @@ def test_shapes_have_a_variance_of_one() -> None:
 @pytest.mark.parametrize("window", [1, 3])
 def test_least_squares_is_numpys(window: int) -> None:
     prompts = FunctionTask(2, window, noise=0.3).test(4, 9)
-    found, ridged = least_squares(prompts, window), least_squares(prompts, window, ridge=0.7)
+    results, ridged = least_squares(prompts, window), least_squares(prompts, window, ridge=0.7)
     features = windows(prompts.x, window).double().numpy()
     for row in range(4):
-        assert found[row, 0] == 0
+        assert results[row, 0] == 0
         for t in range(1, 9):
             a, b = features[row, :t], prompts.y[row, :t].double().numpy()
-            wanted = features[row, t] @ np.linalg.lstsq(a, b, rcond=None)[0]
-            assert float(found[row, t]) == pytest.approx(wanted, abs=1e-4)
-            wanted = features[row, t] @ np.linalg.solve(a.T @ a + 0.7 * np.eye(a.shape[1]), a.T @ b)
-            assert float(ridged[row, t]) == pytest.approx(wanted, abs=1e-4)
+            expected = features[row, t] @ np.linalg.lstsq(a, b, rcond=None)[0]
+            assert float(results[row, t]) == pytest.approx(expected, abs=1e-4)
+            expected = features[row, t] @ np.linalg.solve(a.T @ a + 0.7 * np.eye(a.shape[1]), a.T @ b)
+            assert float(ridged[row, t]) == pytest.approx(expected, abs=1e-4)
             near = np.argsort(np.linalg.norm(prompts.x[row, :t] - prompts.x[row, t], axis=-1))[:3]
             assert float(nearest_neighbours(prompts)[row, t]) == pytest.approx(float(b[near].mean()), abs=1e-5)
             mean = (prompts.y[row, :t, None] * prompts.x[row, :t]).mean(0)
@@ -132,22 +132,22 @@ def test_a_curriculum_grows_with_the_step() -> None:
     assert torch.equal(draw(4).tokens, draw(4).tokens) and not torch.equal(draw(4).tokens, draw(5).tokens)
     grown = FunctionTask(1, 3).batches(2, 5, window=Curriculum(1, 3, 2))
     for step in range(6):
-        alone, batch = FunctionTask(1, 1 + step // 2).batches(2, 5)(step), grown(step)
-        assert torch.equal(batch.tokens, alone.tokens)
-        assert torch.equal(batch.channels["values"], alone.channels["values"])
+        single, batch = FunctionTask(1, 1 + step // 2).batches(2, 5)(step), grown(step)
+        assert torch.equal(batch.tokens, single.tokens)
+        assert torch.equal(batch.channels["values"], single.channels["values"])
 
 
 def test_the_squared_error_by_hand_and_learned() -> None:
     model, task = regressor(inputs=1), FunctionTask(1, 1)
     batch = task.test(3, 5).batch
     loss = SquaredError()(model, batch)
-    wanted = (model(batch.tokens).logits[:, ::2, 0] - batch.channels["values"][:, ::2]).square()
-    torch.testing.assert_close(loss.total, wanted.sum())
+    expected = (model(batch.tokens).logits[:, ::2, 0] - batch.channels["values"][:, ::2]).square()
+    torch.testing.assert_close(loss.total, expected.sum())
     errors = squared_errors(model, batch)
-    torch.testing.assert_close(errors[:, ::2], wanted.detach())
+    torch.testing.assert_close(errors[:, ::2], expected.detach())
     assert errors[:, 1::2].isnan().all() and loss.count == 15
-    alone = [SquaredError()(model, batch.rows(slice(i, i + 1))).total for i in range(3)]
-    torch.testing.assert_close(torch.stack(alone).sum(), loss.total)
+    single = [SquaredError()(model, batch.rows(slice(i, i + 1))).total for i in range(3)]
+    torch.testing.assert_close(torch.stack(single).sum(), loss.total)
     fixed = task.batches(16, 4)
     run = learn(regressor(inputs=1), lambda step: fixed(0), 60, rate=5e-3, objective=SquaredError())
     assert run.curve[-1]["loss"] < 0.5 * run.curve[0]["loss"]

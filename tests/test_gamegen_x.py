@@ -14,11 +14,11 @@ from segue.papers.gamegen_x import BASE, CODED, FROZEN, JOINT, REAL, SHUFFLED, S
 def table(**other: Any) -> list[Row]:
     rows = {REAL: (1.0, 0.99, None, None), CODED: (0.98, 0.97, None, None), BASE: (0.2, 0.25, 1.0, None),
             FROZEN: (0.8, 0.8, 1.0, True), SHUFFLED: (0.2, 0.8, None, None), JOINT: (0.7, 0.7, 2.0, False)}
-    found = {name: dict(zip(("character", "environment", "frechet", "same"), row)) for name, row in rows.items()}
+    result = {name: dict(zip(("character", "environment", "frechet", "same"), row)) for name, row in rows.items()}
     for change, value in other.items():
         name, column = change.split("_")
-        found[{"real": REAL, "base": BASE, "branch": FROZEN, "others": SHUFFLED, "joint": JOINT}[name]][column] = value
-    return [{"arm": name, **row} for name, row in found.items()]
+        result[{"real": REAL, "base": BASE, "branch": FROZEN, "others": SHUFFLED, "joint": JOINT}[name]][column] = value
+    return [{"arm": name, **row} for name, row in result.items()]
 
 
 def test_the_foundation_of_all_arms_stays_as_it_was() -> None:

@@ -43,8 +43,8 @@ def test_hulls(seed: int, n: int) -> None:
     spatial = pytest.importorskip("scipy.spatial")
     points = drawn(seed, n)
     hull = convex_hull(points)
-    theirs = (1 + spatial.ConvexHull(points).vertices).tolist()  # counter-clockwise too
-    assert hull[0] == hull[-1] == min(hull) and corners(hull) == corners(theirs)
+    reference = (1 + spatial.ConvexHull(points).vertices).tolist()  # counter-clockwise too
+    assert hull[0] == hull[-1] == min(hull) and corners(hull) == corners(reference)
 
 
 def test_turns_are_exact() -> None:
@@ -71,9 +71,9 @@ def test_triangulations(seed: int, n: int) -> None:
     spatial = pytest.importorskip("scipy.spatial")
     points = drawn(seed, n)
     answer = delaunay(points)
-    theirs = {tuple(sorted(1 + i for i in corner)) for corner in spatial.Delaunay(points).simplices.tolist()}
+    reference = {tuple(sorted(1 + i for i in corner)) for corner in spatial.Delaunay(points).simplices.tolist()}
     told = [tuple(answer[at : at + 3]) for at in range(0, len(answer), 3)]
-    assert set(told) == theirs and len(told) == len(theirs) and all(a < b < c for a, b, c in told)
+    assert set(told) == reference and len(told) == len(reference) and all(a < b < c for a, b, c in told)
     centres = [tuple(incentre(*points[np.array(three) - 1])) for three in told]
     assert centres == sorted(centres)
 
@@ -101,8 +101,8 @@ def test_the_means_that_the_paper_gives() -> None:
     """2.12, 2.87 and their nearest neighbour, for uniform points."""
     for n, mean in ((5, 2.12), (10, 2.87)):
         points = np.random.default_rng(0).random((400, n, 2))
-        found = [tour_length(one, tour) for one, tour in zip(points, shortest_tours(points))]
-        assert np.mean(found) == pytest.approx(mean, abs=0.05)
+        results = [tour_length(one, tour) for one, tour in zip(points, shortest_tours(points))]
+        assert np.mean(results) == pytest.approx(mean, abs=0.05)
     with pytest.raises(SegueError, match="3 to 16"):
         shortest_tours(np.zeros((1, 17, 2)))
 

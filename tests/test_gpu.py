@@ -86,14 +86,14 @@ def test_mixer_says_what_it_says_on_the_cpu(name: str) -> None:
     weights = torch.randn(3, 50, 32)
     starts = torch.zeros(3, 50, dtype=torch.bool)
     starts[1, 7] = starts[2, 30] = here.resettable and not here.needs_whole_prompt
-    found = []
+    result = []
     for mixer, device in ((here, "cpu"), (there, DEVICE)):
         own = x.to(device).detach().requires_grad_()
         torch.manual_seed(2)
         y = mixer(own, Layout.chain((3, 50), starts=starts.to(device) if starts.any() else None, device=device))
         (y * weights.to(device)).sum().backward()
-        found.append([y, own.grad, *(p.grad for p in mixer.parameters())])
-    for what, a, b in zip(["output", "gradient of x", *(n for n, _ in here.named_parameters())], *found):
+        result.append([y, own.grad, *(p.grad for p in mixer.parameters())])
+    for what, a, b in zip(["output", "gradient of x", *(n for n, _ in here.named_parameters())], *result):
         assert a is not None and b is not None, what
         scale = max(1.0, float(a.abs().max()))
         off = float((a.detach() - b.detach().cpu()).abs().max())

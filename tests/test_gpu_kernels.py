@@ -80,9 +80,9 @@ def pieces(rule: Any) -> Any:
             return rule(*sequences, state)
         assert len(state) == len(edges) - 1 and all(len(x) == 1 for x in sequences)
         assert (edges.diff() > 0).all() and edges[-1] == sequences[0].shape[1]
-        found = [rule(*(x[:, a:b] for x in sequences), state[i : i + 1])
-                 for i, (a, b) in enumerate(zip(edges, edges[1:]))]
-        return torch.cat([y for y, _ in found], 1), torch.cat([final for _, final in found])
+        results = [rule(*(x[:, a:b] for x in sequences), state[i : i + 1])
+                   for i, (a, b) in enumerate(zip(edges, edges[1:]))]
+        return torch.cat([y for y, _ in results], 1), torch.cat([final for _, final in results])
 
     return kernel
 
@@ -129,9 +129,9 @@ def test_what_is_past_the_length_says_nothing(name: str, loops: None) -> None:
     inputs, lengths, starts = [x.float() for x in make(19)], torch.tensor([0, 7, 19]), documents(19)
     y, final = run(*inputs, starts, lengths)
     for row, end in enumerate(lengths):
-        alone = [x[row : row + 1] if x.dim() > 1 else x for x in inputs]
-        alone = [x[:, :end] if x.dim() > 2 and x.shape[1] == 19 else x for x in alone]
-        expected = reference(*alone, starts[row : row + 1, :end])
+        single = [x[row : row + 1] if x.dim() > 1 else x for x in inputs]
+        single = [x[:, :end] if x.dim() > 2 and x.shape[1] == 19 else x for x in single]
+        expected = reference(*single, starts[row : row + 1, :end])
         agree([y[row : row + 1, :end], final[row : row + 1]], list(expected), 2e-5)
 
 
@@ -214,9 +214,9 @@ def on_gpu(run: Any, inputs: list[Tensor], dtype: torch.dtype, wide: int, *other
     generator = torch.Generator().manual_seed(5)
     loss = sum((y.double() * torch.randn(y.shape, generator=generator, dtype=torch.float64).cuda()).sum()
                for y in outputs)
-    found = [*outputs, *torch.autograd.grad(loss, given)]
+    results = [*outputs, *torch.autograd.grad(loss, given)]
     assert outputs[0].dtype == dtype
-    return [x.detach().double().cpu() for x in found]
+    return [x.detach().double().cpu() for x in results]
 
 
 def near(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
@@ -303,10 +303,10 @@ def test_short_long_and_ended_rows(name: str, quick: None) -> None:
         ends = lengths.clamp(max=length)
         y, final = run(*half, None, ends.cuda())
         for row, end in enumerate(ends.tolist()):
-            alone = [x[row : row + 1] if x.dim() > 1 else x for x in exact]
-            alone = [x[:, :end] if x.dim() > 2 and x.shape[1] == length and index < len(inputs) - 1 else x
-                     for index, x in enumerate(alone)]
-            expected = reference(*alone, None)
+            single = [x[row : row + 1] if x.dim() > 1 else x for x in exact]
+            single = [x[:, :end] if x.dim() > 2 and x.shape[1] == length and index < len(inputs) - 1 else x
+                      for index, x in enumerate(single)]
+            expected = reference(*single, None)
             near([y[row, :end].double().cpu(), final[row].double().cpu()], [expected[0][0], expected[1][0]], 4e-2)
 
 

@@ -96,11 +96,11 @@ def test_neighbourhoods_distances_and_walks(graphs: GraphBatch) -> None:
     made, n = of_networkx(graphs), len(graphs.graph)
     begins, others = graphs.neighbours
     assert all(sorted(others[begins[i] : begins[i + 1]].tolist()) == sorted(made[i]) for i in range(n))
-    found = loops.k_hop_neighbourhoods(begins, others, 2)
+    results = loops.k_hop_neighbourhoods(begins, others, 2)
     for i in range(n):
         for radius in range(3):
             expected = nx.single_source_shortest_path_length(made, i, radius)
-            assert sorted(found[(found[:, 0] == i) & (found[:, 1] == radius), 2].tolist()) == sorted(expected)
+            assert sorted(results[(results[:, 0] == i) & (results[:, 1] == radius), 2].tolist()) == sorted(expected)
     a, b = (each.reshape(-1) for each in np.meshgrid(np.arange(n), np.arange(n)))
     ways = dict(nx.all_pairs_shortest_path_length(made))
     wanted = [min(ways[i].get(j, 4), 4) for i, j in zip(a, b)]
@@ -150,8 +150,8 @@ def test_the_order_of_the_tree_is_local(made: Any) -> None:
     ends = np.array(nx.convert_node_labels_to_integers(made).edges)
     order = GraphBatch(np.zeros(64, np.int64), ends, np.random.default_rng(1).random(len(ends))).tree().order
     place = np.argsort(order)
-    apart = np.abs(place[ends[:, 0]] - place[ends[:, 1]]).mean()
-    assert apart < 0.5 * 64 / 3, "n / 3 is what chance gives"
+    separate = np.abs(place[ends[:, 0]] - place[ends[:, 1]]).mean()
+    assert separate < 0.5 * 64 / 3, "n / 3 is what chance gives"
 
 
 def test_message_passing_by_its_definition() -> None:
@@ -172,11 +172,11 @@ def test_message_passing_by_its_definition() -> None:
 @given(graphs=drawn())
 def test_edges_within_tokens(graphs: GraphBatch) -> None:
     tokens = khop(graphs, np.random.default_rng(0), k=1)
-    found = induced_edges(torch.from_numpy(tokens.sets), torch.from_numpy(graphs.ends), len(graphs.graph)).tolist()
+    results = induced_edges(torch.from_numpy(tokens.sets), torch.from_numpy(graphs.ends), len(graphs.graph)).tolist()
     edges = {(a, b) for a, b in graphs.ends.tolist()} | {(b, a) for a, b in graphs.ends.tolist()}
     expected = [[i, j] for i, (token, a) in enumerate(tokens.sets.tolist())
                 for j, (other, b) in enumerate(tokens.sets.tolist()) if token == other and (a, b) in edges]
-    assert sorted(found) == expected
+    assert sorted(results) == expected
 
 
 def batch(seed: int, sizes: tuple[int, ...] = (9, 6, 9), p: float = 0.3) -> tuple[list[Any], list[Any]]:
@@ -208,8 +208,8 @@ def test_any_mixer_reads_any_tokenisation(tokens: Any, mixers: str) -> None:
     assert together.shape == (3, 12, 16) and (together[1, 6:] == 0).all()
     if tokens != "walk":
         for row, own, ends in zip(together, features, edges):
-            alone = made.hidden(pack_graphs([own], [ends]))
-            torch.testing.assert_close(row[: len(own)], alone[0], atol=2e-5, rtol=1e-4)
+            single = made.hidden(pack_graphs([own], [ends]))
+            torch.testing.assert_close(row[: len(own)], single[0], atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("tokens", ["khop", "dfs", "bfs", "leaves", ("khop", "dfs", "bfs")])
@@ -225,8 +225,8 @@ def test_relabelled_nodes_permute_the_vectors(tokens: Any, seed: int) -> None:
     if len(set(weights.tolist())) < len(weights) or (tokens != "khop" and len(components) > 1):
         return  # ties, of which components are one: their order is that of the nodes
     with torch.no_grad():
-        found, again = made.hidden(pack_graphs([own], [ends]))[0], made.hidden(pack_graphs([moved], [place[ends]]))[0]
-    torch.testing.assert_close(again[place], found, atol=2e-5, rtol=1e-4)
+        results, again = made.hidden(pack_graphs([own], [ends]))[0], made.hidden(pack_graphs([moved], [place[ends]]))[0]
+    torch.testing.assert_close(again[place], results, atol=2e-5, rtol=1e-4)
 
 
 def test_nodes_without_edges_are_what_a_plain_stack_reads() -> None:
@@ -258,22 +258,22 @@ def test_a_recurrence_counts_where_attention_knows_shares_only() -> None:
 def test_the_spectrum_says_how_many_components_there_are() -> None:
     features, edges = batch(3, (8, 5), 0.3)
     tokens = pack_graphs(features, edges)
-    found = laplacian_eigenvectors(tokens[..., 4:], tokens[..., 0] > 0, 4)
-    assert found.shape == (2, 8, 4) and (found[1, 5:] == 0).all()
+    result = laplacian_eigenvectors(tokens[..., 4:], tokens[..., 0] > 0, 4)
+    assert result.shape == (2, 8, 4) and (result[1, 5:] == 0).all()
     degree = tokens[0, :, 4:].sum(-1)
     laplacian = torch.diag((degree > 0).float()) - tokens[0, :, 4:] * (degree.clamp(min=1)[:, None] *
                                                                        degree.clamp(min=1)).rsqrt()
     values = torch.linalg.eigvalsh(laplacian)
-    torch.testing.assert_close(laplacian @ found[0], found[0] * values[:4], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(laplacian @ result[0], result[0] * values[:4], atol=1e-4, rtol=1e-4)
 
 
 def test_tree_positions_add_up() -> None:
     position = TreePosition(6)
     level, scales = torch.tensor([0, 2, 40]), torch.tensor([[0, 0], [3, 0], [1, 9]])
-    found = position(level, scales)
-    torch.testing.assert_close(found[0], position.level.weight[0])
-    torch.testing.assert_close(found[1], position.level.weight[2] + position.far.weight[3])
-    torch.testing.assert_close(found[2], position.level.weight[-1] + position.far.weight[1]
+    results = position(level, scales)
+    torch.testing.assert_close(results[0], position.level.weight[0])
+    torch.testing.assert_close(results[1], position.level.weight[2] + position.far.weight[3])
+    torch.testing.assert_close(results[2], position.level.weight[-1] + position.far.weight[1]
                                + position.far.weight[MAX_DISTANCE + 2 + 9])
 
 

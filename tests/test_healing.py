@@ -120,9 +120,9 @@ def test_answers_go_on_from_the_prime_in_every_decoder(bpe: BPECodec, mixer: str
         assert bpe.decode(answer.tokens).endswith(answer.value)
         assert not answer.pieces or "".join(answer.pieces) == answer.text or "\ufffd" in answer.text
         assert len(answer.tokens) <= 12 + 3
-    alone = [continue_objects(model, bpe, [prime], 12, **way | {"seed": [3]} if "seed" in way else way)[0]
-             for prime in primes[1:2]]
-    assert way["decoder"] == "sample" or alone[0].value == answers[1].value
+    single = [continue_objects(model, bpe, [prime], 12, **way | {"seed": [3]} if "seed" in way else way)[0]
+              for prime in primes[1:2]]
+    assert way["decoder"] == "sample" or single[0].value == answers[1].value
 
 
 def test_drafts_change_no_token(bpe: BPECodec) -> None:
@@ -183,8 +183,8 @@ def test_learned_text_goes_on_inside_words(bpe: BPECodec) -> None:
     def right(heal: bool) -> float:
         primes = [(WORDS + WORDS[:cut]).encode() for cut in range(len(WORDS) - 8)]
         answers = continue_objects(model, bpe, primes, 4, heal=heal)
-        found = [answer.value[:1] == WORDS[cut : cut + 1].encode() for cut, answer in enumerate(answers)]
-        return sum(found) / len(found)
+        results = [answer.value[:1] == WORDS[cut : cut + 1].encode() for cut, answer in enumerate(answers)]
+        return sum(results) / len(results)
 
     assert right(heal=True) > 0.9 > right(heal=False)
 

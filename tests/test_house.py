@@ -64,21 +64,21 @@ def test_licence() -> None:
 
 def test_nothing_of_one_machine_in_the_tree() -> None:
     pattern = re.compile("|".join((r"/ho" r"me/\w", r"/ro" r"ot/", r"/wo" r"rk/", r"/Us" r"ers/\w")))
-    found = []
+    results = []
     for path in tracked():
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             continue
-        found += [f"{path.relative_to(ROOT)}:{number}" for number, line in enumerate(text.splitlines(), 1)
-                  if pattern.search(line)]
-    assert not found
+        results += [f"{path.relative_to(ROOT)}:{number}" for number, line in enumerate(text.splitlines(), 1)
+                    if pattern.search(line)]
+    assert not results
 
 
 def test_no_pickle_is_loaded() -> None:
     pattern = re.compile(r"pickle\.loads?\(|torch\.load\(|allow_pickle=True|joblib\.load\(")
-    found = [path.name for path in (ROOT / "segue").rglob("*.py") if pattern.search(path.read_text(encoding="utf-8"))]
-    assert not found
+    results = [path.name for path in (ROOT / "segue").rglob("*.py") if pattern.search(path.read_text(encoding="utf-8"))]
+    assert not results
 
 
 @pytest.mark.slow
@@ -99,9 +99,9 @@ def test_a_wheel_runs_outside_the_checkout(tmp_path: Path) -> None:
     environment = {**{k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}, "PYTHONPATH": str(home)}
     for arguments in (["--version"], ["fit", "corpus.txt", "--out", "model", "--steps", "5"],
                       ["continue", "model", "the quick", "-n", "8"], ["evaluate", "model", "corpus.txt"]):
-        done = subprocess.run([sys.executable, "-P", "-m", "segue", *arguments], cwd=tmp_path, env=environment,
-                              capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        process = subprocess.run([sys.executable, "-P", "-m", "segue", *arguments], cwd=tmp_path, env=environment,
+                                 capture_output=True, text=True)
+        assert process.returncode == 0, process.stderr
     where = subprocess.run([sys.executable, "-P", "-c", "import segue; print(segue.__file__)"], cwd=tmp_path,
                            env=environment, capture_output=True, text=True).stdout
     assert str(home) in where

@@ -85,13 +85,13 @@ def test_native_logits_are_those_of_transformers(name: str, tmp_path: Path) -> N
     tokens = torch.randint(61, (3, 90))
     with torch.no_grad():
         expected = theirs(tokens).logits
-        found = ours(tokens).logits
+        results = ours(tokens).logits
         # As a decoder: a prompt, then one by one.
         state, parts = ours.init_state(3), []
         for piece in (tokens[:, :80], *tokens[:, 80:].split(1, 1)):
             parts.append(ours.extend(piece, state).logits)
             state.commit()
-    assert (found - expected).abs().max() < 1e-4, (found - expected).abs().max()
+    assert (results - expected).abs().max() < 1e-4, (results - expected).abs().max()
     assert (torch.cat(parts, 1) - expected).abs().max() < 1e-4
     assert info.ends == [1] and info.begin == 0
     assert (ours.head.weight is ours.embedding.weight) == bool(theirs.config.tie_word_embeddings)
@@ -105,10 +105,10 @@ def test_native_logits_in_bfloat16(name: str, tmp_path: Path) -> None:
     exact, _ = from_huggingface(tmp_path, dtype=torch.float32)
     tokens = torch.randint(61, (2, 40))
     with torch.no_grad():
-        reference, expected, found = exact(tokens).logits, theirs(tokens).logits, ours(tokens).logits
-    assert found.dtype == torch.bfloat16
+        reference, expected, result = exact(tokens).logits, theirs(tokens).logits, ours(tokens).logits
+    assert result.dtype == torch.bfloat16
     # Both stray from the exact result by the same rounding.
-    assert (found - reference).abs().mean() < 1.5 * (expected - reference).abs().mean() + 1e-3
+    assert (result - reference).abs().mean() < 1.5 * (expected - reference).abs().mean() + 1e-3
 
 
 @pytest.mark.parametrize("name", ["llama", "llama llama3", "qwen3"])
@@ -215,7 +215,7 @@ def broken(folder: Path, **changes: Any) -> Path:
 
 
 def test_what_has_no_native_form_is_refused(tmp_path: Path) -> None:
-    theirs = tiny("Llama", LLAMA)
+    reference = tiny("Llama", LLAMA)
     cases = [({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rotary scaling 'dynamic'"),
              ({"hidden_act": "quick_gelu"}, "activation 'quick_gelu'"), ({"model_type": "bloom"}, "no native form"),
              ({"architectures": ["LlamaForSequenceClassification"]}, "not a causal language model"),
@@ -225,7 +225,7 @@ def test_what_has_no_native_form_is_refused(tmp_path: Path) -> None:
              ({"rope_parameters": {"rope_type": "linear"}}, "does not describe"), ({"vocab_size": 60}, "has shape")]
     for index, (changes, message) in enumerate(cases):
         folder = tmp_path / str(index)
-        theirs.save_pretrained(folder)
+        reference.save_pretrained(folder)
         with pytest.raises(SegueError, match=message):
             from_huggingface(broken(folder, **changes))
 
@@ -299,17 +299,17 @@ MORE: dict[str, tuple[str, str, dict[str, Any]]] = {
 def check_adapter(way: str, name: str, options: dict[str, Any], folder: Path) -> None:
     theirs = tiny(name, options)
     theirs.save_pretrained(folder)
-    ours = adapt(folder)
-    assert ours.way == way and ours.vocabulary == 61, (ours.way, ours.path)
+    actual = adapt(folder)
+    assert actual.way == way and actual.vocabulary == 61, (actual.way, actual.path)
     tokens = torch.randint(61, (2, 30))
-    state, parts = ours.init_state(2), []
+    state, parts = actual.init_state(2), []
     with torch.no_grad():
         expected = theirs(tokens).logits
     for piece in (tokens[:, :20], tokens[:, 20:26], *tokens[:, 26:].split(1, 1)):
-        parts.append(ours.extend(piece, state).logits)
+        parts.append(actual.extend(piece, state).logits)
         state.commit()
     assert (torch.cat(parts, 1) - expected).abs().max() < 1e-4
-    check_model(ours, examples=2, longest=10, shrink=False)
+    check_model(actual, examples=2, longest=10, shrink=False)
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -325,32 +325,32 @@ def test_adapter_keeps_the_contract_of_more_architectures(name: str, tmp_path: P
 
 def test_adapter_goes_back_without_reading_all_again(tmp_path: Path) -> None:
     tiny(*OTHERS["bloom"][1:]).save_pretrained(tmp_path)
-    ours = adapt(tmp_path)
+    actual = adapt(tmp_path)
     tokens = torch.randint(61, (1, 40))
-    state = ours.init_state(1, history=4)
+    state = actual.init_state(1, history=4)
     for piece in tokens.split(1, 1):
-        expected = ours.extend(piece, state).logits
+        expected = actual.extend(piece, state).logits
         state.commit()
     row = state.layers[0]["memory"].rows[0]
     assert len(row.marks) <= 3 and 40 - row.marks[0][0] >= 4
     state.rewind(4)
     row = state.layers[0]["memory"].rows[0]
     assert 30 < row.seen <= 36
-    assert (ours.extend(tokens[:, 36:], state).logits[:, -1] - expected[:, 0]).abs().max() < 1e-4
+    assert (actual.extend(tokens[:, 36:], state).logits[:, -1] - expected[:, 0]).abs().max() < 1e-4
 
 
 def test_adapter_refuses(tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    theirs = tiny(*OTHERS["opt"][1:])
-    theirs.save_pretrained(folder)
-    ours = adapt(folder)
+    reference = tiny(*OTHERS["opt"][1:])
+    reference.save_pretrained(folder)
+    actual = adapt(folder)
     with pytest.raises(SegueError, match="beyond the 96 positions"):
-        ours.extend(torch.zeros(1, 120, dtype=torch.long), ours.init_state(1))
+        actual.extend(torch.zeros(1, 120, dtype=torch.long), actual.init_state(1))
     with pytest.raises(SegueError, match="cannot load"):
         adapt(broken(folder, model_type="nothing_known"))
     with pytest.raises(SegueError, match="brings its own code"):
         adapt(broken(folder, auto_map={"AutoModelForCausalLM": "modeling_x.X"}))
-    theirs.save_pretrained(folder)
+    reference.save_pretrained(folder)
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(folder / "model.safetensors")
@@ -413,11 +413,11 @@ def test_tokenizer_codec(sort: str, tmp_path: Path) -> None:
 
 
 def folder_of(name: str, options: dict[str, Any], folder: Path, sort: str | None) -> Any:
-    theirs = tiny(name, options | {"vocab_size": 512})
-    theirs.save_pretrained(folder)
+    reference = tiny(name, options | {"vocab_size": 512})
+    reference.save_pretrained(folder)
     if sort is not None:
         tokenizer_of(sort).save(str(folder / "tokenizer.json"))
-    return theirs
+    return reference
 
 
 @pytest.mark.parametrize("name, options, sort, path", [
@@ -429,15 +429,15 @@ def folder_of(name: str, options: dict[str, Any], folder: Path, sort: str | None
 @pytest.mark.parametrize("draft", ["none", "trie"])
 def test_greedy_is_that_of_transformers(name: str, options: dict[str, Any], sort: str, path: str, draft: str,
                                         tmp_path: Path) -> None:
-    theirs = folder_of(name, options, tmp_path, sort)
+    reference = folder_of(name, options, tmp_path, sort)
     model = segue.load(tmp_path)
     tokenizer = tokenizer_of(sort)
     for prime in TEXT[:2]:
         answer = model.continue_(prime[:40], n=30, decoder="greedy", draft=draft)
         ids = tokenizer.encode(prime[:40]).ids
         with torch.no_grad():
-            expected = theirs.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-                                       max_new_tokens=30, do_sample=False, pad_token_id=0)[0, len(ids):].tolist()
+            expected = reference.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+                                          max_new_tokens=30, do_sample=False, pad_token_id=0)[0, len(ids):].tolist()
         expected = expected[: expected.index(1)] if 1 in expected else expected  # 1 ends a text
         assert answer.tokens == expected
         assert path in answer.path
@@ -445,12 +445,12 @@ def test_greedy_is_that_of_transformers(name: str, options: dict[str, Any], sort
 
 
 def test_folder_without_a_tokenizer(tmp_path: Path) -> None:
-    theirs = folder_of("GPT2", GPT2, tmp_path, None)
+    reference = folder_of("GPT2", GPT2, tmp_path, None)
     model = segue.load(tmp_path)
     answer = model.continue_([5, 6, 7], n=8, decoder="greedy")
     with torch.no_grad():
-        expected = theirs.generate(torch.tensor([[5, 6, 7]]), attention_mask=torch.ones(1, 3, dtype=torch.long),
-                                   max_new_tokens=8, do_sample=False, pad_token_id=0)[0, 3:].tolist()
+        expected = reference.generate(torch.tensor([[5, 6, 7]]), attention_mask=torch.ones(1, 3, dtype=torch.long),
+                                      max_new_tokens=8, do_sample=False, pad_token_id=0)[0, 3:].tolist()
     assert answer.tokens == (expected[: expected.index(1)] if 1 in expected else expected)
     assert model.continue_("5 6, 7", n=8, decoder="greedy").tokens == answer.tokens
     with pytest.raises(SegueError, match="without a tokenizer"):

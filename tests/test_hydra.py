@@ -39,16 +39,16 @@ def hydra_by_loops(mixer: Hydra, x: Tensor) -> Tensor:
     ways = []
     for way, steps in enumerate(dt.chunk(mixer.ways, -1)):
         b, c, steps = bc[2 * way], bc[2 * way + 1], F.softplus(steps + mixer.step)
-        state, found = torch.zeros(heads, v.shape[-1], b.shape[-1], dtype=x.dtype), {}
+        state, results = torch.zeros(heads, v.shape[-1], b.shape[-1], dtype=x.dtype), {}
         for t in reversed(range(n)) if way else range(n):
             if mixer.merge == "quasiseparable":  # what the node before saw, by that node's own c
                 before = t + 1 if way else t - 1
-                found[t] = state @ c[before] if 0 <= before < n else state.sum(-1) * 0
+                results[t] = state @ c[before] if 0 <= before < n else state.sum(-1) * 0
             decay = (-steps[t] * mixer.A_log.exp()).exp()
             state = decay[:, None, None] * state + (steps[t, :, None] * v[t])[..., None] * b[t]
             if mixer.merge != "quasiseparable":
-                found[t] = state @ c[t]
-        ways.append(torch.stack([found[t] for t in range(n)]))
+                results[t] = state @ c[t]
+        ways.append(torch.stack([results[t] for t in range(n)]))
     if mixer.merge == "multiply":
         y = ways[0] * ways[1]
     elif mixer.join is not None:
@@ -125,7 +125,8 @@ def entry(mixer: MatrixMixer, structure: str, p: Tensor, i: int, j: int) -> Tens
         turn = 2 * math.pi * 1e-3
         return ((turn * q[i] * j).cos() - (turn * k[j] * i).cos()).sum() / math.sqrt(2 * n * d)
     if structure == "cauchy":
-        return (1 / (q[i].exp() + k[j].exp() + 2 * mixer.shift[0] + 1e-8)).sum() / math.sqrt(n * d)  # type: ignore[index]
+        return (1 / (q[i].exp() + k[j].exp() + 2 * mixer.shift[0]
+                     + 1e-8)).sum() / math.sqrt(n * d)  # type: ignore[index]
     if structure == "low-rank":
         return q[i] @ k[j] / math.sqrt(n * d)
     if structure == "attention":
@@ -165,9 +166,9 @@ def test_aligned_classes_extend(structure: str) -> None:
 
 
 def test_what_a_class_cannot_do_is_refused() -> None:
-    for options, says in (({"structure": "dense"}, "no aligned form"), ({"structure": "circulant"}, "is unknown"),
-                          ({"heads": 3}, "not divisible by 3")):
-        with pytest.raises(SegueError, match=says):
+    for options, message in (({"structure": "dense"}, "no aligned form"), ({"structure": "circulant"}, "is unknown"),
+                             ({"heads": 3}, "not divisible by 3")):
+        with pytest.raises(SegueError, match=message):
             MatrixMixer(8, **options)  # type: ignore[arg-type]
     with pytest.raises(SegueError, match="longer than"):
         MatrixMixer(8, "low-rank", False, 4)(torch.randn(1, 5, 8))

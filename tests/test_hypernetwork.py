@@ -63,9 +63,9 @@ def test_chunks_against_a_loop(name: str, chunk: int, tasks: int, seed: int) -> 
                     x = (layer.weight @ x + layer.bias).clamp(min=0)
             pieces.append(made.out.weight @ x + made.out.bias)
         numbers = made.offset + made.scale * torch.cat(pieces)[:26]
-        found = made(task)
-        torch.testing.assert_close(torch.cat([found[key].flatten() for key in made.shapes]), numbers)
-        assert {key: t.shape for key, t in found.items()} == {k: p.shape for k, p in small().named_parameters()}
+        result = made(task)
+        torch.testing.assert_close(torch.cat([result[key].flatten() for key in made.shapes]), numbers)
+        assert {key: t.shape for key, t in result.items()} == {k: p.shape for k, p in small().named_parameters()}
 
 
 def test_a_state_that_is_not_carried_makes_chunks_independent() -> None:
@@ -87,8 +87,8 @@ def test_what_is_generated_begins_as_the_module_does() -> None:
         weights = [made(task) for task in range(4)]
         for name, p in model.named_parameters():
             if p.numel() > 2000:
-                found = torch.stack([each[name] for each in weights]).std()
-                assert 0.5 < float(found / p.std()) < 2, name
+                results = torch.stack([weight[name] for weight in weights]).std()
+                assert 0.5 < float(results / p.std()) < 2, name
             if name.endswith("norm.weight"):
                 assert abs(weights[0][name].mean().item() - 1) < 0.2
 
@@ -133,18 +133,18 @@ def generated(name: str, tasks: int = 3, seed: int = 0, **options: Any) -> Gener
 
 @pytest.mark.parametrize("name", sorted(GENERATORS))
 def test_tasks_are_not_forgotten_where_outputs_match(name: str) -> None:
-    found = {}
+    results = {}
     for beta in (0.0, 1.0):
         tasks = stream()
         model = generated(name)
         matrix = learn_stream(model, tasks, OutputMatching(beta), NextElement(), rows=50, epochs=20, rate=0.02,
                               measure=known_task_accuracy(tasks))
-        found[beta] = matrix.average
+        results[beta] = matrix.average
         assert all(matrix.scores[t + 1, t] > 0.85 for t in range(3))
         if beta:
             assert matrix.average > 0.85
             assert 0.3 < inferred_accuracy(model, tasks[2].test, 3) <= 1
-    assert found[0.0] < found[1.0] - 0.1
+    assert results[0.0] < results[1.0] - 0.1
 
 
 def probed(model: Generated, strategy: OutputMatching, steps: int, rate: float = 0.01) -> None:
@@ -194,9 +194,9 @@ def test_the_penalty_against_its_equation_and_on_a_part_of_the_tasks() -> None:
                 held = copy.deepcopy(model.generator)
                 held.load_state_dict({**held.state_dict(), **self.saved_generator})
                 moved = [(now[t] - held.generate_flat(torch.tensor([t]))[0]).square().sum() for t in range(2)]
-                wanted = 0.5 * sum(moved) / 2 if not self.sample else 0.5 * moved[chosen(run)]
+                expected = 0.5 * sum(moved) / 2 if not self.sample else 0.5 * moved[chosen(run)]
                 assert term is not None and float(term) > 0
-                torch.testing.assert_close(term, wanted)
+                torch.testing.assert_close(term, expected)
             return term
 
     def chosen(run: Any) -> int:
@@ -209,15 +209,15 @@ def test_the_penalty_against_its_equation_and_on_a_part_of_the_tasks() -> None:
 
 
 def test_importances_hold_the_generator_too() -> None:
-    tasks, found = stream(), {}
+    tasks, results = stream(), {}
     for strength in (0.0, 3.0):
         model = generated("mlp")
         strategy = OutputMAS(strength)
         matrix = learn_stream(model, tasks, strategy, NextElement(), rows=50, epochs=12, rate=0.02,
                               measure=known_task_accuracy(tasks))
-        found[strength] = matrix.scores[3, 0] - matrix.scores[1, 0]
+        results[strength] = matrix.scores[3, 0] - matrix.scores[1, 0]
         assert strategy.tasks == 3 and strategy.importance["generator.tasks"].abs().sum(1).min() > 0
-    assert found[3.0] > found[0.0]
+    assert results[3.0] > results[0.0]
 
 
 def test_a_cell_grows_where_a_task_is_hard() -> None:

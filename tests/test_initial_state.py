@@ -63,12 +63,12 @@ def drawn(n: int, heads: int = 2, k: int = 3, e: int = 4) -> list[torch.Tensor]:
 def test_chunks_have_the_gradient_of_the_initial_state(n: int) -> None:
     q, k, v, g, state = drawn(n)
     state.requires_grad_()
-    found = []
+    result = []
     for form in (gla, gla_reference):
         y, final = form(q, k, v, g, state)
         weights = torch.cos(torch.arange(y.numel(), dtype=torch.float64)).view_as(y)
-        found.append(torch.autograd.grad((y * weights).sum() + final.square().sum(), state)[0])
-    torch.testing.assert_close(*found)
+        result.append(torch.autograd.grad((y * weights).sum() + final.square().sum(), state)[0])
+    torch.testing.assert_close(*result)
 
     def loss(s: torch.Tensor) -> torch.Tensor:
         return (gla(q, k, v, g, s)[0] * weights).sum()
@@ -128,8 +128,8 @@ def test_training_and_decoding_begin_alike_and_everything_comes_off(mixer: str, 
     parents = torch.tensor([[-1, 0, 0]]).expand(2, 3)
     tree = model.extend(x[:, :3], model.init_state(2), parents).logits
     torch.testing.assert_close(tree[:, :2], whole[:, :2])
-    alone = model.init_state(1)
-    torch.testing.assert_close(model.extend(x[1:], alone).logits, whole[1:])  # rows know nothing of each other
+    single = model.init_state(1)
+    torch.testing.assert_close(model.extend(x[1:], single).logits, whole[1:])  # rows know nothing of each other
     assert float((whole - plain).detach().abs().max()) > 1e-3
     with pytest.raises(SegueError, match="no form for the compiled"):
         compile_model(model)
@@ -378,5 +378,5 @@ def lina(state: float, prompt: float = 1.95, fine: float = 1.5, late: float = 0.
     ("confirmed", lina(1.75)), ("inconclusive", lina(1.9)), ("inconclusive", lina(1.75, share=0.01)),
     ("refuted", lina(1.96)), ("refuted", lina(1.75, late=0.01)), ("refuted", lina(1.75, kept=False))])
 def test_the_verdict_goes_by_the_rule(verdict: str, table: list[dict[str, object]]) -> None:
-    found, reason = claim("lina-speech").judge(table)
-    assert found == verdict and "jigs" in reason
+    results, reason = claim("lina-speech").judge(table)
+    assert results == verdict and "jigs" in reason

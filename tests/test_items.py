@@ -71,8 +71,8 @@ def test_what_is_cut_is_the_oldest(picks: list[int]) -> None:
     np.testing.assert_array_equal(CODEC.rows(short), CODEC.rows(whole)[: len(short)])
     for place in range(1, 1 + min(3, len(picks))):
         kept = whole.channels["item"] == place
-        alone = CODEC.encode([ITEMS[picks[-place]]])
-        np.testing.assert_array_equal(whole.ids[kept], alone.ids[1:])
+        single = CODEC.encode([ITEMS[picks[-place]]])
+        np.testing.assert_array_equal(whole.ids[kept], single.ids[1:])
         assert 0 < kept.sum() <= 2 * 9
 
 
@@ -81,7 +81,7 @@ def test_words_are_numbered_by_their_pieces() -> None:
     words: dict[int, bytes] = {}
     for id, word in zip(tokens.ids.tolist()[1:], tokens.channels["word"].tolist()[1:]):
         words[word] = words.get(word, b"") + WORDS.pieces[id]
-    told = [each.decode().strip() for each in words.values()]
+    told = [value.decode().strip() for value in words.values()]
     assert "".join(told) == "titleredchairbrandWood&Co"[: len("".join(told))] and told[:3] == ["title", "red", "chair"]
 
 
@@ -173,11 +173,11 @@ def test_windows_with_global_tokens_are_a_mask(seed: int, n: int, window: int, f
         near = (at[:, None] - at).abs() < window
         mask = near | (at < first) | (at[:, None] < first)
         q, k, v = mixer.project(x[row : row + 1, :size], at[None])
-        wanted = attend(q, k, v, mask[None, None])[0]
+        expected = attend(q, k, v, mask[None, None])[0]
         if own:
             q, k, v = mixer.project(x[row : row + 1, :size], at[None], mixer.qkv_global)
-            wanted = torch.where((at < first)[:, None], attend(q, k, v)[0], wanted)
-        torch.testing.assert_close(y[row, :size], mixer.out(wanted.transpose(1, 2).flatten(2))[0], atol=1e-9, rtol=0)
+            expected = torch.where((at < first)[:, None], attend(q, k, v)[0], expected)
+        torch.testing.assert_close(y[row, :size], mixer.out(expected.transpose(1, 2).flatten(2))[0], atol=1e-9, rtol=0)
 
 
 def test_global_projections_keep_the_contract() -> None:
@@ -199,7 +199,7 @@ def test_the_encoder_is_that_of_longformer(n: int) -> None:
     theirs = transformers.LongformerModel(config, add_pooling_layer=False).eval()
     for parameter in theirs.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
-    ours = Stack(StackConfig(
+    actual = Stack(StackConfig(
         50, 16, ["attention"] * 2, {"attention": {
             "heads": 2, "positions": "none", "causal": False, "window": 5, "global_tokens": 1,
             "global_projections": True, "qkv_bias": True, "out_bias": True}},
@@ -212,11 +212,11 @@ def test_the_encoder_is_that_of_longformer(n: int) -> None:
             into.bias.data.copy_(source.bias)
 
     table = theirs.embeddings
-    ours.embedding.weight.data.copy_(table.word_embeddings.weight)
-    ours.position_embedding.weight.data.copy_(table.position_embeddings.weight[2:])
-    ours.tables[0].weight.data.copy_(table.token_type_embeddings.weight)
-    copy(ours.embed_norm, table.LayerNorm)
-    for block, layer in zip(ours.blocks, theirs.encoder.layer):
+    actual.embedding.weight.data.copy_(table.word_embeddings.weight)
+    actual.position_embedding.weight.data.copy_(table.position_embeddings.weight[2:])
+    actual.tables[0].weight.data.copy_(table.token_type_embeddings.weight)
+    copy(actual.embed_norm, table.LayerNorm)
+    for block, layer in zip(actual.blocks, theirs.encoder.layer):
         own = layer.attention.self
         for into, names in ((block.mixer.qkv, ("query", "key", "value")),
                             (block.mixer.qkv_global, ("query_global", "key_global", "value_global"))):
@@ -230,10 +230,10 @@ def test_the_encoder_is_that_of_longformer(n: int) -> None:
         copy(block.channel_norm, layer.output.LayerNorm)
     ids, types = torch.randint(2, 50, (2, n)), torch.randint(4, (2, n))
     with torch.no_grad():
-        wanted = theirs(ids, attention_mask=torch.ones_like(ids), token_type_ids=types,
-                        global_attention_mask=F.one_hot(torch.zeros(2, dtype=torch.long), n)).last_hidden_state
+        expected = theirs(ids, attention_mask=torch.ones_like(ids), token_type_ids=types,
+                          global_attention_mask=F.one_hot(torch.zeros(2, dtype=torch.long), n)).last_hidden_state
         tokens = torch.stack([ids, types], -1)
-        torch.testing.assert_close(ours.hidden(tokens, Layout.of(tokens)), wanted, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(actual.hidden(tokens, Layout.of(tokens)), expected, atol=2e-5, rtol=1e-4)
 
 
 @given(seed=st.integers(0, 999), n=st.integers(1, 8), temperature=st.floats(0.05, 2))
@@ -243,8 +243,8 @@ def test_in_batch_is_cross_entropy(seed: int, n: int, temperature: float) -> Non
     queries, keys = torch.randn(2, n, 5, dtype=torch.double)
     cosines = torch.tensor([[float(F.cosine_similarity(q, k, dim=0)) for k in keys] for q in queries],
                            dtype=torch.double)
-    wanted = F.cross_entropy(cosines / temperature, torch.arange(n)) * n
-    torch.testing.assert_close(info_nce(queries, keys, temperature), wanted)
+    expected = F.cross_entropy(cosines / temperature, torch.arange(n)) * n
+    torch.testing.assert_close(info_nce(queries, keys, temperature), expected)
     torch.testing.assert_close(info_nce(queries, keys[:1].expand(n, -1), temperature) / n,
                                torch.tensor(math.log(n), dtype=torch.double))
 
@@ -258,11 +258,11 @@ def test_pairs_of_a_history_and_its_next(mixer: str) -> None:
     vectors = torch.from_numpy(embed(model, [*map(read, queries), *(read([i]) for i in keys)], "first")).double()
     torch.testing.assert_close(loss.total, info_nce(vectors[:3], vectors[3:], 0.2), atol=1e-5, rtol=0)
     tokens = batch.tokens.clone()
-    wanted = torch.full_like(batch.targets, -1)
-    wanted[:, 3], tokens[:, 3, 0] = tokens[:, 3, 0], CODEC.mask
-    filled = Batch(batch.tokens, batch.targets, batch.starts, {"masked": tokens[..., 0], "wanted": wanted})
+    expected = torch.full_like(batch.targets, -1)
+    expected[:, 3], tokens[:, 3, 0] = tokens[:, 3, 0], CODEC.mask
+    filled = Batch(batch.tokens, batch.targets, batch.starts, {"masked": tokens[..., 0], "wanted": expected})
     more = InBatch(0.2, fill=0.5)(model, filled)
-    nats = MaskedElements()(model, Batch(tokens, wanted, batch.starts))
+    nats = MaskedElements()(model, Batch(tokens, expected, batch.starts))
     torch.testing.assert_close(more.total, loss.total + 0.5 * loss.count * nats.total / nats.count)
     with pytest.raises(SegueError, match="no pairs"):
         InBatch()(model, batch.rows(slice(0, 3)))
@@ -289,15 +289,15 @@ def test_whole_words_are_hidden(seed: int) -> None:
 
 def test_items_that_read_the_same_tie_exactly() -> None:
     texts = [[0], [1], [0], [5], [1]]
-    index, model = ItemIndex([read(each) for each in texts]), stack()
+    index, model = ItemIndex([read(text) for text in texts]), stack()
     with pytest.raises(SegueError, match="refresh it"):
         _ = index.vectors
     index.refresh(model)
     scores = index.scores(torch.randn(7, 16))
     assert torch.equal(scores[:, 0], scores[:, 2]) and torch.equal(scores[:, 1], scores[:, 4])
     ranks = rank_next(ItemRecommender(model, index, read), [[3, 1], [2]], [2, 3])
-    wanted = ItemRecommender(model, index, read).next([3, 1])
-    better, equal = (wanted > wanted[2]).sum(), (wanted == wanted[2]).sum()
+    expected = ItemRecommender(model, index, read).next([3, 1])
+    better, equal = (expected > expected[2]).sum(), (expected == expected[2]).sum()
     assert ranks[0] == 1 + better + (equal - 1) / 2 and equal == 2
 
 
@@ -307,8 +307,8 @@ def test_the_index_is_frozen_and_can_be_encoded_again() -> None:
     before = index.vectors.clone()
     loss = AllItems(index)(model, batch_of([read([1, 2]), read([7])], [3, 8]))
     features = torch.from_numpy(embed(model, [read([1, 2]), read([7])], "first"))
-    wanted = F.cross_entropy(F.normalize(features) @ before.T / 0.05, torch.tensor([3, 8]), reduction="sum")
-    torch.testing.assert_close(loss.total, wanted, atol=1e-4, rtol=0)
+    expected = F.cross_entropy(F.normalize(features) @ before.T / 0.05, torch.tensor([3, 8]), reduction="sum")
+    torch.testing.assert_close(loss.total, expected, atol=1e-4, rtol=0)
     learn(model, lambda step: batch_of([read([1, 2]), read([7])], [3, 8]), 3, objective=AllItems(index))
     assert torch.equal(index.vectors, before)
     index.refresh(model)
@@ -326,8 +326,8 @@ def test_two_stages_learn_what_comes_next(mixer: str) -> None:
 
     def measure(net: Any) -> float:
         recommender = ItemRecommender(net, index, read)
-        found = rank_next(recommender, [[i] for i in range(12)], [4 * (i // 4) + (i + 1) % 4 for i in range(12)])
-        return -ranking(found).mrr
+        results = rank_next(recommender, [[i] for i in range(12)], [4 * (i // 4) + (i + 1) % 4 for i in range(12)])
+        return -ranking(results).mrr
 
     index.refresh(model)
     before = measure(model)

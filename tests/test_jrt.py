@@ -147,11 +147,11 @@ def test_decoding_tells_the_model_where_the_prompt_ends() -> None:
     """Prompts of different lengths, two of them the same, by the plain loop, with drafts, by a beam and an exact
     search; rows that leave and join."""
     model = decodable()
-    wanted = [by_passes(model, prompt, 6) for prompt in PROMPTS]
-    assert [answer.tokens for answer in generate(model, PROMPTS, 6)] == wanted
+    expected = [by_passes(model, prompt, 6) for prompt in PROMPTS]
+    assert [answer.tokens for answer in generate(model, PROMPTS, 6)] == expected
     assert [answer.tokens for answer in generate(model, PROMPTS, [6, 2, 4, 6])] == \
-        [wanted[0], wanted[1][:2], wanted[2][:4], wanted[3]]
-    assert [answer.tokens for answer in generate(model, PROMPTS, 6, draft="lookup")] == wanted
+        [expected[0], expected[1][:2], expected[2][:4], expected[3]]
+    assert [answer.tokens for answer in generate(model, PROMPTS, 6, draft="lookup")] == expected
     for options in ({"decoder": "beam", "num_beams": 3}, {"decoder": "exact", "budget": 200}):
         for prompt, answer in zip(PROMPTS, generate(model, PROMPTS, 4, logprobs=True, **options)):
             truth = scores(model, prompt, answer.tokens)[range(4), answer.tokens]
@@ -217,8 +217,8 @@ def test_what_is_learned_within_a_prompt_and_behind_it(mixers: list[str]) -> Non
         logs = model(tokens, Layout.chain((1, 8), prompt=prompt[row : row + 1])).logits[0].log_softmax(-1)
         ahead += [-logs[t, ids[row, t + 1]] for t in range(end - 1, 8)]
         inside.append(-logs[end - 1, ids[row, end - 1]])
-    wanted = (torch.stack(ahead).mean() + 0.25 * torch.stack(inside).mean()) / 1.25
-    torch.testing.assert_close(loss.total / loss.count, wanted)
+    expected = (torch.stack(ahead).mean() + 0.25 * torch.stack(inside).mean()) / 1.25
+    torch.testing.assert_close(loss.total / loss.count, expected)
     changed = Batch(batch.tokens, batch.targets.masked_fill(torch.arange(8) < 3, 0), prompt=prompt)
     torch.testing.assert_close(PrefixAndNext(6, 0.25, LastMask())(model, changed).total, loss.total)
     with pytest.raises(SegueError, match="what the prompts are"):

@@ -238,15 +238,15 @@ def test_scans_from_many_threads() -> None:
 
 def test_threads_give_the_same_bits() -> None:
     inputs, before = selective_inputs(5, 90, 130, 4, torch.float32, 2), torch.get_num_threads()
-    found = []
+    result = []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(with_gradients(selective_scan, inputs, None))
+            result.append(with_gradients(selective_scan, inputs, None))
     finally:
         torch.set_num_threads(before)
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0][:-1], other[:-1]))
+    for other in result[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result[0][:-1], other[:-1]))
 
 
 def gla_inputs(rows: int, length: int, heads: int, keys: int, values: int, seed: int, strong: float) -> list[Tensor]:

@@ -24,8 +24,8 @@ DRUGS = ["CC(=O)Oc1ccccc1C(=O)O", "CN1C=NC2=C1C(=O)N(C(=O)N2C)C", "CC(C)Cc1ccc(c
     ("CC(=O)O", None), *((drug, None) for drug in DRUGS), ("", 0), ("CC(C", 2), ("CC)C", 2), ("C1CC", 1), ("C[NH", 1),
     ("CXC", 1), ("C C", 1), ("C%1C", 1), ("C1CC2CC1", 4), ("H", 0)])
 def test_what_is_wrong_and_where(smiles: str, place: int | None) -> None:
-    found = fault(smiles)
-    assert (None if found is None else found[0]) == place
+    results = fault(smiles)
+    assert (None if results is None else results[0]) == place
 
 
 def test_faults_agree_with_rdkit(shared_data) -> None:  # type: ignore[no-untyped-def]
@@ -108,8 +108,8 @@ def test_quality_by_hand() -> None:
     pytest.importorskip("rdkit")
     from segue.analysis.molecules import molecule_quality
 
-    found = molecule_quality(["CCO", "OCC", "C(C", "c1ccccc1", "CCC"], ["C(O)C"])
-    assert (found.count, found.valid, found.unique, found.novel) == (5, 0.8, 0.75, 2 / 3)
+    result = molecule_quality(["CCO", "OCC", "C(C", "c1ccccc1", "CCC"], ["C(O)C"])
+    assert (result.count, result.valid, result.unique, result.novel) == (5, 0.8, 0.75, 2 / 3)
 
 
 def test_from_files_to_a_file(tmp_path: Path) -> None:

@@ -336,7 +336,7 @@ def test_papers_that_cite_others(tmp_path: Path) -> None:
         assert [sorted(record.object) for record in data] == [["-1", "-1", "@Rules", "@Theory", "@Theory"]]
 
 
-@pytest.mark.parametrize("name, text, says", [
+@pytest.mark.parametrize("name, text, message", [
     ("a.graphml", "<graphml><graph><node id='1'/><edge source='1' target='2'/></graph></graphml>", "1, position 1"),
     ("a.graphml", "<graphml><graph>", r"a\.graphml: no GraphML that can be read"),
     ("a.graphml", "<graphml></graphml>", "there is no graph"),
@@ -353,22 +353,23 @@ def test_papers_that_cite_others(tmp_path: Path) -> None:
     ("a.txt", "3\n1 0\n0 0\n", "no graph 2 of 3 begins here"),
     ("a.txt", "2\n1 0\n0 0\n2 1\n0 1 1\n", "record 2: has 1 of 2 nodes"),
     ("a.txt", "1\n1 0\n0 1 5\n", "a node 5 that the graph does not have")])
-def test_mistakes_are_told_in_one_line(tmp_path: Path, name: str, text: str, says: str) -> None:
+def test_mistakes_are_told_in_one_line(tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(SegueError, match=says) as error:
+    with pytest.raises(SegueError, match=message) as error:
         list(GRAPHS.read(tmp_path / name))
     assert name.split("_")[0] in str(error.value)
 
 
 def test_damaged_data_sets_name_the_file(tmp_path: Path) -> None:
-    for part, text, says in (("A", "1, 2\n1, x\n", r"DS_A\.txt, line 2: not two whole numbers"),
-                             ("A", "1, 4\n", "a node 4 that the graph"), ("A", "1, 9\n9, 1\n", "record line 2: node 9"),
-                             ("node_labels", "1\n", r"DS_node_labels\.txt: has 1 lines for 5 nodes"),
-                             ("graph_labels", "1\n", r"DS_graph_labels\.txt: has 1 lines for graph 2")):
+    for part, text, message in (("A", "1, 2\n1, x\n", r"DS_A\.txt, line 2: not two whole numbers"),
+                                ("A", "1, 4\n", "a node 4 that the graph"),
+                                ("A", "1, 9\n9, 1\n", "record line 2: node 9"),
+                                ("node_labels", "1\n", r"DS_node_labels\.txt: has 1 lines for 5 nodes"),
+                                ("graph_labels", "1\n", r"DS_graph_labels\.txt: has 1 lines for graph 2")):
         folder = tu(tmp_path / "tu")
         (folder / "DS_edge_labels.txt").unlink()
         (folder / f"DS_{part}.txt").write_text(text)
-        with pytest.raises(SegueError, match=says):
+        with pytest.raises(SegueError, match=message):
             list(GRAPHS.read(folder / "DS_A.txt", label=True))
 
 
@@ -382,9 +383,9 @@ def test_what_a_key_says_is_so_where_nothing_is_said(tmp_path: Path) -> None:
                     '<node id="c"/><edge source="a" target="b"/><edge source="b" target="c"><data key="d1">2</data>'
                     '</edge></graph></graphml>')
     record = next(iter(GRAPHS.read(path, label=True)))
-    found = graph_from_tokens(record.object)
-    assert sorted(found.nodes) == ["C", "C", "O"] and sorted(edge[3] for edge in found.edges) == ["1", "2"]
-    assert found.label == "x"
+    result = graph_from_tokens(record.object)
+    assert sorted(result.nodes) == ["C", "C", "O"] and sorted(edge[3] for edge in result.edges) == ["1", "2"]
+    assert result.label == "x"
     assert nx.parse_graphml(path.read_text()).graph["node_default"] == {"label": " C "}  # as others read it
 
 
@@ -449,9 +450,10 @@ def test_real_graphs(shared_data: Any) -> None:
     folder = shared_data("graphs-tu")
     for name, nodes, edges, labels in (("MUTAG", 3371, 3721, {"0": 63, "2": 125}),
                                        ("PROTEINS", 43_471, 81_044, {"0": 663, "1": 450})):
-        found = [graph for _, graph in GRAPHS.graphs(folder / f"{name}.txt.gz")]
-        assert Counter(graph.label for graph in found) == labels
-        assert (sum(len(graph.nodes) for graph in found), sum(len(graph.edges) for graph in found)) == (nodes, edges)
+        results = [graph for _, graph in GRAPHS.graphs(folder / f"{name}.txt.gz")]
+        assert Counter(graph.label for graph in results) == labels
+        assert (sum(len(graph.nodes) for graph in results),
+                sum(len(graph.edges) for graph in results)) == (nodes, edges)
     data = segue.read(folder / "MUTAG.txt.gz")
     assert (data.kind.name, len(data), data.total) == ("graph", 188, 3371 + 3721)
     check_kind(GRAPHS, [folder / "MUTAG.txt.gz"], mutations=10)

@@ -87,11 +87,11 @@ def test_any_table_is_read_as_it_was_written(tmp_path_factory, sign: str, end: s
     writer = csv.writer(written, delimiter=sign, lineterminator=end)
     writer.writerows(([("user", "item", "time")] if header else []) + rows)
     path = put(tmp_path_factory.mktemp("any") / f"t{suffix}", written.getvalue().encode(encoding))
-    wanted: dict[str, list[str]] = {}
+    expected: dict[str, list[str]] = {}
     for who, what, _ in sorted(rows, key=lambda row: row[2]):
-        wanted.setdefault(who, []).append(what)
+        expected.setdefault(who, []).append(what)
     data = read(path, kind="events", **({} if header else {"who": "1", "what": "2", "when": "3"}))
-    assert said(data) == wanted
+    assert said(data) == expected
 
 
 MOMENTS = [datetime(2023, 12, 25, 8, 5, 1), datetime(2023, 12, 25, 17, 30, 59)]
@@ -202,12 +202,12 @@ def test_logs_of_process_miners(tmp_path: Path) -> None:
     data = read(put(tmp_path / "a.xes.gz", gzip.compress(log.encode())))
     assert data.kind.name == "events" and said(data) == {"A": ["ask", "pay"], "trace 2": ["ask"]}
     assert data[0].channels["gap"].tolist() == [0, 9.5]
-    for wrong, says in ((log[:-20], "no XES that can be read"), ("<log></log>", "there is no event")):
-        with pytest.raises(SegueError, match=says):
+    for wrong, message in ((log[:-20], "no XES that can be read"), ("<log></log>", "there is no event")):
+        with pytest.raises(SegueError, match=message):
             read(put(tmp_path / "b.xes", wrong))
 
 
-@pytest.mark.parametrize("name, content, says", [
+@pytest.mark.parametrize("name, content, message", [
     ("data.csv", "data,label\n-0.195,0\n-0.21,0\n-0.21,1\n", "no column says who.*columns: data, label"),
     ("esol.csv", "Compound ID,logS,rings\nA B,1.5,2\nC,2.5,3\n", "no column says who and what"),
     ("pieces.csv", "composer,title,file\nBach,Fugue,a.mid\nBach,Prelude,b.mid\n", "columns: composer, title, file"),
@@ -217,8 +217,8 @@ def test_logs_of_process_miners(tmp_path: Path) -> None:
     ("array.json", '[{"user": 1, "item": "a"}, 3]', "not all entries"),
     ("cut.json", '[{"user": 1, "item": "a"}, {"user": 2', "not JSON"),
 ])
-def test_what_a_table_does_not_say_is_asked_for(tmp_path: Path, name: str, content: str, says: str) -> None:
-    with pytest.raises(SegueError, match=says):
+def test_what_a_table_does_not_say_is_asked_for(tmp_path: Path, name: str, content: str, message: str) -> None:
+    with pytest.raises(SegueError, match=message):
         read(put(tmp_path / name, content), kind="events" if name in ("array.json", "pairs.tsv", "data.csv") else None)
 
 

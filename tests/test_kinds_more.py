@@ -116,9 +116,10 @@ def test_games_a_line_and_back_as_pgn(tmp_path: Path, name: str, line: str) -> N
 
 def test_what_cannot_be_gone_on_from_says_what_it_is(tmp_path: Path) -> None:
     river, tune = put(tmp_path / "a.srt", "\n".join(RIVER) * 9), KINDS["music"]
-    for path, says in ((river, "it looks like text, not music"), (put(tmp_path / "b.mid", " \n"), "the file is empty"),
-                       (tmp_path, "is a folder; give one of the files in it")):
-        with pytest.raises(SegueError, match=says):
+    for path, message in ((river, "it looks like text, not music"),
+                          (put(tmp_path / "b.mid", " \n"), "the file is empty"),
+                          (tmp_path, "is a folder; give one of the files in it")):
+        with pytest.raises(SegueError, match=message):
             prime_record(tune, path, tune.codec(read(put(tmp_path / "a.krn", KERN))))
 
 

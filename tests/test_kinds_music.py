@@ -132,9 +132,9 @@ def test_scores_in_musicxml(tmp_path: Path) -> None:
     assert data.kind.name == "music" and data[0].object == [
         "tempo89", "voice40", "loud20", "note42", "length192", "note61", "length48", "note64", "length48", "wait72",
         "note68", "length120"]
-    for broken, says in ((text[:-20], "no MusicXML that can"), (text.replace("note>", "n>"), "there is no note")):
+    for broken, message in ((text[:-20], "no MusicXML that can"), (text.replace("note>", "n>"), "there is no note")):
         (tmp_path / "b.xml").write_text(broken)
-        with pytest.raises(SegueError, match=says):
+        with pytest.raises(SegueError, match=message):
             segue.read(tmp_path / "b.xml")
 
 

@@ -45,7 +45,8 @@ def painted(record: Record) -> np.ndarray:
 @given(sort=st.sampled_from(["grey", "rgb", "palette"]), levels=st.integers(2, 16), width=st.integers(1, 9),
        counts=st.lists(st.integers(0, 40), min_size=1, max_size=4), seed=st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
-def test_what_is_written_is_read(tmp_path_factory, sort, levels, width, counts, seed) -> None:  # type: ignore[no-untyped-def]
+def test_what_is_written_is_read(tmp_path_factory, sort, levels, width, counts,
+                                 seed) -> None:  # type: ignore[no-untyped-def]
     form, draw = Form(sort, levels, width), np.random.default_rng(seed)
     frames = [draw.integers(0, form.values, count) for count in counts]
     obj = encode_frames(form, frames)
@@ -186,10 +187,10 @@ def test_the_contract(tmp_path: Path) -> None:
 def test_mistakes_are_told_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     images.fromarray(image(height=64, width=64)).save(path)
-    for options, says in (({"colour": "blue"}, "choose from grey, rgb, palette"), ({"levels": 1}, "give 2 to 256"),
-                          ({"levels": 17, "colour": "palette"}, "give 2 to 16"), ({"side": 9999}, "give 0 to 4096"),
-                          ({"rows": 0}, "rows=0"), ({"depth": 8}, "no option 'depth'")):
-        with pytest.raises(SegueError, match=says):
+    for options, message in (({"colour": "blue"}, "choose from grey, rgb, palette"), ({"levels": 1}, "give 2 to 256"),
+                             ({"levels": 17, "colour": "palette"}, "give 2 to 16"), ({"side": 9999}, "give 0 to 4096"),
+                             ({"rows": 0}, "rows=0"), ({"depth": 8}, "no option 'depth'")):
+        with pytest.raises(SegueError, match=message):
             segue.read(path, **options)
     path.write_bytes(path.read_bytes()[:900])
     with pytest.raises(SegueError, match=r"a\.png: no picture that can be read"):
@@ -247,8 +248,8 @@ def test_completing_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     scores = segue.files.read_json(tmp_path / "scores.json")
     assert scores["unit"] == "dimension" and scores["bits_per_unit"] < 0.15
     run("continue", model, "--prime-file", prime, "-n", "32", "--read", "rows=4", "--out", str(tmp_path / "whole.png"))
-    [whole], [wanted] = PICTURE.read(tmp_path / "whole.png"), PICTURE.read(folder / "1.png", side=8, levels=2)
-    assert whole.object == wanted.object
+    [whole], [expected] = PICTURE.read(tmp_path / "whole.png"), PICTURE.read(folder / "1.png", side=8, levels=2)
+    assert whole.object == expected.object
     capsys.readouterr()
     run("continue", model, "--prime-file", prime, "-n", "32", "--read", "rows=4")
     assert "····████····████" in capsys.readouterr().out

@@ -324,11 +324,11 @@ def test_the_contract_of_every_kind(tmp_path: Path) -> None:
 ])
 def test_bad_input_is_one_line(tmp_path: Path, name: str, content: bytes, options: dict, message: str) -> None:
     path = put(tmp_path / name, content)
-    with pytest.raises(SegueError, match=message) as caught:
+    with pytest.raises(SegueError, match=message) as error:
         read(path, **options)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
     if not options or options.get("kind") in KINDS:
-        assert name in str(caught.value), "the file is named"
+        assert name in str(error.value), "the file is named"
 
 
 def test_bad_paths(tmp_path: Path) -> None:
@@ -410,9 +410,9 @@ def test_names_that_are_not_unicode(tmp_path: Path) -> None:
     assert data[0].object == b"words" and data.name(0).encode()
     with open(path, "wb") as handle:
         handle.write(b"caf\xe9")
-    with pytest.raises(SegueError) as caught:
+    with pytest.raises(SegueError) as error:
         read(os.fsdecode(path))
-    str(caught.value).encode()
+    str(error.value).encode()
 
 
 SEEDS = {"a.txt": b"some text\nmore\n", "a.py": b"x = 1\n", "a.jsonl": b'{"text": "a"}\n{"user": 1, "item": 2}\n',

@@ -156,10 +156,10 @@ def test_what_every_set_is(shared_data, name: str, kind: str) -> None:
     assert _choose_kind(files, named, None, Problems())[0].name == kind
 
 
-@pytest.mark.parametrize("name, says", [("asap-piano-performances/pieces.csv", "columns: composer, title, file")])
-def test_tables_that_are_no_sequences_say_what_is_in_them(shared_data, name: str, says: str) -> None:
+@pytest.mark.parametrize("name, message", [("asap-piano-performances/pieces.csv", "columns: composer, title, file")])
+def test_tables_that_are_no_sequences_say_what_is_in_them(shared_data, name: str, message: str) -> None:
     folder, _, file = name.partition("/")
-    with pytest.raises(SegueError, match=says):
+    with pytest.raises(SegueError, match=message):
         read(shared_data(folder) / file)
 
 

@@ -192,8 +192,8 @@ def test_a_model_of_words_as_a_user_has_it(tmp_path: Path, capsys: pytest.Captur
     lines = ["##fileformat=VCFv4.2", "#CHROM\tPOS\tID\tREF\tALT", f"chr1\t{at + 1}\t.\t{unit[20]}\t{other},<DEL>"]
     (tmp_path / "calls.vcf").write_text("\n".join(lines) + "\n")
     row, = again.variants(tmp_path / "one.fna", tmp_path / "calls.vcf", before=60)
-    alone = variant_scores(again.decodable(), again.codec, unit * 4, [(at, unit[20], other)], before=60)
-    assert row["score"] == pytest.approx(alone[0], rel=1e-4)
+    single = variant_scores(again.decodable(), again.codec, unit * 4, [(at, unit[20], other)], before=60)
+    assert row["score"] == pytest.approx(single[0], rel=1e-4)
     with pytest.raises(SystemExit) as end:
         main(["evaluate", str(tmp_path / "model"), str(tmp_path / "one.fna"), "--variants",
               str(tmp_path / "calls.vcf")])
@@ -215,8 +215,8 @@ def test_marginals_equal_a_sum_over_all_tokens(codec: Codec) -> None:
     spelling = codec.spelling()
     marginals = Marginals(spelling)
     logits = torch.randn(4, codec.size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    found = marginals(logits).exp()
-    torch.testing.assert_close(found.sum(-1), torch.ones(found.shape[:2], dtype=torch.float64))
+    result = marginals(logits).exp()
+    torch.testing.assert_close(result.sum(-1), torch.ones(result.shape[:2], dtype=torch.float64))
     chances = logits.softmax(-1)
     pieces = [codec.decode([id]) for id in range(codec.size)]
     pieces = [piece.encode() if isinstance(piece, str) else piece for piece in pieces]
@@ -224,7 +224,7 @@ def test_marginals_equal_a_sum_over_all_tokens(codec: Codec) -> None:
         for column, letter in enumerate(marginals.letters.tolist()):
             whose = [id for id, piece in enumerate(pieces)
                      if (piece[place] if place < len(piece) else -1) == letter]
-            torch.testing.assert_close(found[:, place, column], chances[:, whose].sum(1))
+            torch.testing.assert_close(result[:, place, column], chances[:, whose].sum(1))
     with pytest.raises(SegueError, match="whole items"):
         ItemCodec(["a", "b"]).spelling()
     with pytest.raises(SegueError, match="spells no letter"):
@@ -292,9 +292,9 @@ def test_variants_by_hand(k: int, mixer: str) -> None:
     text, variants = dna(3, 60), [(20, "", "AC")]
     variants += [(at, text[at], "ACGT"["ACGT".index(text[at]) - 1]) for at in (0, 30, 59)]
     variants.append((40, text[40:43], ""))
-    found = variant_scores(model, codec, text, variants, before=20, behind=5)
+    results = variant_scores(model, codec, text, variants, before=20, behind=5)
     likelihood = LetterLikelihood(model, codec)
-    for (at, reference, alternative), score in zip(variants, found):
+    for (at, reference, alternative), score in zip(variants, results):
         other = text[:at] + alternative + text[at + len(reference) :]
         sums = []
         for backward in (False, True):
@@ -309,7 +309,7 @@ def test_variants_by_hand(k: int, mixer: str) -> None:
         assert score == pytest.approx(np.mean(sums), abs=1e-4)
     turned = [(len(text) - at - len(a), reverse_complement(a), reverse_complement(b)) for at, a, b in variants]
     back = variant_scores(model, codec, reverse_complement(text), turned, before=20, behind=5)
-    np.testing.assert_allclose(back, found, atol=1e-4)
+    np.testing.assert_allclose(back, results, atol=1e-4)
     with pytest.raises(SegueError, match="variant 1"):
         variant_scores(model, codec, text, [(5, "N", "A")])
 
@@ -347,6 +347,6 @@ def test_words_and_letters_come_to_the_known_entropy_of_a_chain() -> None:
     (0.40, 0.30, 0.35, 0.39, "inconclusive"),
     (0.29, 0.25, 0.25, 0.25, "inconclusive")])
 def test_the_rule_of_generator(six: float, one: float, merges: float, short: float, verdict: str) -> None:
-    found = {"6-mer": six, "1-mer": one, "BPE": merges, "6-mer, context of 1-mers": short}
-    table = [{"tokens": name, "genome": "repeats", "recovery": value, "bits": 2.0} for name, value in found.items()]
+    result = {"6-mer": six, "1-mer": one, "BPE": merges, "6-mer, context of 1-mers": short}
+    table = [{"tokens": name, "genome": "repeats", "recovery": value, "bits": 2.0} for name, value in result.items()]
     assert claim("generator").judge([*table, {"tokens": "6-mer", "genome": "E. coli", "bits": 1.9}])[0] == verdict

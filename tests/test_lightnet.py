@@ -55,8 +55,8 @@ def by_loops(mixer: LightNet, x: Tensor, grid: tuple[int, ...], theta: float = 1
                 score = 0.0
                 for c in range(width):
                     axis = c // share
-                    apart = places[i][axis] - places[j][axis] if mixer.rotated_axes and axis < len(grid) else 0
-                    cosine = math.cos(apart * theta ** (-(c % share) / share))
+                    separate = places[i][axis] - places[j][axis] if mixer.rotated_axes and axis < len(grid) else 0
+                    cosine = math.cos(separate * theta ** (-(c % share) / share))
                     score = score + F.silu(q[i, h, c]) * weights[row, c] * cosine
                 out[i, h] += score * v[j, h]
     return mixer.out(mixer.norm(out).flatten(1) * F.silu(mixer.gate(x)))

@@ -214,9 +214,9 @@ def test_o_lora_punishes_what_earlier_experiences_read() -> None:
     run: Any = SimpleNamespace(model=model)
 
     def term() -> float:
-        found = strategy.loss_term(run, rows())
-        assert found is not None
-        return float(found.detach())
+        result = strategy.loss_term(run, rows())
+        assert result is not None
+        return float(result.detach())
 
     strategy.prepare(run)
     first = {name: part.a.detach().clone() for name, part in strategy.adapter.layers.items()}
@@ -238,13 +238,13 @@ def again(seed: int, step: int) -> Batch:
 
 
 def test_a_strong_o_lora_keeps_the_readings_apart() -> None:
-    def apart(strength: float) -> float:
+    def separate(strength: float) -> float:
         model, strategy = stack("attention"), OLoRA(strength, rank=2)
         for seed in (0, 1):
             learn(model, partial(again, seed), 25, rate=0.02, strategy=strategy)
         return sum(float(overlap(kept[2:], kept[:2])) for kept in strategy.earlier.values())
 
-    assert apart(0.5) < 0.2 * apart(0.0)
+    assert separate(0.5) < 0.2 * separate(0.0)
 
 
 def test_adapters_need_to_know_where_experiences_end() -> None:
@@ -393,8 +393,8 @@ def test_the_fisher_information_of_logistic_regression_has_its_closed_form() -> 
     y = torch.randint(2, (20, 1), generator=draw)
     p = torch.sigmoid(x[:, 0] @ model.weight.detach())
     expected = ((p - y[:, 0]).square()[:, None] * x[:, 0].square()).mean(0)
-    found = fisher(model, Batch(x, y))["weight"]
-    torch.testing.assert_close(found, expected, atol=1e-7, rtol=1e-6)
+    results = fisher(model, Batch(x, y))["weight"]
+    torch.testing.assert_close(results, expected, atol=1e-7, rtol=1e-6)
     both = sum(fisher(model, Batch(x, torch.full_like(y, c)))["weight"] * 0 for c in (0, 1))
     for i in range(20):  # with y drawn from the model: p (1 - p) x^2
         each = [fisher(model, Batch(x[i : i + 1], torch.full((1, 1), c)))["weight"] for c in (0, 1)]
@@ -517,8 +517,8 @@ def test_lwf_at_rest_has_no_gradient() -> None:
     strategy.before_experience(run)
     term = strategy.loss_term(run, rows(seed=1))
     assert term is not None
-    found = torch.autograd.grad(term, list(model.parameters()), allow_unused=True)
-    assert max(float(g.abs().max()) for g in found if g is not None) < 1e-6
+    results = torch.autograd.grad(term, list(model.parameters()), allow_unused=True)
+    assert max(float(g.abs().max()) for g in results if g is not None) < 1e-6
 
 
 # -- rehearsal, schedules, streams
@@ -603,13 +603,13 @@ def test_a_stream_goes_on_from_what_is_known_and_stops_early_by_its_own_rows() -
 
 def test_the_measures_of_a_matrix_are_their_definitions() -> None:
     a = np.array([[0.1, 0.2, 0.3], [0.9, 0.25, 0.1], [0.5, 0.8, 0.4], [0.3, 0.6, 0.7]])
-    found = ScoreMatrix(a, ["1", "2", "3"], ["before", "1", "2", "3"], "accuracy", True)
-    assert found.average == pytest.approx((0.3 + 0.6 + 0.7) / 3)
-    assert found.average_so_far == pytest.approx((0.9 + 0.65 + 1.6 / 3) / 3)
-    assert found.mean_forgetting == pytest.approx(((0.9 - 0.3) + (0.8 - 0.6)) / 2)
-    assert found.backward_transfer == pytest.approx(-found.mean_forgetting)  # each was best when it was learned
-    assert found.forward_transfer == pytest.approx(((0.25 - 0.2) + (0.4 - 0.3)) / 2)
-    assert found.to_dict()["mean_forgetting"] == found.mean_forgetting
+    result = ScoreMatrix(a, ["1", "2", "3"], ["before", "1", "2", "3"], "accuracy", True)
+    assert result.average == pytest.approx((0.3 + 0.6 + 0.7) / 3)
+    assert result.average_so_far == pytest.approx((0.9 + 0.65 + 1.6 / 3) / 3)
+    assert result.mean_forgetting == pytest.approx(((0.9 - 0.3) + (0.8 - 0.6)) / 2)
+    assert result.backward_transfer == pytest.approx(-result.mean_forgetting)  # each was best when it was learned
+    assert result.forward_transfer == pytest.approx(((0.25 - 0.2) + (0.4 - 0.3)) / 2)
+    assert result.to_dict()["mean_forgetting"] == result.mean_forgetting
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -617,15 +617,15 @@ def test_the_measures_of_a_matrix_are_their_definitions() -> None:
 def test_the_measures_follow_their_formulas_and_the_sign(t: int, seed: int, higher: bool) -> None:
     raw = np.random.default_rng(seed).random((t + 1, t))
     a = raw if higher else -raw
-    found = ScoreMatrix(raw, [str(i) for i in range(t)], [str(i) for i in range(t + 1)], "score", higher)
+    result = ScoreMatrix(raw, [str(i) for i in range(t)], [str(i) for i in range(t + 1)], "score", higher)
     later = range(t - 1)
-    assert found.mean_forgetting == pytest.approx(sum(max(a[:t, i]) - a[t, i] for i in later) / max(1, t - 1))
-    assert found.backward_transfer == pytest.approx(sum(a[t, i] - a[i + 1, i] for i in later) / max(1, t - 1))
-    assert found.forward_transfer == pytest.approx(sum(a[i, i] - a[0, i] for i in range(1, t)) / max(1, t - 1))
-    assert found.mean_forgetting >= -found.backward_transfer - 1e-12
-    turned = ScoreMatrix(-raw, found.names, found.steps, "score", not higher)
-    assert turned.mean_forgetting == pytest.approx(found.mean_forgetting)
-    assert turned.forward_transfer == pytest.approx(found.forward_transfer)
+    assert result.mean_forgetting == pytest.approx(sum(max(a[:t, i]) - a[t, i] for i in later) / max(1, t - 1))
+    assert result.backward_transfer == pytest.approx(sum(a[t, i] - a[i + 1, i] for i in later) / max(1, t - 1))
+    assert result.forward_transfer == pytest.approx(sum(a[i, i] - a[0, i] for i in range(1, t)) / max(1, t - 1))
+    assert result.mean_forgetting >= -result.backward_transfer - 1e-12
+    turned = ScoreMatrix(-raw, result.names, result.steps, "score", not higher)
+    assert turned.mean_forgetting == pytest.approx(result.mean_forgetting)
+    assert turned.forward_transfer == pytest.approx(result.forward_transfer)
 
 
 # -- call sites

@@ -70,16 +70,16 @@ def test_gradients_go_straight_through_the_codes(window: int, packed: bool) -> N
     starts = torch.zeros(2, 23, dtype=torch.bool)
     starts[0, [7, 9]] = starts[1, 16] = packed
     y, _ = attention.scan((q, k, v, code), attention.initial(2, q), starts)
-    apart, document = torch.arange(23)[:, None] - torch.arange(23), starts.long().cumsum(1)
+    separate, document = torch.arange(23)[:, None] - torch.arange(23), starts.long().cumsum(1)
     quantised = k + (codes[code] - k).detach()
-    near = torch.where(apart < window, attention.bias[apart.clamp(0, window - 1)], 0.0)
+    near = torch.where(separate < window, attention.bias[separate.clamp(0, window - 1)], 0.0)
     scores = q @ quantised.mT / math.sqrt(3) + near
-    seen = (apart >= 0) & (document[:, :, None] == document[:, None])
+    seen = (separate >= 0) & (document[:, :, None] == document[:, None])
     whole = scores.masked_fill(~seen, -math.inf).softmax(-1) @ v
-    pull, wanted = torch.randn_like(y), (q, k, v, attention.bias)
+    pull, expected = torch.randn_like(y), (q, k, v, attention.bias)
     assert (y - whole).abs().max() < 1e-12
-    for ours, theirs in zip(*(torch.autograd.grad((x * pull).sum(), wanted) for x in (y, whole))):
-        assert (ours - theirs).abs().max() < 1e-12
+    for actual, reference in zip(*(torch.autograd.grad((x * pull).sum(), expected) for x in (y, whole))):
+        assert (actual - reference).abs().max() < 1e-12
 
 
 @torch.no_grad()
@@ -87,13 +87,13 @@ def test_a_codebook_of_all_keys_is_exact() -> None:
     """A code for every key: softmax attention to the keys themselves, whatever the window."""
     x = torch.randn(1, 16, 8, dtype=torch.float64)
     index = torch.arange(16)
-    apart = index[:, None] - index
+    separate = index[:, None] - index
     for window in (2, 16):
         model = mixer(16, window)
         q, k, v, _ = model._project(x, memory := model._memory_of(x))
         model.attention.codebook.sums.copy_(k[0])
-        scores = (q @ k.mT)[0] / math.sqrt(3) + model.attention.distance_biases(apart)
-        read = scores.masked_fill(apart < 0, -math.inf).softmax(-1) @ v
+        scores = (q @ k.mT)[0] / math.sqrt(3) + model.attention.distance_biases(separate)
+        read = scores.masked_fill(separate < 0, -math.inf).softmax(-1) @ v
         assert (model(x) - model._gate(read, memory, x)).abs().max() < 1e-10
 
 
@@ -115,18 +115,19 @@ def test_both_ways(window: int, packed: bool, training: bool) -> None:
     starts = torch.zeros(2, 23, dtype=torch.bool)
     starts[0, [7, 9]] = starts[1, 16] = packed
     y = attention.attend_both_ways((q, k, v, book.nearest(k)), Layout.chain((2, 23), starts=starts if packed else None))
-    apart, document = torch.arange(23)[:, None] - torch.arange(23), starts.long().cumsum(1)
+    separate, document = torch.arange(23)[:, None] - torch.arange(23), starts.long().cumsum(1)
     quantised = book.codes[book.nearest(k)]
     quantised = k + (quantised - k).detach() if training else quantised
-    near = apart.abs().clamp(max=window - 1)
-    near = torch.where(apart < 0, attention.bias_ahead[near], attention.bias[near]).where(apart.abs() < window, 0.0)
+    near = separate.abs().clamp(max=window - 1)
+    near = torch.where(separate < 0, attention.bias_ahead[near],
+                       attention.bias[near]).where(separate.abs() < window, 0.0)
     scores = (q @ quantised.mT / math.sqrt(3) + near).masked_fill(document[:, :, None] != document[:, None], -math.inf)
     whole = scores.softmax(-1) @ v
     assert (y - whole).abs().max() < 1e-12
     if training:
-        pull, wanted = torch.randn_like(y), (q, k, v, attention.bias, attention.bias_ahead)
-        ours, theirs = (torch.autograd.grad((x * pull).sum(), wanted) for x in (y, whole))
-        assert all((a - b).abs().max() < 1e-12 for a, b in zip(ours, theirs))
+        pull, expected = torch.randn_like(y), (q, k, v, attention.bias, attention.bias_ahead)
+        actual, reference = (torch.autograd.grad((x * pull).sum(), expected) for x in (y, whole))
+        assert all((a - b).abs().max() < 1e-12 for a, b in zip(actual, reference))
 
 
 def test_a_mixer_of_both_ways() -> None:

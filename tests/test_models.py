@@ -90,8 +90,8 @@ class Wrapped:
 def test_contract_of_any_decodable() -> None:
     model = Wrapped(stack("mamba+attention"))
     assert isinstance(model, Decodable)
-    found = check_model(model, examples=3)
-    assert set(found) >= {"any life", "at", "trees"} and "packed" not in found and max(found.values()) < 1e-4
+    result = check_model(model, examples=3)
+    assert set(result) >= {"any life", "at", "trees"} and "packed" not in result and max(result.values()) < 1e-4
 
 
 @pytest.mark.parametrize("name", ["mamba*3+attention", "lstm+gla", "attention+gru", "hyena+jordan+s4",
@@ -132,12 +132,12 @@ class TakesTreesForChains(Wrapped):
         return output
 
 
-@pytest.mark.parametrize("wrong, message, only", [
+@pytest.mark.parametrize("broken, message, only", [
     (IgnoresAt, "logits of nodes", "at"), (DependsOnTheBatch, "row|at once", ""),
     (TakesTreesForChains, "tree", "tree")])
-def test_the_checker_catches(wrong: type[Wrapped], message: str, only: str) -> None:
+def test_the_checker_catches(broken: type[Wrapped], message: str, only: str) -> None:
     with pytest.raises(ContractBroken, match=message):
-        check_model(wrong(stack("gru+attention")), examples=20, shrink=False, only=only)
+        check_model(broken(stack("gru+attention")), examples=20, shrink=False, only=only)
 
 
 class SharesHistory(TableState):
@@ -172,20 +172,20 @@ def test_the_checker_catches_what_does_not_learn() -> None:
 def test_patterns() -> None:
     assert expand_pattern("mamba*3+attention") == ["mamba"] * 3 + ["attention"]
     assert expand_pattern("gru + gla", 3) == ["gru", "gla", "gru"]
-    for wrong, says in (("", "mixer ''"), ("nothing", "mixer 'nothing'"), ("gru+", "mixer ''"),
-                        ("mamba*", "whole COUNT"), ("mamba*0", "whole COUNT"), ("mamba*-1", "whole COUNT"),
-                        ("mamba*x", "whole COUNT"), ("gru*2*2", "whole COUNT")):
-        with pytest.raises(SegueError, match=says):
+    for wrong, message in (("", "mixer ''"), ("nothing", "mixer 'nothing'"), ("gru+", "mixer ''"),
+                           ("mamba*", "whole COUNT"), ("mamba*0", "whole COUNT"), ("mamba*-1", "whole COUNT"),
+                           ("mamba*x", "whole COUNT"), ("gru*2*2", "whole COUNT")):
+        with pytest.raises(SegueError, match=message):
             expand_pattern(wrong)
 
 
-@pytest.mark.parametrize("switches, says", [
+@pytest.mark.parametrize("switches, message", [
     ({"channel": "both"}, "channel 'both'"), ({"activation": "tanh", "channel": "mlp"}, "activation 'tanh'"),
     ({"norm": "batch"}, "norm 'batch'"), ({"width": 9}, "not divisible"),
     ({"options": {"attention": {"head": 2}}}, "unexpected keyword argument 'head'"),
     ({"options": {"attn": {}}}, "unknown mixers")])
-def test_wrong_configs_are_refused(switches: dict, says: str) -> None:
-    with pytest.raises(SegueError, match=says):
+def test_wrong_configs_are_refused(switches: dict, message: str) -> None:
+    with pytest.raises(SegueError, match=message):
         stack("attention", **switches)
 
 

@@ -24,9 +24,9 @@ def naive(a: list[int], b: list[int]) -> int:
 @given(st.lists(st.integers(0, 2), max_size=5), st.lists(st.integers(0, 2), max_size=5))
 def test_edit_distances_are_the_fewest_edits(a: list[int], b: list[int]) -> None:
     assert edit_distances(a, b, anywhere=False)[-1] == naive(a, b)
-    found = edit_distances(a, b)
+    results = edit_distances(a, b)
     for end in range(len(b) + 1):
-        assert found[end] == min(naive(a, b[begin:end]) for begin in range(end + 1))
+        assert results[end] == min(naive(a, b[begin:end]) for begin in range(end + 1))
 
 
 def test_a_pattern_is_found_where_it_returns() -> None:

@@ -104,8 +104,8 @@ def test_features_are_read(tmp_path: Path) -> None:
 def made_up(count: int, seed: int = 0, least: int = 4) -> list[tuple[str, str]]:
     draw = np.random.default_rng(seed)
     sense = [codon for codon, residue in codons_of(11).items() if residue != "*"]
-    found = ["".join(draw.choice(sense, draw.integers(least, 14))) for _ in range(count)]
-    return [(each, translate(each, 11)) for each in found]
+    results = ["".join(draw.choice(sense, draw.integers(least, 14))) for _ in range(count)]
+    return [(each, translate(each, 11)) for each in results]
 
 
 @quick
@@ -171,8 +171,8 @@ def test_the_last_symbol_decides(mixer: str) -> None:
     pairs = [([1, 2, 3], [4, 5]), ([6], [7, 8, 9, 1, 2]), ([3, 3], [3])]
     batch = Batch.labelled_pairs(pairs, [0, 1, 1])
     together = model(batch.tokens, batch.layout).logits[batch.targets >= 0]
-    alone = [model(torch.tensor([[*a, *b]])).logits[0, -1] for a, b in pairs]
-    assert torch.allclose(together, torch.stack(alone), atol=1e-10)
+    single = [model(torch.tensor([[*a, *b]])).logits[0, -1] for a, b in pairs]
+    assert torch.allclose(together, torch.stack(single), atol=1e-10)
     rows = torch.nn.functional.one_hot(batch.tokens, 12).double().requires_grad_()
     model(rows, batch.layout).logits[batch.targets >= 0].sum().backward()
     behind = torch.arange(6) >= torch.tensor([[5], [6], [3]])
@@ -190,7 +190,7 @@ def test_pairs_are_learned_and_shuffled_labels_are_not(mixer: str) -> None:
              for a, b in zip(words, [draw.choice([w for w in words if w != a]) for a in words])]
     labels = [1] * 600 + [0] * 600
     shuffled = draw.permutation(labels).tolist()
-    found = {}
+    results = {}
     for name, told in (("true", labels), ("shuffled", shuffled)):
         every = Batch.labelled_pairs([*pairs, *wrong], told)
         torch.manual_seed(0)
@@ -202,8 +202,8 @@ def test_pairs_are_learned_and_shuffled_labels_are_not(mixer: str) -> None:
         learn(model, rows, 80 if name == "true" else 30, rate=1e-2, objective=ClassLoss("all"))
         with torch.no_grad():
             guess = model.eval()(every.tokens).logits[:, -1].argmax(-1)
-        found[name] = float((guess == torch.tensor(labels)).float().mean())
-    assert found["true"] > 0.9 and abs(found["shuffled"] - 0.5) < 0.15
+        results[name] = float((guess == torch.tensor(labels)).float().mean())
+    assert results["true"] > 0.9 and abs(results["shuffled"] - 0.5) < 0.15
 
 
 # -- several sorts in one vocabulary
@@ -227,12 +227,12 @@ def test_a_bpe_over_mixed_files() -> None:
     for each in (*texts, b"\xff\x00 any bytes", "Gr\u00fc\u00dfe"):
         assert codec.decode(codec.encode(each)) == (each if isinstance(each, bytes) else each.encode())
     assert any(b" " in piece[1:] and piece.strip() != piece[1:] for piece in codec.pieces if len(piece) > 3)
-    theirs = tokenizers.ByteLevelBPETokenizer(add_prefix_space=False)
-    theirs._tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    theirs.train_from_iterator(texts, 299, min_frequency=0, show_progress=False)
+    reference = tokenizers.ByteLevelBPETokenizer(add_prefix_space=False)
+    reference._tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    reference.train_from_iterator(texts, 299, min_frequency=0, show_progress=False)
     for each in texts:
-        ours = [codec.tokenizer.id_to_token(int(id)) for id in codec.encode(each)]
-        assert ours == theirs.encode(each).tokens
+        actual = [codec.tokenizer.id_to_token(int(id)) for id in codec.encode(each)]
+        assert actual == reference.encode(each).tokens
 
 
 @quick

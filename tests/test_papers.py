@@ -398,9 +398,9 @@ def test_the_rule_of_continual_few_shot(values: tuple[float, float, float, float
     assert judge(table + other)[0] == "inconclusive"
 
 
-def sparse_arms(sharp: float, raw: float, loose: float, alone: float) -> list[Row]:
+def sparse_arms(sharp: float, raw: float, loose: float, single: float) -> list[Row]:
     arms = {"SHARP": sharp, "replay of inputs, all classes": raw, "SHARP without freezing": loose,
-            "SHARP without replay": alone, "fine-tuning": 0.2}
+            "SHARP without replay": single, "fine-tuning": 0.2}
     return [{"trunk": "convolution", "arm": arm, "accuracy": right, "forgetting": 0.1} for arm, right in arms.items()]
 
 

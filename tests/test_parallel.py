@@ -112,11 +112,11 @@ def traffic(schedule: RingSchedule, moving: float, result: float = 0.0,
             returns: bool | None = None) -> dict[tuple[int, int], float]:
     """What goes from each rank to each other, (source, target), in the unit of the sizes of a whole share: what moves,
     and the results for it."""
-    found = Counter[tuple[int, int]]()
+    results = Counter[tuple[int, int]]()
     for rank in range(schedule.ranks):
         for m in (m for step in schedule.plan(rank, returns) for m in step.sends):
-            found[m.source, m.target] += (moving if m.moving else result) / (2 if m.half else 1)  # type: ignore
-    return dict(found)
+            results[m.source, m.target] += (moving if m.moving else result) / (2 if m.half else 1)  # type: ignore
+    return dict(results)
 
 
 @given(st.integers(2, 8))
@@ -184,20 +184,20 @@ def test_blocks_merged_are_attention(cuts: int, heads: tuple[int, int], causal: 
     bias = torch.zeros(seen.shape, dtype=torch.double).masked_fill(~seen, -math.inf)
     if causal:  # in its own block, the first
         seen = seen & F.pad(torch.ones(n, n, dtype=torch.bool).tril(), (0, n * (cuts - 1)), value=True)
-    want, want_lse = attend(q, k, v, seen)
-    grad = torch.randn(want.shape, dtype=torch.double)
-    wanted = torch.autograd.grad(want, (q, k, v), grad)
+    expected, want_lse = attend(q, k, v, seen)
+    grad = torch.randn(expected.shape, dtype=torch.double)
+    wanted = torch.autograd.grad(expected, (q, k, v), grad)
     for core in BACKENDS.values():
         with torch.no_grad():
             cut = [slice(i, i + n) for i in range(0, n * cuts, n)]
             blocks = [(k[:, :, at], v[:, :, at], causal and not at.start, bias[..., at] if masked else None)
                       for at in cut]
-            found = [core.forward(q, *block) for block in blocks]
-            out, lse = torch.zeros_like(want), torch.full_like(want_lse, -math.inf)
-            for one in found:
+            results = [core.forward(q, *block) for block in blocks]
+            out, lse = torch.zeros_like(expected), torch.full_like(want_lse, -math.inf)
+            for one in results:
                 merge_into(out, lse, *one)
-            torch.testing.assert_close((out, lse), merge(found))
-            torch.testing.assert_close((out, lse), (want, want_lse))
+            torch.testing.assert_close((out, lse), merge(results))
+            torch.testing.assert_close((out, lse), (expected, want_lse))
             delta = (grad * out).sum(-1)
             parts = [core.backward(grad, q, k, v, lse, delta, *more) for k, v, *more in blocks]
             dq = sum(part[0] for part in parts)
@@ -238,19 +238,19 @@ def test_a_ring_is_attention(ranks: int, rotate: Any, heads: tuple[int, int]) ->
     for causal, order, backend in itertools.product((True, False), ("contiguous", "zigzag"), BACKENDS):
         whole = drawn(*heads, 2 * ranks * 3)
         inputs = [x.clone().requires_grad_() for x in whole[:3]]
-        want = F.scaled_dot_product_attention(*inputs, is_causal=causal, enable_gqa=True)
+        expected = F.scaled_dot_product_attention(*inputs, is_causal=causal, enable_gqa=True)
         seen = torch.ones(whole[0].shape[2], whole[0].shape[2], dtype=torch.bool).tril() if causal else None
-        wanted = [want.detach(), attend(*whole[:3], seen)[1], *torch.autograd.grad(want, inputs, whole[3])]
+        wanted = [expected.detach(), attend(*whole[:3], seen)[1], *torch.autograd.grad(expected, inputs, whole[3])]
         schedule = RingSchedule(ranks, rotate, causal, order)  # type: ignore[arg-type]
-        found = simulate(ranks, partial(in_ring, schedule=schedule, whole=whole, backend=backend))
+        results = simulate(ranks, partial(in_ring, schedule=schedule, whole=whole, backend=backend))
         shard = ContextShard(ranks, order)  # type: ignore[arg-type]
-        for parts, whole_one in zip(zip(*(one[0] for one in found)), wanted):
+        for parts, whole_one in zip(zip(*(one[0] for one in results)), wanted):
             torch.testing.assert_close(shard.join(parts, 2), whole_one, atol=1e-11, rtol=1e-10)
         share = 2 * 2 * 3 * 8  # rows, elements of a share, bytes
         q, kv, more = heads[0] * 4 * share, 2 * heads[1] * 4 * share, heads[0] * share
         there = traffic(schedule, kv) if rotate == "kv" else traffic(schedule, q, q + more)
         back = traffic(schedule, kv, kv, True) if rotate == "kv" else traffic(schedule, 2 * q + 2 * more, q)
-        for rank, (_, (forward, both)) in enumerate(found):
+        for rank, (_, (forward, both)) in enumerate(results):
             for peer in range(ranks):
                 assert forward.get(peer, 0) == there.get((rank, peer), 0)
                 assert both.get(peer, 0) - forward.get(peer, 0) == back.get((rank, peer), 0)
@@ -278,13 +278,13 @@ def test_stored_scores_are_the_ring_and_cost_what_is_published(ranks: int, causa
 
 def test_half_precision_is_summed_in_float32() -> None:
     whole = [x.bfloat16() for x in drawn(4, 2, 96, 8)]
-    want = F.scaled_dot_product_attention(*(x.float() for x in whole[:3]), is_causal=True, enable_gqa=True)
+    expected = F.scaled_dot_product_attention(*(x.float() for x in whole[:3]), is_causal=True, enable_gqa=True)
     for rotate, backend in itertools.product(("kv", "q"), BACKENDS):
-        found = simulate(4, partial(in_ring, schedule=RingSchedule(4, rotate), whole=whole,  # type: ignore[arg-type]
-                                    backend=backend))
-        out = ContextShard(4).join([one[0][0] for one in found], 2)
-        assert out.dtype == torch.bfloat16 and all(g.dtype == torch.bfloat16 for one in found for g in one[0][2:])
-        assert float((out.float() - want).abs().max()) < 4e-2
+        results = simulate(4, partial(in_ring, schedule=RingSchedule(4, rotate), whole=whole,  # type: ignore[arg-type]
+                                      backend=backend))
+        out = ContextShard(4).join([one[0][0] for one in results], 2)
+        assert out.dtype == torch.bfloat16 and all(g.dtype == torch.bfloat16 for one in results for g in one[0][2:])
+        assert float((out.float() - expected).abs().max()) < 4e-2
 
 
 def test_rings_refuse_what_does_not_fit() -> None:
@@ -310,10 +310,10 @@ def test_rings_refuse_what_does_not_fit() -> None:
 @settings(deadline=None, max_examples=20)
 def test_sums_and_gathers(ranks: int, size: int) -> None:
     x = [torch.randn(size, generator=torch.Generator().manual_seed(rank)) for rank in range(ranks)]
-    found = simulate(ranks, lambda comm: (all_reduce(comm, x[comm.rank]), all_gather(comm, x[comm.rank])))
-    for total, every in found:
+    results = simulate(ranks, lambda comm: (all_reduce(comm, x[comm.rank]), all_gather(comm, x[comm.rank])))
+    for total, every in results:
         torch.testing.assert_close(total, sum(x, torch.zeros(size)))
-        assert torch.equal(total, found[0][0]) and all(map(torch.equal, every, x))
+        assert torch.equal(total, results[0][0]) and all(map(torch.equal, every, x))
 
 
 @pytest.mark.parametrize("duplex", ["full", "half"])
@@ -322,7 +322,8 @@ def test_slow_links_change_nothing_but_the_time(duplex: Any) -> None:
     for rotate in ("kv", "q"):
         schedule = RingSchedule(3, rotate)  # type: ignore[arg-type]
         fast = simulate(3, lambda comm, s=schedule: in_ring(comm, s, whole, "flash"))  # type: ignore[misc]
-        slow = simulate(3, lambda comm, s=schedule: in_ring(Throttled(comm, links), s, whole, "flash"))  # type: ignore[misc]
+        slow = simulate(3, lambda comm,
+                        s=schedule: in_ring(Throttled(comm, links), s, whole, "flash"))  # type: ignore[misc]
         for one, other in zip(fast, slow):
             torch.testing.assert_close(one[0], other[0])
             assert one[1] == other[1]
@@ -362,8 +363,8 @@ def check_context(config: StackConfig, ranks: int, packed: bool, length: int = 2
     for block in stack.blocks:
         if isinstance(block.mixer, LongVQ):
             block.mixer.eval()  # else codes follow the keys of each thread, and keys end where a state is handed on
-    want = learned(stack, batch)
-    want.backward()
+    expected = learned(stack, batch)
+    expected.backward()
     with torch.no_grad():
         logits = stack(batch.tokens, batch.layout).logits
     fresh = copy.deepcopy(stack)
@@ -378,12 +379,12 @@ def check_context(config: StackConfig, ranks: int, packed: bool, length: int = 2
         loss.backward()
         sum_gradients(comm, list(own.parameters()))
         with torch.no_grad():
-            found = model.join(model(share.tokens, share.layout).logits)
-        return loss.detach(), found, [p.grad for p in own.parameters()]
+            results = model.join(model(share.tokens, share.layout).logits)
+        return loss.detach(), results, [p.grad for p in own.parameters()]
 
-    found = simulate(ranks, body)
-    torch.testing.assert_close(torch.stack([one[0] for one in found]).sum(), want.detach(), atol=1e-9, rtol=1e-9)
-    for _, join, grads in found:
+    results = simulate(ranks, body)
+    torch.testing.assert_close(torch.stack([one[0] for one in results]).sum(), expected.detach(), atol=1e-9, rtol=1e-9)
+    for _, join, grads in results:
         torch.testing.assert_close(join, logits, atol=1e-9, rtol=1e-9)
         for grad, parameter in zip(grads, stack.parameters(), strict=True):
             wanted = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -459,9 +460,9 @@ def test_a_lost_hop_shows() -> None:
         model = context_parallel(copy.deepcopy(stack), Lossy(comm) if lose else comm)
         return learned(model, batch.map(model.share)).detach()
 
-    want = float(learned(stack, batch).detach())
-    assert float(sum(simulate(3, lambda comm: body(comm, False)))) == pytest.approx(want, rel=1e-12)
-    assert float(sum(simulate(3, lambda comm: body(comm, True)))) != pytest.approx(want, rel=1e-6)
+    expected = float(learned(stack, batch).detach())
+    assert float(sum(simulate(3, lambda comm: body(comm, False)))) == pytest.approx(expected, rel=1e-12)
+    assert float(sum(simulate(3, lambda comm: body(comm, True)))) != pytest.approx(expected, rel=1e-6)
 
 
 def test_memory_falls_with_the_ranks() -> None:
@@ -498,8 +499,8 @@ def test_memory_falls_with_the_ranks() -> None:
 def test_tensor_parallelism_is_the_stack(config: StackConfig) -> None:
     torch.manual_seed(2)
     stack, batch = Stack(config).double(), batch_of(12, True)
-    want = learned(stack, batch)
-    want.backward()
+    expected = learned(stack, batch)
+    expected.backward()
 
     def step(model: torch.nn.Module) -> Tensor:
         torch.optim.SGD(model.parameters(), 0.01).step()
@@ -512,15 +513,15 @@ def test_tensor_parallelism_is_the_stack(config: StackConfig) -> None:
         qkv = model.stack.blocks[0].mixer.qkv.weight.grad  # type: ignore[union-attr]
         return loss.detach(), model.stack.embedding.weight.grad, qkv, step(model)  # type: ignore[return-value]
 
-    found, after = simulate(2, body), step(stack)
-    for loss, embedding, _, stepped in found:
-        torch.testing.assert_close(loss, want.detach())
+    results, after = simulate(2, body), step(stack)
+    for loss, embedding, _, stepped in results:
+        torch.testing.assert_close(loss, expected.detach())
         torch.testing.assert_close(embedding, stack.embedding.weight.grad)
         torch.testing.assert_close(stepped, after)
     mixer = stack.blocks[0].mixer
     assert isinstance(mixer, Attention) and mixer.qkv.weight.grad is not None
     heads = [mixer.heads, mixer.kv_heads, mixer.kv_heads]
-    halves = zip(*(one[2].split([h // 2 * mixer.head_width for h in heads]) for one in found))
+    halves = zip(*(one[2].split([h // 2 * mixer.head_width for h in heads]) for one in results))
     torch.testing.assert_close(torch.cat([x for pair in halves for x in pair]), mixer.qkv.weight.grad)
 
 
@@ -560,8 +561,8 @@ def over_processes(comm: Communicator, state: dict[str, Tensor]) -> dict[str, An
     """What one of several processes finds: a ring each way, and a stack of both sorts of mixers."""
     whole, rings = drawn(4, 4, 6 * comm.size), []
     for rotate, causal in itertools.product(("kv", "q"), (True, False)):
-        found, sent = in_ring(comm, RingSchedule(comm.size, rotate, causal), whole, "auto")  # type: ignore[arg-type]
-        rings.append((found, sent))
+        results, sent = in_ring(comm, RingSchedule(comm.size, rotate, causal), whole, "auto")  # type: ignore[arg-type]
+        rings.append((results, sent))
     stack = Stack(StackConfig(11, 16, ["attention", "gla", "gru"])).double()
     stack.load_state_dict(state)
     model, batch = context_parallel(stack), batch_of(12 * comm.size, True)
@@ -580,21 +581,21 @@ def over_processes(comm: Communicator, state: dict[str, Tensor]) -> dict[str, An
 
 
 @pytest.fixture
-def alone(tmp_path: Path) -> Iterator[Processes]:
+def single(tmp_path: Path) -> Iterator[Processes]:
     """A group of one process, this one: gloo cannot send to itself."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     yield Processes()
     torch.distributed.destroy_process_group()
 
 
-def test_a_group_of_one(alone: Processes) -> None:
+def test_a_group_of_one(single: Processes) -> None:
     state = Stack(StackConfig(11, 16, ["attention", "gla", "gru"])).double().state_dict()
-    (want,) = simulate(1, lambda comm: in_ring(comm, RingSchedule(1, "q"), drawn(4, 4, 6), "auto"))
-    found = over_processes(alone, state)
+    (expected,) = simulate(1, lambda comm: in_ring(comm, RingSchedule(1, "q"), drawn(4, 4, 6), "auto"))
+    results = over_processes(single, state)
     mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1, 1), mesh_dim_names=("dp", "cp"))
     model = context_parallel(Stack(StackConfig(11, 16, ["attention"])), mesh["cp"])
     assert (model.comm.rank, model.comm.size) == (0, 1)
-    torch.testing.assert_close(found["rings"][2][0], want[0])
+    torch.testing.assert_close(results["rings"][2][0], expected[0])
     assert script("examples/long_sequence.py").main(length=64, steps=2)
 
 
@@ -603,19 +604,19 @@ def test_processes() -> None:
     torch.manual_seed(3)
     stack = Stack(StackConfig(11, 16, ["attention", "gla", "gru"])).double()
     batch = batch_of(12 * ranks, True)
-    want = learned(stack, batch)
-    want.backward()
-    found = launch(ranks, over_processes, stack.state_dict())
-    assert all(float(one["sum"]) == sum(range(ranks)) for one in found)
-    torch.testing.assert_close(sum(one["loss"] for one in found), want.detach())
-    for one in found:
+    expected = learned(stack, batch)
+    expected.backward()
+    results = launch(ranks, over_processes, stack.state_dict())
+    assert all(float(one["sum"]) == sum(range(ranks)) for one in results)
+    torch.testing.assert_close(sum(one["loss"] for one in results), expected.detach())
+    for one in results:
         torch.testing.assert_close(one["grads"], [p.grad for p in stack.parameters()], atol=1e-9, rtol=1e-7)
     threads = simulate(ranks, lambda comm: [
         in_ring(comm, RingSchedule(ranks, rotate, causal), drawn(4, 4, 6 * ranks), "auto")  # type: ignore[arg-type]
         for rotate, causal in itertools.product(("kv", "q"), (True, False))])
-    for one, other in zip(found, threads):
-        for (mine, sent), (theirs, counted) in zip(one["rings"], other, strict=True):
-            torch.testing.assert_close(mine, theirs)
+    for one, other in zip(results, threads):
+        for (mine, sent), (reference, counted) in zip(one["rings"], other, strict=True):
+            torch.testing.assert_close(mine, reference)
             assert sent == counted
 
 
@@ -633,15 +634,15 @@ def test_two_processes_give_the_curve_of_one(tmp_path: Path) -> None:
     whole, cut = make_of_two(), make_run(False)
     curves = [[run.advance() for _ in range(run.plan.steps)] for run in (whole, cut)]
     whole.batches.close()
-    found = losses_of_two(tmp_path, "test_training.make_of_two", "test_parallel.make_run")
-    for two, one in zip(found, curves, strict=True):
+    results = losses_of_two(tmp_path, "test_training.make_of_two", "test_parallel.make_run")
+    for two, one in zip(results, curves, strict=True):
         assert two == pytest.approx(one, rel=1e-4)
 
 
 # -- the rules of the two claims
 
 
-def memory(cut: float, tensor_cut: float, crossing: float, apart: float, lost: float, most: tuple[int, int],
+def memory(cut: float, tensor_cut: float, crossing: float, separate: float, lost: float, most: tuple[int, int],
            heavy: bool = False) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for ranks, at in itertools.product((1, 2, 4), (8, 16, 32, 64, 128)):
@@ -651,7 +652,7 @@ def memory(cut: float, tensor_cut: float, crossing: float, apart: float, lost: f
         for what, scale in ((MLP, 1.0), (ATTENTION, 0.5), (LAYER, 0.5)):
             rows.append({"what": what, "ranks": ranks, "elements / H": at, "sequence": crossing * scale,
                          "tensor": at - (1000 if heavy else 0)})
-    rows += [{"what": LOSSES, "ranks": ranks, "elements / H": None, "sequence": apart, "tensor": None}
+    rows += [{"what": LOSSES, "ranks": ranks, "elements / H": None, "sequence": separate, "tensor": None}
              for ranks in (2, 8)]
     return [*rows, {"what": LOST, "ranks": 4, "elements / H": None, "sequence": lost, "tensor": None},
             {"what": MOST, "ranks": 8, "elements / H": None, "sequence": most[0], "tensor": most[1]}]

@@ -149,16 +149,16 @@ def test_decoding_is_the_full_forward(parts: dict[str, bool]) -> None:
     """Prompts of different lengths together, step by step and with drafts as trees; what stands in the padding of a
     shorter prompt is never seen."""
     model, prompts = stack(**parts), [[1, 5, 2, 7, 7, 3], [4], [9, 2, 8, 9, 2, 8, 9]]
-    wanted = []
+    expected = []
     for prompt in prompts:
         said: list[int] = []
         for _ in range(8):
             tokens = torch.tensor([prompt + said])
             told = Layout.chain((1, tokens.shape[1]), prompt=torch.arange(tokens.shape[1])[None] < len(prompt))
             said.append(int(model(tokens, told).logits[0, -1].argmax()))
-        wanted.append(said)
-    assert [answer.tokens for answer in generate(model, prompts, 8)] == wanted
-    assert [answer.tokens for answer in generate(model, prompts, 8, draft="both")] == wanted
+        expected.append(said)
+    assert [answer.tokens for answer in generate(model, prompts, 8)] == expected
+    assert [answer.tokens for answer in generate(model, prompts, 8, draft="both")] == expected
     seen = []
     for junk in (0, 10):
         state = model.init_state(3)
@@ -201,8 +201,8 @@ def test_uniform_attention_forgets_its_prompt_as_it_speaks() -> None:
     for block in model.blocks:
         block.mixer.qkv.weight.data[:16] = 0  # type: ignore[union-attr, index]
     expected = torch.tensor([6 / (6 + i) for i in range(9)], dtype=torch.float64)
-    found = prompt_mass(model, batch.tokens, batch.layout, batch.targets >= 0)
-    torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
+    results = prompt_mass(model, batch.tokens, batch.layout, batch.targets >= 0)
+    torch.testing.assert_close(results, expected, rtol=1e-14, atol=0)
 
 
 @torch.no_grad()
@@ -212,13 +212,13 @@ def test_sensitivity_is_the_mean_divergence() -> None:
     place = torch.zeros_like(batch.tokens, dtype=torch.bool)
     place[:, 2] = True
     batch.tokens[:, 2] = torch.tensor([3, 8])
-    found = prompt_sensitivity(model, batch.tokens, batch.layout, batch.targets >= 0, place, swaps=40)
-    assert (found > 0).all() and len(found) == 5
+    result = prompt_sensitivity(model, batch.tokens, batch.layout, batch.targets >= 0, place, swaps=40)
+    assert (result > 0).all() and len(result) == 5
     other = batch.tokens.clone()
     other[:, 2] = torch.tensor([8, 3])
     p, q = (model(tokens, batch.layout).logits.log_softmax(-1) for tokens in (batch.tokens, other))
     whole = F.kl_div(q, p, reduction="none", log_target=True).sum(-1)[:, 3:8].mean(0)
-    assert 0.25 < float(found.sum() / whole.sum()) < 0.75  # half of the swaps draw what stood there
+    assert 0.25 < float(result.sum() / whole.sum()) < 0.75  # half of the swaps draw what stood there
     deaf, batch = stack("attention", window=2), pairs([9], 6)
     first = torch.arange(15)[None] < 1
     assert (prompt_sensitivity(deaf, batch.tokens, batch.layout, batch.targets >= 0, first) == 0).all()

@@ -70,8 +70,8 @@ def test_a_query_knows_of_no_other(head: str, mixer: str) -> None:
     events, until, _ = history()
     elapsed = until[..., None] * torch.tensor([0.0, 0.2, 1.0, 5.0], dtype=torch.float64)
     together = model.intensities(events, elapsed)
-    alone = torch.cat([model.intensities(events, elapsed[..., i : i + 1]) for i in range(4)], 2)
-    torch.testing.assert_close(together, alone, atol=1e-9, rtol=0)
+    single = torch.cat([model.intensities(events, elapsed[..., i : i + 1]) for i in range(4)], 2)
+    torch.testing.assert_close(together, single, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("mixer", BACKBONES)
@@ -98,9 +98,10 @@ def test_a_prompt_of_nothing_is_no_prompt() -> None:
     plain.load_state_dict({name: weight for name, weight in model.state_dict().items() if "prompts" not in name})
     events, until, types = history()
     elapsed = until[..., None]
-    ours, base = (each.intensities(events, elapsed) for each in (model, plain))
-    torch.testing.assert_close(ours[:, :2], base[:, :2], atol=1e-9, rtol=0)  # the prefix has chosen at its third event
-    assert not torch.allclose(ours[:, 2:], base[:, 2:], atol=1e-4)
+    actual, base = (each.intensities(events, elapsed) for each in (model, plain))
+    torch.testing.assert_close(actual[:, :2], base[:, :2], atol=1e-9,
+                               rtol=0)  # the prefix has chosen at its third event
+    assert not torch.allclose(actual[:, 2:], base[:, 2:], atol=1e-4)
     for pool in model.prompts.pools:  # type: ignore[union-attr]
         pool.prompts = torch.nn.Parameter(pool.prompts[:, :0])
     torch.testing.assert_close(model.intensities(events, elapsed), base, atol=1e-9, rtol=0)
@@ -111,9 +112,9 @@ def test_each_sequence_chooses_its_prompts_for_itself() -> None:
     events, until, _ = history(rows=5)
     together = model.intensities(events, until[..., None])
     for row in range(5):
-        alone = model.intensities(History(events.types[row : row + 1], events.gaps[row : row + 1]),
-                                  until[row : row + 1, :, None])
-        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-9, rtol=0)
+        single = model.intensities(History(events.types[row : row + 1], events.gaps[row : row + 1]),
+                                   until[row : row + 1, :, None])
+        torch.testing.assert_close(together[row : row + 1], single, atol=1e-9, rtol=0)
 
 
 @torch.no_grad()
@@ -228,9 +229,9 @@ def test_packed_sequences_are_as_apart(head: str) -> None:
     starts = torch.zeros(1, 14, dtype=torch.bool)
     starts[0, 7] = True
     packed = History(events.types.reshape(1, 14), events.gaps.reshape(1, 14) + 3.0 * starts, starts)
-    apart = model.terms(events, until, types, 50, "trapezoid")
+    separate = model.terms(events, until, types, 50, "trapezoid")
     joined = model.terms(packed, until.reshape(1, 14), types.reshape(1, 14), 50, "trapezoid")
-    for one, other in zip(apart, joined):
+    for one, other in zip(separate, joined):
         torch.testing.assert_close(one.reshape(1, 14), other, atol=1e-9, rtol=0)
     for other_model in (process("query"), process(head, prompts=PROMPTS)):
         with pytest.raises(SegueError, match="one sequence a row"):

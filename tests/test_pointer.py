@@ -37,11 +37,11 @@ def network(encoder: str = "lstm", decoder: str = "lstm", glimpses: int = 0, voc
     torch.manual_seed(0)
     read: Any = SetConfig(inputs, WIDTH, 3) if encoder == "set" else StackConfig(
         9, WIDTH, encoder.split("+"), OPTIONS, hidden=12, inputs=inputs, tied=not inputs)
-    ours = PointerNetwork(PointerConfig(
+    actual = PointerNetwork(PointerConfig(
         read, StackConfig(vocabulary, WIDTH, decoder.split("+"), OPTIONS, hidden=12), glimpses)).double().eval()
-    for parameter in ours.parameters():
+    for parameter in actual.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
-    return ours
+    return actual
 
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -59,8 +59,8 @@ def points(*sizes: int, seed: int = 0) -> list[Tensor]:
 def test_contract(name: str) -> None:
     read = network(**NETWORKS[name]).read(points(3, 6))
     assert isinstance(read, Decodable)
-    found = check_model(read, tolerance=1e-9, examples=3, longest=10)
-    assert {"trees", "join", "any life", "at", "refused tokens"} <= set(found)
+    results = check_model(read, tolerance=1e-9, examples=3, longest=10)
+    assert {"trees", "join", "any life", "at", "refused tokens"} <= set(results)
 
 
 # --- the equations -------------------------------------------------------------------------------------------------
@@ -123,9 +123,9 @@ def test_the_set_encoder_is_set2set() -> None:
     torch.testing.assert_close(theirs(memory[0], torch.zeros(5, dtype=torch.long)), summary)
 
 
-def first_step(ours: PointerNetwork, one: Tensor) -> tuple[Tensor, Tensor]:
+def first_step(actual: PointerNetwork, one: Tensor) -> tuple[Tensor, Tensor]:
     """What the decoder begins with, and where it points first."""
-    read = ours.read([one])
+    read = actual.read([one])
     with torch.no_grad():
         chances = read.extend(torch.tensor([[read.first]]), read.init_state(1)).logits[0, 0].softmax(0)
     return read.memory.summary[0], chances
@@ -133,12 +133,12 @@ def first_step(ours: PointerNetwork, one: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("encoder", ["set", "lstm", "attention:both"])
 def test_the_order_of_a_set_has_no_say(encoder: str) -> None:
-    ours, (one,) = network(encoder, glimpses=1), points(6)
+    actual, (one,) = network(encoder, glimpses=1), points(6)
     order = torch.randperm(6, generator=torch.Generator().manual_seed(1))
-    (summary, chances), (moved, pointed) = first_step(ours, one), first_step(ours, one[order])
+    (summary, chances), (moved, pointed) = first_step(actual, one), first_step(actual, one[order])
     slots = torch.cat([torch.tensor([0]), 1 + order, torch.tensor([7])])
-    apart = max(float((summary - moved).abs().max()), float((chances[slots] - pointed).abs().max()))
-    assert apart < 1e-12 if encoder == "set" else apart > 1e-4
+    separate = max(float((summary - moved).abs().max()), float((chances[slots] - pointed).abs().max()))
+    assert separate < 1e-12 if encoder == "set" else separate > 1e-4
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -155,8 +155,8 @@ def test_padding_and_the_other_sets_change_nothing(name: str) -> None:
         assert bool((batch.targets[row, len(one) :][: 1 + len(answer)] == torch.tensor([*answer, 0])).all())
         if ours.pointer is not None:
             assert bool((there.softmax(-1)[:, 1 + len(one) :] == 0).all())
-        alone = ours(Batch.pointing([(one.numpy(), answer)]).tokens).logits[0, len(one) :]
-        torch.testing.assert_close(there[:, : alone.shape[1]], alone)
+        single = ours(Batch.pointing([(one.numpy(), answer)]).tokens).logits[0, len(one) :]
+        torch.testing.assert_close(there[:, : single.shape[1]], single)
         decoded = read.extend(torch.tensor([read.prompt(row, answer)]), read.init_state(1)).logits[0]
         torch.testing.assert_close(decoded[:, :width], there)
         assert bool((decoded[:, width:] == -torch.inf).all())
@@ -179,10 +179,10 @@ def test_a_row_that_has_named_no_set_can_only_end() -> None:
 
 def test_every_parameter_learns() -> None:
     for name, options in NETWORKS.items():
-        ours = network(**options)
+        actual = network(**options)
         task = GEOMETRY["hull"].test(3, 5)
-        NextElement()(ours, task).total.backward()
-        assert not [key for key, p in ours.named_parameters() if p.grad is None or not bool(p.grad.any())], name
+        NextElement()(actual, task).total.backward()
+        assert not [key for key, p in actual.named_parameters() if p.grad is None or not bool(p.grad.any())], name
 
 
 # --- decoders ------------------------------------------------------------------------------------------------------
@@ -190,12 +190,12 @@ def test_every_parameter_learns() -> None:
 
 def best_order(read: Pointing, n: int) -> tuple[float, list[int]]:
     """Of all n! orders of the first set, by a pass for each."""
-    found = []
+    result = []
     for order in itertools.permutations(range(1, n + 1)):
         with torch.no_grad():
             logits = read.extend(torch.tensor([read.prompt(0, order)]), read.init_state(1)).logits[0].log_softmax(-1)
-        found.append((float(sum(logits[t, slot] for t, slot in enumerate([*order, 0]))), list(order)))
-    return max(found)
+        result.append((float(sum(logits[t, slot] for t, slot in enumerate([*order, 0]))), list(order)))
+    return max(result)
 
 
 @pytest.mark.parametrize("name", ["lstm", "attention:both, mamba", "set, gru"])
@@ -233,10 +233,10 @@ def test_every_decoder(name: str) -> None:
         {"decoder": "tree", "budget": 40}]
     for options in ways:
         free = generate(read, read.prompts, 6, eos=0, **options)
-        alone = [generate(network(**NETWORKS[name]).read([one]), [[1 + (n if "dict" not in name else 7)]], 6, eos=0,
-                          **options)[0].tokens for n, one in zip(sizes, points(*sizes))]
+        single = [generate(network(**NETWORKS[name]).read([one]), [[1 + (n if "dict" not in name else 7)]], 6, eos=0,
+                           **options)[0].tokens for n, one in zip(sizes, points(*sizes))]
         if options["decoder"] != "sample":  # its random numbers belong to the row
-            assert [answer.tokens for answer in free] == alone
+            assert [answer.tokens for answer in free] == single
         if "dict" not in name:  # a dictionary knows nothing of how many elements there are
             for answer, n in zip(generate(read, read.prompts, 7, eos=0, processors=[EachOnce()], **options), sizes):
                 assert is_tour(answer.tokens, n) and answer.finish == "stop"
@@ -301,6 +301,6 @@ def test_it_learns_to_sort(encoder: str, decoder: str) -> None:
     torch.manual_seed(0)
     read: Any = SetConfig(1, 32, 2) if encoder == "set" else \
         StackConfig(1, 32, [encoder], OPTIONS, inputs=1, tied=False)
-    ours = PointerNetwork(PointerConfig(read, StackConfig(1, 32, [decoder], OPTIONS), 1))
-    learn(ours, GEOMETRY["sorting"].batches(32, (2, 4)), 120, rate=1e-2, cooldown=0.5)
-    assert accuracy(ours, GEOMETRY["sorting"].test(200, 4)) > 0.8
+    actual = PointerNetwork(PointerConfig(read, StackConfig(1, 32, [decoder], OPTIONS), 1))
+    learn(actual, GEOMETRY["sorting"].batches(32, (2, 4)), 120, rate=1e-2, cooldown=0.5)
+    assert accuracy(actual, GEOMETRY["sorting"].test(200, 4)) > 0.8

@@ -64,9 +64,9 @@ def test_the_loss_and_its_gradient_are_what_the_papers_say(mixer: str, share: fl
         p.data += 0.3 * torch.randn_like(p)
     pairs = [([1, 2], [3, 4, 5], [4]), ([7], [2], [8, 8, 1, 0]), ([1, 1, 1], [0, 2], [0, 3])]
     loss = Preference(reference, 0.3, share)(model, preference_batch(pairs))
-    want = by_hand(model, reference, pairs, 0.3, share)
-    torch.testing.assert_close(loss.total / loss.count, want)
-    slopes = torch.autograd.grad(want, list(model.parameters()))
+    expected = by_hand(model, reference, pairs, 0.3, share)
+    torch.testing.assert_close(loss.total / loss.count, expected)
+    slopes = torch.autograd.grad(expected, list(model.parameters()))
     (loss.total / loss.count).backward()
     for p, slope in zip(model.parameters(), slopes):
         torch.testing.assert_close(p.grad, slope)
@@ -142,12 +142,12 @@ def test_pairs_of_dialogues_as_they_are_published(tmp_path: Path) -> None:
 def test_prefer_says_what_the_pairs_lack(tmp_path: Path) -> None:
     model = segue.fit(["one two three four\n" * 9] * 9, steps=1, quiet=True)
     table = tmp_path / "pairs.csv"
-    for text, says in (("prompt,chosen\na,b\n", "no column rejected"), ("", "empty"),
-                       ("prompt,chosen,rejected\na,,c\na,b,c\n", "line 2: no continuation"),
-                       ("prompt,chosen,rejected\na,b,c\na,b,b\n", "line 3: both continuations are the same"),
-                       ("prompt,chosen,rejected\na,b,c\n", "1 pairs are too few")):
+    for text, message in (("prompt,chosen\na,b\n", "no column rejected"), ("", "empty"),
+                          ("prompt,chosen,rejected\na,,c\na,b,c\n", "line 2: no continuation"),
+                          ("prompt,chosen,rejected\na,b,c\na,b,b\n", "line 3: both continuations are the same"),
+                          ("prompt,chosen,rejected\na,b,c\n", "1 pairs are too few")):
         table.write_text(text)
-        with pytest.raises(SegueError, match=says):
+        with pytest.raises(SegueError, match=message):
             model.prefer(table, quiet=True)
     with pytest.raises(SegueError, match="no such file"):
         model.prefer(tmp_path / "none.csv", quiet=True)
@@ -164,19 +164,19 @@ def test_prefer_says_what_the_pairs_lack(tmp_path: Path) -> None:
 
 # Judges.
 
-@pytest.mark.parametrize(("reply", "header", "says"), [
+@pytest.mark.parametrize(("reply", "header", "message"), [
     ("All is well. Final: Yes, it does", "Final:", 1.0), ("yes in part. Final: no", "Final:", 0.0),
     ("Yes indeed", "Final:", None), ("Final: maybe", "Final:", None), ("Final: no. Final: yes", "Final:", 1.0),
     ("I say NO", "", 0.0), ("yesterday", "", None)])
-def test_yes_or_no(reply: str, header: str, says: float | None) -> None:
-    assert yes_or_no(reply, header) == says
+def test_yes_or_no(reply: str, header: str, message: float | None) -> None:
+    assert yes_or_no(reply, header) == message
 
 
-@pytest.mark.parametrize(("reply", "says"), [("Score: 10", 10), ("score: 7/10", 7), ("11, or rather 9", 9),
-                                             ("none", None), ("I give 3. Score: 8", 8), ("Score: 0", 0),
-                                             ("Score: " + "1" * 5000, None)])
-def test_scores(reply: str, says: float | None) -> None:
-    assert score(reply) == says
+@pytest.mark.parametrize(("reply", "message"), [("Score: 10", 10), ("score: 7/10", 7), ("11, or rather 9", 9),
+                                                ("none", None), ("I give 3. Score: 8", 8), ("Score: 0", 0),
+                                                ("Score: " + "1" * 5000, None)])
+def test_scores(reply: str, message: float | None) -> None:
+    assert score(reply) == message
 
 
 def test_votes() -> None:
@@ -215,11 +215,11 @@ def grow(prompt: str, answer: str, critique: str, count: int) -> list[str]:
     ({"budget": 5}, "a b c ba bb", "bb", False),
     ({"search": "depth", "budget": 5}, "a b c ba bb", "bb", False)])
 def test_the_order_of_a_search(options: dict, visited: str, best: str, success: bool) -> None:
-    found = refine_tree("p", "", "what is wrong", grow, table, **options)
-    nodes = sorted(list(found.root.walk())[1:], key=lambda node: node.order)
+    result = refine_tree("p", "", "what is wrong", grow, table, **options)
+    nodes = sorted(list(result.root.walk())[1:], key=lambda node: node.order)
     assert [node.answer for node in nodes] == visited.split()
-    assert (found.best.answer, found.success) == (best, success)
-    assert [node.answer for node in found.best.chain] == [best[:n] for n in range(len(best) + 1)]
+    assert (result.best.answer, result.success) == (best, success)
+    assert [node.answer for node in result.best.chain] == [best[:n] for n in range(len(best) + 1)]
 
 
 def test_a_search_that_finds_nothing_better_keeps_what_it_had() -> None:
@@ -237,8 +237,8 @@ def test_a_refiner_says_its_answer_between_marks() -> None:
     script = Scripted(["So: <answer> good </answer> bye", "good", "<answer>cut short", "<answer>fine</answer>"])
     refiner = Refiner(script, "{} {} {}".format)
     assert refiner("p", "a", "c", 3) == ["good", "", ""] and script.prompts == ["p a c"] * 3
-    found = refine_tree("p", "a", "c", refiner, lambda cases: [Judgement((1.0,)) for _ in cases], branch=1)
-    assert found.success and found.best.answer == "fine"
+    result = refine_tree("p", "a", "c", refiner, lambda cases: [Judgement((1.0,)) for _ in cases], branch=1)
+    assert result.success and result.best.answer == "fine"
 
 
 def test_judgements_are_kept_by_prompt_and_answer() -> None:

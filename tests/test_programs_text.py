@@ -103,12 +103,12 @@ def test_an_endpoint_answers_by_chats_or_by_completions(endpoint: Endpoint) -> N
     assert endpoint.write(["p"])[0].text == "d"
 
 
-@pytest.mark.parametrize(("status", "body", "says"), [
+@pytest.mark.parametrize(("status", "body", "message"), [
     (200, "<html>a page</html>", "is no answer"), (200, '{"error": {"message": "no credit"}}', "is no answer"),
     (200, '{"choices": []}', "is no answer"), (200, '{"choi', "is no answer"), (401, '{"error": "bad key"}', "401"),
     (404, "<html>" + "a page\n" * 1000, "404")])
-def test_what_is_no_answer_is_told_in_a_line(endpoint: Endpoint, status: int, body: str, says: str) -> None:
+def test_what_is_no_answer_is_told_in_a_line(endpoint: Endpoint, status: int, body: str, message: str) -> None:
     Answers.said = {"/v1/chat/completions": (status, body)}
-    with pytest.raises(SegueError, match=f"did not answer as 'x': .*{says}.*check the URL") as told:
+    with pytest.raises(SegueError, match=f"did not answer as 'x': .*{message}.*check the URL") as error:
         endpoint.write(["p"])
-    assert len(str(told.value)) < 800
+    assert len(str(error.value)) < 800

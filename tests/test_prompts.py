@@ -81,8 +81,8 @@ def test_a_component_that_always_attends_is_prefix_tuning() -> None:
 @pytest.mark.parametrize("mixers", STACKS)
 def test_no_rows_are_the_bare_backbone_bit_for_bit(mixers: list[str]) -> None:
     model, tokens = stack(mixers), rows(3, 9)
-    found = Prompted(model, Prefix((0, 1), WIDTH, 0).double())(tokens).logits
-    assert torch.equal(found, model(tokens).logits)
+    results = Prompted(model, Prefix((0, 1), WIDTH, 0).double())(tokens).logits
+    assert torch.equal(results, model(tokens).logits)
 
 
 @settings(max_examples=10, deadline=None)
@@ -93,7 +93,7 @@ def test_alphas_against_a_loop(batch: int, components: int, experiences: int, se
     for _ in range(experiences - 1):
         coda.end()
     coda.begin()
-    alphas, found = coda.alphas(query), coda(query)
+    alphas, results = coda.alphas(query), coda(query)
     for at, layer in enumerate((0, 3)):
         for b in range(batch):
             total = torch.zeros(2, WIDTH).double()
@@ -104,7 +104,7 @@ def test_alphas_against_a_loop(batch: int, components: int, experiences: int, se
                     torch.testing.assert_close(alphas[at, b, m], alpha)
                     total, m = total + alpha * p, m + 1
             assert m == components * experiences
-            torch.testing.assert_close(found[layer][b], total)
+            torch.testing.assert_close(results[layer][b], total)
 
 
 def test_new_components_stand_at_right_angles_to_trained_ones() -> None:
@@ -163,12 +163,12 @@ def test_attention_sees_given_rows_at_no_position(options: dict) -> None:
 @pytest.mark.parametrize("mixer", ["mamba", "lstm", "gru", "gla", "s4d"])
 def test_a_recurrence_begins_where_reading_the_rows_leaves_it(mixer: str) -> None:
     model, tokens, prompts = stack([mixer] * 2), rows(2, 7), Prefix((0, 1), WIDTH, 3).double()
-    found = Prompted(model, prompts).hidden(tokens, Layout.of(tokens))
+    results = Prompted(model, prompts).hidden(tokens, Layout.of(tokens))
     x = model.embed(tokens, Layout.of(tokens).positions)
     for index in range(2):
         together = torch.cat([prompts.rows[index].expand(2, -1, -1), x], 1)
         x = model.run_block(index, together, Layout.of(together))[:, 3:]
-    torch.testing.assert_close(found, model.norm(x))
+    torch.testing.assert_close(results, model.norm(x))
     with pytest.raises(SegueError, match="one document a row"):
         Prompted(model, prompts).hidden(tokens, Layout.chain((2, 7), starts=tokens == 0))
 
@@ -178,9 +178,9 @@ def test_stacks_that_read_both_ways_are_prompted_too(mixers: list[str]) -> None:
     torch.manual_seed(0)
     model = Stack(both_ways(StackConfig(VOCABULARY, WIDTH, mixers * 2))).double().eval()
     source, tokens = CodaPrompts((0, 1), WIDTH, 3, 4).double(), rows(3, 8)
-    found = Prompted(model, source).hidden(tokens, Layout.of(tokens))
-    assert not torch.allclose(found, model.hidden(tokens, Layout.of(tokens)))
-    found.sum().backward()
+    result = Prompted(model, source).hidden(tokens, Layout.of(tokens))
+    assert not torch.allclose(result, model.hidden(tokens, Layout.of(tokens)))
+    result.sum().backward()
     assert all(part["prompt"].grad.abs().sum() > 0 for part in source.slices)
     assert layout_with_prompt(torch.zeros(3, 4, WIDTH), Layout.of(tokens)).positions[0].tolist() == list(range(-4, 8))
 
@@ -197,11 +197,11 @@ def test_a_language_model_continues_under_what_its_prime_chose(mixers: list[str]
     state = primed.init_state(1, history=4)
     first = primed.extend(tokens[:, :prime], state).logits[:, -1:]
     state.commit()
-    found = [first]
+    result = [first]
     for at in range(prime, 12):
-        found.append(primed.extend(tokens[:, at : at + 1], state).logits)
+        result.append(primed.extend(tokens[:, at : at + 1], state).logits)
         state.commit()
-    torch.testing.assert_close(torch.cat(found, 1), whole[:, prime - 1 :])
+    torch.testing.assert_close(torch.cat(result, 1), whole[:, prime - 1 :])
     assert not torch.allclose(whole[:, prime:], model(tokens).logits[:, prime:])
     state.rewind(3)
     torch.testing.assert_close(primed.extend(tokens[:, 9:], state).logits, whole[:, 9:])
@@ -319,8 +319,8 @@ def test_padding_has_no_say_where_it_is_marked() -> None:
     short = Batch.labelled([[1, 2, 3], [4, 5]], [0, 1]).as_prompts()
     long = Batch.labelled([[1, 2, 3], [4, 5]], [0, 1], length=9).as_prompts()
     assert short.prompt is not None and short.prompt.tolist() == [[True] * 3, [True, True, False]]
-    found = [Prompted(model, source).hidden(b.tokens, b.layout)[b.targets >= 0] for b in (short, long)]
-    torch.testing.assert_close(*found)
+    results = [Prompted(model, source).hidden(b.tokens, b.layout)[b.targets >= 0] for b in (short, long)]
+    torch.testing.assert_close(*results)
 
 
 def test_queries_are_told_from_what_rows_have_in_common() -> None:
@@ -328,8 +328,8 @@ def test_queries_are_told_from_what_rows_have_in_common() -> None:
     layout = Layout.of(tokens)
     raw = prompted.query(prompted.hidden_without_prompt(tokens, layout), layout)
     prompted.standardise_queries(tokens, layout)
-    found = prompted.query(prompted.hidden_without_prompt(tokens, layout), layout)
-    torch.testing.assert_close(found, (raw - raw.mean(0)) / raw.std(0))
+    results = prompted.query(prompted.hidden_without_prompt(tokens, layout), layout)
+    torch.testing.assert_close(results, (raw - raw.mean(0)) / raw.std(0))
     assert "centre" in prompted.state_dict()
 
 

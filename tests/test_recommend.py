@@ -121,24 +121,24 @@ def bert(model: Stack) -> Any:
     """The same weights in `transformers.BertForMaskedLM`."""
     transformers = pytest.importorskip("transformers")
     width = model.config.width
-    theirs = transformers.BertForMaskedLM(transformers.BertConfig(
+    reference = transformers.BertForMaskedLM(transformers.BertConfig(
         vocab_size=MASK + 1, hidden_size=width, num_hidden_layers=2, num_attention_heads=2, intermediate_size=4 * width,
         max_position_embeddings=LENGTH, type_vocab_size=1, attn_implementation="eager")).double().eval()
-    ours, given = model.state_dict(), theirs.state_dict()
+    actual, given = model.state_dict(), reference.state_dict()
 
     def both(here: str, there: str) -> None:
         for part in ("weight", "bias"):
-            given[f"{there}.{part}"] = ours[f"{here}.{part}"]
+            given[f"{there}.{part}"] = actual[f"{here}.{part}"]
 
     inside = "bert.embeddings"
-    given[f"{inside}.word_embeddings.weight"] = given["cls.predictions.decoder.weight"] = ours["embedding.weight"]
-    given[f"{inside}.position_embeddings.weight"] = ours["position_embedding.weight"]
+    given[f"{inside}.word_embeddings.weight"] = given["cls.predictions.decoder.weight"] = actual["embedding.weight"]
+    given[f"{inside}.position_embeddings.weight"] = actual["position_embedding.weight"]
     given[f"{inside}.token_type_embeddings.weight"] = torch.zeros(1, width, dtype=torch.float64)
     both("embed_norm", f"{inside}.LayerNorm")
     for i in range(2):
         here, there = f"blocks.{i}", f"bert.encoder.layer.{i}"
         for part in ("weight", "bias"):
-            for name, value in zip(("query", "key", "value"), ours[f"{here}.mixer.qkv.{part}"].chunk(3)):
+            for name, value in zip(("query", "key", "value"), actual[f"{here}.mixer.qkv.{part}"].chunk(3)):
                 given[f"{there}.attention.self.{name}.{part}"] = value
         both(f"{here}.mixer.out", f"{there}.attention.output.dense")
         both(f"{here}.mixer_norm", f"{there}.attention.output.LayerNorm")
@@ -147,9 +147,9 @@ def bert(model: Stack) -> Any:
         both(f"{here}.channel_norm", f"{there}.output.LayerNorm")
     both("transform.dense", "cls.predictions.transform.dense")
     both("transform.norm", "cls.predictions.transform.LayerNorm")
-    given["cls.predictions.bias"] = given["cls.predictions.decoder.bias"] = ours["head.bias"]
-    theirs.load_state_dict(given)
-    return theirs
+    given["cls.predictions.bias"] = given["cls.predictions.decoder.bias"] = actual["head.bias"]
+    reference.load_state_dict(given)
+    return reference
 
 
 def test_it_is_bert_with_the_same_weights() -> None:
@@ -158,10 +158,10 @@ def test_it_is_bert_with_the_same_weights() -> None:
     lengths = torch.tensor([9, 4, 7])
     alive = torch.arange(LENGTH) < lengths[:, None]
     with torch.no_grad():
-        theirs = bert(model)(input_ids=tokens, attention_mask=alive.long()).logits
+        reference = bert(model)(input_ids=tokens, attention_mask=alive.long()).logits
         starts = torch.arange(LENGTH) == lengths[:, None]
-        ours = model(tokens, Batch(tokens, tokens, starts).layout).logits
-    torch.testing.assert_close(ours[alive], theirs[alive], atol=1e-8, rtol=1e-8)
+        actual = model(tokens, Batch(tokens, tokens, starts).layout).logits
+    torch.testing.assert_close(actual[alive], reference[alive], atol=1e-8, rtol=1e-8)
 
 
 def test_without_positions_the_order_of_items_is_nothing() -> None:
@@ -251,10 +251,10 @@ def test_layers_read_both_ways() -> None:
     stack = Stack(config)
     tokens = torch.randint(9, (1, 6))
     for index in range(4):
-        alone = Stack(StackConfig(9, 8, [names[index]], options))
+        single = Stack(StackConfig(9, 8, [names[index]], options))
         changed = tokens.clone()
         changed[0, -1] = (tokens[0, -1] + 1) % 9
-        assert not torch.equal(alone(tokens).logits[0, -2], alone(changed).logits[0, -2])
+        assert not torch.equal(single(tokens).logits[0, -2], single(changed).logits[0, -2])
     with pytest.raises(SegueError, match="looks ahead"):
         stack.init_state(1)
 
@@ -274,16 +274,16 @@ def test_a_cloze_masks_each_document_of_a_batch(seed: int, ahead: float) -> None
     starts[0, at] = True
     torch.manual_seed(seed)
     batch = Batch(torch.from_numpy(tokens), torch.from_numpy(targets), starts)
-    found = Cloze(RandomMask(0.5), ahead).mask_documents(batch, MASK)
-    lengths = [int((row >= 0).nonzero().max()) + 1 if ahead == 1 else n + 1 for row, n in zip(found.targets, sizes)]
+    result = Cloze(RandomMask(0.5), ahead).mask_documents(batch, MASK)
+    lengths = [int((row >= 0).nonzero().max()) + 1 if ahead == 1 else n + 1 for row, n in zip(result.targets, sizes)]
     for row, (whole, length) in enumerate(zip(ids, lengths)):
-        hidden = found.targets[row] >= 0
-        assert torch.equal(hidden, found.tokens[row] == MASK) and not bool(hidden[0]) and bool(hidden.any())
-        np.testing.assert_array_equal(found.targets[row][hidden].numpy(), whole[hidden[: len(whole)].nonzero()[:, 0]])
+        hidden = result.targets[row] >= 0
+        assert torch.equal(hidden, result.tokens[row] == MASK) and not bool(hidden[0]) and bool(hidden.any())
+        np.testing.assert_array_equal(result.targets[row][hidden].numpy(), whole[hidden[: len(whole)].nonzero()[:, 0]])
         if ahead == 1.0:  # one, at the end, and nothing behind it
-            assert int(hidden.sum()) == 1 and found.tokens[row, : length - 1].tolist() == whole[: length - 1].tolist()
-    if found.starts is not None and ahead in (0.0, 1.0):
-        assert found.starts.nonzero().tolist() == [[r, n] for r, n in enumerate(lengths) if n < found.tokens.shape[1]]
+            assert int(hidden.sum()) == 1 and result.tokens[row, : length - 1].tolist() == whole[: length - 1].tolist()
+    if result.starts is not None and ahead in (0.0, 1.0):
+        assert result.starts.nonzero().tolist() == [[r, n] for r, n in enumerate(lengths) if n < result.tokens.shape[1]]
     with pytest.raises(SegueError, match="has no mask"):
         Cloze()(reader(), batch)
 
@@ -317,13 +317,13 @@ def test_ranks_are_those_of_a_full_sort(seed: int, levels: int, drop: bool, item
     model = Table(draw.integers(levels, size=(5, 9)).astype(float))
     prefixes = [draw.integers(9, size=n) for n in draw.integers(0, 7, size=8)]
     targets = draw.integers(9, size=8)
-    found = rank_next(model, prefixes, targets, items=items, drop_seen=drop, rows=3)
+    results = rank_next(model, prefixes, targets, items=items, drop_seen=drop, rows=3)
     expected = []
     for prefix, target in zip(prefixes, targets.tolist()):
         free = [i for i in range(items) if i == target or not (drop and i in prefix)]
         expected.append(sorted_rank(model.next(prefix), target, free) if target < items else math.inf)
-    np.testing.assert_allclose(found, expected)
-    told = ranking(found, (1, 3))
+    np.testing.assert_allclose(results, expected)
+    told = ranking(results, (1, 3))
     for k in (1, 3):
         assert told.hits[k] == pytest.approx(np.mean([rank <= k for rank in expected]))
         assert told.ndcg[k] == pytest.approx(np.mean([1 / math.log2(r + 1) if r <= k else 0.0 for r in expected]))
@@ -334,9 +334,9 @@ def test_sampled_hits_are_hypergeometric() -> None:
     """Of the b others that are better, at most k - 1 may be among the n drawn of all M."""
     scores, n, k = -np.arange(50.0)[None], 20, 5
     for target in (3, 9, 14):
-        found = np.concatenate([sampled_ranks(scores, np.array([target]), n, seed=seed) for seed in range(1500)])
+        results = np.concatenate([sampled_ranks(scores, np.array([target]), n, seed=seed) for seed in range(1500)])
         expected = sum(math.comb(target, i) * math.comb(49 - target, n - i) for i in range(k)) / math.comb(49, n)
-        assert float((found <= k).mean()) == pytest.approx(expected, abs=4 * math.sqrt(0.25 / 1500))
+        assert float((results <= k).mean()) == pytest.approx(expected, abs=4 * math.sqrt(0.25 / 1500))
     assert sampled_ranks(scores, np.array([7]), 49).tolist() == [8]  # all of them: the full rank
 
 
@@ -424,8 +424,8 @@ def test_evaluate_ranks_items_beside_baselines(again: bool) -> None:
         kept = model.ngram if model.mixture is None else model.mixture.counts
         counts = kept.classical(order, "none" if order == 0 else "witten-bell")
         prefixes = [np.concatenate([[model.codec.bos], row[:n]]) for row in ids for n in range(len(row))]
-        found = rank_next(counts, prefixes, np.concatenate(ids), items=model.codec.unk, drop_seen=not again)
-        told = ranking(found)
+        results = rank_next(counts, prefixes, np.concatenate(ids), items=model.codec.unk, drop_seen=not again)
+        told = ranking(results)
         assert report.ranking[name] == pytest.approx({"accuracy": told.hits[1], "HR@10": told.hits[10],
                                                       "NDCG@10": told.ndcg[10],
                                                       "MRR": told.mrr})
@@ -498,8 +498,8 @@ def test_a_cloze_learns_to_go_on(mixer: str, kind: str) -> None:
 
     learn(model, draws, 60 if kind == "dna" else 120, rate=0.01, objective=MaskedElements())
     predictor = DecodablePredictor(ClozeModel(model.eval(), LENGTH), None)
-    found = rank_next(predictor, [row[:-1] for row in rows], [row[-1] for row in rows])
-    assert ranking(found).hits[1] > 0.9
+    results = rank_next(predictor, [row[:-1] for row in rows], [row[-1] for row in rows])
+    assert ranking(results).hits[1] > 0.9
 
 
 # The claim's rule.

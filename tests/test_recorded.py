@@ -58,25 +58,25 @@ def test_states_come_and_go(pattern: str) -> None:
     pairs: list[tuple[Any, Any]] = [(model.init_state(2), model.stack.init_state(2)) for _ in range(2)]
     kept = [pair[0].snapshot() for pair in pairs], [pair[1].snapshot() for pair in pairs]
     for turn in range(30):
-        ours, theirs = pairs[turn % 2]
+        actual, reference = pairs[turn % 2]
         tokens = draw.integers(0, model.vocabulary, 2).tolist()
-        expected = model.stack.extend(torch.tensor(tokens, device=device)[:, None], theirs).logits[:, 0]
-        theirs.commit()
-        np.testing.assert_allclose(scores(model, ours, tokens), expected.cpu().numpy(), atol=1e-10)
+        expected = model.stack.extend(torch.tensor(tokens, device=device)[:, None], reference).logits[:, 0]
+        reference.commit()
+        np.testing.assert_allclose(scores(model, actual, tokens), expected.cpu().numpy(), atol=1e-10)
         if turn % 7 == 3:
             more = torch.from_numpy(draw.integers(0, model.vocabulary, (2, 3))).to(device)
-            a, b = model.extend(more, ours).logits, model.stack.extend(more, theirs).logits
+            a, b = model.extend(more, actual).logits, model.stack.extend(more, reference).logits
             torch.testing.assert_close(a, b)
-            for state in (ours, theirs):
+            for state in (actual, reference):
                 state.commit(None, torch.tensor([3, 1], device=device))
         if turn % 10 == 5:
-            kept[0][turn % 2], kept[1][turn % 2] = ours.snapshot(), theirs.snapshot()
+            kept[0][turn % 2], kept[1][turn % 2] = actual.snapshot(), reference.snapshot()
         if turn % 10 == 8:
             rows = torch.tensor([1, 0], device=device)
-            pairs[turn % 2] = ours.select(rows), theirs.select(rows)
+            pairs[turn % 2] = actual.select(rows), reference.select(rows)
         if turn % 20 == 18:
-            ours.restore(kept[0][0])
-            theirs.restore(kept[1][0])
+            actual.restore(kept[0][0])
+            reference.restore(kept[1][0])
         assert torch.equal(pairs[0][0].positions, pairs[0][1].positions)
     assert model.recordings.keys() <= {(2, 256), (2, 512)}
 
@@ -84,12 +84,12 @@ def test_states_come_and_go(pattern: str) -> None:
 @torch.inference_mode()
 def test_more_tokens_than_a_recording_has_room_for() -> None:
     model = recorded("attention:places")
-    ours, theirs = model.init_state(1), model.stack.init_state(1)
-    device = theirs.positions.device
+    actual, reference = model.init_state(1), model.stack.init_state(1)
+    device = reference.positions.device
     for token in np.random.default_rng(0).integers(0, model.vocabulary, EXTRA_CAPACITY + 20).tolist():
-        expected = model.stack.extend(torch.tensor([[token]], device=device), theirs).logits[:, 0]
-        theirs.commit()
-        np.testing.assert_allclose(scores(model, ours, [token]), expected.cpu().numpy(), atol=1e-10)
+        expected = model.stack.extend(torch.tensor([[token]], device=device), reference).logits[:, 0]
+        reference.commit()
+        np.testing.assert_allclose(scores(model, actual, [token]), expected.cpu().numpy(), atol=1e-10)
     assert len(model.recordings) == 2
     for rows in range(2, 4 + MAX_RECORDINGS):
         scores(model, model.init_state(rows), [1] * rows)

@@ -28,9 +28,9 @@ def test_rtrl_equals_bptt(cell: type[Mixer]) -> None:
     mixer = cell(5).double()
     x, target = torch.randn(2, 6, 5).double(), torch.randn(2, 6, 5).double()
     recurrence = mixer.recurrence
-    found = rtrl(recurrence, (x,), recurrence.initial(2, x), lambda row, t, y: (y[0] - target[row, t]).square().sum())
+    results = rtrl(recurrence, (x,), recurrence.initial(2, x), lambda row, t, y: (y[0] - target[row, t]).square().sum())
     for name, expected in bptt(mixer, x, target).items():
-        torch.testing.assert_close(found[name.removeprefix("recurrence.")], expected, atol=1e-8, rtol=1e-8)
+        torch.testing.assert_close(results[name.removeprefix("recurrence.")], expected, atol=1e-8, rtol=1e-8)
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
@@ -84,8 +84,8 @@ def test_bidirectional_is_both_ways(cell: type[Mixer]) -> None:
     starts = torch.zeros(2, 12, dtype=torch.bool)
     starts[:, 9] = True  # padding is a document of its own, so the backward pass does not begin in it
     padded = torch.cat([x, torch.randn(2, 3, 6).double()], 1)
-    found = mixer(padded, Layout.chain((2, 12), starts=starts))[:, :9]
-    torch.testing.assert_close(found, mixer(x))
+    results = mixer(padded, Layout.chain((2, 12), starts=starts))[:, :9]
+    torch.testing.assert_close(results, mixer(x))
     with pytest.raises(SegueError, match="looks ahead"):
         mixer.extend(x, Elman(6).init_state(2))
 
@@ -96,7 +96,7 @@ def test_advantages_end_with_their_episodes(length: int, seed: int, discount: fl
     draw = torch.Generator().manual_seed(seed)
     rewards, values = (torch.randn(2, length + more, generator=draw, dtype=torch.float64) for more in (0, 1))
     ends = torch.rand(2, length, generator=draw) < 0.3
-    found = advantages(rewards, values, ends, discount, trace)
+    results = advantages(rewards, values, ends, discount, trace)
     for row in range(2):
         for start in range(length):
             total = 0.0
@@ -105,7 +105,7 @@ def test_advantages_end_with_their_episodes(length: int, seed: int, discount: fl
                 total += (discount * trace) ** (t - start) * float(rewards[row, t] + discount * after - values[row, t])
                 if ends[row, t]:
                     break
-            assert float(found[row, start]) == pytest.approx(total, abs=1e-9)
+            assert float(results[row, start]) == pytest.approx(total, abs=1e-9)
 
 
 def test_a_policy_goes_no_farther_than_the_clip() -> None:

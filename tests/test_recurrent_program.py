@@ -52,32 +52,32 @@ TWO = SectionedPrompt("{ask}", (Section("text", "Text:"), Section("plan", "Plan 
     "Text: a b.\n" + " " * 200_000 + "\n" * 200_000 + "Plan 1: c d.",  # nothing, at length
 ])
 def test_sections_are_found_however_they_are_written(reply: str) -> None:
-    found = TWO.parse(reply)
-    assert found.texts == {"text": "a b.", "plan": "c d."} and not found.problem
+    result = TWO.parse(reply)
+    assert result.texts == {"text": "a b.", "plan": "c d."} and not result.problem
 
 
 @pytest.mark.parametrize("reply", ["", "Plan 1: c", "Text: a", "Text:\nPlan 1: c", "nothing of the sort"])
 def test_a_malformed_reply_is_asked_for_a_bounded_number_of_times(reply: str) -> None:
     model = Counted(Scripted(lambda prompt: reply))
-    found = TWO.ask(model, ["p"])[0]
-    assert found.problem and found.calls == model.calls == 3
+    result = TWO.ask(model, ["p"])[0]
+    assert result.problem and result.calls == model.calls == 3
     script = Scripted([reply, "Text: a\nPlan 1: c"])
-    found = TWO.ask(script, ["p"])[0]
-    assert found.calls == 2 and not found.problem and "p" in script.prompts[1] and "Plan 1:" in script.prompts[1]
+    result = TWO.ask(script, ["p"])[0]
+    assert result.calls == 2 and not result.problem and "p" in script.prompts[1] and "Plan 1:" in script.prompts[1]
 
 
 def test_a_prompt_is_asked_again_alone() -> None:
     script = Scripted(lambda prompt: "Text: a\nPlan 1: c" if prompt == "good" or "first reply" in prompt else "Text: a")
-    found = TWO.ask(script, ["good", "bad", "good"])
-    assert [each.calls for each in found] == [1, 2, 1] and len(script.prompts) == 4
+    results = TWO.ask(script, ["good", "bad", "good"])
+    assert [each.calls for each in results] == [1, 2, 1] and len(script.prompts) == 4
 
 
 @settings(deadline=None)
 @given(st.text(max_size=80))
 def test_any_reply_is_parsed(reply: str) -> None:
-    found = TWO.parse(reply)
-    assert bool(found.problem) == (set(found.texts) != {"text", "plan"})
-    assert len(found.texts.get("plan", "").split()) <= 5
+    result = TWO.parse(reply)
+    assert bool(result.problem) == (set(result.texts) != {"text", "plan"})
+    assert len(result.texts.get("plan", "").split()) <= 5
 
 
 def test_sentences_and_bounds() -> None:
@@ -117,12 +117,12 @@ def test_retrieval_is_the_cosine_and_an_index_grows_as_if_made_at_once(texts: li
     vectors, asked = embed(texts), embed([query])[0]
     norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(asked)
     cosines = np.divide(vectors @ asked, norms, out=np.zeros(len(texts), np.float32), where=norms > 0)
-    found = archive.search(query, k)
-    assert np.allclose([each.score for each in found], np.sort(cosines)[::-1][:k], atol=1e-6)
-    assert all(each.note == {"place": each.place} and each.text == texts[each.place] for each in found)
+    results = archive.search(query, k)
+    assert np.allclose([each.score for each in results], np.sort(cosines)[::-1][:k], atol=1e-6)
+    assert all(each.note == {"place": each.place} and each.text == texts[each.place] for each in results)
     assert archive.index is not None
     again = LongTerm.from_dict(archive.to_dict(), embed)
-    assert again.search(query, k) == found
+    assert again.search(query, k) == results
     torch.testing.assert_close(archive.index.vectors,
                                torch.nn.functional.normalize(torch.from_numpy(vectors), dim=-1))
 
@@ -290,9 +290,9 @@ def test_the_world_knows_what_is_true() -> None:
         asked, answer = " ".join(shown), " ".join(said)
         who, origin, goal = parse_move(answer) or ("", "", "")
         assert asked.endswith(f"move {who} write") and origin != goal
-        found = WRITER.parse(answer)
-        assert not found.problem and found.texts["memory"].startswith(f"{who} at {goal} .")
-        assert len(split_sentences(found.texts["memory"])) <= FACTS
+        result = WRITER.parse(answer)
+        assert not result.problem and result.texts["memory"].startswith(f"{who} at {goal} .")
+        assert len(split_sentences(result.texts["memory"])) <= FACTS
         if f" {who} at " in asked:  # the memory knows better than all passages
             assert f" {who} at {origin} ." in asked
     assert all(CODEC.unk not in CODEC.encode([*shown, *said]) for shown, said in pairs)
@@ -325,19 +325,19 @@ def oracle(prompt: str) -> str:
 def test_both_memories_make_a_perfect_writer_consistent() -> None:
     shares = {}
     for arm in ARMS:
-        found = write_stories(Scripted(oracle), arm, seed=0, stories=3, steps=60)  # type: ignore[arg-type]
-        far = [right for away, right in found["returns"] if away in BUCKETS[LAST]]
+        results = write_stories(Scripted(oracle), arm, seed=0, stories=3, steps=60)  # type: ignore[arg-type]
+        far = [right for away, right in results["returns"] if away in BUCKETS[LAST]]
         shares[arm] = sum(far) / len(far)
-        assert found["words"][3] <= found["words"][1]
+        assert results["words"][3] <= results["words"][1]
     assert shares[FULL] == shares["no short-term memory"] == 1 and shares["no long-term memory"] < 0.9
     assert follow_edits(Scripted(oracle), seed=0, stories=3) == 1  # type: ignore[arg-type]
 
 
 def test_whatever_a_writer_says_its_prompts_are_no_longer_than_those_of_a_perfect_one() -> None:
     draw, words = Random(0), [*HEADINGS.values(), *["fox", "at", "leaves", "mill"] * 8, "."]
-    found = [write_stories(Scripted(reply), FULL, seed=0, stories=3, steps=30)["words"]  # type: ignore[arg-type]
-             for reply in (oracle, lambda prompt: " ".join(draw.choices(words, k=48)))]
-    assert max(found[1]) <= max(found[0]) == 47
+    results = [write_stories(Scripted(reply), FULL, seed=0, stories=3, steps=30)["words"]  # type: ignore[arg-type]
+               for reply in (oracle, lambda prompt: " ".join(draw.choices(words, k=48)))]
+    assert max(results[1]) <= max(results[0]) == 47
 
 
 def test_all_verdicts_can_be_reached() -> None:

@@ -28,13 +28,13 @@ OPEN, CLOSE, V = 1, 2, 9
 
 
 def naive(ids: list[int], starts: list[bool] | None = None, label: int = 0) -> list[int]:
-    found = []
+    result = []
     for at, each in enumerate(ids):
         if starts is not None and starts[at]:
             label = 0
         label = 1 if each == OPEN else 0 if each == CLOSE or not label else label + 1
-        found.append(label)
-    return found
+        result.append(label)
+    return result
 
 
 @settings(max_examples=80, deadline=None)
@@ -66,9 +66,9 @@ def themed(gate: Any, mixer: str = "attention", **switches: Any) -> EncoderDecod
     torch.manual_seed(0)
     options = {"attention": {"heads": 2, "positions": "sinusoidal"}, "attention:both": {"heads": 2, "causal": False}}
     values = {"vocabulary": V, "width": 8, "options": options, **switches}
-    ours = EncoderDecoder(EncoderDecoderConfig(StackConfig(mixers=["attention:both"], **values), StackConfig(
+    actual = EncoderDecoder(EncoderDecoderConfig(StackConfig(mixers=["attention:both"], **values), StackConfig(
         mixers=[mixer] * 2, regions=[OPEN, CLOSE], cross={"heads": 2, "aligned": True, "gate": gate}, **values)))
-    return ours.double().eval()
+    return actual.double().eval()
 
 
 @pytest.mark.parametrize("mixer", ["attention", "gru", "mamba"])
@@ -87,15 +87,15 @@ def test_the_source_has_a_say_in_regions_alone(gate: Any, mixer: str) -> None:
 
 
 def test_xor_reads_nothing_of_the_past_inside() -> None:
-    ours = themed("xor", channel="none")
-    block = ours.decoder.blocks[0]
+    actual = themed("xor", channel="none")
+    block = actual.decoder.blocks[0]
     x, source = torch.randn(1, 6, 8).double(), (torch.randn(1, 3, 8).double(), torch.tensor([3]))
     labels = torch.tensor([[0, 1, 2, 3, 0, 0]])
     layout = Layout(Layout.of(x).positions, source=source, labels=labels)
-    y = ours.decoder.run_block(0, x, layout)
+    y = actual.decoder.run_block(0, x, layout)
     other = x.clone()
     other[:, 0] += 1
-    z = ours.decoder.run_block(0, other, layout)
+    z = actual.decoder.run_block(0, other, layout)
     torch.testing.assert_close(y[:, 1:4], z[:, 1:4])
     assert float((y[:, 4:] - z[:, 4:]).detach().abs().max()) > 1e-6
     assert block.gate == "xor"
@@ -105,8 +105,8 @@ def test_xor_reads_nothing_of_the_past_inside() -> None:
 
 @pytest.mark.parametrize("gate", ["soft", "xor"])
 def test_a_layer_is_the_formula_of_multihead_attention(gate: str) -> None:
-    ours = themed(gate, norm="layer", channel="mlp", activation="gelu", post_norm=True, bias=True)
-    block: Any = ours.decoder.blocks[0]
+    actual = themed(gate, norm="layer", channel="mlp", activation="gelu", post_norm=True, bias=True)
+    block: Any = actual.decoder.blocks[0]
     x, memory = torch.randn(2, 7, 8).double(), torch.randn(2, 5, 8).double()
     labels = torch.tensor([[0, 1, 2, 3, 0, 1, 2], [1, 2, 3, 4, 5, 6, 0]])
     places = sinusoids(torch.arange(7), 8, x.dtype)
@@ -124,7 +124,7 @@ def test_a_layer_is_the_formula_of_multihead_attention(gate: str) -> None:
     y = F.layer_norm(x + mixed, (8,), eps=1e-6)
     y = F.layer_norm(y + block.channel.out(F.gelu(block.channel.into(y))), (8,), eps=1e-6)
     layout = Layout(Layout.of(x).positions, source=(memory, torch.tensor([5, 5])), labels=labels)
-    torch.testing.assert_close(ours.decoder.run_block(0, x, layout), y)
+    torch.testing.assert_close(actual.decoder.run_block(0, x, layout), y)
 
 
 def test_gates_compose_with_learned_states() -> None:
@@ -165,8 +165,8 @@ def themes(gated: float = 1.0, cross: float = 1.2, shuffled: float = 2.0, late: 
     ("inconclusive", themes(cross=1.02)), ("inconclusive", themes(late=1.2)), ("inconclusive", themes(contrast=0.7)),
     ("inconclusive", themes(edits=0.8))])
 def test_the_verdict_goes_by_the_rule(verdict: str, table: list[dict[str, Any]]) -> None:
-    found, reason = claim("theme-transformer").judge(table)
-    assert found == verdict and "late returns" in reason
+    results, reason = claim("theme-transformer").judge(table)
+    assert results == verdict and "late returns" in reason
 
 
 def test_the_claim_asks_for_returning_themes() -> None:

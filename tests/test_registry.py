@@ -48,16 +48,16 @@ def test_every_metric_knows_which_way_is_good(name: str) -> None:
 @settings(max_examples=10, deadline=None)
 def test_the_interval_of_a_mean_is_the_textbooks(seed: int) -> None:
     nats = np.random.default_rng(seed).exponential(size=400)
-    found = METRICS["bits per unit"].measure(nats, np.full(400, 1 / math.log(2)), groups=400)
-    assert found.value == pytest.approx(nats.mean())
-    assert found.high - found.value == pytest.approx(1.96 * nats.std(ddof=1) / 20, rel=1e-6)
+    result = METRICS["bits per unit"].measure(nats, np.full(400, 1 / math.log(2)), groups=400)
+    assert result.value == pytest.approx(nats.mean())
+    assert result.high - result.value == pytest.approx(1.96 * nats.std(ddof=1) / 20, rel=1e-6)
 
 
 def test_the_interval_of_mauve_holds_its_groups_still() -> None:
     draw = np.random.default_rng(1)
-    found = METRICS["MAUVE"].measure(*draw.normal(size=(2, 300, 4)))
-    assert found.value == METRICS["MAUVE"].compute(*np.random.default_rng(1).normal(size=(2, 300, 4)))
-    assert 0.005 < found.high - found.low < 0.3
+    result = METRICS["MAUVE"].measure(*draw.normal(size=(2, 300, 4)))
+    assert result.value == METRICS["MAUVE"].compute(*np.random.default_rng(1).normal(size=(2, 300, 4)))
+    assert 0.005 < result.high - result.low < 0.3
 
 
 def test_known_answers() -> None:

@@ -36,8 +36,8 @@ bars = st.lists(st.integers(0, 12), unique=True, max_size=6).map(lambda each: so
 def test_what_is_on_the_grid_comes_back(melody: list[Note], piano: list[Note], tempi: list[tuple[int, int]],
                                         themes: list[tuple[int, int]]) -> None:
     items = REMI.spell({"melody": melody, "piano": piano}, tempi, themes)
-    heard, speeds, found = REMI.understand(items)
-    assert heard["melody"] == sorted(melody) and found == themes and sorted(speeds) == sorted(tempi)
+    heard, speeds, results = REMI.understand(items)
+    assert heard["melody"] == sorted(melody) and results == themes and sorted(speeds) == sorted(tempi)
     assert [(note.start, note.pitch, note.length, note.loud) for note in heard["piano"]] == [
         (note.start, note.pitch, note.length, note.loud) for note in sorted(piano)]
     assert REMI.codec.decode(REMI.codec.encode(items)) == items
@@ -101,10 +101,10 @@ def test_parts_of_a_file_keep_their_time(tmp_path: Path) -> None:
                       mido.Message("note_off", note=pitch, time=240)]
         file.tracks.append(track)
     file.save(tmp_path / "song.mid")
-    found = notes_by_track(tmp_path / "song.mid")
-    assert {name: [(note.start, note.pitch) for note in each] for name, each in found.items()} == {
+    result = notes_by_track(tmp_path / "song.mid")
+    assert {name: [(note.start, note.pitch) for note in each] for name, each in result.items()} == {
         "MELODY": [(2 * GRID, 72)], "PIANO": [(GRID, 48)]}
-    items = REMI.spell({"melody": found["MELODY"], "piano": found["PIANO"]}, themes=[(0, 1)])
+    items = REMI.spell({"melody": result["MELODY"], "piano": result["PIANO"]}, themes=[(0, 1)])
     assert items == ["theme", "bar", "at4", "piano48", "length2", "loud20", "at8", "melody72", "length2", "loud20",
                      "theme-end"]
     (tmp_path / "broken.mid").write_bytes(b"MThd no more")

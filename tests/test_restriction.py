@@ -79,31 +79,31 @@ def test_cuts_are_those_of_biopython(circular: bool) -> None:
     enzymes = [each for each in known_enzymes() if each.sold]
     assert len(enzymes) > 600 and len({each.site for each in enzymes}) > 200
     scanner = SiteScanner(enzymes)
-    theirs = restriction.RestrictionBatch([each.name for each in enzymes])
+    reference = restriction.RestrictionBatch([each.name for each in enzymes])
     for seed in range(3):
         text = dna(seed, 5000)
-        found = restriction.Analysis(theirs, Seq(text), linear=not circular).full()
-        expected = {str(name): sorted({at - 1 for at in places}) for name, places in found.items()}
-        ours = {each.name: at.tolist() for each, at in zip(enzymes, scanner.cuts(text, circular))}
+        result = restriction.Analysis(reference, Seq(text), linear=not circular).full()
+        expected = {str(name): sorted({at - 1 for at in places}) for name, places in result.items()}
+        actual = {each.name: at.tolist() for each, at in zip(enzymes, scanner.cuts(text, circular))}
         for each in enzymes:
             # Where a site and its other strand match at one place, Biopython reports the first alone.
             both = not each.palindromic and (masks(each.site) & masks(reverse_complement(each.site))).all()
-            assert set(ours[each.name]) >= set(expected[each.name]) if both else \
-                ours[each.name] == expected[each.name], each
+            assert set(actual[each.name]) >= set(expected[each.name]) if both else \
+                actual[each.name] == expected[each.name], each
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.text("ACGT", max_size=40), st.lists(st.text(IUPAC, min_size=1, max_size=6), min_size=1, max_size=4),
        st.booleans())
 def test_sites_equal_a_search_base_by_base(text: str, sites: list[str], circular: bool) -> None:
-    found = SiteScanner([Enzyme(f"e{i}", site) for i, site in enumerate(sites)]).sites(text, circular)
+    results = SiteScanner([Enzyme(f"e{i}", site) for i, site in enumerate(sites)]).sites(text, circular)
 
     def plain(site: str) -> list[int]:
         around = text + (text * len(site))[: len(site) - 1] if circular else text
         return [at for at in range(len(text)) if len(around) >= at + len(site) and
                 all(MASKS[base] & MASKS[code] for base, code in zip(around[at:], site))]
 
-    for site, (ahead, back) in zip(sites, found):
+    for site, (ahead, back) in zip(sites, results):
         assert ahead.tolist() == plain(site)
         other = reverse_complement(site)
         assert back.tolist() == ([] if other == site else plain(other))
@@ -127,7 +127,7 @@ def test_sites_come_as_often_as_chance_has_it() -> None:
 
 
 def test_a_convolution_of_masks_fires_at_the_sites_and_nowhere_else() -> None:
-    sites = sorted({each.site for each in known_enzymes() if each.sold})
+    sites = sorted({known_enzyme.site for known_enzyme in known_enzymes() if known_enzyme.sold})
     text = dna(1, 5000)
     tokens = torch.tensor(["ACGT".index(base) for base in text])
     one_hot = torch.nn.functional.one_hot(tokens, 4).float().T[None]
@@ -147,14 +147,14 @@ def test_an_enzyme_file_of_either_format(tmp_path: Path) -> None:
     emboss = tmp_path / "emboss_e.404"
     emboss.write_text("# REBASE\nEcoRI\tGAATTC\t6\t2\t0\t1\t5\t0\t0\nBsaI\tGGTCTC\t6\t2\t0\t7\t11\t0\t0\n"
                       "MboI\tGATC\t4\t2\t0\t-1\t4\t0\t0\nBcgI\tCGANNNNNNTGC\t12\t4\t0\t-11\t-13\t24\t22\n")
-    ours, rebase = read_enzymes(table), read_enzymes(emboss)
-    assert [each.site for each in ours if each.name == "HpyUM037X"] == ["TNGGNAG", "GTGGNAG"]
-    ours = [each for each in ours if each.name != "HpyUM037X"]
-    assert [each.cuts for each in ours] == [((1, 5),), ((7, 11),), ((0, 4),), ((-10, -12), (24, 22))]
-    assert [each.cuts for each in rebase] == [each.cuts for each in ours]
-    assert [each.sold for each in ours] == [True, True, False, True]
+    actual, rebase = read_enzymes(table), read_enzymes(emboss)
+    assert [each.site for each in actual if each.name == "HpyUM037X"] == ["TNGGNAG", "GTGGNAG"]
+    actual = [each for each in actual if each.name != "HpyUM037X"]
+    assert [each.cuts for each in actual] == [((1, 5),), ((7, 11),), ((0, 4),), ((-10, -12), (24, 22))]
+    assert [each.cuts for each in rebase] == [each.cuts for each in actual]
+    assert [each.sold for each in actual] == [True, True, False, True]
     by_biopython = {each.name: each for each in known_enzymes()}
-    assert all(each.cuts == by_biopython[each.name].cuts for each in ours)
+    assert all(each.cuts == by_biopython[each.name].cuts for each in actual)
     table.write_text("name\tsite\tfst5\tfst3\nEcoRI\tGAXTTC\t1\t-1\n")
     with pytest.raises(SegueError, match="line 2: not an enzyme"):
         read_enzymes(table)
@@ -173,19 +173,19 @@ def test_the_panel_has_each_way_of_cutting_once() -> None:
 # --- windows that can be cut out ---------------------------------------------------------------------------------
 
 
-def digest_and_ligate(text: str, enzymes: list[Enzyme], apart: float) -> bool:
+def digest_and_ligate(text: str, enzymes: list[Enzyme], separate: float) -> bool:
     """By strands: cut both at two places, take the piece out, and see whether the ends of the rest pair up."""
     other = reverse_complement(text)[::-1]  # below each base the one it pairs with
     cuts = []
-    for each in enzymes:
-        at = [i for i in range(len(text) - 5) if text[i : i + 6] == each.site]
+    for enzyme in enzymes:
+        at = [i for i in range(len(text) - 5) if text[i : i + 6] == enzyme.site]
         if len(at) == 1:
-            top, bottom = each.cuts[0]
+            top, bottom = enzyme.cuts[0]
             cuts.append((at[0] + top, at[0] + bottom))
     for i, first in enumerate(cuts):
         for second in cuts[i + 1 :]:
             (a, b), (c, d) = sorted((first, second))
-            if abs(a - c) < apart:
+            if abs(a - c) < separate:
                 continue
             if (a < b) != (c < d) or a == b or c == d or abs(a - b) != abs(c - d):
                 continue  # ends of other sorts
@@ -227,10 +227,10 @@ def test_windows_count_sites_that_lie_in_them() -> None:
     windows = Windows(text, begins, 150, SiteScanner(enzymes))
     features = windows.features()
     for row, piece in enumerate(windows.texts()):
-        alone = SiteScanner(enzymes).sites(piece)
-        assert windows.counts[row].tolist() == [len(ahead) for ahead, _ in alone]
-        first = [ahead[0] / 150 if len(ahead) else -1 for ahead, _ in alone]
-        last = [ahead[-1] / 150 if len(ahead) else -1 for ahead, _ in alone]
+        single = SiteScanner(enzymes).sites(piece)
+        assert windows.counts[row].tolist() == [len(ahead) for ahead, _ in single]
+        first = [ahead[0] / 150 if len(ahead) else -1 for ahead, _ in single]
+        last = [ahead[-1] / 150 if len(ahead) else -1 for ahead, _ in single]
         np.testing.assert_allclose(features["places"][row], [*first, *last])
     assert (features["totals"][:, 0] == windows.counts.sum(1)).all()
     with pytest.raises(SegueError, match="see panel"):
@@ -264,13 +264,13 @@ def test_regions_keep_windows_apart() -> None:
 def test_measures_are_those_of_scikit_learn(rows: list[tuple[bool, int]]) -> None:
     metrics = pytest.importorskip("sklearn.metrics")
     labels, scores = np.array([row[0] for row in rows]), np.array([row[1] for row in rows], float)
-    found = scores >= 4
-    ours = confusion(labels, found)
+    results = scores >= 4
+    actual = confusion(labels, results)
     if not labels.any() or labels.all():
         with pytest.raises(SegueError, match="some of both"):
             roc_auc(labels, scores)
         return
-    assert ours.balanced_accuracy == pytest.approx(metrics.balanced_accuracy_score(labels, found))
+    assert actual.balanced_accuracy == pytest.approx(metrics.balanced_accuracy_score(labels, results))
     assert roc_auc(labels, scores) == pytest.approx(metrics.roc_auc_score(labels, scores))
     assert pr_auc(labels, scores) == pytest.approx(metrics.average_precision_score(labels, scores))
     each = [(abs(confusion(labels, scores >= t).sensitivity - confusion(labels, scores >= t).specificity))
@@ -302,10 +302,10 @@ def test_estimators_are_scikit_learn_called_directly() -> None:
     assert distinct_columns(x).tolist() == [0, 1, 2, 5]
     kept = x[:, [0, 1, 2, 5]]
     scaled = (kept - kept[:80].mean(0)) / kept[:80].std(0)
-    ours = ESTIMATORS["svm"](0, C=3.0).fit(x[:80], y[:80])
-    theirs = SVC(C=3.0, random_state=0).fit(scaled[:80], y[:80])
-    np.testing.assert_array_equal(ours.scores(x[80:]), theirs.decision_function(scaled[80:]))
-    np.testing.assert_array_equal(ours.predict(x[80:]), theirs.predict(scaled[80:]))
+    actual = ESTIMATORS["svm"](0, C=3.0).fit(x[:80], y[:80])
+    reference = SVC(C=3.0, random_state=0).fit(scaled[:80], y[:80])
+    np.testing.assert_array_equal(actual.scores(x[80:]), reference.decision_function(scaled[80:]))
+    np.testing.assert_array_equal(actual.predict(x[80:]), reference.predict(scaled[80:]))
     wood = ESTIMATORS["forest"](1, trees=20).fit(x[:80], y[:80])
     same = RandomForestClassifier(20, class_weight="balanced", random_state=1).fit(kept[:80], y[:80])
     np.testing.assert_array_equal(wood.scores(x[80:]), same.predict_proba(kept[80:])[:, 1])

@@ -67,8 +67,8 @@ def test_each_is_that_of_transformers(name: str, seed: int, prompt: int, count: 
     for token in said[prompt:]:
         prefix.append(token)
     assert prefix.count == count and prefix.length == prompt + count and prefix.decoder_tokens == said
-    found = Rules(**{name: EVERY[name]})(scores, prefix)
-    np.testing.assert_allclose(found, theirs(name, scores, said, prompt, source if both else said[:prompt], 9))
+    results = Rules(**{name: EVERY[name]})(scores, prefix)
+    np.testing.assert_allclose(results, theirs(name, scores, said, prompt, source if both else said[:prompt], 9))
 
 
 def test_a_token_of_the_source_is_not_said_when_it_is_taken_back() -> None:
@@ -90,8 +90,8 @@ def test_warpers_are_those_of_transformers(seed: int, vocabulary: int) -> None:
             "eta_cutoff": transformers.EtaLogitsWarper}
     for each in (scores, ruled_out):
         for name, value in (("typical_p", 0.3), ("typical_p", 0.95), ("epsilon_cutoff", 0.05), ("eta_cutoff", 0.1)):
-            ours = Sampling(True, **{name: value}).warp(each, Prefix([0], vocabulary))
-            np.testing.assert_allclose(ours, made[name](value)(None, torch.tensor(each)[None])[0].numpy())
+            actual = Sampling(True, **{name: value}).warp(each, Prefix([0], vocabulary))
+            np.testing.assert_allclose(actual, made[name](value)(None, torch.tensor(each)[None])[0].numpy())
 
 
 # In every decoder.
@@ -121,8 +121,8 @@ def test_drafts_batches_and_streams_keep_the_rules_and_change_no_token(way: dict
         told[piece.index] += piece.tokens
     assert told == [answer.tokens for answer in plain]
     if not way:
-        alone = [generate(model, [prompt], most, **given)[0].tokens for prompt, most in zip(prompts, n)]
-        assert alone == told
+        single = [generate(model, [prompt], most, **given)[0].tokens for prompt, most in zip(prompts, n)]
+        assert single == told
 
 
 @pytest.mark.parametrize("decoder, options", [
@@ -165,16 +165,16 @@ def test_the_last_token_is_forced_where_tokens_are_taken_back() -> None:
     assert back > 3
 
 
-@pytest.mark.parametrize("wrong, match", [
+@pytest.mark.parametrize("broken, match", [
     ({"no_repeat_ngram_size": -1}, "whole number"), ({"min_new_tokens": 1.5}, "whole number"),
     ({"suppress_tokens": 3}, "list of token ids"), ({"bad_words_ids": [1, 2]}, "list of lists"),
     ({"bad_words_ids": [[]]}, "list of lists"), ({"forced_eos_token_id": "end"}, "token ids"),
     ({"exponential_decay_length_penalty": 1.2}, "factor"), ({"forced_bos_token_id": 99}, "cannot be forced"),
     ({"max_new_tokens": 4}, "is n here"), ({"typical_p": 0.0, "decoder": "sample"}, "typical_p")])
-def test_mistakes_are_told(wrong: dict[str, Any], match: str) -> None:
-    with pytest.raises(SegueError, match=match) as told:
-        generate(TableModel(7), [[1]], 3, **wrong)
-    assert "\n" not in str(told.value)
+def test_mistakes_are_told(broken: dict[str, Any], match: str) -> None:
+    with pytest.raises(SegueError, match=match) as error:
+        generate(TableModel(7), [[1]], 3, **broken)
+    assert "\n" not in str(error.value)
 
 
 # Models of transformers.
@@ -209,34 +209,34 @@ def folder_of(name: str, folder: Path, **said: Any) -> Any:
     kind, values = FOLDERS[name]
     torch.manual_seed(1)
     made = getattr(transformers, kind)
-    theirs = made(made.config_class(**values)).eval()
-    for key, parameter in theirs.named_parameters():
+    reference = made(made.config_class(**values)).eval()
+    for key, parameter in reference.named_parameters():
         if "embed_positions" not in key or name != "marian":
             parameter.data += 0.3 * torch.randn_like(parameter)
-    theirs.generation_config.update(**said)
-    theirs.save_pretrained(folder)
-    return theirs
+    reference.generation_config.update(**said)
+    reference.save_pretrained(folder)
+    return reference
 
 
 @pytest.mark.parametrize("name", FOLDERS)
 @pytest.mark.parametrize("said", SETTINGS, ids=["greedy", "beam", "beam, forced"])
 def test_a_folder_is_continued_as_it_says(name: str, said: dict[str, Any], tmp_path: Path) -> None:
-    theirs = folder_of(name, tmp_path, **said)
+    reference = folder_of(name, tmp_path, **said)
     model = segue.load(tmp_path)
     ends = said.get("eos_token_id", [EOS])
     primes = [[5, 9, 11, 20, 7, 3], [21, 13], [3, 14, 15, 9, 16, 5]]
-    both = theirs.config.is_encoder_decoder
-    alone = []
+    both = reference.config.is_encoder_decoder
+    single = []
     for prime in primes:
         ids = torch.tensor([prime])
         with torch.no_grad():
-            told = theirs.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False)[0].tolist()
+            told = reference.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False)[0].tolist()
         told = told[1 if both else len(prime) :]
         told = told[: next((at for at, token in enumerate(told) if token in ends), len(told))]
-        alone.append(model.continue_(prime).tokens)
-        assert alone[-1] == told
+        single.append(model.continue_(prime).tokens)
+        assert single[-1] == told
     answers = model.continue_(primes)
-    assert [answer.tokens for answer in answers] == alone
+    assert [answer.tokens for answer in answers] == single
     assert answers[0].decoder == ("beam" if "num_beams" in said else "greedy") and not answers[0].remark
     if "num_beams" not in said:
         drafted = model.continue_(primes, draft="lookup", adaptive=False)
@@ -256,7 +256,7 @@ def test_what_is_asked_for_comes_before_what_a_folder_says(tmp_path: Path) -> No
     assert model.continue_([5, 9], 8, "greedy", eos=None, suppress_tokens=[]).tokens == \
         generate(model.decodable(), [[5, 9]], 8, eos=None)[0].tokens
     assert model.continue_([5, 9], 5, num_beams=3).decoder == "beam"
-    assert [each.suppress_tokens for each in model.processors] == [[4]]  # the server's too
+    assert [processor.suppress_tokens for processor in model.processors] == [[4]]  # the server's too
 
 
 def test_what_is_not_offered_is_told_in_one_line(tmp_path: Path) -> None:

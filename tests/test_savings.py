@@ -46,14 +46,15 @@ def bytes_kept(model: nn.Module) -> int:
 
 
 def test_shared_layers_are_one_block_and_a_whole_model() -> None:
-    shared, apart = stack("attention+gru", shared=True), stack("attention*2+gru+attention", shared=True)
+    shared, separate = stack("attention+gru", shared=True), stack("attention*2+gru+attention", shared=True)
     count = sum(p.numel() for p in shared.parameters())
     unrolled = stack("attention*2+gru+attention")
-    assert count == sum(p.numel() for p in apart.parameters()) < sum(p.numel() for p in unrolled.parameters())
-    assert apart.blocks[0] is apart.blocks[1] is apart.blocks[3] and apart.blocks[2] is not apart.blocks[0]
-    unrolled.load_state_dict(apart.state_dict())  # every layer has its name, with the same weights
-    assert torch.equal(unrolled(TOKENS).logits, apart(TOKENS).logits)
-    assert check_model(apart, examples=3)
+    assert count == sum(p.numel() for p in separate.parameters()) < sum(p.numel() for p in unrolled.parameters())
+    assert separate.blocks[0] is separate.blocks[1] is separate.blocks[3]
+    assert separate.blocks[2] is not separate.blocks[0]
+    unrolled.load_state_dict(separate.state_dict())  # every layer has its name, with the same weights
+    assert torch.equal(unrolled(TOKENS).logits, separate(TOKENS).logits)
+    assert check_model(separate, examples=3)
 
 
 def test_shared_layers_are_saved_once(tmp_path: Path) -> None:
@@ -113,8 +114,8 @@ def test_distillation_is_its_formula() -> None:
     teacher, student = stack(seed=1), stack()
     given, known = (model(BATCH.tokens).logits.double().flatten(0, 1) for model in (student, teacher))
     p, q = (known / 3).softmax(-1), (given / 3).softmax(-1)
-    apart = (p * (p.log() - q.log())).sum()
-    expected = 0.7 * F.cross_entropy(given, BATCH.targets.flatten(), reduction="sum") + 0.3 * 9 * apart
+    separate = (p * (p.log() - q.log())).sum()
+    expected = 0.7 * F.cross_entropy(given, BATCH.targets.flatten(), reduction="sum") + 0.3 * 9 * separate
     loss = Distillation(teacher, 0.3, 3.0)(student, BATCH)
     assert abs(float(loss.total.detach()) - float(expected.detach())) < 1e-3
     assert set(loss.terms) == {"nats", "distillation"}
@@ -126,12 +127,12 @@ def test_a_student_of_the_teacher_alone_comes_near_it() -> None:
     teacher, student = stack(seed=1), stack("gru")
     nowhere = Distillation(teacher, 1.0)
 
-    def apart() -> float:
+    def separate() -> float:
         return float(nowhere(student, BATCH).terms["distillation"])
 
-    before = apart()
+    before = separate()
     learn(student, lambda step: BATCH, 40, objective=nowhere)
-    assert apart() < 0.3 * before
+    assert separate() < 0.3 * before
 
 
 def test_a_teacher_of_other_elements_is_refused() -> None:

@@ -88,8 +88,8 @@ def test_a_fresh_s5_is_the_real_hippo_system() -> None:
         h = step @ h + held @ x[0, t]
         mixer.extend(x[:, t : t + 1], state)
         state.commit()
-    found = torch.view_as_complex(state.tensors()["0.recurrence.0"])[0]
-    torch.testing.assert_close(found, v.mH @ h.to(v.dtype), rtol=0, atol=1e-6)  # the parameters are drawn in float32
+    results = torch.view_as_complex(state.tensors()["0.recurrence.0"])[0]
+    torch.testing.assert_close(results, v.mH @ h.to(v.dtype), rtol=0, atol=1e-6)  # the parameters are drawn in float32
 
 
 @torch.no_grad()
@@ -153,8 +153,8 @@ def test_packed_episodes_are_episodes_apart_also_in_their_gradients(mixer: Mixer
         return [y, *torch.autograd.grad(y.square().sum(), list(mixer.parameters()))]
 
     together = gradients(mixer(x, Layout.chain((1, 60), starts=starts)))
-    apart = gradients(torch.cat([mixer(x[:, begin:end]) for begin, end in zip((0, *ends), ends)], 1))
-    for a, b in zip(together, apart):
+    separate = gradients(torch.cat([mixer(x[:, begin:end]) for begin, end in zip((0, *ends), ends)], 1))
+    for a, b in zip(together, separate):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10 * max(1.0, float(b.detach().abs().max())))
 
 
@@ -215,14 +215,14 @@ def test_ssd_wipes_its_state_where_a_head_forgets_all_at_once() -> None:
 
 
 def test_ssd_is_the_same_on_any_number_of_threads() -> None:
-    inputs, before, found = [x.float() for x in ssd_inputs(2, 130, 1, 6, 5, 7, 0)], torch.get_num_threads(), []
+    inputs, before, result = [x.float() for x in ssd_inputs(2, 130, 1, 6, 5, 7, 0)], torch.get_num_threads(), []
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            found.append(with_gradients(ssd, inputs))
+            result.append(with_gradients(ssd, inputs))
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for a, b in zip(*found))
+    assert all(torch.equal(a, b) for a, b in zip(*result))
 
 
 def test_ssd_in_bfloat16_keeps_decays_and_states_wide() -> None:
@@ -275,8 +275,8 @@ def test_mamba2_is_that_of_transformers(groups: int) -> None:
     names = {"into.weight": "in_proj.weight", "convolution.weight": "conv1d.weight", "convolution.bias": "conv1d.bias",
              "scan.A_log": "A_log", "scan.D": "D", "step_bias": "dt_bias", "scale": "norm.weight",
              "out.weight": "out_proj.weight"}
-    theirs = peer.state_dict()
-    ours.load_state_dict({name: theirs[other].view(ours.state_dict()[name].shape) for name, other in names.items()})
+    reference = peer.state_dict()
+    ours.load_state_dict({name: reference[other].view(ours.state_dict()[name].shape) for name, other in names.items()})
     x = torch.randn(2, 50, 16)
     torch.testing.assert_close(ours(x), peer(x), rtol=0, atol=1e-5)
 

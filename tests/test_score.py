@@ -33,10 +33,10 @@ def test_real_ones_score_as_real_and_loops_do_not() -> None:
 
 def test_pairs_copies_and_notes() -> None:
     real = texts(1, 30)
-    found = score(real, real, real, pairs=True, quiet=True)
-    rows = {row.metric: row for row in found.rows}
+    result = score(real, real, real, pairs=True, quiet=True)
+    rows = {row.metric: row for row in result.rows}
     assert rows["BLEU"].value == pytest.approx(100) and rows["exact match"].value == 1 and rows["novelty"].value == 0
-    assert rows["BLEU"].real is None and rows["MAUVE"].real is None and any("60 real" in note for note in found.notes)
+    assert rows["BLEU"].real is None and rows["MAUVE"].real is None and any("60 real" in note for note in result.notes)
     mixed = {row.metric: row for row in score(real[::-1], real, pairs=True, most=20, quiet=True).rows}
     assert mixed["BLEU"].value < 60 and "novelty" not in mixed
 
@@ -47,9 +47,9 @@ def test_sequences_of_letters(kind: str, letters: str, tmp_path: Path) -> None:
     rows = {name: ["".join(draw.choice(list(letters), 40)) for _ in range(n)] for name, n in (("a", 20), ("b", 40))}
     for name, some in rows.items():
         (tmp_path / f"{name}.fa").write_text("".join(f">{i}\n{row}\n" for i, row in enumerate(some)))
-    found = score(tmp_path / "a.fa", tmp_path / "b.fa", kind=kind, quiet=True)
-    assert found.samples == 20 and kind in found.unit and KINDS[kind]
-    assert all(row.low <= row.value <= row.high for row in found.rows)
+    result = score(tmp_path / "a.fa", tmp_path / "b.fa", kind=kind, quiet=True)
+    assert result.samples == 20 and kind in result.unit and KINDS[kind]
+    assert all(row.low <= row.value <= row.high for row in result.rows)
 
 
 def test_by_the_vectors_of_a_model_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,11 +66,11 @@ def test_by_the_vectors_of_a_model_on_the_command_line(tmp_path: Path, capsys: p
         assert saved["samples"] == 24 and saved["features"] == ("the model's vectors" if more else "hashed n-grams")
 
 
-@pytest.mark.parametrize(("made", "real", "options", "says"), [
+@pytest.mark.parametrize(("made", "real", "options", "message"), [
     (["one"], ["one line"], {}, "too few"), (["a", "b"], ["a", "b", "c"], {"pairs": True}, "no pairs"),
     (["a", "b"], ["a", "b"], {}, "give 3 or more"), (["a", "b"], ["a", "b"], {"most": 1}, "most=3")])
-def test_what_cannot_be_scored_is_told(made: list[str], real: list[str], options: dict[str, int], says: str) -> None:
-    with pytest.raises(SegueError, match=says):
+def test_what_cannot_be_scored_is_told(made: list[str], real: list[str], options: dict[str, int], message: str) -> None:
+    with pytest.raises(SegueError, match=message):
         score(made, real, quiet=True, **options)  # type: ignore[arg-type]
 
 

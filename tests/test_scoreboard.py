@@ -42,8 +42,8 @@ def test_only_mixers_that_look_back_have_a_place() -> None:
 
 @pytest.mark.parametrize("mixer", board_mixers())
 def test_every_mixer_runs(mixer: str) -> None:
-    found = module.train_cell(mixer, "mqar", 8, 1, 9_000, 2, 0)
-    assert 0 <= found["accuracy"] <= 1 and 0 <= found["longer"] <= 1 and found["steps"] == 1
+    results = module.train_cell(mixer, "mqar", 8, 1, 9_000, 2, 0)
+    assert 0 <= results["accuracy"] <= 1 and 0 <= results["longer"] <= 1 and results["steps"] == 1
 
 
 @pytest.mark.slow
@@ -97,8 +97,8 @@ def test_training_ends_when_the_task_is_solved(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(("mixer", "task"), [("attention", "mqar"), ("deltanet:signed", "parity"), ("slstm", "parity"),
                                              ("mamba", "selective-copy"), ("hyena", "needle")])
 def test_mixers_learn_what_they_are_known_to_learn(mixer: str, task: str) -> None:
-    found = module.train_cell(mixer, task, *TASK_SETTINGS[task], module.PARAMETERS, module.ROWS, 0)
-    assert found["accuracy"] >= 0.9
+    results = module.train_cell(mixer, task, *TASK_SETTINGS[task], module.PARAMETERS, module.ROWS, 0)
+    assert results["accuracy"] >= 0.9
 
 
 def test_the_best_above_a_guess_come_first() -> None:
@@ -114,7 +114,7 @@ def test_minutes_become_steps_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     monkeypatch.setattr(module, "train_cell", lambda mixer, task, length, steps, *_: asked.append(steps) or DONE)
     plain = module.Cells.compute
-    monkeypatch.setattr(module.Cells, "compute", lambda self, wanted, workers: plain(self, wanted, 1))
+    monkeypatch.setattr(module.Cells, "compute", lambda self, expected, workers: plain(self, expected, 1))
     board = module.scoreboard("parity,s5-words", minutes=1, quiet=True, **SETTING)
     assert board.steps == {"parity": 60, "s5-words": 100} and asked == [60, 100] * 2
 

@@ -113,11 +113,11 @@ def test_diverse_answers_differ_more_on_stacks_with_states_of_both_sorts() -> No
     assert distinct("diverse-beam", diversity_penalty=1.0) > 1.3 * distinct("beam")
 
 
-@pytest.mark.parametrize("options, says", [
+@pytest.mark.parametrize("options, message", [
     ({"num_beam_groups": 4}, "must divide"), ({"diversity": "colour"}, "'colour' is unknown"),
     ({"diversity": "embedding"}, "needs diversity_embedding"), ({"diversity_penalty": -1.0}, "must be at least 0")])
-def test_impossible_options_of_diverse_beams_are_refused(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(SegueError, match=says):
+def test_impossible_options_of_diverse_beams_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SegueError, match=message):
         DiverseBeam(6, **options)
 
 

@@ -35,12 +35,12 @@ def model(decoder: str = "attention*2", encoder: str = "attention:both*2", share
           cross: dict[str, Any] | None = None, **switches: Any) -> EncoderDecoder:
     torch.manual_seed(0)
     values = {"vocabulary": V, "width": WIDTH, "hidden": 12, "options": OPTIONS, **switches}
-    ours = EncoderDecoder(EncoderDecoderConfig(
+    actual = EncoderDecoder(EncoderDecoderConfig(
         StackConfig(mixers=expand_pattern(encoder), **values),
         StackConfig(mixers=expand_pattern(decoder), cross=cross or {"heads": 2}, **values), shared, restart))
-    for parameter in ours.parameters():
+    for parameter in actual.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
-    return ours.eval()
+    return actual.eval()
 
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -60,10 +60,10 @@ MODELS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_contract(name: str) -> None:
-    ours = model(name, **MODELS[name])
-    assert isinstance(ours, Decodable)
-    found = check_model(ours, examples=2, prompt=5, longest=10)
-    assert {"forward", "trees", "join", "any life", "gradients", "dtypes", "config"} <= set(found)
+    actual = model(name, **MODELS[name])
+    assert isinstance(actual, Decodable)
+    results = check_model(actual, examples=2, prompt=5, longest=10)
+    assert {"forward", "trees", "join", "any life", "gradients", "dtypes", "config"} <= set(results)
 
 
 @pytest.mark.slow
@@ -74,22 +74,22 @@ def test_contract_at_length(name: str) -> None:
 
 def test_encoders_that_cannot_reset_read_each_length_by_itself() -> None:
     options = {**OPTIONS, "reformer": {"heads": 2}}
-    ours = model("gru", "reformer", options=options)
-    assert not ours.encoder.resettable
-    check_model(ours, examples=3, prompt=5, longest=10, only="ragged")
+    actual = model("gru", "reformer", options=options)
+    assert not actual.encoder.resettable
+    check_model(actual, examples=3, prompt=5, longest=10, only="ragged")
 
 
 PROMPTS = [[3, 1, 4, 1, 5, V], [2, 7, V], [1, 8, 2, 8, 1, 8, 2, V, 4, 5]]
 
 
 def test_padding_and_what_is_forked_change_nothing() -> None:
-    ours = model().double()
+    actual = model().double()
     source, real = torch.tensor([[1, 2, 3, 0, 0, 0], [1, 2, 3, 4, 5, 6]]), torch.tensor([3, 6])
     other = source.clone()
     other[0, 3:] = 9  # behind the source
-    torch.testing.assert_close(ours.encode(other, real)[0, :3], ours.encode(source, real)[0, :3], rtol=0, atol=0)
-    alone = ours.encode(source[:1, :3], real[:1])
-    torch.testing.assert_close(ours.encode(source, real)[0, :3], alone[0])
+    torch.testing.assert_close(actual.encode(other, real)[0, :3], actual.encode(source, real)[0, :3], rtol=0, atol=0)
+    single = actual.encode(source[:1, :3], real[:1])
+    torch.testing.assert_close(actual.encode(source, real)[0, :3], single[0])
     cross = CrossAttention(WIDTH, heads=2).double()
     x, memory = torch.randn(2, 4, WIDTH).double(), torch.randn(2, 6, WIDTH).double()
     y = cross.run(x, Layout(source[:, :4], source=(memory, real)), {})
@@ -127,24 +127,25 @@ def greedy(ours: Any, prompt: list[int], n: int) -> list[int]:
 
 @pytest.mark.parametrize("name", ["attention*2", "mamba+attention", "gru+gla"])
 def test_every_decoder(name: str) -> None:
-    ours = model(name, **MODELS[name]).double()
-    plain = generate(ours, PROMPTS, 8, logprobs=True)
-    assert [answer.tokens for answer in plain] == [greedy(ours, prompt, 8) for prompt in PROMPTS]
+    actual = model(name, **MODELS[name]).double()
+    plain = generate(actual, PROMPTS, 8, logprobs=True)
+    assert [answer.tokens for answer in plain] == [greedy(actual, prompt, 8) for prompt in PROMPTS]
     for draft in ("lookup", "trie", "both"):  # they also propose begin, which the prompt holds: it is never taken
         for options in SAMPLINGS:
-            alone = generate(ours, PROMPTS, 24, **options)
-            drafted = generate(ours, PROMPTS, 24, draft=draft, adaptive=False, **options)
-            assert [answer.tokens for answer in drafted] == [answer.tokens for answer in alone]
+            single = generate(actual, PROMPTS, 24, **options)
+            drafted = generate(actual, PROMPTS, 24, draft=draft, adaptive=False, **options)
+            assert [answer.tokens for answer in drafted] == [answer.tokens for answer in single]
         assert sum(answer.drafted for answer in drafted)
     small = ModelDraft(model("gru", encoder="gru").double(), min_probability=0.0)
-    assert [answer.tokens for answer in generate(ours, PROMPTS, 8, draft=small)] == [answer.tokens for answer in plain]
+    assert [answer.tokens for answer in generate(actual, PROMPTS, 8,
+                                                 draft=small)] == [answer.tokens for answer in plain]
     for decoder, options in SEARCHES.items():
-        together = generate(ours, PROMPTS, 5, decoder, eos=0, **options)
+        together = generate(actual, PROMPTS, 5, decoder, eos=0, **options)
         for prompt, answer in zip(PROMPTS, together):
-            assert V not in answer.tokens and answer.tokens == generate(ours, [prompt], 5, decoder, eos=0,
+            assert V not in answer.tokens and answer.tokens == generate(actual, [prompt], 5, decoder, eos=0,
                                                                         **options)[0].tokens
-    wide = generate(ours, PROMPTS[:1], 2, "beam", num_beams=V)[0]  # so wide a beam sees every answer of two tokens
-    best = generate(ours, PROMPTS[:1], 2, "exact", budget=10_000)[0]
+    wide = generate(actual, PROMPTS[:1], 2, "beam", num_beams=V)[0]  # so wide a beam sees every answer of two tokens
+    best = generate(actual, PROMPTS[:1], 2, "exact", budget=10_000)[0]
     assert best.proven and best.tokens == wide.tokens
 
 
@@ -165,9 +166,9 @@ def test_a_source_is_not_what_was_said() -> None:
 
 
 def test_requests_join_a_running_batch() -> None:
-    ours = model("mamba+attention", **MODELS["mamba+attention"])
-    expected = [answer.tokens for answer in generate(ours, PROMPTS, 12)]
-    engine, heard = Engine(ours, piece=4), [list[AnswerUpdate]() for _ in PROMPTS]
+    actual = model("mamba+attention", **MODELS["mamba+attention"])
+    expected = [answer.tokens for answer in generate(actual, PROMPTS, 12)]
+    engine, heard = Engine(actual, piece=4), [list[AnswerUpdate]() for _ in PROMPTS]
     try:
         engine.warm()
         with pytest.raises(SegueError, match="one begin"):
@@ -279,37 +280,37 @@ def theirs_and_ours(name: str, folder: Path, **settings: Any) -> tuple[Any, Any]
     kind, values = FOLDERS[name]
     torch.manual_seed(0)
     made = getattr(transformers, kind)
-    theirs = made(made.config_class(**values)).eval()
-    theirs.generation_config.update(**settings)
-    for key, parameter in theirs.named_parameters():
+    reference = made(made.config_class(**values)).eval()
+    reference.generation_config.update(**settings)
+    for key, parameter in reference.named_parameters():
         if "embed_positions" not in key or name not in ("marian", "pegasus", "m2m100"):  # those are computed
             parameter.data += 0.3 * torch.randn_like(parameter)
-    theirs.save_pretrained(folder)
-    return theirs, adapt(folder)
+    reference.save_pretrained(folder)
+    return reference, adapt(folder)
 
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_folder_gives_what_transformers_gives(name: str, tmp_path: Path) -> None:
-    theirs, ours = theirs_and_ours(name, tmp_path)
-    assert (ours.way == "edited") == (name != "m2m100") and ours.begin == 37 and ours.vocabulary == 38
+    theirs, actual = theirs_and_ours(name, tmp_path)
+    assert (actual.way == "edited") == (name != "m2m100") and actual.begin == 37 and actual.vocabulary == 38
     targets = torch.randint(3, 37, (3, 6), generator=torch.Generator().manual_seed(1))
     ids = torch.zeros(3, 18, dtype=torch.long)
     for row, source in enumerate(SOURCES):
-        ids[row, : len(source) + 7] = torch.tensor([*source, ours.begin, *targets[row].tolist()])
-    output = ours.extend(ids, ours.init_state(3))
-    vectors = embed(ours, list(map(np.array, SOURCES)), "last")
+        ids[row, : len(source) + 7] = torch.tensor([*source, actual.begin, *targets[row].tolist()])
+    output = actual.extend(ids, actual.init_state(3))
+    vectors = embed(actual, list(map(np.array, SOURCES)), "last")
     with torch.no_grad():
         for row, source in enumerate(SOURCES):
             encoded = theirs.get_encoder()(torch.tensor([source])).last_hidden_state
             torch.testing.assert_close(torch.from_numpy(vectors[row]), encoded[0, -1], atol=1e-4, rtol=1e-5)
             expected = theirs(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor(
-                [[ours.start, *targets[row].tolist()]])).logits[0]
-            found = output.logits[row, len(source) : len(source) + 7]
-            torch.testing.assert_close(found[:, :37], expected, atol=1e-4, rtol=1e-5)
-            assert bool((found[:, 37] == -torch.inf).all())
+                [[actual.start, *targets[row].tolist()]])).logits[0]
+            results = output.logits[row, len(source) : len(source) + 7]
+            torch.testing.assert_close(results[:, :37], expected, atol=1e-4, rtol=1e-5)
+            assert bool((results[:, 37] == -torch.inf).all())
     beams: dict[str, Any] = {"num_beams": 3}
     for decoder, options in ("greedy", {}), ("beam", beams):
-        answers = generate(ours, [ours.prompt(source) for source in SOURCES], 10, decoder, eos=2, **options)
+        answers = generate(actual, [actual.prompt(source) for source in SOURCES], 10, decoder, eos=2, **options)
         for source, answer in zip(SOURCES, answers):
             settings = {"early_stopping": "never"} if options else {}  # ours never stops too early
             said = theirs.generate(torch.tensor([source]), max_new_tokens=10, do_sample=False, **options, **settings)
@@ -318,15 +319,15 @@ def test_a_folder_gives_what_transformers_gives(name: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", ["bart", "marian", "t5"])
 def test_contract_of_a_folder(name: str, tmp_path: Path) -> None:
-    ours = theirs_and_ours(name, tmp_path)[1]
-    check_model(ours, examples=2, prompt=4, longest=8, shrink=False, only=None if name == "t5" else "tree")
-    alone = generate(ours, [ours.prompt(source) for source in SOURCES], 20)
-    drafted = generate(ours, [ours.prompt(source) for source in SOURCES], 20, draft="both", adaptive=False)
-    assert [answer.tokens for answer in drafted] == [answer.tokens for answer in alone]
+    actual = theirs_and_ours(name, tmp_path)[1]
+    check_model(actual, examples=2, prompt=4, longest=8, shrink=False, only=None if name == "t5" else "tree")
+    single = generate(actual, [actual.prompt(source) for source in SOURCES], 20)
+    drafted = generate(actual, [actual.prompt(source) for source in SOURCES], 20, draft="both", adaptive=False)
+    assert [answer.tokens for answer in drafted] == [answer.tokens for answer in single]
     assert sum(answer.drafted for answer in drafted)
     if name != "t5":
         with pytest.raises(SegueError, match="40 positions"):
-            generate(ours, [ours.prompt(SOURCES[0])], 60)
+            generate(actual, [actual.prompt(SOURCES[0])], 60)
 
 
 @pytest.mark.slow
@@ -340,14 +341,14 @@ def test_a_folder_continues_a_text(tmp_path: Path) -> None:
     import segue
 
     words = ["<pad>", "<s>", "</s>", *["the", "cat", "dog", "sat", "ran", "on", "mat", "under", "a", "tree"]]
-    theirs, _ = theirs_and_ours("t5", tmp_path)
+    reference, _ = theirs_and_ours("t5", tmp_path)
     tokenizer = tiny_tokenizer(words, 37)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     model = segue.load(tmp_path)
     answer = model.continue_("the cat sat on a mat", 8)
     source = tokenizer.encode("the cat sat on a mat").ids
     assert source[-1] == 2 and "".join(answer.pieces) == answer.text
-    said = theirs.generate(torch.tensor([source]), max_new_tokens=8, do_sample=False)[0, 1:].tolist()
+    said = reference.generate(torch.tensor([source]), max_new_tokens=8, do_sample=False)[0, 1:].tolist()
     assert answer.tokens == [token for token in said if token != 2]
     assert answer.text == answer.whole.decode() == tokenizer.decode(said)
     many = model.continue_(["the cat", "a dog ran under the tree"], 8, draft="both")
@@ -367,9 +368,9 @@ def test_a_folder_continues_a_text(tmp_path: Path) -> None:
 def test_what_a_folder_makes_targets_begin_with(tmp_path: Path) -> None:
     import segue
 
-    theirs, ours = theirs_and_ours("mbart", tmp_path, forced_bos_token_id=7)
-    assert ours.prompt([5, 2]) == [5, 2, 37] and ours.prompt([5, 2], [9]) == [5, 2, 37, 9]
-    said = theirs.generate(torch.tensor([SOURCES[0]]), max_new_tokens=7, do_sample=False)[0].tolist()
+    reference, actual = theirs_and_ours("mbart", tmp_path, forced_bos_token_id=7)
+    assert actual.prompt([5, 2]) == [5, 2, 37] and actual.prompt([5, 2], [9]) == [5, 2, 37, 9]
+    said = reference.generate(torch.tensor([SOURCES[0]]), max_new_tokens=7, do_sample=False)[0].tolist()
     model = segue.load(tmp_path)
     assert said[:2] == [2, 7] and model.continue_(SOURCES[0], 7).tokens == said[1:]
     assert model.continue_(SOURCES[0], 7, forced_bos_token_id=9).tokens[0] == 9

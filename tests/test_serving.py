@@ -95,8 +95,8 @@ def test_every_answer_is_what_it_would_be_alone(engines: Any, name: str, draft: 
         expected.append(generate(model, [prompt], n, "sample" if sampled else "greedy", seed=number, eos=0, **options))
         if number % 3 == 0:
             time.sleep(0.01)  # so that some join a running batch
-    for one, alone in zip(asked, expected):
-        assert one.answers() == [alone[0].tokens]
+    for one, single in zip(asked, expected):
+        assert one.answers() == [single[0].tokens]
     for _ in range(200):  # the engine counts just after it has told
         if engine.stats()["served"] == 12 and not engine.stats()["rows"]:
             break
@@ -255,10 +255,11 @@ def test_log_probabilities_echo_and_stop(client: Any) -> None:
 def test_refusals(client: Any, server: tuple[str, Engine]) -> None:
     import openai
 
-    for options, says in (({"max_tokens": -1}, "max_tokens"), ({"temperature": 9}, "temperature"),
-                          ({"extra_body": {"colour": 1}}, "colour"), ({"max_tokens": 10_000}, "more than this server"),
-                          ({"suffix": "x"}, "suffix"), ({"prompt": [999_999]}, "vocabulary")):
-        with pytest.raises(openai.BadRequestError, match=says):
+    for options, message in (({"max_tokens": -1}, "max_tokens"), ({"temperature": 9}, "temperature"),
+                             ({"extra_body": {"colour": 1}}, "colour"),
+                             ({"max_tokens": 10_000}, "more than this server"),
+                             ({"suffix": "x"}, "suffix"), ({"prompt": [999_999]}, "vocabulary")):
+        with pytest.raises(openai.BadRequestError, match=message):
             client.completions.create(**{"model": "tiny", "prompt": "a", "max_tokens": 3, **options})
     for body in (b'{"prompt": "a\\ud800"}', b'{"prompt": "a", "stop": "\\ud800"}', b"null"):
         request = urllib.request.Request(f"{server[0]}/v1/completions", body, {
@@ -325,7 +326,7 @@ def test_everything_that_is_not_offered_is_refused_in_openais_words(tiny: Any) -
     client.headers["Authorization"] = "Bearer k"
     assert client.get("/v1/models/tiny").json()["id"] == "tiny"
     nan = b'{"prompt": "a", "temperature": NaN}'
-    for method, path, body, status, says in (
+    for method, path, body, status, message in (
             ("POST", "/v1/chat/completions", b"{}", 404, "/v1/completions"),
             ("GET", "/v1/completions", b"", 405, "POST"),
             ("GET", "/v1/models/other", b"", 404, "only 'tiny'"), ("POST", "/v1/completions", b"{", 400, "body: JSON"),
@@ -335,7 +336,7 @@ def test_everything_that_is_not_offered_is_refused_in_openais_words(tiny: Any) -
             ("POST", "/v1/completions", b"x" * (LARGEST + 1), 413, "16 MiB"),
             ("POST", "/v1/completions", iter([b"x" * (1 << 23)] * 3), 413, "16 MiB")):
         answer = client.request(method, path, content=body, headers={"Content-Type": "application/json"})
-        assert answer.status_code == status and says in answer.json()["error"]["message"], answer.text
+        assert answer.status_code == status and message in answer.json()["error"]["message"], answer.text
         assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
     form = client.post("/v1/completions", content=b'{"prompt": "a"}', headers={"Content-Type": "application/x-form"})
     assert form.status_code == 400 and "Content-Type: application/json" in form.json()["error"]["message"]

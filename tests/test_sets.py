@@ -73,8 +73,8 @@ def test_places_are_those_of_the_paper() -> None:
     assert layout.positions[0].tolist() == [0, 1, 2, 3, 4, 4, 5, 4, 5, 6, 7, 8, 9, 10]
     owner = [0] * 4 + [1, 2, 2, 3, 3, 3, 3] + [0] * 3
     for query, key in itertools.product(range(14), repeat=2):
-        apart = owner[query] and owner[key] and owner[query] != owner[key]
-        assert bool(layout.follows[0, query, key]) == (key <= query and not apart)
+        separate = owner[query] and owner[key] and owner[query] != owner[key]
+        assert bool(layout.follows[0, query, key]) == (key <= query and not separate)
     assert torch.equal(layout.follows[1], torch.ones(14, 14, dtype=torch.bool).tril())
     several = SetPrompt([[], [[1], [2, 3]], [4], [[5], []], [6], [[7], [8]], [], [[9], [1]], [2]], False)
     assert [place[1:] for place in several.placements] == [
@@ -118,8 +118,8 @@ def test_a_part_is_read_as_if_alone(structure: str) -> None:
     hidden = model(torch.tensor([list(given)]), layout_with_sets([given])).hidden[0]
     start = len(A)
     for part in (1, 2, 0):
-        alone = model(torch.tensor([[*A, *PARTS[part]]])).hidden[0, len(A) :]
-        assert (hidden[start : start + len(PARTS[part])] - alone).abs().max() < 1e-10 * alone.abs().max()
+        single = model(torch.tensor([[*A, *PARTS[part]]])).hidden[0, len(A) :]
+        assert (hidden[start : start + len(PARTS[part])] - single).abs().max() < 1e-10 * single.abs().max()
         start += len(PARTS[part])
 
 
@@ -235,9 +235,9 @@ def test_other_mixers_refuse(name: str) -> None:
 
 
 def test_mistakes_are_told_in_one_line() -> None:
-    for pieces, says in (([A, PARTS], "its last run is not empty"), ([A, PARTS, []], "its last run is not empty"),
-                         (["which", "ab", "it is"], "is a list of parts")):
-        with pytest.raises(SegueError, match=says):
+    for pieces, message in (([A, PARTS], "its last run is not empty"), ([A, PARTS, []], "its last run is not empty"),
+                            (["which", "ab", "it is"], "is a list of parts")):
+        with pytest.raises(SegueError, match=message):
             SetPrompt(pieces)
     with pytest.raises(SegueError, match="cannot read parts without their order"):
         Attention(8, causal=False)(torch.zeros(1, 14, 8), layout_with_sets([prompt()]))
@@ -320,8 +320,8 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_order_sensitivity_counts() -> None:
-    found = order_sensitivity(np.array([[1, 1, 1], [2, 3, 2], [4, 4, 5]]), np.array([1, 2, 6]))
-    assert (found.mean, found.best, found.worst, found.changed) == pytest.approx((5 / 9, 2 / 3, 1 / 3, 2 / 3))
+    result = order_sensitivity(np.array([[1, 1, 1], [2, 3, 2], [4, 4, 5]]), np.array([1, 2, 6]))
+    assert (result.mean, result.best, result.worst, result.changed) == pytest.approx((5 / 9, 2 / 3, 1 / 3, 2 / 3))
 
 
 # Hugging Face.
@@ -347,11 +347,11 @@ def adapted(name: str, folder: Path) -> tuple[Any, Any]:
     architecture, options = ARCHITECTURES[name]
     config = getattr(transformers, f"{architecture}Config")(**options, bos_token_id=0, eos_token_id=1,
                                                             pad_token_id=None)
-    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
-    for parameter in theirs.parameters():
+    reference = transformers.AutoModelForCausalLM.from_config(config).eval()
+    for parameter in reference.parameters():
         parameter.data.normal_(std=0.3)
-    theirs.save_pretrained(folder)
-    return theirs.double(), adapt(folder, torch.float64)
+    reference.save_pretrained(folder)
+    return reference.double(), adapt(folder, torch.float64)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox"])
@@ -404,11 +404,11 @@ def test_the_claims_ways_are_those_of_prompts() -> None:
     asked = set_based_prompting.sample_questions(6, np.random.default_rng(0))
     orders = [(0, 1, 2, 3), (3, 1, 0, 2)]
     for arm in ("ordered", "sets"):
-        said, ahead, apart = set_based_prompting.answer_orders(model, asked, orders, arm)
+        said, ahead, separate = set_based_prompting.answer_orders(model, asked, orders, arm)
         prompts = [set_based_prompting.make_prompt(question, order) for question in asked for order in orders]
-        found = generate(model, [list(each) if arm == "ordered" else each for each in prompts], 1)
-        assert said.flatten().tolist() == [answer.tokens[0] for answer in found]
-        assert ahead.min() > 0 and (apart < 1e-4) == (arm == "sets")
+        results = generate(model, [list(prompt) if arm == "ordered" else prompt for prompt in prompts], 1)
+        assert said.flatten().tolist() == [answer.tokens[0] for answer in results]
+        assert ahead.min() > 0 and (separate < 1e-4) == (arm == "sets")
 
 
 def test_the_verdict() -> None:

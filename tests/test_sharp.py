@@ -69,12 +69,12 @@ def test_a_masked_layer_is_a_sum_over_its_connections(inputs: int, units: int, k
     assert int(layer.connections.sum()) == max(1, round(density * inputs * units))
     layer.bias.data.normal_()
     x = torch.randn(2, length, inputs, dtype=torch.float64)
-    want = layer.bias.expand(2, length, units).clone()
+    expected = layer.bias.expand(2, length, units).clone()
     for unit, source in layer.connections.nonzero().tolist():
         for back in range(kernel or 1):
             weight = layer.weight[unit, source, kernel - 1 - back] if kernel else layer.weight[unit, source]
-            want[:, back:, unit] += weight * x[:, : length - back, source]
-    torch.testing.assert_close(layer(x), want)
+            expected[:, back:, unit] += weight * x[:, : length - back, source]
+    torch.testing.assert_close(layer(x), expected)
 
 
 @pytest.mark.parametrize("kernel", [0, 2])
@@ -155,8 +155,8 @@ def test_a_network_goes_on_from_its_features(trunk: str, early: int) -> None:
     channels = {RECALLED: old[:, None].expand(h.shape[:2]), ACTIVATIONS: torch.where(old[:, None, None], h, 7.0)}
     blank = torch.where(old.view(-1, *[1] * (rows.tokens.dim() - 1)), 0, rows.tokens)
     features, labels = target_features(classifier(net), Batch(blank, rows.targets, channels=channels))
-    want, names = target_features(classifier(net), rows)
-    torch.testing.assert_close(features, want)
+    expected, names = target_features(classifier(net), rows)
+    torch.testing.assert_close(features, expected)
     assert torch.equal(labels, names)
     assert all(not p.requires_grad for p in (net.trunk.parameters() if net.trunk else []))
 

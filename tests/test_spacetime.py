@@ -69,12 +69,12 @@ def test_mixing_along_an_axis_is_full_attention_with_a_mask(over_time: bool) -> 
     x, t, asked, layout = inputs()
     hidden, scene = film_model().begin(x, t, asked, layout, {})
     lines = scene.fold(hidden, over_time)
-    found = scene.unfold(block.mixer.run(lines, Layout.of(lines), {}), over_time)
+    results = scene.unfold(block.mixer.run(lines, Layout.of(lines), {}), over_time)
     frame, place = torch.arange(N) // 8, torch.arange(N) % 8
     which, position = (place, frame) if over_time else (frame, place)
     q, k, v = block.mixer.project(hidden, position.expand(2, N))
-    wanted = block.mixer.output(attend(q, k, v, (which[:, None] == which)[None, None])[0], hidden)
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    expected = block.mixer.output(attend(q, k, v, (which[:, None] == which)[None, None])[0], hidden)
+    torch.testing.assert_close(results, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("space", "time"), [("attention", "attention"), ("s4nd", "gru"), ("hydra", "mamba"),
@@ -88,8 +88,8 @@ def test_it_begins_as_a_model_of_pictures(space: str, time: str) -> None:
     for frame in range(3):
         part = slice(8 * frame, 8 * frame + 8)
         picture = Layout.chain((2, 8), grid=(1, 2, 4))
-        alone = model(x[:, part], t, asked[:, part], picture, told)
-        torch.testing.assert_close(alone, film[:, part], atol=1e-5, rtol=0)
+        single = model(x[:, part], t, asked[:, part], picture, told)
+        torch.testing.assert_close(single, film[:, part], atol=1e-5, rtol=0)
         hidden, at = model.begin(x[:, part], t, asked[:, part], picture, told)
         for block in model.layers[::2]:
             hidden = model.run(block, hidden, at)

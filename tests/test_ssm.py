@@ -39,26 +39,26 @@ def test_hippo_bases_in_closed_form() -> None:
     assert (response("lagt", 8, s) - lagt).abs().max() < 1e-10
     # Sliding windows, by finitely many functions: inside the window the basis, beyond it nearly nothing.
     inside, beyond = torch.linspace(0.1, 0.8, 8, dtype=torch.float64), torch.linspace(1.5, 3, 8, dtype=torch.float64)
-    found, expected = response("legt", 64, inside)[:, :4], legendre(4, 1 - 2 * inside)
-    assert (found - expected).abs().max() < 0.1 and response("legt", 64, beyond)[:, :4].abs().max() < 0.1
-    found, turn = response("fourier", 128, inside)[:, :6], 2 * math.pi * inside[:, None] * torch.arange(3)
+    results, expected = response("legt", 64, inside)[:, :4], legendre(4, 1 - 2 * inside)
+    assert (results - expected).abs().max() < 0.1 and response("legt", 64, beyond)[:, :4].abs().max() < 0.1
+    results, turn = response("fourier", 128, inside)[:, :6], 2 * math.pi * inside[:, None] * torch.arange(3)
     waves = torch.stack([turn.cos(), turn.sin()], 2).flatten(1) * math.sqrt(2)
     waves[:, 0] /= math.sqrt(2)
-    assert (found - waves).abs().max() < 0.2 and response("fourier", 128, beyond)[:, :6].abs().max() < 0.2
+    assert (results - waves).abs().max() < 0.2 and response("fourier", 128, beyond)[:, :6].abs().max() < 0.2
 
 
 @pytest.mark.parametrize("length", [1, 2, 50])
 def test_compressed_signals_are_projections_at_every_time(length: int) -> None:
     u = torch.randn(2, length, generator=torch.Generator().manual_seed(length), dtype=torch.float64)
-    found = hippo.compress_signal(u, 6)
-    assert found.shape == (2, length, 6)
+    result = hippo.compress_signal(u, 6)
+    assert result.shape == (2, length, 6)
     points, weights = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(8))
     for end in {1, length}:
         # Each element is held for one unit of time: over it, polynomials are integrated exactly.
         x = (torch.arange(end)[:, None] + (points + 1) / 2) / end
-        wanted = torch.einsum("bk,kp,p,kpn->bn", u[:, :end], torch.ones_like(x), weights / (2 * end),
-                              legendre(6, 2 * x.flatten() - 1).unflatten(0, x.shape))
-        assert (found[:, end - 1] - wanted).abs().max() < 1e-10
+        expected = torch.einsum("bk,kp,p,kpn->bn", u[:, :end], torch.ones_like(x), weights / (2 * end),
+                                legendre(6, 2 * x.flatten() - 1).unflatten(0, x.shape))
+        assert (result[:, end - 1] - expected).abs().max() < 1e-10
 
 
 def test_a_polynomial_is_recalled() -> None:
@@ -120,11 +120,11 @@ def test_a_gate_is_a_backward_euler_step() -> None:
 
 
 def test_hippo_refuses() -> None:
-    for call, says in ((lambda: hippo.transition("legz", 4), "family 'legz'"),
-                       (lambda: hippo.diagonal("log", 4), "matrix 'log'"),
-                       (lambda: hippo.dplr("legs", 5), "even number"),
-                       (lambda: hippo.discretise(torch.ones(1), torch.ones(1), "euler"), "discretisation 'euler'")):
-        with pytest.raises(SegueError, match=says):
+    for call, message in ((lambda: hippo.transition("legz", 4), "family 'legz'"),
+                          (lambda: hippo.diagonal("log", 4), "matrix 'log'"),
+                          (lambda: hippo.dplr("legs", 5), "even number"),
+                          (lambda: hippo.discretise(torch.ones(1), torch.ones(1), "euler"), "discretisation 'euler'")):
+        with pytest.raises(SegueError, match=message):
             call()
 
 
@@ -331,8 +331,8 @@ def test_s4nd_by_explicit_sums(grid: tuple[int, ...], axes: int) -> None:
             for (ahead, back), a, b in zip(kernels, at, other):
                 factor *= (ahead[a - b] if a >= b else 0) + (back[b - a] if b >= a else 0)
             y[i] += factor * x[j]
-    found = mixer(x[None], Layout.chain((1, count), grid=grid))[0]
-    assert (found - finish(mixer, y, x)).abs().max() < 1e-11
+    results = mixer(x[None], Layout.chain((1, count), grid=grid))[0]
+    assert (results - finish(mixer, y, x)).abs().max() < 1e-11
     with pytest.raises(SegueError, match="sequence axes"):
         mixer(x[None], Layout.chain((1, count), grid=(1,) * axes + (count,)))
 
@@ -360,7 +360,7 @@ def test_bandlimit_leaves_out_what_the_rate_cannot_hold() -> None:
     assert torch.equal((weights != 0).any(0), kept) and not kept.all() and (turn[kept] < math.pi / 2).all()
 
 
-@pytest.mark.parametrize("make, says", [
+@pytest.mark.parametrize("make, message", [
     (lambda: S4D(4, states=5), "even number"), (lambda: S4D(4, init="none"), "matrix 'none' is unknown"),
     (lambda: S4D(4, rule="euler")(torch.zeros(1, 3, 4)), "'euler' is unknown"),
     (lambda: S4(4, states=3), "even number"), (lambda: LSSL(4, init="legt"), "starts as 'legs'"),
@@ -368,6 +368,6 @@ def test_bandlimit_leaves_out_what_the_rate_cannot_hold() -> None:
     (lambda: LiquidS4(4, degree=1), "choose 2 or more"), (lambda: LiquidS4(4, liquid="x"), "pb or kb"),
     (lambda: S4ND(4, axes=0), "give one or more"),
 ])
-def test_refusals(make: Callable[[], object], says: str) -> None:
-    with pytest.raises(SegueError, match=says):
+def test_refusals(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(SegueError, match=message):
         make()

@@ -141,7 +141,8 @@ def test_every_code_is_told_by_the_source_and_no_word_is(monkeypatch: pytest.Mon
     memory = model.memory(source, torch.tensor([begin])).detach().requires_grad_()
     monkeypatch.setattr(model, "memory", lambda *given: memory)
     scores = model(torch.tensor([row])).logits[0, begin:-1]
-    moved = [torch.autograd.grad(each[each.isfinite()].square().sum(), memory, retain_graph=True)[0] for each in scores]
+    moved = [torch.autograd.grad(score[score.isfinite()].square().sum(), memory, retain_graph=True)[0]
+             for score in scores]
     assert [bool(gradient.abs().sum() > 0) for gradient in moved] == [False] * (TEXT - 1) + [True] * CODES
 
 

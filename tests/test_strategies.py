@@ -114,8 +114,8 @@ def test_row_gradients_are_those_of_the_rows_and_leave_nothing_behind() -> None:
     model, batch = stack("mamba"), rows(5)
     model.train()
     before = torch.get_rng_state()
-    found = list(row_gradients(model, batch))
-    mean = [torch.stack(each).sum(0) / batch.count for each in zip(*found)]
+    results = list(row_gradients(model, batch))
+    mean = [torch.stack(each).sum(0) / batch.count for each in zip(*results)]
     for a, b in zip(mean, gradient(model, batch, NextElement())):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(row_nats(model, batch).sum(), total_nats(model, batch))
@@ -181,25 +181,25 @@ def test_mas_of_a_linear_map_has_its_closed_form() -> None:
     y = x[:, 0] @ model.weight.detach().T
     expected = (2 * y[:, :, None] * x[:, 0, None, :]).abs().mean(0)
     for vectorised in (False, True):
-        found = MAS(vectorised=vectorised).estimate(run_of(model), batch)["weight"]
-        torch.testing.assert_close(found, expected)
+        results = MAS(vectorised=vectorised).estimate(run_of(model), batch)["weight"]
+        torch.testing.assert_close(results, expected)
     of_the_mean = (2 * y[:, :, None] * x[:, 0, None, :]).mean(0).abs()
     assert float((expected - of_the_mean).min()) >= 0 and float((expected - of_the_mean).max()) > 0.1
 
 
 def test_local_mas_is_mas_of_each_layer_by_itself() -> None:
     model, batch = network(), vectors()
-    found = LocalMAS().estimate(run_of(model), batch)
+    results = LocalMAS().estimate(run_of(model), batch)
     x = batch.tokens[:, 0]
     for name in ("backbone.layers.0", "backbone.layers.2"):
         layer = model.get_submodule(name)
         total = [torch.autograd.grad(layer(row).square().sum(), [layer.weight, layer.bias]) for row in x]
-        torch.testing.assert_close(found[f"{name}.weight"], torch.stack([a.abs() for a, _ in total]).mean(0).float(),
+        torch.testing.assert_close(results[f"{name}.weight"], torch.stack([a.abs() for a, _ in total]).mean(0).float(),
                                    check_dtype=False)
-        torch.testing.assert_close(found[f"{name}.bias"], torch.stack([b.abs() for _, b in total]).mean(0).float(),
+        torch.testing.assert_close(results[f"{name}.bias"], torch.stack([b.abs() for _, b in total]).mean(0).float(),
                                    check_dtype=False)
         x = torch.relu(layer(x)).detach()
-    assert not found["head.weight"].any()  # no linear layer of its own
+    assert not results["head.weight"].any()  # no linear layer of its own
 
 
 def test_fisher_is_a_sum_over_rows_and_not_over_the_batch() -> None:
@@ -305,8 +305,8 @@ def test_lwf_imitates_the_model_before() -> None:
     strategy.after_experience(run_of(teacher))
     strategy.before_experience(run_of(teacher))
     now, then = model(batch.tokens).logits / 3, teacher(batch.tokens).logits / 3
-    apart = (then.softmax(-1) * (then.log_softmax(-1) - now.log_softmax(-1))).sum(-1).mean()
-    torch.testing.assert_close(strategy.loss_term(run_of(model), batch), 2.0 * 9 * apart)
+    separate = (then.softmax(-1) * (then.log_softmax(-1) - now.log_softmax(-1))).sum(-1).mean()
+    torch.testing.assert_close(strategy.loss_term(run_of(model), batch), 2.0 * 9 * separate)
     assert Distillation(teacher, 1.0)(teacher, batch).total.abs() < 1e-4
 
 
@@ -357,18 +357,18 @@ def test_the_active_set_finds_the_best_of_all_sets(k: int, seed: int) -> None:
 def test_a_projected_step_does_no_harm_and_is_the_nearest(k: int, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     g, constraints = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((9,), (k, 9)))
-    found = project(g, constraints)
-    assert float((constraints @ found).min()) >= -1e-7
+    results = project(g, constraints)
+    assert float((constraints @ results).min()) >= -1e-7
     if bool((constraints @ g >= 0).all()):
-        assert found is g
+        assert results is g
     if k == 1 and float(constraints[0] @ g) < 0:  # A-GEM's closed form
         r = constraints[0]
-        torch.testing.assert_close(found, g - (g @ r) / (r @ r) * r, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(results, g - (g @ r) / (r @ r) * r, atol=1e-6, rtol=1e-6)
     leaned = project(g, constraints, margin=0.5)
     assert leaned is g or float((constraints @ leaned).min()) >= -1e-7
     for _ in range(20):  # any other allowed direction is farther off
-        other = project(found + 0.1 * torch.randn(9, generator=draw, dtype=torch.float64), constraints)
-        assert float((other - g).norm()) >= float((found - g).norm()) - 1e-6
+        other = project(results + 0.1 * torch.randn(9, generator=draw, dtype=torch.float64), constraints)
+        assert float((other - g).norm()) >= float((results - g).norm()) - 1e-6
 
 
 @pytest.mark.parametrize("kind", [AGEM, GEM])
@@ -413,7 +413,7 @@ class Product(nn.Module):
 
 
 def test_gss_spreads_gradients_better_than_a_reservoir_and_nearly_as_well_as_can_be() -> None:
-    found: dict[str, list[float]] = {"reservoir": [], "gss": []}
+    result: dict[str, list[float]] = {"reservoir": [], "gss": []}
     best, sets = [], torch.tensor(list(itertools.combinations(range(30), 4)))
     for seed in range(8):
         draw = torch.Generator().manual_seed(seed)
@@ -421,13 +421,13 @@ def test_gss_spreads_gradients_better_than_a_reservoir_and_nearly_as_well_as_can
                              6.28 * torch.rand(30, generator=draw))
         points = torch.stack([angles.cos(), angles.sin()], 1)
         batch = Batch(points[:, None], torch.zeros(30, 1, dtype=torch.long))
-        for update, scores in found.items():
+        for update, scores in result.items():
             buffer = Buffer(4, update, seed)
             for at in range(30):
                 buffer.offer(batch.rows(slice(at, at + 1)), model=Product())
             scores.append(total_cosine(buffer.rows(torch.arange(4)).tokens[:, 0]))
         best.append(float(points[sets].sum(1).square().sum(-1).min()) - 4)
-    random, gss, least = (float(np.mean(x)) for x in (found["reservoir"], found["gss"], best))
+    random, gss, least = (float(np.mean(x)) for x in (result["reservoir"], result["gss"], best))
     assert gss < random - 0.6 * (random - least)
 
 
@@ -448,23 +448,23 @@ def test_a_buffer_is_bounded_keeps_rows_whole_and_goes_on_where_it_was(update: s
                                                                        seed: int) -> None:
     batch, model = vectors(sum(sizes), seed=seed), network()
     batch = Batch(batch.tokens, batch.targets, channels={"number": torch.arange(sum(sizes))[:, None]})
-    buffer, twin, at = Buffer(capacity, update, seed), Buffer(capacity, update, seed), 0
+    buffer, copied, at = Buffer(capacity, update, seed), Buffer(capacity, update, seed), 0
     for size in sizes:
         new = batch.rows(slice(at, at + size))
         at += size
-        for each in (buffer, twin):
+        for each in (buffer, copied):
             stay = each.offer(new, lambda kept: {"first": kept.tokens[:, 0, 0]}, model)
             assert len(stay) <= min(size, capacity)
         again = Buffer(capacity, update, seed)
-        again.load_state(*twin.state())
-        twin = again
+        again.load_state(*copied.state())
+        copied = again
     assert len(buffer) == min(capacity, buffer.seen) and buffer.seen == sum(sizes)
     kept = buffer.rows(torch.arange(len(buffer)))
     number = kept.channels["number"][:, 0]
     assert len(number.unique()) == len(buffer)
     torch.testing.assert_close(kept.tokens, batch.tokens[number])
     torch.testing.assert_close(buffer.payload["first"], batch.tokens[number, 0, 0])
-    assert torch.equal(twin.rows(torch.arange(len(twin))).channels["number"][:, 0], number)
+    assert torch.equal(copied.rows(torch.arange(len(copied))).channels["number"][:, 0], number)
 
 
 def test_policies_do_what_they_say() -> None:
@@ -645,10 +645,10 @@ def test_strategies_by_name_say_what_is_wrong() -> None:
     made = strategy_named("ewc:strength=7,rows=5 + replay:share=0.25,update=balanced")
     assert isinstance(made, Combined) and made.name == "ewc+replay"
     assert made.strategies[0].strength == 7 and made.strategies[1].share == 0.25  # type: ignore[attr-defined]
-    for text, says in (("magic", "choose from naive, replay"), ("ewc:power=3", "with strength, keep"),
-                       ("ewc:strength=strong", "no number"), ("naive:x=1", "no settings"),
-                       ("gss:share=2", "between 0")):
-        with pytest.raises(SegueError, match=says):
+    for text, message in (("magic", "choose from naive, replay"), ("ewc:power=3", "with strength, keep"),
+                          ("ewc:strength=strong", "no number"), ("naive:x=1", "no settings"),
+                          ("gss:share=2", "between 0")):
+        with pytest.raises(SegueError, match=message):
             strategy_named(text)
 
 

@@ -66,27 +66,27 @@ def scale(n: int, first: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("mixer", ["gla", "gru"])
 def test_it_learns_and_goes_on_within_the_pattern(mixer: str) -> None:
-    ours = model(mixer)
+    actual = model(mixer)
 
     def draw(step: int) -> Batch:
         ids = torch.stack([delay_codes(scale(14, (step + row) % 6)) for row in range(6)])
         return Batch(ids[:, :-1], next_targets(ids))
 
-    run = learn(ours, draw, 60, rate=0.01, objective=EachStream())
+    run = learn(actual, draw, 60, rate=0.01, objective=EachStream())
     assert run.loss < 0.3
     prompts = [scale(5, 2), scale(1, 0), scale(0, 0)]
-    ours.train()
-    answers = continue_streams(ours, prompts, 6, top_k=1)
-    assert ours.training
+    actual.train()
+    answers = continue_streams(actual, prompts, 6, top_k=1)
+    assert actual.training
     assert torch.equal(answers[0], scale(11, 2)[5:]) and answers[1].shape == (6, 3)
-    whole = continue_streams(ours, [scale(5, 2)], 50, top_k=1)[0]
+    whole = continue_streams(actual, [scale(5, 2)], 50, top_k=1)[0]
     assert len(whole) < 20  # it says itself when the piece is over
-    again = continue_streams(ours, prompts[1:], 6, seed=3, temperature=1.5)
-    twice = continue_streams(ours, prompts[1:], 6, seed=3, temperature=1.5)
+    again = continue_streams(actual, prompts[1:], 6, seed=3, temperature=1.5)
+    twice = continue_streams(actual, prompts[1:], 6, seed=3, temperature=1.5)
     assert all(torch.equal(a, b) for a, b in zip(again, twice))
-    assert all(bool((codes >= 0).all()) and bool((codes < torch.tensor(ours.codes)).all()) for codes in again)
+    assert all(bool((codes >= 0).all()) and bool((codes < torch.tensor(actual.codes)).all()) for codes in again)
     with pytest.raises(SegueError, match=r"not \(frames, 3\)"):
-        continue_streams(ours, [torch.zeros(4, 2, dtype=torch.long)], 1)
+        continue_streams(actual, [torch.zeros(4, 2, dtype=torch.long)], 1)
 
 
 def test_starts_are_not_asked_for() -> None:

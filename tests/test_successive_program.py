@@ -84,13 +84,13 @@ def test_many_go_together_as_alone() -> None:
 def test_the_nearest_demonstrations_never_on_the_same_passage(rows: list[tuple[str, str, int]], query: str,
                                                               k: int) -> None:
     index = DemoIndex([Demo(text, text, source, step) for text, source, step in rows], Hashing(64), among=1)
-    found = index.search(query, k, source="P", step=1)
+    results = index.search(query, k, source="P", step=1)
     vectors, asked = Hashing(64)([text for text, *_ in rows]), Hashing(64)([query])[0]
     cosines = vectors @ asked / np.maximum(np.linalg.norm(vectors, axis=1) * np.linalg.norm(asked), 1e-9)
     allowed = [score for score, (_, source, step) in zip(cosines, rows) if source != "P" and step == 1]
-    assert all(demo.source != "P" and demo.step == 1 for demo in found) and len(found) == min(k, len(allowed))
+    assert all(demo.source != "P" and demo.step == 1 for demo in results) and len(results) == min(k, len(allowed))
     told = [Hashing(64)([demo.query])[0] @ asked / max(float(np.linalg.norm(Hashing(64)([demo.query])[0])
-                                                             * np.linalg.norm(asked)), 1e-9) for demo in found]
+                                                             * np.linalg.norm(asked)), 1e-9) for demo in results]
     assert np.allclose(told[::-1], sorted(allowed, reverse=True)[:k], atol=1e-5)
 
 
@@ -210,14 +210,14 @@ def test_the_matching_is_the_best(n: int, m: int, seed: int) -> None:
     wide = scores if n <= m else scores.T
     ways = permutations(range(max(n, m)), min(n, m))
     best = max(sum(wide[i, column] for i, column in enumerate(order)) for order in ways)
-    found = best_matching(scores)
-    assert sum(scores[at] for at in found) == pytest.approx(best) and len(found) == min(n, m)
-    assert len({row for row, _ in found}) == len({column for _, column in found}) == len(found)
+    results = best_matching(scores)
+    assert sum(scores[at] for at in results) == pytest.approx(best) and len(results) == min(n, m)
+    assert len({row for row, _ in results}) == len({column for _, column in results}) == len(results)
 
 
 def test_the_score_is_that_of_the_evaluation_harness() -> None:
     """lm-evaluation-harness, task drop, where it is installed."""
-    theirs = pytest.importorskip("lm_eval.tasks.drop.utils")
+    reference = pytest.importorskip("lm_eval.tasks.drop.utils")
     words = ["a", "the", "7", "7.0", "28-yard", "1,847", "3.9%", "U.S.", "Smith's", "two,", "-5", "$4.5", ";", "-",
              "Run", "run", "1990s", "...", ".5", "a-b", "ten"]
     random = Random(0)
@@ -225,7 +225,7 @@ def test_the_score_is_that_of_the_evaluation_harness() -> None:
         told, right = ([" ".join(random.choices(words, k=random.randint(1, 4))) for _ in range(random.randint(1, 5))]
                        for _ in range(2))
         right = [random.choice(told) if random.random() < 0.3 else span for span in right]
-        assert drop_scores(told, right) == pytest.approx(theirs.get_metrics(told, right))
+        assert drop_scores(told, right) == pytest.approx(reference.get_metrics(told, right))
 
 
 # --- the claim
@@ -237,13 +237,13 @@ def test_chains_of_ledger_are_right(seed: int, size: str) -> None:
     drawn, tools = problem(Random(seed), *SIZES[size]), SymbolicTools()
     events = [event.split() for event in drawn.passage.removesuffix(" ;").split(" ; ")]
     form, kind, *half = drawn.question.replace(" in ", " ").split()
-    found = {int(event[2]): event[0] for event in events if event[1] == kind and half in ([], [event[3]])}
+    results = {int(event[2]): event[0] for event in events if event[1] == kind and half in ([], [event[3]])}
     assert SIZES[size][0] <= len(events) <= SIZES[size][1] and 2 <= len(drawn.chain) <= 4
-    assert drawn.chain[0][1].split(" ; ") == list(map(str, found))
+    assert drawn.chain[0][1].split(" ; ") == list(map(str, results))
     for question, answer in drawn.chain[1:]:
         assert tools.call(question) == (None if question.startswith("by ") else answer)
-    assert drawn.answer == {"longest": str(max(found)), "shortest": str(min(found)), "who": found[max(found)],
-                            "how-many": str(len(found)), "range": str(max(found) - min(found))}[form]
+    assert drawn.answer == {"longest": str(max(results)), "shortest": str(min(results)), "who": results[max(results)],
+                            "how-many": str(len(results)), "range": str(max(results) - min(results))}[form]
 
 
 def test_the_program_asks_as_the_skills_were_taught() -> None:

@@ -46,7 +46,7 @@ def test_the_loss_against_a_loop(steps: int, rate: float | None, seed: int) -> N
     """The same draws, row by row and step by step."""
     model, batch = stack().eval(), pairs(3, seed)
     torch.manual_seed(seed)
-    found = Sundae(steps, rate)(model, batch)
+    result = Sundae(steps, rate)(model, batch)
     torch.manual_seed(seed)
     rates = [float(x) for x in torch.rand(3, 1)] if rate is None else [rate] * 3
     noise, drawn = torch.randint(7, (12,)), torch.rand(3, 8)
@@ -61,7 +61,7 @@ def test_the_loss_against_a_loop(steps: int, rate: float | None, seed: int) -> N
         total -= sum(math.log(chances[row, place, batch.tokens[row, place]])
                      for row in range(3) for place in range(4, 8)) / steps
         said[:, 4:] = torch.multinomial(chances[:, 4:].reshape(12, 7), 1).view(3, 4)
-    assert math.isclose(float(found.total.detach()), total, rel_tol=1e-4)
+    assert math.isclose(float(result.total.detach()), total, rel_tol=1e-4)
 
 
 def test_what_is_drawn_has_no_gradient_and_sources_stay() -> None:

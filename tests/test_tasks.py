@@ -48,8 +48,8 @@ def test_rows_of_a_table_and_windows_of_a_text() -> None:
     assert torch.equal(draw(4).tokens, draw(4).tokens) and not torch.equal(draw(4).tokens, draw(5).tokens)
     assert torch.equal(draw(4).targets, draw(4).tokens + 100)
     assert set(draw(4).tokens[:, 0].tolist()) == set(rows[:, 0].tolist())
-    found = random_windows(torch.arange(40), 30, 5, torch.Generator().manual_seed(0))
-    assert found.shape == (30, 6) and bool((found.diff() == 1).all()) and len(found[:, 0].unique()) > 5
+    result = random_windows(torch.arange(40), 30, 5, torch.Generator().manual_seed(0))
+    assert result.shape == (30, 6) and bool((result.diff() == 1).all()) and len(result[:, 0].unique()) > 5
 
 
 def test_a_delayed_cue_is_asked_for_at_the_end() -> None:

@@ -87,10 +87,10 @@ def test_scores_of_pairs(pairs: list[tuple[str, str]]) -> None:
     precisions, recalls = [], []
     for n in range(1, 7):
         hits = sum((counted(a, n) & counted(b, n)).total() for a, b in pairs)
-        said, wanted = (sum(counted(each, n).total() for each in side) for side in (texts, references))
-        if said and wanted:
+        said, expected = (sum(counted(each, n).total() for each in side) for side in (texts, references))
+        if said and expected:
             precisions.append(hits / said)
-            recalls.append(hits / wanted)
+            recalls.append(hits / expected)
     p, r = (np.mean(each) if each else 0.0 for each in (precisions, recalls))
     assert chrf(texts, references) == pytest.approx(100 * 5 * p * r / (4 * p + r) if p + r else 0)
     assert chrf(texts, [f" {each[:2]} {each[2:]}" for each in references]) == pytest.approx(chrf(texts, references))

@@ -62,13 +62,13 @@ def store(rows: list[tuple[np.ndarray, np.ndarray]]) -> EventStore:
 def test_gaps_of_a_store_are_those_of_its_times() -> None:
     rows = [(np.array([0, 1, 1]), np.array([5.0, 6.0, 9.5])), (np.array([1]), np.array([2.0])),
             (np.array([0, 0]), np.array([1.0, 1.25]))]
-    found = store(rows)
-    assert found.channels["gap"].tolist() == [0, 1, 3.5, 0, 0, 0.25]
-    assert found.channels["until"].tolist() == [1, 3.5, 0, 0, 0.25, 0]
-    assert found.gaps.tolist() == [1, 3.5, 0.25] and found.lengths.tolist() == [3, 1, 2]
-    for (types, times), (kinds, moments) in zip(rows, found.sequences()):
+    result = store(rows)
+    assert result.channels["gap"].tolist() == [0, 1, 3.5, 0, 0, 0.25]
+    assert result.channels["until"].tolist() == [1, 3.5, 0, 0, 0.25, 0]
+    assert result.gaps.tolist() == [1, 3.5, 0.25] and result.lengths.tolist() == [3, 1, 2]
+    for (types, times), (kinds, moments) in zip(rows, result.sequences()):
         assert types.tolist() == kinds.tolist() and (times - times[0]).tolist() == moments.tolist()
-    batch = Batches(found, 4, 3, seed=0, packing=False).make(0)
+    batch = Batches(result, 4, 3, seed=0, packing=False).make(0)
     asked = batch.targets >= 0
     assert sorted(batch.channels["until"][asked].tolist()) == [0.25, 0.25, 1, 3.5] or asked.sum() == 3
     rows_of = event_batch(rows)
@@ -79,13 +79,13 @@ def test_gaps_of_a_store_are_those_of_its_times() -> None:
 
 
 def test_every_event_is_scored_once_however_long_its_sequence() -> None:
-    found = store(sequences(7, 23))
+    result = store(sequences(7, 23))
     torch.manual_seed(0)
-    stack = StackConfig(found.tokens.max() + 1, 16, ["gru"])
+    stack = StackConfig(result.tokens.max() + 1, 16, ["gru"])
     model = PointProcess(PointProcessConfig(stack, "mixture", 1e4)).eval()
-    whole = score_process(model, window_batches(found, 64, 3))
-    assert whole.events == 7 * 22 == score_process(model, window_batches(found, 6, 4)).events
-    rows = event_batch(found.sequences())
+    whole = score_process(model, window_batches(result, 64, 3))
+    assert whole.events == 7 * 22 == score_process(model, window_batches(result, 6, 4)).events
+    rows = event_batch(result.sequences())
     one = score_process(model, [rows])
     assert one.nats == pytest.approx(whole.nats, abs=1e-4) and one.error == whole.error
     assert one.rmse == pytest.approx(whole.rmse, rel=1e-4) and one.misfit == pytest.approx(whole.misfit, abs=1e-4)
@@ -102,18 +102,18 @@ def test_the_true_process_fits_and_bounds_the_others() -> None:
 @pytest.mark.parametrize("head", ["decay", "mixture"])
 def test_a_network_comes_near_the_true_process(head: str) -> None:
     """The true process's likelihood bounds what is learned from it; Poisson is left behind."""
-    found, exam = store(sequences(300)), store(sequences(150, seed=1))
+    result, exam = store(sequences(300)), store(sequences(150, seed=1))
     torch.manual_seed(0)
-    config = PointProcessConfig(StackConfig(4, 16, ["gru"]), head, float(found.gaps.mean()), float(found.gaps.max()))
+    config = PointProcessConfig(StackConfig(4, 16, ["gru"]), head, float(result.gaps.mean()), float(result.gaps.max()))
     model = PointProcess(config)
-    batches = Batches(found, 19, 24, packing=True)
+    batches = Batches(result, 19, 24, packing=True)
     learn(model, batches, 80, rate=2e-2, objective=EventLikelihood(3))
     batches.close()
-    ours = score_process(model, window_batches(exam, 32, 50), points=20)
+    actual = score_process(model, window_batches(exam, 32, 50), points=20)
     whole = TimedEvents.of(exam.sequences())
-    rivals = true(), Hawkes.fit(TimedEvents.of(found.sequences()), 2)
-    bound, poisson = (score_hawkes(each, whole, 10 * DAY) for each in rivals)
-    assert bound.nats - 0.02 < ours.nats < bound.nats + 0.4 * (poisson.nats - bound.nats)
+    rivals = true(), Hawkes.fit(TimedEvents.of(result.sequences()), 2)
+    bound, poisson = (score_hawkes(rival, whole, 10 * DAY) for rival in rivals)
+    assert bound.nats - 0.02 < actual.nats < bound.nats + 0.4 * (poisson.nats - bound.nats)
 
 
 def test_one_part_learns_less_often() -> None:
@@ -172,7 +172,7 @@ def test_the_objective_keeps_its_contract(head: str) -> None:
 
 def told(code: int, *arguments: object) -> None:
     with pytest.raises(SystemExit) as end:
-        main([str(each) for each in arguments])
+        main([str(argument) for argument in arguments])
     assert end.value.code == code
 
 

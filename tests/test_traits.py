@@ -27,10 +27,10 @@ def test_pitches_are_looked_up_and_times_summed_up() -> None:
     traits, tokens = Traits(TABLES, 7), torch.tensor([[0, 4, 1, 5, 6, 3, 4], [4, 5, 2, 2, 4, 6, 0]])
     starts = torch.zeros(2, 7, dtype=torch.bool)
     starts[1, 4] = True  # the clock begins again
-    found = traits.look_up(tokens, Layout.chain((2, 7), starts=starts))
-    assert found["pitch"].tolist() == [[60, ABSENT, 62, ABSENT, ABSENT, 60, ABSENT],
-                                       [ABSENT, ABSENT, 64, 64, ABSENT, ABSENT, 60]]
-    assert found["time"].tolist() == [[0, 1, 1, 3, 3, 3, 4], [1, 3, 3, 3, 1, 1, 1]]
+    results = traits.look_up(tokens, Layout.chain((2, 7), starts=starts))
+    assert results["pitch"].tolist() == [[60, ABSENT, 62, ABSENT, ABSENT, 60, ABSENT],
+                                         [ABSENT, ABSENT, 64, 64, ABSENT, ABSENT, 60]]
+    assert results["time"].tolist() == [[0, 1, 1, 3, 3, 3, 4], [1, 3, 3, 3, 1, 1, 1]]
 
 
 class Knowing(Attention):
@@ -118,8 +118,8 @@ def test_models_that_compare_traits_decode_exactly() -> None:
     drafted = torch.stack([rows[:, 4], (rows[:, 4] + 3) % 7, rows[:, 5], rows[:, 6]], 1)  # the second is a wrong guess
     model.extend(drafted, state, torch.tensor([[-1, -1, 0, 2]] * 3))
     state.commit(torch.tensor([[0, 2, 3]] * 3))
-    found = model.extend(rows[:, 7:], state).logits
-    assert torch.allclose(found, whole[[1, 0, 1], 7:], atol=1e-10)
+    results = model.extend(rows[:, 7:], state).logits
+    assert torch.allclose(results, whole[[1, 0, 1], 7:], atol=1e-10)
 
 
 def test_without_differences_it_is_plain_attention() -> None:

@@ -21,26 +21,27 @@ from segue.training.learn import learn
 
 
 def test_pairs_of_a_dialogue_of_seven_turns() -> None:
-    found = relative_distances([list("abcdefg"), list("xyz")])  # the second is shorter than a window
-    assert len(found) == 3 * 12  # three windows of 4 in order, 4 reversed, 4 random
-    first = found[:12]
+    results = relative_distances([list("abcdefg"), list("xyz")])  # the second is shorter than a window
+    assert len(results) == 3 * 12  # three windows of 4 in order, 4 reversed, 4 random
+    first = results[:12]
     assert [(each.before, each.after, each.odd, each.cosine) for each in first[::3]] == [
         (0, 1, True, 0.8), (0, 2, False, 0.6), (0, 3, True, 0.4), (0, 4, False, 0.2)]
     assert [(each.before, each.after, each.odd, each.cosine) for each in first[1::3]] == [
         (1, 0, True, 0), (2, 0, False, 0), (3, 0, True, 0), (4, 0, False, 0)]
     for d, each in enumerate(first[2::3], 1):
         assert each.cosine == 0 and (each.before == 0 or each.after == d)
-    assert found[12].before == 1 and found[24].before == 2
-    assert found == relative_distances([list("abcdefg"), list("xyz")]) != relative_distances([list("abcdefg")], seed=1)
+    assert results[12].before == 1 and results[24].before == 2
+    assert results == relative_distances([list("abcdefg"),
+                                          list("xyz")]) != relative_distances([list("abcdefg")], seed=1)
     assert len(relative_distances([list("abcde")])) == 12 and not relative_distances([list("abcd")])
     with pytest.raises(SegueError, match="2 or more"):
         relative_distances([list("abc")], 1)
 
 
 def test_random_negatives_are_of_four_kinds_alike() -> None:
-    found = relative_distances([list(range(500))])[2::3]
-    kinds = Counter((each.odd, each.before == at // 4) for at, each in enumerate(found))
-    assert all(count == pytest.approx(len(found) / 4, rel=0.15) for count in kinds.values()) and len(kinds) == 4
+    results = relative_distances([list(range(500))])[2::3]
+    kinds = Counter((each.odd, each.before == at // 4) for at, each in enumerate(results))
+    assert all(count == pytest.approx(len(results) / 4, rel=0.15) for count in kinds.values()) and len(kinds) == 4
 
 
 @given(st.integers(1, 7), st.integers(0, 100))
@@ -82,12 +83,12 @@ def test_orders_of_goals(goals: int, seed: int) -> None:
     torch.testing.assert_close(chain_scores(before @ after.mT, torch.zeros(goals).double())[1], chains)
 
 
-def pair_batch(rows: list[list[int]], wanted: list[float]) -> Batch:
+def pair_batch(rows: list[list[int]], expected: list[float]) -> Batch:
     tokens, lengths = pad_rows(rows), torch.tensor([*map(len, rows)])
     asked = torch.full(tokens.shape, -1)
     asked[torch.arange(len(rows)), lengths - 1] = 0
     cosine = torch.zeros(tokens.shape)
-    cosine[: len(wanted), 0] = torch.tensor(wanted)
+    cosine[: len(expected), 0] = torch.tensor(expected)
     return Batch(tokens, asked, padding_starts(lengths, tokens.shape[1]), {"cosine": cosine})
 
 

@@ -110,7 +110,7 @@ def test_a_loose_check_looks_at_eight_variants(text: str) -> None:
     assert set(variants(text)) == set(cuts) | {cut.replace("*", "") for cut in cuts} and len(variants(text)) == 8
     asked = ("keywords:frequency", {"keyword": "a", "frequency": 2, "relation": "less than"})
     assert verify(asked[0], text, asked[1], loose=True) == any(
-        each.strip() and each.count("a") < 2 for each in variants(text))
+        variant.strip() and variant.count("a") < 2 for variant in variants(text))
 
 
 def test_loose() -> None:
@@ -133,10 +133,10 @@ def test_what_cannot_be_verified() -> None:
 def test_scores() -> None:
     items = [{"instruction_id_list": ["punctuation:no_comma", "length_words"], "kwargs": [{}, WORDS], "type": "ifnq"},
              {"instruction_id_list": ["format_no_commas"], "kwargs": [{"unused": None}], "type": "iftq"}]
-    found = following(items, ["one two", "so, Sir:\nnone"])
-    assert found.scores() == pytest.approx({"prompts, strict": 0, "instructions, strict": 1 / 3, "prompts, loose": 0.5,
-                                            "instructions, loose": 2 / 3})
-    assert found.families()["length_words"] == {"asked": 1, "strict": 0, "loose": 0}
+    result = following(items, ["one two", "so, Sir:\nnone"])
+    assert result.scores() == pytest.approx({"prompts, strict": 0, "instructions, strict": 1 / 3, "prompts, loose": 0.5,
+                                             "instructions, loose": 2 / 3})
+    assert result.families()["length_words"] == {"asked": 1, "strict": 0, "loose": 0}
 
 
 @pytest.mark.parametrize("name", ["ifeval/input_data.jsonl", "followrag-sample/followRAG_ifnq_first300.jsonl.gz"])
@@ -145,9 +145,9 @@ def test_every_item_of_the_real_sets_can_be_checked(name: str, shared_data: Call
     content = path.read_bytes()
     items = [json.loads(line) for line in (gzip.decompress(content) if path.suffix == ".gz" else content).splitlines()]
     pytest.importorskip("langdetect")
-    found = following(items, [item["prompt"][:300] for item in items])
-    assert all(len(strict) == len(item["kwargs"]) for strict, item in zip(found.strict, items))
-    assert all(loose or not strict for rows in zip(found.strict, found.loose) for strict, loose in zip(*rows))
+    result = following(items, [item["prompt"][:300] for item in items])
+    assert all(len(strict) == len(item["kwargs"]) for strict, item in zip(result.strict, items))
+    assert all(loose or not strict for rows in zip(result.strict, result.loose) for strict, loose in zip(*rows))
 
 
 @pytest.mark.parametrize(("name", "arguments"), [
@@ -212,14 +212,14 @@ def test_nothing_runs_without_the_walls_that_it_needs() -> None:
 ], ids=lambda body: body.split("\n")[-1].strip()[:30])
 def test_what_goes_wrong_is_no_verdict(body: str, tmp_path: Path) -> None:
     file, begin = tmp_path / "written", time.monotonic()
-    found = one(body.replace("{file}", str(file)), [["x"], ["y"], ["z"]], memory=200 * 2**20)
-    assert len(found) == 3 and not any(out.ok for out in found) and all(out.value is None for out in found)
+    results = one(body.replace("{file}", str(file)), [["x"], ["y"], ["z"]], memory=200 * 2**20)
+    assert len(results) == 3 and not any(out.ok for out in results) and all(out.value is None for out in results)
     assert not file.exists() and time.monotonic() - begin < 60
 
 
 def test_a_bad_call_does_not_spoil_the_others() -> None:
-    found = one("    while x == 'loop': pass\n    return x", [["a"], ["loop"], ["b"]])
-    assert [out.value for out in found] == ["a", None, "b"] and found[1].error == "out of time"
+    results = one("    while x == 'loop': pass\n    return x", [["a"], ["loop"], ["b"]])
+    assert [out.value for out in results] == ["a", None, "b"] and results[1].error == "out of time"
 
 
 def test_each_function_begins_anew() -> None:
@@ -237,9 +237,9 @@ def test_cross_validation_by_a_hand_table() -> None:
     functions = ["def evaluate(x): return x > 5", "def evaluate(x): return not x <= 5",
                  "def evaluate(x): return x >= 5", "def evaluate(x): return True", "def evaluate(x): return missing"]
     cases = [([x], x > 5) for x in range(11)] + [([11], False)]
-    found = cross_validate(functions, cases, Sandbox(seconds=2.0))
-    assert found.functions == functions[:3] and len(found.cases) == 11 and functions[4] not in found.accuracy
-    assert [round(found.accuracy[source], 3) for source in functions[:4]] == [1.0, 1.0, round(10 / 11, 3),
+    result = cross_validate(functions, cases, Sandbox(seconds=2.0))
+    assert result.functions == functions[:3] and len(result.cases) == 11 and functions[4] not in result.accuracy
+    assert [round(result.accuracy[source], 3) for source in functions[:4]] == [1.0, 1.0, round(10 / 11, 3),
                                                                              round(5 / 11, 3)]
     strict = cross_validate(functions, cases, Sandbox(seconds=2.0), accuracy=0.95)
     assert strict.functions == functions[:2]
@@ -254,8 +254,8 @@ def test_cross_validation_by_a_hand_table() -> None:
     (["import requests\n" + GOOD.replace("len", "requests.get")] * 3, [([str(i)], False) for i in range(12)],
      "0 functions run")])
 def test_what_is_dropped(functions: list[str], cases: list[Any], reason: str) -> None:
-    found = cross_validate(functions, cases, Sandbox(seconds=2.0))
-    assert not found.functions and not found.cases and reason in found.reason
+    result = cross_validate(functions, cases, Sandbox(seconds=2.0))
+    assert not result.functions and not result.cases and reason in result.reason
 
 
 def test_a_function_that_says_the_same_of_all_is_dropped() -> None:
@@ -279,7 +279,7 @@ def test_the_supervisor_s_checks_are_right_where_they_should_be(family: str) -> 
     for check in (*good, near):
         space: dict[str, Any] = {}
         exec(SOURCE.format(check), space)  # our own text
-        wrong = [arguments for arguments, want in cases if space["evaluate"](*arguments) != want]
+        wrong = [arguments for arguments, expected in cases if space["evaluate"](*arguments) != expected]
         assert bool(wrong) == (check == near), (family, check, wrong[:1])
 
 
@@ -345,28 +345,28 @@ def test_verify_reads_items_and_responses_in_any_order(tmp_path: Path) -> None:
     packed = tmp_path / "whole.json.gz"
     packed.write_bytes(gzip.compress(json.dumps([item | {"response": "so", "type": f"if{item['key']}"}
                                                  for item in ITEMS]).encode()))
-    alone = verify_files(packed)
-    assert set(alone.sources) == {"if1", "if2"} and alone.sources["if1"]["prompts, strict"] == 1
+    single = verify_files(packed)
+    assert set(single.sources) == {"if1", "if2"} and single.sources["if1"]["prompts, strict"] == 1
     partly = verify_files(items, lines(tmp_path / "one.jsonl", [{"key": 2, "response": "x"}]))
     assert partly.items == 1 and partly.missing == 1 and "1 items have no response" in str(partly)
 
 
-@pytest.mark.parametrize(("rows", "says"), [
+@pytest.mark.parametrize(("rows", "message"), [
     ([{"prompt": "p"}], "line 1 has no text 'response'"), ([{"response": "r"}], "prompt or key"),
     ([{"prompt": "q", "response": "r"}], "must be alike"), ([3], "line 1 is no JSON object"), ([], "holds no items")])
-def test_verify_says_what_is_wrong_with_responses(rows: list[Any], says: str, tmp_path: Path) -> None:
-    with pytest.raises(SegueError, match=says):
+def test_verify_says_what_is_wrong_with_responses(rows: list[Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(SegueError, match=message):
         verify_files(lines(tmp_path / "items.jsonl", ITEMS), lines(tmp_path / "r.jsonl", rows))
 
 
-@pytest.mark.parametrize(("text", "says"), [
+@pytest.mark.parametrize(("text", "message"), [
     ('{"prompt": "p", "instruction_id_list": [], "kwargs": []}', "line 1 has no instruction_id_list"),
     ('{"prompt": "p", "instruction_id_list": ["a"], "kwargs": ["b"]}', "kwargs that are no object"),
     ('{"prompt": "p", "instruction_id_list": [["a"]], "kwargs": [{}]}', "line 1 has no instruction_id_list"),
     ('{"prompt": "p", "instr', "not a line of JSON"), ('[{"a": 1}, 2]', "entry 2 is no JSON"),
     ('[{"a"', "cut short"), ("", "holds no items")])
-def test_verify_says_what_is_wrong_with_items(text: str, says: str, tmp_path: Path) -> None:
+def test_verify_says_what_is_wrong_with_items(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "items.jsonl"
     path.write_text(text)
-    with pytest.raises(SegueError, match=says):
+    with pytest.raises(SegueError, match=message):
         verify_files(path, path)
