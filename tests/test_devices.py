@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from pretend import Mixed, pretended, there
+from pretend import Mixed, is_on_device, pretended
 from test_mixers import SUBJECTS, VARIANTS
 
 import segue
@@ -27,7 +27,7 @@ def test_the_pretended_device_is_as_strict_as_a_real_one() -> None:
     with pretended() as cuda:
         x = torch.zeros(3, 2, device=cuda)
         assert (x + 1).device.type == x[0].device.type == torch.ones(2).to(x).device.type == "cuda"
-        assert x.cpu().device.type == torch.ones(2).device.type == "cpu" and there(x.new_zeros(2))
+        assert x.cpu().device.type == torch.ones(2).device.type == "cpu" and is_on_device(x.new_zeros(2))
         assert (x + torch.tensor(2.0)).device.type == "cuda"  # one number may lie anywhere
         assert x[torch.tensor([0, 1])].shape == (2, 2)  # and so may places
         with pytest.raises(Mixed):
@@ -91,7 +91,7 @@ def test_a_model_learns_and_speaks_where_it_is(tmp_path: Path) -> None:
             fitted.update(TEXT[:12], strategy, steps=1, quiet=True, device=cuda)
             assert fitted.device.type == "cpu"
         fitted = segue.load(tmp_path / "m", cuda)
-        assert fitted.device.type == "cuda" and all(there(p) for p in fitted.model.parameters())
+        assert fitted.device.type == "cuda" and all(is_on_device(p) for p in fitted.model.parameters())
         assert fitted.embed(TEXT[:2]).vectors.shape == (2, 16)
         for decoder in ("greedy", "sample", "lookup", "beam"):
             assert fitted.continue_(["fox", "the dog"], 3, decoder)
