@@ -193,8 +193,8 @@ def test_parquet_as_pandas_and_others_write_it(tmp_path: Path) -> None:
 
 
 def test_process_logs_in_xes_are_read(tmp_path: Path) -> None:
-    def event(activity: str, at: str) -> str:
-        return f'<event><string key="concept:name" value="{activity}"/><date key="time:timestamp" value="{at}"/></event>'
+    def event(action: str, at: str) -> str:
+        return f'<event><string key="concept:name" value="{action}"/><date key="time:timestamp" value="{at}"/></event>'
 
     log = ('<?xml version="1.0"?>\n<log xmlns="http://x.org/"><trace><string key="concept:name" value="A"/>'
            + event("pay", "2020-01-01T00:00:09.500+01:00") + event("ask", "2020-01-01T00:00:00+01:00")
