@@ -45,11 +45,11 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def found(options: Options, stop: int | None = 0, n: int = 4,
-          vocabulary: int = 5) -> list[list[tuple[list[int], float]]]:
+def search_answers(options: Options, stop: int | None = 0, n: int = 4,
+                   vocabulary: int = 5) -> list[list[tuple[list[int], float]]]:
     stops = frozenset(() if stop is None else [stop])
     brought = options.run(TableModel(vocabulary, 3, 1.5), PROMPTS, [n] * 3, Sampling(), stops)
-    return [[(answer.tokens, round(answer.total, 9)) for answer in each.answers] for each in brought]
+    return [[(answer.tokens, round(answer.total, 9)) for answer in search.answers] for search in brought]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -58,17 +58,17 @@ def test_diverse_beam_keeps_the_contract_of_a_search(kind: str) -> None:
     check_search(lambda width: DiverseBeam(width, num_return_sequences=width, diversity=kind, **options), exact=False)
 
 
-def test_one_group_is_the_beam_and_no_penalty_is_greedy_in_every_group() -> None:
+def test_one_group_equals_beam_and_no_penalty_repeats_groups() -> None:
     for width in (1, 3, 6):
-        plain = Beam(width, num_return_sequences=width)
-        assert found(plain) == found(DiverseBeam(width, num_return_sequences=width, num_beam_groups=1))
-    greedy = found(Beam(1))
-    for answers in zip(greedy, found(DiverseBeam(4, num_return_sequences=4, diversity_penalty=0.0))):
+        beam = Beam(width, num_return_sequences=width)
+        assert search_answers(beam) == search_answers(DiverseBeam(width, num_return_sequences=width, num_beam_groups=1))
+    greedy = search_answers(Beam(1))
+    for answers in zip(greedy, search_answers(DiverseBeam(4, num_return_sequences=4, diversity_penalty=0.0))):
         assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_step_maximises_the_objective_of_its_group(kind: str) -> None:
+def test_diverse_steps_equal_brute_force(kind: str) -> None:
     """Against the plainest statement of it: every group, every candidate, every earlier group, one by one."""
     model, n, weight, prompt = TableModel(5, 3, 1.5), 4, 0.7, PROMPTS[0]
     options = DiverseBeam(6, 0.0, num_beam_groups=3, num_return_sequences=6, diversity=kind,
@@ -77,26 +77,26 @@ def test_each_step_maximises_the_objective_of_its_group(kind: str) -> None:
     for _ in range(n):
         for g in range(3):
             candidates = []
-            for rank, own, said in groups[g]:
-                row = model.answer(prompt, [*said, 0])[-1]
+            for rank, score, tokens in groups[g]:
+                row = model.answer(prompt, [*tokens, 0])[-1]
                 for token in range(5):
-                    now = [*said, token]
+                    now = [*tokens, token]
                     like = sum(likeness(kind, options, now, other) for h in range(g) for *_, other in groups[h])
-                    candidates.append((rank + row[token] - weight * like, own + row[token], now))
+                    candidates.append((rank + row[token] - weight * like, score + row[token], now))
             groups[g] = sorted(candidates, key=lambda c: -c[0])[:2]
-    expected = sorted({(tuple(said), round(float(own), 9)) for group in groups for _, own, said in group},
+    expected = sorted({(tuple(tokens), round(float(score), 9)) for group in groups for _, score, tokens in group},
                       key=lambda pair: -pair[1])
-    assert [(tuple(said), total) for said, total in found(options, stop=None)[0]] == expected
+    assert [(tuple(tokens), total) for tokens, total in search_answers(options, stop=None)[0]] == expected
 
 
-def likeness(kind: str, options: DiverseBeam, mine: list[int], other: list[int]) -> float:
+def likeness(kind: str, options: DiverseBeam, tokens: list[int], other: list[int]) -> float:
     if kind == "hamming":
-        return float(mine[-1] == other[-1])
+        return float(tokens[-1] == other[-1])
     if kind == "cumulative":
-        return float(np.exp(-sum(a != b for a, b in zip(mine, other)) / options.diversity_scale))
+        return float(np.exp(-sum(a != b for a, b in zip(tokens, other)) / options.diversity_scale))
     if kind == "ngram":
-        return float(sum(other[i : i + 2] == mine[-2:] for i in range(len(other) - 1))) if len(mine) > 1 else 0.0
-    a, b = options.diversity_embedding[[mine[-1], other[-1]]]
+        return float(sum(other[i : i + 2] == tokens[-2:] for i in range(len(other) - 1))) if len(tokens) > 1 else 0.0
+    a, b = options.diversity_embedding[[tokens[-1], other[-1]]]
     return max(0.0, float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)))
 
 
@@ -125,19 +125,19 @@ def answers_of(n: int, vocabulary: int, stop: int) -> Iterator[tuple[list[int], 
     """Every answer there can be, and whether it ends with the stop token."""
     others = [token for token in range(vocabulary) if token != stop]
     for length in range(n + 1):
-        yield from ((list(said), length < n) for said in itertools.product(others, repeat=length))
+        yield from ((list(tokens), length < n) for tokens in itertools.product(others, repeat=length))
 
 
 def forced(model: Decodable, prompt: list[int], answers: Sequence[tuple[list[int], bool]], stop: int) -> list[float]:
     """Log-probabilities of answers, each read afresh and as a whole."""
     totals = []
     for tokens, stopped in answers:
-        said = [*tokens, *[stop] * stopped]
+        full = [*tokens, *[stop] * stopped]
         state = model.init_state(1)
         with torch.no_grad():
-            logits = model.extend(torch.tensor([[*prompt, *said]]), state).logits[0]
+            logits = model.extend(torch.tensor([[*prompt, *full]]), state).logits[0]
         chances = logits.double().log_softmax(-1)[len(prompt) - 1 : -1]
-        totals.append(float(chances[range(len(said)), said].sum()))
+        totals.append(float(chances[range(len(full)), full].sum()))
     return totals
 
 
@@ -181,9 +181,9 @@ def test_exact_search_keeps_the_contract_and_says_when_its_budget_ran_out() -> N
     check_search(lambda width: Exact(num_return_sequences=width))
     check_search(lambda width: Exact(each_length=True), exact=False)
     model = TableModel(6, 1, 0.5)
-    whole, cut, cut_more = (generate(model, [[1, 2]], 6, "exact", budget=budget)[0] for budget in (5000, 40, 6))
-    assert whole.proven and not cut.proven and not cut_more.proven and "not proven" in cut.note
-    assert whole.score >= cut.score >= cut_more.score and cut.passes == 40 and cut_more.passes == 6
+    complete, cut, cut_more = (generate(model, [[1, 2]], 6, "exact", budget=budget)[0] for budget in (5000, 40, 6))
+    assert complete.proven and not cut.proven and not cut_more.proven and "not proven" in cut.note
+    assert complete.score >= cut.score >= cut_more.score and cut.passes == 40 and cut_more.passes == 6
     assert cut_more.score >= generate(model, [[1, 2]], 6, "beam", num_beams=1, length_penalty=0.0)[0].score
     with pytest.raises(SegueError, match="larger budget"):
         generate(model, [[1, 2]], 6, "exact", budget=5)
@@ -193,14 +193,14 @@ def test_exact_search_keeps_the_contract_and_says_when_its_budget_ran_out() -> N
 
 def test_exact_search_obeys_a_constraint() -> None:
     model, n = TableModel(4, 5, 1.5), 4
-    rule = LegalNext(lambda said: [1, 2, 3] if len(said) < 2 else [0, 3])
+    rule = LegalNext(lambda tokens: [1, 2, 3] if len(tokens) < 2 else [0, 3])
     answer = generate(model, [[1, 2]], n, "exact", eos=0, processors=(rule,))[0]
     wide = generate(model, [[1, 2]], n, "beam", eos=0, processors=(rule,), num_beams=300, length_penalty=0.0)[0]
     assert answer.tokens == wide.tokens and answer.score == pytest.approx(wide.score) and len(answer.tokens) >= 2
 
 
-def told(answer: Continuation) -> list[tuple[list[int], bool]]:
-    return [(each.tokens, each.finish == "stop") for each in (answer, *answer.others)]
+def tokens_and_ends(answer: Continuation) -> list[tuple[list[int], bool]]:
+    return [(result.tokens, result.finish == "stop") for result in (answer, *answer.others)]
 
 
 def observed(n: int = 5, **options: Any) -> TreeSearch:
@@ -235,7 +235,7 @@ def test_a_tree_of_one_branch_is_greedy_and_its_answers_are_scored_as_the_model_
     for way in ways:
         answers = generate(model, prompts, n, "tree", eos=stop, budget=40, num_return_sequences=99, **way)
         for prompt, answer in zip(prompts, answers):
-            totals = forced(model, prompt, told(answer), stop)
+            totals = forced(model, prompt, tokens_and_ends(answer), stop)
             scores = [total / each.produced for total, each in zip(totals, (answer, *answer.others))]
             np.testing.assert_allclose([each.score for each in (answer, *answer.others)], scores, rtol=1e-9)
             assert answer.nodes <= 40 and all(a > b - 1e-9 for a, b in itertools.pairwise(scores))
@@ -249,7 +249,7 @@ def test_with_time_enough_a_tree_search_sees_every_answer(options: dict[str, Any
     every = list(answers_of(n, 4, stop))
     answer = generate(model, [prompt], n, "tree", eos=stop, budget=10**6, branching=4, num_return_sequences=10**6,
                       **options)[0]
-    assert sorted(told(answer)) == sorted(every)
+    assert sorted(tokens_and_ends(answer)) == sorted(every)
     if options.get("confidence") != "min":
         penalty = 0.0 if options.get("confidence") == "sum" else 1.0
         mode = generate(model, [prompt], n, "exact", eos=stop, length_penalty=penalty)[0]
@@ -355,7 +355,7 @@ def test_conditional_beam_finds_the_conditional_mode(name: str) -> None:
                         num_return_sequences=min(width, 9), attribute=attribute, **options)[0]
 
     wide = answer(4**6)
-    expected = [total for total, _ in good[: len(told(wide))]]
+    expected = [total for total, _ in good[: len(tokens_and_ends(wide))]]
     np.testing.assert_allclose([each.score for each in (wide, *wide.others)], expected, rtol=1e-9)
     assert wide.tokens == good[0][1]
     narrow = answer(2, holds=holds)
@@ -381,12 +381,15 @@ def test_conditional_beam_without_weight_is_the_beam() -> None:
     attribute, _ = foreseen([1, 2], 4, ATTRIBUTES["four long"])
     for width in (1, 3, 6):
         options = {"num_beams": width, "num_return_sequences": width}
-        assert found(Beam(**options)) == found(ConditionalBeam(**options, attribute=attribute, attribute_weight=0.0))
-        few = found(ConditionalBeam(**options, attribute=lambda living, tokens: np.zeros(tokens.shape)))
-        assert found(Beam(**options)) == few
-        half, full = (found(ConditionalBeam(**options, attribute_weight=weight, attribute=lambda living, tokens,
-                                            weight=weight: (np.cos(tokens) - 1) / weight)) for weight in (0.5, 2.0))
-        assert half == full != found(Beam(**options))  # only the product counts
+        assert search_answers(Beam(**options)) == search_answers(ConditionalBeam(**options, attribute=attribute,
+                                                                                 attribute_weight=0.0))
+        few = search_answers(ConditionalBeam(**options, attribute=lambda living, tokens: np.zeros(tokens.shape)))
+        assert search_answers(Beam(**options)) == few
+        half, full = (search_answers(ConditionalBeam(**options, attribute_weight=weight,
+                                                     attribute=lambda living, tokens,
+                                                     weight=weight: (np.cos(tokens) - 1) / weight))
+                      for weight in (0.5, 2.0))
+        assert half == full != search_answers(Beam(**options))  # only the product counts
     check_search(lambda width: ConditionalBeam(width, num_return_sequences=width, attribute_top=2,
                                                attribute=lambda living, tokens: -tokens / 9.0), exact=False)
 
@@ -479,7 +482,7 @@ def test_searches_run_on_adapted_and_compiled_models(name: str, tmp_path: Path) 
     steered = generate(model, prompts, n, "conditional-beam", eos=0, num_beams=300, length_penalty=0.0,
                        attribute=lambda living, tokens: np.zeros(tokens.shape))
     for prompt, *answers in zip(prompts, exact, tree, steered):
-        total = forced(model, prompt, told(answers[0])[:1], 0)[0]
+        total = forced(model, prompt, tokens_and_ends(answers[0])[:1], 0)[0]
         assert len({tuple(answer.tokens) for answer in answers}) == 1
         np.testing.assert_allclose([answer.score for answer in answers], total, rtol=1e-4)
 
