@@ -200,6 +200,19 @@ def test_groups_of_parameters() -> None:
         {"weight": 0.5, "table": 0.0, "vector": 0.0, "state": 0.0}
 
 
+@pytest.mark.parametrize("options", [{"muon": True}, {"muon": False}, {"sgd": True}])
+def test_a_step_counts_as_a_change_of_each_parameter(options: dict[str, bool]) -> None:
+    """Copies of weights, such as the compiled engine's, are renewed by the parameters' versions."""
+    model = Stack(StackConfig(20, 16, ["mamba", "attention"], options={"attention": {"heads": 2}}))
+    optimiser = Optimiser(model, dict.fromkeys(("matrix", "weight", "table", "vector", "state"), 0.1), **options)
+    model(torch.arange(8)[None]).logits.square().sum().backward()
+    before = {name: (p._version, p.detach().clone()) for name, p in model.named_parameters()}
+    optimiser.step(1.0)
+    for name, parameter in model.named_parameters():
+        version, value = before[name]
+        assert not torch.equal(value, parameter) and parameter._version > version, name
+
+
 # -- the loop
 
 

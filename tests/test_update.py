@@ -56,6 +56,15 @@ def test_replay_forgets_less_than_naive(folder: Path, tmp_path: Path) -> None:
     assert third.matrix.names == ["first data", "update 1", "update 2"]
 
 
+def test_a_model_continues_by_its_new_weights(folder: Path) -> None:
+    """The compiled engine, which copies weights, is made anew after an update."""
+    model = segue.load(folder)
+    before = model.continue_("aabb", n=12).text
+    model.update(words("xyz", seed=1), strategy="naive", steps=60, quiet=True, rate=0.01)
+    after = model.continue_("aabb", n=12).text
+    assert after != before and after == segue.load(folder).continue_("aabb", n=12).text
+
+
 class Killed(BaseException):
     pass
 
