@@ -96,7 +96,10 @@ class Report(Shown):
         if "steps" in v:
             planned = v["plan"]["steps"]
             stopped_early = f" of {planned:,} (more did no better on held-out data)" if v["steps"] < planned else ""
-            lines.append(Text(f"{v['steps']:,} steps{stopped_early}, {v['tokens']:,} tokens in {v['seconds']:.0f} s "
+            first = v.get("planned_steps", planned)
+            pace = f" ({first:,} were planned: a step took {'longer' if planned < first else 'less'} than measured " \
+                   "at first)" if planned != first else ""
+            lines.append(Text(f"{v['steps']:,} steps{stopped_early}{pace}, {v['tokens']:,} tokens in {v['seconds']:.0f} s "
                               f"({v['tokens_per_s']:,.0f} tokens/s, {v['precision']}, {v['machine']})"))
         if v.get("held_out"):
             lines.append(self.held_out.__rich__())
