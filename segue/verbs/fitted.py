@@ -97,10 +97,11 @@ class Report(Shown):
             planned = v["plan"]["steps"]
             stopped_early = f" of {planned:,} (more did no better on held-out data)" if v["steps"] < planned else ""
             first = v.get("planned_steps", planned)
-            pace = f" ({first:,} were planned: a step took {'longer' if planned < first else 'less'} than measured " \
-                   "at first)" if planned != first else ""
-            lines.append(Text(f"{v['steps']:,} steps{stopped_early}{pace}, {v['tokens']:,} tokens in {v['seconds']:.0f} s "
-                              f"({v['tokens_per_s']:,.0f} tokens/s, {v['precision']}, {v['machine']})"))
+            speed = "longer" if planned < first else "less"
+            pace = f" ({first:,} were planned: a step took {speed} than at first)" if planned != first else ""
+            lines.append(Text(f"{v['steps']:,} steps{stopped_early}{pace}, {v['tokens']:,} tokens in "
+                              f"{v['seconds']:.0f} s ({v['tokens_per_s']:,.0f} tokens/s, {v['precision']}, "
+                              f"{v['machine']})"))
         if v.get("held_out"):
             lines.append(self.held_out.__rich__())
         return Group(*lines)

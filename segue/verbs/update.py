@@ -149,7 +149,8 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
         with closing(batches):
             run.train("update", quiet)
         if run.step < run.plan.steps:
-            notes.append(f"{run.step:,} of {run.plan.steps:,} steps: more did no better on held-out pieces of the new data")
+            notes.append(f"{run.step:,} of {run.plan.steps:,} steps: more did no better on held-out pieces of the new "
+                         "data")
         notes += update_counts_and_states(fitted, learner, name, train)
         scores = ScoreMatrix(np.array([before, bits_per_unit(fitted, exams)]), list(exams), ["before", "after"],
                              f"bits per {fitted.kind.unit}")
