@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 from pathlib import Path
@@ -175,6 +176,7 @@ def test_a_model_that_reads_both_ways_is_not_asked_for_the_next(tmp_path: Path) 
 def test_an_update_on_few_data_stops_before_it_harms(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random letters, in which there is nothing to learn but by heart."""
     monkeypatch.setattr("segue.verbs.update.steps_before", lambda *_: 200)
+    monkeypatch.setattr("segue.training.loop.PACE_TOLERANCE", math.inf)
     draw = random.Random(0)
     data = ["".join(draw.choices("abcdefgh", k=60)) for _ in range(24)]
     model = segue.fit(data, steps=60, quiet=True, vocabulary=259, mix=False, **SMALL)
