@@ -41,7 +41,7 @@ CHECKPOINT = "checkpoint.safetensors"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 PACE_SHARE = 0.05  # of a time budget, after which the pace is looked at again
 PACE_TOLERANCE = 0.1  # part of the steps left by which they may miss the budget's end before they are planned anew
-PACE_LEAST = 0.02  # and the least part of the whole budget
+PACE_LATE, PACE_EARLY = 0.02, 0.2  # and the part of the whole budget by which a run may end too late, and too early
 
 
 class Run:
@@ -205,7 +205,8 @@ class Run:
         if self.most_steps is not None:
             left = min(left, max(1, self.most_steps - self.step))
         missed = abs(left - planned)
-        if missed <= PACE_TOLERANCE * planned or missed * pace <= PACE_LEAST * self.seconds:
+        allowed = self.seconds * (PACE_LATE if left < planned else PACE_EARLY)
+        if missed <= PACE_TOLERANCE * planned or missed * pace <= allowed:
             return False
         self.plan = replace(self.plan, steps=self.step + left)
         return True
