@@ -96,8 +96,12 @@ class Report(Shown):
         if "steps" in v:
             planned = v["plan"]["steps"]
             stopped_early = f" of {planned:,} (more did no better on held-out data)" if v["steps"] < planned else ""
-            lines.append(Text(f"{v['steps']:,} steps{stopped_early}, {v['tokens']:,} tokens in {v['seconds']:.0f} s "
-                              f"({v['tokens_per_s']:,.0f} tokens/s, {v['precision']}, {v['machine']})"))
+            first = v.get("planned_steps", planned)
+            speed = "longer" if planned < first else "less"
+            pace = f" ({first:,} were planned: a step took {speed} than at first)" if planned != first else ""
+            lines.append(Text(f"{v['steps']:,} steps{stopped_early}{pace}, {v['tokens']:,} tokens in "
+                              f"{v['seconds']:.0f} s ({v['tokens_per_s']:,.0f} tokens/s, {v['precision']}, "
+                              f"{v['machine']})"))
         if v.get("held_out"):
             lines.append(self.held_out.__rich__())
         return Group(*lines)

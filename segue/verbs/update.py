@@ -34,7 +34,15 @@ from segue.training.evaluate import score, score_bound
 from segue.training.loop import Run
 from segue.training.recipe import Plan, bfloat16_pays, cores
 from segue.verbs import mixed
-from segue.verbs.fit import HELD_OUT, held_out_scorer, measure_step_time, remove_on_failure, request_hash, steps_before
+from segue.verbs.fit import (
+    HELD_OUT,
+    LEAST_TRAINING_SHARE,
+    held_out_scorer,
+    measure_step_time,
+    remove_on_failure,
+    request_hash,
+    steps_before,
+)
 from segue.verbs.fitted import Fitted, roll_forward
 from segue.verbs.inputs import describe_unknown, nothing_known_error, training_minutes, unknown_share
 
@@ -130,18 +138,19 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
             prepare(work, request, data, fitted)
             train, held = (TokenStore.open(work / part) for part in ("train", "held"))
             exams = {**memory.exams, name: memory.exam(held)}
-            plan, before = load_or_make_plan(work, fitted, train, exams, minutes, steps, begin,
-                                             {"seed": seed, **choices})
+            plan, before, seconds = load_or_make_plan(work, fitted, train, exams, minutes, steps, begin,
+                                                      {"seed": seed, **choices})
             memory.remind(learner)
             batches = Batches(train, plan.context, plan.rows, plan.seed, packing, variation(fitted.codec, plan.strands))
             run = Run(fitted.model, batches, plan, objective=bidirectional_objective(plan), strategy=learner,
                       folder=None if fitted.folder is None else work, key=request_hash(request),
                       held_out=held_out_scorer(held, plan), save_seconds=save_seconds,
-                      past=memory.past(plan.rows, plan.seed, packing))
+                      past=memory.past(plan.rows, plan.seed, packing), seconds=seconds)
         with closing(batches):
             run.train("update", quiet)
-        if run.step < plan.steps:
-            notes.append(f"{run.step:,} of {plan.steps:,} steps: more did no better on held-out pieces of the new data")
+        if run.step < run.plan.steps:
+            notes.append(f"{run.step:,} of {run.plan.steps:,} steps: more did no better on held-out pieces of the new "
+                         "data")
         notes += update_counts_and_states(fitted, learner, name, train)
         scores = ScoreMatrix(np.array([before, bits_per_unit(fitted, exams)]), list(exams), ["before", "after"],
                              f"bits per {fitted.kind.unit}")
@@ -201,20 +210,28 @@ def prepare(work: Path, request: dict[str, Any], data: Any, fitted: Fitted) -> N
 
 
 def load_or_make_plan(work: Path, fitted: Fitted, train: TokenStore, exams: dict[str, Reservoir], minutes: float | None,
-                      steps: int | None, begin: float, choices: dict[str, Any]) -> tuple[Plan, list[float]]:
-    """The plan, and the scores on the exams before training: read from `work`, or made and written there, so that a
-    resumed update uses the same."""
+                      steps: int | None, begin: float,
+                      choices: dict[str, Any]) -> tuple[Plan, list[float], float | None]:
+    """The plan, the scores on the exams before training, and the seconds that training may take (None: no time budget):
+    read from `work`, or made and written there, so that a resumed update uses the same."""
     if not (work / "plan.json").exists():
-        plan = make_plan(fitted, train, minutes, steps, begin, choices)
-        write_json(work / "plan.json", {"plan": plan.to_dict(), "before": bits_per_unit(fitted, exams)})
+        exam_begin = time.monotonic()
+        before = bits_per_unit(fitted, exams)
+        now = time.monotonic()
+        # The exams are taken again after training.
+        deadline = None if minutes is None else max(begin + 60 * minutes - (now - exam_begin),
+                                                    now + 60 * LEAST_TRAINING_SHARE * minutes)
+        plan = make_plan(fitted, train, minutes, steps, deadline, choices)
+        write_json(work / "plan.json", {"plan": plan.to_dict(), "before": before,
+                                        "seconds": None if deadline is None else deadline - time.monotonic()})
     saved = read_json(work / "plan.json")
-    return Plan.from_dict(saved["plan"]), saved["before"]
+    return Plan.from_dict(saved["plan"]), saved["before"], saved.get("seconds")
 
 
-def make_plan(fitted: Fitted, train: TokenStore, minutes: float | None, steps: int | None, begin: float,
+def make_plan(fitted: Fitted, train: TokenStore, minutes: float | None, steps: int | None, deadline: float | None,
               choices: dict[str, Any]) -> Plan:
-    """The first fit's plan with lower rates, this machine's threads, and `steps`, or as many as fit into the minutes,
-    then with early stopping if they are many passes over the new data."""
+    """The first fit's plan with lower rates, this machine's threads, and `steps`, or as many as fit before the deadline
+    (as `time.monotonic`), then with early stopping if they are many passes over the new data."""
     if not (saved_plan := fitted.report.get("plan")):
         raise SegueError("the model's report holds no plan to learn on by: update a model that fit wrote")
     plan = Plan.from_dict(saved_plan)
@@ -223,11 +240,11 @@ def make_plan(fitted: Fitted, train: TokenStore, minutes: float | None, steps: i
     if not bfloat16_pays(fitted.device):  # the model may have been fitted on another machine
         changes["precision"] = "float32"
     plan = plan.with_(**{**changes, "warmup": 0.05, "patience": 0, "threads": cores(), **choices})
-    if minutes is None:
+    if minutes is None or deadline is None:
         return plan.with_(steps=steps)
     threads, seconds = measure_step_time(train, plan, fitted.device, minutes, bidirectional_objective(plan),
                                          fixed="threads" in choices)
-    steps = steps_before(begin + 60 * minutes, seconds)
+    steps = steps_before(deadline, seconds)
     if "patience" not in choices and steps * plan.tokens_per_step > EARLY_STOP_PASSES * len(train.tokens):
         plan = plan.with_(patience=PATIENCE)
     return plan.with_(threads=threads, steps=steps)
