@@ -360,8 +360,7 @@ def test_exact_occupancies_are_matched(c: float, low: float, high: float) -> Non
     for _ in range(500):
         optimiser.zero_grad()
         occupancy_of_policy = exact(scores.detach().softmax(-1), gamma)[0]
-        sum(matching_terms(*terms(scores, gamma), occupancy, occupancy_of_policy, gamma,
-                           c)).backward()  # type: ignore[union-attr]
+        sum(matching_terms(*terms(scores, gamma), occupancy, occupancy_of_policy, gamma, c)).backward()  # type: ignore[union-attr]
         optimiser.step()
         schedule.step()
     results = exact(scores.detach().softmax(-1), gamma)[1]

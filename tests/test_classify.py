@@ -233,8 +233,7 @@ def test_proxy_replay_equals_a_double_loop_and_adjusted_softmax(rows: int, class
     adjusted = scores + counts.double().log()  # classes that are absent at -inf
     expected = torch.autograd.grad(F.cross_entropy(adjusted, labels, reduction="sum"), scores)[0]
     weight = torch.autograd.grad(loss.total, model.head.weight)[0]  # type: ignore[arg-type]
-    weight_of_head = torch.autograd.grad((model.head(features) * expected).sum(),
-                                         model.head.weight)[0]  # type: ignore[arg-type]
+    weight_of_head = torch.autograd.grad((model.head(features) * expected).sum(), model.head.weight)[0]  # type: ignore[arg-type]
     torch.testing.assert_close(weight, weight_of_head, atol=1e-9, rtol=1e-7)
 
 

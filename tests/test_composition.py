@@ -14,7 +14,6 @@ from scripts import script
 from test_decoding import WAYS, drafters, prompts_for
 
 import segue
-from segue.continual import STRATEGIES
 from segue.decoding import ACCEPTORS, DECODERS, DRAFTERS, generate
 from segue.errors import SegueError
 from segue.kinds import KINDS
@@ -75,8 +74,7 @@ def test_reading_again_is_the_same_model() -> None:
     truth = Reread(lambda tokens: stack(tokens[None]), 7)
     for way in ({}, {"decoder": "beam", "num_beams": 3}, {"decoder": "sample", "draft": "both"}):
         expected = generate(stack, [[1, 2], [3]], 12, **way)  # type: ignore[arg-type]
-        assert [a.tokens for a in generate(truth, [[1, 2], [3]], 12,
-                                           **way)] == [a.tokens for a in expected]  # type: ignore[arg-type]
+        assert [a.tokens for a in generate(truth, [[1, 2], [3]], 12, **way)] == [a.tokens for a in expected]  # type: ignore[arg-type]
     table = TableModel(7)
     tokens = torch.tensor([[1, 2, 3, 4, 5]])
     parents = torch.tensor([[-1, 0, 0, 2, 1]])
@@ -104,8 +102,7 @@ def test_a_hundred_thousand_tokens(tool: Any) -> None:
             plain = generate(model, prompts, 60, seed=seed, **way)  # type: ignore[arg-type]
             expected = [answer.tokens for answer in plain]
             for drafter in drafters(expected, seed):
-                drafted = generate(model, prompts, 60, draft=drafter, seed=seed, adaptive=False,
-                                   **way)  # type: ignore[arg-type]
+                drafted = generate(model, prompts, 60, draft=drafter, seed=seed, adaptive=False, **way)  # type: ignore[arg-type]
                 assert [answer.tokens for answer in drafted] == expected, (name, what, seed, type(drafter).__name__)
                 emitted[name] += sum(answer.produced for answer in drafted)
         if sum(emitted.values()) >= 100_000:

@@ -82,8 +82,7 @@ def compare(model: Stack, options: dict[str, object], seed: int, n: int = 40) ->
     reference = generate(model, prompts, n, seed=seed, eos=0, **options)  # type: ignore[arg-type]
     tokens = [answer.tokens for answer in reference]
     for drafter in drafters(tokens, seed):
-        drafted = generate(model, prompts, n, draft=drafter, seed=seed, eos=0, adaptive=False,
-                           **options)  # type: ignore[arg-type]
+        drafted = generate(model, prompts, n, draft=drafter, seed=seed, eos=0, adaptive=False, **options)  # type: ignore[arg-type]
         for prompt, expected, actual in zip(prompts, reference, drafted):
             emitted += actual.produced
             assert actual.passes <= actual.produced
@@ -406,8 +405,7 @@ def test_prompt_counts_outrank_those_of_answers() -> None:
 
 def test_trie_modes_sources_and_stop_words() -> None:
     tokens = [1, 2, 3, 1, 2, 4, 1, 2, 3, 9, 1, 2]
-    drafters_by_mode = {mode: TrieDraft(mode=mode, branch=2, nodes=9)
-                        for mode in ("hier", "par", "one")}  # type: ignore[arg-type]
+    drafters_by_mode = {mode: TrieDraft(mode=mode, branch=2, nodes=9) for mode in ("hier", "par", "one")}  # type: ignore[arg-type]
     for drafter in drafters_by_mode.values():
         drafter.observe(0, tokens, prompt=True)
     trees = {mode: drafter.propose([Tip(0, 9, 9)])[0] for mode, drafter in drafters_by_mode.items()}

@@ -45,8 +45,7 @@ def painted(record: Record) -> np.ndarray:
 @given(sort=st.sampled_from(["grey", "rgb", "palette"]), levels=st.integers(2, 16), width=st.integers(1, 9),
        counts=st.lists(st.integers(0, 40), min_size=1, max_size=4), seed=st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
-def test_written_pictures_round_trip(tmp_path_factory, sort, levels, width, counts,
-                                     seed) -> None:  # type: ignore[no-untyped-def]
+def test_written_pictures_round_trip(tmp_path_factory, sort, levels, width, counts, seed) -> None:  # type: ignore[no-untyped-def]
     form, draw = Form(sort, levels, width), np.random.default_rng(seed)
     frames = [draw.integers(0, form.values, count) for count in counts]
     obj = encode_frames(form, frames)

@@ -97,12 +97,12 @@ def test_an_archive_cannot_write_outside_or_fill_the_disk(tmp_path: Path, monkey
     monkeypatch.setattr(packed, "LEAST", 1 << 20)
     with pytest.raises(SegueError, match="200 times its size"):
         read(put(tmp_path / "bomb.zip", zipped({"z.txt": b"0" * (1 << 23)})))
-    for name, content, says in (("n.zip", zipped({}), "no file to read"),
-                                ("cut.tgz", taped(CORPUS, "w:gz")[:-60], "cut"),
-                                ("n.docx", zipped({"[Content_Types].xml": ""}), "Office"),
-                                ("in.zip", zipped({"in.zip": zipped(CORPUS)}), "a zip archive; give a file in it"),
-                                ("plain.tar", b"no archive", "damaged")):
-        with pytest.raises(SegueError, match=says):
+    for name, content, message in (("n.zip", zipped({}), "no file to read"),
+                                   ("cut.tgz", taped(CORPUS, "w:gz")[:-60], "cut"),
+                                   ("n.docx", zipped({"[Content_Types].xml": ""}), "Office"),
+                                   ("in.zip", zipped({"in.zip": zipped(CORPUS)}), "a zip archive; give a file in it"),
+                                   ("plain.tar", b"no archive", "damaged")):
+        with pytest.raises(SegueError, match=message):
             read(put(tmp_path / name, content))
 
 
@@ -115,7 +115,7 @@ def test_what_is_of_no_kind_is_named(tmp_path: Path, magic: bytes) -> None:
 GENE = b'chr1\tHAVANA\texon\t1\t90\t.\t+\t.\tgene_id "E1";\n'
 
 
-@pytest.mark.parametrize("content, says", [
+@pytest.mark.parametrize("content, message", [
     (b"(dp0\nVtrain\np1\n(lp2\nI1\na.", "a pickle"), (b"cnumpy.core.multiarray\n_reconstruct\np0\n(c", "a pickle"),
     (zipped({"a/data.pkl": b"\x80\2"}), "a pickle"), (bytes(4) + b"ftypM4A ", "WAV with ffmpeg"),
     (bytes(4) + b"ftypheic", "HEIC"), (bytes(128) + b"DICM", "DICOM"), (bytes(512) + b"\x89HDF", "save it with -v7"),
@@ -124,8 +124,8 @@ GENE = b'chr1\tHAVANA\texon\t1\t90\t.\t+\t.\tgene_id "E1";\n'
     (b"track type=bedGraph\nchr1\t0\t9\t0.5\n", "a track of a genome"), (b"<?xml ?>\n<museScore>", "MusicXML"),
     (b">MA1\tX\nA  [ 0 3 ]\nC  [ 1 2 ]\n", "counts of motifs"),
     (b"%%MatrixMarket matrix array real general\n1 1\n2\n", "a dense matrix")])
-def test_what_is_no_text_is_named(tmp_path: Path, content: bytes, says: str) -> None:
-    with pytest.raises(SegueError, match=says):
+def test_what_is_no_text_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    with pytest.raises(SegueError, match=message):
         read(put(tmp_path / ("a.pt" if content[:2] == b"PK" else "a.xyz"), content))
     assert read(put(tmp_path / "b.gff", b"##gff-version 3\na\tb\n##FASTA\n>a\nACGTTGCA\n")).kind.name == "dna"
 
@@ -134,7 +134,7 @@ CHAT = [{"role": "user", "content": "Who wrote it?"}, {"role": "assistant", "con
 SAID = "user: Who wrote it?\nassistant: Nobody\nknows."
 
 
-@pytest.mark.parametrize("rows, says, note", [
+@pytest.mark.parametrize("rows, message, note", [
     ([{"messages": CHAT, "id": 1}], SAID, "said by=messages.role, field=messages.content; not read: id"),
     ([{"conversations": [{"from": turn["role"], "value": turn["content"]} for turn in CHAT]}], SAID,
      "said by=conversations.from, field=conversations.value"),
@@ -151,17 +151,17 @@ SAID = "user: Who wrote it?\nassistant: Nobody\nknows."
     ([{"text": "all of it", "answer": "no"}], "all of it", "field=text; not read: answer"),
     (["a text", "another"], "a text", "field=text"),
 ])
-def test_dialogues_and_answers_are_one_text(tmp_path: Path, rows: list, says: str, note: str) -> None:
+def test_dialogues_and_answers_are_one_text(tmp_path: Path, rows: list, message: str, note: str) -> None:
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     ways = [("a.jsonl", lines), ("b.jsonl", "\ufeff" + lines), ("c.json", json.dumps(rows)),
             ("d.json", "\ufeff" + json.dumps(rows, indent=2))]
     for name, content in ways:
         data = read(put(tmp_path / name, content), kind="text")
-        assert texts(data)[0] == says and len(data) == len(rows) and data.problems.note == note
+        assert texts(data)[0] == message and len(data) == len(rows) and data.problems.note == note
         assert read(tmp_path / name).kind.name == "text"
     if isinstance(rows[0], dict) and len(rows[0]) > 1 and "n" not in rows[0]:
         parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "e.parquet")
-        assert texts(read(tmp_path / "e.parquet"))[0] == says
+        assert texts(read(tmp_path / "e.parquet"))[0] == message
 
 
 def test_fields_may_be_several(tmp_path: Path) -> None:
@@ -187,10 +187,10 @@ def test_lists_of_items_are_sequences(tmp_path: Path, name: str, content: str | 
 
 
 def test_arrays_of_other_things_are_refused(tmp_path: Path) -> None:
-    for array, says in ((np.ones((2, 2, 1, 1)), "float64 of 4 axes"), (np.ones((1, 1, 1), int), "of 3 axes"),
-                        (np.array([[1], 2], dtype=object), "Python objects, a pickle")):
+    for array, message in ((np.ones((2, 2, 1, 1)), "float64 of 4 axes"), (np.ones((1, 1, 1), int), "of 3 axes"),
+                           (np.array([[1], 2], dtype=object), "Python objects, a pickle")):
         np.save(tmp_path / "a.npy", array)
-        with pytest.raises(SegueError, match=says):
+        with pytest.raises(SegueError, match=message):
             read(tmp_path / "a.npy")
     rows = np.array([[3, 1], [2, 2]])
     np.save(tmp_path / "a.npy", rows)
@@ -232,12 +232,12 @@ def test_tables_without_a_header_that_mislead(tmp_path: Path) -> None:
     told = "who=2, what=3, when=1 (2023-11-14 22:13:20 to 2023-11-14 22:13:28)"
     assert read(put(tmp_path / "first.csv", first)).problems.note == told
     hours = "date,HUFL,OT\n2016-07-01 00:00,5.8,30.5\n2016-07-01 01:00,5.6,27.7\n"
-    for name, rows, says in (("a.jsonl", '{"values": [0.5, 1.25]}\n' * 3, "holds measured numbers"),
-                             ("a.json", "[[0.5, 1], [2, 2]]", "holds measured numbers"),
-                             ("ucr.tsv", measured, "2 holds measured numbers"),
-                             ("hours.csv", hours, "its numbers are measured: read them with kind=series")):
+    for name, rows, message in (("a.jsonl", '{"values": [0.5, 1.25]}\n' * 3, "holds measured numbers"),
+                                ("a.json", "[[0.5, 1], [2, 2]]", "holds measured numbers"),
+                                ("ucr.tsv", measured, "2 holds measured numbers"),
+                                ("hours.csv", hours, "its numbers are measured: read them with kind=series")):
         assert read(put(tmp_path / name, rows)).kind.name == ("rows" if name == "ucr.tsv" else "series")
-        with pytest.raises(SegueError, match=says):
+        with pytest.raises(SegueError, match=message):
             read(tmp_path / name, kind="events")
     twice = read(put(tmp_path / "twice.csv", "user,item,item,time\nann,tea,1,3\nann,milk,1,2\n"))
     assert twice[0].object == ["milk", "tea"] and twice.problems.note.endswith("not read: item (2)")
@@ -307,9 +307,11 @@ def test_chains_of_other_molecules_are_told(tmp_path: Path) -> None:
 
 def test_flat_files_that_are_none(tmp_path: Path) -> None:
     pytest.importorskip("Bio")
-    for name, content, says in (("a.embl", EMBL.replace("     acgt", "XX\n     acgt"), "no EMBL file that Biopython"),
-                                ("a.aln", "CLUSTAL W\n\none   AC\ntwo   ACGT TT GG\n", "4 is not a name and letters")):
-        with pytest.raises(SegueError, match=says):
+    for name, content, message in (("a.embl", EMBL.replace("     acgt", "XX\n     acgt"),
+                                    "no EMBL file that Biopython"),
+                                   ("a.aln", "CLUSTAL W\n\none   AC\ntwo   ACGT TT GG\n",
+                                    "4 is not a name and letters")):
+        with pytest.raises(SegueError, match=message):
             read(put(tmp_path / name, content), kind="dna")
     empty = read(put(tmp_path / "r.fastq", "@a\nAC\n+\nII\n@trimmed\n\n+\n\n@b\nGT\n+\nII\n"))
     assert [record.object for record in empty] == ["AC", "GT"] and "no letters" in str(empty.problems[0])
@@ -502,8 +504,8 @@ def test_classes_that_stand_one_behind_the_other(tmp_path: Path) -> None:
 def test_a_json_value_that_was_cut_says_what_it_said() -> None:
     value = {"a": [{"b": "x, ]y", "c": [1, 2]}, {"b": "\\\"", "c": []}], "d": 1}
     text = json.dumps(value)
-    found = [complete_prefix(text[:end]) for end in range(len(text))]
-    assert found[0] is None and found[-1] == {"a": value["a"]} and {"a": [{"b": "x, ]y"}]} in found
+    results = [complete_prefix(text[:end]) for end in range(len(text))]
+    assert results[0] is None and results[-1] == {"a": value["a"]} and {"a": [{"b": "x, ]y"}]} in results
     assert complete_prefix('"a", 1') is None and complete_prefix("]],") is None
 
 
@@ -546,8 +548,8 @@ def test_parts_of_a_message_are_its_text(tmp_path: Path) -> None:
 def test_classes_in_files_of_other_makers(tmp_path: Path, name: str, content: str, kind: str, letters: str,
                                           label: str) -> None:
     data = read(put(tmp_path / name, content), classes="")
-    found = data[0].object
-    assert data.kind.name == kind and (found.decode() if isinstance(found, bytes) else found) == letters
+    result = data[0].object
+    assert data.kind.name == kind and (result.decode() if isinstance(result, bytes) else result) == letters
     assert class_in(data.name(0))[1] == label
     assert len({class_in(data.name(i))[1] for i in range(len(data))}) > 1
 
@@ -676,9 +678,9 @@ def test_events_as_others_write_them(tmp_path: Path, name: str, heading: str, ro
     if name.endswith(".json"):
         lines[-1] = lines[-1][:-1] + "]}"
     data = read(put(tmp_path / name, "\n".join(lines) + "\n"))
-    found = data.problems.note
+    result = data.problems.note
     assert data.kind.name == "events" and len(data) == 5 and data.total == 24
-    assert sorted(found.replace(SPAN, "*").split(", ")) == sorted(note.split(", "))
+    assert sorted(result.replace(SPAN, "*").split(", ")) == sorted(note.split(", "))
 
 
 @pytest.mark.parametrize("form", ["arrow", "stream", "feather", "orc"])
@@ -847,9 +849,10 @@ def test_reads_beside_a_genome_and_files_of_another_kind(tmp_path: Path) -> None
 def test_lines_that_may_be_texts_are_told(tmp_path: Path) -> None:
     note = "a file a text (a line a text: --read lines=true)"
     names = "".join(f"name{i}\r\n" for i in range(60))
-    for name, content, says in (("a.txt", names, note), ("train.en", names, note), ("b.txt", names + "\n" + names, ""),
-                                ("c.abc", names, ""), ("d.py", names, ""), ("e.txt", names[:60], "")):
-        assert read(put(tmp_path / name, content)).problems.note == says
+    for name, content, message in (("a.txt", names, note), ("train.en", names, note),
+                                   ("b.txt", names + "\n" + names, ""),
+                                   ("c.abc", names, ""), ("d.py", names, ""), ("e.txt", names[:60], "")):
+        assert read(put(tmp_path / name, content)).problems.note == message
     assert len(data := read(tmp_path / "a.txt", lines=True)) == 60 and not data.problems.note
 
 
@@ -933,8 +936,8 @@ def test_formats_of_biology_and_chemistry(tmp_path: Path, name: str, content: st
     for needed in ("Bio", "rdkit"):
         pytest.importorskip(needed)
     data = read(put(tmp_path / name, content))
-    found = [record.object for record in data]
-    assert data.kind.name == kind and found == (objects or found) and not data.problems
+    results = [record.object for record in data]
+    assert data.kind.name == kind and results == (objects or results) and not data.problems
     if name.endswith(("phy", "sam", "maf")):
         check_kind(KINDS[kind], [tmp_path / name], mutations=8)
 
@@ -1056,9 +1059,9 @@ def test_matlab_is_an_archive_of_arrays(tmp_path: Path) -> None:
     assert read(tmp_path / "a.mat")[0].object == list(map(str, DIGITAL))
     savemat(tmp_path / "b.mat", {"set": {"X": WINDOWS, "y": np.arange(6)[:, None]}, "who": "me"})
     assert class_in(read(tmp_path / "b.mat").name(4))[1] == "4"
-    for content, says in ((b"MATLAB 7.3 MAT-file".ljust(600, b"\0"), "save it with -v7"),
-                          ((tmp_path / "b.mat").read_bytes()[:300], "no MATLAB file that can be read|no array")):
-        with pytest.raises(SegueError, match=says):
+    for content, message in ((b"MATLAB 7.3 MAT-file".ljust(600, b"\0"), "save it with -v7"),
+                             ((tmp_path / "b.mat").read_bytes()[:300], "no MATLAB file that can be read|no array")):
+        with pytest.raises(SegueError, match=message):
             read(put(tmp_path / "c.mat", content))
 
 
@@ -1328,9 +1331,9 @@ DAYS = [f"2016-03-{1 + i:02d} 10:0{i % 7}:00" for i in range(20)]
 def test_who_and_what_in_files_that_are_often_fetched(tmp_path: Path, name: str, content: str, note: str,
                                                       count: int) -> None:
     data = read(put(tmp_path / name, content))
-    found, span, rest = data.problems.note.partition(" (")
+    result, span, rest = data.problems.note.partition(" (")
     assert (data.kind.name, len(data), bool(data.problems)) == ("events", count, name == "mind.tsv")
-    assert found.partition("; not read")[0] + (" (*)" if span and "when" in found else "") == note
+    assert result.partition("; not read")[0] + (" (*)" if span and "when" in result else "") == note
 
 
 PARSE = "(ROOT (S (NP The river) (VP is high today) .))"

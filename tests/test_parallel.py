@@ -327,8 +327,7 @@ def test_throttled_links_change_only_the_time(duplex: Any) -> None:
     for rotate in ("kv", "q"):
         schedule = RingSchedule(3, rotate)  # type: ignore[arg-type]
         fast = simulate(3, lambda comm, s=schedule: in_ring(comm, s, full, "flash"))  # type: ignore[misc]
-        slow = simulate(3, lambda comm,
-                        s=schedule: in_ring(Throttled(comm, links), s, full, "flash"))  # type: ignore[misc]
+        slow = simulate(3, lambda comm, s=schedule: in_ring(Throttled(comm, links), s, full, "flash"))  # type: ignore[misc]
         for unthrottled, throttled in zip(fast, slow):
             torch.testing.assert_close(unthrottled[0], throttled[0])
             assert unthrottled[1] == throttled[1]
@@ -618,8 +617,7 @@ def test_processes_agree_with_one() -> None:
     for result in results:
         torch.testing.assert_close(result["grads"], [p.grad for p in stack.parameters()], atol=1e-9, rtol=1e-7)
     threads = simulate(ranks, lambda comm: [
-        in_ring(comm, RingSchedule(ranks, rotate, causal), random_inputs(4, 4, 6 * ranks),
-                "auto")  # type: ignore[arg-type]
+        in_ring(comm, RingSchedule(ranks, rotate, causal), random_inputs(4, 4, 6 * ranks), "auto")  # type: ignore[arg-type]
         for rotate, causal in itertools.product(("kv", "q"), (True, False))])
     for result, other in zip(results, threads):
         for (actual, sent), (reference, counted) in zip(result["rings"], other, strict=True):

@@ -87,8 +87,8 @@ def test_an_epoch_shows_every_element_with_its_own_past(lengths: list[int], cont
                 for segment in segments[row].unique():
                     inside = (segments[row] == segment) & live[row]
                     assert len(np.unique(document[batch.tokens[row][inside].numpy()])) <= 1
-    wanted = np.concatenate([flat[a + 1 : b] for a, b in zip(ends[:-1], ends[1:])])
-    assert (seen[wanted] >= 1).all() and seen.sum() == seen[wanted].sum()
+    expected = np.concatenate([flat[a + 1 : b] for a, b in zip(ends[:-1], ends[1:])])
+    assert (seen[expected] >= 1).all() and seen.sum() == seen[expected].sum()
     batches.close()
 
 
@@ -123,12 +123,12 @@ def test_packed_is_as_apart(mixer: str) -> None:
     packed.total.backward()
     together = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    apart, at = torch.zeros(()), 0
+    separate, at = torch.zeros(()), 0
     for part in parts:
-        apart = apart + NextElement()(model, Batch(part[None], targets[:, at : at + len(part)])).total
+        separate = separate + NextElement()(model, Batch(part[None], targets[:, at : at + len(part)])).total
         at += len(part)
-    apart.backward()
-    torch.testing.assert_close(packed.total, apart, rtol=1e-5, atol=1e-5)
+    separate.backward()
+    torch.testing.assert_close(packed.total, separate, rtol=1e-5, atol=1e-5)
     for name, p in model.named_parameters():
         torch.testing.assert_close(together[name], p.grad, rtol=1e-4, atol=1e-5)
 
@@ -148,12 +148,12 @@ def test_causal_attention_is_torchs(batch: int, heads: int, n: int, width: int, 
         mask = mask & (segments[:, None, :, None] == segments[:, None, None])
     wide = [x.detach().float().requires_grad_() for x in (q, k, v)]
     reference = F.scaled_dot_product_attention(*wide, attn_mask=mask)
-    ours = causal_attention(q, k, v, segments)
+    actual = causal_attention(q, k, v, segments)
     slope = torch.randn_like(reference)
     reference.backward(slope)
-    ours.backward(slope.to(dtype))
+    actual.backward(slope.to(dtype))
     close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.06}
-    torch.testing.assert_close(ours.float(), reference, **close)
+    torch.testing.assert_close(actual.float(), reference, **close)
     for a, b in zip((q, k, v), wide):
         torch.testing.assert_close(a.grad.float(), b.grad, **close)
 
@@ -170,10 +170,10 @@ def test_causal_attention_has_no_gradients_of_gradients_rather_than_wrong_ones()
 def test_head_cross_entropy_is_torchs(n: int, vocabulary: int, width: int) -> None:
     hidden, weight = torch.randn(n, width, requires_grad=True), torch.randn(vocabulary, width, requires_grad=True)
     targets = torch.randint(-1, vocabulary, (n,))
-    ours = head_cross_entropy(hidden, weight, targets)
-    grads = torch.autograd.grad(ours * 0.5, (hidden, weight))
+    actual = head_cross_entropy(hidden, weight, targets)
+    grads = torch.autograd.grad(actual * 0.5, (hidden, weight))
     reference = F.cross_entropy(hidden @ weight.T, targets, ignore_index=-1, reduction="sum")
-    torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(actual, reference, rtol=1e-4, atol=1e-4)
     for a, b in zip(grads, torch.autograd.grad(reference * 0.5, (hidden, weight))):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
@@ -373,8 +373,8 @@ def test_whoever_may_read_the_folder_may_read_the_weights(tmp_path: Path) -> Non
 def test_views_of_one_storage_are_written_apart(tmp_path: Path) -> None:
     whole = torch.arange(10.0)
     save_tensors(tmp_path / "x.safetensors", {"whole": whole, "end": whole[5:], "again": whole})
-    found, _ = load_tensors(tmp_path / "x.safetensors")
-    assert torch.equal(found["whole"], whole) and torch.equal(found["end"], whole[5:]) and "again" in found
+    results, _ = load_tensors(tmp_path / "x.safetensors")
+    assert torch.equal(results["whole"], whole) and torch.equal(results["end"], whole[5:]) and "again" in results
 
 
 def test_a_full_disk_as_the_library_meets_it(tmp_path: Path) -> None:
@@ -557,9 +557,9 @@ def test_fit_by_another_objective(name: str) -> None:
 def test_objectives_that_need_more_are_refused(tmp_path: Path) -> None:
     for name, match in (("ditto", "choose from next"), ("decayed-repetition", "needs separator"),
                         ("mixed", "needs parts"), ("distillation", "teacher=FOLDER"), ("masked", "read both ways")):
-        with pytest.raises(SegueError, match=match) as told:
+        with pytest.raises(SegueError, match=match) as error:
             segue.fit(CASES["ten short ones"], out=tmp_path / "m", steps=3, objective=name, quiet=True)
-        assert "\n" not in str(told.value) and not (tmp_path / "m").exists()
+        assert "\n" not in str(error.value) and not (tmp_path / "m").exists()
     with pytest.raises(SegueError, match="of its own"):
         segue.fit(CASES["ten short ones"], steps=3, objective="occupancy", teacher="folder", quiet=True)
 
@@ -763,5 +763,5 @@ def test_documents_that_cannot_share_a_row_get_one_each() -> None:
     store = Arrays([np.arange(n) for n in (3, 5, 9, 2)])
     batch = Batches(store, context=8, rows=4, packing=False).make(0)
     assert batch.starts is None
-    found = {tuple(row[row >= 0].tolist()) for row in batch.targets}
-    assert found == {tuple(range(1, n)) for n in (3, 5, 9, 2)}
+    results = {tuple(row[row >= 0].tolist()) for row in batch.targets}
+    assert results == {tuple(range(1, n)) for n in (3, 5, 9, 2)}

@@ -123,8 +123,8 @@ def test_a_move_that_was_cut_short_is_finished(folder: Path, monkeypatch: pytest
     assert (folder / "updating" / "complete.json").exists()
     with held(folder / "updating"), pytest.raises(SegueError, match="another process is at work"):
         segue.load(folder)
-    found = segue.load(folder)
-    assert weights_hash(found.model) == weights_hash(model.model)
+    result = segue.load(folder)
+    assert weights_hash(result.model) == weights_hash(model.model)
     assert not (folder / "updating").exists()
     assert json.loads((folder / "report.json").read_text())["updates"]
 
@@ -148,12 +148,12 @@ def test_what_cannot_be_done_says_so(folder: Path) -> None:
         model.update(words("xy"), steps=3, quiet=True)
 
 
-@pytest.mark.parametrize("options, says", [
+@pytest.mark.parametrize("options, message", [
     ({"width": 8}, "cannot choose width: choose from rate"),
     ({"strategy": "lora + ewc"}, "lora learns an adapter and not the weights that ewc is about"),
     ({"strategy": "merge + o-lora"}, "o-lora learns an adapter and not the weights that merge is about")])
-def test_what_does_not_go_together_is_refused_at_once(folder: Path, options: dict[str, object], says: str) -> None:
-    with pytest.raises(SegueError, match=says):
+def test_what_does_not_go_together_is_refused_at_once(folder: Path, options: dict[str, object], message: str) -> None:
+    with pytest.raises(SegueError, match=message):
         segue.load(folder).update(words("def"), steps=2, quiet=True, **options)
     assert not (folder / "updating").exists()
 
