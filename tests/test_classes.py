@@ -18,7 +18,7 @@ from segue.training.checkpoint import load_tensors, save_tensors
 from segue.verbs.classify import CLASSES_FILE, labels_from_names, numeric_labels, wilson_interval
 
 
-def test_names_say_classes() -> None:
+def test_classes_are_parsed_from_names() -> None:
     assert class_in(of_class("a (b).ts:3", "x (y)")) == ("a (b).ts:3", "x (y)")
     assert class_in("a (b).ts:3") == ("a (b).ts:3", "") and of_class("a", "") == "a"
     assert labels_from_names(["d/a.ts:1 (class 1)", "d/a.ts:2 (class -1)"]) == (["1", "-1"], "")
@@ -42,8 +42,8 @@ def rings(tmp_path_factory: pytest.TempPathFactory) -> Path:
         size, ring = 4 + i % 5, i % 2
         lines.append(f"{size} {1 + (1 - ring)}")
         for a in range(size):
-            near = sorted({b % size for b in (a - 1, a + 1) if ring or 0 <= b < size})
-            lines.append(f"{i % 3} {len(near)} {' '.join(map(str, near))}")
+            neighbours = sorted({b % size for b in (a - 1, a + 1) if ring or 0 <= b < size})
+            lines.append(f"{i % 3} {len(neighbours)} {' '.join(map(str, neighbours))}")
     (folder / "rings.txt").write_text("60\n" + "\n".join(lines) + "\n")
     segue.fit(folder / "rings.txt", out=folder / "model", steps=30, width=32, depth=1, mixer="gru", quiet=True)
     return folder
@@ -96,7 +96,7 @@ TABLES: dict[str, tuple[str, str, list[str], list[str]]] = {  # a table, its col
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_a_column_says_the_class(name: str, tmp_path: Path) -> None:
+def test_a_column_gives_the_class(name: str, tmp_path: Path) -> None:
     content, column, first, classes = TABLES[name]
     path, kind = tmp_path / name, name.partition(".")[0].replace("short", "text")
     path.write_text(content)
@@ -132,7 +132,7 @@ def test_columns_of_classes_in_parquet_and_rows_of_numbers(tmp_path: Path) -> No
         segue.read(tmp_path / "d.csv", kind="text", field="text", classes="text")
 
 
-def test_an_interval_is_no_point() -> None:
+def test_wilson_intervals_equal_known_values() -> None:
     low, high = wilson_interval(1.0, 20)
     assert (low, high) == pytest.approx((0.8389, 1), abs=1e-4)
     assert wilson_interval(0.0, 20) == pytest.approx((0, 1 - low))
@@ -152,7 +152,7 @@ def moods(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_model_is_tested_and_its_classes_are_kept(moods: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_classify_tests_a_model_and_saves_its_classes(moods: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def run(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:
             main(["classify", str(moods / "model"), *arguments])
@@ -172,8 +172,8 @@ def test_a_model_is_tested_and_its_classes_are_kept(moods: Path, capsys: pytest.
     assert results["intervals"]["the most frequent class"] == pytest.approx(wilson_interval(0.5, 12))
     code, out, error = run("--new", new)
     assert code == 0 and "csv:2: glad (" in out and "csv:3: sad (" in out and "of when it was saved" in out, error
-    for wrong in (["--new", new, "--test", test], ["--new", new, "--label", "mood"], []):
-        code, _, error = run(*wrong)
+    for bad_arguments in (["--new", new, "--test", test], ["--new", new, "--label", "mood"], []):
+        code, _, error = run(*bad_arguments)
         assert code == 2 and "nothing to learn classes from" in error
 
 
@@ -195,7 +195,7 @@ def test_tests_of_other_classes_and_of_known_sequences(moods: Path) -> None:
         model.classify(moods / "plain.txt", label="mood", quiet=True)
 
 
-def test_measured_numbers_are_told(moods: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_measured_numbers_are_predicted(moods: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw = np.random.default_rng(1)
     texts = [draw.choice(["rain", "snow"], 6).tolist() for _ in range(60)]
     rows = [f"{' '.join(text)} {i},{text.count('rain') / 4 + i / 999:.4f}" for i, text in enumerate(texts)]
@@ -210,9 +210,10 @@ def test_measured_numbers_are_told(moods: Path, capsys: pytest.CaptureFixture[st
     assert results["error"]["all together"] < 0.6 * results["error"]["the mean"]
     assert results["correlation"]["the mean"] == 0
     model: Any = segue.load(moods / "model")
-    said = model.classify(new=moods / "new.csv", quiet=True)
-    assert said.said[0][1] + 0.3 < said.said[1][1] and f"csv:3: {said.said[1][1]:.4g}" in said.lines()[1]
-    said.save(moods / "said.csv")
+    predictions = model.classify(new=moods / "new.csv", quiet=True)
+    assert predictions.said[0][1] + 0.3 < predictions.said[1][1]
+    assert f"csv:3: {predictions.said[1][1]:.4g}" in predictions.lines()[1]
+    predictions.save(moods / "said.csv")
     assert (moods / "said.csv").read_text().startswith("name,number\n")
     with pytest.raises(SegueError, match="'none' is no number to learn from, and 19 others are"):
         numeric_labels([*(f"{i / 2}" for i in range(19)), "none"])
@@ -224,7 +225,7 @@ def test_measured_numbers_are_told(moods: Path, capsys: pytest.CaptureFixture[st
                        quiet=True)
 
 
-def test_kept_classes_are_of_this_model_and_whole(moods: Path) -> None:
+def test_saved_classes_belong_to_their_model(moods: Path) -> None:
     model = segue.load(moods / "model")
     model.classify(moods / "train.csv", label="mood", save=True, pool="last", quiet=True)
     before = model.classify(new=moods / "new.csv", quiet=True).said
