@@ -22,9 +22,9 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     """Exit code, stdout, stderr of one command, in this process."""
     with pytest.raises(SystemExit) as end:
         cli.main(list(arguments))
-    said = capsys.readouterr()
+    captured = capsys.readouterr()
     assert isinstance(end.value.code, int)
-    return end.value.code, said.out, said.err
+    return end.value.code, captured.out, captured.err
 
 
 def one_line(text: str) -> str:
@@ -97,8 +97,8 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
         raise raised
 
     monkeypatch.setitem(vars(segue), "read", read)
-    got, out, err = run(capsys, "read", "x")
-    assert got == code and not out and message in one_line(err)
+    exit_code, out, err = run(capsys, "read", "x")
+    assert exit_code == code and not out and message in one_line(err)
 
 
 def test_an_interrupt_before_the_command_begins(capsys: pytest.CaptureFixture[str],
@@ -121,7 +121,7 @@ def test_a_traceback_on_request(capsys: pytest.CaptureFixture[str], monkeypatch:
     assert code == 1 and "Traceback" in err and "deep inside" in err
 
 
-def test_the_verbs_on_a_small_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_every_verb_on_a_small_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "corpus").mkdir()
     for i in range(12):
         (tmp_path / "corpus" / f"{i}.txt").write_text(f"number {i} sat on the mat and slept\n" * 20)
@@ -138,10 +138,10 @@ def test_the_verbs_on_a_small_model(capsys: pytest.CaptureFixture[str], tmp_path
     code, out, _ = run(capsys, "continue", model, "number", "-n", "5", "--json")
     assert code == 0 and len(json.loads(out)["tokens"]) <= 5
     assert "--prime-file\n" in run(capsys, "continue", model, prime, "-n", "1")[2], "a path was meant as a file"
-    whole = tmp_path / "whole.txt"
-    code, out, err = run(capsys, "continue", model, "--prime-file", prime, "-n", "3", "--out", str(whole))
+    output_file = tmp_path / "whole.txt"
+    code, out, err = run(capsys, "continue", model, "--prime-file", prime, "-n", "3", "--out", str(output_file))
     assert code == 0 and not out and "tokens/s" in err
-    assert whole.read_text().startswith("number 3 sat")
+    assert output_file.read_text().startswith("number 3 sat")
     for arguments, message in ((["--decoder", "greeedy"], "greedy"), (["--prime-file", "nowhere.txt"], "nowhere.txt"),
                                (["-n", "0"], "at least 1"), (["--top-k", "3", "--decoder", "greedy"], "sample")):
         code, out, err = run(capsys, "continue", model, *arguments)

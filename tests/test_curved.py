@@ -38,7 +38,7 @@ class Told:
         return np.sum([self.score(turn, others, True) for turn in turns], 0)
 
 
-def test_a_system_that_knows_is_praised_and_one_that_knows_nothing_is_at_chance() -> None:
+def test_a_perfect_system_scores_high_and_an_ignorant_one_at_chance() -> None:
     test = [[[i * 20 + j] for j in range(12)] for i in range(6)]
     results = evaluate(Told(), test, 0)  # type: ignore[arg-type]
     assert results["spearman"] == pytest.approx(1) and results["forward"] == results["top order"] == 1

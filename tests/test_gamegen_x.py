@@ -21,7 +21,7 @@ def table(**other: Any) -> list[Row]:
     return [{"arm": name, **row} for name, row in result.items()]
 
 
-def test_the_foundation_of_all_arms_stays_as_it_was() -> None:
+def test_arms_leave_their_foundation_unchanged() -> None:
     place = studio(SMALL, 3)
     before = {name: tensor.clone() for name, tensor in place.base.state_dict().items()}
     for frozen in (False, True):
@@ -42,7 +42,7 @@ def test_the_foundation_of_all_arms_stays_as_it_was() -> None:
     ({"branch_environment": 0.49}, "inconclusive"),
     ({"joint_frechet": 0.9}, "inconclusive"),
 ])
-def test_the_rule(change: dict[str, Any], verdict: str) -> None:
-    said, reason = judge(table(**change))
+def test_the_rule_of_gamegen_x(change: dict[str, Any], verdict: str) -> None:
+    actual, reason = judge(table(**change))
     same = "the same films, bit by bit" in reason
-    assert said == verdict and same == change.get("branch_same", True)
+    assert actual == verdict and same == change.get("branch_same", True)

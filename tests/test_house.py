@@ -51,9 +51,9 @@ def test_every_package_has_its_layer() -> None:
     """A new package must take its place in the import contract, which lint-imports then holds."""
     layers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
     placed = {name.strip(" ()") for layer in layers for name in layer.split("|")}
-    there = {path.stem for path in (ROOT / "segue").iterdir()
-             if path.suffix == ".py" or (path / "__init__.py").is_file()} - {"__init__"}
-    assert there <= placed, f"give these a layer in pyproject.toml: {sorted(there - placed)}"
+    packages = {path.stem for path in (ROOT / "segue").iterdir()
+                if path.suffix == ".py" or (path / "__init__.py").is_file()} - {"__init__"}
+    assert packages <= placed, f"give these a layer in pyproject.toml: {sorted(packages - placed)}"
 
 
 def test_licence() -> None:
@@ -62,7 +62,7 @@ def test_licence() -> None:
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["license"] == "Apache-2.0"
 
 
-def test_nothing_of_one_machine_in_the_tree() -> None:
+def test_no_machine_paths_in_the_tree() -> None:
     pattern = re.compile("|".join((r"/ho" r"me/\w", r"/ro" r"ot/", r"/wo" r"rk/", r"/Us" r"ers/\w")))
     results = []
     for path in tracked():
@@ -102,6 +102,6 @@ def test_a_wheel_runs_outside_the_checkout(tmp_path: Path) -> None:
         process = subprocess.run([sys.executable, "-P", "-m", "segue", *arguments], cwd=tmp_path, env=environment,
                                  capture_output=True, text=True)
         assert process.returncode == 0, process.stderr
-    where = subprocess.run([sys.executable, "-P", "-c", "import segue; print(segue.__file__)"], cwd=tmp_path,
-                           env=environment, capture_output=True, text=True).stdout
-    assert str(home) in where
+    imported = subprocess.run([sys.executable, "-P", "-c", "import segue; print(segue.__file__)"], cwd=tmp_path,
+                              env=environment, capture_output=True, text=True).stdout
+    assert str(home) in imported

@@ -39,11 +39,11 @@ def likelihood(actual: Any, elements: list[int]) -> float:
     return -float(NextElement()(actual, batch_of(elements)).total.detach())
 
 
-def stepwise(ours: Stack, elements: list[int]) -> float:
+def stepwise(model: Stack, elements: list[int]) -> float:
     """q of an order by its definition: each element among those left."""
     q = 1.0
     for step, element in enumerate(elements):
-        chances = ours(torch.tensor([[BEGIN, *elements[:step]]])).logits[0, -1].detach().softmax(-1)
+        chances = model(torch.tensor([[BEGIN, *elements[:step]]])).logits[0, -1].detach().softmax(-1)
         q *= float(chances[element] / chances[sorted(set(elements[step:]))].sum())
     return q
 
@@ -55,7 +55,7 @@ def test_contract(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mixer", ["gru", "attention"])
-def test_drawn_orders_are_distributed_as_the_model_says(mixer: str) -> None:
+def test_sampled_orders_follow_the_models_distribution(mixer: str) -> None:
     actual, elements, draws = model(mixer), [4, 1, 6, 3], 4000
     sets = Sets(batch_of(*[elements] * draws))
     noise = torch.rand(draws, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -68,7 +68,7 @@ def test_drawn_orders_are_distributed_as_the_model_says(mixer: str) -> None:
     assert score < 23 + 4 * math.sqrt(2 * 23)  # chi-square of 23 degrees of freedom
 
 
-def test_equal_elements_are_one_choice() -> None:
+def test_equal_elements_count_as_one_choice() -> None:
     actual, draws = model(), 4000
     sets = Sets(batch_of(*[[2, 5, 2]] * draws))
     noise = torch.rand(draws, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -81,7 +81,7 @@ def test_equal_elements_are_one_choice() -> None:
 
 
 @pytest.mark.parametrize("eos", [None, 0])
-def test_the_likeliest_order_is_that_of_brute_force(eos: int | None) -> None:
+def test_the_likeliest_order_equals_brute_force(eos: int | None) -> None:
     actual, end = model(), [] if eos is None else [eos]
     for elements in ([4, 1, 6, 3], [2, 5], [3, 1, 2]):
         best = max(likelihood(actual, [*order, *end]) for order in itertools.permutations(elements))
@@ -94,7 +94,7 @@ def test_the_likeliest_order_is_that_of_brute_force(eos: int | None) -> None:
                                                             likelihood(actual, [2, 3, 1])))
 
 
-def said(objective: OrderSearch, actual: Any, batch: Batch, draws: int) -> list[tuple[int, ...]]:
+def orders_taken(objective: OrderSearch, actual: Any, batch: Batch, draws: int) -> list[tuple[int, ...]]:
     """The orders that an objective takes, step by step."""
     result = []
     for step in range(draws):
@@ -109,22 +109,22 @@ def said(objective: OrderSearch, actual: Any, batch: Batch, draws: int) -> list[
 def test_modes_over_given_orders() -> None:
     actual, batch, allowed = model(), batch_of([3, 1, 2]), [[0, 1, 2], [2, 0, 1]]
     for mode in MODES:
-        assert set(said(OrderSearch(mode, allowed), actual, batch, 60)) <= {(3, 1, 2), (2, 3, 1)}
-    assert set(said(OrderSearch("fixed", allowed[::-1]), actual, batch, 3)) == {(2, 3, 1)}
+        assert set(orders_taken(OrderSearch(mode, allowed), actual, batch, 60)) <= {(3, 1, 2), (2, 3, 1)}
+    assert set(orders_taken(OrderSearch("fixed", allowed[::-1]), actual, batch, 3)) == {(2, 3, 1)}
     chances = torch.tensor([likelihood(actual, [3, 1, 2]), likelihood(actual, [2, 3, 1])]).softmax(0)
     for mode, share in (("sample", float(chances[0])), ("uniform", 0.5)):
-        result = said(OrderSearch(mode, allowed), actual, batch, 300)
+        result = orders_taken(OrderSearch(mode, allowed), actual, batch, 300)
         assert result.count((3, 1, 2)) / 300 == pytest.approx(share, abs=0.09)
-    assert len(set(said(OrderSearch("uniform"), actual, batch, 100))) == 6
-    ended = said(OrderSearch("uniform", eos=0), actual, batch_of([3, 1, 2, 0]), 50)
-    assert {one[-1] for one in ended} == {0} and len(set(ended)) == 6
+    assert len(set(orders_taken(OrderSearch("uniform"), actual, batch, 100))) == 6
+    ended = orders_taken(OrderSearch("uniform", eos=0), actual, batch_of([3, 1, 2, 0]), 50)
+    assert {order[-1] for order in ended} == {0} and len(set(ended)) == 6
 
 
-def test_what_is_no_order_is_refused() -> None:
-    wrong: list[tuple[dict[str, Any], str]] = [
+def test_malformed_orders_are_refused() -> None:
+    bad_calls: list[tuple[dict[str, Any], str]] = [
         ({"mode": "best"}, "unknown"), ({"orders": [[0, 2]]}, "not orders"), ({"orders": []}, "not orders")]
-    for options, what in wrong:
-        with pytest.raises(SegueError, match=what):
+    for options, message in bad_calls:
+        with pytest.raises(SegueError, match=message):
             OrderSearch(**options)
     with pytest.raises(SegueError, match="must be equal"):
         OrderSearch("max", [[0, 1]])(model(), batch_of([1, 2, 3]))
@@ -136,7 +136,7 @@ def test_what_is_no_order_is_refused() -> None:
         OrderSearch("uniform")(model(), batch)
 
 
-def test_a_pointer_network_learns_sets_too() -> None:
+def test_a_pointer_network_learns_sets_by_order_search() -> None:
     """Which two of four numbers are the largest, told in an order that changes: a search finds one that can be said."""
     def draw(step: int) -> Batch:
         generator = torch.Generator().manual_seed(step)
@@ -158,13 +158,13 @@ def test_a_pointer_network_learns_sets_too() -> None:
     assert sets.shape == (2, 3) and bool((sets > 0).all())
 
 
-def results(five: float, glimpse: float, few: float, many: float, search: float, other: float, share: float,
-            ) -> list[dict[str, Any]]:
+def results(five: float, glimpse: float, few_samples: float, many_samples: float, search: float,
+            other: float, share: float, ) -> list[dict[str, Any]]:
     """The table of the claim, the same in three seeds."""
     values = [("sorting", "P = 0, 0 glimpses", 0.5), ("sorting", "P = 1, 0 glimpses", 0.4),
               ("sorting", "P = 5, 0 glimpses", five), ("sorting", "P = 0, 1 glimpses", glimpse),
-              ("star", "head first, 500 samples", 1.0), ("star", "head last, 500 samples", few),
-              ("star", "head first, 20,000 samples", 0.1), ("star", "head last, 20,000 samples", many),
+              ("star", "head first, 500 samples", 1.0), ("star", "head last, 500 samples", few_samples),
+              ("star", "head first, 20,000 samples", 0.1), ("star", "head last, 20,000 samples", many_samples),
               ("5-grams", "in order", 200.0), ("5-grams", "as 5 1 3 4 2", other),
               ("5-grams", "search over both", search), ("5-grams", "sets easier in order", share)]
     return [{"part": part, "system": system, "mean": value, **{f"seed {i}": value for i in (1, 2, 3)}}

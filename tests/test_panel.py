@@ -11,19 +11,19 @@ from segue.papers.sequence_generation_metrics import CLAIMS, CORRUPTIONS, LEVELS
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_damages_grow_with_their_level_and_begin_at_nothing(name: str) -> None:
+def test_corruption_grows_with_its_level_from_zero(name: str) -> None:
     texts = [[f"{i}-{j}" for j in range(WORDS)] for i in range(20)]
-    known = [[f"old {i}-{j}" for j in range(WORDS)] for i in range(40)]
+    other_texts = [[f"old {i}-{j}" for j in range(WORDS)] for i in range(40)]
     changed = []
     for level in LEVELS:
-        results = CORRUPTIONS[name](texts, level, known, np.random.default_rng(1))
+        results = CORRUPTIONS[name](texts, level, other_texts, np.random.default_rng(1))
         assert len(results) == len(texts) and all(results)
         changed.append(sum(word != had for text, old in zip(results, texts)
                            for word, had in zip(text + [""] * (WORDS - len(text)), old)))
     assert changed[0] == 0 and changed == sorted(changed) and changed[-1] > changed[1] > 0
 
 
-def test_directions_are_those_of_the_table() -> None:
+def test_metric_directions_equal_the_table() -> None:
     rising = [1.0, 2.0, 3.0, 4.0, 5.0]
     results = [detect("Brier", rising), -detect("BLEU", rising), detect("MAUVE (GRU)", rising[::-1])]
     assert results == pytest.approx([1, 1, 1])

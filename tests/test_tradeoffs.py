@@ -29,7 +29,7 @@ def test_every_decoder_and_drafter_is_in_it(tool: Any) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_no_name_lies_on_another_or_on_a_point(tool: Any, seed: int) -> None:
+def test_labels_overlap_neither_each_other_nor_points(tool: Any, seed: int) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.text import Text
@@ -48,7 +48,7 @@ def test_no_name_lies_on_another_or_on_a_point(tool: Any, seed: int) -> None:
     points = plane.transData.transform([(values["judge"], values["distinct-2"]) for values in result.values()
                                         if "distinct-2" in values])
     assert len(boxes) == len(result)
-    for one, two in itertools.combinations(boxes, 2):
-        assert (one[1] <= two[0]).any() or (two[1] <= one[0]).any()
+    for first, second in itertools.combinations(boxes, 2):
+        assert (first[1] <= second[0]).any() or (second[1] <= first[0]).any()
     assert not any(((box[0] < point) & (point < box[1])).all() for box in boxes for point in points)
     assert tool.table(result, speeds).count("\n") == len(result) + 4
