@@ -17,6 +17,7 @@ from segue.continual.gradients import ROWS, evaluation_mode, row_gradients, tota
 from segue.errors import SegueError
 from segue.models.stack import Stack, running_mean
 from segue.objectives import Batch, generator_of
+from segue.training.checkpoint import join_groups, take_group
 from segue.training.loop import Run
 from segue.training.strategy import Strategy
 
@@ -127,14 +128,11 @@ class Importance(Strategy):
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, values = self.sample.state()
         groups = {"importance": self.importance, "reference": self.reference, "sample": tensors}
-        return {f"{kind}.{name}": t for kind, group in groups.items() for name, t in group.items()}, {"sample": values}
+        return join_groups(groups), {"sample": values}
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        def with_prefix(prefix: str) -> dict[str, Tensor]:
-            return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
-        self.importance, self.reference = with_prefix("importance."), with_prefix("reference.")
-        self.sample.load_state(with_prefix("sample."), values["sample"])
+        self.importance, self.reference = take_group(tensors, "importance"), take_group(tensors, "reference")
+        self.sample.load_state(take_group(tensors, "sample"), values["sample"])
 
 
 def pad_like(value: Tensor, like: Tensor) -> Tensor:
@@ -358,8 +356,8 @@ class SI(Importance):
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, values = super().state()
-        return tensors | {f"path.{name}": t for name, t in self.path.items()}, values
+        return tensors | join_groups({"path": self.path}), values
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         super().load_state(tensors, values)
-        self.path = {name.removeprefix("path."): t for name, t in tensors.items() if name.startswith("path.")}
+        self.path = take_group(tensors, "path")

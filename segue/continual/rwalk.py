@@ -11,6 +11,7 @@ from segue.continual.gradients import trainable_parameters
 from segue.continual.importance import Importance, Weights, fisher, pad_like
 from segue.errors import SegueError
 from segue.objectives import Batch
+from segue.training.checkpoint import join_groups, take_group
 from segue.training.loop import Run
 
 
@@ -106,10 +107,9 @@ class RWalk(Importance):
         tensors, values = super().state()
         groups = {"fisher": self.fisher, "score": self.score, "gained": self.current_score, "path": self.path,
                   "begin": self.interval_start}
-        return tensors | {f"{kind}.{name}": t for kind, group in groups.items() for name, t in group.items()}, values
+        return tensors | join_groups(groups), values
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         super().load_state(tensors, values)
         self.fisher, self.score, self.current_score, self.path, self.interval_start = (
-            {name.removeprefix(f"{kind}."): t for name, t in tensors.items() if name.startswith(f"{kind}.")}
-            for kind in ("fisher", "score", "gained", "path", "begin"))
+            take_group(tensors, group) for group in ("fisher", "score", "gained", "path", "begin"))
