@@ -11,6 +11,7 @@ from gradients import with_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from weights import shake
 
 from segue.errors import SegueError
 from segue.kernels.scan import linear_scan
@@ -270,8 +271,7 @@ def test_mamba2_is_that_of_transformers(groups: int) -> None:
     torch.manual_seed(0)
     peer = Mamba2Mixer(config, layer_idx=0).eval()
     ours = Mamba2(16, states=6, head_width=8, groups=groups).eval()
-    for parameter in peer.parameters():
-        parameter += 0.05 * torch.randn_like(parameter)
+    shake(peer, 0.05)
     names = {"into.weight": "in_proj.weight", "convolution.weight": "conv1d.weight", "convolution.bias": "conv1d.bias",
              "scan.A_log": "A_log", "scan.D": "D", "step_bias": "dt_bias", "scale": "norm.weight",
              "out.weight": "out_proj.weight"}

@@ -13,6 +13,7 @@ from gradients import agree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from weights import shake
 
 from segue.errors import SegueError
 from segue.kernels.mlstm import EMPTY, mlstm, mlstm_reference
@@ -129,8 +130,7 @@ def test_slstm_against_loops() -> None:
 def test_mlstm_against_loops(positions: str) -> None:
     torch.manual_seed(0)
     mixer = MLSTM(8, heads=2, expand=1, positions=positions, theta=100.0).double()
-    for parameter in mixer.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)
+    shake(mixer, 0.2)
     x = torch.randn(1, 20, 8, dtype=torch.float64)
     u, z = (x[0] @ mixer.into.weight.T).chunk(2, -1)
     line = F.pad(u, (0, 0, 3, 0))
