@@ -26,7 +26,7 @@ from segue.continual.stream import class_accuracy, encode_features
 from segue.models import Classifier, CodaPrompts, DualPrompts, Features, Pools, Prompted, PromptSource
 from segue.models.classify import LinearHead
 from segue.objectives import Batch, ClassLoss
-from segue.papers.base import Claim, Row, Run, Verdict
+from segue.papers.base import Claim, Row, Run, Verdict, seed_bars
 from segue.papers.corpora import (
     CHARACTERS,
     DEPTH,
@@ -186,12 +186,7 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
 def draw(figure: Figure, table: list[Row]) -> None:
     arms, sizes = figure.subplots(1, 2, width_ratios=(3, 2))
     rows = [row for row in table if row["components"] in (None, SIZE)]
-    for at, row in enumerate(rows):
-        arms.barh(at, row["accuracy"], color=f"C{at}", alpha=0.6)
-        arms.plot(row["by seed"], [at] * len(row["by seed"]), "k.", markersize=4)
-        arms.text(0.005, at, f"forgets {row['forgetting']:.0%}", va="center", fontsize=7)
-    arms.set_yticks(range(len(rows)), [row["arm"] for row in rows], fontsize=8)
-    arms.invert_yaxis()
+    seed_bars(arms, rows, "accuracy", [f"forgets {row['forgetting']:.0%}" for row in rows])
     arms.set(xlabel="accuracy over all classes at the end (dots: seeds)", title="15 packages, 3 at a time")
     for arm in (L2P, CODA):
         points = sorted((row["components"], row["accuracy"]) for row in table if row["arm"] == arm)
