@@ -307,10 +307,29 @@ def record_linear_calls(model: nn.Module) -> Iterator[list[tuple[nn.Linear, Tens
             hook.remove()
 
 
-class SI(Importance):
+class PathImportance(Importance):
+    """Importances from the decrease of the loss along each weight's path, -sum_t g_i dtheta_i over the steps. The
+    gradient is that of the loss without this penalty."""
+
+    path: Weights
+    slope: Weights  # within a step: the gradient, and the weights before it
+    last_weights: Weights
+
+    def before_step(self, run: Run, batch: Batch) -> Batch:
+        return batch
+
+    def after_backward(self, run: Run) -> None:
+        self.last_weights = {name: p.detach().clone() for name, p in trainable_parameters(run.model).items()}
+        self.slope = self.slopes(run)
+
+    def after_step(self, run: Run) -> None:
+        for name, p in trainable_parameters(run.model).items():
+            self.path[name] -= self.slope[name] * (p.detach() - self.last_weights[name])
+
+
+class SI(PathImportance):
     """Synaptic intelligence (Zenke, Poole & Ganguli 2017, arXiv 1703.04200): a weight's contribution to the decrease of
-    the loss along its path, -sum_t g_i dtheta_i over the steps, divided by its squared total change + damping, and
-    clamped at 0. The gradient is that of the loss without this penalty.
+    the loss along its path, divided by its squared total change + damping, and clamped at 0.
 
     For earlier experiences without a recorded path (`run.past`), the importance is half the Fisher information: for a
     quadratic loss the two are equal.
@@ -323,9 +342,7 @@ class SI(Importance):
                  anneal: float = 0.0, seed: int = 0) -> None:
         super().__init__(strength, keep, rows, anneal=anneal, seed=seed)
         self.damping = damping
-        self.path: Weights = {}
-        self.slope: Weights = {}  # within a step: the gradient, and the weights before it
-        self.last_weights: Weights = {}
+        self.path = {}
 
     def estimate(self, run: Run, rows: Batch) -> Weights:
         return {name: value / 2 for name, value in fisher(run.model, rows).items()}
@@ -334,17 +351,6 @@ class SI(Importance):
         super().before_experience(run)
         self.path = {name: self.path[name].to(run.device) if name in self.path else torch.zeros_like(p)
                      for name, p in self.reference.items()}
-
-    def before_step(self, run: Run, batch: Batch) -> Batch:
-        return batch
-
-    def after_backward(self, run: Run) -> None:
-        self.last_weights = {name: p.detach().clone() for name, p in trainable_parameters(run.model).items()}
-        self.slope = self.slopes(run)
-
-    def after_step(self, run: Run) -> None:
-        for name, p in trainable_parameters(run.model).items():
-            self.path[name] -= self.slope[name] * (p.detach() - self.last_weights[name])
 
     def learned(self, run: Run) -> Weights:
         return {name: self.path[name].clamp(min=0) / ((p.detach() - self.reference[name]).square() + self.damping)
