@@ -109,8 +109,7 @@ def score(arm: str, size: int, weights: str, small: bool, seed: int, rate: float
     strategy: Strategy = Prompting() if arm in PROMPTS else Freeze((), old_classes=True)
     model = Classifier(prompted if arm in PROMPTS else stack.requires_grad_(arm == FINE), head, "mean")
     if arm == LINEAR:
-        stream = [Experience(experience.name, encode_features(model, experience.train),
-                             encode_features(model, experience.test), experience.classes) for experience in stream]
+        stream = [encode_features(model, experience) for experience in stream]
         model = Classifier(Features(), head)
     matrix = learn_stream(model, stream, strategy, ClassLoss("new"), rows=ROWS, epochs=epochs, rate=rate, seed=seed,
                           table_rate=rate if arm == LINEAR else HEAD_RATE, cooldown=1.0, measure=accuracy_so_far)
