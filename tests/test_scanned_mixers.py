@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -169,10 +170,7 @@ def test_blocks_must_divide_the_states() -> None:
 
 def ssd_inputs(rows: int, length: int, groups: int, heads: int, states: int, width: int, seed: int) -> list[Tensor]:
     g = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g, dtype=torch.float64)
-
+    normal = partial(torch.randn, generator=g, dtype=torch.float64)
     return [normal(rows, length, heads * width + 2 * groups * states), normal(rows, length, heads),
             -3 * normal(rows, length, heads).abs(), normal(heads), normal(rows, heads, states, width)]
 

@@ -30,10 +30,7 @@ with_gradients = partial(gradients.with_gradients, given=2)  # what is third, a 
 def drawn(rows: int, length: int, heads: int, keys: int, values: int, seed: int, spread: float = 1.0) -> list[Tensor]:
     """q, k, v, gates whose inputs reach +-20 * spread, and an empty memory."""
     g = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g, dtype=torch.float64)
-
+    normal = partial(torch.randn, generator=g, dtype=torch.float64)
     gates = [20 * spread * (2 * torch.rand(rows, length, heads, generator=g, dtype=torch.float64) - 1) for _ in "if"]
     return [normal(rows, length, heads, keys), normal(rows, length, heads, keys) / keys**0.5,
             normal(rows, length, heads, values), *gates,
