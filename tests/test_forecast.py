@@ -220,7 +220,7 @@ def test_a_combination_is_chosen_where_it_is_clearly_better(waves: Path, monkeyp
         monkeypatch.setattr(verb, "sample_forecasts", lambda *_, told=told: told)
         found = verb.choose_combination(model, data)
         assert (found is not None) == chosen
-    assert found is not None and found.weight == 0.5 and found.lags == (12, 12)
+    assert found is not None and found.weight == 1 and found.lags == (12, 12)
     model.report.values["combination"] = json.loads(json.dumps(dataclasses.asdict(found)))
     assert model.combination == found
     for wrong in ({}, [1], {"name": "oracle", "weight": 0.5, "lags": [1, 1]},

@@ -182,7 +182,7 @@ class EWC(Importance):
         super().__init__(strength, keep, rows, update, anneal, seed)
         if labels not in ("data", "model"):
             raise SegueError(f"labels of '{labels}' are unknown: choose from data, model")
-        self.labels, self.seed = labels, seed
+        self.labels, self.seed, self.asks_logits = labels, seed, labels == "model"
 
     def estimate(self, run: Run, rows: Batch) -> Weights:
         nats = total_nats if self.labels == "data" else partial(sampled_nats, generator=generator_of(self.seed, 0))
@@ -253,6 +253,7 @@ class MAS(Importance):
 
     name = "mas"
     asks_next = True
+    asks_logits = True
     default_strength = 0.3
 
     def __init__(self, strength: float | None = None, keep: float = 1.0, rows: int = 256, of: str = "hidden",
@@ -276,6 +277,7 @@ class LocalMAS(Importance):
 
     name = "local-mas"
     asks_next = True
+    asks_logits = True
 
     def estimate(self, run: Run, rows: Batch) -> Weights:
         total = {name: torch.zeros_like(p) for name, p in trainable_parameters(run.model).items()}

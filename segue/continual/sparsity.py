@@ -62,6 +62,7 @@ class SLNID(Strategy):
 
     name = "slnid"
     asks_next = True
+    asks_logits = True
 
     def __init__(self, strength: float = 1e-3, sigma: float = 0.0, rows: int = 64, seed: int = 0) -> None:
         if strength < 0 or sigma < 0:

@@ -188,8 +188,9 @@ def _forward(cell: Cell, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor,
     y, final = pooled_empty(x, batch, length, heads, width), x.new_empty(state.shape)
     kept = pooled_empty(x, tasks, length if learning else 0, cell.parts, plan.rows * (width + rest))
     packed = _pack(F.pad(weight.detach(), (0, 0, 0, rest)).flatten(1, 2).transpose(1, 2), plan.across * plan.lanes)
+    biases = F.pad(bias.detach(), (0, rest)).flatten(1)
     threads.parallel_for(rnn.forward, tasks, cell.code, plan.rows, plan.across, width + rest,
-                  *map(as_array, (x, packed, F.pad(bias.detach(), (0, rest)).flatten(1), starts, lengths, state)),
+                         *map(as_array, (x, packed, biases, starts, lengths, state)),
                          *(z.numpy() for z in (y, kept, final)))
     return y, final, kept
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 
 from segue.errors import SegueError
+from segue.kinds.charsets import declared_encoding, likely_encoding
 from segue.kinds.packed import opened
 
 if TYPE_CHECKING:
@@ -30,16 +31,6 @@ HEAD = 1 << 16  # bytes of its beginning by which a file is told
 MOST = 1 << 22  # bytes of it where the columns of a table are named a line each, which may be thousands
 ARFF = re.compile(rb"(?i)\s*(%[^\n]*\n\s*)*@relation\b")  # a table as Weka writes it
 MARK = encodings.BOM_UTF8
-# Encodings of before Unicode, of texts in Latin letters and in others, with the letters that are usual in each.
-LATIN = {"latin-1": "éèàáíóúüöäñçåßêãõøæòùìâîôûëïðþý£°«»½", "cp1252": "éèàáíóúüöäñçåßêãõøæòùìâîôûëïðþý£°«»½‘’“”–…",
-         "cp1250": "áéíóúöüäěščřžýůłąężśćőűđňťďľ", "cp1254": "ıüşöçğİ"}
-MANY = ("shift_jis", "euc-jp", "euc-kr", "gb18030", "big5")
-OTHER = {"cp1251": "оеаинтсрвл", "koi8-r": "оеаинтсрвл", "cp1253": "αοιετσνηυρκ", "cp1255": "יוהלאמרתב",
-         "cp1256": "اليمنرتبو", "tis-620": "านรอกเงม่ว", "shift_jis": "のにはをたがでいし",
-         "euc-jp": "のにはをたがでいし", "euc-kr": "이다는을의에가하고지도로한사인자기대어해리아시를은서나라",
-         "gb18030": "的一是了不我在有人，。",
-         "big5": "的一是了不我在有人，。"}
-
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -128,7 +119,7 @@ class Problems(list[Problem]):
 
     def refuse(self, path: Path, why: SegueError | str) -> None:
         """A file that is left out as a whole."""
-        self.add(Problem(str(path), "", None, str(why).removeprefix(f"{path}: ")))
+        self.add(Problem(str(path), "", None, str(why).removeprefix(f"{path}: ").removeprefix(f"{path}, ")))
 
 
 class Dataset(Protocol):
@@ -292,7 +283,7 @@ def marked(data: bytes, encoding: str) -> str:
 
 def detect_encoding(data: bytes, encoding: str, problems: Problems | None = None) -> str:
     """The encoding in Python's words; where UTF-8 is meant, that which a mark at the beginning of a file tells, or
-    where it cannot be UTF-8, its letters, if they do so surely."""
+    where it cannot be UTF-8, the one it names itself, or its letters tell, if they do so surely."""
     encoding = encodings.lookup(marked(data, encoding)).name
     if encoding != "utf-8" or data.isascii() or looks_binary(data[:HEAD]):
         return encoding
@@ -300,11 +291,10 @@ def detect_encoding(data: bytes, encoding: str, problems: Problems | None = None
     broken = decoded.count("\ufffd")
     if not broken or sum(character > "\x7f" for character in decoded) > 2 * broken:
         return encoding  # good, or damaged
-    sample = data[re.search(rb"[\x80-\xff]", data).start() :][:HEAD]  # type: ignore[union-attr]
-    guess = likely_encoding(sample)
-    characters = [character for character in sample.decode(guess, "replace") if character > "\x7f"]
-    num_usual, share = sum(character in (LATIN | OTHER)[guess] for character in characters), 8 if guess in MANY else 3
-    if share * num_usual < len(characters) or 50 * characters.count("\ufffd") > len(characters):
+    guess, surely = declared_encoding(data), True
+    if guess is None:
+        guess, surely = likely_encoding(data)
+    if not surely:
         return encoding
     if problems is not None:
         problems.guesses.add(guess)
@@ -364,17 +354,4 @@ def check_text(path: Path, data: bytes, offset: int = 0) -> None:
     except UnicodeDecodeError as error:
         line = f" (line {data[: error.start].count(10) + 1:,})" if offset == 0 else ""
         raise SegueError(f"{path}: byte {offset + error.start:,}{line} is not UTF-8 (0x{data[error.start]:02x}); give "
-                         f"encoding='{likely_encoding(data[error.start :][:HEAD])}' or what it is") from error
-
-
-def likely_encoding(data: bytes) -> str:
-    """The encoding of before Unicode in which a text has the most of the usual letters; of thousands of signs the usual
-    ones are a smaller share than of an alphabet."""
-    shares: dict[str, tuple[bool, float]] = {}
-    ascii = len(data.translate(None, bytes(range(128, 256))))
-    for encoding, letters in (LATIN if 2 * ascii > len(data) else OTHER).items():
-        characters = [sign for sign in data.decode(encoding, "replace") if sign > "\x7f"]
-        usual = [sign for sign in characters if sign in letters]
-        doubtful = encoding in ("cp1250", "cp1254") and len(set(usual)) < 3  # by chance, perhaps
-        shares[encoding] = not doubtful, (3 if encoding in MANY else 1) * len(usual) / max(1, len(characters))
-    return max(shares, key=lambda encoding: shares[encoding])
+                         f"encoding='{likely_encoding(data)[0]}' or what it is") from error

@@ -195,7 +195,8 @@ def stand_alone(table: Look) -> bool:
         return False
     if table.headed and column_called(names, WHO) and (column_called(names, WHAT) or sum(map(numbered, names)) > 1):
         return False
-    if not table.headed and (len(columns) < 4 or (_ids(columns, table) and len(columns) < 6)):
+    if not table.headed and ((len(columns) < 4 and not _measures_and_class(columns, table)) or
+                             (_ids(columns, table) and len(columns) < 6)):
         return False  # who did what
     if wide(table, [name for name in names if says_class(name)]):
         return False
@@ -249,6 +250,12 @@ def _rises(numbers: Sequence[float]) -> bool:
     finite = [number for number in numbers if np.isfinite(number)]
     falls = sum(b < a for a, b in zip(finite, finite[1:]))
     return len(set(finite)) > 1 and falls * 3 <= len(finite) // 3
+
+
+def _measures_and_class(columns: Mapping[str, Sequence[Any]], table: Look) -> bool:
+    """Whether one column says the class and all others are measured."""
+    label = likely_class(table)
+    return label is not None and all(measured(cells) for name, cells in columns.items() if name != label)
 
 
 def _ids(columns: Mapping[str, Sequence[Any]], table: Look) -> bool:

@@ -202,7 +202,7 @@ def measure(run: Run) -> list[Row]:
         return [run.seed + i for i in range(run.pick(1, SEEDS) if judged else 1)]
 
     jobs = {f"{data} {arm} {seed}": partial(probe_arm, arm, data, folders[data], seed, count, 0.625, setting,
-                                                    steps[data])
+                                            steps[data])
             for data in ARMS for arm in ARMS[data] for seed in seeds(data, arm)}
     done = run.cells(jobs)
     table: list[Row] = []

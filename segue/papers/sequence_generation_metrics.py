@@ -172,7 +172,7 @@ class Reader:
 
 
 reader = cache(lambda name, folder, count, seed, steps: Reader(split_windows(name, folder, count, seed)["training"],
-                                                              steps, seed))
+                                                               steps, seed))
 
 
 def score_texts(name: str, corruption: str, folder: Path | None, count: int, steps: int, seed: int

@@ -124,7 +124,7 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
                 arguments.prepare(work, request)
             distributed.barrier()
             job, torch_device = arguments.make_job(work), place(device)
-            plan, reason = load_or_make_plan(
+            plan, reason, seconds = load_or_make_plan(
                 work, job, begin, {**job.choices, "objective": objective, "seed": seed,
                                    **({} if steps is None else {"steps": steps})}, torch_device)
             model = job.build(plan).to(torch_device)
@@ -136,13 +136,14 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
         with closing(Batches(job.source, plan.context, plan.rows, plan.seed, model.resettable, vary)) as batches:
             run = Run(model, batches, plan, objective=job.objective, strategy=Prune(plan.prune) if plan.prune else None,
                       folder=None if folder is None else work, key=request_hash(request),
-                      held_out=job.held_out_scorer(plan), save_seconds=save_seconds)
+                      held_out=job.held_out_scorer(plan), save_seconds=save_seconds, seconds=seconds,
+                      most_steps=most_steps(int(job.train.lengths.sum()), plan))
             run.train(quiet=quiet)
         report = make_report(run, plan, job.train, request, line)
         if data.kind.unit == "event" and isinstance(job.codec, ItemCodec):
             report.values["repeats"] = repeat_share(job.train, len(job.codec.items))
         report.values |= {"reading": data.reading} if data.reading else {}
-        fitted = job.to_fitted(model.eval(), plan, report)
+        fitted = job.to_fitted(model.eval(), run.plan, report)
         if distributed.rank() == 0:
             if job.counts_data is not None and job.codec.turns() and \
                     (combination := choose_combination(fitted, job.arguments.train_and_held_out()[1])):
@@ -347,10 +348,12 @@ def open_teacher(folder: str | Path, objective: str) -> Fitted:
 
 
 def make_report(run: Run, plan: Plan, train: TokenStore, request: Mapping[str, Any], choice: str) -> Report:
-    """The report of a finished training run; the held-out evaluation is added later."""
+    """The report of a finished training run of which `plan` was the first plan; the held-out evaluation is added later.
+    """
     tokens = run.step * plan.tokens_per_step
     return Report({
-        "request": request, "choice": choice, "plan": plan.to_dict(), "steps": run.step, "tokens": tokens,
+        "request": request, "choice": choice, "plan": run.plan.to_dict(), "planned_steps": plan.steps,
+        "steps": run.step, "tokens": tokens,
         "seconds": round(run.elapsed, 2), "tokens_per_s": round(tokens / max(run.elapsed, 1e-9)),
         "precision": plan.precision, "machine": describe_machine(), "processes": distributed.world_size(),
         "train_units": int(train.units.sum()), "train_documents": len(train), "curve": run.curve})
@@ -411,8 +414,9 @@ def subsample(data: Data, share: float) -> Data:
 
 
 def load_or_make_plan(work: Path, job: FitJob, begin: float, choices: Mapping[str, Any],
-                      device: torch.device) -> tuple[Plan, str]:
-    """The plan of this run and the reason for it: read from `work`, or chosen, timed and written there.
+                      device: torch.device) -> tuple[Plan, str, float | None]:
+    """The plan of this run, the reason for it, and the seconds that training may take (None: no time budget): read from
+    `work`, or chosen, timed and written there.
 
     begin: when the time budget began, as `time.monotonic`.
     """
@@ -420,6 +424,7 @@ def load_or_make_plan(work: Path, job: FitJob, begin: float, choices: Mapping[st
     if distributed.rank() == 0 and not path.exists():
         facts = gather_facts(job.train, job.codec, minutes, choices, device)
         plan, reason = choose_plan(facts, **choices)
+        training_seconds = None
         if minutes is not None:
             threads, seconds = measure_step_time(job.source, plan, device, minutes, job.objective,
                                                  fixed="threads" in choices, make=job.build)
@@ -427,10 +432,11 @@ def load_or_make_plan(work: Path, job: FitJob, begin: float, choices: Mapping[st
             steps = min(steps_before(deadline, seconds), most_steps(facts.tokens, plan))
             plan, reason = choose_plan(facts, **{**choices, "threads": threads, "steps": steps})
             reason += f", {1000 * seconds:.3g} ms a step"
-        write_json(path, {"plan": plan.to_dict(), "why": reason})
+            training_seconds = deadline - time.monotonic()
+        write_json(path, {"plan": plan.to_dict(), "why": reason, "seconds": training_seconds})
     distributed.barrier()
     values = read_json(path)
-    return Plan.from_dict(values["plan"]), values["why"]
+    return Plan.from_dict(values["plan"]), values["why"], values.get("seconds")
 
 
 def gather_facts(train: Any, codec: Codec, minutes: float | None, choices: Mapping[str, Any],
