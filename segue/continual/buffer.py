@@ -20,6 +20,7 @@ from segue.continual.gradients import row_gradients, row_nats
 from segue.errors import SegueError
 from segue.files import atomic_write, read_json, write_json
 from segue.objectives import Batch
+from segue.training.checkpoint import join_groups, take_group
 
 if TYPE_CHECKING:
     from torch import nn
@@ -190,26 +191,23 @@ class Buffer:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The contents for a checkpoint: tensors, and plain values."""
-        tensors = {f"payload.{name}": values for name, values in self.payload.items()}
+        tensors = join_groups({"payload": self.payload})
         grid = None
         if self.batch is not None:
-            tensors |= {f"rows.{name}": values for name in ("tokens", "targets", "starts", "prompt", "sets")
-                        if (values := getattr(self.batch, name)) is not None}
-            tensors |= {f"channels.{name}": values for name, values in self.batch.channels.items()}
+            rows = {name: values for name in ("tokens", "targets", "starts", "prompt", "sets")
+                    if (values := getattr(self.batch, name)) is not None}
+            tensors |= join_groups({"rows": rows, "channels": self.batch.channels})
             grid = None if self.batch.grid is None else list(self.batch.grid)
             tensors["scores"] = self.scores.clone()
         return tensors, {"seen": self.seen, "notes": self.notes, "grid": grid}
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        def with_prefix(prefix: str) -> dict[str, Tensor]:
-            return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
         self.clear()
         self.seen, self.notes = values["seen"], values["notes"]
-        if rows := with_prefix("rows."):
+        if rows := take_group(tensors, "rows"):
             grid = None if values["grid"] is None else tuple(values["grid"])
-            self.batch = Batch(**rows, channels=with_prefix("channels."), grid=grid)
-            self.payload, self.scores = with_prefix("payload."), tensors["scores"]
+            self.batch = Batch(**rows, channels=take_group(tensors, "channels"), grid=grid)
+            self.payload, self.scores = take_group(tensors, "payload"), tensors["scores"]
 
 
 class Recent(Buffer):

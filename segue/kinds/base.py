@@ -38,6 +38,12 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
+def split_items(obj: Any, separators: str = r"[\s,→]+") -> list[Any]:
+    """What a user gives as a sequence: a text, or bytes of one, cut at the separators (a pattern), or its items."""
+    obj = obj.decode("utf-8", "replace") if isinstance(obj, bytes) else obj
+    return [item for item in re.split(separators, obj) if item] if isinstance(obj, str) else list(obj)
+
+
 # What files of well-known formats are called. Nothing else is written under such a name.
 BINARY = words(".mid .midi .kar .wav .flac .mp3 .ogg .m4a .mp4 .png .jpg .jpeg .gif .webp .bmp .tif .tiff .npy .npz "
                ".mat .parquet .arrow .feather .orc .mxl .pdf .docx .xlsx .epub .bam .gz .bgz .bz2 .xz .zst .zip .tar "
