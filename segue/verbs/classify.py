@@ -380,8 +380,9 @@ def element_rows(model: Fitted, data: Data) -> list[np.ndarray]:
 
 
 def object_hash(obj: Any) -> bytes:
-    """A hash of a sequence as it was read: tokens may be the same of measured numbers that are not."""
-    return hashlib.blake2b(obj if isinstance(obj, bytes) else repr(obj).encode("utf-8", "surrogatepass"),
+    """A hash of a sequence as it was read: measured numbers that differ may have the same tokens."""
+    text = obj if isinstance(obj, str | bytes) else "\n".join(map(str, obj))
+    return hashlib.blake2b(text if isinstance(text, bytes) else text.encode(errors="surrogatepass"),
                            digest_size=16).digest()
 
 
