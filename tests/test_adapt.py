@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from weights import shake
 
 from segue.mixers.cache import Cache
 from segue.mixers.layout import Layout
@@ -26,8 +27,7 @@ def stack(*mixers: str, **options: Any) -> Stack:
     model = Stack(StackConfig(9, 16, list(mixers), {name: options_by_mixer[name] for name in mixers
                                                     if name in options_by_mixer}))
     model = model.double().eval()
-    for parameter in model.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)
+    shake(model, 0.2)
     return model
 
 
@@ -159,8 +159,7 @@ def test_adaptation_lowers_the_loss_of_repeated_text() -> None:
 
 def recurrent(*mixers: str, **options: Any) -> WindowRecurrence:
     model = WindowRecurrence(stack(*mixers), 6, vectors=3, **options).double()
-    for parameter in model.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)
+    shake(model, 0.2)
     return model
 
 

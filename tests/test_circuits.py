@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from weights import shake
 
 from segue.analysis.circuits import (
     Order,
@@ -50,9 +51,7 @@ def random_stack(mixers: list[str], seed: int = 0, width: int = 16, **choices: A
     torch.manual_seed(seed)
     options = {"attention": {"heads": 4, "kv_heads": 2, "qkv_bias": True, "out_bias": True}}
     model = Stack(StackConfig(V, width, mixers, {k: v for k, v in options.items() if k in mixers}, **choices)).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+    shake(model, 0.2)
     return model.eval()
 
 
@@ -193,9 +192,7 @@ def test_circuits_of_converted_folders_equal_their_weights(family: str, tmp_path
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(family, **options_by_family, bos_token_id=0, eos_token_id=1)
     reference = transformers.AutoModelForCausalLM.from_config(config).double().eval()
-    with torch.no_grad():
-        for parameter in reference.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+    shake(reference, 0.2)
     reference.save_pretrained(tmp_path)
     actual, ids = from_huggingface(tmp_path, torch.float64)[0], torch.arange(31)
     for layer in (0, 1):
