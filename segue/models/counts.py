@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segue.errors import SegueError
+from segue.errors import SegueError, check_choice
 from segue.files import atomic_write, read_json, write_json
 from segue.kernels import counts as kernel
 from segue.mixers.layout import check_counts, check_node_indices, check_parents, check_path, check_rows
@@ -269,8 +269,7 @@ class CountModel(_CountBase):
 
     def __init__(self, vocabulary: int, order: int = 5, smoothing: str = "witten-bell", start: bool = True,
                  backoff: bool = True, discount: float | None = None) -> None:
-        if smoothing not in SMOOTHINGS:
-            raise SegueError(f"smoothing '{smoothing}' is unknown: choose {', '.join(SMOOTHINGS)}")
+        check_choice("smoothing", smoothing, SMOOTHINGS)
         if not 0 <= order <= 64 or vocabulary < 1:
             raise SegueError(f"a count model of order {order} over {vocabulary} symbols: choose an order of 0 to 64")
         self.vocabulary, self.order, self.smoothing, self.start, self.backoff = \
