@@ -243,3 +243,13 @@ def test_kept_classes_are_of_this_model_and_whole(moods: Path) -> None:
     model.folder = None
     with pytest.raises(SegueError, match="in no folder to keep the classes in"):
         model.classify(moods / "train.csv", label="mood", save=True, quiet=True)
+
+
+def test_numbers_of_one_level_are_no_copies(tmp_path: Path) -> None:
+    rows = [f"{i / 80:.3f},{i % 7 / 9:.3f},{'ab'[i % 2]}" for i in range(80)]
+    for name, part in (("train", rows[::2] + rows[1:9:2]), ("test", rows[11::2] + rows[:1])):
+        (tmp_path / f"{name}.csv").write_text("\n".join(["long,wide,class", *part]) + "\n")
+    model = segue.fit(tmp_path / "train.csv", kind="rows", steps=2, width=16, depth=1, levels=2, quiet=True)
+    found: Any = model.classify(segue.read(tmp_path / "train.csv", kind="rows", classes=""), test=segue.read(
+        tmp_path / "test.csv", kind="rows", classes=""), quiet=True)
+    assert "1 of the 36 test sequences were learned from too: leave them out" in found.notes

@@ -103,6 +103,8 @@ def _towns(count: int = 60) -> str:
     ("winds.csv", "longitude,latitude,speed\n" + "".join(f"{i % 10},{i // 10},{i % 7}.5\n" for i in range(80))),
     ("county.tsv", "id\trate\n" + "".join(f"{1001 + 2 * i + i % 3}\t{i * 37 % 11 / 10}\n" for i in range(40))),
     ("haberman.data", "".join(f"{30 + i * 7 % 41},{58 + i % 12},{i * i % 9},{1 + i % 4 // 3}\n" for i in range(60))),
+    ("survived.csv", "rownames,group,outcome\n" + "".join(
+        f"{i},{'drug' if i < 60 else 'none'},{'died' if i % 40 < 9 else 'survived'}\n" for i in range(80))),
     ("criteo.txt", "label,I1,I2,C1\n" + "".join(f"{i % 3 // 2},{i},{i * 7 % 5}.0,{i * 7919:08x}\n" for i in range(40))),
 ])
 def test_tables_of_which_nothing_else_is_known_are_read_row_by_row(tmp_path: Path, name: str, content: str) -> None:

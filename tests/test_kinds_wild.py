@@ -614,6 +614,31 @@ def test_files_are_in_the_encoding_that_they_name(tmp_path: Path, name: str, beg
     assert texts(data) == [text] and f"read as {encoding} (encoding=" in data.problems.description
 
 
+@pytest.mark.parametrize("name, content, sort", [
+    ("a.html", "<html><body>" + "<p>The river is <b>high</b> today.</p>\n" * 9, "HTML"),
+    ("a.xml", '<?xml version="1.0"?>\n<TEI>' + "<sp who='#a'><l>The river is high.</l></sp>\n" * 9 + "</TEI>", "XML"),
+    ("a.tex", "\\begin{document}\n" + "\\section{The river} It is \\emph{high} today.\n" * 9, "LaTeX"),
+    ("a.json", json.dumps({"train": [{"input": [[0, 1], [1, 0]], "output": [[1]]}]}), "JSON"),
+    ("a.txt", "if a < b and c > d: the river is high, and AT&T is here.\n" * 9, "")])
+def test_markup_that_is_learned_is_told(tmp_path: Path, name: str, content: str, sort: str) -> None:
+    data = read(put(tmp_path / name, content))
+    told = f"markup ({sort} in 1) is learned as it stands" if sort else ""
+    assert told in data.problems.description and bool(told) == ("markup" in data.problems.description)
+    assert texts(data) == [content]
+
+
+def test_what_is_true_of_some_files_only_says_of_how_many(tmp_path: Path) -> None:
+    put(tmp_path / "a.txt", "The river is high.\n" * 3)
+    put(tmp_path / "b.txt", "river\n" * 60)
+    assert read(tmp_path).problems.note == "a file a text (a line a text: --read lines=true) (1 of 2 files)"
+    put(tmp_path / "a.txt", "water\n" * 60)
+    assert read(tmp_path).problems.note == "a file a text (a line a text: --read lines=true)"
+    put(tmp_path / "c.txt", "thé\n".encode() * 9 + b"th\xc3")
+    with pytest.raises(SegueError, match=r"c.txt: byte 47 \(line 10\) is not UTF-8 \(0xc3\); the rest is: mend it "
+                                         r"there, or errors='keep'"):
+        read(tmp_path / "c.txt")
+
+
 def test_texts_of_before_unicode_are_told_by_their_letters(tmp_path: Path) -> None:
     for encoding, text in (("cp1251", "Привет, как дела сегодня?"), ("shift_jis", "こんにちは世界。今日はいい天気。"),
                            ("gb18030", "我们不是在说这个人的一天。"), ("latin-1", "Ça va très bien, merci à tous.")):

@@ -58,8 +58,10 @@ def test_scripts_and_budgets() -> None:
 
 def test_an_endpoint_that_is_not_there_is_told() -> None:
     pytest.importorskip("openai")
+    endpoint = Endpoint("x", "http://127.0.0.1:9/v1")
+    endpoint.client = endpoint.client.with_options(max_retries=0)  # which the client waits before
     with pytest.raises(SegueError, match="did not answer as 'x': Connection error"):
-        Endpoint("x", "http://127.0.0.1:9/v1").write(["p"])
+        endpoint.write(["p"])
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -87,7 +89,7 @@ def endpoint() -> Iterator[Endpoint]:
     pytest.importorskip("openai")
     Answers.said, Answers.asked = {}, []
     server = HTTPServer(("127.0.0.1", 0), Answers)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield Endpoint("x", f"http://127.0.0.1:{server.server_port}/v1", "k")
     server.shutdown()
     server.server_close()

@@ -10,6 +10,7 @@ import lzma
 import re
 import zlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -89,9 +90,9 @@ class Problems(list[Problem]):
     """Problems met while reading that were stepped over: the first `keep` of them, and how many there were in all.
 
     note: how the input was understood, where that had to be found out (which column says what). guesses: in which
-    encodings files were read that are not UTF-8 and do not say. columns: of kinds whose columns are a whole each, the
-    name of the only one that was read, for each file. clock: of a series that was read last, its moments, where they
-    come at one pace.
+    encodings files were read that are not UTF-8. markup: how many texts are full of which sort of markup. columns: of
+    kinds whose columns are a whole each, the name of the only one that was read, for each file. clock: of a series that
+    was read last, its moments, where they come at one pace.
     """
 
     keep = 1000
@@ -102,6 +103,7 @@ class Problems(list[Problem]):
         self.total = len(self) if total is None else total
         self.note = note
         self.guesses: set[str] = set()
+        self.markup = Counter[str]()
         self.columns = list(columns)
         self.clock: Clock | None = None
 
@@ -112,10 +114,12 @@ class Problems(list[Problem]):
 
     @property
     def description(self) -> str:
-        """How the input was understood, for users: `note`, and which encodings were guessed."""
+        """How the input was understood, for users: `note`, which encodings were guessed, and what markup is in it."""
         guesses = ", ".join(sorted(self.guesses))
         guess = f"not UTF-8: read as {guesses} (encoding= says another)" if guesses else ""
-        return "; ".join(filter(None, (self.note, guess)))
+        sorts = ", ".join(f"{name} in {count:,}" for name, count in self.markup.most_common())
+        markup = f"markup ({sorts}) is learned as it stands: take it out first to learn words alone" if sorts else ""
+        return "; ".join(filter(None, (self.note, guess, markup)))
 
     def refuse(self, path: Path, why: SegueError | str) -> None:
         """A file that is left out as a whole."""
@@ -348,8 +352,9 @@ def looks_binary(head: bytes) -> bool:
     return control > len(head) // 20
 
 
-def check_text(path: Path, data: bytes, offset: int = 0) -> None:
-    """Refuse what is not UTF-8 text, saying where; `offset` is where in the file `data` begins."""
+def check_text(path: Path, data: bytes, offset: int = 0, keep: str = "") -> None:
+    """Refuse what is not UTF-8 text, saying where; `offset` is where in the file `data` begins, `keep` how damaged text
+    can be read nevertheless."""
     if offset == 0 and looks_binary(head := data[:HEAD]):
         nul = head.find(b"\0")
         what = f"a NUL byte at byte {nul:,}" if nul >= 0 else "many control bytes"
@@ -360,5 +365,10 @@ def check_text(path: Path, data: bytes, offset: int = 0) -> None:
         data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = f" (line {data[: error.start].count(10) + 1:,})" if offset == 0 else ""
-        raise SegueError(f"{path}: byte {offset + error.start:,}{line} is not UTF-8 (0x{data[error.start]:02x}); give "
-                         f"encoding='{likely_encoding(data)[0]}' or what it is") from error
+        decoded = data.decode("utf-8", "replace")
+        if sum(character > "\x7f" for character in decoded) > 2 * decoded.count("\ufffd"):
+            advice = f"the rest is: mend it there{keep}"
+        else:
+            advice = f"give encoding='{likely_encoding(data)[0]}' or what it is"
+        raise SegueError(f"{path}: byte {offset + error.start:,}{line} is not UTF-8 (0x{data[error.start]:02x}); "
+                         f"{advice}") from error

@@ -218,7 +218,7 @@ def fallback_score(table: Look, has_table_suffix: bool) -> float:
         return 0.0
     columns = {name: cells for name, cells in columns.items() if not is_identifier(name, cells)}
     numbers = [name for name, cells in columns.items() if _holds_numbers(cells)]
-    repeating = [name for name, cells in columns.items() if name not in numbers and 1 < len(set(cells)) < len(cells)]
+    repeating = [name for name, cells in columns.items() if name not in numbers and len(set(cells)) < len(cells)]
     if len(numbers) + len(repeating) < (2 if table.headed else 4):
         return 0.0
     if not has_table_suffix and table.headed:  # more surely than a text by its name, less than times speak for a series

@@ -97,7 +97,7 @@ def read_blocks(path: Path, text: str, problems: Problems | None) -> Iterator[Re
         if any(len(row) != wide or not np.isfinite(row).all() for row in rows):
             bad(problems, path, f"block {number}", None, f"not lines of {wide} numbers each; mend or remove it")
             continue
-        yield Record(as_elements(_columns(np.array(rows).T)), name=f"{path}:{number}")
+        yield Record(as_elements(_columns([*zip(*rows)])), name=f"{path}:{number}")
 
 
 def one_a_line(head: bytes) -> bool:

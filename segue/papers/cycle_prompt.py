@@ -226,7 +226,7 @@ def run_samples(seed: int, steps: int, count: int) -> dict[str, dict[str, float]
 
 
 def measure(run: Run) -> list[Row]:
-    setting = run.pick({"steps": 3, "count": 6}, {"steps": STEPS, "count": 500})
+    setting = run.pick({"steps": 3, "count": 3}, {"steps": STEPS, "count": 500})
     cells = run.cells({"cycles": partial(run_cycles, run.seed, **setting),
                        "several": partial(run_samples, run.seed, **setting)})
     table: list[Row] = [{"arm": name} | dict.fromkeys(("translations right", "consistent but wrong")) | values

@@ -175,7 +175,8 @@ def measure(run: Run) -> list[Row]:
     seeds, tuning = range(run.seed, run.seed + run.pick(1, 5)), TUNING[: run.pick(1, 2)]
     lines = [Line(stream, "gru", arm, tuning, seeds) for arm in ARMS]
     lines += [Line(stream, "gru", TUNED, tuning, seeds, run.pick(GRID[:2], GRID))]
-    lines += [Line(stream, reader, arm, tuning, seeds) for reader in READERS for arm in (ER, PCR)]
+    lines += [Line(stream, reader, arm, tuning, seeds)
+              for reader in run.pick(READERS[-1:], READERS) for arm in (ER, PCR)]
     lines += [Line("intents", "gru", arm, tuning[:1], seeds[:3]) for arm in ("ER", ER, PCR, HPCR)]
 
     def job(line: Line, seed: int, rate: float, settings: dict[str, Any],
@@ -188,9 +189,10 @@ def measure(run: Run) -> list[Row]:
         return [(rate, settings, [job(line, seed, rate, settings, True)[0] for seed in line.tuning])
                 for settings in line.grid for rate in rates]
 
-    results = run.cells(dict(job(line, seed, rate, settings, True) for line in lines for settings in line.grid
-                             for rate in rates for seed in line.tuning))
-    best = [max(tried(line), key=lambda choice: mean(results[name][0] for name in choice[2]))[:2] for line in lines]
+    results = run.cells(dict(job(line, seed, rate, settings, True) for line in lines if len(tried(line)) > 1
+                             for settings in line.grid for rate in rates for seed in line.tuning))
+    best = [max(tried(line), key=lambda choice: mean(results[name][0] for name in choice[2]))[:2]
+            if len(tried(line)) > 1 else tried(line)[0][:2] for line in lines]
     results = run.cells(dict(job(line, seed, *choice, False) for line, choice in zip(lines, best)
                              for seed in line.seeds))
     table: list[Row] = []

@@ -220,7 +220,7 @@ def run_arm(arm: str, seed: int, steps: int, count: int, tests: int, families: S
 
 
 def measure(run: Run) -> list[Row]:
-    families = FAMILIES[: run.pick(2, len(FAMILIES))]
+    families = FAMILIES[: run.pick(1, len(FAMILIES))]
     setting = run.pick({"steps": 3, "count": 60, "tests": 6}, {"steps": 320, "count": 5000, "tests": 500})
     seeds, cases = range(run.seed, run.seed + run.pick(1, 2)), run.pick(10, 1000)
     cells = run.cells({f"{arm} {seed}": partial(run_arm, arm, seed, **setting, families=families) for seed in seeds

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 MINUTES = 2.0  # the default budget
 HELD_OUT = 0.05  # share of the data that is measured on
 CODEC_OPTIONS = ("vocabulary", "tokenizer", "k", "min_count")  # go to the codec, not to the plan
+MOST_CROWDING = 4.0  # times as long as on a core of its own
 LEAST_TRAINING_SHARE = 0.25  # of the time budget, however long reading and measuring took
 
 
@@ -93,7 +94,7 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
 
     Raises SegueError if there is too little data, or if `out` holds something else.
     """
-    begin = time.monotonic()
+    begin = time.monotonic(), time.process_time()
     minutes = training_minutes(minutes, steps, MINUTES)
     distributed.join_group()
     if out is None and distributed.world_size() > 1:
@@ -413,12 +414,13 @@ def subsample(data: Data, share: float) -> Data:
     return data.view(spans[np.unique(np.linspace(0, len(spans) - 1, math.ceil(share * len(spans))).astype(int))])
 
 
-def load_or_make_plan(work: Path, job: FitJob, begin: float, choices: Mapping[str, Any],
+def load_or_make_plan(work: Path, job: FitJob, begin: tuple[float, float], choices: Mapping[str, Any],
                       device: torch.device) -> tuple[Plan, str, float | None]:
     """The plan of this run, the reason for it, and the seconds that training may take (None: no time budget): read from
     `work`, or chosen, timed and written there.
 
-    begin: when the time budget began, as `time.monotonic`.
+    begin: when the time budget began, as `time.monotonic` and `time.process_time`. Where other programs take the cores,
+    what comes after the last step takes as much longer as what came before the first did.
     """
     path, minutes = work / "plan.json", job.arguments.minutes
     if distributed.rank() == 0 and not path.exists():
@@ -428,7 +430,8 @@ def load_or_make_plan(work: Path, job: FitJob, begin: float, choices: Mapping[st
         if minutes is not None:
             threads, seconds = measure_step_time(job.source, plan, device, minutes, job.objective,
                                                  fixed="threads" in choices, make=job.build)
-            deadline = max(begin + 60 * minutes - job.reserve, time.monotonic() + 60 * LEAST_TRAINING_SHARE * minutes)
+            now, crowding = time.monotonic(), crowding_since(*begin)
+            deadline = max(begin[0] + 60 * minutes - crowding * job.reserve, now + 60 * LEAST_TRAINING_SHARE * minutes)
             steps = min(steps_before(deadline, seconds), most_steps(facts.tokens, plan))
             plan, reason = choose_plan(facts, **{**choices, "threads": threads, "steps": steps})
             reason += f", {1000 * seconds:.3g} ms a step"
@@ -452,6 +455,12 @@ def gather_facts(train: Any, codec: Codec, minutes: float | None, choices: Mappi
                  16_384 if device.type == "cuda" else 512,  # fewer tokens a step leave a GPU waiting for launches
                  max(1, len(codec.turns())),
                  max(mixed.find_seasons(codec, mixed.document_tokens(train)), default=1) if codec.turns() else 1)
+
+
+def crowding_since(wall: float, cpu: float) -> float:
+    """How many times as long as on a core of its own this process has taken since these times, between 1 and
+    MOST_CROWDING."""
+    return min(MOST_CROWDING, max(1.0, (time.monotonic() - wall) / max(1e-9, time.process_time() - cpu)))
 
 
 def steps_before(deadline: float, seconds: float) -> int:
