@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from weights import shake
 
 from segue.mixers.cache import Cache
 from segue.mixers.layout import Layout
@@ -24,8 +25,7 @@ def stack(*mixers: str, **options: Any) -> Stack:
     each = {"attention": {"heads": 2, **options}, "mamba": {"states": 2}, "jrt": {"heads": 2, "key_width": 3}}
     made = Stack(StackConfig(9, 16, list(mixers), {name: each[name] for name in mixers if name in each}))
     made = made.double().eval()
-    for parameter in made.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)
+    shake(made, 0.2)
     return made
 
 
@@ -157,8 +157,7 @@ def test_it_lowers_the_loss_of_a_text_that_repeats() -> None:
 
 def recurrent(*mixers: str, **options: Any) -> WindowRecurrence:
     model = WindowRecurrence(stack(*mixers), 6, vectors=3, **options).double()
-    for parameter in model.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)
+    shake(model, 0.2)
     return model
 
 

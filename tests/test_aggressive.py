@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from weights import amplify
 
 from segue.decoding import generate
 from segue.decoding.accept import near_best
@@ -37,9 +38,7 @@ def stack(mixers: Sequence[str], vocabulary: int = V + 1, seed: int = 0, **optio
     """Random weights, with scores far from uniform, in float64."""
     torch.manual_seed(seed)
     model = Stack(StackConfig(vocabulary, 16, list(mixers), options)).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter *= 2.5
+    amplify(model, 2.5)
     return model.eval()
 
 
@@ -212,9 +211,7 @@ def test_an_encoder_decoder_says_what_is_its_source(name: str) -> None:
     torch.manual_seed(0)
     encoder = StackConfig(V, 16, ["attention"], {"attention": {"causal": False}})
     model = EncoderDecoder(EncoderDecoderConfig(encoder, StackConfig(V, 16, MIXERS[name]))).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter *= 2.5
+    amplify(model, 2.5)
     for asked in (prompts(5, 2), [model.prompt([3, 4, 5, 6], [3])]):  # the latter begins an answer
         greedy = generate(model, asked, 20, eos=END)
         drafters = (SourceCopy(model.begin), BlockDraft(reader(), 7))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from weights import shake
 
 from segue.analysis.embedding import embed
 from segue.analysis.index import VectorIndex, precision_at_recall
@@ -55,9 +56,7 @@ def autoencoder(encoder: str = "lstm", decoder: str = "mamba", both: bool = Fals
 
     model = SequenceAutoencoder(SequenceAutoencoderConfig(both_ways(side(encoder)) if both else side(encoder),
                                                           side(decoder), **choices))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+    shake(model, 0.1)
     return model.eval()
 
 

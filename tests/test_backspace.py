@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from weights import amplify
 
 from segue.decoding import generate, stream
 from segue.decoding.continuation import stream_objects
@@ -36,9 +37,7 @@ MIXERS = ("attention", "gru", "mamba+attention", "gla", "attention:near")
 def model(mixers: str, seed: int = 0, scale: float = 3.0) -> Stack:
     torch.manual_seed(seed)
     stack = Stack(StackConfig(V, 16, mixers.split("+"), {"attention:near": {"window": 3}})).double().eval()
-    with torch.no_grad():
-        for parameter in stack.parameters():
-            parameter *= scale
+    amplify(stack, scale)
     return stack
 
 

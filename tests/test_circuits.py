@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from weights import shake
 
 from segue.analysis.circuits import (
     Order,
@@ -50,9 +51,7 @@ def random_stack(mixers: list[str], seed: int = 0, width: int = 16, **choices: A
     torch.manual_seed(seed)
     options = {"attention": {"heads": 4, "kv_heads": 2, "qkv_bias": True, "out_bias": True}}
     model = Stack(StackConfig(V, width, mixers, {k: v for k, v in options.items() if k in mixers}, **choices)).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+    shake(model, 0.2)
     return model.eval()
 
 
@@ -192,9 +191,7 @@ def test_circuits_of_converted_folders_are_those_of_their_weights(family: str, t
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(family, **own, bos_token_id=0, eos_token_id=1)
     theirs = transformers.AutoModelForCausalLM.from_config(config).double().eval()
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+    shake(theirs, 0.2)
     theirs.save_pretrained(tmp_path)
     ours, ids = from_huggingface(tmp_path, torch.float64)[0], torch.arange(31)
     for layer in (0, 1):

@@ -21,14 +21,14 @@ from segue.verbs.classify import CLASSES_FILE, labels_from_names, numeric_labels
 def test_names_say_classes() -> None:
     assert class_in(of_class("a (b).ts:3", "x (y)")) == ("a (b).ts:3", "x (y)")
     assert class_in("a (b).ts:3") == ("a (b).ts:3", "") and of_class("a", "") == "a"
-    assert labels_from_names(["d/a.ts:1 (class 1)", "d/a.ts:2 (class -1)"]) == ["1", "-1"]
+    assert labels_from_names(["d/a.ts:1 (class 1)", "d/a.ts:2 (class -1)"]) == (["1", "-1"], "")
     assert labels_from_names(["/d/x.zip/pos/1.txt", "/d/x.zip/neg/2.txt", "/d/x.zip/neg/deep/3.txt"]) == \
-        ["pos", "neg", "neg"]
-    assert labels_from_names(["d/train/pos/1", "d/train/neg/2", "d/test/pos/3"]) == ["pos", "neg", "pos"]
+        (["pos", "neg", "neg"], "the folder it is in")
+    assert labels_from_names(["d/train/pos/1", "d/train/neg/2", "d/test/pos/3"])[0] == ["pos", "neg", "pos"]
     assert labels_from_names(["d/0_ann_1.wav", "d/0_bob_1.wav", "d/1_ann_1.wav", "d/1_ann_2.wav"]) == \
-        ["0", "0", "1", "1"]
-    assert labels_from_names(["pos.fa:one", "neg.fa:two"]) == ["pos.fa", "neg.fa"]
-    assert labels_from_names(["d/only.fa:one", "d/only.fa:two"]) == ["only.fa", "only.fa"]
+        (["0", "0", "1", "1"], "the beginning of its file's name")
+    assert labels_from_names(["pos.fa:one", "neg.fa:two"]) == (["pos.fa", "neg.fa"], "the file it is in")
+    assert labels_from_names(["d/only.fa:one", "d/only.fa:two"])[0] == ["only.fa", "only.fa"]
     with pytest.raises(SegueError, match="says no class, others do"):
         labels_from_names(["a (class 1)", "b"])
 
@@ -243,3 +243,13 @@ def test_kept_classes_are_of_this_model_and_whole(moods: Path) -> None:
     model.folder = None
     with pytest.raises(SegueError, match="in no folder to keep the classes in"):
         model.classify(moods / "train.csv", label="mood", save=True, quiet=True)
+
+
+def test_numbers_of_one_level_are_no_copies(tmp_path: Path) -> None:
+    rows = [f"{i / 80:.3f},{i % 7 / 9:.3f},{'ab'[i % 2]}" for i in range(80)]
+    for name, part in (("train", rows[::2] + rows[1:9:2]), ("test", rows[11::2] + rows[:1])):
+        (tmp_path / f"{name}.csv").write_text("\n".join(["long,wide,class", *part]) + "\n")
+    model = segue.fit(tmp_path / "train.csv", kind="rows", steps=2, width=16, depth=1, levels=2, quiet=True)
+    found: Any = model.classify(segue.read(tmp_path / "train.csv", kind="rows", classes=""), test=segue.read(
+        tmp_path / "test.csv", kind="rows", classes=""), quiet=True)
+    assert "1 of the 36 test sequences were learned from too: leave them out" in found.notes

@@ -13,10 +13,15 @@ import torch
 from scripts import script
 from test_decoding import WAYS, drafters, prompts_for
 
+import segue
 from segue.decoding import ACCEPTORS, DECODERS, DRAFTERS, generate
+from segue.errors import SegueError
+from segue.kinds import KINDS
 from segue.mixers import MIXERS
 from segue.models import Stack, StackConfig
+from segue.testing import ContractBroken, check_composition, write_samples
 from segue.testing.decoding import Reread, TableModel
+from segue.verbs.fitted import Fitted
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -103,3 +108,51 @@ def test_a_hundred_thousand_tokens(tool: Any) -> None:
         if sum(emitted.values()) >= 100_000:
             break
     print(f"{sum(emitted.values()):,} tokens, at least {min(emitted.values()):,} of each of {len(emitted)} models")
+
+
+# -- the whole house
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    pytest.importorskip("mido")
+    return write_samples(tmp_path_factory.mktemp("samples"))
+
+
+def test_each_kind_has_samples_of_which_it_reads_all(samples: dict[str, Path]) -> None:
+    assert set(samples) == set(KINDS)
+    for kind, path in samples.items():
+        data = segue.read(path, kind=kind)
+        assert len(data) and not data.problems, kind
+
+
+@pytest.mark.parametrize("composition", [  # each kind, with parts that stand together nowhere else in the tests
+    ("text", "s4d", "unlikelihood", "gem", "beam"), ("dna", "gla", "marginal", "o-lora", "draft: both"),
+    ("molecule", "mlstm", "next", "lwf", "sample"), ("events", "hydra", "cloze", "replay", "greedy"),
+    ("cases", "jordan", "occupancy", "state", "diverse-beam"), ("series", "lightnet", "next", "mas", "trie"),
+    ("music", "mamba2", "next", "merge", "lookup"), ("graph", "lru", "diffusion", "agem", "beam"),
+    ("picture", "longvq", "next", "der", "draft: depth"),
+], ids=" x ".join)
+def test_parts_work_together(samples: dict[str, Path], composition: tuple[str, ...]) -> None:
+    assert script("tools/compositions.py").run(composition, samples) == ""
+
+
+def test_parts_that_do_not_go_together_say_so(samples: dict[str, Path]) -> None:
+    data = segue.read(samples["rows"])
+    with pytest.raises(SegueError, match="looks ahead"):
+        check_composition(data, mixer="hydra")
+    with pytest.raises(SegueError, match="made of letters"):
+        check_composition(data, objective="marginal")
+
+
+def test_a_model_that_is_not_what_was_saved_is_seen(samples: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    data, decodable = segue.read(samples["cases"]), Fitted.decodable
+
+    def stale(self: Fitted, weights: str = "float32") -> Any:
+        """An engine that is never made anew."""
+        network = self.__dict__.setdefault("_first", decodable(self, weights))
+        return network
+
+    monkeypatch.setattr(Fitted, "decodable", stale)
+    with pytest.raises(ContractBroken, match=r"update: a loaded model (continues|is evaluated) otherwise"):
+        check_composition(data, decoder="sample", steps=20)

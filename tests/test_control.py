@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from weights import shake
 
 import segue
 from segue.analysis.control import (
@@ -37,9 +38,7 @@ def sharp(pattern: str, seed: int = 0, vocabulary: int = V) -> Stack:
     """A random stack whose prediction depends on all it has read."""
     torch.manual_seed(seed)
     model = Stack(StackConfig(vocabulary, 16, pattern.split("+"), tied=seed % 2 == 0))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.5 * torch.randn_like(parameter))
+    shake(model, 0.5)
     return model.eval()
 
 
@@ -167,9 +166,7 @@ def test_a_folder_of_transformers_is_searched_by_scores_and_says_so(tmp_path: Pa
 
     torch.manual_seed(1)
     model = Stack(StackConfig(V, 16, ["attention"] * 2, norm="rms"))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.5 * torch.randn_like(parameter))
+    shake(model, 0.5)
     to_huggingface(model.eval(), tmp_path / "model")
     theirs, ours = Control(adapt(tmp_path / "model"), [1, 2]), Control(model, [1, 2])
     exact = [brute_force(task, 2) for task in (ours, theirs)]

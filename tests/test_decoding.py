@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from weights import amplify
 
 from segue.decoding import Cost, Sampling, generate, stream
 from segue.decoding.accept import rejection_sampling, typical, walk
@@ -55,9 +56,7 @@ WAYS: dict[str, dict[str, object]] = {
 def stack(name: str, vocabulary: int = 13, dtype: torch.dtype = torch.float64, seed: int = 0) -> Stack:
     torch.manual_seed(seed)
     model = Stack(StackConfig(vocabulary, 16, STACKS[name])).to(dtype)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter *= 2.5  # far from uniform scores, so that there is something to draft
+    amplify(model, 2.5)
     return model
 
 
@@ -691,9 +690,7 @@ def test_beam_agrees_with_transformers() -> None:
     torch.manual_seed(0)
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(
         vocab_size=20, n_positions=64, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter *= 4
+    amplify(model, 4)
     model = model.double().eval()
 
     class Folder:

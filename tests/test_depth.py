@@ -13,6 +13,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from weights import shake
 
 import segue
 from segue.analysis.texts import log_likelihoods
@@ -41,8 +42,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def stack(pattern: str, seed: int = 0, **switches: Any) -> Stack:
     torch.manual_seed(seed)
     model = Stack(StackConfig(VOCABULARY, 8, expand_pattern(pattern), OPTIONS, hidden=12, **switches)).double().eval()
-    for parameter in model.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
+    shake(model, 0.3)
     return model
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from weights import amplify, shake
 
 from segue.decoding import Cost, generate
 from segue.decoding.draft.base import Tip, Tree
@@ -38,9 +39,7 @@ TREE = ((0,), (0, 0), (1,), (0, 1), (0, 0, 2), (2,), (1, 0), (0, 0, 0))
 def base(mixers: str = "attention", dtype: torch.dtype = torch.float64, seed: int = 0) -> Stack:
     torch.manual_seed(seed)
     model = Stack(StackConfig(VOCABULARY, 16, mixers.split("+"))).to(dtype).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter *= 2.5  # far from uniform scores, so that there is something to draft
+    amplify(model, 2.5)
     return model
 
 
@@ -48,9 +47,7 @@ def wild(model: Stack, kind: str, seed: int = 0, **choices: Any) -> DraftHeads:
     """Heads with weights that nobody trained."""
     heads = DraftHeads.for_base(model, heads=3, **(KINDS[kind] | choices))
     torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in heads.parameters():
-            parameter += torch.randn_like(parameter) * 0.2
+    shake(heads, 0.2)
     return heads
 
 

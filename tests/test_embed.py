@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from weights import shake
 
 import segue
 from segue import cli
@@ -41,9 +42,7 @@ def stack(mixer: str, both: bool, seed: int = 0) -> Stack:
     names = mixer.split("+")
     config = StackConfig(VOCABULARY, 8, names, {name: options[name] for name in names if name in options})
     model = Stack(both_ways(config) if both else config).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+    shake(model, 0.1)
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -26,10 +27,7 @@ LONG = 100_000
 def delta_inputs(batch: int, n: int, steps: int, heads: int = 2, keys: int = 4, values: int = 3,
                  seed: int = 0) -> list[Tensor]:
     g = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g, dtype=torch.float64)
-
+    normal = partial(torch.randn, generator=g, dtype=torch.float64)
     k = torch.nn.functional.normalize(normal(batch, n, steps, heads, keys), dim=-1)
     beta = 2 * torch.rand(batch, n, steps, heads, generator=g, dtype=torch.float64)
     return [normal(batch, n, heads, keys), k, normal(batch, n, steps, heads, values), beta,

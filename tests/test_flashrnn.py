@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import runpy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from interpreted import interpret
 from torch import Tensor, nn
+from weights import shake
 
 from segue.errors import SegueError
 from segue.kernels import rnn
@@ -34,10 +36,7 @@ def drawn(cell: str, shape: tuple[int, int, int, int], dtype: torch.dtype, seed:
     """Inputs, weights, bias and a state that some input has led to."""
     (rows, length, heads, width), gates = shape, CELLS[cell].gates
     g = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g, dtype=torch.float64)
-
+    normal = partial(torch.randn, generator=g, dtype=torch.float64)
     x, weight, bias = normal(rows, length, heads, gates, width), normal(heads, gates, width, width) / width**0.5, \
         normal(heads, gates, width)
     state = [normal(rows, heads, width) for _ in range(CELLS[cell].states)]
@@ -213,8 +212,7 @@ def test_the_compiled_engine_continues_stacks_of_heads(mixers: list[str]) -> Non
     torch.manual_seed(0)
     options = {name: {"heads": 4} for name in mixers if name.endswith(":heads")}
     stack = Stack(StackConfig(31, 32, mixers, options)).eval().requires_grad_(False)
-    for parameter in stack.parameters():
-        parameter.add_(0.1 * torch.randn_like(parameter))
+    shake(stack, 0.1)
     model, tokens = compile_model(stack, threads=1), torch.randint(31, (2, 12))
     a, b = stack.init_state(2), model.init_state(2)
     for piece in tokens.split([5, 1, 6], 1):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from weights import shake
 
 from segue.errors import SegueError
 from segue.kernels import graphs as loops
@@ -190,9 +191,7 @@ def network(tokens: Any, mixers: str = "mamba+attention", **options: Any) -> Gra
     torch.manual_seed(0)
     config = StackConfig(1, 16, mixers.split("+"), options={"attention": {"causal": False, "positions": "none"}})
     made = GraphSequence(3, config, tokens, **options)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+    shake(made, 0.1)
     return made.eval()
 
 

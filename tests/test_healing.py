@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from weights import amplify
 
 from segue.decoding import continue_objects, generate, stream_objects
 from segue.decoding.healing import Healing, Spelling, spelling_of
@@ -32,9 +33,7 @@ def wild(vocabulary: int) -> Stack:
     """A model whose scores are far from even, and that no text has ever touched."""
     torch.manual_seed(0)
     model = Stack(StackConfig(vocabulary, 16, ["attention"])).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter *= 2.5
+    amplify(model, 2.5)
     return model
 
 

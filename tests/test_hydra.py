@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from weights import shake
 
 from segue.errors import SegueError
 from segue.mixers import Hydra, Layout, MatrixMixer, Mixer
@@ -20,8 +21,7 @@ from segue.training.learn import accuracy, learn
 
 
 def shaken(mixer: Mixer) -> Mixer:
-    for parameter in mixer.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
+    shake(mixer, 0.1)
     return mixer.double()
 
 

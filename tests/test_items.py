@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from weights import shake
 
 from segue.analysis.embedding import embed
 from segue.analysis.items import ItemIndex, ItemRecommender
@@ -91,9 +92,7 @@ def stack(mixer: str = "attention", positions: bool = True, seed: int = 0, **opt
     model = Stack(both_ways(StackConfig(
         CODEC.size, 16, [mixer] * 2, {name: given[name] for name in [mixer] if name in given}, norm="layer",
         learned_positions=CODEC.length if positions else 0, tables=CODEC.tables, embed_norm=True)))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
+    shake(model, 0.05)
     return model.eval()
 
 
@@ -197,8 +196,7 @@ def test_the_encoder_is_that_of_longformer(n: int) -> None:
         vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
         attention_window=8, max_position_embeddings=66, type_vocab_size=4, pad_token_id=1, layer_norm_eps=1e-5)
     theirs = transformers.LongformerModel(config, add_pooling_layer=False).eval()
-    for parameter in theirs.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)
+    shake(theirs, 0.2)
     ours = Stack(StackConfig(
         50, 16, ["attention"] * 2, {"attention": {
             "heads": 2, "positions": "none", "causal": False, "window": 5, "global_tokens": 1,

@@ -8,6 +8,7 @@ from queue import Queue
 import pytest
 import torch
 from torch import Tensor
+from weights import shake
 
 from segue.analysis.texts import log_likelihoods
 from segue.decoding import generate
@@ -25,8 +26,7 @@ from segue.testing import check_model
 def mixer(prefix: int = 0, **options: int) -> PrefixLinearAttention:
     torch.manual_seed(0)
     made = PrefixLinearAttention(8, heads=2, key_width=3, prefix=prefix, **options).double()
-    for parameter in made.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
+    shake(made, 0.05)
     return made
 
 
@@ -119,8 +119,7 @@ def test_with_mixers_the_paper_never_had(pattern: str) -> None:
 def decodable() -> Stack:
     torch.manual_seed(0)
     model = Stack(StackConfig(9, 16, ["jrt", "gru", "jrt"], {"jrt": {"heads": 2, "key_width": 3}})).double().eval()
-    for parameter in model.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
+    shake(model, 0.3)
     return model
 
 

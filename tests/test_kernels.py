@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -81,10 +82,7 @@ def linear_inputs(rows: int, length: int, shape: tuple[int, ...], dtype: torch.d
 
 def selective_inputs(rows: int, length: int, inner: int, states: int, dtype: torch.dtype, seed: int) -> list[Tensor]:
     g = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g, dtype=torch.float64)
-
+    normal = partial(torch.randn, generator=g, dtype=torch.float64)
     values = (normal(rows, length, inner), normal(rows, length, inner).abs() * 0.3, -normal(inner, states).abs(),
               normal(rows, length, states), normal(rows, length, states), normal(inner), normal(rows, inner, states))
     return [x.to(dtype) for x in values]
@@ -251,10 +249,7 @@ def test_threads_give_the_same_bits() -> None:
 
 def gla_inputs(rows: int, length: int, heads: int, keys: int, values: int, seed: int, strong: float) -> list[Tensor]:
     g = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g, dtype=torch.float64)
-
+    normal = partial(torch.randn, generator=g, dtype=torch.float64)
     gates = (-normal(rows, length, heads, keys).abs() * strong).clamp(min=FLOOR)
     return [normal(rows, length, heads, keys), normal(rows, length, heads, keys), normal(rows, length, heads, values),
             gates, normal(rows, heads, keys, values)]

@@ -25,6 +25,7 @@ PEOPLE = "".join(f"{draw.integers(17, 90)},{'SP'[draw.integers(2)]}rivate,{draw.
 SHIP = "survived,gender,age,fare,deck\n" + "".join(
     f"{draw.integers(2)},{'fe' if i % 3 else ''}male,{'' if i % 5 == 2 else draw.integers(90)},"
     f"{draw.integers(500) / 8},{'C' * (i % 2)}\n" for i in range(40))
+MOONS = [(i % 2, *draw.normal(i % 2, 0.3, 2)) for i in draw.permutation(60)]
 CARS = ",\n".join(f'{{"Name": "car {i}", "power": {i}.5, "weight": {i * 71 % 83}.5, "doors": {i % 4}, "Origin": '
                   f'"{"UE"[i % 2]}"}}' for i in range(60))
 
@@ -34,6 +35,9 @@ CARS = ",\n".join(f'{{"Name": "car {i}", "power": {i}.5, "weight": {i * 71 % 83}
     ("iris.data", "".join(FLOWERS), f"x1={SIZES[0][0]}", "class=x4 (last)"),
     ("wine.data", "".join(f"{i // 20 + 1},{','.join(map(str, sizes))}\n" for i, sizes in enumerate(SIZES)),
      f"x2={SIZES[0][0]}", "class=x1 (last)"),
+    ("moons.csv", "".join(f"{x:.3f},{y:.3f},{c}\n" for c, x, y in MOONS), f"x1={MOONS[0][1]:.3f}", "class=x3 (last)"),
+    ("moons.txt", "".join(f"{c} {x:.3f} {y:.3f}\n" for c, x, y in sorted(MOONS, key=lambda m: m[0])),
+     "x2=", "class=x1 (last)"),
     ("adult.data", PEOPLE, "x1=", "class=x6 (last)"), ("titanic.csv", SHIP, "gender=male", "class=survived (last)"),
     ("cars.json", f"[{CARS}]", "power=0.5", "class=Origin (last); not read: Name")])
 def test_rows_are_told_from_moments_and_events(tmp_path: Path, name: str, content: str, first: str, note: str) -> None:
@@ -99,6 +103,8 @@ def _towns(count: int = 60) -> str:
     ("winds.csv", "longitude,latitude,speed\n" + "".join(f"{i % 10},{i // 10},{i % 7}.5\n" for i in range(80))),
     ("county.tsv", "id\trate\n" + "".join(f"{1001 + 2 * i + i % 3}\t{i * 37 % 11 / 10}\n" for i in range(40))),
     ("haberman.data", "".join(f"{30 + i * 7 % 41},{58 + i % 12},{i * i % 9},{1 + i % 4 // 3}\n" for i in range(60))),
+    ("survived.csv", "rownames,group,outcome\n" + "".join(
+        f"{i},{'drug' if i < 60 else 'none'},{'died' if i % 40 < 9 else 'survived'}\n" for i in range(80))),
     ("criteo.txt", "label,I1,I2,C1\n" + "".join(f"{i % 3 // 2},{i},{i * 7 % 5}.0,{i * 7919:08x}\n" for i in range(40))),
 ])
 def test_tables_of_which_nothing_else_is_known_are_read_row_by_row(tmp_path: Path, name: str, content: str) -> None:

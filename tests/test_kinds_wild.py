@@ -512,6 +512,10 @@ def test_parts_of_a_message_are_its_text(tmp_path: Path) -> None:
     row = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "A cat."}]}
     data = read(put(tmp_path / "a.jsonl", json.dumps(row) + "\n"))
     assert texts(data) == ["user: What is this?\nassistant: A cat."]
+    values = [{"type": "image_url", "value": "1.jpg"}, {"type": "text", "value": "What is this?"}]
+    row = {"messages": [{"role": "user", "content": values, "loss_weight": 0.0}, {"role": "assistant", "content": [
+        {"type": "text", "value": "A cat."}], "loss_weight": 1.0}]}
+    assert texts(read(put(tmp_path / "b.jsonl", json.dumps(row) + "\n"))) == texts(data)
     rows = [{"from": "Ann", "text": ["see ", {"type": "link", "text": "http://x"}]}, {"from": "Ann", "text": "yes"}]
     assert texts(read(put(tmp_path / "chat.json", json.dumps({"name": "x", "id": 3, "messages": rows})))) == [
         "Ann: see http://x\nAnn: yes"]
@@ -584,6 +588,57 @@ def test_words_are_no_letters_of_a_sequence(tmp_path: Path) -> None:
         assert read(put(tmp_path / name, words)).kind.name == "text"
 
 
+@pytest.mark.parametrize("encoding, text", [
+    ("mac-roman", "Le château était à l’ombre; “très bien”, dit-il."),
+    ("cp850", "Müßige Bären hören das Gebrüll, ähnlich."),
+    ("cp866", "Привет, как дела сегодня? Москва."), ("koi8-r", "Привет, как дела сегодня?"),
+    ("mac-cyrillic", "Привет, как дела? Я здесь, Москва."), ("iso8859-5", "Привет, как дела сегодня?"),
+    ("iso8859-2", "Příliš žluťoučký kůň úpěl ďábelské ódy."),
+    ("cp1254", "Bugün İstanbul'da yağmur yağıyor, şemsiyeni aç."),
+    ("cp1250", "Hűvös szél fújt, az ősz közeledett; gyümölcsöt szedtünk és főztünk."),
+    ("latin-1", "È la città più bella, perché no? Sì, però."), ("cp1252", "“Spam,” he said – “every day” – and went.")])
+def test_letters_amid_markup_tell_the_encoding(tmp_path: Path, encoding: str, text: str) -> None:
+    page = "".join(f"<p class='{i}'><a href='http://example.org/{i}'>{text}</a></p>\n" for i in range(9))
+    data = read(put(tmp_path / "a.txt", page.encode(encoding)))
+    assert texts(data) == [page] and f"read as {encoding} (encoding=" in data.problems.description
+
+
+@pytest.mark.parametrize("name, begin, encoding", [
+    ("a.xml", '<?xml version="1.0" encoding="windows-1255"?>\n', "cp1255"),
+    ("a.html", "<meta charset=koi8-u>\n", "koi8-u"), ("b.html", "<meta charset='gb2312'>", "gb18030"),
+    ("a.py", "#!/usr/bin/python\n# -*- coding: cp1255 -*-\n", "cp1255"),
+    ("c.html", "<meta charset='utf-7'>", "latin-1"), ("d.html", "<meta charset='nothing'>", "latin-1")])
+def test_files_are_in_the_encoding_that_they_name(tmp_path: Path, name: str, begin: str, encoding: str) -> None:
+    text = begin + {"cp1255": "שלום", "koi8-u": "їжак", "gb18030": "鎔基"}.get(encoding, "déjà") + " x" * 9 + "\n"
+    data = read(put(tmp_path / name, text.encode(encoding)))
+    assert texts(data) == [text] and f"read as {encoding} (encoding=" in data.problems.description
+
+
+@pytest.mark.parametrize("name, content, sort", [
+    ("a.html", "<html><body>" + "<p>The river is <b>high</b> today.</p>\n" * 9, "HTML"),
+    ("a.xml", '<?xml version="1.0"?>\n<TEI>' + "<sp who='#a'><l>The river is high.</l></sp>\n" * 9 + "</TEI>", "XML"),
+    ("a.tex", "\\begin{document}\n" + "\\section{The river} It is \\emph{high} today.\n" * 9, "LaTeX"),
+    ("a.json", json.dumps({"train": [{"input": [[0, 1], [1, 0]], "output": [[1]]}]}), "JSON"),
+    ("a.txt", "if a < b and c > d: the river is high, and AT&T is here.\n" * 9, "")])
+def test_markup_that_is_learned_is_told(tmp_path: Path, name: str, content: str, sort: str) -> None:
+    data = read(put(tmp_path / name, content))
+    told = f"markup ({sort} in 1) is learned as it stands" if sort else ""
+    assert told in data.problems.description and bool(told) == ("markup" in data.problems.description)
+    assert texts(data) == [content]
+
+
+def test_what_is_true_of_some_files_only_says_of_how_many(tmp_path: Path) -> None:
+    put(tmp_path / "a.txt", "The river is high.\n" * 3)
+    put(tmp_path / "b.txt", "river\n" * 60)
+    assert read(tmp_path).problems.note == "a file a text (a line a text: --read lines=true) (1 of 2 files)"
+    put(tmp_path / "a.txt", "water\n" * 60)
+    assert read(tmp_path).problems.note == "a file a text (a line a text: --read lines=true)"
+    put(tmp_path / "c.txt", "thé\n".encode() * 9 + b"th\xc3")
+    with pytest.raises(SegueError, match=r"c.txt: byte 47 \(line 10\) is not UTF-8 \(0xc3\); the rest is: mend it "
+                                         r"there, or errors='keep'"):
+        read(tmp_path / "c.txt")
+
+
 def test_texts_of_before_unicode_are_told_by_their_letters(tmp_path: Path) -> None:
     for encoding, text in (("cp1251", "Привет, как дела сегодня?"), ("shift_jis", "こんにちは世界。今日はいい天気。"),
                            ("gb18030", "我们不是在说这个人的一天。"), ("latin-1", "Ça va très bien, merci à tous.")):
@@ -600,8 +655,8 @@ def test_texts_of_before_unicode_are_told_by_their_letters(tmp_path: Path) -> No
         assert data.kind.name == "text" and texts(data)[1] == "Ça va très bien, merci 1"
     line = b"title,line\n" + b"".join(b"I went to the river %d,It was high, said he\n".replace(b", s", b" s") % i
                                      for i in range(9))
-    with pytest.raises(SegueError, match=r"byte \d+ \(line 11\) is not UTF-8 \(0xd5\); give encoding="):  # of a Mac
-        read(put(tmp_path / "e.csv", line + b"It was\xd5t,I said it was\xd5t\n"))
+    data = read(put(tmp_path / "e.csv", line + b"It wasn\xd5t,I said it wasn\xd5t\n"))  # of a Mac
+    assert texts(data)[-1] == "It wasn’t" and "read as mac-roman" in data.problems.description
     data = read(put(tmp_path / "d.csv", "user,item\nann,thé\nann,café\nann,lait\n".encode("latin-1")))
     assert data[0].object == ["thé", "café", "lait"] and "read as latin-1" in data.describe()["note"]
 
@@ -1438,6 +1493,9 @@ def test_letters_with_marks_and_classes(tmp_path: Path, name: str, content: str,
                                         label: str) -> None:
     data = read(put(tmp_path / name, content), classes="")
     assert (data.kind.name, data[0].object, class_in(data.name(0))[1]) == (kind, said, label)
+    where = {"signalp.fasta": "part 3 of the headers, cut at bars", "deep.fa": "part 2 of the headers, cut at blanks",
+             "flip.fa": "what is behind 'target=' in the headers"}
+    assert name not in where or data.problems.note.startswith(f"class={where[name]}")
     assert read(tmp_path / name)[0].object == said and not data.problems
     if name == "signalp.fasta":
         order = "".join(f">P{i}|{'AB'[i // 3000]}|{'XY'[i % 2]}|{i % 3}\n{RESIDUES}\n" for i in range(6000))

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from weights import shake
 
 from segue.errors import SegueError
 from segue.mixers import Layout, LightNet
@@ -18,8 +19,7 @@ from segue.testing import check_mixer, check_model
 def mixer(**options: object) -> LightNet:
     torch.manual_seed(0)
     made = LightNet(12, heads=2, gate_rank=4, **options).double()  # type: ignore[arg-type]
-    for parameter in made.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)
+    shake(made, 0.2)
     return made
 
 

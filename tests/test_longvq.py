@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from weights import shake
 
 from segue.errors import SegueError
 from segue.mixers import Layout, LongVQ
@@ -23,8 +24,7 @@ from segue.training.learn import learn
 def mixer(codes: int = 5, window: int = 4) -> LongVQ:
     torch.manual_seed(0)
     made = LongVQ(8, keys=3, expand=1, codes=codes, window=window, states=2).double().eval()
-    for parameter in made.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)
+    shake(made, 0.2)
     return made
 
 

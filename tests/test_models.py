@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from weights import shake
 
 from segue.errors import SegueError
 from segue.models import Decodable, Output, Stack, StackConfig, expand_pattern
@@ -26,8 +27,7 @@ def stack(pattern: str, **switches: Any) -> Stack:
     torch.manual_seed(0)
     values = {"vocabulary": 17, "width": 8, "options": OPTIONS, "hidden": 12, **switches}
     model = Stack(StackConfig(mixers=expand_pattern(pattern), **values))
-    for parameter in model.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
+    shake(model, 0.1)
     return model
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from weights import shake
 
 from segue.errors import SegueError
 from segue.models import PointerConfig, PointerNetwork, SetConfig, Stack, StackConfig
@@ -25,8 +26,7 @@ V, BEGIN = 8, 7
 def model(mixer: str = "gru") -> Stack:
     torch.manual_seed(0)
     ours = Stack(StackConfig(V, 8, [mixer], {"attention": {"heads": 2}}, hidden=12)).double().eval()
-    for parameter in ours.parameters():
-        parameter.data += 0.4 * torch.randn_like(parameter)
+    shake(ours, 0.4)
     return ours
 
 

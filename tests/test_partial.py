@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from weights import shake
 
 from segue.analysis.influence import prompt_mass, prompt_sensitivity
 from segue.decoding import generate
@@ -26,8 +27,7 @@ EVERY = [dict(zip(PARTS, chosen)) for chosen in itertools.product((False, True),
 def stack(mixer: str = "palm", depth: int = 2, **options: Any) -> Stack:
     torch.manual_seed(0)
     made = Stack(StackConfig(11, 16, [mixer] * depth, {mixer: {"heads": 2, **options}})).double().eval()
-    for parameter in made.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
+    shake(made, 0.3)
     return made
 
 

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from weights import shake
 
 from segue.decoding import generate
 from segue.decoding.constrain import EachOnce, LegalNext
@@ -39,8 +40,7 @@ def network(encoder: str = "lstm", decoder: str = "lstm", glimpses: int = 0, voc
         9, WIDTH, encoder.split("+"), OPTIONS, hidden=12, inputs=inputs, tied=not inputs)
     ours = PointerNetwork(PointerConfig(
         read, StackConfig(vocabulary, WIDTH, decoder.split("+"), OPTIONS, hidden=12), glimpses)).double().eval()
-    for parameter in ours.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
+    shake(ours, 0.3)
     return ours
 
 

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from weights import shake
 
 import segue
 import segue.data
@@ -60,8 +61,7 @@ def test_the_loss_and_its_gradient_are_what_the_papers_say(mixer: str, share: fl
     torch.manual_seed(0)
     model = Stack(StackConfig(9, 16, [mixer])).double()
     reference = copy.deepcopy(model)
-    for p in model.parameters():
-        p.data += 0.3 * torch.randn_like(p)
+    shake(model, 0.3)
     pairs = [([1, 2], [3, 4, 5], [4]), ([7], [2], [8, 8, 1, 0]), ([1, 1, 1], [0, 2], [0, 3])]
     loss = Preference(reference, 0.3, share)(model, preference_batch(pairs))
     want = by_hand(model, reference, pairs, 0.3, share)

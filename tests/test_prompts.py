@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from weights import shake
 
 from segue.continual import EWC, Combined, Freeze, Prompting, TaskFree, class_incremental, learn_stream
 from segue.decoding import generate
@@ -46,9 +47,7 @@ def stack(mixers: list[str], seed: int = 0, **options: object) -> Stack:
     torch.manual_seed(seed)
     own = {name: options for name in mixers if name == "attention"} if options else {}
     model = Stack(StackConfig(VOCABULARY, WIDTH, mixers, own)).double().eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p += 0.1 * torch.randn_like(p)
+    shake(model, 0.1)
     return model
 
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from torch import Tensor
+from weights import shake
 
 import segue
 from segue import data as sets
@@ -58,8 +59,7 @@ def reader(mixer: str = "attention", seed: int = 0, **switches: Any) -> Stack:
     torch.manual_seed(seed)
     switches = {"learned_positions": LENGTH, **BERT, **switches}
     model = Stack(StackConfig(MASK + 1, 16, [mixer] * 2, BOTH_WAYS, **switches))
-    for parameter in model.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
+    shake(model, 0.1)
     return model.double().eval()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from gradients import with_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from weights import shake
 
 from segue.errors import SegueError
 from segue.kernels.scan import linear_scan
@@ -168,10 +170,7 @@ def test_blocks_must_divide_the_states() -> None:
 
 def ssd_inputs(rows: int, length: int, groups: int, heads: int, states: int, width: int, seed: int) -> list[Tensor]:
     g = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g, dtype=torch.float64)
-
+    normal = partial(torch.randn, generator=g, dtype=torch.float64)
     return [normal(rows, length, heads * width + 2 * groups * states), normal(rows, length, heads),
             -3 * normal(rows, length, heads).abs(), normal(heads), normal(rows, heads, states, width)]
 
@@ -270,8 +269,7 @@ def test_mamba2_is_that_of_transformers(groups: int) -> None:
     torch.manual_seed(0)
     peer = Mamba2Mixer(config, layer_idx=0).eval()
     ours = Mamba2(16, states=6, head_width=8, groups=groups).eval()
-    for parameter in peer.parameters():
-        parameter += 0.05 * torch.randn_like(parameter)
+    shake(peer, 0.05)
     names = {"into.weight": "in_proj.weight", "convolution.weight": "conv1d.weight", "convolution.bias": "conv1d.bias",
              "scan.A_log": "A_log", "scan.D": "D", "step_bias": "dt_bias", "scale": "norm.weight",
              "out.weight": "out_proj.weight"}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from weights import amplify
 
 from segue.analysis.texts import distinct, log_likelihoods, repetition, sentence_bleu
 from segue.decoding import Continuation, generate
@@ -144,9 +145,7 @@ def forced(model: Decodable, prompt: list[int], answers: Sequence[tuple[list[int
 def stack(*mixers: str, vocabulary: int = 4, seed: int = 0, wild: float = 3.0) -> Stack:
     torch.manual_seed(seed)
     model = Stack(StackConfig(vocabulary, 8, list(mixers), {"attention": {"heads": 2}})).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter *= wild  # far from uniform scores
+    amplify(model, wild)
     return model.eval().requires_grad_(False)
 
 

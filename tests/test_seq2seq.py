@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from weights import shake
 
 from segue.analysis.embedding import embed
 from segue.decoding import generate
@@ -38,8 +39,7 @@ def model(decoder: str = "attention*2", encoder: str = "attention:both*2", share
     ours = EncoderDecoder(EncoderDecoderConfig(
         StackConfig(mixers=expand_pattern(encoder), **values),
         StackConfig(mixers=expand_pattern(decoder), cross=cross or {"heads": 2}, **values), shared, restart))
-    for parameter in ours.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
+    shake(ours, 0.1)
     return ours.eval()
 
 

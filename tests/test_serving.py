@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from weights import shake
 
 from segue.decoding import generate
 from segue.decoding.constrain import LegalNext
@@ -33,8 +34,7 @@ from segue.testing.decoding import TableModel
 def stack(*mixers: str, vocabulary: int = 11) -> Stack:
     torch.manual_seed(0)
     model = Stack(StackConfig(vocabulary, 16, list(mixers), {"attention": {"heads": 2}, "gla": {"heads": 2}})).eval()
-    for parameter in model.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)
+    shake(model, 0.2)
     return model
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from weights import amplify
 
 from segue.analysis.metrics import order_sensitivity
 from segue.decoding import SetPrompt, generate, stream
@@ -50,9 +51,7 @@ def stack(structure: str = "rotary", dtype: torch.dtype = torch.float64, layers:
     torch.manual_seed(0)
     options, config = STRUCTURES[structure]
     model = Stack(StackConfig(V, 64, ["attention"] * layers, {"attention": options}, **config)).to(dtype).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter *= 2.5  # so that places and order matter
+    amplify(model, 2.5)
     return model.requires_grad_(False)
 
 
@@ -399,8 +398,7 @@ def test_the_claims_ways_are_those_of_prompts() -> None:
     """What the claim reads in one batch is what `generate` reads, ordered and as sets."""
     torch.manual_seed(0)
     model = Stack(StackConfig(set_based_prompting.VOCABULARY, 32, ["attention"] * 2)).eval().requires_grad_(False)
-    for parameter in model.parameters():
-        parameter *= 2.5
+    amplify(model, 2.5)
     asked = set_based_prompting.sample_questions(6, np.random.default_rng(0))
     orders = [(0, 1, 2, 3), (3, 1, 0, 2)]
     for arm in ("ordered", "sets"):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from segue.analysis.frames import frame_metrics
+from segue.analysis.metrics import frame_metrics
 from segue.decoding import generate
 from segue.errors import SegueError
 from segue.mixers.layout import Layout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -209,7 +210,7 @@ def test_from_a_table_to_coming_events(tmp_path: Path, capsys: pytest.CaptureFix
     whole = segue.read(tmp_path / "told.csv")[0]
     assert len(whole) == 12 and (np.diff(whole.channels["time"]) >= 0).all()
 
-    for code, *arguments in ((2, "continue", model, "call answer"), (2, "update", model, table),
+    for code, *arguments in ((2, "continue", model, "call answer"), (2, "update", model, table, "--strategy", "lwf"),
                              (2, "continue", model, "--prime-file", tmp_path / "one.csv", "--decoder", "beam"),
                              (2, "fit", table, "--objective", "timed", "--out", tmp_path / "b", "--set", "head=none")):
         capsys.readouterr()
@@ -244,3 +245,54 @@ def test_a_fit_that_was_cut_short_goes_on_to_the_same_weights(tmp_path: Path, mo
     again = segue.fit(data, out=tmp_path / "b", **choices)
     for one, other in zip(whole.model.parameters(), again.model.parameters()):
         assert torch.equal(one, other)
+
+
+def test_an_update_learns_new_times_and_replay_keeps_the_old_ones(tmp_path: Path) -> None:
+    def walks(types: str, gap: float, rows: int) -> segue.data.Data:
+        draw = np.random.default_rng(rows)
+        return of([Record([types[i % 2] for i in range(12)], {"time": np.cumsum(gap * draw.uniform(0.5, 1.5, 12))},
+                          f"{types}{row}") for row in range(rows)], kind="events")
+
+    old, new = walks("ab", 1.0, 60), walks("ba", 8.0, 50)
+    far = Record(["b", "a"], {"time": np.array([0.0, 20.0])}, "far")
+    segue.fit(of([*old, far], kind="events"), out=tmp_path / "replay", objective="timed", steps=100, width=32, depth=1,
+              quiet=True)
+    shutil.copytree(tmp_path / "replay", tmp_path / "naive")
+    memory = segue.load(tmp_path / "replay").memory
+    assert memory is not None and {piece.dtype.names for piece in memory.replay.pieces} == {("ids", "gap")}
+    assert 0.5 < np.median(np.concatenate([piece["gap"][1:] for piece in memory.replay.pieces])) < 1.5
+    reports = {}
+    for strategy in ("naive", "replay"):
+        fitted = segue.load(tmp_path / strategy)
+        before = fitted.evaluate(new).scores["this model"].nats
+        reports[strategy] = fitted.update(new, strategy=strategy, steps=60, quiet=True, rate=0.01).matrix
+        loaded = segue.load(tmp_path / strategy)
+        assert loaded.evaluate(new).scores["this model"].nats == fitted.evaluate(new).scores["this model"].nats < before
+        assert list(loaded.memory.exams) == ["first data", "update 1"]
+        assert reports[strategy].gain("update 1") > 0.5
+    assert reports["naive"].forgetting("first data") > 2 * max(0.0, reports["replay"].forgetting("first data")) + 0.1
+
+
+def test_an_update_of_times_that_was_cut_short_goes_on_to_the_same_weights(tmp_path: Path,
+                                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    from segue.training.loop import Run
+
+    segue.fit(of(records(60), kind="events"), out=tmp_path / "a", objective="timed", steps=5, width=32, depth=1,
+              quiet=True)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    new, options = of(records(60, seed=7), kind="events"), {"strategy": "ewc", "steps": 8, "quiet": True}
+    whole = segue.load(tmp_path / "a")
+    whole.update(new, **options)
+    advance = Run.advance
+
+    def stopping(run: Run) -> float:
+        if run.step == 5:
+            raise KeyboardInterrupt
+        return advance(run)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "advance", stopping)
+        segue.load(tmp_path / "b").update(new, save_seconds=0.0, **options)
+    resumed = segue.load(tmp_path / "b")
+    resumed.update(new, save_seconds=0.0, **options)
+    assert all(map(torch.equal, whole.model.parameters(), resumed.model.parameters()))

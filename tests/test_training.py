@@ -200,15 +200,30 @@ def test_groups_of_parameters() -> None:
         {"weight": 0.5, "table": 0.0, "vector": 0.0, "state": 0.0}
 
 
+@pytest.mark.parametrize("options", [{"muon": True}, {"muon": False}, {"sgd": True}])
+def test_a_step_counts_as_a_change_of_each_parameter(options: dict[str, bool]) -> None:
+    """Copies of weights, such as the compiled engine's, are renewed by the parameters' versions."""
+    model = Stack(StackConfig(20, 16, ["mamba", "attention"], options={"attention": {"heads": 2}}))
+    optimiser = Optimiser(model, dict.fromkeys(("matrix", "weight", "table", "vector", "state"), 0.1), **options)
+    model(torch.arange(8)[None]).logits.square().sum().backward()
+    before = {name: (p._version, p.detach().clone()) for name, p in model.named_parameters()}
+    optimiser.step(1.0)
+    for name, parameter in model.named_parameters():
+        version, value = before[name]
+        assert not torch.equal(value, parameter) and parameter._version > version, name
+
+
 # -- the loop
 
 
-def make(folder: Path | None = None, steps: int = 12, strategy: Strategy | None = None, **choices: object) -> Run:
+def make(folder: Path | None = None, steps: int = 12, strategy: Strategy | None = None, seconds: float | None = None,
+         **choices: object) -> Run:
     plan = Plan(20, **{**SMALL, "steps": steps, "measure": 3, **choices})
     store = Arrays(sequences())
     held = Arrays(sequences(5, seed=9))
     return Run(build(plan), Batches(store, plan.context, plan.rows, plan.seed), plan, folder=folder, key="here",
-               strategy=strategy, held_out=lambda m: score(m, held, plan.context).mean, save_seconds=0)
+               strategy=strategy, held_out=lambda m: score(m, held, plan.context).mean, save_seconds=0,
+               seconds=seconds, most_steps=60)
 
 
 @pytest.mark.parametrize("choices", [{}, {"muon": False, "accumulate": 2}, {"dropout": 0.2, "ema": 0.9, "patience": 9},
@@ -235,6 +250,49 @@ def test_resuming_ends_with_the_same_weights(tmp_path: Path, choices: dict) -> N
     assert [e["held_out"] for e in rest.curve] == [e["held_out"] for e in whole.curve]
     steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 13))
+
+
+class Clock(Strategy):
+    """A clock that only steps move, the first `slow` of them by 1 s each, the others by half a second; and a kill."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, slow: int, kill: int = -1) -> None:
+        self.now, self.slow, self.kill = 0.0, slow, kill
+        monkeypatch.setattr("segue.training.loop.time", SimpleNamespace(monotonic=lambda: self.now))
+
+    def after_step(self, run: Run) -> None:
+        if run.step + 1 == self.kill:
+            raise KeyboardInterrupt
+        self.now += 1.0 if run.step < self.slow else 0.5
+
+
+def test_a_run_ends_when_its_time_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    slower = make(steps=40, seconds=20, strategy=Clock(monkeypatch, slow=99))
+    slower.train(quiet=True)
+    assert slower.step == slower.plan.steps and 19 <= slower.elapsed <= 20
+    assert slower.plan.scale(slower.step - 1) < 0.1 and slower.curve[-1]["step"] == slower.step
+    quicker = make(steps=10, seconds=20, strategy=Clock(monkeypatch, slow=0))
+    quicker.train(quiet=True)
+    assert 18 <= quicker.elapsed <= 20 and quicker.step == quicker.plan.steps > 35
+    most = make(steps=10, seconds=60, strategy=Clock(monkeypatch, slow=0))
+    most.train(quiet=True)
+    assert most.step == most.most_steps == 60
+    right = make(steps=20, seconds=20, strategy=Clock(monkeypatch, slow=99))
+    right.train(quiet=True)
+    assert right.step == 20
+
+
+def test_resuming_keeps_the_steps_that_were_planned_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = make(steps=40, seconds=20, strategy=Clock(monkeypatch, slow=8))
+    whole.train(quiet=True)
+    part = make(tmp_path, steps=40, seconds=20, strategy=Clock(monkeypatch, slow=8, kill=25))
+    with pytest.raises(KeyboardInterrupt):
+        part.train(quiet=True)
+    rest = make(tmp_path, steps=40, seconds=20, strategy=Clock(monkeypatch, slow=8))
+    rest.train(quiet=True)
+    assert rest.step == whole.step < 40 and rest.plan == whole.plan
+    assert torch.equal(weights(rest.model), weights(whole.model))
+    with pytest.raises(SegueError, match="belongs to another run"):
+        make(tmp_path, steps=40).train(quiet=True)
 
 
 def test_ctrl_c_ends_the_step_saves_and_says_how_to_go_on(tmp_path: Path) -> None:

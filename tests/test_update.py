@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 from pathlib import Path
@@ -54,6 +55,15 @@ def test_replay_forgets_less_than_naive(folder: Path, tmp_path: Path) -> None:
     assert (folder / "update.png").exists() and not (folder / "updating").exists()
     third = again.update(words("mno", seed=2), steps=5, quiet=True)
     assert third.matrix.names == ["first data", "update 1", "update 2"]
+
+
+def test_a_model_continues_by_its_new_weights(folder: Path) -> None:
+    """The compiled engine, which copies weights, is made anew after an update."""
+    model = segue.load(folder)
+    before = model.continue_("aabb", n=12).text
+    model.update(words("xyz", seed=1), strategy="naive", steps=60, quiet=True, rate=0.01)
+    after = model.continue_("aabb", n=12).text
+    assert after != before and after == segue.load(folder).continue_("aabb", n=12).text
 
 
 class Killed(BaseException):
@@ -166,6 +176,7 @@ def test_a_model_that_reads_both_ways_is_not_asked_for_the_next(tmp_path: Path) 
 def test_an_update_on_few_data_stops_before_it_harms(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random letters, in which there is nothing to learn but by heart."""
     monkeypatch.setattr("segue.verbs.update.steps_before", lambda *_: 200)
+    monkeypatch.setattr("segue.training.loop.PACE_TOLERANCE", math.inf)
     draw = random.Random(0)
     data = ["".join(draw.choices("abcdefgh", k=60)) for _ in range(24)]
     model = segue.fit(data, steps=60, quiet=True, vocabulary=259, mix=False, **SMALL)

@@ -13,6 +13,7 @@ from gradients import agree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from weights import shake
 
 from segue.errors import SegueError
 from segue.kernels.mlstm import EMPTY, mlstm, mlstm_reference
@@ -29,10 +30,7 @@ with_gradients = partial(gradients.with_gradients, given=2)  # what is third, a 
 def drawn(rows: int, length: int, heads: int, keys: int, values: int, seed: int, spread: float = 1.0) -> list[Tensor]:
     """q, k, v, gates whose inputs reach +-20 * spread, and an empty memory."""
     g = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g, dtype=torch.float64)
-
+    normal = partial(torch.randn, generator=g, dtype=torch.float64)
     gates = [20 * spread * (2 * torch.rand(rows, length, heads, generator=g, dtype=torch.float64) - 1) for _ in "if"]
     return [normal(rows, length, heads, keys), normal(rows, length, heads, keys) / keys**0.5,
             normal(rows, length, heads, values), *gates,
@@ -129,8 +127,7 @@ def test_slstm_against_loops() -> None:
 def test_mlstm_against_loops(positions: str) -> None:
     torch.manual_seed(0)
     mixer = MLSTM(8, heads=2, expand=1, positions=positions, theta=100.0).double()
-    for parameter in mixer.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)
+    shake(mixer, 0.2)
     x = torch.randn(1, 20, 8, dtype=torch.float64)
     u, z = (x[0] @ mixer.into.weight.T).chunk(2, -1)
     line = F.pad(u, (0, 0, 3, 0))

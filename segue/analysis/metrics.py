@@ -90,6 +90,15 @@ def recovery(predicted: Sequence[Any], truth: Sequence[Any]) -> np.ndarray:
     return np.array([sum(a == b for a, b in zip(one, true)) / len(true) for one, true in zip(predicted, truth)])
 
 
+def frame_metrics(detected: np.ndarray, expected: np.ndarray) -> dict[str, float]:
+    """How well generated pictures show what they should, by the detections of a classifier. detected, expected:
+    (n, things) bool. "F1": pooled over all things and pictures (Char-F1 of StoryGAN, Li et al. 2019, arXiv 1812.02784);
+    "exact": the share of pictures with exactly the expected things (frame accuracy)."""
+    hits, total = (detected & expected).sum(), detected.sum() + expected.sum()
+    return {"F1": float(2 * hits / max(total, 1)),
+            "exact": float((detected == expected).all(1).sum() / max(len(detected), 1))}
+
+
 @dataclass(frozen=True)
 class OrderSensitivity:
     """Of questions whose parts are presented in several orders: mean: accuracy over all orders. best, worst: shares of

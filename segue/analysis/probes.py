@@ -74,21 +74,28 @@ def fitted_head(kind: str, features: Tensor, labels: Tensor, classes: int, *, ep
     return head.requires_grad_(False)
 
 
+def minimise(parameters: Sequence[Tensor], loss: Callable[[], Tensor], steps: int) -> None:
+    """Minimise `loss()` over these parameters, in place, by at most `steps` steps of L-BFGS: deterministic."""
+    optimizer = torch.optim.LBFGS(parameters, max_iter=steps, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+
+
 def _logistic(head: Any, features: Tensor, labels: Tensor) -> ClassHead:
     """Fits a linear head by multinomial logistic regression on standardised features, (M, D) with (M,)."""
     mean, deviation = features.mean(0), features.std(0, correction=0)
     deviation = torch.where(deviation > 1e-6 * features.abs().amax(), deviation, torch.inf)  # constant: weight 0
     scaled = (features - mean) / deviation
     weight, bias = (torch.zeros_like(parameter, requires_grad=True) for parameter in (head.weight, head.bias))
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(scaled @ weight.mT + bias, labels) + RIDGE * weight.square().sum() / 2
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
+    minimise([weight, bias], lambda: F.cross_entropy(scaled @ weight.mT + bias, labels) +
+             RIDGE * weight.square().sum() / 2, 200)
     head.weight.data = weight.detach() / deviation
     head.bias.data = bias.detach() - head.weight.data @ mean
     return head.requires_grad_(False)

@@ -513,12 +513,16 @@ class Stack(OnePassModel, nn.Module):
             raise SegueError("this model reads whole sequences (pool, tables or real inputs): it cannot continue them")
         return self.new_state(batch, history)
 
+    def check_causal(self, why: str) -> None:
+        """Raise SegueError "mixer NAME looks ahead" + why if one does."""
+        for name, block in zip(self.config.mixers, self.blocks):
+            if not block.mixer.causal:
+                raise SegueError(f"mixer '{name}' looks ahead{why}")
+
     def new_state(self, batch: int, history: int = 0) -> State:
         """`init_state` without the check for real inputs, for models around the stack that embed the elements
         themselves."""
-        for name, block in zip(self.config.mixers, self.blocks):
-            if not block.mixer.causal:
-                raise SegueError(f"mixer '{name}' looks ahead: this model cannot continue, only score whole sequences")
+        self.check_causal(": this model cannot continue, only score whole sequences")
         weight = self.embedding.weight.detach()
         layers = [block.parts(batch, weight, history) for block in self.blocks]
         if self.regions is not None:

@@ -70,8 +70,7 @@ def count_right_names(model: nn.Module, experience: Experience) -> tuple[int, in
 
 
 def learn_domains(model: nn.Module, stream: Sequence[Experience], strategy: Strategy, seed: int,
-                  learned: Sequence[Experience] = (), rate: float = 1e-3, **options: Any
-                  ) -> tuple[ScoreMatrix, np.ndarray]:
+                  learned: Sequence[Experience], **options: Any) -> tuple[ScoreMatrix, np.ndarray]:
     """Learn the stream; the matrix of bits per character, and one of the same shape of the share of names right."""
     right: list[float] = []
 
@@ -80,7 +79,7 @@ def learn_domains(model: nn.Module, stream: Sequence[Experience], strategy: Stra
         right.append(num_right / max(1, num_sites))
         return bits_per_element(model, experience, seen)
 
-    matrix = learn_stream(model, stream, strategy, rows=ROWS, rate=rate, seed=seed, measure=measure, learned=learned,
+    matrix = learn_stream(model, stream, strategy, rows=ROWS, rate=1e-3, seed=seed, measure=measure, learned=learned,
                           named="bits per character", higher_is_better=False, **options)
     return matrix, np.array(right).reshape(matrix.scores.shape)
 

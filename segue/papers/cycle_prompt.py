@@ -162,10 +162,10 @@ def check_programs(programs: Texts, tasks: Sequence[Sequence[Step]], seed: int, 
     return [all(equal[i * lists : (i + 1) * lists]) for i in range(len(programs))]
 
 
-def sample_tasks(count: int, seed: int, least: int = 2) -> tuple[list[list[Step]], list[list[str]]]:
+def sample_tasks(count: int, seed: int) -> tuple[list[list[Step]], list[list[str]]]:
     """Random programs and their specifications."""
     random = Random(f"tasks {seed}")
-    tasks = [random_program(random, least) for _ in range(count)]
+    tasks = [random_program(random, 2) for _ in range(count)]
     return tasks, [specification(steps, random) for steps in tasks]
 
 

@@ -28,7 +28,7 @@ from segue.continual.stream import learn_stream
 from segue.errors import SegueError
 from segue.models import HEADS, Classifier, Stack, StackConfig
 from segue.objectives import Batch, ClassLoss, ProxyReplay
-from segue.papers.base import Claim, Row, Run, Verdict
+from segue.papers.base import Claim, Row, Run, Verdict, seed_bars
 from segue.papers.corpora import clinc150, handwritten_digits
 
 if TYPE_CHECKING:
@@ -233,13 +233,8 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
 def draw(figure: Figure, table: list[Row]) -> None:
     arms, others = figure.subplots(1, 2, width_ratios=(3, 2))
     rows = [row for row in table if row["stream"] != "intents" and row["reader"] == "gru"]
-    for at, row in enumerate(rows):
-        arms.barh(at, row["accuracy"], color=f"C{at}", alpha=0.6)
-        arms.plot(row["by seed"], [at] * len(row["by seed"]), "k.", markersize=4)
-        arms.text(0.01, at, f"forgets {row['forgetting']:.0%}", va="center", fontsize=7)
-    arms.set_yticks(range(len(rows)), [row["arm"] for row in rows], fontsize=8)
+    seed_bars(arms, rows, "accuracy", [f"forgets {row['forgetting']:.0%}" for row in rows])
     arms.set(xlabel="accuracy over all classes at the end (dots: seeds)", title="Digits, read once", xlim=(0, 1))
-    arms.invert_yaxis()
     rest = [row for row in table if row not in rows]
     groups = list(dict.fromkeys((row["stream"], row["reader"]) for row in rest))
     for colour, arm in enumerate(dict.fromkeys(row["arm"] for row in rest)):
