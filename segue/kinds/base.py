@@ -10,6 +10,7 @@ import lzma
 import re
 import zlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 
 from segue.errors import SegueError
+from segue.kinds.charsets import declared_encoding, likely_encoding
 from segue.kinds.packed import opened
 
 if TYPE_CHECKING:
@@ -30,21 +32,17 @@ HEAD = 1 << 16  # bytes of its beginning by which a file is told
 MOST = 1 << 22  # bytes of it where the columns of a table are named a line each, which may be thousands
 ARFF = re.compile(rb"(?i)\s*(%[^\n]*\n\s*)*@relation\b")  # a table as Weka writes it
 MARK = encodings.BOM_UTF8
-# Encodings of before Unicode, of texts in Latin letters and in others, with the letters that are usual in each.
-LATIN = {"latin-1": "éèàáíóúüöäñçåßêãõøæòùìâîôûëïðþý£°«»½", "cp1252": "éèàáíóúüöäñçåßêãõøæòùìâîôûëïðþý£°«»½‘’“”–…",
-         "cp1250": "áéíóúöüäěščřžýůłąężśćőűđňťďľ", "cp1254": "ıüşöçğİ"}
-MANY = ("shift_jis", "euc-jp", "euc-kr", "gb18030", "big5")
-OTHER = {"cp1251": "оеаинтсрвл", "koi8-r": "оеаинтсрвл", "cp1253": "αοιετσνηυρκ", "cp1255": "יוהלאמרתב",
-         "cp1256": "اليمنرتبو", "tis-620": "านรอกเงม่ว", "shift_jis": "のにはをたがでいし",
-         "euc-jp": "のにはをたがでいし", "euc-kr": "이다는을의에가하고지도로한사인자기대어해리아시를은서나라",
-         "gb18030": "的一是了不我在有人，。",
-         "big5": "的一是了不我在有人，。"}
-
 
 
 def words(text: str) -> tuple[str, ...]:
     """A list of words, written as one."""
     return tuple(text.split())
+
+
+def split_items(obj: Any, separators: str = r"[\s,→]+") -> list[Any]:
+    """What a user gives as a sequence: a text, or bytes of one, cut at the separators (a pattern), or its items."""
+    obj = obj.decode("utf-8", "replace") if isinstance(obj, bytes) else obj
+    return [item for item in re.split(separators, obj) if item] if isinstance(obj, str) else list(obj)
 
 
 # What files of well-known formats are called. Nothing else is written under such a name.
@@ -92,9 +90,9 @@ class Problems(list[Problem]):
     """Problems met while reading that were stepped over: the first `keep` of them, and how many there were in all.
 
     note: how the input was understood, where that had to be found out (which column says what). guesses: in which
-    encodings files were read that are not UTF-8 and do not say. columns: of kinds whose columns are a whole each, the
-    name of the only one that was read, for each file. clock: of a series that was read last, its moments, where they
-    come at one pace.
+    encodings files were read that are not UTF-8. markup: how many texts are full of which sort of markup. columns: of
+    kinds whose columns are a whole each, the name of the only one that was read, for each file. clock: of a series that
+    was read last, its moments, where they come at one pace.
     """
 
     keep = 1000
@@ -105,6 +103,7 @@ class Problems(list[Problem]):
         self.total = len(self) if total is None else total
         self.note = note
         self.guesses: set[str] = set()
+        self.markup = Counter[str]()
         self.columns = list(columns)
         self.clock: Clock | None = None
 
@@ -115,14 +114,16 @@ class Problems(list[Problem]):
 
     @property
     def description(self) -> str:
-        """How the input was understood, for users: `note`, and which encodings were guessed."""
+        """How the input was understood, for users: `note`, which encodings were guessed, and what markup is in it."""
         guesses = ", ".join(sorted(self.guesses))
         guess = f"not UTF-8: read as {guesses} (encoding= says another)" if guesses else ""
-        return "; ".join(filter(None, (self.note, guess)))
+        sorts = ", ".join(f"{name} in {count:,}" for name, count in self.markup.most_common())
+        markup = f"markup ({sorts}) is learned as it stands: take it out first to learn words alone" if sorts else ""
+        return "; ".join(filter(None, (self.note, guess, markup)))
 
     def refuse(self, path: Path, why: SegueError | str) -> None:
         """A file that is left out as a whole."""
-        self.add(Problem(str(path), "", None, str(why).removeprefix(f"{path}: ")))
+        self.add(Problem(str(path), "", None, str(why).removeprefix(f"{path}: ").removeprefix(f"{path}, ")))
 
 
 class Dataset(Protocol):
@@ -255,6 +256,13 @@ def bad(problems: Problems | None, path: Path | str, record: str, position: int 
     problems.add(problem)
 
 
+def check_columns(path: Path, requested: Iterable[str], names: Collection[str]) -> None:
+    """Raise SegueError where a table with columns of these names lacks one that is requested."""
+    for name in requested:
+        if name not in names:
+            raise SegueError(f"{path}: there is no column '{name}'; there are {', '.join(names)}")
+
+
 def head_of(path: Path, encoding: str = "utf-8") -> bytes:
     """The first `HEAD` unpacked bytes of a file, as UTF-8 where it is in another encoding: this one, or one that a mark
     at its beginning or its letters tell; a stream that is damaged further on still gives its beginning."""
@@ -286,7 +294,7 @@ def marked(data: bytes, encoding: str) -> str:
 
 def detect_encoding(data: bytes, encoding: str, problems: Problems | None = None) -> str:
     """The encoding in Python's words; where UTF-8 is meant, that which a mark at the beginning of a file tells, or
-    where it cannot be UTF-8, its letters, if they do so surely."""
+    where it cannot be UTF-8, the one it names itself, or its letters tell, if they do so surely."""
     encoding = encodings.lookup(marked(data, encoding)).name
     if encoding != "utf-8" or data.isascii() or looks_binary(data[:HEAD]):
         return encoding
@@ -294,11 +302,10 @@ def detect_encoding(data: bytes, encoding: str, problems: Problems | None = None
     broken = decoded.count("\ufffd")
     if not broken or sum(character > "\x7f" for character in decoded) > 2 * broken:
         return encoding  # good, or damaged
-    sample = data[re.search(rb"[\x80-\xff]", data).start() :][:HEAD]  # type: ignore[union-attr]
-    guess = likely_encoding(sample)
-    characters = [character for character in sample.decode(guess, "replace") if character > "\x7f"]
-    num_usual, share = sum(character in (LATIN | OTHER)[guess] for character in characters), 8 if guess in MANY else 3
-    if share * num_usual < len(characters) or 50 * characters.count("\ufffd") > len(characters):
+    guess, surely = declared_encoding(data), True
+    if guess is None:
+        guess, surely = likely_encoding(data)
+    if not surely:
         return encoding
     if problems is not None:
         problems.guesses.add(guess)
@@ -345,8 +352,9 @@ def looks_binary(head: bytes) -> bool:
     return control > len(head) // 20
 
 
-def check_text(path: Path, data: bytes, offset: int = 0) -> None:
-    """Refuse what is not UTF-8 text, saying where; `offset` is where in the file `data` begins."""
+def check_text(path: Path, data: bytes, offset: int = 0, keep: str = "") -> None:
+    """Refuse what is not UTF-8 text, saying where; `offset` is where in the file `data` begins, `keep` how damaged text
+    can be read nevertheless."""
     if offset == 0 and looks_binary(head := data[:HEAD]):
         nul = head.find(b"\0")
         what = f"a NUL byte at byte {nul:,}" if nul >= 0 else "many control bytes"
@@ -357,18 +365,10 @@ def check_text(path: Path, data: bytes, offset: int = 0) -> None:
         data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = f" (line {data[: error.start].count(10) + 1:,})" if offset == 0 else ""
-        raise SegueError(f"{path}: byte {offset + error.start:,}{line} is not UTF-8 (0x{data[error.start]:02x}); give "
-                         f"encoding='{likely_encoding(data[error.start :][:HEAD])}' or what it is") from error
-
-
-def likely_encoding(data: bytes) -> str:
-    """The encoding of before Unicode in which a text has the most of the usual letters; of thousands of signs the usual
-    ones are a smaller share than of an alphabet."""
-    shares: dict[str, tuple[bool, float]] = {}
-    ascii = len(data.translate(None, bytes(range(128, 256))))
-    for encoding, letters in (LATIN if 2 * ascii > len(data) else OTHER).items():
-        characters = [sign for sign in data.decode(encoding, "replace") if sign > "\x7f"]
-        usual = [sign for sign in characters if sign in letters]
-        doubtful = encoding in ("cp1250", "cp1254") and len(set(usual)) < 3  # by chance, perhaps
-        shares[encoding] = not doubtful, (3 if encoding in MANY else 1) * len(usual) / max(1, len(characters))
-    return max(shares, key=lambda encoding: shares[encoding])
+        decoded = data.decode("utf-8", "replace")
+        if sum(character > "\x7f" for character in decoded) > 2 * decoded.count("\ufffd"):
+            advice = f"the rest is: mend it there{keep}"
+        else:
+            advice = f"give encoding='{likely_encoding(data)[0]}' or what it is"
+        raise SegueError(f"{path}: byte {offset + error.start:,}{line} is not UTF-8 (0x{data[error.start]:02x}); "
+                         f"{advice}") from error

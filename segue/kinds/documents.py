@@ -16,6 +16,7 @@ ASKED = ("problem", "question", "prompt", "instruction")
 ANSWERED = ("solution", "answer", "response", "output", "completion")
 SPOKEN = ("role", "from", "speaker", "author", "agent", "sender_name")  # by which a list of objects is a dialogue
 WORDED = ("content", "value", "text")  # what each says
+MEDIA = re.compile(r"(image|audio|video|file)", re.IGNORECASE)
 PART = re.compile(r"(.*[_-])?(train|test|val|valid|validation|dev|eval|heldout)(ing)?([_-].*)?", re.IGNORECASE)
 TOKEN = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[\[\]{},]')  # a string may be cut
 SAMPLE_SIZE = 50  # members by which an object is told
@@ -99,8 +100,14 @@ def _parts(value: list[Any]) -> str | None:
             any(text != text.strip() for text in texts_of):
         return "".join(texts_of)  # some of them with what they name
     typed = parts and all("type" in part for part in parts) and all(isinstance(part, (dict, str)) for part in value)
-    texts = [part if isinstance(part, str) else part.get("text") for part in value] if typed else []
+    texts = [part if isinstance(part, str) else _text_of_part(part) for part in value] if typed else []
     return "".join(text for text in texts if isinstance(text, str)) if any(texts) else None
+
+
+def _text_of_part(part: dict[str, Any]) -> Any:
+    """The text of a part with a type: {"type": "text", "text": ...}, or with its value, if that is no picture, sound or
+    film."""
+    return part.get("text", part.get("value") if not MEDIA.match(str(part["type"])) else None)
 
 
 def complete_prefix(text: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from segue.kinds.columns import CLASSES, says_few
@@ -13,7 +14,14 @@ from segue.kinds.packed import opened
 BASES = re.compile(r"(sp|tr|gi|gb|emb|dbj|ref|pdb|pir|lcl|gnl|UniRef\d*)[|_]")  # of databases, which say names alone
 KEYS = (*CLASSES, "target", "type", "family")
 MANY = 2000  # headers by which a file is judged
-Reads = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class HeaderClass:
+    """Where the headers say the class, for users, and what reads it from one ("": it says none)."""
+
+    where: str
+    read: Callable[[str], str]
 
 
 def headers_of(path: Path) -> list[str]:
@@ -24,15 +32,16 @@ def headers_of(path: Path) -> list[str]:
     return [header[1:].strip().decode("utf-8", "replace") for header in headers[::step]]
 
 
-def class_in_headers(headers: Sequence[str], requested: str | None) -> Reads | None:
+def class_in_headers(headers: Sequence[str], requested: str | None) -> HeaderClass | None:
     """What reads the class from a header; None where headers say none. requested: the key before its = sign; a number:
     the part of that place between bars or blanks; "": a key called as classes are, or a part between bars, or a second
     word, that says few things over and over."""
     if requested and requested.isdigit():
-        separator, place = "|" if any("|" in header for header in headers) else None, int(requested) - 1
-        return _part(separator, place) if any(map(_part(separator, place), headers)) else None
+        part = _part("|" if any("|" in header for header in headers) else None, int(requested) - 1)
+        return part if any(map(part.read, headers)) else None
     if requested:
-        return _value(requested) if any(map(_value(requested), headers)) else None
+        value = _value(requested)
+        return value if any(map(value.read, headers)) else None
     if requested is None or not headers or any(map(BASES.match, headers)):
         return None
     readers = [_value(key) for key in KEYS]
@@ -40,17 +49,20 @@ def class_in_headers(headers: Sequence[str], requested: str | None) -> Reads | N
         counts = {len(header.split(separator)) for header in headers}
         if min(counts) > 1 and max(counts) <= 4:
             readers += [_part(separator, place) for place in range(1, min(counts))]
-    for read in readers:
-        labels = [read(header) for header in headers]
+    for reader in readers:
+        labels = list(map(reader.read, headers))
         if says_few(labels) and not all(map(PART.fullmatch, labels)):
-            return read
+            return reader
     return None
 
 
-def _value(key: str) -> Reads:
+def _value(key: str) -> HeaderClass:
     pattern = re.compile(rf"(?i)(?:^|[\s|;])\[?{re.escape(key)}[=:]\s*([^\s|;\]]+)")
-    return lambda header: match[1] if (match := pattern.search(header)) else ""
+    return HeaderClass(f"what is behind '{key}=' in the headers",
+                       lambda header: match[1] if (match := pattern.search(header)) else "")
 
 
-def _part(separator: str | None, place: int) -> Reads:
-    return lambda header: header.split(separator)[place].strip() if len(header.split(separator)) > place else ""
+def _part(separator: str | None, place: int) -> HeaderClass:
+    return HeaderClass(
+        f"part {place + 1} of the headers, cut at {'bars' if separator else 'blanks'}",
+        lambda header: header.split(separator)[place].strip() if len(header.split(separator)) > place else "")

@@ -276,7 +276,7 @@ def _missing_roles_error(frame: Frame, who: str | None, what: str | None, when: 
     """What to do about a table that does not say who, or what, or either. names: of its columns, as in the file."""
     missing = [role for role, name in (("who", who), ("what", what)) if name is None]
     hint = f", or who='{THIS}' if all of it is one sequence" if what is not None else \
-        "; or read it as text with kind=text"
+        "; or read it another way with kind=rows (each row by itself), kind=series or kind=text"
     free = _free(frame, who, what, when)[:20]
     if what is None and any(measured(frame.columns[name][:1000].to_pylist()) for name in free):
         hint = f"; its numbers are measured: {MEASURED}"

@@ -39,7 +39,7 @@ from segue.kinds.series import says_class
 from segue.kinds.table import in_blocks
 from segue.kinds.text_columns import text_columns
 from segue.kinds.times import timelike
-from segue.kinds.wide import wide
+from segue.kinds.wide import number_grid, wide
 
 MOST = 128  # columns; a row of more is a series, or a picture
 FEWEST = 3  # columns, but of numbers, some of them measured, 2
@@ -195,7 +195,8 @@ def stand_alone(table: Look) -> bool:
         return False
     if table.headed and column_called(names, WHO) and (column_called(names, WHAT) or sum(map(numbered, names)) > 1):
         return False
-    if not table.headed and (len(columns) < 4 or (_ids(columns, table) and len(columns) < 6)):
+    if not table.headed and ((len(columns) < 4 and not _measures_and_class(columns, table)) or
+                             (_ids(columns, table) and len(columns) < 6)):
         return False  # who did what
     if wide(table, [name for name in names if says_class(name)]):
         return False
@@ -217,7 +218,7 @@ def fallback_score(table: Look, has_table_suffix: bool) -> float:
         return 0.0
     columns = {name: cells for name, cells in columns.items() if not is_identifier(name, cells)}
     numbers = [name for name, cells in columns.items() if _holds_numbers(cells)]
-    repeating = [name for name, cells in columns.items() if name not in numbers and 1 < len(set(cells)) < len(cells)]
+    repeating = [name for name, cells in columns.items() if name not in numbers and len(set(cells)) < len(cells)]
     if len(numbers) + len(repeating) < (2 if table.headed else 4):
         return 0.0
     if not has_table_suffix and table.headed:  # more surely than a text by its name, less than times speak for a series
@@ -251,6 +252,12 @@ def _rises(numbers: Sequence[float]) -> bool:
     return len(set(finite)) > 1 and falls * 3 <= len(finite) // 3
 
 
+def _measures_and_class(columns: Mapping[str, Sequence[Any]], table: Look) -> bool:
+    """Whether one column says the class and all others are measured."""
+    label = likely_class(table)
+    return label is not None and all(measured(cells) for name, cells in columns.items() if name != label)
+
+
 def _ids(columns: Mapping[str, Sequence[Any]], table: Look) -> bool:
     """Whether the first two columns are whole numbers or ids, and the first name comes again."""
     first, second = list(columns.values())[:2]
@@ -259,9 +266,7 @@ def _ids(columns: Mapping[str, Sequence[Any]], table: Look) -> bool:
 
 def _grid(table: Look, numbers: Sequence[str]) -> np.ndarray:
     """(N, C) of the columns of numbers, what is missing at its column's mean; constant columns are left out."""
-    places = [table.names.index(name) for name in numbers]
-    grid = np.array([[number_in(row[place]) if place < len(row) else np.nan for place in places] for row in table.rows],
-                    dtype=np.float64).reshape(len(table.rows), len(places))
+    grid = number_grid(table, numbers)
     grid = grid[:, np.isfinite(grid).any(0)]
     grid = np.where(np.isfinite(grid), grid, np.nanmean(grid, 0, keepdims=True) if grid.size else 0)
     return grid[:, grid.std(0) > 0]

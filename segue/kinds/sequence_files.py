@@ -19,6 +19,7 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.kinds.base import HEAD, MARK, Problems, bad, head_of, of_class
+from segue.kinds.headers import HeaderClass
 
 BLOCK = 1 << 22
 MOST_FILES = 64  # that are compared with each other
@@ -273,9 +274,9 @@ def _read_bpseq(path: Path, handle: BinaryIO, problems: Problems | None) -> Iter
 
 
 def read_fasta(path: Path, handle: BinaryIO, problems: Problems | None, marks: bool = False,
-               label: Callable[[str], str] | None = None) -> Iterator[Found]:
-    """FASTA. marks: each record is a line of letters and a line of annotation. label: gives the class of a header."""
-    notes = ["class=a part of the headers"] * (label is not None) + ["not read: the marks below the letters"] * marks
+               label: HeaderClass | None = None) -> Iterator[Found]:
+    """FASTA. marks: each record is a line of letters and a line of annotation. label: where a header says the class."""
+    notes = ([] if label is None else [f"class={label.where}"]) + ["not read: the marks below the letters"] * marks
     if problems is not None and notes:
         problems.note = "; ".join(notes)
     for number, (header, body) in enumerate(_fasta_records(handle), 1):
@@ -285,7 +286,7 @@ def read_fasta(path: Path, handle: BinaryIO, problems: Problems | None, marks: b
             continue
         sequence = lines[0] if marks else body.translate(None, BLANKS)
         if label is not None:
-            name = of_class(name, label(header.decode("utf-8", "replace").strip()))
+            name = of_class(name, label.read(header.decode("utf-8", "replace").strip()))
         if sequence:
             yield name, sequence, None
         else:

@@ -6,6 +6,8 @@ import codecs as encodings
 import csv
 import io
 import json
+import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from segue.kinds.base import (
     Record,
     as_utf8,
     bad,
+    check_columns,
     check_text,
     encoding_of,
     head_of,
@@ -75,6 +78,10 @@ from segue.kinds.text_columns import (
 SAMPLE = 1 << 26  # bytes of text that merges are learned from
 SMILES = {".smi", ".smiles"}  # a molecule a line, its name behind it
 MINIFIED = 500  # mean length of a line from which on code was not written by people
+MOST_NOTES = 3  # of different files that are told, the most frequent ones
+TAG = re.compile(rb"</?[A-Za-z][^<>]{0,400}>|<[!?][^<>]{0,400}>|&#?\w{1,8};")
+COMMAND = re.compile(rb"\\[A-Za-z]+\*?(?:[\[{][^\[\]{}]*[\]}])*")
+LEAST_MARKUP = 0.05  # of the bytes of a text, from which on it is worth a word
 LETTERS = bytes(range(65, 91)) + bytes(range(97, 123)) + bytes(range(128, 256))
 
 
@@ -227,6 +234,8 @@ class Text(Kind):
             if problems is not None and self.name == "text" and suffix not in self.extensions - {".txt", ".text"} \
                     and _a_text_a_line(piece):
                 problems.note = "a file a text (a line a text: --read lines=true)"
+            if problems is not None and self.name == "text" and start == 0 and (markup := markup_of(piece[:HEAD])):
+                problems.markup[markup] += 1
             yield Record(piece, name=str(path) if start == 0 else f"{path}@{start}")
         if not found:
             raise SegueError(f"{path}: the file is empty; give a file with text in it")
@@ -234,11 +243,13 @@ class Text(Kind):
     def read_all(self, paths: list[Path], problems: Problems, named: frozenset[Path],
                  **options: Any) -> Iterator[Record]:
         """As `Kind.read_all`, but files that are translations of each other line by line are read together, a text for
-        each line and its translations."""
+        each line and its translations. A note that is true of some files only says of how many."""
         explicit = self.name != "text" or any(options.get(name) for name in ("lines", "field", "classes"))
         groups = {} if explicit else translations.side_by_side(paths)
         translations_of = {path for group in groups.values() for path in group[1:]}
+        notes = Counter[str]()
         for path in paths:
+            problems.note = ""
             try:
                 if path in groups:
                     yield from self._side_by_side(groups[path], problems, options)
@@ -248,6 +259,11 @@ class Text(Kind):
                 if path in named:
                     raise
                 problems.refuse(path, error)
+            notes[problems.note] += path not in translations_of
+        if len(notes := Counter({note: count for note, count in notes.items() if note and count})) > 0:
+            problems.note = "; ".join(note if count == len(paths) - len(translations_of) else
+                                      f"{note} ({count:,} of {len(paths) - len(translations_of):,} files)"
+                                      for note, count in notes.most_common(MOST_NOTES))
 
     def _side_by_side(self, paths: list[Path], problems: Problems, options: dict[str, Any]) -> Iterator[Record]:
         """A text of each line of the first file and the same line of the others; lines that lack one are left out."""
@@ -273,7 +289,7 @@ class Text(Kind):
                     cut = len(data) if last else _cut(data)
                     piece, carry = data[:cut], data[cut:]
                     if errors == "strict":
-                        check_text(path, piece, offset)
+                        check_text(path, piece, offset, keep=", or errors='keep' to read it as it is")
                     size = len(piece)
                     if offset == 0 and errors == "strict":
                         piece = piece.removeprefix(MARK)
@@ -380,9 +396,7 @@ class Text(Kind):
     def _read_table(self, path: Path, problems: Problems | None, table: Look, roles: Roles,
                     encoding: str) -> Iterator[Record]:
         field, found, is_arff = roles.field, False, bare(path).suffix.lower() == ".arff"
-        for name in field:
-            if name not in table.names:
-                raise SegueError(f"{path}: there is no column '{name}'; there are {', '.join(table.names)}")
+        check_columns(path, field, table.names)
         csv.field_size_limit(max(PIECE, csv.field_size_limit()))  # a cell may be a long document
         with opened(path) as handle:
             encoding = marked(handle.peek(4)[:4], encoding)
@@ -545,6 +559,21 @@ def _notebook(path: Path) -> bytes:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SegueError(f"{path}: not a notebook of Jupyter, version 4 ({error!r}); save it again") from error
     return "\n\n".join(cells).encode("utf-8", "backslashreplace")
+
+
+def markup_of(head: bytes) -> str:
+    """The sort of markup that a text is full of, by its beginning; "" of one without."""
+    start = head.lstrip()[:1000].lower()
+    tags = sum(map(len, TAG.findall(head)))
+    if tags > LEAST_MARKUP * len(head):
+        html = b"<html" in start or b"<!doctype html" in start
+        return "HTML" if html or (b"<?xml" not in start and b"<p" in head.lower()) else "XML"
+    if b"\\begin{" in head and sum(map(len, COMMAND.findall(head))) > LEAST_MARKUP * len(head):
+        return "LaTeX"
+    if start[:1] in (b"{", b"[") and sum(map(head.count, b'{}[]":,')) > LEAST_MARKUP * len(head):
+        with suppress(ValueError, RecursionError):
+            return "JSON" if len(head) >= HEAD or isinstance(json.loads(head), dict | list) else ""
+    return ""
 
 
 def _a_text_a_line(piece: bytes) -> bool:

@@ -1,7 +1,8 @@
 """The training loop. `fit` runs it once; continual learning runs it once per experience, with a strategy's hooks.
 
 Each step is a function of the weights, the optimiser state, the plan, the seed and the step number; it never depends on
-the clock. So a run that is killed and resumed from any checkpoint ends with the same weights.
+the clock. So a run that is killed and resumed from any checkpoint ends with the same weights. Only how many steps there
+are may depend on it, if a run has a time budget: what is decided then is in a checkpoint before it takes effect.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,13 +32,16 @@ from segue.objectives import Batch, NextElement, Objective, generator_of
 from segue.parallel import ContextParallel, context_parallel
 from segue.progress import progress
 from segue.training import distributed
-from segue.training.checkpoint import load_tensors, remove_leftovers, save_tensors, weights_of
+from segue.training.checkpoint import join_groups, load_tensors, remove_leftovers, save_tensors, take_group, weights_of
 from segue.training.optimiser import Optimiser
 from segue.training.recipe import Plan
 from segue.training.strategy import Strategy
 
 CHECKPOINT = "checkpoint.safetensors"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+PACE_SHARE = 0.05  # of a time budget, after which the pace is looked at again
+PACE_TOLERANCE = 0.1  # part of the steps left by which they may miss the budget's end before they are planned anew
+PACE_LATE, PACE_EARLY = 0.02, 0.2  # and the part of the whole budget by which a run may end too late, and too early
 
 
 class Run:
@@ -48,16 +53,20 @@ class Run:
     better), measured `plan.measure` times.
     past: for strategies that look back, batches of the data that the model keeps from earlier training; None if the
     strategy has seen all training itself.
+    seconds: time budget of the training, all resumed parts together; the number of steps (`plan.steps`, `most_steps` at
+    most) is then planned anew where the pace so far would miss the end, so that the learning rates still fall to zero.
     """
 
     def __init__(self, model: nn.Module, batches: Callable[[int], Batch], plan: Plan, *,
                  objective: Objective | None = None, strategy: Strategy | None = None,
                  folder: Path | None = None, key: str = "", held_out: Callable[[nn.Module], float] | None = None,
-                 save_seconds: float = 15.0, past: Sequence[Batch] | None = None) -> None:
+                 save_seconds: float = 15.0, past: Sequence[Batch] | None = None, seconds: float | None = None,
+                 most_steps: int | None = None) -> None:
         self.model, self.batches, self.plan, self.past = model, batches, plan, past
         self.objective: Objective = objective or NextElement()
         self.strategy = strategy or Strategy()
         self.folder, self.key, self.held_out, self.save_seconds = folder, key, held_out, save_seconds
+        self.seconds, self.most_steps = seconds, most_steps
         if plan.checkpointing and not isinstance(model, Stack):
             raise SegueError(f"a {type(model).__name__} cannot recompute its blocks: leave checkpointing out")
         if isinstance(model, Stack):
@@ -68,7 +77,7 @@ class Run:
         self.optimiser = self.make_optimiser()
         self.step = 0
         self.loss = math.nan  # per element, at the last step
-        self.elapsed = 0.0  # seconds of training, including the time before a resume; for reports only
+        self.elapsed = 0.0  # seconds of training, including the time before a resume
         self.curve: list[dict[str, float]] = []  # step, mean loss since the previous entry, held_out
         self.average: dict[str, Tensor] = {}
         self.best, self.since_best, self.stopped = math.inf, 0, False
@@ -157,9 +166,10 @@ class Run:
             quiet = quiet or distributed.rank() > 0
             begin, saved = time.monotonic(), time.monotonic()
             before, first = self.elapsed, self.step
+            looked = before, first  # elapsed and step when the pace was last looked at
             self.model.train()
-            with progress(title, total=plan.steps, quiet=quiet) as meter:
-                while self.step < plan.steps and not self.stopped:
+            with progress(title, total=1.0, quiet=quiet) as meter:
+                while self.step < self.plan.steps and not self.stopped:
                     self._recent.append(self.advance())
                     self._losses.append(self._recent[-1])
                     if self.step in self._measured_steps:
@@ -170,15 +180,36 @@ class Run:
                     self.log(speed)
                     held = f", held out {self.curve[-1]['held_out']:.3f}" if self.curve and \
                         "held_out" in self.curve[-1] else ""
-                    meter(self.step, f"loss {sum(self._recent) / len(self._recent):.3f}{held}, {speed:,.0f} tokens/s")
-                    last = self.step == plan.steps or self.stopped
-                    if last or interrupted() or now - saved >= self.save_seconds:
+                    loss = sum(self._recent) / len(self._recent)
+                    meter(self.step / self.plan.steps, f"loss {loss:.3f}{held}, {speed:,.0f} tokens/s")
+                    last = self.step == self.plan.steps or self.stopped
+                    changed = False
+                    if self.seconds is not None and not last and \
+                            self.elapsed - looked[0] >= PACE_SHARE * self.seconds:
+                        changed = self.plan_anew((self.elapsed - looked[0]) / (self.step - looked[1]))
+                        looked = self.elapsed, self.step
+                    if last or changed or interrupted() or now - saved >= self.save_seconds:
                         self.save()
                         saved = time.monotonic()
                     if interrupted() and not last:
                         saved_it = "; it is saved, run the same command to go on" if self.folder is not None else ""
-                        raise KeyboardInterrupt(f"stopped at step {self.step} of {plan.steps}{saved_it}")
+                        raise KeyboardInterrupt(f"stopped at step {self.step} of {self.plan.steps}{saved_it}")
             self.finish()
+
+    def plan_anew(self, pace: float) -> bool:
+        """Replace the number of steps in the plan by that which the time budget allows at `pace` seconds a step, if the
+        present one misses the budget's end by much; returns whether it was replaced."""
+        assert self.seconds is not None
+        planned = self.plan.steps - self.step
+        left = max(1, int((self.seconds - self.elapsed) / pace))
+        if self.most_steps is not None:
+            left = min(left, max(1, self.most_steps - self.step))
+        missed = abs(left - planned)
+        allowed = self.seconds * (PACE_LATE if left < planned else PACE_EARLY)
+        if missed <= PACE_TOLERANCE * planned or missed * pace <= allowed:
+            return False
+        self.plan = replace(self.plan, steps=self.step + left)
+        return True
 
     def finish(self) -> None:
         """Put the final weights into the model: the best ones with early stopping, else averaged ones if there are any.
@@ -227,12 +258,9 @@ class Run:
     def save(self) -> None:
         if self.folder is None or distributed.rank() > 0:
             return
-        tensors = {f"model.{name}": t for name, t in weights_of(self.model).items()}
-        tensors |= {f"optimiser.{name}": t for name, t in self.optimiser.state().items()}
-        tensors |= {f"average.{name}": t for name, t in self.average.items()}
-        tensors |= {f"best.{name}": t for name, t in self.best_weights.items()}
         strategy_tensors, values = self.strategy.state()
-        tensors |= {f"strategy.{name}": t for name, t in strategy_tensors.items()}
+        tensors = join_groups({"model": weights_of(self.model), "optimiser": self.optimiser.state(),
+                               "average": self.average, "best": self.best_weights, "strategy": strategy_tensors})
         save_tensors(self.folder / CHECKPOINT, tensors, {
             "key": self.key, "plan": self.plan.to_dict(), "step": self.step, "elapsed": self.elapsed,
             "curve": self.curve, "losses": self._losses, "best": None if self.best == math.inf else self.best,
@@ -247,21 +275,22 @@ class Run:
         path = self.folder / CHECKPOINT
         tensors, values = load_tensors(path)
         plan = json.loads(json.dumps(self.plan.to_dict()))  # older checkpoints lack newer entries: compare by defaults
-        if values.get("key") != self.key or Plan(vocabulary=0).to_dict() | (values.get("plan") or {}) != plan:
+        saved_plan = Plan(vocabulary=0).to_dict() | (values.get("plan") or {})
+        if self.seconds is not None:  # the run may have planned its steps anew
+            plan["steps"] = saved_plan["steps"]
+        if values.get("key") != self.key or saved_plan != plan:
             raise SegueError(f"{path} belongs to another run (other data or settings): choose another folder "
                              "or remove it")
 
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
         state = self.model.state_dict()
         with torch.no_grad():
-            for name, tensor in part("model.").items():
+            for name, tensor in take_group(tensors, "model").items():
                 state[name].copy_(tensor)
-        self.optimiser.load_state(part("optimiser."))
-        self.average = {name: t.to(self.device) for name, t in part("average.").items()}
-        self.best_weights = {name: t.to(self.device) for name, t in part("best.").items()}
-        self.strategy.load_state(part("strategy."), values["strategy"])
+        self.optimiser.load_state(take_group(tensors, "optimiser"))
+        self.average = {name: t.to(self.device) for name, t in take_group(tensors, "average").items()}
+        self.best_weights = {name: t.to(self.device) for name, t in take_group(tensors, "best").items()}
+        self.strategy.load_state(take_group(tensors, "strategy"), values["strategy"])
+        self.plan = replace(self.plan, steps=saved_plan["steps"])
         self.step, self.elapsed, self.curve = values["step"], values["elapsed"], values["curve"]
         self.best = math.inf if values["best"] is None else values["best"]
         self.since_best, self.stopped, self._losses = values["since_best"], values["stopped"], values["losses"]

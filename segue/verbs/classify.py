@@ -199,8 +199,9 @@ def classify(model: Fitted, data: Data | None = None, new: Data | None = None, *
 def learn_and_evaluate(model: Fitted, data: Data, test: Data | None, label: str | None, pool: str, device: str | None,
                        seed: int, quiet: bool) -> tuple[Classified | Valued, ViewEnsemble, ViewOptions]:
     """Learn from `data`; returns the accuracy on `test` (None: by cross-validation), the heads and the view options."""
-    labels = record_labels(data, label)
+    labels, source = labels_and_source(data, label)
     notes = [f"read as {data.problems.description}"] if data.problems.description else []
+    notes += [f"the class of each is {source}"] if source else []
     notes += [f"{each.problems.total:,} left out or doubtful, the first: {each.problems[0]}"
               for each in (data, test) if each is not None and each.problems.total]
     numbers = numeric_labels(labels)
@@ -225,8 +226,8 @@ def learn_and_evaluate(model: Fitted, data: Data, test: Data | None, label: str 
                              "were learned")
         else:
             truth = ((test_numbers - mean) / deviation).astype(np.float32)
-        training_rows = {row.tobytes() for row in rows}
-        if overlap := sum(row.tobytes() in training_rows for row in test_rows):
+        learned_objects = set(map(object_hash, data.objects()))
+        if overlap := sum(object_hash(each) in learned_objects for each in test.objects()):
             notes.append(f"{overlap:,} of the {len(test_labels):,} test sequences were learned from too: "
                          "leave them out")
         scores = learned(views.inputs(model, test, test_rows, quiet)[0])
@@ -378,6 +379,13 @@ def element_rows(model: Fitted, data: Data) -> list[np.ndarray]:
     return np.split(np.asarray(encoded.tokens), encoded.offsets[1:-1])
 
 
+def object_hash(obj: Any) -> bytes:
+    """A hash of a sequence as it was read: measured numbers that differ may have the same tokens."""
+    text = obj if isinstance(obj, str | bytes) else "\n".join(map(str, obj))
+    return hashlib.blake2b(text if isinstance(text, bytes) else text.encode(errors="surrogatepass"),
+                           digest_size=16).digest()
+
+
 def reading_options(kind: Kind, label: str | None) -> dict[str, Any]:
     """Options of the kind's `read` that put classes into the names of records: from the column `label` of tables, or
     (None) from a column with a usual name."""
@@ -385,7 +393,12 @@ def reading_options(kind: Kind, label: str | None) -> dict[str, Any]:
 
 
 def record_labels(data: Data, label: str | None = None) -> list[str]:
-    """The class of each record: see `labels_from_names`."""
+    """The class of each record: see `labels_and_source`."""
+    return labels_and_source(data, label)[0]
+
+
+def labels_and_source(data: Data, label: str | None = None) -> tuple[list[str], str]:
+    """The class of each record and where it is from: see `labels_from_names`."""
     names = [data.name(i) for i in range(len(data))]
     if label and not class_in(names[0])[1]:
         raise SegueError(f"{names[0]} is of no table with a column '{label}': leave label= out, or give tables of "
@@ -393,13 +406,13 @@ def record_labels(data: Data, label: str | None = None) -> list[str]:
     return labels_from_names(names)
 
 
-def labels_from_names(record_names: Sequence[str]) -> list[str]:
+def labels_from_names(record_names: Sequence[str]) -> tuple[list[str], str]:
     """The class of each record, found in its name: the class stated there; else the first folder or file at which the
     paths differ (skipping folders such as train and test); or, if most files would be a class of their own, the
-    beginning of the file name (as in 0_ann_3.wav)."""
+    beginning of the file name (as in 0_ann_3.wav). And in words which of them it is; "" of stated ones."""
     stated = [class_in(name)[1] for name in record_names]
     if all(stated):
-        return stated
+        return stated, ""
     if any(stated):
         raise SegueError(f"{record_names[stated.index('')]} says no class, others do: give files that all do, or none")
     path_parts = [name.split("/") for name in record_names]
@@ -410,8 +423,10 @@ def labels_from_names(record_names: Sequence[str]) -> list[str]:
         num_shared += 1
     labels = [parts[num_shared] if len(parts) > num_shared + 1 else parts[-1].partition(":")[0] for parts in path_parts]
     prefixes = [re.split(r"[_.\s-]|(?<=[a-z])(?=\d)", name, maxsplit=1)[0] for name in labels]
-    use_prefixes = 2 * len(set(labels)) > len(labels) >= 2 * len(set(prefixes)) > 2
-    return prefixes if use_prefixes else labels
+    if 2 * len(set(labels)) > len(labels) >= 2 * len(set(prefixes)) > 2:
+        return prefixes, "the beginning of its file's name"
+    return labels, "the folder it is in" if any(len(parts) > num_shared + 1 for parts in path_parts) else \
+        "the file it is in"
 
 
 def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 MINUTES = 2.0  # the default budget
 HELD_OUT = 0.05  # share of the data that is measured on
 CODEC_OPTIONS = ("vocabulary", "tokenizer", "k", "min_count")  # go to the codec, not to the plan
+MOST_CROWDING = 4.0  # times as long as on a core of its own
 LEAST_TRAINING_SHARE = 0.25  # of the time budget, however long reading and measuring took
 
 
@@ -93,7 +94,7 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
 
     Raises SegueError if there is too little data, or if `out` holds something else.
     """
-    begin = time.monotonic()
+    begin = time.monotonic(), time.process_time()
     minutes = training_minutes(minutes, steps, MINUTES)
     distributed.join_group()
     if out is None and distributed.world_size() > 1:
@@ -124,7 +125,7 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
                 arguments.prepare(work, request)
             distributed.barrier()
             job, torch_device = arguments.make_job(work), place(device)
-            plan, reason = load_or_make_plan(
+            plan, reason, seconds = load_or_make_plan(
                 work, job, begin, {**job.choices, "objective": objective, "seed": seed,
                                    **({} if steps is None else {"steps": steps})}, torch_device)
             model = job.build(plan).to(torch_device)
@@ -136,13 +137,14 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
         with closing(Batches(job.source, plan.context, plan.rows, plan.seed, model.resettable, vary)) as batches:
             run = Run(model, batches, plan, objective=job.objective, strategy=Prune(plan.prune) if plan.prune else None,
                       folder=None if folder is None else work, key=request_hash(request),
-                      held_out=job.held_out_scorer(plan), save_seconds=save_seconds)
+                      held_out=job.held_out_scorer(plan), save_seconds=save_seconds, seconds=seconds,
+                      most_steps=most_steps(int(job.train.lengths.sum()), plan))
             run.train(quiet=quiet)
         report = make_report(run, plan, job.train, request, line)
         if data.kind.unit == "event" and isinstance(job.codec, ItemCodec):
             report.values["repeats"] = repeat_share(job.train, len(job.codec.items))
         report.values |= {"reading": data.reading} if data.reading else {}
-        fitted = job.to_fitted(model.eval(), plan, report)
+        fitted = job.to_fitted(model.eval(), run.plan, report)
         if distributed.rank() == 0:
             if job.counts_data is not None and job.codec.turns() and \
                     (combination := choose_combination(fitted, job.arguments.train_and_held_out()[1])):
@@ -347,10 +349,12 @@ def open_teacher(folder: str | Path, objective: str) -> Fitted:
 
 
 def make_report(run: Run, plan: Plan, train: TokenStore, request: Mapping[str, Any], choice: str) -> Report:
-    """The report of a finished training run; the held-out evaluation is added later."""
+    """The report of a finished training run of which `plan` was the first plan; the held-out evaluation is added later.
+    """
     tokens = run.step * plan.tokens_per_step
     return Report({
-        "request": request, "choice": choice, "plan": plan.to_dict(), "steps": run.step, "tokens": tokens,
+        "request": request, "choice": choice, "plan": run.plan.to_dict(), "planned_steps": plan.steps,
+        "steps": run.step, "tokens": tokens,
         "seconds": round(run.elapsed, 2), "tokens_per_s": round(tokens / max(run.elapsed, 1e-9)),
         "precision": plan.precision, "machine": describe_machine(), "processes": distributed.world_size(),
         "train_units": int(train.units.sum()), "train_documents": len(train), "curve": run.curve})
@@ -410,27 +414,32 @@ def subsample(data: Data, share: float) -> Data:
     return data.view(spans[np.unique(np.linspace(0, len(spans) - 1, math.ceil(share * len(spans))).astype(int))])
 
 
-def load_or_make_plan(work: Path, job: FitJob, begin: float, choices: Mapping[str, Any],
-                      device: torch.device) -> tuple[Plan, str]:
-    """The plan of this run and the reason for it: read from `work`, or chosen, timed and written there.
+def load_or_make_plan(work: Path, job: FitJob, begin: tuple[float, float], choices: Mapping[str, Any],
+                      device: torch.device) -> tuple[Plan, str, float | None]:
+    """The plan of this run, the reason for it, and the seconds that training may take (None: no time budget): read from
+    `work`, or chosen, timed and written there.
 
-    begin: when the time budget began, as `time.monotonic`.
+    begin: when the time budget began, as `time.monotonic` and `time.process_time`. Where other programs take the cores,
+    what comes after the last step takes as much longer as what came before the first did.
     """
     path, minutes = work / "plan.json", job.arguments.minutes
     if distributed.rank() == 0 and not path.exists():
         facts = gather_facts(job.train, job.codec, minutes, choices, device)
         plan, reason = choose_plan(facts, **choices)
+        training_seconds = None
         if minutes is not None:
             threads, seconds = measure_step_time(job.source, plan, device, minutes, job.objective,
                                                  fixed="threads" in choices, make=job.build)
-            deadline = max(begin + 60 * minutes - job.reserve, time.monotonic() + 60 * LEAST_TRAINING_SHARE * minutes)
+            now, crowding = time.monotonic(), crowding_since(*begin)
+            deadline = max(begin[0] + 60 * minutes - crowding * job.reserve, now + 60 * LEAST_TRAINING_SHARE * minutes)
             steps = min(steps_before(deadline, seconds), most_steps(facts.tokens, plan))
             plan, reason = choose_plan(facts, **{**choices, "threads": threads, "steps": steps})
             reason += f", {1000 * seconds:.3g} ms a step"
-        write_json(path, {"plan": plan.to_dict(), "why": reason})
+            training_seconds = deadline - time.monotonic()
+        write_json(path, {"plan": plan.to_dict(), "why": reason, "seconds": training_seconds})
     distributed.barrier()
     values = read_json(path)
-    return Plan.from_dict(values["plan"]), values["why"]
+    return Plan.from_dict(values["plan"]), values["why"], values.get("seconds")
 
 
 def gather_facts(train: Any, codec: Codec, minutes: float | None, choices: Mapping[str, Any],
@@ -446,6 +455,12 @@ def gather_facts(train: Any, codec: Codec, minutes: float | None, choices: Mappi
                  16_384 if device.type == "cuda" else 512,  # fewer tokens a step leave a GPU waiting for launches
                  max(1, len(codec.turns())),
                  max(mixed.find_seasons(codec, mixed.document_tokens(train)), default=1) if codec.turns() else 1)
+
+
+def crowding_since(wall: float, cpu: float) -> float:
+    """How many times as long as on a core of its own this process has taken since these times, between 1 and
+    MOST_CROWDING."""
+    return min(MOST_CROWDING, max(1.0, (time.monotonic() - wall) / max(1e-9, time.process_time() - cpu)))
 
 
 def steps_before(deadline: float, seconds: float) -> int:
