@@ -74,9 +74,9 @@ def test_compiled_loops_equal_the_reference(cell: str, rows: int, length: int, h
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_large_gradients_past_the_cache(dtype: torch.dtype) -> None:
+def test_large_gradients_stored_past_the_cache_equal_the_reference(dtype: torch.dtype) -> None:
     """Two rows are stored as one, and the last of an odd number alone."""
-    inputs = drawn("lstm", (33, 70, 8, 64), dtype, 7)
+    inputs = random_inputs("lstm", (33, 70, 8, 64), dtype, 7)
     assert inputs[0].nbytes > LARGE
     expected = with_gradients(recurrence_reference, "lstm", inputs)
     agree(with_gradients(recurrence, "lstm", inputs), expected, TOLERANCE[dtype])
