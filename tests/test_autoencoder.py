@@ -85,7 +85,7 @@ def test_the_vector_equals_its_pooling(pool: str) -> None:
 
 @pytest.mark.parametrize("attention", [0, 3, None])
 def test_without_attention_the_vector_is_all_that_the_decoder_knows(attention: int | None) -> None:
-    """Two sources with one vector cannot be told apart without attention, and can with it."""
+    """Two sources with the same vector give the same answer without attention, and different ones with it."""
     model = autoencoder("lstm", "attention", attention=attention, pool="last").double()
     model.narrow.weight.data.zero_()
     tokens = torch.tensor([[1, 2, 3, V, 4, 5], [6, 0, 2, V, 4, 5]])

@@ -125,7 +125,8 @@ def test_writes_and_direct_logits_sum_to_the_model(choices: dict[str, Any], mixe
 
 @pytest.mark.parametrize("mixer", ["attention", "gla", "mamba2"])
 def test_direct_effects_equal_ablation_of_the_last_write(mixer: str) -> None:
-    """Of a part that nothing reads but the last norm, it is its whole effect: take it out of a plain pass."""
+    """The direct effect of a part that only the last norm reads is its whole effect: removing it from a plain pass
+    costs that much."""
     model = random_stack(["lstm", mixer], channel="none")
     tokens = torch.randint(V, (3, 8), generator=torch.Generator().manual_seed(1))
     targets = tokens.roll(-1, 1)
@@ -153,7 +154,7 @@ def test_direct_effects_equal_ablation_of_the_last_write(mixer: str) -> None:
 
 
 def naive_circuit(model: Any, family: str, layer: int, ids: Tensor) -> Tensor:
-    """(H, M, V), from the weights of transformers by their own names."""
+    """(H, M, V), from transformers' weights by their original names."""
     body = model.transformer if family == "gpt2" else model.gpt_neox if family == "gpt_neox" else model.model
     if family == "gpt2":
         first, block, x = body.h[0], body.h[layer], body.wte(ids)

@@ -209,7 +209,7 @@ def some_head(seed: int) -> Head:
 
 
 def reached_rows(head: Head) -> torch.Tensor:
-    """(n, E): what the imposed rows become behind this control, by plain softmaxes."""
+    """(n, E): the imposed rows after attention with this control, by plain softmaxes."""
     queries, keys, values, x, u, causal = head
     k, both = len(u), torch.cat([u, x])
     rows = []

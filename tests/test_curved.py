@@ -29,7 +29,7 @@ from segue.papers.curved_contrastive import (
 
 
 class Told:
-    """Vectors by which every turn knows its number: the nearer behind, the higher."""
+    """Vectors from which the distance of turns can be read: the nearer, the higher the score."""
 
     def score(self, turn: int, others: np.ndarray, odd: bool) -> np.ndarray:
         return np.where(others > turn, 1.0 - 0.1 * (others - turn), -1.0)
@@ -101,7 +101,7 @@ def test_requests_are_asked_and_answered() -> None:
 
 def lengths(restored: tuple[float, float], replay: tuple[float, float], direct: float = 0.2, bare: float = 2.0
             ) -> list[Row]:
-    """Of right answers and bits on new data, after 60 steps; after 500 nothing is left of anything."""
+    """Accuracies and bits on new data after 60 steps; after 500 nothing is retained."""
     arms = {DIRECT: (direct, bare), BARE: (0.0, bare), REPLAY: replay}
     rows: list[Row] = [{"mixer": "attention", "arm": "base", "steps": 0, "scale": None, "right": 0.0, "new": 3.0}]
     for steps in (60, 500):

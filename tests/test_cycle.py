@@ -54,7 +54,7 @@ def letters(target: str, back: str) -> Difference:
 
 
 def scripted(f: Scripted, **options: Any) -> CycleProgram[str, str]:
-    """A cycle over a text model whose prompt is the input and all hints so far; g says what is there."""
+    """A cycle over a text model whose prompt is the input and all hints so far; g describes the answer."""
     def forward(inputs: Sequence[str], state: Sequence[Cycled[str, str]]) -> list[str]:
         return [reply.text for reply in f.write([" | ".join([x, *cycle_state.hints()])
                                                  for x, cycle_state in zip(inputs, state)])]

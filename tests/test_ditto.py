@@ -97,7 +97,7 @@ def test_repeated_batches_depend_on_the_step() -> None:
 
 
 def test_gradients() -> None:
-    """Parity check 2: they are those of the function, and none goes to the earlier probability."""
+    """Parity check 2: they equal those of the function, and the earlier probability gets none."""
     torch.manual_seed(0)
     chance = torch.rand(2, 9, dtype=torch.float64, requires_grad=True)
     period = torch.tensor([[0] * 4 + [3] * 5, [0] * 9])
@@ -160,7 +160,7 @@ def test_the_contract(excess: bool, seed: int) -> None:
 
 
 class Counted(NextElement):
-    """Notes the steps at which it is asked."""
+    """Records the steps at which it is called."""
 
     def __init__(self, run: list[Run]) -> None:
         self.run, self.steps = run, list[int]()

@@ -93,7 +93,7 @@ def test_the_floors_of_windows() -> None:
 
 
 def test_no_predictor_beats_the_bayes_one() -> None:
-    """Ridge with the noise's variance over that of a weight, beside other ridges."""
+    """Ridge with the ratio of noise variance to weight variance, against other ridges."""
     task, errors = FunctionTask(2, 2, noise=0.5), {}
     prompts = task.test(3000, 8)
     best = 0.25 * task.window * task.inputs

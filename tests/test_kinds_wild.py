@@ -1216,7 +1216,7 @@ def test_items_rarely_repeated_are_not_recommended_twice(tmp_path: Path) -> None
 
 
 def test_games_are_read_as_their_moves(tmp_path: Path) -> None:
-    """Comments, variations, glyphs and numbers are no moves; a game that was cut is told."""
+    """Comments, variations, glyphs and numbers are dropped; a truncated game is reported."""
     tags = '[Event "Rated"]\n[Site "x"]\n[Result "{}"]\n\n'
     games = ("1. e4 e5 {Ruy (Lopez)} 2. Nf3! (2. f4 exf4 (2... d5) 3. Nf3) Nc6 $1\n3. Bb5 a6 1/2-1/2\n\n",
              "1. e4 { [%eval 0.17] } 1... c5 2. O-O-O e8=Q+ 1-0\n\n", "1. e4 e5 2. Qxxx *\n")

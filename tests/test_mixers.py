@@ -442,7 +442,7 @@ def rotated(x: Tensor, position: int, theta: float, width: int) -> Tensor:
 
 
 def attention_by_loops(mixer: Attention, x: Tensor, positions: Tensor, sees: Callable[[int, int], bool]) -> Tensor:
-    """One row x (T, D); `sees(i, j)` says whether node i looks at node j."""
+    """One row x (T, D); `sees(i, j)`: whether node i attends to node j."""
     heads, groups, e = mixer.heads, mixer.kv_heads, mixer.head_width
     outputs = []
     for i in range(len(x)):
@@ -512,7 +512,7 @@ def test_alibi_slopes_are_distinct_powers(heads: int) -> None:
 
 
 def test_attend_and_merge() -> None:
-    """Partial results over disjoint keys merge to attention over all of them, rows that see nothing included."""
+    """Partial results over disjoint keys merge to attention over all of them, rows without any visible key included."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, h, n, 4, dtype=torch.float64) for h, n in ((4, 5), (2, 9), (2, 9)))
     mask = torch.rand(2, 1, 5, 9) < 0.5

@@ -31,7 +31,7 @@ def model(mixer: str = "gru") -> Stack:
 
 
 def batch_of(*answers: list[int]) -> Batch:
-    """Begin, then the elements: all asked for."""
+    """The begin token, then the elements, all targets."""
     return Batch.pairs([([], answer) for answer in answers], BEGIN)
 
 
@@ -137,7 +137,7 @@ def test_malformed_orders_are_refused() -> None:
 
 
 def test_a_pointer_network_learns_sets_by_order_search() -> None:
-    """Which two of four numbers are the largest, told in an order that changes: a search finds one that can be said."""
+    """The two largest of four numbers, in a random order: the search finds an order that can be predicted."""
     def draw(step: int) -> Batch:
         generator = torch.Generator().manual_seed(step)
         values = torch.rand(32, 4, 1, generator=generator)

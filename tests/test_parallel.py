@@ -91,8 +91,8 @@ def test_a_zigzag_balances_the_work_of_ranks(ranks: int, rotate: Any) -> None:
 
 
 def test_the_causal_schedule_of_tokenring_as_published() -> None:
-    """Queries go backward; rank r at step s holds those of (r + s) mod N: whole against the first half of the keys, or
-    behind the ring's end their later half against all; each result goes straight home, one step later."""
+    """Queries move backward; rank r at step s holds those of (r + s) mod N: all of them against the first half of the
+    keys, or past the ring's end their later half against all keys; each result returns at once, one step later."""
     n = 4
     schedule = RingSchedule(n, "q")
     for rank, step in itertools.product(range(n), range(n)):
@@ -110,8 +110,8 @@ def test_the_causal_schedule_of_tokenring_as_published() -> None:
 
 def traffic(schedule: RingSchedule, moving: float, result: float = 0.0,
             returns: bool | None = None) -> dict[tuple[int, int], float]:
-    """What goes from each rank to each other, (source, target), in the unit of the sizes of a whole share: what moves,
-    and the results for it."""
+    """What each rank sends to each other, (source, target), in units of a whole share: the moving tensors, and their
+    results."""
     results = Counter[tuple[int, int]]()
     for rank in range(schedule.ranks):
         for m in (m for step in schedule.plan(rank, returns) for m in step.sends):
@@ -347,7 +347,7 @@ def test_a_rank_that_fails_stops_the_others() -> None:
 
 
 def learned(model: Any, batch: Batch) -> Tensor:
-    """The sum of -log p, nats, without the float32 of the head's own kernel."""
+    """The sum of -log p, in nats, without the float32 of the head's own kernel."""
     logits = model(batch.tokens, batch.layout).logits
     return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-1, reduction="sum")
 

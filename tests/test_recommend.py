@@ -209,7 +209,7 @@ def test_unmasked_places_have_no_gradient(mixer: str) -> None:
 
 
 def test_post_norm_stacks_keep_the_contract() -> None:
-    """Any causal mixer may stand in such a stack too; what cannot run it says so."""
+    """Every causal mixer runs in such a stack; other mixers are refused."""
     torch.manual_seed(0)
     model = Stack(StackConfig(17, 8, ["attention", "gru"], {"attention": {"heads": 2}}, post_norm=True, transform=True))
     assert check_model(model, examples=2)
@@ -442,7 +442,7 @@ def test_evaluate_ranks_items_beside_baselines(repeats: bool) -> None:
 
 @pytest.mark.parametrize("mixer", ["attention", pytest.param("lstm", marks=pytest.mark.slow)])
 def test_a_cloze_model_is_fitted_saved_continued_and_updated(mixer: str, tmp_path: Path) -> None:
-    """Users walk up the items: what comes next is what stands behind the end."""
+    """Users walk up the items, so the item after the end of a history is known."""
     data, choices = sets.of(visits(), kind="events"), {"width": 32, "depth": 1, "context": 16, "rows": 16, "threads": 1,
                                                        "precision": "float32", "rate": 0.02}
     model = segue.fit(data, out=tmp_path / "model", steps=150, objective="cloze", mixer=mixer, quiet=True, **choices)
@@ -480,7 +480,7 @@ def test_unknown_items_count_as_misses() -> None:
 
 @pytest.mark.parametrize("mixer, kind", [("attention", "events"), ("hydra", "dna"), ("bidirectional:lstm", "events")])
 def test_a_cloze_model_learns_to_continue(mixer: str, kind: str) -> None:
-    """Items that follow one another, and a strand with a period of five: named behind the end after cloze training."""
+    """Items in sequence, and a DNA strand with a period of five: predicted after the end by cloze training."""
     draw = np.random.default_rng(0)
     if kind == "events":
         rows = [[(first + 5 * k) % ITEMS for k in range(LENGTH)] for first in draw.integers(ITEMS, size=64)]

@@ -105,7 +105,7 @@ def test_the_true_process_has_the_best_score() -> None:
 
 @pytest.mark.parametrize("head", ["decay", "mixture"])
 def test_a_network_approaches_the_true_process(head: str) -> None:
-    """The true process's likelihood bounds what is learned from it; Poisson is left behind."""
+    """Its score lies between that of the true process and that of Poisson."""
     result, exam = store(sequences(300)), store(sequences(150, seed=1))
     torch.manual_seed(0)
     config = PointProcessConfig(StackConfig(4, 16, ["gru"]), head, float(result.gaps.mean()), float(result.gaps.max()))

@@ -233,8 +233,8 @@ def test_functions_run_in_fresh_processes() -> None:
 # Functions against cases.
 
 def test_cross_validation_by_a_hand_table() -> None:
-    """Five functions of a number and twelve cases "above 5": two are right, one is off by one, one always says yes, one
-    crashes. Of the cases 11 is wrong; only the function that is off by one reproduces the case of 5."""
+    """Five functions of a number and twelve cases "above 5": two are right, one is off by one, one is constantly true,
+    one crashes. Of the cases 11 is wrong; only the function that is off by one reproduces the case of 5."""
     functions = ["def evaluate(x): return x > 5", "def evaluate(x): return not x <= 5",
                  "def evaluate(x): return x >= 5", "def evaluate(x): return True", "def evaluate(x): return missing"]
     cases = [([x], x > 5) for x in range(11)] + [([11], False)]
