@@ -85,16 +85,17 @@ def test_the_rule_of_curved_contrastive(change: dict[str, Any], verdict: str) ->
     assert claim("curved-contrastive").judge(systems(**change))[0] == verdict
 
 
-def test_requests_are_asked_and_answered() -> None:
+def test_request_batches_have_the_right_answers() -> None:
     batch = sample_requests(3, 1, np.random.default_rng(0))
     assert batch.tokens.shape == batch.targets.shape == (3, CONTEXT)
     for row, answers in zip(batch.tokens.tolist(), batch.targets.tolist()):
         text = bytes([*row, max(answers[-1], 10)]).decode()
-        told = bytes(a for a in answers if a >= 0).decode().split("\n")
-        for line, answer in zip(text.strip("\n").split("\n"), told):
-            asked, _, said = line.partition("=")
-            word = asked.partition("(")[2].rstrip(")")
-            assert said == answer and (word.upper() if asked.startswith("large") else word * 2).startswith(said)
+        answer_lines = bytes(a for a in answers if a >= 0).decode().split("\n")
+        for line, answer in zip(text.strip("\n").split("\n"), answer_lines):
+            request, _, text_answer = line.partition("=")
+            word = request.partition("(")[2].rstrip(")")
+            expected = word.upper() if request.startswith("large") else word * 2
+            assert text_answer == answer and expected.startswith(text_answer)
     single = sample_requests(5, 1, np.random.default_rng(0), most=1)
     assert all(bytes(a for a in row if a >= 0).count(b"\n") == 1 for row in single.targets.tolist())
 
@@ -105,8 +106,8 @@ def lengths(restored: tuple[float, float], replay: tuple[float, float], direct: 
     arms = {DIRECT: (direct, bare), BARE: (0.0, bare), REPLAY: replay}
     rows: list[Row] = [{"mixer": "attention", "arm": "base", "steps": 0, "scale": None, "right": 0.0, "new": 3.0}]
     for steps in (60, 500):
-        rows += [{"mixer": "attention", "arm": arm, "steps": steps, "scale": None, "right": right, "new": new}
-                 for arm, (right, new) in arms.items()]
+        rows += [{"mixer": "attention", "arm": arm, "steps": steps, "scale": None, "right": accuracy, "new": new}
+                 for arm, (accuracy, new) in arms.items()]
         rows += [{"mixer": "attention", "arm": RESTORED, "steps": steps, "scale": scale,
                   "right": restored[0] if scale == 1 else 1.0, "new": restored[1]} for scale in (0.5, 1.0, 1.5)]
     return rows

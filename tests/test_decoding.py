@@ -360,16 +360,16 @@ def test_trie_counts_equal_brute_force(tokens: list[int], depth: int) -> None:
 @settings(max_examples=30, deadline=None)
 @given(tokens=st.lists(st.integers(0, 3), min_size=1, max_size=80), cuts=st.lists(st.integers(1, 9), max_size=20))
 def test_trie_counts_of_streamed_answers_equal_whole_ones(tokens: list[int], cuts: list[int]) -> None:
-    streamed, whole = TrieDraft(branch=3), TrieDraft(branch=3)
+    streamed, unstreamed = TrieDraft(branch=3), TrieDraft(branch=3)
     start = 0
     for cut in [*cuts, len(tokens)]:
         streamed.observe(0, tokens[start : start + cut])
         start += cut
     streamed.forget(0)
-    whole.warm([tokens])
+    unstreamed.warm([tokens])
     for n in range(1, 6):
         for i in range(len(tokens) - n + 1):
-            assert streamed.answers.count(tokens[i : i + n]) == whole.answers.count(tokens[i : i + n])
+            assert streamed.answers.count(tokens[i : i + n]) == unstreamed.answers.count(tokens[i : i + n])
 
 
 @settings(max_examples=25, deadline=None)
@@ -457,7 +457,7 @@ def test_tree_mask_is_the_closure_of_the_parents(seed: int, mode: str) -> None:
     mask = np.zeros((len(tree) + 1, len(tree) + 1), bool)
     mask[0, 0] = True
     for node in range(len(tree)):
-        mask[node + 1, [0, *[seen + 1 for seen in tree.path(node)]]] = True
+        mask[node + 1, [0, *[ancestor + 1 for ancestor in tree.path(node)]]] = True
     assert (layout.follows[0].numpy() == mask).all()
     assert layout.positions[0].tolist() == [17, *[17 + depth for depth in tree.node_depths()]]
 
@@ -514,12 +514,12 @@ def test_drafts_save_passes_on_repetitive_text() -> None:
 # Cost model
 
 
-def run_cost(cost: Cost, passes: int, plain: float, per_node: float, won: float) -> Counter[int]:
+def run_cost(cost: Cost, passes: int, base_seconds: float, per_node: float, won: float) -> Counter[int]:
     used: Counter[int] = Counter()
     for _ in range(passes):
         size = cost.budget()
         used[size] += 1
-        cost.record(1 + size, 1 + won * (size / 64) ** 0.5, 1e-5 if size else 0.0, plain * (1 + per_node * size))
+        cost.record(1 + size, 1 + won * (size / 64) ** 0.5, 1e-5 if size else 0.0, base_seconds * (1 + per_node * size))
     return used
 
 

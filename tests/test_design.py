@@ -371,8 +371,8 @@ def test_encoder_features_of_rows_equal_those_of_ids(backbone: str) -> None:
     lengths = torch.tensor([4, 2])
     results = encoder(F.one_hot(ids, 3).float(), lengths)
     for row, length, features in zip(ids, lengths.tolist(), results):
-        known = torch.tensor([[8, *(letters[i] for i in row[:length])]])
-        torch.testing.assert_close(model(known).hidden[0, 1:].mean(0), features, atol=1e-5, rtol=1e-5)
+        letter_ids = torch.tensor([[8, *(letters[i] for i in row[:length])]])
+        torch.testing.assert_close(model(letter_ids).hidden[0, 1:].mean(0), features, atol=1e-5, rtol=1e-5)
     rows = F.one_hot(ids, 3).float().requires_grad_()
     slope, = torch.autograd.grad(encoder(rows, lengths).sum(), rows)
     assert float(slope[1, 2:].abs().max()) == 0 < float(slope[1, :2].abs().max())

@@ -73,15 +73,16 @@ def test_a_sentence_is_repeated_with_the_one_before_it(text: list[int], seed: in
     ends = [i for i, token in enumerate(text) if token == END]
     choices = [(text[a + 1 : b], text[b:c]) for a, b in zip(ends, ends[1:]) for c in ends
                if c > b and text[b:c].count(END) <= together]
-    choices = [(before, said) for before, said in choices if len(said) > 1 and len(before) + 2 * len(said) <= len(text)]
+    choices = [(before, repeated_part) for before, repeated_part in choices
+               if len(repeated_part) > 1 and len(before) + 2 * len(repeated_part) <= len(text)]
     if result is None:
         assert not choices
         return
-    said = row[result.places].tolist()
-    assert len(said) == len(text) + 1
-    assert said in [(before + sentence * len(text))[: len(text) + 1] for before, sentence in choices]
-    assert said[result.begin : -result.period] == said[result.begin + result.period :]
-    assert 1 <= said[result.begin : result.begin + result.period].count(END) <= together
+    repeated_part = row[result.places].tolist()
+    assert len(repeated_part) == len(text) + 1
+    assert repeated_part in [(before + sentence * len(text))[: len(text) + 1] for before, sentence in choices]
+    assert repeated_part[result.begin : -result.period] == repeated_part[result.begin + result.period :]
+    assert 1 <= repeated_part[result.begin : result.begin + result.period].count(END) <= together
 
 
 def test_repeated_batches_depend_on_the_step() -> None:

@@ -249,9 +249,9 @@ def test_one_frame_films_are_generated_by_class(space: str, time: str) -> None:
 
     learn(model, batch, 120, rate=1e-2, objective=FlowMatching(drop={"text": 0.2}), cooldown=0.5)
     classes = torch.tensor([[0], [1]] * 4)
-    made = euler(model, torch.zeros(8, 9, 1), torch.ones(8, 9, dtype=torch.bool),
-                 Layout.chain((8, 9), grid=(1, 3, 3)), {"text": classes}, steps=10)
-    assert bool((made.mean((1, 2)).sign() == 2 * classes[:, 0] - 1).all())
+    samples = euler(model, torch.zeros(8, 9, 1), torch.ones(8, 9, dtype=torch.bool),
+                    Layout.chain((8, 9), grid=(1, 3, 3)), {"text": classes}, steps=10)
+    assert bool((samples.mean((1, 2)).sign() == 2 * classes[:, 0] - 1).all())
 
 
 def test_flow_times_fall_from_one_to_zero() -> None:

@@ -250,9 +250,9 @@ def test_the_letter_loss_equals_its_definition(mixer: str) -> None:
     expected = 0.0
     for row, target in zip(chances, ["AC", "GT", "C", ""]):
         for place in range(2):
-            there = target[place : place + 1]
+            target_letter = target[place : place + 1]
             expected -= math.log(sum(float(row[id]) for id, word in enumerate(words)
-                                     if word[place : place + 1] == there)) / 2 if target else 0
+                                     if word[place : place + 1] == target_letter)) / 2 if target else 0
     expected -= math.log(float(chances[3, codec.eos])) / 2
     loss = MarginalLetters(codec.spelling())(model, batch)
     assert float(loss.total.detach()) == pytest.approx(expected, rel=1e-5) and loss.count == 4
@@ -270,7 +270,7 @@ def test_what_is_recovered() -> None:
 # --- variants ------------------------------------------------------------------------------------------------------
 
 
-def test_letters_are_scored_exactly_whatever_part_of_a_word_they_are() -> None:
+def test_letters_are_scored_exactly_at_any_part_of_a_word() -> None:
     codec = KmerCodec(3, "ACGTN")
     model = model_of(codec, "attention")
     likelihood = LetterLikelihood(model, codec, rows=3)
@@ -278,17 +278,17 @@ def test_letters_are_scored_exactly_whatever_part_of_a_word_they_are() -> None:
     with torch.no_grad():
         first = model(torch.tensor([[codec.bos, *codec.prompt(before)]])).logits[0, -1].double().softmax(-1)
     words = ["".join(word) for word in itertools.product("ACGT", repeat=3)]
-    for asked in ("A", "CA", "GTC"):
-        whole = sum(float(first[id]) for id, word in enumerate(words) if word.startswith(asked))
-        assert likelihood([(before, asked)])[0] == pytest.approx(math.log(whole), rel=1e-5)
+    for letters in ("A", "CA", "GTC"):
+        expected = sum(float(first[id]) for id, word in enumerate(words) if word.startswith(letters))
+        assert likelihood([(before, letters)])[0] == pytest.approx(math.log(expected), rel=1e-5)
     longer = likelihood([(before, "GTCAA"), (before, "GTC"), (before + "GTC", "AA"), (before, "N"), (before, "")])
     assert longer[0] == pytest.approx(longer[1] + longer[2], rel=1e-5) and np.isfinite(longer).all() and longer[4] == 0
-    both = np.exp(likelihood([(before, one + other) for one in "ACGT" for other in "ACGT"])).reshape(4, 4).sum(1)
+    both = np.exp(likelihood([(before, one + second) for one in "ACGT" for second in "ACGT"])).reshape(4, 4).sum(1)
     np.testing.assert_allclose(both, np.exp(likelihood([(before, one) for one in "ACGT"])), rtol=1e-5)
 
 
 @pytest.mark.parametrize("k, mixer", [(1, "lstm"), (2, "mamba"), (3, "attention")])
-def test_variants_by_hand(k: int, mixer: str) -> None:
+def test_variant_scores_equal_those_by_hand(k: int, mixer: str) -> None:
     codec = LetterCodec("ACGT") if k == 1 else KmerCodec(k, "ACGT")
     model = model_of(codec, mixer)
     text, variants = dna(3, 60), [(20, "", "AC")]
@@ -309,8 +309,9 @@ def test_variants_by_hand(k: int, mixer: str) -> None:
                 a, b = likelihood([(one[start:cut], one[cut : ends[0]]), (two[start:cut], two[cut : ends[1]])])
                 sums.append(b - a)
         assert score == pytest.approx(np.mean(sums), abs=1e-4)
-    turned = [(len(text) - at - len(a), reverse_complement(a), reverse_complement(b)) for at, a, b in variants]
-    back = variant_scores(model, codec, reverse_complement(text), turned, before=20, behind=5)
+    reversed_variants = [(len(text) - at - len(a), reverse_complement(a), reverse_complement(b))
+                         for at, a, b in variants]
+    back = variant_scores(model, codec, reverse_complement(text), reversed_variants, before=20, behind=5)
     np.testing.assert_allclose(back, results, atol=1e-4)
     with pytest.raises(SegueError, match="variant 1"):
         variant_scores(model, codec, text, [(5, "N", "A")])

@@ -281,10 +281,10 @@ def test_stored_scores_equal_the_ring_at_the_published_cost(ranks: int, causal: 
 
 
 def test_half_precision_is_summed_in_float32() -> None:
-    whole = [x.bfloat16() for x in random_inputs(4, 2, 96, 8)]
-    expected = F.scaled_dot_product_attention(*(x.float() for x in whole[:3]), is_causal=True, enable_gqa=True)
+    half_inputs = [x.bfloat16() for x in random_inputs(4, 2, 96, 8)]
+    expected = F.scaled_dot_product_attention(*(x.float() for x in half_inputs[:3]), is_causal=True, enable_gqa=True)
     for rotate, backend in itertools.product(("kv", "q"), BACKENDS):
-        results = simulate(4, partial(in_ring, schedule=RingSchedule(4, rotate), full=whole,  # type: ignore[arg-type]
+        results = simulate(4, partial(in_ring, schedule=RingSchedule(4, rotate), full=half_inputs,  # type: ignore[arg-type]
                                       backend=backend))
         out = ContextShard(4).join([result[0][0] for result in results], 2)
         assert out.dtype == torch.bfloat16 and all(g.dtype == torch.bfloat16 for result in results
@@ -437,15 +437,15 @@ def test_stacks_of_every_shape_over_ranks() -> None:
 
 
 def test_context_parallel_refuses_mixers_of_whole_rows() -> None:
-    one = simulate(1, lambda comm: comm)[0]
+    single_comm = simulate(1, lambda comm: comm)[0]
     for config, words in ((StackConfig(11, 16, ["gru"], pool="mean"), "pools"),
                           (StackConfig(11, 16, ["attention"], {"attention": {"relative": 4}}), "fixed masks"),
                           (StackConfig(11, 16, ["attention"], {"attention": {"span": 4}}), "fixed masks"),
                           (StackConfig(11, 16, ["attention"], {"attention": {"taps": 2}}), "fixed masks"),
                           (StackConfig(11, 16, ["attention"], {"attention": {"prompt": True}}), "fixed masks")):
         with pytest.raises(SegueError, match=words):
-            context_parallel(Stack(config), one)
-    model = context_parallel(Stack(StackConfig(11, 16, ["gru"])), one)
+            context_parallel(Stack(config), single_comm)
+    model = context_parallel(Stack(StackConfig(11, 16, ["gru"])), single_comm)
     with pytest.raises(SegueError, match="no trees"):
         batch = batch_of(8, False)
         model(batch.tokens, Batch(batch.tokens, batch.targets, grid=(2, 4)).layout)
@@ -654,8 +654,8 @@ def memory(cut: float, tensor_cut: float, crossing: float, separate: float, lost
         power = ranks.bit_length() - 1
         rows.append({"what": SAVED, "ranks": ranks, "elements / H": at, "sequence": at / cut**power,
                      "tensor": at / tensor_cut**power})
-        for what, scale in ((MLP, 1.0), (ATTENTION, 0.5), (LAYER, 0.5)):
-            rows.append({"what": what, "ranks": ranks, "elements / H": at, "sequence": crossing * scale,
+        for part, scale in ((MLP, 1.0), (ATTENTION, 0.5), (LAYER, 0.5)):
+            rows.append({"what": part, "ranks": ranks, "elements / H": at, "sequence": crossing * scale,
                          "tensor": at - (1000 if heavy else 0)})
     rows += [{"what": LOSSES, "ranks": ranks, "elements / H": None, "sequence": separate, "tensor": None}
              for ranks in (2, 8)]

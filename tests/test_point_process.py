@@ -99,7 +99,7 @@ def test_empty_prompts_change_nothing() -> None:
     unprompted.load_state_dict({name: weight for name, weight in model.state_dict().items() if "prompts" not in name})
     events, until, types = history()
     elapsed = until[..., None]
-    actual, base = (each.intensities(events, elapsed) for each in (model, unprompted))
+    actual, base = (process_form.intensities(events, elapsed) for process_form in (model, unprompted))
     torch.testing.assert_close(actual[:, :2], base[:, :2], atol=1e-9,
                                rtol=0)  # the prefix has chosen at its third event
     assert not torch.allclose(actual[:, 2:], base[:, 2:], atol=1e-4)

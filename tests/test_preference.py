@@ -122,8 +122,8 @@ def test_prefer_changes_every_fitted_model(kind: str, prompt: str, better: str, 
     assert reloaded.report["preferences"][0]["pairs"] == 18 and not (tmp_path / "model" / "updating").exists()
     for expected, actual in zip(model.model.parameters(), reloaded.model.parameters()):
         torch.testing.assert_close(expected, actual)
-    said = reloaded.prefer([(prompt, better, worse)] * 2, steps=1, quiet=True)
-    assert said.likelier[1] == 1.0
+    second_report = reloaded.prefer([(prompt, better, worse)] * 2, steps=1, quiet=True)
+    assert second_report.likelier[1] == 1.0
 
 
 def test_published_dialogue_pairs_are_read(tmp_path: Path) -> None:

@@ -421,5 +421,5 @@ def test_the_verdict_follows_its_rule() -> None:
     for place, change, verdict in ((6, {"changed": 0.001}, "refuted"), (1, {"mean": 0.59}, "refuted"),
                                    (0, {"changed": 0.04}, "inconclusive"), (1, {"mean": 0.81}, "inconclusive"),
                                    (2, {"changed": 0.0}, "inconclusive"), (8, {"changed": 0.0}, "inconclusive")):
-        changed = [each | (change if number == place else {}) for number, each in enumerate(table)]
+        changed = [cells | (change if number == place else {}) for number, cells in enumerate(table)]
         assert set_based_prompting.judge(changed)[0] == verdict
