@@ -1336,6 +1336,12 @@ DAYS = [f"2016-03-{1 + i:02d} 10:0{i % 7}:00" for i in range(20)]
     ("linux_structured.csv", "LineId,Month,Date,Time,Component,EventId\n" + "".join(
         f"{i},{'Jun' if i < 9 else 'Jul'},{14 + i % 9},0{i % 9}:15:16,{'ab'[i * i % 3 % 2]},E{i * i % 3}\n"
         for i in range(20)), "who=the file, what=EventId, when=Month Date Time (*)", 1),
+    ("linux2_structured.csv", "LineId,Month,Date,Time,Component,Content,EventId\n" + "".join(
+        f"{i},Jun,{10 + i // 9},{i % 9:02d}:16:01,sshd,check pass; the user is not known here,E{i * i % 5}\n"
+        for i in range(20)), "who=the file, what=EventId, when=Month Date Time (*)", 1),
+    ("ssh_structured.csv", "LineId,Date,Day,Time,Component,EventId\n" + "".join(
+        f"{i},Dec,{10 + i // 9},{i % 9:02d}:16:01,sshd,E{i * i % 5}\n"
+        for i in range(20)), "who=the file, what=EventId, when=Date Day Time (*)", 1),
     ("traces.csv", "BlockId,Label,Features,TimeInterval\n" + "".join(
         f'blk_{i},Fail,"[E5,E2,E{i % 3}]","[0.0, 1.5, 0.5]"\n' for i in range(20)), "what=Features", 20),
     ("mind.tsv", "".join(f"{i}\tU{i % 4}\t11/13/2019 8:36:5{i % 10} AM\t"
