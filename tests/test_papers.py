@@ -79,10 +79,27 @@ OTHERWISE: list[tuple[str, list[Change], str]] = [
     ("ditto", [({"text": "test", "arm": "unlikelihood"}, {"rep-12": 0.1, "to control": 1.0})], "refuted"),
     ("flashrnn", [({"what": "speed"}, {"times the loop": 6.0, "times torch's module": 0.9})], "confirmed"),
     ("flashrnn", [({"what": "parity", "model": "Mamba"}, {"tested": 0.9})], "refuted"),
+    ("gsm-plus-plus", [({"task": "degree", "arm": "khop, mamba+attention"}, {"accuracy": 0.2}),
+                       ({"task": "degree", "arm": "bfs, mamba+attention"}, {"accuracy": 0.95})], "confirmed"),
+    ("gsm-plus-plus", [({"task": "degree", "arm": "khop, mamba+attention"}, {"accuracy": 0.6})], "inconclusive"),
+    ("gsm-plus-plus", [({"task": "colours"}, {"accuracy": 0.3})], "inconclusive"),  # nothing counts well
+    ("gsm-plus-plus", [({"arm": "random dfs, mamba+attention"}, {"accuracy": 0.97})], "inconclusive"),
+    ("gsm-plus-plus", [({"task": "connectivity", "arm": "khop, mamba+attention"}, {"accuracy": 0.96})], "inconclusive"),
+    ("gsm-plus-plus", [({"task": "connectivity"}, {"accuracy": 0.6})], "inconclusive"),  # hardly learned
+    ("gsm-plus-plus", [({"task": "degree", "arm": "node, mamba+attention"}, {"accuracy": 0.95})], "refuted"),
+    ("gsm-plus-plus", [({"task": "colours", "arm": "node, attention+attention"}, {"accuracy": 0.95})], "refuted"),
+    ("gsm-plus-plus", [({"task": "connectivity", "arm": "dfs, mamba+attention"}, {"accuracy": 0.9})], "refuted"),
+    ("gsm-plus-plus", [({"task": "connectivity", "arm": "khop, mamba+attention"}, {"accuracy": 1.0})], "refuted"),
     ("gumbel-and-discrete-diffusion",
      [({"arm": "masked diffusion", "measure": "bits per character of the middle third"}, {"value": 1.5})],
      "confirmed"),
     ("gumbel-and-discrete-diffusion", [({"arm": "uniform diffusion"}, {"value": 2.5})], "refuted"),
+    ("hydra-heads", [({"heads": "medusa"}, {"chain": 2.3})], "refuted"),
+    ("hydra-heads", [({"heads": "medusa, as large"}, {"chain": 2.3})], "refuted"),
+    ("hydra-heads", [({"heads": "hydra, hidden state unseen"}, {"chain": 2.5})], "refuted"),
+    ("hydra-heads", [({"heads": "hydra"}, {"same texts": 0.99})], "refuted"),
+    ("hydra-heads", [({"heads": "medusa"}, {"chain": 2.0})], "inconclusive"),
+    ("hydra-heads", [({"heads": "hydra"}, {"head 3": 0.25, "head 4": 0.25})], "inconclusive"),
     ("hydra-mixers", [({"mixer": f"{name}, aligned"}, {"nats": 1.4}) for name in ("low-rank", "toeplitz", "attention")],
      "confirmed"),
     ("hydra-mixers", [({"mixer": f"attention, {kind}"}, {"nats": 1.6}) for kind in ("free", "aligned")],
@@ -103,6 +120,24 @@ OTHERWISE: list[tuple[str, list[Change], str]] = [
     ("lssl", [({"model": "legs"}, {"value": 0.5})], "refuted"),
     ("making-the-most", [({"measure": "at least as likely"}, {"value": 0.4})], "refuted"),
     ("making-the-most", [({"arm": "windows of 32 told by the last one"}, {"value": 1.9})], "inconclusive"),
+    ("mamba-360", [({"mixer": "attention", "task": "digits"}, {"accuracy": 0.9})], "refuted"),
+    ("mamba-360", [({"mixer": "attention", "task": "recall"}, {"accuracy": 0.6}),
+                   ({"mixer": "lru", "task": "recall"}, {"accuracy": 0.7})], "refuted"),
+    ("mamba-360", [({"mixer": "attention", "task": "digits"}, {"accuracy": 0.4})], "inconclusive"),
+    ("mamba-360", [({"mixer": "lru", "task": "recall"}, {"accuracy": 0.95})], "inconclusive"),
+    ("mamba-360", [({"mixer": "mamba", "task": "recall"}, {"accuracy": 1.0})], "confirmed"),  # it is not invariant
+    ("mamba-360", [({"task": "listops"}, {"accuracy": 0.15})], "inconclusive"),
+    ("mamba-360", [({"task": "recall"}, {"accuracy": 0.2})], "inconclusive"),
+    ("masformer", [({"part": "recall", "layers": "2 full at the bottom"}, {"accuracy": 0.85})], "refuted"),
+    ("masformer", [({"part": "recall", "layers": "all local"}, {"accuracy": 0.95})], "refuted"),
+    ("masformer", [({"part": "recall", "layers": "all full"}, {"accuracy": 0.9})], "inconclusive"),
+    ("masformer", [({"part": "recall", "layers": "2 full at the bottom"}, {"accuracy": 0.95})], "inconclusive"),
+    ("masformer", [({"part": "recall", "layers": "2 full at the bottom"}, {"pairs": 0.7})], "inconclusive"),
+    ("music-transformer", [({"part": "chorales", "arm": "sinusoids + relative"}, {"nats": 2.015})], "refuted"),
+    ("music-transformer", [({"part": "memory", "arm": "looked up"}, {"MiB": 32.0})], "refuted"),
+    ("music-transformer", [({"part": "chorales", "arm": "sinusoids + relative", "seed": 1}, {"nats": 1.98})],
+     "inconclusive"),
+    ("music-transformer", [({"part": "memory", "arm": "looked up"}, {"MiB": 160.0})], "inconclusive"),
     ("negative-eigenvalues", [({"task": "sum mod 3", "model": "Mamba, [-1, 1]"}, {"best at 40": 1.0})], "refuted"),
     ("negative-eigenvalues", [({"task": "parity", "model": "Mamba, [-1, 1]"}, {"worst": 0.9})], "inconclusive"),
     ("partial-attention-lm", [({"model": "language model"}, {"sensitivity, time 4": 0.9})], "refuted"),
@@ -120,8 +155,22 @@ OTHERWISE: list[tuple[str, list[Change], str]] = [
      "inconclusive"),
     ("recformer", [({"data": "MovieLens", "arm": "text"}, {"warm": 0.08, "cold": 0.02})], "confirmed"),
     ("recformer", [({"data": "MovieLens", "arm": "text"}, {"cold": 0.0})], "refuted"),
+    ("rnn-review", [({"task": "lag 100", "model": "LSTM of 1997, no forgetting"}, {"value": 0.2}),
+                    ({"task": "lag 100", "model": "LSTM, forget bias 1"}, {"value": 1.0})], "confirmed"),  # the best
+    ("rnn-review", [({"task": "lag 100", "model": "Elman, uniform"}, {"value": 0.97})], "refuted"),
+    ("rnn-review", [({"model": "BLSTM"}, {"value": 0.4})], "refuted"),
+    ("rnn-review", [({"task": "text", "model": "LSTM"}, {"value": 2.3})], "refuted"),
+    ("rnn-review", [({"task": "lag 100", "model": "LSTM of 1997, no forgetting"}, {"value": 0.8})], "inconclusive"),
+    ("rnn-review", [({"model": "BLSTM"}, {"value": 0.55})], "inconclusive"),
     ("s4", [({"model": "S4D, random"}, {"accuracy": 0.9})], "refuted"),
     ("s4", [({"model": "S4D, random"}, {"accuracy": 0.8})], "inconclusive"),
+    ("s5-rl", [({"task": "step of 128", "model": "GRU, loop in Python"}, {"value": 0.1})], "confirmed"),  # too short
+    ("s5-rl", [({"task": "recall", "model": "S5, no reset"}, {"value": 1.0})], "refuted"),
+    ("s5-rl", [({"task": "recall", "model": "S5, resetting"}, {"value": 0.96})], "refuted"),
+    ("s5-rl", [({"task": "step of 1024", "model": "GRU, loop in Python"}, {"value": 15.0})], "inconclusive"),
+    ("s5-rl", [({"task": "repeat previous", "model": "no memory"}, {"value": 0.9})], "inconclusive"),
+    ("s5-rl", [({"task": "recall", "model": f"{name}, resetting"}, {"value": 0.97}) for name in ("S5", "GRU")],
+     "inconclusive"),
     ("sequencematch", [({"arm": "matched, with backspaces"}, {"all right": 0.9, "least": 0.9})], "confirmed"),
     ("sequencematch", [({"arm": "cloned backspaces"}, {"well taken": 0.4})], "inconclusive"),
 ]
@@ -175,23 +224,6 @@ def test_an_interrupted_claim_goes_on(tmp_path: Path) -> None:
         run_claim(counting(calls), "smoke")
 
 
-def review(lstm: float, elman: float, sides: float, saved: float) -> list[Row]:
-    rows = [("lag 100", "LSTM of 1997, no forgetting", lstm), ("lag 100", "LSTM, forget bias 1", 0.25),
-            ("lag 100", "LSTM, forget bias 0", 0.25), ("lag 100", "Elman, uniform", elman),
-            ("hidden character", "BLSTM", 0.3 + sides), ("hidden character", "LSTM", 0.3),
-            ("text", "Elman", 3.0), ("text", "LSTM", 3.0 - saved), ("text", "Kneser-Ney 5-gram", 2.0)]
-    return [{"task": task, "model": model, "value": value} for task, model, value in rows]
-
-
-@pytest.mark.parametrize(("values", "verdict"), [
-    ((1.0, 0.25, 0.2, 0.3), "confirmed"), ((1.0, 0.97, 0.2, 0.3), "refuted"), ((1.0, 0.25, -0.1, 0.3), "refuted"),
-    ((1.0, 0.25, 0.2, -0.1), "refuted"), ((0.8, 0.25, 0.2, 0.3), "inconclusive"),
-    ((1.0, 0.25, 0.05, 0.3), "inconclusive")])
-def test_the_rule_of_the_recurrent_review(values: tuple[float, float, float, float], verdict: str) -> None:
-    # With the 1997 network no better than the others, the best LSTM is what counts.
-    assert claim("rnn-review").judge(review(*values))[0] == verdict
-
-
 def logs(gru: float, graph: float) -> list[Row]:
     rows: list[Row] = [{"log": log, "method": method, "Brier": 0.02 * r, "to AKOM": r} for log in ("A", "B")
                        for method, r in (("AKOM", 1.0), ("GRU", gru), ("directly-follows graph", graph),
@@ -207,49 +239,6 @@ def test_the_rule_of_next_element(gru: float, graph: float, verdict: str) -> Non
     assert claim("next-element").judge(logs(gru, graph))[0] == verdict
 
 
-@pytest.mark.parametrize(("reset", "leaky", "gru", "loop", "gain", "verdict"), [
-    (0.99, 0.8, 0.99, 4.0, 0.3, "confirmed"), (0.99, 0.99, 0.99, 4.0, 0.3, "refuted"),
-    (0.96, 0.8, 0.98, 4.0, 0.3, "refuted"), (0.99, 0.8, 0.99, 2.0, 0.3, "inconclusive"),
-    (0.99, 0.8, 0.99, 4.0, 0.1, "inconclusive"), (0.97, 0.8, 0.97, 4.0, 0.3, "inconclusive")])
-def test_the_rule_of_resettable_s5(reset: float, leaky: float, gru: float, loop: float, gain: float,
-                                   verdict: str) -> None:
-    rows = [("recall", "S5, resetting", reset), ("recall", "S5, no reset", leaky), ("recall", "GRU, resetting", gru),
-            ("repeat previous", "S5, resetting", gain - 0.5), ("repeat previous", "no memory", -0.5)]
-    for span, times in ((128, 0.5), (1024, loop), (4096, 9.0)):  # short sequences do not count
-        rows += [(f"step of {span}", model, seconds) for model, seconds in (
-            ("S5, resetting", 1.0), ("GRU, resetting", 1.0), ("GRU, loop in Python", times))]
-    table = [{"task": task, "model": model, "value": value} for task, model, value in rows]
-    assert claim("s5-rl").judge(table)[0] == verdict
-
-
-@pytest.mark.parametrize(("best", "attention", "lookup", "lru", "verdict"), [
-    (0.8, 0.7, 0.9, 0.7, "confirmed"), (0.7, 0.8, 0.9, 0.7, "refuted"), (0.8, 0.7, 0.6, 0.7, "refuted"),
-    (0.72, 0.7, 0.9, 0.7, "inconclusive"), (0.8, 0.7, 0.9, 0.85, "inconclusive"), (0.15, 0.3, 0.9, 0.7, "inconclusive"),
-    (0.7, 0.8, 0.2, 0.1, "inconclusive")])
-def test_the_rule_of_mamba_360(best: float, attention: float, lookup: float, lru: float, verdict: str) -> None:
-    long = {"attention": attention, "s4d": 0.3, "lru": 0.3, "hyena": 0.3, "mamba": best}
-    recall = {"attention": lookup, "s4d": 0.1, "lru": lru, "hyena": 1.0, "mamba": 1.0}  # which are not invariant
-    table = [{"mixer": mixer, "task": task, "accuracy": recall[mixer] if task == "recall" else long[mixer]}
-             for mixer in long for task in ("listops", "digits", "delayed cue", "recall")]
-    assert claim("mamba-360").judge(table)[0] == verdict
-
-
-def recalled(full: float, mixed: float, local: float, pairs: float) -> list[Row]:
-    rows = [("all full", full, 1.0), ("2 full at the bottom", mixed, pairs), ("1 full at the bottom", 0.9, 0.3),
-            ("all local", local, 0.1), ("all full, then 2 full at the bottom", 0.9, pairs)]
-    text: list[Row] = [{"part": "novels", "layers": name, "accuracy": None, "nats": 2.0} for name, *_ in rows]
-    return text + [{"part": "recall", "layers": name, "accuracy": right, "pairs": part, "steps": 100}
-                   for name, right, part in rows]
-
-
-@pytest.mark.parametrize(("values", "verdict"), [
-    ((1.0, 0.99, 0.05, 0.56), "confirmed"), ((1.0, 0.85, 0.05, 0.56), "refuted"), ((1.0, 0.99, 0.95, 0.56), "refuted"),
-    ((0.9, 0.99, 0.05, 0.56), "inconclusive"), ((1.0, 0.95, 0.05, 0.56), "inconclusive"),
-    ((1.0, 0.99, 0.05, 0.7), "inconclusive")])
-def test_the_rule_of_masformer(values: tuple[float, float, float, float], verdict: str) -> None:
-    assert claim("masformer").judge(recalled(*values))[0] == verdict
-
-
 @pytest.mark.parametrize(("change", "verdict"), [
     ({}, "confirmed"), ({"2x": 1.04}, "refuted"), ({"2x": 1.025}, "inconclusive"), ({"full": 0.92}, "refuted"),
     ({"before": 0.96}, "inconclusive"), ({"2x, bottom layers": 1.0}, "refuted"), ({"times": 1.3}, "inconclusive"),
@@ -261,18 +250,6 @@ def test_the_rule_of_skipdecode(change: dict[str, float], verdict: str) -> None:
                         "calls": change.get("calls", 0.5), "times": change.get("times", 1.5)}
                        for arm, each in nats.items()]
     assert claim("skipdecode").judge(rows)[0] == verdict
-
-
-@pytest.mark.parametrize(("gaps", "looked_up", "verdict"), [
-    ((0.2, 0.1), 64.0, "confirmed"), ((0.2, 0.05), 64.0, "inconclusive"), ((0.02, 0.01), 64.0, "refuted"),
-    ((0.2, 0.1), 10.0, "inconclusive"), ((0.2, 0.1), 1.0, "refuted")])
-def test_the_rule_of_the_music_transformer(gaps: tuple[float, float], looked_up: float, verdict: str) -> None:
-    rows: list[Row] = [{"part": "chorales", "arm": arm, "seed": seed, "nats": 1.0 - saved}
-                       for seed, gap in enumerate(gaps)
-                       for arm, saved in (("sinusoids", 0.0), ("sinusoids + relative", gap))]
-    rows += [{"part": "memory", "arm": how, "length": n, "MiB": n * size} for n in (128, 256)
-             for how, size in (("skewed", 1.0), ("looked up", looked_up))]
-    assert claim("music-transformer").judge(rows)[0] == verdict
 
 
 @pytest.mark.parametrize(("change", "verdict"), [
@@ -298,21 +275,6 @@ def test_the_rule_of_faster_and_lighter(change: dict[str, float], verdict: str) 
     rows += [{"part": f"general {seed}", "arm": arm, "measure": "accuracy", "length": 64, "value": number}
              for seed in range(3) for arm, number in pupils.items()]
     assert claim("faster-lighter").judge(rows)[0] == verdict
-
-
-def heads(medusa: float, large: float, hydra: float, unseen: float, gain: float, same: float) -> list[Row]:
-    chains = {"medusa": medusa, "medusa, as large": large, "hydra": hydra, "hydra, hidden state unseen": unseen}
-    return [{"heads": name, "chain": chain, "same texts": same, "head 3": 0.3 + gain * (name == "hydra"),
-             "head 4": 0.2 + gain * (name == "hydra")} for name, chain in chains.items()]
-
-
-@pytest.mark.parametrize(("values", "verdict"), [
-    ((1.6, 1.7, 2.4, 1.9, 0.3, 1.0), "confirmed"), ((2.2, 1.7, 2.4, 1.9, 0.3, 1.0), "refuted"),
-    ((1.6, 2.3, 2.4, 1.9, 0.3, 1.0), "refuted"), ((1.6, 1.7, 2.4, 2.4, 0.3, 1.0), "refuted"),
-    ((1.6, 1.7, 2.4, 1.9, 0.3, 0.99), "refuted"), ((2.0, 1.7, 2.4, 1.9, 0.3, 1.0), "inconclusive"),
-    ((1.6, 1.7, 2.4, 1.9, 0.1, 1.0), "inconclusive")])
-def test_the_rule_of_hydra_heads(values: tuple[float, float, float, float, float, float], verdict: str) -> None:
-    assert claim("hydra-heads").judge(heads(*values))[0] == verdict
 
 
 def stream_of_digits(pcr: float, tuned: float, forgotten: float, ahead: int) -> list[Row]:
@@ -410,31 +372,3 @@ def sparse_arms(sharp: float, raw: float, loose: float, alone: float) -> list[Ro
     ((0.8, 0.82, 0.8, 0.7), "refuted"), ((0.8, 0.82, 0.6, 0.8), "refuted")])
 def test_the_rule_of_sharp(values: tuple[float, float, float, float], verdict: str) -> None:
     assert claim("sharp").judge(sparse_arms(*values))[0] == verdict
-
-
-def graph_arms(degree: tuple[float, float, float], colours: tuple[float, float],
-               connectivity: tuple[float, float, float, float]) -> list[Row]:
-    hybrid, attention, mamba = "mamba+attention", "attention+attention", "mamba+mamba"
-    values = {"degree": dict(zip((f"node, {hybrid}", f"khop, {hybrid}", f"bfs, {hybrid}"), degree)),
-              "colours": dict(zip((f"node, {mamba}", f"node, {attention}"), colours)),
-              "connectivity": dict(zip((f"dfs, {hybrid}", f"node, {attention}", f"khop, {hybrid}",
-                                        f"random dfs, {hybrid}"), connectivity)) | {f"node, {mamba}": 0.5}}
-    chance = {"degree": 0.2, "colours": 0.15, "connectivity": 0.5}
-    return [{"task": task, "arm": arm, "accuracy": value, "chance": chance[task], "by seed": [value]}
-            for task, arms in values.items() for arm, value in arms.items()]
-
-
-@pytest.mark.parametrize("values, verdict", [
-    (((0.3, 0.9, 0.4), (0.8, 0.3), (0.95, 0.8, 0.6, 0.55)), "confirmed"),
-    (((0.3, 0.2, 0.9), (0.8, 0.3), (0.8, 0.8, 0.6, 0.55)), "confirmed"),
-    (((0.3, 0.4, 0.4), (0.8, 0.3), (0.95, 0.8, 0.6, 0.55)), "inconclusive"),  # a small lead on degrees
-    (((0.3, 0.9, 0.4), (0.3, 0.2), (0.95, 0.8, 0.6, 0.55)), "inconclusive"),  # nothing counts well
-    (((0.3, 0.9, 0.4), (0.8, 0.3), (0.95, 0.8, 0.6, 0.94)), "inconclusive"),  # random clusters do as well
-    (((0.3, 0.9, 0.4), (0.8, 0.3), (0.95, 0.8, 0.78, 0.55)), "inconclusive"),  # k-hop is hardly worse
-    (((0.3, 0.9, 0.4), (0.8, 0.3), (0.69, 0.6, 0.52, 0.5)), "inconclusive"),  # connectivity is hardly learned
-    (((0.9, 0.8, 0.4), (0.8, 0.3), (0.95, 0.8, 0.6, 0.55)), "refuted"),
-    (((0.3, 0.9, 0.4), (0.3, 0.8), (0.95, 0.8, 0.6, 0.55)), "refuted"),
-    (((0.3, 0.9, 0.4), (0.8, 0.3), (0.75, 0.8, 0.6, 0.55)), "refuted"),
-    (((0.3, 0.9, 0.4), (0.8, 0.3), (0.95, 0.8, 0.85, 0.55)), "refuted")])
-def test_the_rule_of_graph_sequences(values: tuple[Any, Any, Any], verdict: str) -> None:
-    assert claim("gsm-plus-plus").judge(graph_arms(*values))[0] == verdict
