@@ -76,6 +76,11 @@ OTHERWISE: list[tuple[str, list[Change], str]] = [
     ("code-ood-cl", [({"arm": "EWC"}, {"at learning": 3.0})], "refuted"),
     ("cot-expressivity", [({"scratchpad": "dummy"}, {"right": 0.7})], "refuted"),
     ("cot-expressivity", [({"scratchpad": "log"}, {"right": 0.5})], "inconclusive"),
+    ("cycle-prompt", [({"arm": "cycle, another's translation"}, {"pass@1": 0.8})], "refuted"),
+    ("cycle-prompt", [({"arm": "likeliest of 10"}, {"pass@1": 0.83})], "refuted"),
+    ("cycle-prompt", [({"arm": "zero-shot"}, {"pass@1": 0.76})], "inconclusive"),
+    ("cycle-prompt", [({"arm": "cycle"}, {"right to wrong": 0.03})], "inconclusive"),
+    ("cycle-prompt", [({"arm": "cycle, 20% noise"}, {"pass@1": 0.76})], "inconclusive"),
     ("ditto", [({"text": "test", "arm": "decayed repetition"},
                 {"rep-12": 0.2, "to control": 1.01, "TP": [0.4, 0.3, 0.2, 0.2, 0.2]})], "confirmed"),
     ("ditto", [({"text": "test", "arm": "unlikelihood"}, {"rep-12": 0.1, "to control": 1.0})], "refuted"),
@@ -161,6 +166,14 @@ OTHERWISE: list[tuple[str, list[Change], str]] = [
                       ({"method": "GRU"}, {"to AKOM": 0.99})], "inconclusive"),
     ("next-element", [({"method": "GRU"}, {"to AKOM": 1.01})], "refuted"),
     ("next-element", [({"method": "directly-follows graph"}, {"to AKOM": 1.01})], "refuted"),
+    ("order-matters", [({"system": "P = 0, 0 glimpses"}, {"seed 1": 0.99, "seed 2": 0.99})], "refuted"),
+    ("order-matters", [({"system": "sets easier in order"}, {"seed 1": 0.2, "seed 2": 0.2})], "refuted"),
+    ("order-matters", [({"system": "as 5 1 3 4 2"}, {"mean": 175.0}),
+                       ({"system": "sets easier in order"}, {"seed 1": 0.2, "seed 2": 0.2, "seed 3": 0.2})],
+     "inconclusive"),
+    *[("order-matters", [({"system": system}, {"mean": mean})], "inconclusive") for system, mean in (
+        ("P = 5, 0 glimpses", 0.7), ("P = 0, 1 glimpses", 0.7), ("head last, 500 samples", 4.5),
+        ("head last, 20,000 samples", 1.5), ("search over both", 190.0), ("as 5 1 3 4 2", 195.0))],
     ("partial-attention-lm", [({"model": "language model"}, {"sensitivity, time 4": 0.9})], "refuted"),
     ("partial-attention-lm", [({"model": "PALM"}, {"cross-entropy": 2.4})], "inconclusive"),
     ("peptide", [({"arm": "family, K1", "method": "network"}, {"blanks": 60.0})], "refuted"),
@@ -219,6 +232,21 @@ OTHERWISE: list[tuple[str, list[Change], str]] = [
     ("skipdecode", [({"arm": "2x"}, {"nats": 2.14}), ({"arm": "2x, no warm-up"}, {"nats": 2.13})], "inconclusive"),
     ("skipdecode", [({"arm": "2x"}, {"nats": 2.14, "times": 1.3})], "inconclusive"),
     ("skipdecode", [({"arm": "2x"}, {"nats": 2.14, "calls": 0.51})], "inconclusive"),
+    ("spar", [({"arm": "interfering"}, {"greedy": 0.69, "drawn": 0.56})], "refuted"),
+    ("spar", [({"arm": "interfering"}, {"greedy": 0.69})], "inconclusive"),
+    ("spar", [({"arm": "refined"}, {"drawn": 0.53})], "inconclusive"),
+    ("theme-transformer", [({"arm": "gated"}, {"late": 2.5})], "confirmed"),
+    ("theme-transformer", [({"arm": "cross-attention"}, {"theme nats": 1.0})], "refuted"),
+    ("theme-transformer", [({"arm": "gated"}, {"shuffled": 1.075})], "refuted"),
+    *[("theme-transformer", [({"arm": "gated"}, {"late": 2.5}), ({"arm": arm}, values)], "inconclusive")
+      for arm, values in (("cross-attention", {"theme nats": 1.1}), ("contrast", {"f1": 0.7}),
+                          ("edit distance", {"f1": 0.8}))],
+    ("vif-rag", [({"arm": "one function keeps a case"}, {"always true": 1})], "refuted"),
+    ("vif-rag", [({"arm": "verified instructions"}, {"greedy": 0.36})], "refuted"),
+    *[("vif-rag", [({"arm": "verified instructions"}, {what: value})], "inconclusive") for what, value in (
+        ("greedy", 0.44), ("drawn", 0.37), ("greedy with passages", 0.43), ("answers", 0.97))],
+    *[("vif-rag", [({"arm": "one function keeps a case"}, {what: value})], "inconclusive")
+      for what, value in (("after", 0.96), ("recall", 0.7))],
 ]
 
 

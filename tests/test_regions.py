@@ -20,7 +20,6 @@ from segue.mixers.regions import RegionLabels
 from segue.mixers.state import Carry
 from segue.models import EncoderDecoder, EncoderDecoderConfig, Stack, StackConfig
 from segue.models.adapters import InitialState
-from segue.papers import claim
 from segue.papers.theme_transformer import OPEN as OPEN60
 from segue.papers.theme_transformer import THEME, melody, piece, theme_mask, varied
 
@@ -149,24 +148,6 @@ def test_what_does_not_fit_is_told() -> None:
     with pytest.raises(SegueError, match="needs regions"):
         plain.hidden(torch.zeros(1, 2).long(), Layout(torch.arange(2)[None], source=(torch.zeros(1, 2, 8),
                                                                                       torch.tensor([2]))))
-
-
-def themes(gated: float = 1.0, cross: float = 1.2, shuffled: float = 2.0, late: float = 3.0, prompt: float = 1.0,
-           contrast: float = 0.9, edits: float = 0.5) -> list[dict[str, Any]]:
-    def row(arm: str, nats: float, late: float) -> dict[str, Any]:
-        return {"arm": arm, "theme nats": nats, "shuffled": shuffled, "late": late, "late, real": 2.5}
-
-    return [{"arm": "contrast", "f1": contrast}, {"arm": "edit distance", "f1": edits}, row("gated", gated, late),
-            row("cross-attention", cross, 1.0), row("prompt", 1.5, prompt)]
-
-
-@pytest.mark.parametrize("verdict, table", [
-    ("confirmed", themes()), ("refuted", themes(cross=1.0)), ("refuted", themes(shuffled=1.005)),
-    ("inconclusive", themes(cross=1.02)), ("inconclusive", themes(late=1.2)), ("inconclusive", themes(contrast=0.7)),
-    ("inconclusive", themes(edits=0.8))])
-def test_the_verdict_goes_by_the_rule(verdict: str, table: list[dict[str, Any]]) -> None:
-    found, reason = claim("theme-transformer").judge(table)
-    assert found == verdict and "late returns" in reason
 
 
 def test_the_claim_asks_for_returning_themes() -> None:
