@@ -56,6 +56,9 @@ def test_a_committed_report_is_what_its_claim_says_today(path: Path) -> None:
 # What would have to be found for another verdict: rows of a committed table by their columns, and what they then say.
 Change = tuple[dict[str, Any], dict[str, Any]]
 DIGITS, CONVOLUTION = {"stream": "digits", "reader": "gru"}, {"trunk": "convolution"}
+SHORT, ATTENTION = {"tokens": "6-mer, context of 1-mers"}, {"model": "attention"}
+GREEDY: Change = ATTENTION | {"what": "recall of greedy"}, {"reached": 0.9}
+SHUFFLED: Change = {"model": "attention, shuffled", "what": "elements reached"}, {"reached": 1.0}
 AHEAD = {"by seed": [0.7, 0.75, 0.74, 0.7, 0.6]}  # by 5 points in four of five seeds
 OTHERWISE: list[tuple[str, list[Change], str]] = [
     ("aggressive-decoding", [({"decoding": "GAD"}, {"different answers": 1})], "refuted"),
@@ -94,6 +97,12 @@ OTHERWISE: list[tuple[str, list[Change], str]] = [
      "inconclusive"),
     ("flashrnn", [({"what": "speed"}, {"times the loop": 6.0, "times torch's module": 0.9})], "confirmed"),
     ("flashrnn", [({"what": "parity", "model": "Mamba"}, {"tested": 0.9})], "refuted"),
+    ("generator", [({"tokens": "BPE"}, {"recovery": 0.35}), (SHORT, {"recovery": 0.3})], "confirmed"),
+    ("generator", [({"tokens": "BPE"}, {"recovery": 0.35})], "inconclusive"),
+    ("generator", [({"tokens": "BPE"}, {"recovery": 0.4}), (SHORT, {"recovery": 0.3})], "inconclusive"),
+    ("generator", [({"tokens": "BPE"}, {"recovery": 0.35}), ({"tokens": "1-mer"}, {"recovery": 0.4})], "inconclusive"),
+    ("generator", [({"genome": "repeats"}, {"recovery": 0.25}),  # too few steps teach none
+                   ({"genome": "repeats", "tokens": "6-mer"}, {"recovery": 0.29})], "inconclusive"),
     ("gsm-plus-plus", [({"task": "degree", "arm": "khop, mamba+attention"}, {"accuracy": 0.2}),
                        ({"task": "degree", "arm": "bfs, mamba+attention"}, {"accuracy": 0.95})], "confirmed"),
     ("gsm-plus-plus", [({"task": "degree", "arm": "khop, mamba+attention"}, {"accuracy": 0.6})], "inconclusive"),
@@ -127,6 +136,10 @@ OTHERWISE: list[tuple[str, list[Change], str]] = [
      "inconclusive"),
     ("hypernetworks", [({"arm": "LSTM, chunks of 64"}, {"final": 0.95})], "confirmed"),
     ("hypernetworks", [({"arm": "LSTM, state not carried"}, {"final": 0.95})], "refuted"),
+    *[("icl-functions", [({"what": "attention", "prompt": prompt}, {"error": error})], verdict)
+      for prompt, error, verdict in (
+          ("prompt", 0.65, "refuted"), ("shuffled", 0.1, "refuted"), ("prompt", 0.3, "inconclusive"),
+          ("shuffled", 0.5, "inconclusive"), ("25% wrong", 1.7, "inconclusive"), ("50% wrong", 2.3, "inconclusive"))],
     ("just-read-twice", [({"model": "prompt read both ways"}, {"accuracy": 0.5}), ({"model": "causal"},
                                                                                    {"accuracy": 0.5})], "refuted"),
     ("just-read-twice", [({"model": "prompt read both ways"}, {"accuracy": 0.6}), ({"model": "causal"},
@@ -139,6 +152,14 @@ OTHERWISE: list[tuple[str, list[Change], str]] = [
     ("lookahead", [({"trie": "shuffled"}, {"tokens per pass": 1.2})], "inconclusive"),
     ("lssl", [({"model": "random", "lag or rate": 400}, {"value": 0.5})], "confirmed"),
     ("lssl", [({"model": "legs"}, {"value": 0.5})], "refuted"),
+    *[("magic-word", [*changes, *([GREEDY, SHUFFLED] if both else [])], verdict) for changes, both, verdict in (
+        ([], True, "confirmed"), ([GREEDY], False, "inconclusive"), ([SHUFFLED], False, "inconclusive"),
+        ([(ATTENTION | {"what": "recall of gcg"}, {"reached": 0.7})], True, "inconclusive"),
+        ([(ATTENTION | {"what": "false members"}, {"reached": 1})], True, "inconclusive"),
+        ([(ATTENTION | {"what": "lower half, k up to 4"}, {"reached": 0.0})], True, "inconclusive"),
+        ([(ATTENTION | {"what": "true"}, {"by k": [0.8, 0.9]})], True, "inconclusive"),
+        ([(ATTENTION | {"what": "true"}, {"by k": [0.88, 0.9]})], True, "refuted"),
+        ([(ATTENTION | {"what": "uniform"}, {"reached": 0.95})], True, "refuted"))],
     ("making-the-most", [({"measure": "at least as likely"}, {"value": 0.4})], "refuted"),
     ("making-the-most", [({"arm": "windows of 32 told by the last one"}, {"value": 1.9})], "inconclusive"),
     ("mamba-360", [({"mixer": "attention", "task": "digits"}, {"accuracy": 0.9})], "refuted"),
@@ -241,6 +262,11 @@ OTHERWISE: list[tuple[str, list[Change], str]] = [
     *[("theme-transformer", [({"arm": "gated"}, {"late": 2.5}), ({"arm": arm}, values)], "inconclusive")
       for arm, values in (("cross-attention", {"theme nats": 1.1}), ("contrast", {"f1": 0.7}),
                           ("edit distance", {"f1": 0.8}))],
+    *[("tokenring", [({"links": links, "method": "queries go round (TokenRing)"}, {"to the ring": value})], verdict)
+      for links, value, verdict in (
+          ("full duplex", 0.8, "inconclusive"), ("full duplex, 4 queries a key", 1.2, "inconclusive"),
+          ("half duplex", 1.2, "inconclusive"), ("full duplex", 0.97, "refuted"), ("half duplex", 0.8, "refuted"))],
+    ("tokenring", [({"links": "half duplex"}, {"error": 1e-3})], "refuted"),
     ("vif-rag", [({"arm": "one function keeps a case"}, {"always true": 1})], "refuted"),
     ("vif-rag", [({"arm": "verified instructions"}, {"greedy": 0.36})], "refuted"),
     *[("vif-rag", [({"arm": "verified instructions"}, {what: value})], "inconclusive") for what, value in (

@@ -30,7 +30,6 @@ from segue.objectives import Batch
 from segue.papers import claim
 from segue.papers.sequence_parallelism import APART as LOSSES
 from segue.papers.sequence_parallelism import ATTENTION, LAYER, LOST, MLP, MOST, SAVED, Lossy
-from segue.papers.tokenring import FULL, GROUPED, HALF, RING, TOKENRING
 from segue.parallel import (
     BACKENDS,
     Communicator,
@@ -665,17 +664,6 @@ def memory(cut: float, tensor_cut: float, crossing: float, apart: float, lost: f
     ((2.0, 1.4, 32.0, 1e-7, 0.1, (8, 4), True), "refuted")])
 def test_the_rule_of_sequence_parallelism(values: tuple[Any, ...], verdict: str) -> None:
     assert claim("sequence-parallelism").judge(memory(*values))[0] == verdict
-
-
-@pytest.mark.parametrize(("full", "grouped", "half", "error", "verdict"), [
-    (0.72, 2.8, 1.0, 1e-6, "confirmed"), (0.8, 2.8, 1.0, 1e-6, "inconclusive"), (0.72, 1.2, 1.0, 1e-6, "inconclusive"),
-    (0.72, 2.8, 1.2, 1e-6, "inconclusive"), (0.97, 2.8, 1.0, 1e-6, "refuted"), (0.72, 2.8, 0.8, 1e-6, "refuted"),
-    (0.72, 2.8, 1.0, 1e-3, "refuted")])
-def test_the_rule_of_tokenring(full: float, grouped: float, half: float, error: float, verdict: str) -> None:
-    table = [{"links": links, "method": method, "to the ring": value, "error": error}
-             for links, ratio in ((FULL, full), (GROUPED, grouped), (HALF, half))
-             for method, value in ((RING, 1.0), (TOKENRING, ratio))]
-    assert claim("tokenring").judge(table)[0] == verdict
 
 
 def test_what_has_arrived_is_not_kept() -> None:
