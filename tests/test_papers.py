@@ -59,6 +59,7 @@ DIGITS, CONVOLUTION = {"stream": "digits", "reader": "gru"}, {"trunk": "convolut
 SHORT, ATTENTION = {"tokens": "6-mer, context of 1-mers"}, {"model": "attention"}
 GREEDY: Change = ATTENTION | {"what": "recall of greedy"}, {"reached": 0.9}
 SHUFFLED: Change = {"model": "attention, shuffled", "what": "elements reached"}, {"reached": 1.0}
+CURVED = {"cosines": [0.4, 0.3, 0.2, 0.1], "forward": 0.7, "top order": 0.4, "rank, 1 turns": 0.4, "rank, 8 turns": 0.2}
 AHEAD = {"by seed": [0.7, 0.75, 0.74, 0.7, 0.6]}  # by 5 points in four of five seeds
 OTHERWISE: list[tuple[str, list[Change], str]] = [
     ("aggressive-decoding", [({"decoding": "GAD"}, {"different answers": 1})], "refuted"),
@@ -79,6 +80,18 @@ OTHERWISE: list[tuple[str, list[Change], str]] = [
     ("code-ood-cl", [({"arm": "EWC"}, {"at learning": 3.0})], "refuted"),
     ("cot-expressivity", [({"scratchpad": "dummy"}, {"right": 0.7})], "refuted"),
     ("cot-expressivity", [({"scratchpad": "log"}, {"right": 0.5})], "inconclusive"),
+    ("cpt-ift", [({"arm": "instruct, learned on with 5% replay"}, {"right": 0.0})], "confirmed"),
+    ("cpt-ift", [({"arm": "instruct, learned on with 5% replay"}, {"new": 3.0})], "confirmed"),
+    ("cpt-ift", [({"arm": "instruct, learned on with 5% replay"}, {"right": 0.0}),
+                 ({"arm": "base, learned on, + residual"}, {"new": 2.9})], "inconclusive"),
+    ("cpt-ift", [({"arm": "base, learned on, + residual"}, {"right": 0.1})], "refuted"),
+    *[("curved-contrastive", [({"system": "curved", "mixer": "attention"}, CURVED | changes)], verdict)
+      for changes, verdict in (
+          ({}, "confirmed"), ({"spearman": 0.19}, "inconclusive"), ({"forward": 0.64}, "inconclusive"),
+          ({"cosines": [0.4, 0.3, 0.31, 0.1]}, "inconclusive"), ({"rank, 8 turns": 0.33}, "inconclusive"),
+          ({"forward, 95%": [0.49, 0.9]}, "refuted"), ({"top order, 95%": [0.16, 0.9]}, "refuted"))],
+    ("curved-contrastive", [({"system": "curved", "mixer": "attention"}, CURVED),
+                            ({"system": "curved, no marks"}, {"forward": 0.51})], "inconclusive"),
     ("cycle-prompt", [({"arm": "cycle, another's translation"}, {"pass@1": 0.8})], "refuted"),
     ("cycle-prompt", [({"arm": "likeliest of 10"}, {"pass@1": 0.83})], "refuted"),
     ("cycle-prompt", [({"arm": "zero-shot"}, {"pass@1": 0.76})], "inconclusive"),
@@ -146,6 +159,10 @@ OTHERWISE: list[tuple[str, list[Change], str]] = [
                                                                                    {"accuracy": 0.5})], "inconclusive"),
     ("lightnet", [({"model": "GLA, two scans"}, {"ms at 64 x 64": 1000.0})], "confirmed"),
     ("lightnet", [({"model": "LightNet"}, {"accuracy": 0.5})], "refuted"),
+    *[("lina-speech", [({"arm": "state of rank 1", "tunes": 20}, {"bits": bits, "by place": [1.8] * 8} | changes)],
+       verdict) for bits, changes, verdict in (
+          (1.95, {}, "confirmed"), (2.08, {}, "inconclusive"), (1.95, {"share": 0.01}, "inconclusive"),
+          (1.95, {"weights kept": False}, "refuted"), (1.95, {"by place": [1.0] * 4 + [2.3] * 4}, "refuted"))],
     ("longvq", [({"attention": "linear attention"}, {"recall": 1.0})], "refuted"),
     ("longvq", [({"attention": "codebook of 32"}, {"nats per note": 1.48})], "confirmed"),
     ("lookahead", [({"trie": "warm", "mode": "hier"}, {"different answers": 1})], "refuted"),

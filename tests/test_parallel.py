@@ -637,7 +637,7 @@ def test_two_processes_give_the_curve_of_one(tmp_path: Path) -> None:
         assert two == pytest.approx(one, rel=1e-4)
 
 
-# -- the rules of the two claims
+# -- the rule of the claim
 
 
 def memory(cut: float, tensor_cut: float, crossing: float, apart: float, lost: float, most: tuple[int, int],
