@@ -20,7 +20,7 @@ REPORTS = sorted((ROOT / "benchmarks" / "results" / "claims").glob("*-[cg]pu.jso
 CLAIMS = [slug for slug, paper in PAPERS.items() if paper.module]
 
 
-def test_the_table_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_of_papers_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(PAPERS) == 68  # 66 systems and two reference pages
     assert len({paper.title for paper in PAPERS.values()}) == len(PAPERS)
     for part in {part for paper in PAPERS.values() for part in paper.parts}:
@@ -44,13 +44,14 @@ def test_every_claim_runs_at_smoke_scale(slug: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.stem)
-def test_a_committed_report_is_what_its_claim_says_today(path: Path) -> None:
+def test_committed_reports_agree_with_their_claims(path: Path) -> None:
     """The rule was not bent after the run, and the verdict follows from the table by it."""
     report = json.loads(path.read_text(encoding="utf-8"))
-    told = claim(report["slug"]).at(report["scale"])
-    assert path.stem == f"{told.slug}-{report['scale']}" and path.with_suffix(".png").exists()
-    assert (report["statement"], report["rule"], report["paper"]) == (told.statement, told.rule, dict(told.paper))
-    assert told.judge(report["table"]) == (report["verdict"], report["reason"])
+    current_claim = claim(report["slug"]).at(report["scale"])
+    assert path.stem == f"{current_claim.slug}-{report['scale']}" and path.with_suffix(".png").exists()
+    assert (report["statement"], report["rule"],
+            report["paper"]) == (current_claim.statement, current_claim.rule, dict(current_claim.paper))
+    assert current_claim.judge(report["table"]) == (report["verdict"], report["reason"])
 
 
 # What would have to be found for another verdict: rows of a committed table by their columns, and what they then say.
@@ -329,11 +330,11 @@ OTHERWISE: list[tuple[str, list[Change], str]] = [
                          ids=[f"{slug}, {verdict}" for slug, _, verdict in OTHERWISE])
 def test_a_rule_can_come_to_each_verdict(slug: str, changes: list[Change], verdict: str) -> None:
     table = json.loads((ROOT / "benchmarks" / "results" / "claims" / f"{slug}-cpu.json").read_text("utf-8"))["table"]
-    for where, instead in changes:
-        rows = [row for row in table if all(row.get(name) == value for name, value in where.items())]
+    for conditions, replacements in changes:
+        rows = [row for row in table if all(row.get(name) == value for name, value in conditions.items())]
         assert rows
         for row in rows:
-            row.update(instead)
+            row.update(replacements)
     assert claim(slug).judge(table)[0] == verdict
 
 
@@ -361,7 +362,7 @@ def counting(calls: list[str]) -> Claim:
                  lambda figure, table: None, scales=("cpu",))
 
 
-def test_an_interrupted_claim_goes_on(tmp_path: Path) -> None:
+def test_an_interrupted_claim_resumes(tmp_path: Path) -> None:
     calls: list[str] = []
     with pytest.raises(KeyboardInterrupt):
         run_claim(counting(calls), out=tmp_path, quiet=True)
@@ -377,8 +378,8 @@ def short_streams(kind: str, fall: float, gain: float, same: float, hard: float)
     rows = [("base", "clean", 0.6, 0.1), ("many", "clean", 0.6 - fall, 0.1), ("long", "clean", 0.2, gain),
             ("instances", "clean", 0.5, same), ("instances", "noise 40%", hard, 0.1),
             ("instances", "occlusion 40%", hard, 0.1)]
-    return [{"rows": kind, "task": task, "test": test, "arm": arm, "accuracy": right, "over tune": over,
-             "gain +-": 0.02} for task, test, right, over in rows for arm in ("tune", "tune + replay")]
+    return [{"rows": kind, "task": task, "test": test, "arm": arm, "accuracy": accuracy, "over tune": over,
+             "gain +-": 0.02} for task, test, accuracy, over in rows for arm in ("tune", "tune + replay")]
 
 
 @pytest.mark.parametrize(("values", "verdict"), [

@@ -96,7 +96,7 @@ class Events(Kind):
         table = with_lists(glance(path, head))
         if table is None:
             return 0.9 if suffix in PARQUET or is_parquet(head) else 0.0
-        table = with_joined_times(table)
+        single, table = set(table.names), with_joined_times(table)
         table_suffixes = DELIMITED | JSON | PARQUET
         if suffix not in table_suffixes and table.form == "delimited" and not table.regular:
             return 0.0
@@ -106,6 +106,7 @@ class Events(Kind):
         if set(names) >= OCEL:
             return 0.9
         who, what, weak_what, when = (column_called(names, usual) for usual in (WHO, WHAT, WEAKLY, WHEN))
+        when = when or next((name for name in names if name not in single), None)
         item = what or weak_what
         if item and any(isinstance(cell, list) for cell in table.column(item)):
             return 0.9 if what or not text_columns(table) else 0.65

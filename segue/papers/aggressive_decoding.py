@@ -224,7 +224,7 @@ def decipher(width: int, steps: int, block_steps: int, rows: int, num_tests: int
 
 def measure(run: Run) -> list[Row]:
     folder = run.dataset("multi30k-en-de")
-    size, width, letters, rows, num_tests = run.pick((40, 32, 32, 8, 1), (3000, 128, 64, 32, 200))
+    size, width, letters, rows, num_tests = run.pick((40, 32, 32, 8, 2), (3000, 128, 64, 32, 200))
     steps = run.pick((3, 3, 3, 3), (2000, 500, 600, 300))
     run.note(f"word-level encoder-decoders of 2 + 2 layers, width {width}, over {size} words in lower case: {steps[0]} "
              f"steps of {rows} captions with mistakes (half of them at 8%), {steps[1]} of German ones; of the cipher "
