@@ -30,7 +30,6 @@ from segue.analysis.features import fit_autoencoder, index_group_maps, steered
 from segue.analysis.probes import shuffled_probe
 from segue.errors import SegueError
 from segue.models import Stack, StackConfig
-from segue.papers import claim
 from segue.papers.successor_heads import (
     ITEMS,
     LISTS,
@@ -301,17 +300,3 @@ def test_training_lists_exclude_held_out_pairs() -> None:
         begins = [begin for begin in range(mark) if batch.tokens[row, begin : begin + at - mark].tolist()
                   == batch.tokens[row, mark + 1 : at + 1].tolist()]
         assert any(batch.tokens[row, begin + at - mark] == batch.targets[row, at] for begin in begins)
-
-
-@pytest.mark.parametrize(("change", "verdict"), [
-    ({}, "confirmed"), ({"score": 0.45}, "refuted"), ({"second": 0.3}, "inconclusive"), ({"wins": 0.7}, "inconclusive"),
-    ({"effect on spans": 0.5}, "inconclusive"), ({"effect on spans": 1.1}, "refuted"),
-    ({"succession": 0.8, "score": 0.1}, "inconclusive"),
-    ({"days": 0.1, "months": 0.1, "letters": 0.1}, "inconclusive")])
-def test_the_rule_of_successor_heads(change: dict[str, float], verdict: str) -> None:
-    row = {"score": 0.8, "second": 0.1, "succession": 0.95, "wins": 0.9, "effect": 1.0, "effect on spans": 0.1,
-           "new pairs": 0.3, "probe": 0.4, "shuffled probe": 0.2, "numbers": 0.9, "number words": 0.1, "ordinals": 0.2,
-           "days": 0.9, "months": 0.9, "letters": 0.9} | change
-    table = [{"model": "gla, seed 0", **{key: 0.0 for key in row}}, *({"model": f"attention, seed {i}", **row}
-                                                                     for i in range(3))]
-    assert claim("successor-heads").judge(table)[0] == verdict

@@ -26,7 +26,6 @@ from segue.kinds.nucleotides import other_strand, reverse_complement, variation
 from segue.models import Stack, StackConfig
 from segue.models.spelling import Marginals
 from segue.objectives import Batch, MarginalLetters, NextElement, objective_named
-from segue.papers import claim
 from segue.testing import check_codec
 from segue.training.batches import Arrays, Batches
 from segue.training.learn import learn
@@ -342,14 +341,3 @@ def test_words_and_letters_come_to_the_known_entropy_of_a_chain() -> None:
             losses = F.cross_entropy(model(rows[:, :-1]).logits.transpose(1, 2), rows[:, 1:], reduction="none")
         bits = float(losses[:, 8:].sum()) / codec.units(rows[:, 9:].flatten()) / math.log(2)
         assert entropy - 0.01 < bits < entropy + 0.03, (codec, bits, entropy)
-
-
-@pytest.mark.parametrize("six, one, merges, short, verdict", [
-    (0.40, 0.30, 0.35, 0.33, "confirmed"), (0.40, 0.30, 0.40, 0.33, "refuted"),
-    (0.40, 0.30, 0.38, 0.33, "inconclusive"), (0.40, 0.38, 0.30, 0.38, "inconclusive"),
-    (0.40, 0.30, 0.35, 0.39, "inconclusive"),
-    (0.29, 0.25, 0.25, 0.25, "inconclusive")])
-def test_the_rule_of_generator(six: float, one: float, merges: float, short: float, verdict: str) -> None:
-    result = {"6-mer": six, "1-mer": one, "BPE": merges, "6-mer, context of 1-mers": short}
-    table = [{"tokens": name, "genome": "repeats", "recovery": value, "bits": 2.0} for name, value in result.items()]
-    assert claim("generator").judge([*table, {"tokens": "6-mer", "genome": "E. coli", "bits": 1.9}])[0] == verdict

@@ -27,10 +27,7 @@ from segue.mixers import MIXERS, Attention, LongVQ
 from segue.mixers.attention import attend, merge, merge_into
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch
-from segue.papers import claim
-from segue.papers.sequence_parallelism import APART as LOSSES
-from segue.papers.sequence_parallelism import ATTENTION, LAYER, LOST, MLP, MOST, SAVED, Lossy
-from segue.papers.tokenring import FULL, GROUPED, HALF, RING, TOKENRING
+from segue.papers.sequence_parallelism import Lossy
 from segue.parallel import (
     BACKENDS,
     Communicator,
@@ -642,46 +639,6 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
     results = losses_of_two(tmp_path, "test_training.make_of_two", "test_parallel.make_run")
     for actual, expected in zip(results, curves, strict=True):
         assert actual == pytest.approx(expected, rel=1e-4)
-
-
-# -- the rules of the two claims
-
-
-def memory(cut: float, tensor_cut: float, crossing: float, separate: float, lost: float, most_factors: tuple[int, int],
-           heavy: bool = False) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for ranks, at in itertools.product((1, 2, 4), (8, 16, 32, 64, 128)):
-        power = ranks.bit_length() - 1
-        rows.append({"what": SAVED, "ranks": ranks, "elements / H": at, "sequence": at / cut**power,
-                     "tensor": at / tensor_cut**power})
-        for part, scale in ((MLP, 1.0), (ATTENTION, 0.5), (LAYER, 0.5)):
-            rows.append({"what": part, "ranks": ranks, "elements / H": at, "sequence": crossing * scale,
-                         "tensor": at - (1000 if heavy else 0)})
-    rows += [{"what": LOSSES, "ranks": ranks, "elements / H": None, "sequence": separate, "tensor": None}
-             for ranks in (2, 8)]
-    return [*rows, {"what": LOST, "ranks": 4, "elements / H": None, "sequence": lost, "tensor": None},
-            {"what": MOST, "ranks": 8, "elements / H": None, "sequence": most_factors[0], "tensor": most_factors[1]}]
-
-
-@pytest.mark.parametrize(("values", "verdict"), [
-    ((2.0, 1.4, 32.0, 1e-7, 0.1, (8, 4)), "confirmed"), ((1.7, 1.4, 32.0, 1e-7, 0.1, (8, 4)), "inconclusive"),
-    ((2.0, 1.7, 32.0, 1e-7, 0.1, (8, 4)), "inconclusive"), ((2.0, 1.4, 66.0, 1e-7, 0.1, (8, 4)), "inconclusive"),
-    ((2.0, 1.4, 32.0, 1e-7, 1e-6, (8, 4)), "inconclusive"), ((2.0, 1.4, 32.0, 1e-3, 0.1, (8, 4)), "refuted"),
-    ((2.0, 1.4, 32.0, 1e-7, 0.1, (8, 8)), "refuted"), ((2.0, 1.4, 32.0, 1e-7, 0.1, (4, 4)), "refuted"),
-    ((2.0, 1.4, 32.0, 1e-7, 0.1, (8, 4), True), "refuted")])
-def test_the_rule_of_sequence_parallelism(values: tuple[Any, ...], verdict: str) -> None:
-    assert claim("sequence-parallelism").judge(memory(*values))[0] == verdict
-
-
-@pytest.mark.parametrize(("full", "grouped", "half", "error", "verdict"), [
-    (0.72, 2.8, 1.0, 1e-6, "confirmed"), (0.8, 2.8, 1.0, 1e-6, "inconclusive"), (0.72, 1.2, 1.0, 1e-6, "inconclusive"),
-    (0.72, 2.8, 1.2, 1e-6, "inconclusive"), (0.97, 2.8, 1.0, 1e-6, "refuted"), (0.72, 2.8, 0.8, 1e-6, "refuted"),
-    (0.72, 2.8, 1.0, 1e-3, "refuted")])
-def test_the_rule_of_tokenring(full: float, grouped: float, half: float, error: float, verdict: str) -> None:
-    table = [{"links": links, "method": method, "to the ring": value, "error": error}
-             for links, ratio in ((FULL, full), (GROUPED, grouped), (HALF, half))
-             for method, value in ((RING, 1.0), (TOKENRING, ratio))]
-    assert claim("tokenring").judge(table)[0] == verdict
 
 
 def test_received_blocks_are_freed() -> None:

@@ -37,8 +37,6 @@ from segue.objectives.masked import (
     masked_batches,
     targets_in_place,
 )
-from segue.papers import claim
-from segue.papers.bert4rec import CAUSAL, CLOZE, FEW, FILMS, MANY, ONE, ORDER, POPULAR
 from segue.testing import check_model
 from segue.training.evaluate import RankCollector
 from segue.training.learn import learn
@@ -503,21 +501,3 @@ def test_a_cloze_model_learns_to_continue(mixer: str, kind: str) -> None:
     predictor = DecodablePredictor(ClozeModel(model.eval(), LENGTH), None)
     results = rank_next(predictor, [row[:-1] for row in rows], [row[-1] for row in rows])
     assert ranking(results).hits[1] > 0.9
-
-
-# The claim's rule.
-
-
-@pytest.mark.parametrize(("change", "verdict"), [
-    ({}, "confirmed"), ({"cloze": 0.25}, "refuted"), ({"best causal": 0.30}, "refuted"), ({"early": 0.19}, "refuted"),
-    ({"many one": 0.29}, "refuted"), ({"films": 0.001}, "confirmed"),
-    ({"cloze": 0.17, "one": 0.1, "best causal": 0.16, "causal": 0.1}, "inconclusive")])
-def test_the_rule_of_bert4rec(change: dict[str, float], verdict: str) -> None:
-    value = {"early": 0.15, "cloze": 0.30, "one": 0.21, "best causal": 0.28, "causal": 0.25, "popular": 0.16,
-             "many cloze": 0.30, "many one": 0.33, "films": 0.05} | change
-    rows = [(FEW, POPULAR, 0, "popular"), (FEW, CLOZE, 160, "early"), (FEW, CLOZE, 1600, "cloze"),
-            (FEW, ONE, 1600, "one"), (FEW, CAUSAL, 400, "best causal"), (FEW, CAUSAL, 1600, "causal"),
-            (MANY, CLOZE, 1600, "many cloze"), (MANY, ONE, 1600, "many one"), (FILMS, CLOZE, 500, "films"),
-            (FILMS, CAUSAL, 500, "films"), (FILMS, ORDER, 0, "popular")]
-    table = [{"data": data, "arm": arm, "steps": steps, "NDCG@10": value[name]} for data, arm, steps, name in rows]
-    assert claim("bert4rec").judge(table)[0] == verdict
