@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segue.errors import SegueError
+from segue.errors import SegueError, check_choice
 
 if TYPE_CHECKING:
     from segue.models.predict import SequencePredictor
@@ -36,8 +36,7 @@ def ranks(scores: np.ndarray, targets: np.ndarray, ties: str = "expected",
     ties: "expected" (the mean rank over random orders of equal scores), "optimistic" or "pessimistic".
     seen: for each row, ids that are not candidates (items that the person had already); the target always is one.
     """
-    if ties not in ("expected", "optimistic", "pessimistic"):
-        raise SegueError(f"ties '{ties}' is unknown: choose expected, optimistic or pessimistic")
+    check_choice("ties", ties, ("expected", "optimistic", "pessimistic"))
     true = _target_scores(scores, targets)
     if seen is not None:
         scores = np.array(scores, float)

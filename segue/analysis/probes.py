@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segue.errors import SegueError
+from segue.errors import SegueError, check_choice
 from segue.mixers.layout import Layout, gather_nodes
 from segue.models.classify import ClassHead, CosineHead, LinearHead, PrototypeHead, running_mean
 
@@ -52,8 +52,7 @@ def fitted_head(kind: str, features: Tensor, labels: Tensor, classes: int, *, ep
     rate); temperature: of the cosine head. "logistic" is ridge-penalised logistic regression on standardised features,
     by L-BFGS: it is deterministic.
     """
-    if kind not in PROBES:
-        raise SegueError(f"probe '{kind}' is unknown: choose from {', '.join(PROBES)}")
+    check_choice("probe", kind, PROBES)
     width = features.shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

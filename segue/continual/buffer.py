@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from segue.continual.gradients import row_gradients, row_nats
-from segue.errors import SegueError
+from segue.errors import SegueError, check_choice
 from segue.files import atomic_write, read_json, write_json
 from segue.objectives import Batch
 from segue.training.checkpoint import join_groups, take_group
@@ -133,8 +133,8 @@ class Buffer:
     def __init__(self, capacity: int, update: str | Update = "reservoir", seed: int = 0) -> None:
         if capacity < 1:
             raise SegueError(f"a buffer needs room for a row, not {capacity}")
-        if isinstance(update, str) and update not in UPDATES:
-            raise SegueError(f"update '{update}' is unknown: choose from {', '.join(UPDATES)}")
+        if isinstance(update, str):
+            check_choice("update", update, UPDATES)
         self.capacity, self.seed = capacity, seed
         self.update: Update = UPDATES[update] if isinstance(update, str) else update
         self.clear()

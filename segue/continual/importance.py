@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from segue.continual.buffer import Buffer
 from segue.continual.gradients import ROWS, evaluation_mode, row_gradients, total_nats, trainable_parameters
-from segue.errors import SegueError
+from segue.errors import SegueError, check_choice
 from segue.models.stack import Stack, running_mean
 from segue.objectives import Batch, generator_of
 from segue.training.checkpoint import join_groups, take_group
@@ -259,8 +259,7 @@ class MAS(Importance):
     def __init__(self, strength: float | None = None, keep: float = 1.0, rows: int = 256, of: str = "hidden",
                  vectorised: bool = False, update: str = "reservoir", anneal: float = 0.0, seed: int = 0) -> None:
         super().__init__(strength, keep, rows, update, anneal, seed)
-        if of not in LENGTHS:
-            raise SegueError(f"importance of '{of}' is unknown: choose from {', '.join(LENGTHS)}")
+        check_choice("importance of", of, LENGTHS)
         self.of, self.vectorised = LENGTHS[of], vectorised
 
     def estimate(self, run: Run, rows: Batch) -> Weights:

@@ -256,6 +256,13 @@ def bad(problems: Problems | None, path: Path | str, record: str, position: int 
     problems.add(problem)
 
 
+def check_columns(path: Path, requested: Iterable[str], names: Collection[str]) -> None:
+    """Raise SegueError where a table with columns of these names lacks one that is requested."""
+    for name in requested:
+        if name not in names:
+            raise SegueError(f"{path}: there is no column '{name}'; there are {', '.join(names)}")
+
+
 def head_of(path: Path, encoding: str = "utf-8") -> bytes:
     """The first `HEAD` unpacked bytes of a file, as UTF-8 where it is in another encoding: this one, or one that a mark
     at its beginning or its letters tell; a stream that is damaged further on still gives its beginning."""

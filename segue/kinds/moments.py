@@ -39,6 +39,8 @@ def moment_columns(names: Iterable[str], cells: Cells) -> dict[str, str]:
                      and all(map(test, values))), None)
 
     parts = {part: name for part, called in CALLED.items() if (name := first(partial(_says, part), *called))}
+    if "month" not in parts and (month := first(_names_month, "date")) is not None:
+        parts["month"] = month
     hours = {parts[part]: part for part in ("hour", "minute", "second") if part in parts} if "hour" in parts else {}
     clock = first(CLOCK.fullmatch)
     date = first(lambda cell: DATE.fullmatch(cell) and ":" not in cell and not CLOCK.fullmatch(cell))
@@ -86,6 +88,10 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z]", "", name.lower())
 
 
+def _names_month(cell: str) -> bool:
+    return cell.isalpha() and cell[:3].lower() in MONTHS
+
+
 def _says(part: str, cell: str) -> bool:
     return _part(part, cell) is not None
 
@@ -93,7 +99,7 @@ def _says(part: str, cell: str) -> bool:
 @lru_cache(maxsize=4096)
 def _part(part: str, cell: str) -> int | None:
     """The number of a part of a moment that a cell says, None where it says none."""
-    if part == "month" and cell[:3].lower() in MONTHS and cell.isalpha():
+    if part == "month" and _names_month(cell):
         return MONTHS.index(cell[:3].lower()) + 1
     match = re.fullmatch(r"(\d{1,4})(\.0*)?", cell)
     low, high = WITHIN[part]

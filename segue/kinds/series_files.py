@@ -39,7 +39,7 @@ def _cells(part: str) -> list[str]:
     return ["nan" if cell.strip() in ("?", "") else cell for cell in part.split(",")]
 
 
-def _columns(parts: Sequence[Sequence[float]]) -> dict[str, np.ndarray]:
+def _columns(parts: Sequence[Sequence[float]] | np.ndarray) -> dict[str, np.ndarray]:
     """Columns as long as the longest, called x1, x2, ...; the only one of a series has no name."""
     longest = max(map(len, parts))
     filled = [np.append(part, [np.nan] * (longest - len(part))) for part in parts]

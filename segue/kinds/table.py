@@ -15,7 +15,7 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.files import atomic_write, write_text
-from segue.kinds.base import HEAD, Dataset, Kind, Problems, Record, bad, of_class
+from segue.kinds.base import HEAD, Dataset, Kind, Problems, Record, bad, check_columns, of_class
 from segue.kinds.codecs import Codec, ItemCodec
 from segue.kinds.columns import classes_of, has_class, take_classes
 from segue.kinds.frame import (
@@ -96,7 +96,7 @@ class Events(Kind):
         table = with_lists(glance(path, head))
         if table is None:
             return 0.9 if suffix in PARQUET or is_parquet(head) else 0.0
-        table = with_joined_times(table)
+        single, table = set(table.names), with_joined_times(table)
         table_suffixes = DELIMITED | JSON | PARQUET
         if suffix not in table_suffixes and table.form == "delimited" and not table.regular:
             return 0.0
@@ -106,6 +106,7 @@ class Events(Kind):
         if set(names) >= OCEL:
             return 0.9
         who, what, weak_what, when = (column_called(names, usual) for usual in (WHO, WHAT, WEAKLY, WHEN))
+        when = when or next((name for name in names if name not in single), None)
         item = what or weak_what
         if item and any(isinstance(cell, list) for cell in table.column(item)):
             return 0.9 if what or not text_columns(table) else 0.65
@@ -180,9 +181,7 @@ class Events(Kind):
         columns = first.columns
         role_names = [*zip(("who", "what", "when"), roles), *(("also", name) for name in also)]
         problems.note = describe_roles([("class", label_column), *role_names], columns)
-        for name in also:
-            if name not in columns:
-                raise SegueError(f"{first.path}: there is no column '{name}'; there are {', '.join(columns)}")
+        check_columns(first.path, also, columns)
 
         def has_lists(name: str | None) -> bool:
             return name in columns and (types.is_list(columns[name].type) or types.is_large_list(columns[name].type))

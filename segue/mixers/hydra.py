@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segue.errors import SegueError
+from segue.errors import SegueError, check_choice
 from segue.kernels.norm import gated_norm
 from segue.kernels.ssd import ssd
 from segue.mixers.base import Mixer
@@ -53,8 +53,7 @@ class Hydra(Mixer):
         inner = expand * width
         if inner % heads:
             raise SegueError(f"inner width {inner} is not divisible by {heads} heads: choose another number of heads")
-        if merge not in MERGES:
-            raise SegueError(f"merge '{merge}' is unknown: choose from {', '.join(MERGES)}")
+        check_choice("merge", merge, MERGES)
         self.heads, self.merge, self.ways = heads, merge, 1 if merge == "forward" else 2
         self.linear_in_values = merge in ("quasiseparable", "add", "forward")
         mixed = inner + 2 * self.ways * states  # x, and b and c of each way

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from segue.errors import SegueError
+from segue.errors import SegueError, check_choice
 from segue.kernels.dropout import Dropout
 from segue.mixers import MIXERS, Mixer
 from segue.mixers.cross import make_cross_attention
@@ -156,8 +156,7 @@ def check_config(config: StackConfig) -> None:
     if config.channel not in ("glu", "mlp", "none") or config.activation not in ACTIVATIONS:
         raise SegueError(f"channel '{config.channel}' with activation '{config.activation}' is unknown: "
                          f"choose glu, mlp or none, and one of {', '.join(ACTIVATIONS)}")
-    if config.norm not in ("rms", "layer"):
-        raise SegueError(f"norm '{config.norm}' is unknown: choose rms or layer")
+    check_choice("norm", config.norm, ("rms", "layer"))
     if unknown := {name for name in config.options if name.partition(":")[0] not in MIXERS}:
         raise SegueError(f"options of unknown mixers {sorted(unknown)}: choose from {', '.join(sorted(MIXERS))}")
     if config.pool not in ("", "mean") or (config.inputs and config.tied):
