@@ -90,7 +90,7 @@ SUBJECTS: dict[str, Make] = {
     "hydra": lambda width: Hydra(width, heads=2, states=3),
     "matrix": lambda width: MatrixMixer(width, heads=2, features=2),
     "bidirectional": lambda width: Bidirectional(width, "gru"),
-    "block-recurrent": lambda width: BlockRecurrent(width, heads=2, block=4, memory=3),
+    "block-recurrent": lambda width: BlockRecurrent(width, heads=2, block=2, memory=3),
     "linformer": lambda width: Linformer(width, heads=2, rank=4, length=64),
     "reformer": lambda width: Reformer(width, heads=2, chunk=4),
 }
